@@ -1,0 +1,1 @@
+"""One compiled form of a network per file, behind one small protocol."""

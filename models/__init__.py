@@ -1,0 +1,1 @@
+"""CM-MSF and the unimodal encoders: networks, data, training, metrics, default weights."""

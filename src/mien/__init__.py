@@ -1,0 +1,41 @@
+"""mien: real-time streaming emotion recognition from face, voice and words.
+
+    import mien
+    for prediction in mien.subscribe("tcp://127.0.0.1:5560"):
+        print(prediction.sentiment, prediction.top_emotion)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mien.emotions import EMOTIONS
+from mien.errors import MienError
+from mien.messages import FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Window, Word
+
+if TYPE_CHECKING:
+    from mien.stream.subscriber import subscribe, subscribe_async
+
+__version__ = "0.1.0"
+__all__ = [
+    "EMOTIONS",
+    "FeatureWindow",
+    "MienError",
+    "ModalitySpec",
+    "Prediction",
+    "Status",
+    "Transcript",
+    "Window",
+    "Word",
+    "subscribe",
+    "subscribe_async",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The socket library is loaded by the first subscription, not by `import mien`.
+    if name in ("subscribe", "subscribe_async"):
+        from mien.stream import subscriber
+
+        return getattr(subscriber, name)
+    raise AttributeError(f"module 'mien' has no attribute {name!r}")

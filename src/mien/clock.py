@@ -1,0 +1,33 @@
+"""One time line for all processes of a session.
+
+Capture times look like Unix time in nanoseconds, but advance with the monotonic clock: an NTP step or a user who
+sets the wall clock cannot move them. The anchor is read once, by whoever starts the session, and handed to every
+process of it, so that times of two processes on one host can be compared to the microsecond.
+"""
+
+from __future__ import annotations
+
+import time
+
+NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+
+
+def read_anchor_ns() -> int:
+    """The offset that turns `time.monotonic_ns()` into Unix time, as of now. Unit: ns."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+class Clock:
+    """The session's clock.
+
+    Args:
+        anchor_ns: offset from the monotonic clock to Unix time, in ns; read now when not given.
+    """
+
+    def __init__(self, anchor_ns: int | None = None) -> None:
+        self.anchor_ns = read_anchor_ns() if anchor_ns is None else anchor_ns
+
+    def now_ns(self) -> int:
+        """Session time now, in ns."""
+        return time.monotonic_ns() + self.anchor_ns

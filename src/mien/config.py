@@ -1,0 +1,166 @@
+"""Configuration: frozen, typed, read once.
+
+Defaults live here and nowhere else; `configs/*.toml` and command-line flags only override them. A key that does not
+exist, or a value of the wrong type, is a `ConfigError` that names the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from mien.errors import ConfigError
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
+SessionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the TOML file."""
+
+
+class BusConfig(_Section, frozen=True):
+    """Where processes meet. Predictions on `port`; video, audio and text features on the three ports after it."""
+
+    host: str = "127.0.0.1"
+    port: Port = 5560
+    high_water_mark: Annotated[int, Meta(ge=1, le=10_000)] = 64
+
+    def endpoint(self, worker: str = "inference") -> str:
+        """The address that a worker ("inference", "video", "audio", "text") binds."""
+        offset = ("inference", "video", "audio", "text").index(worker)
+        return f"tcp://{self.host}:{self.port + offset}"
+
+
+class VideoConfig(_Section, frozen=True):
+    """The picture. `source` is "auto", a device index, a URL (rtsp, http), a file, or "none"."""
+
+    source: str = "auto"
+    width: Annotated[int, Meta(ge=64, le=7680)] = 640
+    height: Annotated[int, Meta(ge=64, le=4320)] = 480
+    fps: Positive = 30.0
+    max_faces: Annotated[int, Meta(ge=1, le=8)] = 2
+
+
+class AudioConfig(_Section, frozen=True):
+    """The sound. `source` is "auto", a device's index or part of its name, a file, or "none"."""
+
+    source: str = "auto"
+    chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 100
+
+
+class TextConfig(_Section, frozen=True):
+    """The words. `asr` is "tiny.en", "base", "small", a folder with a CTranslate2 model, or "none"."""
+
+    asr: str = "tiny.en"
+    language: str = "en"
+    step_ms: Annotated[int, Meta(ge=200, le=5000)] = 800
+    device: str = "auto"
+    compute_type: str = "int8"
+    cpu_threads: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class ClipConfig(_Section, frozen=True):
+    """Playing a file instead of the devices. `fast`: as fast as possible and without a drop, on the clip's own clock."""
+
+    fast: bool = False
+    loop: bool = False
+
+
+class InferenceConfig(_Section, frozen=True):
+    """The model. `checkpoint` is a .safetensors file; empty means the default weights."""
+
+    checkpoint: str = ""
+    engine: str = "auto"
+    max_hz: Positive = 30.0
+    hop_ms: Annotated[int, Meta(ge=10, le=5000)] = 50
+    max_age_ms: Annotated[int, Meta(ge=100, le=60_000)] = 500
+    smoothing_s: Annotated[float, Meta(ge=0)] = 1.0
+
+
+class AssetsConfig(_Section, frozen=True):
+    """Pretrained files. Empty paths mean: the cache, else fetched. `offline` forbids fetching."""
+
+    cache: str = ""
+    offline: bool = False
+    paths: dict[str, str] = {}
+
+
+class Config(_Section, frozen=True):
+    """A session's whole configuration."""
+
+    session: SessionName = "default"
+    bus: BusConfig = BusConfig()
+    video: VideoConfig = VideoConfig()
+    audio: AudioConfig = AudioConfig()
+    text: TextConfig = TextConfig()
+    clip: ClipConfig = ClipConfig()
+    inference: InferenceConfig = InferenceConfig()
+    assets: AssetsConfig = AssetsConfig()
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a TOML file (or start from the defaults) and lay `overrides` over it.
+
+    Args:
+        path: a TOML file as `configs/` shows them.
+        overrides: dotted keys, for instance `{"video.source": "0"}`; None values are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = msgspec.toml.decode(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for key, value in (overrides or {}).items():
+        if value is None:
+            continue
+        *sections, leaf = key.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[leaf] = value
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(explain(str(error), Config, path)) from error
+
+
+def explain(message: str, root: type[msgspec.Struct], path: Path | None = None) -> str:
+    """Turn msgspec's message into one that names the key, and the nearest known one if the key does not exist."""
+    where = f" in {path}" if path else ""
+    located = re.search(r" - at `\$\.?(.*?)`$", message)
+    prefix = located.group(1) if located else ""
+    unknown = re.search(r"unknown field `(.*?)`", message)
+    if not unknown:
+        reason = message.split(" - at ")[0]
+        return f"configuration key `{prefix}`{where}: {reason[:1].lower()}{reason[1:]}"
+    names = msgspec.structs.fields(_section_type(root, prefix))
+    near = difflib.get_close_matches(unknown.group(1), [field.name for field in names], n=1)
+    key = f"{prefix}.{unknown.group(1)}" if prefix else unknown.group(1)
+    hint = (
+        f"did you mean `{near[0]}`?" if near else "known here: " + ", ".join(f"`{field.name}`" for field in names)
+    )
+    return f"unknown configuration key `{key}`{where}; {hint}"
+
+
+def _section_type(root: type[msgspec.Struct], dotted: str) -> type[msgspec.Struct]:
+    """The Struct that a dotted path names."""
+    current = root
+    for name in filter(None, dotted.split(".")):
+        for field in msgspec.structs.fields(current):
+            if field.encode_name == name and isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+                current = field.type
+    return current

@@ -1,0 +1,181 @@
+"""The data that flows through mien: frozen, typed, few.
+
+`FeatureWindow`, `Prediction` and `Status` travel between processes (see `stream/protocol.md`); `Window` lives in
+the inference process only. Every time is session time in nanoseconds (see `mien.clock`). Arrays are checked once,
+where they enter (`mien.stream.wire` for messages, the extractors for what they make), and trusted after that.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+Int64 = npt.NDArray[np.int64]
+
+WorkerState = Literal["starting", "ready", "running", "degraded", "ended", "stopped", "failed"]
+
+
+class ModalitySpec(msgspec.Struct, frozen=True):
+    """What a modality is.
+
+    Attributes:
+        name: "text", "audio", "vision", or one of your own.
+        dim: numbers in a row.
+        rate_hz: rows per second on the model's time axis; 0 for rows that are words, not instants.
+        steps: rows the model sees of one window (T).
+        snapshot: True if each message replaces all rows before it (words), False if rows are appended (frames).
+        extractor: name and version of what makes the rows. A checkpoint refuses rows of any other.
+    """
+
+    name: str
+    dim: int
+    rate_hz: float
+    steps: int
+    snapshot: bool = False
+    extractor: str = ""
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One recognised word, with the capture time of its sound.
+
+    `committed` words never change again; the others are tentative and are replaced by the next message.
+    """
+
+    text: str
+    t_start_ns: int
+    t_end_ns: int
+    committed: bool = True
+    probability: float = 1.0
+
+
+class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows that a capture worker publishes.
+
+    Attributes:
+        run: number that changes whenever the worker starts anew, so that sequence numbers are never mixed.
+        seq: 0, 1, 2 ... within a run.
+        t_start_ns, t_end_ns: the span that the message speaks for. `t_end_ns` is also the worker's watermark:
+            nothing older will follow.
+        values: shape (n, dim), float32, finite. n may be 0: time went on and nothing was there.
+        valid: shape (n,), False where the row carries no evidence (no face, no voice).
+        times_ns: shape (n,), capture time of each row.
+        words: the transcript in the window, text only.
+        stamps: session time at which a stage was done, in ns: "read" (the sensor delivered), "sent".
+    """
+
+    session: str
+    modality: str
+    run: int
+    seq: int
+    t_start_ns: int
+    t_end_ns: int
+    extractor: str
+    values: Float32
+    valid: Bool
+    times_ns: Int64
+    words: tuple[Word, ...] = ()
+    stamps: dict[str, int] = {}
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model sees: each modality on its own fixed time axis, oldest row first.
+
+    Attributes:
+        features: per modality (T, D) float32, zero where the mask is zero.
+        mask: per modality (T,) float32, 1 = observed.
+        age_ms: per modality the age of its newest observed row at `t_end_ns`; None if it has none.
+        absent: per modality that is masked as a whole, why.
+        version: per modality a number that changes exactly when its features or mask may have changed.
+    """
+
+    session: str
+    seq: int
+    t_end_ns: int
+    features: dict[str, Float32]
+    mask: dict[str, Float32]
+    age_ms: dict[str, float | None]
+    absent: dict[str, str] = {}
+    version: dict[str, int] = {}
+    words: tuple[Word, ...] = ()
+
+
+class Transcript(msgspec.Struct, frozen=True):
+    """The words in the window: `committed` stays as it is, `tentative` may still change."""
+
+    committed: str = ""
+    tentative: str = ""
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a subscriber gets.
+
+    Attributes:
+        run: number that changes whenever inference starts anew; `seq` counts from 0 within it, without gaps.
+        t_end_ns: capture time of the newest evidence.
+        sentiment: -3 (negative) ... 3 (positive) for this window alone; None when mien abstains.
+        sentiment_smooth: the same, exponentially smoothed over time.
+        emotions: probability per emotion, summing to 1; None when mien abstains.
+        confidence: calibrated probability that the top emotion is right; None when mien abstains.
+        gates: share of each modality in the decision, summing to 1; exactly 0 for a missing one.
+        age_ms: age of each modality's newest evidence; None if it has none in the window.
+        absent: per modality that is missing as a whole, why.
+        abstains: why there is no prediction, None if there is one.
+        words: the words in the window with their times.
+        latency: milliseconds per stage: capture, feature, transport, wait, infer, and total, which counts from
+            `stamps["read"]` of the row that triggered the prediction to the moment it was published.
+        model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
+    """
+
+    session: str
+    run: int
+    seq: int
+    t_end_ns: int
+    sentiment: float | None
+    sentiment_smooth: float | None
+    emotions: dict[str, float] | None
+    confidence: float | None
+    gates: dict[str, float]
+    age_ms: dict[str, float | None]
+    absent: dict[str, str] = {}
+    abstains: str | None = None
+    transcript: Transcript = Transcript()
+    words: tuple[Word, ...] = ()
+    latency: dict[str, float] = {}
+    model: str = ""
+
+    @property
+    def top_emotion(self) -> str | None:
+        """The most probable emotion, None when mien abstains."""
+        return max(self.emotions, key=self.emotions.__getitem__) if self.emotions else None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process is. Published once a second, and at once when the state changes.
+
+    Attributes:
+        worker: "video", "audio", "text", "inference" or "supervisor".
+        fps: rows (workers) or predictions (inference) per second over the last second.
+        drops: everything that was dropped since the start, by cause.
+        lag_ms: how far behind capture the newest published row was.
+        cpu_percent: of one core, over the last second. rss_mb: resident memory, MiB.
+        detail: what else this worker has to say, for instance the number of faces.
+    """
+
+    session: str
+    worker: str
+    run: int
+    t_ns: int
+    state: WorkerState
+    pid: int
+    fps: float = 0.0
+    drops: dict[str, int] = {}
+    lag_ms: float | None = None
+    last_error: str | None = None
+    cpu_percent: float | None = None
+    rss_mb: float | None = None
+    detail: dict[str, str | float | int | bool | None] = {}

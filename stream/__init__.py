@@ -1,0 +1,1 @@
+"""Capture workers, the ZeroMQ bus, window assembly, the inference process, subscribers."""

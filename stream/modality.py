@@ -1,0 +1,83 @@
+"""What every modality offers to the capture process that runs it.
+
+A new modality is one file in `stream/modalities/` with a `create(config, clock)` function that returns a `Modality`.
+`stream/capture.py` does the rest: sockets, sequence numbers, status, stopping.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mien.clock import Clock
+from mien.config import Config
+from mien.messages import Bool, Float32, Int64, ModalitySpec, WorkerState, Word
+
+# Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
+WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that became ready together. Fields as in `mien.FeatureWindow`."""
+
+    t_start_ns: int
+    t_end_ns: int
+    values: Float32
+    valid: Bool
+    times_ns: Int64
+    words: tuple[Word, ...] = ()
+    stamps: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a modality knows of itself. `drops` counts since the start, by cause."""
+
+    state: WorkerState = "running"
+    drops: dict[str, int] = field(default_factory=dict)
+    last_error: str | None = None
+    detail: dict[str, str | float | int | bool | None] = field(default_factory=dict)
+
+
+class Modality(ABC):
+    """A source and its extractor, in one capture process."""
+
+    spec: ModalitySpec
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Load the models and open the source.
+
+        Raises:
+            MienError: what is missing and what to do about it.
+        """
+
+    @abstractmethod
+    def start(self, start_ns: int) -> None:
+        """Begin to capture. A clip's time zero is `start_ns`; a device uses its own times."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[Rows | None]:
+        """Rows as they become ready; None at least every 100 ms while there are none. Ends with the clip.
+
+        A device that is lost never ends the iterator: it goes on yielding None, says why in `health()`, and tries
+        to open the device again.
+        """
+
+    @abstractmethod
+    def health(self) -> Health:
+        """How the modality is, at this moment. Called from the same thread as `rows()`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release device and models. May be called twice, and after a failed `prepare()`."""
+
+
+def create_modality(worker: str, config: Config, clock: Clock) -> Modality:
+    """The modality of a worker ("video", "audio", "text"), not yet prepared."""
+    module = importlib.import_module(f"mien.stream.modalities.{WORKERS[worker]}")
+    modality: Modality = module.create(config, clock)
+    return modality
