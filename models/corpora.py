@@ -1,0 +1,459 @@
+"""Readers of labelled corpora. Training, extraction and evaluation all see the same items.
+
+`read_corpus` recognises a layout by itself: a CSV by its columns, a folder by its file names or its `labels.csv`, an
+npz by its arrays. What a corpus means as a whole (unknown columns, a label that does not exist) is an error; a single
+item that carries nothing (no text, no clip, no duration) is skipped, and every skip is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.emotions import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
+from mien.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v"})
+
+# Other people's names of the seven emotions. Calm and boredom are what a neutral state sounds like when acted.
+SYNONYMS = {
+    "anger": "angry", "happiness": "happy", "joy": "happy", "sadness": "sad", "fearful": "fear", "disgusted": "disgust",
+    "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
+}  # fmt: skip
+
+# The grouping of the 27 categories that the GoEmotions paper gives (Demszky et al., ACL 2020, section 5.2).
+GOEMOTIONS = {
+    "neutral": ("neutral",),
+    "happy": ("admiration", "amusement", "approval", "caring", "desire", "excitement", "gratitude", "joy", "love",
+              "optimism", "pride", "relief"),
+    "sad": ("sadness", "disappointment", "embarrassment", "grief", "remorse"),
+    "angry": ("anger", "annoyance", "disapproval"),
+    "fear": ("fear", "nervousness"),
+    "disgust": ("disgust",),
+    "surprise": ("surprise", "realization", "confusion", "curiosity"),
+}  # fmt: skip
+_GOEMOTIONS_TO_SEVEN = {fine: coarse for coarse, names in GOEMOTIONS.items() for fine in names}
+
+# MELD's three sentiment classes say a sign and no strength; the strengths are the usual ones of the MOSEI scale.
+MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
+
+_RAVDESS = re.compile(r"0[123](-\d\d){6}")
+_RAVDESS_EMOTIONS = dict(
+    zip(
+        ("01", "02", "03", "04", "05", "06", "07", "08"),
+        ("neutral", "neutral", "happy", "sad", "angry", "fear", "disgust", "surprise"),
+        strict=True,
+    )
+)
+_EMODB = re.compile(r"(\d\d)[a-z]\d\d([WLEAFTN])[a-z]?")
+_EMODB_EMOTIONS = dict(
+    zip("WLEAFTN", ("angry", "neutral", "disgust", "fear", "happy", "sad", "neutral"), strict=True)
+)
+
+# Speakers that no training may hear. Everybody else trains.
+HELD_OUT_SPEAKERS: dict[str, dict[str, frozenset[str]]] = {
+    "ravdess": {"valid": frozenset({"17", "18", "19", "20"}), "test": frozenset({"21", "22", "23", "24"})},
+    "emodb": {"valid": frozenset({"13", "14"}), "test": frozenset({"15", "16"})},
+}
+
+_CSV_COLUMNS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # layout: (required, optional)
+    "mosi": (frozenset({"video_id", "clip_id", "text", "sentiment"}), frozenset({"id", "start", "end", "split"})),
+    "goemotions": (frozenset({"text", "labels"}), frozenset({"id", "split"})),
+    "meld": (
+        frozenset({"Utterance", "Emotion"}),
+        frozenset({"Sr No.", "Speaker", "Sentiment", "Dialogue_ID", "Utterance_ID", "Season", "Episode",
+                   "StartTime", "EndTime"}),
+    ),
+    "clips": (frozenset({"file"}), frozenset({"id", "text", "sentiment", "emotion", "speaker", "split", "start", "end"})),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusItem:
+    """One labelled utterance, clip or face.
+
+    Attributes:
+        split: "train", "valid", "test", or None where the layout does not say.
+        image: row of `Corpus.images`.
+        start_s, end_s: the segment within the file, or None for all of it.
+        sentiment: -3 ... 3. emotion: one of the seven.
+        emotions: a soft label in the order of EMOTIONS, summing to 1, for an item that was given several.
+        coarse: the sentiment is a sign without a strength.
+    """
+
+    id: str
+    split: str | None = None
+    speaker: str | None = None
+    text: str | None = None
+    audio: Path | None = None
+    video: Path | None = None
+    image: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    sentiment: float | None = None
+    emotion: str | None = None
+    emotions: tuple[float, ...] | None = None
+    coarse: bool = False
+
+    @property
+    def emotion_target(self) -> tuple[float, ...] | None:
+        """Probability per emotion in the order of EMOTIONS; None without an emotion label."""
+        if self.emotion is not None:
+            return tuple(float(name == self.emotion) for name in EMOTIONS)
+        return self.emotions
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What was read. `name`: "mosi", "mosei", "goemotions", "meld", "ravdess", "emodb", "fer2013" or "clips".
+
+    `images` is (n, height, width) uint8, for corpora of faces. `skipped` lists (id, reason).
+    """
+
+    name: str
+    path: Path
+    items: tuple[CorpusItem, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    images: npt.NDArray[np.uint8] | None = None
+
+    def split(self, name: str) -> tuple[CorpusItem, ...]:
+        """The items of one split, in the order of the file."""
+        return tuple(item for item in self.items if item.split == name)
+
+
+class _Skip(Exception):
+    """This item carries nothing; the message says why."""
+
+
+def read_corpus(path: Path) -> Corpus:
+    """Read a corpus of any layout that `Corpus.name` lists.
+
+    Files called `*_train`, `*_valid` or `*_test` hold that split. RAVDESS and EmoDB are split by speaker.
+
+    Raises:
+        DataError: nothing there, an unknown layout, or a label outside its range or list.
+    """
+    path = Path(path)
+    if path.is_dir():
+        corpus = _read_clips(path) if (path / "labels.csv").is_file() else _read_speech(path)
+    elif not path.exists():
+        raise DataError(f"{path} does not exist; give a corpus file or folder")
+    elif path.suffix.lower() == ".npz":
+        corpus = _read_faces(path)
+    elif path.name == "labels.csv":
+        corpus = _read_clips(path.parent)
+    elif path.suffix.lower() == ".csv":
+        corpus = _read_text(path)
+    else:
+        raise DataError(f"{path} is not a corpus: expected a .csv, an .npz, or a folder of clips")
+    if not corpus.items:
+        reasons = "; ".join(
+            f"{n} x {why}" for why, n in Counter(why for _, why in corpus.skipped).most_common(3)
+        )
+        raise DataError(f"{path} holds no usable item" + (f" ({reasons})" if reasons else ""))
+    return corpus
+
+
+def split_by_speaker(corpus: Corpus, valid: Collection[str], test: Collection[str] = ()) -> Corpus:
+    """The same corpus, split anew so that no speaker is in two splits. Use it for folds.
+
+    Raises:
+        DataError: an item has no speaker, or nothing is left in "train" or "valid".
+    """
+
+    def split_of(item: CorpusItem) -> str:
+        if item.speaker is None:
+            raise DataError(f"{corpus.path}: {item.id} names no speaker, so it cannot be split by speaker")
+        return "test" if item.speaker in test else "valid" if item.speaker in valid else "train"
+
+    items = tuple(replace(item, split=split_of(item)) for item in corpus.items)
+    if not {"train", "valid"} <= {item.split for item in items}:
+        raise DataError(f"{corpus.path}: speakers {sorted(valid)} leave nothing to train or to validate on")
+    return replace(corpus, items=items)
+
+
+def speakers(corpus: Corpus) -> tuple[str, ...]:
+    """Everyone who speaks in it, sorted."""
+    return tuple(sorted({item.speaker for item in corpus.items if item.speaker is not None}))
+
+
+def _read_text(path: Path) -> Corpus:
+    """MOSI, MOSEI, GoEmotions and MELD tables."""
+    columns, rows = _read_rows(path)
+    layouts = [
+        name for name, (required, _) in _CSV_COLUMNS.items() if required <= columns and name != "clips"
+    ]
+    if not layouts:
+        known = "; ".join(f"{name}: {', '.join(sorted(need))}" for name, (need, _) in _CSV_COLUMNS.items())
+        raise DataError(f"{path} has columns {', '.join(sorted(columns))}, which no layout has ({known})")
+    layout = layouts[0]
+    _refuse_unknown(path, layout, columns)
+    name = layout
+    if layout == "mosi":
+        stem = path.stem.lower()
+        name = "mosei" if "mosei" in stem or ("id" not in columns and "mosi" not in stem) else "mosi"
+    split = _split_of_name(path)
+    items: list[CorpusItem] = []
+    skipped: list[tuple[str, str]] = []
+    for line, row in rows:
+        where = f"{path}, row {line}"
+        item_id = _row_id(row, line)
+        try:
+            text = row["Utterance" if layout == "meld" else "text"].strip()
+            if not text:
+                raise _Skip("empty text")
+            item = CorpusItem(item_id, split=_split(row.get("split", ""), where) or split, text=text)
+            if layout == "mosi":
+                start_s, end_s = _segment(row, where)
+                sentiment = _sentiment(row["sentiment"], where)
+                if sentiment is None:
+                    raise _Skip("no label")
+                item = replace(
+                    item, speaker=row["video_id"], start_s=start_s, end_s=end_s, sentiment=sentiment
+                )
+            elif layout == "goemotions":
+                emotion, emotions = _goemotions(row["labels"], where)
+                item = replace(item, emotion=emotion, emotions=emotions)
+            else:
+                weak = row.get("Sentiment", "").strip().lower()
+                if weak and weak not in MELD_SENTIMENT:
+                    raise DataError(f"{where}: sentiment {weak!r} is none of {', '.join(MELD_SENTIMENT)}")
+                emotion = _emotion(row["Emotion"], where)
+                if emotion is None:
+                    raise _Skip("no label")
+                item = replace(item, speaker=row.get("Speaker") or None, emotion=emotion,
+                               sentiment=MELD_SENTIMENT.get(weak), coarse=True)  # fmt: skip
+            items.append(item)
+        except _Skip as skip:
+            skipped.append((item_id, str(skip)))
+    return Corpus(name, path, tuple(items), tuple(skipped))
+
+
+def _read_clips(folder: Path) -> Corpus:
+    """A folder of clips with labels.csv: file, and any of id, text, sentiment, emotion, speaker, split, start, end."""
+    table = folder / "labels.csv"
+    columns, rows = _read_rows(table)
+    _refuse_unknown(table, "clips", columns)
+    if "file" not in columns or not columns & {"sentiment", "emotion"}:
+        raise DataError(f"{table} needs a column `file` and a column `sentiment` or `emotion`")
+    items: list[CorpusItem] = []
+    skipped: list[tuple[str, str]] = []
+    for line, row in rows:
+        where = f"{table}, row {line}"
+        clip = folder / row["file"].strip()
+        item_id = row.get("id") or row["file"].strip() or f"row {line}"
+        try:
+            sentiment, emotion = (
+                _sentiment(row.get("sentiment", ""), where),
+                _emotion(row.get("emotion", ""), where),
+            )
+            if sentiment is None and emotion is None:
+                raise _Skip("no label")
+            if not clip.is_file():
+                raise _Skip("clip missing")
+            suffix = clip.suffix.lower()
+            if suffix not in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
+                raise _Skip(f"not a clip: {suffix or 'no suffix'}")
+            start_s, end_s = _segment(row, where)
+            items.append(
+                CorpusItem(item_id, _split(row.get("split", ""), where), row.get("speaker") or None,
+                           row.get("text", "").strip() or None, clip,
+                           clip if suffix in VIDEO_SUFFIXES else None, None, start_s, end_s, sentiment, emotion)
+            )  # fmt: skip
+        except _Skip as skip:
+            skipped.append((item_id, str(skip)))
+    return Corpus("clips", folder, tuple(items), tuple(skipped))
+
+
+def _read_speech(folder: Path) -> Corpus:
+    """RAVDESS or EmoDB: everything is in the file names. Sub-folders (one an actor) are searched too."""
+    clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES)
+    counts = {
+        "ravdess": sum(_RAVDESS.fullmatch(clip.stem) is not None for clip in clips),
+        "emodb": sum(_EMODB.fullmatch(clip.stem) is not None for clip in clips),
+    }
+    name = max(counts, key=counts.__getitem__)
+    if not counts[name]:
+        found = f"{len(clips)} clips, none named as RAVDESS or EmoDB name theirs" if clips else "no clips"
+        raise DataError(
+            f"{folder} holds {found}; put a labels.csv beside the clips (columns file, sentiment, emotion)"
+        )
+    items: list[CorpusItem] = []
+    skipped: list[tuple[str, str]] = []
+    for clip in clips:
+        parsed = _ravdess_name(clip.stem) if name == "ravdess" else _emodb_name(clip.stem)
+        if parsed is None:
+            skipped.append((clip.name, f"file name is not one of {name}"))
+            continue
+        speaker, emotion = parsed
+        held_out = HELD_OUT_SPEAKERS[name]
+        split = next((part for part, who in held_out.items() if speaker in who), "train")
+        video = clip if clip.suffix.lower() in VIDEO_SUFFIXES else None
+        items.append(CorpusItem(clip.stem, split, speaker, audio=clip, video=video, emotion=emotion))
+    return Corpus(name, folder, tuple(items), tuple(skipped))
+
+
+def _ravdess_name(stem: str) -> tuple[str, str] | None:
+    """(actor, emotion) of names like 03-01-05-01-02-01-12."""
+    fields = stem.split("-")
+    if _RAVDESS.fullmatch(stem) is None or fields[2] not in _RAVDESS_EMOTIONS:
+        return None
+    return fields[6], _RAVDESS_EMOTIONS[fields[2]]
+
+
+def _emodb_name(stem: str) -> tuple[str, str] | None:
+    """(speaker, emotion) of names like 03a01Fa."""
+    match = _EMODB.fullmatch(stem)
+    return (match[1], _EMODB_EMOTIONS[match[2]]) if match else None
+
+
+def _read_faces(path: Path) -> Corpus:
+    """FER2013 as npz: images (n, 48, 48) uint8 and labels (n,), names."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = np.asarray(arrays["images"]), np.asarray(arrays["labels"])
+    except KeyError as error:
+        raise DataError(f"{path} needs the arrays `images` and `labels`") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as npz of plain arrays: {error}") from error
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise DataError(f"{path}: images must be (n, height, width) uint8, not {images.shape} {images.dtype}")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "US":
+        raise DataError(f"{path}: labels must be {len(images)} names, not {labels.shape} {labels.dtype}")
+    names = labels.astype(str)
+    known = {name: _emotion(str(name), str(path)) for name in np.unique(names)}
+    split, items, skipped = _split_of_name(path), [], []
+    for row, name in enumerate(names):
+        item_id, emotion = f"{path.stem}_{row:05d}", known[name]
+        if emotion is None:
+            skipped.append((item_id, "no label"))
+        else:
+            items.append(CorpusItem(item_id, split, image=row, emotion=emotion))
+    return Corpus("fer2013", path, tuple(items), tuple(skipped), images)
+
+
+def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Columns, and (row number, fields) of a CSV; the header is row 1."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            table = list(csv.reader(stream, strict=True))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from error
+    header = [name.strip() for name in table[0]] if table else []
+    if not header or len(set(header)) != len(header):
+        raise DataError(f"{path} has no header row with distinct column names")
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, fields in enumerate(table[1:], start=2):
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{path}, row {number}: {len(fields)} fields where the header has {len(header)}"
+                )
+            yield number, dict(zip(header, fields, strict=True))
+
+    return frozenset(header), rows()
+
+
+def _refuse_unknown(path: Path, layout: str, columns: Collection[str]) -> None:
+    required, optional = _CSV_COLUMNS[layout]
+    for column in sorted(set(columns) - required - optional):
+        raise DataError(
+            f"{path} has an unknown column `{column}`; {_nearest(column, sorted(required | optional))}"
+        )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else "known: " + ", ".join(known)
+
+
+def _row_id(row: dict[str, str], line: int) -> str:
+    if row.get("id"):
+        return row["id"]
+    if row.get("video_id"):
+        return f"{row['video_id']}_{row['clip_id']}"
+    if row.get("Dialogue_ID"):
+        return f"dia{row['Dialogue_ID']}_utt{row.get('Utterance_ID', line)}"
+    return f"row {line}"
+
+
+def _split(name: str, where: str) -> str | None:
+    name = name.strip().lower()
+    name = {"dev": "valid", "val": "valid", "validation": "valid"}.get(name, name)
+    if name and name not in SPLITS:
+        raise DataError(f"{where}: split {name!r} is none of {', '.join(SPLITS)}")
+    return name or None
+
+
+def _split_of_name(path: Path) -> str | None:
+    part = re.split(r"[_.\-]", path.stem.lower())[-1]
+    part = {"dev": "valid", "val": "valid"}.get(part, part)
+    return part if part in SPLITS else None
+
+
+def _number(field: str, what: str, where: str) -> float | None:
+    if not field.strip():
+        return None
+    try:
+        value = float(field)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {what} {field!r} is not a number")
+    return value
+
+
+def _sentiment(field: str, where: str) -> float | None:
+    value = _number(field, "sentiment", where)
+    if value is not None and not SENTIMENT_MIN <= value <= SENTIMENT_MAX:
+        raise DataError(f"{where}: sentiment {value:g} is outside {SENTIMENT_MIN:g} ... {SENTIMENT_MAX:g}")
+    return value
+
+
+def _segment(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
+    start_s, end_s = _number(row.get("start", ""), "start", where), _number(row.get("end", ""), "end", where)
+    if start_s is not None and start_s < 0:
+        raise DataError(f"{where}: start {start_s:g} is negative")
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise _Skip("zero duration" if end_s == (start_s or 0.0) else "negative duration")
+    return start_s, end_s
+
+
+def _emotion(field: str, where: str) -> str | None:
+    name = field.strip().lower()
+    name = SYNONYMS.get(name, name)
+    if name and name not in EMOTIONS:
+        raise DataError(f"{where}: unknown emotion {field!r}; {_nearest(name, [*EMOTIONS, *SYNONYMS])}")
+    return name or None
+
+
+def _goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] | None]:
+    """Labels joined by a bar to one emotion, or, where raters saw several, to a soft label."""
+    names = [name.strip().lower() for name in field.split("|") if name.strip()]
+    if not names:
+        raise _Skip("no label")
+    for name in names:
+        if name not in _GOEMOTIONS_TO_SEVEN:
+            raise DataError(
+                f"{where}: unknown emotion {name!r}; {_nearest(name, sorted(_GOEMOTIONS_TO_SEVEN))}"
+            )
+    seven = [_GOEMOTIONS_TO_SEVEN[name] for name in names]
+    if len(set(seven)) == 1:
+        return seven[0], None
+    return None, tuple(seven.count(name) / len(seven) for name in EMOTIONS)
