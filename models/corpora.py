@@ -1,8 +1,8 @@
 """Readers of labelled corpora. Training, extraction and evaluation all see the same items.
 
-`read_corpus` recognises a layout by itself: a CSV by its columns, a folder by its file names or its `labels.csv`, an
-npz by its arrays. What a corpus means as a whole (unknown columns, a label that does not exist) is an error; a single
-item that carries nothing (no text, no clip, no duration) is skipped, and every skip is listed with its reason.
+`read_corpus` recognises a layout by itself: a CSV by its columns, a folder by its file names or its `labels.csv`,
+an npz by its arrays. What puts the whole corpus in doubt (an unknown column, a label that does not exist) is an
+error; an item that carries nothing (no text, no clip, no duration) is skipped, and listed with the reason.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ SPLITS = ("train", "valid", "test")
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v"})
 
-# Other people's names of the seven emotions. Calm and boredom are what a neutral state sounds like when acted.
+# Other names of the seven emotions. Calm and boredom are what a neutral state sounds like when acted.
 SYNONYMS = {
-    "anger": "angry", "happiness": "happy", "joy": "happy", "sadness": "sad", "fearful": "fear", "disgusted": "disgust",
-    "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
+    "anger": "angry", "happiness": "happy", "joy": "happy", "sadness": "sad", "fearful": "fear",
+    "disgusted": "disgust", "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
 }  # fmt: skip
 
 # The grouping of the 27 categories that the GoEmotions paper gives (Demszky et al., ACL 2020, section 5.2).
 GOEMOTIONS = {
     "neutral": ("neutral",),
-    "happy": ("admiration", "amusement", "approval", "caring", "desire", "excitement", "gratitude", "joy", "love",
-              "optimism", "pride", "relief"),
+    "happy": ("admiration", "amusement", "approval", "caring", "desire", "excitement", "gratitude", "joy",
+              "love", "optimism", "pride", "relief"),
     "sad": ("sadness", "disappointment", "embarrassment", "grief", "remorse"),
     "angry": ("anger", "annoyance", "disapproval"),
     "fear": ("fear", "nervousness"),
@@ -46,7 +46,7 @@ GOEMOTIONS = {
 }  # fmt: skip
 _GOEMOTIONS_TO_SEVEN = {fine: coarse for coarse, names in GOEMOTIONS.items() for fine in names}
 
-# MELD's three sentiment classes say a sign and no strength; the strengths are the usual ones of the MOSEI scale.
+# MELD's three sentiment classes give a sign and no strength; 1 is the usual strength on the MOSEI scale.
 MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
 
 _RAVDESS = re.compile(r"0[123](-\d\d){6}")
@@ -69,14 +69,17 @@ HELD_OUT_SPEAKERS: dict[str, dict[str, frozenset[str]]] = {
 }
 
 _CSV_COLUMNS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # layout: (required, optional)
-    "mosi": (frozenset({"video_id", "clip_id", "text", "sentiment"}), frozenset({"id", "start", "end", "split"})),
+    "mosi": (frozenset({"text", "sentiment"}), frozenset({"id", "video_id", "clip_id", "start", "end", "split"})),
     "goemotions": (frozenset({"text", "labels"}), frozenset({"id", "split"})),
     "meld": (
         frozenset({"Utterance", "Emotion"}),
         frozenset({"Sr No.", "Speaker", "Sentiment", "Dialogue_ID", "Utterance_ID", "Season", "Episode",
                    "StartTime", "EndTime"}),
     ),
-    "clips": (frozenset({"file"}), frozenset({"id", "text", "sentiment", "emotion", "speaker", "split", "start", "end"})),
+    "clips": (
+        frozenset({"file"}),
+        frozenset({"id", "text", "sentiment", "emotion", "speaker", "split", "start", "end"}),
+    ),
 }  # fmt: skip
 
 
@@ -133,7 +136,7 @@ class Corpus:
         return tuple(item for item in self.items if item.split == name)
 
 
-class _Skip(Exception):
+class _SkipError(Exception):
     """This item carries nothing; the message says why."""
 
 
@@ -213,15 +216,19 @@ def _read_text(path: Path) -> Corpus:
         try:
             text = row["Utterance" if layout == "meld" else "text"].strip()
             if not text:
-                raise _Skip("empty text")
+                raise _SkipError("empty text")
             item = CorpusItem(item_id, split=_split(row.get("split", ""), where) or split, text=text)
             if layout == "mosi":
                 start_s, end_s = _segment(row, where)
                 sentiment = _sentiment(row["sentiment"], where)
                 if sentiment is None:
-                    raise _Skip("no label")
+                    raise _SkipError("no label")
                 item = replace(
-                    item, speaker=row["video_id"], start_s=start_s, end_s=end_s, sentiment=sentiment
+                    item,
+                    speaker=row.get("video_id") or None,
+                    start_s=start_s,
+                    end_s=end_s,
+                    sentiment=sentiment,
                 )
             elif layout == "goemotions":
                 emotion, emotions = _goemotions(row["labels"], where)
@@ -232,17 +239,17 @@ def _read_text(path: Path) -> Corpus:
                     raise DataError(f"{where}: sentiment {weak!r} is none of {', '.join(MELD_SENTIMENT)}")
                 emotion = _emotion(row["Emotion"], where)
                 if emotion is None:
-                    raise _Skip("no label")
+                    raise _SkipError("no label")
                 item = replace(item, speaker=row.get("Speaker") or None, emotion=emotion,
                                sentiment=MELD_SENTIMENT.get(weak), coarse=True)  # fmt: skip
             items.append(item)
-        except _Skip as skip:
+        except _SkipError as skip:
             skipped.append((item_id, str(skip)))
     return Corpus(name, path, tuple(items), tuple(skipped))
 
 
 def _read_clips(folder: Path) -> Corpus:
-    """A folder of clips with labels.csv: file, and any of id, text, sentiment, emotion, speaker, split, start, end."""
+    """A folder of clips with labels.csv (see _CSV_COLUMNS)."""
     table = folder / "labels.csv"
     columns, rows = _read_rows(table)
     _refuse_unknown(table, "clips", columns)
@@ -260,19 +267,28 @@ def _read_clips(folder: Path) -> Corpus:
                 _emotion(row.get("emotion", ""), where),
             )
             if sentiment is None and emotion is None:
-                raise _Skip("no label")
+                raise _SkipError("no label")
             if not clip.is_file():
-                raise _Skip("clip missing")
+                raise _SkipError("clip missing")
             suffix = clip.suffix.lower()
             if suffix not in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
-                raise _Skip(f"not a clip: {suffix or 'no suffix'}")
+                raise _SkipError(f"not a clip: {suffix or 'no suffix'}")
             start_s, end_s = _segment(row, where)
             items.append(
-                CorpusItem(item_id, _split(row.get("split", ""), where), row.get("speaker") or None,
-                           row.get("text", "").strip() or None, clip,
-                           clip if suffix in VIDEO_SUFFIXES else None, None, start_s, end_s, sentiment, emotion)
-            )  # fmt: skip
-        except _Skip as skip:
+                CorpusItem(
+                    item_id,
+                    split=_split(row.get("split", ""), where),
+                    speaker=row.get("speaker") or None,
+                    text=row.get("text", "").strip() or None,
+                    audio=clip,
+                    video=clip if suffix in VIDEO_SUFFIXES else None,
+                    start_s=start_s,
+                    end_s=end_s,
+                    sentiment=sentiment,
+                    emotion=emotion,
+                )
+            )
+        except _SkipError as skip:
             skipped.append((item_id, str(skip)))
     return Corpus("clips", folder, tuple(items), tuple(skipped))
 
@@ -387,7 +403,7 @@ def _row_id(row: dict[str, str], line: int) -> str:
     if row.get("id"):
         return row["id"]
     if row.get("video_id"):
-        return f"{row['video_id']}_{row['clip_id']}"
+        return f"{row['video_id']}_{row.get('clip_id', line)}"
     if row.get("Dialogue_ID"):
         return f"dia{row['Dialogue_ID']}_utt{row.get('Utterance_ID', line)}"
     return f"row {line}"
@@ -428,10 +444,10 @@ def _sentiment(field: str, where: str) -> float | None:
 
 def _segment(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
     start_s, end_s = _number(row.get("start", ""), "start", where), _number(row.get("end", ""), "end", where)
-    if start_s is not None and start_s < 0:
-        raise DataError(f"{where}: start {start_s:g} is negative")
+    if start_s is not None:
+        start_s = max(start_s, 0.0)  # MOSEI has segments that begin a little before their file
     if end_s is not None and end_s <= (start_s or 0.0):
-        raise _Skip("zero duration" if end_s == (start_s or 0.0) else "negative duration")
+        raise _SkipError("zero duration")
     return start_s, end_s
 
 
@@ -447,7 +463,7 @@ def _goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] |
     """Labels joined by a bar to one emotion, or, where raters saw several, to a soft label."""
     names = [name.strip().lower() for name in field.split("|") if name.strip()]
     if not names:
-        raise _Skip("no label")
+        raise _SkipError("no label")
     for name in names:
         if name not in _GOEMOTIONS_TO_SEVEN:
             raise DataError(
