@@ -1,0 +1,207 @@
+"""Sound as a stream: a microphone, or a clip that stands in for one. Mono, 16 kHz, float32, with times.
+
+    source = open_audio(config, clock)
+    source.start(start_ns)
+    while not source.ended:
+        chunk = source.read(timeout=0.1)
+
+The audio and the text worker each open a source of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.config import Config
+from mien.errors import SourceError
+from mien.messages import Float32, WorkerState
+from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, sound
+
+NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE  # 62,500 exactly: integer time never drifts
+PICTURE_SUFFIXES = frozenset(
+    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
+)
+SOUND_SUFFIXES = frozenset(
+    {".aac", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Sound that became ready together.
+
+    Attributes:
+        samples: shape (n,), mono, 16 kHz, float32, finite.
+        t_start_ns: capture time of the first sample; sample i is `i * NS_PER_SAMPLE` later.
+        read_ns: session time at which it was delivered.
+        continuous: False where samples are missing before this chunk, or it is the first: start filters anew.
+    """
+
+    samples: Float32
+    t_start_ns: int
+    read_ns: int
+    continuous: bool = True
+
+    @property
+    def t_end_ns(self) -> int:
+        """Capture time of the end of the last sample."""
+        return self.t_start_ns + len(self.samples) * NS_PER_SAMPLE
+
+
+class AudioSource(ABC):
+    """A microphone or the sound of a clip.
+
+    Attributes:
+        name: what it is, for people.
+        state: "ready" before `start`, "running", "degraded" while a device is lost, "ended" after a clip.
+        error: why it is degraded; None when all is well.
+        drops: samples lost since the start, by cause.
+    """
+
+    name: str = ""
+    state: WorkerState = "ready"
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.drops: dict[str, int] = {}
+
+    @abstractmethod
+    def start(self, start_ns: int) -> None:
+        """Begin. A clip's time zero is `start_ns`; a microphone uses its own times."""
+
+    @abstractmethod
+    def read(self, timeout: float) -> Chunk | None:
+        """The next sound, of at most `audio.chunk_ms`; None after `timeout` seconds without any."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the device or the file. May be called twice."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no sound will ever follow: a clip that is over. A lost microphone has not ended."""
+        return self.state == "ended"
+
+
+def open_audio(config: Config, clock: Clock) -> AudioSource:
+    """The source that `config.audio.source` names, open and not yet started.
+
+    Raises:
+        SourceError: there is no such microphone (the message lists those there are), the clip cannot be read
+            or has no sound, or the source is "none".
+    """
+    source = config.audio.source
+    if source == "none":
+        raise SourceError("the sound is turned off (audio.source is none)")
+    if is_clip(source):
+        return ClipSound(Path(source), config, clock)
+    from mien.stream.sources.microphone import Microphone
+
+    return Microphone(source, config, clock)
+
+
+def is_clip(source: str) -> bool:
+    """Whether a source names a file, not a device: it exists, or is written as a path or with a suffix."""
+    if source in ("auto", "none") or source.isdigit():
+        return False
+    path = Path(source)
+    return (
+        path.is_file()
+        or path.suffix.lower() in PICTURE_SUFFIXES | SOUND_SUFFIXES
+        or source.startswith(("/", "./", "../", "~"))
+    )
+
+
+class ClipSound(AudioSource):
+    """The sound of a clip, paced by the session's clock, or with `clip.fast` as fast as it is read.
+
+    Sample n has capture time `start_ns + n * NS_PER_SAMPLE`, also when the clip loops; a loop is
+    padded or cut to the clip's length. Paced, a chunk comes when its end is due, as from a microphone;
+    nothing is ever dropped.
+    """
+
+    def __init__(self, path: Path, config: Config, clock: Clock) -> None:
+        super().__init__()
+        path = path.expanduser()
+        streams = clip_streams(path)
+        if not streams.has_audio:
+            raise SourceError(f"clip {path} has no sound; choose another file, or set audio.source to none")
+        self.name = path.name
+        self._path = path
+        self._clock = clock
+        self._paced = not config.clip.fast
+        self._loop = config.clip.loop
+        self._loop_samples = round(streams.duration_s * SAMPLE_RATE)
+        self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
+        self._start_ns = 0
+        self._position = 0  # samples delivered
+        self._decoded = 0  # samples of the present pass that were decoded
+        self._waiting: list[Float32] = []
+        self._waiting_samples = 0
+        self._pieces = sound(path)
+        self._exhausted = False
+
+    def start(self, start_ns: int) -> None:
+        self._start_ns = start_ns
+        self.state = "running"
+
+    def read(self, timeout: float) -> Chunk | None:
+        if self.state != "running":
+            return None
+        self._fill()
+        size = min(self._chunk_samples, self._waiting_samples)
+        if size == 0:
+            self.state = "ended"
+            return None
+        if self._paced:
+            due_ns = self._start_ns + (self._position + size) * NS_PER_SAMPLE
+            early_s = (due_ns - self._clock.now_ns()) / NS_PER_S
+            if early_s > 0:
+                time.sleep(min(early_s, max(timeout, 0.0)))
+            if self._clock.now_ns() < due_ns - NS_PER_MS:
+                return None
+        t_start_ns = self._start_ns + self._position * NS_PER_SAMPLE
+        read_ns = self._clock.now_ns() if self._paced else t_start_ns + size * NS_PER_SAMPLE
+        continuous = self._position > 0
+        return Chunk(self._take(size), t_start_ns, read_ns, continuous)
+
+    def close(self) -> None:
+        self.state = "ended"
+        self._waiting.clear()
+        self._waiting_samples = 0
+        self._pieces = iter(())
+
+    def _fill(self) -> None:
+        """Decode until a whole chunk waits, or the clip is over."""
+        while self._waiting_samples < self._chunk_samples and not self._exhausted:
+            piece = next(self._pieces, None)
+            if piece is not None:
+                if self._loop:
+                    piece = piece[: self._loop_samples - self._decoded]
+                self._decoded += len(piece)
+                self._append(piece)
+            elif self._loop:
+                self._append(np.zeros(self._loop_samples - self._decoded, np.float32))
+                self._pieces = sound(self._path)
+                self._decoded = 0
+            else:
+                self._exhausted = True
+
+    def _append(self, samples: Float32) -> None:
+        if len(samples):
+            self._waiting.append(samples)
+            self._waiting_samples += len(samples)
+
+    def _take(self, size: int) -> Float32:
+        joined = np.concatenate(self._waiting)
+        taken, rest = joined[:size], joined[size:]
+        self._waiting = [rest] if len(rest) else []
+        self._waiting_samples = len(rest)
+        self._position += size
+        return np.ascontiguousarray(taken)
