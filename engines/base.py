@@ -1,0 +1,141 @@
+"""What a network is to an engine, and what an engine is to everyone else.
+
+A `Network` says how to build a torch module and what goes in and out. A `Backend` (one file each) compiles it to an
+`Artifact`, files in a folder, and loads that into an `Engine`, which maps named arrays to named arrays. Nobody but a
+backend knows what runs underneath; `mien.engines.selection.open_engine` is the way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy.typing as npt
+
+from mien.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array = npt.NDArray[Any]
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A torch module that an engine can compile.
+
+    Attributes:
+        name: short, for people and for file names: "cmmsf", "face", "text".
+        version: changes whenever weights or code do; the cache of compiled forms is keyed by it.
+        build: makes the module. Called only when a compiled form is not in the cache yet.
+        example: one input per argument of `forward`, in its order, with realistic values; floating-point arrays of
+            zeros and ones are taken for masks.
+        outputs: names of what `forward` returns, in its order.
+        dynamic: per input (or output), which axes may change from call to call, and a name for each.
+    """
+
+    name: str
+    version: str
+    build: Callable[[], nn.Module]
+    example: dict[str, Array]
+    outputs: tuple[str, ...]
+    dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The compiled form of a network: files in `folder`, made by a backend for one precision."""
+
+    network: Network
+    precision: Precision
+    folder: Path
+
+
+class Engine(Protocol):
+    """A network, ready to run.
+
+    Attributes:
+        id: backend and precision, for instance "onnx-fp32"; part of every prediction's model id.
+        reason: why this engine was taken, or what it stands in for.
+    """
+
+    id: str
+    reason: str
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the network once.
+
+        Args:
+            inputs: every input by name, with the example's dtype, and its shape but for the dynamic axes.
+
+        Returns:
+            Every output by name; float32 whatever the engine computes in.
+
+        Raises:
+            EngineError: the engine could not run these inputs.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """One way to compile and run a network. Heavy imports happen inside its methods.
+
+    Attributes:
+        name: what `--engine` calls it.
+        precisions: what it can compute in on this machine, best supported first.
+        cached: whether the compiled form is worth keeping on disk.
+    """
+
+    name: str
+    precisions: tuple[Precision, ...]
+    cached: bool
+
+    def missing(self) -> str | None:
+        """What this machine lacks to run it, and what to do about that; None if it can run."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Everything outside the network that a compiled form depends on: libraries, device, driver."""
+        ...
+
+    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+        """Compile `network` into `folder`, which exists and is empty.
+
+        Raises:
+            EngineError: the backend cannot compile this network.
+        """
+        ...
+
+    def load(self, artifact: Artifact, threads: int) -> Engine:
+        """Open a compiled form, using at most `threads` CPU threads.
+
+        Raises:
+            EngineError: the files cannot be used.
+        """
+        ...
+
+
+def check_inputs(network: Network, inputs: Mapping[str, Array]) -> None:
+    """Refuse inputs that the network was not made for, naming the offender.
+
+    Raises:
+        EngineError: an input is missing, or has another dtype or number of axes.
+    """
+    for name, example in network.example.items():
+        if name not in inputs:
+            raise EngineError(f"network {network.name!r} needs input {name!r}")
+        given = inputs[name]
+        fixed = [axis for axis in range(example.ndim) if axis not in network.dynamic.get(name, {})]
+        if (
+            given.dtype != example.dtype
+            or given.ndim != example.ndim
+            or any(given.shape[axis] != example.shape[axis] for axis in fixed)
+        ):
+            raise EngineError(
+                f"input {name!r} of network {network.name!r} is {given.dtype}{given.shape}, "
+                f"expected {example.dtype}{example.shape}"
+            )

@@ -1,0 +1,227 @@
+"""Compiled forms on disk: found again, verified, or made anew. Never a wrong number.
+
+An entry is a folder named by the SHA-256 of everything that the compiled form depends on. It holds the backend's
+files, `golden.npz`, and `manifest.json` with a hash of every file. An entry is made beside its place and moved there
+when it is whole, under a lock that the system releases when its owner dies; whoever opens it checks the hashes, then
+that the engine reproduces the golden outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from mien.engines.base import Artifact, Backend, Engine, Network, Precision
+from mien.engines.golden import Golden
+from mien.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+GOLDEN = "golden.npz"
+MANIFEST = "manifest.json"
+LOCK_TIMEOUT_S = 900.0  # longer than the slowest compile
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What an entry says of itself. `files` maps name to SHA-256; `identity` is what the key is made of."""
+
+    format: int
+    identity: dict[str, str]
+    files: dict[str, str]
+    compile_s: float
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An entry as `mien engines` lists it."""
+
+    key: str
+    network: str
+    backend: str
+    precision: str
+    bytes: int
+    compile_s: float
+
+
+class Cache:
+    """The folder with all compiled forms.
+
+    Args:
+        root: the folder; by default "engines" in mien's cache folder of this user. A root that cannot be written
+            to is replaced by a temporary one, with a warning.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or platformdirs.user_cache_path("mien") / "engines"
+
+    def open(self, network: Network, backend: Backend, precision: Precision, threads: int) -> Engine:
+        """The network as an engine of `backend` that has just reproduced the golden outputs.
+
+        Raises:
+            EngineError: the backend cannot compile or run this network, or gives other numbers than the reference.
+        """
+        if not backend.cached:
+            return backend.load(backend.compile(network, precision, self.root), threads)
+        import filelock
+
+        identity = identify(network, backend, precision)
+        key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
+        root = self._writable_root()
+        try:
+            with filelock.FileLock(root / f"{key}.lock", timeout=LOCK_TIMEOUT_S):
+                return _open_locked(root / key, identity, network, backend, precision, threads)
+        except filelock.Timeout as error:
+            raise EngineError(f"another process has been compiling {network.name!r} for too long") from error
+
+    def entries(self) -> list[Entry]:
+        """Whole entries, without opening them."""
+        found = []
+        for folder in sorted(self.root.glob("*/")):
+            manifest = _read_manifest(folder)
+            if manifest is not None:
+                identity = manifest.identity
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                found.append(
+                    Entry(
+                        key=folder.name,
+                        network=identity.get("network", "?"),
+                        backend=identity.get("backend", "?"),
+                        precision=identity.get("precision", "?"),
+                        bytes=size,
+                        compile_s=manifest.compile_s,
+                    )
+                )
+        return found
+
+    def clear(self) -> int:
+        """Remove everything; the number of bytes freed. Engines that are open keep running."""
+        if not self.root.is_dir():
+            return 0
+        size = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        for path in self.root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return size
+
+    def _writable_root(self) -> Path:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                return self.root
+        except OSError as error:
+            temporary = _temporary_root()
+            log.warning("cannot write compiled networks to %s (%s); using %s", self.root, error.strerror, temporary)
+            return temporary
+
+
+def identify(network: Network, backend: Backend, precision: Precision) -> dict[str, str]:
+    """Everything that a compiled form depends on."""
+    return {
+        "format": str(FORMAT),
+        "network": network.name,
+        "version": network.version,
+        "example": " ".join(f"{name}:{a.dtype}{list(a.shape)}" for name, a in network.example.items()),
+        "outputs": " ".join(network.outputs),
+        "dynamic": str(sorted((name, sorted(axes.items())) for name, axes in network.dynamic.items())),
+        "backend": backend.name,
+        "precision": precision,
+        "machine": machine(),
+    } | {f"version {name}": version for name, version in backend.versions().items()}
+
+
+@functools.cache
+def machine() -> str:
+    """The processor and system, as far as compiled code may depend on them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = ("model name", "flags", "Features", "CPU part")
+        cpu = "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    except OSError:
+        cpu = platform.processor()
+    return f"{platform.system()} {platform.machine()} {hashlib.sha256(cpu.encode()).hexdigest()[:16]}"
+
+
+@functools.cache
+def _temporary_root() -> Path:
+    return Path(tempfile.mkdtemp(prefix="mien-engines-"))
+
+
+def _open_locked(
+    folder: Path, identity: dict[str, str], network: Network, backend: Backend, precision: Precision, threads: int
+) -> Engine:
+    if folder.exists():
+        try:
+            return _open_verified(folder, network, backend, precision, threads)
+        except (EngineError, OSError, ValueError, KeyError, IndexError) as error:
+            log.warning("the compiled form of %r cannot be used (%s); compiling it anew", network.name, error)
+            shutil.rmtree(folder, ignore_errors=True)
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        partial.mkdir(parents=True)
+        _compile(partial, identity, network, backend, precision)
+        os.replace(partial, folder)
+        return _open_verified(folder, network, backend, precision, threads)
+    except OSError as error:
+        raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
+    except EngineError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _compile(folder: Path, identity: dict[str, str], network: Network, backend: Backend, precision: Precision) -> None:
+    from mien.engines.torch_eager import build_module, make_golden
+
+    started = time.perf_counter()
+    log.info("compiling %r for %s in %s", network.name, backend.name, precision)
+    make_golden(network, build_module(network)).save(folder / GOLDEN)
+    backend.compile(network, precision, folder)
+    manifest = Manifest(
+        format=FORMAT,
+        identity=identity,
+        files={path.name: _sha256(path) for path in _files(folder)},
+        compile_s=round(time.perf_counter() - started, 3),
+    )
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+def _open_verified(folder: Path, network: Network, backend: Backend, precision: Precision, threads: int) -> Engine:
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        raise EngineError("its manifest is missing or damaged")
+    if {path.name: _sha256(path) for path in _files(folder)} != manifest.files:
+        raise EngineError("its files are not the ones that were stored")
+    engine = backend.load(Artifact(network, precision, folder), threads)
+    Golden.load(folder / GOLDEN).check(engine, precision)
+    return engine
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.name != MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,123 @@
+"""Golden inputs and outputs: the proof that a compiled network still is the network.
+
+Inputs are derived from the network's example; outputs are the torch reference's, stored when the network is compiled.
+No engine is used before it has reproduced them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mien.engines.base import Array, Engine, Network, Precision
+from mien.errors import EngineError
+
+FP32_TOLERANCE = 1e-4
+REDUCED_TOLERANCE = 0.01  # of the output's standard deviation
+ROWS = 4
+
+Case = dict[str, Array]
+
+
+def golden_inputs(network: Network) -> list[Case]:
+    """The example, and one variation of it in which every dynamic axis has another size.
+
+    The variation's rows differ from each other: an engine that mixes up rows, or that froze the example's size, cannot
+    reproduce them. Where there are masks, each of the rows after the first has one input masked as a whole.
+    """
+    sizes: dict[str, int] = {}
+    for name, axes in network.dynamic.items():
+        if name in network.example:
+            for axis, symbol in axes.items():
+                size = network.example[name].shape[axis]
+                sizes.setdefault(symbol, ROWS if axis == 0 else max(1, size - size // 3))
+    random = np.random.default_rng(0)
+    varied: Case = {}
+    masks: list[str] = []
+    for name, array in network.example.items():
+        for axis, symbol in network.dynamic.get(name, {}).items():
+            array = np.take(array, np.arange(sizes[symbol]) % array.shape[axis], axis)
+        if array.ndim > 1:
+            array = np.stack([np.roll(row, index, -1) for index, row in enumerate(array)])
+        if not np.issubdtype(array.dtype, np.floating):
+            varied[name] = array
+        elif array.any() and np.isin(array, (0.0, 1.0)).all():
+            varied[name] = array
+            masks.append(name)
+        else:
+            noise = random.standard_normal(array.shape) * (array.std() or 1.0)
+            varied[name] = (array + noise).astype(array.dtype)
+    for index, name in enumerate(masks, start=1):
+        if len(varied[name]) > len(masks):
+            varied[name][index] = 0.0
+    return [{name: np.ascontiguousarray(array) for name, array in network.example.items()}, varied]
+
+
+class Golden:
+    """Inputs and what the reference makes of them.
+
+    Args:
+        inputs: one mapping a case. outputs: one mapping a case, by output name.
+    """
+
+    def __init__(self, inputs: Sequence[Case], outputs: Sequence[Case]) -> None:
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+
+    def save(self, path: Path) -> None:
+        """Write both as .npz."""
+        arrays = {f"in/{i}/{name}": a for i, case in enumerate(self.inputs) for name, a in case.items()}
+        arrays |= {f"out/{i}/{name}": a for i, case in enumerate(self.outputs) for name, a in case.items()}
+        np.savez(path, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError: the file is not one.
+        """
+        sides: dict[str, dict[int, Case]] = {"in": {}, "out": {}}
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                side, case, name = key.split("/", 2)
+                sides[side].setdefault(int(case), {})[name] = arrays[key]
+        ordered = {side: [cases[index] for index in sorted(cases)] for side, cases in sides.items()}
+        return cls(ordered["in"], ordered["out"])
+
+    def check(self, engine: Engine, precision: Precision) -> float:
+        """The largest difference from the reference, as a share of what is allowed.
+
+        Raises:
+            EngineError: the engine gives other numbers than the reference, or none.
+        """
+        worst = 0.0
+        results = [engine.infer(case) for case in self.inputs]
+        for name in self.outputs[0]:
+            wanted = [case[name] for case in self.outputs]
+            allowed = tolerance(wanted, precision)
+            for index, (want, result) in enumerate(zip(wanted, results, strict=True)):
+                got = result.get(name)
+                if got is None or got.shape != want.shape:
+                    raise EngineError(
+                        f"{engine.id} gives {name!r} of shape {None if got is None else got.shape} "
+                        f"where the reference gives {want.shape}"
+                    )
+                off = float(np.abs(got.astype(np.float64) - want).max(initial=0.0))
+                if not off <= allowed:
+                    raise EngineError(
+                        f"{engine.id} is {off:.1e} off the reference in {name!r} of golden case {index}; "
+                        f"allowed are {allowed:.1e}"
+                    )
+                worst = max(worst, off / allowed)
+        return worst
+
+
+def tolerance(reference: Sequence[Array], precision: Precision) -> float:
+    """How far an output may be off: 1e-4 in float32, 1 % of the output's deviation in reduced precision."""
+    values = np.concatenate([array.ravel() for array in reference]).astype(np.float64)
+    if precision == "fp32":
+        return FP32_TOLERANCE * max(1.0, float(values.std()))
+    return REDUCED_TOLERANCE * max(float(values.std()), 1e-6)
