@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from mien.clock import Clock
 from mien.config import Config
-from mien.messages import Bool, Float32, Int64, ModalitySpec, WorkerState, Word
+from mien.messages import Bool, Float32, Int64, ModalitySpec, Word, WorkerState
 
 # Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}

@@ -53,7 +53,7 @@ class AudioConfig(_Section, frozen=True):
     """The sound. `source` is "auto", a device's index or part of its name, a file, or "none"."""
 
     source: str = "auto"
-    chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 100
+    chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 40
 
 
 class TextConfig(_Section, frozen=True):

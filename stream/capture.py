@@ -1,0 +1,133 @@
+"""The capture process: runs one modality and publishes its rows."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from mien.clock import NS_PER_MS
+from mien.messages import FeatureWindow, Status, WorkerState
+from mien.stream.bus import Publisher
+from mien.stream.meter import RateMeter, ResourceMeter
+from mien.stream.modality import Modality, Rows, create_modality
+from mien.stream.process import Control
+from mien.stream.wire import encode_features, encode_status, topic
+
+_STATUS_INTERVAL_S = 1.0
+_LISTENER_PATIENCE_S = 10.0
+
+
+def capture(worker: str, control: Control) -> None:
+    """Run a capture worker ("video", "audio", "text") until its clip ends or it is told to stop.
+
+    Raises:
+        MienError: the source, an asset or the port is not to be had.
+    """
+    config = control.assignment.config
+    publisher = Publisher(config.bus.endpoint(worker), config.bus, lossless=config.clip.fast)
+    modality = create_modality(worker, config, control.clock)
+    process = _CaptureProcess(worker, control, publisher, modality)
+    try:
+        process.publish_status("starting")
+        modality.prepare()
+        process.publish_status("ready")
+        control.say("ready")
+        process.wait_for_start()
+        process.run()
+    finally:
+        modality.close()
+        publisher.close()
+
+
+class _CaptureProcess:
+    def __init__(self, worker: str, control: Control, publisher: Publisher, modality: Modality) -> None:
+        self._worker = worker
+        self._control = control
+        self._publisher = publisher
+        self._modality = modality
+        self._session = control.assignment.config.session
+        self._meter = RateMeter()
+        self._resources = ResourceMeter()
+        self._seq = 0
+        self._t_end_ns: int | None = None
+        self._state: WorkerState = "starting"
+        self._reported_s = 0.0
+
+    def wait_for_start(self) -> None:
+        """Until whoever started us says so; and, playing a clip in full, until somebody listens."""
+        while not self._control.started.wait(0.05) and not self._control.stopping.is_set():
+            self._report_if_due("ready")
+        if self._control.assignment.config.clip.fast:
+            rows_topic = topic("features", self._session, self._modality.spec.name)
+            until_s = time.monotonic() + _LISTENER_PATIENCE_S
+            while not self._publisher.has_subscriber(rows_topic) and time.monotonic() < until_s:
+                time.sleep(0.005)
+
+    def run(self) -> None:
+        """Publish until the clip ends or we are told to stop; either is said in the last status."""
+        self._modality.start(self._control.start_ns)
+        for rows in self._modality.rows():
+            if self._control.stopping.is_set():
+                self.publish_status("stopped")
+                return
+            if rows is not None:
+                self._publish(rows)
+            self._publisher.service()
+            self._report_if_due(self._modality.health().state)
+        self.publish_status("ended")
+        self._control.say("ended")
+        # The end must reach its readers before the socket goes; the supervisor stops us when it has.
+        while not self._control.stopping.wait(0.05):
+            self._report_if_due("ended")
+
+    def publish_status(self, state: WorkerState) -> None:
+        """Say how this worker is."""
+        self._state, self._reported_s = state, time.monotonic()
+        health = self._modality.health()
+        cpu_percent, rss_mb = self._resources.read()
+        now_ns = self._control.clock.now_ns()
+        drops = Counter(health.drops)
+        if self._publisher.dropped:
+            drops["unread"] += self._publisher.dropped
+        live = not self._control.assignment.config.clip.fast and self._t_end_ns is not None
+        status = Status(
+            session=self._session,
+            worker=self._worker,
+            run=self._control.run,
+            t_ns=now_ns,
+            state=state,
+            pid=self._resources.pid,
+            fps=self._meter.rate(),
+            drops=dict(drops),
+            lag_ms=(now_ns - self._t_end_ns) / NS_PER_MS if live and self._t_end_ns is not None else None,
+            last_error=health.last_error,
+            cpu_percent=cpu_percent,
+            rss_mb=rss_mb,
+            detail=health.detail,
+        )
+        self._publisher.send(encode_status(status))
+
+    def _publish(self, rows: Rows) -> None:
+        spec = self._modality.spec
+        message = FeatureWindow(
+            session=self._session,
+            modality=spec.name,
+            run=self._control.run,
+            seq=self._seq,
+            t_start_ns=rows.t_start_ns,
+            t_end_ns=rows.t_end_ns,
+            extractor=spec.extractor,
+            values=rows.values,
+            valid=rows.valid,
+            times_ns=rows.times_ns,
+            words=rows.words,
+            stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
+        )
+        self._publisher.send(encode_features(message))
+        self._seq += 1
+        self._t_end_ns = rows.t_end_ns
+        self._meter.tick(max(len(rows.values), 1) if not spec.snapshot else 1)
+
+    def _report_if_due(self, state: WorkerState) -> None:
+        if state != self._state or time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
+            self.publish_status(state)

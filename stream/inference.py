@@ -1,0 +1,265 @@
+"""The inference process: features in, rolling predictions out."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.engines.predictor import Predictor
+from mien.errors import WireError
+from mien.messages import FeatureWindow, Prediction, Status, Transcript, Window, WorkerState
+from mien.models.checkpoint import load_checkpoint
+from mien.stream.assembler import Assembler
+from mien.stream.bus import Publisher, Receiver
+from mien.stream.meter import RateMeter, ResourceMeter
+from mien.stream.modality import WORKERS
+from mien.stream.process import Control
+from mien.stream.schedule import CompleteSchedule, LiveSchedule, Trigger
+from mien.stream.wire import decode_features, decode_status, encode_prediction, encode_status, topic
+
+_STATUS_INTERVAL_S = 1.0
+_AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
+
+
+def infer(control: Control) -> None:
+    """Run inference until all clips have ended or it is told to stop.
+
+    Raises:
+        MienError: the checkpoint, the engine or the port is not to be had.
+    """
+    config = control.assignment.config
+    publisher = Publisher(config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast)
+    try:
+        checkpoint = load_checkpoint(Path(config.inference.checkpoint) if config.inference.checkpoint else None)
+        predictor = Predictor(checkpoint, engine=config.inference.engine)
+        process = _InferenceProcess(control, publisher, predictor)
+        process.run()
+    finally:
+        publisher.close()
+
+
+class _InferenceProcess:
+    def __init__(self, control: Control, publisher: Publisher, predictor: Predictor) -> None:
+        config = control.assignment.config
+        self._control = control
+        self._config = config
+        self._clock = control.clock
+        self._publisher = publisher
+        self._predictor = predictor
+        self._workers = control.assignment.workers or tuple(WORKERS)
+        self._assembler = Assembler(predictor.specs, config.inference.max_age_ms)
+        for modality in predictor.specs:
+            if modality not in (WORKERS[worker] for worker in self._workers):
+                self._assembler.explanations[modality] = control.assignment.absent.get(modality, "not captured")
+        self._fast = config.clip.fast
+        self._live = LiveSchedule(config.inference.max_hz, config.inference.hop_ms, config.inference.max_age_ms)
+        self._complete = CompleteSchedule([WORKERS[worker] for worker in self._workers], config.inference.max_hz)
+        self._receivers: dict[str, Receiver] = {}
+        self._ended: set[str] = set()
+        self._refused: Counter[str] = Counter()
+        self._last_error: str | None = None
+        self._smoothed: float | None = None
+        self._smoothed_at_ns = 0
+        self._seq = 0
+        self._meter = RateMeter()
+        self._resources = ResourceMeter()
+        self._state: WorkerState = "starting"
+        self._reported_s = 0.0
+
+    def run(self) -> None:
+        """Connect to the workers, then predict until the end."""
+        session = self._config.session
+        prefixes = (topic("features", session), topic("status", session))
+        for worker in self._workers:
+            self._receivers[worker] = Receiver(
+                self._config.bus.endpoint(worker), prefixes, self._config.bus.high_water_mark
+            )
+        poller = zmq.Poller()
+        poller.register(self._publisher.socket, zmq.POLLIN)
+        for receiver in self._receivers.values():
+            poller.register(receiver.socket, zmq.POLLIN)
+        # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
+        gc.collect()
+        gc.freeze()
+        self._publish_status("ready")
+        self._control.say("ready", model=self._predictor.id)
+        wait_ms = min(self._config.inference.hop_ms, 50)
+        try:
+            while not self._control.stopping.is_set():
+                poller.poll(1 if self._fast else wait_ms)
+                self._publisher.service()
+                self._receive()
+                self._predict_due()
+                if self._state != "ended" and self._workers_ended():
+                    self._publish_status("ended")
+                    self._control.say("ended")
+                    self._state = "ended"
+                if time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
+                    self._publish_status(self._state if self._state == "ended" else "running")
+            self._publish_status("stopped")
+        finally:
+            for receiver in self._receivers.values():
+                receiver.close()
+
+    def _receive(self) -> None:
+        for worker, receiver in self._receivers.items():
+            if self._fast and self._is_ahead(worker):
+                continue
+            for frames in receiver.drain(32 if self._fast else 256):
+                received_ns = self._clock.now_ns()
+                try:
+                    if frames[0].startswith(b"status/"):
+                        self._hear_status(decode_status(frames), frames)
+                    else:
+                        self._hear_features(decode_features(frames), received_ns)
+                except WireError as error:
+                    self._refused[str(error).split(":")[0]] += 1
+                    self._last_error = f"refused a message from {receiver.endpoint}: {error}"
+
+    def _hear_features(self, message: FeatureWindow, received_ns: int) -> None:
+        if not self._assembler.push(message, None if self._fast else received_ns):
+            self._last_error = self._assembler.last_refusal
+            return
+        (self._complete if self._fast else self._live).hear(message, received_ns)
+
+    def _hear_status(self, status: Status, frames: list[bytes]) -> None:
+        self._publisher.send(frames)
+        modality = WORKERS.get(status.worker)
+        if modality is None or modality not in self._assembler.specs:
+            return
+        if status.state in ("degraded", "failed", "ended", "stopped"):
+            reason = "the clip has ended" if status.state == "ended" else status.last_error or status.state
+            self._assembler.explanations[modality] = reason
+        else:
+            self._assembler.explanations.pop(modality, None)
+        if status.state == "ended":
+            self._ended.add(status.worker)
+            self._complete.end(modality)
+        else:
+            self._ended.discard(status.worker)
+
+    def _is_ahead(self, worker: str) -> bool:
+        marks = self._open_watermarks()
+        slowest_ns = min((mark or 0 for mark in marks.values()), default=0)
+        return (marks.get(WORKERS[worker]) or 0) > slowest_ns + _AHEAD_NS
+
+    def _open_watermarks(self) -> dict[str, int | None]:
+        return {
+            WORKERS[worker]: self._assembler.watermark_ns(WORKERS[worker])
+            for worker in self._workers
+            if worker not in self._ended
+        }
+
+    def _workers_ended(self) -> bool:
+        everybody = self._ended.issuperset(self._workers)
+        return everybody and (not self._fast or self._complete.finished)
+
+    def _predict_due(self) -> None:
+        if self._state == "ended" or not self._control.started.is_set():
+            return
+        if not self._fast:
+            trigger = self._live.due(self._clock.now_ns())
+            if trigger is not None and not self._workers_ended():
+                self._predict(trigger)
+            return
+        while (trigger := self._complete.due(self._open_watermarks())) is not None:
+            self._predict(trigger)
+
+    def _predict(self, trigger: Trigger) -> None:
+        window = self._assembler.window(self._config.session, trigger.t_end_ns)
+        began_ns = self._clock.now_ns()
+        prediction = self._evaluate(window)
+        done_ns = self._clock.now_ns()
+        prediction = _with_latency(prediction, trigger, began_ns, done_ns, fast=self._fast)
+        self._publisher.send(encode_prediction(prediction))
+        self._seq += 1
+        self._meter.tick()
+
+    def _evaluate(self, window: Window) -> Prediction:
+        words = window.words
+        observed = any(mask.any() for mask in window.mask.values())
+        outputs = self._predictor.predict(window) if observed else None
+        if outputs is not None and not math.isfinite(outputs.sentiment):
+            self._refused["nonfinite_output"] += 1
+            self._last_error = "the model gave a number that is not finite; no prediction was made from it"
+            outputs = None
+        return Prediction(
+            session=window.session,
+            run=self._control.run,
+            seq=self._seq,
+            t_end_ns=window.t_end_ns,
+            sentiment=outputs.sentiment if outputs else None,
+            sentiment_smooth=self._smooth(outputs.sentiment, window.t_end_ns) if outputs else None,
+            emotions=outputs.emotions if outputs else None,
+            confidence=outputs.confidence if outputs else None,
+            gates=outputs.gates if outputs else dict.fromkeys(window.mask, 0.0),
+            age_ms=window.age_ms,
+            absent=window.absent,
+            abstains=None if outputs else "no face, no voice and no words in the window",
+            transcript=Transcript(
+                " ".join(word.text for word in words if word.committed),
+                " ".join(word.text for word in words if not word.committed),
+            ),
+            words=words,
+            model=self._predictor.id,
+        )
+
+    def _smooth(self, sentiment: float, t_ns: int) -> float:
+        tau_ns = self._config.inference.smoothing_s * NS_PER_S
+        elapsed_ns = t_ns - self._smoothed_at_ns
+        if self._smoothed is None or tau_ns == 0 or not 0 <= elapsed_ns < 10 * tau_ns:
+            self._smoothed = sentiment
+        else:
+            self._smoothed += (1.0 - math.exp(-elapsed_ns / tau_ns)) * (sentiment - self._smoothed)
+        self._smoothed_at_ns = t_ns
+        return self._smoothed
+
+    def _publish_status(self, state: WorkerState) -> None:
+        self._state, self._reported_s = state, time.monotonic()
+        cpu_percent, rss_mb = self._resources.read()
+        schedule = self._complete if self._fast else self._live
+        drops = +(Counter(self._assembler.drops) + self._refused)
+        if schedule.skipped:
+            drops["superseded"] = schedule.skipped
+        if self._publisher.dropped:
+            drops["unread"] = self._publisher.dropped
+        self._publisher.send(
+            encode_status(
+                Status(
+                    session=self._config.session,
+                    worker="inference",
+                    run=self._control.run,
+                    t_ns=self._clock.now_ns(),
+                    state=state,
+                    pid=self._resources.pid,
+                    fps=self._meter.rate(),
+                    drops=dict(drops),
+                    last_error=self._last_error,
+                    cpu_percent=cpu_percent,
+                    rss_mb=rss_mb,
+                    detail={"model": self._predictor.id, "predictions": self._meter.total},
+                )
+            )
+        )
+
+
+def _with_latency(prediction: Prediction, trigger: Trigger, began_ns: int, done_ns: int, *, fast: bool) -> Prediction:
+    """The prediction with its stages in ms. A clip played in full has no capture times to count from."""
+    stages = {"infer": (done_ns - began_ns) / NS_PER_MS}
+    if not fast and trigger.read_ns and trigger.sent_ns and trigger.received_ns:
+        stages = {
+            "capture": (trigger.read_ns - trigger.t_end_ns) / NS_PER_MS,
+            "feature": (trigger.sent_ns - trigger.read_ns) / NS_PER_MS,
+            "transport": (trigger.received_ns - trigger.sent_ns) / NS_PER_MS,
+            "wait": (began_ns - trigger.received_ns) / NS_PER_MS,
+            **stages,
+            "total": (done_ns - trigger.read_ns) / NS_PER_MS,
+        }
+    return msgspec.structs.replace(prediction, latency=stages)

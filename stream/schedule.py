@@ -1,0 +1,129 @@
+"""When to predict, and for which instant. Pure: it sees messages and times, and reads no clock.
+
+The leading modality sets the pace: vision while it delivers, else audio, else a timer. Live, only the newest instant is
+worth a prediction, and what is older is counted as skipped. Playing a clip in full, every instant gets one, as soon as
+all modalities have spoken up to it: then the result depends on the clip alone, not on which process was quicker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.messages import FeatureWindow
+
+LEADERS = ("vision", "audio")
+_JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """An instant to predict for, and what is known of the message that asked for it (None for the timer)."""
+
+    t_end_ns: int
+    read_ns: int | None = None
+    sent_ns: int | None = None
+    received_ns: int | None = None
+
+
+class LiveSchedule:
+    """Newest first.
+
+    Args:
+        max_hz: most predictions per second. hop_ms: pace of the timer. max_age_ms: a leader silent for longer has
+            lost the lead.
+    """
+
+    def __init__(self, max_hz: float, hop_ms: int, max_age_ms: int) -> None:
+        self.skipped = 0
+        self._interval_ns = int(NS_PER_S / max_hz * _JITTER)
+        self._hop_ns = hop_ms * NS_PER_MS
+        self._max_age_ns = max_age_ms * NS_PER_MS
+        self._heard_ns: dict[str, int] = {}
+        self._pending: Trigger | None = None
+        self._last_ns = 0
+        self._last_made_ns = 0
+
+    def hear(self, message: FeatureWindow, received_ns: int) -> None:
+        """A message was accepted."""
+        if message.modality not in LEADERS:
+            return
+        self._heard_ns[message.modality] = received_ns
+        if message.modality != self._leader(received_ns) or message.t_end_ns <= self._last_ns:
+            return
+        if self._pending is not None:
+            self.skipped += 1
+        self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
+
+    def due(self, now_ns: int) -> Trigger | None:
+        """What to predict now, if anything."""
+        trigger = self._pending
+        if trigger is not None:
+            if trigger.t_end_ns - self._last_ns < self._interval_ns:
+                self._pending = None
+                self.skipped += 1
+                return None
+        elif self._leader(now_ns) is None and now_ns - self._last_made_ns >= self._hop_ns:
+            trigger = Trigger(max(now_ns, self._last_ns + 1))
+        if trigger is None:
+            return None
+        self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
+        return trigger
+
+    def _leader(self, now_ns: int) -> str | None:
+        for modality in LEADERS:
+            if now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns:
+                return modality
+        return None
+
+
+class CompleteSchedule:
+    """Every instant of the leading modality, in order, once all modalities have spoken up to it.
+
+    Args:
+        modalities: those that take part. max_hz: most predictions per second of the clip.
+    """
+
+    def __init__(self, modalities: Collection[str], max_hz: float) -> None:
+        self.skipped = 0
+        self._interval_ns = int(NS_PER_S / max_hz * _JITTER)
+        self._leaders = [m for m in LEADERS if m in modalities] or list(modalities)
+        self._pending: dict[str, deque[Trigger]] = {m: deque() for m in self._leaders}
+        self._ended: set[str] = set()
+        self._last_ns: int | None = None
+
+    def hear(self, message: FeatureWindow, received_ns: int) -> None:
+        """A message was accepted."""
+        if message.modality in self._pending:
+            self._pending[message.modality].append(
+                Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
+            )
+
+    def end(self, modality: str) -> None:
+        """A modality's clip is over."""
+        self._ended.add(modality)
+
+    def due(self, watermarks_ns: Mapping[str, int | None]) -> Trigger | None:
+        """The next instant that everybody has spoken up to; the watermarks are of those that have not ended."""
+        for leader in self._leaders:
+            queue = self._pending[leader]
+            while queue:
+                trigger = queue[0]
+                if self._last_ns is not None and trigger.t_end_ns - self._last_ns < self._interval_ns:
+                    queue.popleft()
+                    continue
+                if any(mark is None or mark < trigger.t_end_ns for mark in watermarks_ns.values()):
+                    return None
+                queue.popleft()
+                self._last_ns = trigger.t_end_ns
+                return trigger
+            if leader not in self._ended:
+                return None
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left and nothing more will come."""
+        return self._ended.issuperset(self._leaders) and not any(self._pending.values())

@@ -1,0 +1,229 @@
+"""Messages to bytes and back, as `stream/protocol.md` specifies them.
+
+Every message is three frames: topic | header | payload. Decoding trusts nothing: whatever does not follow the protocol
+raises `WireError` with a short cause, which the caller counts. Nothing here blocks, logs, or keeps state.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from mien.errors import WireError
+from mien.messages import FeatureWindow, Prediction, Status, Word
+
+VERSION = 1
+VERSION_BYTE = bytes([VERSION])
+
+MAX_ROWS = 4096  # 80 s of audio rows: far more than a worker ever sends at once
+MAX_DIM = 4096
+MAX_PAYLOAD_BYTES = 4 << 20
+MAX_HEADER_BYTES = 256 << 10
+MAX_WORDS = 512
+MAX_WORD_CHARS = 128
+# Years 1970 to about 2242; also keeps every sum of two times inside int64.
+MAX_TIME_NS = (1 << 63) - (1 << 59)
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+Frames = list[bytes]
+_JsonMessage = TypeVar("_JsonMessage", Prediction, Status)
+
+
+class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
+    """The msgpack map of a features message; fields as in `mien.FeatureWindow`."""
+
+    session: str
+    modality: str
+    run: int
+    seq: int
+    t_start_ns: int
+    t_end_ns: int
+    extractor: str
+    rows: int
+    dim: int
+    valid: bytes
+    offsets_us: list[int] | None = None
+    words: list[tuple[str, int, int, bool, float]] = []
+    stamps: dict[str, int] = {}
+
+
+_encode_msgpack = msgspec.msgpack.Encoder().encode
+_decode_features = msgspec.msgpack.Decoder(FeatureHeader).decode
+_encode_json = msgspec.json.Encoder().encode
+_decoders = {Prediction: msgspec.json.Decoder(Prediction), Status: msgspec.json.Decoder(Status)}
+
+
+def topic(kind: str, session: str, part: str = "") -> bytes:
+    """The topic of a message: `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`.
+
+    The slash at the end lets a subscriber ask for one session without also getting those whose names begin alike.
+    """
+    return f"{kind}/{session}/{part}".encode()
+
+
+def even_times_ns(t_start_ns: int, t_end_ns: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Capture times of rows that fill a span evenly, each at the start of its share. Shape (rows,)."""
+    return t_start_ns + np.arange(rows, dtype=np.int64) * ((t_end_ns - t_start_ns) // max(rows, 1))
+
+
+def encode_features(window: FeatureWindow) -> Frames:
+    """A features message. Times are sent only if they are not evenly spaced from `t_start_ns`, in microseconds."""
+    rows, dim = window.values.shape
+    even = np.array_equal(window.times_ns, even_times_ns(window.t_start_ns, window.t_end_ns, rows))
+    header = FeatureHeader(
+        session=window.session,
+        modality=window.modality,
+        run=window.run,
+        seq=window.seq,
+        t_start_ns=window.t_start_ns,
+        t_end_ns=window.t_end_ns,
+        extractor=window.extractor,
+        rows=rows,
+        dim=dim,
+        valid=np.packbits(window.valid, bitorder="little").tobytes(),
+        offsets_us=None if even else ((window.times_ns - window.t_start_ns) // 1000).tolist(),
+        words=[(w.text, w.t_start_ns, w.t_end_ns, w.committed, w.probability) for w in window.words],
+        stamps=window.stamps,
+    )
+    values = np.ascontiguousarray(window.values, dtype="<f4")
+    return [
+        topic("features", window.session, window.modality),
+        VERSION_BYTE + _encode_msgpack(header),
+        values.tobytes(),
+    ]
+
+
+def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
+    """The features of a message.
+
+    Raises:
+        WireError: any deviation from the protocol; its text begins with a cause of one word.
+    """
+    header_bytes, payload = _frames(frames)
+    if len(header_bytes) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
+        raise WireError("oversized: header or payload")
+    try:
+        header = _decode_features(header_bytes)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise WireError(f"malformed: header: {error}") from None
+    _check_header(header)
+    if len(payload) != header.rows * header.dim * 4:
+        raise WireError("truncated: payload does not hold rows x dim float32")
+    if len(header.valid) != (header.rows + 7) // 8:
+        raise WireError("truncated: valid does not hold one bit a row")
+    values = np.frombuffer(payload, "<f4").reshape(header.rows, header.dim)
+    if not np.isfinite(values).all():
+        raise WireError("nonfinite: a value is NaN or infinite")
+    valid = np.unpackbits(np.frombuffer(header.valid, np.uint8), count=header.rows, bitorder="little").astype(bool)
+    return FeatureWindow(
+        session=header.session,
+        modality=header.modality,
+        run=header.run,
+        seq=header.seq,
+        t_start_ns=header.t_start_ns,
+        t_end_ns=header.t_end_ns,
+        extractor=header.extractor,
+        values=values if sys.byteorder == "little" else values.astype(np.float32),
+        valid=valid,
+        times_ns=_times(header),
+        words=tuple(Word(*word) for word in header.words),
+        stamps=header.stamps,
+    )
+
+
+def encode_prediction(prediction: Prediction) -> Frames:
+    """A prediction message."""
+    return [topic("prediction", prediction.session), VERSION_BYTE, _encode_json(prediction)]
+
+
+def decode_prediction(frames: Sequence[bytes]) -> Prediction:
+    """The prediction of a message, or WireError."""
+    return _decode_json(frames, Prediction)
+
+
+def encode_status(status: Status) -> Frames:
+    """A status message."""
+    return [topic("status", status.session, status.worker), VERSION_BYTE, _encode_json(status)]
+
+
+def decode_status(frames: Sequence[bytes]) -> Status:
+    """The status of a message, or WireError."""
+    return _decode_json(frames, Status)
+
+
+def json_schema() -> dict[str, object]:
+    """JSON Schema (2020-12) of the payloads of prediction and status messages."""
+    (prediction, status), components = msgspec.json.schema_components(
+        [Prediction, Status], ref_template="#/$defs/{name}"
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"mien messages, version {VERSION}",
+        "anyOf": [prediction, status],
+        "$defs": components,
+    }
+
+
+def _frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+    if len(frames) != 3:
+        raise WireError(f"malformed: {len(frames)} frames instead of 3")
+    header, payload = frames[1], frames[2]
+    if not header:
+        raise WireError("malformed: empty header")
+    if header[0] != VERSION:
+        raise WireError(f"version: {header[0]}, this mien speaks {VERSION}")
+    return header[1:], payload
+
+
+def _decode_json(frames: Sequence[bytes], kind: type[_JsonMessage]) -> _JsonMessage:
+    _, payload = _frames(frames)
+    if len(payload) > MAX_HEADER_BYTES:
+        raise WireError("oversized: payload")
+    try:
+        message = _decoders[kind].decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed: {error}") from None
+    assert isinstance(message, kind)
+    if not NAME.fullmatch(message.session):
+        raise WireError("malformed: session name")
+    return message
+
+
+def _check_header(header: FeatureHeader) -> None:
+    if not NAME.fullmatch(header.session) or not NAME.fullmatch(header.modality):
+        raise WireError("malformed: session or modality name")
+    if len(header.extractor) > 256 or len(header.stamps) > 16:
+        raise WireError("oversized: extractor or stamps")
+    if not 0 <= header.rows <= MAX_ROWS or not 1 <= header.dim <= MAX_DIM:
+        raise WireError("oversized: rows or dim")
+    if header.seq < 0 or header.run < 0:
+        raise WireError("malformed: negative run or seq")
+    if not 0 <= header.t_start_ns <= header.t_end_ns <= MAX_TIME_NS:
+        raise WireError("time: t_start_ns <= t_end_ns does not hold, or out of range")
+    if any(not 0 <= stamp <= MAX_TIME_NS for stamp in header.stamps.values()):
+        raise WireError("time: a stamp is out of range")
+    if len(header.words) > MAX_WORDS:
+        raise WireError("oversized: words")
+    for text, start_ns, end_ns, _committed, probability in header.words:
+        if len(text) > MAX_WORD_CHARS:
+            raise WireError("oversized: a word")
+        if not 0 <= start_ns <= end_ns <= MAX_TIME_NS:
+            raise WireError("time: of a word")
+        if not 0.0 <= probability <= 1.0:
+            raise WireError("malformed: probability of a word")
+
+
+def _times(header: FeatureHeader) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    if header.offsets_us is None:
+        return even_times_ns(header.t_start_ns, header.t_end_ns, header.rows)
+    if len(header.offsets_us) != header.rows:
+        raise WireError("truncated: offsets_us does not hold one number a row")
+    limit_us = 3_600_000_000
+    if any(abs(offset) > limit_us for offset in header.offsets_us):
+        raise WireError("time: a row is more than an hour from its message")
+    return header.t_start_ns + np.array(header.offsets_us, np.int64).reshape(-1) * 1000
