@@ -30,7 +30,7 @@ def run_module(module: nn.Module, network: Network, inputs: Mapping[str, Array])
         arrays = (inputs[name] if inputs[name].flags.writeable else inputs[name].copy() for name in network.example)
         result: Any = module(*(torch.from_numpy(array) for array in arrays))
     tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-    return {name: tensor.numpy() for name, tensor in zip(network.outputs, tensors, strict=True)}
+    return {name: tensor.float().numpy() for name, tensor in zip(network.outputs, tensors, strict=True)}
 
 
 def make_golden(network: Network, module: nn.Module) -> Golden:

@@ -1,56 +1,13 @@
-"""Small networks with every kind of operator that mien's models are made of."""
+"""Fixtures of the engine tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from mien.engines.base import Network
-
-
-class ConvBiLstm(nn.Module):
-    """Conv1d beside a BiLSTM, a mask, attention pooling and two heads: a CM-MSF in small."""
-
-    def __init__(self, dim: int = 12, width: int = 16) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(dim, width, 3, padding=1)
-        self.lstm = nn.LSTM(dim, width // 2, batch_first=True, bidirectional=True)
-        self.norm = nn.LayerNorm(2 * width)
-        self.score = nn.Linear(2 * width, 1)
-        self.head = nn.Linear(2 * width, 7)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x * mask[..., None]
-        local = nn.functional.gelu(self.conv(x.transpose(1, 2))).transpose(1, 2)
-        rows = self.norm(torch.cat([local, self.lstm(x)[0]], -1))
-        scores = self.score(rows)[..., 0].masked_fill(mask == 0, -1e4)
-        pooled = (rows * torch.softmax(scores, -1)[..., None]).sum(1) * mask.amax(1, keepdim=True)
-        logits = self.head(pooled)
-        return torch.tanh(logits[:, 0]), torch.softmax(logits, -1)
-
-
-def make_network(version: str = "1", seed: int = 0, dynamic: bool = True) -> Network:
-    """A network with seeded weights and examples."""
-
-    def build() -> nn.Module:
-        torch.manual_seed(seed)
-        return ConvBiLstm()
-
-    random = np.random.default_rng(seed)
-    mask = np.ones((1, 10), np.float32)
-    mask[:, 7:] = 0
-    return Network(
-        name="small",
-        version=version,
-        build=build,
-        example={"x": random.standard_normal((1, 10, 12)).astype(np.float32), "mask": mask},
-        outputs=("sentiment", "emotions"),
-        dynamic={name: {0: "batch"} for name in ("x", "mask", "sentiment", "emotions")} if dynamic else {},
-    )
+from tests.engines.networks import make_network
 
 
 @pytest.fixture
