@@ -27,8 +27,10 @@ import platformdirs
 
 from mien.asset_manifest import ASSETS, Asset
 from mien.asset_source import Progress, SourceUnavailableError, from_package, from_publisher
-from mien.config import AssetsConfig
+from mien.config import AssetsConfig, Config
 from mien.errors import AssetError
+
+__all__ = ["ASSETS", "Asset", "AssetStatus", "asset_path", "cache_folder", "fetch", "needed", "status"]
 
 _DEFAULTS = AssetsConfig()
 _STAMP = ".verified"
@@ -47,6 +49,18 @@ class AssetStatus:
 def cache_folder(config: AssetsConfig = _DEFAULTS) -> Path:
     """The folder that holds a folder for each asset."""
     return Path(config.cache).expanduser() if config.cache else platformdirs.user_cache_path("mien") / "assets"
+
+
+def needed(config: Config) -> list[str]:
+    """Names of the assets that a session with this configuration opens."""
+    names = []
+    if config.video.source != "none":
+        names.append("face-landmarker")
+    if config.audio.source != "none" and config.text.asr != "none":
+        # Other models than these are folders of the user's own.
+        names.extend(name for name in (f"whisper-{config.text.asr}",) if name in ASSETS)
+        names.append("minilm-l6-v2")
+    return names
 
 
 def asset_path(
@@ -77,10 +91,12 @@ def asset_path(
     return fetch(name, config, progress, manifest)
 
 
-def status(name: str, config: AssetsConfig = _DEFAULTS, manifest: Mapping[str, Asset] = ASSETS) -> AssetStatus:
+def status(
+    name: str, config: AssetsConfig = _DEFAULTS, manifest: Mapping[str, Asset] = ASSETS, *, thorough: bool = False
+) -> AssetStatus:
     """Whether an asset is here, complete and right. Fetches nothing.
 
-    Hashes are computed anew only when a file changed since it was last found right.
+    Hashes of cached files are computed anew only when a file changed since it was last found right, or if `thorough`.
 
     Raises:
         AssetError: no such asset.
@@ -100,7 +116,7 @@ def status(name: str, config: AssetsConfig = _DEFAULTS, manifest: Mapping[str, A
         lacks = "is not there" if len(absent) == len(asset.files) else f"lacks {', '.join(absent)}"
         return AssetStatus(asset, path, "missing", f"{path} {lacks}")
     try:
-        if explicit is None and _stamp(asset, folder) == _read_stamp(folder):
+        if not thorough and explicit is None and _stamp(asset, folder) == _read_stamp(folder):
             return AssetStatus(asset, path, "ok")
         problem = _mismatch(asset, folder, names)
     except OSError as error:

@@ -1,0 +1,53 @@
+# What one can do with a checkout. Every target sets up what it needs first; a second time that takes no time.
+#
+#   make demo [SECONDS=30] [HEADLESS=1] [ARGS=...]   predictions from your camera and microphone, or from the sample
+#   make test [ARGS=...]                             all tests that need no GPU
+#
+# PYTHON=... names another interpreter.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check bench test-gpu test-tensorrt clean
+
+BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest
+export PYTHON
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+demo:  ## predictions from camera and microphone, or from the built-in sample (SECONDS=30 HEADLESS=1)
+	@sh scripts/setup.sh live
+	@$(BIN)/mien assets --quiet
+	@$(BIN)/mien demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter-out 0,$(HEADLESS)),--headless) $(ARGS)
+
+test:  ## all tests that need no GPU
+	@sh scripts/setup.sh dev
+	@$(BIN)/mien assets --quiet
+	$(PYTEST) -m "not gpu" --ignore tests/engines/tensorrt $(ARGS)
+
+lint:  ## style and formatting
+	@sh scripts/setup.sh dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:  ## mypy, strict, on the packages as they are installed
+	@sh scripts/setup.sh dev
+	@sh scripts/types.sh
+
+check: lint types test  ## lint, types and tests
+
+bench:  ## the benchmark of a paced stream on this machine (ARGS="single", "engines", ...)
+	@sh scripts/setup.sh live
+	@$(BIN)/mien bench $(or $(ARGS),paced)
+
+test-gpu:  ## tests that need an NVIDIA GPU; visibly skipped without one
+	@sh scripts/setup.sh dev
+	$(PYTEST) -m gpu $(ARGS)
+
+test-tensorrt:  ## TensorRT engines built and checked, without a GPU, in an environment of their own
+	@sh scripts/setup.sh tensorrt-rtx,dev .venv-tensorrt
+	.venv-tensorrt/bin/python -m pytest tests/engines/tensorrt -m "not gpu" $(ARGS)
+
+clean:  ## remove what these targets made, environments too
+	rm -rf .venv .venv-* build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src stream models engines tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

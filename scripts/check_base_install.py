@@ -1,0 +1,34 @@
+"""Check an environment that has mien's base install and nothing else: what a subscriber needs, and nothing heavy."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("torch", "cv2", "mediapipe", "faster_whisper", "onnxruntime", "transformers", "librosa", "sounddevice")
+
+
+def main() -> None:
+    """Import mien, run its command, and look for what must not be there."""
+    present = [name for name in HEAVY if importlib.util.find_spec(name)]
+    if present:
+        sys.exit(f"the base install brings {', '.join(present)}")
+    import mien
+    from mien.stream import subscriber
+
+    if Path(sys.prefix) not in Path(mien.__file__).parents:
+        sys.exit(f"mien comes from {mien.__file__}, not from this environment")
+    folder = Path(subscriber.__file__).parent
+    if not (folder / "protocol.md").is_file():
+        sys.exit("the wheel lacks stream/protocol.md")
+    if not list((folder.parent / "models" / "weights").glob("*.safetensors")):
+        sys.exit("the wheel lacks the default weights")
+    for arguments in (["--help"], ["--version"], ["doctor"]):
+        subprocess.run(["mien", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=60)
+    print(f"mien {mien.__version__}: base install is complete, and has none of {', '.join(HEAVY)}")
+
+
+if __name__ == "__main__":
+    main()
