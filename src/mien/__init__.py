@@ -1,6 +1,9 @@
 """mien: real-time streaming emotion recognition from face, voice and words.
 
+Subscribing to a running session:
+
     import mien
+
     for prediction in mien.subscribe("tcp://127.0.0.1:5560"):
         print(prediction.sentiment, prediction.top_emotion)
 """
