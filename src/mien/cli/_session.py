@@ -1,0 +1,225 @@
+"""Running a session from the terminal: start, show, end, sum up. Shared by `mien run` and `mien demo`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+
+from mien.cli import _view
+from mien.messages import Prediction
+from mien.stream.session import Session
+from mien.stream.subscriber import Subscriber
+from mien.stream.summary import STAGES, Summary
+from mien.stream.supervisor import Supervisor
+
+_FRAME_S = 0.1
+
+
+class Output(Enum):
+    """How predictions are shown."""
+
+    VIEW = "view"
+    LINES = "lines"
+    JSON = "json"
+
+
+def run_session(
+    session: Session, *, badge: str, seconds: float | None, output: Output, summary_path: Path | None = None
+) -> Summary:
+    """Run a session until its clips end, `seconds` have passed, or Ctrl-C; then print its summary.
+
+    Predictions go to standard output; everything else to standard error.
+
+    Raises:
+        MienError: a process could not start, or died and cannot be replaced.
+    """
+    console = Console(stderr=True, highlight=False)
+    for note in session.notes:
+        console.print(f"[yellow]{note}[/]")
+    stopping = threading.Event()
+    with _signals(stopping):
+        supervisor = Supervisor(session)
+        summary = Summary()
+        try:
+            supervisor.launch()
+            if _wait_ready(supervisor, stopping, console):
+                with Subscriber(session.config.bus.endpoint(), session=session.config.session) as subscriber:
+                    _await_subscription(subscriber, stopping)
+                    supervisor.start()
+                    show = _Show(session, badge, output, summary)
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds)
+        finally:
+            supervisor.stop()
+    if supervisor.model:
+        print_summary(summary, supervisor, console)
+    if summary_path is not None:
+        summary_path.write_text(json.dumps(summary.to_dict() | {"model": supervisor.model}, indent=2) + "\n")
+    return summary
+
+
+class _Show:
+    """Shows predictions as they come."""
+
+    def __init__(self, session: Session, badge: str, output: Output, summary: Summary) -> None:
+        self.notes_console = Console(stderr=True, highlight=False)
+        self._session = session
+        self._badge = badge
+        self._output = output
+        self._summary = summary
+        self._last: Prediction | None = None
+        self._heard_s = self._drawn_s = time.monotonic()
+        self._live = Live(console=Console(), auto_refresh=False, transient=False) if output is Output.VIEW else None
+
+    def __enter__(self) -> _Show:
+        if self._live is not None:
+            self._live.start()
+            self.notes_console = self._live.console
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, prediction: Prediction) -> None:
+        """Take in a prediction; JSON lines are written at once."""
+        self._last, self._heard_s = prediction, time.monotonic()
+        if self._output is Output.JSON:
+            sys.stdout.buffer.write(msgspec.json.encode(prediction) + b"\n")
+            sys.stdout.buffer.flush()
+
+    def refresh(self) -> None:
+        """Draw, if it is time to."""
+        now_s = time.monotonic()
+        interval_s = 1.0 if self._output is Output.LINES else _FRAME_S
+        if now_s - self._drawn_s < interval_s:
+            return
+        self._drawn_s = now_s
+        if self._live is not None:
+            total = self._summary.stages["total"]
+            self._live.update(
+                _view.render(
+                    self._last,
+                    self._summary.statuses,
+                    badge=self._badge,
+                    label=self._session.label,
+                    per_second=self._summary.predictions_per_s,
+                    p99_ms=total.percentile_ms(99) if total.count else None,
+                    silent_s=now_s - self._heard_s,
+                ),
+                refresh=True,
+            )
+        elif self._output is Output.LINES and self._last is not None:
+            print(_view.line(self._last), flush=True)
+
+
+def _wait_ready(supervisor: Supervisor, stopping: threading.Event, console: Console) -> bool:
+    with console.status("starting") as spinner:
+        ready = threading.Event()
+
+        def describe() -> None:
+            while not ready.wait(0.2):
+                spinner.update("loading " + ", ".join(supervisor.waiting_for()))
+
+        thread = threading.Thread(target=describe, daemon=True)
+        thread.start()
+        try:
+            return supervisor.wait_ready(stopping)
+        finally:
+            ready.set()
+            thread.join()
+
+
+def _await_subscription(subscriber: Subscriber, stopping: threading.Event, timeout_s: float = 5.0) -> None:
+    """Until inference has answered our subscription with its last status: from then on nothing is missed."""
+    until_s = time.monotonic() + timeout_s
+    while "inference" not in subscriber.statuses and not stopping.is_set() and time.monotonic() < until_s:
+        subscriber.wait(0.02)
+
+
+def _follow(
+    supervisor: Supervisor,
+    subscriber: Subscriber,
+    show: _Show,
+    summary: Summary,
+    stopping: threading.Event,
+    seconds: float | None,
+) -> None:
+    began_s = time.monotonic()
+    with show:
+        while not stopping.is_set():
+            supervisor.tend()
+            for note in supervisor.take_notes():
+                show.notes_console.print(f"[yellow]{note}[/]")
+            predictions = subscriber.wait(0.05)
+            now_ns = supervisor.clock.now_ns()
+            for prediction in predictions:
+                summary.add(prediction, now_ns)
+                show.add(prediction)
+            summary.lost = subscriber.lost
+            for status in list(subscriber.statuses.values()):
+                summary.add_status(status)
+            show.refresh()
+            if supervisor.ended and not predictions:
+                break
+            if seconds is not None and time.monotonic() - began_s >= seconds:
+                break
+
+
+@contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the session in order instead of in the middle of something."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_summary(summary: Summary, supervisor: Supervisor, console: Console) -> None:
+    """The run in numbers, for people."""
+    figures: dict[str, Any] = summary.to_dict()
+    console.print()
+    console.print(
+        f"[bold]{figures['predictions']} predictions in {figures['seconds']:.1f} s "
+        f"= {figures['predictions_per_s']:.1f}/s[/]"
+        + (f", {figures['abstained']} abstained" if figures["abstained"] else "")
+        + f"   {supervisor.model}"
+    )
+    if supervisor.session.config.clip.fast:
+        console.print(f"played {figures['clip_seconds']:.1f} s of the clip, every instant predicted")
+    latency = figures["latency_ms"]
+    if latency:
+        console.print("latency in ms; total = frame read to prediction published", style="dim")
+        for stage in STAGES:
+            if stage in latency:
+                p = latency[stage]
+                row = "  ".join(f"{k} {p[k]:7.1f}" for k in ("p50", "p90", "p99", "max"))
+                console.print(f"  {stage:<10} {row}", style="bold" if stage == "total" else "")
+    lag = figures["committed_word_lag_ms"]
+    if lag:
+        console.print(f"  words committed after  p50 {lag['p50']:.0f}  p90 {lag['p90']:.0f} ms  ({lag['n']} words)")
+    asr = figures["asr"]
+    if asr:
+        facts = "  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in asr.items())
+        console.print(f"  speech recognition  {facts}")
+    for worker, process in figures["processes"].items():
+        cpu = "  cpu     –" if process["cpu_percent"] is None else f"  cpu {process['cpu_percent']:5.1f} %"
+        error = f"  {process['last_error']}" if process["last_error"] else ""
+        console.print(f"  {worker:<10}{cpu}  memory {process['rss_mb']:6.1f} MB{error}", markup=False)
+    drops = "  ".join(f"{cause} {count}" for cause, count in figures["drops"].items())
+    console.print(f"  drops  {drops or 'none'}")

@@ -1,0 +1,40 @@
+"""`mien capture`: one capture worker, by itself or under a supervisor."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Worker(StrEnum):
+    """Capture workers."""
+
+    video = "video"
+    audio = "audio"
+    text = "text"
+
+
+def command(
+    worker: Annotated[Worker, typer.Argument(help="What to capture.")],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    source: Annotated[str | None, typer.Option(help="Camera, microphone, URL or file.")] = None,
+    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Capture one modality and publish its features, until Ctrl-C."""
+    from mien.stream.capture import capture
+    from mien.stream.process import run_alone, run_supervised
+
+    if supervised:
+        run_supervised(lambda control: capture(worker.value, control))
+        return
+    from mien.config import load_config
+
+    section = "video" if worker is Worker.video else "audio"
+    settings = load_config(config, {f"{section}.source": source, "bus.port": port, "session": session})
+    typer.echo(f"publishing {worker.value} features on {settings.bus.endpoint(worker.value)}; Ctrl-C ends", err=True)
+    run_alone(settings, lambda control: capture(worker.value, control))

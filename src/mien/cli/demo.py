@@ -1,0 +1,41 @@
+"""`mien demo`: the camera and the microphone, or the built-in sample where there is neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SAMPLE = Path(__file__).resolve().parent.parent / "sample.mp4"
+
+
+def command(
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
+    headless: Annotated[bool, typer.Option("--headless", help="Print lines instead of the live view.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Play the sample even if there is a camera.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
+    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
+) -> None:
+    """See your own face, voice and words become a rolling prediction."""
+    import sys
+
+    from mien.cli._session import Output, run_session
+    from mien.config import load_config
+    from mien.stream.session import find_camera, find_microphone, plan_session
+
+    devices = not sample and (find_camera() or find_microphone())
+    overrides: dict[str, object] = {"bus.port": port}
+    if not devices:
+        if not sample:
+            typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
+        overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
+    output = Output.JSON if as_json else Output.LINES if headless or not sys.stdout.isatty() else Output.VIEW
+    run_session(
+        plan_session(load_config(None, overrides)),
+        badge="LIVE" if devices else "SAMPLE",
+        seconds=seconds,
+        output=output,
+        summary_path=summary,
+    )

@@ -1,0 +1,38 @@
+"""`mien infer`: the inference process, by itself or under a supervisor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A .safetensors checkpoint.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
+    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Turn the features that capture workers publish into predictions, until Ctrl-C."""
+    from mien.stream.inference import infer
+    from mien.stream.process import run_alone, run_supervised
+
+    if supervised:
+        run_supervised(infer)
+        return
+    from mien.config import load_config
+
+    settings = load_config(
+        config,
+        {
+            "inference.checkpoint": checkpoint,
+            "inference.engine": engine,
+            "bus.port": port,
+            "session": session,
+        },
+    )
+    typer.echo(f"publishing predictions on {settings.bus.endpoint()}; Ctrl-C ends", err=True)
+    run_alone(settings, infer)

@@ -1,0 +1,53 @@
+"""`mien run`: the whole pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")] = None,
+    mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Play a file's picture and sound instead of the devices.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Play the clip as fast as possible, without a drop.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Play the clip again and again.")] = False,
+    asr: Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language that is spoken, for instance en.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A .safetensors checkpoint.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
+    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")] = False,
+    summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
+) -> None:
+    """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""
+    import sys
+
+    from mien.cli._session import Output, run_session
+    from mien.config import load_config
+    from mien.stream.session import plan_session
+
+    settings = load_config(
+        config,
+        {
+            "video.source": camera or clip,
+            "audio.source": mic or clip,
+            "clip.fast": fast or None,
+            "clip.loop": loop or None,
+            "text.asr": asr,
+            "text.language": language,
+            "inference.checkpoint": checkpoint,
+            "inference.engine": engine,
+            "bus.port": port,
+            "session": session,
+        },
+    )
+    output = Output.JSON if as_json else Output.LINES if quiet or not sys.stdout.isatty() else Output.VIEW
+    badge = "CLIP" if clip else "LIVE"
+    run_session(plan_session(settings), badge=badge, seconds=seconds, output=output, summary_path=summary)

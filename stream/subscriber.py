@@ -1,0 +1,161 @@
+"""Subscribing to a running mien, here or from your own program.
+
+for prediction in mien.subscribe():
+    print(prediction.sentiment, prediction.top_emotion)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+
+import zmq
+
+from mien.errors import BusError, WireError
+from mien.messages import Prediction, Status
+from mien.stream.bus import Receiver
+from mien.stream.wire import decode_prediction, decode_status, topic
+
+DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
+
+
+class Subscriber:
+    """A connection to a mien that runs, will run, or comes and goes.
+
+    Args:
+        endpoint: where the inference process publishes.
+        session: one session's name; None for all.
+        newest_only: skip to the newest prediction whenever several wait; the skipped ones are counted.
+
+    Attributes:
+        lost: predictions that never arrived, known from gaps in their numbers.
+        skipped: predictions that were passed over because newer ones waited.
+        refused: messages that broke the protocol, by cause.
+        statuses: the newest status of each process, by worker.
+
+    Raises:
+        BusError: `endpoint` is not an address.
+    """
+
+    def __init__(
+        self, endpoint: str = DEFAULT_ENDPOINT, *, session: str | None = None, newest_only: bool = False
+    ) -> None:
+        prefixes = (
+            (b"prediction/", b"status/")
+            if session is None
+            else (topic("prediction", session), topic("status", session))
+        )
+        self.lost = 0
+        self.skipped = 0
+        self.refused: Counter[str] = Counter()
+        self.statuses: dict[str, Status] = {}
+        self._receiver = Receiver(endpoint, prefixes, high_water_mark=256)
+        self._newest_only = newest_only
+        self._newest: dict[str, tuple[int, int]] = {}
+
+    def wait(self, timeout_s: float) -> list[Prediction]:
+        """The predictions that have arrived, oldest first; empty if none came within `timeout_s`."""
+        until_s = time.monotonic() + timeout_s
+        while True:
+            predictions = self.poll()
+            left_s = until_s - time.monotonic()
+            if predictions or left_s <= 0:
+                return predictions
+            self._receiver.socket.poll(max(int(left_s * 1000), 1), zmq.POLLIN)
+
+    def poll(self) -> list[Prediction]:
+        """The predictions that have arrived, without waiting."""
+        predictions: list[Prediction] = []
+        for frames in self._receiver.drain():
+            try:
+                if frames[0].startswith(b"status/"):
+                    status = decode_status(frames)
+                    self.statuses[status.worker] = status
+                    continue
+                prediction = decode_prediction(frames)
+            except WireError as error:
+                self.refused[str(error).split(":")[0]] += 1
+                continue
+            if self._is_new(prediction):
+                predictions.append(prediction)
+        if self._newest_only and len(predictions) > 1:
+            self.skipped += len(predictions) - 1
+            return predictions[-1:]
+        return predictions
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._receiver.close()
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _is_new(self, prediction: Prediction) -> bool:
+        """False for a last value that was sent again; counts gaps within a run."""
+        run, seq = self._newest.get(prediction.session, (-1, -1))
+        if prediction.run == run:
+            if prediction.seq <= seq:
+                return False
+            self.lost += prediction.seq - seq - 1
+        self._newest[prediction.session] = (prediction.run, prediction.seq)
+        return True
+
+
+def subscribe(
+    endpoint: str = DEFAULT_ENDPOINT,
+    *,
+    session: str | None = None,
+    newest_only: bool = False,
+    timeout_s: float | None = None,
+) -> Iterator[Prediction]:
+    """Predictions as they come, for ever; it reconnects by itself when mien is restarted.
+
+    Args:
+        endpoint, session, newest_only: as for `Subscriber`.
+        timeout_s: give up when nothing has come for so long; None waits for ever.
+
+    Raises:
+        BusError: nothing came within `timeout_s`.
+    """
+    with Subscriber(endpoint, session=session, newest_only=newest_only) as subscriber:
+        heard_s = time.monotonic()
+        while True:
+            for prediction in subscriber.wait(0.25):
+                heard_s = time.monotonic()
+                yield prediction
+                heard_s = max(heard_s, time.monotonic())
+            if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
+                raise BusError(f"nothing came from {endpoint} for {timeout_s:g} s; is `mien run` up, and on that port?")
+
+
+async def subscribe_async(
+    endpoint: str = DEFAULT_ENDPOINT,
+    *,
+    session: str | None = None,
+    newest_only: bool = False,
+    timeout_s: float | None = None,
+) -> AsyncIterator[Prediction]:
+    """`subscribe` for asyncio, on any event loop."""
+    with Subscriber(endpoint, session=session, newest_only=newest_only) as subscriber:
+        heard_s = time.monotonic()
+        while True:
+            predictions = subscriber.poll()
+            if not predictions:
+                # A poll costs 2 us; waiting on the socket's descriptor does not work on every event loop (Windows).
+                await asyncio.sleep(0.002)
+                if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
+                    raise BusError(
+                        f"nothing came from {endpoint} for {timeout_s:g} s; is `mien run` up, and on that port?"
+                    )
+                continue
+            for prediction in predictions:
+                yield prediction
+            heard_s = time.monotonic()
