@@ -1,0 +1,248 @@
+"""The voice: 50 rows a second of what emotion in speech is heard by.
+
+A row k speaks for the samples [320 k, 320 (k + 1)) and is made from a window around their centre, so it is ready
+22 ms after they are. Silence is masked, never a made-up zero: `valid` follows the voice activity with hysteresis.
+The same extractor makes training data from files; in whatever chunks the sound comes, the rows are the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from mien.clock import Clock
+from mien.config import Config
+from mien.messages import Bool, Float32, ModalitySpec
+from mien.stream.modality import Health, Modality, Rows
+from mien.stream.pitch import FLOOR, SPAN, yin
+from mien.stream.slots import SlotClock
+from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
+from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.voice_activity import FRAME, Hangover, VoiceActivity
+
+RATE_HZ = 50
+HOP = SAMPLE_RATE // RATE_HZ  # 320 samples
+N_FFT = 512  # 32 ms: harmonics of a low voice are still apart
+N_MELS = 64
+CENTRE = HOP // 2
+BEFORE = SPAN // 2 - CENTRE  # 352 samples before its span, and as many after, that a row needs
+
+F0_REFERENCE_HZ = 150.0  # pitch is given in octaves from here
+VOICED = 0.5  # periodicity from which a pitch is believed
+
+ENERGY, F0, PERIODICITY, ZCR, VAD = range(N_MELS, N_MELS + 5)  # columns after the log-mel bands
+SPEC = ModalitySpec(
+    name="audio", dim=N_MELS + 5, rate_hz=RATE_HZ, steps=250, extractor="mien-audio-1/mel64-yin-silero6"
+)
+
+BLOCK = 256  # rows computed together; bounds memory on whole files
+
+
+def mel_filters() -> Float32:
+    """Slaney's mel filter bank with area normalisation (Auditory Toolbox, 1998): shape (N_MELS, N_FFT // 2 + 1).
+
+    Equal to `librosa.filters.mel(sr=16000, n_fft=512, n_mels=64)`.
+    """
+    log_step = np.log(6.4) / 27.0
+    top = 15.0 + np.log(SAMPLE_RATE / 2 / 1000.0) / log_step
+    mels = np.linspace(0.0, top, N_MELS + 2)
+    edges = np.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * np.exp(log_step * (mels - 15.0)))
+    bins = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    filters: Float32 = (triangles * 2.0 / (edges[2:] - edges[:-2])[:, None]).astype(np.float32)
+    return filters
+
+
+class AudioRows(NamedTuple):
+    """`values` (n, SPEC.dim) float32, finite; `valid` (n,): voice active."""
+
+    values: Float32
+    valid: Bool
+
+
+class AudioExtractor:
+    """Sound to rows. Push samples in any chunking; the rows come as soon as their windows are complete.
+
+    Columns: 64 log-mel bands (natural log of power), log energy, pitch in octaves from 150 Hz (unvoiced: the last
+    one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech.
+    """
+
+    def __init__(self) -> None:
+        self._vad = VoiceActivity()
+        self._hangover = Hangover()
+        self._filters = mel_filters()
+        self._window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new stream: the next sample is sample 0 of row 0."""
+        self._vad.reset()
+        self._samples = np.zeros(BEFORE, np.float32)  # from `BEFORE` samples before the next row's span
+        self._unheard = np.zeros(0, np.float32)  # samples that the VAD has not seen
+        self._speech: list[float] = []  # per VAD frame from `_speech_begin` on
+        self._speech_begin = 0
+        self._count = 0  # samples pushed
+        self._row = 0  # rows made
+        self._f0 = 0.0
+        self._hangover.reset()
+
+    def push(self, samples: Float32) -> AudioRows:
+        """Add samples, shape (n,), mono 16 kHz, finite; the rows that are complete now, perhaps none."""
+        self._count += len(samples)
+        self._samples = np.concatenate([self._samples, samples])
+        self._listen(samples)
+        return self._make(max(0, (len(self._samples) - SPAN) // HOP + 1))
+
+    def finish(self) -> AudioRows:
+        """The rows whose span is complete but whose window reaches beyond the end, as if silence followed."""
+        rows = self._count // HOP - self._row
+        padding = np.zeros(BEFORE + FRAME, np.float32)
+        self._samples = np.concatenate([self._samples, padding])
+        self._listen(padding)
+        return self._make(max(0, rows))
+
+    def extract(self, samples: Float32) -> AudioRows:
+        """All rows of a whole recording: n = len(samples) // 320."""
+        self.reset()
+        first, last = self.push(samples), self.finish()
+        return AudioRows(np.concatenate([first.values, last.values]), np.concatenate([first.valid, last.valid]))
+
+    def _listen(self, samples: Float32) -> None:
+        unheard = np.concatenate([self._unheard, samples])
+        whole = len(unheard) // FRAME * FRAME
+        for begin in range(0, whole, FRAME):  # one at a time: a batch would give other bits
+            self._speech.append(self._vad(unheard[begin : begin + FRAME]))
+        self._unheard = unheard[whole:]
+
+    def _make(self, count: int) -> AudioRows:
+        values = np.empty((count, SPEC.dim), np.float32)
+        if count:
+            frames = sliding_window_view(self._samples, SPAN)[::HOP]
+            for begin in range(0, count, BLOCK):
+                end = min(begin + BLOCK, count)
+                values[begin:end, : PERIODICITY + 2] = self._acoustics(frames[begin:end])
+        centres = np.arange(self._row, self._row + count) * HOP + CENTRE
+        heard = centres // FRAME - self._speech_begin
+        values[:, VAD] = np.asarray(self._speech, np.float32)[heard] if count else 0.0
+        valid = self._hangover(values[:, VAD])
+        self._samples = self._samples[count * HOP :].copy()
+        self._row += count
+        keep = (self._row * HOP + CENTRE) // FRAME
+        del self._speech[: keep - self._speech_begin]
+        self._speech_begin = max(keep, self._speech_begin)
+        return AudioRows(values, valid)
+
+    def _acoustics(self, frames: Float32) -> Float32:
+        """Frames (n, SPAN) to columns up to the zero-crossing rate. Row by row arithmetic: no BLAS, whose bits
+        depend on how many rows there are."""
+        rows = np.empty((len(frames), ZCR + 1), np.float32)
+        middle = frames[:, (SPAN - N_FFT) // 2 : (SPAN + N_FFT) // 2]
+        spectrum = np.fft.rfft(middle * self._window)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        rows[:, :N_MELS] = np.log(np.einsum("tf,mf->tm", power, self._filters) + FLOOR)
+        rows[:, ENERGY] = np.log(np.mean(middle * middle, axis=1) + FLOOR)
+        f0, periodicity = yin(frames)
+        octaves = np.log2(f0 / F0_REFERENCE_HZ)
+        known = np.concatenate([[True], periodicity >= VOICED])
+        last = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))
+        held = np.concatenate([np.float32([self._f0]), octaves])[last]
+        self._f0 = float(held[-1])
+        rows[:, F0], rows[:, PERIODICITY] = held[1:], periodicity
+        rows[:, ZCR] = np.mean(np.signbit(middle[:, 1:]) != np.signbit(middle[:, :-1]), axis=1)
+        return rows
+
+
+class Audio(Modality):
+    """A microphone or a clip's sound, and its rows. One message per chunk of sound."""
+
+    spec = SPEC
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._source: AudioSource | None = None
+        self._slots = SlotClock(SPEC.rate_hz)
+        self._pushed = self._made = 0  # samples and rows of the present stretch without a hole
+        self._begin_ns = 0  # capture time of its first sample
+        self._sent_ns = 0  # end of the last message
+        self._level_db: float | None = None
+        self._voice = False
+
+    def prepare(self) -> None:
+        self._extractor = AudioExtractor()
+        self._source = open_audio(self._config, self._clock)
+
+    def start(self, start_ns: int) -> None:
+        assert self._source is not None, "prepare() comes first"
+        self._sent_ns = start_ns
+        self._source.start(start_ns)
+
+    def rows(self) -> Iterator[Rows | None]:
+        source = self._source
+        assert source is not None, "prepare() comes first"
+        while not source.ended:
+            chunk = source.read(timeout=0.1)
+            if chunk is None:
+                if not source.ended:
+                    yield None
+                continue
+            if not chunk.continuous:
+                self._extractor.reset()
+                self._pushed = self._made = 0
+            # From the newest chunk, since a device's times follow the session's clock while the samples count on.
+            self._begin_ns = chunk.t_start_ns - self._pushed * NS_PER_SAMPLE
+            self._pushed += len(chunk.samples)
+            power = float(np.mean(chunk.samples.astype(np.float64) ** 2))
+            self._level_db = round(10.0 * float(np.log10(power + FLOOR)), 1)
+            yield self._place(self._extractor.push(chunk.samples), chunk.read_ns)
+        yield self._place(self._extractor.finish(), self._sent_ns)
+
+    def health(self) -> Health:
+        source = self._source
+        if source is None:
+            return Health(state="starting")
+        return Health(
+            state=source.state,
+            drops=dict(source.drops),
+            last_error=source.error,
+            detail={
+                "source": source.name,
+                "level_db": self._level_db,
+                "voice": self._voice,
+                "realigned_rows": self._slots.slips,
+            },
+        )
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
+    def _place(self, made: AudioRows, read_ns: int) -> Rows | None:
+        """Rows at the centres of their slots; None if there are none yet."""
+        count = len(made.values)
+        centres = (np.arange(self._made, self._made + count) * HOP + CENTRE) * NS_PER_SAMPLE
+        index, slots = self._slots.place(self._begin_ns + centres)
+        self._made += count
+        if not len(slots):
+            return None
+        valid = made.valid[index]
+        self._voice = bool(valid[-1])
+        t_start_ns, self._sent_ns = self._sent_ns, int(slots[-1] + 1) * self._slots.slot_ns
+        return Rows(
+            t_start_ns=min(t_start_ns, int(slots[0]) * self._slots.slot_ns),
+            t_end_ns=self._sent_ns,
+            values=made.values[index],
+            valid=valid,
+            times_ns=slots * self._slots.slot_ns + self._slots.slot_ns // 2,
+            stamps={"read": read_ns},
+        )
+
+
+def create(config: Config, clock: Clock) -> Modality:
+    """The audio modality, not yet prepared."""
+    return Audio(config, clock)
