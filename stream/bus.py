@@ -57,7 +57,7 @@ class Publisher:
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self._lossless = lossless
-        self.socket = zmq.Context.instance().socket(zmq.XPUB)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
         self.socket.setsockopt(zmq.LINGER, 200)
         self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
@@ -137,7 +137,7 @@ class Receiver:
 
     def __init__(self, endpoint: str, prefixes: tuple[bytes, ...], high_water_mark: int = 64) -> None:
         self.endpoint = endpoint
-        self.socket = zmq.Context.instance().socket(zmq.SUB)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVHWM, high_water_mark)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)

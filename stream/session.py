@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def is_clip(source: str) -> bool:
 
 def find_camera() -> bool:
     """Whether this machine has a camera."""
-    if sys.platform.startswith("linux"):
+    if platform.system() == "Linux":
         return any(Path("/dev").glob("video*"))
     import cv2
 

@@ -35,7 +35,7 @@ class Histogram:
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= rank:
-                return min(_SMALLEST_MS * _RATIO ** (bucket + 0.5), self.max_ms)
+                return min(_SMALLEST_MS * math.pow(_RATIO, bucket + 0.5), self.max_ms)
         return math.nan
 
     def to_dict(self) -> dict[str, float]:

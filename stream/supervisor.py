@@ -1,11 +1,12 @@
 """Starts a session's processes, keeps them running, and ends them all.
 
-Each process is this very program, started anew (`python -m mien capture video --supervised`), so it is the same on every
-system and nothing is inherited by accident. Two pipes tie it to us, see `mien.stream.process`.
+Each process is this very program, started anew (`python -m mien capture video --supervised`): the same on every system,
+and nothing is inherited by accident. Two pipes tie it to us, see `mien.stream.process`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -91,18 +92,14 @@ class Child:
         """Let go of the process: it ends by itself, with time to say goodbye."""
         stdin = self.process.stdin
         if stdin is not None and not stdin.closed:
-            try:
+            with contextlib.suppress(OSError):
                 stdin.close()
-            except OSError:
-                pass
 
     def _tell(self, line: str) -> None:
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(OSError, ValueError):  # it is gone; its exit is an event of its own
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-        except (OSError, ValueError):
-            pass  # it is gone; its exit is an event of its own
 
     def _follow(self) -> None:
         assert self.process.stdout is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -55,7 +55,8 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 _decode_features = msgspec.msgpack.Decoder(FeatureHeader).decode
 _encode_json = msgspec.json.Encoder().encode
-_decoders = {Prediction: msgspec.json.Decoder(Prediction), Status: msgspec.json.Decoder(Status)}
+_decode_prediction_json = msgspec.json.Decoder(Prediction).decode
+_decode_status_json = msgspec.json.Decoder(Status).decode
 
 
 def topic(kind: str, session: str, part: str = "") -> bytes:
@@ -143,7 +144,7 @@ def encode_prediction(prediction: Prediction) -> Frames:
 
 def decode_prediction(frames: Sequence[bytes]) -> Prediction:
     """The prediction of a message, or WireError."""
-    return _decode_json(frames, Prediction)
+    return _decode_json(frames, _decode_prediction_json)
 
 
 def encode_status(status: Status) -> Frames:
@@ -153,7 +154,7 @@ def encode_status(status: Status) -> Frames:
 
 def decode_status(frames: Sequence[bytes]) -> Status:
     """The status of a message, or WireError."""
-    return _decode_json(frames, Status)
+    return _decode_json(frames, _decode_status_json)
 
 
 def json_schema() -> dict[str, object]:
@@ -180,15 +181,14 @@ def _frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
     return header[1:], payload
 
 
-def _decode_json(frames: Sequence[bytes], kind: type[_JsonMessage]) -> _JsonMessage:
+def _decode_json(frames: Sequence[bytes], decode: Callable[[bytes], _JsonMessage]) -> _JsonMessage:
     _, payload = _frames(frames)
     if len(payload) > MAX_HEADER_BYTES:
         raise WireError("oversized: payload")
     try:
-        message = _decoders[kind].decode(payload)
+        message = decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"malformed: {error}") from None
-    assert isinstance(message, kind)
     if not NAME.fullmatch(message.session):
         raise WireError("malformed: session name")
     return message
