@@ -58,9 +58,7 @@ _RAVDESS_EMOTIONS = dict(
     )
 )
 _EMODB = re.compile(r"(\d\d)[a-z]\d\d([WLEAFTN])[a-z]?")
-_EMODB_EMOTIONS = dict(
-    zip("WLEAFTN", ("angry", "neutral", "disgust", "fear", "happy", "sad", "neutral"), strict=True)
-)
+_EMODB_EMOTIONS = dict(zip("WLEAFTN", ("angry", "neutral", "disgust", "fear", "happy", "sad", "neutral"), strict=True))
 
 # Speakers that no training may hear. Everybody else trains.
 HELD_OUT_SPEAKERS: dict[str, dict[str, frozenset[str]]] = {
@@ -162,9 +160,7 @@ def read_corpus(path: Path) -> Corpus:
     else:
         raise DataError(f"{path} is not a corpus: expected a .csv, an .npz, or a folder of clips")
     if not corpus.items:
-        reasons = "; ".join(
-            f"{n} x {why}" for why, n in Counter(why for _, why in corpus.skipped).most_common(3)
-        )
+        reasons = "; ".join(f"{n} x {why}" for why, n in Counter(why for _, why in corpus.skipped).most_common(3))
         raise DataError(f"{path} holds no usable item" + (f" ({reasons})" if reasons else ""))
     return corpus
 
@@ -195,9 +191,7 @@ def speakers(corpus: Corpus) -> tuple[str, ...]:
 def _read_text(path: Path) -> Corpus:
     """MOSI, MOSEI, GoEmotions and MELD tables."""
     columns, rows = _read_rows(path)
-    layouts = [
-        name for name, (required, _) in _CSV_COLUMNS.items() if required <= columns and name != "clips"
-    ]
+    layouts = [name for name, (required, _) in _CSV_COLUMNS.items() if required <= columns and name != "clips"]
     if not layouts:
         known = "; ".join(f"{name}: {', '.join(sorted(need))}" for name, (need, _) in _CSV_COLUMNS.items())
         raise DataError(f"{path} has columns {', '.join(sorted(columns))}, which no layout has ({known})")
@@ -303,9 +297,7 @@ def _read_speech(folder: Path) -> Corpus:
     name = max(counts, key=counts.__getitem__)
     if not counts[name]:
         found = f"{len(clips)} clips, none named as RAVDESS or EmoDB name theirs" if clips else "no clips"
-        raise DataError(
-            f"{folder} holds {found}; put a labels.csv beside the clips (columns file, sentiment, emotion)"
-        )
+        raise DataError(f"{folder} holds {found}; put a labels.csv beside the clips (columns file, sentiment, emotion)")
     items: list[CorpusItem] = []
     skipped: list[tuple[str, str]] = []
     for clip in clips:
@@ -378,9 +370,7 @@ def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str
             if not fields:
                 continue
             if len(fields) != len(header):
-                raise DataError(
-                    f"{path}, row {number}: {len(fields)} fields where the header has {len(header)}"
-                )
+                raise DataError(f"{path}, row {number}: {len(fields)} fields where the header has {len(header)}")
             yield number, dict(zip(header, fields, strict=True))
 
     return frozenset(header), rows()
@@ -389,9 +379,7 @@ def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str
 def _refuse_unknown(path: Path, layout: str, columns: Collection[str]) -> None:
     required, optional = _CSV_COLUMNS[layout]
     for column in sorted(set(columns) - required - optional):
-        raise DataError(
-            f"{path} has an unknown column `{column}`; {_nearest(column, sorted(required | optional))}"
-        )
+        raise DataError(f"{path} has an unknown column `{column}`; {_nearest(column, sorted(required | optional))}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -466,9 +454,7 @@ def _goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] |
         raise _SkipError("no label")
     for name in names:
         if name not in _GOEMOTIONS_TO_SEVEN:
-            raise DataError(
-                f"{where}: unknown emotion {name!r}; {_nearest(name, sorted(_GOEMOTIONS_TO_SEVEN))}"
-            )
+            raise DataError(f"{where}: unknown emotion {name!r}; {_nearest(name, sorted(_GOEMOTIONS_TO_SEVEN))}")
     seven = [_GOEMOTIONS_TO_SEVEN[name] for name in names]
     if len(set(seven)) == 1:
         return seven[0], None

@@ -1,0 +1,428 @@
+"""Tuning the text encoder on labelled sentences, so that word states carry sentiment and emotion.
+
+Several corpora at once: each item brings the labels that it has. During tuning a sentence is the mean of its words and
+two linear heads read it; the heads are thrown away, since CM-MSF learns its own from the word states. Live text is
+often partial and bare, so that part of the training text is cut and stripped to what a recogniser writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mien.emotions import EMOTIONS
+from mien.errors import CheckpointError, DataError
+from mien.models.corpora import Corpus, CorpusItem, read_corpus
+from mien.models.minilm import MiniLM, adapter_state, add_adapters, load_minilm, save_adapters
+from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_DIM, Pieces, WordTokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextTraining:
+    """How to tune.
+
+    Attributes:
+        repeats: times that a corpus is seen in an epoch; a fraction takes a new part each time.
+        temper: exponent of the inverse class frequency that weighs emotions; 0 = none, 1 = fully balanced.
+        bare, cut: share of training items stripped of punctuation, and cut to a part of their words.
+        average: decay of the running mean of weights, which is what is validated and shipped.
+    """
+
+    seed: int = 1111
+    epochs: int = 5
+    batch: int = 32
+    rank: int = 32
+    learning_rate: float = 7e-4
+    weight_decay: float = 0.01
+    warm_up: float = 0.06
+    dropout: float = 0.1
+    patience: int = 2
+    temper: float = 0.4
+    emotion_weight: float = 0.6
+    correlation_weight: float = 0.2
+    coarse_weight: float = 0.3
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.4))
+    bare: float = 0.35
+    cut: float = 0.15
+    average: float = 0.998
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Padded pieces and the labels of B sentences. `share` (B, T) weighs pieces so that their sum is a word mean."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    share: Tensor
+    sentiment: Tensor  # (B,), NaN where there is none
+    coarse: Tensor  # (B,), bool
+    emotions: Tensor  # (B, 7), all zero where there is none
+
+
+class SentenceTuner(nn.Module):
+    """MiniLM under two linear heads."""
+
+    def __init__(self, encoder: MiniLM, dropout: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.sentiment = nn.Linear(TEXT_DIM, 1)
+        self.emotion = nn.Linear(TEXT_DIM, len(EMOTIONS))
+
+    def forward(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Sentiment (B,) and emotion logits (B, 7)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.encoder(batch.input_ids, batch.attention_mask)
+        sentence = self.dropout((states.float() * batch.share[:, :, None]).sum(1))
+        return self.sentiment(sentence)[:, 0], self.emotion(sentence)
+
+
+def train_text(
+    corpora: Sequence[Corpus],
+    base: Path,
+    out: Path,
+    work: Path,
+    options: TextTraining | None = None,
+) -> list[dict[str, float]]:
+    """Tune, and write the adapters of the epoch with the lowest validation loss to `out`.
+
+    Args:
+        corpora: with text, and "train" and "valid" splits between them; "test" is never read.
+        base: folder of the base model. work: for checkpoints; a run that finds its own there goes on from them.
+
+    Returns:
+        validation figures of each epoch.
+
+    Raises:
+        DataError: no text to train or to validate on.
+        CheckpointError: `work` holds a run with other options.
+    """
+    options = options or TextTraining()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    tokenizer = WordTokenizer(base)
+    train, valid = _split(corpora, "train"), _split(corpora, "valid")
+    tuner = SentenceTuner(load_minilm(base, dropout=options.dropout), options.dropout)
+    tuned = add_adapters(tuner.encoder, options.rank)
+    heads = [*tuner.sentiment.parameters(), *tuner.emotion.parameters()]
+    parameters = [*tuned, *heads]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+    )
+    mean = [p.detach().clone() for p in parameters]
+    class_weights = _class_weights(train, options)
+    work.mkdir(parents=True, exist_ok=True)
+    history = _resume(work / "resume.safetensors", options, parameters, mean, optimizer)
+    steps = sum(1 for _ in _epoch_items(train, options, 0)) // options.batch
+    while len(history) < options.epochs:
+        epoch = len(history)
+        torch.manual_seed(options.seed * 1000 + epoch)
+        batches = list(_batches(train, tokenizer, options, epoch))
+        tuner.train()
+        running = 0.0
+        shown = track(batches, f"epoch {epoch + 1}/{options.epochs}", disable=not sys.stderr.isatty())
+        for number, batch in enumerate(shown):
+            step = epoch * steps + number
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * _schedule(step / (options.epochs * steps), options.warm_up)
+            loss = _loss(tuner(batch), batch, class_weights, options)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            decay = min(options.average, (step + 1) / (step + 10))
+            torch._foreach_lerp_(mean, [p.detach() for p in parameters], 1 - decay)
+            running = 0.99 * running + 0.01 * loss.item() if number else loss.item()
+            if number % 100 == 0:
+                log.info("epoch %d, batch %d/%d, loss %.4f", epoch + 1, number, len(batches), running)
+        live = [p.detach().clone() for p in parameters]
+        _assign(parameters, mean)
+        figures = validate(tuner, valid, tokenizer)
+        log.info("epoch %d: %s", epoch + 1, json.dumps(figures))
+        history.append(figures)
+        card: dict[str, object] = {"corpora": sorted(train), "options": asdict(options), "valid": figures}
+        save_adapters(adapter_state(tuner.encoder), load_minilm(base), work / f"epoch-{epoch + 1}.safetensors", card)
+        _assign(parameters, live)
+        _save_resume(work / "resume.safetensors", options, parameters, mean, optimizer, history)
+        best = min(range(len(history)), key=lambda n: history[n]["loss"])
+        if epoch - best >= options.patience:
+            log.info("no better validation loss for %d epochs, stopped", options.patience)
+            break
+    best = min(range(len(history)), key=lambda n: history[n]["loss"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(out.name + ".part")
+    unfinished.write_bytes((work / f"epoch-{best + 1}.safetensors").read_bytes())
+    unfinished.replace(out)
+    return history
+
+
+@torch.no_grad()
+def validate(
+    tuner: SentenceTuner,
+    corpora: dict[str, list[CorpusItem]],
+    tokenizer: WordTokenizer,
+) -> dict[str, float]:
+    """Figures by corpus, and "loss": mean of every corpus's own (absolute error, or cross-entropy)."""
+    tuner.eval()
+    figures: dict[str, float] = {}
+    losses: list[float] = []
+    for name, items in sorted(corpora.items()):
+        order = sorted(range(len(items)), key=lambda n: len(items[n].text or ""))
+        sentiment, logits = np.zeros(len(items)), np.zeros((len(items), len(EMOTIONS)))
+        for start in range(0, len(order), 64):
+            chosen = order[start : start + 64]
+            batch = _collate([(items[n], tokenizer.tokenize_words((items[n].text or "").split())) for n in chosen])
+            predicted, scores = tuner(batch)
+            sentiment[chosen], logits[chosen] = predicted.numpy(), scores.numpy()
+        fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
+        if fine:
+            truth = np.array([items[n].sentiment for n in fine])
+            guess = sentiment[fine].clip(-3, 3)
+            signed = truth != 0
+            figures[f"{name}.mae"] = float(np.abs(truth - guess).mean())
+            figures[f"{name}.non0_acc2"] = float(((truth > 0) == (guess > 0))[signed].mean())
+            figures[f"{name}.has0_acc2"] = float(((truth >= 0) == (guess >= 0)).mean())
+            figures[f"{name}.r"] = float(np.corrcoef(truth, guess)[0, 1]) if len(fine) > 2 else 0.0
+            losses.append(figures[f"{name}.mae"])
+        sure = [n for n, item in enumerate(items) if item.emotion is not None]
+        if sure:
+            names = np.array([EMOTIONS.index(items[n].emotion or "") for n in sure])
+            entropy = F.cross_entropy(torch.from_numpy(logits[sure]), torch.from_numpy(names))
+            losses.append(float(entropy))
+            figures[f"{name}.wf1"], figures[f"{name}.uar"] = _recalls(names, logits[sure].argmax(1))
+            figures[f"{name}.entropy"] = float(entropy)
+    figures["loss"] = float(np.mean(losses))
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """As a recogniser may write them: no punctuation but apostrophes, and now and then a word lost."""
+    kept = ["".join(c for c in word.replace("’", "'") if c.isalnum() or c == "'").lower() for word in words]
+    heard = [word for word in kept if word and rng.random() > 0.04]
+    return heard or [word for word in kept if word] or list(words)
+
+
+def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """A stretch of at least 60 % of the words, and of 4."""
+    least = min(len(words), max(4, math.ceil(0.6 * len(words))))
+    length = int(rng.integers(least, len(words) + 1))
+    start = int(rng.integers(0, len(words) - length + 1))
+    return list(words[start : start + length])
+
+
+def _split(corpora: Sequence[Corpus], split: str) -> dict[str, list[CorpusItem]]:
+    parts: dict[str, list[CorpusItem]] = {}
+    for corpus in corpora:
+        items = [item for item in corpus.split(split) if item.text]
+        if items:
+            parts.setdefault(corpus.name, []).extend(items)
+    if not parts:
+        raise DataError(f"none of the corpora has text in a split `{split}`")
+    return parts
+
+
+def _epoch_items(corpora: dict[str, list[CorpusItem]], options: TextTraining, epoch: int) -> Iterator[CorpusItem]:
+    """What an epoch is made of: whole copies of a corpus, and a random part where the repeats have a fraction."""
+    repeats = dict(options.repeats)
+    for name, items in sorted(corpora.items()):
+        rng = np.random.default_rng([options.seed, epoch, len(items)])
+        whole, part = divmod(repeats.get(name, 1.0), 1.0)
+        for _ in range(int(whole)):
+            yield from items
+        for n in rng.permutation(len(items))[: round(part * len(items))]:
+            yield items[n]
+
+
+def _batches(
+    corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer, options: TextTraining, epoch: int
+) -> Iterator[_Batch]:
+    """An epoch, shuffled, with sentences of like length together so that little is padding."""
+    rng = np.random.default_rng([options.seed, epoch])
+    drawn: list[tuple[CorpusItem, Pieces]] = []
+    for item in _epoch_items(corpora, options, epoch):
+        words = (item.text or "").split()
+        if rng.random() < options.bare:
+            words = bare_words(words, rng)
+        if rng.random() < options.cut:
+            words = cut_words(words, rng)
+        drawn.append((item, tokenizer.tokenize_words(words)))
+    order = rng.permutation(len(drawn))
+    pool = options.batch * 64
+    groups: list[list[int]] = []
+    for start in range(0, len(order), pool):
+        near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
+        groups += [near[n : n + options.batch] for n in range(0, len(near), options.batch)]
+    for number in rng.permutation(len(groups)):
+        yield _collate([drawn[n] for n in groups[number]])
+
+
+def _collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> _Batch:
+    size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
+    ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
+    share = np.zeros((size, length), np.float32)
+    sentiment, emotions = np.full(size, np.nan, np.float32), np.zeros((size, len(EMOTIONS)), np.float32)
+    for row, (item, pieces) in enumerate(chosen):
+        own = len(pieces.input_ids)
+        ids[row, :own], mask[row, :own] = pieces.input_ids, 1
+        inside = pieces.word_index >= 0
+        counts = np.bincount(pieces.word_index[inside])
+        share[row, :own][inside] = 1.0 / counts[pieces.word_index[inside]] / np.count_nonzero(counts)
+        if item.sentiment is not None:
+            sentiment[row] = item.sentiment
+        target = item.emotion_target
+        if target is not None:
+            emotions[row] = target
+    return _Batch(
+        *(torch.from_numpy(array) for array in (ids, mask, share, sentiment)),
+        torch.tensor([item.coarse for item, _ in chosen]),
+        torch.from_numpy(emotions),
+    )
+
+
+def _loss(predicted: tuple[Tensor, Tensor], batch: _Batch, class_weights: Tensor, options: TextTraining) -> Tensor:
+    """Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy."""
+    sentiment, logits = predicted
+    size = len(sentiment)
+    known = ~batch.sentiment.isnan()
+    fine, coarse = known & ~batch.coarse, known & batch.coarse
+    loss = (sentiment - batch.sentiment)[fine].abs().sum() / size
+    if int(fine.sum()) >= 4:
+        pair = torch.stack([sentiment[fine], batch.sentiment[fine]])
+        pair = pair - pair.mean(1, keepdim=True)
+        norms = pair.square().sum(1).clamp_min(1e-3).sqrt()
+        loss = loss + options.correlation_weight * (1 - (pair[0] * pair[1]).sum() / norms.prod()) * fine.sum() / size
+    sign, guess = batch.sentiment[coarse].sign(), sentiment[coarse]
+    hinge = torch.where(sign == 0, (guess.abs() - 0.4).clamp_min(0), (0.4 - sign * guess).clamp_min(0))
+    loss = loss + options.coarse_weight * hinge.sum() / size
+    weighted = batch.emotions * class_weights
+    return loss - options.emotion_weight * (weighted * logits.log_softmax(1)).sum() / size
+
+
+def _class_weights(corpora: dict[str, list[CorpusItem]], options: TextTraining) -> Tensor:
+    counts = np.ones(len(EMOTIONS))
+    repeats = dict(options.repeats)
+    for name, items in corpora.items():
+        for item in items:
+            target = item.emotion_target
+            if target is not None:
+                counts += np.array(target) * repeats.get(name, 1.0)
+    weights = (counts.sum() / counts) ** options.temper
+    return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32)
+
+
+def _schedule(progress: float, warm_up: float) -> float:
+    """Linear rise, then cosine to zero."""
+    if progress < warm_up:
+        return progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
+
+
+def _recalls(truth: np.ndarray, guess: np.ndarray) -> tuple[float, float]:
+    """Weighted F1 and unweighted average recall."""
+    f1 = recall = 0.0
+    present = np.unique(truth)
+    for label in present:
+        hits = np.count_nonzero((truth == label) & (guess == label))
+        support, claims = np.count_nonzero(truth == label), np.count_nonzero(guess == label)
+        recall += hits / support / len(present)
+        f1 += 2 * hits / (support + claims) * support / len(truth)
+    return f1, recall
+
+
+@torch.no_grad()
+def _assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _save_resume(
+    path: Path,
+    options: TextTraining,
+    parameters: Sequence[nn.Parameter],
+    mean: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    history: Sequence[dict[str, float]],
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for n, (parameter, average) in enumerate(zip(parameters, mean, strict=True)):
+        tensors |= {f"{n}.value": parameter.detach(), f"{n}.mean": average}
+        tensors |= {f"{n}.{name}": value for name, value in optimizer.state[parameter].items()}
+    metadata = {"options": json.dumps(asdict(options)), "history": json.dumps(history)}
+    unfinished = path.with_name(path.name + ".part")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, metadata=metadata)
+    unfinished.replace(path)
+
+
+@torch.no_grad()
+def _resume(
+    path: Path,
+    options: TextTraining,
+    parameters: Sequence[nn.Parameter],
+    mean: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> list[dict[str, float]]:
+    """Lay a saved run over a fresh one. Returns the epochs that it has done."""
+    if not path.exists():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata["options"] != json.dumps(asdict(options)):
+                raise CheckpointError(f"{path} is of a run with other options; give another work folder")
+            for n, (parameter, average) in enumerate(zip(parameters, mean, strict=True)):
+                parameter.copy_(file.get_tensor(f"{n}.value"))
+                average.copy_(file.get_tensor(f"{n}.mean"))
+                optimizer.state[parameter] = {
+                    name: file.get_tensor(f"{n}.{name}") for name in ("step", "exp_avg", "exp_avg_sq")
+                }
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot resume from {path}: {error}") from error
+    history: list[dict[str, float]] = json.loads(metadata["history"])
+    log.info("resumed after %d epochs", len(history))
+    return history
+
+
+def main() -> None:
+    """`python -m mien.models.text_training CORPUS... --base FOLDER --work FOLDER`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpora", type=Path, nargs="+", help="MOSI, MOSEI, GoEmotions and MELD tables")
+    parser.add_argument("--base", type=Path, required=True, help="folder of MiniLM")
+    parser.add_argument("--out", type=Path, default=DEFAULT_ADAPTERS)
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints and log; resumes from there")
+    parser.add_argument("--seed", type=int, default=1111)
+    parser.add_argument("--epochs", type=int, default=TextTraining.epochs)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.FileHandler(given.work / "training.log", encoding="utf-8"), logging.StreamHandler()],
+    )
+    options = TextTraining(seed=given.seed, epochs=given.epochs, threads=given.threads)
+    train_text([read_corpus(path) for path in given.corpora], given.base, given.out, given.work, options)
+
+
+if __name__ == "__main__":
+    main()
