@@ -212,7 +212,7 @@ class MaskedAttentionPool(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.project = nn.Linear(dim, dim)
-        self.score = nn.Linear(dim, 1)
+        self.score = nn.Linear(dim, 1, bias=False)  # softmax ignores a bias
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         seen = (observed > 0).to(x.dtype)

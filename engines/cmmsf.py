@@ -1,0 +1,114 @@
+"""CM-MSF cut into networks: an encoder for each modality, the fusion of what they return, and the whole in one.
+
+A stream runs the parts, so that a modality whose window has not changed is not encoded again; the whole is what
+engines are compared on and what one compiles for batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mien.engines.base import Array, Network
+from mien.messages import ModalitySpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mien.models.checkpoint import Checkpoint
+
+OUTPUTS = ("sentiment", "emotions", "confidence", "shares")
+
+
+def encoder_network(checkpoint: Checkpoint, spec: ModalitySpec) -> Network:
+    """`features` (B, T, D), `mask` (B, T) -> `hidden` (B, S, d), `observed` (B, S)."""
+
+    def build() -> nn.Module:
+        return checkpoint.network().encoders[spec.name]
+
+    features, mask = _window_example(checkpoint, spec)
+    names = ("features", "mask", "hidden", "observed")
+    return Network(
+        name=f"cmmsf-{spec.name}",
+        version=_version(checkpoint),
+        build=build,
+        example={"features": features, "mask": mask},
+        outputs=("hidden", "observed"),
+        dynamic={name: {0: "batch"} for name in names},
+    )
+
+
+def fusion_network(checkpoint: Checkpoint) -> Network:
+    """`MODALITY.hidden`, `MODALITY.observed` of every modality, in the order of the checkpoint -> `OUTPUTS`."""
+    slots, dim = checkpoint.config.slots, checkpoint.config.dim
+    random = np.random.default_rng(0)
+    example: dict[str, Array] = {}
+    for spec in checkpoint.specs:
+        observed = np.ones((1, slots), np.float32)
+        observed[:, : slots // 4] = 0
+        hidden = random.standard_normal((1, slots, dim)).astype(np.float32) * observed[..., None]
+        example |= {f"{spec.name}.hidden": hidden, f"{spec.name}.observed": observed}
+    return Network(
+        name="cmmsf-fusion",
+        version=_version(checkpoint),
+        build=lambda: checkpoint.network().fusion,
+        example=example,
+        outputs=OUTPUTS,
+        dynamic={name: {0: "batch"} for name in (*example, *OUTPUTS)},
+    )
+
+
+def whole_network(checkpoint: Checkpoint, batch: int | None = None) -> Network:
+    """`MODALITY.features`, `MODALITY.mask` of every modality, in the order of the checkpoint -> `OUTPUTS`.
+
+    Args:
+        batch: a fixed number of windows; None for any number.
+    """
+    example: dict[str, Array] = {}
+    for spec in checkpoint.specs:
+        features, mask = _window_example(checkpoint, spec)
+        example |= {
+            f"{spec.name}.features": np.repeat(features, batch or 1, 0),
+            f"{spec.name}.mask": np.repeat(mask, batch or 1, 0),
+        }
+    return Network(
+        name="cmmsf",
+        version=_version(checkpoint),
+        build=checkpoint.network,
+        example=example,
+        outputs=OUTPUTS,
+        dynamic={} if batch else {name: {0: "batch"} for name in (*example, *OUTPUTS)},
+    )
+
+
+def _window_example(checkpoint: Checkpoint, spec: ModalitySpec) -> tuple[Array, Array]:
+    """A window drawn from the training set's mean and deviation, its oldest quarter not observed."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.path, framework="np") as tensors:
+        mean = tensors.get_tensor(f"encoders.{spec.name}.mean")
+        std = tensors.get_tensor(f"encoders.{spec.name}.std")
+    mask = np.ones((1, spec.steps), np.float32)
+    mask[:, : spec.steps // 4] = 0
+    rows = mean + std * np.random.default_rng(0).standard_normal((1, spec.steps, spec.dim))
+    return (rows * mask[..., None]).astype(np.float32), mask
+
+
+def _version(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.digest}-{_code_digest()}"
+
+
+@cache
+def _code_digest() -> str:
+    """Of the files that turn weights into numbers: a compiled form of older code is not this network."""
+    from mien.models import architecture, checkpoint
+
+    folder = Path(str(architecture.__file__)).parent
+    digest = hashlib.sha256()
+    for path in (folder / "cmmsf.py", Path(str(architecture.__file__)), Path(str(checkpoint.__file__))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
