@@ -1,0 +1,295 @@
+"""What `mien doctor` looks at. Each check is a small function that yields rows, and never raises.
+
+The rule for verdicts: what is not there but not needed by every user is a warning, what is there and broken is a
+failure. A subscriber's base install on a machine without a camera is healthy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from mien.config import Config
+
+Verdict = Literal["ok", "warn", "fail"]
+
+PACKAGES = {
+    "base": ("msgspec", "numpy", "platformdirs", "pyzmq", "rich", "typer"),
+    "live": (
+        "faster-whisper",
+        "librosa",
+        "mediapipe",
+        "onnxruntime",
+        "opencv-contrib-python",
+        "safetensors",
+        "sounddevice",
+        "tokenizers",
+        "torch",
+        "transformers",
+    ),
+}
+INSTALL_LIVE = 'install what capturing needs: pip install "mien[live]"'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding. `advice` says what to do, empty if nothing needs doing."""
+
+    area: str
+    verdict: Verdict
+    finding: str
+    advice: str = ""
+
+
+Check = Callable[[Config], Iterator[Row]]
+
+
+def run_checks(config: Config) -> Iterator[Row]:
+    """Every check's rows, one after the other. A check that fails in an unforeseen way is a failing row itself."""
+    for check in CHECKS:
+        try:
+            yield from check(config)
+        except Exception as error:  # a diagnosis must outlive whatever it finds
+            area = check.__name__.removeprefix("check_").replace("_", " ")
+            yield Row(area, "fail", f"{type(error).__name__}: {error}", "please report this")
+
+
+def check_python(_: Config) -> Iterator[Row]:
+    """The interpreter and the system."""
+    version = platform.python_version()
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"
+    yield Row("python", "ok", f"{version} on {system}")
+
+
+def check_packages(_: Config) -> Iterator[Row]:
+    """What is installed, by extra."""
+    for extra, names in PACKAGES.items():
+        versions = {name: _version(name) for name in names}
+        lacking = [name for name, version in versions.items() if version is None]
+        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        if not lacking:
+            yield Row(f"packages: {extra}", "ok", found)
+        elif extra == "base":
+            yield Row(f"packages: {extra}", "fail", f"missing: {', '.join(lacking)}", "pip install mien")
+        else:
+            yield Row(f"packages: {extra}", "warn", f"missing: {', '.join(lacking)}", INSTALL_LIVE)
+    both = {_version("opencv-python"), _version("opencv-contrib-python")} - {None}
+    if len(both) > 1:
+        yield Row(
+            "packages: opencv",
+            "fail",
+            "opencv-python and opencv-contrib-python have different versions and share one folder",
+            "pip uninstall opencv-python opencv-contrib-python, then install mien[live] again",
+        )
+
+
+def check_cameras(_: Config) -> Iterator[Row]:
+    """Cameras of this machine, opened once each."""
+    # Read by OpenCV when it is loaded: a camera that cannot be opened is a row here, not lines of warnings.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    cv2 = yield from _import("cv2", "camera", "libgl1 libglib2.0-0")
+    if cv2 is None:
+        return
+    if sys.platform.startswith("linux"):
+        numbers = sorted(int(path.name[5:]) for path in Path("/dev").glob("video*") if path.name[5:].isdigit())
+    else:
+        numbers = list(range(4))
+    working: list[int] = []
+    refused: list[int] = []
+    for number in numbers:
+        capture = cv2.VideoCapture(number)
+        try:
+            opened = capture.isOpened() and capture.read()[0]
+        finally:
+            capture.release()
+        (working if opened else refused).append(number)
+    if working:
+        yield Row("camera", "ok", f"device {', '.join(map(str, working))} delivers pictures")
+    elif refused and sys.platform.startswith("linux"):
+        yield Row(
+            "camera",
+            "warn",
+            f"/dev/video{refused[0]} is there but delivers no picture",
+            "close other programs that use it; your user needs to be in the group `video`",
+        )
+    else:
+        yield Row("camera", "warn", "none found", "connect one, or use a network camera's URL or a clip instead")
+
+
+def check_microphones(_: Config) -> Iterator[Row]:
+    """Recording devices, as PortAudio sees them."""
+    sounddevice = yield from _import("sounddevice", "microphone", "libportaudio2")
+    if sounddevice is None:
+        return
+    devices = [device for device in sounddevice.query_devices() if device["max_input_channels"] > 0]
+    if not devices:
+        yield Row("microphone", "warn", "none found", "connect one, or play a clip instead")
+        return
+    names = ", ".join(f"{device['index']}: {device['name']}" for device in devices[:4])
+    more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
+    yield Row("microphone", "ok", names + more)
+
+
+def check_gpu(_: Config) -> Iterator[Row]:
+    """An NVIDIA GPU, and whether torch can use it."""
+    seen = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+    if importlib.util.find_spec("torch") is None:
+        yield Row("gpu", "ok", "an NVIDIA driver is installed" if seen else "none; none is needed")
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            yield Row("gpu", "ok", f"{torch.cuda.get_device_name(index)}, SM {major}.{minor}, {memory:.0f} GiB")
+    elif seen:
+        yield Row(
+            "gpu",
+            "warn",
+            f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it",
+            "install a CUDA build of torch to use the GPU; the CPU works without",
+        )
+    else:
+        yield Row("gpu", "ok", "none; the CPU engines need none")
+
+
+def check_engines(_: Config) -> Iterator[Row]:
+    """Inference engines, and what each of them lacks."""
+    from mien.engines.selection import BACKENDS, find_backend
+
+    for name in BACKENDS:
+        missing = find_backend(name).missing()
+        if missing is None:
+            yield Row(f"engine {name}", "ok", "can run here")
+        else:
+            # Only what an install for capturing brings is expected.
+            expected = name in ("onnx", "torch") and importlib.util.find_spec("torch") is not None
+            yield Row(f"engine {name}", "fail" if expected else "warn", "cannot run here", missing)
+
+
+def check_assets(config: Config) -> Iterator[Row]:
+    """Pretrained files, each with its hash."""
+    from mien.assets import ASSETS, needed, status
+
+    for name in ASSETS:
+        state = status(name, config.assets, thorough=True)
+        if state.state == "ok":
+            yield Row(f"asset {name}", "ok", f"complete and right: {state.path}")
+        elif state.state == "missing" and name not in needed(config):
+            yield Row(f"asset {name}", "ok", "not here, and not needed by this configuration")
+        elif state.state == "missing" and name not in config.assets.paths and not config.assets.offline:
+            yield Row(f"asset {name}", "warn", "not here yet", f"the first run fetches it; or now: mien assets {name}")
+        elif name in config.assets.paths:
+            yield Row(f"asset {name}", "fail", state.problem or "", f"correct `assets.paths.{name}`")
+        else:
+            yield Row(f"asset {name}", "fail", state.problem or "", f"mien assets {name}")
+
+
+def check_checkpoint(config: Config) -> Iterator[Row]:
+    """The fusion model's weights."""
+    if importlib.util.find_spec("safetensors") is None:
+        yield Row("checkpoint", "warn", "cannot be read without safetensors", INSTALL_LIVE)
+        return
+    from mien.errors import MienError
+    from mien.models.checkpoint import load_checkpoint
+
+    try:
+        checkpoint = load_checkpoint(config.inference.checkpoint)
+    except MienError as error:
+        yield Row("checkpoint", "fail", str(error), "correct `inference.checkpoint`, or leave it empty for the default")
+        return
+    yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}")
+
+
+def check_ports(config: Config) -> Iterator[Row]:
+    """The four ports of a session."""
+    used = []
+    for port in range(config.bus.port, config.bus.port + 4):
+        with socket.socket(socket.AF_INET6 if ":" in config.bus.host else socket.AF_INET) as probe:
+            if os.name != "nt":
+                # As ZeroMQ binds: a port that was closed a moment ago is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.bus.host, port))
+            except OSError:
+                used.append(port)
+    span = f"{config.bus.port} to {config.bus.port + 3} on {config.bus.host}"
+    if used:
+        yield Row(
+            "ports",
+            "warn",
+            f"{', '.join(map(str, used))} in use or not to be bound, of {span}",
+            "fine if mien is running; else set `bus.port` to four free ports, or `bus.host` to an address of your own",
+        )
+    else:
+        yield Row("ports", "ok", f"{span} are free")
+
+
+def check_cache(config: Config) -> Iterator[Row]:
+    """The folders that mien writes to."""
+    from mien.assets import cache_folder
+
+    for area, folder in (
+        ("cache for assets", cache_folder(config.assets)),
+        ("cache for engines", platformdirs.user_cache_path("mien") / "engines"),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            free_gb = shutil.disk_usage(folder).free / 1e9
+        except OSError as error:
+            yield Row(area, "fail", f"{folder} cannot be written: {error.strerror}", "give permission there")
+            continue
+        if free_gb < 0.5:
+            yield Row(area, "warn", f"{folder} has {free_gb:.1f} GB free", "make room: assets take up to 0.4 GB")
+        else:
+            yield Row(area, "ok", f"{folder} can be written, {free_gb:.0f} GB free")
+
+
+CHECKS: tuple[Check, ...] = (
+    check_python,
+    check_packages,
+    check_cameras,
+    check_microphones,
+    check_gpu,
+    check_engines,
+    check_assets,
+    check_checkpoint,
+    check_ports,
+    check_cache,
+)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _import(module: str, area: str, libraries: str) -> Generator[Row, None, Any]:
+    """Import a module of [live]; a row if it is not installed, or installed and broken. Returns it, or None."""
+    if importlib.util.find_spec(module) is None:
+        yield Row(area, "warn", f"{module} is not installed", INSTALL_LIVE)
+        return None
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        advice = f"on Debian and Ubuntu: sudo apt-get install {libraries}"
+        yield Row(area, "fail", f"{module} cannot be loaded: {error}", advice)
+        return None

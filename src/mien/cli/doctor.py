@@ -1,0 +1,40 @@
+"""`mien doctor`: what this machine has for mien, each with a verdict and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    config: Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look at versions, devices, engines, assets, checkpoint and ports. Exits with 1 if something needed is broken."""
+    from mien.cli._checks import run_checks
+    from mien.config import load_config
+
+    rows = list(run_checks(load_config(config)))
+    if as_json:
+        import dataclasses
+        import json
+
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Column, Table
+
+        table = Table("", "area", Column("finding, and what to do", overflow="fold"), box=None, padding=(0, 1))
+        for row in rows:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[row.verdict]
+            advice = f"\n[bold]{escape(row.advice)}[/]" if row.advice else ""
+            table.add_row(f"[{colour}]{row.verdict:<4}[/]", row.area, escape(row.finding) + advice)
+        console = Console()
+        console.print(table)
+        counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("ok", "warn", "fail")}
+        console.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['fail']} broken")
+    if any(row.verdict == "fail" for row in rows):
+        raise typer.Exit(1)
