@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 import zmq
@@ -37,7 +36,7 @@ def infer(control: Control) -> None:
     config = control.assignment.config
     publisher = Publisher(config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast)
     try:
-        checkpoint = load_checkpoint(Path(config.inference.checkpoint) if config.inference.checkpoint else None)
+        checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, engine=config.inference.engine)
         process = _InferenceProcess(control, publisher, predictor)
         process.run()

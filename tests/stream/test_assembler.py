@@ -1,0 +1,252 @@
+"""The assembler as a table: what messages, in what order, give what window."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.messages import FeatureWindow, ModalitySpec, Word
+from mien.stream.assembler import Assembler
+
+VISION = ModalitySpec("vision", 2, 10, 50, extractor="faces-1")
+AUDIO = ModalitySpec("audio", 1, 50, 250)
+TEXT = ModalitySpec("text", 3, 0, 50, snapshot=True)
+SPECS = {"text": TEXT, "audio": AUDIO, "vision": VISION}
+T0 = 1_000 * NS_PER_S
+
+
+def frame(seq: int, t_ms: float, value: float = 1.0, *, valid: bool = True, run: int = 1) -> FeatureWindow:
+    """One video row."""
+    t_ns = T0 + int(t_ms * NS_PER_MS)
+    return FeatureWindow(
+        session="s",
+        modality="vision",
+        run=run,
+        seq=seq,
+        t_start_ns=t_ns,
+        t_end_ns=t_ns,
+        extractor="faces-1",
+        values=np.full((1, 2), value, np.float32),
+        valid=np.array([valid]),
+        times_ns=np.array([t_ns]),
+    )
+
+
+def sound(seq: int, t_ms: int, rows: int = 2) -> FeatureWindow:
+    """Audio rows that end at `t_ms`."""
+    end_ns = T0 + t_ms * NS_PER_MS
+    start_ns = end_ns - rows * 20 * NS_PER_MS
+    return FeatureWindow(
+        session="s",
+        modality="audio",
+        run=1,
+        seq=seq,
+        t_start_ns=start_ns,
+        t_end_ns=end_ns,
+        extractor="",
+        values=np.full((rows, 1), seq + 1, np.float32),
+        valid=np.ones(rows, bool),
+        times_ns=start_ns + np.arange(rows) * 20 * NS_PER_MS,
+    )
+
+
+def speech(seq: int, t_ms: int, *words: tuple[str, int]) -> FeatureWindow:
+    """A snapshot of words with their end times in ms."""
+    ends = np.array([T0 + end * NS_PER_MS for _, end in words], np.int64)
+    return FeatureWindow(
+        session="s",
+        modality="text",
+        run=1,
+        seq=seq,
+        t_start_ns=T0 + max(t_ms - 5000, -5000) * NS_PER_MS,
+        t_end_ns=T0 + t_ms * NS_PER_MS,
+        extractor="",
+        values=np.arange(1, len(words) + 1, dtype=np.float32)[:, None].repeat(3, 1),
+        valid=np.ones(len(words), bool),
+        times_ns=ends,
+        words=tuple(Word(text, int(end) - 100, int(end)) for (text, _), end in zip(words, ends, strict=True)),
+    )
+
+
+def at(t_ms: float) -> int:
+    return T0 + int(t_ms * NS_PER_MS)
+
+
+def make() -> Assembler:
+    return Assembler(SPECS, max_age_ms=500)
+
+
+def test_nothing_received_is_absent_and_masked() -> None:
+    window = make().window("s", at(0))
+    assert all(not mask.any() for mask in window.mask.values())
+    assert window.absent == dict.fromkeys(SPECS, "nothing received")
+    assert window.age_ms == dict.fromkeys(SPECS)
+
+
+def test_a_row_is_in_the_last_slot_of_the_window_that_ends_with_it() -> None:
+    assembler = make()
+    assembler.push(frame(0, 42, 3.0))
+    window = assembler.window("s", at(42))
+    assert window.mask["vision"].tolist() == [0.0] * 49 + [1.0]
+    assert window.features["vision"][-1].tolist() == [3.0, 3.0]
+    assert window.age_ms["vision"] == 0.0
+    assert "vision" not in window.absent
+
+
+def test_rows_of_one_slot_are_averaged_and_invalid_ones_left_out() -> None:
+    assembler = make()
+    for seq, (value, valid) in enumerate([(1.0, True), (2.0, True), (50.0, False)]):
+        assembler.push(frame(seq, 10 + seq * 30, value, valid=valid))
+    window = assembler.window("s", at(70))
+    assert window.features["vision"][-1].tolist() == [1.5, 1.5]
+    assert window.age_ms["vision"] == pytest.approx(30.0)
+
+
+def test_a_modality_that_falls_silent_is_masked_after_its_age_and_the_worker_says_why() -> None:
+    assembler = make()
+    assembler.push(frame(0, 0))
+    assert "vision" not in assembler.window("s", at(500)).absent
+    late = assembler.window("s", at(501))
+    assert late.absent["vision"] == "nothing received for 0.5 s"
+    assert not late.mask["vision"].any()
+    assembler.explanations["vision"] = "camera unplugged"
+    assert assembler.window("s", at(501)).absent["vision"] == "camera unplugged"
+
+
+def test_no_face_is_a_masked_row_not_an_absent_modality() -> None:
+    assembler = make()
+    assembler.push(frame(0, 0, valid=False))
+    window = assembler.window("s", at(0))
+    assert not window.mask["vision"].any()
+    assert "vision" not in window.absent
+    assert window.age_ms["vision"] is None
+
+
+def test_words_leave_the_window_one_by_one() -> None:
+    assembler = make()
+    assembler.push(speech(0, 3000, ("one", 1000), ("two", 2500)))
+    window = assembler.window("s", at(3000))
+    assert [word.text for word in window.words] == ["one", "two"]
+    assert window.mask["text"].sum() == 2
+    assert window.age_ms["text"] == pytest.approx(500.0)
+    later = assembler.window("s", at(6500))
+    assert [word.text for word in later.words] == ["two"]
+    assert later.features["text"][0].tolist() == [2.0, 2.0, 2.0]
+    assert later.mask["text"].sum() == 1
+
+
+def test_a_newer_snapshot_replaces_the_one_before_and_a_window_in_between_sees_the_older() -> None:
+    assembler = make()
+    assembler.push(speech(0, 1000, ("helo", 900)))
+    assembler.push(speech(1, 2000, ("hello", 900), ("there", 1800)))
+    assert [w.text for w in assembler.window("s", at(2000)).words] == ["hello", "there"]
+    assert [w.text for w in assembler.window("s", at(1500)).words] == ["helo"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "drops"),
+    [
+        ([frame(0, 0), frame(1, 33), frame(2, 66)], {}),
+        ([frame(0, 0), frame(3, 99)], {"lost": 2}),
+        ([frame(0, 0), frame(2, 66), frame(1, 33)], {"late": 1}),
+        ([frame(0, 0), frame(0, 0)], {"duplicate": 1}),
+        ([frame(0, 0), frame(2, 66), frame(1, 33), frame(1, 33)], {"duplicate": 1, "late": 1}),
+        ([frame(5, 0), frame(0, 33, run=2), frame(6, 66)], {"stale_run": 1}),
+        ([frame(0, 0), frame(2, 9000), frame(1, 33)], {"too_late": 1}),
+        ([frame(0, 90_000), frame(1, 33)], {"clock_step": 1}),
+    ],
+)
+def test_order_and_loss_are_counted(messages: list[FeatureWindow], drops: dict[str, int]) -> None:
+    assembler = make()
+    for message in messages:
+        assembler.push(message)
+    assert {cause: n for cause, n in assembler.drops.items() if n} == drops
+
+
+def test_after_a_clock_step_backwards_new_rows_are_seen() -> None:
+    assembler = make()
+    assembler.push(frame(0, 90_000, 1.0))
+    assembler.push(frame(1, 100, 2.0))
+    window = assembler.window("s", at(100))
+    assert window.features["vision"][-1, 0] == 2.0
+    assert window.mask["vision"].sum() == 1
+
+
+def test_a_restarted_worker_goes_on_from_any_number() -> None:
+    assembler = make()
+    assembler.push(frame(100, 0))
+    assert assembler.push(frame(0, 100, run=2))
+    assert assembler.push(frame(1, 200, run=2))
+    assert assembler.drops["lost"] == 0
+    assert assembler.window("s", at(200)).mask["vision"].sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"modality": "smell"}, "unknown_modality"),
+        ({"values": np.zeros((1, 5), np.float32)}, "shape"),
+        ({"extractor": "faces-2"}, "extractor"),
+        ({"t_start_ns": at(99_000), "t_end_ns": at(99_000), "times_ns": np.array([at(99_000)])}, "future"),
+    ],
+)
+def test_what_the_model_cannot_use_is_refused(changes: dict[str, object], cause: str) -> None:
+    import msgspec
+
+    assembler = make()
+    assert not assembler.push(msgspec.structs.replace(frame(0, 0), **changes), now_ns=at(0))
+    assert assembler.drops == {cause: 1}
+    assert assembler.last_refusal
+    assert not any(mask.any() for mask in assembler.window("s", at(0)).mask.values())
+
+
+def test_sound_is_looked_at_in_whole_hops_so_that_its_encoding_can_be_reused() -> None:
+    assembler = make()
+    for seq in range(10):
+        assembler.push(sound(seq, (seq + 1) * 40))
+    versions = [assembler.window("s", at(t)).version["audio"] for t in (300, 333, 366, 399, 400)]
+    assert versions[0] == versions[1] == versions[2] == versions[3] != versions[4]
+    window = assembler.window("s", at(400))
+    assert window.mask["audio"].sum() == 20
+    assert window.features["audio"][-1, 0] == 10.0
+
+
+@given(st.permutations(range(12)), st.integers(0, 11))
+def test_any_order_of_arrival_gives_the_same_window(order: list[int], _seed: int) -> None:
+    messages = [frame(seq, seq * 33.0, float(seq)) for seq in range(12)]
+    straight, shuffled = make(), make()
+    straight.push(messages[0])
+    shuffled.push(messages[0])
+    for message in messages[1:]:
+        straight.push(message)
+    for index in order:
+        shuffled.push(messages[index])
+    for t_ms in (100, 200, 363):
+        a, b = straight.window("s", at(t_ms)), shuffled.window("s", at(t_ms))
+        assert np.array_equal(a.mask["vision"], b.mask["vision"])
+        assert np.allclose(a.features["vision"], b.features["vision"], atol=1e-6)
+
+
+def test_versions_change_exactly_when_the_contents_do() -> None:
+    assembler = make()
+    assembler.push(frame(0, 0))
+    first = assembler.window("s", at(20))
+    assert assembler.window("s", at(30)).version == first.version
+    assembler.push(frame(1, 40, 5.0))
+    changed = assembler.window("s", at(40))
+    assert changed.version["vision"] != first.version["vision"]
+    assert changed.version["audio"] == first.version["audio"] == -1
+
+
+def test_memory_is_bounded_and_old_rows_are_forgotten() -> None:
+    assembler = make()
+    for seq in range(20_000):
+        assembler.push(frame(seq, seq * 5.0, float(seq)))
+    window = assembler.window("s", at(19_999 * 5.0))
+    assert window.mask["vision"].all()
+    rows = assembler._tracks["vision"]
+    assert len(rows._values) == 4096
+    assert window.features["vision"][-1, 0] == pytest.approx(19_989.5, abs=10)
