@@ -84,6 +84,16 @@ class Cache:
         except filelock.Timeout as error:
             raise EngineError(f"another process has been compiling {network.name!r} for too long") from error
 
+    def write_choice(self, path: Path, choice: msgspec.Struct) -> None:
+        """Store what was measured, all at once; a folder that cannot be written costs a new measurement."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(choice)))
+            os.replace(file.name, path)
+        except OSError as error:
+            log.warning("cannot remember the measured engine in %s: %s", path, error)
+
     def entries(self) -> list[Entry]:
         """Whole entries, without opening them."""
         found = []

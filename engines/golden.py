@@ -47,7 +47,9 @@ def golden_inputs(network: Network) -> list[Case]:
             varied[name] = array
             masks.append(name)
         else:
-            noise = random.standard_normal(array.shape) * (array.std() or 1.0)
+            # Each feature by as much as it varies itself: their scales may lie far apart.
+            spread = array.std(tuple(range(array.ndim - 1)), keepdims=True)
+            noise = random.standard_normal(array.shape) * np.where(spread > 0, spread, 1.0)
             varied[name] = (array + noise).astype(array.dtype)
     for index, name in enumerate(masks, start=1):
         if len(varied[name]) > len(masks):

@@ -1,25 +1,52 @@
-"""Which engine runs a network: the one asked for, or the one that is best here; else the next that works."""
+"""Which engine runs a network: the one asked for, or the one that measures fastest here; else the next that works."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import logging
+import random
+import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from mien.engines.base import PRECISIONS, Backend, Engine, Network, Precision
-from mien.engines.cache import Cache
+from mien.engines.cache import Cache, identify
 from mien.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-# Name -> file and attribute. The order is the order of preference where nothing was measured.
+# Name -> file and attribute. The order is the order of preference among equals.
 BACKENDS = {
     "onnx": ("mien.engines.onnx", "backend"),
+    "openvino": ("mien.engines.openvino", "backend"),
     "onnx-cuda": ("mien.engines.onnx", "cuda_backend"),
+    "torch-cuda": ("mien.engines.torch_eager", "cuda_backend"),
     "torch": ("mien.engines.torch_eager", "backend"),
 }
 FALLBACKS = ("onnx", "torch")
+MEASURE_S = 2.0
+MEASURE_ROUNDS = 50
+ADVANTAGE = 0.9  # an engine further down the list must take less than this share of the time
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What "auto" stands for on this machine.
+
+    Attributes:
+        medians_ms: of one inference of the network's example, per engine that was measured.
+        refused: why the others were not, per engine.
+    """
+
+    engine: str
+    precision: str
+    reason: str
+    medians_ms: dict[str, float] = {}
+    refused: dict[str, str] = {}
 
 
 def find_backend(name: str) -> Backend:
@@ -55,26 +82,23 @@ def open_engine(
     Raises:
         EngineError: there is no engine or precision of that name, or not even the reference can run the network.
     """
-    if precision not in PRECISIONS:
-        raise EngineError(f"there is no precision {precision!r}; known are {', '.join(PRECISIONS)}")
-    wanted: Precision = precision
-    attempts: list[tuple[str, Precision]] = []
-    if engine != "auto":
-        find_backend(engine)
-        attempts += [(engine, wanted), (engine, "fp32")]
+    wanted = _precision(precision)
+    reason = "asked for"
+    if engine == "auto":
+        choice = choose_engine(network, wanted, threads, cache)
+        engine, wanted, reason = choice.engine, _precision(choice.precision), choice.reason
+    find_backend(engine)
+    attempts: list[tuple[str, Precision]] = [(engine, wanted), (engine, "fp32")]
     attempts += [(name, "fp32") for name in FALLBACKS]
     failures: list[str] = []
     for name, candidate in dict.fromkeys(attempts):
-        backend = find_backend(name)
         try:
-            opened = open_backend(network, backend, candidate, threads, Cache(cache))
+            opened = open_backend(network, find_backend(name), candidate, threads, Cache(cache))
         except EngineError as error:
             failures.append(f"{name}-{candidate}: {error}")
             log.warning("engine %s-%s is not used for %r: %s", name, candidate, network.name, error)
             continue
-        opened.reason = (
-            f"in place of {'; '.join(failures)}" if failures else "default" if engine == "auto" else "asked for"
-        )
+        opened.reason = f"in place of {'; '.join(failures)}" if failures else reason
         return opened
     raise EngineError(f"no engine can run network {network.name!r}: {'; '.join(failures)}")
 
@@ -91,3 +115,85 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
     if precision not in backend.precisions:
         raise EngineError(f"{backend.name} cannot compute in {precision} here, only {', '.join(backend.precisions)}")
     return cache.open(network, backend, precision, threads)
+
+
+def choose_engine(network: Network, precision: str = "fp32", threads: int = 1, cache: Path | None = None) -> Choice:
+    """The engine that runs the network's example fastest here, among those that reproduce the reference.
+
+    Measured once, in at most two seconds beyond compiling, then remembered for as long as network, machine and
+    library versions stay as they are.
+
+    Raises:
+        EngineError: there is no precision of that name, or no engine can run the network.
+    """
+    wanted = _precision(precision)
+    store = Cache(cache)
+    candidates, refused = _candidates(wanted)
+    facts = [identify(network, backend, kind) for backend, kind in candidates]
+    key = hashlib.sha256(msgspec.json.encode([facts, threads], order="sorted")).hexdigest()
+    path = store.root / f"{key}.choice.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Choice)
+    except (OSError, msgspec.DecodeError):
+        pass
+    engines: list[tuple[Backend, Precision, Engine]] = []
+    for backend, kind in candidates:
+        try:
+            engines.append((backend, kind, open_backend(network, backend, kind, threads, store)))
+        except EngineError as error:
+            refused[f"{backend.name}-{kind}"] = str(error)
+            log.warning("engine %s-%s is no candidate for %r: %s", backend.name, kind, network.name, error)
+    if not engines:
+        raise EngineError(f"no engine can run network {network.name!r}: {'; '.join(refused.values())}")
+    medians = _measure(network, [engine for _, _, engine in engines])
+    best = 0
+    for index, (_, _, engine) in enumerate(engines):
+        if medians[engine.id] < ADVANTAGE * medians[engines[best][2].id]:
+            best = index
+    backend, kind, engine = engines[best]
+    table = ", ".join(f"{name} {ms:.2f} ms" for name, ms in sorted(medians.items(), key=lambda item: item[1]))
+    reason = f"measured on this machine: {table}" if len(engines) > 1 else "the only engine that can run here"
+    choice = Choice(backend.name, kind, reason, medians, refused)
+    log.info("engine %s for %r: %s", engine.id, network.name, reason)
+    store.write_choice(path, choice)
+    return choice
+
+
+def _candidates(precision: Precision) -> tuple[list[tuple[Backend, Precision]], dict[str, str]]:
+    """Backends that could run here, and why the others cannot. Reduced precision competes with float32."""
+    candidates: list[tuple[Backend, Precision]] = []
+    refused: dict[str, str] = {}
+    for name in BACKENDS:
+        backend = find_backend(name)
+        missing = backend.missing()
+        if missing:
+            refused[name] = missing
+            continue
+        kinds = dict.fromkeys((precision, _precision("fp32")))
+        candidates += [(backend, kind) for kind in kinds if kind in backend.precisions]
+    return candidates, refused
+
+
+def _measure(network: Network, engines: Sequence[Engine]) -> dict[str, float]:
+    """Median time in ms of one inference, engines taking turns in random order so that noise meets all alike."""
+    times: dict[str, list[float]] = {engine.id: [] for engine in engines}
+    turns = random.Random(0)
+    order = list(engines)
+    deadline = time.perf_counter() + MEASURE_S
+    for round_number in range(MEASURE_ROUNDS):
+        turns.shuffle(order)
+        for engine in order:
+            started = time.perf_counter()
+            engine.infer(network.example)
+            times[engine.id].append((time.perf_counter() - started) * 1e3)
+        if time.perf_counter() > deadline and round_number > 0:
+            break
+    # The first rounds fill caches and start threads.
+    return {name: statistics.median(values[min(3, len(values) - 1) :]) for name, values in times.items()}
+
+
+def _precision(name: str) -> Precision:
+    for precision in PRECISIONS:
+        if precision == name:
+            return precision
+    raise EngineError(f"there is no precision {name!r}; known are {', '.join(PRECISIONS)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +27,13 @@ def run_module(module: nn.Module, network: Network, inputs: Mapping[str, Array])
     """One forward pass, arrays in and arrays out."""
     import torch
 
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         # Arrays that came off the wire are read-only, which torch warns of on every call.
         arrays = (inputs[name] if inputs[name].flags.writeable else inputs[name].copy() for name in network.example)
-        result: Any = module(*(torch.from_numpy(array) for array in arrays))
+        result: Any = module(*(torch.from_numpy(array).to(device) for array in arrays))
     tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-    return {name: tensor.float().numpy() for name, tensor in zip(network.outputs, tensors, strict=True)}
+    return {name: tensor.float().cpu().numpy() for name, tensor in zip(network.outputs, tensors, strict=True)}
 
 
 def make_golden(network: Network, module: nn.Module) -> Golden:
@@ -51,33 +54,45 @@ def make_golden(network: Network, module: nn.Module) -> Golden:
 class TorchEngine(Engine):
     """A torch module called as it is."""
 
-    def __init__(self, network: Network, module: nn.Module) -> None:
-        self.id = "torch-fp32"
+    def __init__(self, id: str, network: Network, module: nn.Module) -> None:
+        self.id = id
         self.reason = ""
         self.network = network
         self.module = module
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.network, inputs)
-        return run_module(self.module, self.network, inputs)
+        try:
+            return run_module(self.module, self.network, inputs)
+        except RuntimeError as error:  # a GPU that is out of memory, among others
+            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
 
 
 class TorchBackend:
-    """Nothing is compiled and nothing is stored."""
+    """Nothing is compiled and nothing is stored.
 
-    name = "torch"
+    Args:
+        name: what `--engine` calls it. device: what torch calls it.
+    """
+
     precisions: tuple[Precision, ...] = ("fp32",)
     cached = False
 
-    def missing(self) -> str | None:
-        import importlib.util
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self.device = device
 
-        return None if importlib.util.find_spec("torch") else "torch is not installed: pip install 'mien[live]'"
+    def missing(self) -> str | None:
+        if not importlib.util.find_spec("torch"):
+            return "torch is not installed: pip install 'mien[live]'"
+        if self.device == "cpu":
+            return None
+        import torch
+
+        return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
 
     def versions(self) -> dict[str, str]:
-        import importlib.metadata
-
-        return {"torch": importlib.metadata.version("torch")}
+        return {"torch": importlib.metadata.version("torch"), "device": self.device}
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
         return Artifact(network, precision, folder)
@@ -86,7 +101,12 @@ class TorchBackend:
         import torch
 
         torch.set_num_threads(threads)
-        return TorchEngine(artifact.network, build_module(artifact.network))
+        try:
+            module = build_module(artifact.network).to(self.device)
+        except RuntimeError as error:
+            raise EngineError(f"cannot move {artifact.network.name!r} to {self.device}: {error}") from error
+        return TorchEngine(f"{self.name}-{artifact.precision}", artifact.network, module)
 
 
-backend = TorchBackend()
+backend = TorchBackend("torch", "cpu")
+cuda_backend = TorchBackend("torch-cuda", "cuda")

@@ -1,0 +1,104 @@
+"""OpenVINO: an alternative on CPUs, in float32 or, where the processor has it, bfloat16.
+
+bfloat16 keeps 8 bits of a number. Whether that is enough is decided by the golden check, network by network.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
+from mien.engines.onnx import export_graph
+from mien.engines.torch_eager import build_module
+from mien.errors import EngineError
+
+MODEL = "model.xml"
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoEngine(Engine):
+    """A compiled model for any size of the dynamic axes, and one for exactly the example's, which runs faster."""
+
+    def __init__(self, id: str, network: Network, compiled: Any, compiled_example: Any) -> None:
+        self.id = id
+        self.reason = ""
+        self.network = network
+        self._request = compiled.create_infer_request()
+        self._example_request = compiled_example.create_infer_request()
+        self._names = {port.get_any_name() for port in compiled.inputs}
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        check_inputs(self.network, inputs)
+        is_example = all(inputs[name].shape == array.shape for name, array in self.network.example.items())
+        request = self._example_request if is_example else self._request
+        try:
+            request.infer({name: inputs[name] for name in self._names}, share_inputs=False)
+            # The request's memory belongs to the next call.
+            return {name: request.get_tensor(name).data.copy() for name in self.network.outputs}
+        except RuntimeError as error:
+            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
+
+
+class OpenVinoBackend:
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino"
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    cached = True
+
+    def missing(self) -> str | None:
+        if not importlib.util.find_spec("openvino"):
+            return "openvino is not installed: pip install 'mien[openvino]'"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        return {name: importlib.metadata.version(name) for name in ("openvino", "torch")}
+
+    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+        openvino = _openvino()
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise EngineError("this processor cannot compute in bf16")
+        try:
+            model = core.read_model(export_graph(network, build_module(network)))
+            openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot read network {network.name!r}: {error}") from error
+        return Artifact(network, precision, folder)
+
+    def load(self, artifact: Artifact, threads: int) -> Engine:
+        core = _openvino().Core()
+        network = artifact.network
+        options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[artifact.precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = core.read_model(artifact.folder / MODEL)
+            compiled = core.compile_model(model, "CPU", options)
+            compiled_example = compiled
+            if network.dynamic:
+                names = [port.get_any_name() for port in model.inputs]
+                model.reshape({name: list(network.example[name].shape) for name in names})
+                compiled_example = core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile network {network.name!r}: {error}") from error
+        return OpenVinoEngine(f"{self.name}-{artifact.precision}", network, compiled, compiled_example)
+
+
+def _openvino() -> Any:
+    with warnings.catch_warnings():
+        # Its bindings rename classes on import and warn of it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import openvino
+    return openvino
+
+
+backend = OpenVinoBackend()
