@@ -111,11 +111,11 @@ def status(
     if explicit is not None and asset.single and not place.is_dir():
         names = {asset.files[0].name: place.name}
     path = folder / names[asset.files[0].name] if asset.single else folder
-    absent = [names[file.name] for file in asset.files if not (folder / names[file.name]).is_file()]
-    if absent:
-        lacks = "is not there" if len(absent) == len(asset.files) else f"lacks {', '.join(absent)}"
-        return AssetStatus(asset, path, "missing", f"{path} {lacks}")
     try:
+        absent = [names[file.name] for file in asset.files if not (folder / names[file.name]).is_file()]
+        if absent:
+            lacks = "is not there" if len(absent) == len(asset.files) else f"lacks {', '.join(absent)}"
+            return AssetStatus(asset, path, "missing", f"{path} {lacks}")
         if not thorough and explicit is None and _stamp(asset, folder) == _read_stamp(folder):
             return AssetStatus(asset, path, "ok")
         problem = _mismatch(asset, folder, names)
