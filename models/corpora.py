@@ -8,46 +8,32 @@ error; an item that carries nothing (no text, no clip, no duration) is skipped, 
 from __future__ import annotations
 
 import csv
-import difflib
-import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mien.emotions import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
+from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.models.labels import (
+    MELD_SENTIMENT,
+    EmptyItemError,
+    nearest,
+    parse_emotion,
+    parse_goemotions,
+    parse_segment,
+    parse_sentiment,
+    parse_split,
+    split_of_name,
+)
 
-SPLITS = ("train", "valid", "test")
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v"})
-
-# Other names of the seven emotions. Calm and boredom are what a neutral state sounds like when acted.
-SYNONYMS = {
-    "anger": "angry", "happiness": "happy", "joy": "happy", "sadness": "sad", "fearful": "fear",
-    "disgusted": "disgust", "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
-}  # fmt: skip
-
-# The grouping of the 27 categories that the GoEmotions paper gives (Demszky et al., ACL 2020, section 5.2).
-GOEMOTIONS = {
-    "neutral": ("neutral",),
-    "happy": ("admiration", "amusement", "approval", "caring", "desire", "excitement", "gratitude", "joy",
-              "love", "optimism", "pride", "relief"),
-    "sad": ("sadness", "disappointment", "embarrassment", "grief", "remorse"),
-    "angry": ("anger", "annoyance", "disapproval"),
-    "fear": ("fear", "nervousness"),
-    "disgust": ("disgust",),
-    "surprise": ("surprise", "realization", "confusion", "curiosity"),
-}  # fmt: skip
-_GOEMOTIONS_TO_SEVEN = {fine: coarse for coarse, names in GOEMOTIONS.items() for fine in names}
-
-# MELD's three sentiment classes give a sign and no strength; 1 is the usual strength on the MOSEI scale.
-MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
 
 _RAVDESS = re.compile(r"0[123](-\d\d){6}")
 _RAVDESS_EMOTIONS = dict(
@@ -134,10 +120,6 @@ class Corpus:
         return tuple(item for item in self.items if item.split == name)
 
 
-class _SkipError(Exception):
-    """This item carries nothing; the message says why."""
-
-
 def read_corpus(path: Path) -> Corpus:
     """Read a corpus of any layout that `Corpus.name` lists.
 
@@ -201,7 +183,7 @@ def _read_text(path: Path) -> Corpus:
     if layout == "mosi":
         stem = path.stem.lower()
         name = "mosei" if "mosei" in stem or ("id" not in columns and "mosi" not in stem) else "mosi"
-    split = _split_of_name(path)
+    split = split_of_name(path)
     items: list[CorpusItem] = []
     skipped: list[tuple[str, str]] = []
     for line, row in rows:
@@ -210,13 +192,13 @@ def _read_text(path: Path) -> Corpus:
         try:
             text = row["Utterance" if layout == "meld" else "text"].strip()
             if not text:
-                raise _SkipError("empty text")
-            item = CorpusItem(item_id, split=_split(row.get("split", ""), where) or split, text=text)
+                raise EmptyItemError("empty text")
+            item = CorpusItem(item_id, split=parse_split(row.get("split", ""), where) or split, text=text)
             if layout == "mosi":
-                start_s, end_s = _segment(row, where)
-                sentiment = _sentiment(row["sentiment"], where)
+                start_s, end_s = parse_segment(row, where)
+                sentiment = parse_sentiment(row["sentiment"], where)
                 if sentiment is None:
-                    raise _SkipError("no label")
+                    raise EmptyItemError("no label")
                 item = replace(
                     item,
                     speaker=row.get("video_id") or None,
@@ -225,19 +207,19 @@ def _read_text(path: Path) -> Corpus:
                     sentiment=sentiment,
                 )
             elif layout == "goemotions":
-                emotion, emotions = _goemotions(row["labels"], where)
+                emotion, emotions = parse_goemotions(row["labels"], where)
                 item = replace(item, emotion=emotion, emotions=emotions)
             else:
                 weak = row.get("Sentiment", "").strip().lower()
                 if weak and weak not in MELD_SENTIMENT:
                     raise DataError(f"{where}: sentiment {weak!r} is none of {', '.join(MELD_SENTIMENT)}")
-                emotion = _emotion(row["Emotion"], where)
+                emotion = parse_emotion(row["Emotion"], where)
                 if emotion is None:
-                    raise _SkipError("no label")
+                    raise EmptyItemError("no label")
                 item = replace(item, speaker=row.get("Speaker") or None, emotion=emotion,
                                sentiment=MELD_SENTIMENT.get(weak), coarse=True)  # fmt: skip
             items.append(item)
-        except _SkipError as skip:
+        except EmptyItemError as skip:
             skipped.append((item_id, str(skip)))
     return Corpus(name, path, tuple(items), tuple(skipped))
 
@@ -257,21 +239,21 @@ def _read_clips(folder: Path) -> Corpus:
         item_id = row.get("id") or row["file"].strip() or f"row {line}"
         try:
             sentiment, emotion = (
-                _sentiment(row.get("sentiment", ""), where),
-                _emotion(row.get("emotion", ""), where),
+                parse_sentiment(row.get("sentiment", ""), where),
+                parse_emotion(row.get("emotion", ""), where),
             )
             if sentiment is None and emotion is None:
-                raise _SkipError("no label")
+                raise EmptyItemError("no label")
             if not clip.is_file():
-                raise _SkipError("clip missing")
+                raise EmptyItemError("clip missing")
             suffix = clip.suffix.lower()
             if suffix not in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
-                raise _SkipError(f"not a clip: {suffix or 'no suffix'}")
-            start_s, end_s = _segment(row, where)
+                raise EmptyItemError(f"not a clip: {suffix or 'no suffix'}")
+            start_s, end_s = parse_segment(row, where)
             items.append(
                 CorpusItem(
                     item_id,
-                    split=_split(row.get("split", ""), where),
+                    split=parse_split(row.get("split", ""), where),
                     speaker=row.get("speaker") or None,
                     text=row.get("text", "").strip() or None,
                     audio=clip,
@@ -282,7 +264,7 @@ def _read_clips(folder: Path) -> Corpus:
                     emotion=emotion,
                 )
             )
-        except _SkipError as skip:
+        except EmptyItemError as skip:
             skipped.append((item_id, str(skip)))
     return Corpus("clips", folder, tuple(items), tuple(skipped))
 
@@ -341,8 +323,8 @@ def _read_faces(path: Path) -> Corpus:
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "US":
         raise DataError(f"{path}: labels must be {len(images)} names, not {labels.shape} {labels.dtype}")
     names = labels.astype(str)
-    known = {name: _emotion(str(name), str(path)) for name in np.unique(names)}
-    split, items, skipped = _split_of_name(path), [], []
+    known = {name: parse_emotion(str(name), str(path)) for name in np.unique(names)}
+    split, items, skipped = split_of_name(path), [], []
     for row, name in enumerate(names):
         item_id, emotion = f"{path.stem}_{row:05d}", known[name]
         if emotion is None:
@@ -379,12 +361,7 @@ def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str
 def _refuse_unknown(path: Path, layout: str, columns: Collection[str]) -> None:
     required, optional = _CSV_COLUMNS[layout]
     for column in sorted(set(columns) - required - optional):
-        raise DataError(f"{path} has an unknown column `{column}`; {_nearest(column, sorted(required | optional))}")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{near[0]}`?" if near else "known: " + ", ".join(known)
+        raise DataError(f"{path} has an unknown column `{column}`; {nearest(column, sorted(required | optional))}")
 
 
 def _row_id(row: dict[str, str], line: int) -> str:
@@ -395,67 +372,3 @@ def _row_id(row: dict[str, str], line: int) -> str:
     if row.get("Dialogue_ID"):
         return f"dia{row['Dialogue_ID']}_utt{row.get('Utterance_ID', line)}"
     return f"row {line}"
-
-
-def _split(name: str, where: str) -> str | None:
-    name = name.strip().lower()
-    name = {"dev": "valid", "val": "valid", "validation": "valid"}.get(name, name)
-    if name and name not in SPLITS:
-        raise DataError(f"{where}: split {name!r} is none of {', '.join(SPLITS)}")
-    return name or None
-
-
-def _split_of_name(path: Path) -> str | None:
-    part = re.split(r"[_.\-]", path.stem.lower())[-1]
-    part = {"dev": "valid", "val": "valid"}.get(part, part)
-    return part if part in SPLITS else None
-
-
-def _number(field: str, what: str, where: str) -> float | None:
-    if not field.strip():
-        return None
-    try:
-        value = float(field)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: {what} {field!r} is not a number")
-    return value
-
-
-def _sentiment(field: str, where: str) -> float | None:
-    value = _number(field, "sentiment", where)
-    if value is not None and not SENTIMENT_MIN <= value <= SENTIMENT_MAX:
-        raise DataError(f"{where}: sentiment {value:g} is outside {SENTIMENT_MIN:g} ... {SENTIMENT_MAX:g}")
-    return value
-
-
-def _segment(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
-    start_s, end_s = _number(row.get("start", ""), "start", where), _number(row.get("end", ""), "end", where)
-    if start_s is not None:
-        start_s = max(start_s, 0.0)  # MOSEI has segments that begin a little before their file
-    if end_s is not None and end_s <= (start_s or 0.0):
-        raise _SkipError("zero duration")
-    return start_s, end_s
-
-
-def _emotion(field: str, where: str) -> str | None:
-    name = field.strip().lower()
-    name = SYNONYMS.get(name, name)
-    if name and name not in EMOTIONS:
-        raise DataError(f"{where}: unknown emotion {field!r}; {_nearest(name, [*EMOTIONS, *SYNONYMS])}")
-    return name or None
-
-
-def _goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] | None]:
-    """Labels joined by a bar to one emotion, or, where raters saw several, to a soft label."""
-    names = [name.strip().lower() for name in field.split("|") if name.strip()]
-    if not names:
-        raise _SkipError("no label")
-    for name in names:
-        if name not in _GOEMOTIONS_TO_SEVEN:
-            raise DataError(f"{where}: unknown emotion {name!r}; {_nearest(name, sorted(_GOEMOTIONS_TO_SEVEN))}")
-    seven = [_GOEMOTIONS_TO_SEVEN[name] for name in names]
-    if len(set(seven)) == 1:
-        return seven[0], None
-    return None, tuple(seven.count(name) / len(seven) for name in EMOTIONS)

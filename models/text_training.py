@@ -57,7 +57,7 @@ class TextTraining:
     emotion_weight: float = 0.6
     correlation_weight: float = 0.2
     coarse_weight: float = 0.3
-    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.4))
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.25))
     bare: float = 0.35
     cut: float = 0.15
     average: float = 0.998

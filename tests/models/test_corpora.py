@@ -9,7 +9,8 @@ import pytest
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.models.corpora import GOEMOTIONS, read_corpus, speakers, split_by_speaker
+from mien.models.corpora import read_corpus, speakers, split_by_speaker
+from mien.models.labels import GOEMOTIONS
 
 MOSI = "id,video_id,clip_id,start,end,text,sentiment,split\n"
 MELD = "Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"

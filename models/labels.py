@@ -1,0 +1,119 @@
+"""Fields of label tables: what they may hold, and which of our labels they mean.
+
+Every parser takes `where` ("file, row 12") for its error, and raises `DataError` for a value that cannot be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mien.emotions import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
+from mien.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+_OTHER_SPLITS = {"dev": "valid", "val": "valid", "validation": "valid"}
+
+# Other names of the seven emotions. Calm and boredom are what a neutral state sounds like when acted.
+SYNONYMS = {
+    "anger": "angry", "happiness": "happy", "joy": "happy", "sadness": "sad", "fearful": "fear",
+    "disgusted": "disgust", "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
+}  # fmt: skip
+
+# The grouping of the 27 categories that the GoEmotions paper gives (Demszky et al., ACL 2020).
+GOEMOTIONS = {
+    "neutral": ("neutral",),
+    "happy": ("admiration", "amusement", "approval", "caring", "desire", "excitement", "gratitude", "joy",
+              "love", "optimism", "pride", "relief"),
+    "sad": ("sadness", "disappointment", "embarrassment", "grief", "remorse"),
+    "angry": ("anger", "annoyance", "disapproval"),
+    "fear": ("fear", "nervousness"),
+    "disgust": ("disgust",),
+    "surprise": ("surprise", "realization", "confusion", "curiosity"),
+}  # fmt: skip
+_GOEMOTIONS_TO_SEVEN = {fine: coarse for coarse, names in GOEMOTIONS.items() for fine in names}
+
+# MELD's three sentiment classes give a sign and no strength; 1 is the usual strength on the MOSEI scale.
+MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
+
+
+class EmptyItemError(Exception):
+    """This item carries nothing to learn from; the message says why. Readers skip and list it."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for a name that is not known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else "known: " + ", ".join(known)
+
+
+def parse_split(name: str, where: str) -> str | None:
+    """One of SPLITS, or None for an empty field."""
+    name = name.strip().lower()
+    name = _OTHER_SPLITS.get(name, name)
+    if name and name not in SPLITS:
+        raise DataError(f"{where}: split {name!r} is none of {', '.join(SPLITS)}")
+    return name or None
+
+
+def split_of_name(path: Path) -> str | None:
+    """The split that a file's name ends with, as in `meld_test.csv`."""
+    part = re.split(r"[_.\-]", path.stem.lower())[-1]
+    part = _OTHER_SPLITS.get(part, part)
+    return part if part in SPLITS else None
+
+
+def _number(field: str, what: str, where: str) -> float | None:
+    if not field.strip():
+        return None
+    try:
+        value = float(field)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {what} {field!r} is not a number")
+    return value
+
+
+def parse_sentiment(field: str, where: str) -> float | None:
+    """-3 ... 3, or None for an empty field."""
+    value = _number(field, "sentiment", where)
+    if value is not None and not SENTIMENT_MIN <= value <= SENTIMENT_MAX:
+        raise DataError(f"{where}: sentiment {value:g} is outside {SENTIMENT_MIN:g} ... {SENTIMENT_MAX:g}")
+    return value
+
+
+def parse_segment(row: dict[str, str], where: str) -> tuple[float | None, float | None]:
+    """Start and end in seconds, from the columns `start` and `end`."""
+    start_s, end_s = _number(row.get("start", ""), "start", where), _number(row.get("end", ""), "end", where)
+    if start_s is not None:
+        start_s = max(start_s, 0.0)  # MOSEI has segments that begin a little before their file
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise EmptyItemError("zero duration")
+    return start_s, end_s
+
+
+def parse_emotion(field: str, where: str) -> str | None:
+    """One of EMOTIONS, or None for an empty field."""
+    name = field.strip().lower()
+    name = SYNONYMS.get(name, name)
+    if name and name not in EMOTIONS:
+        raise DataError(f"{where}: unknown emotion {field!r}; {nearest(name, [*EMOTIONS, *SYNONYMS])}")
+    return name or None
+
+
+def parse_goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] | None]:
+    """Labels joined by a bar to one emotion, or, where raters saw several, to a soft label."""
+    names = [name.strip().lower() for name in field.split("|") if name.strip()]
+    if not names:
+        raise EmptyItemError("no label")
+    for name in names:
+        if name not in _GOEMOTIONS_TO_SEVEN:
+            raise DataError(f"{where}: unknown emotion {name!r}; {nearest(name, sorted(_GOEMOTIONS_TO_SEVEN))}")
+    seven = [_GOEMOTIONS_TO_SEVEN[name] for name in names]
+    if len(set(seven)) == 1:
+        return seven[0], None
+    return None, tuple(seven.count(name) / len(seven) for name in EMOTIONS)
