@@ -35,7 +35,7 @@ INSTANT_WORDS = 3  # so many of them at the end have no sound
 UNVOICED = 0.25  # a word during which the voice detector never rises above this was not said
 VOICE_MARGIN_S = 0.2  # how wrong the time of a word may be
 # What Whisper says on noise; believed only if it is sure.
-PHANTOMS = frozenset({"thankyou", "thanksforwatching", "you", "bye", "byebye", "thankyouforwatching", "so", "okay"})
+PHANTOMS = frozenset({"thankyou", "thanksforwatching", "you", "bye", "byebye", "thankyouforwatching"})
 PHANTOM_DOUBT = -0.7
 
 

@@ -1,0 +1,286 @@
+"""The words: what is said, and what MiniLM makes of it, word by word.
+
+Rows are words, not instants: a message holds all words of the last WINDOW_S and replaces the message before it. One
+is published after every step of recognition, even if nothing was said: its end is the watermark.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+
+from mien.assets import asset_path
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.config import AssetsConfig, Config, TextConfig
+from mien.engines.selection import open_engine
+from mien.engines.text import text_network
+from mien.errors import ConfigError
+from mien.messages import Float32, ModalitySpec, Word
+from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_DIM, WordTokenizer, pool_words, text_extractor
+from mien.stream.asr import Heard, Recogniser
+from mien.stream.backlog import Backlog, Step
+from mien.stream.modality import Health, Modality, Rows
+from mien.stream.sources.audio import AudioSource, open_audio
+from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.voice_activity import VoiceActivity
+from mien.stream.whisper import Whisper
+
+ADAPTERS = DEFAULT_ADAPTERS if DEFAULT_ADAPTERS.is_file() else None
+SPEC = ModalitySpec(name="text", dim=TEXT_DIM, rate_hz=0, steps=50, snapshot=True, extractor=text_extractor(ADAPTERS))
+WINDOW_S = 5.0
+BACKLOG_S = 6.0  # sound that may wait before the recogniser skips to the newest
+POLL_S = 0.05
+RETRY_S = 2.0  # between attempts to open a recogniser that failed
+NICE = 5
+METER_S = 30.0  # span over which the real-time factor is taken
+ASR_MODELS = ("tiny.en", "base", "small")
+
+
+class TextEncoder:
+    """Words to rows, live and offline.
+
+    Args:
+        folder: of MiniLM ("minilm-l6-v2" among the assets).
+        engine: "auto" or the name of an engine.
+
+    Raises:
+        AssetError: the folder does not hold MiniLM.
+        EngineError: no engine can run it.
+    """
+
+    def __init__(self, folder: Path, engine: str = "auto", adapters: Path | None = ADAPTERS) -> None:
+        self._tokenizer = WordTokenizer(folder)
+        self._engine = open_engine(text_network(folder, adapters), engine)
+
+    def encode(self, words: Sequence[str]) -> Float32:
+        """Shape (words, 384): the mean of the states of each word's pieces, all words read as one sequence.
+
+        Beyond 128 pieces the oldest words are not read; their rows are zero.
+        """
+        if not words:
+            return np.zeros((0, TEXT_DIM), np.float32)
+        pieces = self._tokenizer.tokenize_words(words)
+        ids = pieces.input_ids[None]
+        states = self._engine.infer({"input_ids": ids, "attention_mask": np.ones_like(ids)})["states"][0]
+        return pool_words(states, pieces)[0]
+
+
+def open_recogniser(config: TextConfig, assets: AssetsConfig, device: str | None = None) -> Recogniser:
+    """The streaming recogniser that a configuration names.
+
+    Args:
+        device: in place of `config.device`.
+
+    Raises:
+        AssetError: the model is not to be had.
+        ConfigError: there is no such model, language, device or compute type.
+    """
+    whisper = Whisper(
+        asr_folder(config.asr, assets),
+        config.language,
+        device or config.device,
+        config.compute_type,
+        config.cpu_threads,
+    )
+    return Recogniser(whisper, VoiceActivity())
+
+
+def asr_folder(asr: str, assets: AssetsConfig) -> Path:
+    """The folder of a speech model: a name in ASR_MODELS, or a folder as it is.
+
+    Raises:
+        AssetError: a known model that is not to be had.
+        ConfigError: neither a known name nor a folder.
+    """
+    if asr in ASR_MODELS:
+        return asset_path(f"whisper-{asr}", assets)
+    folder = Path(asr).expanduser()
+    if folder.is_dir():
+        return folder
+    raise ConfigError(
+        f"`text.asr` is `{asr}`: neither one of {', '.join(ASR_MODELS)}, none, nor a folder with a CTranslate2 model"
+    )
+
+
+class Text(Modality):
+    """A microphone or a clip's sound, and the words in it.
+
+    The sound is read here, at all times; recognition runs in a thread of its own, one step at a time.
+    """
+
+    spec = SPEC
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._fast = config.clip.fast
+        self._source: AudioSource | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._backlog = Backlog(config.text.step_ms, None if self._fast else BACKLOG_S)
+        self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
+        self._recogniser: Recogniser | None = None
+        self._encoder: TextEncoder | None = None
+        self._device: str | None = None
+        self._retry_s = 0.0
+        self._error: str | None = None
+        self._failures = 0
+        self._unheard_s = 0.0  # sound that came while there was no recogniser
+        self._processed_ns: int | None = None
+        self._busy: deque[tuple[float, float]] = deque()  # seconds of sound, seconds of work
+
+    def prepare(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "asr", initializer=_yield_to_frames)
+        self._thread.submit(self._open).result()
+        self._source = open_audio(self._config, self._clock)
+
+    def start(self, start_ns: int) -> None:
+        assert self._source is not None, "prepare() comes first"
+        self._source.start(start_ns)
+
+    def rows(self) -> Iterator[Rows | None]:
+        source, thread = self._source, self._thread
+        assert source is not None, "prepare() comes first"
+        assert thread is not None
+        job: Future[Rows] | None = None
+        while True:
+            if job is not None and job.done():
+                yield job.result()
+                job = None
+            if job is None:
+                step = self._backlog.take(rest=source.ended)
+                if step is not None:
+                    job = thread.submit(self._recognise, step)
+                elif source.ended:
+                    break
+            if job is not None and (self._fast or source.ended):
+                # Without a drop: nothing is read ahead of the step that is being heard.
+                wait([job], POLL_S)
+            else:
+                chunk = source.read(timeout=POLL_S)
+                if chunk is not None:
+                    self._backlog.push(chunk)
+            yield None
+        if self._processed_ns is not None:
+            job = thread.submit(self._recognise, None)
+            while not job.done():
+                wait([job], POLL_S)
+                yield None
+            yield job.result()
+
+    def health(self) -> Health:
+        source = self._source
+        if source is None:
+            return Health(state="starting")
+        drops = dict(source.drops)
+        skipped_s = self._backlog.skipped_s + self._unheard_s
+        if skipped_s:
+            drops["skipped_ms"] = round(skipped_s * 1000)
+        if self._failures:
+            drops["asr_failures"] = self._failures
+        sound_s, work_s = (sum(column) for column in zip(*self._busy, strict=True)) if self._busy else (0.0, 0.0)
+        lag_ms = None
+        if self._processed_ns is not None and not self._fast:
+            lag_ms = round((self._clock.now_ns() - self._processed_ns) / NS_PER_MS)
+        lost = self._recogniser is None
+        return Health(
+            state="degraded" if lost and source.state == "running" else source.state,
+            drops=drops,
+            last_error=self._error or source.error,
+            detail={
+                "source": source.name,
+                "asr": self._config.text.asr,
+                "real_time_factor": round(work_s / sound_s, 3) if sound_s else None,
+                "lag_ms": lag_ms,
+                "skipped_s": round(skipped_s, 2),
+            },
+        )
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _open(self) -> None:
+        text, assets = self._config.text, self._config.assets
+        self._encoder = TextEncoder(asset_path("minilm-l6-v2", assets))
+        self._recogniser = open_recogniser(text, assets, self._device)
+
+    def _recognise(self, step: Step | None) -> Rows:
+        """One step, or with None the end of the stream. Runs in the recogniser's thread; never raises."""
+        begun = time.perf_counter()
+        t_end_ns = step.t_end_ns if step is not None else self._processed_ns or 0
+        seconds = len(step.samples) / SAMPLE_RATE if step is not None else 0.0
+        heard = Heard(t_end_ns, (), ())
+        rows: tuple[tuple[Word, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
+        try:
+            if self._recogniser is None and time.monotonic() >= self._retry_s:
+                self._open()
+            if self._recogniser is None:
+                self._unheard_s += seconds
+            else:
+                if step is None:
+                    heard = self._recogniser.finish()
+                else:
+                    heard = self._recogniser.step(step.samples, step.t_end_ns, step.continuous)
+                rows = self._read(heard)
+        except Exception as error:  # whatever the libraries raise, the stream goes on without words
+            self._fail(error)
+            self._unheard_s += seconds
+        words, values = rows
+        self._processed_ns = t_end_ns
+        self._busy.append((seconds, time.perf_counter() - begun))
+        while len(self._busy) > 1 and sum(sound_s for sound_s, _ in self._busy) > METER_S:
+            self._busy.popleft()
+        ends_ns = np.array([word.t_end_ns for word in words], np.int64)
+        return Rows(
+            t_start_ns=max(0, t_end_ns - round(WINDOW_S * NS_PER_S)),
+            t_end_ns=t_end_ns,
+            values=values,
+            valid=np.any(values != 0, axis=1),
+            times_ns=np.maximum.accumulate(ends_ns),
+            words=words,
+            stamps={"read": step.read_ns} if step is not None else {},
+        )
+
+    def _read(self, heard: Heard) -> tuple[tuple[Word, ...], Float32]:
+        """The words in the window and their rows; read again only when the words changed."""
+        words = words_within(heard)
+        texts = tuple(word.text for word in words)
+        if texts != self._encoded[0]:
+            assert self._encoder is not None, "opened with the recogniser"
+            self._encoded = (texts, self._encoder.encode(texts))
+        return words, self._encoded[1]
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        self._error = f"speech recognition failed ({type(error).__name__}: {error}); it is opened again"
+        if self._config.text.device == "auto":
+            # A GPU that is found but cannot be used (a missing library, no memory left) must not silence the words.
+            self._device = "cpu"
+        self._recogniser = None
+        self._retry_s = time.monotonic() + RETRY_S
+
+
+def words_within(heard: Heard, window_s: float = WINDOW_S) -> tuple[Word, ...]:
+    """The words that end within the last `window_s`, committed ones first."""
+    since_ns = heard.t_end_ns - round(window_s * NS_PER_S)
+    return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)
+
+
+def _yield_to_frames() -> None:
+    """Lower this thread's priority (on macOS the process's), before the models make threads that inherit it."""
+    # A step of recognition keeps a core busy for 0.1 to 0.3 s, and a frame of the picture must not wait for it.
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
+def create(config: Config, clock: Clock) -> Modality:
+    """The text modality, not yet prepared."""
+    return Text(config, clock)
