@@ -29,6 +29,7 @@ from mien.stream.session import Session
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks
 _LEAD_MS = 150  # between the order to start and a clip's time zero: every process is listening by then
+_START_STEP_NS = 100 * NS_PER_MS  # the longest slot of any modality
 _STOP_S = 1.2
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 _CRASH_LOOP = 5  # restarts without a minute of peace between them
@@ -173,7 +174,9 @@ class Supervisor:
     def start(self) -> None:
         """Order everybody to begin, at one and the same moment."""
         fast = self.session.config.clip.fast
-        self._start_ns = 0 if fast else self.clock.now_ns() + _LEAD_MS * NS_PER_MS
+        # On a multiple of every slot's length, a clip's rows fall into the same slots however and whenever it plays.
+        first_ns = self.clock.now_ns() + _LEAD_MS * NS_PER_MS
+        self._start_ns = 0 if fast else -(-first_ns // _START_STEP_NS) * _START_STEP_NS
         for child in self._children.values():
             child.start(self._start_ns)
 

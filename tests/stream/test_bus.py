@@ -1,0 +1,157 @@
+"""The bus, over real sockets: last values, slow readers, reconnection, ports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mien.config import BusConfig
+from mien.errors import BusError
+from mien.stream.bus import Publisher, Receiver, is_loopback
+
+CONFIG = BusConfig(high_water_mark=8)
+
+
+def wait_for(condition: Callable[[], object], publisher: Publisher | None = None, timeout_s: float = 10.0) -> None:
+    """Until a condition holds; the publisher answers subscriptions meanwhile."""
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until_s, "it never happened"
+        if publisher is not None:
+            publisher.service()
+        time.sleep(0.001)
+
+
+def message(number: int, topic: bytes = b"prediction/default/") -> list[bytes]:
+    return [topic, b"\x01", str(number).encode()]
+
+
+def test_a_late_subscriber_gets_the_last_value_of_each_topic(port: int) -> None:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    for number in range(3):
+        publisher.send(message(number))
+        publisher.send(message(number * 10, b"status/default/video"))
+    receiver = Receiver(publisher.endpoint, (b"",))
+    got: dict[bytes, bytes] = {}
+
+    def both() -> bool:
+        got.update({frames[0]: frames[2] for frames in receiver.drain()})
+        return len(got) == 2
+
+    wait_for(both, publisher)
+    assert got == {b"prediction/default/": b"2", b"status/default/video": b"20"}
+    receiver.close()
+    publisher.close()
+
+
+def test_a_subscriber_gets_only_its_topics(port: int) -> None:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    publisher.send(message(1, b"prediction/other/"))
+    publisher.send(message(2, b"prediction/mine/"))
+    receiver = Receiver(publisher.endpoint, (b"prediction/mine/",))
+    got: list[list[bytes]] = []
+    wait_for(lambda: got.extend(receiver.drain()) or got, publisher)
+    assert {frames[0] for frames in got} == {b"prediction/mine/"}
+    receiver.close()
+    publisher.close()
+
+
+def test_a_stalled_subscriber_loses_messages_and_costs_the_publisher_nothing(port: int) -> None:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    stalled = Receiver(publisher.endpoint, (b"prediction/",), high_water_mark=4)
+    reader = Receiver(publisher.endpoint, (b"prediction/",), high_water_mark=4)
+    wait_for(lambda: publisher.subscriptions.get(b"prediction/") == 2, publisher)
+    big = b"x" * 65_536
+    got = 0
+    for number in range(500):
+        publisher.send([b"prediction/default/", str(number).encode(), big])
+        got += len(list(reader.drain()))
+        if number % 8 == 0:
+            time.sleep(0.001)
+    newest = [b"prediction/default/", b"newest", big]
+    publisher.send(newest)
+
+    def arrived() -> bool:
+        return any(frames[1] == b"newest" for frames in reader.drain()) or publisher.send(newest) is not None
+
+    wait_for(arrived, publisher)
+    assert len(list(stalled.drain(1000))) < 500, "the queue of a subscriber that does not read is bounded"
+    for endpoint in (stalled, reader):
+        endpoint.close()
+    publisher.close()
+
+
+def test_lossless_waits_for_a_slow_subscriber(port: int) -> None:
+    import threading
+
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG, lossless=True)
+    receiver = Receiver(publisher.endpoint, (b"features/",), high_water_mark=4)
+    wait_for(lambda: publisher.has_subscriber(b"features/default/audio"))
+    payload = b"x" * 32_768
+    numbers: list[int] = []
+
+    def read() -> None:
+        while len(numbers) < 400:
+            numbers.extend(int(frames[1]) for frames in receiver.drain(3))
+            time.sleep(0.0005)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(400):
+        publisher.send([b"features/default/audio", str(number).encode(), payload], keep=False)
+    reader.join(30)
+    assert numbers == list(range(400))
+    assert publisher.dropped == 0
+    receiver.close()
+    publisher.close()
+
+
+def test_a_receiver_outlives_its_publisher(port: int) -> None:
+    receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"",))
+    for number in range(2):
+        publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+        publisher.send(message(number))
+        got: list[bytes] = []
+        wait_for(lambda g=got: g.extend(f[2] for f in receiver.drain()) or g, publisher)  # type: ignore[misc]
+        assert got[-1] == str(number).encode()
+        publisher.close()
+    receiver.close()
+
+
+def test_a_port_in_use_is_a_clear_error(port: int) -> None:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    with pytest.raises(BusError, match=r"in use.*--port"):
+        Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    publisher.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "*", "example.org"])
+def test_binding_beyond_this_machine_is_refused_with_an_explanation(host: str) -> None:
+    with pytest.raises(BusError, match="this machine only"):
+        Publisher(f"tcp://{host}:5999", BusConfig(host=host))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("10.0.0.1", False)]
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_storm_of_subscriptions_does_not_multiply_messages(port: int) -> None:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    publisher.send(message(1))
+    receiver = Receiver(publisher.endpoint, (b"",), high_water_mark=1000)
+    wait_for(lambda: publisher.subscriptions, publisher)
+    began_s = time.monotonic()
+    count = 0
+    for _ in range(2000):
+        receiver.socket.unsubscribe(b"")
+        receiver.socket.subscribe(b"")
+        publisher.service()
+        count += len(list(receiver.drain()))
+    assert count <= (time.monotonic() - began_s) / 0.02 + 2
+    receiver.close()
+    publisher.close()

@@ -1,0 +1,139 @@
+"""When mien predicts: for the newest instant, at a camera's pace; playing in full, for every instant in order."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mien.clock import NS_PER_MS
+from mien.messages import FeatureWindow
+from mien.stream.schedule import CompleteSchedule, LiveSchedule
+from tests.stream.test_assembler import at, frame, sound
+
+
+def live() -> LiveSchedule:
+    return LiveSchedule(max_hz=30, hop_ms=50, max_age_ms=500)
+
+
+def ms(t_ns: int) -> int:
+    return (t_ns - at(0)) // NS_PER_MS
+
+
+def test_every_video_row_is_due_once() -> None:
+    schedule = live()
+    schedule.hear(frame(0, 0), at(10))
+    trigger = schedule.due(at(11))
+    assert trigger is not None
+    assert trigger.t_end_ns == at(0)
+    assert trigger.received_ns == at(10)
+    assert schedule.due(at(12)) is None
+
+
+def test_of_several_waiting_rows_the_newest_is_due_and_the_others_are_counted() -> None:
+    schedule = live()
+    for seq in range(4):
+        schedule.hear(frame(seq, seq * 33), at(seq * 33 + 5))
+    trigger = schedule.due(at(110))
+    assert trigger is not None
+    assert ms(trigger.t_end_ns) == 99
+    assert schedule.skipped == 3
+
+
+def test_a_60_hz_camera_is_predicted_at_most_at_max_hz_and_a_jittery_30_hz_one_in_full() -> None:
+    fast, jittery = live(), live()
+    made_fast = made_jittery = 0
+    for seq in range(120):
+        fast.hear(frame(seq, seq * 16.67), at(seq * 16.67))
+        made_fast += fast.due(at(seq * 16.67 + 1)) is not None
+    for seq in range(60):
+        t_ms = seq * 33.3 + (2 if seq % 2 else -2)
+        jittery.hear(frame(seq, t_ms), at(t_ms))
+        made_jittery += jittery.due(at(t_ms + 1)) is not None
+    assert made_fast == 60
+    assert made_jittery == 60
+
+
+def test_sound_leads_when_the_picture_has_stopped_and_follows_when_it_is_back() -> None:
+    schedule = live()
+    schedule.hear(frame(0, 0), at(5))
+    assert schedule.due(at(5)) is not None
+    schedule.hear(sound(0, 100), at(105))
+    assert schedule.due(at(105)) is None, "vision leads for half a second after its last row"
+    schedule.hear(sound(1, 600), at(605))
+    trigger = schedule.due(at(606))
+    assert trigger is not None
+    assert ms(trigger.t_end_ns) == 600
+    schedule.hear(frame(1, 650), at(655))
+    assert schedule.due(at(656)) is not None
+    schedule.hear(sound(2, 700), at(705))
+    assert schedule.due(at(706)) is None
+
+
+def test_with_nothing_coming_in_the_timer_goes_on() -> None:
+    schedule = live()
+    assert schedule.due(at(1000)) is not None
+    assert schedule.due(at(1049)) is None
+    trigger = schedule.due(at(1050))
+    assert trigger is not None
+    assert trigger.read_ns is None
+
+
+def test_instants_never_go_back() -> None:
+    schedule = live()
+    schedule.hear(frame(0, 500), at(505))
+    assert schedule.due(at(506)) is not None
+    schedule.hear(frame(1, 300), at(507))
+    assert schedule.due(at(508)) is None
+
+
+def test_in_full_an_instant_waits_for_everybody_who_has_not_ended() -> None:
+    schedule = CompleteSchedule(["vision", "audio"], max_hz=30)
+    schedule.hear(frame(0, 100), 0)
+    assert schedule.due({"vision": at(100), "audio": None}) is None
+    assert schedule.due({"vision": at(100), "audio": at(99)}) is None
+    assert schedule.due({"vision": at(100), "audio": at(100)}) is not None
+    assert not schedule.finished
+    schedule.end("vision")
+    schedule.hear(sound(0, 160), 0)
+    trigger = schedule.due({"audio": at(160)})
+    assert trigger is not None
+    assert ms(trigger.t_end_ns) == 160
+    schedule.end("audio")
+    assert schedule.finished
+
+
+@given(st.randoms(use_true_random=False))
+def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random: object) -> None:
+    def play(order: list[FeatureWindow]) -> list[int]:
+        schedule = CompleteSchedule(["vision", "audio"], max_hz=30)
+        marks: dict[str, int | None] = {"vision": None, "audio": None}
+        made = []
+        for message in order:
+            schedule.hear(message, 0)
+            marks[message.modality] = message.t_end_ns
+            while trigger := schedule.due(marks):
+                made.append(ms(trigger.t_end_ns))
+        schedule.end("vision")
+        while trigger := schedule.due({"audio": marks["audio"]}):
+            made.append(ms(trigger.t_end_ns))
+        return made
+
+    video = [frame(seq, seq * 40) for seq in range(20)]
+    audio = [sound(seq, (seq + 1) * 40) for seq in range(25)]
+    first = play(video + audio)
+    left, right, mixed = list(video), list(audio), []
+    while left or right:
+        source = left if left and (not right or random.random() < 0.5) else right  # type: ignore[attr-defined]
+        mixed.append(source.pop(0))
+    assert play(mixed) == first
+    assert first == sorted(first)
+
+
+def test_triggers_carry_the_stamps_of_their_message() -> None:
+    schedule = live()
+    stamped = msgspec.structs.replace(frame(0, 0), stamps={"read": at(1), "sent": at(9)})
+    schedule.hear(stamped, at(10))
+    trigger = schedule.due(at(11))
+    assert trigger is not None
+    assert (trigger.read_ns, trigger.sent_ns) == (at(1), at(9))

@@ -1,0 +1,136 @@
+"""Subscribing, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+import mien
+from mien.config import BusConfig
+from mien.errors import BusError
+from mien.messages import Prediction
+from mien.stream.bus import Publisher
+from mien.stream.subscriber import Subscriber
+from mien.stream.wire import encode_prediction, encode_status
+from tests.stream.test_bus import wait_for
+from tests.stream.test_wire import PREDICTION, STATUS
+
+
+@pytest.fixture
+def publisher(port: int) -> Iterator[Publisher]:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig(high_water_mark=1000))
+    yield publisher
+    publisher.close()
+
+
+def numbered(seq: int, run: int = 1) -> Prediction:
+    return msgspec.structs.replace(PREDICTION, seq=seq, run=run)
+
+
+def collect(publisher: Publisher, subscriber: Subscriber, count: int) -> list[Prediction]:
+    got: list[Prediction] = []
+    wait_for(lambda: got.extend(subscriber.poll()) or len(got) >= count, publisher)
+    return got
+
+
+def test_predictions_arrive_once_and_in_order_though_the_last_is_sent_again(publisher: Publisher) -> None:
+    with Subscriber(publisher.endpoint) as subscriber:
+        wait_for(lambda: publisher.subscriptions, publisher)
+        for seq in range(5):
+            publisher.send(encode_prediction(numbered(seq)))
+        assert [p.seq for p in collect(publisher, subscriber, 5)] == list(range(5))
+        with Subscriber(publisher.endpoint) as second:
+            assert [p.seq for p in collect(publisher, second, 1)] == [4]
+        time.sleep(0.05)
+        assert subscriber.poll() == []
+        assert subscriber.lost == 0
+
+
+def test_gaps_are_counted_and_a_restart_is_none(publisher: Publisher) -> None:
+    with Subscriber(publisher.endpoint) as subscriber:
+        wait_for(lambda: publisher.subscriptions, publisher)
+        for seq, run in ((0, 1), (1, 1), (5, 1), (0, 2), (1, 2)):
+            publisher.send(encode_prediction(numbered(seq, run)))
+        collect(publisher, subscriber, 5)
+        assert subscriber.lost == 3
+
+
+def test_garbage_is_refused_and_counted_and_the_rest_arrives(publisher: Publisher) -> None:
+    with Subscriber(publisher.endpoint) as subscriber:
+        wait_for(lambda: publisher.subscriptions, publisher)
+        publisher.send([b"prediction/default/", b"\x01", b"{nonsense"], keep=False)
+        publisher.send([b"prediction/default/", b"\x63", b"{}"], keep=False)
+        publisher.send([b"status/default/video", b"\x01"], keep=False)
+        publisher.send(encode_status(STATUS))
+        publisher.send(encode_prediction(numbered(0)))
+        assert len(collect(publisher, subscriber, 1)) == 1
+        assert subscriber.refused == {"malformed": 2, "version": 1}
+        assert subscriber.statuses["video"] == STATUS
+
+
+def test_newest_only_skips_and_counts(publisher: Publisher) -> None:
+    with Subscriber(publisher.endpoint, newest_only=True) as subscriber:
+        wait_for(lambda: publisher.subscriptions, publisher)
+        for seq in range(10):
+            publisher.send(encode_prediction(numbered(seq)))
+        time.sleep(0.3)
+        assert [p.seq for p in subscriber.poll()] == [9]
+        assert subscriber.skipped == 9
+        assert subscriber.lost == 0
+
+
+def test_one_session_only(publisher: Publisher) -> None:
+    with Subscriber(publisher.endpoint, session="mine") as subscriber:
+        wait_for(lambda: publisher.subscriptions, publisher)
+        publisher.send(encode_prediction(msgspec.structs.replace(PREDICTION, session="other")))
+        publisher.send(encode_prediction(msgspec.structs.replace(PREDICTION, session="mine")))
+        assert [p.session for p in collect(publisher, subscriber, 1)] == ["mine"]
+
+
+def test_the_generator_and_its_asynchronous_twin(publisher: Publisher) -> None:
+    stop = threading.Event()
+
+    def feed() -> None:
+        seq = 0
+        while not stop.is_set():
+            publisher.send(encode_prediction(numbered(seq)))
+            seq += 1
+            time.sleep(0.005)
+
+    async def first_three() -> list[int]:
+        numbers: list[int] = []
+        async for prediction in mien.subscribe_async(publisher.endpoint, timeout_s=10):
+            numbers.append(prediction.seq)
+            if len(numbers) == 3:
+                break
+        return numbers
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        numbers = []
+        for prediction in mien.subscribe(publisher.endpoint, timeout_s=10):
+            numbers.append(prediction.seq)
+            if len(numbers) == 3:
+                break
+        assert numbers == sorted(set(numbers))
+        later = asyncio.run(first_three())
+        assert later == sorted(set(later))
+    finally:
+        stop.set()
+        feeder.join()
+
+
+def test_silence_is_an_error_that_says_what_to_look_at(port: int) -> None:
+    with pytest.raises(BusError, match=r"nothing came.*mien run"):
+        next(mien.subscribe(f"tcp://127.0.0.1:{port}", timeout_s=0.2))
+
+
+def test_an_address_that_is_none_is_a_clear_error() -> None:
+    with pytest.raises(BusError, match="not an endpoint"):
+        next(mien.subscribe("127.0.0.1:5560"))
