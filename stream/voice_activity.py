@@ -61,14 +61,17 @@ class Hangover:
 
     def reset(self) -> None:
         """Forget what was heard."""
+        self._speaking = False
         self._left = 0
 
     def __call__(self, probabilities: Float32) -> Bool:
         """Shape (n,) to shape (n,)."""
         active = np.empty(len(probabilities), np.bool_)
         for index, probability in enumerate(probabilities):
-            if probability >= ON or (self._left > 0 and probability >= OFF):
-                self._left = HANGOVER + 1
-            self._left = max(0, self._left - 1)
-            active[index] = self._left > 0
+            if probability >= ON or (self._speaking and probability >= OFF):
+                self._speaking, self._left, active[index] = True, HANGOVER, True
+            else:
+                active[index] = self._left > 0
+                self._left = max(0, self._left - 1)
+                self._speaking = self._left > 0
         return active

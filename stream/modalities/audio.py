@@ -150,7 +150,7 @@ class AudioExtractor:
         octaves = np.log2(f0 / F0_REFERENCE_HZ)
         known = np.concatenate([[True], periodicity >= VOICED])
         last = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))
-        held = np.concatenate([np.float32([self._f0]), octaves])[last]
+        held = np.concatenate([np.array([self._f0], np.float32), octaves])[last]
         self._f0 = float(held[-1])
         rows[:, F0], rows[:, PERIODICITY] = held[1:], periodicity
         rows[:, ZCR] = np.mean(np.signbit(middle[:, 1:]) != np.signbit(middle[:, :-1]), axis=1)
@@ -170,6 +170,7 @@ class Audio(Modality):
         self._pushed = self._made = 0  # samples and rows of the present stretch without a hole
         self._begin_ns = 0  # capture time of its first sample
         self._sent_ns = 0  # end of the last message
+        self._read_ns = 0  # when the newest chunk was read
         self._level_db: float | None = None
         self._voice = False
 
@@ -199,8 +200,9 @@ class Audio(Modality):
             self._pushed += len(chunk.samples)
             power = float(np.mean(chunk.samples.astype(np.float64) ** 2))
             self._level_db = round(10.0 * float(np.log10(power + FLOOR)), 1)
-            yield self._place(self._extractor.push(chunk.samples), chunk.read_ns)
-        yield self._place(self._extractor.finish(), self._sent_ns)
+            self._read_ns = chunk.read_ns
+            yield self._place(self._extractor.push(chunk.samples))
+        yield self._place(self._extractor.finish())
 
     def health(self) -> Health:
         source = self._source
@@ -222,7 +224,7 @@ class Audio(Modality):
         if self._source is not None:
             self._source.close()
 
-    def _place(self, made: AudioRows, read_ns: int) -> Rows | None:
+    def _place(self, made: AudioRows) -> Rows | None:
         """Rows at the centres of their slots; None if there are none yet."""
         count = len(made.values)
         centres = (np.arange(self._made, self._made + count) * HOP + CENTRE) * NS_PER_SAMPLE
@@ -239,7 +241,7 @@ class Audio(Modality):
             values=made.values[index],
             valid=valid,
             times_ns=slots * self._slots.slot_ns + self._slots.slot_ns // 2,
-            stamps={"read": read_ns},
+            stamps={"read": self._read_ns},
         )
 
 

@@ -70,9 +70,7 @@ def sound(path: str | Path) -> Iterator[Float32]:
                     rate = frame.sample_rate
                     resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
                 elif frame.sample_rate != rate:
-                    raise SourceError(
-                        f"clip {path} changes its sample rate on the way; convert it to one rate"
-                    )
+                    raise SourceError(f"clip {path} changes its sample rate on the way; convert it to one rate")
                 hole_s = 0.0 if frame.time is None else frame.time - begin_s - count / rate
                 if hole_s > GAP_S or (count == 0 and hole_s > 0):
                     samples = np.concatenate([np.zeros(round(hole_s * rate), np.float32), samples])
@@ -118,7 +116,8 @@ def _measure(container: Any) -> float:
         for packet in container.demux()
         if packet.pts is not None
     ]
-    return max(ends, default=begin_s) - begin_s
+    seconds: float = max(ends, default=begin_s) - begin_s
+    return seconds
 
 
 def _mono(frame: Any) -> Float32:

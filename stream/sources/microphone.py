@@ -94,7 +94,8 @@ class Microphone(AudioSource):
         self._clock = clock
         self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
         self._stream: Any = None
-        self._lost_at_ns = 0
+        self._lost_at_ns = self._alive_ns = 0
+        self._pending: _Block | None = None  # the first block after a hole
         self._open()
 
     def start(self, start_ns: int) -> None:  # noqa: ARG002
@@ -142,7 +143,7 @@ class Microphone(AudioSource):
         self._blocks: queue.SimpleQueue[_Block] = queue.SimpleQueue()
         self._captured = 0  # samples of the device, counted by the driver's thread
         self._fetched = 0  # counted by the reader
-        self._pending: _Block | None = None  # the first block after a hole
+        self._pending = None
         self._begin_stretch()
         try:
             with _quiet():

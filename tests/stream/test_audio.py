@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mien.clock import Clock
+from mien.config import load_config
+from mien.messages import Float32
+from mien.stream.modalities.audio import (
+    ENERGY,
+    F0,
+    F0_REFERENCE_HZ,
+    HOP,
+    N_MELS,
+    PERIODICITY,
+    SPEC,
+    VAD,
+    ZCR,
+    AudioExtractor,
+    create,
+    mel_filters,
+)
+from mien.stream.modality import Rows
+from mien.stream.sources.clip import SAMPLE_RATE, read_sound
+from mien.stream.voice_activity import HANGOVER, OFF, ON, Hangover
+from tests.stream.sounds import spoken, tone, write_wav
+
+SECONDS = 1.3
+
+
+@pytest.fixture(scope="module")
+def extractor() -> AudioExtractor:
+    return AudioExtractor()
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Float32:
+    """A gliding, pulsing, noisy tone with silence in it: everything that has state changes on the way."""
+    rng = np.random.default_rng(7)
+    t = np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    glide = 0.3 * np.sin(2 * np.pi * (120 * t + 60 * t * t)) * (np.sin(2 * np.pi * 3 * t) > -0.3)
+    return (glide + rng.normal(0, 0.01, len(t)) * (t < 0.9)).astype(np.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(0, int(SECONDS * SAMPLE_RATE)), max_size=60))
+def test_any_chunking_gives_the_same_bits(extractor: AudioExtractor, noisy: Float32, cuts: list[int]) -> None:
+    whole = extractor.extract(noisy)
+    extractor.reset()
+    made = [extractor.push(part) for part in np.split(noisy, sorted(cuts))]
+    made.append(extractor.finish())
+    assert np.array_equal(np.concatenate([rows.values for rows in made]), whole.values)
+    assert np.array_equal(np.concatenate([rows.valid for rows in made]), whole.valid)
+
+
+def test_single_samples_give_the_same_bits(extractor: AudioExtractor, noisy: Float32) -> None:
+    part = noisy[:5000]
+    whole = extractor.extract(part)
+    extractor.reset()
+    made = [extractor.push(part[index : index + 1]) for index in range(len(part))] + [extractor.finish()]
+    assert np.array_equal(np.concatenate([rows.values for rows in made]), whole.values)
+
+
+@pytest.mark.parametrize("count", [0, 1, 319, 320, 639, 640, 1000, 16_000, 16_001])
+def test_a_row_for_every_whole_hop(extractor: AudioExtractor, count: int) -> None:
+    rows = extractor.extract(np.zeros(count, np.float32))
+    assert rows.values.shape == (count // HOP, SPEC.dim)
+    assert rows.valid.shape == (count // HOP,)
+    assert np.isfinite(rows.values).all()
+
+
+def test_filters_are_librosas() -> None:
+    assert np.allclose(mel_filters(), librosa.filters.mel(sr=SAMPLE_RATE, n_fft=512, n_mels=N_MELS), atol=1e-8)
+
+
+def test_log_mel_is_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
+    rows = extractor.extract(noisy).values
+    padded = np.concatenate([np.zeros(96, np.float32), noisy, np.zeros(512, np.float32)])
+    mel = librosa.feature.melspectrogram(
+        y=padded, sr=SAMPLE_RATE, n_fft=512, hop_length=HOP, center=False, n_mels=N_MELS
+    )
+    expected = mel.T[: len(rows)]
+    assert np.allclose(np.exp(rows[:, :N_MELS]), expected + 1e-10, rtol=1e-3, atol=1e-8)
+    loud = expected > 1e-6
+    assert np.abs(rows[:, :N_MELS] - np.log(expected + 1e-10))[loud].max() < 1e-3
+
+
+@pytest.mark.parametrize("hz", [65.0, 110.0, 220.0, 440.0, 590.0])
+def test_pitch_of_a_tone(extractor: AudioExtractor, hz: float) -> None:
+    row = extractor.extract(tone(hz, 1.0)).values[25]
+    assert F0_REFERENCE_HZ * 2 ** row[F0] == pytest.approx(hz, rel=0.01)
+    assert row[PERIODICITY] > 0.95
+    assert row[ZCR] * SAMPLE_RATE == pytest.approx(2 * hz, rel=0.1, abs=40)
+
+
+def test_noise_has_no_pitch_and_holds_the_last_one(extractor: AudioExtractor) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
+    rows = extractor.extract(np.concatenate([tone(200.0, 1.0), noise])).values
+    assert np.median(rows[60:, PERIODICITY]) < 0.5
+    assert F0_REFERENCE_HZ * 2 ** rows[55, F0] == pytest.approx(200.0, rel=0.05)
+
+
+def test_energy_is_in_nepers_of_power(extractor: AudioExtractor) -> None:
+    quiet, loud = (extractor.extract(tone(200.0, 0.5, a)).values[10, ENERGY] for a in (0.01, 0.1))
+    assert loud - quiet == pytest.approx(np.log(100.0), abs=1e-3)
+
+
+def test_silence_is_masked(extractor: AudioExtractor) -> None:
+    assert not extractor.extract(np.zeros(SAMPLE_RATE, np.float32)).valid.any()
+
+
+def test_speech_is_valid_and_the_silence_around_it_is_not(extractor: AudioExtractor) -> None:
+    speech = spoken("I am so happy to see you today.")
+    silence = np.zeros(SAMPLE_RATE, np.float32)
+    valid = extractor.extract(np.concatenate([silence, speech, silence])).valid
+    inside = valid[50 : 50 + len(speech) // HOP]
+    assert inside.mean() > 0.7
+    assert not valid[:40].any()
+    assert not valid[-25:].any()
+
+
+def test_hangover_bridges_pauses_with_hysteresis() -> None:
+    hangover = Hangover()
+    low, middle, high = OFF - 0.1, (ON + OFF) / 2, ON + 0.1
+
+    def hear(*probabilities: float) -> list[bool]:
+        return hangover(np.array(probabilities, np.float32)).tolist()
+
+    assert hear(middle, middle) == [False, False]  # not enough to begin with
+    assert hear(high, middle) == [True, True]  # enough to go on
+    assert hear(*[low] * (HANGOVER + 3)) == [True] * HANGOVER + [False] * 3
+    assert hear(middle) == [False]
+
+
+def rows_of(path: Path, fast: bool, start_ns: int | None = None) -> list[Rows]:
+    clock = Clock()
+    config = load_config(None, {"audio.source": str(path), "clip.fast": fast})
+    modality = create(config, clock)
+    modality.prepare()
+    modality.start(clock.now_ns() if start_ns is None else start_ns)
+    made = [rows for rows in modality.rows() if rows is not None]
+    assert modality.health().state == "ended"
+    modality.close()
+    modality.close()
+    return made
+
+
+@pytest.mark.parametrize("start_ns", [0, 7, 10_000_000, 19_999_999, 1_700_000_000_123_456_789])
+def test_one_row_in_every_slot_wherever_the_stream_begins(tmp_path: Path, start_ns: int) -> None:
+    made = rows_of(write_wav(tmp_path / "tone.wav", tone(200.0, 1.0)), fast=True, start_ns=start_ns)
+    times = np.concatenate([rows.times_ns for rows in made])
+    assert np.array_equal(np.diff(times // 20_000_000), np.ones(49))
+    assert abs(int(times[0]) - start_ns - 10_000_000) <= 10_000_000
+    assert all(before.t_end_ns == after.t_start_ns for before, after in pairwise(made))
+    assert all(rows.t_start_ns <= rows.times_ns[0] and rows.times_ns[-1] < rows.t_end_ns for rows in made)
+
+
+def test_paced_fast_and_offline_rows_are_the_same_bits(tmp_path: Path, extractor: AudioExtractor) -> None:
+    path = write_wav(tmp_path / "speech.wav", spoken("What a terrible day."), rate=16_000)
+    offline = extractor.extract(read_sound(path))
+    for fast in (True, False):
+        made = rows_of(path, fast)
+        assert np.array_equal(np.concatenate([rows.values for rows in made]), offline.values)
+        assert np.array_equal(np.concatenate([rows.valid for rows in made]), offline.valid)
+
+
+def test_rows_fit_the_specification_and_say_when_they_were_read(tmp_path: Path) -> None:
+    made = rows_of(write_wav(tmp_path / "tone.wav", tone(200.0, 0.5)), fast=False)
+    for rows in made:
+        assert rows.values.dtype == np.float32
+        assert rows.values.shape == (len(rows.times_ns), SPEC.dim)
+        assert rows.stamps["read"] >= rows.times_ns[0]
+    assert 0.0 <= np.concatenate([rows.values for rows in made])[:, VAD].max() <= 1.0
