@@ -200,6 +200,8 @@ def save_checkpoint(
         figures=dict(figures or {}),
         training=dict(training or {}),
     )
+    # There and back once, so that a rate given as 10 and one as 10.0 make the same file.
+    header = msgspec.json.decode(msgspec.json.encode(header), type=CheckpointHeader)
     content = save(state, {_METADATA_KEY: msgspec.json.encode(header, order="sorted").decode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

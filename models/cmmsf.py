@@ -62,11 +62,11 @@ class BiLSTM(nn.Module):
 
 
 class TimeConv(nn.Module):
-    """A Conv1d along time over (B, T, D), the length kept (or divided by `stride`, rounded up)."""
+    """A Conv1d along time over (B, T, D), the length kept."""
 
-    def __init__(self, dim: int, channels: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, dim: int, channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(dim, channels, kernel, stride, padding=kernel // 2)
+        self.conv = nn.Conv1d(dim, channels, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
@@ -78,15 +78,19 @@ class FrontLayer(nn.Module):
 
     def __init__(self, dim: int, channels: int, kernel: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.stride = stride
-        self.conv = nn.Conv1d(dim, channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.stride, self.kernel = stride, kernel
+        self.conv = nn.Conv1d(dim, channels, kernel, stride, bias=False)
         self.norm = nn.BatchNorm1d(channels)
         self.dropout = nn.Dropout1d(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        steps = x.shape[1]
         if self.stride > 1:
             mask = F.max_pool1d(mask[:, None], self.stride, ceil_mode=True)[:, 0]
-        y = self.dropout(F.gelu(self.norm(self.conv(x.transpose(1, 2)))))
+        # Each output looks at its own `stride` inputs and as far to either side; none, not even the newest, is left out.
+        around = max(self.kernel - self.stride, 0)
+        padding = (around // 2, around - around // 2 + -steps % self.stride)
+        y = self.dropout(F.gelu(self.norm(self.conv(F.pad(x.transpose(1, 2), padding)))))
         return y.transpose(1, 2) * mask[..., None], mask
 
 

@@ -1,0 +1,230 @@
+"""The properties that CM-MSF must have whatever its weights are."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mien.emotions import EMOTIONS
+from mien.errors import ConfigError
+from mien.messages import ModalitySpec
+from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig
+from mien.models.cmmsf import CMMSF, pool_to_slots
+
+SPECS = (
+    ModalitySpec("text", 12, 0, 50, snapshot=True),
+    ModalitySpec("audio", 9, 50, 250),
+    ModalitySpec("vision", 7, 10, 50),
+)
+Batch = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+def model(**switches: object) -> CMMSF:
+    torch.manual_seed(3)
+    network = CMMSF(SPECS, ModelConfig(dim=16, **switches))  # type: ignore[arg-type]
+    with torch.no_grad():  # statistics other than 0 and 1, so that forgetting them shows
+        for encoder in network.encoders.values():
+            encoder.mean.normal_()
+            encoder.std.uniform_(0.5, 2.0)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+    return network.eval()
+
+
+def batch(size: int = 4, specs: tuple[ModalitySpec, ...] = SPECS, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    features = {s.name: torch.randn(size, s.steps, s.dim, generator=generator) for s in specs}
+    mask = {s.name: (torch.rand(size, s.steps, generator=generator) < 0.6).float() for s in specs}
+    return features, mask
+
+
+@torch.inference_mode()
+def predict(
+    network: CMMSF, features: dict[str, torch.Tensor], mask: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    return network(*itertools.chain.from_iterable((features[m], mask[m]) for m in network.names))
+
+
+def test_outputs_have_the_documented_shapes_and_ranges() -> None:
+    sentiment, emotions, confidence, gates = predict(model(), *batch(5))
+    assert sentiment.shape == (5,)
+    assert confidence.shape == (5,)
+    assert emotions.shape == (5, len(EMOTIONS))
+    assert gates.shape == (5, 3)
+    assert sentiment.abs().max() <= 3
+    torch.testing.assert_close(emotions.sum(1), torch.ones(5))
+    torch.testing.assert_close(gates.sum(1), torch.ones(5))
+    torch.testing.assert_close(confidence, emotions.amax(1))
+
+
+@pytest.mark.parametrize("garbage", [1e30, -7.0, float("nan"), float("inf")])
+def test_a_masked_step_changes_nothing_bit_for_bit(garbage: float) -> None:
+    network, (features, mask) = model(), batch()
+    clean = {m: x * mask[m][..., None] for m, x in features.items()}
+    dirty = {m: torch.where(mask[m][..., None] > 0, x, torch.full_like(x, garbage)) for m, x in features.items()}
+    for a, b in zip(predict(network, clean, mask), predict(network, dirty, mask), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("missing", ["text", "audio", "vision"])
+def test_a_missing_modality_has_share_zero_and_its_values_do_not_matter(missing: str) -> None:
+    network, (features, mask) = model(), batch()
+    mask[missing].zero_()
+    first = predict(network, features, mask)
+    index = network.names.index(missing)
+    assert torch.equal(first[3][:, index], torch.zeros(4))
+    torch.testing.assert_close(first[3].sum(1), torch.ones(4))
+    features[missing] = features[missing] * 100 + 3
+    assert all(torch.equal(a, b) for a, b in zip(first, predict(network, features, mask), strict=True))
+
+
+@pytest.mark.parametrize("only", ["text", "audio", "vision"])
+def test_a_single_modality_has_share_one(only: str) -> None:
+    network, (features, mask) = model(), batch()
+    for m in network.names:
+        if m != only:
+            mask[m].zero_()
+    torch.testing.assert_close(predict(network, features, mask)[3][:, network.names.index(only)], torch.ones(4))
+
+
+def test_with_nothing_observed_no_prediction_is_made_up() -> None:
+    network, (features, mask) = model(), batch()
+    for m in network.names:
+        mask[m].zero_()
+    sentiment, emotions, confidence, gates = predict(network, features, mask)
+    assert torch.equal(sentiment, torch.zeros(4))
+    assert torch.equal(confidence, torch.zeros(4))
+    assert torch.equal(gates, torch.zeros(4, 3))
+    torch.testing.assert_close(emotions, torch.full((4, 7), 1 / 7))
+
+
+def test_a_batch_equals_its_items_one_by_one() -> None:
+    network, (features, mask) = model(), batch(6)
+    mask["audio"][2].zero_()
+    mask["text"][3].zero_()
+    together = predict(network, features, mask)
+    for i in range(6):
+        alone = predict(
+            network, {m: x[i : i + 1] for m, x in features.items()}, {m: x[i : i + 1] for m, x in mask.items()}
+        )
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[i : i + 1], b, atol=1e-5, rtol=0)
+
+
+def test_cached_encodings_give_what_the_whole_model_gives() -> None:
+    network, (features, mask) = model(), batch()
+    with torch.inference_mode():
+        encodings = {m: network.encode(m, features[m], mask[m]) for m in network.names}
+        inputs = [tensor for m in network.names for tensor in encodings[m]]
+        for a, b, c in zip(
+            predict(network, features, mask), network.fuse(encodings), network.fusion(*inputs), strict=True
+        ):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c)
+
+
+@pytest.mark.parametrize("present", [("text",), ("audio", "vision"), ("vision", "text")])
+def test_leaving_a_modality_out_equals_masking_it(present: tuple[str, ...]) -> None:
+    network, (features, mask) = model(), batch()
+    with torch.inference_mode():
+        short = network.raw({m: features[m] for m in present}, {m: mask[m] for m in present})
+        for m in set(network.names) - set(present):
+            mask[m].zero_()
+        full = network.raw(features, mask)
+    for a, b in zip(short, full, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_every_modality_and_every_depth_reaches_the_output() -> None:
+    network, (features, mask) = model(), batch()
+    for x in features.values():
+        x.requires_grad_()
+    fused = network.raw(features, mask)
+    (
+        fused.sentiment.sum() + fused.logits.square().sum() + fused.log_variance.sum() + fused.shares[:, 0].sum()
+    ).backward()
+    for m, x in features.items():
+        assert x.grad is not None
+        assert (x.grad.abs().sum(-1) > 0).eq(mask[m] > 0).all()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_modality_is_complemented_by_the_others() -> None:
+    network, (features, mask) = model(), batch()
+    pooled: list[torch.Tensor] = []
+    network.fusion.mgf.pools["text"].register_forward_hook(lambda *args: pooled.append(args[2]))
+    predict(network, features, mask)
+    features["vision"] = features["vision"] + 1
+    predict(network, features, mask)
+    assert not torch.allclose(pooled[0], pooled[1])
+
+
+@pytest.mark.parametrize(
+    "switches", [{"bilstm": False}, {"conv": False}, {"cascade": False}, {"mask": False}, {"gate": False}], ids=str
+)
+def test_ablations_run_and_differ(switches: dict[str, bool]) -> None:
+    features, mask = batch()
+    whole, part = predict(model(), features, mask), predict(model(**switches), features, mask)
+    assert not torch.allclose(whole[1], part[1])
+    if switches == {"gate": False}:
+        torch.testing.assert_close(part[3], torch.full((4, 3), 1 / 3))
+
+
+def test_without_conv_and_bilstm_there_is_no_encoder() -> None:
+    with pytest.raises(ConfigError, match="nothing left"):
+        ModelConfig(bilstm=False, conv=False)
+
+
+def test_a_long_modality_needs_a_front_end() -> None:
+    with pytest.raises(ConfigError, match="stride of at least 3"):
+        CMMSF((ModalitySpec("pulse", 3, 60, 300),), ModelConfig(dim=8))
+
+
+@pytest.mark.parametrize("names", [("text",), ("audio", "text"), ("text", "audio", "vision", "pulse")])
+def test_any_set_of_modalities_works(names: tuple[str, ...]) -> None:
+    pulse = ModalitySpec("pulse", 2, 4, 20)
+    encoders = {"audio": EncoderConfig(front=(ConvLayer(8, 5, 5),), kernel=5)}
+    specs = tuple(spec for name in names for spec in (*SPECS, pulse) if spec.name == name)
+    torch.manual_seed(0)
+    network = CMMSF(specs, ModelConfig(dim=16, encoders=encoders)).eval()
+    features, mask = batch(3, specs)
+    gates = predict(network, features, mask)[3]
+    assert gates.shape == (3, len(names))
+    torch.testing.assert_close(gates.sum(1), torch.ones(3))
+
+
+def test_pooling_averages_observed_steps_of_each_slot() -> None:
+    x = torch.tensor([[[1.0], [3.0], [5.0], [100.0], [7.0]]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]])
+    pooled, observed = pool_to_slots(x, mask, 3)
+    np.testing.assert_allclose(pooled[0, :, 0], [2.0, 5.0, 0.0])
+    np.testing.assert_allclose(observed[0], [1.0, 0.5, 0.0])
+
+
+def test_training_of_one_modality_leaves_the_statistics_of_another_alone() -> None:
+    network, (features, mask) = model().train(), batch()
+    before = {name: tensor.clone() for name, tensor in network.encoders["audio"].state_dict().items()}
+    network.raw({"text": features["text"]}, {"text": mask["text"]})
+    for name, tensor in network.encoders["audio"].state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # nn.LSTM's own cache of its weights
+def test_export_keeps_one_lstm_operation_per_lstm_and_a_free_batch() -> None:
+    network, (features, mask) = model(stages=1), batch()
+    inputs = tuple(tensor for m in network.names for tensor in (features[m], mask[m]))
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
+    program = torch.export.export(network, inputs, dynamic_shapes={"inputs": dynamic})
+    lstms = [node for node in program.graph.nodes if "lstm" in str(node.target)]
+    assert len(lstms) == sum(isinstance(module, torch.nn.LSTM) for module in network.modules())
+    features, mask = batch(7, seed=1)
+    inputs = tuple(tensor for m in network.names for tensor in (features[m], mask[m]))
+    for a, b in zip(program.module()(*inputs), predict(network, features, mask), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
