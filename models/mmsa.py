@@ -1,0 +1,125 @@
+"""Feature pickles of the MMSA project (`aligned_50.pkl`, `unaligned_50.pkl`), read without running anything in them.
+
+Layout: per split ("train", "valid", "test") a dict of arrays: `text` or `text_bert`, `audio` and `vision`, shape
+(n, steps, dim), `regression_labels` (n,), and for unaligned files `audio_lengths` and `vision_lengths`.
+A pickle can run any code when it is loaded. Here it may only make numpy arrays, and only if the user allows it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mien.clock import NS_PER_S
+from mien.emotions import SENTIMENT_MAX
+from mien.errors import DataError
+from mien.messages import Bool, Float32, ModalitySpec
+from mien.models.datasets import Dataset, Labels, Sample, Skipped, Track
+
+_NUMPY = {
+    (module, name)
+    for module in (
+        "numpy",
+        "numpy.core.multiarray",
+        "numpy._core.multiarray",
+        "numpy.core.numeric",
+        "numpy._core.numeric",
+    )
+    for name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+}
+_PLAIN = {("collections", "OrderedDict"), ("_codecs", "encode")}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Makes numpy arrays and plain containers; anything else is refused before it runs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NUMPY | _PLAIN:
+            return super().find_class(module, name)
+        raise DataError(f"the pickle wants to run {module}.{name}, which is no array; it is refused")
+
+
+def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
+    """Samples of an MMSA pickle, with its own modalities and dimensions.
+
+    Numbers that are not finite (MOSEI's audio holds -inf) become 0.
+
+    Raises:
+        DataError: pickles are not allowed, the file is damaged, or it has another layout.
+    """
+    if not allow_pickle:
+        raise DataError(f"{path} is a pickle, a format that can carry code; add --allow-pickle if you trust its source")
+    try:
+        with path.open("rb") as stream:
+            content = _ArraysOnly(stream, encoding="latin1").load()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # unpickling of a damaged file raises almost anything
+        raise DataError(f"{path} cannot be read as a pickle of arrays: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("train", content.get("test")), dict):
+        raise DataError(f"{path} is not an MMSA pickle: it has no `train` or `test` part")
+    specs: dict[str, ModalitySpec] = {}
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    name = "mosei" if "mosei" in str(path).lower() else "mosi" if "mosi" in str(path).lower() else "mmsa"
+    for split in ("train", "valid", "test"):
+        if split in content:
+            _read_split(path, name, split, content[split], specs, samples, skipped)
+    return Dataset(specs, samples, skipped)
+
+
+def _read_split(
+    path: Path, corpus: str, split: str, part: dict[str, Any], specs: dict[str, ModalitySpec],
+    samples: list[Sample], skipped: list[Skipped],
+) -> None:  # fmt: skip
+    where = f"{path}, {split}"
+    if "regression_labels" not in part:
+        raise DataError(f"{where}: `regression_labels` is missing")
+    truth = np.asarray(part["regression_labels"], np.float64).reshape(-1)
+    arrays: dict[str, tuple[Float32, Bool]] = {}
+    for name in ("text", "audio", "vision"):
+        if name in part:
+            arrays[name] = _rows(where, name, part, len(truth))
+            steps, dim = arrays[name][0].shape[1:]
+            spec = ModalitySpec(name, dim, 0, steps, extractor=f"mmsa/{corpus}")
+            if specs.setdefault(name, spec) != spec:
+                raise DataError(f"{where}: `{name}` is {steps} x {dim}, unlike in the other parts")
+    if not arrays:
+        raise DataError(f"{where}: none of `text`, `audio`, `vision` is there")
+    ids = [str(i) for i in part.get("id", range(len(truth)))]
+    texts = [str(t) for t in part.get("raw_text", [])]
+    for index, (item, sentiment) in enumerate(zip(ids, truth.tolist(), strict=True)):
+        if not abs(sentiment) <= SENTIMENT_MAX:
+            skipped.append(Skipped(item, f"sentiment {sentiment:g} is outside -3 ... 3"))
+            continue
+        tracks = {}
+        for name, (values, seen) in arrays.items():
+            rows = values[index][seen[index]]
+            tracks[name] = Track(rows, np.ones(len(rows), np.float32), np.arange(len(rows)) * (NS_PER_S // 10))
+        duration_ns = max((int(t.times_ns[-1]) + 1 for t in tracks.values() if len(t.times_ns)), default=0)
+        text = texts[index] if index < len(texts) else None
+        labels = Labels(id=item, corpus=corpus, split=split, sentiment=sentiment, duration_ns=duration_ns, text=text)
+        samples.append(Sample(labels, tracks))
+
+
+def _rows(where: str, name: str, part: dict[str, Any], count: int) -> tuple[Float32, Bool]:
+    """Values (n, steps, dim), finite, and which steps are observed (n, steps)."""
+    values = np.asarray(part[name], np.float32)
+    if values.ndim != 3 or len(values) != count:
+        raise DataError(f"{where}: `{name}` has shape {values.shape}, not ({count}, steps, dim)")
+    finite = np.isfinite(values)
+    values = np.where(finite, values, np.float32(0))
+    steps = values.shape[1]
+    lengths = part.get(f"{name}_lengths")
+    bert = np.asarray(part["text_bert"]) if name == "text" and "text_bert" in part else None
+    if bert is not None and bert.ndim == 3 and bert.shape[1:] == (3, steps):
+        return values, bert[:, 1] > 0  # BERT's own attention mask
+    if lengths is not None:
+        limit = np.asarray(lengths, np.int64).reshape(-1)
+        if len(limit) != count:
+            raise DataError(f"{where}: `{name}_lengths` has {len(limit)} entries for {count} items")
+        return values, np.arange(steps) < limit[:, None]
+    return values, (values != 0).any(2)  # padding of aligned files is all zero
