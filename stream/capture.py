@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+import msgspec
+
 from mien.clock import NS_PER_MS
 from mien.messages import FeatureWindow, Status, WorkerState
 from mien.stream.bus import Publisher
@@ -31,7 +33,7 @@ def capture(worker: str, control: Control) -> None:
         process.publish_status("starting")
         modality.prepare()
         process.publish_status("ready")
-        control.say("ready")
+        control.say("ready", spec=msgspec.to_builtins(modality.spec))
         process.wait_for_start()
         process.run()
     finally:

@@ -97,6 +97,7 @@ class _InferenceProcess:
                 self._receive()
                 self._predict_due()
                 if self._state != "ended" and self._workers_ended():
+                    self._predict_last()
                     self._publish_status("ended")
                     self._control.say("ended")
                     self._state = "ended"
@@ -170,6 +171,13 @@ class _InferenceProcess:
             return
         while (trigger := self._complete.due(self._open_watermarks())) is not None:
             self._predict(trigger)
+
+    def _predict_last(self) -> None:
+        """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
+        marks = [self._assembler.watermark_ns(WORKERS[worker]) for worker in self._workers]
+        end_ns = max((mark for mark in marks if mark is not None), default=None)
+        if end_ns is not None:
+            self._predict(Trigger(end_ns))
 
     def _predict(self, trigger: Trigger) -> None:
         window = self._assembler.window(self._config.session, trigger.t_end_ns)

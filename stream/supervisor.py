@@ -24,6 +24,8 @@ import platformdirs
 from mien.clock import NS_PER_MS, Clock
 from mien.config import Config
 from mien.errors import MienError, WorkerError
+from mien.messages import ModalitySpec
+from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.process import Assignment
 from mien.stream.session import Session
 
@@ -137,6 +139,7 @@ class Supervisor:
         self._restarts: dict[str, list[float]] = {}
         self._due: dict[str, float] = {}
         self._notes: list[str] = []
+        self._specs: dict[str, ModalitySpec] = {}
 
     def launch(self) -> None:
         """Start all processes. They load their models at the same time."""
@@ -169,6 +172,8 @@ class Supervisor:
                 raise _as_error(event)
             if event.state == "exited":
                 raise WorkerError(self._obituary(event))
+        # Before the first row is sent: a model that was trained on other rows would give wrong numbers, not errors.
+        check_extractors(load_checkpoint(self.session.config.inference.checkpoint), self._specs.values())
         return True
 
     def start(self) -> None:
@@ -234,6 +239,8 @@ class Supervisor:
             child.ready = True
             if event.worker == "inference":
                 self.model = str(event.facts.get("model", ""))
+            if "spec" in event.facts:
+                self._specs[event.worker] = msgspec.convert(event.facts["spec"], ModalitySpec)
         elif event.state == "ended":
             child.ended = True
             if event.worker == "inference":
