@@ -1,0 +1,148 @@
+"""The face encoder: a small residual CNN from an aligned grey crop to an embedding and seven emotions.
+
+The embedding is what joins the vision row; the logits are what it is trained by.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mien.emotions import EMOTIONS
+from mien.errors import CheckpointError
+
+FORMAT = "mien-face"
+
+
+class FaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of a `FaceCNN`.
+
+    Attributes:
+        channels: of the stages at 24 x 24, 12 x 12, 6 x 6. blocks: residual blocks of each.
+        embedding: numbers that join the vision row.
+        dropout: of pooled features, in training.
+        crop: version of the crop that the weights were trained on.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    blocks: tuple[int, ...] = (1, 1, 2)
+    embedding: int = 64
+    dropout: float = 0.2
+    emotions: tuple[str, ...] = EMOTIONS
+    crop: str = ""
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut. Starts as the identity, which lets a high learning rate begin."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(x + self.norm2(self.conv2(y)))
+
+
+class FaceCNN(nn.Module):
+    """About 0.8 million parameters and 48 million multiplications a face with the default sizes."""
+
+    def __init__(self, config: FaceConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or FaceConfig()
+        width, layers = 1, list[nn.Module]()
+        for channels, blocks in zip(config.channels, config.blocks, strict=True):
+            # The first looks further: a convolution at 48 x 48 costs more than all at 6 x 6, and sees little.
+            layers.append(_halve(width, channels, kernel=5 if width == 1 else 3))
+            layers.extend(ResidualBlock(channels) for _ in range(blocks))
+            width = channels
+        self.features = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(config.dropout)
+        # The norm spreads every number of the embedding over the range of tanh.
+        self.embed = nn.Sequential(
+            nn.Linear(width, config.embedding, bias=False), nn.BatchNorm1d(config.embedding), nn.Tanh()
+        )
+        self.classify = nn.Linear(config.embedding, len(config.emotions))
+
+    def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops to embeddings and logits.
+
+        Args:
+            crop: (B, 1, 48, 48) float32 grey, 0 ... 255. Brightness and contrast are removed here, so that a dark
+                room is no expression.
+
+        Returns:
+            embedding (B, 64) in -1 ... 1, and logits (B, 7) in the order of EMOTIONS.
+        """
+        centred = crop - crop.mean(dim=(2, 3), keepdim=True)
+        # A flat picture stays flat instead of its noise being blown up: one grey level is the least contrast.
+        contrast = (centred.square().mean(dim=(2, 3), keepdim=True) + 1.0).sqrt()
+        pooled = self.features(centred / contrast).mean(dim=(2, 3))
+        embedding = self.embed(self.dropout(pooled))
+        return embedding, self.classify(embedding)
+
+
+def _halve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """A convolution to half the side."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def save_face(model: FaceCNN, path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write the weights in half precision, with the config and `notes` as metadata. One model, the same bytes."""
+    tensors = {
+        name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    metadata = {"format": FORMAT, "config": msgspec.json.encode(model.config).decode(), **(notes or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def load_face(path: Path) -> FaceCNN:
+    """The face encoder of a weights file, in float32 and evaluation mode.
+
+    Raises:
+        CheckpointError: no such file, no face weights, or weights that do not fit their config.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read face weights {path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} holds no face weights (its format is {metadata.get('format')!r})")
+    try:
+        config = msgspec.json.decode(metadata["config"], type=FaceConfig)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{path} carries no config that this version of mien can read: {error}") from error
+    if config.emotions != EMOTIONS:
+        raise CheckpointError(f"{path} was trained for other emotions: {', '.join(config.emotions)}")
+    model = FaceCNN(config)
+    try:
+        missing, unexpected = model.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()},
+            strict=False,
+        )
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights do not fit their config: {error}") from error
+    wrong = [name for name in missing if not name.endswith("num_batches_tracked")] + list(unexpected)
+    if wrong:
+        raise CheckpointError(f"{path}: weights do not fit their config: {', '.join(wrong)}")
+    return model.eval()

@@ -1,0 +1,66 @@
+"""The aligned face: what the face CNN sees, cut by one function from training images and from live frames.
+
+The crop is level, centred, and of constant size in the face's own units, so that head position, roll and distance
+(which the pose numbers carry) do not look like expressions. The face CNN's weights depend on every constant here:
+change one, and raise `CROP_VERSION`.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mien.messages import Float32
+
+CROP_VERSION = "1"
+CROP_SIZE = 48
+MESH_POINTS = 478
+
+UInt8 = npt.NDArray[np.uint8]
+
+# Corners of the two eyes and of the mouth in MediaPipe's face mesh, as they stand in the picture from left to right.
+_CORNERS = np.array([(33, 133), (362, 263), (61, 291)])
+# Where the middles of these pairs fall in the crop, in pixels: their medians over the training faces of FER2013, whose
+# framing is therefore kept.
+_TEMPLATE = np.array([(14.7, 18.3), (32.3, 18.3), (23.5, 36.3)])
+
+
+def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
+    """Cut the face out of a picture, turned upright and scaled to one size.
+
+    Args:
+        image: (H, W, 3) BGR or (H, W) grey.
+        landmarks: (478, 2) face mesh in pixels of `image`, a pixel's centre at its index; None if no face was found,
+            and the picture as a whole is then taken for the face, as in a data set of cropped faces.
+
+    Returns:
+        (48, 48) grey.
+    """
+    if landmarks is None:
+        whole = cv2.resize(_grey(image), (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA)
+        return np.asarray(whole, np.uint8)
+    forward = _similarity(landmarks[_CORNERS].mean(axis=1).astype(np.float64), _TEMPLATE)
+    # A large face is sampled finely and then averaged: sampling it at 48 x 48 at once would alias.
+    finer = max(1, round(1.0 / float(np.hypot(forward[0, 0], forward[1, 0]))))
+    forward = forward * finer
+    forward[:, 2] += (finer - 1) / 2
+    side = CROP_SIZE * finer
+    fine = cv2.warpAffine(_grey(image), forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(fine, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _grey(image: UInt8) -> UInt8:
+    return image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+def _similarity(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The (2, 3) rotation, scale and shift that takes `source` (n, 2) nearest to `target` (n, 2) in least squares."""
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    # A point of the plane is a complex number here; a turn with a scale is then one complex factor.
+    origin = (source - source_mean) @ np.array([1, 1j])
+    goal = (target - target_mean) @ np.array([1, 1j])
+    # Landmarks that fall into one point have no scale; any finite one will do.
+    factor = np.vdot(origin, goal) / max(float(np.vdot(origin, origin).real), 1e-6)
+    turn = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
+    return np.column_stack([turn, target_mean - turn @ source_mean])

@@ -1,0 +1,314 @@
+"""The face: one row a frame of what emotion in a face is seen by.
+
+A row is 52 blendshapes, six numbers of head pose, and the embedding that the face CNN makes of the aligned crop. No
+face: a row of zeros that is not valid, never a missing row. The same extractor makes training data from files and
+still pictures, with the same numbers for the same frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+import mien.models
+from mien.asset_manifest import ASSETS
+from mien.assets import asset_path
+from mien.clock import Clock
+from mien.config import AssetsConfig, Config
+from mien.engines.base import Network
+from mien.engines.selection import open_engine
+from mien.errors import CheckpointError
+from mien.messages import Float32, ModalitySpec
+from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
+from mien.stream.modality import Health, Modality, Rows
+from mien.stream.sources.video import VideoSource, open_video
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mien.stream.modalities.face_mesh import Box, Face, FaceMesh
+
+UInt8 = npt.NDArray[np.uint8]
+
+FACE_WEIGHTS = Path(mien.models.__file__).parent / "weights" / "face.safetensors"
+BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
+_NEAR_CM = 10.0  # a face is never nearer to the camera; keeps the pose finite
+_SCALE_CM = 50.0  # distance at which a face has scale 1
+_STILL_SIDE = 256  # pixels to which a small still is enlarged together with its margin
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else "none"
+
+
+SPEC = ModalitySpec(
+    name="vision",
+    dim=122,
+    rate_hz=10,
+    steps=50,
+    extractor=f"mien-vision-1/landmarker-{ASSETS['face-landmarker'].files[0].sha256[:8]}"
+    f"/crop-{CROP_VERSION}/face-{_digest(FACE_WEIGHTS)}",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FaceView:
+    """What was seen, beside the row.
+
+    Attributes:
+        faces: how many faces are in view, as far as they are counted.
+        box: left, top, right, bottom of the one the row speaks of, in pixels; None without one.
+        crop: (48, 48) uint8, what the face CNN saw; None if it saw nothing.
+        logits: (7,) what the face CNN makes of it, in the order of EMOTIONS; None likewise.
+    """
+
+    faces: int
+    box: Box | None = None
+    crop: UInt8 | None = None
+    logits: Float32 | None = None
+
+
+Row = tuple[Float32, bool, FaceView]
+
+
+class VisionExtractor:
+    """Frames to rows.
+
+    Args:
+        assets: where pretrained files are.
+        max_faces: how far faces are counted; with 1, no others are looked for, and the one that is found first
+            counts as the largest.
+
+    Raises:
+        AssetError: the face landmarker is not to be had.
+        CheckpointError: the face CNN's weights are missing or unusable.
+    """
+
+    def __init__(self, assets: AssetsConfig | None = None, max_faces: int = 2) -> None:
+        self._task = asset_path("face-landmarker", assets or AssetsConfig())
+        self._max_faces = max_faces
+        # One engine everywhere: rows must not depend on what the fusion model runs on.
+        self._cnn = open_engine(face_network(), "onnx", "fp32", threads=1)
+        self._stream: FaceMesh | None = None
+        self._stills: FaceMesh | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new stream: nothing of the last one is tracked or smoothed into it."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = self._mesh(moving=True, max_faces=self._max_faces)
+
+    def row(self, image_bgr: UInt8, t_ns: int) -> Row:
+        """The row of one frame of a stream.
+
+        Args:
+            image_bgr: (H, W, 3) uint8.
+            t_ns: its capture time, later than the frame before.
+
+        Returns:
+            values (122,) float32, finite, zero if not valid; valid; and what was seen.
+        """
+        assert self._stream is not None, "closed"
+        face = self._stream.find(np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), np.uint8), t_ns)
+        if face is None:
+            return np.zeros(SPEC.dim, np.float32), False, FaceView(self._stream.faces)
+        return self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
+
+    def still(self, image: UInt8) -> Row:
+        """The row of a picture that is all face, as data sets of cropped faces have it.
+
+        Args:
+            image: (H, W) grey or (H, W, 3) BGR, uint8; 48 x 48 is large enough.
+
+        Returns:
+            As `row`, except that it is always valid: if no landmarks are found (in FER2013, one in twenty), the whole
+            picture is the crop, and blendshapes and pose are zero. `FaceView.faces` is 0 then.
+        """
+        if self._stills is None:
+            self._stills = self._mesh(moving=False, max_faces=1)
+        face = find_in_still(self._stills, image)
+        if face is None:
+            return self._values(None, aligned_crop(image, None), 0, None)
+        return self._values(face, aligned_crop(image, face.landmarks), 1, face.box)
+
+    def close(self) -> None:
+        """Release the networks. May be called twice."""
+        for mesh in (self._stream, self._stills):
+            if mesh is not None:
+                mesh.close()
+        self._stream = self._stills = None
+
+    def _mesh(self, *, moving: bool, max_faces: int) -> FaceMesh:
+        from mien.stream.modalities.face_mesh import FaceMesh
+
+        return FaceMesh(self._task, moving=moving, max_faces=max_faces)
+
+    def _values(self, face: Face | None, crop: UInt8, faces: int, box: Box | None) -> Row:
+        seen = self._cnn.infer({"crop": crop[None, None].astype(np.float32)})
+        values = np.zeros(SPEC.dim, np.float32)
+        if face is not None:
+            values[BLENDSHAPES] = face.blendshapes
+            values[POSE] = head_pose(face.matrix)
+        values[EMBEDDING] = seen["embedding"][0]
+        return values, True, FaceView(faces, box, crop, seen["logits"][0])
+
+
+def find_in_still(mesh: FaceMesh, image: UInt8) -> Face | None:
+    """The face in a picture that it fills, with landmarks in the picture's own pixels.
+
+    The detector knows faces with something around them: half of the picture's size in its mean colour is added on
+    every side, which finds 95 % of FER2013 instead of 84 %.
+    """
+    height, width = image.shape[:2]
+    colour = image.mean(axis=(0, 1)).round().tolist()
+    margin_y, margin_x = height // 2, width // 2
+    padded = cv2.copyMakeBorder(image, margin_y, margin_y, margin_x, margin_x, cv2.BORDER_CONSTANT, value=colour)
+    scale = max(1.0, _STILL_SIDE / max(padded.shape[:2]))
+    size = round(padded.shape[1] * scale), round(padded.shape[0] * scale)
+    large = cv2.resize(padded, size, interpolation=cv2.INTER_LINEAR)
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    face = mesh.find(np.asarray(cv2.cvtColor(large, code), np.uint8))
+    if face is None:
+        return None
+    stretch = np.array([padded.shape[1] / size[0], padded.shape[0] / size[1]], np.float32)
+    margin = np.array([margin_x, margin_y], np.float32)
+    # Pixels are squares and their centres are counted: the halves take the one to the other and back.
+    landmarks = (face.landmarks + np.float32(0.5)) * stretch - np.float32(0.5) - margin
+    return type(face)(landmarks, face.blendshapes, face.matrix)
+
+
+def head_pose(matrix: Float32) -> Float32:
+    """Yaw, pitch and roll in radians, and where the head is.
+
+    Args:
+        matrix: (4, 4) from the canonical face to the camera, cm; x right, y up, z towards the viewer.
+
+    Returns:
+        (6,): yaw (positive: the face turns to the right of the picture), pitch (positive: down) and roll (positive:
+        its top tilts to the left of the picture), taken about y, x, z in this order; x and y of the head's direction
+        from the optical axis, as tangents; and scale, 1 at half a metre and 2 at half of that.
+    """
+    yaw = np.arctan2(matrix[0, 2], matrix[2, 2])
+    pitch = np.arcsin(np.clip(-matrix[1, 2], -1.0, 1.0))
+    roll = np.arctan2(matrix[1, 0], matrix[1, 1])
+    depth_cm = max(-float(matrix[2, 3]), _NEAR_CM)
+    x, y = matrix[0, 3] / depth_cm, matrix[1, 3] / depth_cm
+    return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
+
+
+def face_network(weights: Path = FACE_WEIGHTS) -> Network:
+    """The face CNN for an engine: "crop" (B, 1, 48, 48) float32, 0 ... 255, to "embedding" (B, 64), "logits" (B, 7).
+
+    Raises:
+        CheckpointError: the weights are missing, or (when built) are for another crop.
+    """
+    if not weights.is_file():
+        raise CheckpointError(f"the face CNN's weights {weights} are missing; install mien again, or train them")
+    # A gradient with some structure, so that an engine is checked on activations that are not all alike.
+    ramp = np.linspace(40.0, 220.0, CROP_SIZE * CROP_SIZE, dtype=np.float32)
+    example = ramp.reshape(1, 1, CROP_SIZE, CROP_SIZE)
+
+    def build() -> nn.Module:
+        from mien.models.face import load_face
+
+        model = load_face(weights)
+        if model.config.crop != CROP_VERSION:
+            raise CheckpointError(
+                f"{weights} was trained on crops of version {model.config.crop!r}, not {CROP_VERSION!r}; train it anew"
+            )
+        return model
+
+    return Network(
+        name="face",
+        version=f"1-{_digest(weights)}-crop-{CROP_VERSION}",
+        build=build,
+        example={"crop": example},
+        outputs=("embedding", "logits"),
+    )
+
+
+class Vision(Modality):
+    """A camera or a clip's picture, and its rows. One message a frame."""
+
+    spec = SPEC
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._source: VideoSource | None = None
+        self._extractor: VisionExtractor | None = None
+        self._sent_ns = 0
+        self._faces = 0
+        self._size: tuple[int, int] | None = None
+
+    def prepare(self) -> None:
+        self._source = open_video(self._config, self._clock)
+        self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces)
+
+    def start(self, start_ns: int) -> None:
+        assert self._source is not None, "prepare() comes first"
+        self._sent_ns = start_ns
+        self._source.start(start_ns)
+
+    def rows(self) -> Iterator[Rows | None]:
+        source, extractor = self._source, self._extractor
+        assert source is not None, "prepare() comes first"
+        assert extractor is not None
+        while not source.ended:
+            frame = source.read(timeout=0.1)
+            if frame is None:
+                if source.state == "degraded":
+                    self._faces = 0
+                if not source.ended:
+                    yield None
+                continue
+            values, valid, view = extractor.row(frame.image, frame.t_ns)
+            self._faces = view.faces
+            self._size = frame.image.shape[1], frame.image.shape[0]
+            t_start_ns, self._sent_ns = min(self._sent_ns, frame.t_ns), frame.t_ns
+            yield Rows(
+                t_start_ns=t_start_ns,
+                t_end_ns=frame.t_ns,
+                values=values[None],
+                valid=np.array([valid]),
+                times_ns=np.array([frame.t_ns], np.int64),
+                stamps={"read": frame.read_ns},
+            )
+
+    def health(self) -> Health:
+        source = self._source
+        if source is None:
+            return Health(state="starting")
+        width, height = self._size or (None, None)
+        return Health(
+            state=source.state,
+            drops=dict(source.drops),
+            last_error=source.error,
+            detail={
+                "source": source.name,
+                "faces": self._faces,
+                "width": width,
+                "height": height,
+                "reopened": source.reopened,
+            },
+        )
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        if self._extractor is not None:
+            self._extractor.close()
+            self._extractor = None
+
+
+def create(config: Config, clock: Clock) -> Modality:
+    """The vision modality, not yet prepared."""
+    return Vision(config, clock)

@@ -1,0 +1,363 @@
+"""Cameras, at the computer or in the network: always the newest picture, and found again when they are lost.
+
+A thread of its own reads, so that a camera that blocks, blocks nobody. It keeps the newest frame only. A watchdog
+tells a camera that is silent, or that delivers one picture again and again, from one that works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import cv2
+import numpy as np
+
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.config import VideoConfig
+from mien.errors import SourceError
+from mien.stream.sources.video import Frame, VideoSource
+
+STALL_S = 1.5  # silent for longer: lost
+FREEZE_S = 2.0  # the same picture for longer: frozen. A sensor's noise makes no two pictures alike
+BACKOFF_S = 0.25  # before the first attempt to open it again; doubled for each further one
+BACKOFF_MAX_S = 2.0
+_OPEN_S = 10.0  # for the first opening; a driver may take seconds
+_CONNECT_S, _SILENCE_S = 3.0, 1.5  # network: to connect, and between two packets
+_ABANDONED = 4  # threads that may still hang in a camera that was given up
+_DEVICES = 8  # indices that "auto" tries where the system does not list its cameras
+
+
+class Camera(Protocol):
+    """An open camera."""
+
+    def read(self) -> Frame:
+        """Wait for the next frame.
+
+        Raises:
+            SourceError: it delivers none any more.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+def open_first(config: VideoConfig, clock: Clock) -> VideoSource:
+    """The first camera that opens.
+
+    Raises:
+        SourceError: none does.
+    """
+    for index in _device_indices():
+        with contextlib.suppress(SourceError):
+            return open_device(index, config, clock)
+    raise SourceError(
+        "no camera can be opened; connect one, close the program that uses it, or set video.source to a file, "
+        "a URL or none"
+    )
+
+
+def open_device(index: int, config: VideoConfig, clock: Clock) -> VideoSource:
+    """The camera of that index.
+
+    Raises:
+        SourceError: it does not exist, is busy, or delivers no picture.
+    """
+    return LiveCamera(f"camera {index}", lambda: DeviceCamera(index, config, clock))
+
+
+def open_network(url: str, clock: Clock) -> VideoSource:
+    """The camera at an RTSP or HTTP address.
+
+    Raises:
+        SourceError: nothing answers there, or no picture comes.
+    """
+    return LiveCamera(without_password(url), lambda: NetworkCamera(url, clock))
+
+
+def without_password(url: str) -> str:
+    """A URL that may be shown and logged."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
+
+
+class LiveCamera(VideoSource):
+    """Any camera, with a thread that reads it and a watchdog that opens it again.
+
+    Drops: "skipped", frames that were older than the newest when a reader came; "frozen", copies of one picture.
+    """
+
+    def __init__(self, name: str, open_camera: Callable[[], Camera]) -> None:
+        super().__init__()
+        self.name = name
+        self._open = open_camera
+        self._abandoned: list[_Grabber] = []
+        self._backoff_s = BACKOFF_S
+        self._retry_at_s = 0.0
+        self._last_ns = 0
+        self._picture = self._frozen = -1  # checksums of the last picture, and of one that stands still
+        self._grabber: _Grabber | None = _Grabber(open_camera)
+        if not self._grabber.opened.wait(_OPEN_S):
+            self.close()
+            raise SourceError(f"{name} does not answer; check it, or choose another video.source")
+        if self._grabber.error is not None:
+            raise SourceError(self._grabber.error)
+        self._heard_s = self._changed_s = time.monotonic()
+
+    def start(self, start_ns: int) -> None:  # noqa: ARG002 - a camera has its own times
+        self.state = "running"
+        if self._grabber is not None:
+            self._grabber.take(0.0)  # older than the session
+        self._heard_s = self._changed_s = time.monotonic()
+
+    def read(self, timeout: float) -> Frame | None:
+        if self.state == "ended":
+            return None
+        if self._grabber is None and not self._reopen(timeout):
+            return None
+        grabber = self._grabber
+        assert grabber is not None
+        frame = grabber.take(timeout)
+        self.count("skipped", grabber.take_skipped())
+        now_s = time.monotonic()
+        if frame is not None:
+            self._heard_s = now_s
+            return frame if self._is_new(frame, now_s) else None
+        if grabber.error is not None:
+            self._lose(grabber.error)
+        elif now_s - self._heard_s > (STALL_S if grabber.opened.is_set() else _CONNECT_S):
+            self._lose(f"{self.name} has delivered no picture for {now_s - self._heard_s:.1f} s")
+        return None
+
+    def close(self) -> None:
+        self.state = "ended"
+        if self._grabber is not None:
+            self._abandon(self._grabber)
+            self._grabber = None
+        for grabber in self._abandoned:
+            grabber.join(timeout=_SILENCE_S + 0.5)
+
+    def _is_new(self, frame: Frame, now_s: float) -> bool:
+        """Whether a frame is worth returning. Notices a picture that stands still, and one that moves again."""
+        picture = zlib.crc32(frame.image[::4, ::4].tobytes())
+        if picture == self._frozen:
+            self.count("frozen")
+        if picture == self._picture:
+            if now_s - self._changed_s > FREEZE_S:
+                self._frozen = picture
+                self._lose(f"{self.name} has delivered the same picture for {FREEZE_S:.0f} s")
+            if picture == self._frozen:
+                return False
+        elif picture == self._frozen:
+            self._picture, self._changed_s = picture, now_s
+            return False
+        else:
+            self._picture, self._changed_s, self._frozen = picture, now_s, -1
+        if self.state == "degraded":
+            self.state, self.error = "running", None
+            self.reopened += 1
+            self._backoff_s = BACKOFF_S
+        if frame.t_ns <= self._last_ns:
+            self.count("disordered")
+            return False
+        self._last_ns = frame.t_ns
+        return True
+
+    def _lose(self, why: str) -> None:
+        self.state, self.error = "degraded", why
+        if self._grabber is not None:
+            self._abandon(self._grabber)
+            self._grabber = None
+        self._retry_at_s = time.monotonic() + self._backoff_s
+        self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
+
+    def _abandon(self, grabber: _Grabber) -> None:
+        grabber.stop()
+        self._abandoned = [each for each in self._abandoned if each.is_alive()] + [grabber]
+
+    def _reopen(self, timeout: float) -> bool:
+        """Begin to open it again, if it is time to."""
+        early_s = self._retry_at_s - time.monotonic()
+        hanging = sum(each.is_alive() for each in self._abandoned)
+        if early_s > 0 or hanging >= _ABANDONED:
+            time.sleep(min(timeout, max(early_s, 0.01)))
+            return False
+        self._grabber = _Grabber(self._open)
+        self._heard_s = self._changed_s = time.monotonic()
+        return True
+
+
+class _Grabber(threading.Thread):
+    """Opens a camera and reads it until told to stop. Keeps the newest frame.
+
+    Attributes:
+        opened: set when it is open, or could not be opened.
+        error: why it stopped by itself.
+    """
+
+    def __init__(self, open_camera: Callable[[], Camera]) -> None:
+        super().__init__(name="grabber", daemon=True)
+        self.opened = threading.Event()
+        self.error: str | None = None
+        self._open = open_camera
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._newest: Frame | None = None
+        self._skipped = 0
+        self.start()
+
+    def run(self) -> None:
+        try:
+            camera = self._open()
+            self.opened.set()
+            try:
+                while not self._stopping:
+                    self._offer(camera.read())
+            finally:
+                camera.close()
+        except Exception as error:  # a driver's surprise must reach the status, not end in a silent thread
+            with self._changed:
+                self.error = str(error) or type(error).__name__
+                self._changed.notify_all()
+        finally:
+            self.opened.set()
+
+    def take(self, timeout: float) -> Frame | None:
+        """The newest frame that was not taken yet; None after `timeout` seconds, or at once after an error."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self.error is not None, timeout)
+            frame, self._newest = self._newest, None
+            return frame
+
+    def take_skipped(self) -> int:
+        """Frames that were replaced before they were taken, since the last call."""
+        with self._changed:
+            skipped, self._skipped = self._skipped, 0
+            return skipped
+
+    def stop(self) -> None:
+        """Ask it to end after its present read. Does not wait."""
+        self._stopping = True
+
+    def _offer(self, frame: Frame) -> None:
+        with self._changed:
+            self._skipped += self._newest is not None
+            self._newest = frame
+            self._changed.notify_all()
+
+
+class DeviceCamera:
+    """A camera at this computer, through OpenCV."""
+
+    def __init__(self, index: int, config: VideoConfig, clock: Clock) -> None:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        self._name = f"camera {index}"
+        self._clock = clock
+        linux = sys.platform.startswith("linux")
+        if linux and not Path(f"/dev/video{index}").exists():
+            known = ", ".join(str(each) for each in _device_indices()) or "none"
+            raise SourceError(f"there is no {self._name} (there is: {known}); set video.source to another")
+        self._capture = cv2.VideoCapture(index, cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
+        if not self._capture.isOpened():
+            raise SourceError(
+                f"{self._name} cannot be opened; close the program that uses it, and allow this one to use it"
+            )
+        for setting, value in (
+            (cv2.CAP_PROP_FRAME_WIDTH, config.width),
+            (cv2.CAP_PROP_FRAME_HEIGHT, config.height),
+            (cv2.CAP_PROP_FPS, config.fps),
+        ):
+            self._capture.set(setting, value)
+
+    def read(self) -> Frame:
+        if not self._capture.grab():
+            raise SourceError(f"{self._name} has stopped to deliver pictures; connect it again")
+        now_ns = self._clock.now_ns()
+        t_ns = driver_time_ns(self._capture.get(cv2.CAP_PROP_POS_MSEC), time.monotonic_ns(), now_ns)
+        ok, image = self._capture.retrieve()
+        if not ok or image is None or image.ndim != 3:
+            raise SourceError(f"{self._name} has delivered a picture that cannot be decoded")
+        return Frame(np.asarray(image, np.uint8), t_ns, now_ns)
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+def driver_time_ns(position_ms: float, monotonic_ns: int, now_ns: int) -> int:
+    """Session time at which a driver filled its buffer.
+
+    Video4Linux stamps buffers with the monotonic clock. Other drivers count from elsewhere or say nothing: then the
+    time of delivery is as near as one can get.
+    """
+    behind_ns = monotonic_ns - round(position_ms * NS_PER_MS)
+    return now_ns - behind_ns if 0 <= behind_ns < NS_PER_S else now_ns
+
+
+class NetworkCamera:
+    """A camera at an RTSP or HTTP address, through FFmpeg, which says why it fails."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self._name = without_password(url)
+        self._clock = clock
+        options = {
+            "rtsp_transport": "tcp",
+            "fflags": "nobuffer",
+            "flags": "low_delay",
+            # Half a second or 256 KiB to find out what is sent: the defaults wait up to five.
+            "analyzeduration": "500000",
+            "probesize": "262144",
+        }
+        try:
+            self._container: Any = av.open(url, options=options, timeout=(_CONNECT_S, _SILENCE_S))
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise SourceError(f"{self._name} cannot be opened: {_reason(error)}; check the address") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise SourceError(f"{self._name} sends no picture; check the address")
+        stream = self._container.streams.video[0]
+        stream.codec_context.thread_count = 1  # more would hold frames back
+        self._frames = self._decode(stream)
+
+    def read(self) -> Frame:
+        try:
+            frame = next(self._frames, None)
+        except (av.error.FFmpegError, OSError) as error:
+            raise SourceError(f"{self._name} was lost: {_reason(error)}") from error
+        if frame is None:
+            raise SourceError(f"{self._name} was lost: it has ended the connection")
+        return frame
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _decode(self, stream: Any) -> Iterator[Frame]:
+        for packet in self._container.demux(stream):
+            now_ns = self._clock.now_ns()
+            try:
+                decoded = packet.decode()
+            except av.error.InvalidDataError:
+                continue  # a packet damaged on its way; the next one may be whole
+            for picture in decoded:
+                image = np.ascontiguousarray(picture.to_ndarray(format="bgr24"))
+                yield Frame(image, now_ns, self._clock.now_ns())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError | TimeoutError):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _device_indices() -> list[int]:
+    if not sys.platform.startswith("linux"):
+        return list(range(_DEVICES))
+    found = (re.fullmatch(r"video(\d+)", path.name) for path in Path("/dev").glob("video*"))
+    return sorted(int(match.group(1)) for match in found if match)
