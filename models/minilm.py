@@ -170,13 +170,14 @@ def save_adapters(state: dict[str, Tensor], base: MiniLM, path: Path, card: dict
     plain = dict(base.named_parameters())
     tensors = {name: (value - plain[name] if name in plain else value).half() for name, value in state.items()}
     rank = next(value.shape[0] for name, value in state.items() if name.endswith(".down"))
-    metadata = {"format": ADAPTER_FORMAT, "config": json.dumps({**asdict(base.config), "rank": rank})}
+    # One entry: safetensors writes several in no fixed order, and equal runs shall give equal files.
+    about = {"format": ADAPTER_FORMAT, "config": {**asdict(base.config), "rank": rank}, "card": card}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     save_file(
         {name: value.contiguous() for name, value in tensors.items()},
         unfinished,
-        metadata=metadata | {"card": json.dumps(card)},
+        metadata={"mien": json.dumps(about, sort_keys=True)},
     )
     unfinished.replace(path)
 
@@ -189,13 +190,13 @@ def load_adapters(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("mien", "{}"))
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read text adapters {path}: {error}") from error
-    if metadata.get("format") != ADAPTER_FORMAT:
+    if about.get("format") != ADAPTER_FORMAT:
         raise CheckpointError(f"{path} does not hold text adapters of this version; train them anew")
-    return tensors, json.loads(metadata["config"])
+    return tensors, about["config"]
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """Tuning the text encoder on labelled sentences, so that word states carry sentiment and emotion.
 
 Several corpora at once: each item brings the labels that it has. During tuning a sentence is the mean of its words and
-two linear heads read it; the heads are thrown away, since CM-MSF learns its own from the word states. Live text is
-often partial and bare, so that part of the training text is cut and stripped to what a recogniser writes.
+two linear heads read it; the heads are thrown away, since CM-MSF learns its own from the word states.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mien.emotions import EMOTIONS
-from mien.errors import CheckpointError, DataError
+from mien.errors import CheckpointError
+from mien.messages import Int64
 from mien.models.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.minilm import MiniLM, adapter_state, add_adapters, load_minilm, save_adapters
-from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_DIM, Pieces, WordTokenizer
+from mien.models.text_batches import Batch, Diet, batches, collate, epoch_items, sentences
+from mien.models.text_encoder import DEFAULT_ADAPTERS, WordTokenizer
 
 log = logging.getLogger(__name__)
+
+LOG_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,14 @@ class TextTraining:
     """How to tune.
 
     Attributes:
-        repeats: times that a corpus is seen in an epoch; a fraction takes a new part each time.
         temper: exponent of the inverse class frequency that weighs emotions; 0 = none, 1 = fully balanced.
-        bare, cut: share of training items stripped of punctuation, and cut to a part of their words.
+        coarse_weight: of items that say the sign of the sentiment only, relative to those that say its strength.
         average: decay of the running mean of weights, which is what is validated and shipped.
+        patience: epochs without a lower validation loss before it stops.
     """
 
     seed: int = 1111
-    epochs: int = 5
-    batch: int = 32
+    epochs: int = 3
     rank: int = 32
     learning_rate: float = 7e-4
     weight_decay: float = 0.01
@@ -57,23 +59,9 @@ class TextTraining:
     emotion_weight: float = 0.6
     correlation_weight: float = 0.2
     coarse_weight: float = 0.3
-    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.25))
-    bare: float = 0.35
-    cut: float = 0.15
     average: float = 0.998
     threads: int = 1
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Padded pieces and the labels of B sentences. `share` (B, T) weighs pieces so that their sum is a word mean."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    share: Tensor
-    sentiment: Tensor  # (B,), NaN where there is none
-    coarse: Tensor  # (B,), bool
-    emotions: Tensor  # (B, 7), all zero where there is none
+    diet: Diet = field(default_factory=Diet)
 
 
 class SentenceTuner(nn.Module):
@@ -83,10 +71,10 @@ class SentenceTuner(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.sentiment = nn.Linear(TEXT_DIM, 1)
-        self.emotion = nn.Linear(TEXT_DIM, len(EMOTIONS))
+        self.sentiment = nn.Linear(encoder.config.hidden_size, 1)
+        self.emotion = nn.Linear(encoder.config.hidden_size, len(EMOTIONS))
 
-    def forward(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sentiment (B,) and emotion logits (B, 7)."""
         with torch.autocast("cpu", torch.bfloat16):
             states = self.encoder(batch.input_ids, batch.attention_mask)
@@ -100,12 +88,14 @@ def train_text(
     out: Path,
     work: Path,
     options: TextTraining | None = None,
+    after_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Tune, and write the adapters of the epoch with the lowest validation loss to `out`.
 
     Args:
         corpora: with text, and "train" and "valid" splits between them; "test" is never read.
         base: folder of the base model. work: for checkpoints; a run that finds its own there goes on from them.
+        after_epoch: told the number of each epoch and its validation figures, once its checkpoint is written.
 
     Returns:
         validation figures of each epoch.
@@ -118,7 +108,7 @@ def train_text(
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     tokenizer = WordTokenizer(base)
-    train, valid = _split(corpora, "train"), _split(corpora, "valid")
+    train, valid = sentences(corpora, "train"), sentences(corpora, "valid")
     tuner = SentenceTuner(load_minilm(base, dropout=options.dropout), options.dropout)
     tuned = add_adapters(tuner.encoder, options.rank)
     heads = [*tuner.sentiment.parameters(), *tuner.emotion.parameters()]
@@ -134,14 +124,16 @@ def train_text(
     class_weights = _class_weights(train, options)
     work.mkdir(parents=True, exist_ok=True)
     history = _resume(work / "resume.safetensors", options, parameters, mean, optimizer)
-    steps = sum(1 for _ in _epoch_items(train, options, 0)) // options.batch
-    while len(history) < options.epochs:
-        epoch = len(history)
+    steps = max(1, sum(1 for _ in epoch_items(train, options.diet, options.seed, 0)) // options.diet.batch)
+    for epoch in range(len(history), options.epochs):
+        if epoch - _best(history) > options.patience:
+            log.info("no lower validation loss for %d epochs: stopped", options.patience)
+            break
         torch.manual_seed(options.seed * 1000 + epoch)
-        batches = list(_batches(train, tokenizer, options, epoch))
+        drawn = list(batches(train, tokenizer, options.diet, options.seed, epoch))
         tuner.train()
         running = 0.0
-        shown = track(batches, f"epoch {epoch + 1}/{options.epochs}", disable=not sys.stderr.isatty())
+        shown = track(drawn, f"epoch {epoch + 1}/{options.epochs}", disable=not sys.stderr.isatty())
         for number, batch in enumerate(shown):
             step = epoch * steps + number
             for group in optimizer.param_groups:
@@ -153,9 +145,10 @@ def train_text(
             optimizer.step()
             decay = min(options.average, (step + 1) / (step + 10))
             torch._foreach_lerp_(mean, [p.detach() for p in parameters], 1 - decay)
-            running = 0.99 * running + 0.01 * loss.item() if number else loss.item()
-            if number % 100 == 0:
-                log.info("epoch %d, batch %d/%d, loss %.4f", epoch + 1, number, len(batches), running)
+            running += loss.item() / LOG_STEPS
+            if (number + 1) % LOG_STEPS == 0:
+                log.info("epoch %d, batch %d/%d, loss %.4f", epoch + 1, number + 1, len(drawn), running)
+                running = 0.0
         live = [p.detach().clone() for p in parameters]
         _assign(parameters, mean)
         figures = validate(tuner, valid, tokenizer)
@@ -165,14 +158,11 @@ def train_text(
         save_adapters(adapter_state(tuner.encoder), load_minilm(base), work / f"epoch-{epoch + 1}.safetensors", card)
         _assign(parameters, live)
         _save_resume(work / "resume.safetensors", options, parameters, mean, optimizer, history)
-        best = min(range(len(history)), key=lambda n: history[n]["loss"])
-        if epoch - best >= options.patience:
-            log.info("no better validation loss for %d epochs, stopped", options.patience)
-            break
-    best = min(range(len(history)), key=lambda n: history[n]["loss"])
+        if after_epoch is not None:
+            after_epoch(epoch, figures)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + ".part")
-    unfinished.write_bytes((work / f"epoch-{best + 1}.safetensors").read_bytes())
+    unfinished.write_bytes((work / f"epoch-{_best(history) + 1}.safetensors").read_bytes())
     unfinished.replace(out)
     return history
 
@@ -192,7 +182,7 @@ def validate(
         sentiment, logits = np.zeros(len(items)), np.zeros((len(items), len(EMOTIONS)))
         for start in range(0, len(order), 64):
             chosen = order[start : start + 64]
-            batch = _collate([(items[n], tokenizer.tokenize_words((items[n].text or "").split())) for n in chosen])
+            batch = collate([(items[n], tokenizer.tokenize_words((items[n].text or "").split())) for n in chosen])
             predicted, scores = tuner(batch)
             sentiment[chosen], logits[chosen] = predicted.numpy(), scores.numpy()
         fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
@@ -216,91 +206,7 @@ def validate(
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """As a recogniser may write them: no punctuation but apostrophes, and now and then a word lost."""
-    kept = ["".join(c for c in word.replace("’", "'") if c.isalnum() or c == "'").lower() for word in words]
-    heard = [word for word in kept if word and rng.random() > 0.04]
-    return heard or [word for word in kept if word] or list(words)
-
-
-def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """A stretch of at least 60 % of the words, and of 4."""
-    least = min(len(words), max(4, math.ceil(0.6 * len(words))))
-    length = int(rng.integers(least, len(words) + 1))
-    start = int(rng.integers(0, len(words) - length + 1))
-    return list(words[start : start + length])
-
-
-def _split(corpora: Sequence[Corpus], split: str) -> dict[str, list[CorpusItem]]:
-    parts: dict[str, list[CorpusItem]] = {}
-    for corpus in corpora:
-        items = [item for item in corpus.split(split) if item.text]
-        if items:
-            parts.setdefault(corpus.name, []).extend(items)
-    if not parts:
-        raise DataError(f"none of the corpora has text in a split `{split}`")
-    return parts
-
-
-def _epoch_items(corpora: dict[str, list[CorpusItem]], options: TextTraining, epoch: int) -> Iterator[CorpusItem]:
-    """What an epoch is made of: whole copies of a corpus, and a random part where the repeats have a fraction."""
-    repeats = dict(options.repeats)
-    for name, items in sorted(corpora.items()):
-        rng = np.random.default_rng([options.seed, epoch, len(items)])
-        whole, part = divmod(repeats.get(name, 1.0), 1.0)
-        for _ in range(int(whole)):
-            yield from items
-        for n in rng.permutation(len(items))[: round(part * len(items))]:
-            yield items[n]
-
-
-def _batches(
-    corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer, options: TextTraining, epoch: int
-) -> Iterator[_Batch]:
-    """An epoch, shuffled, with sentences of like length together so that little is padding."""
-    rng = np.random.default_rng([options.seed, epoch])
-    drawn: list[tuple[CorpusItem, Pieces]] = []
-    for item in _epoch_items(corpora, options, epoch):
-        words = (item.text or "").split()
-        if rng.random() < options.bare:
-            words = bare_words(words, rng)
-        if rng.random() < options.cut:
-            words = cut_words(words, rng)
-        drawn.append((item, tokenizer.tokenize_words(words)))
-    order = rng.permutation(len(drawn))
-    pool = options.batch * 64
-    groups: list[list[int]] = []
-    for start in range(0, len(order), pool):
-        near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
-        groups += [near[n : n + options.batch] for n in range(0, len(near), options.batch)]
-    for number in rng.permutation(len(groups)):
-        yield _collate([drawn[n] for n in groups[number]])
-
-
-def _collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> _Batch:
-    size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
-    ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
-    share = np.zeros((size, length), np.float32)
-    sentiment, emotions = np.full(size, np.nan, np.float32), np.zeros((size, len(EMOTIONS)), np.float32)
-    for row, (item, pieces) in enumerate(chosen):
-        own = len(pieces.input_ids)
-        ids[row, :own], mask[row, :own] = pieces.input_ids, 1
-        inside = pieces.word_index >= 0
-        counts = np.bincount(pieces.word_index[inside])
-        share[row, :own][inside] = 1.0 / counts[pieces.word_index[inside]] / np.count_nonzero(counts)
-        if item.sentiment is not None:
-            sentiment[row] = item.sentiment
-        target = item.emotion_target
-        if target is not None:
-            emotions[row] = target
-    return _Batch(
-        *(torch.from_numpy(array) for array in (ids, mask, share, sentiment)),
-        torch.tensor([item.coarse for item, _ in chosen]),
-        torch.from_numpy(emotions),
-    )
-
-
-def _loss(predicted: tuple[Tensor, Tensor], batch: _Batch, class_weights: Tensor, options: TextTraining) -> Tensor:
+def _loss(predicted: tuple[Tensor, Tensor], batch: Batch, class_weights: Tensor, options: TextTraining) -> Tensor:
     """Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy."""
     sentiment, logits = predicted
     size = len(sentiment)
@@ -321,14 +227,18 @@ def _loss(predicted: tuple[Tensor, Tensor], batch: _Batch, class_weights: Tensor
 
 def _class_weights(corpora: dict[str, list[CorpusItem]], options: TextTraining) -> Tensor:
     counts = np.ones(len(EMOTIONS))
-    repeats = dict(options.repeats)
     for name, items in corpora.items():
         for item in items:
             target = item.emotion_target
             if target is not None:
-                counts += np.array(target) * repeats.get(name, 1.0)
+                counts += np.array(target) * options.diet.repeats_of(name)
     weights = (counts.sum() / counts) ** options.temper
     return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32)
+
+
+def _best(history: Sequence[dict[str, float]]) -> int:
+    """The epoch with the lowest validation loss."""
+    return min(range(len(history)), key=lambda epoch: history[epoch]["loss"], default=0)
 
 
 def _schedule(progress: float, warm_up: float) -> float:
@@ -338,7 +248,7 @@ def _schedule(progress: float, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
 
 
-def _recalls(truth: np.ndarray, guess: np.ndarray) -> tuple[float, float]:
+def _recalls(truth: Int64, guess: Int64) -> tuple[float, float]:
     """Weighted F1 and unweighted average recall."""
     f1 = recall = 0.0
     present = np.unique(truth)
@@ -347,7 +257,7 @@ def _recalls(truth: np.ndarray, guess: np.ndarray) -> tuple[float, float]:
         support, claims = np.count_nonzero(truth == label), np.count_nonzero(guess == label)
         recall += hits / support / len(present)
         f1 += 2 * hits / (support + claims) * support / len(truth)
-    return f1, recall
+    return float(f1), float(recall)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from mien.config import AssetsConfig
 from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, CheckpointError, MienError
-from mien.models.minilm import MiniLM, adapter_state, add_adapters, load_minilm, save_adapters
+from mien.models.minilm import ADAPTER_FORMAT, MiniLM, adapter_state, add_adapters, load_minilm, save_adapters
 from mien.models.text_encoder import MAX_PIECES, TEXT_DIM, WordTokenizer, pool_words, text_extractor
 
 pytestmark = pytest.mark.assets
@@ -160,7 +160,7 @@ def test_folders_and_files_that_are_not_these(base: Path, tmp_path: Path) -> Non
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(CheckpointError, match="does not hold text adapters"):
         load_minilm(base, tmp_path / "foreign")
-    metadata = {"format": "mien-text-adapters-1", "config": json.dumps({})}
-    save_file({"layers.9.query.bias": torch.zeros(1)}, tmp_path / "larger", metadata=metadata)
+    about = json.dumps({"format": ADAPTER_FORMAT, "config": {}})
+    save_file({"layers.9.query.bias": torch.zeros(1)}, tmp_path / "larger", metadata={"mien": about})
     with pytest.raises(CheckpointError, match="adapters of another model"):
         load_minilm(base, tmp_path / "larger")

@@ -1,0 +1,141 @@
+"""Sentences of several corpora, cut into shuffled batches.
+
+Live text is often partial and bare. Part of the training text is therefore cut, and stripped to what a recogniser
+writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.corpora import Corpus, CorpusItem
+from mien.models.text_encoder import Pieces, WordTokenizer
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What an epoch is made of.
+
+    Attributes:
+        batch: sentences in a batch.
+        repeats: times that a corpus is seen in an epoch, 1 if not named; a fraction takes a new part each time.
+        bare, cut: share of sentences stripped of punctuation, and cut to a part of their words.
+    """
+
+    batch: int = 32
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.25))
+    bare: float = 0.35
+    cut: float = 0.15
+
+    def repeats_of(self, corpus: str) -> float:
+        """Times that a corpus is seen in an epoch."""
+        return dict(self.repeats).get(corpus, 1.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded pieces and the labels of B sentences. `share` (B, T) weighs pieces so that their sum is a word mean."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    share: Tensor
+    sentiment: Tensor  # (B,), NaN where there is none
+    coarse: Tensor  # (B,), bool
+    emotions: Tensor  # (B, 7), all zero where there is none
+
+
+def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """As a recogniser may write them: no punctuation but apostrophes, and now and then a word lost."""
+    kept = ["".join(c for c in word.replace("’", "'") if c.isalnum() or c == "'").lower() for word in words]
+    heard = [word for word in kept if word and rng.random() > 0.04]
+    return heard or [word for word in kept if word] or list(words)
+
+
+def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """A stretch of at least 60 % of the words, and of 4."""
+    least = min(len(words), max(4, math.ceil(0.6 * len(words))))
+    length = int(rng.integers(least, len(words) + 1))
+    start = int(rng.integers(0, len(words) - length + 1))
+    return list(words[start : start + length])
+
+
+def sentences(corpora: Sequence[Corpus], split: str) -> dict[str, list[CorpusItem]]:
+    """Items with text of one split, by corpus.
+
+    Raises:
+        DataError: there are none.
+    """
+    parts: dict[str, list[CorpusItem]] = {}
+    for corpus in corpora:
+        items = [item for item in corpus.split(split) if item.text]
+        if items:
+            parts.setdefault(corpus.name, []).extend(items)
+    if not parts:
+        raise DataError(f"none of the corpora has text in a split `{split}`")
+    return parts
+
+
+def epoch_items(corpora: dict[str, list[CorpusItem]], diet: Diet, seed: int, epoch: int) -> Iterator[CorpusItem]:
+    """What an epoch is made of: whole copies of a corpus, and a random part where the repeats have a fraction."""
+    for name, items in sorted(corpora.items()):
+        rng = np.random.default_rng([seed, epoch, len(items)])
+        whole, part = divmod(diet.repeats_of(name), 1.0)
+        for _ in range(int(whole)):
+            yield from items
+        for n in rng.permutation(len(items))[: round(part * len(items))]:
+            yield items[n]
+
+
+def batches(
+    corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer, diet: Diet, seed: int, epoch: int
+) -> Iterator[Batch]:
+    """An epoch, shuffled, with sentences of like length together so that little is padding."""
+    rng = np.random.default_rng([seed, epoch])
+    drawn: list[tuple[CorpusItem, Pieces]] = []
+    for item in epoch_items(corpora, diet, seed, epoch):
+        words = (item.text or "").split()
+        if rng.random() < diet.bare:
+            words = bare_words(words, rng)
+        if rng.random() < diet.cut:
+            words = cut_words(words, rng)
+        drawn.append((item, tokenizer.tokenize_words(words)))
+    order = rng.permutation(len(drawn))
+    pool = diet.batch * 64
+    groups: list[list[int]] = []
+    for start in range(0, len(order), pool):
+        near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
+        groups += [near[n : n + diet.batch] for n in range(0, len(near), diet.batch)]
+    for number in rng.permutation(len(groups)):
+        yield collate([drawn[n] for n in groups[number]])
+
+
+def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
+    """Pad sentences to the longest of them."""
+    size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
+    ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
+    share = np.zeros((size, length), np.float32)
+    sentiment, emotions = np.full(size, np.nan, np.float32), np.zeros((size, len(EMOTIONS)), np.float32)
+    for row, (item, pieces) in enumerate(chosen):
+        own = len(pieces.input_ids)
+        ids[row, :own], mask[row, :own] = pieces.input_ids, 1
+        inside = pieces.word_index >= 0
+        counts = np.bincount(pieces.word_index[inside])
+        share[row, :own][inside] = 1.0 / counts[pieces.word_index[inside]] / np.count_nonzero(counts)
+        if item.sentiment is not None:
+            sentiment[row] = item.sentiment
+        target = item.emotion_target
+        if target is not None:
+            emotions[row] = target
+    return Batch(
+        *(torch.from_numpy(array) for array in (ids, mask, share, sentiment)),
+        torch.tensor([item.coarse for item, _ in chosen]),
+        torch.from_numpy(emotions),
+    )

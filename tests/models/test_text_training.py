@@ -1,0 +1,173 @@
+"""Tuning the text encoder, on a base model of one small layer and sentences that were made up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from mien.errors import CheckpointError, DataError
+from mien.models.corpora import Corpus, CorpusItem
+from mien.models.minilm import load_adapters, load_minilm
+from mien.models.text_batches import Diet, bare_words, batches, collate, cut_words, epoch_items, sentences
+from mien.models.text_encoder import WordTokenizer
+from mien.models.text_training import TextTraining, train_text
+
+WIDTH = 24
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the", "was", "un", "##believable", ".", "'"]
+OPTIONS = TextTraining(seed=3, epochs=2, rank=2, learning_rate=0.01, average=0.9, dropout=0.0,
+                       diet=Diet(batch=4, repeats=()))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the real model's, tiny."""
+    folder = tmp_path_factory.mktemp("base")
+    config = {"vocab_size": len(VOCABULARY), "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": 32, "max_position_embeddings": 128, "layer_norm_eps": 1e-12}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"embeddings.word_embeddings.weight": (len(VOCABULARY), WIDTH),
+              "embeddings.position_embeddings.weight": (128, WIDTH),
+              "embeddings.token_type_embeddings.weight": (2, WIDTH),
+              "embeddings.LayerNorm.weight": (WIDTH,), "embeddings.LayerNorm.bias": (WIDTH,)}  # fmt: skip
+    for name, wide, narrow in (
+        ("attention.self.query", WIDTH, WIDTH),
+        ("attention.self.key", WIDTH, WIDTH),
+        ("attention.self.value", WIDTH, WIDTH),
+        ("attention.output.dense", WIDTH, WIDTH),
+        ("intermediate.dense", 32, WIDTH),
+        ("output.dense", WIDTH, 32),
+    ):
+        shapes |= {f"encoder.layer.0.{name}.weight": (wide, narrow), f"encoder.layer.0.{name}.bias": (wide,)}
+    for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+        shapes |= {f"encoder.layer.0.{name}.weight": (WIDTH,), f"encoder.layer.0.{name}.bias": (WIDTH,)}
+    tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    tensors |= {name: torch.ones(shape) for name, shape in shapes.items() if name.endswith("Norm.weight")}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def corpora() -> list[Corpus]:
+    """Sentiment and emotion both follow from one word."""
+    generator = np.random.default_rng(1)
+    felt, named = [], []
+    for n in range(96):
+        word, sign = ("good", 1.0) if generator.random() < 0.5 else ("bad", -1.0)
+        text = " ".join(generator.permutation(["the", "film.", "was", word, "unbelievable"]))
+        split = "valid" if n % 4 == 0 else "train"
+        felt.append(CorpusItem(f"a{n}", split, text=text, sentiment=2 * sign))
+        named.append(CorpusItem(f"b{n}", split, text=text, sentiment=sign, coarse=True,
+                                emotion="happy" if sign > 0 else "sad"))  # fmt: skip
+    return [Corpus("mosi", Path("mosi.csv"), tuple(felt)), Corpus("meld", Path("meld.csv"), tuple(named))]
+
+
+def test_it_learns_and_ships_the_best_epoch(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    out = tmp_path / "weights" / "text.safetensors"
+    history = train_text(corpora, base, out, tmp_path / "work", replace(OPTIONS, epochs=6))
+    best = min(range(len(history)), key=lambda epoch: history[epoch]["loss"])
+    assert history[best]["loss"] < 0.7 * history[0]["loss"]
+    assert history[best]["mosi.non0_acc2"] > 0.9
+    assert history[best]["meld.uar"] > 0.9
+    assert out.read_bytes() == (tmp_path / "work" / f"epoch-{best + 1}.safetensors").read_bytes()
+    tensors, config = load_adapters(out)
+    assert config["rank"] == 2
+    assert tensors["layers.0.query.up"].abs().sum() > 0
+    assert (load_minilm(base, out).layers[0].query.weight != load_minilm(base).layers[0].query.weight).any()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_one_seed_one_result_and_resuming_does_not_show(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    straight, again, resumed = (tmp_path / name for name in ("straight", "again", "resumed"))
+    train_text(corpora, base, straight / "out", straight, OPTIONS)
+    train_text(corpora, base, again / "out", again, OPTIONS)
+
+    def stop(epoch: int, figures: dict[str, float]) -> None:
+        raise KeyboardInterrupt(epoch, figures)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_text(corpora, base, resumed / "out", resumed, OPTIONS, after_epoch=stop)
+    assert not (resumed / "out").exists()
+    train_text(corpora, base, resumed / "out", resumed, OPTIONS)
+    expected = (straight / "epoch-2.safetensors").read_bytes()
+    assert (again / "epoch-2.safetensors").read_bytes() == expected
+    assert (resumed / "epoch-2.safetensors").read_bytes() == expected
+    other = tmp_path / "other"
+    train_text(corpora, base, other / "out", other, replace(OPTIONS, seed=4))
+    assert (other / "epoch-2.safetensors").read_bytes() != expected
+
+
+def test_a_work_folder_of_another_run_is_refused(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    train_text(corpora, base, tmp_path / "out", tmp_path, replace(OPTIONS, epochs=1))
+    with pytest.raises(CheckpointError, match="of a run with other options"):
+        train_text(corpora, base, tmp_path / "out", tmp_path, OPTIONS)
+
+
+def test_only_low_rank_factors_biases_and_norms_are_stored(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    train_text(corpora, base, tmp_path / "out", tmp_path / "work", replace(OPTIONS, epochs=1))
+    stored = load_file(tmp_path / "out")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert not [name for name in stored if name.endswith(".weight") and "_norm" not in name]
+
+
+def test_test_items_are_never_read(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    held_out = CorpusItem("t", "test", text="the film", sentiment=1.0)
+    with pytest.raises(DataError, match="none of the corpora has text in a split `train`"):
+        train_text([Corpus("mosi", Path("mosi.csv"), (held_out,))], base, tmp_path / "o", tmp_path, OPTIONS)
+    parts = [sentences([replace(corpora[0], items=(*corpora[0].items, held_out))], part) for part in ("train", "valid")]
+    assert held_out not in [item for part in parts for items in part.values() for item in items]
+
+
+def test_an_epoch_repeats_and_samples_corpora(corpora: list[Corpus]) -> None:
+    train = sentences(corpora, "train")
+    diet = Diet(repeats=(("mosi", 2.5), ("meld", 0.25)))
+    first, second = (list(epoch_items(train, diet, 7, epoch)) for epoch in (0, 1))
+    count = len(train["mosi"])
+    assert len(first) == round(2.5 * count) + round(0.25 * count)
+    assert first == list(epoch_items(train, diet, 7, 0))
+    assert first != second
+
+
+def test_batches_hold_everything_once(base: Path, corpora: list[Corpus]) -> None:
+    train = sentences(corpora, "train")
+    made = list(batches(train, WordTokenizer(base), OPTIONS.diet, 3, 0))
+    assert sum(len(batch.coarse) for batch in made) == sum(map(len, train.values()))
+    for batch in made:
+        np.testing.assert_allclose(batch.share.sum(1), 1.0, rtol=1e-5)
+        assert not (batch.share.bool() & ~batch.attention_mask.bool()).any()
+
+
+def test_a_sentence_is_the_mean_of_words_not_of_pieces(base: Path) -> None:
+    item = CorpusItem("a", text="good unbelievable", sentiment=1.0)
+    batch = collate([(item, WordTokenizer(base).tokenize_words(["good", "unbelievable"]))])
+    np.testing.assert_allclose(batch.share, [[0, 0.5, 0.25, 0.25, 0]])
+
+
+def test_bare_words_are_what_a_recogniser_writes() -> None:
+    generator = np.random.default_rng(0)
+    heard = [bare_words(["Well,", "I", "didn’t", "...", "know!"], generator) for _ in range(200)]
+    assert ["well", "i", "didn't", "know"] in heard
+    assert any(len(words) == 3 for words in heard)
+    assert all(set(words) <= {"well", "i", "didn't", "know"} for words in heard)
+    assert bare_words(["?!"], generator) == ["?!"]
+
+
+def test_cut_words_keep_a_stretch() -> None:
+    generator = np.random.default_rng(0)
+    words = [str(n) for n in range(10)]
+    for _ in range(100):
+        kept = cut_words(words, generator)
+        assert 6 <= len(kept) <= 10
+        assert kept == words[int(kept[0]) : int(kept[0]) + len(kept)]
+    assert cut_words(["a", "b"], generator) == ["a", "b"]
