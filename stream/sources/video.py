@@ -154,7 +154,7 @@ class ClipPicture(VideoSource):
             return None
         t_ns, picture = self._waiting.popleft()
         read_ns = self._clock.now_ns()
-        return Frame(_upright_bgr(picture), self._start_ns + t_ns, read_ns)
+        return Frame(upright_bgr(picture), self._start_ns + t_ns, read_ns)
 
     def close(self) -> None:
         self.state = "ended"
@@ -228,7 +228,7 @@ def pictures(path: Path) -> Iterator[tuple[int, Any]]:
             return
 
 
-def _upright_bgr(frame: Any) -> UInt8:
+def upright_bgr(frame: Any) -> UInt8:
     """A decoded frame as (H, W, 3) BGR, turned as its display matrix says: telephones film sideways."""
     image = frame.to_ndarray(format="bgr24")
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
