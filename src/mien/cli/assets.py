@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mien.assets import AssetStatus
+    from mien.config import AssetsConfig
 
 
 def command(
@@ -24,7 +26,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but progress and errors.")] = False,
 ) -> None:
     """Fetch the pretrained files, and check every one against its SHA-256."""
-    from mien.assets import ASSETS, cache_folder, fetch, needed, status
+    from mien.assets import ASSETS, cache_folder, needed, status
     from mien.config import load_config
 
     settings = load_config(config)
@@ -32,26 +34,30 @@ def command(
     wanted = [status(name, settings.assets).asset.name for name in names or ()]
     wanted = wanted or (list(ASSETS) if everything or list_only else needed(settings))
     states = {name: status(name, settings.assets, thorough=True) for name in wanted}
+    bars = _progress()
     todo = [name for name, state in states.items() if state.state != "ok"]
-    if todo and not list_only:
-        from mien.assets import asset_path
-
-        with _progress() as bars:
+    if not list_only:
+        with contextlib.ExitStack() as shown:
             for name in todo:
-                task = bars.add_task(name, total=None)
-
-                def show(what: str, done: int, total: int, task: object = task, bars: Progress = bars) -> None:
-                    bars.update(task, description=what, completed=done, total=total)  # type: ignore[arg-type]
-
-                if name in settings.assets.paths or settings.assets.offline:
-                    # Says why it cannot be used as it is.
-                    asset_path(name, settings.assets)
-                fetch(name, settings.assets, show)
-                size = states[name].asset.size
-                bars.update(task, description=f"{name} is complete and right", completed=size, total=size)
+                _fetch(name, settings.assets, bars, shown)
         states = {name: status(name, settings.assets) for name in wanted}
     if not quiet:
         _print(list(states.values()), cache_folder(settings.assets), as_json)
+
+
+def _fetch(name: str, config: AssetsConfig, bars: Progress, shown: contextlib.ExitStack) -> None:
+    """Fetch one asset. Bars are shown from the first sign of life on, so that an early error stands alone."""
+    from mien.assets import ASSETS, asset_path
+
+    task = bars.add_task(name, total=None, visible=False)
+
+    def show(what: str, done: int, total: int) -> None:
+        if not bars.live.is_started:
+            shown.enter_context(bars)
+        bars.update(task, description=what, completed=done, total=total, visible=True)
+
+    asset_path(name, config, show)
+    show(f"{name} is complete and right", ASSETS[name].size, ASSETS[name].size)
 
 
 def _progress() -> Progress:
