@@ -1,0 +1,46 @@
+"""`mien extract`: labelled corpora to a dataset of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Corpora: CSV of MOSI, MOSEI, GoEmotions or MELD, folders of RAVDESS or EmoDB, npz of "
+                            "FER2013, or a folder of clips with a labels.csv (columns file, text, sentiment, emotion, "
+                            "speaker, split, start, end)."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset. A stopped run goes on there.")],
+    modalities: Annotated[str, typer.Option(help="What to extract, where an item has it.")] = "text,audio,vision",
+    split: Annotated[str, typer.Option(help="Only these splits, for instance train,valid.")] = "",
+    asr: Annotated[str, typer.Option(help="Recogniser (tiny.en, base) for clips that come without a text.")] = "",
+    audio_copies: Annotated[int, typer.Option(min=0, help="Perturbed copies of every training clip's sound.")] = 0,
+    partial_texts: Annotated[float, typer.Option(min=0, max=1, help="Share of training texts to add shortened.")] = 0.0,
+    limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split; 0 takes all.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
+) -> None:  # fmt: skip
+    """Extract labelled corpora through the extractors of the live stream."""
+    from mien.cli._progress import item_progress
+    from mien.stream.extraction import ExtractOptions, extract
+
+    options = ExtractOptions(
+        modalities=tuple(filter(None, modalities.split(","))),
+        splits=tuple(filter(None, split.split(","))),
+        audio_copies=audio_copies,
+        partial_texts=partial_texts,
+        asr=asr,
+        limit=limit,
+    )
+    with item_progress("extracting") as progress:
+        manifest = extract(sources, out, options, jobs=jobs, progress=progress)
+    for corpus, splits in manifest.counts.items():
+        typer.echo(f"{corpus}: " + ", ".join(f"{split} {count}" for split, count in splits.items()))
+    if manifest.skipped:
+        typer.echo(f"skipped {len(manifest.skipped)}:")
+        for skipped in manifest.skipped:
+            typer.echo(f"  {skipped.id}: {skipped.reason}")

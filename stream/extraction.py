@@ -1,0 +1,474 @@
+"""From labelled corpora to datasets of rows, through the very extractors of the live stream.
+
+Items are cut into chunks, one shard a chunk; processes take chunks, and a shard appears whole or not at all, so that a
+run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import multiprocessing.util
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from mien.assets import asset_path
+from mien.clock import NS_PER_S
+from mien.config import AssetsConfig
+from mien.errors import DataError, MienError
+from mien.messages import Float32, ModalitySpec
+from mien.models.corpora import Corpus, CorpusItem, read_corpus
+from mien.models.datasets import (
+    PLAN,
+    Labels,
+    Manifest,
+    RawRows,
+    Skipped,
+    finish_dataset,
+    read_shard,
+    word_times_ns,
+    write_shard,
+    write_whole,
+)
+from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, read_sound
+
+if TYPE_CHECKING:
+    from mien.stream.modalities.audio import AudioExtractor
+    from mien.stream.modalities.text import TextEncoder
+    from mien.stream.modalities.vision import VisionExtractor
+    from mien.stream.whisper import Whisper
+
+MODALITIES = ("text", "audio", "vision")
+CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
+SHORTEST_PART = 0.2  # of a sentence's words, in a shortened copy
+ASR_PART_S = 25.0  # the recogniser hears at most 30 s at a time
+
+
+class ExtractOptions(msgspec.Struct, frozen=True):
+    """What is extracted.
+
+    Attributes:
+        modalities: to extract, where an item has them.
+        splits: of items; empty means all.
+        audio_copies: perturbed copies of every training clip's sound.
+        partial_texts: share of training texts that get a copy with only a part of their words, as a window of a live
+            stream often holds.
+        asr: recogniser for clips that come without a text; empty leaves their words out.
+        limit: items per corpus and split, for trying things out; 0 takes all.
+        seed: of the copies.
+    """
+
+    modalities: tuple[str, ...] = MODALITIES
+    splits: tuple[str, ...] = ()
+    audio_copies: int = 0
+    partial_texts: float = 0.0
+    asr: str = ""
+    limit: int = 0
+    seed: int = 1111
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    """Items of one corpus that become one shard."""
+
+    source: str
+    corpus: str
+    ids: tuple[int, ...]  # positions in the corpus
+    shard: str
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    specs: tuple[ModalitySpec, ...]
+    options: ExtractOptions
+    chunks: tuple[_Chunk, ...]
+    skipped: tuple[Skipped, ...]
+    assets: AssetsConfig = AssetsConfig()
+
+
+def live_specs(modalities: Collection[str] = MODALITIES) -> dict[str, ModalitySpec]:
+    """What the extractors of this mien make."""
+    specs: dict[str, ModalitySpec] = {}
+    if "text" in modalities:
+        from mien.stream.modalities import text
+
+        specs["text"] = text.SPEC
+    if "audio" in modalities:
+        from mien.stream.modalities import audio
+
+        specs["audio"] = audio.SPEC
+    if "vision" in modalities:
+        from mien.stream.modalities import vision
+
+        specs["vision"] = vision.SPEC
+    return specs
+
+
+def extract(
+    sources: Sequence[Path],
+    out: Path,
+    options: ExtractOptions | None = None,
+    *,
+    assets: AssetsConfig | None = None,
+    jobs: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Extract corpora into the dataset folder `out`, or go on with a run that was stopped.
+
+    Args:
+        sources: corpora in any layout that `read_corpus` knows.
+        jobs: processes; 0 is one per core.
+        progress: called with items done and items in all.
+
+    Returns:
+        The manifest; it lists what was skipped, with the reason.
+
+    Raises:
+        DataError: nothing to extract, `out` holds something else, or the disk is full.
+        AssetError: a pretrained file is not to be had.
+    """
+    plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), assets)
+    out.mkdir(parents=True, exist_ok=True)
+    _begin(out, plan)
+    specs = {spec.name: spec for spec in plan.specs}
+    total = sum(len(chunk.ids) for chunk in plan.chunks)
+    todo = [chunk for chunk in plan.chunks if not _is_done(out / chunk.shard, plan.specs)]
+    done = total - sum(len(chunk.ids) for chunk in todo)
+    if progress is not None:
+        progress(done, total)
+    for chunk in _run(todo, plan, out, min(jobs or os.cpu_count() or 1, len(todo))):
+        done += len(chunk.ids)
+        if progress is not None:
+            progress(done, total)
+    manifest = finish_dataset(out, specs, [out / chunk.shard for chunk in plan.chunks])
+    if plan.skipped:
+        manifest = msgspec.structs.replace(manifest, skipped=plan.skipped + manifest.skipped)
+        write_whole(out / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    return manifest
+
+
+def _make_plan(sources: Sequence[Path], options: ExtractOptions, assets: AssetsConfig | None) -> _Plan:
+    chunks: list[_Chunk] = []
+    skipped: list[Skipped] = []
+    wanted: set[str] = set()
+    for source in sources:
+        corpus = read_corpus(source)
+        skipped += [Skipped(item, reason) for item, reason in corpus.skipped]
+        chosen = _chosen(corpus, options)
+        for position in chosen:
+            wanted |= _modalities_of(corpus.items[position], options)
+        size = CHUNK_TEXTS if corpus.items[0].audio is None else CHUNK_CLIPS
+        for begin in range(0, len(chosen), size):
+            shard = f"shard-{len(chunks):05d}.safetensors"
+            chunks.append(_Chunk(str(source), corpus.name, tuple(chosen[begin : begin + size]), shard))
+    if not chunks:
+        raise DataError("nothing to extract: no item is in the wanted splits")
+    specs = live_specs([m for m in options.modalities if m in wanted])
+    return _Plan(tuple(specs.values()), options, tuple(chunks), tuple(skipped), assets or AssetsConfig())
+
+
+def _chosen(corpus: Corpus, options: ExtractOptions) -> list[int]:
+    counts: dict[str | None, int] = {}
+    chosen = []
+    for position, item in enumerate(corpus.items):
+        if options.splits and item.split is not None and item.split not in options.splits:
+            continue
+        counts[item.split] = counts.get(item.split, 0) + 1
+        if not options.limit or counts[item.split] <= options.limit:
+            chosen.append(position)
+    return chosen
+
+
+def _modalities_of(item: CorpusItem, options: ExtractOptions) -> set[str]:
+    has = set()
+    if item.text is not None or (item.audio is not None and options.asr):
+        has.add("text")
+    if item.audio is not None:
+        has.add("audio")
+    if item.video is not None or item.image is not None:
+        has.add("vision")
+    return has & set(options.modalities)
+
+
+def _begin(out: Path, plan: _Plan) -> None:
+    """Note the plan in the folder, or find that it is the one that was begun there."""
+    content = msgspec.json.encode(plan)
+    if (out / PLAN).is_file():
+        if (out / PLAN).read_bytes() != content:
+            raise DataError(
+                f"{out} was begun from other corpora, options or extractors; choose another folder or remove this one"
+            )
+    elif any(out.iterdir()):
+        raise DataError(f"{out} is not empty and holds no dataset; choose another folder")
+    else:
+        write_whole(out / PLAN, content)
+
+
+def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
+    if not shard.is_file():
+        return False
+    try:
+        read_shard(shard, specs)
+    except DataError:
+        return False
+    return True
+
+
+def _run(todo: list[_Chunk], plan: _Plan, out: Path, jobs: int) -> Iterator[_Chunk]:
+    if jobs <= 1:
+        worker = _Worker(plan, out)
+        try:
+            for chunk in todo:
+                worker.make(chunk)
+                yield chunk
+        finally:
+            worker.extractors.close()
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start_worker, (plan, out)) as pool:
+        futures = {pool.submit(_work, chunk): chunk for chunk in todo}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(plan: _Plan, out: Path) -> None:
+    global _worker
+    _worker = _Worker(plan, out)
+    # MediaPipe must be closed before the interpreter is: a spawned process runs finalizers, not `atexit`.
+    multiprocessing.util.Finalize(None, _worker.extractors.close, exitpriority=10)
+
+
+def _work(chunk: _Chunk) -> None:
+    assert _worker is not None
+    _worker.make(chunk)
+
+
+class _Worker:
+    """One process: makes shards, and opens each extractor when it is first needed."""
+
+    def __init__(self, plan: _Plan, out: Path) -> None:
+        self._plan, self._out = plan, out
+        self._corpora: dict[str, Corpus] = {}
+        self.extractors = Extractors([spec.name for spec in plan.specs], plan.options.asr, plan.assets)
+
+    def make(self, chunk: _Chunk) -> None:
+        if chunk.source not in self._corpora:
+            self._corpora[chunk.source] = read_corpus(Path(chunk.source))
+        corpus = self._corpora[chunk.source]
+        made: list[tuple[Labels, dict[str, RawRows]]] = []
+        skipped: list[Skipped] = []
+        for position in chunk.ids:
+            item = corpus.items[position]
+            try:
+                made += self._rows(corpus, item)
+            except MienError as error:
+                skipped.append(Skipped(item.id, str(error)))
+        write_shard(self._out / chunk.shard, {s.name: s for s in self._plan.specs}, made, skipped)
+
+    def _rows(self, corpus: Corpus, item: CorpusItem) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
+        rows, duration_ns, text = self.extractors.rows(item, corpus)
+        if not rows:
+            raise DataError("it has none of the wanted modalities")
+        labels = Labels(
+            id=item.id,
+            corpus=corpus.name,
+            split=item.split,
+            speaker=item.speaker,
+            sentiment=item.sentiment,
+            coarse=item.coarse,
+            emotions=item.emotion_target,
+            duration_ns=duration_ns,
+            still=item.image is not None,
+            text=text,
+        )
+        yield labels, rows
+        if item.split == "train":
+            yield from self._copies(corpus, item, labels)
+
+    def _copies(self, corpus: Corpus, item: CorpusItem, labels: Labels) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
+        options = self._plan.options
+        # From the item's own name: the same copies whichever process makes them, and in whatever order.
+        digest = hashlib.sha256(f"{options.seed} {corpus.name} {item.id}".encode()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        if labels.text and item.audio is None and random.random() < options.partial_texts:
+            part = " ".join(shortened(labels.text.split(), random))
+            rows, duration_ns, _ = self.extractors.rows(replace(item, text=part), corpus)
+            yield (
+                msgspec.structs.replace(labels, id=f"{item.id}~part", duration_ns=duration_ns, text=part, copy=True),
+                rows,
+            )
+        if item.audio is not None and item.video is None and "audio" in self.extractors.modalities:
+            from mien.models.augmentation import perturb_waveform
+
+            for copy in range(options.audio_copies):
+                sound = perturb_waveform(segment(read_sound(item.audio), item.start_s, item.end_s), random)
+                audio = self.extractors.sound_rows(sound)
+                changed = msgspec.structs.replace(
+                    labels, id=f"{item.id}~{copy + 1}", duration_ns=len(sound) * NS_PER_S // SAMPLE_RATE, copy=True
+                )
+                yield changed, {"audio": audio}
+
+
+def shortened(words: list[str], random: np.random.Generator) -> list[str]:
+    """A run of the words, as a window that opens late or closes early holds, half of the time as a recogniser
+    without punctuation writes them."""
+    count = max(1, round(len(words) * random.uniform(SHORTEST_PART, 1.0)))
+    begin = int(random.integers(0, len(words) - count + 1)) if random.random() < 0.4 else 0
+    part = words[begin : begin + count]
+    if random.random() < 0.5:
+        part = [word for word in (w.strip('.,;:!?"()-').lower() for w in part) if word] or part
+    return part
+
+
+def segment(samples: Float32, start_s: float | None, end_s: float | None) -> Float32:
+    """A part of a recording."""
+    first = round((start_s or 0.0) * SAMPLE_RATE)
+    return samples[first : None if end_s is None else round(end_s * SAMPLE_RATE)]
+
+
+class Extractors:
+    """The live extractors, opened when they are first needed.
+
+    Attributes:
+        modalities: what is wanted of every item.
+    """
+
+    def __init__(self, modalities: Sequence[str], asr: str = "", assets: AssetsConfig | None = None) -> None:
+        self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
+        self._opened: dict[str, Any] = {}
+
+    def rows(self, item: CorpusItem, corpus: Corpus | None = None) -> tuple[dict[str, RawRows], int, str | None]:
+        """All rows of one item, its length in ns, and the words in it.
+
+        Raises:
+            SourceError: its clip cannot be read.
+            DataError: there is nothing in it.
+        """
+        rows: dict[str, RawRows] = {}
+        duration_ns = 0
+        if item.start_s is not None and item.end_s is not None:
+            duration_ns = round((item.end_s - item.start_s) * NS_PER_S)
+        words, word_times = (item.text or "").split(), None
+        if item.audio is not None:
+            streams = clip_streams(item.audio)
+            duration_ns = duration_ns or round((streams.duration_s - (item.start_s or 0.0)) * NS_PER_S)
+            if streams.has_audio:
+                sound = segment(read_sound(item.audio), item.start_s, item.end_s)
+                if not len(sound) and not streams.has_video:
+                    raise DataError("zero duration")
+                if "audio" in self.modalities:
+                    rows["audio"] = self.sound_rows(sound)
+                if self._asr and not words and "text" in self.modalities:
+                    words, word_times = self._recognise(sound)
+            if streams.has_video and item.video is not None and "vision" in self.modalities:
+                rows["vision"] = self._picture_rows(item)
+        if item.image is not None and "vision" in self.modalities:
+            assert corpus is not None, "an image is a row of its corpus"
+            assert corpus.images is not None
+            values, valid, _ = self.vision.still(corpus.images[item.image])
+            rows["vision"] = RawRows(values[None], np.array([valid]), np.zeros(1, np.int64))
+        if words and "text" in self.modalities:
+            times = word_times if word_times is not None else word_times_ns(len(words), duration_ns)
+            values = self.text.encode(words)
+            # Words beyond what the encoder reads at once have no row.
+            rows["text"] = RawRows(values, (values != 0).any(1), np.asarray(times, np.int64))
+            duration_ns = duration_ns or int(times[-1]) + 1
+        return rows, duration_ns, " ".join(words) or None
+
+    def close(self) -> None:
+        """Release what was opened."""
+        if "vision" in self._opened:
+            self.vision.close()
+        self._opened.clear()
+
+    def sound_rows(self, sound: Float32) -> RawRows:
+        """Rows of a whole recording, mono 16 kHz."""
+        from mien.stream.modalities.audio import RATE_HZ
+
+        made = self.audio.extract(sound)
+        slot_ns = NS_PER_S // RATE_HZ
+        return RawRows(made.values, made.valid, np.arange(len(made.values), dtype=np.int64) * slot_ns + slot_ns // 2)
+
+    def _picture_rows(self, item: CorpusItem) -> RawRows:
+        from mien.stream.modalities import vision
+        from mien.stream.sources.video import pictures, upright_bgr
+
+        assert item.video is not None
+        start_ns = round((item.start_s or 0.0) * NS_PER_S)
+        end_ns = None if item.end_s is None else round(item.end_s * NS_PER_S)
+        self.vision.reset()
+        values, valid, times = [np.zeros((0, vision.SPEC.dim), np.float32)], [], []
+        for t_ns, frame in pictures(item.video):
+            if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
+                continue
+            if end_ns is not None and t_ns >= end_ns:
+                break
+            row, seen, _ = self.vision.row(upright_bgr(frame), t_ns - start_ns)
+            values.append(row[None])
+            valid.append(seen)
+            times.append(t_ns - start_ns)
+        return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
+
+    def _recognise(self, sound: Float32) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
+        words: list[str] = []
+        times: list[int] = []
+        part = round(ASR_PART_S * SAMPLE_RATE)
+        for begin in range(0, len(sound), part):
+            for word in self.whisper.decode(sound[begin : begin + part], beam=5).words:
+                words.append(word.text.strip())
+                times.append(round((begin / SAMPLE_RATE + word.end_s) * NS_PER_S))
+        return words, np.array(times, np.int64)
+
+    @property
+    def text(self) -> TextEncoder:
+        """Words to rows."""
+        if "text" not in self._opened:
+            from mien.stream.modalities.text import TextEncoder
+
+            self._opened["text"] = TextEncoder(asset_path("minilm-l6-v2", self._assets), "onnx")
+        encoder: TextEncoder = self._opened["text"]
+        return encoder
+
+    @property
+    def audio(self) -> AudioExtractor:
+        """Sound to rows."""
+        if "audio" not in self._opened:
+            from mien.stream.modalities.audio import AudioExtractor
+
+            self._opened["audio"] = AudioExtractor()
+        extractor: AudioExtractor = self._opened["audio"]
+        return extractor
+
+    @property
+    def vision(self) -> VisionExtractor:
+        """Pictures to rows."""
+        if "vision" not in self._opened:
+            from mien.stream.modalities.vision import VisionExtractor
+
+            self._opened["vision"] = VisionExtractor(self._assets)
+        extractor: VisionExtractor = self._opened["vision"]
+        return extractor
+
+    @property
+    def whisper(self) -> Whisper:
+        """Sound to words, for clips that come without a text."""
+        if "whisper" not in self._opened:
+            from mien.stream.modalities.text import asr_folder
+            from mien.stream.whisper import Whisper
+
+            self._opened["whisper"] = Whisper(asr_folder(self._asr, self._assets), "en", "auto", "int8", 1)
+        whisper: Whisper = self._opened["whisper"]
+        return whisper
