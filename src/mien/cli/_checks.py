@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -26,21 +27,6 @@ from mien.config import Config
 
 Verdict = Literal["ok", "warn", "fail"]
 
-PACKAGES = {
-    "base": ("msgspec", "numpy", "platformdirs", "pyzmq", "rich", "typer"),
-    "live": (
-        "faster-whisper",
-        "librosa",
-        "mediapipe",
-        "onnxruntime",
-        "opencv-contrib-python",
-        "safetensors",
-        "sounddevice",
-        "tokenizers",
-        "torch",
-        "transformers",
-    ),
-}
 INSTALL_LIVE = 'install what capturing needs: pip install "mien[live]"'
 
 
@@ -76,11 +62,18 @@ def check_python(_: Config) -> Iterator[Row]:
 
 def check_packages(_: Config) -> Iterator[Row]:
     """What is installed, by extra."""
-    for extra, names in PACKAGES.items():
+    requirements = importlib.metadata.requires("mien") or []
+    for extra in ("base", "live"):
+        # As the package's metadata has it: `torch<2.15,>=2.9; extra == "live"`.
+        names = [
+            re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+            for requirement in requirements
+            if requirement.endswith(f'extra == "{extra}"') or (extra == "base" and "extra ==" not in requirement)
+        ]
         versions = {name: _version(name) for name in names}
         lacking = [name for name, version in versions.items() if version is None]
-        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         if not lacking:
+            found = ", ".join(f"{name} {version}" for name, version in versions.items())
             yield Row(f"packages: {extra}", "ok", found)
         elif extra == "base":
             yield Row(f"packages: {extra}", "fail", f"missing: {', '.join(lacking)}", "pip install mien")
