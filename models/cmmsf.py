@@ -86,8 +86,9 @@ class FrontLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         steps = x.shape[1]
         if self.stride > 1:
-            mask = F.max_pool1d(mask[:, None], self.stride, ceil_mode=True)[:, 0]
-        # Each output looks at its own `stride` inputs and as far to either side; none, not even the newest, is left out.
+            # A maximum over reshaped steps: TensorRT has no pooling that rounds its length up.
+            mask = F.pad(mask, (0, -steps % self.stride)).unflatten(1, (-1, self.stride)).amax(2)
+        # Each output looks at its own `stride` inputs and as far to either side; not even the newest is left out.
         around = max(self.kernel - self.stride, 0)
         padding = (around // 2, around - around // 2 + -steps % self.stride)
         y = self.dropout(F.gelu(self.norm(self.conv(F.pad(x.transpose(1, 2), padding)))))
