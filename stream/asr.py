@@ -123,7 +123,7 @@ class Recogniser:
         self._settled_until = 0  # everything before is settled
         self._tentative: list[HeardWord] = []  # seconds count from sample 0
         self._prefix: list[HeardWord] = []  # committed words in the buffer
-        self._speaking = False
+        self._speaking: bool = False
 
     @property
     def _end(self) -> int:
