@@ -100,7 +100,7 @@ class MiniLM(nn.Module):
         bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * -1e9
         for layer in self.layers:
             x = layer(x, bias)
-        return x
+        return cast(Tensor, x)
 
 
 _LAYER_NAMES = {
@@ -212,9 +212,9 @@ def merge_adapters(model: MiniLM, path: Path) -> None:
         for name, value in tensors.items():
             stem, _, leaf = name.rpartition(".")
             if leaf == "up":
-                weights[f"{stem}.weight"] += value @ tensors[f"{stem}.down"]
+                weights[f"{stem}.weight"].add_(value @ tensors[f"{stem}.down"])
             elif leaf != "down":
-                weights[name] += value
+                weights[name].add_(value)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} holds adapters of another model ({error})") from error
 

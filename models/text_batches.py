@@ -135,7 +135,10 @@ def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
         if target is not None:
             emotions[row] = target
     return Batch(
-        *(torch.from_numpy(array) for array in (ids, mask, share, sentiment)),
-        torch.tensor([item.coarse for item, _ in chosen]),
-        torch.from_numpy(emotions),
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        share=torch.from_numpy(share),
+        sentiment=torch.from_numpy(sentiment),
+        coarse=torch.tensor([item.coarse for item, _ in chosen]),
+        emotions=torch.from_numpy(emotions),
     )

@@ -59,11 +59,11 @@ class WordTokenizer:
         special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[UNK]")]
         if None in special:
             raise AssetError(f"{folder}/tokenizer.json is not MiniLM's; run `mien assets`")
-        self._first, self._last, self._unknown = special
+        self._first, self._last, unknown = (int(token or 0) for token in special)
 
         def pieces_of(word: str) -> tuple[int, ...]:
             ids = tokenizer.encode(word.translate(_PLAIN), add_special_tokens=False).ids
-            return tuple(ids) or (self._unknown,)
+            return tuple(ids) or (unknown,)
 
         self.pieces_of = lru_cache(maxsize=50_000)(pieces_of)
 
