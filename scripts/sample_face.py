@@ -23,6 +23,7 @@ ZOOM = 2.0
 LEFT, TOP = 113, 4  # of the crop in the portrait
 UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+FOLDS = ((129, 203, 206, 216, 57), (358, 423, 426, 436, 432))  # from the nose past the mouth's corners: a smile's
 LIDS = {  # upper lid vertices and the lower lid's below them
     "right": ((246, 161, 160, 159, 158, 157, 173), (7, 163, 144, 145, 153, 154, 155)),
     "left": ((466, 388, 387, 386, 385, 384, 398), (249, 390, 373, 374, 380, 381, 382)),
@@ -91,6 +92,8 @@ class Portrait:
         reach = np.hypot((self._x - centre[0]) / 150, (self._y - centre[1] + 20) / 175)
         neck = np.clip((self._y - self._face[152, 1] - 4) / 50, 0, 1)
         self._nearness = self._nearness_map()
+        self._relaxed = self._without_folds()
+        self._frown = self._frown_shade()
         self._head = (1 / (1 + np.exp((reach - 1.15) * 9))) * (1 - neck * neck * (3 - 2 * neck))
 
     def _landmarks(self, landmarker: Path) -> np.ndarray:
@@ -99,6 +102,34 @@ class Portrait:
             rgb = np.ascontiguousarray(self._image[..., ::-1])
             found = model.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)).face_landmarks[0]
         return np.array([(point.x, point.y, point.z) for point in found]) * SIZE
+
+    def _without_folds(self) -> np.ndarray:
+        """The portrait without the folds and the bright cheek that its smile makes."""
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        for line in FOLDS:
+            cv2.polylines(mask, [np.round(self._face[list(line)]).astype(np.int32)], False, 255, 11, cv2.LINE_AA)
+        lips = cv2.convexHull(self._face[[61, 40, 37, 0, 267, 270, 291, 405, 17, 181]].astype(np.float32))
+        cv2.fillConvexPoly(mask, np.round(lips).astype(np.int32), 0)
+        filled = cv2.inpaint(self._image, mask, 3, cv2.INPAINT_TELEA).astype(np.float32)
+        hole = (mask > 0)[..., None]
+        for _ in range(200):  # a membrane over the hole: no edge of the fold is left
+            filled = np.where(hole, cv2.GaussianBlur(filled, (0, 0), 1.5), filled)
+        cheeks = sum(self._bump(self._face[[one, two]].mean(0), 0.15) for one, two in ((36, 50), (266, 280)))
+        filled *= 1 - 0.07 * cheeks[..., None]
+        return np.clip(filled, 0, 255).astype(np.uint8)
+
+    def _frown_shade(self) -> np.ndarray:
+        """How much darker lowered brows make the skin: in the sockets under them and in two furrows between them."""
+        shade = np.zeros((SIZE, SIZE), np.float32)
+        for brow, corner, furrow_x in ((55, 133, -0.055), (285, 362, 0.055)):
+            shade += 0.26 * self._bump(self._face[[brow, corner]].mean(0), 0.085)
+            shade += 0.24 * self._bump(self._face[9] + (furrow_x * self._iod, 0.07 * self._iod), 0.020, tall=3.2)
+        return shade[..., None] * np.array([1.0, 1.0, 0.75], np.float32)  # skin in shade is warm
+
+    def _bump(self, centre: np.ndarray, reach: float, tall: float = 1.0) -> np.ndarray:
+        """A Gaussian over the frame, `tall` times as high as wide."""
+        distance = np.hypot(self._x - centre[0], (self._y - centre[1]) / tall) / self._iod
+        return np.exp(-0.5 * (distance / reach) ** 2)
 
     def _near(self, index: int, reach: float) -> np.ndarray:
         """A Gaussian around a landmark over the face's vertices; `reach` in interocular distances."""
@@ -133,8 +164,9 @@ class Portrait:
         # Lips: they close as the smile goes, then the jaw opens them.
         gap = bottom - top
         move[:, 1] += near_mouth * fade * gap * (0.35 - 0.80 * below)
-        thin = np.exp(-0.5 * (np.abs(across) / 0.8) ** 2) * near_mouth * (off_lips > 0.1) * to.press
-        move[:, 1] += 0.035 * iod * thin * np.where(below < 0.5, 1, -1)
+        # A smile stretches the lips thin; without it they are fuller, unless pressed.
+        thin = np.exp(-0.5 * (np.abs(across) / 0.7) ** 2) * near_mouth * (off_lips > 0.1)
+        move[:, 1] += iod * thin * np.where(below < 0.5, 1, -1) * (0.035 * to.press - 0.024 * fade)
         chin = np.clip((y - lower[:, 1].max()) / (face[152, 1] - lower[:, 1].max()), 0, 1)
         side = np.exp(-0.5 * ((x - middle_x) / (0.46 * iod)) ** 2)
         hang = np.where(y >= bottom, inner * (1 - chin) + side * chin, 0.0)
@@ -158,7 +190,7 @@ class Portrait:
             open_by = np.maximum(under_y - lid_y, 0)
             move[:, 1] += over * skin * open_by * height * to.lid * 1.04
             near_under = np.exp(-0.5 * (np.maximum(y - under_y, 0) / (0.08 * iod)) ** 2) * (1 - height) * (y > lid_y)
-            move[:, 1] -= over * near_under * open_by * 0.28 * to.squint
+            move[:, 1] -= over * near_under * open_by * (0.28 * to.squint - 0.10 * fade)
         moved = face + move
         for above, under_it in zip(UPPER_INNER[1:-1], LOWER_INNER[1:-1], strict=True):
             if moved[above, 1] > moved[under_it, 1] - 0.2:
@@ -243,6 +275,9 @@ class Portrait:
     def render(self, to: Expression) -> np.ndarray:
         """A frame, shape (448, 448, 3), BGR uint8."""
         moved = self._moved(to)
-        frame = cv2.remap(self._image, *self._mesh_map(moved), cv2.INTER_CUBIC)
+        smile = float(np.clip(to.smile, 0, 1))
+        skin = cv2.addWeighted(self._image, smile, self._relaxed, 1 - smile, 0)
+        skin = np.clip(skin * (1 - self._frown * max(0.0, -to.brow_inner)), 0, 255).astype(np.uint8)
+        frame = cv2.remap(skin, *self._mesh_map(moved), cv2.INTER_CUBIC)
         frame = self._paint_mouth(frame, moved)
         return cv2.remap(frame, *self._head_map(to), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
