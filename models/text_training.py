@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
-from mien.messages import Int64
 from mien.models.corpora import Corpus, CorpusItem, read_corpus
+from mien.models.metrics import emotion_metrics, sentiment_metrics
 from mien.models.minilm import MiniLM, adapter_state, add_adapters, load_minilm, save_adapters
 from mien.models.text_batches import Batch, Diet, batches, collate, epoch_items, sentences
 from mien.models.text_encoder import DEFAULT_ADAPTERS, WordTokenizer
@@ -187,21 +187,22 @@ def validate(
             sentiment[chosen], logits[chosen] = predicted.numpy(), scores.numpy()
         fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
         if fine:
-            truth = np.array([items[n].sentiment for n in fine])
-            guess = sentiment[fine].clip(-3, 3)
-            signed = truth != 0
-            figures[f"{name}.mae"] = float(np.abs(truth - guess).mean())
-            figures[f"{name}.non0_acc2"] = float(((truth > 0) == (guess > 0))[signed].mean())
-            figures[f"{name}.has0_acc2"] = float(((truth >= 0) == (guess >= 0)).mean())
-            figures[f"{name}.r"] = float(np.corrcoef(truth, guess)[0, 1]) if len(fine) > 2 else 0.0
-            losses.append(figures[f"{name}.mae"])
+            felt = sentiment_metrics([items[n].sentiment for n in fine], sentiment[fine].clip(-3, 3))
+            figures |= {
+                f"{name}.mae": felt.mae,
+                f"{name}.has0_acc2": felt.has0_accuracy,
+                f"{name}.non0_acc2": felt.non0_accuracy,
+                f"{name}.r": felt.correlation,
+            }
+            losses.append(felt.mae)
         sure = [n for n, item in enumerate(items) if item.emotion is not None]
         if sure:
-            names = np.array([EMOTIONS.index(items[n].emotion or "") for n in sure])
-            entropy = F.cross_entropy(torch.from_numpy(logits[sure]), torch.from_numpy(names))
-            losses.append(float(entropy))
-            figures[f"{name}.wf1"], figures[f"{name}.uar"] = _recalls(names, logits[sure].argmax(1))
-            figures[f"{name}.entropy"] = float(entropy)
+            truth = torch.tensor([EMOTIONS.index(items[n].emotion or "") for n in sure])
+            scores = torch.from_numpy(logits[sure])
+            named = emotion_metrics(truth.numpy(), scores.softmax(1).numpy())
+            figures |= {f"{name}.wf1": named.weighted_f1, f"{name}.uar": named.uar}
+            losses.append(float(F.cross_entropy(scores, truth)))
+            figures[f"{name}.entropy"] = losses[-1]
     figures["loss"] = float(np.mean(losses))
     return {name: round(value, 4) for name, value in figures.items()}
 
@@ -246,18 +247,6 @@ def _schedule(progress: float, warm_up: float) -> float:
     if progress < warm_up:
         return progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
-
-
-def _recalls(truth: Int64, guess: Int64) -> tuple[float, float]:
-    """Weighted F1 and unweighted average recall."""
-    f1 = recall = 0.0
-    present = np.unique(truth)
-    for label in present:
-        hits = np.count_nonzero((truth == label) & (guess == label))
-        support, claims = np.count_nonzero(truth == label), np.count_nonzero(guess == label)
-        recall += hits / support / len(present)
-        f1 += 2 * hits / (support + claims) * support / len(truth)
-    return float(f1), float(recall)
 
 
 @torch.no_grad()
