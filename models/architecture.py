@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -9,6 +10,8 @@ from msgspec import Meta
 
 from mien.errors import ConfigError
 from mien.messages import ModalitySpec
+
+LONGEST = 100  # steps of a recurrence, which costs its length on every engine
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -21,15 +24,34 @@ class ConvLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stride: Count = 1
 
 
+class PlaneLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One layer over the plane of bands x time: Conv2d, BatchNorm, GELU, dropout of whole channels.
+
+    It halves the bands, and divides the steps by `stride`. `kernel` is its size along both.
+    """
+
+    channels: Count
+    kernel: Count = 3
+    stride: Count = 1
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+
+
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one modality is encoded.
 
     Attributes:
+        centre: leading columns that lose their mean over the window: what a voice does counts there, and not how
+            loud it, its room and its microphone are.
+        bands: leading columns that are a spectrum. `planes`: layers that see it as a plane of bands x time, so that
+            a pattern means the same a little higher or lower; the other columns join after them.
         front: strided layers before the recurrence, for modalities with many more steps than the grid has slots.
         kernel: of the Conv1d that stands beside the BiLSTM.
         hidden: of the BiLSTM, per direction; None is half of the model's dimension.
     """
 
+    centre: Annotated[int, Meta(ge=0)] = 0
+    bands: Annotated[int, Meta(ge=0)] = 0
+    planes: tuple[PlaneLayer, ...] = ()
     front: tuple[ConvLayer, ...] = ()
     kernel: Count = 3
     hidden: Count | None = None
@@ -38,7 +60,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def stride(self) -> int:
         """Input steps per step of the recurrence."""
         total = 1
-        for layer in self.front:
+        for layer in (*self.planes, *self.front):
             total *= layer.stride
         return total
 
@@ -78,16 +100,28 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not (self.bilstm or self.conv):
             raise ConfigError("an encoder without BiLSTM and without Conv1d has nothing left; switch one of them on")
 
+    def fitted(self, specs: Iterable[ModalitySpec]) -> ModelConfig:
+        """The same, with a front end added to every modality that would be too long without one."""
+        encoders = {}
+        for spec in specs:
+            encoder = self.encoders.get(spec.name, EncoderConfig())
+            if spec.steps > LONGEST * encoder.stride:
+                stride = -(-spec.steps // (2 * self.slots)) // encoder.stride
+                layer = ConvLayer(self.dim, 2 * (stride // 2) + 1, stride)
+                encoder = msgspec.structs.replace(encoder, front=(*encoder.front, layer))
+            encoders[spec.name] = encoder
+        return msgspec.structs.replace(self, encoders=encoders)
+
     def encoder(self, spec: ModalitySpec) -> EncoderConfig:
         """How the modality is encoded.
 
         Raises:
-            ConfigError: its front end would leave a recurrence of more than 100 steps.
+            ConfigError: its front end would leave a recurrence of more than LONGEST steps.
         """
         encoder = self.encoders.get(spec.name, EncoderConfig())
-        if spec.steps > 100 * encoder.stride:
+        if spec.steps > LONGEST * encoder.stride:
             raise ConfigError(
                 f"modality {spec.name} has {spec.steps} steps; give its encoder a front end with a stride of at "
-                f"least {-(-spec.steps // 100)}, since a recurrence costs its length"
+                f"least {-(-spec.steps // LONGEST)}, since a recurrence costs its length"
             )
         return encoder

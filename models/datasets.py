@@ -288,7 +288,7 @@ def finish_dataset(folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequ
                 counts.setdefault(labels.corpus, Counter())[labels.split or "all"] += 1
             if labels.split in ("train", None):
                 for name, part in rows.items():
-                    sums[name].add(part)
+                    sums[name].add(part.values[part.valid])
     manifest = Manifest(
         specs=tuple(specs.values()),
         shards=tuple(shard.name for shard in shards),
@@ -306,8 +306,8 @@ class _Sums:
     def __init__(self, dim: int) -> None:
         self.count, self.total, self.squares = 0, np.zeros(dim), np.zeros(dim)
 
-    def add(self, rows: RawRows) -> None:
-        values = rows.values[rows.valid].astype(np.float64)
+    def add(self, rows: Float32) -> None:
+        values = rows.astype(np.float64)
         self.count += len(values)
         self.total += values.sum(0)
         self.squares += np.square(values).sum(0)
@@ -318,13 +318,18 @@ class _Sums:
         return Statistics(self.count, tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()))
 
 
-def pooled_statistics(parts: Sequence[Statistics]) -> Statistics:
-    """Statistics of all rows of several datasets together."""
-    counts = np.array([part.count for part in parts], np.float64)
-    means, stds = np.array([part.mean for part in parts]), np.array([part.std for part in parts])
-    mean = (counts[:, None] * means).sum(0) / counts.sum()
-    variance = (counts[:, None] * (stds**2 + means**2)).sum(0) / counts.sum() - mean**2
-    return Statistics(int(counts.sum()), tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, 0.0)).tolist()))
+def make_statistics(samples: Sequence[Sample], specs: Mapping[str, ModalitySpec]) -> dict[str, Statistics]:
+    """Statistics of the observed rows of samples, per modality that any of them has."""
+    made = {}
+    for name, spec in specs.items():
+        sums = _Sums(spec.dim)
+        for sample in samples:
+            track = sample.tracks.get(name)
+            if track is not None:
+                sums.add(track.values[track.mask > 0])
+        if sums.count:
+            made[name] = sums.statistics()
+    return made
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,469 @@
+"""Training of CM-MSF on datasets of rows: many corpora, each with the modalities and labels that it has.
+
+A step sees one kind of batch: one modality alone, items that have several, or items of different corpora paired by
+label. A batch of one modality costs a fraction of a paired one, because the cascade has nothing to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from mien.errors import DataError
+from mien.messages import ModalitySpec
+from mien.models.architecture import ModelConfig
+from mien.models.batches import Batch, Perturbation, Perturber, plain_batch, whole_windows
+from mien.models.cmmsf import CMMSF, Fused
+from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
+from mien.models.pairing import Group, Pairing, paired_set, single
+
+log = logging.getLogger(__name__)
+
+OWN = "own"  # items that have several modalities themselves
+SEPARATOR = "+"
+
+
+class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How CM-MSF is trained.
+
+    Attributes:
+        kinds: how often a step is of which kind: a modality, several joined by "+" for pairs, or "own". A kind that
+            the data cannot make is left out.
+        corpora: how often an item comes from which corpus; one that is not named counts by the root of its size.
+        by_valence: how often a pair's sentence is one with a sentiment instead of an emotion.
+        encoder_rate: learning rate of encoders that come trained, as a share of `learning_rate`.
+        ema: decay of the averaged weights, which are what is validated and kept.
+        temper: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
+        evaluate_every, patience: steps between validations, and how many without a lower loss end the run.
+    """
+
+    seed: int = 1111
+    steps: int = 3000
+    batch: int = 64
+    learning_rate: float = 1.5e-3
+    encoder_rate: float = 0.3
+    weight_decay: float = 0.02
+    warm_up: int = 100
+    ema: float = 0.995
+    gradient_clip: float = 1.0
+    kinds: dict[str, float] = msgspec.field(
+        default_factory=lambda: {
+            "text": 0.3, "audio": 0.14, "vision": 0.14, "text+audio": 0.09, "text+vision": 0.09, "audio+vision": 0.09,
+            "text+audio+vision": 0.15, OWN: 0.3,
+        }
+    )  # fmt: skip
+    corpora: dict[str, float] = msgspec.field(default_factory=dict)
+    by_valence: float = 0.4
+    emotion_weight: float = 1.0
+    sentiment_weight: float = 1.0
+    coarse_weight: float = 0.25
+    variance_weight: float = 0.1
+    label_smoothing: float = 0.05
+    temper: float = 0.3
+    evaluate_every: int = 150
+    patience: int = 8
+    valid_items: int = 600
+    threads: int = 1
+    model: ModelConfig = ModelConfig()
+    perturbation: Perturbation = Perturbation()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """After `step`: the mean validation loss, and the loss of each kind."""
+
+    step: int
+    loss: float
+    by_kind: dict[str, float]
+
+
+@dataclass
+class Trained:
+    """A finished run: the averaged weights with the lowest validation loss, and how they came to be."""
+
+    network: CMMSF
+    best: Evaluation
+    history: list[Evaluation] = field(default_factory=list)
+
+
+def train_fusion(
+    dataset: Dataset,
+    settings: FusionTraining,
+    *,
+    encoders: Mapping[str, Mapping[str, Tensor]] | None = None,
+    state: Path | None = None,
+    log_dir: Path | None = None,
+    report: Callable[[int, int, Evaluation | None], None] | None = None,
+) -> Trained:
+    """Train on the "train" split, keep what does best on "valid". The same seed gives the same weights, bit for bit.
+
+    Args:
+        encoders: weights of modality encoders that were trained before, by modality.
+        state: file that a stopped run is continued from, removed at the end. None never resumes.
+        log_dir: for TensorBoard.
+        report: called after every step with its number, their count, and the validation if there was one.
+
+    Raises:
+        DataError: nothing to train or to validate on, or a state of another run.
+    """
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    train, valid = dataset.split("train"), [s for s in dataset.split("valid") if not s.labels.copy]
+    if not train or not valid:
+        raise DataError("training needs items in the splits `train` and `valid`; give a corpus that has both")
+    specs = dataset.specs
+    statistics = make_statistics(train, specs)
+    config = settings.model.fitted(specs.values())
+    network = CMMSF(list(specs.values()), config)
+    network.normalise({n: (torch.tensor(s.mean), torch.tensor(s.std)) for n, s in statistics.items()})
+    _load_encoders(network, encoders or {})
+    average = CMMSF(list(specs.values()), config).requires_grad_(False)
+    average.load_state_dict(network.state_dict())
+    run = _Run(network, average, _optimizer(network, settings, set(encoders or {})))
+    plan = msgspec.json.encode([settings, [len(train), len(valid)], sorted(specs)]).decode()
+    if state is not None and state.exists():
+        run.restore(state, plan)
+    source = _Source(train, specs, statistics, settings)
+    checks = list(_validation(valid, specs, settings))
+    weights = _class_weights(train, settings.temper)
+    writer = _writer(log_dir)
+    while run.step < settings.steps and run.stale < settings.patience:
+        # A generator for each step: a resumed run then draws what it would have drawn.
+        random = np.random.default_rng((settings.seed, run.step))
+        torch.manual_seed(settings.seed * 1_000_003 + run.step)
+        kind, batch = source.draw(random)
+        network.train()
+        loss = _loss(network.raw(batch.features, batch.mask), batch, settings, weights)
+        run.descend(loss, settings)
+        evaluation = None
+        if run.step % settings.evaluate_every == 0 or run.step == settings.steps:
+            evaluation = _evaluate(run, checks, settings)
+            run.keep(evaluation)
+            if writer is not None:
+                writer.add_scalar("valid/loss", evaluation.loss, run.step)
+                for name, value in evaluation.by_kind.items():
+                    writer.add_scalar(f"valid/{name}", value, run.step)
+            log.info("step %d valid %.4f %s", run.step, evaluation.loss,
+                     " ".join(f"{k} {v:.3f}" for k, v in evaluation.by_kind.items()))  # fmt: skip
+            if state is not None:
+                run.store(state, plan)
+        if writer is not None:
+            writer.add_scalar(f"train/{kind}", float(loss.detach()), run.step)
+        if report is not None:
+            report(run.step, settings.steps, evaluation)
+    if writer is not None:
+        writer.close()
+    if state is not None:
+        state.unlink(missing_ok=True)
+    average.load_state_dict(run.best_weights)
+    assert run.best is not None, "the last step is validated"
+    return Trained(average.eval(), run.best, run.history)
+
+
+def _load_encoders(network: CMMSF, encoders: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, weights in encoders.items():
+        try:
+            network.encoders[name].load_state_dict(
+                {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+            )
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DataError(f"the trained {name} encoder does not fit this model ({reason}); train it again") from error
+
+
+def _optimizer(network: CMMSF, settings: FusionTraining, trained: set[str]) -> torch.optim.AdamW:
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        known = name.startswith(tuple(f"encoders.{m}." for m in trained))
+        groups.setdefault((known, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "scale": settings.encoder_rate if known else 1.0,
+                "weight_decay": settings.weight_decay if matrix else 0.0,
+            }
+            for (known, matrix), parameters in sorted(groups.items())
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+    )
+
+
+class _Source:
+    """Training batches of every kind that the data can make."""
+
+    def __init__(
+        self,
+        train: Sequence[Sample],
+        specs: Mapping[str, ModalitySpec],
+        statistics: Mapping[str, Statistics],
+        settings: FusionTraining,
+    ) -> None:
+        self._settings = settings
+        self._perturber = Perturber(specs, statistics, settings.perturbation)
+        self._pairing = Pairing(train)
+        self._singles: dict[str, list[tuple[float, list[Sample]]]] = {}
+        for kind in [*specs, OWN]:
+            pools = _by_corpus([s for s in train if _is_of_kind(s, kind)], settings.corpora)
+            if pools:
+                self._singles[kind] = pools
+        self.kinds = {
+            kind: share for kind, share in settings.kinds.items() if share > 0 and self._possible(kind, set(specs))
+        }
+        if not self.kinds:
+            raise DataError("no kind of training batch can be made; the training split has no labelled rows")
+
+    def draw(self, random: np.random.Generator) -> tuple[str, Batch]:
+        """A kind, and a batch of it."""
+        shares = np.array(list(self.kinds.values()))
+        kind = list(self.kinds)[int(random.choice(len(shares), p=shares / shares.sum()))]
+        groups = [self._group(kind, random) for _ in range(self._settings.batch)]
+        return kind, self._perturber.batch(groups, random)
+
+    def _group(self, kind: str, random: np.random.Generator) -> Group:
+        if kind in self._singles:
+            pools = self._singles[kind]
+            shares = np.array([share for share, _ in pools])
+            pool = pools[int(random.choice(len(pools), p=shares / shares.sum()))][1]
+            return single(pool[int(random.integers(len(pool)))], None if kind == OWN else (kind,))
+        return self._pairing.draw(kind.split(SEPARATOR), random, self._settings.by_valence)
+
+    def _possible(self, kind: str, names: set[str]) -> bool:
+        if kind in self._singles:
+            return True
+        modalities = kind.split(SEPARATOR)
+        return len(modalities) > 1 and names >= set(modalities) and bool(self._pairing.emotions(modalities))
+
+
+def _is_of_kind(sample: Sample, kind: str) -> bool:
+    labelled = sample.labels.sentiment is not None or sample.labels.emotions is not None
+    return labelled and (len(sample.tracks) > 1 if kind == OWN else kind in sample.tracks)
+
+
+def _by_corpus(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[float, list[Sample]]]:
+    pools: dict[str, list[Sample]] = {}
+    for sample in samples:
+        pools.setdefault(sample.labels.corpus, []).append(sample)
+    weighted = [(shares.get(name, math.sqrt(len(pool))), pool) for name, pool in sorted(pools.items())]
+    return [(share, pool) for share, pool in weighted if share > 0]
+
+
+def _validation(
+    valid: Sequence[Sample], specs: Mapping[str, ModalitySpec], settings: FusionTraining
+) -> Iterator[tuple[str, list[Batch]]]:
+    """Whole windows of each modality alone, and of pairs; the same for every run on the same data."""
+    random = np.random.default_rng(0)
+    for kind in [*specs, OWN]:
+        samples = [s for s in valid if _is_of_kind(s, kind)]
+        if samples:
+            chosen = random.permutation(len(samples))[: settings.valid_items]
+            groups = [single(samples[i], None if kind == OWN else (kind,)) for i in chosen]
+            yield kind, _plain_batches(groups, specs)
+    for kind in settings.kinds:
+        modalities = kind.split(SEPARATOR)
+        if len(modalities) > 1 and specs.keys() >= set(modalities) and Pairing(valid).emotions(modalities):
+            yield kind, _plain_batches(paired_set(valid, modalities, settings.valid_items // 3), specs)
+
+
+def _plain_batches(groups: Sequence[Group], specs: Mapping[str, ModalitySpec]) -> list[Batch]:
+    names = [n for n in specs if any(n in g.members for g in groups)]
+    views = [(g, *whole_windows(next(iter(g.members.values())), names)[-1]) for g in groups]
+    return [plain_batch(specs, views[k : k + 64], names) for k in range(0, len(views), 64)]
+
+
+def _loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: Tensor) -> Tensor:
+    """Emotion cross-entropy, sentiment error, and how well the model knows that error; each where a label is."""
+    total = fused.sentiment.new_zeros(())
+    known = batch.emotions.sum(1) > 0
+    if known.any():
+        smooth = settings.label_smoothing
+        soft = batch.emotions[known] * (1 - smooth) + smooth / batch.emotions.shape[1]
+        share = soft * weights
+        total = total - settings.emotion_weight * (share * F.log_softmax(fused.logits[known], 1)).sum() / share.sum()
+    fine = torch.isfinite(batch.sentiment) & ~batch.coarse
+    if fine.any():
+        error = (fused.sentiment[fine] - batch.sentiment[fine]).abs()
+        # The variance learns from the error and not the error from the variance: a hard item is not to be given up.
+        log_variance = fused.log_variance[fine].clamp(-6, 6)
+        spread = 0.5 * (error.detach().square() * torch.exp(-log_variance) + log_variance)
+        total = total + (settings.sentiment_weight * error + settings.variance_weight * spread).mean()
+    coarse = torch.isfinite(batch.sentiment) & batch.coarse
+    if coarse.any():
+        guess, truth = fused.sentiment[coarse], batch.sentiment[coarse]
+        # Only the sign is known: up to the usual strength a stronger guess is better, and beyond it no worse.
+        error = torch.where(truth == 0, guess.abs(), F.relu(truth.abs() - guess * truth.sign()))
+        total = total + settings.coarse_weight * error.mean()
+    return total
+
+
+def _class_weights(train: Sequence[Sample], temper: float) -> Tensor:
+    counts = np.zeros(7)
+    for sample in train:
+        if sample.labels.emotions is not None:
+            counts += sample.labels.emotions
+    counts = np.maximum(counts, 1.0)
+    return torch.tensor((counts.mean() / counts) ** temper, dtype=torch.float32)
+
+
+class _Run:
+    """What changes while training, and what a resumed run reads back."""
+
+    def __init__(self, network: CMMSF, average: CMMSF, optimizer: torch.optim.AdamW) -> None:
+        self.network, self.average, self.optimizer = network, average, optimizer
+        self.step = self.stale = 0
+        self.best: Evaluation | None = None
+        self.best_weights = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+        self.history: list[Evaluation] = []
+
+    def descend(self, loss: Tensor, settings: FusionTraining) -> None:
+        """One step of AdamW, warmed up and then falling along a cosine, and of the averaged weights."""
+        done = self.step / settings.steps
+        rate = (
+            settings.learning_rate
+            * min(1.0, (self.step + 1) / settings.warm_up)
+            * (0.52 + 0.48 * math.cos(math.pi * done))
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
+        self.optimizer.step()
+        # The average follows quickly at first, or it would remember the random start.
+        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        current = self.network.state_dict()
+        for name, kept in self.average.state_dict().items():
+            if kept.is_floating_point():
+                kept.lerp_(current[name], 1 - decay)
+            else:
+                kept.copy_(current[name])
+        self.step += 1
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Note a validation, and the weights if they are the best so far."""
+        self.history.append(evaluation)
+        if self.best is None or evaluation.loss < self.best.loss:
+            self.best, self.stale = evaluation, 0
+            self.best_weights = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
+        else:
+            self.stale += 1
+
+    def store(self, path: Path, plan: str) -> None:
+        """Write everything, all at once."""
+        tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
+        tensors |= {f"average.{n}": t for n, t in self.average.state_dict().items()}
+        tensors |= {f"best.{n}": t for n, t in self.best_weights.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        metadata = {
+            "plan": plan,
+            "step": str(self.step),
+            "stale": str(self.stale),
+            "history": msgspec.json.encode([[e.step, e.loss, e.by_kind] for e in self.history]).decode(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, partial, metadata)
+        partial.replace(path)
+
+    def restore(self, path: Path, plan: str) -> None:
+        """Go on where `store` was called.
+
+        Raises:
+            DataError: the file is damaged or of a run with other settings or data.
+        """
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata()
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"cannot continue from {path}: {error}; remove it to begin anew") from error
+        if metadata.get("plan") != plan:
+            raise DataError(f"{path} belongs to a run with other settings or data; remove it to begin anew")
+        self.network.load_state_dict(_part(tensors, "network."))
+        self.average.load_state_dict(_part(tensors, "average."))
+        self.best_weights = _part(tensors, "best.")
+        adam: dict[int, dict[str, Any]] = {}
+        for name, tensor in _part(tensors, "adam.").items():
+            index, key = name.split(".")
+            adam.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
+        self.step, self.stale = int(metadata["step"]), int(metadata["stale"])
+        self.history = [Evaluation(*entry) for entry in msgspec.json.decode(metadata["history"])]
+        self.best = min(self.history, key=lambda e: e.loss, default=None)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.inference_mode()
+def _evaluate(run: _Run, checks: Sequence[tuple[str, Sequence[Batch]]], settings: FusionTraining) -> Evaluation:
+    run.average.eval()
+    plain = msgspec.structs.replace(settings, label_smoothing=0.0, variance_weight=0.0)
+    even = torch.ones(7)
+    by_kind = {}
+    for kind, batches in checks:
+        losses = [float(_loss(run.average.raw(b.features, b.mask), b, plain, even)) * len(b.sentiment) for b in batches]
+        by_kind[kind] = sum(losses) / sum(len(b.sentiment) for b in batches)
+    return Evaluation(run.step, sum(by_kind.values()) / len(by_kind), by_kind)
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature (Guo et al., ICML 2017) with the lowest cross-entropy of logits (n, 7) against targets (n, 7)."""
+    low, high = math.log(0.2), math.log(5.0)
+    golden = (math.sqrt(5) - 1) / 2
+
+    def cost(log_temperature: float) -> float:
+        return float(-(targets * F.log_softmax(logits / math.exp(log_temperature), 1)).sum(1).mean())
+
+    while high - low > 1e-4:
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        if cost(a) < cost(b):
+            high = b
+        else:
+            low = a
+    return math.exp((low + high) / 2)
+
+
+@torch.inference_mode()
+def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> float:
+    """Fit the temperature on the "valid" split, every kind of validation batch alike, and set it.
+
+    Returns:
+        The temperature; 1 where no validation item has an emotion.
+    """
+    valid = [s for s in dataset.split("valid") if not s.labels.copy]
+    logits, targets = [], []
+    network.eval()
+    for _, batches in _validation(valid, dataset.specs, settings):
+        for batch in batches:
+            known = batch.emotions.sum(1) > 0
+            logits.append(network.raw(batch.features, batch.mask).logits[known])
+            targets.append(batch.emotions[known])
+    if sum(len(t) for t in targets) == 0:
+        return 1.0
+    temperature = fit_temperature(torch.cat(logits), torch.cat(targets))
+    network.fusion.temperature.fill_(temperature)
+    return temperature
+
+
+def _writer(log_dir: Path | None) -> Any:
+    if log_dir is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(log_dir))  # type: ignore[no-untyped-call]
