@@ -44,6 +44,9 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) i
         app.command(_module)(_imported.command)
 
 
+_EXTRAS = {"matplotlib": "train", "sklearn": "train", "tensorboard": "train", "nicegui": "dashboard"}
+
+
 def main() -> None:
     """Entry point. An error that mien raised on purpose is one line and an exit code, never a traceback."""
     try:
@@ -51,6 +54,17 @@ def main() -> None:
     except MienError as error:
         typer.secho(f"mien: {error}", fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "mien":
+            raise
+        # The base install is for subscribers; whatever else a command needs comes with an extra.
+        extra = _EXTRAS.get(error.name.partition(".")[0], "live")
+        typer.secho(
+            f'mien: this command needs the package `{error.name}`; pip install "mien[{extra}]"',
+            fg=typer.colors.RED,
+            err=True,
+        )
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of our output went away, for instance `mien watch --json | head`.
         sys.stderr.close()
