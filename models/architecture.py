@@ -68,7 +68,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # A word is a unit of its own; sound changes over several steps, a face over few.
 DEFAULT_ENCODERS = {
     "text": EncoderConfig(kernel=1),
-    "audio": EncoderConfig(front=(ConvLayer(96, 5, 1), ConvLayer(96, 5, 5)), kernel=5),
+    "audio": EncoderConfig(bands=64, planes=(PlaneLayer(16, 5, 2), PlaneLayer(32, 3, 2), PlaneLayer(32)), kernel=5),
     "vision": EncoderConfig(kernel=3),
 }
 
@@ -101,10 +101,12 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("an encoder without BiLSTM and without Conv1d has nothing left; switch one of them on")
 
     def fitted(self, specs: Iterable[ModalitySpec]) -> ModelConfig:
-        """The same, with a front end added to every modality that would be too long without one."""
+        """The same, for these modalities: a front end is added where a recurrence would be too long without one."""
         encoders = {}
         for spec in specs:
             encoder = self.encoders.get(spec.name, EncoderConfig())
+            if encoder.bands > spec.dim:
+                encoder = msgspec.structs.replace(encoder, bands=0, planes=())  # not the default's features
             if spec.steps > LONGEST * encoder.stride:
                 stride = -(-spec.steps // (2 * self.slots)) // encoder.stride
                 layer = ConvLayer(self.dim, 2 * (stride // 2) + 1, stride)

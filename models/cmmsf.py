@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mien.emotions import EMOTIONS, SENTIMENT_MAX
 from mien.messages import ModalitySpec
-from mien.models.architecture import ModelConfig
+from mien.models.architecture import ModelConfig, PlaneLayer
 
 MAX_DEVIATIONS = 10.0  # a normalised feature further out than this is a fault of a sensor, not evidence
 
@@ -73,6 +73,20 @@ class TimeConv(nn.Module):
         return output
 
 
+def shortened(mask: Tensor, stride: int) -> Tensor:
+    """Mask (B, T) of `stride` times fewer steps, rounded up: observed where anything was."""
+    if stride == 1:
+        return mask
+    # A maximum over reshaped steps: TensorRT has no pooling that rounds its length up.
+    return F.pad(mask, (0, -mask.shape[1] % stride)).unflatten(1, (-1, stride)).amax(2)
+
+
+def around(steps: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Padding with which each output looks at its own `stride` inputs and as far to either side; the newest too."""
+    outside = max(kernel - stride, 0)
+    return outside // 2, outside - outside // 2 + -steps % stride
+
+
 class FrontLayer(nn.Module):
     """A strided Conv1d that shortens a long modality, so that no recurrence runs over more than about 100 steps."""
 
@@ -84,15 +98,47 @@ class FrontLayer(nn.Module):
         self.dropout = nn.Dropout1d(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        steps = x.shape[1]
-        if self.stride > 1:
-            # A maximum over reshaped steps: TensorRT has no pooling that rounds its length up.
-            mask = F.pad(mask, (0, -steps % self.stride)).unflatten(1, (-1, self.stride)).amax(2)
-        # Each output looks at its own `stride` inputs and as far to either side; not even the newest is left out.
-        around = max(self.kernel - self.stride, 0)
-        padding = (around // 2, around - around // 2 + -steps % self.stride)
+        padding = around(x.shape[1], self.kernel, self.stride)
+        mask = shortened(mask, self.stride)
         y = self.dropout(F.gelu(self.norm(self.conv(F.pad(x.transpose(1, 2), padding)))))
         return y.transpose(1, 2) * mask[..., None], mask
+
+
+class PlaneFront(nn.Module):
+    """Conv2d over the plane of bands x time, so that a pattern means the same a little higher or lower.
+
+    Rows (B, T, D) whose first `bands` columns are a spectrum -> (B, T / stride, width), and the mask of those steps.
+    The other columns join in after the layers, averaged over the same steps.
+    """
+
+    def __init__(self, dim: int, bands: int, planes: Sequence[PlaneLayer], width: int) -> None:
+        super().__init__()
+        self.bands, channels = bands, 1
+        self.shapes = tuple((layer.kernel, layer.stride) for layer in planes)
+        layers = []
+        for layer in planes:
+            layers.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, layer.channels, layer.kernel, (2, layer.stride), bias=False),
+                    nn.BatchNorm2d(layer.channels),
+                    nn.GELU(),
+                    nn.Dropout2d(layer.dropout),
+                )
+            )
+            channels, bands = layer.channels, (bands + 1) // 2
+        self.layers = nn.ModuleList(layers)
+        self.join = nn.Linear(channels * bands + dim - self.bands, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        plane, steps = x[..., : self.bands].transpose(1, 2)[:, None], mask  # (B, 1, bands, T)
+        for layer, (kernel, stride) in zip(self.layers, self.shapes, strict=True):
+            left, right = around(steps.shape[1], kernel, stride)
+            steps = shortened(steps, stride)
+            side = (kernel - 1) // 2
+            plane = layer(F.pad(plane, (left, right, side, kernel - 1 - side))) * steps[:, None, None]
+        spectrum = plane.flatten(1, 2).transpose(1, 2)
+        others, _ = pool_to_slots(x[..., self.bands :], mask, steps.shape[1])
+        return F.gelu(self.join(torch.cat([spectrum, others], -1))) * steps[..., None], steps
 
 
 class ModalityEncoder(nn.Module):
@@ -111,7 +157,12 @@ class ModalityEncoder(nn.Module):
         self.slots, self.use_mask = config.slots, config.mask
         self.register_buffer("mean", torch.zeros(spec.dim))
         self.register_buffer("std", torch.ones(spec.dim))
+        self.centre = encoder.centre
         width, layers = spec.dim, []
+        self.planes = None
+        if encoder.planes:
+            self.planes = PlaneFront(spec.dim, encoder.bands, encoder.planes, config.dim)
+            width = config.dim
         for layer in encoder.front:
             layers.append(FrontLayer(width, layer.channels, layer.kernel, layer.stride, config.dropout))
             width = layer.channels
@@ -129,8 +180,16 @@ class ModalityEncoder(nn.Module):
             mask = torch.ones_like(mask)
         # where, not a product: 0 x NaN would be NaN.
         x = torch.where(mask[..., None] > 0, (features - self.mean) / self.std, torch.zeros_like(features))
-        x = self.dropout(x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS))
+        if self.centre:
+            level = (x[..., : self.centre] * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1.0)[:, None]
+            centred = (x[..., : self.centre] - level[:, None]) * mask[..., None]
+            x = torch.cat([centred, x[..., self.centre :]], -1)
+        x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
         steps = mask
+        if self.planes is not None:
+            x, steps = self.planes(x, steps)
+        else:
+            x = self.dropout(x)
         for layer in self.front:
             x, steps = layer(x, steps)
         branches = []
@@ -145,17 +204,21 @@ class ModalityEncoder(nn.Module):
 
 
 def pool_to_slots(x: Tensor, mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Masked average of (B, T, d) over the steps of each of `slots` slots.
+    """Masked average of (B, T, d) over the steps of each of `slots` slots; a step across a border counts for both.
 
     Returns the averages (B, slots, d), zero where nothing was observed, and the observed share of each slot.
     """
-    missing = -x.shape[1] % slots
-    if missing:
-        x, mask = F.pad(x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-    per_slot = x.shape[1] // slots
-    mask = mask.reshape(-1, slots, per_slot)
-    total = (x.reshape(-1, slots, per_slot, x.shape[-1]) * mask[..., None]).sum(2)
-    return total / mask.sum(2).clamp(min=1.0)[..., None], mask.mean(2)
+    share = slot_shares(x.shape[1], slots).to(x)
+    total, seen = share @ (x * mask[..., None]), mask @ share.T
+    return total / seen.clamp(min=1e-6)[..., None], seen
+
+
+def slot_shares(steps: int, slots: int) -> Tensor:
+    """(slots, steps): which part of a slot each step fills. Rows sum to 1."""
+    # In whole numbers: a rest of rounding would make an unobserved slot look observed.
+    step, slot = torch.arange(steps) * slots, torch.arange(slots)[:, None] * steps
+    overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
+    return overlap.clamp(min=0) / steps
 
 
 class Complement(nn.Module):
