@@ -187,8 +187,8 @@ def _open_locked(
         return _open_verified(folder, network, backend, precision, threads)
     except OSError as error:
         raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
-    except EngineError:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # what cannot be used now is not there for the next either
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -30,7 +30,7 @@ class OpenVinoEngine(Engine):
         self.network = network
         self._request = compiled.create_infer_request()
         self._example_request = compiled_example.create_infer_request()
-        self._names = {port.get_any_name() for port in compiled.inputs}
+        self._names = _input_names(network, compiled)
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.network, inputs)
@@ -85,12 +85,18 @@ class OpenVinoBackend:
             compiled = core.compile_model(model, "CPU", options)
             compiled_example = compiled
             if network.dynamic:
-                names = [port.get_any_name() for port in model.inputs]
-                model.reshape({name: list(network.example[name].shape) for name in names})
+                shapes = {name: list(network.example[name].shape) for name in _input_names(network, model)}
+                model.reshape(shapes)
                 compiled_example = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile network {network.name!r}: {error}") from error
         return OpenVinoEngine(f"{self.name}-{artifact.precision}", network, compiled, compiled_example)
+
+
+def _input_names(network: Network, model: Any) -> list[str]:
+    """The network's inputs that the model takes. A port may carry more names than the one it was exported by."""
+    names = {name for port in model.inputs for name in port.get_names()}
+    return [name for name in network.example if name in names]
 
 
 def _openvino() -> Any:

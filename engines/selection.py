@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 BACKENDS = {
     "onnx": ("mien.engines.onnx", "backend"),
     "openvino": ("mien.engines.openvino", "backend"),
+    "tensorrt": ("mien.engines.tensorrt", "backend"),
     "onnx-cuda": ("mien.engines.onnx", "cuda_backend"),
     "torch-cuda": ("mien.engines.torch_eager", "cuda_backend"),
     "torch": ("mien.engines.torch_eager", "backend"),
@@ -114,7 +115,14 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
         raise EngineError(missing)
     if precision not in backend.precisions:
         raise EngineError(f"{backend.name} cannot compute in {precision} here, only {', '.join(backend.precisions)}")
-    return cache.open(network, backend, precision, threads)
+    try:
+        return cache.open(network, backend, precision, threads)
+    except EngineError:
+        raise
+    except Exception as error:
+        # Libraries raise what they like; whatever it is, another engine can still do the work.
+        log.debug("%s on %r", backend.name, network.name, exc_info=True)
+        raise EngineError(f"{type(error).__name__}: {error}") from error
 
 
 def choose_engine(network: Network, precision: str = "fp32", threads: int = 1, cache: Path | None = None) -> Choice:

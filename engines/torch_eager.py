@@ -101,11 +101,20 @@ class TorchBackend:
         import torch
 
         torch.set_num_threads(threads)
+        network = artifact.network
+        module = build_module(network)
+        id = f"{self.name}-{artifact.precision}"
+        if self.device == "cpu":
+            return TorchEngine(id, network, module)
+        # TF32 keeps 10 bits of a number: not what fp32 promises.
+        torch.backends.cudnn.allow_tf32 = False
+        golden = make_golden(network, module)
         try:
-            module = build_module(artifact.network).to(self.device)
+            engine = TorchEngine(id, network, module.to(self.device))
         except RuntimeError as error:
-            raise EngineError(f"cannot move {artifact.network.name!r} to {self.device}: {error}") from error
-        return TorchEngine(f"{self.name}-{artifact.precision}", artifact.network, module)
+            raise EngineError(f"cannot move {network.name!r} to {self.device}: {error}") from error
+        golden.check(engine, artifact.precision)
+        return engine
 
 
 backend = TorchBackend("torch", "cpu")

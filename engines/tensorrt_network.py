@@ -1,0 +1,326 @@
+"""From a `Network` to a TensorRT network and its serialised engine, whole or not at all.
+
+torch.export, torch-tensorrt's lowering and converters, TensorRT's builder. Needs no GPU: a builder of TensorRT for RTX
+makes engines ahead of time for any named architecture, which is also how every part of this file is tested.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import types
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mien.engines.base import Network, Precision
+from mien.engines.torch_eager import build_module
+from mien.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+MAX_BATCH = 32
+MAX_LENGTH = 128  # of any other axis that varies
+MINIMUM_BLOCK = 1
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a network TensorRT takes.
+
+    Attributes:
+        operations: calls in the lowered graph, by operator.
+        unsupported: operators without a converter for at least one of their calls.
+        engines: partitions that TensorRT would run. torch_blocks: partitions that would fall back to PyTorch.
+    """
+
+    operations: dict[str, int]
+    unsupported: tuple[str, ...]
+    engines: int
+    torch_blocks: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it runs as one engine."""
+        return not self.unsupported and self.engines == 1 and self.torch_blocks == 0
+
+
+@cache
+def import_torch_tensorrt() -> Any:
+    """torch-tensorrt, with mien's converter registered; also where there is no GPU.
+
+    Raises:
+        EngineError: it is not installed, or does not fit this torch.
+    """
+    import torch
+
+    try:
+        with _import_without_gpu() if not torch.cuda.is_available() else contextlib.nullcontext(), quiet():
+            import torch_tensorrt
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(
+            f"torch-tensorrt cannot be used ({error}): pip install 'mien[tensorrt]' or, for RTX cards, "
+            "'mien[tensorrt-rtx]'"
+        ) from error
+    from mien.engines.tensorrt_lstm import register_converter
+
+    register_converter()
+    return torch_tensorrt
+
+
+def export(network: Network, precision: Precision, batch: int | None) -> torch.export.ExportedProgram:
+    """The network as torch.export captures it, one `aten.lstm.input` for each `nn.LSTM`.
+
+    Args:
+        batch: a fixed number of rows; None leaves the network's dynamic axes open, 1 to `MAX_BATCH` rows.
+
+    Raises:
+        EngineError: it cannot be captured.
+    """
+    import torch
+
+    module = build_module(network)
+    if precision == "fp16":
+        module = _halved(module)
+    arguments, shapes = _arguments(network, batch)
+    dynamic: Any = shapes if batch is None else None
+    if dynamic is not None and _takes_varargs(module):
+        dynamic = (shapes,)
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        raise EngineError(f"torch.export cannot capture network {network.name!r}: {error}") from error
+
+
+def lower(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The captured graph in the operators that converters exist for."""
+    import_torch_tensorrt()
+    from torch_tensorrt.dynamo import _compiler
+
+    settings = _settings()
+    with quiet():
+        program = _compiler.pre_export_lowering(program, settings)
+        program = program.run_decompositions(_compiler.get_decompositions(False, False))
+        graph: fx.GraphModule = _compiler.post_lowering(program.module(), settings)
+    return graph
+
+
+def measure_coverage(graph: fx.GraphModule) -> Coverage:
+    """Ask every converter whether it takes its node, and partition as torch-tensorrt would."""
+    return _partition(graph)[0]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A network as TensorRT knows it.
+
+    Attributes:
+        interpreter: torch-tensorrt's, which owns builder and network.
+        inputs: TensorRT's names of the inputs, in the order of `Network.example`; some may be without effect, and then
+            the TensorRT network does not have them.
+        outputs: TensorRT's names of the outputs, in the order of `Network.outputs`.
+    """
+
+    interpreter: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def net(self) -> Any:
+        """The `tensorrt.INetworkDefinition`."""
+        return self.interpreter.ctx.net
+
+
+def define(network: Network, graph: fx.GraphModule) -> Definition:
+    """Run the converters.
+
+    Raises:
+        EngineError: a part of the graph would fall back to PyTorch.
+    """
+    coverage, partitioned = _partition(graph)
+    if not coverage.is_whole:
+        raise EngineError(
+            f"TensorRT cannot run all of network {network.name!r}: {coverage.engines} engines and "
+            f"{coverage.torch_blocks} blocks of PyTorch; no converter for {', '.join(coverage.unsupported) or 'none'}"
+        )
+    from torch_tensorrt.dynamo import partitioning
+    from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
+
+    (block,) = (module for _, module in partitioned.named_children())
+    with quiet():
+        interpreter = TRTInterpreter(
+            block, partitioning.construct_submodule_inputs(block), compilation_settings=_settings()
+        )
+        interpreter._construct_trt_network_def()
+    inputs = tuple(str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
+    return Definition(interpreter, inputs, _outputs_of(partitioned))
+
+
+def serialise(definition: Definition, target_sm: str | None = None) -> bytes:
+    """Build the engine.
+
+    Args:
+        target_sm: compute capability to build for, for instance "8.9"; None for the GPU of this machine.
+
+    Raises:
+        EngineError: TensorRT cannot build it, or this TensorRT cannot build for another GPU.
+    """
+    import tensorrt
+
+    interpreter = definition.interpreter
+    options = interpreter._populate_trt_builder_config()
+    if target_sm is not None:
+        capabilities = getattr(tensorrt, "ComputeCapability", None)
+        capability = getattr(capabilities, f"SM{target_sm.replace('.', '')}", None)
+        if capability is None:
+            raise EngineError(
+                f"this TensorRT cannot build for SM {target_sm}; mien[tensorrt-rtx] builds for 7.5 and up"
+            )
+        options.num_compute_capabilities = 1
+        options.set_compute_capability(capability, 0)
+    with quiet():
+        plan = interpreter.builder.build_serialized_network(interpreter.ctx.net, options)
+    if plan is None:
+        raise EngineError("TensorRT could not build the engine; its own log says why")
+    return bytes(plan)
+
+
+def _outputs_of(partitioned: fx.GraphModule) -> tuple[str, ...]:
+    """The block returns its results in an order of its own; the graph around it says which is which."""
+    (output,) = (node for node in partitioned.graph.nodes if node.op == "output")
+    results = output.args[0]
+    results = results if isinstance(results, tuple | list) else (results,)
+    # A block with one result is called for that result; one with several for a tuple that is then taken apart.
+    return tuple(f"output{node.args[1] if node.op == 'call_function' else 0}" for node in results)
+
+
+def _partition(graph: fx.GraphModule) -> tuple[Coverage, Any]:
+    import_torch_tensorrt()
+    from torch_tensorrt.dynamo import partitioning
+    from torch_tensorrt.dynamo.conversion import DYNAMO_CONVERTERS
+
+    settings = _settings()
+    DYNAMO_CONVERTERS.set_compilation_settings(settings)
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    unsupported = sorted({str(node.target) for node in calls if node not in DYNAMO_CONVERTERS})
+    with quiet():
+        supported, total = partitioning.get_graph_converter_support(graph, settings.torch_executed_ops)
+        partitioned, _ = partitioning.fast_partition(
+            graph, min_block_size=MINIMUM_BLOCK, torch_executed_ops=set(), skip_fusion=supported == total
+        )
+    names = [name for name, _ in partitioned.named_children()]
+    engines = sum("_run_on_acc" in name for name in names)
+    operations = dict(collections.Counter(str(node.target) for node in calls))
+    return Coverage(operations, tuple(unsupported), engines, len(names) - engines), partitioned
+
+
+def _settings() -> Any:
+    torch_tensorrt = import_torch_tensorrt()
+    from torch_tensorrt.dynamo._settings import CompilationSettings
+
+    return CompilationSettings(
+        min_block_size=MINIMUM_BLOCK,
+        require_full_compilation=True,
+        device=torch_tensorrt.Device(gpu_id=0),
+        # TF32 keeps 10 bits of a number: not what fp32 promises.
+        disable_tf32=True,
+    )
+
+
+@contextlib.contextmanager
+def _import_without_gpu() -> Iterator[None]:
+    """Answer the questions about a GPU that torch-tensorrt asks while it is imported and converts.
+
+    Nothing that converts, builds or computes is replaced. A torch without CUDA also lacks the library that
+    torch-tensorrt's own C++ runtime is linked with, so that runtime is hidden; mien runs engines by itself.
+    """
+    import torch
+
+    properties = types.SimpleNamespace(name="none", major=8, minor=9, total_memory=16 << 30, multi_processor_count=128)
+    cuda: Any = torch.cuda
+    cuda.get_device_capability = lambda *_: (properties.major, properties.minor)
+    cuda.get_device_properties = lambda *_: properties
+    cuda.current_device = lambda: 0
+    cuda.device_count = lambda: 1
+    cuda.mem_get_info = lambda *_: (properties.total_memory, properties.total_memory)
+    if not hasattr(torch._C, "_CudaDeviceProperties"):
+        torch._C._CudaDeviceProperties = types.SimpleNamespace  # type: ignore[misc,assignment]
+    is_file = os.path.isfile
+    if not torch.backends.cuda.is_built():
+        os.path.isfile = lambda path: "torchtrt" not in os.path.basename(str(path)) and is_file(path)
+    try:
+        yield
+    finally:
+        os.path.isfile = is_file
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch-tensorrt and torch.export from explaining themselves; what goes wrong is raised."""
+    names = ("torch_tensorrt", "torch.export", "torch_tensorrt [TensorRT Conversion Context]", "torch._export")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _arguments(network: Network, batch: int | None) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Example arguments, and for each which of its axes may vary between which sizes."""
+    import torch
+
+    dims: dict[str, Any] = {}
+    arguments, shapes = [], []
+    for name, array in network.example.items():
+        varying = {}
+        for axis, symbol in network.dynamic.get(name, {}).items():
+            largest = MAX_BATCH if axis == 0 else max(MAX_LENGTH, array.shape[axis])
+            varying[axis] = dims.setdefault(symbol, torch.export.Dim(symbol, min=1, max=largest))
+            if batch is None:
+                # A size of one would be captured as always one.
+                array = np.take(array, np.arange(max(array.shape[axis], 2)) % array.shape[axis], axis)
+        if batch is not None:
+            array = np.repeat(array[:1], batch, 0)
+        arguments.append(torch.from_numpy(np.ascontiguousarray(array)))
+        shapes.append(varying)
+    return tuple(arguments), tuple(shapes)
+
+
+def _takes_varargs(module: nn.Module) -> bool:
+    import inspect
+
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+
+
+def _halved(module: nn.Module) -> nn.Module:
+    """Float32 in and out, half precision inside: TensorRT 11 computes in the types that the graph says."""
+    import torch
+    from torch import nn
+
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module.half()
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            halved = (tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs)
+            result = self.inner(*halved)
+            tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            return tuple(tensor.float() for tensor in tensors)
+
+    return Halved()
