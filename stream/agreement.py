@@ -27,11 +27,12 @@ def agreed(previous: Sequence[str], current: Sequence[str]) -> int:
     return count
 
 
-def without_loop(words: Sequence[str]) -> int:
+def without_loop(words: Sequence[str], known: int = 0) -> int:
     """Number of words before a hypothesis begins to say the same passage again and again.
 
     Decoders fall into such loops at the end of what they can hear. The first saying is kept. Short passages are
-    repeated by people too ("no, no, no"), so they count as a loop only after several times.
+    repeated by people too ("no, no, no"), so they count as a loop only after several times. The first `known` words
+    are certain and stay; a decoder that hears nothing more likes to say them again.
     """
     said = [plain(word) for word in words]
     for begin in range(len(said)):
@@ -39,6 +40,6 @@ def without_loop(words: Sequence[str]) -> int:
             times = 1
             while said[begin + times * size : begin + (times + 1) * size] == said[begin : begin + size]:
                 times += 1
-            if times >= _REPEATS.get(size, 2):
-                return begin + size
+            if times >= _REPEATS.get(size, 2) and begin + times * size > known:
+                return max(begin + size, known)
     return len(said)

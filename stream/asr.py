@@ -15,6 +15,7 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
 from mien.stream.agreement import agreed, plain, without_loop
+from mien.stream.alignment import INSTANT_S, groups, spread, uttered
 from mien.stream.voice_activity import FRAME, OFF, ON
 from mien.stream.whisper import SAMPLE_RATE, HeardWord, Hypothesis
 
@@ -30,8 +31,6 @@ LONGEST_S = 14.0  # where nothing agrees for so long, the older half is settled 
 HISTORY_S = 10.0  # committed words that are kept
 NO_SPEECH, UNSURE = 0.6, -1.0  # Whisper's own thresholds for "nothing is said here"
 HOPELESS = -1.6  # mean log probability below which a hypothesis is noise
-INSTANT_S = 0.03  # a word this short got no time of its own
-INSTANT_WORDS = 3  # so many of them at the end have no sound
 UNVOICED = 0.25  # a word during which the voice detector never rises above this was not said
 VOICE_MARGIN_S = 0.2  # how wrong the time of a word may be
 # What Whisper says on noise; believed only if it is sure.
@@ -82,6 +81,7 @@ class Recogniser:
         self.decoded = 0
         self._said: deque[Word] = deque()  # committed
         self._t_end_ns = 0
+        self._speaking = False
         self._forget()
 
     def step(self, samples: Float32, t_end_ns: int, continuous: bool = True) -> Heard:
@@ -123,7 +123,7 @@ class Recogniser:
         self._settled_until = 0  # everything before is settled
         self._tentative: list[HeardWord] = []  # seconds count from sample 0
         self._prefix: list[HeardWord] = []  # committed words in the buffer
-        self._speaking: bool = False
+        self._speaking = False
 
     @property
     def _end(self) -> int:
@@ -166,21 +166,22 @@ class Recogniser:
             return []
         if hypothesis.log_probability < HOPELESS:
             return []
-        words = hypothesis.words[: _uttered(hypothesis.words)]
+        words = hypothesis.words[: uttered(hypothesis.words)]
         known = [word.text for word in self._prefix]
-        words = words[: max(0, without_loop([*known, *(word.text for word in words)]) - len(known))]
+        kept = without_loop([*known, *(word.text for word in words)], len(known))
+        words = words[: kept - len(known)]
         said = "".join(plain(word.text) for word in words)
         if not self._prefix and said in PHANTOMS and hypothesis.log_probability < PHANTOM_DOUBT:
             return []
         offset_s = self._begin / SAMPLE_RATE
         placed: list[HeardWord] = []
         since_s = self._prefix[-1].end_s if self._prefix else 0.0
-        for group in _groups(words):
+        for group in groups(words):
             start_s, end_s = group[0].start_s + offset_s, group[-1].end_s + offset_s
             start_s = max(since_s, min(start_s, since_s) if end_s - start_s < INSTANT_S else start_s)
             span_s = self._voiced_span(start_s, max(start_s, end_s))
             if span_s is not None:
-                placed += _spread(group, *span_s)
+                placed += spread(group, *span_s)
                 since_s = span_s[1]
         return placed
 
@@ -279,32 +280,3 @@ class Recogniser:
         self._probabilities = self._probabilities[frames:]
         self._active = self._active[frames:]
         self._begin += frames * FRAME
-
-
-def _uttered(words: tuple[HeardWord, ...]) -> int:
-    """Number of words before those for which no sound is left: they all stand at its end."""
-    count = len(words)
-    while count and words[count - 1].end_s - words[count - 1].start_s < INSTANT_S:
-        count -= 1
-    return len(words) if len(words) - count < INSTANT_WORDS else count
-
-
-def _groups(words: tuple[HeardWord, ...]) -> list[list[HeardWord]]:
-    """Words, each with those after it that got no time of their own: they were said within its time."""
-    groups: list[list[HeardWord]] = []
-    for word in words:
-        if groups and word.end_s - word.start_s < INSTANT_S:
-            groups[-1].append(word)
-        else:
-            groups.append([word])
-    return groups
-
-
-def _spread(words: list[HeardWord], start_s: float, end_s: float) -> list[HeardWord]:
-    """Words one after the other over a span, each as long as its letters."""
-    letters = np.cumsum([0, *(len(word.text) for word in words)])
-    edges_s = start_s + (end_s - start_s) * letters / letters[-1]
-    return [
-        replace(word, start_s=float(begin_s), end_s=float(until_s))
-        for word, begin_s, until_s in zip(words, edges_s[:-1], edges_s[1:], strict=True)
-    ]

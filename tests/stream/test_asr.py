@@ -119,6 +119,22 @@ def test_a_loop_is_cut(said: str, kept: int) -> None:
     assert without_loop(said.split()) == kept
 
 
+@pytest.mark.parametrize(
+    ("known", "said", "kept"),
+    [
+        ("", "so it is then", 4),
+        ("we are here. It was a fine day.", "it was a fine day And", 0),
+        ("we called it a new", "day. We called it a new day. This", 1),
+        ("it was a fine day and", "it was a fine night", 5),
+        ("by the door", "by the door", 3),  # people do repeat so few words
+        ("no no no no no no no", "but yes", 2),  # certain words stay, whatever they are
+    ],
+)
+def test_known_words_are_not_said_again(known: str, said: str, kept: int) -> None:
+    before = known.split()
+    assert without_loop([*before, *said.split()], len(before)) - len(before) == kept
+
+
 def chunks(sizes: Sequence[int], begin: int = 0, continuous: bool = False) -> list[Chunk]:
     """Chunks of samples that count on: 0, 1, 2 ..."""
     edges = np.cumsum([begin, *sizes])

@@ -1,0 +1,46 @@
+"""Words whose times the alignment left open.
+
+Alignment gives every word a time, also those that were never said, or that share the sound of their neighbour: these
+get no length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mien.stream.whisper import HeardWord
+
+INSTANT_S = 0.03  # a word this short got no time of its own
+INSTANT_WORDS = 3  # so many of them at the end have no sound
+
+
+def uttered(words: Sequence[HeardWord]) -> int:
+    """Number of words before those for which no sound is left: they all stand at its end."""
+    count = len(words)
+    while count and words[count - 1].end_s - words[count - 1].start_s < INSTANT_S:
+        count -= 1
+    return len(words) if len(words) - count < INSTANT_WORDS else count
+
+
+def groups(words: Sequence[HeardWord]) -> list[list[HeardWord]]:
+    """Words, each with those after it that got no time of their own: they were said within its time."""
+    groups: list[list[HeardWord]] = []
+    for word in words:
+        if groups and word.end_s - word.start_s < INSTANT_S:
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups
+
+
+def spread(words: Sequence[HeardWord], start_s: float, end_s: float) -> list[HeardWord]:
+    """Words one after the other over a span, each as long as its letters."""
+    letters = np.cumsum([0, *(len(word.text) for word in words)])
+    edges_s = start_s + (end_s - start_s) * letters / letters[-1]
+    return [
+        replace(word, start_s=float(begin_s), end_s=float(until_s))
+        for word, begin_s, until_s in zip(words, edges_s[:-1], edges_s[1:], strict=True)
+    ]
