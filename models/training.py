@@ -26,6 +26,7 @@ from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.batches import Batch, Perturbation, Perturber, plain_batch, whole_windows
 from mien.models.cmmsf import CMMSF, Fused
+from mien.models.face_training import _multiplies_bf16
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
 from mien.models.pairing import Group, Pairing, paired_set, single
 
@@ -47,6 +48,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ema: decay of the averaged weights, which are what is validated and kept.
         temper: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
         evaluate_every, patience: steps between validations, and how many without a lower loss end the run.
+        bf16: compute in bfloat16; None: where the processor multiplies in it.
     """
 
     seed: int = 1111
@@ -75,6 +77,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate_every: int = 150
     patience: int = 8
     valid_items: int = 600
+    bf16: bool | None = None
     threads: int = 1
     model: ModelConfig = ModelConfig()
     perturbation: Perturbation = Perturbation()
@@ -138,6 +141,7 @@ def train_fusion(
     source = _Source(train, specs, statistics, settings)
     checks = list(_validation(valid, specs, settings))
     weights = _class_weights(train, settings.temper)
+    bf16 = _multiplies_bf16("cpu") if settings.bf16 is None else settings.bf16
     writer = _writer(log_dir)
     while run.step < settings.steps and run.stale < settings.patience:
         # A generator for each step: a resumed run then draws what it would have drawn.
@@ -145,7 +149,9 @@ def train_fusion(
         torch.manual_seed(settings.seed * 1_000_003 + run.step)
         kind, batch = source.draw(random)
         network.train()
-        loss = _loss(network.raw(batch.features, batch.mask), batch, settings, weights)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            fused = network.raw(batch.features, batch.mask)
+        loss = _loss(Fused(*(output.float() for output in fused)), batch, settings, weights)
         run.descend(loss, settings)
         evaluation = None
         if run.step % settings.evaluate_every == 0 or run.step == settings.steps:
