@@ -25,15 +25,19 @@ def main() -> None:
     predictions = [msgspec.json.decode(line, type=Prediction) for line in lines]
     if len(predictions) < arguments.at_least:
         sys.exit(f"{len(predictions)} predictions, expected at least {arguments.at_least}")
-    sequence = [prediction.seq for prediction in predictions]
-    if any(later <= earlier for earlier, later in itertools.pairwise(sequence)):
+    if any(a.run == b.run and a.seq >= b.seq for a, b in itertools.pairwise(predictions)):
         sys.exit("sequence numbers do not rise")
+    # Inference that was started anew counts from zero again; that it was is worth seeing in a log.
+    runs = len({prediction.run for prediction in predictions})
     spoken = [prediction for prediction in predictions if prediction.sentiment is not None]
     if 2 * len(spoken) < len(predictions):
         sys.exit(f"only {len(spoken)} of {len(predictions)} predictions say anything")
     span_s = (predictions[-1].t_end_ns - predictions[0].t_end_ns) / 1e9
     emotions = sorted({prediction.top_emotion or "" for prediction in spoken})
-    print(f"{len(predictions)} predictions over {span_s:.1f} s, {len(spoken)} with evidence: {', '.join(emotions)}")
+    print(
+        f"{len(predictions)} predictions over {span_s:.1f} s in {runs} run(s), {len(spoken)} with evidence: "
+        f"{', '.join(emotions)}"
+    )
 
 
 if __name__ == "__main__":
