@@ -1,0 +1,132 @@
+"""CM-MSF becomes one TensorRT engine with the right numbers: proven without a GPU, with what must fail failing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mien.engines import tensorrt_lstm, tensorrt_network
+from mien.engines.base import Array
+from mien.engines.golden import REDUCED_TOLERANCE
+from mien.errors import EngineError
+from tests.engines.tensorrt.conftest import FORMS, Form, reference, windows
+from tests.engines.tensorrt.interpreter import Interpreter
+
+FormOf = Callable[[str], Form]
+CAPABILITIES = ("8.6", "8.9", "9.0", "12.0")
+
+
+def run_definition(form: Form, inputs: dict[str, Array]) -> dict[str, Array]:
+    """What the TensorRT network computes, under the network's own names."""
+    definition = form.definition
+    named = {
+        port: torch.from_numpy(inputs[name]) for port, name in zip(definition.inputs, form.network.example, strict=True)
+    }
+    results = Interpreter(definition.net)(named)
+    return {name: results[port].numpy() for port, name in zip(definition.outputs, form.network.outputs, strict=True)}
+
+
+def largest_difference(got: dict[str, Array], want: dict[str, Array]) -> float:
+    return max(float(np.abs(got[name] - want[name]).max()) for name in want)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_all_of_it_is_one_engine(form: FormOf, module: nn.Module, name: str) -> None:
+    coverage = tensorrt_network.measure_coverage(form(name).graph)
+    assert coverage.unsupported == ()
+    assert (coverage.engines, coverage.torch_blocks) == (1, 0)
+    assert coverage.is_whole
+    recurrent = sum(isinstance(part, nn.LSTM) for part in module.modules())
+    assert coverage.operations["aten.lstm.input"] == recurrent > 0
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_recurrence_is_a_loop(form: FormOf, module: nn.Module, name: str) -> None:
+    import tensorrt
+
+    net = form(name).definition.net
+    kinds = [net.get_layer(index).type for index in range(net.num_layers)]
+    recurrent = sum(isinstance(part, nn.LSTM) for part in module.modules())
+    assert kinds.count(tensorrt.LayerType.TRIP_LIMIT) == recurrent
+
+
+def test_static_network_has_the_numbers_of_eager(form: FormOf, module: nn.Module) -> None:
+    compiled = form("static")
+    for seed in range(3):
+        inputs = windows(compiled.network, 1, seed)
+        want = reference(module, compiled.network, inputs)
+        assert largest_difference(run_definition(compiled, inputs), want) <= 1e-4
+
+
+def test_dynamic_network_has_the_numbers_of_eager(form: FormOf, module: nn.Module) -> None:
+    compiled = form("dynamic")
+    for rows in (1, 3):
+        inputs = windows(compiled.network, rows)
+        want = reference(module, compiled.network, inputs)
+        assert largest_difference(run_definition(compiled, inputs), want) <= 1e-4
+    shares = run_definition(compiled, windows(compiled.network, 2))["shares"]
+    assert shares[1, 1] == 0.0  # the modality that this window lacks
+
+
+def test_half_is_within_a_hundredth_of_the_deviation(form: FormOf, module: nn.Module) -> None:
+    compiled = form("half")
+    population = reference(module, compiled.network, windows(compiled.network, 64, seed=9))
+    for seed in range(2):
+        inputs = windows(compiled.network, 1, seed)
+        want, got = reference(module, compiled.network, inputs), run_definition(compiled, inputs)
+        for name in ("sentiment", "emotions"):
+            allowed = REDUCED_TOLERANCE * float(population[name].std())
+            assert np.abs(got[name] - want[name]).max() <= allowed, name
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", FORMS)
+def test_engine_is_built_ahead_of_time(form: FormOf, name: str, capability: str) -> None:
+    plan = tensorrt_network.serialise(form(name).definition, capability)
+    weights = sum(parameter.numel() for parameter in form(name).network.build().parameters())
+    assert len(plan) > weights * (2 if FORMS[name][0] == "fp16" else 4) * 0.9
+
+
+def test_unknown_capability_is_an_error(form: FormOf) -> None:
+    with pytest.raises(EngineError, match=r"cannot build for SM 1\.0"):
+        tensorrt_network.serialise(form("static").definition, "1.0")
+
+
+def test_without_the_converter_it_falls_apart(form: FormOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: the coverage check sees a missing converter."""
+    from torch_tensorrt.dynamo.conversion import _ConverterRegistry as registry
+
+    compiled = form("static")
+    monkeypatch.delitem(registry.DYNAMO_ATEN_CONVERTERS, torch.ops.aten.lstm.input)
+    coverage = tensorrt_network.measure_coverage(compiled.graph)
+    assert coverage.unsupported == ("aten.lstm.input",)
+    assert coverage.engines > 1
+    assert coverage.torch_blocks > 1
+    with pytest.raises(EngineError, match=r"no converter for aten\.lstm\.input"):
+        tensorrt_network.define(compiled.network, compiled.graph)
+
+
+def test_swapped_gates_are_noticed(form: FormOf, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: the numeric check sees a converter that takes the input gate for the forget gate."""
+    compiled = form("static")
+    right = tensorrt_lstm._array
+
+    def swapped(weight: object) -> Array:
+        gates = np.split(right(weight), 4)
+        return np.concatenate([gates[1], gates[0], gates[2], gates[3]])
+
+    monkeypatch.setattr(tensorrt_lstm, "_array", swapped)
+    wrong = Form(
+        compiled.network,
+        compiled.precision,
+        compiled.batch,
+        compiled.graph,
+        tensorrt_network.define(compiled.network, compiled.graph),
+    )
+    inputs = windows(compiled.network, 1)
+    want = reference(module, compiled.network, inputs)
+    assert largest_difference(run_definition(wrong, inputs), want) > 1e-3
