@@ -68,7 +68,9 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # A word is a unit of its own; sound changes over several steps, a face over few.
 DEFAULT_ENCODERS = {
     "text": EncoderConfig(kernel=1),
-    "audio": EncoderConfig(bands=64, planes=(PlaneLayer(16, 5, 2), PlaneLayer(32, 3, 2), PlaneLayer(32)), kernel=5),
+    "audio": EncoderConfig(
+        centre=65, bands=64, planes=(PlaneLayer(16, 5, 2), PlaneLayer(32, 3, 2), PlaneLayer(32)), kernel=5
+    ),
     "vision": EncoderConfig(kernel=3),
 }
 
@@ -106,24 +108,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for spec in specs:
             encoder = self.encoders.get(spec.name, EncoderConfig())
             if encoder.bands > spec.dim:
-                encoder = msgspec.structs.replace(encoder, bands=0, planes=())  # not the default's features
+                encoder = msgspec.structs.replace(encoder, centre=0, bands=0, planes=())  # not the default's features
             if spec.steps > LONGEST * encoder.stride:
                 stride = -(-spec.steps // (2 * self.slots)) // encoder.stride
                 layer = ConvLayer(self.dim, 2 * (stride // 2) + 1, stride)
                 encoder = msgspec.structs.replace(encoder, front=(*encoder.front, layer))
             encoders[spec.name] = encoder
         return msgspec.structs.replace(self, encoders=encoders)
-
-    def encoder(self, spec: ModalitySpec) -> EncoderConfig:
-        """How the modality is encoded.
-
-        Raises:
-            ConfigError: its front end would leave a recurrence of more than LONGEST steps.
-        """
-        encoder = self.encoders.get(spec.name, EncoderConfig())
-        if spec.steps > LONGEST * encoder.stride:
-            raise ConfigError(
-                f"modality {spec.name} has {spec.steps} steps; give its encoder a front end with a stride of at "
-                f"least {-(-spec.steps // LONGEST)}, since a recurrence costs its length"
-            )
-        return encoder

@@ -153,7 +153,7 @@ class ModalityEncoder(nn.Module):
 
     def __init__(self, spec: ModalitySpec, config: ModelConfig) -> None:
         super().__init__()
-        encoder = config.encoder(spec)
+        encoder = config.encoders[spec.name]
         self.slots, self.use_mask = config.slots, config.mask
         self.register_buffer("mean", torch.zeros(spec.dim))
         self.register_buffer("std", torch.ones(spec.dim))
@@ -384,7 +384,7 @@ class CMMSF(nn.Module):
 
     def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
         super().__init__()
-        self.specs, self.config = tuple(specs), config or ModelConfig()
+        self.specs, self.config = tuple(specs), (config or ModelConfig()).fitted(specs)
         self.names = tuple(spec.name for spec in specs)
         self.encoders = nn.ModuleDict({spec.name: ModalityEncoder(spec, self.config) for spec in specs})
         self.fusion = Fusion(self.names, self.config)

@@ -26,8 +26,8 @@ from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.batches import Batch, Perturbation, Perturber, plain_batch, whole_windows
 from mien.models.cmmsf import CMMSF, Fused
-from mien.models.face_training import _multiplies_bf16
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
+from mien.models.face_training import _multiplies_bf16
 from mien.models.pairing import Group, Pairing, paired_set, single
 
 log = logging.getLogger(__name__)
@@ -128,11 +128,10 @@ def train_fusion(
         raise DataError("training needs items in the splits `train` and `valid`; give a corpus that has both")
     specs = dataset.specs
     statistics = make_statistics(train, specs)
-    config = settings.model.fitted(specs.values())
-    network = CMMSF(list(specs.values()), config)
+    network = CMMSF(list(specs.values()), settings.model)
     network.normalise({n: (torch.tensor(s.mean), torch.tensor(s.std)) for n, s in statistics.items()})
     _load_encoders(network, encoders or {})
-    average = CMMSF(list(specs.values()), config).requires_grad_(False)
+    average = CMMSF(list(specs.values()), settings.model).requires_grad_(False)
     average.load_state_dict(network.state_dict())
     run = _Run(network, average, _optimizer(network, settings, set(encoders or {})))
     plan = msgspec.json.encode([settings, [len(train), len(valid)], sorted(specs)]).decode()

@@ -11,7 +11,7 @@ import torch
 from mien.emotions import EMOTIONS
 from mien.errors import ConfigError
 from mien.messages import ModalitySpec
-from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig
+from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig, PlaneLayer
 from mien.models.cmmsf import CMMSF, pool_to_slots
 
 SPECS = (
@@ -19,12 +19,17 @@ SPECS = (
     ModalitySpec("audio", 9, 50, 250),
     ModalitySpec("vision", 7, 10, 50),
 )
+ENCODERS = {
+    "text": EncoderConfig(kernel=1),
+    "audio": EncoderConfig(centre=7, bands=6, planes=(PlaneLayer(4, 5, 2), PlaneLayer(6, 3, 2)), kernel=5),
+    "vision": EncoderConfig(front=(ConvLayer(12, 3, 2),)),
+}
 Batch = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def model(**switches: object) -> CMMSF:
     torch.manual_seed(3)
-    network = CMMSF(SPECS, ModelConfig(dim=16, **switches))  # type: ignore[arg-type]
+    network = CMMSF(SPECS, ModelConfig(dim=16, encoders=ENCODERS, **switches))  # type: ignore[arg-type]
     with torch.no_grad():  # statistics other than 0 and 1, so that forgetting them shows
         for encoder in network.encoders.values():
             encoder.mean.normal_()
@@ -182,18 +187,20 @@ def test_without_conv_and_bilstm_there_is_no_encoder() -> None:
         ModelConfig(bilstm=False, conv=False)
 
 
-def test_a_long_modality_needs_a_front_end() -> None:
-    with pytest.raises(ConfigError, match="stride of at least 3"):
-        CMMSF((ModalitySpec("pulse", 3, 60, 300),), ModelConfig(dim=8))
+def test_a_long_modality_gets_a_front_end() -> None:
+    network = CMMSF((ModalitySpec("pulse", 3, 60, 500), ModalitySpec("audio", 5, 50, 250)), ModelConfig(dim=8))
+    for name in network.names:
+        assert network.config.encoders[name].stride >= 3
+    features, mask = batch(2, network.specs)
+    assert predict(network, features, mask)[3].shape == (2, 2)
 
 
 @pytest.mark.parametrize("names", [("text",), ("audio", "text"), ("text", "audio", "vision", "pulse")])
 def test_any_set_of_modalities_works(names: tuple[str, ...]) -> None:
     pulse = ModalitySpec("pulse", 2, 4, 20)
-    encoders = {"audio": EncoderConfig(front=(ConvLayer(8, 5, 5),), kernel=5)}
     specs = tuple(spec for name in names for spec in (*SPECS, pulse) if spec.name == name)
     torch.manual_seed(0)
-    network = CMMSF(specs, ModelConfig(dim=16, encoders=encoders)).eval()
+    network = CMMSF(specs, ModelConfig(dim=16, encoders=ENCODERS)).eval()
     features, mask = batch(3, specs)
     gates = predict(network, features, mask)[3]
     assert gates.shape == (3, len(names))
@@ -204,8 +211,9 @@ def test_pooling_averages_observed_steps_of_each_slot() -> None:
     x = torch.tensor([[[1.0], [3.0], [5.0], [100.0], [7.0]]])
     mask = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]])
     pooled, observed = pool_to_slots(x, mask, 3)
-    np.testing.assert_allclose(pooled[0, :, 0], [2.0, 5.0, 0.0])
-    np.testing.assert_allclose(observed[0], [1.0, 0.5, 0.0])
+    # five steps on three slots: the second step is shared by the first two slots, a third of a step by each border
+    np.testing.assert_allclose(pooled[0, :, 0], [(1 + 3 * 2 / 3) / (5 / 3), (3 / 3 + 5) / (4 / 3), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(observed[0], [1.0, (4 / 3) / (5 / 3), 0.0], rtol=1e-6)
 
 
 def test_training_of_one_modality_leaves_the_statistics_of_another_alone() -> None:
