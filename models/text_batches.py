@@ -31,7 +31,7 @@ class Diet:
     """
 
     batch: int = 32
-    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.25))
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.2))
     bare: float = 0.35
     cut: float = 0.15
 

@@ -48,18 +48,18 @@ class TextTraining:
     """
 
     seed: int = 1111
-    epochs: int = 3
+    epochs: int = 4
     rank: int = 32
-    learning_rate: float = 7e-4
+    learning_rate: float = 8e-4
     weight_decay: float = 0.01
-    warm_up: float = 0.06
+    warm_up: float = 0.05
     dropout: float = 0.1
     patience: int = 2
-    temper: float = 0.4
-    emotion_weight: float = 0.6
+    temper: float = 0.3
+    emotion_weight: float = 0.8
     correlation_weight: float = 0.2
     coarse_weight: float = 0.3
-    average: float = 0.998
+    average: float = 0.997
     threads: int = 1
     diet: Diet = field(default_factory=Diet)
 
@@ -187,7 +187,7 @@ def validate(
             sentiment[chosen], logits[chosen] = predicted.numpy(), scores.numpy()
         fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
         if fine:
-            felt = sentiment_metrics([items[n].sentiment for n in fine], sentiment[fine].clip(-3, 3))
+            felt = sentiment_metrics([items[n].sentiment or 0.0 for n in fine], sentiment[fine].clip(-3, 3))
             figures |= {
                 f"{name}.mae": felt.mae,
                 f"{name}.has0_acc2": felt.has0_accuracy,
