@@ -6,6 +6,7 @@ Everything is driven by a generator that the caller seeds.
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import soxr
 
@@ -74,3 +75,69 @@ def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Floa
     power = float(np.mean(samples.astype(np.float64) ** 2))
     noise *= np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(float(np.mean(noise * noise)), 1e-20))
     return (samples + noise).astype(np.float32)
+
+
+class RowPerturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How rows of speech differ from batch to batch.
+
+    Attributes:
+        window: rows of a training window; a longer stretch of speech is cut at random, a shorter one moved about.
+        tempo: the stretch is played up to this share slower or faster, pitch kept.
+        bands: the spectrum is moved up or down by at most so many bands: another size of head.
+        level: standard deviation of a change of level, in nepers of power.
+        hidden_bands, hidden_steps: widest run of bands, and of rows, that shows nothing (SpecAugment, Park et al.,
+            Interspeech 2019).
+    """
+
+    window: int = 160
+    tempo: float = 0.15
+    bands: int = 2
+    level: float = 1.0
+    hidden_bands: int = 10
+    hidden_steps: int = 20
+
+
+def perturb_rows(
+    values: Float32,
+    mask: Float32,
+    mean: Float32,
+    spectrum: int,
+    settings: RowPerturbation,
+    rng: np.random.Generator,
+) -> tuple[Float32, Float32]:
+    """Rows of one clip to one training window.
+
+    Args:
+        values: shape (n, dim), the first `spectrum` columns log-mel bands and the next the log energy.
+        mask: shape (n,), 1 where there is voice. mean: shape (dim,), what a hidden band shows.
+
+    Returns:
+        values (window, dim), zero where nothing is observed, and mask (window,).
+    """
+    voiced = np.flatnonzero(mask)
+    if len(voiced):
+        values, mask = values[voiced[0] : voiced[-1] + 1], mask[voiced[0] : voiced[-1] + 1]
+    if len(values):
+        length = max(1, round(len(values) * rng.uniform(1.0 - settings.tempo, 1.0 + settings.tempo)))
+        played = np.minimum(np.arange(length) * len(values) // length, len(values) - 1)
+        values, mask = values[played], mask[played]
+    if len(values) > settings.window:
+        begin = int(rng.integers(0, len(values) - settings.window + 1))
+        values, mask = values[begin : begin + settings.window], mask[begin : begin + settings.window]
+    offset = int(rng.integers(0, settings.window - len(values) + 1))
+    window = np.zeros((settings.window, values.shape[1]), np.float32)
+    observed = np.zeros(settings.window, np.float32)
+    window[offset : offset + len(values)] = values
+    observed[offset : offset + len(values)] = mask
+    moved = int(rng.integers(-settings.bands, settings.bands + 1))
+    bands = np.clip(np.arange(spectrum) - moved, 0, spectrum - 1)
+    window[:, :spectrum] = window[:, bands]
+    window[:, : spectrum + 1] += np.float32(rng.normal(0.0, settings.level))
+    width = int(rng.integers(0, settings.hidden_bands + 1))
+    first = int(rng.integers(0, spectrum - width + 1))
+    window[:, first : first + width] = mean[first : first + width]
+    width = int(rng.integers(0, settings.hidden_steps + 1))
+    first = int(rng.integers(0, settings.window - width + 1))
+    if observed.sum() > observed[first : first + width].sum():  # never all of it
+        observed[first : first + width] = 0.0
+    return window * observed[:, None], observed
