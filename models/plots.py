@@ -1,0 +1,59 @@
+"""Confusion matrices and calibration diagrams of an evaluation, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Two pictures for every corpus with emotions. `report` is what `mien eval --json` prints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for corpus, made in report["corpora"].items():
+        if "emotion" not in made:
+            continue
+        paths.append(_confusion(made["emotion"], corpus, folder / f"{corpus}-confusion.png"))
+        paths.append(_calibration(made, corpus, folder / f"{corpus}-calibration.png"))
+    return paths
+
+
+def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    table = np.array(metrics["confusion"], float)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(shares)), metrics["labels"], rotation=45, ha="right")
+    axes.set_yticks(range(len(shares)), metrics["labels"])
+    axes.set_xlabel("said")
+    axes.set_ylabel("truth")
+    axes.set_title(f"{corpus}: UAR {metrics['uar']:.3f}, {metrics['count']} items")
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _calibration(made: Mapping[str, Any], corpus: str, path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    bins = made["calibration"]
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    sizes = [20 + 200 * b["count"] / max(x["count"] for x in bins) for b in bins]
+    axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share that is right")
+    axes.set_title(f"{corpus}: ECE {made['emotion']['ece']:.3f}")
+    figure.savefig(path, dpi=150)
+    return path
