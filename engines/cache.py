@@ -8,6 +8,7 @@ that the engine reproduces the golden outputs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -32,6 +33,7 @@ FORMAT = 1
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 LOCK_TIMEOUT_S = 900.0  # longer than the slowest compile
+MOST_ENTRIES = 64  # the ones that were opened last; every new checkpoint makes some anew
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -184,6 +186,7 @@ def _open_locked(
         partial.mkdir(parents=True)
         _compile(partial, identity, network, backend, precision)
         os.replace(partial, folder)
+        _prune(folder.parent)
         return _open_verified(folder, network, backend, precision, threads)
     except OSError as error:
         raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
@@ -218,7 +221,19 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
         raise EngineError("its files are not the ones that were stored")
     engine = backend.load(Artifact(network, precision, folder), threads)
     Golden.load(folder / GOLDEN).check(engine, precision)
+    with contextlib.suppress(OSError):
+        os.utime(folder / MANIFEST)
     return engine
+
+
+def _prune(root: Path) -> None:
+    """Remove the entries that have not been opened for the longest time."""
+    opened: list[tuple[float, Path]] = []
+    for manifest in root.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(OSError):
+            opened.append((manifest.stat().st_mtime, manifest.parent))
+    for _, folder in sorted(opened)[:-MOST_ENTRIES]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_manifest(folder: Path) -> Manifest | None:

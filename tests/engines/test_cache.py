@@ -195,3 +195,15 @@ def test_clear_frees_everything(network: Network, cache: Path) -> None:
     assert not Cache(cache).entries()
     assert engine.infer(network.example)
     assert Cache(cache / "never made").clear() == 0
+
+
+def test_entries_that_are_not_used_any_more_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mien.engines.cache.MOST_ENTRIES", 2)
+    open_onnx(make_network("1"), cache)
+    open_onnx(make_network("2"), cache)
+    for folder in cache.glob("*/"):
+        os.utime(folder / MANIFEST, (1, 1))
+    open_onnx(make_network("1"), cache)
+    open_onnx(make_network("3"), cache)
+    kept = {json.loads((folder / MANIFEST).read_bytes())["identity"]["version"] for folder in cache.glob("*/")}
+    assert kept == {"1", "3"}

@@ -1,0 +1,74 @@
+"""`mien bench`: figures that an engineer would trust."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Kind(StrEnum):
+    """What is measured."""
+
+    ENGINES = "engines"
+    SINGLE = "single"
+    PACED = "paced"
+    MULTI = "multi"
+    SOAK = "soak"
+    BUS = "bus"
+    COMPARE = "compare"
+
+
+_HELP = """What to measure.
+
+engines: all of them side by side. single: one stream, as fast as possible. paced: the whole session at the pace of a
+camera. multi: streams of 30 a second in one process, the most that hold, or exactly -n. soak MINUTES: a looped
+session. bus: ZeroMQ alone. compare A.json B.json: ratios of two reports with their spread."""
+
+
+def command(
+    kind: Annotated[Kind, typer.Argument(help=_HELP)] = Kind.PACED,
+    operands: Annotated[list[str] | None, typer.Argument(help="soak: minutes. compare: two reports.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="How long to measure, warm-up left out.")] = None,
+    clip: Annotated[Path | None, typer.Option(help="paced, soak: what plays; the built-in sample by default.")] = None,
+    asr: Annotated[str | None, typer.Option(help="paced, soak: tiny.en, base, none ...")] = None,
+    streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
+    engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
+    checkpoint: Annotated[str, typer.Option(help="A .safetensors checkpoint.")] = "",
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="paced, soak: write a PNG of the latency.")] = None,
+) -> None:
+    """Measure this machine, and print where and with what it was done."""
+    import json
+    from collections.abc import Callable
+    from typing import Any
+
+    from mien.cli import _bench
+    from mien.errors import ConfigError
+
+    given = operands or []
+    wanted = {Kind.SOAK: 1, Kind.COMPARE: 2}.get(kind, 0)
+    if len(given) != wanted:
+        raise ConfigError(f"mien bench {kind.value} takes {wanted} operands, not {len(given)}; see mien bench --help")
+    if kind is Kind.COMPARE:
+        _bench.show_comparison(*(_bench.read_report(Path(path)) for path in given))
+        return
+    if plot_path is not None and kind not in (Kind.PACED, Kind.SOAK):
+        raise ConfigError("--plot draws a session: use it with paced or soak")
+
+    runs: dict[Kind, Callable[[], dict[str, Any]]] = {
+        Kind.ENGINES: lambda: _bench.run_engines(checkpoint, seconds or 20.0),
+        Kind.SINGLE: lambda: _bench.run_single(checkpoint, engine, seconds or 10.0),
+        Kind.MULTI: lambda: _bench.run_multi(checkpoint, engine, streams, seconds or 5.0),
+        Kind.BUS: lambda: _bench.run_bus(seconds or 6.0),
+        Kind.PACED: lambda: _bench.run_session(clip, asr, engine, checkpoint, seconds or 30.0, plot_path, soak=False),
+        Kind.SOAK: lambda: _bench.run_session(
+            clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, plot_path, soak=True
+        ),
+    }
+    report = _bench.with_surroundings(kind.value, runs[kind])
+    _bench.show(report)
+    if json_path is not None:
+        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,65 @@
+"""`mien compile`: compile the model before it is needed, here or for another GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    engine: Annotated[str, typer.Option(help="Engine to compile for, or auto.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="Fixed batch sizes of the whole model besides any size, as 1,8.")] = "",
+    target_sm: Annotated[
+        str | None, typer.Option("--target-sm", help="TensorRT: a GPU that is not here, by compute capability, as 8.9.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="A .safetensors checkpoint; empty for the default weights.")] = "",
+    output: Annotated[Path, typer.Option(help="Where engines for --target-sm are written.")] = Path(),
+) -> None:
+    """Compile the checkpoint's networks, so that the first run starts in a second.
+
+    With --target-sm, TensorRT engines for another GPU are written to --output instead.
+    """
+    import time
+
+    from mien.engines.base import PRECISIONS
+    from mien.engines.cache import Cache
+    from mien.engines.cmmsf import whole_network
+    from mien.engines.predictor import Predictor
+    from mien.engines.selection import find_backend, open_backend
+    from mien.errors import EngineError
+    from mien.models.checkpoint import load_checkpoint
+
+    try:
+        sizes = [int(size) for size in batch.split(",") if size.strip()]
+    except ValueError as error:
+        raise EngineError(f"--batch is {batch!r}; give whole numbers, for instance 1,8") from error
+    if any(size < 1 for size in sizes):
+        raise EngineError(f"--batch is {batch!r}; every size must be 1 or more")
+    if precision not in PRECISIONS:
+        raise EngineError(f"there is no precision {precision!r}; known are {', '.join(PRECISIONS)}")
+    weights = load_checkpoint(checkpoint)
+    started = time.perf_counter()
+    if target_sm is not None:
+        from mien.engines.tensorrt import backend as tensorrt
+        from mien.engines.tensorrt import build_plan
+
+        kind = next(name for name in PRECISIONS if name == precision)
+        if engine not in ("auto", tensorrt.name) or kind not in tensorrt.precisions:
+            raise EngineError("--target-sm is for --engine tensorrt, in fp32 or fp16")
+        output.mkdir(parents=True, exist_ok=True)
+        for size in sizes or [None]:
+            plan, _ = build_plan(whole_network(weights, size), kind, size, target_sm)
+            path = output / f"{weights.id}-sm{target_sm.replace('.', '')}-{kind}-batch{size or 'any'}.plan"
+            path.write_bytes(plan)
+            typer.echo(f"{path}  {len(plan) / 2**20:.1f} MiB  {time.perf_counter() - started:.1f} s")
+        return
+    predictor = Predictor(weights, engine, precision)
+    typer.echo(f"{predictor.id}  {predictor.reason}  {time.perf_counter() - started:.1f} s")
+    name, _, used = predictor.id.rsplit("/", 1)[1].split("+")[0].rpartition("-")
+    kind = next(known for known in PRECISIONS if known == used)
+    for size in sizes:
+        opened = open_backend(whole_network(weights, size), find_backend(name), kind, 1, Cache())
+        typer.echo(f"{opened.id}  batch {size}  {time.perf_counter() - started:.1f} s")

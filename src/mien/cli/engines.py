@@ -1,0 +1,66 @@
+"""`mien engines`: what can run the model here, and what is compiled already."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove every compiled form from the cache.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List the inference engines of this machine and the cache of compiled networks."""
+    import json
+
+    from mien.engines.cache import Cache
+
+    cache = Cache()
+    if clear:
+        freed = cache.clear()
+        typer.echo(f"removed {freed / 2**20:.1f} MiB of compiled networks from {cache.root}")
+        return
+    report = _survey(cache)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+
+
+def _survey(cache: Any) -> dict[str, Any]:
+    import msgspec
+
+    from mien.engines.selection import BACKENDS, find_backend
+
+    engines = []
+    for name in BACKENDS:
+        backend = find_backend(name)
+        missing = backend.missing()
+        versions = {} if missing else backend.versions()
+        engines.append({"name": name, "precisions": list(backend.precisions), "missing": missing, "versions": versions})
+    entries = [msgspec.structs.asdict(entry) for entry in cache.entries()]
+    return {"engines": engines, "cache": str(cache.root), "entries": entries}
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    console = Console(highlight=False)
+    table = Table("engine", "precisions", Column("on this machine", overflow="fold"), box=None, padding=(0, 2, 0, 0))
+    for engine in report["engines"]:
+        versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
+        colour = "yellow" if engine["missing"] else "green"
+        found = escape(engine["missing"] or versions)
+        table.add_row(engine["name"], ", ".join(engine["precisions"]), f"[{colour}]{found}[/]")
+    console.print(table)
+    console.print(f"\ncompiled networks in {report['cache']}", soft_wrap=True, markup=False)
+    for entry in report["entries"]:
+        console.print(
+            f"  {entry['network']:<16} {entry['backend']}-{entry['precision']:<6} {entry['bytes'] / 2**20:7.1f} MiB"
+            f"   compiled in {entry['compile_s']:.1f} s"
+        )
+    if not report["entries"]:
+        console.print("  none yet; they are made when first needed, or by `mien compile`", markup=False)

@@ -1,0 +1,126 @@
+"""Figures that can be trusted: durations with their spread, where and with what they were taken, and comparisons."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLOCKS = 20  # a run is cut into so many pieces; how their medians differ is the spread of a comparison
+_PACKAGES = ("mien", "numpy", "onnxruntime", "openvino", "torch", "torch-tensorrt", "torch-tensorrt-rtx", "pyzmq")
+
+
+def describe(durations_ms: Sequence[float]) -> dict[str, Any]:
+    """Percentiles of durations in ms, how many there were, and medians of successive blocks."""
+    values = np.asarray(durations_ms, np.float64)
+    if not len(values):
+        return {"n": 0}
+    percentiles = {f"p{p}": _rounded(np.percentile(values, p)) for p in (50, 90, 95, 99)}
+    blocks = [_rounded(np.median(block)) for block in np.array_split(values, min(BLOCKS, len(values)))]
+    return {"n": len(values), **percentiles, "max": _rounded(values.max()), "blocks": blocks}
+
+
+def ratio(base_blocks: Sequence[float], other_blocks: Sequence[float]) -> dict[str, float]:
+    """How many times as much the other takes: ratio of medians, and its 10th and 90th percentile over all pairs.
+
+    Block medians of one run differ by what the machine did meanwhile; a ratio whose spread includes 1 shows nothing.
+    """
+    base, other = np.asarray(base_blocks, np.float64), np.asarray(other_blocks, np.float64)
+    pairs = (other[None, :] / np.maximum(base[:, None], 1e-9)).ravel()
+    middle = float(np.median(other) / max(float(np.median(base)), 1e-9))
+    return {
+        "ratio": _rounded(middle),
+        "p10": _rounded(np.percentile(pairs, 10)),
+        "p90": _rounded(np.percentile(pairs, 90)),
+    }
+
+
+def compare_reports(base: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """`ratio` of every measurement that both reports have, by its path."""
+    left, right = dict(_measurements(base)), dict(_measurements(other))
+    return {path: ratio(left[path], right[path]) for path in left if path in right}
+
+
+@functools.cache
+def surroundings() -> dict[str, Any]:
+    """Machine, versions and commit."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def load_per_core() -> float | None:
+    """Runnable processes per core over the last minute, where the system tells; above 1, timings are of the queue."""
+    try:
+        return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    except (AttributeError, OSError):
+        return None
+
+
+class Turns:
+    """Durations of several contestants that take turns, so that whatever the machine does meets all of them alike."""
+
+    def __init__(self, names: Sequence[str], seed: int = 0) -> None:
+        self.durations_ms: dict[str, list[float]] = {name: [] for name in names}
+        self._random = np.random.default_rng(seed)
+
+    def order(self) -> list[str]:
+        """The contestants of the next round, in random order."""
+        return [str(name) for name in self._random.permutation(list(self.durations_ms))]
+
+    def add(self, name: str, started: float) -> None:
+        """Count a turn that began at `time.perf_counter()` = `started` and ends now."""
+        self.durations_ms[name].append((time.perf_counter() - started) * 1e3)
+
+
+def _measurements(report: Any, path: str = "") -> list[tuple[str, list[float]]]:
+    if not isinstance(report, dict):
+        return []
+    if "blocks" in report:
+        return [(path, report["blocks"])]
+    found = []
+    for key, value in report.items():
+        found += _measurements(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _rounded(value: float | np.floating[Any]) -> float:
+    return round(float(value), 4)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it; None outside a checkout."""
+    try:
+        folder = Path(__file__).resolve().parent
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else None

@@ -1,0 +1,182 @@
+"""A whole session at the pace of a camera, measured from outside: all its processes, its bus, and a subscriber."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.messages import Prediction, Status
+from mien.stream.measurement import describe
+from mien.stream.session import Session
+from mien.stream.subscriber import Subscriber
+from mien.stream.supervisor import Supervisor
+
+WARM_UP_S = 2.0
+SOAK_SETTLE_S = 120.0
+_SUBSCRIBED_S = 5.0
+
+
+class Recording:
+    """What a subscriber sees of a session."""
+
+    def __init__(self) -> None:
+        self.received_ns: list[int] = []
+        self.predictions: list[Prediction] = []
+        self.memory_mb: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.cpu_percent: dict[str, list[float]] = defaultdict(list)
+        self.statuses: dict[str, Status] = {}
+        self.drops_before: dict[str, dict[str, int]] = {}
+        self.lost = 0
+
+    def add(self, prediction: Prediction, now_ns: int) -> None:
+        """Take in a prediction that arrived at session time `now_ns`."""
+        self.received_ns.append(now_ns)
+        self.predictions.append(prediction)
+
+    def add_status(self, status: Status, at_s: float, warming_up: bool) -> None:
+        """Take in a status at `at_s` seconds since the start."""
+        if self.statuses.get(status.worker) is status:
+            return
+        self.statuses[status.worker] = status
+        if warming_up:
+            self.drops_before[status.worker] = status.drops
+            return
+        if status.rss_mb is not None:
+            self.memory_mb[status.worker].append((at_s, status.rss_mb))
+        if status.cpu_percent is not None and status.state in ("running", "degraded"):
+            self.cpu_percent[status.worker].append(status.cpu_percent)
+
+
+def record(session: Session, seconds: float, stopping: threading.Event) -> tuple[Recording, str]:
+    """Run a session for `seconds` after its warm-up, or to the end of its clip.
+
+    Returns what was seen, warm-up left out, and the model's id.
+
+    Raises:
+        MienError: a process could not start, or died.
+    """
+    supervisor, recording = Supervisor(session), Recording()
+    try:
+        supervisor.launch()
+        if not supervisor.wait_ready(stopping):
+            return recording, supervisor.model
+        with Subscriber(session.config.bus.endpoint(), session=session.config.session) as subscriber:
+            until_s = time.monotonic() + _SUBSCRIBED_S
+            while "inference" not in subscriber.statuses and time.monotonic() < until_s:
+                subscriber.wait(0.02)
+            supervisor.start()
+            began_s = time.monotonic()
+            lost_before = 0
+            while not stopping.is_set() and time.monotonic() - began_s < WARM_UP_S + seconds:
+                supervisor.tend()
+                predictions = subscriber.wait(0.05)
+                now_ns, at_s = supervisor.clock.now_ns(), time.monotonic() - began_s
+                warming_up = at_s < WARM_UP_S
+                if warming_up:
+                    lost_before = subscriber.lost
+                else:
+                    for prediction in predictions:
+                        recording.add(prediction, now_ns)
+                for status in list(subscriber.statuses.values()):
+                    recording.add_status(status, at_s, warming_up)
+                recording.lost = subscriber.lost - lost_before
+                if supervisor.ended and not predictions:
+                    break
+    finally:
+        supervisor.stop()
+    return recording, supervisor.model
+
+
+def summarise(recording: Recording, offered_fps: float | None = None) -> dict[str, Any]:
+    """Rates, latencies by stage, ages, jitter, drops by cause, speech recognition, and resources of a recording.
+
+    "software" is from the frame being read to its prediction being published; "end_to_end" counts from when the frame
+    was due (a clip) or captured (a device) to when a subscriber held its prediction.
+    """
+    stages: dict[str, list[float]] = defaultdict(list)
+    ages: dict[str, list[float]] = defaultdict(list)
+    for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True):
+        for stage, ms in prediction.latency.items():
+            stages["software" if stage == "total" else stage].append(ms)
+        if "total" in prediction.latency:
+            stages["end_to_end"].append((now_ns - prediction.t_end_ns) / NS_PER_MS)
+        for modality, age in prediction.age_ms.items():
+            if age is not None:
+                ages[modality].append(age)
+    received_ns = recording.received_ns
+    seconds = (received_ns[-1] - received_ns[0]) / NS_PER_S if len(received_ns) > 1 else 0.0
+    intervals_ms = np.diff(received_ns) / NS_PER_MS
+    text = recording.statuses.get("text")
+    return {
+        "offered_fps": offered_fps,
+        "achieved_fps": round((len(received_ns) - 1) / seconds, 2) if seconds else 0.0,
+        "seconds": round(seconds, 2),
+        "warm_up_s": WARM_UP_S,
+        "stages_ms": {stage: describe(values) for stage, values in stages.items()},
+        "age_ms": {modality: describe(values) for modality, values in ages.items()},
+        "jitter_ms": describe(np.abs(intervals_ms - np.median(intervals_ms)).tolist()) if seconds else describe([]),
+        "drops": _drops(recording),
+        "asr": dict(text.detail) | {"lag_ms": text.lag_ms} if text is not None else None,
+        "processes": {
+            worker: {
+                "cpu_percent": round(float(np.mean(recording.cpu_percent[worker])), 1),
+                "rss_mb": round(max(mb for _, mb in memory), 1),
+            }
+            for worker, memory in sorted(recording.memory_mb.items())
+            if recording.cpu_percent.get(worker)
+        },
+    }
+
+
+def slopes(recording: Recording) -> dict[str, Any]:
+    """Growth per minute, after the first two minutes: memory of every process in MiB, latency in ms."""
+    growth: dict[str, Any] = {"memory_mb_per_min": {}}
+    for worker, series in recording.memory_mb.items():
+        settled = [(at_s, mb) for at_s, mb in series if at_s >= SOAK_SETTLE_S]
+        growth["memory_mb_per_min"][worker] = _slope_per_min(settled)
+    if recording.received_ns:
+        first_ns = recording.received_ns[0]
+        settled = [
+            ((now_ns - first_ns) / NS_PER_S, prediction.latency["total"])
+            for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True)
+            if "total" in prediction.latency and (now_ns - first_ns) / NS_PER_S >= SOAK_SETTLE_S
+        ]
+        growth["software_ms_per_min"] = _slope_per_min(settled)
+    return growth
+
+
+def timeline(recording: Recording) -> list[tuple[float, float]]:
+    """Seconds since the first prediction, and software latency in ms, of each prediction."""
+    if not recording.received_ns:
+        return []
+    first_ns = recording.received_ns[0]
+    return [
+        ((now_ns - first_ns) / NS_PER_S, prediction.latency["total"])
+        for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True)
+        if "total" in prediction.latency
+    ]
+
+
+def _drops(recording: Recording) -> dict[str, int]:
+    drops = {}
+    for worker, status in recording.statuses.items():
+        before = recording.drops_before.get(worker, {})
+        for cause, count in status.drops.items():
+            if count > before.get(cause, 0):
+                drops[f"{worker}.{cause}"] = count - before.get(cause, 0)
+    if recording.lost:
+        drops["subscriber.lost"] = recording.lost
+    return drops
+
+
+def _slope_per_min(series: list[tuple[float, float]]) -> float | None:
+    """Least squares; None where there is too little to fit."""
+    if len(series) < 10:
+        return None
+    at_s, values = np.array(series).T
+    return round(float(np.polyfit(at_s, values, 1)[0]) * 60, 4)

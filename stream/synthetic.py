@@ -1,0 +1,86 @@
+"""Features of a stream that is not there: rows of the right shape and pace, to measure what follows capture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mien.clock import NS_PER_S
+from mien.messages import FeatureWindow, ModalitySpec, Window
+from mien.stream.assembler import Assembler
+
+FRAME_HZ = 30
+SOUND_HZ = 10
+WORDS_HZ = 1.25
+
+
+class SyntheticStream:
+    """Messages as the three workers send them: 30 frames, 10 pieces of sound and 1.25 sets of words a second.
+
+    Args:
+        specs: the modalities, by name. seed: of the rows.
+        start_ns: session time of the first frame.
+    """
+
+    def __init__(self, session: str, specs: Mapping[str, ModalitySpec], seed: int = 0, start_ns: int = 0) -> None:
+        self.session = session
+        self._specs = dict(specs)
+        self._random = np.random.default_rng(seed)
+        self._start_ns = start_ns
+        self._frame = 0
+        self._sent: dict[str, int] = dict.fromkeys(self._specs, 0)
+        self._until_ns: dict[str, int] = dict.fromkeys(self._specs, start_ns)
+
+    @property
+    def due_ns(self) -> int:
+        """When the next frame is captured."""
+        return self._start_ns + self._frame * NS_PER_S // FRAME_HZ
+
+    def next(self) -> list[FeatureWindow]:
+        """The messages that become ready with the next frame, the frame's own last."""
+        t_ns = self.due_ns
+        self._frame += 1
+        messages = []
+        for name, spec in self._specs.items():
+            pace_hz = WORDS_HZ if spec.snapshot else FRAME_HZ if spec.rate_hz <= FRAME_HZ else SOUND_HZ
+            if t_ns - self._until_ns[name] >= NS_PER_S / pace_hz or not self._sent[name]:
+                messages.append(self._message(spec, t_ns))
+        return sorted(messages, key=lambda message: self._specs[message.modality].rate_hz == FRAME_HZ)
+
+    def _message(self, spec: ModalitySpec, t_ns: int) -> FeatureWindow:
+        since_ns, self._until_ns[spec.name] = self._until_ns[spec.name], t_ns
+        if spec.snapshot:
+            rows, since_ns = spec.steps // 4, t_ns - 4 * NS_PER_S
+            times_ns = np.linspace(since_ns, t_ns, rows).astype(np.int64)
+        elif spec.rate_hz <= FRAME_HZ:
+            rows, times_ns = 1, np.array([t_ns], np.int64)
+        else:
+            rows = max(1, round((t_ns - since_ns) * spec.rate_hz / NS_PER_S))
+            times_ns = t_ns - np.arange(rows, dtype=np.int64)[::-1] * int(NS_PER_S / spec.rate_hz)
+        seq, self._sent[spec.name] = self._sent[spec.name], self._sent[spec.name] + 1
+        return FeatureWindow(
+            session=self.session,
+            modality=spec.name,
+            run=1,
+            seq=seq,
+            t_start_ns=min(since_ns, int(times_ns[0])),
+            t_end_ns=t_ns,
+            extractor=spec.extractor,
+            values=self._random.standard_normal((rows, spec.dim)).astype(np.float32),
+            valid=np.ones(rows, bool),
+            times_ns=times_ns,
+        )
+
+
+def synthetic_windows(specs: Mapping[str, ModalitySpec], count: int, seed: int = 0) -> list[Window]:
+    """Successive windows of one stream, the first one full."""
+    stream, assembler = SyntheticStream("synthetic", specs, seed), Assembler(specs)
+    windows = []
+    for frame in range(6 * FRAME_HZ + count):
+        t_ns = stream.due_ns
+        for message in stream.next():
+            assembler.push(message)
+        if frame >= 6 * FRAME_HZ:
+            windows.append(assembler.window("synthetic", t_ns))
+    return windows
