@@ -1,0 +1,59 @@
+"""`mien train`: from corpora to weights, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    config: Annotated[Path | None, typer.Option(help="TOML file as configs/train.toml shows it.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Corpora, datasets of `mien extract`, or MMSA pickles. Repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for cmmsf.safetensors; default: in place.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for everything in between, and to go on from.")] = None,
+    stages: Annotated[str, typer.Option(help="Only these of text,face,extract,speech,fusion.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Seed of the fusion.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the fusion.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds of the ablations.")] = "1111,1112,1113",
+) -> None:  # fmt: skip
+    """Train the models on labelled data."""
+    import json
+    import logging
+
+    import msgspec
+
+    from mien.cli._progress import stage_progress
+    from mien.stream.pipeline import load_plan, train
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    plan = load_plan(config)
+    fusion = msgspec.structs.replace(
+        plan.fusion,
+        seed=plan.fusion.seed if seed is None else seed,
+        steps=plan.fusion.steps if steps is None else steps,
+    )
+    plan = msgspec.structs.replace(
+        plan,
+        data=tuple(str(path) for path in data) if data else plan.data,
+        out=str(out) if out else plan.out,
+        work=str(work) if work else plan.work,
+        stages=tuple(filter(None, stages.split(","))) or plan.stages,
+        allow_pickle=allow_pickle or plan.allow_pickle,
+        fusion=fusion,
+    )
+    if ablations:
+        from mien.stream.ablation import ablate, ablation_table
+
+        with stage_progress() as progress:
+            results = ablate(plan, [int(s) for s in seeds.split(",")], progress)
+        typer.echo(ablation_table(results))
+        return
+    with stage_progress() as progress:
+        figures = train(plan, progress)
+    typer.echo(json.dumps(figures, indent=1))

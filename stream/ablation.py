@@ -1,0 +1,97 @@
+"""The fusion trained with each of its parts left out, and on each subset of modalities, over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from mien.models.datasets import Dataset
+from mien.models.evaluation import figures, score, torch_runner
+from mien.models.pairing import paired_set, single
+from mien.models.training import FusionTraining, train_fusion
+from mien.stream.labelled import read_labelled
+from mien.stream.pipeline import Progress, TrainPlan
+
+PARTS = {"whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
+         "no mask": {"mask": False}, "no gate": {"gate": False}}  # fmt: skip
+
+
+def ablate(
+    plan: TrainPlan, seeds: Sequence[int], progress: Progress | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """Validation figures of every variant and seed, under the plan's fusion settings.
+
+    Encoders are trained from the start in every run, so that no variant profits from another's training.
+    """
+    dataset = read_labelled(
+        [Path(source) for source in plan.data],
+        plan.extract,
+        allow_pickle=plan.allow_pickle,
+        cache=Path(plan.work) / "datasets",
+    )
+    names = list(dataset.specs)
+    variants: list[tuple[str, FusionTraining, Sequence[str]]] = []
+    for name, switches in PARTS.items():
+        model = msgspec.structs.replace(plan.fusion.model, **switches)
+        variants.append((name, msgspec.structs.replace(plan.fusion, model=model), names))
+    for count in range(1, len(names)):
+        variants += [(" + ".join(subset), plan.fusion, subset) for subset in combinations(names, count)]
+    results: dict[str, list[dict[str, float]]] = {}
+    for number, (name, settings, subset) in enumerate(variants):
+        for index, seed in enumerate(seeds):
+            seeded = msgspec.structs.replace(settings, seed=seed)
+            results.setdefault(name, []).append(_measure(_only(dataset, subset), seeded))
+            if progress is not None:
+                progress("ablations", number * len(seeds) + index + 1, len(variants) * len(seeds))
+    return results
+
+
+def _only(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    specs = {name: dataset.specs[name] for name in names}
+    samples = [
+        type(s)(s.labels, {name: track for name, track in s.tracks.items() if name in specs})
+        for s in dataset.samples
+        if any(name in specs for name in s.tracks)
+    ]
+    return Dataset(specs, samples, dataset.skipped)
+
+
+def _measure(dataset: Dataset, settings: FusionTraining) -> dict[str, float]:
+    trained = train_fusion(dataset, settings)
+    run, names = torch_runner(trained.network), list(dataset.specs)
+    valid = [s for s in dataset.split("valid") if not s.labels.copy]
+    made: dict[str, float] = {}
+    for corpus in sorted({s.labels.corpus for s in valid}):
+        groups = [single(s) for s in valid if s.labels.corpus == corpus]
+        found = figures(groups, score(run, dataset.specs, groups, names))
+        if "sentiment" in found:
+            made[f"{corpus} Non0 Acc-2"] = found["sentiment"]["non0_accuracy"]
+            made[f"{corpus} MAE"] = found["sentiment"]["mae"]
+        if "emotion" in found:
+            made[f"{corpus} UAR"] = found["emotion"]["uar"]
+    pairs = paired_set(valid, names, 700) if len(names) > 1 else []
+    if pairs:
+        found = figures(pairs, score(run, dataset.specs, pairs, names))
+        made["paired UAR"] = found["emotion"]["uar"]
+    return made
+
+
+def ablation_table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """A table in Markdown: mean and standard deviation over the seeds."""
+    columns = list(dict.fromkeys(name for runs in results.values() for run in runs for name in run))
+    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for variant, runs in results.items():
+        cells = [_cell([run[column] for run in runs if column in run]) for column in columns]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"

@@ -1,0 +1,291 @@
+"""From corpora to shipped weights: text encoder, face encoder, extraction, speech, fusion, calibration.
+
+Each stage writes a file, is skipped when that file is there and belongs to the same settings and data, and goes on
+where it was stopped. A stage that changes an extractor runs in a process of its own: whoever reads rows next then sees
+the new extractor's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mien.assets import asset_path
+from mien.config import AssetsConfig, explain
+from mien.emotions import EMOTIONS
+from mien.errors import ConfigError, DataError
+from mien.models.corpora import Corpus, read_corpus
+from mien.models.datasets import Dataset, is_dataset, write_whole
+from mien.models.face_training import FaceTraining
+from mien.models.speech_training import SpeechTraining
+from mien.models.training import FusionTraining
+from mien.stream.extraction import ExtractOptions
+
+log = logging.getLogger(__name__)
+
+STAGES = ("text", "face", "extract", "speech", "fusion")
+Progress = Callable[[str, int, int], None]
+
+
+class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `mien train` does; `configs/train.toml` shows it.
+
+    Attributes:
+        data: corpora, datasets of `mien extract`, or MMSA pickles.
+        work: folder for everything in between; a stopped run goes on there.
+        out: folder of the weights. Text and face encoders are always those of this installation.
+        stages: of STAGES, in that order whatever is written here.
+        text: fields of `mien.models.text_training.TextTraining`.
+    """
+
+    data: tuple[str, ...] = ()
+    work: str = "runs/train"
+    out: str = ""
+    stages: tuple[str, ...] = STAGES
+    allow_pickle: bool = False
+    jobs: int = 0
+    text: dict[str, Any] = msgspec.field(default_factory=dict)
+    face: FaceTraining = FaceTraining()
+    extract: ExtractOptions = ExtractOptions(splits=("train", "valid"), audio_copies=12, partial_texts=0.3)
+    speech: SpeechTraining = SpeechTraining()
+    fusion: FusionTraining = FusionTraining()
+    assets: AssetsConfig = AssetsConfig()
+
+
+def load_plan(path: Path | None) -> TrainPlan:
+    """Read a TOML file, or take the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
+    """
+    if path is None:
+        return TrainPlan()
+    try:
+        return msgspec.convert(msgspec.toml.decode(path.read_bytes()), TrainPlan)
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(explain(str(error), TrainPlan, path)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
+    """Run the stages of a plan.
+
+    Returns:
+        What each stage measured on its validation split.
+
+    Raises:
+        DataError, AssetError, ConfigError: what is missing or wrong, and what to do.
+    """
+    unknown = sorted(set(plan.stages) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"unknown stage {unknown[0]}; known: {', '.join(STAGES)}")
+    if not plan.data:
+        raise DataError("nothing to train on; name corpora or datasets with --data")
+    work = Path(plan.work)
+    work.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {}
+    for stage in STAGES:
+        if stage in plan.stages:
+            log.info("stage %s", stage)
+            figures[stage] = _in_own_process(stage, plan) if stage in ("text", "face") else _RUN[stage](plan, progress)
+    return figures
+
+
+def _in_own_process(stage: str, plan: TrainPlan) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_RUN_ALONE[stage], plan).result()
+
+
+def _corpora(plan: TrainPlan) -> list[Corpus]:
+    """The sources that are corpora, and not datasets or pickles."""
+    paths = [Path(source) for source in plan.data]
+    return [read_corpus(path) for path in paths if not is_dataset(path) and path.suffix not in (".pkl", ".pickle")]
+
+
+def _train_text(plan: TrainPlan) -> Any:
+    from mien.models.text_encoder import DEFAULT_ADAPTERS
+    from mien.models.text_training import TextTraining, train_text
+
+    corpora = [c for c in _corpora(plan) if any(item.text for item in c.items) and c.name != "clips"]
+    if not corpora:
+        return None
+    try:
+        options = msgspec.convert(plan.text, TextTraining)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"table `text`: {error}") from error
+    note = Path(plan.work) / "text.json"
+    key = _key(corpora, asdict(options))
+    if _is_noted(note, key, DEFAULT_ADAPTERS):
+        return None
+    base = asset_path("minilm-l6-v2", plan.assets)
+    history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options)
+    _note(note, key, DEFAULT_ADAPTERS)
+    return history
+
+
+def _train_face(plan: TrainPlan) -> Any:
+    import mien.models
+    from mien.models.face import FaceConfig
+    from mien.models.face_training import train_face
+    from mien.stream.modalities.face_crop import CROP_VERSION
+
+    corpora = [c for c in _corpora(plan) if c.images is not None]
+    if not corpora:
+        return None
+    weights = Path(mien.models.__file__).parent / "weights" / "face.safetensors"
+    note = Path(plan.work) / "face.json"
+    key = _key(corpora, [msgspec.to_builtins(plan.face), CROP_VERSION])
+    if _is_noted(note, key, weights):
+        return None
+    crops = _crops(corpora, plan)
+    metrics = train_face(
+        *crops["train"], *crops["valid"], weights, seed=plan.fusion.seed, config=FaceConfig(crop=CROP_VERSION),
+        training=plan.face, state=Path(plan.work) / "face.state",
+    )  # fmt: skip
+    _note(note, key, weights)
+    return asdict(metrics)
+
+
+def _crops(corpora: Sequence[Corpus], plan: TrainPlan) -> dict[str, tuple[Any, Any]]:
+    """Aligned crops (n, 48, 48) and labels (n,) of each split."""
+    crops: dict[str, tuple[Any, Any]] = {}
+    task = asset_path("face-landmarker", plan.assets)
+    with ProcessPoolExecutor(plan.jobs or None, multiprocessing.get_context("spawn")) as pool:
+        for split in ("train", "valid"):
+            images, labels = [], []
+            for corpus in corpora:
+                assert corpus.images is not None
+                for item in corpus.split(split):
+                    if item.image is not None and item.emotion is not None:
+                        images.append(corpus.images[item.image])
+                        labels.append(EMOTIONS.index(item.emotion))
+            if not images:
+                raise DataError(f"no face with an emotion is in the split `{split}`")
+            chunks = [np.stack(images[k : k + 256]) for k in range(0, len(images), 256)]
+            cut = np.concatenate(list(pool.map(_cut, [task] * len(chunks), chunks)))
+            crops[split] = cut, np.array(labels, np.int64)
+    return crops
+
+
+def _cut(task: Path, images: Any) -> Any:
+    from mien.stream.modalities.face_crop import aligned_crop
+    from mien.stream.modalities.face_mesh import FaceMesh
+    from mien.stream.modalities.vision import find_in_still
+
+    mesh = FaceMesh(task, moving=False, max_faces=1)
+    try:
+        faces = [find_in_still(mesh, image) for image in images]
+    finally:
+        mesh.close()
+    return np.stack([aligned_crop(i, None if f is None else f.landmarks) for i, f in zip(images, faces, strict=True)])
+
+
+def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:
+    from mien.stream.labelled import read_labelled
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("extract", done, total)
+
+    return read_labelled(
+        [Path(source) for source in plan.data], plan.extract, allow_pickle=plan.allow_pickle,
+        cache=Path(plan.work) / "datasets", jobs=plan.jobs, progress=step,
+    )  # fmt: skip
+
+
+def _extract(plan: TrainPlan, progress: Progress | None) -> Any:
+    dataset = _dataset(plan, progress)
+    return {"items": len(dataset.samples), "skipped": len(dataset.skipped)}
+
+
+def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
+    from safetensors.torch import save
+
+    from mien.models.speech_training import pretrain_audio
+
+    dataset = _dataset(plan, progress)
+    spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None]
+    if not any(s.labels.split == "train" for s in spoken):
+        return None
+    weights, note = Path(plan.work) / "speech.safetensors", Path(plan.work) / "speech.json"
+    key = _samples_key(dataset, [msgspec.to_builtins(plan.speech), msgspec.to_builtins(plan.fusion.model)])
+    if _is_noted(note, key, weights):
+        return None
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("speech", done, total)
+
+    trained = pretrain_audio(Dataset(dataset.specs, spoken), plan.speech, plan.fusion.model, report=step)
+    write_whole(weights, save({name: tensor.contiguous() for name, tensor in trained.encoder.items()}))
+    _note(note, key, weights)
+    return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
+
+
+def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
+    from safetensors.torch import load_file
+
+    from mien.models.checkpoint import default_checkpoint, save_checkpoint
+    from mien.models.training import calibrate, train_fusion
+
+    dataset = _dataset(plan, progress)
+    speech = Path(plan.work) / "speech.safetensors"
+    encoders = {"audio": load_file(speech)} if "speech" in plan.stages and speech.is_file() else {}
+
+    def step(done: int, total: int, _: object) -> None:
+        if progress is not None:
+            progress("fusion", done, total)
+
+    work = Path(plan.work)
+    trained = train_fusion(
+        dataset, plan.fusion, encoders=encoders, state=work / "fusion.state", log_dir=work / "tensorboard", report=step
+    )
+    calibrate(trained.network, dataset, plan.fusion)
+    path = (Path(plan.out) / "cmmsf.safetensors") if plan.out else default_checkpoint()
+    corpora = sorted({s.labels.corpus for s in dataset.samples})
+    figures = {"step": trained.best.step, "loss": trained.best.loss, **trained.best.by_kind}
+    saved = save_checkpoint(
+        path, trained.network, figures=figures, training={"seed": plan.fusion.seed, "corpora": corpora}
+    )
+    return {"checkpoint": str(saved.path), "id": saved.id, "temperature": saved.header.temperature, **figures}
+
+
+_RUN_ALONE: dict[str, Callable[[TrainPlan], Any]] = {"text": _train_text, "face": _train_face}
+_RUN: dict[str, Callable[[TrainPlan, Progress | None], Any]] = {
+    "extract": _extract, "speech": _train_speech, "fusion": _train_fusion
+}  # fmt: skip
+
+
+def _key(corpora: Sequence[Corpus], settings: Any) -> str:
+    """What a stage's result depends on."""
+    names = [[c.name, len(c.items), c.path.stat().st_size, c.path.stat().st_mtime_ns] for c in corpora]
+    return hashlib.sha256(msgspec.json.encode([names, settings])).hexdigest()
+
+
+def _samples_key(dataset: Dataset, settings: Any) -> str:
+    return hashlib.sha256(
+        msgspec.json.encode([[s.labels.id for s in dataset.samples], dataset.specs, settings])
+    ).hexdigest()
+
+
+def _is_noted(note: Path, key: str, weights: Path) -> bool:
+    """Whether a stage is done: noted with this key, and its file still what it wrote."""
+    if not (note.is_file() and weights.is_file()):
+        return False
+    return note.read_text() == f"{key} {hashlib.sha256(weights.read_bytes()).hexdigest()}"
+
+
+def _note(note: Path, key: str, weights: Path) -> None:
+    write_whole(note, f"{key} {hashlib.sha256(weights.read_bytes()).hexdigest()}".encode())
