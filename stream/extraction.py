@@ -372,9 +372,9 @@ class Extractors:
                 if "audio" in self.modalities:
                     rows["audio"] = self.sound_rows(sound)
                 if self._asr and not words and "text" in self.modalities:
-                    words, word_times = self._recognise(sound)
+                    words, word_times = self.recognise(sound)
             if streams.has_video and item.video is not None and "vision" in self.modalities:
-                rows["vision"] = self._picture_rows(item)
+                rows["vision"] = self.picture_rows(item)
         if item.image is not None and "vision" in self.modalities:
             assert corpus is not None, "an image is a row of its corpus"
             assert corpus.images is not None
@@ -402,7 +402,8 @@ class Extractors:
         slot_ns = NS_PER_S // RATE_HZ
         return RawRows(made.values, made.valid, np.arange(len(made.values), dtype=np.int64) * slot_ns + slot_ns // 2)
 
-    def _picture_rows(self, item: CorpusItem) -> RawRows:
+    def picture_rows(self, item: CorpusItem) -> RawRows:
+        """Rows of the pictures of an item's clip."""
         from mien.stream.modalities import vision
         from mien.stream.sources.video import pictures, upright_bgr
 
@@ -422,7 +423,8 @@ class Extractors:
             times.append(t_ns - start_ns)
         return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
 
-    def _recognise(self, sound: Float32) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
+    def recognise(self, sound: Float32) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
+        """Words in a recording, and when each ends, in ns."""
         words: list[str] = []
         times: list[int] = []
         part = round(ASR_PART_S * SAMPLE_RATE)

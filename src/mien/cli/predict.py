@@ -1,0 +1,76 @@
+"""`mien predict`: offline predictions over clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="A clip, or a folder with clips.")],
+    checkpoint: Annotated[str, typer.Option(help="A .safetensors file; the default weights if not given.")] = "",
+    hop: Annotated[float, typer.Option(min=0.02, help="Seconds between predictions.")] = 0.5,
+    asr: Annotated[str, typer.Option(help="Recogniser: tiny.en, base, a folder, or none.")] = "tiny.en",
+    engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
+) -> None:  # fmt: skip
+    """Predict over clips, with the features and the model of the stream."""
+    import csv
+    import io
+    import json
+
+    from mien.emotions import EMOTIONS
+    from mien.engines.predictor import Predictor
+    from mien.errors import SourceError
+    from mien.models.checkpoint import check_extractors, load_checkpoint
+    from mien.models.datasets import write_whole
+    from mien.stream.extraction import Extractors, live_specs
+    from mien.stream.offline import clips_in, predict_clip, read_clip
+
+    loaded = load_checkpoint(checkpoint)
+    specs = {name: spec for name, spec in live_specs().items() if name in {s.name for s in loaded.specs}}
+    check_extractors(loaded, specs.values())
+    clips = clips_in(path)
+    predictor = Predictor(loaded, engine)
+    extractors = Extractors(tuple(specs), "" if asr == "none" else asr)
+    text = io.StringIO()
+    gates = [f"gate_{name}" for name in predictor.specs]
+    columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    if not as_json:
+        table.writeheader()
+    failed = 0
+    try:
+        for clip in clips:
+            try:
+                read = read_clip(clip, specs, extractors, asr != "none")
+            except SourceError as error:
+                failed += 1
+                typer.secho(f"skipped: {error}", fg=typer.colors.YELLOW, err=True)
+                continue
+            for moment in predict_clip(read, predictor, extractors, hop):
+                row: dict[str, object] = {"clip": str(clip), "t_s": round(moment.t_s, 3), "words": moment.words}
+                said = moment.outputs
+                if said is not None:
+                    row |= {"sentiment": said.sentiment, "emotion": max(said.emotions, key=said.emotions.__getitem__)}
+                    row |= said.emotions
+                    row |= {f"gate_{name}": share for name, share in said.gates.items()}
+                    row |= {"confidence": said.confidence, "model": said.model}
+                if as_json:
+                    text.write(json.dumps(row) + "\n")
+                else:
+                    table.writerow(row)
+            predictor.forget(str(clip))
+            if out is None:
+                typer.echo(text.getvalue(), nl=False)
+                text.seek(0)
+                text.truncate()
+    finally:
+        extractors.close()
+    if out is not None:
+        write_whole(out, text.getvalue().encode())
+    if failed == len(clips):
+        raise SourceError("no clip could be read")
