@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +70,20 @@ class TorchEngine(Engine):
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
 
 
+def has_cuda_gpu() -> bool:
+    """Whether torch can compute on an NVIDIA GPU.
+
+    The driver is asked first: a process that needs no torch would pay 300 MB and a second for importing it.
+    """
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 class TorchBackend:
     """Nothing is compiled and nothing is stored.
 
@@ -85,11 +101,7 @@ class TorchBackend:
     def missing(self) -> str | None:
         if not importlib.util.find_spec("torch"):
             return "torch is not installed: pip install 'mien[live]'"
-        if self.device == "cpu":
-            return None
-        import torch
-
-        return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
+        return None if self.device == "cpu" or has_cuda_gpu() else "torch finds no CUDA GPU"
 
     def versions(self) -> dict[str, str]:
         return {"torch": importlib.metadata.version("torch"), "device": self.device}
