@@ -78,7 +78,9 @@ def shortened(mask: Tensor, stride: int) -> Tensor:
     if stride == 1:
         return mask
     # A maximum over reshaped steps: TensorRT has no pooling that rounds its length up.
-    return F.pad(mask, (0, -mask.shape[1] % stride)).unflatten(1, (-1, stride)).amax(2)
+    padded = F.pad(mask, (0, -mask.shape[1] % stride))
+    # Not len(mask): that would be a constant in every captured graph.
+    return padded.reshape(mask.shape[0], -1, stride).amax(2)
 
 
 def around(steps: int, kernel: int, stride: int) -> tuple[int, int]:
