@@ -103,7 +103,7 @@ class OnnxBackend:
         # A thread that spins while it waits takes the core that a capture worker needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
         if optimised:
