@@ -60,8 +60,8 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def stride(self) -> int:
         """Input steps per step of the recurrence."""
         total = 1
-        for layer in (*self.planes, *self.front):
-            total *= layer.stride
+        for stride in [*(layer.stride for layer in self.planes), *(layer.stride for layer in self.front)]:
+            total *= stride
         return total
 
 

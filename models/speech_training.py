@@ -153,7 +153,7 @@ def measure_audio(network: CMMSF, samples: Sequence[Sample], spec: ModalitySpec)
             x = torch.from_numpy(np.stack([values for values, _ in windows]))
             mask = torch.from_numpy(np.stack([seen for _, seen in windows]))
             probabilities.append(torch.softmax(network.raw({AUDIO: x}, {AUDIO: mask}).logits, 1))
-        measures[corpus] = emotion_metrics([s.emotion for s in members], torch.cat(probabilities).numpy())
+        measures[corpus] = emotion_metrics([s.emotion or 0 for s in members], torch.cat(probabilities).numpy())
     return measures
 
 
@@ -163,21 +163,25 @@ def speaker_folds(dataset: Dataset, count: int) -> list[Dataset]:
     Speakers of each corpus are dealt out in order. The split "test" is left out.
     """
     samples = [s for s in dataset.samples if s.labels.split in ("train", "valid") and s.labels.speaker is not None]
-    fold_of = {}
+    fold_of: dict[tuple[str, str], int] = {}
     for corpus in sorted({s.labels.corpus for s in samples}):
-        speakers = sorted({s.labels.speaker for s in samples if s.labels.corpus == corpus})
+        speakers = sorted({_speaker(s) for s in samples if s.labels.corpus == corpus})
         fold_of |= {(corpus, speaker): index * count // len(speakers) for index, speaker in enumerate(speakers)}
     folds = []
     for fold in range(count):
         moved = []
         for sample in samples:
-            held = fold_of[sample.labels.corpus, sample.labels.speaker] == fold
+            held = fold_of[sample.labels.corpus, _speaker(sample)] == fold
             if held and sample.labels.copy:
                 continue
             labels = msgspec.structs.replace(sample.labels, split="valid" if held else "train")
             moved.append(Sample(labels, sample.tracks))
         folds.append(Dataset(dataset.specs, moved))
     return folds
+
+
+def _speaker(sample: Sample) -> str:
+    return sample.labels.speaker or ""
 
 
 def _copies(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
