@@ -90,8 +90,8 @@ class RowPerturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     window: int = 160
-    tempo: float = 0.15
-    bands: int = 2
+    tempo: float = 0.1
+    bands: int = 1
     level: float = 1.0
     hidden_bands: int = 10
     hidden_steps: int = 20

@@ -53,9 +53,9 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warm_up: int = 50
-    dropout: float = 0.3
-    mixup: float = 0.2
-    label_smoothing: float = 0.1
+    dropout: float = 0.15
+    mixup: float = 0.0
+    label_smoothing: float = 0.05
     average: float = 0.99
     balance: float = 0.5
     gradient_clip: float = 2.0
