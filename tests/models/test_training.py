@@ -1,0 +1,189 @@
+"""Training of the fusion: it learns, the same way every time, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.architecture import ModelConfig
+from mien.models.batches import Perturbation, Perturber, whole_windows
+from mien.models.cmmsf import CMMSF
+from mien.models.datasets import Dataset, make_statistics
+from mien.models.evaluation import figures, score, torch_runner
+from mien.models.pairing import Pairing, emotions_of_valence, paired_set, single
+from mien.models.protocols import fusion, robustness, streaming
+from mien.models.training import Evaluation, FusionTraining, calibrate, fit_temperature, train_fusion
+from tests.models.made_data import SPECS, made_dataset
+
+QUICK = FusionTraining(
+    steps=24, batch=16, evaluate_every=8, warm_up=5, ema=0.9, valid_items=42, learning_rate=4e-3, bf16=False,
+    model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return made_dataset()
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Dataset) -> CMMSF:
+    settings = msgspec.structs.replace(QUICK, steps=160, evaluate_every=40)
+    network = train_fusion(dataset, settings).network
+    calibrate(network, dataset, settings)
+    return network
+
+
+def weights(network: CMMSF) -> dict[str, torch.Tensor]:
+    return network.state_dict()
+
+
+def test_it_learns_each_modality_and_their_pairs(dataset: Dataset, trained: CMMSF) -> None:
+    run, valid = torch_runner(trained), dataset.split("valid")
+    for name in SPECS:
+        groups = [single(s) for s in valid if name in s.tracks]
+        assert figures(groups, score(run, SPECS, groups, [name]))["emotion"]["uar"] > 0.5
+    groups = paired_set(valid, list(SPECS), 70)
+    scores = score(run, SPECS, groups, list(SPECS))
+    assert figures(groups, scores)["emotion"]["uar"] > 0.7
+    np.testing.assert_allclose(scores.gates.sum(1), 1, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(dataset: Dataset) -> None:
+    first, again = train_fusion(dataset, QUICK), train_fusion(dataset, QUICK)
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(first.network).values(), weights(again.network).values(), strict=True)
+    )
+    assert first.history == again.history
+    other = train_fusion(dataset, msgspec.structs.replace(QUICK, seed=7))
+    assert other.best.loss != first.best.loss
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(dataset: Dataset, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(step: int, _: int, __: Evaluation | None) -> None:
+        if step == 18:
+            raise StoppedError
+
+    whole = train_fusion(dataset, QUICK)
+    with pytest.raises(StoppedError):
+        train_fusion(dataset, QUICK, state=tmp_path / "state", report=stop)
+    resumed = train_fusion(dataset, QUICK, state=tmp_path / "state")
+    assert resumed.history == whole.history
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(whole.network).values(), weights(resumed.network).values(), strict=True)
+    )
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    def stop(step: int, _: int, __: Evaluation | None) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_fusion(dataset, QUICK, state=tmp_path / "state", report=stop)
+    with pytest.raises(DataError, match="other settings"):
+        train_fusion(dataset, msgspec.structs.replace(QUICK, batch=8), state=tmp_path / "state")
+
+
+def test_validation_items_are_never_trained_on(dataset: Dataset) -> None:
+    poisoned = Dataset(dataset.specs, [*dataset.split("train"), *dataset.split("valid")])
+    settings = msgspec.structs.replace(QUICK, steps=8)
+    clean = train_fusion(poisoned, settings).network
+    for sample in poisoned.split("valid"):
+        for track in sample.tracks.values():
+            track.values[:] = 5.0
+    try:
+        dirty = train_fusion(poisoned, settings).network
+    finally:
+        dataset.samples[:] = made_dataset().samples
+    assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(dirty).values(), strict=True))
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_missing_split_is_an_error(dataset: Dataset, split: str) -> None:
+    with pytest.raises(DataError, match="`train` and `valid`"):
+        train_fusion(Dataset(dataset.specs, dataset.split(split)), QUICK)
+
+
+def test_pairs_are_of_one_emotion_and_of_the_samples_given(dataset: Dataset) -> None:
+    train = dataset.split("train")
+    pairing, random = Pairing(train), np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        group = pairing.draw(list(SPECS), random)
+        emotions = {s.emotion for s in group.members.values()}
+        assert len(emotions) == 1
+        assert all(s.labels.split == "train" for s in group.members.values())
+        assert group.emotions is not None
+        assert group.emotions[emotions.pop()] == 1
+        seen.add(group.emotions)
+    assert len(seen) == 7
+
+
+def test_a_sentence_goes_with_emotions_of_its_valence() -> None:
+    named = [[EMOTIONS[e] for e in emotions_of_valence(s)] for s in (-2.0, 0.2, 1.0)]
+    assert named == [["sad", "angry", "fear", "disgust"], ["neutral"], ["happy"]]
+
+
+def test_training_windows_lose_parts_and_keep_at_least_something(dataset: Dataset) -> None:
+    perturber = Perturber(SPECS, make_statistics(dataset.split("train"), SPECS), Perturbation())
+    pairing, random = Pairing(dataset.split("train")), np.random.default_rng(0)
+    groups = [pairing.draw(list(SPECS), random) for _ in range(200)]
+    batch = perturber.batch(groups, random)
+    there = torch.stack([mask.any(1) for mask in batch.mask.values()])
+    assert there.any(0).all()
+    assert 0.05 < 1 - there.float().mean() < 0.25
+    for name, features in batch.features.items():
+        assert (features[batch.mask[name] == 0] == 0).all()
+        assert torch.isfinite(features).all()
+
+
+def test_long_clips_are_judged_by_several_windows(dataset: Dataset) -> None:
+    sample = next(s for s in dataset.samples if "audio" in s.tracks)
+    long = type(sample)(msgspec.structs.replace(sample.labels, duration_ns=11_000_000_000), sample.tracks)
+    ends = [end for _, end in whole_windows(long, ["audio"])]
+    assert ends == [5_000_000_000, 7_500_000_000, 10_000_000_000, 11_000_000_000]
+
+
+def test_temperature_undoes_overconfidence() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 7, generator=random)
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    targets = torch.nn.functional.one_hot(labels, 7).float()
+    assert fit_temperature(logits * 2.5, targets) == pytest.approx(2.5, rel=0.1)
+
+
+def test_protocols_report_what_they_promise(dataset: Dataset, trained: CMMSF) -> None:
+    run, valid, names = torch_runner(trained), dataset.split("valid"), list(SPECS)
+    texts = [s for s in valid if "text" in s.tracks]
+    groups = [single(s) for s in texts]
+    robust = robustness(run, SPECS, groups, names, [0.0, 0.9])
+    assert robust["rates"]["0.0"]["emotion"]["uar"] >= robust["rates"]["0.9"]["emotion"]["uar"]
+    assert robust["mean"]["emotion"]["uar"] == pytest.approx(
+        np.mean([robust["rates"][r]["emotion"]["uar"] for r in ("0.0", "0.9")])
+    )
+    live = streaming(run, SPECS, texts, names)
+    whole = figures(groups, score(run, SPECS, groups, names))
+    assert live["shares"]["1.0"]["emotion"]["uar"] == pytest.approx(whole["emotion"]["uar"])
+    assert next(iter(live["shares"])) == "0.1"
+    scales = {n: (np.array(s.mean, np.float32), np.array(s.std, np.float32))
+              for n, s in make_statistics(dataset.split("train"), SPECS).items()}  # fmt: skip
+    made = fusion(run, SPECS, valid, names, scales, size=70)
+    assert set(made["subsets"]) == {
+        "text", "audio", "vision", "text+audio", "text+vision", "audio+vision", "text+audio+vision"
+    }  # fmt: skip
+    assert made["subsets"]["text"]["gates"] == pytest.approx([1, 0, 0])
+    assert made["gain_over_best_single"] == pytest.approx(
+        made["subsets"]["text+audio+vision"]["uar"] - max(made["subsets"][n]["uar"] for n in names)
+    )
