@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
 
-FORMAT = "mien-face"
+_METADATA = "mien-face"
 
 
 class FaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +37,13 @@ class FaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crop: str = ""
 
 
+class FaceMetadata(msgspec.Struct, frozen=True):
+    """What a weights file says of itself. `notes`: how it was trained."""
+
+    config: FaceConfig
+    notes: dict[str, str] = {}
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions around a shortcut. Starts as the identity, which lets a high learning rate begin."""
 
@@ -54,7 +61,7 @@ class ResidualBlock(nn.Module):
 
 
 class FaceCNN(nn.Module):
-    """About 0.8 million parameters and 48 million multiplications a face with the default sizes."""
+    """About 0.8 million parameters and 2 x 48 million multiplications a face with the default sizes."""
 
     def __init__(self, config: FaceConfig | None = None) -> None:
         super().__init__()
@@ -83,12 +90,18 @@ class FaceCNN(nn.Module):
         Returns:
             embedding (B, 64) in -1 ... 1, and logits (B, 7) in the order of EMOTIONS.
         """
+        # A face and its mirror image show the same: what both look like is worth a point of accuracy, and a camera that
+        # mirrors changes nothing.
+        embedding = self._embed(crop) if self.training else (self._embed(crop) + self._embed(crop.flip(3))) / 2
+        return embedding, self.classify(embedding)
+
+    def _embed(self, crop: Tensor) -> Tensor:
         centred = crop - crop.mean(dim=(2, 3), keepdim=True)
         # A flat picture stays flat instead of its noise being blown up: one grey level is the least contrast.
         contrast = (centred.square().mean(dim=(2, 3), keepdim=True) + 1.0).sqrt()
         pooled = self.features(centred / contrast).mean(dim=(2, 3))
-        embedding = self.embed(self.dropout(pooled))
-        return embedding, self.classify(embedding)
+        embedding: Tensor = self.embed(self.dropout(pooled))
+        return embedding
 
 
 def _halve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -107,10 +120,12 @@ def save_face(model: FaceCNN, path: Path, notes: dict[str, str] | None = None) -
         for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    metadata = {"format": FORMAT, "config": msgspec.json.encode(model.config).decode(), **(notes or {})}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    metadata = {_METADATA: msgspec.json.encode(FaceMetadata(model.config, notes or {}), order="sorted").decode()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata=metadata)
+    partial.chmod(0o644)  # safetensors leaves it to its owner alone, and an installed copy would be nobody else's
     partial.replace(path)
 
 
@@ -126,11 +141,11 @@ def load_face(path: Path) -> FaceCNN:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read face weights {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} holds no face weights (its format is {metadata.get('format')!r})")
+    if _METADATA not in metadata:
+        raise CheckpointError(f"{path} holds no face weights")
     try:
-        config = msgspec.json.decode(metadata["config"], type=FaceConfig)
-    except (KeyError, msgspec.DecodeError) as error:
+        config = msgspec.json.decode(metadata[_METADATA], type=FaceMetadata).config
+    except msgspec.DecodeError as error:
         raise CheckpointError(f"{path} carries no config that this version of mien can read: {error}") from error
     if config.emotions != EMOTIONS:
         raise CheckpointError(f"{path} was trained for other emotions: {', '.join(config.emotions)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 import time
@@ -32,19 +33,23 @@ class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to train.
 
     Attributes:
-        learning_rate: its peak; it rises over `warmup` (a share of all steps) and falls to zero along a cosine.
+        learning_rate: its peak; it rises over `warmup` (a share of a cycle) and falls to zero along a cosine.
+        restarts: epochs after which a new cycle begins, with `restart_decay` times the peak of the one before
+            (Loshchilov & Hutter, SGDR, ICLR 2017).
         balance: exponent of the class weights `(mean count / count) ** balance`; 0 leaves classes as they are, 1 makes
             them count alike.
         ema: decay of the averaged weights, which are what is validated and kept.
         bf16: compute in bfloat16; None: where the processor multiplies in it.
     """
 
-    epochs: int = 28
+    epochs: int = 36
     batch: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     momentum: float = 0.9
     warmup: float = 0.1
+    restarts: tuple[int, ...] = (20,)
+    restart_decay: float = 0.5
     label_smoothing: float = 0.1
     balance: float = 0.33
     ema: float = 0.998
@@ -128,7 +133,7 @@ def train_face(
         model.train()
         for index, (crops, soft) in enumerate(_batches(pixels, targets, training, generator)):
             step = run.epoch * steps + index
-            rate = _learning_rate(training, step / (epochs * steps))
+            rate = _learning_rate(training, run.epoch + index / steps, epochs)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                 _, logits = model(crops.to(device))
             loss = _weighted_loss(logits.float(), soft.to(device), weights)
@@ -262,11 +267,15 @@ def _weighted_loss(logits: Tensor, soft: Tensor, weights: Tensor) -> Tensor:
     return -(share * F.log_softmax(logits, dim=1)).sum() / share.sum()
 
 
-def _learning_rate(training: FaceTraining, done: float) -> float:
-    """One cycle. `done`: share of all steps so far, 0 ... 1."""
+def _learning_rate(training: FaceTraining, epoch: float, epochs: int) -> float:
+    """`epoch`: how many are done, with fractions, of `epochs`."""
+    bounds = [0, *(restart for restart in sorted(training.restarts) if restart < epochs), epochs]
+    cycle = bisect.bisect_right(bounds, epoch) - 1
+    peak = training.learning_rate * training.restart_decay**cycle
+    done = (epoch - bounds[cycle]) / (bounds[cycle + 1] - bounds[cycle])
     if done < training.warmup:
-        return training.learning_rate * (0.04 + 0.96 * done / training.warmup)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - training.warmup) / (1 - training.warmup)))
+        return peak * (0.04 + 0.96 * done / training.warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * (done - training.warmup) / (1 - training.warmup)))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 # Corners of the two eyes and of the mouth in MediaPipe's face mesh, as they stand in the picture from left to right.
 _CORNERS = np.array([(33, 133), (362, 263), (61, 291)])
+_FINEST = 64  # samples a pixel and side: a face of 3000 pixels
 # Where the middles of these pairs fall in the crop, in pixels: their medians over the training faces of FER2013, whose
 # framing is therefore kept.
 _TEMPLATE = np.array([(14.7, 18.3), (32.3, 18.3), (23.5, 36.3)])
@@ -42,7 +43,7 @@ def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
         return np.asarray(whole, np.uint8)
     forward = _similarity(landmarks[_CORNERS].mean(axis=1).astype(np.float64), _TEMPLATE)
     # A large face is sampled finely and then averaged: sampling it at 48 x 48 at once would alias.
-    finer = max(1, round(1.0 / float(np.hypot(forward[0, 0], forward[1, 0]))))
+    finer = max(1, round(1.0 / max(float(np.hypot(forward[0, 0], forward[1, 0])), 1.0 / _FINEST)))
     forward = forward * finer
     forward[:, 2] += (finer - 1) / 2
     side = CROP_SIZE * finer
@@ -60,7 +61,7 @@ def _similarity(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]
     # A point of the plane is a complex number here; a turn with a scale is then one complex factor.
     origin = (source - source_mean) @ np.array([1, 1j])
     goal = (target - target_mean) @ np.array([1, 1j])
-    # Landmarks that fall into one point have no scale; any finite one will do.
+    # Landmarks that fall into one point have no scale; zero is as good as any.
     factor = np.vdot(origin, goal) / max(float(np.vdot(origin, origin).real), 1e-6)
     turn = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return np.column_stack([turn, target_mean - turn @ source_mean])

@@ -231,4 +231,4 @@ def pictures(path: Path) -> Iterator[tuple[int, Any]]:
 def upright_bgr(frame: Any) -> UInt8:
     """A decoded frame as (H, W, 3) BGR, turned as its display matrix says: telephones film sideways."""
     image = frame.to_ndarray(format="bgr24")
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+    return np.ascontiguousarray(np.rot90(image, round(getattr(frame, "rotation", 0) / 90) % 4))

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mien.asset_manifest import ASSETS
+from mien.assets import asset_path
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.config import AssetsConfig, load_config
+from mien.errors import AssetError, CheckpointError
+from mien.messages import Float32
+from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
+from mien.stream.modalities.face_mesh import Box, FaceMesh, overlap
+from mien.stream.modalities.vision import (
+    BLENDSHAPES,
+    EMBEDDING,
+    POSE,
+    SPEC,
+    VisionExtractor,
+    create,
+    face_network,
+    find_in_still,
+    head_pose,
+)
+from mien.stream.modality import Rows
+from tests.stream.pictures import UInt8, beside, head, portrait, write_clip
+
+assets = pytest.mark.assets
+YAW, PITCH, ROLL, X, Y, SCALE = range(POSE.start, POSE.stop)
+
+
+@pytest.fixture
+def task() -> Path:
+    try:
+        return asset_path("face-landmarker", AssetsConfig(offline=True))
+    except AssetError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def extractor(task: Path) -> VisionExtractor:  # noqa: ARG001 - skips without it
+    return VisionExtractor(AssetsConfig(offline=True))
+
+
+def face_at(corners: list[tuple[float, float]]) -> Float32:
+    """Landmarks of which only those that the crop is aligned by are where a face has them."""
+    landmarks = np.zeros((MESH_POINTS, 2), np.float32)
+    landmarks[[33, 133, 362, 263, 61, 291]] = corners
+    return landmarks
+
+
+def shapes() -> UInt8:
+    """A smooth picture of which no part is like another, (200, 200) grey."""
+    noise = np.random.default_rng(1).integers(0, 255, (14, 14), np.uint8)
+    return np.asarray(cv2.resize(noise, (200, 200), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+FACE = face_at([(70, 80), (90, 80), (110, 80), (130, 80), (85, 120), (115, 120)])
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(20.0, 1.0), (-35.0, 1.0), (0.0, 2.5), (10.0, 0.6)])
+def test_the_crop_does_not_depend_on_where_a_face_is(angle: float, scale: float) -> None:
+    image = shapes()
+    motion = cv2.getRotationMatrix2D((100.0, 100.0), angle, scale)
+    motion[:, 2] += (scale * 100, scale * 60)
+    moved = cv2.warpAffine(image, motion, (700, 600), flags=cv2.INTER_CUBIC)
+    landmarks = (FACE @ motion[:, :2].T + motion[:, 2]).astype(np.float32)
+    still, turned = aligned_crop(image, FACE), aligned_crop(np.asarray(moved, np.uint8), landmarks)
+    assert still.shape == turned.shape == (48, 48)
+    assert still.dtype == np.uint8
+    assert still.std() > 20
+    assert np.abs(still.astype(int) - turned).mean() < 4
+
+
+def test_grey_and_colour_give_one_crop() -> None:
+    grey = shapes()
+    assert np.array_equal(aligned_crop(grey, FACE), aligned_crop(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), FACE))
+
+
+def test_without_landmarks_the_whole_picture_is_the_face() -> None:
+    small = np.random.default_rng(0).integers(0, 255, (48, 48), np.uint8)
+    assert np.array_equal(aligned_crop(small, None), small)
+    large = cv2.resize(small, (480, 480), interpolation=cv2.INTER_NEAREST)
+    assert np.array_equal(aligned_crop(np.asarray(large, np.uint8), None), small)
+
+
+def test_landmarks_in_one_point_still_give_a_crop() -> None:
+    assert aligned_crop(shapes(), np.full((MESH_POINTS, 2), 50.0, np.float32)).shape == (48, 48)
+
+
+def test_head_pose_is_the_angles_the_matrix_was_made_of() -> None:
+    yaw, pitch, roll = 0.5, -0.3, 0.2
+    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[:3, :3] = about_y @ about_x @ about_z
+    matrix[:3, 3] = 5.0, -10.0, -25.0
+    assert np.allclose(head_pose(matrix), [yaw, pitch, roll, 0.2, -0.4, 2.0], atol=1e-6)
+    matrix[:3, 3] = 1.0, 1.0, 0.0
+    assert np.isfinite(head_pose(matrix)).all()
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    box: Box = (0.0, 0.0, 2.0, 2.0)
+    assert overlap(box, box) == 1.0
+    assert overlap(box, (1.0, 0.0, 3.0, 2.0)) == pytest.approx(1 / 3)
+    assert overlap(box, (2.0, 2.0, 3.0, 3.0)) == 0.0
+
+
+def test_the_extractor_names_all_that_its_rows_depend_on() -> None:
+    assert SPEC.dim == EMBEDDING.stop == 122
+    assert ASSETS["face-landmarker"].files[0].sha256[:8] in SPEC.extractor
+    assert face_network().version.split("-")[1] in SPEC.extractor
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"face\.safetensors"):
+        face_network(tmp_path / "face.safetensors")
+
+
+@assets
+def test_a_smile_is_a_row(extractor: VisionExtractor) -> None:
+    values, valid, view = extractor.row(portrait(), 0)
+    assert valid
+    assert values.shape == (SPEC.dim,)
+    assert values.dtype == np.float32
+    assert np.isfinite(values).all()
+    assert (values[BLENDSHAPES] >= 0).all()
+    assert (values[BLENDSHAPES] <= 1).all()
+    assert values[BLENDSHAPES][[44, 45]].min() > 0.6  # mouthSmileLeft, mouthSmileRight
+    assert np.abs(values[[YAW, PITCH, ROLL]]).max() < 0.6
+    assert values[X] < 0.0 < values[Y]  # up and a little to the left
+    assert np.abs(values[EMBEDDING]).max() <= 1
+    assert values[EMBEDDING].std() > 0.1
+    assert view.faces == 1
+    assert view.logits is not None
+    assert view.logits.argmax() == 1  # happy
+    assert view.box is not None
+    assert overlap(view.box, (180, 70, 270, 180)) > 0.7
+
+
+@assets
+def test_a_mirrored_head_turns_the_other_way(extractor: VisionExtractor) -> None:
+    values, _, _ = extractor.row(portrait(), 0)
+    extractor.reset()
+    mirrored, _, _ = extractor.row(np.ascontiguousarray(portrait()[:, ::-1]), 0)
+    assert values[ROLL] == pytest.approx(-mirrored[ROLL], abs=0.04)
+    assert values[X] == pytest.approx(-mirrored[X], abs=0.02)
+    assert values[PITCH] == pytest.approx(mirrored[PITCH], abs=0.04)
+    assert values[SCALE] == pytest.approx(mirrored[SCALE], rel=0.05)
+
+
+@assets
+def test_still_and_live_pictures_give_the_same_crop(extractor: VisionExtractor, task: Path) -> None:
+    stills = FaceMesh(task, moving=False)
+    photograph = portrait()
+    live = extractor.row(photograph, 0)[2].crop
+    found = stills.find(np.ascontiguousarray(photograph[..., ::-1]))
+    assert found is not None
+    assert live is not None
+    assert np.array_equal(live, aligned_crop(photograph, found.landmarks))
+
+    # As FER2013 has it: a grey picture of 48 x 48 in which the face fills most.
+    small = np.asarray(cv2.resize(photograph[45:205, 145:305], (48, 48), interpolation=cv2.INTER_AREA), np.uint8)
+    small = np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8)
+    values, valid, view = extractor.still(small)
+    face = find_in_still(stills, small)
+    assert valid
+    assert view.faces == 1
+    assert face is not None
+    assert view.crop is not None
+    assert np.array_equal(view.crop, aligned_crop(small, face.landmarks))
+    # And it is the crop of the photograph, but for what 48 pixels cannot hold.
+    assert np.corrcoef(view.crop.ravel(), live.ravel())[0, 1] > 0.93
+    assert values[BLENDSHAPES][[44, 45]].min() > 0.4
+
+
+@assets
+def test_a_still_without_landmarks_has_an_embedding_all_the_same(extractor: VisionExtractor) -> None:
+    nothing = np.random.default_rng(0).integers(0, 255, (48, 48), np.uint8)
+    values, valid, view = extractor.still(nothing)
+    assert valid
+    assert view.faces == 0
+    assert view.crop is not None
+    assert np.array_equal(view.crop, nothing)
+    assert not values[: POSE.stop].any()
+    assert values[EMBEDDING].any()
+
+
+@assets
+def test_no_face_is_a_row_without_evidence(extractor: VisionExtractor) -> None:
+    values, valid, view = extractor.row(np.full((480, 640, 3), 90, np.uint8), 0)
+    assert not valid
+    assert values.shape == (SPEC.dim,)
+    assert not values.any()
+    assert (view.faces, view.box, view.crop) == (0, None, None)
+
+
+@assets
+def test_a_view_with_gaps_between_its_rows_is_read_right(extractor: VisionExtractor) -> None:
+    wide = np.zeros((512, 600, 3), np.uint8)
+    wide[:, :512] = portrait()
+    values, valid, _ = extractor.row(wide[:, :512], 0)
+    extractor.reset()
+    assert valid
+    assert np.array_equal(values, extractor.row(portrait(), 0)[0])
+
+
+def moving(count: int) -> list[UInt8]:
+    """A portrait that wanders and turns."""
+    images = []
+    for index in range(count):
+        motion = cv2.getRotationMatrix2D((225.0, 125.0), 8 * np.sin(index / 4), 1.0)
+        motion[:, 2] += (20 * np.sin(index / 6), 10 + index)
+        images.append(np.asarray(cv2.warpAffine(portrait(), motion, (512, 512)), np.uint8))
+    return images
+
+
+@assets
+def test_rows_depend_on_time_since_the_first_frame_only(extractor: VisionExtractor) -> None:
+    def rows(start_ns: int) -> Float32:
+        extractor.reset()
+        return np.stack([extractor.row(image, start_ns + k * 40 * NS_PER_MS)[0] for k, image in enumerate(moving(8))])
+
+    first = rows(0)
+    assert np.abs(np.diff(first, axis=0)).max() > 0
+    assert np.array_equal(first, rows(1_763_000_000_123_456_789))
+
+
+@assets
+def test_of_two_faces_the_larger_is_followed_and_both_are_counted(extractor: VisionExtractor) -> None:
+    far, near = head(180), head(300)
+    for left, right in ((far, near), (near, far)):
+        extractor.reset()
+        for index in range(4):
+            _, valid, view = extractor.row(beside(left, right), index * 40 * NS_PER_MS)
+            assert valid
+            assert view.faces == 2
+            assert view.box is not None
+            assert (view.box[0] > 320) == (right is near)
+
+
+@assets
+def test_a_face_is_followed_until_another_is_clearly_larger(extractor: VisionExtractor) -> None:
+    def play(left: int, right: int, seconds: float) -> list[bool]:
+        """Whether the right one was followed, for each frame with a row."""
+        nonlocal t_ns
+        followed = []
+        for _ in range(round(seconds * 25)):
+            t_ns += 40 * NS_PER_MS
+            _, valid, view = extractor.row(beside(head(left), head(right)), t_ns)
+            if valid and view.box is not None:
+                followed.append(view.box[0] > 320)
+        return followed
+
+    t_ns = 0
+    assert not any(play(240, 200, 0.4))
+    assert not any(play(240, 260, 1.0))  # a little larger is no reason to change
+    changed = play(180, 300, 1.2)
+    assert changed[-1]
+    assert len(changed) >= 25  # at most a few frames are lost on the way
+    assert all(play(180, 300, 0.8))
+
+
+@assets
+def test_a_damaged_landmarker_is_named(tmp_path: Path) -> None:
+    damaged = tmp_path / "face_landmarker.task"
+    damaged.write_bytes(b"not a task")
+    with pytest.raises(AssetError, match=r"face_landmarker\.task"):
+        FaceMesh(damaged, moving=True)
+
+
+@assets
+def test_a_clip_through_the_modality_is_the_extractors_rows(
+    extractor: VisionExtractor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = [*moving(10), *[np.full((512, 512, 3), 60, np.uint8)] * 5]
+    clip = write_clip(tmp_path / "clip.mp4", images)
+    start_ns = 1_763_000_000 * NS_PER_S
+
+    def play() -> list[Rows]:
+        config = load_config(None, {"video.source": str(clip), "clip.fast": True, "assets.offline": True})
+        modality = create(config, Clock())
+        assert modality.health().state == "starting"
+        modality.prepare()
+        modality.start(start_ns)
+        made = [rows for rows in modality.rows() if rows is not None]
+        health = modality.health()
+        assert (health.state, health.drops, health.last_error) == ("ended", {}, None)
+        assert health.detail["source"] == "clip.mp4"
+        modality.close()
+        modality.close()
+        return made
+
+    first, second = play(), play()
+    assert capfd.readouterr().err == ""
+    assert len(first) == len(images)
+    assert [rows.t_end_ns for rows in first] == [start_ns + k * 40 * NS_PER_MS for k in range(len(images))]
+    assert all(rows.t_start_ns <= rows.times_ns[0] == rows.t_end_ns for rows in first)
+    assert all("read" in rows.stamps for rows in first)
+    valid = np.concatenate([rows.valid for rows in first])
+    assert valid[:10].all()
+    assert not valid[-3:].any()
+    assert np.array_equal(np.stack([r.values for r in first]), np.stack([r.values for r in second]))
+
+    import av
+
+    extractor.reset()
+    with av.open(str(clip)) as container:
+        for rows, frame in zip(first, container.decode(video=0), strict=True):
+            image = np.ascontiguousarray(frame.to_ndarray(format="bgr24"))
+            assert np.array_equal(extractor.row(image, int(frame.time * NS_PER_S))[0], rows.values[0])
