@@ -74,6 +74,13 @@ class Skipped(msgspec.Struct, frozen=True):
     reason: str
 
 
+class _Contents(msgspec.Struct, frozen=True):
+    """The metadata of a shard."""
+
+    items: list[Labels]
+    skipped: list[Skipped]
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished dataset holds. `counts` is by corpus and split."""
 
@@ -235,11 +242,9 @@ def write_shard(
         tensors[f"{name}.times_ns"] = _joined([r.times_ns for r in there], np.zeros(0, np.int64))
         # -1: the item does not have this modality. 0: it has, and nothing was there.
         tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
-    metadata = {
-        "items": msgspec.json.encode([labels for labels, _ in items]).decode(),
-        "skipped": msgspec.json.encode(list(skipped)).decode(),
-    }
-    write_whole(path, save(tensors, metadata))
+    # One entry: safetensors writes several in no order, and the same items are to make the same bytes.
+    contents = _Contents([labels for labels, _ in items], list(skipped))
+    write_whole(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}))
 
 
 def _joined(parts: list[npt.NDArray[np.generic]], empty: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -257,8 +262,14 @@ def read_shard(
     try:
         with safe_open(path, framework="np") as tensors:
             metadata = tensors.metadata() or {}
-            labels = msgspec.json.decode(metadata["items"], type=list[Labels])
-            skipped = msgspec.json.decode(metadata["skipped"], type=list[Skipped])
+            if "mien" in metadata:
+                contents = msgspec.json.decode(metadata["mien"], type=_Contents)
+            else:
+                contents = _Contents(
+                    msgspec.json.decode(metadata["items"], type=list[Labels]),
+                    msgspec.json.decode(metadata["skipped"], type=list[Skipped]),
+                )
+            labels, skipped = contents.items, contents.skipped
             rows: list[dict[str, RawRows]] = [{} for _ in labels]
             for spec in specs:
                 values, valid, times_ns, lengths = (

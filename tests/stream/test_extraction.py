@@ -1,0 +1,133 @@
+"""Extraction gives the live extractors' rows, goes on where it was stopped, and lists what it left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mien.errors import DataError
+from mien.models.datasets import read_dataset, read_manifest
+from mien.stream.extraction import ExtractOptions, extract, shortened
+from mien.stream.labelled import read_labelled
+from mien.stream.modalities.audio import AudioExtractor
+from mien.stream.sources.clip import read_sound
+
+AUDIO = ExtractOptions(modalities=("audio",))
+
+
+def tone(seconds: float, pitch_hz: float) -> np.ndarray:
+    t = np.arange(int(seconds * 16_000)) / 16_000
+    return (0.3 * np.sin(2 * np.pi * pitch_hz * t) * (1 + np.sin(2 * np.pi * 4 * t)) / 2).astype(np.float32)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    lines = ["file,emotion,sentiment,speaker,split,start,end"]
+    for number in range(5):
+        soundfile.write(folder / f"{number}.wav", tone(1.0 + 0.2 * number, 120 + 40 * number), 16_000)
+        emotion, split = "happy" if number % 2 else "sad", "valid" if number == 4 else "train"
+        lines.append(f"{number}.wav,{emotion},{number - 2},s{number},{split},,")
+    lines += [
+        "3.wav,sad,,s3,train,0.2,0.9",
+        "missing.wav,sad,,s9,train,,",
+        "0.wav,sad,,s0,train,2.0,2.0",
+        "broken.wav,sad,,s8,train,,",
+    ]
+    (folder / "broken.wav").write_bytes(b"RIFF this is no sound")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_rows_are_those_of_the_live_extractor(clips: Path, tmp_path: Path) -> None:
+    extract([clips], tmp_path / "out", AUDIO, jobs=1)
+    dataset = read_dataset(tmp_path / "out")
+    sample = next(s for s in dataset.samples if s.labels.id == "2.wav")
+    expected = AudioExtractor().extract(read_sound(clips / "2.wav"))
+    np.testing.assert_array_equal(sample.tracks["audio"].mask, expected.valid.astype(np.float32))
+    np.testing.assert_array_equal(sample.tracks["audio"].values, expected.values * expected.valid[:, None])
+    assert sample.labels.speaker == "s2"
+    assert sample.labels.sentiment == 0
+    part = [s for s in dataset.samples if s.labels.duration_ns == 700_000_000]
+    assert len(part) == 1
+    assert len(part[0].tracks["audio"].values) == 35
+
+
+def test_what_cannot_be_read_is_listed_with_its_reason(clips: Path, tmp_path: Path) -> None:
+    manifest = extract([clips], tmp_path / "out", AUDIO, jobs=1)
+    reasons = {s.id: s.reason for s in manifest.skipped}
+    assert reasons["missing.wav"] == "clip missing"
+    assert reasons["0.wav"] == "zero duration"
+    assert "broken.wav" in reasons["broken.wav"]
+    assert manifest.counts == {"clips": {"train": 5, "valid": 1}}
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same(clips: Path, tmp_path: Path) -> None:
+    options = ExtractOptions(modalities=("audio",), audio_copies=1)
+    extract([clips], tmp_path / "whole", options, jobs=1)
+    extract([clips], tmp_path / "out", options, jobs=1)
+    (tmp_path / "out" / "manifest.json").unlink()
+    shard = tmp_path / "out" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:100])  # as if the power had failed, on a file system without order
+    seen: list[int] = []
+    extract([clips], tmp_path / "out", options, jobs=1, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 0
+    for name in ("shard-00000.safetensors", "manifest.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    seen.clear()
+    extract([clips], tmp_path / "out", options, jobs=1, progress=lambda done, _: seen.append(done))
+    assert len(seen) == 1  # everything was there
+
+
+def test_a_folder_of_another_run_is_refused(clips: Path, tmp_path: Path) -> None:
+    extract([clips], tmp_path / "out", AUDIO, jobs=1)
+    with pytest.raises(DataError, match="other corpora, options or extractors"):
+        extract([clips], tmp_path / "out", ExtractOptions(modalities=("audio",), limit=2), jobs=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear diary")
+    with pytest.raises(DataError, match="not empty"):
+        extract([clips], tmp_path / "mine", AUDIO, jobs=1)
+
+
+def test_processes_give_what_one_gives(clips: Path, tmp_path: Path) -> None:
+    extract([clips], tmp_path / "one", AUDIO, jobs=1)
+    extract([clips, clips], tmp_path / "two", AUDIO, jobs=2)
+    one = (tmp_path / "one" / "shard-00000.safetensors").read_bytes()
+    assert (tmp_path / "two" / "shard-00000.safetensors").read_bytes() == one
+    assert (tmp_path / "two" / "shard-00001.safetensors").read_bytes() == one
+
+
+def test_copies_are_for_training_only(clips: Path, tmp_path: Path) -> None:
+    extract([clips], tmp_path / "out", ExtractOptions(modalities=("audio",), audio_copies=2), jobs=1)
+    dataset = read_dataset(tmp_path / "out")
+    copies = [s for s in dataset.samples if s.labels.copy]
+    assert len(copies) == 10
+    assert {s.labels.split for s in copies} == {"train"}
+    assert read_manifest(tmp_path / "out").counts == {"clips": {"train": 5, "valid": 1}}
+
+
+def test_a_corpus_is_extracted_once_and_found_again(clips: Path, tmp_path: Path) -> None:
+    first = read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)
+    stamp = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")}
+    again = read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")} == stamp
+    assert [s.labels for s in first.samples] == [s.labels for s in again.samples]
+    (clips / "0.wav").touch()
+    read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_shortened_texts_are_runs_of_their_words() -> None:
+    random = np.random.default_rng(0)
+    words = ["One,", "two;", "three", "four", "Five", "six", "seven", "eight", "nine", "ten."]
+    plain = [w.strip(".,;").lower() for w in words]
+    for _ in range(50):
+        part = [w.strip(".,;").lower() for w in shortened(words, random)]
+        assert 2 <= len(part) <= 10
+        first = plain.index(part[0])
+        assert plain[first : first + len(part)] == part
+    assert shortened(["..."], random) == ["..."]
