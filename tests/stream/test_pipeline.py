@@ -1,0 +1,138 @@
+"""`mien train` and `mien eval` end to end, on a made MMSA pickle: no extractor is needed for those."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mien.cli import app
+from mien.errors import ConfigError, DataError
+from mien.models.checkpoint import load_checkpoint
+from mien.models.metrics import sentiment_metrics
+from mien.stream.pipeline import TrainPlan, load_plan, train
+
+TOML = """
+data = ["{pickle}"]
+work = "{work}"
+out = "{out}"
+stages = ["extract", "fusion"]
+allow_pickle = true
+
+[fusion]
+steps = 30
+batch = 16
+evaluate_every = 15
+learning_rate = 0.004
+
+[fusion.model]
+dim = 16
+slots = 10
+stages = 1
+"""
+
+
+def part(count: int, seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    truth = random.uniform(-3, 3, count)
+    truth[0] = 0.0
+    made: dict[str, Any] = {"regression_labels": truth, "id": [f"{seed}-{k}" for k in range(count)]}
+    for name, steps, dim in (("text", 10, 8), ("audio", 20, 5), ("vision", 120, 4)):
+        made[name] = random.standard_normal((count, steps, dim)).astype(np.float32)
+        made[name][:, :, 0] += truth[:, None]
+    made["audio"][0, 0, 0] = -np.inf
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mmsa")
+    (folder / "mosi.pkl").write_bytes(pickle.dumps({"train": part(60, 0), "valid": part(20, 1), "test": part(20, 2)}))
+    text = TOML.format(pickle=folder / "mosi.pkl", work=folder / "work", out=folder / "out")
+    (folder / "train.toml").write_text(text)
+    result = CliRunner().invoke(app, ["train", "--config", str(folder / "train.toml")])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def evaluated(folder: Path, *options: str) -> dict[str, Any]:
+    command = ["eval", str(folder / "mosi.pkl"), "--allow-pickle", "--json", "--checkpoint",
+               str(folder / "out" / "cmmsf.safetensors")]  # fmt: skip
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 0, result.output
+    made: dict[str, Any] = json.loads(result.stdout)
+    return made
+
+
+def test_the_checkpoint_carries_the_dimensions_of_the_data(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder / "out" / "cmmsf.safetensors")
+    assert {s.name: (s.dim, s.steps) for s in checkpoint.specs} == {
+        "text": (8, 10), "audio": (5, 20), "vision": (4, 120)
+    }  # fmt: skip
+    assert checkpoint.config.encoders["vision"].stride > 1  # too long for a recurrence as it is
+
+
+def test_eval_reports_the_test_split(folder: Path) -> None:
+    made = evaluated(folder)["corpora"]["mosi"]
+    assert made["split"] == "test"
+    assert made["count"] == 20
+    assert made["sentiment"]["correlation"] > 0.3
+    assert set(made["sentiment"]) == set(sentiment_metrics([1.0], [1.0]).__dict__)
+
+
+def test_the_table_has_four_decimals_and_the_published_numbers(folder: Path) -> None:
+    command = [
+        "eval",
+        str(folder / "mosi.pkl"),
+        "--allow-pickle",
+        "--checkpoint",
+        str(folder / "out" / "cmmsf.safetensors"),
+    ]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    accuracy = evaluated(folder)["corpora"]["mosi"]["sentiment"]["non0_accuracy"]
+    assert f"{accuracy:.4f}" in result.output
+    assert "Self-MM" in result.output
+
+
+def test_modalities_missing_steps_and_parts(folder: Path) -> None:
+    made = evaluated(folder, "--modalities", "text,audio", "--missing", "0:0.2", "--stream", "--split", "valid")
+    assert made["modalities"] == ["text", "audio"]
+    mosi = made["corpora"]["mosi"]
+    assert mosi["split"] == "valid"
+    assert list(mosi["missing"]["rates"]) == ["0.0", "0.1", "0.2"]
+    assert list(mosi["stream"]["shares"])[-1] == "1.0"
+    assert mosi["gates"][2] == 0
+
+
+def test_another_engine_says_the_same(folder: Path) -> None:
+    torch, onnx = evaluated(folder), evaluated(folder, "--engine", "onnx")
+    assert onnx["corpora"]["mosi"]["sentiment"]["mae"] == pytest.approx(
+        torch["corpora"]["mosi"]["sentiment"]["mae"], abs=1e-4
+    )
+
+
+def test_a_pickle_needs_permission(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["eval", str(folder / "mosi.pkl")])
+    assert result.exit_code != 0
+    assert "--allow-pickle" in str(result.exception)
+
+
+def test_plans_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text("[fusion]\nstep = 3")
+    with pytest.raises(ConfigError, match=r"fusion.step.*did you mean `steps`"):
+        load_plan(tmp_path / "plan.toml")
+    with pytest.raises(ConfigError, match="unknown stage dance"):
+        train(TrainPlan(data=("x",), stages=("dance",)))
+    with pytest.raises(DataError, match="--data"):
+        train(TrainPlan())
+
+
+def test_the_shipped_plan_is_valid() -> None:
+    plan = load_plan(Path(__file__).parents[2] / "configs" / "train.toml")
+    assert len(plan.data) == 10
