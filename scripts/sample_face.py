@@ -157,7 +157,7 @@ class Portrait:
             near_mouth
             * half
             * np.clip(across, -1.2, 1.2)
-            * (0.17 * fade + 0.28 * to.round + 0.16 * to.jaw - 0.06 * droop)
+            * (0.17 * fade + 0.28 * to.round + (0.16 + 0.24 * fade) * to.jaw - 0.06 * droop)
         )
         for cheek in (205, 425):
             move[:, 1] += self._near(cheek, 0.22) * iod * 0.03 * fade
@@ -188,7 +188,7 @@ class Portrait:
             height = np.clip((under_y - y) / np.maximum(under_y - lid_y, 1), 0, 1)
             skin = np.exp(-0.5 * (np.maximum(lid_y - y, 0) / (0.07 * iod)) ** 2) * (y < under_y + 1)
             open_by = np.maximum(under_y - lid_y, 0)
-            move[:, 1] += over * skin * open_by * height * to.lid * 1.04
+            move[:, 1] += over * skin * open_by * height * to.lid * 1.12
             near_under = np.exp(-0.5 * (np.maximum(y - under_y, 0) / (0.08 * iod)) ** 2) * (1 - height) * (y > lid_y)
             move[:, 1] -= over * near_under * open_by * (0.28 * to.squint - 0.10 * fade)
         moved = face + move
@@ -223,7 +223,7 @@ class Portrait:
             map_y[spot][inside] = (back[1] + origin[0, 1])[inside]
         return map_x, map_y
 
-    def _paint_mouth(self, frame: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    def _paint_mouth(self, frame: np.ndarray, moved: np.ndarray, smile: float) -> np.ndarray:
         """Teeth under the upper lip and darkness under the teeth, inside the inner lips."""
         upper, lower = moved[list(UPPER_INNER)], moved[list(LOWER_INNER)]
         polygon = np.concatenate([upper, lower[::-1]])
@@ -238,14 +238,25 @@ class Portrait:
         depth = y - np.interp(x, upper[:, 0], upper[:, 1])
         rest_top = np.interp(source_x, at_rest[0][:, 0], at_rest[0][:, 1])
         rest_gap = np.interp(source_x, at_rest[1][:, 0], at_rest[1][:, 1]) - rest_top
-        teeth = cv2.remap(self._image, source_x, (rest_top + depth).astype(np.float32), cv2.INTER_CUBIC)
-        below_teeth = np.clip((depth - rest_gap * 0.82) / 2.5, 0, 1)[..., None]
-        gap = np.maximum(np.interp(x, lower[:, 0], lower[:, 1]) - np.interp(x, upper[:, 0], upper[:, 1]), 1)
+        # A smile lifts the lip off the teeth; without it they are mostly behind it.
+        behind = depth + 0.40 * (1 - smile) * rest_gap
+        teeth = cv2.remap(self._image, source_x, (rest_top + behind).astype(np.float32), cv2.INTER_CUBIC)
+        below_teeth = np.clip((behind - rest_gap * 0.82) / 2.5, 0, 1)[..., None]
+        opening = np.interp(x, lower[:, 0], lower[:, 1]) - np.interp(x, upper[:, 0], upper[:, 1])
+        gap = np.maximum(opening, 1)
         deep = np.clip(depth / gap, 0, 1)[..., None]
         cavity = np.array([24, 18, 44]) * (1 - deep) + np.array([58, 50, 112]) * deep**1.5
         shade = np.clip(0.55 + depth / 12, 0.55, 1)[..., None]
         inside = teeth * shade * (1 - below_teeth) + cavity * below_teeth
         alpha = cv2.GaussianBlur(mask, (0, 0), 0.9)[spot][..., None].astype(np.float32) / 255
+        # Closed lips show nothing between them but a line.
+        parted = np.clip((opening - 0.8) / 2, 0, 1)[..., None]
+        line = np.zeros((SIZE, SIZE), np.uint8)
+        meeting = np.round((upper + lower) / 2 * 16).astype(np.int32)
+        cv2.polylines(line, [meeting], False, 255, 2, cv2.LINE_AA, shift=4)
+        seam = cv2.GaussianBlur(line, (0, 0), 1.0)[spot][..., None].astype(np.float32) / 255 * (1 - smile)
+        inside = inside * parted + np.array([62, 56, 100]) * (1 - parted)
+        alpha = alpha * parted + 0.85 * np.clip(1.7 * seam, 0, 1) * (1 - parted)
         painted = frame.copy()
         painted[spot] = np.clip(frame[spot] * (1 - alpha) + inside * alpha, 0, 255).astype(np.uint8)
         return painted
@@ -279,5 +290,5 @@ class Portrait:
         skin = cv2.addWeighted(self._image, smile, self._relaxed, 1 - smile, 0)
         skin = np.clip(skin * (1 - self._frown * max(0.0, -to.brow_inner)), 0, 255).astype(np.uint8)
         frame = cv2.remap(skin, *self._mesh_map(moved), cv2.INTER_CUBIC)
-        frame = self._paint_mouth(frame, moved)
+        frame = self._paint_mouth(frame, moved, smile)
         return cv2.remap(frame, *self._head_map(to), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)

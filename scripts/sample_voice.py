@@ -21,7 +21,7 @@ from parselmouth.praat import call
 from scipy.signal import butter, sosfilt
 
 RATE_HZ = 24_000
-LEAD_S, PAUSE_S = 0.45, 0.30  # silence before a part's first sentence and between its sentences
+LEAD_S, PAUSE_S = 0.45, 0.32  # silence before a part's first sentence and between its sentences
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,14 @@ def shape(sound: np.ndarray, tone: Tone) -> np.ndarray:
 
 
 def speak_part(speaker: Speaker, part: Part, length_s: float) -> np.ndarray:
-    """A part at 24 kHz, shape (length_s * 24000,): its sentences, spread so that no long silence is left."""
+    """A part at 24 kHz, shape (length_s * 24000,): its sentences, and silence after them."""
     spoken = [shape(speaker.speak(ipa, part.tone.speed), part.tone) for _, ipa in part.sentences]
-    spare = length_s - LEAD_S - sum(map(len, spoken)) / RATE_HZ
-    pause = min(max(PAUSE_S, spare / len(spoken)), 0.7)
-    if spare < PAUSE_S * len(spoken) * 0.5:
+    spare = length_s - LEAD_S - sum(map(len, spoken)) / RATE_HZ - PAUSE_S * (len(spoken) - 1)
+    if spare < 0:
         raise SystemExit(f"the {part.emotion} part needs {-spare:.1f} s more than {length_s} s")
     sound = np.zeros(round(length_s * RATE_HZ))
     at = round(LEAD_S * RATE_HZ)
     for sentence in spoken:
         sound[at : at + len(sentence)] += sentence[: len(sound) - at]
-        at += len(sentence) + round(pause * RATE_HZ)
+        at += len(sentence) + round(PAUSE_S * RATE_HZ)
     return sound
