@@ -88,7 +88,7 @@ def score(
             features = {name: np.zeros((size, specs[name].steps, specs[name].dim), np.float32)}
             mask = {name: np.zeros((size, specs[name].steps), np.float32)}
         parts.append(run(features, mask))
-        observed.append(np.stack([m.any(1) for m in mask.values()]).any(0))
+        observed.append(np.asarray(np.stack([m.any(1) for m in mask.values()]).any(0), np.bool_))
     owner = np.array([view[0] for view in views])
     return _averaged(
         [np.concatenate(column) for column in zip(*parts, strict=True)], np.concatenate(observed), owner, len(groups)
@@ -119,7 +119,8 @@ def _averaged(
         summed = np.stack([np.bincount(owner, weight * wide[:, k], count) for k in range(wide.shape[1])], 1)
         mean = summed / total[:, None]
         means.append(mean if column.ndim > 1 else mean[:, 0])
-    return Scores(*means, seen)
+    sentiment, emotions, confidence, gates = means
+    return Scores(sentiment, emotions, confidence, gates, seen)
 
 
 def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:

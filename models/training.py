@@ -471,4 +471,4 @@ def _writer(log_dir: Path | None) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(log_dir))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(log_dir))

@@ -411,7 +411,8 @@ class Extractors:
         start_ns = round((item.start_s or 0.0) * NS_PER_S)
         end_ns = None if item.end_s is None else round(item.end_s * NS_PER_S)
         self.vision.reset()
-        values, valid, times = [np.zeros((0, vision.SPEC.dim), np.float32)], [], []
+        values, valid = [np.zeros((0, vision.SPEC.dim), np.float32)], []
+        times: list[int] = []
         for t_ns, frame in pictures(item.video):
             if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
                 continue
