@@ -10,6 +10,7 @@ Subscribing to a running session:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mien.emotions import EMOTIONS
@@ -18,6 +19,9 @@ from mien.messages import FeatureWindow, ModalitySpec, Prediction, Status, Trans
 
 if TYPE_CHECKING:
     from mien.stream.subscriber import subscribe, subscribe_async
+
+# ONNX Runtime reports to its maker from 1.31 on. It is asked not to before anything of mien can load it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPEN_A_MODEL = """
+import mien
+import importlib.resources, onnxruntime
+path = importlib.resources.files("faster_whisper") / "assets" / "silero_vad_v6.onnx"
+onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+"""
+
+
+def test_onnx_runtime_keeps_no_identity_of_this_machine(tmp_path: Path) -> None:
+    """Where it reports, it first leaves a device identity in the user's cache."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("faster_whisper")
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    subprocess.run([sys.executable, "-c", OPEN_A_MODEL], env=environment, check=True, capture_output=True)
+    assert not list(tmp_path.rglob("deviceid"))
