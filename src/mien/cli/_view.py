@@ -14,6 +14,7 @@ from mien.messages import Prediction, Status
 
 STALE_S = 2.0
 _BAR = 24
+_HALF = 20  # of the sentiment's scale
 _EMOTION_STYLE = {
     "neutral": "white",
     "happy": "yellow",
@@ -43,7 +44,7 @@ def render(
         badge: "LIVE", "SAMPLE" or "CLIP": where picture and sound come from. label: its name.
         silent_s: seconds since the last prediction; from two on the view says that it is stale.
     """
-    badges = Text(f" {badge} ", style="bold white on blue")
+    badges = Text().append(f" {badge} ", style="bold white on blue")
     badges.append(f" {label}", style="dim")
     if prediction is None or silent_s >= STALE_S:
         badges.append(f"  STALE {silent_s:.0f} s ", style="bold black on yellow")
@@ -80,11 +81,11 @@ def _sentiment(prediction: Prediction) -> Text:
     text = Text("sentiment  ")
     value = prediction.sentiment_smooth
     if value is None:
-        return text.append("–" * (2 * _BAR + 1), style="dim")
-    cells = round(min(abs(value), SENTIMENT_MAX) / SENTIMENT_MAX * _BAR)
+        return text.append("–" * (2 * _HALF + 1), style="dim")
+    cells = round(min(abs(value), SENTIMENT_MAX) / SENTIMENT_MAX * _HALF)
     style = "green" if value >= 0 else "red"
-    left = "─" * (_BAR - cells) + "█" * cells if value < 0 else "─" * _BAR
-    right = "█" * cells + "─" * (_BAR - cells) if value >= 0 else "─" * _BAR
+    left = "─" * (_HALF - cells) + "█" * cells if value < 0 else "─" * _HALF
+    right = "█" * cells + "─" * (_HALF - cells) if value >= 0 else "─" * _HALF
     text.append("-3 ", style="dim")
     text.append(left, style=style if value < 0 else "dim")
     text.append("┼", style="bold")
@@ -113,14 +114,13 @@ def _columns(prediction: Prediction) -> Table:
             f"{share:4.0%}" if prediction.emotions else "   –",
         )
     gates = Table.grid(padding=(0, 1, 0, 0))
-    gates.add_row(Text("share in the decision", style="dim"), "", "")
     for key, name in _MODALITIES:
         age_ms = prediction.age_ms.get(key)
         note = prediction.absent.get(key) or (f"{age_ms:.0f} ms old" if age_ms is not None else "nothing seen")
         share = prediction.gates.get(key, 0.0)
         gates.add_row(name, _bar(share, "cyan", 12), f"{share:4.0%}")
         gates.add_row("", Text(note[:22], style="dim" if age_ms is not None else "yellow"), "")
-    grid.add_row(emotions, gates)
+    grid.add_row(emotions, Group(Text("share in the decision", style="dim"), gates))
     return grid
 
 
