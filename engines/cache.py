@@ -184,7 +184,7 @@ def _open_locked(
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         partial.mkdir(parents=True)
-        _compile(partial, identity, network, backend, precision)
+        _compile(partial, identity, network, backend, precision, threads)
         os.replace(partial, folder)
         _prune(folder.parent)
         return _open_verified(folder, network, backend, precision, threads)
@@ -197,9 +197,15 @@ def _open_locked(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _compile(folder: Path, identity: dict[str, str], network: Network, backend: Backend, precision: Precision) -> None:
+def _compile(
+    folder: Path, identity: dict[str, str], network: Network, backend: Backend, precision: Precision, threads: int
+) -> None:
+    import torch
+
     from mien.engines.torch_eager import build_module, make_golden
 
+    # More threads than asked for would wait for each other, and for every other process of the session.
+    torch.set_num_threads(threads)
     started = time.perf_counter()
     log.info("compiling %r for %s in %s", network.name, backend.name, precision)
     make_golden(network, build_module(network)).save(folder / GOLDEN)

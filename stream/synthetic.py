@@ -44,7 +44,9 @@ class SyntheticStream:
         messages = []
         for name, spec in self._specs.items():
             pace_hz = WORDS_HZ if spec.snapshot else FRAME_HZ if spec.rate_hz <= FRAME_HZ else SOUND_HZ
-            if t_ns - self._until_ns[name] >= NS_PER_S / pace_hz or not self._sent[name]:
+            # To the nearest frame: frames are not whole nanoseconds apart.
+            period_ns = NS_PER_S * (1 / pace_hz - 0.5 / FRAME_HZ)
+            if t_ns - self._until_ns[name] >= period_ns or not self._sent[name]:
                 messages.append(self._message(spec, t_ns))
         return sorted(messages, key=lambda message: self._specs[message.modality].rate_hz == FRAME_HZ)
 

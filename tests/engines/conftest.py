@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from mien.engines.base import Network
-from tests.engines.networks import make_network
+from mien.models.architecture import ModelConfig
+from mien.models.checkpoint import Checkpoint, save_checkpoint
+from mien.models.cmmsf import CMMSF
+from tests.engines.networks import SPECS, make_network
+
+# Threads that wait for each other are slower than one wherever cores are busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -18,3 +25,19 @@ def network() -> Network:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "engines"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.manual_seed(0)
+    model = CMMSF(SPECS, ModelConfig(dim=16, slots=10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.normalise({spec.name: (torch.randn(spec.dim), torch.rand(spec.dim) + 0.5) for spec in SPECS})
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", model.eval())
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")

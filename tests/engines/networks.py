@@ -7,6 +7,13 @@ import torch
 from torch import nn
 
 from mien.engines.base import Network
+from mien.messages import ModalitySpec
+
+SPECS = (
+    ModalitySpec("text", 24, 0, 20, snapshot=True, extractor="t/1"),
+    ModalitySpec("audio", 10, 50, 50, extractor="a/1"),
+    ModalitySpec("vision", 14, 10, 20, extractor="v/1"),
+)
 
 
 class ConvBiLstm(nn.Module):

@@ -6,38 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mien.emotions import EMOTIONS
 from mien.engines.cmmsf import whole_network
 from mien.engines.predictor import Outputs, Predictor
 from mien.engines.selection import open_engine
-from mien.messages import ModalitySpec, Window
-from mien.models.architecture import ModelConfig
-from mien.models.checkpoint import Checkpoint, save_checkpoint
-from mien.models.cmmsf import CMMSF
-
-SPECS = (
-    ModalitySpec("text", 24, 0, 20, snapshot=True, extractor="t/1"),
-    ModalitySpec("audio", 10, 50, 50, extractor="a/1"),
-    ModalitySpec("vision", 14, 10, 20, extractor="v/1"),
-)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    torch.manual_seed(0)
-    model = CMMSF(SPECS, ModelConfig(dim=16, slots=10))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.normalise({spec.name: (torch.randn(spec.dim), torch.rand(spec.dim) + 0.5) for spec in SPECS})
-    return save_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", model.eval())
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engines")
+from mien.messages import Window
+from mien.models.checkpoint import Checkpoint
+from tests.engines.networks import SPECS
 
 
 @pytest.fixture

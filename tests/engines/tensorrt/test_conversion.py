@@ -103,10 +103,10 @@ def test_without_the_converter_it_falls_apart(form: FormOf, monkeypatch: pytest.
     compiled = form("static")
     monkeypatch.delitem(registry.DYNAMO_ATEN_CONVERTERS, torch.ops.aten.lstm.input)
     coverage = tensorrt_network.measure_coverage(compiled.graph)
-    assert coverage.unsupported == ("aten.lstm.input",)
+    assert "aten.lstm.input" in coverage.unsupported
     assert coverage.engines > 1
     assert coverage.torch_blocks > 1
-    with pytest.raises(EngineError, match=r"no converter for aten\.lstm\.input"):
+    with pytest.raises(EngineError, match=r"no converter for .*aten\.lstm\.input"):
         tensorrt_network.define(compiled.network, compiled.graph)
 
 

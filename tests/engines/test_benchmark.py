@@ -1,0 +1,116 @@
+"""The benchmark's own arithmetic, and small runs of the real thing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mien.cli import _bench
+from mien.engines.predictor import Predictor
+from mien.errors import ConfigError, DataError
+from mien.models.checkpoint import Checkpoint
+from mien.stream.benchmark import bench_bus, bench_engines, bench_multi, bench_single
+from mien.stream.measurement import compare_reports, describe, ratio
+from mien.stream.synthetic import FRAME_HZ, synthetic_windows
+
+
+def test_percentiles_and_blocks() -> None:
+    figures = describe(list(range(1, 1001)))
+    assert figures["n"] == 1000
+    assert (figures["p50"], figures["max"]) == (500.5, 1000.0)
+    assert figures["p99"] == pytest.approx(990.01)
+    assert figures["blocks"] == pytest.approx(np.arange(25.5, 1000, 50).tolist())
+    assert describe([]) == {"n": 0}
+
+
+def test_ratio_has_a_spread() -> None:
+    assert ratio([2.0] * 20, [5.0] * 20) == {"ratio": 2.5, "p10": 2.5, "p90": 2.5}
+    noisy = ratio([1.0, 2.0], [1.0, 2.0])
+    assert noisy["p10"] < noisy["ratio"] == 1.0 < noisy["p90"]
+
+
+def test_comparison_finds_what_both_reports_have() -> None:
+    base = {"infer": describe([1.0] * 100), "only here": describe([1.0]), "note": "text"}
+    other = {"infer": describe([2.0] * 100), "deeper": {"infer": describe([1.0])}}
+    assert compare_reports(base, other) == {"infer": {"ratio": 2.0, "p10": 2.0, "p90": 2.0}}
+
+
+def test_synthetic_stream_keeps_the_pace_of_each_modality(checkpoint: Checkpoint) -> None:
+    windows = synthetic_windows({spec.name: spec for spec in checkpoint.specs}, 2 * FRAME_HZ)
+    changes = {
+        name: sum(a.version[name] != b.version[name] for a, b in itertools.pairwise(windows))
+        for name in windows[0].version
+    }
+    assert changes["vision"] == 2 * FRAME_HZ - 1
+    assert changes["audio"] == pytest.approx(20, abs=2)
+    assert 1 <= changes["text"] <= 3
+    assert all(mask.all() for mask in (windows[0].mask["audio"], windows[0].mask["vision"]))
+
+
+def test_engines_take_turns(checkpoint: Checkpoint, compiled: Path) -> None:
+    report = bench_engines(checkpoint, seconds=0.1, cache=compiled)
+    figures = report["engines"]
+    assert {"whole torch-fp32", "rolling torch-fp32", "whole onnx-fp32", "rolling onnx-fp32"} <= figures.keys()
+    assert len({values["n"] for values in figures.values()}) == 1
+    assert report["speedup over whole torch-fp32"]["whole torch-fp32"]["ratio"] == 1.0
+    assert "tensorrt" in report["refused"] or "whole tensorrt-fp32" in figures
+
+
+def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
+    predictor = Predictor(checkpoint, "onnx", cache=compiled)
+    single = bench_single(predictor, seconds=0.1)
+    stages = single["stages_ms"]
+    assert sum(stages[name]["p50"] for name in ("decode", "assemble", "infer", "publish")) <= 2 * stages["total"]["p50"]
+    multi = bench_multi(predictor, streams=2, seconds=1.0)
+    assert multi["offered_per_s"] == 2 * FRAME_HZ
+    assert multi["latency_ms"]["n"] + multi["dropped"] > FRAME_HZ
+    assert multi["latency_ms"]["p50"] > 0
+
+
+def test_bus() -> None:
+    report = bench_bus(seconds=0.3)
+    assert report["features_ms"]["p50"] > 0
+    assert 0 < report["received"] <= report["sent"]
+
+
+def test_reports_are_written_shown_and_compared(
+    checkpoint: Checkpoint, compiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor = Predictor(checkpoint, "onnx", cache=compiled)
+    report = _bench.with_surroundings("single", lambda: bench_single(predictor, seconds=0.1))
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(report))
+    assert report["machine"]
+    assert report["versions"]["numpy"] == np.__version__
+    _bench.show(report)
+    assert "stages_ms infer" in capsys.readouterr().out
+    _bench.show_comparison(_bench.read_report(path), report)
+    assert "no difference shown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "not json", "[]", '{"format": 99, "results": {}}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match="report"):
+        _bench.read_report(path)
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "latency.png"
+    _bench.draw([(0.0, 5.0), (1.0, 7.0)], path, "two predictions")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="nothing to plot"):
+        _bench.draw([], path, "none")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon"])
+def test_soak_takes_minutes(text: str) -> None:
+    with pytest.raises(ConfigError, match="minutes"):
+        _bench.minutes(text)
