@@ -36,7 +36,7 @@ class CheckpointHeader(msgspec.Struct, frozen=True):
     Attributes:
         kind, format: what the file is; anything else is refused.
         specs: the modalities in the order of the model's inputs and shares, with the extractors of their rows.
-        labels: order of the emotion outputs.
+        labels: order of the emotion outputs. temperature: of each modality, see `mien.models.cmmsf.Fusion`.
         figures: what was measured on validation parts, for people.
         training: seed, corpora and versions, for people.
     """
@@ -46,7 +46,7 @@ class CheckpointHeader(msgspec.Struct, frozen=True):
     config: ModelConfig
     specs: tuple[ModalitySpec, ...]
     labels: tuple[str, ...] = EMOTIONS
-    temperature: float = 1.0
+    temperature: tuple[float, ...] = ()
     figures: dict[str, Any] = {}
     training: dict[str, Any] = {}
 
@@ -196,7 +196,7 @@ def save_checkpoint(
         format=FORMAT,
         config=network.config,
         specs=network.specs,
-        temperature=float(network.fusion.temperature),
+        temperature=tuple(network.fusion.temperature.tolist()),
         figures=dict(figures or {}),
         training=dict(training or {}),
     )

@@ -325,7 +325,8 @@ class MaskGatedFusion(nn.Module):
 class Fusion(nn.Module):
     """Everything after the encoders: cascade, layer mixing, MGF, heads, calibration.
 
-    `temperature` divides the emotion logits; it is fitted on validation data after training.
+    `temperature` (M,) divides the emotion logits, each modality's by its share in the decision (a weighted geometric
+    mean): a voice never heard before deserves less trust than a sentence. It is fitted on validation data.
     """
 
     temperature: Tensor
@@ -340,7 +341,7 @@ class Fusion(nn.Module):
         self.sentiment = nn.Linear(config.dim, 1)
         self.emotions = nn.Linear(config.dim, len(EMOTIONS))
         self.log_variance = nn.Linear(config.dim, 1)
-        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("temperature", torch.ones(len(self.names)))
 
     def raw(self, encodings: Mapping[str, Encoding], complement: Collection[str] | None = None) -> Fused:
         """The heads before calibration.
@@ -369,7 +370,8 @@ class Fusion(nn.Module):
         emotions equal, confidence 0, shares 0.
         """
         something = (fused.shares.sum(-1) > 0).to(fused.shares.dtype)
-        emotions = torch.softmax(fused.logits / self.temperature * something[:, None], -1)
+        temperature = torch.exp(fused.shares @ torch.log(self.temperature))
+        emotions = torch.softmax(fused.logits / temperature[:, None] * something[:, None], -1)
         return fused.sentiment * something, emotions, emotions.amax(-1) * something, fused.shares
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

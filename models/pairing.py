@@ -17,9 +17,9 @@ from mien.errors import DataError
 from mien.models.datasets import Sample
 
 # Sentiment that goes with an emotion on the -3 ... 3 scale, where an item names no sentiment of its own. Surprise may
-# be either.
-VALENCE: dict[str, float | None] = {
-    "neutral": 0.0, "happy": 1.5, "sad": -1.5, "angry": -1.5, "fear": -1.2, "disgust": -1.5, "surprise": None,
+# be either, so that it is no evidence for one.
+VALENCE = {
+    "neutral": 0.0, "happy": 1.5, "sad": -1.5, "angry": -1.5, "fear": -1.2, "disgust": -1.5, "surprise": 0.0,
 }  # fmt: skip
 NEUTRAL_BAND = 0.5  # a sentence within it goes with a neutral voice and face
 
@@ -114,7 +114,7 @@ def emotions_of_valence(sentiment: float) -> list[int]:
     if abs(sentiment) < NEUTRAL_BAND:
         return [EMOTIONS.index("neutral")]
     sign = np.sign(sentiment)
-    return [e for e, name in enumerate(EMOTIONS) if (VALENCE[name] or 0.0) * sign > 0]
+    return [e for e, name in enumerate(EMOTIONS) if VALENCE[name] * sign > 0]
 
 
 def paired_set(samples: Sequence[Sample], modalities: Sequence[str], size: int, seed: int = 0) -> list[Group]:

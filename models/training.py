@@ -46,6 +46,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         by_valence: how often a pair's sentence is one with a sentiment instead of an emotion.
         encoder_rate: learning rate of encoders that come trained, as a share of `learning_rate`.
         ema: decay of the averaged weights, which are what is validated and kept.
+        neutral_weight: how much more a guess counts against what shows no feeling: a still face is no bad mood.
         temper: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
         evaluate_every, patience: steps between validations, and how many without a lower loss end the run.
         bf16: compute in bfloat16; None: where the processor multiplies in it.
@@ -71,6 +72,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25
+    neutral_weight: float = 3.0
     variance_weight: float = 0.1
     label_smoothing: float = 0.05
     temper: float = 0.3
@@ -309,7 +311,9 @@ def _loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: Tensor)
     if coarse.any():
         guess, truth = fused.sentiment[coarse], batch.sentiment[coarse]
         # Only the sign is known: up to the usual strength a stronger guess is better, and beyond it no worse.
-        error = torch.where(truth == 0, guess.abs(), F.relu(truth.abs() - guess * truth.sign()))
+        error = torch.where(
+            truth == 0, settings.neutral_weight * guess.abs(), F.relu(truth.abs() - guess * truth.sign())
+        )
         total = total + settings.coarse_weight * error.mean()
     return total
 
@@ -427,43 +431,48 @@ def _evaluate(run: _Run, checks: Sequence[tuple[str, Sequence[Batch]]], settings
     return Evaluation(run.step, sum(by_kind.values()) / len(by_kind), by_kind)
 
 
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature (Guo et al., ICML 2017) with the lowest cross-entropy of logits (n, 7) against targets (n, 7)."""
-    low, high = math.log(0.2), math.log(5.0)
-    golden = (math.sqrt(5) - 1) / 2
+def fit_temperature(logits: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
+    """Temperature of each modality (M,) with the lowest cross-entropy (after Guo et al., ICML 2017).
 
-    def cost(log_temperature: float) -> float:
-        return float(-(targets * F.log_softmax(logits / math.exp(log_temperature), 1)).sum(1).mean())
+    Args:
+        logits: (n, 7). shares: (n, M), of each modality in the decision. targets: (n, 7).
+    """
+    log_temperature = torch.zeros(shares.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
-    while high - low > 1e-4:
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        if cost(a) < cost(b):
-            high = b
-        else:
-            low = a
-    return math.exp((low + high) / 2)
+    def cost() -> Tensor:
+        optimizer.zero_grad()
+        calibrated = logits / torch.exp(shares @ log_temperature)[:, None]
+        # A modality that no item has stays at 1.
+        loss = -(targets * F.log_softmax(calibrated, 1)).sum(1).mean() + 1e-4 * log_temperature.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(cost)  # type: ignore[no-untyped-call]
+    return torch.exp(log_temperature.detach()).clamp(0.2, 5.0)
 
 
-@torch.inference_mode()
-def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> float:
-    """Fit the temperature on the "valid" split, every kind of validation batch alike, and set it.
+def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> tuple[float, ...]:
+    """Fit the temperatures on the "valid" split, every kind of validation batch alike, and set them.
 
     Returns:
-        The temperature; 1 where no validation item has an emotion.
+        The temperature of each modality; 1 where no validation item has an emotion.
     """
     valid = [s for s in dataset.split("valid") if not s.labels.copy]
-    logits, targets = [], []
+    logits, shares, targets = [], [], []
     network.eval()
     for _, batches in _validation(valid, dataset.specs, settings):
         for batch in batches:
             known = batch.emotions.sum(1) > 0
-            logits.append(network.raw(batch.features, batch.mask).logits[known])
+            with torch.no_grad():
+                fused = network.raw(batch.features, batch.mask)
+            logits.append(fused.logits[known])
+            shares.append(fused.shares[known])
             targets.append(batch.emotions[known])
-    if sum(len(t) for t in targets) == 0:
-        return 1.0
-    temperature = fit_temperature(torch.cat(logits), torch.cat(targets))
-    network.fusion.temperature.fill_(temperature)
-    return temperature
+    if sum(len(t) for t in targets):
+        temperature = fit_temperature(torch.cat(logits), torch.cat(shares), torch.cat(targets))
+        network.fusion.temperature.copy_(temperature)
+    return tuple(network.fusion.temperature.tolist())
 
 
 def _writer(log_dir: Path | None) -> Any:

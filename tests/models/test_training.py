@@ -156,12 +156,13 @@ def test_long_clips_are_judged_by_several_windows(dataset: Dataset) -> None:
     assert ends == [5_000_000_000, 7_500_000_000, 10_000_000_000, 11_000_000_000]
 
 
-def test_temperature_undoes_overconfidence() -> None:
+def test_temperature_undoes_the_overconfidence_of_each_modality() -> None:
     random = torch.Generator().manual_seed(0)
-    logits = torch.randn(4000, 7, generator=random)
-    labels = torch.distributions.Categorical(logits=logits).sample()
-    targets = torch.nn.functional.one_hot(labels, 7).float()
-    assert fit_temperature(logits * 2.5, targets) == pytest.approx(2.5, rel=0.1)
+    logits = torch.randn(8000, 7, generator=random)
+    targets = torch.nn.functional.one_hot(torch.distributions.Categorical(logits=logits).sample(), 7).float()
+    shares = torch.eye(2).repeat_interleave(4000, 0)
+    temperature = fit_temperature(logits * torch.where(shares[:, :1] > 0, 2.5, 0.8), shares, targets)
+    assert temperature.tolist() == pytest.approx([2.5, 0.8], rel=0.1)
 
 
 def test_protocols_report_what_they_promise(dataset: Dataset, trained: CMMSF) -> None:
