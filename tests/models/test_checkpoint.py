@@ -41,7 +41,7 @@ def rewrite(path: Path, change: dict[str, object]) -> None:
 def test_round_trip_keeps_configuration_statistics_and_weights(saved: Path) -> None:
     checkpoint = load_checkpoint(saved)
     assert checkpoint.specs == SPECS
-    assert checkpoint.config == ModelConfig(dim=8, stages=1)
+    assert checkpoint.config == ModelConfig(dim=8, stages=1).fitted(SPECS)
     assert checkpoint.header.figures == {"uar": 0.5}
     assert checkpoint.header.training == {"seed": 1111}
     assert checkpoint.header.temperature == (1.5, 1.5)
