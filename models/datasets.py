@@ -262,13 +262,7 @@ def read_shard(
     try:
         with safe_open(path, framework="np") as tensors:
             metadata = tensors.metadata() or {}
-            if "mien" in metadata:
-                contents = msgspec.json.decode(metadata["mien"], type=_Contents)
-            else:
-                contents = _Contents(
-                    msgspec.json.decode(metadata["items"], type=list[Labels]),
-                    msgspec.json.decode(metadata["skipped"], type=list[Skipped]),
-                )
+            contents = msgspec.json.decode(metadata["mien"], type=_Contents)
             labels, skipped = contents.items, contents.skipped
             rows: list[dict[str, RawRows]] = [{} for _ in labels]
             for spec in specs:
