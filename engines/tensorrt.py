@@ -53,7 +53,7 @@ class TensorRtEngine(Engine):
         self.network = network
         self.uses_graph: bool | None = None
         self._ports = ports
-        self._stream = torch.cuda.Stream()
+        self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Contexts and runtime are referenced by the engine, not owned by it.
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -148,7 +148,7 @@ class _Binding:
             log.info("no CUDA graph of %r (%s); kernels are launched one by one", network.name, error)
             self.graph = None
             # A failed capture leaves its stream unusable.
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             return None
         finally:
             captured, self.graph = self.graph, None
@@ -185,7 +185,7 @@ class TensorRtBackend:
             properties = torch.cuda.get_device_properties(0)
             versions |= {
                 "cuda": str(torch.version.cuda),
-                "driver": str(torch._C._cuda_getDriverVersion()),
+                "driver": str(getattr(torch._C, "_cuda_getDriverVersion", int)()),
                 "gpu": properties.name,
                 "sm": f"{properties.major}.{properties.minor}",
             }

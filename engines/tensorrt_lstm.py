@@ -46,8 +46,10 @@ def is_convertible(node: fx.Node, settings: Any = None) -> bool:
     _, states, weights, has_biases, layers, dropout, training, bidirectional, batch_first = node.args
     assert isinstance(states, Sequence)
     assert isinstance(weights, Sequence)
-    return (
-        bool(has_biases and bidirectional and batch_first)
+    return bool(
+        has_biases
+        and bidirectional
+        and batch_first
         and layers == 1
         and (dropout == 0 or not training)
         and len(weights) == 4 * DIRECTIONS
@@ -198,7 +200,7 @@ def _is_zero(state: fx.Node) -> bool:
     if state.target is torch.ops.aten.zeros.default:
         return True
     if state.target is torch.ops.aten.full.default:
-        return state.args[1] == 0
+        return bool(state.args[1] == 0)
     # Views of zeros are zeros.
     views: tuple[Callable[..., Any], ...] = (
         torch.ops.aten.expand.default,

@@ -182,8 +182,11 @@ def serialise(definition: Definition, target_sm: str | None = None) -> bytes:
         capabilities = getattr(tensorrt, "ComputeCapability", None)
         capability = getattr(capabilities, f"SM{target_sm.replace('.', '')}", None)
         if capability is None:
+            known = sorted((name[2:-1], name[-1]) for name in dir(capabilities) if name.startswith("SM"))
             raise EngineError(
-                f"this TensorRT cannot build for SM {target_sm}; mien[tensorrt-rtx] builds for 7.5 and up"
+                f"this TensorRT cannot build for SM {target_sm}, only for {', '.join(map('.'.join, known))}"
+                if known
+                else "this TensorRT builds for the GPU of this machine only; mien[tensorrt-rtx] builds for others"
             )
         options.num_compute_capabilities = 1
         options.set_compute_capability(capability, 0)
@@ -255,7 +258,7 @@ def _import_without_gpu() -> Iterator[None]:
     if not hasattr(torch._C, "_CudaDeviceProperties"):
         torch._C._CudaDeviceProperties = types.SimpleNamespace  # type: ignore[misc,assignment]
     is_file = os.path.isfile
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         os.path.isfile = lambda path: "torchtrt" not in os.path.basename(str(path)) and is_file(path)
     try:
         yield

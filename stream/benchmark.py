@@ -292,7 +292,7 @@ def _round_trips(
     decode: Callable[[list[bytes]], object],
 ) -> list[float]:
     """Durations in ms from before encoding to after decoding."""
-    durations = []
+    durations: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(durations) <= WARM_UP:
         started = time.perf_counter()

@@ -98,7 +98,7 @@ def run_session(
         recording, model = record(session, seconds, stopping)
     finally:
         signal.signal(signal.SIGINT, before)
-    report = {"model": model, "clip": session.label, "workers": list(session.workers)}
+    report: dict[str, Any] = {"model": model, "clip": session.label, "workers": list(session.workers)}
     report |= summarise(recording, _frame_rate(source))
     if soak:
         report["growth"] = slopes(recording)

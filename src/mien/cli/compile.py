@@ -50,7 +50,8 @@ def command(
         if engine not in ("auto", tensorrt.name) or kind not in tensorrt.precisions:
             raise EngineError("--target-sm is for --engine tensorrt, in fp32 or fp16")
         output.mkdir(parents=True, exist_ok=True)
-        for size in sizes or [None]:
+        fixed: list[int | None] = [*sizes] or [None]
+        for size in fixed:
             plan, _ = build_plan(whole_network(weights, size), kind, size, target_sm)
             path = output / f"{weights.id}-sm{target_sm.replace('.', '')}-{kind}-batch{size or 'any'}.plan"
             path.write_bytes(plan)
