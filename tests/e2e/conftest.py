@@ -1,0 +1,62 @@
+"""Running the product as a user does: real processes, real sockets, the built-in sample and the default weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mien
+
+SAMPLE = Path(mien.__file__).parent / "sample.mp4"
+
+
+def command(*arguments: str) -> list[str]:
+    """A `mien` command line for this very Python."""
+    return [sys.executable, "-m", "mien", *arguments]
+
+
+def run_json(port: int, *arguments: str, timeout_s: float = 240) -> tuple[list[dict[str, Any]], str]:
+    """`mien run --json` to its end: its predictions, and what it said on standard error."""
+    ran = subprocess.run(
+        command("run", "--json", "--port", str(port), "--session", f"test-{os.getpid()}-{port}", *arguments),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()], ran.stderr
+
+
+def comparable(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions without what is not decided by the clip: how long it took, and names."""
+    return [{key: value for key, value in p.items() if key not in ("latency", "run", "session")} for p in predictions]
+
+
+@pytest.fixture(scope="session")
+def fast_sample(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The predictions of the whole sample, played in full."""
+    del tmp_path_factory
+    return run_json(_free_port(), "--clip", str(SAMPLE), "--fast")[0]
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        first: int = probe.getsockname()[1]
+    return min(first, 65_000)
+
+
+@pytest.fixture
+def port() -> int:
+    """The first of four ports that are free, as far as one can know."""
+    return _free_port()

@@ -1,0 +1,252 @@
+"""The main job: a clip in, rolling predictions out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import mien
+from mien.messages import FeatureWindow
+from mien.stream.bus import Receiver
+from mien.stream.subscriber import Subscriber
+from mien.stream.wire import decode_features, json_schema
+from tests.e2e.conftest import SAMPLE, command, comparable, run_json
+
+pytestmark = [pytest.mark.e2e, pytest.mark.assets]
+PARTS = json.loads(SAMPLE.with_suffix(".json").read_text())["parts"]
+
+
+def test_every_frame_of_the_clip_is_predicted_and_the_words_are_there(fast_sample: list[dict[str, Any]]) -> None:
+    assert len(fast_sample) >= 22 * 25
+    assert [p["seq"] for p in fast_sample] == list(range(len(fast_sample)))
+    times = [p["t_end_ns"] for p in fast_sample]
+    assert times == sorted(times)
+    heard: dict[int, str] = {}
+    for prediction in fast_sample:
+        heard |= {w["t_end_ns"]: w["text"].lower().strip(" .,!?") for w in prediction["words"] if w["committed"]}
+    for word in ("happy", "wonderful", "terrible", "wrong", "angry", "fair"):
+        assert word in heard.values()
+
+
+def test_sentiment_and_emotion_move_the_right_way_between_the_parts(fast_sample: list[dict[str, Any]]) -> None:
+    def middle(part: dict[str, Any]) -> list[dict[str, Any]]:
+        # The window is five seconds long: only the end of a part is free of the one before.
+        begin_ns, end_ns = (part["end_s"] - 2.0) * 1e9, part["end_s"] * 1e9
+        return [p for p in fast_sample if begin_ns <= p["t_end_ns"] < end_ns and p["emotions"]]
+
+    sentiment = {part["emotion"]: np.mean([p["sentiment"] for p in middle(part)]) for part in PARTS}
+    assert sentiment["happy"] > 0.5
+    assert sentiment["sad"] < -0.5
+    assert sentiment["angry"] < -0.5
+    assert sentiment["angry"] < sentiment["neutral"] < sentiment["happy"]
+    for part in PARTS:
+        expected = part["emotion"]
+        share = {p["emotion"]: np.mean([q["emotions"][expected] for q in middle(p)]) for p in PARTS}
+        assert max(share, key=share.__getitem__) == expected, f"{expected} should be likeliest in its own part: {share}"
+
+
+def test_predictions_are_well_formed(fast_sample: list[dict[str, Any]]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    for prediction in fast_sample[::50]:
+        validator.validate(prediction)
+    for prediction in fast_sample:
+        if prediction["emotions"] is not None:
+            assert sum(prediction["emotions"].values()) == pytest.approx(1.0, abs=1e-4)
+            assert sum(prediction["gates"].values()) == pytest.approx(1.0, abs=1e-4)
+            assert -4 < prediction["sentiment"] < 4
+
+
+def test_played_in_full_twice_the_predictions_are_bit_equal(port: int, fast_sample: list[dict[str, Any]]) -> None:
+    again, _ = run_json(port, "--clip", str(SAMPLE), "--fast")
+    assert comparable(again) == comparable(fast_sample)
+
+
+def record_features(port: int, *arguments: str) -> dict[str, list[FeatureWindow]]:
+    """Run a clip and take down what its workers publish. Times are counted from the clip's start."""
+    process = subprocess.Popen(
+        command("run", "--json", "--asr", "none", "--port", str(port), "--session", "features", *arguments),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    receivers = {
+        name: Receiver(f"tcp://127.0.0.1:{port + offset}", (b"features/",), high_water_mark=10_000)
+        for name, offset in (("vision", 1), ("audio", 2))
+    }
+    taken: dict[str, list[FeatureWindow]] = {name: [] for name in receivers}
+    while process.poll() is None:
+        for name, receiver in receivers.items():
+            taken[name] += [decode_features(frames) for frames in receiver.drain()]
+        time.sleep(0.002)
+    for name, receiver in receivers.items():
+        taken[name] += [decode_features(frames) for frames in receiver.drain()]
+        receiver.close()
+    assert process.stderr is not None
+    assert process.returncode == 0, process.stderr.read().decode()
+    process.stderr.close()
+    return taken
+
+
+def rows(messages: list[FeatureWindow]) -> dict[int, np.ndarray]:
+    """Rows by milliseconds since the first one."""
+    seen: dict[int, np.ndarray] = {}
+    first_ns = min(int(m.times_ns[0]) for m in messages if len(m.times_ns))
+    for message in messages:
+        for t_ns, values in zip(message.times_ns, message.values, strict=True):
+            seen[round((int(t_ns) - first_ns) / 1e6)] = values
+    return seen
+
+
+def test_at_its_own_pace_and_in_full_the_features_are_equal(port: int) -> None:
+    in_full = record_features(port, "--clip", str(SAMPLE), "--fast")
+    paced = record_features(port, "--clip", str(SAMPLE))
+    for modality in ("vision", "audio"):
+        a, b = rows(in_full[modality]), rows(paced[modality])
+        common = sorted(a.keys() & b.keys())
+        assert len(common) >= 0.95 * len(a), f"{modality}: {len(common)} rows in common of {len(a)} and {len(b)}"
+        assert max(float(np.abs(a[t] - b[t]).max()) for t in common) <= 1e-5, modality
+
+
+@contextmanager
+def running(port: int, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A looping sample in the background, predicting; ended when the test is over, however it ends."""
+    process = subprocess.Popen(
+        command("run", "--clip", str(SAMPLE), "--loop", "--asr", "none", "--port", str(port), *arguments),
+        stdin=subprocess.DEVNULL,
+        **({"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | streams),
+    )
+    try:
+        first_prediction(port, process)
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+
+
+def first_prediction(port: int, process: subprocess.Popen[bytes], patience_s: float = 180) -> mien.Prediction:
+    until_s = time.monotonic() + patience_s
+    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+        while time.monotonic() < until_s:
+            assert process.poll() is None, "mien ended before its first prediction"
+            if predictions := subscriber.wait(0.5):
+                return predictions[0]
+    raise AssertionError(f"no prediction within {patience_s:.0f} s")
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes of a session."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_every_process_and_prints_the_summary(port: int, number: signal.Signals) -> None:
+    with running(port, "--session", f"signal-{number:d}", "--json", stderr=subprocess.PIPE) as process:
+        children = family(process)
+        assert len(children) == 3
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert b"predictions in" in said
+        assert b"Traceback" not in said
+        _, alive = psutil.wait_procs(children, timeout=2)
+        assert not alive
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_when_the_supervisor_is_killed_nothing_is_left_and_the_ports_are_free(port: int) -> None:
+    with running(port, "--session", "orphans") as process:
+        children = family(process)
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert not alive
+    with running(port, "--session", "orphans") as again:
+        assert again.poll() is None
+
+
+def test_a_killed_worker_is_missed_said_to_be_missing_and_comes_back(port: int) -> None:
+    with running(port, "--session", "kill", "--json", stderr=subprocess.PIPE) as process:
+        stream = mien.subscribe(f"tcp://127.0.0.1:{port}", timeout_s=60)
+        while next(stream).gates.get("vision", 0.0) == 0.0:
+            pass
+        video = next(p for p in family(process) if "video" in p.cmdline())
+        video.kill()
+        masked = next(p for p in stream if "vision" in p.absent)
+        assert masked.gates["vision"] == 0.0
+        back = next(p for p in stream if p.gates["vision"] > 0.0)
+        assert back.run == masked.run, "inference itself never stopped"
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+    assert b"the video process died" in said.replace(b"\n", b" ")
+
+
+def test_a_second_run_on_the_same_ports_says_so(port: int) -> None:
+    with running(port, "--session", "first") as process:
+        second = subprocess.run(
+            command("run", "--clip", str(SAMPLE), "--asr", "none", "--port", str(port), "--session", "second"),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+        assert second.returncode == 6
+        assert "in use" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert first_prediction(port, process).seq >= 0, "the first one goes on"
+
+
+def test_demo_counts_its_predictions(port: int, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        command(
+            "demo",
+            "--sample",
+            "--headless",
+            "--seconds",
+            "6",
+            "--port",
+            str(port),
+            "--summary",
+            str(tmp_path / "summary.json"),
+        ),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "sentiment" in ran.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["predictions"] > 20
+    assert {"video", "audio", "text", "inference"} <= summary["processes"].keys()
+    for process in summary["processes"].values():
+        assert process["rss_mb"] > 10
+
+
+def test_watch_shows_a_running_mien_as_json_lines(port: int) -> None:
+    with running(port, "--session", "watched"):
+        ran = subprocess.run(
+            command("watch", f"tcp://127.0.0.1:{port}", "--json", "--count", "5", "--timeout", "60"),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=True,
+        )
+    seqs = [json.loads(line)["seq"] for line in ran.stdout.splitlines()]
+    assert len(seqs) == 5
+    assert seqs == sorted(set(seqs))
