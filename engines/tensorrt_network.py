@@ -182,9 +182,9 @@ def serialise(definition: Definition, target_sm: str | None = None) -> bytes:
         capabilities = getattr(tensorrt, "ComputeCapability", None)
         capability = getattr(capabilities, f"SM{target_sm.replace('.', '')}", None)
         if capability is None:
-            known = sorted((name[2:-1], name[-1]) for name in dir(capabilities) if name.startswith("SM"))
+            known = sorted(int(name[2:]) for name in dir(capabilities) if name.startswith("SM"))
             raise EngineError(
-                f"this TensorRT cannot build for SM {target_sm}, only for {', '.join(map('.'.join, known))}"
+                f"this TensorRT cannot build for SM {target_sm}, only for {', '.join(str(sm / 10) for sm in known)}"
                 if known
                 else "this TensorRT builds for the GPU of this machine only; mien[tensorrt-rtx] builds for others"
             )

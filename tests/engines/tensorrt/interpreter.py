@@ -314,12 +314,16 @@ def _normalization(layer: Any, x: list[Any]) -> Tensor:
 
 
 def _matrix_multiply(layer: Any, x: list[Any]) -> Tensor:
-    def laid(matrix: Tensor, operation: Any) -> Tensor:
-        return matrix.transpose(-1, -2) if operation == trt.MatrixOperation.TRANSPOSE else matrix
-
-    if trt.MatrixOperation.VECTOR in (layer.op0, layer.op1):
-        raise NotImplementedError("matrix times vector")
-    return laid(x[0], layer.op0) @ laid(x[1], layer.op1)
+    kinds = trt.MatrixOperation
+    left, right = x
+    # A vector is a matrix of one row on the left, of one column on the right; that axis is not in the result.
+    left = left.unsqueeze(-2) if layer.op0 == kinds.VECTOR else left
+    right = right.unsqueeze(-1) if layer.op1 == kinds.VECTOR else right
+    left = left.transpose(-1, -2) if layer.op0 == kinds.TRANSPOSE else left
+    right = right.transpose(-1, -2) if layer.op1 == kinds.TRANSPOSE else right
+    result: Tensor = left @ right
+    result = result.squeeze(-1) if layer.op1 == kinds.VECTOR else result
+    return result.squeeze(-2 if layer.op1 != kinds.VECTOR else -1) if layer.op0 == kinds.VECTOR else result
 
 
 def _fill(layer: Any, x: list[Any]) -> Tensor:
