@@ -75,7 +75,9 @@ class _CaptureProcess:
             if rows is not None:
                 self._publish(rows)
             self._publisher.service()
-            self._report_if_due(self._modality.health().state)
+            state = self._modality.health().state
+            # A source may be over while its last rows are still being made; only `rows()` knows when all is said.
+            self._report_if_due("running" if state == "ended" else state)
         self.publish_status("ended")
         self._control.say("ended")
         # The end must reach its readers before the socket goes; the supervisor stops us when it has.

@@ -99,7 +99,7 @@ class _InferenceProcess:
                 if self._state != "ended" and self._workers_ended():
                     self._predict_last()
                     self._publish_status("ended")
-                    self._control.say("ended")
+                    self._control.say("ended", predictions=self._seq)
                     self._state = "ended"
                 if time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
                     self._publish_status(self._state if self._state == "ended" else "running")

@@ -124,7 +124,7 @@ class Supervisor:
 
     Attributes:
         model: checkpoint and engine, once inference is ready.
-        ended: whether every clip has been played and predicted to its end.
+        ended: whether every clip has been played and predicted to its end; `predictions` is then how many there were.
     """
 
     def __init__(self, session: Session) -> None:
@@ -132,6 +132,7 @@ class Supervisor:
         self.clock = Clock()
         self.model = ""
         self.ended = False
+        self.predictions = 0
         self._assignment = Assignment(session.config, self.clock.anchor_ns, session.workers, session.absent)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
@@ -245,6 +246,7 @@ class Supervisor:
             child.ended = True
             if event.worker == "inference":
                 self.ended = True
+                self.predictions = int(event.facts.get("predictions", 0))
         elif event.state == "failed" and self._start_ns is not None:
             self._notes.append(f"{event.worker}: {event.facts.get('error')}")
 

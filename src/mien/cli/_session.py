@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -156,7 +157,7 @@ def _follow(
     stopping: threading.Event,
     seconds: float | None,
 ) -> None:
-    began_s = time.monotonic()
+    began_s, ended_s = time.monotonic(), math.inf
     with show:
         while not stopping.is_set():
             supervisor.tend()
@@ -171,8 +172,11 @@ def _follow(
             for status in list(subscriber.statuses.values()):
                 summary.add_status(status)
             show.refresh()
-            if supervisor.ended and not predictions:
-                break
+            if supervisor.ended:
+                ended_s = min(ended_s, time.monotonic())
+                # The last prediction is said to be made before it has come; it is waited for, but not for ever.
+                if summary.predictions + summary.lost >= supervisor.predictions or time.monotonic() > ended_s + 2.0:
+                    break
             if seconds is not None and time.monotonic() - began_s >= seconds:
                 break
 
