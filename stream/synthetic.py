@@ -13,6 +13,7 @@ from mien.stream.assembler import Assembler
 FRAME_HZ = 30
 SOUND_HZ = 10
 WORDS_HZ = 1.25
+_START_NS = 60 * NS_PER_S  # its first words were said before it began, and times on the wire are not negative
 
 
 class SyntheticStream:
@@ -23,7 +24,9 @@ class SyntheticStream:
         start_ns: session time of the first frame.
     """
 
-    def __init__(self, session: str, specs: Mapping[str, ModalitySpec], seed: int = 0, start_ns: int = 0) -> None:
+    def __init__(
+        self, session: str, specs: Mapping[str, ModalitySpec], seed: int = 0, start_ns: int = _START_NS
+    ) -> None:
         self.session = session
         self._specs = dict(specs)
         self._random = np.random.default_rng(seed)
