@@ -35,7 +35,7 @@ VOICED = 0.5  # periodicity from which a pitch is believed
 
 ENERGY, F0, PERIODICITY, ZCR, VAD = range(N_MELS, N_MELS + 5)  # columns after the log-mel bands
 SPEC = ModalitySpec(
-    name="audio", dim=N_MELS + 5, rate_hz=RATE_HZ, steps=250, extractor="mien-audio-1/mel64-yin-silero6"
+    name="audio", dim=N_MELS + 5, rate_hz=RATE_HZ, steps=250, extractor="mien-audio-2/mel64-yin-silero6"
 )
 
 BLOCK = 256  # rows computed together; bounds memory on whole files

@@ -115,6 +115,14 @@ def test_silence_is_masked(extractor: AudioExtractor) -> None:
     assert not extractor.extract(np.zeros(SAMPLE_RATE, np.float32)).valid.any()
 
 
+@pytest.mark.parametrize("level", [0.001, 0.01, 0.1])
+def test_noise_and_chords_are_no_voice(extractor: AudioExtractor, level: float) -> None:
+    noise = np.random.default_rng(0).normal(0, level, 5 * SAMPLE_RATE).astype(np.float32)
+    chord = np.sum([tone(hz, 5.0, level) for hz in (220.0, 277.0, 330.0)], axis=0, dtype=np.float32)
+    assert not extractor.extract(noise).valid.any()
+    assert not extractor.extract(chord).valid.any()
+
+
 def test_speech_is_valid_and_the_silence_around_it_is_not(extractor: AudioExtractor) -> None:
     speech = spoken("I am so happy to see you today.")
     silence = np.zeros(SAMPLE_RATE, np.float32)

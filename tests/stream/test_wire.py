@@ -171,7 +171,9 @@ def test_a_flipped_header_byte_is_refused_or_gives_a_well_formed_message(positio
     assert wire.NAME.fullmatch(window.session)
 
 
-@pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b'{"session": 5}', b"\xff\xfe", b'{"session":"a/b"}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "payload", [b"", b"{}", b"[]", b'{"session": 5}', b"\xff\xfe", b'{"session":"a/b"}', b"[" * 9999]
+)
 def test_json_that_is_no_prediction_is_refused(payload: bytes) -> None:
     with pytest.raises(WireError):
         wire.decode_prediction([b"prediction/default/", wire.VERSION_BYTE, payload])
