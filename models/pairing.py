@@ -21,6 +21,7 @@ from mien.models.datasets import Sample
 VALENCE = {
     "neutral": 0.0, "happy": 1.5, "sad": -1.5, "angry": -1.5, "fear": -1.2, "disgust": -1.5, "surprise": 0.0,
 }  # fmt: skip
+NEUTRAL = EMOTIONS.index("neutral")
 NEUTRAL_BAND = 0.5  # a sentence within it goes with a neutral voice and face
 
 
@@ -79,12 +80,15 @@ class Pairing:
         random: np.random.Generator,
         by_valence: float = 0.0,
         emotion: int | None = None,
+        composed: float = 0.0,
     ) -> Group:
         """A group over the modalities.
 
         Args:
             by_valence: how often its sentence is one that has a sentiment instead of an emotion.
             emotion: of the group; drawn evenly when not given.
+            composed: how often one member shows nothing of the emotion: people say sad things in an even voice, and
+                happy ones with a still face. A neutral member is then no evidence against the others.
 
         Raises:
             DataError: no emotion has examples of all of the modalities.
@@ -99,6 +103,11 @@ class Pairing:
         for modality in modalities:
             pool = self._pool(modality, emotion, scored)
             members[modality] = pool[int(random.integers(len(pool)))]
+        if len(members) > 1 and emotion != NEUTRAL and random.random() < composed:
+            modality = modalities[int(random.integers(len(modalities)))]
+            pool = self._pool(modality, NEUTRAL, False)
+            if pool and not (scored and modality == "text"):
+                members[modality] = pool[int(random.integers(len(pool)))]
         own = [s.labels for s in members.values() if s.labels.sentiment is not None and not s.labels.coarse]
         sentiment = own[0].sentiment if own else VALENCE[EMOTIONS[emotion]]
         return Group(members, sentiment, not own, tuple(float(e == emotion) for e in range(len(EMOTIONS))))
@@ -112,7 +121,7 @@ class Pairing:
 def emotions_of_valence(sentiment: float) -> list[int]:
     """Emotions that a sentence of this sentiment may go with."""
     if abs(sentiment) < NEUTRAL_BAND:
-        return [EMOTIONS.index("neutral")]
+        return [NEUTRAL]
     sign = np.sign(sentiment)
     return [e for e, name in enumerate(EMOTIONS) if VALENCE[name] * sign > 0]
 

@@ -44,6 +44,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             the data cannot make is left out.
         corpora: how often an item comes from which corpus; one that is not named counts by the root of its size.
         by_valence: how often a pair's sentence is one with a sentiment instead of an emotion.
+        composed: how often one member of a pair is neutral and the others are not, and the others are right.
         encoder_rate: learning rate of encoders that come trained, as a share of `learning_rate`.
         ema: decay of the averaged weights, which are what is validated and kept.
         neutral_weight: how much more a guess counts against what shows no feeling: a still face is no bad mood.
@@ -69,6 +70,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )  # fmt: skip
     corpora: dict[str, float] = msgspec.field(default_factory=dict)
     by_valence: float = 0.4
+    composed: float = 0.2
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25
@@ -246,7 +248,9 @@ class _Source:
             shares = np.array([share for share, _ in pools])
             pool = pools[int(random.choice(len(pools), p=shares / shares.sum()))][1]
             return single(pool[int(random.integers(len(pool)))], None if kind == OWN else (kind,))
-        return self._pairing.draw(kind.split(SEPARATOR), random, self._settings.by_valence)
+        return self._pairing.draw(
+            kind.split(SEPARATOR), random, self._settings.by_valence, composed=self._settings.composed
+        )
 
     def _possible(self, kind: str, names: set[str]) -> bool:
         if kind in self._singles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -193,3 +194,8 @@ def test_messages_follow_the_published_schema() -> None:
         validator.validate(json.loads(frames[2]))
     broken = json.loads(wire.encode_prediction(PREDICTION)[2]) | {"sentiment": "good"}
     assert not validator.is_valid(broken)
+
+
+def test_the_published_schema_is_the_one_of_the_types() -> None:
+    published = Path(__file__).resolve().parents[2] / "docs" / "messages.schema.json"
+    assert json.loads(published.read_text()) == wire.json_schema(), "run: mien schema > docs/messages.schema.json"

@@ -1,0 +1,139 @@
+"""What goes wrong at the start is one clear line and an exit code of its own, from whichever process it comes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from mien.models.checkpoint import default_checkpoint
+from tests.e2e.conftest import SAMPLE, command
+from tests.stream.test_session import make_clip
+
+pytestmark = [pytest.mark.e2e, pytest.mark.assets]
+
+
+def assert_fails(port: int, code: int, *parts: str, arguments: tuple[str, ...], **environment: str) -> None:
+    ran = subprocess.run(
+        command("run", "--json", "--port", str(port), "--session", f"bad-{port}", *arguments),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | environment,
+        timeout=180,
+        check=False,
+    )
+    said = [line for line in ran.stderr.splitlines() if line.startswith("mien: ")]
+    assert ran.returncode == code, ran.stderr
+    assert len(said) == 1, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not ran.stdout
+    for part in parts:
+        assert part in said[0], said[0]
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "words.mp4"
+    path.write_text("not a clip")
+    return path
+
+
+def silent(folder: Path) -> Path:
+    return make_clip(folder / "silent.mp4", sound=False)
+
+
+def dark(folder: Path) -> Path:
+    return make_clip(folder / "dark.mp4", picture=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "flags", "parts"),
+    [
+        (lambda folder: folder / "gone.mp4", ("--clip",), ("gone.mp4", "does not exist")),
+        (text_file, ("--clip",), ("words.mp4", "cannot be read")),
+        (silent, ("--camera", "none", "--mic"), ("no sound",)),
+        (dark, ("--mic", "none", "--camera"), ("no picture",)),
+    ],
+)
+def test_clips(
+    port: int, tmp_path: Path, make: Callable[[Path], Path], flags: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_fails(port, 3, *parts, arguments=(*flags, str(make(tmp_path))))
+
+
+def test_a_clip_of_zero_length(port: int, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    assert_fails(port, 3, "empty.mp4", arguments=("--clip", str(empty)))
+
+
+def test_a_camera_that_is_not_there(port: int) -> None:
+    assert_fails(port, 3, "63", arguments=("--camera", "63", "--mic", "none"))
+
+
+def test_a_network_camera_that_does_not_answer(port: int) -> None:
+    url = "http://127.0.0.1:9/picture.mjpg"
+    assert_fails(port, 3, "127.0.0.1:9", arguments=("--camera", url, "--mic", "none"))
+
+
+def test_an_unknown_microphone(port: int) -> None:
+    assert_fails(port, 3, "microphone", arguments=("--camera", "none", "--mic", "no such microphone"))
+
+
+def test_a_missing_asset(port: int, tmp_path: Path) -> None:
+    config = tmp_path / "mien.toml"
+    config.write_text(f'[assets]\noffline = true\ncache = "{(tmp_path / "empty").as_posix()}"\n')
+    assert_fails(port, 4, "offline", arguments=("--config", str(config), "--clip", str(SAMPLE)))
+
+
+def test_a_checkpoint_that_is_not_there(port: int, tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.safetensors")
+    assert_fails(
+        port, 5, "none.safetensors", arguments=("--clip", str(SAMPLE), "--asr", "none", "--checkpoint", missing)
+    )
+
+
+def test_a_damaged_checkpoint(port: int, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(default_checkpoint().read_bytes()[:1000])
+    assert_fails(port, 5, "damaged", arguments=("--clip", str(SAMPLE), "--asr", "none", "--checkpoint", str(damaged)))
+
+
+def test_a_checkpoint_for_other_extractors(port: int, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    with safe_open(default_checkpoint(), framework="np") as file:
+        metadata = file.metadata()
+    save_file(
+        load_file(default_checkpoint()),
+        other,
+        {k: v.replace("mien-vision-", "elsewhere-") for k, v in metadata.items()},
+    )
+    arguments = ("--clip", str(SAMPLE), "--asr", "none", "--checkpoint", str(other))
+    assert_fails(port, 5, "vision", "elsewhere", arguments=arguments)
+
+
+def test_an_unknown_engine(port: int) -> None:
+    arguments = ("--clip", str(SAMPLE), "--asr", "none", "--engine", "onx")
+    assert_fails(port, 8, "did you mean 'onnx'", arguments=arguments)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="changes permissions")
+def test_a_log_folder_that_cannot_be_written(port: int, tmp_path: Path) -> None:
+    blocked = tmp_path / "state"
+    blocked.write_text("a file where a folder should be")
+    try:
+        assert_fails(
+            port,
+            1,
+            "cannot write logs",
+            arguments=("--clip", str(SAMPLE), "--asr", "none"),
+            XDG_STATE_HOME=str(blocked),
+        )
+    finally:
+        shutil.rmtree(tmp_path, ignore_errors=True)
