@@ -19,6 +19,7 @@ from mien.errors import BusError
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
 _MAX_TOPICS = 256
 _PATIENCE_S = 5.0
+_REBIND_S = 1.5
 
 
 def is_loopback(host: str) -> bool:
@@ -64,15 +65,7 @@ class Publisher:
         self.socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscribers have nothing long to say
         if lossless:
             self.socket.setsockopt(zmq.XPUB_NODROP, 1)
-        try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.socket.close(0)
-            if error.errno == zmq.EADDRINUSE:
-                raise BusError(
-                    f"{endpoint} is in use, probably by another mien; stop it, or choose other ports with --port"
-                ) from error
-            raise BusError(f"cannot bind {endpoint}: {error.strerror}") from error
+        self._bind(endpoint)
 
     def send(self, frames: list[bytes], *, keep: bool = True) -> None:
         """Publish a message, and keep it as the last value of its topic."""
@@ -114,6 +107,24 @@ class Publisher:
     def close(self) -> None:
         """Send what is queued (at most 200 ms) and unbind."""
         self.socket.close()
+
+    def _bind(self, endpoint: str) -> None:
+        # Whoever had the port may just be leaving: a session that is started again at once must not fail for that.
+        give_up_s = time.monotonic() + _REBIND_S
+        while True:
+            try:
+                self.socket.bind(endpoint)
+                return
+            except zmq.ZMQError as error:
+                if error.errno == zmq.EADDRINUSE and time.monotonic() < give_up_s:
+                    time.sleep(0.05)
+                    continue
+                self.socket.close(0)
+                if error.errno == zmq.EADDRINUSE:
+                    raise BusError(
+                        f"{endpoint} is in use, probably by another mien; stop it, or choose other ports with --port"
+                    ) from error
+                raise BusError(f"cannot bind {endpoint}: {error.strerror}") from error
 
     def _send(self, frames: list[bytes]) -> None:
         if not self._lossless:
