@@ -17,11 +17,11 @@ from mien.clock import Clock
 from mien.config import Config
 from mien.messages import Bool, Float32, ModalitySpec
 from mien.stream.modality import Health, Modality, Rows
-from mien.stream.pitch import FLOOR, SPAN, yin
 from mien.stream.slots import SlotClock
 from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
-from mien.stream.voice_activity import FRAME, Hangover, VoiceActivity
+from mien.stream.speech.pitch import FLOOR, SPAN, yin
+from mien.stream.speech.voice_activity import FRAME, Hangover, VoiceActivity
 
 RATE_HZ = 50
 HOP = SAMPLE_RATE // RATE_HZ  # 320 samples

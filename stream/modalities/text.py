@@ -23,13 +23,13 @@ from mien.engines.text import text_network
 from mien.errors import ConfigError
 from mien.messages import Float32, ModalitySpec, Word
 from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_DIM, WordTokenizer, pool_words, text_extractor
-from mien.stream.asr import Heard, Recogniser
-from mien.stream.backlog import Backlog, Step
 from mien.stream.modality import Health, Modality, Rows
 from mien.stream.sources.audio import AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
-from mien.stream.voice_activity import VoiceActivity
-from mien.stream.whisper import Whisper
+from mien.stream.speech.asr import Heard, Recogniser
+from mien.stream.speech.backlog import Backlog, Step
+from mien.stream.speech.voice_activity import VoiceActivity
+from mien.stream.speech.whisper import Whisper
 
 ADAPTERS = DEFAULT_ADAPTERS if DEFAULT_ADAPTERS.is_file() else None
 SPEC = ModalitySpec(name="text", dim=TEXT_DIM, rate_hz=0, steps=50, snapshot=True, extractor=text_extractor(ADAPTERS))

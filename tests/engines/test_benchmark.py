@@ -13,9 +13,9 @@ from mien.cli import _bench
 from mien.engines.predictor import Predictor
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import Checkpoint
-from mien.stream.benchmark import bench_bus, bench_engines, bench_multi, bench_single
-from mien.stream.measurement import compare_reports, describe, ratio
-from mien.stream.synthetic import FRAME_HZ, synthetic_windows
+from mien.stream.bench.benchmark import bench_bus, bench_engines, bench_multi, bench_single
+from mien.stream.bench.measurement import compare_reports, describe, ratio
+from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows
 
 
 def test_percentiles_and_blocks() -> None:

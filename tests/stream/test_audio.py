@@ -28,7 +28,7 @@ from mien.stream.modalities.audio import (
 )
 from mien.stream.modality import Rows
 from mien.stream.sources.clip import SAMPLE_RATE, read_sound
-from mien.stream.voice_activity import HANGOVER, OFF, ON, Hangover
+from mien.stream.speech.voice_activity import HANGOVER, OFF, ON, Hangover
 from tests.stream.sounds import spoken, tone, write_wav
 
 SECONDS = 1.3

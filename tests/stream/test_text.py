@@ -13,12 +13,12 @@ from mien.config import AssetsConfig, Config, load_config
 from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, Word
 from mien.models.text_encoder import TEXT_DIM
-from mien.stream.asr import Heard
 from mien.stream.modalities import text
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within
 from mien.stream.modality import Health, Rows, create_modality
 from mien.stream.sources.clip import SAMPLE_RATE
-from mien.stream.whisper import Hypothesis, Whisper
+from mien.stream.speech.asr import Heard
+from mien.stream.speech.whisper import Hypothesis, Whisper
 from tests.stream.sounds import spoken, tone, write_wav
 
 START_NS = 1_700_000_000 * NS_PER_S

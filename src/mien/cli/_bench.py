@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from mien.config import load_config
 from mien.errors import ConfigError, DataError
-from mien.stream.measurement import compare_reports, load_per_core, surroundings
+from mien.stream.bench.measurement import compare_reports, load_per_core, surroundings
 
 _FORMAT = 1
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
@@ -35,21 +35,21 @@ def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str,
 def run_engines(checkpoint: str, seconds: float) -> dict[str, Any]:
     """`mien bench engines`."""
     from mien.models.checkpoint import load_checkpoint
-    from mien.stream.benchmark import bench_engines
+    from mien.stream.bench.benchmark import bench_engines
 
     return bench_engines(load_checkpoint(checkpoint), seconds)
 
 
 def run_single(checkpoint: str, engine: str, seconds: float) -> dict[str, Any]:
     """`mien bench single`."""
-    from mien.stream.benchmark import bench_single
+    from mien.stream.bench.benchmark import bench_single
 
     return bench_single(_predictor(checkpoint, engine), seconds)
 
 
 def run_multi(checkpoint: str, engine: str, streams: int | None, seconds: float) -> dict[str, Any]:
     """`mien bench multi`: a fixed number of streams, or the most that hold."""
-    from mien.stream.benchmark import bench_multi, find_most_streams
+    from mien.stream.bench.benchmark import bench_multi, find_most_streams
 
     predictor = _predictor(checkpoint, engine)
     if streams is not None:
@@ -67,7 +67,7 @@ def run_multi(checkpoint: str, engine: str, streams: int | None, seconds: float)
 
 def run_bus(seconds: float) -> dict[str, Any]:
     """`mien bench bus`."""
-    from mien.stream.benchmark import bench_bus
+    from mien.stream.bench.benchmark import bench_bus
 
     return bench_bus(seconds)
 
@@ -76,8 +76,8 @@ def run_session(
     clip: Path | None, asr: str | None, engine: str, checkpoint: str, seconds: float, plot: Path | None, *, soak: bool
 ) -> dict[str, Any]:
     """`mien bench paced` and `mien bench soak`: all processes, on a clip that plays at its own pace in a loop."""
-    from mien.stream.benchmark import free_port
-    from mien.stream.paced import record, slopes, summarise, timeline
+    from mien.stream.bench.benchmark import free_port
+    from mien.stream.bench.paced import record, slopes, summarise, timeline
     from mien.stream.session import plan_session
 
     source = str(clip) if clip else str(Path(__file__).parents[1] / "sample.mp4")

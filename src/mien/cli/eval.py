@@ -56,8 +56,8 @@ def command(
     from mien.models.evaluation import figures, score
     from mien.models.pairing import single
     from mien.models.protocols import fusion, robustness, streaming
-    from mien.stream.extraction import ExtractOptions
-    from mien.stream.labelled import read_labelled
+    from mien.stream.offline.extraction import ExtractOptions
+    from mien.stream.offline.labelled import read_labelled
 
     loaded = load_checkpoint(checkpoint)
     known = [spec.name for spec in loaded.specs]
@@ -170,14 +170,14 @@ def _rates(missing: str) -> list[float]:
 
 def _live_text(checkpoint: Any) -> bool:
     """Whether its words are those of the live text encoder, so that parts of sentences can be encoded."""
-    from mien.stream.extraction import live_specs
+    from mien.stream.offline.extraction import live_specs
 
     text = next((spec for spec in checkpoint.specs if spec.name == "text"), None)
     return text is not None and live_specs(["text"])["text"] == text
 
 
 def _text_encoder() -> Any:
-    from mien.stream.extraction import Extractors
+    from mien.stream.offline.extraction import Extractors
 
     return Extractors(["text"]).text.encode
 

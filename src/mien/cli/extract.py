@@ -26,7 +26,7 @@ def command(
 ) -> None:  # fmt: skip
     """Extract labelled corpora through the extractors of the live stream."""
     from mien.cli._progress import item_progress
-    from mien.stream.extraction import ExtractOptions, extract
+    from mien.stream.offline.extraction import ExtractOptions, extract
 
     options = ExtractOptions(
         modalities=tuple(filter(None, modalities.split(","))),

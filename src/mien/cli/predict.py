@@ -27,8 +27,8 @@ def command(
     from mien.errors import SourceError
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.datasets import write_whole
-    from mien.stream.extraction import Extractors, live_specs
-    from mien.stream.offline import clips_in, predict_clip, read_clip
+    from mien.stream.offline.clips import clips_in, predict_clip, read_clip
+    from mien.stream.offline.extraction import Extractors, live_specs
 
     loaded = load_checkpoint(checkpoint)
     specs = {name: spec for name, spec in live_specs().items() if name in {s.name for s in loaded.specs}}

@@ -29,7 +29,7 @@ def command(
     import msgspec
 
     from mien.cli._progress import stage_progress
-    from mien.stream.pipeline import load_plan, train
+    from mien.stream.offline.pipeline import load_plan, train
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     plan = load_plan(config)
@@ -48,7 +48,7 @@ def command(
         fusion=fusion,
     )
     if ablations:
-        from mien.stream.ablation import ablate, ablation_table
+        from mien.stream.offline.ablation import ablate, ablation_table
 
         with stage_progress() as progress:
             results = ablate(plan, [int(s) for s in seeds.split(",")], progress)

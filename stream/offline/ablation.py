@@ -13,8 +13,8 @@ from mien.models.datasets import Dataset
 from mien.models.evaluation import figures, score, torch_runner
 from mien.models.pairing import paired_set, single
 from mien.models.training import FusionTraining, train_fusion
-from mien.stream.labelled import read_labelled
-from mien.stream.pipeline import Progress, TrainPlan
+from mien.stream.offline.labelled import read_labelled
+from mien.stream.offline.pipeline import Progress, TrainPlan
 
 PARTS = {"whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
          "no mask": {"mask": False}, "no gate": {"gate": False}}  # fmt: skip

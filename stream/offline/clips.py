@@ -18,7 +18,7 @@ from mien.errors import SourceError
 from mien.messages import Float32, ModalitySpec, Window
 from mien.models.corpora import AUDIO_SUFFIXES, VIDEO_SUFFIXES, CorpusItem
 from mien.models.datasets import Labels, Sample, make_track, window
-from mien.stream.extraction import Extractors
+from mien.stream.offline.extraction import Extractors
 from mien.stream.sources.clip import clip_streams, read_sound
 
 WINDOW_NS = 5 * NS_PER_S

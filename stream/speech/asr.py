@@ -14,10 +14,10 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
-from mien.stream.agreement import agreed, plain, without_loop
-from mien.stream.alignment import INSTANT_S, groups, spread, uttered
-from mien.stream.voice_activity import FRAME, OFF, ON
-from mien.stream.whisper import SAMPLE_RATE, HeardWord, Hypothesis
+from mien.stream.speech.agreement import agreed, plain, without_loop
+from mien.stream.speech.alignment import INSTANT_S, groups, spread, uttered
+from mien.stream.speech.voice_activity import FRAME, OFF, ON
+from mien.stream.speech.whisper import SAMPLE_RATE, HeardWord, Hypothesis
 
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE
 END_SILENCE_S = 0.5  # an utterance is over after so much silence
@@ -39,13 +39,13 @@ PHANTOM_DOUBT = -0.7
 
 
 class Decoder(Protocol):
-    """What hears words in a window of sound; see `mien.stream.whisper.Whisper.decode`."""
+    """What hears words in a window of sound; see `mien.stream.speech.whisper.Whisper.decode`."""
 
     def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis: ...
 
 
 class VoiceDetector(Protocol):
-    """Probability of voice in the next 512 samples; see `mien.stream.voice_activity.VoiceActivity`."""
+    """Probability of voice in the next 512 samples; see `mien.stream.speech.voice_activity.VoiceActivity`."""
 
     def reset(self) -> None: ...
 

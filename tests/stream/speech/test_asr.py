@@ -16,13 +16,13 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, Word
-from mien.stream.agreement import agreed, without_loop
-from mien.stream.asr import LONGEST_S, Heard, Recogniser
-from mien.stream.backlog import Backlog, Step
 from mien.stream.sources.audio import NS_PER_SAMPLE, Chunk
 from mien.stream.sources.clip import SAMPLE_RATE, read_sound
-from mien.stream.voice_activity import VoiceActivity
-from mien.stream.whisper import Hypothesis, Whisper
+from mien.stream.speech.agreement import agreed, without_loop
+from mien.stream.speech.asr import LONGEST_S, Heard, Recogniser
+from mien.stream.speech.backlog import Backlog, Step
+from mien.stream.speech.voice_activity import VoiceActivity
+from mien.stream.speech.whisper import Hypothesis, Whisper
 from tests.stream.sounds import spoken, tone
 
 STEP = 800 * SAMPLE_RATE // 1000  # samples

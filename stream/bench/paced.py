@@ -11,7 +11,7 @@ import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Prediction, Status
-from mien.stream.measurement import describe
+from mien.stream.bench.measurement import describe
 from mien.stream.session import Session
 from mien.stream.subscriber import Subscriber
 from mien.stream.supervisor import Supervisor

@@ -28,7 +28,7 @@ from mien.models.datasets import Dataset, is_dataset, write_whole
 from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
 from mien.models.training import FusionTraining
-from mien.stream.extraction import ExtractOptions
+from mien.stream.offline.extraction import ExtractOptions
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def _cut(task: Path, images: Any) -> Any:
 
 
 def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:
-    from mien.stream.labelled import read_labelled
+    from mien.stream.offline.labelled import read_labelled
 
     def step(done: int, total: int) -> None:
         if progress is not None:

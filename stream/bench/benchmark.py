@@ -26,9 +26,9 @@ from mien.errors import EngineError
 from mien.messages import ModalitySpec, Prediction, Window
 from mien.models.checkpoint import Checkpoint
 from mien.stream.assembler import Assembler
+from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream, synthetic_windows
 from mien.stream.bus import Publisher, Receiver
-from mien.stream.measurement import Turns, describe, ratio
-from mien.stream.synthetic import FRAME_HZ, SyntheticStream, synthetic_windows
 from mien.stream.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
 
 WARM_UP = 20

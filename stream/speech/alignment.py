@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mien.stream.whisper import HeardWord
+from mien.stream.speech.whisper import HeardWord
 
 INSTANT_S = 0.03  # a word this short got no time of its own
 INSTANT_WORDS = 3  # so many of them at the end have no sound

@@ -15,7 +15,7 @@ from mien.cli import app
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import load_checkpoint
 from mien.models.metrics import sentiment_metrics
-from mien.stream.pipeline import TrainPlan, load_plan, train
+from mien.stream.offline.pipeline import TrainPlan, load_plan, train
 
 TOML = """
 data = ["{pickle}"]
@@ -134,5 +134,5 @@ def test_plans_are_checked(tmp_path: Path) -> None:
 
 
 def test_the_shipped_plan_is_valid() -> None:
-    plan = load_plan(Path(__file__).parents[2] / "configs" / "train.toml")
+    plan = load_plan(Path(__file__).parents[3] / "configs" / "train.toml")
     assert len(plan.data) == 10

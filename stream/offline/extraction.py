@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mien.stream.modalities.audio import AudioExtractor
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
-    from mien.stream.whisper import Whisper
+    from mien.stream.speech.whisper import Whisper
 
 MODALITIES = ("text", "audio", "vision")
 CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
@@ -470,7 +470,7 @@ class Extractors:
         """Sound to words, for clips that come without a text."""
         if "whisper" not in self._opened:
             from mien.stream.modalities.text import asr_folder
-            from mien.stream.whisper import Whisper
+            from mien.stream.speech.whisper import Whisper
 
             self._opened["whisper"] = Whisper(asr_folder(self._asr, self._assets), "en", "auto", "int8", 1)
         whisper: Whisper = self._opened["whisper"]

@@ -10,9 +10,9 @@ import soundfile
 
 from mien.errors import DataError
 from mien.models.datasets import read_dataset, read_manifest
-from mien.stream.extraction import ExtractOptions, extract, shortened
-from mien.stream.labelled import read_labelled
 from mien.stream.modalities.audio import AudioExtractor
+from mien.stream.offline.extraction import ExtractOptions, extract, shortened
+from mien.stream.offline.labelled import read_labelled
 from mien.stream.sources.clip import read_sound
 
 AUDIO = ExtractOptions(modalities=("audio",))

@@ -13,7 +13,7 @@ from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.datasets import Dataset, is_dataset, join_datasets, read_dataset
 from mien.models.mmsa import read_mmsa
-from mien.stream.extraction import ExtractOptions, extract, live_specs
+from mien.stream.offline.extraction import ExtractOptions, extract, live_specs
 
 
 def read_labelled(

@@ -1,0 +1,1 @@
+"""Hearing words and voices: recognition in short windows, agreement on words, voice activity, pitch."""
