@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,9 @@ def _input_names(network: Network, model: Any) -> list[str]:
 
 
 def _openvino() -> Any:
+    # Where its telemetry package cannot be imported, OpenVINO goes without; else it forks a process that reports to
+    # Google Analytics, and that holds our sockets open for as long as it cannot reach it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         # Its bindings rename classes on import and warn of it.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -97,6 +98,12 @@ class Child:
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(OSError):
                 stdin.close()
+
+    def sweep(self) -> None:
+        """End what the process has left behind: a library may have forked, and a fork holds its sockets."""
+        if os.name == "posix":
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def _tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -223,6 +230,7 @@ class Supervisor:
             until_s = time.monotonic() + 0.3
         for child in self._children.values():
             child.process.wait(2.0)
+            child.sweep()
 
     def take_notes(self) -> list[str]:
         """What happened since the last call."""

@@ -23,3 +23,24 @@ def test_onnx_runtime_keeps_no_identity_of_this_machine(tmp_path: Path) -> None:
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
     subprocess.run([sys.executable, "-c", OPEN_A_MODEL], env=environment, check=True, capture_output=True)
     assert not list(tmp_path.rglob("deviceid"))
+
+
+OPEN_OPENVINO = """
+import os, sys, time
+import mien.engines.openvino as engine
+engine._openvino().Core()
+import openvino.tools.ovc
+assert sys.modules["openvino_telemetry"] is None
+time.sleep(0.5)
+print(open(f"/proc/self/task/{os.getpid()}/children").read() if os.path.isdir("/proc/self") else "")
+"""
+
+
+def test_openvino_starts_no_process_that_reports(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    environment = os.environ | {"HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", OPEN_OPENVINO], env=environment, check=True, capture_output=True, text=True
+    )
+    assert not ran.stdout.strip()
+    assert not list(tmp_path.rglob("openvino_telemetry"))
