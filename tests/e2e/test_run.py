@@ -54,6 +54,9 @@ def test_sentiment_and_emotion_move_the_right_way_between_the_parts(fast_sample:
         expected = part["emotion"]
         share = {p["emotion"]: np.mean([q["emotions"][expected] for q in middle(p)]) for p in PARTS}
         assert max(share, key=share.__getitem__) == expected, f"{expected} should be likeliest in its own part: {share}"
+        seen = middle(part)
+        right = sum(max(p["emotions"], key=p["emotions"].__getitem__) == expected for p in seen)
+        assert right > len(seen) / 2, f"{expected} is on top in {right} of {len(seen)} predictions of its part"
 
 
 def test_predictions_are_well_formed(fast_sample: list[dict[str, Any]]) -> None:
