@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mien.assets import asset_path
+from mien.assets import ASSETS, asset_path, cache_folder
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, Config, TextConfig
 from mien.engines.selection import open_engine
 from mien.engines.text import text_network
-from mien.errors import ConfigError
+from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, ModalitySpec, Word
 from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_DIM, WordTokenizer, pool_words, text_extractor
 from mien.stream.modality import Health, Modality, Rows
@@ -98,8 +98,17 @@ def asr_folder(asr: str, assets: AssetsConfig) -> Path:
         AssetError: a known model that is not to be had.
         ConfigError: neither a known name nor a folder.
     """
-    if asr in ASR_MODELS:
+    if asr in ASR_MODELS and f"whisper-{asr}" in ASSETS:
         return asset_path(f"whisper-{asr}", assets)
+    if asr in ASR_MODELS:
+        # Known, but no source of it could be verified: it is used where somebody has put it, and never fetched.
+        placed = Path(assets.paths.get(f"whisper-{asr}") or cache_folder(assets) / f"whisper-{asr}").expanduser()
+        if placed.is_dir():
+            return placed
+        raise AssetError(
+            f"mien cannot fetch Whisper {asr}: put its CTranslate2 form (model.bin, config.json, tokenizer.json, "
+            f"vocabulary.txt) into {placed}, or give its folder with --asr"
+        )
     folder = Path(asr).expanduser()
     if folder.is_dir():
         return folder

@@ -137,3 +137,7 @@ def test_a_log_folder_that_cannot_be_written(port: int, tmp_path: Path) -> None:
         )
     finally:
         shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_a_speech_model_that_cannot_be_fetched(port: int) -> None:
+    assert_fails(port, 4, "Whisper small", "--asr", arguments=("--clip", str(SAMPLE), "--asr", "small"))
