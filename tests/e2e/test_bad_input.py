@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,34 @@ def test_a_log_folder_that_cannot_be_written(port: int, tmp_path: Path) -> None:
 
 def test_a_speech_model_that_cannot_be_fetched(port: int) -> None:
     assert_fails(port, 4, "Whisper small", "--asr", arguments=("--clip", str(SAMPLE), "--asr", "small"))
+
+
+@contextmanager
+def rude_camera(*, hang: bool) -> Iterator[str]:
+    """A network camera that takes the call and then says nothing, or hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        stopping = threading.Event()
+        held: list[socket.socket] = []
+
+        def answer() -> None:
+            while not stopping.is_set():
+                with suppress(TimeoutError):
+                    connection, _ = server.accept()
+                    held.append(connection) if hang else connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/picture.mjpg"
+        finally:
+            stopping.set()
+            thread.join()
+            for connection in held:
+                connection.close()
+
+
+@pytest.mark.parametrize("hang", [True, False], ids=["busy", "vanishing"])
+def test_a_camera_that_takes_the_call_and_shows_nothing(port: int, hang: bool) -> None:
+    with rude_camera(hang=hang) as url:
+        assert_fails(port, 3, "127.0.0.1", arguments=("--camera", url, "--mic", "none"))
