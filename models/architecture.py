@@ -42,6 +42,8 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         centre: leading columns that lose their mean over the window: what a voice does counts there, and not how
             loud it, its room and its microphone are.
+        tilt: what was taken away by `centre` comes back as one row for the whole window, less its own mean: how the
+            level differs from band to band, and not how high it is. Needs `planes`.
         bands: leading columns that are a spectrum. `planes`: layers that see it as a plane of bands x time, so that
             a pattern means the same a little higher or lower; the other columns join after them.
         front: strided layers before the recurrence, for modalities with many more steps than the grid has slots.
@@ -50,6 +52,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     centre: Annotated[int, Meta(ge=0)] = 0
+    tilt: bool = False
     bands: Annotated[int, Meta(ge=0)] = 0
     planes: tuple[PlaneLayer, ...] = ()
     front: tuple[ConvLayer, ...] = ()

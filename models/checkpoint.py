@@ -36,7 +36,8 @@ class CheckpointHeader(msgspec.Struct, frozen=True):
     Attributes:
         kind, format: what the file is; anything else is refused.
         specs: the modalities in the order of the model's inputs and shares, with the extractors of their rows.
-        labels: order of the emotion outputs. temperature: of each modality, see `mien.models.cmmsf.Fusion`.
+        labels: order of the emotion outputs.
+        temperature: of each modality and of several together, see `mien.models.cmmsf.Fusion`.
         figures: what was measured on validation parts, for people.
         training: seed, corpora and versions, for people.
     """

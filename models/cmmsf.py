@@ -110,10 +110,11 @@ class PlaneFront(nn.Module):
     """Conv2d over the plane of bands x time, so that a pattern means the same a little higher or lower.
 
     Rows (B, T, D) whose first `bands` columns are a spectrum -> (B, T / stride, width), and the mask of those steps.
-    The other columns join in after the layers, averaged over the same steps.
+    The other columns join in after the layers, averaged over the same steps, and so does what is known of the window as
+    a whole.
     """
 
-    def __init__(self, dim: int, bands: int, planes: Sequence[PlaneLayer], width: int) -> None:
+    def __init__(self, dim: int, bands: int, planes: Sequence[PlaneLayer], width: int, whole: int = 0) -> None:
         super().__init__()
         self.bands, channels = bands, 1
         self.shapes = tuple((layer.kernel, layer.stride) for layer in planes)
@@ -129,9 +130,9 @@ class PlaneFront(nn.Module):
             )
             channels, bands = layer.channels, (bands + 1) // 2
         self.layers = nn.ModuleList(layers)
-        self.join = nn.Linear(channels * bands + dim - self.bands, width)
+        self.join = nn.Linear(channels * bands + dim - self.bands + whole, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, mask: Tensor, whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
         plane, steps = x[..., : self.bands].transpose(1, 2)[:, None], mask  # (B, 1, bands, T)
         for layer, (kernel, stride) in zip(self.layers, self.shapes, strict=True):
             left, right = around(steps.shape[1], kernel, stride)
@@ -140,7 +141,10 @@ class PlaneFront(nn.Module):
             plane = layer(F.pad(plane, (left, right, side, kernel - 1 - side))) * steps[:, None, None]
         spectrum = plane.flatten(1, 2).transpose(1, 2)
         others, _ = pool_to_slots(x[..., self.bands :], mask, steps.shape[1])
-        return F.gelu(self.join(torch.cat([spectrum, others], -1))) * steps[..., None], steps
+        parts = [spectrum, others]
+        if whole is not None:
+            parts.append(whole[:, None].expand(-1, spectrum.shape[1], -1))
+        return F.gelu(self.join(torch.cat(parts, -1))) * steps[..., None], steps
 
 
 class ModalityEncoder(nn.Module):
@@ -159,11 +163,13 @@ class ModalityEncoder(nn.Module):
         self.slots, self.use_mask = config.slots, config.mask
         self.register_buffer("mean", torch.zeros(spec.dim))
         self.register_buffer("std", torch.ones(spec.dim))
-        self.centre = encoder.centre
+        self.centre, self.tilt = encoder.centre, encoder.tilt
         width, layers = spec.dim, []
         self.planes = None
         if encoder.planes:
-            self.planes = PlaneFront(spec.dim, encoder.bands, encoder.planes, config.dim)
+            self.planes = PlaneFront(
+                spec.dim, encoder.bands, encoder.planes, config.dim, encoder.centre if encoder.tilt else 0
+            )
             width = config.dim
         for layer in encoder.front:
             layers.append(FrontLayer(width, layer.channels, layer.kernel, layer.stride, config.dropout))
@@ -182,14 +188,17 @@ class ModalityEncoder(nn.Module):
             mask = torch.ones_like(mask)
         # where, not a product: 0 x NaN would be NaN.
         x = torch.where(mask[..., None] > 0, (features - self.mean) / self.std, torch.zeros_like(features))
+        tilt = None
         if self.centre:
             level = (x[..., : self.centre] * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1.0)[:, None]
             centred = (x[..., : self.centre] - level[:, None]) * mask[..., None]
             x = torch.cat([centred, x[..., self.centre :]], -1)
+            if self.tilt:
+                tilt = self.dropout(level - level.mean(1, keepdim=True))
         x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
         steps = mask
         if self.planes is not None:
-            x, steps = self.planes(x, steps)
+            x, steps = self.planes(x, steps, tilt)
         else:
             x = self.dropout(x)
         for layer in self.front:
@@ -325,8 +334,10 @@ class MaskGatedFusion(nn.Module):
 class Fusion(nn.Module):
     """Everything after the encoders: cascade, layer mixing, MGF, heads, calibration.
 
-    `temperature` (M,) divides the emotion logits, each modality's by its share in the decision (a weighted geometric
-    mean): a voice never heard before deserves less trust than a sentence. It is fitted on validation data.
+    `temperature` (M + 1,) divides the emotion logits, each modality's by its share in the decision (a weighted
+    geometric mean): a voice never heard before deserves less trust than a sentence. The last is for how much the
+    decision is shared between modalities: several that agree deserve more than any of them. It is fitted on validation
+    data.
     """
 
     temperature: Tensor
@@ -341,7 +352,7 @@ class Fusion(nn.Module):
         self.sentiment = nn.Linear(config.dim, 1)
         self.emotions = nn.Linear(config.dim, len(EMOTIONS))
         self.log_variance = nn.Linear(config.dim, 1)
-        self.register_buffer("temperature", torch.ones(len(self.names)))
+        self.register_buffer("temperature", torch.ones(len(self.names) + 1))
 
     def raw(self, encodings: Mapping[str, Encoding], complement: Collection[str] | None = None) -> Fused:
         """The heads before calibration.
@@ -370,7 +381,7 @@ class Fusion(nn.Module):
         emotions equal, confidence 0, shares 0.
         """
         something = (fused.shares.sum(-1) > 0).to(fused.shares.dtype)
-        temperature = torch.exp(fused.shares @ torch.log(self.temperature))
+        temperature = torch.exp(evidence(fused.shares) @ torch.log(self.temperature))
         emotions = torch.softmax(fused.logits / temperature[:, None] * something[:, None], -1)
         return fused.sentiment * something, emotions, emotions.amax(-1) * something, fused.shares
 
@@ -378,6 +389,14 @@ class Fusion(nn.Module):
         """`hidden`, `observed` of each modality in the order of `names`, to what `calibrated` returns."""
         pairs = zip(self.names, inputs[::2], inputs[1::2], strict=True)
         return self.calibrated(self.raw({m: Encoding(hidden, observed) for m, hidden, observed in pairs}))
+
+
+def evidence(shares: Tensor) -> Tensor:
+    """What temperatures go by, (B, M) -> (B, M + 1): each modality's share, and how much the decision is shared.
+
+    The latter is Simpson's index, 1 minus the sum of squares: 0 for one modality, 2/3 for three alike.
+    """
+    return torch.cat([shares, 1.0 - shares.square().sum(-1, keepdim=True)], -1)
 
 
 class CMMSF(nn.Module):

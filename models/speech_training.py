@@ -71,9 +71,9 @@ class TrainedAudio:
     measures: dict[str, EmotionMetrics]
 
     @property
-    def encoder(self) -> dict[str, Tensor]:
-        """Weights of the audio encoder, for `train_fusion(encoders={"audio": ...})`."""
-        return {name: tensor.clone() for name, tensor in self.network.encoders[AUDIO].state_dict().items()}
+    def reader(self) -> dict[str, Tensor]:
+        """Its weights, for `train_fusion(readers={"audio": ...})`."""
+        return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
 
 def pretrain_audio(
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument(
         "--folds", type=int, default=0, help="measure by so many folds of speakers, and train nothing else"
     )
-    parser.add_argument("--out", type=Path, help="where the encoder's weights go, .safetensors")
+    parser.add_argument("--out", type=Path, help="where the weights go, .safetensors")
     parser.add_argument("--steps", type=int, default=SpeechTraining().steps)
     parser.add_argument("--seed", type=int, default=SpeechTraining().seed)
     options = parser.parse_args()
@@ -273,7 +273,7 @@ def main() -> None:
     trained = pretrain_audio(dataset, settings)
     print(json.dumps({corpus: round(measure.uar, 4) for corpus, measure in trained.measures.items()}))
     if options.out is not None:
-        save_file({name: tensor.contiguous() for name, tensor in trained.encoder.items()}, options.out)
+        save_file({name: tensor.contiguous() for name, tensor in trained.reader.items()}, options.out)
 
 
 if __name__ == "__main__":

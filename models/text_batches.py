@@ -17,7 +17,7 @@ from torch import Tensor
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.models.corpora import Corpus, CorpusItem
-from mien.models.text_encoder import Pieces, WordTokenizer
+from mien.models.text_encoder import TEXT_STEPS, Pieces, WordTokenizer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Diet:
     """
 
     batch: int = 32
-    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("goemotions", 0.2))
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("meld", 1.25), ("goemotions", 0.25))
     bare: float = 0.35
     cut: float = 0.15
 
@@ -42,11 +42,11 @@ class Diet:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded pieces and the labels of B sentences. `share` (B, T) weighs pieces so that their sum is a word mean."""
+    """Padded pieces (B, T) and the labels of B sentences. `words` (B, T) is each piece's word, -1 for none."""
 
     input_ids: Tensor
     attention_mask: Tensor
-    share: Tensor
+    words: Tensor
     sentiment: Tensor  # (B,), NaN where there is none
     coarse: Tensor  # (B,), bool
     emotions: Tensor  # (B, 7), all zero where there is none
@@ -121,14 +121,15 @@ def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
     """Pad sentences to the longest of them."""
     size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
     ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
-    share = np.zeros((size, length), np.float32)
+    words = np.full((size, length), -1, np.int64)
     sentiment, emotions = np.full(size, np.nan, np.float32), np.zeros((size, len(EMOTIONS)), np.float32)
     for row, (item, pieces) in enumerate(chosen):
         own = len(pieces.input_ids)
         ids[row, :own], mask[row, :own] = pieces.input_ids, 1
+        # The newest words, as a window of the model holds them; words that have no pieces left are not counted.
         inside = pieces.word_index >= 0
-        counts = np.bincount(pieces.word_index[inside])
-        share[row, :own][inside] = 1.0 / counts[pieces.word_index[inside]] / np.count_nonzero(counts)
+        _, number = np.unique(pieces.word_index[inside], return_inverse=True)
+        words[row, :own][inside] = np.maximum(number - max(0, int(number.max(initial=-1)) + 1 - TEXT_STEPS), -1)
         if item.sentiment is not None:
             sentiment[row] = item.sentiment
         target = item.emotion_target
@@ -137,7 +138,7 @@ def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask),
-        share=torch.from_numpy(share),
+        words=torch.from_numpy(words),
         sentiment=torch.from_numpy(sentiment),
         coarse=torch.tensor([item.coarse for item, _ in chosen]),
         emotions=torch.from_numpy(emotions),

@@ -20,6 +20,7 @@ from mien.messages import Bool, Float32, Int64
 
 TEXT_DIM = 384
 MAX_PIECES = 128
+TEXT_STEPS = 50  # words in a window of the model
 ENCODER_VERSION = 1  # of the code below: what counts as a word, how pieces become a row
 DEFAULT_ADAPTERS = Path(__file__).parent / "weights" / "text.safetensors"
 

@@ -1,7 +1,8 @@
 """Tuning the text encoder on labelled sentences, so that word states carry sentiment and emotion.
 
-Several corpora at once: each item brings the labels that it has. During tuning a sentence is the mean of its words and
-two linear heads read it; the heads are thrown away, since CM-MSF learns its own from the word states.
+Several corpora at once: each item brings the labels that it has. What reads the word states meanwhile is CM-MSF with
+this one modality, so that the fusion can go on from it: a reader trained afterwards, on states of sentences that the
+encoder has learned by heart, trusts them more than it should.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +27,21 @@ from torch import Tensor, nn
 
 from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
+from mien.messages import ModalitySpec
+from mien.models.architecture import ModelConfig
+from mien.models.cmmsf import CMMSF, Fused
 from mien.models.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.metrics import emotion_metrics, sentiment_metrics
 from mien.models.minilm import MiniLM, adapter_state, add_adapters, load_minilm, save_adapters
 from mien.models.text_batches import Batch, Diet, batches, collate, epoch_items, sentences
-from mien.models.text_encoder import DEFAULT_ADAPTERS, WordTokenizer
+from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_STEPS, WordTokenizer
 
 log = logging.getLogger(__name__)
 
 LOG_STEPS = 100
+STATISTICS_BATCHES = 30
+TEXT = "text"
+READER = "reader.safetensors"  # CM-MSF with text alone, as it was trained along
 
 
 @dataclass(frozen=True)
@@ -55,31 +63,37 @@ class TextTraining:
     warm_up: float = 0.05
     dropout: float = 0.1
     patience: int = 2
-    temper: float = 0.3
+    temper: float = 0.15
     emotion_weight: float = 0.8
     correlation_weight: float = 0.2
     coarse_weight: float = 0.3
+    variance_weight: float = 0.1
     average: float = 0.997
     threads: int = 1
     diet: Diet = field(default_factory=Diet)
 
 
 class SentenceTuner(nn.Module):
-    """MiniLM under two linear heads."""
+    """MiniLM under CM-MSF with text as its only modality."""
 
-    def __init__(self, encoder: MiniLM, dropout: float) -> None:
+    def __init__(self, encoder: MiniLM, model: ModelConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
-        self.sentiment = nn.Linear(encoder.config.hidden_size, 1)
-        self.emotion = nn.Linear(encoder.config.hidden_size, len(EMOTIONS))
+        spec = ModalitySpec(name=TEXT, dim=encoder.config.hidden_size, rate_hz=0, steps=TEXT_STEPS, snapshot=True)
+        self.reader = CMMSF([spec], model)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sentiment (B,) and emotion logits (B, 7)."""
+    def forward(self, batch: Batch) -> Fused:
+        """The heads of a batch of sentences, before calibration."""
+        rows, mask = self.rows(batch)
+        return self.reader.raw({TEXT: rows}, {TEXT: mask})
+
+    def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Word states (B, TEXT_STEPS, 384), each the mean of its pieces', and mask (B, TEXT_STEPS)."""
         with torch.autocast("cpu", torch.bfloat16):
             states = self.encoder(batch.input_ids, batch.attention_mask)
-        sentence = self.dropout((states.float() * batch.share[:, :, None]).sum(1))
-        return self.sentiment(sentence)[:, 0], self.emotion(sentence)
+        pieces = (batch.words[:, None] == torch.arange(TEXT_STEPS)[:, None]).float()
+        count = pieces.sum(2)
+        return (pieces / count.clamp(min=1.0)[..., None]) @ states.float(), (count > 0).float()
 
 
 def train_text(
@@ -89,12 +103,14 @@ def train_text(
     work: Path,
     options: TextTraining | None = None,
     after_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    model: ModelConfig | None = None,
 ) -> list[dict[str, float]]:
     """Tune, and write the adapters of the epoch with the lowest validation loss to `out`.
 
     Args:
         corpora: with text, and "train" and "valid" splits between them; "test" is never read.
         base: folder of the base model. work: for checkpoints; a run that finds its own there goes on from them.
+        model: sizes of CM-MSF, whose reader of text is trained along and left in `work` (READER).
         after_epoch: told the number of each epoch and its validation figures, once its checkpoint is written.
 
     Returns:
@@ -109,10 +125,10 @@ def train_text(
     torch.manual_seed(options.seed)
     tokenizer = WordTokenizer(base)
     train, valid = sentences(corpora, "train"), sentences(corpora, "valid")
-    tuner = SentenceTuner(load_minilm(base, dropout=options.dropout), options.dropout)
+    tuner = SentenceTuner(load_minilm(base, dropout=options.dropout), model or ModelConfig())
+    _normalise(tuner, batches(train, tokenizer, options.diet, options.seed, 0))
     tuned = add_adapters(tuner.encoder, options.rank)
-    heads = [*tuner.sentiment.parameters(), *tuner.emotion.parameters()]
-    parameters = [*tuned, *heads]
+    parameters = [*tuned, *tuner.reader.parameters()]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -156,15 +172,27 @@ def train_text(
         history.append(figures)
         card: dict[str, object] = {"corpora": sorted(train), "options": asdict(options), "valid": figures}
         save_adapters(adapter_state(tuner.encoder), load_minilm(base), work / f"epoch-{epoch + 1}.safetensors", card)
+        save_file({n: t.contiguous() for n, t in tuner.reader.state_dict().items()}, work / f"{epoch + 1}-{READER}")
         _assign(parameters, live)
         _save_resume(work / "resume.safetensors", options, parameters, mean, optimizer, history)
         if after_epoch is not None:
             after_epoch(epoch, figures)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".part")
-    unfinished.write_bytes((work / f"epoch-{_best(history) + 1}.safetensors").read_bytes())
-    unfinished.replace(out)
+    best = _best(history) + 1
+    for made, kept in ((f"epoch-{best}.safetensors", out), (f"{best}-{READER}", work / READER)):
+        unfinished = kept.with_name(kept.name + ".part")
+        unfinished.write_bytes((work / made).read_bytes())
+        unfinished.replace(kept)
     return history
+
+
+@torch.no_grad()
+def _normalise(tuner: SentenceTuner, drawn: Iterator[Batch]) -> None:
+    """Scale the reader's input by the word states of the base model in some batches."""
+    tuner.eval()
+    states = torch.cat([rows[mask > 0] for rows, mask in map(tuner.rows, islice(drawn, STATISTICS_BATCHES))])
+    # Some columns of the base model hardly move, and what tuning does to them is not to be blown up.
+    tuner.reader.normalise({TEXT: (states.mean(0), states.std(0).clamp(min=0.05))})
 
 
 @torch.no_grad()
@@ -183,8 +211,8 @@ def validate(
         for start in range(0, len(order), 64):
             chosen = order[start : start + 64]
             batch = collate([(items[n], tokenizer.tokenize_words((items[n].text or "").split())) for n in chosen])
-            predicted, scores = tuner(batch)
-            sentiment[chosen], logits[chosen] = predicted.numpy(), scores.numpy()
+            fused = tuner(batch)
+            sentiment[chosen], logits[chosen] = fused.sentiment.numpy(), fused.logits.numpy()
         fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
         if fine:
             felt = sentiment_metrics([items[n].sentiment or 0.0 for n in fine], sentiment[fine].clip(-3, 3))
@@ -207,13 +235,18 @@ def validate(
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def _loss(predicted: tuple[Tensor, Tensor], batch: Batch, class_weights: Tensor, options: TextTraining) -> Tensor:
+def _loss(fused: Fused, batch: Batch, class_weights: Tensor, options: TextTraining) -> Tensor:
     """Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy."""
-    sentiment, logits = predicted
+    sentiment, logits = fused.sentiment, fused.logits
     size = len(sentiment)
     known = ~batch.sentiment.isnan()
     fine, coarse = known & ~batch.coarse, known & batch.coarse
-    loss = (sentiment - batch.sentiment)[fine].abs().sum() / size
+    error = (sentiment - batch.sentiment)[fine].abs()
+    loss = error.sum() / size
+    # The variance learns from the error and not the error from the variance.
+    log_variance = fused.log_variance[fine].clamp(-6, 6)
+    spread = 0.5 * (error.detach().square() * torch.exp(-log_variance) + log_variance)
+    loss = loss + options.variance_weight * spread.sum() / size
     if int(fine.sum()) >= 4:
         pair = torch.stack([sentiment[fine], batch.sentiment[fine]])
         pair = pair - pair.mean(1, keepdim=True)
@@ -289,9 +322,12 @@ def _resume(
             metadata = file.metadata()
             if metadata["options"] != json.dumps(asdict(options)):
                 raise CheckpointError(f"{path} is of a run with other options; give another work folder")
+            stored = set(file.keys())
             for n, (parameter, average) in enumerate(zip(parameters, mean, strict=True)):
                 parameter.copy_(file.get_tensor(f"{n}.value"))
                 average.copy_(file.get_tensor(f"{n}.mean"))
+                if f"{n}.step" not in stored:
+                    continue  # a part of CM-MSF that a single modality does not use
                 optimizer.state[parameter] = {
                     name: file.get_tensor(f"{n}.{name}") for name in ("step", "exp_avg", "exp_avg_sq")
                 }

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.batches import Batch, Perturbation, Perturber, plain_batch, whole_windows
-from mien.models.cmmsf import CMMSF, Fused
+from mien.models.cmmsf import CMMSF, Fused, evidence
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
 from mien.models.face_training import _multiplies_bf16
 from mien.models.pairing import Group, Pairing, paired_set, single
@@ -45,11 +46,12 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         corpora: how often an item comes from which corpus; one that is not named counts by the root of its size.
         by_valence: how often a pair's sentence is one with a sentiment instead of an emotion.
         composed: how often one member of a pair is neutral and the others are not, and the others are right.
-        encoder_rate: learning rate of encoders that come trained, as a share of `learning_rate`.
+        trained_rate: learning rate of parts that come trained, as a share of `learning_rate`.
         ema: decay of the averaged weights, which are what is validated and kept.
         neutral_weight: how much more a guess counts against what shows no feeling: a still face is no bad mood.
         temper: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
         evaluate_every, patience: steps between validations, and how many without a lower loss end the run.
+        valid_items: of each kind that a validation looks at. calibration_items: of each corpus, for temperatures.
         bf16: compute in bfloat16; None: where the processor multiplies in it.
     """
 
@@ -57,7 +59,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: int = 3000
     batch: int = 64
     learning_rate: float = 1.5e-3
-    encoder_rate: float = 0.3
+    trained_rate: float = 0.2
     weight_decay: float = 0.02
     warm_up: int = 100
     ema: float = 0.995
@@ -81,6 +83,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate_every: int = 150
     patience: int = 8
     valid_items: int = 600
+    calibration_items: int = 1500
     bf16: bool | None = None
     threads: int = 1
     model: ModelConfig = ModelConfig()
@@ -109,7 +112,7 @@ def train_fusion(
     dataset: Dataset,
     settings: FusionTraining,
     *,
-    encoders: Mapping[str, Mapping[str, Tensor]] | None = None,
+    readers: Mapping[str, Mapping[str, Tensor]] | None = None,
     state: Path | None = None,
     log_dir: Path | None = None,
     report: Callable[[int, int, Evaluation | None], None] | None = None,
@@ -117,7 +120,8 @@ def train_fusion(
     """Train on the "train" split, keep what does best on "valid". The same seed gives the same weights, bit for bit.
 
     Args:
-        encoders: weights of modality encoders that were trained before, by modality.
+        readers: weights of CM-MSF as it was trained with one modality alone, by modality. All of them bring their
+            encoder; the first also its way to the decision, which the others then learn to share.
         state: file that a stopped run is continued from, removed at the end. None never resumes.
         log_dir: for TensorBoard.
         report: called after every step with its number, their count, and the validation if there was one.
@@ -134,10 +138,10 @@ def train_fusion(
     statistics = make_statistics(train, specs)
     network = CMMSF(list(specs.values()), settings.model)
     network.normalise({n: (torch.tensor(s.mean), torch.tensor(s.std)) for n, s in statistics.items()})
-    _load_encoders(network, encoders or {})
+    trained_parts = load_readers(network, readers or {})
     average = CMMSF(list(specs.values()), settings.model).requires_grad_(False)
     average.load_state_dict(network.state_dict())
-    run = _Run(network, average, _optimizer(network, settings, set(encoders or {})))
+    run = _Run(network, average, _optimizer(network, settings, trained_parts))
     plan = msgspec.json.encode([settings, [len(train), len(valid)], sorted(specs)]).decode()
     if state is not None and state.exists():
         run.restore(state, plan)
@@ -181,27 +185,65 @@ def train_fusion(
     return Trained(average.eval(), run.best, run.history)
 
 
-def _load_encoders(network: CMMSF, encoders: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for name, weights in encoders.items():
-        try:
-            network.encoders[name].load_state_dict(
-                {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-            )
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"the trained {name} encoder does not fit this model ({reason}); train it again") from error
+def load_readers(network: CMMSF, readers: Mapping[str, Mapping[str, Tensor]]) -> set[str]:
+    """Lay what was trained with one modality alone into a network of several.
+
+    With the first reader's modality alone, the network then says what that reader says.
+
+    Returns:
+        The names of the parameters that came trained.
+
+    Raises:
+        DataError: a reader is of a model with other sizes.
+    """
+    state = network.state_dict()
+    found: set[str] = set()
+    for number, (name, reader) in enumerate(readers.items()):
+        for key, value in reader.items():
+            target = _place(key, name, number == 0)
+            if target is None:
+                continue
+            if target.startswith("fusion.mgf.gates.") and value.ndim == 2:
+                value = _widened(value, state[target], network.names.index(name), len(network.names))
+            if target not in state or state[target].shape != value.shape:
+                raise DataError(f"the trained reader of {name} does not fit this model ({key}); train it again")
+            state[target] = value.to(state[target].dtype)
+            found.add(target)
+        if not any(key.startswith(f"encoders.{name}.") for key in found):
+            raise DataError(f"the trained reader of {name} holds no encoder of {name}; train it again")
+    network.load_state_dict(state)
+    return found
+
+
+def _place(key: str, name: str, first: bool) -> str | None:
+    """Where an entry of a reader belongs; None: nowhere."""
+    if key.startswith(f"encoders.{name}."):
+        return key
+    decides = ("fusion.mgf.", "fusion.sentiment.", "fusion.emotions.", "fusion.log_variance.")
+    return key if first and key.startswith(decides) else None
+
+
+def _widened(gate: Tensor, wide: Tensor, index: int, count: int) -> Tensor:
+    """The weights of a gate that saw one modality, in those of one that sees `count`: (d, d + 2) in (d, count d + 2
+    count). What it says of the others is left as it is, since they are zero where they are missing."""
+    dim = gate.shape[0]
+    if gate.shape[1] != dim + 2 or wide.shape != (dim, count * dim + 2 * count):
+        return gate  # and its shape is then found wrong
+    wide = wide.clone()
+    wide[:, index * dim : (index + 1) * dim] = gate[:, :dim]
+    wide[:, count * dim + index], wide[:, count * dim + count + index] = gate[:, dim], gate[:, dim + 1]
+    return wide
 
 
 def _optimizer(network: CMMSF, settings: FusionTraining, trained: set[str]) -> torch.optim.AdamW:
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
-        known = name.startswith(tuple(f"encoders.{m}." for m in trained))
-        groups.setdefault((known, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((name in trained, parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "scale": settings.encoder_rate if known else 1.0,
+                "scale": settings.trained_rate if known else 1.0,
                 "weight_decay": settings.weight_decay if matrix else 0.0,
             }
             for (known, matrix), parameters in sorted(groups.items())
@@ -435,20 +477,22 @@ def _evaluate(run: _Run, checks: Sequence[tuple[str, Sequence[Batch]]], settings
     return Evaluation(run.step, sum(by_kind.values()) / len(by_kind), by_kind)
 
 
-def fit_temperature(logits: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
-    """Temperature of each modality (M,) with the lowest cross-entropy (after Guo et al., ICML 2017).
+def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Temperatures (K,) with the lowest cross-entropy (after Guo et al., ICML 2017).
 
     Args:
-        logits: (n, 7). shares: (n, M), of each modality in the decision. targets: (n, 7).
+        logits: (n, 7). evidence: (n, K), the exponent of each temperature. targets: (n, 7). weights: (n,), of items.
     """
-    log_temperature = torch.zeros(shares.shape[1], requires_grad=True)
+    weights = torch.ones(len(logits)) if weights is None else weights
+    log_temperature = torch.zeros(evidence.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
     def cost() -> Tensor:
         optimizer.zero_grad()
-        calibrated = logits / torch.exp(shares @ log_temperature)[:, None]
-        # A modality that no item has stays at 1.
-        loss = -(targets * F.log_softmax(calibrated, 1)).sum(1).mean() + 1e-4 * log_temperature.square().sum()
+        calibrated = logits / torch.exp(evidence @ log_temperature)[:, None]
+        errors = -(targets * F.log_softmax(calibrated, 1)).sum(1)
+        # What no item has stays at 1.
+        loss = (weights * errors).sum() / weights.sum() + 1e-4 * log_temperature.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -457,24 +501,37 @@ def fit_temperature(logits: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
 
 
 def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> tuple[float, ...]:
-    """Fit the temperatures on the "valid" split, every kind of validation batch alike, and set them.
+    """Fit the temperatures on the "valid" split, and set them.
+
+    Every corpus counts alike, and so does every combination of modalities: neither the largest corpus nor the least
+    certain sense decides for the others.
 
     Returns:
-        The temperature of each modality; 1 where no validation item has an emotion.
+        The temperatures; 1 where no validation item has an emotion.
     """
-    valid = [s for s in dataset.split("valid") if not s.labels.copy]
-    logits, shares, targets = [], [], []
+    valid = [s for s in dataset.split("valid") if not s.labels.copy and s.labels.emotions is not None]
+    names = list(dataset.specs)
+    pairings = [chosen for count in range(2, len(names) + 1) for chosen in combinations(names, count)]
+    sets = [
+        [single(s) for s in valid if s.labels.corpus == corpus][: settings.calibration_items]
+        for corpus in sorted({s.labels.corpus for s in valid})
+    ]
+    possible = [chosen for chosen in pairings if Pairing(valid).emotions(chosen)]
+    sets += [paired_set(valid, chosen, settings.valid_items // 3) for chosen in possible]
     network.eval()
-    for _, batches in _validation(valid, dataset.specs, settings):
-        for batch in batches:
-            known = batch.emotions.sum(1) > 0
+    logits, shares, targets, weights = [], [], [], []
+    for groups in sets:
+        for batch in _plain_batches(groups, dataset.specs):
             with torch.no_grad():
                 fused = network.raw(batch.features, batch.mask)
-            logits.append(fused.logits[known])
-            shares.append(fused.shares[known])
-            targets.append(batch.emotions[known])
-    if sum(len(t) for t in targets):
-        temperature = fit_temperature(torch.cat(logits), torch.cat(shares), torch.cat(targets))
+            logits.append(fused.logits)
+            shares.append(fused.shares)
+            targets.append(batch.emotions)
+            weights.append(torch.full((len(fused.logits),), 1.0 / len(groups)))
+    if sets:
+        temperature = fit_temperature(
+            torch.cat(logits), evidence(torch.cat(shares)), torch.cat(targets), torch.cat(weights)
+        )
         network.fusion.temperature.copy_(temperature)
     return tuple(network.fusion.temperature.tolist())
 

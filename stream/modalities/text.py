@@ -22,7 +22,14 @@ from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, ModalitySpec, Word
-from mien.models.text_encoder import DEFAULT_ADAPTERS, TEXT_DIM, WordTokenizer, pool_words, text_extractor
+from mien.models.text_encoder import (
+    DEFAULT_ADAPTERS,
+    TEXT_DIM,
+    TEXT_STEPS,
+    WordTokenizer,
+    pool_words,
+    text_extractor,
+)
 from mien.stream.modality import Health, Modality, Rows
 from mien.stream.sources.audio import AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
@@ -32,7 +39,9 @@ from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Whisper
 
 ADAPTERS = DEFAULT_ADAPTERS if DEFAULT_ADAPTERS.is_file() else None
-SPEC = ModalitySpec(name="text", dim=TEXT_DIM, rate_hz=0, steps=50, snapshot=True, extractor=text_extractor(ADAPTERS))
+SPEC = ModalitySpec(
+    name="text", dim=TEXT_DIM, rate_hz=0, steps=TEXT_STEPS, snapshot=True, extractor=text_extractor(ADAPTERS)
+)
 WINDOW_S = 5.0
 BACKLOG_S = 6.0  # sound that may wait before the recogniser skips to the newest
 POLL_S = 0.05

@@ -62,6 +62,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
             stream often holds.
         asr: recogniser for clips that come without a text; empty leaves their words out.
         limit: items per corpus and split, for trying things out; 0 takes all.
+        train_limits: training items per corpus, by its name; they are drawn by `seed`.
         seed: of the copies.
     """
 
@@ -71,6 +72,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
     partial_texts: float = 0.0
     asr: str = ""
     limit: int = 0
+    train_limits: dict[str, int] = {}
     seed: int = 1111
 
 
@@ -107,6 +109,12 @@ def live_specs(modalities: Collection[str] = MODALITIES) -> dict[str, ModalitySp
 
         specs["vision"] = vision.SPEC
     return specs
+
+
+def needed_specs(corpus: Corpus, options: ExtractOptions) -> dict[str, ModalitySpec]:
+    """What the extractors of this mien make of the items that would be taken from a corpus."""
+    has = {name for position in _chosen(corpus, options) for name in _modalities_of(corpus.items[position], options)}
+    return live_specs(has)
 
 
 def extract(
@@ -155,33 +163,44 @@ def extract(
 def _make_plan(sources: Sequence[Path], options: ExtractOptions, assets: AssetsConfig | None) -> _Plan:
     chunks: list[_Chunk] = []
     skipped: list[Skipped] = []
-    wanted: set[str] = set()
+    specs: dict[str, ModalitySpec] = {}
     for source in sources:
         corpus = read_corpus(source)
         skipped += [Skipped(item, reason) for item, reason in corpus.skipped]
         chosen = _chosen(corpus, options)
-        for position in chosen:
-            wanted |= _modalities_of(corpus.items[position], options)
+        specs |= needed_specs(corpus, options)
         size = CHUNK_TEXTS if corpus.items[0].audio is None else CHUNK_CLIPS
         for begin in range(0, len(chosen), size):
             shard = f"shard-{len(chunks):05d}.safetensors"
             chunks.append(_Chunk(str(source), corpus.name, tuple(chosen[begin : begin + size]), shard))
     if not chunks:
         raise DataError("nothing to extract: no item is in the wanted splits")
-    specs = live_specs([m for m in options.modalities if m in wanted])
-    return _Plan(tuple(specs.values()), options, tuple(chunks), tuple(skipped), assets or AssetsConfig())
+    ordered = [specs[name] for name in MODALITIES if name in specs]
+    return _Plan(tuple(ordered), options, tuple(chunks), tuple(skipped), assets or AssetsConfig())
 
 
 def _chosen(corpus: Corpus, options: ExtractOptions) -> list[int]:
     counts: dict[str | None, int] = {}
     chosen = []
+    left_out = _beyond(corpus, options)
     for position, item in enumerate(corpus.items):
+        if position in left_out:
+            continue
         if options.splits and item.split is not None and item.split not in options.splits:
             continue
         counts[item.split] = counts.get(item.split, 0) + 1
         if not options.limit or counts[item.split] <= options.limit:
             chosen.append(position)
     return chosen
+
+
+def _beyond(corpus: Corpus, options: ExtractOptions) -> set[int]:
+    """Positions of the training items that are more than the corpus may have."""
+    if corpus.name not in options.train_limits:
+        return set()
+    train = [position for position, item in enumerate(corpus.items) if item.split == "train"]
+    order = np.random.default_rng(options.seed).permutation(len(train))
+    return {train[n] for n in order[options.train_limits[corpus.name] :]}
 
 
 def _modalities_of(item: CorpusItem, options: ExtractOptions) -> set[str]:

@@ -11,9 +11,10 @@ from platformdirs import user_cache_path
 
 from mien.errors import DataError
 from mien.messages import ModalitySpec
+from mien.models.corpora import read_corpus
 from mien.models.datasets import Dataset, is_dataset, join_datasets, read_dataset
 from mien.models.mmsa import read_mmsa
-from mien.stream.offline.extraction import ExtractOptions, extract, live_specs
+from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
 
 
 def read_labelled(
@@ -43,7 +44,7 @@ def read_labelled(
         elif is_dataset(source):
             datasets.append(read_dataset(source))
         else:
-            specs = live_specs(options.modalities)
+            specs = needed_specs(read_corpus(source), options)
             folder = (cache or user_cache_path("mien") / "datasets") / _key(source, options, list(specs.values()))
             extract([source], folder, options, jobs=jobs, progress=progress)
             datasets.append(read_dataset(folder))

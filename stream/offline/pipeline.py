@@ -104,8 +104,13 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def _in_own_process(stage: str, plan: TrainPlan) -> Any:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    level = logging.getLogger().level
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _say, (level,)) as pool:
         return pool.submit(_RUN_ALONE[stage], plan).result()
+
+
+def _say(level: int) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
 
 
 def _corpora(plan: TrainPlan) -> list[Corpus]:
@@ -126,11 +131,11 @@ def _train_text(plan: TrainPlan) -> Any:
     except msgspec.ValidationError as error:
         raise ConfigError(f"table `text`: {error}") from error
     note = Path(plan.work) / "text.json"
-    key = _key(corpora, asdict(options))
+    key = _key(corpora, [asdict(options), msgspec.to_builtins(plan.fusion.model)])
     if _is_noted(note, key, DEFAULT_ADAPTERS):
         return None
     base = asset_path("minilm-l6-v2", plan.assets)
-    history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options)
+    history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options, model=plan.fusion.model)
     _note(note, key, DEFAULT_ADAPTERS)
     return history
 
@@ -229,7 +234,7 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
             progress("speech", done, total)
 
     trained = pretrain_audio(Dataset(dataset.specs, spoken), plan.speech, plan.fusion.model, report=step)
-    write_whole(weights, save({name: tensor.contiguous() for name, tensor in trained.encoder.items()}))
+    write_whole(weights, save({name: tensor.contiguous() for name, tensor in trained.reader.items()}))
     _note(note, key, weights)
     return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
 
@@ -238,11 +243,12 @@ def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
     from safetensors.torch import load_file
 
     from mien.models.checkpoint import default_checkpoint, save_checkpoint
+    from mien.models.text_training import READER
     from mien.models.training import calibrate, train_fusion
 
     dataset = _dataset(plan, progress)
-    speech = Path(plan.work) / "speech.safetensors"
-    encoders = {"audio": load_file(speech)} if "speech" in plan.stages and speech.is_file() else {}
+    made = {"text": Path(plan.work) / "text" / READER, "audio": Path(plan.work) / "speech.safetensors"}
+    readers = {name: load_file(path) for name, path in made.items() if name in dataset.specs and path.is_file()}
 
     def step(done: int, total: int, _: object) -> None:
         if progress is not None:
@@ -250,7 +256,7 @@ def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
 
     work = Path(plan.work)
     trained = train_fusion(
-        dataset, plan.fusion, encoders=encoders, state=work / "fusion.state", log_dir=work / "tensorboard", report=step
+        dataset, plan.fusion, readers=readers, state=work / "fusion.state", log_dir=work / "tensorboard", report=step
     )
     calibrate(trained.network, dataset, plan.fusion)
     path = (Path(plan.out) / "cmmsf.safetensors") if plan.out else default_checkpoint()

@@ -44,11 +44,11 @@ def test_round_trip_keeps_configuration_statistics_and_weights(saved: Path) -> N
     assert checkpoint.config == ModelConfig(dim=8, stages=1).fitted(SPECS)
     assert checkpoint.header.figures == {"uar": 0.5}
     assert checkpoint.header.training == {"seed": 1111}
-    assert checkpoint.header.temperature == (1.5, 1.5)
+    assert checkpoint.header.temperature == (1.5, 1.5, 1.5)
     np.testing.assert_array_equal(checkpoint.normalisation("pulse")[0], np.full(4, -1e6, np.float32))
     torch.manual_seed(0)
     original, loaded = CMMSF(SPECS, ModelConfig(dim=8, stages=1)), checkpoint.network()
-    assert loaded.fusion.temperature.tolist() == [1.5, 1.5]
+    assert loaded.fusion.temperature.tolist() == [1.5, 1.5, 1.5]
     weights = loaded.state_dict()
     for name, parameter in original.named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach().half().float(), atol=0, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,21 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from mien.errors import CheckpointError, DataError
+from mien.models.architecture import ModelConfig
 from mien.models.corpora import Corpus, CorpusItem
 from mien.models.minilm import load_adapters, load_minilm
 from mien.models.text_batches import Diet, bare_words, batches, collate, cut_words, epoch_items, sentences
-from mien.models.text_encoder import WordTokenizer
-from mien.models.text_training import TextTraining, train_text
+from mien.models.text_encoder import TEXT_STEPS, WordTokenizer, pool_words
+from mien.models.text_training import READER, SentenceTuner, TextTraining, train_text, validate
 
 WIDTH = 24
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the", "was", "un", "##believable", ".", "'"]
 OPTIONS = TextTraining(seed=3, epochs=2, rank=2, learning_rate=0.01, average=0.9, dropout=0.0,
                        diet=Diet(batch=4, repeats=()))  # fmt: skip
+
+
+MODEL = ModelConfig(dim=16, slots=10, dropout=0.0)
+train = partial(train_text, model=MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def corpora() -> list[Corpus]:
 
 def test_it_learns_and_ships_the_best_epoch(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     out = tmp_path / "weights" / "text.safetensors"
-    history = train_text(corpora, base, out, tmp_path / "work", replace(OPTIONS, epochs=6))
+    history = train(corpora, base, out, tmp_path / "work", replace(OPTIONS, epochs=6))
     best = min(range(len(history)), key=lambda epoch: history[epoch]["loss"])
     assert history[best]["loss"] < 0.7 * history[0]["loss"]
     assert history[best]["mosi.non0_acc2"] > 0.9
@@ -90,32 +96,32 @@ def test_it_learns_and_ships_the_best_epoch(base: Path, corpora: list[Corpus], t
 
 def test_one_seed_one_result_and_resuming_does_not_show(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     straight, again, resumed = (tmp_path / name for name in ("straight", "again", "resumed"))
-    train_text(corpora, base, straight / "out", straight, OPTIONS)
-    train_text(corpora, base, again / "out", again, OPTIONS)
+    train(corpora, base, straight / "out", straight, OPTIONS)
+    train(corpora, base, again / "out", again, OPTIONS)
 
     def stop(epoch: int, figures: dict[str, float]) -> None:
         raise KeyboardInterrupt(epoch, figures)
 
     with pytest.raises(KeyboardInterrupt):
-        train_text(corpora, base, resumed / "out", resumed, OPTIONS, after_epoch=stop)
+        train(corpora, base, resumed / "out", resumed, OPTIONS, after_epoch=stop)
     assert not (resumed / "out").exists()
-    train_text(corpora, base, resumed / "out", resumed, OPTIONS)
+    train(corpora, base, resumed / "out", resumed, OPTIONS)
     expected = (straight / "epoch-2.safetensors").read_bytes()
     assert (again / "epoch-2.safetensors").read_bytes() == expected
     assert (resumed / "epoch-2.safetensors").read_bytes() == expected
     other = tmp_path / "other"
-    train_text(corpora, base, other / "out", other, replace(OPTIONS, seed=4))
+    train(corpora, base, other / "out", other, replace(OPTIONS, seed=4))
     assert (other / "epoch-2.safetensors").read_bytes() != expected
 
 
 def test_a_work_folder_of_another_run_is_refused(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
-    train_text(corpora, base, tmp_path / "out", tmp_path, replace(OPTIONS, epochs=1))
+    train(corpora, base, tmp_path / "out", tmp_path, replace(OPTIONS, epochs=1))
     with pytest.raises(CheckpointError, match="of a run with other options"):
-        train_text(corpora, base, tmp_path / "out", tmp_path, OPTIONS)
+        train(corpora, base, tmp_path / "out", tmp_path, OPTIONS)
 
 
 def test_only_low_rank_factors_biases_and_norms_are_stored(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
-    train_text(corpora, base, tmp_path / "out", tmp_path / "work", replace(OPTIONS, epochs=1))
+    train(corpora, base, tmp_path / "out", tmp_path / "work", replace(OPTIONS, epochs=1))
     stored = load_file(tmp_path / "out")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert not [name for name in stored if name.endswith(".weight") and "_norm" not in name]
@@ -124,34 +130,61 @@ def test_only_low_rank_factors_biases_and_norms_are_stored(base: Path, corpora: 
 def test_test_items_are_never_read(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     held_out = CorpusItem("t", "test", text="the film", sentiment=1.0)
     with pytest.raises(DataError, match="none of the corpora has text in a split `train`"):
-        train_text([Corpus("mosi", Path("mosi.csv"), (held_out,))], base, tmp_path / "o", tmp_path, OPTIONS)
+        train([Corpus("mosi", Path("mosi.csv"), (held_out,))], base, tmp_path / "o", tmp_path, OPTIONS)
     parts = [sentences([replace(corpora[0], items=(*corpora[0].items, held_out))], part) for part in ("train", "valid")]
     assert held_out not in [item for part in parts for items in part.values() for item in items]
 
 
 def test_an_epoch_repeats_and_samples_corpora(corpora: list[Corpus]) -> None:
-    train = sentences(corpora, "train")
+    items = sentences(corpora, "train")
     diet = Diet(repeats=(("mosi", 2.5), ("meld", 0.25)))
-    first, second = (list(epoch_items(train, diet, 7, epoch)) for epoch in (0, 1))
-    count = len(train["mosi"])
+    first, second = (list(epoch_items(items, diet, 7, epoch)) for epoch in (0, 1))
+    count = len(items["mosi"])
     assert len(first) == round(2.5 * count) + round(0.25 * count)
-    assert first == list(epoch_items(train, diet, 7, 0))
+    assert first == list(epoch_items(items, diet, 7, 0))
     assert first != second
 
 
 def test_batches_hold_everything_once(base: Path, corpora: list[Corpus]) -> None:
-    train = sentences(corpora, "train")
-    made = list(batches(train, WordTokenizer(base), OPTIONS.diet, 3, 0))
-    assert sum(len(batch.coarse) for batch in made) == sum(map(len, train.values()))
+    items = sentences(corpora, "train")
+    made = list(batches(items, WordTokenizer(base), OPTIONS.diet, 3, 0))
+    assert sum(len(batch.coarse) for batch in made) == sum(map(len, items.values()))
     for batch in made:
-        np.testing.assert_allclose(batch.share.sum(1), 1.0, rtol=1e-5)
-        assert not (batch.share.bool() & ~batch.attention_mask.bool()).any()
+        assert ((batch.words.amax(1) == 4) | (batch.words.amax(1) == 3)).all()  # five words each, or one lost
+        assert not ((batch.words >= 0) & ~batch.attention_mask.bool()).any()
 
 
-def test_a_sentence_is_the_mean_of_words_not_of_pieces(base: Path) -> None:
-    item = CorpusItem("a", text="good unbelievable", sentiment=1.0)
-    batch = collate([(item, WordTokenizer(base).tokenize_words(["good", "unbelievable"]))])
-    np.testing.assert_allclose(batch.share, [[0, 0.5, 0.25, 0.25, 0]])
+def test_the_reader_sees_what_a_window_of_the_stream_holds(base: Path) -> None:
+    words = ["good", "unbelievable"]
+    item, pieces = CorpusItem("a", text=" ".join(words), sentiment=1.0), WordTokenizer(base).tokenize_words(words)
+    batch = collate([(item, pieces)])
+    assert batch.words.tolist() == [[-1, 0, 1, 1, -1]]
+    tuner = SentenceTuner(load_minilm(base), MODEL).eval()
+    with torch.no_grad():
+        rows, mask = tuner.rows(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            states = tuner.encoder(batch.input_ids, batch.attention_mask)[0].float().numpy()
+    expected, valid = pool_words(states, pieces)
+    assert valid.all()
+    np.testing.assert_allclose(rows[0, :2], expected, rtol=1e-5)
+    assert not rows[0, 2:].any()
+    assert mask[0].tolist() == [1.0, 1.0] + [0.0] * (TEXT_STEPS - 2)
+
+
+def test_of_a_long_text_the_newest_words_are_read(base: Path) -> None:
+    words = ["good"] * (TEXT_STEPS + 10)
+    batch = collate([(CorpusItem("a", text=" ".join(words)), WordTokenizer(base).tokenize_words(words))])
+    assert batch.words[0].tolist() == [-1] * 11 + list(range(TEXT_STEPS)) + [-1]
+
+
+def test_the_reader_is_kept_with_the_adapters(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    history = train(corpora, base, tmp_path / "out", tmp_path / "work", replace(OPTIONS, epochs=3))
+    best = min(range(len(history)), key=lambda epoch: history[epoch]["loss"])
+    tuner = SentenceTuner(load_minilm(base, tmp_path / "out"), MODEL)
+    tuner.reader.load_state_dict(load_file(tmp_path / "work" / READER))
+    valid = sentences(corpora, "valid")
+    # The adapters were rounded to half precision on their way.
+    assert validate(tuner, valid, WordTokenizer(base))["loss"] == pytest.approx(history[best]["loss"], abs=0.01)
 
 
 def test_bare_words_are_what_a_recogniser_writes() -> None:

@@ -18,7 +18,7 @@ from mien.models.datasets import Dataset, make_statistics
 from mien.models.evaluation import figures, score, torch_runner
 from mien.models.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.protocols import fusion, robustness, streaming
-from mien.models.training import Evaluation, FusionTraining, calibrate, fit_temperature, train_fusion
+from mien.models.training import Evaluation, FusionTraining, calibrate, fit_temperature, load_readers, train_fusion
 from tests.models.made_data import SPECS, made_dataset
 
 QUICK = FusionTraining(
@@ -94,6 +94,39 @@ def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) 
         train_fusion(dataset, QUICK, state=tmp_path / "state", report=stop)
     with pytest.raises(DataError, match="other settings"):
         train_fusion(dataset, msgspec.structs.replace(QUICK, batch=8), state=tmp_path / "state")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_alone_a_modality_is_read_as_its_reader_did(name: str) -> None:
+    torch.manual_seed(5)
+    reader, whole = (CMMSF(specs, QUICK.model).eval() for specs in ([SPECS[name]], list(SPECS.values())))
+    torch.nn.init.normal_(reader.fusion.sentiment.weight)
+    found = load_readers(whole, {name: reader.state_dict()})
+    assert "fusion.emotions.weight" in found
+    assert not any(f"encoders.{other}." in key for other in SPECS if other != name for key in found)
+    features = {name: torch.randn(4, SPECS[name].steps, SPECS[name].dim)}
+    mask = {name: (torch.rand(4, SPECS[name].steps) < 0.7).float()}
+    for before, after in zip(reader.raw(features, mask)[:3], whole.raw(features, mask)[:3], strict=True):
+        torch.testing.assert_close(after, before)
+
+
+def test_the_first_reader_decides_and_the_others_bring_their_encoders() -> None:
+    names = list(SPECS)[:2]
+    readers = {name: CMMSF([SPECS[name]], QUICK.model).state_dict() for name in names}
+    whole = CMMSF(list(SPECS.values()), QUICK.model)
+    load_readers(whole, readers)
+    assert torch.equal(whole.fusion.emotions.weight, readers[names[0]]["fusion.emotions.weight"])
+    for name in names:
+        own = {k: v for k, v in readers[name].items() if k.startswith("encoders.")}
+        assert own
+        assert all(torch.equal(whole.state_dict()[key], value) for key, value in own.items())
+
+
+def test_a_reader_of_other_sizes_is_refused() -> None:
+    name = next(iter(SPECS))
+    other = CMMSF([SPECS[name]], msgspec.structs.replace(QUICK.model, dim=24)).state_dict()
+    with pytest.raises(DataError, match=f"reader of {name} does not fit this model"):
+        load_readers(CMMSF(list(SPECS.values()), QUICK.model), {name: other})
 
 
 def test_validation_items_are_never_trained_on(dataset: Dataset) -> None:

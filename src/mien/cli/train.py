@@ -19,6 +19,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Seed of the fusion.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the fusion.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what every stage does.")] = False,
     ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
     seeds: Annotated[str, typer.Option(help="Seeds of the ablations.")] = "1111,1112,1113",
 ) -> None:  # fmt: skip
@@ -31,7 +32,7 @@ def command(
     from mien.cli._progress import stage_progress
     from mien.stream.offline.pipeline import load_plan, train
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     plan = load_plan(config)
     fusion = msgspec.structs.replace(
         plan.fusion,
