@@ -72,7 +72,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 DEFAULT_ENCODERS = {
     "text": EncoderConfig(kernel=1),
     "audio": EncoderConfig(
-        centre=65, bands=64, planes=(PlaneLayer(16, 5, 2), PlaneLayer(32, 3, 2), PlaneLayer(32)), kernel=5
+        centre=65, tilt=True, bands=64, planes=(PlaneLayer(16, 5, 2), PlaneLayer(32, 3, 2), PlaneLayer(32)), kernel=5
     ),
     "vision": EncoderConfig(kernel=3),
 }
@@ -111,7 +111,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for spec in specs:
             encoder = self.encoders.get(spec.name, EncoderConfig())
             if encoder.bands > spec.dim:
-                encoder = msgspec.structs.replace(encoder, centre=0, bands=0, planes=())  # not the default's features
+                encoder = msgspec.structs.replace(
+                    encoder, centre=0, tilt=False, bands=0, planes=()
+                )  # not the default's features
             if spec.steps > LONGEST * encoder.stride:
                 stride = -(-spec.steps // (2 * self.slots)) // encoder.stride
                 layer = ConvLayer(self.dim, 2 * (stride // 2) + 1, stride)

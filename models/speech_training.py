@@ -29,7 +29,7 @@ from mien.messages import Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.augmentation import RowPerturbation, perturb_rows
 from mien.models.cmmsf import CMMSF
-from mien.models.datasets import Dataset, Sample, make_statistics, read_dataset
+from mien.models.datasets import Dataset, Sample, join_datasets, make_statistics, read_dataset
 from mien.models.metrics import EmotionMetrics, emotion_metrics
 
 log = logging.getLogger(__name__)
@@ -249,9 +249,9 @@ def _follow(average: CMMSF, network: CMMSF, decay: float) -> None:
 
 
 def main() -> None:
-    """`python -m mien.models.speech_training DATASET`: speaker-independent folds, or the encoder to a file."""
+    """`python -m mien.models.speech_training DATASET...`: speaker-independent folds, or the encoder to a file."""
     parser = argparse.ArgumentParser(description="Train the audio encoder on emotional speech.")
-    parser.add_argument("dataset", type=Path, help="as `mien extract --audio-copies 12` writes it")
+    parser.add_argument("datasets", type=Path, nargs="+", help="as `mien extract` and `mien train` write them")
     parser.add_argument(
         "--folds", type=int, default=0, help="measure by so many folds of speakers, and train nothing else"
     )
@@ -261,7 +261,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = SpeechTraining(seed=options.seed, steps=options.steps)
-    dataset = read_dataset(options.dataset)
+    dataset = join_datasets([read_dataset(folder) for folder in options.datasets])
     if options.folds:
         results = [pretrain_audio(fold, settings).measures for fold in speaker_folds(dataset, options.folds)]
         for corpus in sorted({name for result in results for name in result}):

@@ -23,6 +23,7 @@ from mien.assets import asset_path
 from mien.config import AssetsConfig, explain
 from mien.emotions import EMOTIONS
 from mien.errors import ConfigError, DataError
+from mien.models.architecture import EncoderConfig, ModelConfig
 from mien.models.corpora import Corpus, read_corpus
 from mien.models.datasets import Dataset, is_dataset, write_whole
 from mien.models.face_training import FaceTraining
@@ -131,13 +132,19 @@ def _train_text(plan: TrainPlan) -> Any:
     except msgspec.ValidationError as error:
         raise ConfigError(f"table `text`: {error}") from error
     note = Path(plan.work) / "text.json"
-    key = _key(corpora, [asdict(options), msgspec.to_builtins(plan.fusion.model)])
+    model = msgspec.structs.replace(plan.fusion.model, encoders=_of(plan.fusion.model, "text"))
+    key = _key(corpora, [asdict(options), msgspec.to_builtins(model)])
     if _is_noted(note, key, DEFAULT_ADAPTERS):
         return None
     base = asset_path("minilm-l6-v2", plan.assets)
     history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options, model=plan.fusion.model)
     _note(note, key, DEFAULT_ADAPTERS)
     return history
+
+
+def _of(model: ModelConfig, name: str) -> dict[str, EncoderConfig]:
+    """The one encoder that a stage trains: another one's sizes are not to make it start again."""
+    return {name: model.encoders[name]} if name in model.encoders else {}
 
 
 def _train_face(plan: TrainPlan) -> Any:
@@ -225,7 +232,9 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
     if not any(s.labels.split == "train" for s in spoken):
         return None
     weights, note = Path(plan.work) / "speech.safetensors", Path(plan.work) / "speech.json"
-    key = _samples_key(dataset, [msgspec.to_builtins(plan.speech), msgspec.to_builtins(plan.fusion.model)])
+    audio = Dataset({"audio": dataset.specs["audio"]}, spoken)
+    model = msgspec.structs.replace(plan.fusion.model, encoders=_of(plan.fusion.model, "audio"))
+    key = _samples_key(audio, [msgspec.to_builtins(plan.speech), msgspec.to_builtins(model)])
     if _is_noted(note, key, weights):
         return None
 
@@ -233,7 +242,7 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
         if progress is not None:
             progress("speech", done, total)
 
-    trained = pretrain_audio(Dataset(dataset.specs, spoken), plan.speech, plan.fusion.model, report=step)
+    trained = pretrain_audio(audio, plan.speech, model, report=step)
     write_whole(weights, save({name: tensor.contiguous() for name, tensor in trained.reader.items()}))
     _note(note, key, weights)
     return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
