@@ -194,7 +194,10 @@ class ModalityEncoder(nn.Module):
             centred = (x[..., : self.centre] - level[:, None]) * mask[..., None]
             x = torch.cat([centred, x[..., self.centre :]], -1)
             if self.tilt:
-                tilt = self.dropout(level - level.mean(1, keepdim=True))
+                tilt = level - level.mean(1, keepdim=True)
+                if self.training:
+                    # Half of the time without: it is the microphone's as much as the voice's.
+                    tilt = tilt * (torch.rand_like(tilt[:, :1]) < 0.5)
         x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
         steps = mask
         if self.planes is not None:

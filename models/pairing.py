@@ -7,7 +7,7 @@ sentiment and no emotion goes with a voice or a face whose emotion has that vale
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ def single(sample: Sample, modalities: Sequence[str] | None = None) -> Group:
 
 
 class Pairing:
-    """Draws groups from samples, each emotion as often as any other.
+    """Draws groups from samples, each emotion as often as any other if nothing else is said.
 
     Args:
         samples: of one split only, so that nothing from another is ever seen.
@@ -81,6 +81,7 @@ class Pairing:
         by_valence: float = 0.0,
         emotion: int | None = None,
         composed: float = 0.0,
+        shares: Mapping[str, float] | None = None,
     ) -> Group:
         """A group over the modalities.
 
@@ -89,6 +90,7 @@ class Pairing:
             emotion: of the group; drawn evenly when not given.
             composed: how often one member shows nothing of the emotion: people say sad things in an even voice, and
                 happy ones with a still face. A neutral member is then no evidence against the others.
+            shares: how often each emotion is drawn, 1 where it is not named.
 
         Raises:
             DataError: no emotion has examples of all of the modalities.
@@ -97,7 +99,8 @@ class Pairing:
             possible = self.emotions(modalities)
             if not possible:
                 raise DataError(f"no emotion has examples of all of {', '.join(modalities)}; add such corpora")
-            emotion = possible[int(random.integers(len(possible)))]
+            weights = np.array([(shares or {}).get(EMOTIONS[e], 1.0) for e in possible])
+            emotion = possible[int(random.choice(len(possible), p=weights / weights.sum()))]
         scored = "text" in modalities and bool(self._texts_by_valence[emotion]) and random.random() < by_valence
         members = {}
         for modality in modalities:

@@ -45,6 +45,8 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             the data cannot make is left out.
         corpora: how often an item comes from which corpus; one that is not named counts by the root of its size.
         by_valence: how often a pair's sentence is one with a sentiment instead of an emotion.
+        pair_emotions: how often a pair is of which emotion, 1 where it is not named: what is drawn as often as
+            everything else is also said as often.
         composed: how often one member of a pair is neutral and the others are not, and the others are right.
         trained_rate: learning rate of parts that come trained, as a share of `learning_rate`.
         ema: decay of the averaged weights, which are what is validated and kept.
@@ -72,6 +74,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )  # fmt: skip
     corpora: dict[str, float] = msgspec.field(default_factory=dict)
     by_valence: float = 0.4
+    pair_emotions: dict[str, float] = {}
     composed: float = 0.2
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
@@ -291,7 +294,11 @@ class _Source:
             pool = pools[int(random.choice(len(pools), p=shares / shares.sum()))][1]
             return single(pool[int(random.integers(len(pool)))], None if kind == OWN else (kind,))
         return self._pairing.draw(
-            kind.split(SEPARATOR), random, self._settings.by_valence, composed=self._settings.composed
+            kind.split(SEPARATOR),
+            random,
+            self._settings.by_valence,
+            composed=self._settings.composed,
+            shares=self._settings.pair_emotions,
         )
 
     def _possible(self, kind: str, names: set[str]) -> bool:
