@@ -13,15 +13,24 @@ import zmq
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.engines.predictor import Predictor
 from mien.errors import WireError
-from mien.messages import FeatureWindow, Prediction, Status, Transcript, Window, WorkerState
+from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Transcript, Window, WorkerState
 from mien.models.checkpoint import load_checkpoint
+from mien.stream.about import published_config, versions
 from mien.stream.assembler import Assembler
 from mien.stream.bus import Publisher, Receiver
 from mien.stream.meter import RateMeter, ResourceMeter
 from mien.stream.modality import WORKERS
 from mien.stream.process import Control
-from mien.stream.schedule import CompleteSchedule, LiveSchedule, Trigger
-from mien.stream.wire import decode_features, decode_status, encode_prediction, encode_status, topic
+from mien.stream.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger, spans_of
+from mien.stream.wire import (
+    decode_cue,
+    decode_features,
+    decode_status,
+    encode_about,
+    encode_prediction,
+    encode_status,
+    topic,
+)
 
 _STATUS_INTERVAL_S = 1.0
 _AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
@@ -58,6 +67,8 @@ class _InferenceProcess:
             if modality not in (WORKERS[worker] for worker in self._workers):
                 self._assembler.explanations[modality] = control.assignment.absent.get(modality, "not captured")
         self._fast = config.clip.fast
+        self._cued = CueSchedule() if control.assignment.origin == "replay" else None
+        self._taken_in: dict[str, list[tuple[int, int]]] = {}
         self._live = LiveSchedule(config.inference.max_hz, config.inference.hop_ms, config.inference.max_age_ms)
         self._complete = CompleteSchedule([WORKERS[worker] for worker in self._workers], config.inference.max_hz)
         self._receivers: dict[str, Receiver] = {}
@@ -75,7 +86,7 @@ class _InferenceProcess:
     def run(self) -> None:
         """Connect to the workers, then predict until the end."""
         session = self._config.session
-        prefixes = (topic("features", session), topic("status", session))
+        prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
         for worker in self._workers:
             self._receivers[worker] = Receiver(
                 self._config.bus.endpoint(worker), prefixes, self._config.bus.high_water_mark
@@ -90,6 +101,7 @@ class _InferenceProcess:
         self._publish_status("ready")
         self._control.say("ready", model=self._predictor.id)
         wait_ms = min(self._config.inference.hop_ms, 50)
+        self._publish_about()
         try:
             while not self._control.stopping.is_set():
                 poller.poll(1 if self._fast else wait_ms)
@@ -110,7 +122,7 @@ class _InferenceProcess:
 
     def _receive(self) -> None:
         for worker, receiver in self._receivers.items():
-            if self._fast and self._is_ahead(worker):
+            if self._fast and self._cued is None and self._is_ahead(worker):
                 continue
             for frames in receiver.drain(32 if self._fast else 256):
                 received_ns = self._clock.now_ns()
@@ -120,20 +132,38 @@ class _InferenceProcess:
                     else:
                         self._hear_features(decode_features(frames), received_ns)
                 except WireError as error:
+                    elif frames[0].startswith(b"cue/"):
+                        self._hear_cue(decode_cue(frames))
                     self._refused[str(error).split(":")[0]] += 1
                     self._last_error = f"refused a message from {receiver.endpoint}: {error}"
 
     def _hear_features(self, message: FeatureWindow, received_ns: int) -> None:
-        if not self._assembler.push(message, None if self._fast else received_ns):
-            self._last_error = self._assembler.last_refusal
+        if self._cued is not None:
+            self._cued.hear(message)
+            return
+        if not self._push(message, None if self._fast else received_ns):
             return
         (self._complete if self._fast else self._live).hear(message, received_ns)
 
     def _hear_status(self, status: Status, frames: list[bytes]) -> None:
         self._publisher.send(frames)
         modality = WORKERS.get(status.worker)
+    def _push(self, message: FeatureWindow, received_ns: int | None) -> bool:
+        if not self._assembler.push(message, received_ns):
+            self._last_error = self._assembler.last_refusal
+            return False
+        self._taken_in.setdefault(message.modality, []).append((message.run, message.seq))
+        return True
+
+    def _hear_cue(self, cue: Cue) -> None:
+        if self._cued is None:
+            raise WireError("malformed: a cue, but this is no replay")
+        self._cued.cue(cue)
+
         if modality is None or modality not in self._assembler.specs:
             return
+        if self._cued is not None:
+            return  # a recorded one, for those who watch; what it meant for a prediction is in the prediction's cue
         if status.state in ("degraded", "failed", "ended", "stopped"):
             reason = "the clip has ended" if status.state == "ended" else status.last_error or status.state
             self._assembler.explanations[modality] = reason
@@ -161,12 +191,18 @@ class _InferenceProcess:
         everybody = self._ended.issuperset(self._workers)
         return everybody and (not self._fast or self._complete.finished)
 
+        if self._cued is not None:
+            return self._cued.finished
     def _predict_due(self) -> None:
         if self._state == "ended" or not self._control.started.is_set():
             return
         if not self._fast:
             trigger = self._live.due(self._clock.now_ns())
             if trigger is not None and not self._workers_ended():
+        if self._cued is not None:
+            while (due := self._cued.due(self._clock.now_ns())) is not None:
+                self._predict_cued(*due)
+            return
                 self._predict(trigger)
             return
         while (trigger := self._complete.due(self._open_watermarks())) is not None:
@@ -177,11 +213,25 @@ class _InferenceProcess:
         marks = [self._assembler.watermark_ns(WORKERS[worker]) for worker in self._workers]
         end_ns = max((mark for mark in marks if mark is not None), default=None)
         if end_ns is not None:
+        if self._cued is not None:
+            return  # the recording has it
             self._predict(Trigger(end_ns))
 
     def _predict(self, trigger: Trigger) -> None:
         window = self._assembler.window(self._config.session, trigger.t_end_ns)
         began_ns = self._clock.now_ns()
+    def _predict_cued(self, cue: Cue, messages: list[FeatureWindow]) -> None:
+        """Predict as it was done when the recording was made: from the same messages, for the same instant."""
+        if cue.reset:
+            self._assembler = Assembler(self._predictor.specs, self._config.inference.max_age_ms)
+            self._smoothed = None
+        if cue.smoothed is not None:
+            self._smoothed, self._smoothed_at_ns = cue.smoothed
+        for message in messages:
+            self._push(message, None)
+        self._assembler.explanations = dict(cue.absent)
+        self._predict(Trigger(cue.t_end_ns))
+
         prediction = self._evaluate(window)
         done_ns = self._clock.now_ns()
         prediction = _with_latency(prediction, trigger, began_ns, done_ns, fast=self._fast)
@@ -189,6 +239,7 @@ class _InferenceProcess:
         self._seq += 1
         self._meter.tick()
 
+        self._taken_in.clear()
     def _evaluate(self, window: Window) -> Prediction:
         words = window.words
         observed = any(mask.any() for mask in window.mask.values())
@@ -219,6 +270,7 @@ class _InferenceProcess:
         )
 
     def _smooth(self, sentiment: float, t_ns: int) -> float:
+            inputs=spans_of(self._taken_in),
         tau_ns = self._config.inference.smoothing_s * NS_PER_S
         elapsed_ns = t_ns - self._smoothed_at_ns
         if self._smoothed is None or tau_ns == 0 or not 0 <= elapsed_ns < 10 * tau_ns:
@@ -231,6 +283,21 @@ class _InferenceProcess:
     def _publish_status(self, state: WorkerState) -> None:
         self._state, self._reported_s = state, time.monotonic()
         cpu_percent, rss_mb = self._resources.read()
+    def _publish_about(self) -> None:
+        assignment = self._control.assignment
+        about = About(
+            session=self._config.session,
+            run=self._control.run,
+            t_ns=self._clock.now_ns(),
+            origin=assignment.origin,
+            label=assignment.label,
+            model=self._predictor.id,
+            config=published_config(self._config),
+            versions=versions(),
+            modalities=tuple(self._predictor.specs.values()),
+        )
+        self._publisher.send(encode_about(about))
+
         schedule = self._complete if self._fast else self._live
         drops = +(Counter(self._assembler.drops) + self._refused)
         if schedule.skipped:
@@ -238,6 +305,8 @@ class _InferenceProcess:
         if self._publisher.dropped:
             drops["unread"] = self._publisher.dropped
         self._publisher.send(
+        if self._cued is not None and self._cued.lost:
+            drops["lost"] += self._cued.lost
             encode_status(
                 Status(
                     session=self._config.session,
@@ -251,7 +320,11 @@ class _InferenceProcess:
                     last_error=self._last_error,
                     cpu_percent=cpu_percent,
                     rss_mb=rss_mb,
-                    detail={"model": self._predictor.id, "predictions": self._meter.total},
+                    detail={
+                        "model": self._predictor.id,
+                        "predictions": self._meter.total,
+                        "origin": self._control.assignment.origin,
+                    },
                 )
             )
         )

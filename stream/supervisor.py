@@ -140,7 +140,9 @@ class Supervisor:
         self.model = ""
         self.ended = False
         self.predictions = 0
-        self._assignment = Assignment(session.config, self.clock.anchor_ns, session.workers, session.absent)
+        self._assignment = Assignment(
+            session.config, self.clock.anchor_ns, session.workers, session.absent, session.origin, session.label
+        )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
         self._start_ns: int | None = None

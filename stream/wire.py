@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from mien.errors import WireError
-from mien.messages import FeatureWindow, Prediction, Status, Word
+from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Word
 
 VERSION = 1
 VERSION_BYTE = bytes([VERSION])
@@ -31,7 +31,7 @@ MAX_TIME_NS = (1 << 63) - (1 << 59)
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Frames = list[bytes]
-_JsonMessage = TypeVar("_JsonMessage", Prediction, Status)
+_JsonMessage = TypeVar("_JsonMessage", Prediction, Status, About, Cue)
 
 
 class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
@@ -57,10 +57,13 @@ _decode_features = msgspec.msgpack.Decoder(FeatureHeader).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_prediction_json = msgspec.json.Decoder(Prediction).decode
 _decode_status_json = msgspec.json.Decoder(Status).decode
+_decode_about_json = msgspec.json.Decoder(About).decode
+_decode_cue_json = msgspec.json.Decoder(Cue).decode
 
 
 def topic(kind: str, session: str, part: str = "") -> bytes:
-    """The topic of a message: `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`.
+    """The topic of a message: `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`,
+    `about/<session>/`, `cue/<session>/`.
 
     The slash at the end lets a subscriber ask for one session without also getting those whose names begin alike.
     """
@@ -105,7 +108,7 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
     Raises:
         WireError: any deviation from the protocol; its text begins with a cause of one word.
     """
-    header_bytes, payload = _frames(frames)
+    header_bytes, payload = open_frames(frames)
     if len(header_bytes) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
         raise WireError("oversized: header or payload")
     try:
@@ -157,20 +160,39 @@ def decode_status(frames: Sequence[bytes]) -> Status:
     return _decode_json(frames, _decode_status_json)
 
 
+def encode_about(about: About) -> Frames:
+    """What a session is, as a message."""
+    return [topic("about", about.session), VERSION_BYTE, _encode_json(about)]
+
+
+def decode_about(frames: Sequence[bytes]) -> About:
+    """What a session is, or WireError."""
+    return _decode_json(frames, _decode_about_json)
+
+
+def encode_cue(cue: Cue) -> Frames:
+    """A cue message."""
+    return [topic("cue", cue.session), VERSION_BYTE, _encode_json(cue)]
+
+
+def decode_cue(frames: Sequence[bytes]) -> Cue:
+    """The cue of a message, or WireError."""
+    return _decode_json(frames, _decode_cue_json)
+
+
 def json_schema() -> dict[str, object]:
-    """JSON Schema (2020-12) of the payloads of prediction and status messages."""
-    (prediction, status), components = msgspec.json.schema_components(
-        [Prediction, Status], ref_template="#/$defs/{name}"
-    )
+    """JSON Schema (2020-12) of the payloads of prediction, status and about messages."""
+    messages, components = msgspec.json.schema_components([Prediction, Status, About], ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"mien messages, version {VERSION}",
-        "anyOf": [prediction, status],
+        "anyOf": list(messages),
         "$defs": components,
     }
 
 
-def _frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+def open_frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """A message's header without its version byte, and its payload; WireError if it is not one of three frames."""
     if len(frames) != 3:
         raise WireError(f"malformed: {len(frames)} frames instead of 3")
     header, payload = frames[1], frames[2]
@@ -182,7 +204,7 @@ def _frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 
 def _decode_json(frames: Sequence[bytes], decode: Callable[[bytes], _JsonMessage]) -> _JsonMessage:
-    _, payload = _frames(frames)
+    _, payload = open_frames(frames)
     if len(payload) > MAX_HEADER_BYTES:
         raise WireError("oversized: payload")
     try:
