@@ -162,16 +162,17 @@ def check_gpu(_: Config) -> Iterator[Row]:
 
 def check_engines(_: Config) -> Iterator[Row]:
     """Inference engines, and what each of them lacks."""
-    from mien.engines.selection import BACKENDS, find_backend
+    from mien.engines.selection import BACKENDS, find_usable
+    from mien.errors import EngineError
 
     for name in BACKENDS:
-        missing = find_backend(name).missing()
-        if missing is None:
+        try:
+            find_usable(name)
             yield Row(f"engine {name}", "ok", "can run here")
-        else:
+        except EngineError as missing:
             # Only what an install for capturing brings is expected.
             expected = name in ("onnx", "torch") and importlib.util.find_spec("torch") is not None
-            yield Row(f"engine {name}", "fail" if expected else "warn", "cannot run here", missing)
+            yield Row(f"engine {name}", "fail" if expected else "warn", "cannot run here", str(missing))
 
 
 def check_assets(config: Config) -> Iterator[Row]:

@@ -31,14 +31,18 @@ def command(
 def _survey(cache: Any) -> dict[str, Any]:
     import msgspec
 
-    from mien.engines.selection import BACKENDS, find_backend
+    from mien.engines.selection import BACKENDS, find_backend, find_usable
+    from mien.errors import EngineError
 
     engines = []
     for name in BACKENDS:
-        backend = find_backend(name)
-        missing = backend.missing()
-        versions = {} if missing else backend.versions()
-        engines.append({"name": name, "precisions": list(backend.precisions), "missing": missing, "versions": versions})
+        facts: dict[str, Any] = {"name": name, "precisions": [], "missing": None, "versions": {}}
+        try:
+            facts["precisions"] = list(find_backend(name).precisions)
+            facts["versions"] = find_usable(name).versions()
+        except EngineError as error:
+            facts["missing"] = str(error)
+        engines.append(facts)
     entries = [msgspec.structs.asdict(entry) for entry in cache.entries()]
     return {"engines": engines, "cache": str(cache.root), "entries": entries}
 
