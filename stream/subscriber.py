@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import TracebackType
 
 import zmq
@@ -29,6 +30,7 @@ class Subscriber:
         endpoint: where the inference process publishes.
         session: one session's name; None for all.
         newest_only: skip to the newest prediction whenever several wait; the skipped ones are counted.
+        keys: folder of keys; without one, the user's are taken for an endpoint on another machine (`mien keys`).
 
     Attributes:
         lost: predictions that never arrived, known from gaps in their numbers.
@@ -37,11 +39,16 @@ class Subscriber:
         statuses: the newest status of each process, by worker.
 
     Raises:
-        BusError: `endpoint` is not an address.
+        BusError: `endpoint` is not an address. KeysError: it is on another machine, and keys are missing.
     """
 
     def __init__(
-        self, endpoint: str = DEFAULT_ENDPOINT, *, session: str | None = None, newest_only: bool = False
+        self,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        session: str | None = None,
+        newest_only: bool = False,
+        keys: str | Path = "",
     ) -> None:
         prefixes = (
             (b"prediction/", b"status/")
@@ -52,7 +59,7 @@ class Subscriber:
         self.skipped = 0
         self.refused: Counter[str] = Counter()
         self.statuses: dict[str, Status] = {}
-        self._receiver = Receiver(endpoint, prefixes, high_water_mark=256)
+        self._receiver = Receiver(endpoint, prefixes, high_water_mark=256, keys=keys)
         self._newest_only = newest_only
         self._newest: dict[str, tuple[int, int]] = {}
 
@@ -115,17 +122,18 @@ def subscribe(
     session: str | None = None,
     newest_only: bool = False,
     timeout_s: float | None = None,
+    keys: str | Path = "",
 ) -> Iterator[Prediction]:
     """Predictions as they come, for ever; it reconnects by itself when mien is restarted.
 
     Args:
-        endpoint, session, newest_only: as for `Subscriber`.
+        endpoint, session, newest_only, keys: as for `Subscriber`.
         timeout_s: give up when nothing has come for so long; None waits for ever.
 
     Raises:
         BusError: nothing came within `timeout_s`.
     """
-    with Subscriber(endpoint, session=session, newest_only=newest_only) as subscriber:
+    with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
         heard_s = time.monotonic()
         while True:
             for prediction in subscriber.wait(0.25):
@@ -142,9 +150,10 @@ async def subscribe_async(
     session: str | None = None,
     newest_only: bool = False,
     timeout_s: float | None = None,
+    keys: str | Path = "",
 ) -> AsyncIterator[Prediction]:
     """`subscribe` for asyncio, on any event loop."""
-    with Subscriber(endpoint, session=session, newest_only=newest_only) as subscriber:
+    with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
         heard_s = time.monotonic()
         while True:
             predictions = subscriber.poll()

@@ -56,7 +56,8 @@ def run_session(
         try:
             supervisor.launch()
             if _wait_ready(supervisor, stopping, console):
-                with Subscriber(session.config.bus.endpoint(), session=session.config.session) as subscriber:
+                bus = session.config.bus
+                with Subscriber(bus.address(), session=session.config.session, keys=bus.keys) as subscriber:
                     _await_subscription(subscriber, stopping)
                     supervisor.start()
                     show = _Show(session, badge, output, summary)

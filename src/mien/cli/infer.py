@@ -12,6 +12,8 @@ def command(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A .safetensors checkpoint.")] = None,
     engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")] = None,
+    keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,
     port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
     session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -30,6 +32,8 @@ def command(
         {
             "inference.checkpoint": checkpoint,
             "inference.engine": engine,
+            "bus.host": host,
+            "bus.keys": keys,
             "bus.port": port,
             "session": session,
         },
