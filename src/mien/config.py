@@ -82,10 +82,14 @@ class VideoConfig(_Section, frozen=True):
 
 
 class AudioConfig(_Section, frozen=True):
-    """The sound. `source` is "auto", a device's index or part of its name, a file, or "none"."""
+    """The sound. `source` is "auto", a device's index or part of its name, a file, or "none".
+
+    `share` lets the sound itself leave its worker, for a recorder on this machine that asks for it.
+    """
 
     source: str = "auto"
     chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 40
+    share: bool = False
 
 
 class TextConfig(_Section, frozen=True):

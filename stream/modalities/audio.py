@@ -172,6 +172,7 @@ class Audio(Modality):
         self._sent_ns = 0  # end of the last message
         self._read_ns = 0  # when the newest chunk was read
         self._level_db: float | None = None
+        self._pieces: list[SoundPiece] = []
         self._voice = False
 
     def prepare(self) -> None:
@@ -201,6 +202,8 @@ class Audio(Modality):
             power = float(np.mean(chunk.samples.astype(np.float64) ** 2))
             self._level_db = round(10.0 * float(np.log10(power + FLOOR)), 1)
             self._read_ns = chunk.read_ns
+            if self._config.audio.share:
+                self._pieces.append(SoundPiece(chunk.samples, chunk.t_start_ns, SAMPLE_RATE))
             yield self._place(self._extractor.push(chunk.samples))
         yield self._place(self._extractor.finish())
 
@@ -219,6 +222,10 @@ class Audio(Modality):
                 "realigned_rows": self._slots.slips,
             },
         )
+
+    def take_sound(self) -> list[SoundPiece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def close(self) -> None:
         if self._source is not None:

@@ -1,1 +1,1 @@
-"""Sessions kept in MCAP files: recorded by a subscriber, replayed through the same sockets, exported, reported."""
+"""Keeping a session in a file, and what can be done with it: replay, comparison, export, report, labels."""

@@ -1,4 +1,4 @@
-"""Running a session from the terminal: start, show, end, sum up. Shared by `mien run` and `mien demo`."""
+"""Running a session from the terminal: start, show, end, sum up. Shared by `mien run`, `mien demo`, `mien replay`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,30 @@ from rich.live import Live
 
 from mien.cli import _view
 from mien.messages import Prediction
+from mien.stream.recording.control import RecorderProcess
+from mien.stream.recording.player import Player
+from mien.stream.recording.recorder import RecorderState
 from mien.stream.session import Session
 from mien.stream.subscriber import Subscriber
 from mien.stream.summary import STAGES, Summary
 from mien.stream.supervisor import Supervisor
 
 _FRAME_S = 0.1
+_RECORDER_S = 15.0  # for a recorder to start and to hear the session
+
+
+@dataclass(frozen=True)
+class RecordingChoice:
+    """Where a session is kept, and whether with pictures and sound."""
+
+    path: Path
+    video: bool = False
+    audio: bool = False
+
+    def start(self, session: Session) -> RecorderProcess:
+        """Start the recorder. It listens before the session speaks."""
+        config = session.config
+        return RecorderProcess(self.path, config.bus, config.session, video=self.video, audio=self.audio)
 
 
 class Output(Enum):
@@ -37,11 +56,22 @@ class Output(Enum):
 
 
 def run_session(
-    session: Session, *, badge: str, seconds: float | None, output: Output, summary_path: Path | None = None
+    session: Session,
+    *,
+    badge: str,
+    seconds: float | None,
+    output: Output,
+    summary_path: Path | None = None,
+    record: RecordingChoice | None = None,
+    player: Player | None = None,
 ) -> Summary:
     """Run a session until its clips end, `seconds` have passed, or Ctrl-C; then print its summary.
 
     Predictions go to standard output; everything else to standard error.
+
+    Args:
+        record: keep it in a file; if that fails, the session goes on without.
+        player: publishes a recording in place of capture workers; closed at the end.
 
     Raises:
         MienError: a process could not start, or died and cannot be replaced.
@@ -53,16 +83,27 @@ def run_session(
     with _signals(stopping):
         supervisor = Supervisor(session)
         summary = Summary()
+        recorder = None
         try:
+            if record is not None:
+                recorder = record.start(session)
             supervisor.launch()
             if _wait_ready(supervisor, stopping, console):
                 bus = session.config.bus
                 with Subscriber(bus.address(), session=session.config.session, keys=bus.keys) as subscriber:
                     _await_subscription(subscriber, stopping)
+                    if recorder is not None:
+                        recorder.wait_recording(_RECORDER_S)
                     supervisor.start()
+                    if player is not None:
+                        player.start()
                     show = _Show(session, badge, output, summary)
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds)
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player)
         finally:
+            if recorder is not None:
+                _report_recording(recorder.stop(), console)
+            if player is not None:
+                player.close()
             supervisor.stop()
     if supervisor.model:
         print_summary(summary, supervisor, console)
@@ -157,11 +198,14 @@ def _follow(
     summary: Summary,
     stopping: threading.Event,
     seconds: float | None,
+    player: Player | None,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
     with show:
         while not stopping.is_set():
             supervisor.tend()
+            if player is not None and player.error is not None:
+                raise player.error
             for note in supervisor.take_notes():
                 show.notes_console.print(f"[yellow]{note}[/]")
             predictions = subscriber.wait(0.05)
@@ -180,6 +224,14 @@ def _follow(
                     break
             if seconds is not None and time.monotonic() - began_s >= seconds:
                 break
+
+
+def _report_recording(state: RecorderState, console: Console) -> None:
+    if state.error:
+        console.print(f"[yellow]not recorded: {state.error}[/]", markup=True)
+        return
+    lost = f", {state.lost} messages were lost on the way" if state.lost else ""
+    console.print(f"recorded {state.predictions} predictions in {state.path}, {state.bytes / 1e6:.2f} MB{lost}")
 
 
 @contextmanager
