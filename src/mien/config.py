@@ -104,10 +104,15 @@ class TextConfig(_Section, frozen=True):
 
 
 class ClipConfig(_Section, frozen=True):
-    """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock."""
+    """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock.
+
+    `fps` is the pace of a camera that films the clip as it plays, and loses what nobody reads in time; 0 takes the
+    clip's own frames.
+    """
 
     fast: bool = False
     loop: bool = False
+    fps: Annotated[float, Meta(ge=0, le=240)] = 0.0
 
 
 class InferenceConfig(_Section, frozen=True):
@@ -122,12 +127,17 @@ class InferenceConfig(_Section, frozen=True):
 
 
 class DashboardConfig(_Section, frozen=True):
-    """The page. Beyond this machine it asks for `token`; empty means a new one each time it starts. Port 0 is any."""
+    """The page. Beyond this machine it asks for `token`; empty means a new one each time it starts. Port 0 is any.
+
+    `minutes` is how far back it remembers; `recordings` is the folder for those that it makes, empty for "mien" among
+    the user's documents.
+    """
 
     host: Host = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 5580
     minutes: Annotated[float, Meta(ge=1, le=60)] = 5.0
     token: str = ""
+    recordings: str = ""
 
 
 class AssetsConfig(_Section, frozen=True):

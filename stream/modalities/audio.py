@@ -16,7 +16,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from mien.clock import Clock
 from mien.config import Config
 from mien.messages import Bool, Float32, ModalitySpec
-from mien.stream.modality import Health, Modality, Rows
+from mien.stream.modality import Health, Modality, Rows, SoundPiece
+from mien.stream.session import source_origin
 from mien.stream.slots import SlotClock
 from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
@@ -217,6 +218,7 @@ class Audio(Modality):
             last_error=source.error,
             detail={
                 "source": source.name,
+                "origin": source_origin(self._config.audio.source),
                 "level_db": self._level_db,
                 "voice": self._voice,
                 "realigned_rows": self._slots.slips,

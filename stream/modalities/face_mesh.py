@@ -30,6 +30,9 @@ UInt8 = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 BLENDSHAPES = 52
+EDGES = np.array(
+    [(line.start, line.end) for line in vision.FaceLandmarksConnections.FACE_LANDMARKS_TESSELATION], np.uint16
+)
 LOOK_NS = 500 * NS_PER_MS
 LARGER = 1.5  # times the area of the face that is followed: then the largest is followed instead
 _SAME = 0.2  # intersection over union of two boxes that are one face
