@@ -32,7 +32,8 @@ class Assembler:
 
     Attributes:
         drops: what was refused or lost, by cause. last_refusal: the newest cause in words.
-        explanations: per modality, what its worker said of its trouble; becomes the reason of its absence.
+        explanations: per modality, what its silence means; becomes the reason of its absence.
+        faults: per modality that is to be masked whatever has arrived, why.
     """
 
     def __init__(self, specs: Mapping[str, ModalitySpec], max_age_ms: int = 500, window_s: float = 5.0) -> None:
@@ -42,6 +43,7 @@ class Assembler:
         self.explanations: dict[str, str] = {}
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._window_ns = int(window_s * NS_PER_S)
+        self.faults: dict[str, str] = {}
         self._tracks = {
             name: _Snapshots(spec, self._window_ns) if spec.snapshot else _Rows(spec, self._window_ns)
             for name, spec in self.specs.items()
@@ -92,9 +94,9 @@ class Assembler:
         words: tuple[Word, ...] = ()
         for name, spec in self.specs.items():
             track = self._tracks[name]
-            reason = self._absence(spec, track, t_end_ns)
+            silence = self._absence(spec, track, t_end_ns)
+            reason = self.faults.get(name) or (self.explanations.get(name, silence) if silence else None)
             if reason:
-                reason = self.explanations.get(name, reason)
                 absent[name] = reason
                 features[name], mask[name], version[name] = track.nothing, track.no_mask, -1
                 age_ms[name] = None

@@ -18,6 +18,7 @@ from mien.models.checkpoint import load_checkpoint
 from mien.stream.about import published_config, versions
 from mien.stream.assembler import Assembler
 from mien.stream.bus import Publisher, Receiver
+from mien.stream.faults import Faults
 from mien.stream.meter import RateMeter, ResourceMeter
 from mien.stream.modality import WORKERS
 from mien.stream.process import Control
@@ -73,6 +74,7 @@ class _InferenceProcess:
         self._complete = CompleteSchedule([WORKERS[worker] for worker in self._workers], config.inference.max_hz)
         self._receivers: dict[str, Receiver] = {}
         self._ended: set[str] = set()
+        self._faults = Faults()
         self._refused: Counter[str] = Counter()
         self._last_error: str | None = None
         self._smoothed: float | None = None
@@ -89,7 +91,10 @@ class _InferenceProcess:
         prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
         for worker in self._workers:
             self._receivers[worker] = Receiver(
-                self._config.bus.endpoint(worker), prefixes, self._config.bus.high_water_mark
+                self._config.bus.address(worker),
+                prefixes,
+                self._config.bus.high_water_mark,
+                self._config.bus.keys,
             )
         poller = zmq.Poller()
         poller.register(self._publisher.socket, zmq.POLLIN)
@@ -98,13 +103,15 @@ class _InferenceProcess:
         # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
         gc.collect()
         gc.freeze()
+        self._publish_about()
         self._publish_status("ready")
         self._control.say("ready", model=self._predictor.id)
         wait_ms = min(self._config.inference.hop_ms, 50)
-        self._publish_about()
         try:
             while not self._control.stopping.is_set():
+                self._control.beat()
                 poller.poll(1 if self._fast else wait_ms)
+                self._obey()
                 self._publisher.service()
                 self._receive()
                 self._predict_due()
@@ -128,14 +135,23 @@ class _InferenceProcess:
                 received_ns = self._clock.now_ns()
                 try:
                     if frames[0].startswith(b"status/"):
-                        self._hear_status(decode_status(frames), frames)
-                    else:
-                        self._hear_features(decode_features(frames), received_ns)
-                except WireError as error:
+                        status = decode_status(frames)
+                        self._check_sender(worker, status.worker)
+                        self._hear_status(status, frames)
                     elif frames[0].startswith(b"cue/"):
                         self._hear_cue(decode_cue(frames))
+                    else:
+                        message = decode_features(frames)
+                        self._check_sender(worker, message.modality)
+                        self._hear_features(message, received_ns)
+                except WireError as error:
                     self._refused[str(error).split(":")[0]] += 1
                     self._last_error = f"refused a message from {receiver.endpoint}: {error}"
+
+    def _check_sender(self, worker: str, said: str) -> None:
+        """A process speaks for itself: what it says of others could silence them."""
+        if said not in (worker, WORKERS[worker]) and self._cued is None:
+            raise WireError(f"foreign: the {worker} worker does not speak for {said}")
 
     def _hear_features(self, message: FeatureWindow, received_ns: int) -> None:
         if self._cued is not None:
@@ -145,14 +161,12 @@ class _InferenceProcess:
             return
         (self._complete if self._fast else self._live).hear(message, received_ns)
 
-    def _hear_status(self, status: Status, frames: list[bytes]) -> None:
-        self._publisher.send(frames)
-        modality = WORKERS.get(status.worker)
     def _push(self, message: FeatureWindow, received_ns: int | None) -> bool:
         if not self._assembler.push(message, received_ns):
             self._last_error = self._assembler.last_refusal
             return False
         self._taken_in.setdefault(message.modality, []).append((message.run, message.seq))
+        self._faults.hear(message.modality, message.run)
         return True
 
     def _hear_cue(self, cue: Cue) -> None:
@@ -160,13 +174,20 @@ class _InferenceProcess:
             raise WireError("malformed: a cue, but this is no replay")
         self._cued.cue(cue)
 
-        if modality is None or modality not in self._assembler.specs:
-            return
+    def _hear_status(self, status: Status, frames: list[bytes]) -> None:
+        self._publisher.send(frames)
         if self._cued is not None:
             return  # a recorded one, for those who watch; what it meant for a prediction is in the prediction's cue
-        if status.state in ("degraded", "failed", "ended", "stopped"):
-            reason = "the clip has ended" if status.state == "ended" else status.last_error or status.state
-            self._assembler.explanations[modality] = reason
+        modality = WORKERS.get(status.worker)
+        if modality is None or modality not in self._assembler.specs:
+            return
+        if status.state in ("degraded", "failed", "stopped"):
+            self._faults.say(modality, status.last_error or status.state)
+            self._live.lose(modality)
+        else:
+            self._faults.say(modality, None)
+        if status.state == "ended":
+            self._assembler.explanations[modality] = "the clip has ended"
         else:
             self._assembler.explanations.pop(modality, None)
         if status.state == "ended":
@@ -174,6 +195,20 @@ class _InferenceProcess:
             self._complete.end(modality)
         else:
             self._ended.discard(status.worker)
+
+    def _obey(self) -> None:
+        """What the supervisor says: statuses to publish, and which processes are not well."""
+        for order in self._control.take_orders():
+            if order.status is not None:
+                self._publisher.send(encode_status(order.status))
+            modality = WORKERS.get(order.worker or "")
+            if modality is None:
+                continue
+            if order.fault is None:
+                self._faults.answers(modality)
+            else:
+                self._faults.blame(modality, order.fault, dead=order.dead)
+                self._live.lose(modality)
 
     def _is_ahead(self, worker: str) -> bool:
         marks = self._open_watermarks()
@@ -188,21 +223,21 @@ class _InferenceProcess:
         }
 
     def _workers_ended(self) -> bool:
+        if self._cued is not None:
+            return self._cued.finished
         everybody = self._ended.issuperset(self._workers)
         return everybody and (not self._fast or self._complete.finished)
 
-        if self._cued is not None:
-            return self._cued.finished
     def _predict_due(self) -> None:
         if self._state == "ended" or not self._control.started.is_set():
             return
-        if not self._fast:
-            trigger = self._live.due(self._clock.now_ns())
-            if trigger is not None and not self._workers_ended():
         if self._cued is not None:
             while (due := self._cued.due(self._clock.now_ns())) is not None:
                 self._predict_cued(*due)
             return
+        if not self._fast:
+            trigger = self._live.due(self._clock.now_ns())
+            if trigger is not None and not self._workers_ended():
                 self._predict(trigger)
             return
         while (trigger := self._complete.due(self._open_watermarks())) is not None:
@@ -210,16 +245,13 @@ class _InferenceProcess:
 
     def _predict_last(self) -> None:
         """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
+        if self._cued is not None:
+            return  # the recording has it
         marks = [self._assembler.watermark_ns(WORKERS[worker]) for worker in self._workers]
         end_ns = max((mark for mark in marks if mark is not None), default=None)
         if end_ns is not None:
-        if self._cued is not None:
-            return  # the recording has it
             self._predict(Trigger(end_ns))
 
-    def _predict(self, trigger: Trigger) -> None:
-        window = self._assembler.window(self._config.session, trigger.t_end_ns)
-        began_ns = self._clock.now_ns()
     def _predict_cued(self, cue: Cue, messages: list[FeatureWindow]) -> None:
         """Predict as it was done when the recording was made: from the same messages, for the same instant."""
         if cue.reset:
@@ -229,17 +261,22 @@ class _InferenceProcess:
             self._smoothed, self._smoothed_at_ns = cue.smoothed
         for message in messages:
             self._push(message, None)
-        self._assembler.explanations = dict(cue.absent)
+        self._assembler.faults = dict(cue.absent)
         self._predict(Trigger(cue.t_end_ns))
 
+    def _predict(self, trigger: Trigger) -> None:
+        if self._cued is None:
+            self._assembler.faults = self._faults.reasons()
+        window = self._assembler.window(self._config.session, trigger.t_end_ns)
+        began_ns = self._clock.now_ns()
         prediction = self._evaluate(window)
         done_ns = self._clock.now_ns()
         prediction = _with_latency(prediction, trigger, began_ns, done_ns, fast=self._fast)
         self._publisher.send(encode_prediction(prediction))
+        self._taken_in.clear()
         self._seq += 1
         self._meter.tick()
 
-        self._taken_in.clear()
     def _evaluate(self, window: Window) -> Prediction:
         words = window.words
         observed = any(mask.any() for mask in window.mask.values())
@@ -267,10 +304,10 @@ class _InferenceProcess:
             ),
             words=words,
             model=self._predictor.id,
+            inputs=spans_of(self._taken_in),
         )
 
     def _smooth(self, sentiment: float, t_ns: int) -> float:
-            inputs=spans_of(self._taken_in),
         tau_ns = self._config.inference.smoothing_s * NS_PER_S
         elapsed_ns = t_ns - self._smoothed_at_ns
         if self._smoothed is None or tau_ns == 0 or not 0 <= elapsed_ns < 10 * tau_ns:
@@ -280,9 +317,6 @@ class _InferenceProcess:
         self._smoothed_at_ns = t_ns
         return self._smoothed
 
-    def _publish_status(self, state: WorkerState) -> None:
-        self._state, self._reported_s = state, time.monotonic()
-        cpu_percent, rss_mb = self._resources.read()
     def _publish_about(self) -> None:
         assignment = self._control.assignment
         about = About(
@@ -298,15 +332,20 @@ class _InferenceProcess:
         )
         self._publisher.send(encode_about(about))
 
+    def _publish_status(self, state: WorkerState) -> None:
+        self._state, self._reported_s = state, time.monotonic()
+        cpu_percent, rss_mb = self._resources.read()
         schedule = self._complete if self._fast else self._live
         drops = +(Counter(self._assembler.drops) + self._refused)
         if schedule.skipped:
             drops["superseded"] = schedule.skipped
-        if self._publisher.dropped:
-            drops["unread"] = self._publisher.dropped
-        self._publisher.send(
         if self._cued is not None and self._cued.lost:
             drops["lost"] += self._cued.lost
+        if self._publisher.dropped:
+            drops["unread"] = self._publisher.dropped
+        if self._publisher.refused:
+            drops["unknown_key"] = self._publisher.refused
+        self._publisher.send(
             encode_status(
                 Status(
                     session=self._config.session,

@@ -24,8 +24,7 @@ import msgspec
 from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import MienError
-from mien.messages import Status
-from mien.messages import Origin
+from mien.messages import Origin, Status
 
 _GRACE_S = 1.5
 _BEAT_S = 0.1
@@ -60,12 +59,14 @@ class Order(msgspec.Struct, frozen=True):
 
     Attributes:
         status: to be published: a supervisor has no socket of its own.
-        worker, fault: why this worker's modality is to be masked; no fault lifts the mask.
+        worker, fault: why this worker's modality is to be masked. No fault: its process answers.
+        dead: the process is gone for good: the mask stays until its successor sends rows.
     """
 
     status: Status | None = None
     worker: str | None = None
     fault: str | None = None
+    dead: bool = False
 
 
 class Control:

@@ -59,6 +59,10 @@ class LiveSchedule:
             self.skipped += 1
         self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
 
+    def lose(self, modality: str) -> None:
+        """A modality is known to be lost: another one leads at once."""
+        self._heard_ns.pop(modality, None)
+
     def due(self, now_ns: int) -> Trigger | None:
         """What to predict now, if anything."""
         trigger = self._pending
