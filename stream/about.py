@@ -12,12 +12,12 @@ import msgspec
 import mien
 from mien.config import Config
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ before a path: passwords may hold one
 _PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "mediapipe", "faster-whisper", "ctranslate2")
 
 
 def published_config(config: Config) -> dict[str, Any]:
-    """The configuration as it may leave the process: addresses of cameras lose their user names and passwords."""
+    """The configuration as it may leave the process: no token, no user names and passwords of cameras' addresses."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -25,6 +25,8 @@ def published_config(config: Config) -> dict[str, Any]:
         return _CREDENTIALS.sub("", value) if isinstance(value, str) else value
 
     tree: dict[str, Any] = clean(msgspec.to_builtins(config))
+    tree["dashboard"].pop("token", None)
+    tree.get("dashboard", {}).pop("token", None)
     return tree
 
 

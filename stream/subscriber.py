@@ -20,6 +20,8 @@ from mien.messages import Prediction, Status
 from mien.stream.bus import Receiver
 from mien.stream.wire import decode_prediction, decode_status, topic
 
+_MAX_SESSIONS = 1024  # whatever names somebody invents, what is kept of them is bounded
+_MAX_WORKERS = 256
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
 
 
@@ -80,7 +82,10 @@ class Subscriber:
             try:
                 if frames[0].startswith(b"status/"):
                     status = decode_status(frames)
-                    self.statuses[status.worker] = status
+                    if status.worker in self.statuses or len(self.statuses) < _MAX_WORKERS:
+                        self.statuses[status.worker] = status
+                    else:
+                        self.refused["workers"] += 1
                     continue
                 prediction = decode_prediction(frames)
             except WireError as error:
@@ -112,6 +117,8 @@ class Subscriber:
             if prediction.seq <= seq:
                 return False
             self.lost += prediction.seq - seq - 1
+        elif prediction.session not in self._newest and len(self._newest) >= _MAX_SESSIONS:
+            del self._newest[next(iter(self._newest))]
         self._newest[prediction.session] = (prediction.run, prediction.seq)
         return True
 
