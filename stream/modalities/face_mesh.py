@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mediapipe as mp
 import numpy as np
 import numpy.typing as npt
-from mediapipe.tasks.python import BaseOptions, vision
 
 from mien.clock import NS_PER_MS
 from mien.errors import AssetError
 from mien.messages import Float32
+from mien.stream.modalities.mediapipe_tasks import BaseOptions, mp, vision
 
 UInt8 = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
