@@ -16,7 +16,7 @@ help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo:  ## predictions from camera and microphone, or from the built-in sample (SECONDS=30 HEADLESS=1)
-	@sh scripts/setup.sh live
+	@sh scripts/setup.sh live,dashboard
 	@$(BIN)/mien assets --quiet
 	@$(BIN)/mien demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter-out 0,$(HEADLESS)),--headless) $(ARGS)
 

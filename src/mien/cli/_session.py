@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +21,7 @@ from rich.live import Live
 
 from mien.cli import _view
 from mien.messages import Prediction
+from mien.stream.dashboard.launch import Companion
 from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.player import Player
 from mien.stream.recording.recorder import RecorderState
@@ -64,6 +65,7 @@ def run_session(
     summary_path: Path | None = None,
     record: RecordingChoice | None = None,
     player: Player | None = None,
+    companion: Callable[[], Companion] | None = None,
 ) -> Summary:
     """Run a session until its clips end, `seconds` have passed, or Ctrl-C; then print its summary.
 
@@ -72,6 +74,7 @@ def run_session(
     Args:
         record: keep it in a file; if that fails, the session goes on without.
         player: publishes a recording in place of capture workers; closed at the end.
+        companion: starts a dashboard once the session runs; if that fails, the session goes on without.
 
     Raises:
         MienError: a process could not start, or died and cannot be replaced.
@@ -83,7 +86,7 @@ def run_session(
     with _signals(stopping):
         supervisor = Supervisor(session)
         summary = Summary()
-        recorder = None
+        recorder = beside = None
         try:
             if record is not None:
                 recorder = record.start(session)
@@ -98,8 +101,11 @@ def run_session(
                     if player is not None:
                         player.start()
                     show = _Show(session, badge, output, summary)
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player)
+                    beside = companion() if companion is not None else None
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside)
         finally:
+            if beside is not None:
+                beside.stop()
             if recorder is not None:
                 _report_recording(recorder.stop(), console)
             if player is not None:
@@ -199,6 +205,7 @@ def _follow(
     stopping: threading.Event,
     seconds: float | None,
     player: Player | None,
+    beside: Companion | None,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
     with show:
@@ -208,6 +215,8 @@ def _follow(
                 raise player.error
             for note in supervisor.take_notes():
                 show.notes_console.print(f"[yellow]{note}[/]")
+            for note in beside.take_notes() if beside is not None else ():
+                show.notes_console.print(note, style="bold", markup=False, soft_wrap=True)
             predictions = subscriber.wait(0.05)
             now_ns = supervisor.clock.now_ns()
             for prediction in predictions:
