@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import zmq
@@ -52,6 +52,7 @@ class Publisher:
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
         self._last: dict[bytes, list[bytes]] = {}
+        self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self._lossless = lossless
@@ -75,6 +76,10 @@ class Publisher:
             self._due.discard(frames[0])
         self._send(frames)
 
+    def answer(self, topic: bytes, make: Callable[[], list[bytes] | None]) -> None:
+        """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
+        self._answers[topic] = make
+
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
         while True:
@@ -88,6 +93,7 @@ class Publisher:
             if event[0] == 1:
                 self.subscriptions[prefix] = self.subscriptions.get(prefix, 0) + 1
                 self._due.update(topic for topic in self._last if topic.startswith(prefix))
+                self._due.update(topic for topic in self._answers if b"/" in prefix and topic.startswith(prefix))
             elif prefix in self.subscriptions:
                 self.subscriptions[prefix] -= 1
                 if self.subscriptions[prefix] <= 0:
@@ -103,7 +109,9 @@ class Publisher:
             self._resent_s = now_s
             due, self._due = self._due, set()
             for topic in due:
-                self._send(self._last[topic])
+                frames = self._last[topic] if topic in self._last else self._answers[topic]()
+                if frames is not None:
+                    self._send(frames)
 
     def has_subscriber(self, topic: bytes) -> bool:
         """Whether somebody listens to a topic now."""

@@ -14,6 +14,7 @@ from mien.stream.meter import RateMeter, ResourceMeter
 from mien.stream.modality import Modality, Rows, create_modality
 from mien.stream.preview import PreviewPublisher
 from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control
+from mien.stream.recent import RecentFeatures
 from mien.stream.sound import SoundPublisher
 from mien.stream.wire import encode_features, encode_status, topic
 
@@ -51,6 +52,8 @@ class _CaptureProcess:
         self._modality = modality
         self._session = control.assignment.config.session
         self._previews = PreviewPublisher(publisher, control.assignment.config, control.run)
+        self._recent = RecentFeatures(self._session, modality.spec.name)
+        publisher.answer(self._recent.topic, self._recent.message)
         self._sound = SoundPublisher(publisher, control.assignment.config, control.run)
         self._meter = RateMeter()
         self._resources = ResourceMeter()
@@ -142,7 +145,9 @@ class _CaptureProcess:
             stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
         )
         # Rows that append are not sent again to whoever subscribes later: everybody else would get them twice.
-        self._publisher.send(encode_features(message), keep=spec.snapshot)
+        frames = encode_features(message)
+        self._publisher.send(frames, keep=spec.snapshot)
+        self._recent.add(frames, rows.t_end_ns)
         # After the features, so that watching costs the frame itself no time.
         self._previews.offer(self._modality.picture(), rows.t_end_ns, self._seq)
         self._seq += 1

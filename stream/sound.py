@@ -15,12 +15,11 @@ from mien.config import Config
 from mien.errors import WireError
 from mien.stream.bus import Publisher
 from mien.stream.curve import host_of, is_loopback
+from mien.stream.limits import MAX_TIME_NS, NAME
 from mien.stream.modality import SoundPiece
 from mien.stream.wire import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
-    MAX_TIME_NS,
-    NAME,
     VERSION_BYTE,
     Frames,
     open_frames,

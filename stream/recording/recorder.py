@@ -20,6 +20,7 @@ from mien.messages import About, Prediction, Status
 from mien.stream.bus import Receiver
 from mien.stream.modality import WORKERS
 from mien.stream.preview import decode_preview
+from mien.stream.recent import decode_recent
 from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
 from mien.stream.recording.writer import RecordingWriter
@@ -80,6 +81,8 @@ class Recorder:
         self._about: About | None = None
         self._last_status: dict[str, bytes] = {}
         self._newest: dict[str, tuple[int, int]] = {}
+        self._first_seq: dict[tuple[str, int], int] = {}  # of each worker's run, the first that was not sent as recent
+        self._older: set[tuple[str, int, int]] = set()
         self._lost: Counter[str] = Counter()
         self._predictions = 0
         self._last_word_ns = -1
@@ -145,7 +148,7 @@ class Recorder:
 
         bus = self._bus
         wanted = {"inference": tuple(prefix(kind) for kind in ("prediction", "status", "about"))}
-        wanted |= {worker: (prefix("features"),) for worker in WORKERS}
+        wanted |= {worker: (prefix("features"), prefix("recent")) for worker in WORKERS}
         if self._wanted["video"]:
             # By name: previews leave the worker for those alone who ask for pictures.
             wanted["video"] += (prefix("preview", "picture"),)
@@ -177,6 +180,8 @@ class Recorder:
                 self._take_prediction(frames, now_ns)
             case "features":
                 self._take_features(frames, now_ns)
+            case "recent":
+                self._take_recent(frames, now_ns)
             case "status":
                 self._take_status(frames, now_ns)
             case "about":
@@ -209,8 +214,21 @@ class Recorder:
         record, data = channels.record_features(frames)
         if not self._is_new(record.modality, record.run, record.seq):
             return
+        self._first_seq.setdefault((record.modality, record.run), record.seq)
         self._write(channels.FEATURES + record.modality, data, now_ns, record.t_end_ns)
         self._take_words(record, now_ns)
+
+    def _take_recent(self, frames: list[bytes], now_ns: int) -> None:
+        """Rows from before we came. Their numbers end where those that come by themselves begin, or a little later."""
+        firsts = dict(self._first_seq)
+        for message in decode_recent(frames):
+            record, data = channels.record_features(message)
+            key = (record.modality, record.run)
+            if record.seq >= firsts.get(key, 0):
+                self._take_features(message, now_ns)
+            elif (*key, record.seq) not in self._older:
+                self._older.add((*key, record.seq))
+                self._write(channels.FEATURES + record.modality, data, now_ns, record.t_end_ns)
 
     def _take_words(self, record: FeaturesRecord, now_ns: int) -> None:
         if record.words and record.words[-1][1] < self._last_word_ns - 60 * NS_PER_S:
