@@ -140,6 +140,16 @@ class DashboardConfig(_Section, frozen=True):
     recordings: str = ""
 
 
+class ServiceConfig(_Section, frozen=True):
+    """How a session runs unattended. `metrics_port` serves /metrics and /health to this machine; 0 does not.
+
+    `log` is what goes to standard error: "text" for people, or "json", one object a line.
+    """
+
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    log: Literal["text", "json"] = "text"
+
+
 class AssetsConfig(_Section, frozen=True):
     """Pretrained files. Empty paths mean: the cache, else fetched. `offline` forbids fetching.
 
@@ -164,6 +174,7 @@ class Config(_Section, frozen=True):
     clip: ClipConfig = ClipConfig()
     inference: InferenceConfig = InferenceConfig()
     dashboard: DashboardConfig = DashboardConfig()
+    service: ServiceConfig = ServiceConfig()
     assets: AssetsConfig = AssetsConfig()
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from mien.cli import _view
+from mien.cli._service import Journal, Service
 from mien.messages import Prediction
 from mien.stream.dashboard.launch import Companion
 from mien.stream.recording.control import RecorderProcess
@@ -79,9 +80,10 @@ def run_session(
     Raises:
         MienError: a process could not start, or died and cannot be replaced.
     """
-    console = Console(stderr=True, highlight=False)
+    journal, service = Journal(session.config), Service(session.config)
+    console = Console(stderr=True, highlight=False, quiet=journal.for_machines)
     for note in session.notes:
-        console.print(f"[yellow]{note}[/]")
+        journal.note(note, console)
     stopping = threading.Event()
     with _signals(stopping):
         supervisor = Supervisor(session)
@@ -90,6 +92,7 @@ def run_session(
         try:
             if record is not None:
                 recorder = record.start(session)
+            service.open()
             supervisor.launch()
             if _wait_ready(supervisor, stopping, console):
                 bus = session.config.bus
@@ -102,7 +105,8 @@ def run_session(
                         player.start()
                     show = _Show(session, badge, output, summary)
                     beside = companion() if companion is not None else None
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside)
+                    service.ready()
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside, journal, service)
         finally:
             if beside is not None:
                 beside.stop()
@@ -110,9 +114,12 @@ def run_session(
                 _report_recording(recorder.stop(), console)
             if player is not None:
                 player.close()
+            service.close()
             supervisor.stop()
     if supervisor.model:
         print_summary(summary, supervisor, console)
+        if journal.for_machines:
+            journal.write("info", "summary", **summary.to_dict())
     if summary_path is not None:
         summary_path.write_text(json.dumps(summary.to_dict() | {"model": supervisor.model}, indent=2) + "\n")
     return summary
@@ -206,6 +213,8 @@ def _follow(
     seconds: float | None,
     player: Player | None,
     beside: Companion | None,
+    journal: Journal,
+    service: Service,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
     with show:
@@ -214,7 +223,8 @@ def _follow(
             if player is not None and player.error is not None:
                 raise player.error
             for note in supervisor.take_notes():
-                show.notes_console.print(f"[yellow]{note}[/]")
+                journal.note(note, show.notes_console)
+            service.alive(summary.predictions, summary.predictions_per_s)
             for note in beside.take_notes() if beside is not None else ():
                 show.notes_console.print(note, style="bold", markup=False, soft_wrap=True)
             predictions = subscriber.wait(0.05)
@@ -225,6 +235,7 @@ def _follow(
             summary.lost = subscriber.lost
             for status in list(subscriber.statuses.values()):
                 summary.add_status(status)
+            journal.follow(subscriber.statuses.values())
             show.refresh()
             if supervisor.ended:
                 ended_s = min(ended_s, time.monotonic())

@@ -27,6 +27,10 @@ def command(
     record: Annotated[Path | None, typer.Option(help="Keep features and predictions in this file (MCAP).")] = None,
     video: Annotated[bool, typer.Option("--video", help="With --record: keep pictures too.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="With --record: keep sound too.")] = False,
+    metrics: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve /metrics and /health there.")] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="What happens, as JSON lines on standard error.")
+    ] = False,
     summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
 ) -> None:
     """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""
@@ -49,6 +53,8 @@ def command(
             "inference.engine": engine,
             "bus.port": port,
             "session": session,
+            "service.metrics_port": metrics,
+            "service.log": "json" if log_json else None,
             "audio.share": (record is not None and audio) or None,
         },
     )
