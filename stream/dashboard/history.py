@@ -159,8 +159,8 @@ def row_of(prediction: Prediction) -> Row:
     return row
 
 
-def _time(row: Row) -> float:
-    return row[0] or 0
+def _time(row: Row) -> int:
+    return int(row[0] or 0)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

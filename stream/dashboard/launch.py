@@ -90,14 +90,24 @@ class Companion:
         config: the session's.
         window: a window instead of a page.
         browser: open the page where there is a browser.
+
+    Attributes:
+        url: of the page; None before it is ready.
+        failed: whether there will be none.
     """
 
     def __init__(self, config: Config, *, window: bool = False, browser: bool = True) -> None:
+        self.url: str | None = None
+        self.failed = False
         self._browser = browser
         self._what = "window" if window else "dashboard"
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._failed = False
         self._child = Child(self._what, Assignment(config, Clock().anchor_ns), self._events)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._child.process.pid
 
     def take_notes(self) -> list[str]:
         """What a person should know, since the last call: where the page is, or why there is none."""
@@ -108,14 +118,15 @@ class Companion:
             except queue.Empty:
                 return notes
             if event.state == "ready" and "url" in event.facts:
-                url = str(event.facts["url"])
-                notes.append(f"dashboard at {url}")
+                self.url = str(event.facts["url"])
+                notes.append(f"dashboard at {self.url}")
                 if self._browser:
-                    open_browser(url)
+                    open_browser(self.url)
             elif event.state == "failed":
-                self._failed = True
+                self.failed = True
                 notes.append(f"no {self._what}: {event.facts.get('error')}; the stream goes on")
-            elif event.state == "exited" and event.facts.get("code") and not self._failed:
+            elif event.state == "exited" and event.facts.get("code") and not self.failed:
+                self.failed = True
                 notes.append(f"the {self._what} has died, see {self._child.log}; the stream goes on")
 
     def stop(self) -> None:

@@ -34,7 +34,8 @@ class Place:
     @property
     def url(self) -> str:
         """What a person types, with the token where one is asked for."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.port}" + (f"/?token={self.token}" if self.token else "")
 
 

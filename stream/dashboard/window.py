@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -132,7 +133,7 @@ def _sentiment(image: UInt8, prediction: Prediction | None, values: list[float |
     cv2.line(image, (left, middle), (left + width, middle), _TRACK, 1)
     step = width / 600
     shown = [(i + 600 - len(values), v) for i, v in enumerate(values)]
-    for (x0, y0), (x1, y1) in zip(shown, shown[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(shown):
         if y0 is not None and y1 is not None:
             ends = [(round(left + x * step), round(middle - y * height / 6)) for x, y in ((x0, y0), (x1, y1))]
             cv2.line(image, ends[0], ends[1], _NEGATIVE if y1 < 0 else _POSITIVE, 1, cv2.LINE_AA)
