@@ -1,0 +1,335 @@
+"""A session to which something happens every few seconds, seen by a subscriber: what was masked, lost, and recovered.
+
+Nothing is simulated: processes are killed and stopped by signals, the camera is a server that goes away, the microphone
+a sound card that is unloaded, and garbage comes over real sockets. Only the wall clock's step is made inside the
+processes, since the machine's own clock belongs to others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zmq
+
+from mien.messages import Prediction, Status
+from mien.stream.bench.devices import CameraServer, SoundCard
+from mien.stream.bus import Receiver
+from mien.stream.modality import WORKERS
+from mien.stream.session import Session
+from mien.stream.subscriber import Subscriber
+from mien.stream.supervisor import Supervisor
+
+WARM_UP_S = 15.0
+SILENCE_S = 0.5  # without a prediction: a gap that must be explained
+AWAY_S = 4.0  # how long a device is gone
+_GARBAGE = 1000
+_OLD_ENOUGH_S = 20.0  # a process whose memory is compared has loaded everything
+_RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens.
+
+    Attributes:
+        modality: what it should mask; "" for what should stop predictions for a while, None for what should not.
+        repair: undoes it after AWAY_S; recovery is counted from there.
+    """
+
+    name: str
+    inject: Callable[[], object]
+    modality: str | None = None
+    repair: Callable[[], object] | None = None
+
+
+@dataclass
+class Outcome:
+    """What a fault did. Times in s; None: it did not happen."""
+
+    fault: str
+    at_s: float
+    masked_s: float | None = None
+    recovered_s: float | None = None
+    lost: int = 0
+    longest_silence_s: float = 0.0
+    unexplained: list[str] = field(default_factory=list)
+    reason: str | None = None
+    memory_mb: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in vars(self).items()}
+
+
+class Chaos:
+    """Runs a session and lets things happen to it.
+
+    Args:
+        session: what runs; on `camera` and `card`, where they are given.
+        every_s: between two faults.
+        report: called with each outcome as it is known.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        every_s: float,
+        report: Callable[[Outcome], None],
+        camera: CameraServer | None = None,
+        card: SoundCard | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._session = session
+        self._every_s = every_s
+        self._report = report
+        self._camera, self._card = camera, card
+        self._random = np.random.default_rng(seed)
+        self._supervisor = Supervisor(session)
+        self._arrivals: list[tuple[float, Prediction]] = []
+        self._said: list[tuple[float, Status]] = []
+        self._newest: dict[str, Status] = {}
+        self._memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._since_s: dict[tuple[str, int], float] = {}
+        self._lost_before = 0
+        self.predictions = 0
+
+    def run(self, seconds: float, stopping: threading.Event) -> dict[str, Any]:
+        """For so long, or until told to stop. Returns the figures.
+
+        Raises:
+            MienError: a process could not start.
+        """
+        bus = self._session.config.bus
+        outcomes: list[Outcome] = []
+        try:
+            self._supervisor.launch()
+            if not self._supervisor.wait_ready(stopping):
+                return {}
+            with Subscriber(bus.address(), session=self._session.config.session) as subscriber:
+                self._subscriber = subscriber
+                self._supervisor.start()
+                self._follow(WARM_UP_S, stopping, lambda _: False)
+                self._lost_before = subscriber.lost
+                faults = self._faults()
+                deck: list[Fault] = []
+                until_s = time.monotonic() + seconds
+                while not stopping.is_set() and time.monotonic() < until_s:
+                    if not deck:
+                        deck = [faults[index] for index in self._random.permutation(len(faults))]
+                    outcomes.append(self._suffer(deck.pop(), stopping))
+                    self._report(outcomes[-1])
+        finally:
+            self._supervisor.stop()
+        return self._summary(outcomes)
+
+    def _faults(self) -> list[Fault]:
+        workers = ("inference", *self._session.workers)
+        faults = []
+        for worker in workers:
+            modality = WORKERS.get(worker, "")
+            faults.append(Fault(f"kill -9 {worker}", lambda w=worker: self._signal(w, "SIGKILL"), modality))  # type: ignore[misc]
+            if hasattr(signal, "SIGSTOP"):
+                faults.append(Fault(f"hang {worker}", lambda w=worker: self._signal(w, "SIGSTOP"), modality))  # type: ignore[misc]
+        if self._camera is not None:
+            faults.append(Fault("camera gone", self._camera.switch_off, "vision", self._camera.switch_on))
+        if self._card is not None:
+            faults.append(Fault("microphone gone", self._card.pull_out, "audio", self._card.plug_in))
+        faults.append(Fault("1000 garbage messages", lambda: self._in_background(self._throw_garbage)))
+        faults.append(Fault("subscriber that never reads", lambda: self._in_background(self._never_read)))
+        stepped = str(self._random.choice(workers))
+        faults.append(
+            Fault(
+                f"wall clock of {stepped} an hour on",
+                lambda: self._supervisor.drill(stepped, {"wall_step_s": 3600.0}),
+            )
+        )
+        return faults
+
+    def _suffer(self, fault: Fault, stopping: threading.Event) -> Outcome:
+        begun_s = time.monotonic()
+        before = [p for at_s, p in self._arrivals if at_s > begun_s - 5.0]
+        rate_hz = len(before) / 5.0
+        mark, lost_mark = len(self._arrivals), self._subscriber.lost
+        outcome = Outcome(fault.name, begun_s)
+        fault.inject()
+        repaired_s = begun_s
+        if fault.repair is not None:
+            self._watch(outcome, fault, begun_s, AWAY_S, stopping)
+            fault.repair()
+            repaired_s = time.monotonic()
+        run = before[-1].run if before else None
+
+        def well(prediction: Prediction) -> bool:
+            if fault.modality:
+                self._note_mask(outcome, fault, prediction, begun_s)
+                return outcome.masked_s is not None and fault.modality not in prediction.absent
+            return fault.modality is None or prediction.run != run
+
+        if self._follow(self._every_s - (repaired_s - begun_s), stopping, well):
+            outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
+        self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
+        arrivals = [begun_s, *(at_s for at_s, _ in self._arrivals[mark:])]
+        silences = [(a, b) for a, b in itertools.pairwise(arrivals) if b - a > SILENCE_S]
+        outcome.longest_silence_s = max((b - a for a, b in itertools.pairwise(arrivals)), default=0.0)
+        lost = self._subscriber.lost - lost_mark
+        outcome.lost = lost + sum(int((b - a) * rate_hz) for a, b in silences)
+        outcome.unexplained = [
+            f"silence of {b - a:.1f} s" for a, b in silences if not self._explained(a, b, None)
+        ] + self._unexplained_masks(mark)
+        if lost:
+            outcome.unexplained.append(f"{lost} numbers missing")
+        if fault.modality is None and outcome.longest_silence_s > SILENCE_S:
+            outcome.recovered_s = outcome.longest_silence_s
+        outcome.memory_mb = sum(values[-1][1] for values in self._memory.values() if values)
+        del self._arrivals[: max(0, len(self._arrivals) - 1000)]
+        return outcome
+
+    def _watch(self, outcome: Outcome, fault: Fault, begun_s: float, seconds: float, stopping: threading.Event) -> None:
+        def look(prediction: Prediction) -> bool:
+            self._note_mask(outcome, fault, prediction, begun_s)
+            return False
+
+        self._follow(seconds, stopping, look)
+
+    @staticmethod
+    def _note_mask(outcome: Outcome, fault: Fault, prediction: Prediction, begun_s: float) -> None:
+        if outcome.masked_s is None and fault.modality in prediction.absent:
+            outcome.masked_s = time.monotonic() - begun_s
+            outcome.reason = prediction.absent[str(fault.modality)]
+
+    def _follow(self, seconds: float, stopping: threading.Event, condition: Callable[[Prediction], bool]) -> bool:
+        """Look after the session; True as soon as a prediction meets the condition."""
+        until_s = time.monotonic() + seconds
+        while not stopping.is_set() and time.monotonic() < until_s:
+            self._supervisor.tend()
+            for note in self._supervisor.take_notes():
+                del note  # its status says the same
+            met = False
+            for prediction in self._subscriber.wait(0.02):
+                self.predictions += 1
+                self._arrivals.append((time.monotonic(), prediction))
+                met = met or condition(prediction)
+            self._hear_statuses()
+            if met:
+                return True
+        return False
+
+    def _hear_statuses(self) -> None:
+        now_s = time.monotonic()
+        for worker, status in self._subscriber.statuses.items():
+            before = self._newest.get(worker)
+            if status is before:
+                continue
+            self._newest[worker] = status
+            # An error stays in the status when it is over; only a new one, or a state, explains what happens now.
+            news = status.last_error is not None and (before is None or status.last_error != before.last_error)
+            if news or status.state in ("degraded", "failed", "starting"):
+                self._said.append((now_s, status))
+            if status.rss_mb is None or not status.run:
+                continue
+            since_s = self._since_s.setdefault((status.worker, status.run), now_s)
+            if now_s - since_s >= _OLD_ENOUGH_S:
+                self._memory[status.worker].append((now_s, status.rss_mb))
+        del self._said[: max(0, len(self._said) - 1000)]
+
+    def _explained(self, begin_s: float, end_s: float, worker: str | None) -> bool:
+        """Whether a status said, when it could be heard, that something was amiss then."""
+        return any(
+            begin_s - 1.0 <= at_s <= end_s + 5.0 and (status.worker in ("supervisor", worker) or worker is None)
+            for at_s, status in self._said
+        )
+
+    def _unexplained_masks(self, mark: int) -> list[str]:
+        found = []
+        for worker, modality in WORKERS.items():
+            spans: list[list[float]] = []
+            for at_s, prediction in self._arrivals[mark:]:
+                if modality not in prediction.absent:
+                    continue
+                if spans and at_s - spans[-1][1] < SILENCE_S:
+                    spans[-1][1] = at_s
+                else:
+                    spans.append([at_s, at_s])
+            found += [
+                f"{modality} masked for {end_s - begin_s:.1f} s"
+                for begin_s, end_s in spans
+                if worker in self._session.workers and not self._explained(begin_s, end_s, worker)
+            ]
+        return found
+
+    def _signal(self, worker: str, name: str) -> None:
+        os.kill(self._supervisor.processes()[worker], getattr(signal, name))
+
+    @staticmethod
+    def _in_background(work: Callable[[], None]) -> None:
+        threading.Thread(target=work, daemon=True).start()
+
+    def _throw_garbage(self) -> None:
+        """Half as bytes on the bare ports, half as messages of the transport's own kind."""
+        random = np.random.default_rng(1)
+        endpoints = [self._session.config.bus.address(worker) for worker in ("inference", *self._session.workers)]
+        for number in range(_GARBAGE // 2):
+            host, _, port = endpoints[number % len(endpoints)].removeprefix("tcp://").rpartition(":")
+            try:
+                with socket.create_connection((host, int(port)), timeout=1.0) as connection:
+                    connection.sendall(random.bytes(int(random.integers(1, 4096))))
+            except OSError:
+                continue
+        for endpoint in endpoints:
+            sender = zmq.Context.instance().socket(zmq.XSUB)
+            sender.setsockopt(zmq.LINGER, 500)
+            sender.connect(endpoint)
+            time.sleep(0.1)
+            for _ in range(_GARBAGE // 2 // len(endpoints)):
+                frames = [random.bytes(int(random.integers(0, 512))) for _ in range(int(random.integers(1, 5)))]
+                try:
+                    sender.send_multipart(frames, zmq.DONTWAIT)
+                except zmq.Again:
+                    break
+            sender.close()
+
+    def _never_read(self) -> None:
+        receiver = Receiver(self._session.config.bus.address(), (b"",))
+        time.sleep(self._every_s * 0.8)
+        receiver.close()
+
+    def _summary(self, outcomes: list[Outcome]) -> dict[str, Any]:
+        recovered = [o.recovered_s for o in outcomes if o.recovered_s is not None]
+        masked = [o.masked_s for o in outcomes if o.masked_s is not None]
+        p95_s = float(np.percentile(recovered, 95)) if recovered else None
+        growth = {worker: _growth(values) for worker, values in self._memory.items()}
+        unexplained = [text for outcome in outcomes for text in outcome.unexplained]
+        return {
+            "faults": [outcome.to_dict() for outcome in outcomes],
+            "predictions": self.predictions,
+            "lost": sum(outcome.lost for outcome in outcomes),
+            "masked_max_s": round(max(masked), 3) if masked else None,
+            "recovered_p95_s": round(p95_s, 3) if p95_s is not None else None,
+            "memory_growth": growth,
+            "unexplained_gaps": unexplained,
+            "holds": {
+                "every fault survived": len(recovered) == len(outcomes),
+                "recovered p95 <= 5 s": p95_s is not None and p95_s <= _RECOVERY_LIMIT_S,
+                "no process grows > 5 %": all(g is None or g <= _GROWTH_LIMIT for g in growth.values()),
+                "every gap explained": not unexplained,
+            },
+        }
+
+
+def _growth(values: list[tuple[float, float]]) -> float | None:
+    """Last fifth over first fifth of a process's memory, less 1; None where there is too little to compare."""
+    fifth = len(values) // 5
+    if fifth < 3:
+        return None
+    first, last = (float(np.median([mb for _, mb in part])) for part in (values[:fifth], values[-fifth:]))
+    return round(last / first - 1, 4)
