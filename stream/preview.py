@@ -18,8 +18,9 @@ from mien.errors import WireError
 from mien.messages import Float32
 from mien.stream.bus import Publisher
 from mien.stream.curve import host_of, is_loopback
+from mien.stream.limits import MAX_TIME_NS, NAME
 from mien.stream.modality import Picture
-from mien.stream.wire import MAX_HEADER_BYTES, MAX_TIME_NS, NAME, VERSION_BYTE, Frames, open_frames, topic
+from mien.stream.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames, topic
 
 MAX_HZ = 15.0
 MAX_SIDE = 480
@@ -27,6 +28,7 @@ QUALITY = 75
 MAX_JPEG_BYTES = 512 << 10
 MAX_LANDMARKS = 4096
 _PERIOD_NS = int(NS_PER_S / MAX_HZ)
+_JITTER_NS = 2_000_000
 PREFIX = b"preview/"
 
 Edges = npt.NDArray[np.uint16]
@@ -101,12 +103,13 @@ class PreviewPublisher:
 
     def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
         """Send what is wanted of the frame that the last row was made from."""
-        if picture is None or not self._allowed or t_ns < self._due_ns:
+        if picture is None or not self._allowed or t_ns + _JITTER_NS < self._due_ns:
             return
         wanted = [kind for kind in self._topics if self._is_wanted(kind)]
         if not wanted:
             return
-        self._due_ns = max(self._due_ns, t_ns - _PERIOD_NS) + _PERIOD_NS
+        # A late one is made up for by half a period at most, so that the mean rate holds and none come in a bunch.
+        self._due_ns = max(self._due_ns + _PERIOD_NS, t_ns + _PERIOD_NS // 2)
         if not self._edges_known:
             self._edges_known = True
             edges = np.ascontiguousarray(picture.edges(), "<u2").tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ class Watcher:
 
         parts = urlsplit(url)
         origin: Any = f"{parts.scheme}://{parts.netloc}"
-        self._socket = connect(f"ws://{parts.netloc}/feed", origin=origin, max_size=None, compression=None)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(
+            connect(f"ws://{parts.netloc}/feed", origin=origin, max_size=None, compression=None)
+        )
         self._known = {"era": -1, "row": 0, "sound": 0, "words": -1, "edges": 0, "drawn": 0}
 
     def ask(self, **more: Any) -> None:
@@ -66,7 +70,7 @@ class Watcher:
 
     def close(self) -> None:
         """Go away."""
-        self._socket.close()
+        self._stack.close()
 
     def __enter__(self) -> Watcher:
         return self
