@@ -92,19 +92,20 @@ def emotion_shares(means: dict[str, float], tops: dict[str, float]) -> str:
     return _svg("emotions", draw, (5.0, 3.2))
 
 
-def latencies(rows: Sequence[Row]) -> str | None:
-    """How long predictions took, as SVG; None where the recording does not say."""
+def latencies(rows: Sequence[Row], percentiles: dict[str, float] | None) -> str | None:
+    """How long predictions took, and their percentiles in ms, as SVG; None where the recording does not say."""
     values = np.array([row.latency_ms for row in rows if row.latency_ms is not None])
-    if not len(values):
+    if not len(values) or percentiles is None:
         return None
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
         axis.hist(values, bins=min(60, max(10, len(values) // 20)), color="#56b4e9")
-        for percent in (50, 99):
-            at = float(np.percentile(values, percent))
-            axis.axvline(at, color=_INK, lw=1, ls="--")
-            axis.text(at, axis.get_ylim()[1], f" p{percent} {at:.0f} ms", va="top", fontsize=8)
+        for name in ("p50", "p99"):
+            axis.axvline(percentiles[name], color=_INK, lw=1, ls="--")
+            axis.text(
+                percentiles[name], axis.get_ylim()[1], f" {name} {percentiles[name]:.0f} ms", va="top", fontsize=8
+            )
         axis.set_xlabel("frame read to prediction published, ms")
         axis.set_ylabel("predictions")
 

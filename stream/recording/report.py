@@ -138,7 +138,7 @@ def _transcript(table: Table) -> str:
 
 
 def _latency(figures: dict[str, Any], table: Table) -> str:
-    picture = pictures.latencies(table.rows)
+    picture = pictures.latencies(table.rows, figures["latency_ms"])
     if picture is None:
         return _section("Latency", "<p>A clip played in full, or a replay: there is no latency to speak of.</p>")
     values = figures["latency_ms"]

@@ -137,6 +137,17 @@ def summarise(table: Table) -> dict[str, Any]:
     }
 
 
+def zero_ns_of(recording: Recording) -> int:
+    """Session time of t_s = 0, see `Table`.
+
+    Raises:
+        RecordingError: it holds no predictions.
+    """
+    for prediction in recording.predictions():
+        return _zero_ns(recording, prediction)
+    raise RecordingError(f"{recording.path} holds no predictions; was mien up when it was recorded?")
+
+
 def _zero_ns(recording: Recording, first: Prediction) -> int:
     if first.t_end_ns < _UNIX_NS:
         return 0
