@@ -125,6 +125,7 @@ class _CaptureProcess:
             detail=health.detail | {"previews": self._previews.sent, "preview_bytes": self._previews.sent_bytes}
             if self._worker == "video"
             else health.detail,
+            next_seq=self._seq,
         )
         self._publisher.send(encode_status(status))
 

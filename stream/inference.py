@@ -364,6 +364,7 @@ class _InferenceProcess:
                         "predictions": self._meter.total,
                         "origin": self._control.assignment.origin,
                     },
+                    next_seq=self._seq,
                 )
             )
         )

@@ -82,6 +82,7 @@ class Subscriber:
             try:
                 if frames[0].startswith(b"status/"):
                     status = decode_status(frames)
+                    self._hear_numbers(status)
                     if status.worker in self.statuses or len(self.statuses) < _MAX_WORKERS:
                         self.statuses[status.worker] = status
                     else:
@@ -109,6 +110,15 @@ class Subscriber:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _hear_numbers(self, status: Status) -> None:
+        """Inference says how far it has counted: what was sent before and has not come is lost, not silence."""
+        run, seq = self._newest.get(status.session, (-1, -1))
+        if status.worker == "inference" and status.next_seq is not None and run == status.run:
+            missed = status.next_seq - seq - 1
+            if missed > 0:
+                self.lost += missed
+                self._newest[status.session] = (run, status.next_seq - 1)
 
     def _is_new(self, prediction: Prediction) -> bool:
         """False for a last value that was sent again; counts gaps within a run."""

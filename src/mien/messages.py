@@ -170,6 +170,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         lag_ms: how far behind capture the newest published row was.
         cpu_percent: of one core, over the last second. rss_mb: resident memory, MiB.
         detail: what else this worker has to say, for instance the number of faces.
+        next_seq: the number that its next features message or prediction of this run will have: whoever has heard
+            all below it has missed nothing, and what he does not hear is silence.
     """
 
     session: str
@@ -185,6 +187,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     cpu_percent: float | None = None
     rss_mb: float | None = None
     detail: dict[str, str | float | int | bool | None] = {}
+    next_seq: int | None = None
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
