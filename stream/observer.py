@@ -111,7 +111,13 @@ class Observer:
             for process in processes
             if process.state not in ("running", "ready", "starting", "ended")
         ]
-        problems += [f"{modality.name} is masked: {modality.masked}" for modality in modalities if modality.masked]
+        # A modality that nobody captures is missing on purpose.
+        captured = {modality for worker, modality in WORKERS.items() if worker in self.statuses}
+        problems += [
+            f"{modality.name} is masked: {modality.masked}"
+            for modality in modalities
+            if modality.masked and modality.name in captured
+        ]
         if down:
             problems.insert(0, "nothing is heard from inference" + (f" for {silent_s:.1f} s" if silent_s else ""))
         newest = self.newest

@@ -33,6 +33,7 @@ WARM_UP_S = 15.0
 SILENCE_S = 0.5  # without a prediction: a gap that must be explained
 AWAY_S = 4.0  # how long a device is gone
 _GARBAGE = 1000
+_BEHIND_MS = 2500.0  # a worker whose rows are so late says so by its lag
 _OLD_ENOUGH_S = 20.0  # a process whose memory is compared has loaded everything
 _RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
 
@@ -100,7 +101,7 @@ class Chaos:
         self._newest: dict[str, Status] = {}
         self._memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._since_s: dict[tuple[str, int], float] = {}
-        self._lost_before = 0
+        self._started_s = 0.0
         self.predictions = 0
 
     def run(self, seconds: float, stopping: threading.Event) -> dict[str, Any]:
@@ -119,10 +120,10 @@ class Chaos:
                 self._subscriber = subscriber
                 self._supervisor.start()
                 self._follow(WARM_UP_S, stopping, lambda _: False)
-                self._lost_before = subscriber.lost
                 faults = self._faults()
                 deck: list[Fault] = []
-                until_s = time.monotonic() + seconds
+                self._started_s = time.monotonic()
+                until_s = self._started_s + seconds
                 while not stopping.is_set() and time.monotonic() < until_s:
                     if not deck:
                         deck = [faults[index] for index in self._random.permutation(len(faults))]
@@ -160,7 +161,7 @@ class Chaos:
         before = [p for at_s, p in self._arrivals if at_s > begun_s - 5.0]
         rate_hz = len(before) / 5.0
         mark, lost_mark = len(self._arrivals), self._subscriber.lost
-        outcome = Outcome(fault.name, begun_s)
+        outcome = Outcome(fault.name, begun_s - self._started_s)
         fault.inject()
         repaired_s = begun_s
         if fault.repair is not None:
@@ -233,7 +234,8 @@ class Chaos:
             self._newest[worker] = status
             # An error stays in the status when it is over; only a new one, or a state, explains what happens now.
             news = status.last_error is not None and (before is None or status.last_error != before.last_error)
-            if news or status.state in ("degraded", "failed", "starting"):
+            behind = status.lag_ms is not None and status.lag_ms > _BEHIND_MS
+            if news or behind or status.state in ("degraded", "failed", "starting"):
                 self._said.append((now_s, status))
             if status.rss_mb is None or not status.run:
                 continue
