@@ -98,8 +98,9 @@ def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: 
         "source": view.source(collector),
         "facts": view.facts(collector),
         "record": keeping.state(),
-        "labels": False,
-        "note": view.picture_note(collector, question.picture) if question.at is None else "",
+        "labels": keeping.can_label,
+        "marks": keeping.marks,
+        "note": _note(question, collector),
     }
     if not known or question.words != history.words_version:
         told["transcript"] = {
@@ -124,6 +125,12 @@ def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: 
         blob = np.ascontiguousarray(preview.landmarks, "<f4").tobytes() + jpeg
     text = _encode(told)
     return struct.pack("<I", len(text)) + text + blob
+
+
+def _note(question: Question, collector: Collector) -> str:
+    if question.at is None:
+        return view.picture_note(collector, question.picture)
+    return "" if _picture(question, collector) is not None else "no picture was kept: nobody watched then"
 
 
 def _picture(question: Question, collector: Collector) -> Preview | None:

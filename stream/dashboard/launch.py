@@ -11,6 +11,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mien.clock import Clock
@@ -37,13 +38,22 @@ def bus_overrides(endpoint: str | None) -> dict[str, Any]:
     return {"bus.host": host.strip("[]"), "bus.port": int(port)}
 
 
-def look(config: Config, session: str | None, *, window: bool, browser: bool, say: Callable[[str], None]) -> None:
+def look(
+    config: Config,
+    session: str | None,
+    *,
+    window: bool,
+    browser: bool,
+    say: Callable[[str], None],
+    replayed: Path | None = None,
+) -> None:
     """Show a mien until Ctrl-C.
 
     Args:
         window: in a window instead of on a page.
         browser: open the page where there is a browser.
         say: prints a line for the person who started it.
+        replayed: the recording that is being replayed, if labels are to go to it.
 
     Raises:
         MienError: the page's port cannot be had, or there is no screen for a window.
@@ -63,7 +73,7 @@ def look(config: Config, session: str | None, *, window: bool, browser: bool, sa
         if browser:
             open_browser(url)
 
-    _serve(config, session, stopping.is_set, ready)
+    _serve(config, session, stopping.is_set, ready, replayed)
 
 
 def look_supervised(*, window: bool) -> None:
@@ -159,8 +169,14 @@ def open_browser(url: str) -> bool:
         return False
 
 
-def _serve(config: Config, session: str | None, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
+def _serve(
+    config: Config,
+    session: str | None,
+    is_stopping: Callable[[], bool],
+    ready: Callable[[str], None],
+    replayed: Path | None = None,
+) -> None:
     importlib.import_module("nicegui")  # first of all, so that what is missing is named by its own name
     from mien.stream.dashboard.server import serve, take_place
 
-    serve(take_place(config.dashboard), config.dashboard, config.bus, session, is_stopping, ready)
+    serve(take_place(config.dashboard), config.dashboard, config.bus, session, is_stopping, ready, replayed)

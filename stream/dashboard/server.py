@@ -16,7 +16,7 @@ from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
 from mien.stream.curve import is_loopback
 from mien.stream.dashboard.collector import Collector
-from mien.stream.dashboard.keeping import Keeping
+from mien.stream.dashboard.keeping import Keeping, Label
 
 ASSETS = Path(__file__).parent / "static"
 _POLL_S = 0.1
@@ -77,10 +77,12 @@ def serve(
     session: str | None,
     is_stopping: Callable[[], bool],
     ready: Callable[[str], None],
+    replayed: Path | None = None,
 ) -> None:
     """Serve the page until told to stop.
 
     Args:
+        replayed: the recording that is being replayed, if labels are to go to it.
         is_stopping: asked ten times a second.
         ready: called with the page's address once it can be opened.
 
@@ -88,7 +90,7 @@ def serve(
         MienError: the session's address or its keys cannot be used.
     """
     collector = Collector(bus, session, config.minutes, pictures=not place.token)
-    keeping = Keeping(bus, session, config.recordings, allowed=not place.token)
+    keeping = Keeping(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
     app = _build(place, config, collector, keeping)
     collector.start()
     try:
@@ -113,7 +115,6 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
     app.add_middleware(Guard, port=place.port, token=place.token)
     app.mount("/assets", StaticFiles(directory=ASSETS))
 
-    # Annotations are of this function's own imports, so they are given as they are, not as text.
     async def feed(socket: WebSocket) -> None:
         await serve_feed(socket, collector, keeping, round(config.minutes * 60_000))
 
@@ -128,8 +129,17 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
             return JSONResponse({"error": str(error)}, status_code=400)
         return JSONResponse({})
 
+    async def label(request: Request) -> JSONResponse:
+        try:
+            order = msgspec.json.decode(await request.body(), type=Label | None)
+            said = await asyncio.to_thread(keeping.take_back if order is None else lambda: keeping.label(order))
+        except (MienError, msgspec.MsgspecError) as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        return JSONResponse({"said": said})
+
     app.router.add_websocket_route("/feed", feed)
     app.router.add_route("/record", record, methods=["POST"])
+    app.router.add_route("/labels", label, methods=["POST"])
     newest = max(file.stat().st_mtime_ns for file in ASSETS.iterdir())
     ui.run_with(
         app,

@@ -58,7 +58,7 @@ def source(collector: Collector) -> str:
 
 
 def picture_note(collector: Collector, wanted: bool) -> str:
-    """Why the picture is as it is; empty where it speaks for itself."""
+    """Why the picture is as it is now; empty where it speaks for itself."""
     video = collector.statuses.get("video")
     if video is None or collector.status_age_s("video") > SILENT_S:
         return "no camera process" if not collector.is_stale else ""

@@ -14,6 +14,7 @@ def command(
     host: Annotated[str | None, typer.Option(help="Address of the page; elsewhere it asks for a token.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the page; 0 takes any.")] = None,
     session: Annotated[str | None, typer.Option(help="One session only.")] = None,
+    label: Annotated[Path | None, typer.Option(help="The recording that mien replays there: labels go to it.")] = None,
     window: Annotated[bool, typer.Option("--window", help="A window instead of a page.")] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -31,4 +32,11 @@ def command(
         config,
         {"dashboard.host": host, "dashboard.port": port, **bus_overrides(endpoint)},
     )
-    look(settings, session, window=window, browser=browser, say=lambda line: typer.echo(line, err=True))
+    look(
+        settings,
+        session,
+        window=window,
+        browser=browser,
+        say=lambda line: typer.echo(line, err=True),
+        replayed=label,
+    )

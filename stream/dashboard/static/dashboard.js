@@ -79,7 +79,7 @@ function ask() {
 async function take(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const news = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-  if (news.era !== state.era) Object.assign(state, { rows: [], sounds: [], marks: [], drawn: 0, cursor: null });
+  if (news.era !== state.era) Object.assign(state, { rows: [], sounds: [], drawn: 0, cursor: null });
   Object.assign(state, { era: news.era, row: news.row, sound: news.sound, words: news.words });
   state.rows.push(...news.rows);
   state.sounds.push(...news.sounds);
@@ -89,7 +89,8 @@ async function take(buffer) {
     if (keep > 50) list.splice(0, keep);
   }
   Object.assign(state, { now: news.now, facts: news.facts, silent: news.silent_ms, stale: news.stale, heard: performance.now(),
-    badges: news.badges, source: news.source, record: news.record, labels: news.labels, note: news.note });
+    badges: news.badges, source: news.source, record: news.record, labels: news.labels, note: news.note,
+    marks: news.marks.map(([from, to]) => ({ from, to })) });
   if (news.edges) {
     setEdges(news.edges);
     state.edges = 1;
@@ -361,9 +362,9 @@ function hint(message) {
     key.textContent = piece.slice(1, -1);
     return key;
   });
-  let text = "[←] [→] move";
+  let text = "[←] [→] move (with [Shift] by a second)";
   if (state.labels) {
-    if (state.begin === null) text += " · [B] begin a stretch to label";
+    if (state.begin === null) text += ` · [B] begin a stretch to label${state.marks.length ? " · [Z] take the last label back" : ""}`;
     else if (state.end === null) text += " · [E] end the stretch here · [Esc] drop it";
     else text += " · label it: [1] to [7] for sentiment −3 to +3, or [N] [H] [S] [A] [F] [D] [U] for the emotion · [Esc] drop it";
   }
@@ -386,13 +387,19 @@ function press(event) {
   else if (labelling && key === "b") {
     Object.assign(state, { begin: state.cursor, end: null });
     seek(state.cursor);
-  } else if (labelling && key === "e" && state.begin !== null) {
+  } else if (labelling && key === "z") takeBack();
+  else if (labelling && key === "e" && state.begin !== null) {
     [state.begin, state.end] = [Math.min(state.begin, state.cursor), Math.max(state.begin, state.cursor)];
     seek(state.cursor);
   } else if (labelling && state.end !== null && /^[1-7]$/.test(key)) label({ sentiment: Number(key) - 4 });
   else if (labelling && state.end !== null && LETTERS[key]) label({ emotion: LETTERS[key] });
   else return;
   event.preventDefault();
+}
+
+async function takeBack() {
+  const answer = await send("POST", "/labels", null);
+  hint(answer.error || answer.said);
 }
 
 async function label(value) {
@@ -402,7 +409,6 @@ async function label(value) {
     hint(answer.error);
     return;
   }
-  state.marks.push({ from: stretch.from_ms, to: stretch.to_ms });
   Object.assign(state, { begin: null, end: null });
   seek(state.cursor);
   hint(answer.said);
@@ -412,7 +418,7 @@ async function label(value) {
 
 async function send(method, path, body) {
   try {
-    const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body ?? {}) });
+    const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
     return await answer.json();
   } catch (error) {
     return { error: "the dashboard does not answer" };
