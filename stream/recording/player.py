@@ -166,7 +166,7 @@ class Player:
                 self.tally.first_difference = describe_difference(cued.recorded, made)
 
 
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def content(prediction: Prediction) -> bytes:

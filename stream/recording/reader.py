@@ -113,7 +113,9 @@ class Recording:
                 return
             try:
                 reader = make_reader(file, validate_crcs=True)
-                for _, channel, message in reader.iter_messages(topics, max(since_ns, 0), until_ns):
+                for _, channel, message in reader.iter_messages(
+                    topics, starting_at=max(since_ns, 0), ending_before=until_ns
+                ):
                     yield Entry(channel.topic, message.log_time, message.publish_time, message.data)
             except _BROKEN as error:
                 raise RecordingError(f"{self.path} is damaged: {error}; copy it anew") from error

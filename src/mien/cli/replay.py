@@ -48,6 +48,10 @@ def command(
         player=player,
     )
     tally = player.tally
+    if not same:
+        hint = f"; compare them with  mien compare {path} {record}" if record is not None else ""
+        typer.echo(f"{tally.predictions} predictions by another model or engine than the recorded{hint}", err=True)
+        return
     line = f"{tally.equal} of {tally.predictions} predictions are bit-equal to the recorded ones"
     if tally.incomplete:
         line += f"; of {tally.incomplete} the recording does not hold all that they were made from"
