@@ -356,11 +356,12 @@ class _InferenceProcess:
                     pid=self._resources.pid,
                     fps=self._meter.rate(),
                     drops=dict(drops),
-                    last_error=self._last_error,
+                    last_error=self._last_error or self._predictor.trouble,
                     cpu_percent=cpu_percent,
                     rss_mb=rss_mb,
                     detail={
                         "model": self._predictor.id,
+                        "engine": self._predictor.reason,
                         "predictions": self._meter.total,
                         "origin": self._control.assignment.origin,
                     },
