@@ -16,6 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +234,32 @@ def check_ports(config: Config) -> Iterator[Row]:
         yield Row("ports", "ok", f"{span} are free")
 
 
+def check_session(config: Config) -> Iterator[Row]:
+    """A mien that runs on these ports, and where its figures are to be served."""
+    port = config.service.metrics_port
+    if port:
+        with socket.socket() as probe:
+            served = probe.connect_ex(("127.0.0.1", port)) == 0
+        yield Row("metrics", "ok", f"port {port} " + ("serves somebody already" if served else "is free"))
+    try:
+        from mien.stream.observer import Observer
+        from mien.stream.subscriber import Subscriber
+    except ImportError:  # another check says what is missing
+        return
+    with Subscriber(config.bus.address(), session=config.session, keys=config.bus.keys) as subscriber:
+        observer = Observer(subscriber)
+        until_s = time.monotonic() + 1.5
+        while time.monotonic() < until_s:
+            observer.wait(0.1)
+        condition = observer.condition()
+    if not condition.processes:
+        yield Row("session", "ok", f"no mien runs as {config.session!r} on {config.bus.address()}")
+    elif condition.verdict == "ok":
+        yield Row("session", "ok", f"{config.session!r} runs, {condition.predictions_per_s:.0f} predictions a second")
+    else:
+        yield Row("session", "warn", "; ".join(condition.problems), "mien status tells more")
+
+
 def check_cache(config: Config) -> Iterator[Row]:
     """The folders that mien writes to."""
     from mien.assets import cache_folder
@@ -265,6 +292,7 @@ CHECKS: tuple[Check, ...] = (
     check_assets,
     check_checkpoint,
     check_ports,
+    check_session,
     check_cache,
 )
 
