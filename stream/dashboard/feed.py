@@ -97,7 +97,7 @@ def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: 
         "badges": view.badges(collector, keeping.recording is not None),
         "source": view.source(collector),
         "facts": view.facts(collector),
-        "record": keeping.state(),
+        "record": keeping.state(view.shared(collector)),
         "labels": keeping.can_label,
         "marks": keeping.marks,
         "note": _note(question, collector),

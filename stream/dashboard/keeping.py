@@ -73,13 +73,18 @@ class Keeping:
             return None
         return recorder.state.error
 
-    def state(self) -> dict[str, Any] | None:
-        """What the page is told; None where recording is not allowed."""
+    def state(self, shared: dict[str, bool]) -> dict[str, Any] | None:
+        """What the page is told; None where recording is not allowed.
+
+        Args:
+            shared: whether the session lets out "video" and "audio" to whoever asks for them.
+        """
         if not self._allowed:
             return None
         now = self.recording
         return {
             "folder": str(self.folder),
+            "shared": shared,
             "path": now.path if now is not None else None,
             "seconds": round(now.seconds) if now is not None else 0,
             "megabytes": round(now.bytes / 1e6, 1) if now is not None else 0.0,

@@ -129,10 +129,10 @@ def _dialog() -> None:
     with _box("dialog", "m-dialog js-dialog"):
         _text("h2", "Record this session?", "")
         _text("p", "", "js-kept")
-        for name, says in (("video", "Keep the picture too"), ("audio", "Keep the sound too")):
+        for name in ("video", "audio"):
             with _box("label", ""):
                 _box("input", f"js-{name}").props('type="checkbox"')
-                _text("span", says, "")
+                _text("span", "", "")
         with _box("footer", ""):
             _button("Cancel", "js-cancel")
             _button("Start recording", "js-start is-rec")

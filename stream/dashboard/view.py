@@ -57,6 +57,14 @@ def source(collector: Collector) -> str:
     return ", ".join(names)
 
 
+def shared(collector: Collector) -> dict[str, bool]:
+    """Whether the session lets out its picture ("video") and its sound ("audio"), as it says of itself."""
+    return {
+        "video": _config(collector, "video").get("preview") == "picture",
+        "audio": bool(_config(collector, "audio").get("share")),
+    }
+
+
 def picture_note(collector: Collector, wanted: bool) -> str:
     """Why the picture is as it is now; empty where it speaks for itself."""
     video = collector.statuses.get("video")
@@ -66,7 +74,11 @@ def picture_note(collector: Collector, wanted: bool) -> str:
         return video.last_error or "the camera is lost"
     preview = collector.preview
     if preview is None or collector.preview_age_s() > PICTURE_S:
-        return "previews are switched off" if video.detail.get("preview") == "none" else "waiting for the picture"
+        return (
+            "previews are switched off"
+            if _config(collector, "video").get("preview") == "none"
+            else "waiting for the picture"
+        )
     if wanted and not preview.jpeg:
         return "the picture is switched off"
     return "" if len(preview.landmarks) else "no face in view"
@@ -105,6 +117,12 @@ def facts(collector: Collector) -> dict[str, Any]:
         "note": (inference.last_error if inference is not None else None) or "",
     }
     return told
+
+
+def _config(collector: Collector, section: str) -> dict[str, Any]:
+    """A part of the session's configuration, as it says of itself."""
+    table: dict[str, Any] = collector.about.config.get(section, {}) if collector.about is not None else {}
+    return table
 
 
 def _state(collector: Collector, worker: str) -> str:

@@ -21,6 +21,7 @@ let timeline = null;
 let socket = null;
 let chartDrawn = 0;
 let chartCost = 0;
+let wasRecording = false;
 
 function start() {
   const element = document.querySelector(".m-chart");
@@ -35,6 +36,7 @@ function start() {
   theme(localStorage.getItem("mien-theme"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(localStorage.getItem("mien-theme")));
   wire();
+  hint();
   connect();
   setInterval(tick, 250);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
@@ -311,6 +313,9 @@ function drawChart(now) {
 function drawRecord() {
   const button = $("record");
   const on = Boolean(state.record?.path);
+  // The end of a recording is told once: where it is, or why it ended by itself.
+  if (wasRecording && !on && state.record) hint(state.record.error || `The recording is in ${state.record.last}.`);
+  wasRecording = on;
   button.hidden = !state.record;
   set(button, on ? "Stop recording" : "Record");
   button.setAttribute("aria-pressed", `${on}`);
@@ -342,7 +347,7 @@ function seek(t) {
 function goLive() {
   Object.assign(state, { cursor: null, begin: null, end: null, drawn: 0 });
   $("scrub").hidden = true;
-  $("keys").textContent = "";
+  hint();
   $("pause").setAttribute("aria-pressed", "false");
   set($("pause"), "Pause");
   draw();
@@ -362,6 +367,10 @@ function hint(message) {
     key.textContent = piece.slice(1, -1);
     return key;
   });
+  if (state.cursor === null) {
+    keys.replaceChildren(...part("[Space], or a click on the chart: look back over the last minutes"));
+    return;
+  }
   let text = "[←] [→] move (with [Shift] by a second)";
   if (state.labels) {
     if (state.begin === null) text += ` · [B] begin a stretch to label${state.marks.length ? " · [Z] take the last label back" : ""}`;
@@ -430,7 +439,13 @@ async function record() {
     await send("POST", "/record", { on: false });
     return;
   }
-  explain();
+  for (const [name, key, what] of [["video", "video.preview", "picture"], ["audio", "audio.share", "sound"]]) {
+    const open = Boolean(state.record.shared[name]);
+    $(name).disabled = !open;
+    $(name).checked &&= open;
+    set($(name).parentElement.lastElementChild, open ? `Keep the ${what} too` : `The ${what} cannot be kept: this session does not share it (${key})`);
+  }
+  explain(state.record.error);
   $("dialog").showModal();
 }
 
@@ -442,6 +457,8 @@ function explain(error) {
 }
 
 async function startRecording() {
+  $("start").disabled = true;
+  setTimeout(() => { $("start").disabled = false; }, 1000);
   const answer = await send("POST", "/record", { on: true, video: $("video").checked, audio: $("audio").checked });
   if (answer.error) explain(answer.error);
   else $("dialog").close();

@@ -55,7 +55,7 @@ export class Timeline {
         : { show: false },
       axisPointer: { label: { show: false } },
     });
-    const left = 44, right = 12;
+    const left = 44, right = 18;
     this.left = left;
     this.right = right;
     const scale = (index, extra) => ({
@@ -76,7 +76,8 @@ export class Timeline {
         top: lane.top - 21, padding: [3, 0],
         textStyle: { rich: { a: { color: soft, fontSize: 12, fontWeight: 500 }, b: { color: faint, fontSize: 11 } } },
       })),
-      grid: LANES.map((lane) => ({ left, right, top: lane.top, height: lane.height })),
+      // Without outer bounds, or the lane with the labels would be narrower than the others.
+      grid: LANES.map((lane) => ({ left, right, top: lane.top, height: lane.height, outerBoundsMode: "none" })),
       xAxis: LANES.map((_, index) => axis(index)),
       yAxis: [
         scale(0, { min: -3, max: 3, interval: 3, splitLine: { show: true, lineStyle: { color: line } },
@@ -102,6 +103,8 @@ export class Timeline {
     const shown = within(rows, view.from - 1000, view.to);
     const holes = missing(shown, view);
     const points = broken(shown);
+    // ECharts leaves out a last point that stands on the axis' very end, and closes the area askew.
+    if (shown.length) points.push([shown.at(-1)[T] + 50, ...shown.at(-1).slice(1)]);
     const heard = broken(within(sound, view.from - 1000, view.to));
     const c = this.colours;
     const lines = (values) => points.map((row, i) => [x(row[T]), values(row, i)]);
