@@ -19,6 +19,7 @@ import msgspec
 from mien.engines import tensorrt_network
 from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
 from mien.engines.tensorrt_binding import Binding, Ports, padded
+from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.errors import EngineError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class TensorRtBackend:
     def load(self, artifact: Artifact, threads: int) -> Engine:
         del threads  # the GPU has its own
         # The import brings TensorRT under the one name `tensorrt`, whichever of the two it is.
-        tensorrt_network.import_torch_tensorrt()
+        import_torch_tensorrt()
         ports = msgspec.json.decode((artifact.folder / PORTS).read_bytes(), type=Ports)
         plan = (artifact.folder / PLAN).read_bytes()
         try:

@@ -80,6 +80,7 @@ def bench_bus(seconds: float = 5.0, dim: int = 119) -> dict[str, Any]:
         "messages_per_s": round(received / (seconds / 3)),
         "sent": sent,
         "received": received,
+        "drops": {"beyond the high-water mark": sent - received},
     }
 
 
