@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import zmq
@@ -96,7 +95,7 @@ class Recorder:
         return RecorderState(
             state="ended" if self._ended else "recording" if self._about is not None else "waiting",
             path=str(self._writer.path),
-            bytes=self._writer.bytes,
+            bytes=self._writer.size_bytes,
             seconds=0.0 if self._first_ns is None else (self._last_ns - self._first_ns) / NS_PER_S,
             predictions=self._predictions,
             lost=sum(self._lost.values()),
@@ -286,7 +285,3 @@ _NO_MEDIA = {
     "audio": "no sound came: the session has no microphone, or was not started with --share-sound",
 }
 
-
-def summary_of(state: RecorderState) -> dict[str, Any]:
-    """The state for JSON."""
-    return dict(msgspec.to_builtins(state))

@@ -26,7 +26,7 @@ class RecordingWriter:
         path: to create; a file that is there is never overwritten.
 
     Attributes:
-        messages: written so far. bytes: on the disk so far.
+        messages: written so far.
 
     Raises:
         RecordingError: the file cannot be made, now, or cannot grow, later; it then stays readable up to that moment.
@@ -46,7 +46,7 @@ class RecordingWriter:
         self._sync()
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Size of the file."""
         return self._file.tell()
 
