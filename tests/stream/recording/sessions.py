@@ -101,10 +101,13 @@ def live(seconds: float, seed: int = 0) -> list[Event]:
     assembler = Assembler(SPECS)
     taken: dict[str, list[tuple[int, int]]] = {}
     heard: list[Event] = []
+    last_ns: dict[str, int] = {}
     seq = 0
     for arrival_ns, message in messages(seconds, seed):
-        # The recorder may hear a message a little before or after inference does.
-        heard.append((arrival_ns + rng.randint(-20, 20) * NS_PER_MS, message))
+        # The recorder may hear a message a little before or after inference does, those of a worker in their order.
+        heard_ns = max(arrival_ns + rng.randint(-20, 20) * NS_PER_MS, last_ns.get(message.modality, 0) + 1)
+        last_ns[message.modality] = heard_ns
+        heard.append((heard_ns, message))
         assert assembler.push(message)
         taken.setdefault(message.modality, []).append((message.run, message.seq))
         if message.modality == "vision" and rng.random() < 0.8:  # the others are superseded
