@@ -43,7 +43,7 @@ def quiet() -> Iterator[None]:
     names = ("torch_tensorrt", "torch.export", "torch_tensorrt [TensorRT Conversion Context]", "torch._export")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

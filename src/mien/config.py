@@ -116,10 +116,14 @@ class ClipConfig(_Section, frozen=True):
 
 
 class InferenceConfig(_Section, frozen=True):
-    """The model. `checkpoint` is a .safetensors file; empty means the default weights."""
+    """The model. `checkpoint` is a .safetensors file; empty means the default weights.
+
+    `precision` is what an engine may compute in besides float32, where its outputs stay within bounds.
+    """
 
     checkpoint: str = ""
     engine: str = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     max_hz: Positive = 30.0
     hop_ms: Annotated[int, Meta(ge=10, le=5000)] = 50
     max_age_ms: Annotated[int, Meta(ge=100, le=60_000)] = 400
