@@ -53,6 +53,7 @@ class Publisher:
         self.dropped = 0
         self._last: dict[bytes, list[bytes]] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
+        self._tell_time: Callable[[bytes], list[bytes]] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self._lossless = lossless
@@ -80,6 +81,10 @@ class Publisher:
         """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
         self._answers[topic] = make
 
+    def tell_time(self, make: Callable[[bytes], list[bytes]]) -> None:
+        """Have a question for the time answered, see `mien.stream.clock_exchange`."""
+        self._tell_time = make
+
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
         while True:
@@ -90,6 +95,10 @@ class Publisher:
             if not event or event[0] not in (0, 1):
                 continue
             prefix = event[1:]
+            if prefix.startswith(b"clock/"):
+                if event[0] == 1 and self._tell_time is not None:
+                    self._send(self._tell_time(prefix))
+                continue
             if event[0] == 1:
                 self.subscriptions[prefix] = self.subscriptions.get(prefix, 0) + 1
                 self._due.update(topic for topic in self._last if topic.startswith(prefix))

@@ -10,6 +10,7 @@ import msgspec
 from mien.clock import NS_PER_MS
 from mien.messages import FeatureWindow, Status, WorkerState
 from mien.stream.bus import Publisher
+from mien.stream.clock_exchange import answer_question
 from mien.stream.meter import RateMeter, ResourceMeter
 from mien.stream.modality import Modality, Rows, create_modality
 from mien.stream.preview import PreviewPublisher
@@ -54,6 +55,7 @@ class _CaptureProcess:
         self._previews = PreviewPublisher(publisher, control.assignment.config, control.run)
         self._recent = RecentFeatures(self._session, modality.spec.name)
         publisher.answer(self._recent.topic, self._recent.message)
+        publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
         self._sound = SoundPublisher(publisher, control.assignment.config, control.run)
         self._meter = RateMeter()
         self._resources = ResourceMeter()

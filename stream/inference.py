@@ -18,6 +18,7 @@ from mien.models.checkpoint import load_checkpoint
 from mien.stream.about import published_config, versions
 from mien.stream.assembler import Assembler
 from mien.stream.bus import Publisher, Receiver
+from mien.stream.clock_exchange import ClockExchange
 from mien.stream.faults import Faults
 from mien.stream.meter import RateMeter, ResourceMeter
 from mien.stream.modality import WORKERS
@@ -47,7 +48,7 @@ def infer(control: Control) -> None:
     publisher = Publisher(config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast)
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
-        predictor = Predictor(checkpoint, engine=config.inference.engine)
+        predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
         process = _InferenceProcess(control, publisher, predictor)
         process.run()
     finally:
@@ -73,6 +74,7 @@ class _InferenceProcess:
         self._live = LiveSchedule(config.inference.max_hz, config.inference.hop_ms, config.inference.max_age_ms)
         self._complete = CompleteSchedule([WORKERS[worker] for worker in self._workers], config.inference.max_hz)
         self._receivers: dict[str, Receiver] = {}
+        self._exchanges: dict[str, ClockExchange] = {}
         self._ended: set[str] = set()
         self._faults = Faults()
         self._refused: Counter[str] = Counter()
@@ -96,6 +98,8 @@ class _InferenceProcess:
                 self._config.bus.high_water_mark,
                 self._config.bus.keys,
             )
+            if self._is_elsewhere(worker):
+                self._exchanges[worker] = ClockExchange(self._receivers[worker], session, self._clock)
         poller = zmq.Poller()
         poller.register(self._publisher.socket, zmq.POLLIN)
         for receiver in self._receivers.values():
@@ -113,6 +117,8 @@ class _InferenceProcess:
                 poller.poll(1 if self._fast else wait_ms)
                 self._obey()
                 self._publisher.service()
+                for exchange in self._exchanges.values():
+                    exchange.tick()
                 self._receive()
                 self._predict_due()
                 if self._state != "ended" and self._workers_ended():
@@ -140,13 +146,39 @@ class _InferenceProcess:
                         self._hear_status(status, frames)
                     elif frames[0].startswith(b"cue/"):
                         self._hear_cue(decode_cue(frames))
+                    elif frames[0].startswith(b"clock/"):
+                        if worker in self._exchanges:
+                            self._exchanges[worker].hear(frames, received_ns)
                     else:
                         message = decode_features(frames)
                         self._check_sender(worker, message.modality)
-                        self._hear_features(message, received_ns)
+                        self._hear_features(self._in_our_time(worker, message), received_ns)
                 except WireError as error:
                     self._refused[str(error).split(":")[0]] += 1
                     self._last_error = f"refused a message from {receiver.endpoint}: {error}"
+
+    def _is_elsewhere(self, worker: str) -> bool:
+        """Whether a worker has a clock of its own: those of one supervisor share one."""
+        return not self._fast and (not self._control.supervised or worker in self._config.bus.workers)
+
+    def _in_our_time(self, worker: str, message: FeatureWindow) -> FeatureWindow:
+        exchange = self._exchanges.get(worker)
+        if exchange is None:
+            return message
+        ours = exchange.to_ours(message)
+        if ours is None:
+            raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
+        return ours
+
+    def _clock_offsets(self) -> dict[str, float]:
+        """Per worker with a clock of its own, how far that is ahead of ours, and how wrong this can be, in ms."""
+        detail = {}
+        for worker, exchange in self._exchanges.items():
+            estimate = exchange.estimate()
+            if estimate is not None:
+                detail[f"{worker}.clock_offset_ms"] = round(estimate[0] / NS_PER_MS, 3)
+                detail[f"{worker}.clock_error_ms"] = round(estimate[1] / NS_PER_MS, 3)
+        return detail
 
     def _check_sender(self, worker: str, said: str) -> None:
         """A process speaks for itself: what it says of others could silence them."""
@@ -364,6 +396,7 @@ class _InferenceProcess:
                         "engine": self._predictor.reason,
                         "predictions": self._meter.total,
                         "origin": self._control.assignment.origin,
+                        **self._clock_offsets(),
                     },
                     next_seq=self._seq,
                 )

@@ -75,6 +75,7 @@ class Control:
     Attributes:
         stopping: set when the process should end.
         started: set when it may begin; `start_ns` is then the session time of the clip's beginning.
+        supervised: whether a supervisor started it, whose clock it shares.
     """
 
     def __init__(self, assignment: Assignment, supervised: bool) -> None:
@@ -84,6 +85,7 @@ class Control:
         self.stopping = threading.Event()
         self.started = threading.Event()
         self.start_ns = 0
+        self.supervised = supervised
         self._out = _private_stdout() if supervised else None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._beat_s, self._patience_s = 0.0, PATIENCE_S
@@ -199,9 +201,11 @@ def _step_wall_clock(seconds: float) -> None:
     time.time_ns = lambda: read_ns() + int(seconds * NS_PER_S)
 
 
-def run_alone(config: Config, body: Callable[[Control], None], workers: tuple[str, ...] = ()) -> None:
-    """Run a process body by itself, until Ctrl-C, SIGTERM or the end of its clip."""
-    control = Control(Assignment(config, Clock().anchor_ns, workers), supervised=False)
+def run_alone(
+    config: Config, body: Callable[[Control], None], workers: tuple[str, ...] = (), clock: Clock | None = None
+) -> None:
+    """Run a process body by itself, until Ctrl-C, SIGTERM or the end of its clip; on a clock of its own."""
+    control = Control(Assignment(config, (clock or Clock()).anchor_ns, workers), supervised=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stopping.set())
     control.begin()
