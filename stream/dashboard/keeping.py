@@ -41,7 +41,10 @@ class Keeping:
 
     Attributes:
         last: file of the recording that is being made, was made last, or is looked at; labels are for it.
-        marks: begin and end of each label that was made here, capture times in ms.
+        marks: begin and end of each label, capture times in ms.
+
+    Raises:
+        MienError: the recording that is replayed, or its labels, cannot be read.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Keeping:
         self.last = replayed
         self.marks: list[tuple[int, int]] = []
         self._stretches: list[Stretch] = []
+        if replayed is not None:
+            self._read_labels(replayed)
         self._bus = bus
         self._session = session
         self._allowed = allowed
@@ -151,6 +156,11 @@ class Keeping:
             file.remove(self._stretches.pop())
             self.marks = self.marks[:-1]
         return f"the last label is taken back, in {file.table}"
+
+    def _read_labels(self, path: Path) -> None:
+        zero_ms = zero_ns_of(open_recording(path)) // NS_PER_MS
+        self._stretches = list(LabelFile(path).stretches)
+        self.marks = [(zero_ms + round(s.start_s * 1000), zero_ms + round(s.end_s * 1000)) for s in self._stretches]
 
     def _file(self) -> tuple[LabelFile, int]:
         """The labels, and the session time of the recording's zero. A recording that is being made is read as far as

@@ -120,16 +120,22 @@ def dashboard(port: int, *arguments: str) -> tuple[Program, str]:
     return program, program.says(r"dashboard at (\S+)")
 
 
+def await_predictions(port: int, session: Program) -> None:
+    """Until a session predicts; one that has ended says why."""
+    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+        until_s = time.monotonic() + 120
+        while not subscriber.wait(0.5):
+            assert session.process.poll() is None, session.lines
+            assert time.monotonic() < until_s, session.lines
+
+
 @pytest.fixture(scope="module")
 def station() -> Iterator[tuple[int, Program, str]]:
     """The sample in a loop, and a dashboard: port of the bus, the dashboard's process, the page's address."""
     port = four_free_ports()
     session = run(port, "--clip", str(SAMPLE), "--loop")
     page, url = dashboard(port)
-    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-        until_s = time.monotonic() + 120
-        while not subscriber.wait(0.5) and time.monotonic() < until_s:
-            assert session.process.poll() is None, session.lines
+    await_predictions(port, session)
     yield port, page, url
     page.stop()
     session.stop()
@@ -359,6 +365,7 @@ def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[.
     session = run(port, "--camera", str(clip), "--mic", "none", "--loop", "--session", f"numbered-{port}")
     page_program, url = dashboard(port)
     try:
+        await_predictions(port, session)
         page = open_page(url)
         found: dict[int, float] = {}
         until_s = time.monotonic() + 60
@@ -386,6 +393,7 @@ def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> Non
     page_program, url = dashboard(port)
     page_port = url.rpartition(":")[2]
     try:
+        await_predictions(port, session)
         page = open_page(url)
         page.wait(lambda: page.badges() == ["SAMPLE"], 120)
         page.tab.evaluate("window.untouched = true")
@@ -536,3 +544,56 @@ def test_what_is_missing_is_one_line() -> None:
     ran = subprocess.run(command("dashboard", "nonsense"), capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 6
     assert "not an endpoint" in ran.stderr
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.tab.keyboard.press(key)
+
+
+def test_labels_by_keyboard_become_training_data(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    """Recorded on the page, three stretches labelled there, extracted, and an epoch trained on them."""
+    port = four_free_ports()
+    config = tmp_path / "here.toml"
+    config.write_text(f"[dashboard]\nport = 0\nrecordings = '{tmp_path / 'kept'}'\n", encoding="utf-8")
+    session = run(port, "--clip", str(SAMPLE), "--loop")
+    page_program, url = dashboard(port, "--config", str(config))
+    try:
+        await_predictions(port, session)
+        page = open_page(url)
+        page.wait(lambda: page.badges() == ["SAMPLE"], 120)
+        page.tab.click(".js-record")
+        page.wait(lambda: str(tmp_path / "kept") in page.text("kept"))
+        assert "Neither picture nor sound is kept" in page.text("kept")
+        page.tab.click(".js-start")
+        page.wait(lambda: page.badges() == ["SAMPLE", "REC"])
+        page.tab.wait_for_timeout(22_000)
+        page.tab.keyboard.press(" ")
+        page.wait(lambda: page.badges() == ["PAUSED", "REC"])
+        for label in ("7", "s", "1"):
+            press(page, *["Shift+ArrowLeft"] * 5, "b", *["Shift+ArrowRight"] * 4, "e", label)
+            page.wait(lambda: "labelled" in page.text("keys"))
+            press(page, *["Shift+ArrowLeft"] * 1)
+        press(page, "Shift+ArrowLeft", "b", "Shift+ArrowRight", "e", "a")
+        page.wait(lambda: "labelled angry" in page.text("keys"))
+        press(page, "z")
+        page.wait(lambda: "taken back" in page.text("keys"))
+        press(page, " ")
+        page.tab.click(".js-record")
+        page.wait(lambda: "The recording is in" in page.text("keys"))
+        assert page.badges() == ["SAMPLE"]
+        assert page.problems == []
+    finally:
+        page_program.stop()
+        session.stop()
+    table = (tmp_path / "kept" / "labels.csv").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 4
+    assert {row.split(",")[5] for row in table[1:]} == {"", "sad"}
+    dataset, work = str(tmp_path / "dataset"), str(tmp_path / "work")
+    for arguments in (
+        ("extract", str(tmp_path / "kept"), "-o", dataset, "--jobs", "1"),
+        ("train", "--data", dataset, "--stages", "fusion", "--steps", "1", "--out", str(tmp_path), "--work", work),
+    ):
+        ran = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "cmmsf.safetensors").is_file()
