@@ -159,7 +159,7 @@ class _InferenceProcess:
 
     def _is_elsewhere(self, worker: str) -> bool:
         """Whether a worker has a clock of its own: those of one supervisor share one."""
-        return not self._fast and (not self._control.supervised or worker in self._config.bus.workers)
+        return not self._fast and (not self._control.supervised or bool(getattr(self._config.bus.workers, worker, "")))
 
     def _in_our_time(self, worker: str, message: FeatureWindow) -> FeatureWindow:
         exchange = self._exchanges.get(worker)
