@@ -6,6 +6,7 @@
     /mien/status/W      mien.Status, as on the wire
     /mien/transcript    foxglove.Log: words as they are committed
     /mien/video         foxglove.CompressedImage: only where it was asked for
+    /mien/mesh          mien.Mesh: once, with the pictures: which of their landmarks a line joins
     /mien/audio         foxglove.RawAudio: only where it was asked for
 
 Log times are session times of arrival at the recorder; publish times are those of the evidence. The metadata record
@@ -32,8 +33,8 @@ FORMAT = 1
 ATTACHMENT = "session.json"
 PREFIX = "/mien/"
 
-ABOUT, PREDICTION, TRANSCRIPT, VIDEO, AUDIO = (
-    PREFIX + name for name in ("about", "prediction", "transcript", "video", "audio")
+ABOUT, PREDICTION, TRANSCRIPT, VIDEO, MESH, AUDIO = (
+    PREFIX + name for name in ("about", "prediction", "transcript", "video", "mesh", "audio")
 )
 FEATURES, STATUS = PREFIX + "features/", PREFIX + "status/"
 
@@ -82,6 +83,10 @@ class _Image(msgspec.Struct, frozen=True):
     landmarks: bytes
 
 
+class _Mesh(msgspec.Struct, frozen=True):
+    edges: bytes
+
+
 class _Audio(msgspec.Struct, frozen=True):
     timestamp: _Time
     data: bytes
@@ -95,6 +100,7 @@ _encode = msgspec.json.Encoder().encode
 _encode_header = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.json.Decoder(FeaturesRecord).decode
 _decode_image = msgspec.json.Decoder(_Image).decode
+_decode_mesh = msgspec.json.Decoder(_Mesh).decode
 _decode_audio = msgspec.json.Decoder(_Audio).decode
 
 _TIME = {
@@ -176,6 +182,16 @@ def preview_of(data: bytes) -> Preview:
     )
 
 
+def mesh_record(edges: bytes) -> bytes:
+    """The lines of the face mesh, as they are on the wire."""
+    return _encode({"edges": edges})
+
+
+def mesh_edges_of(data: bytes) -> bytes:
+    """The recorded lines."""
+    return _decode_mesh(data).edges
+
+
 def sound_record(sound: Sound) -> bytes:
     """A piece of sound as foxglove.RawAudio, and beside it what only mien knows of it."""
     return _encode(
@@ -215,6 +231,8 @@ def schema_of(name: str) -> tuple[str, bytes]:
         return "mien.Prediction", _encode(_schema(Prediction))
     if name == ABOUT:
         return "mien.About", _encode(_schema(About))
+    if name == MESH:
+        return "mien.Mesh", _encode({"title": "mien.Mesh", "type": "object", "properties": {"edges": _BASE64}})
     title, properties = _FOXGLOVE[name]
     return title, _encode({"title": title, "type": "object", "properties": {"timestamp": _TIME, **properties}})
 

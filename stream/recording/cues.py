@@ -119,6 +119,9 @@ class CueMaker:
                 return Sent(entry.log_ns, status.worker, frames)
         elif entry.channel == channels.VIDEO:
             return Sent(entry.log_ns, "video", encode_preview(entry.preview(), "picture"))
+        elif entry.channel == channels.MESH:
+            name = topic("preview", self._recording.session, "edges")
+            return Sent(entry.log_ns, "video", [name, VERSION_BYTE, channels.mesh_edges_of(entry.data)])
         elif entry.channel == channels.AUDIO:
             return Sent(entry.log_ns, "audio", sound_frames(entry.sound()))
         return None

@@ -19,6 +19,8 @@ from mien.stream.recording.cues import Cued, CueMaker, Sent
 from mien.stream.recording.reader import Recording
 from mien.stream.wire import decode_prediction, encode_cue, topic
 
+# What is not for those who come later, as in a live session: rows that append, pictures, sound.
+_FLEETING = (b"/vision", b"/audio", b"/picture", b"/")
 _AHEAD = 32  # cues that may be unanswered
 _LISTENER_PATIENCE_S = 20.0
 _ANSWER_PATIENCE_S = 30.0
@@ -102,7 +104,7 @@ class Player:
                 else:
                     self._service(0.0)
                 if isinstance(item, Sent):
-                    self._publishers[item.worker].send(item.frames, keep=not item.frames[0].startswith(b"preview/"))
+                    self._publishers[item.worker].send(item.frames, keep=not item.frames[0].endswith(_FLEETING))
                 else:
                     self._await_answers(_AHEAD - 1)
                     self._expected.append(item)

@@ -18,7 +18,7 @@ from mien.errors import RecordingError, WireError
 from mien.messages import About, Prediction, Status
 from mien.stream.bus import Receiver
 from mien.stream.modality import WORKERS
-from mien.stream.preview import decode_preview
+from mien.stream.preview import decode_edges, decode_preview
 from mien.stream.recent import decode_recent
 from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
@@ -150,7 +150,7 @@ class Recorder:
         wanted |= {worker: (prefix("features"), prefix("recent")) for worker in WORKERS}
         if self._wanted["video"]:
             # By name: previews leave the worker for those alone who ask for pictures.
-            wanted["video"] += (prefix("preview", "picture"),)
+            wanted["video"] += (prefix("preview", "picture"), prefix("preview", "edges"))
         if self._wanted["audio"]:
             wanted["audio"] += (prefix("sound"),)
         for worker, prefixes in wanted.items():
@@ -190,6 +190,10 @@ class Recorder:
                 if preview.jpeg and self._is_new("preview", preview.run, preview.seq):
                     self._media["video"] += 1
                     self._write(channels.VIDEO, channels.image_record(preview), now_ns, preview.t_ns)
+            case "preview" if frames[0].endswith(b"/edges") and not self._media["mesh"]:
+                decode_edges(frames)
+                self._media["mesh"] += 1
+                self._write(channels.MESH, channels.mesh_record(frames[2]), now_ns, now_ns)
             case "sound":
                 sound = decode_sound(frames)
                 if self._is_new("sound", sound.run, sound.seq):
@@ -284,4 +288,3 @@ _NO_MEDIA = {
     "video": "no picture came: the session has no camera, or video.preview does not let pictures out",
     "audio": "no sound came: the session has no microphone, or was not started with --share-sound",
 }
-

@@ -154,9 +154,16 @@ def test_a_port_in_use_and_files_that_are_no_recordings_are_one_line(
         ]
     said = mien("record", str(tmp_path / "diary.mcap"), "--port", str(port), expected=12).stderr
     assert "exists; choose another name" in said
-    nothing = mien("record", str(tmp_path / "nothing.mcap"), "--port", str(port), "--seconds", "1", expected=12)
-    assert "nothing came" in nothing.stderr
-    assert not (tmp_path / "nothing.mcap").exists()
+    nothing = tmp_path / "nothing.mcap"
+    with running("record", str(nothing), "--port", str(port)) as recorder:
+        until_s = time.monotonic() + 60
+        while not nothing.exists() and time.monotonic() < until_s:
+            time.sleep(0.05)
+        recorder.send_signal(signal.SIGINT)
+        said = recorder.communicate(timeout=60)[1]
+        assert recorder.returncode == 12
+    assert "nothing came" in said
+    assert not nothing.exists()
 
 
 def test_report_and_exports_of_the_sample_agree(sample_recording: Path, tmp_path: Path) -> None:

@@ -66,21 +66,42 @@ def _show_page(
     first = _free_ports()
     minutes = math.ceil(labels.seconds / 60) + 1
     settings = load_config(config, {"bus.port": first, "dashboard.port": port, "dashboard.minutes": minutes})
-    replay = subprocess.Popen(
-        [sys.executable, "-m", "mien", "replay", str(path), "--speed", str(speed), "--port", str(first), "--quiet"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=os.name == "posix",  # Ctrl-C is ours to handle
-    )
-    assert replay.stderr is not None
+    command = [
+        sys.executable,
+        "-m",
+        "mien",
+        "replay",
+        str(path),
+        "--speed",
+        str(speed),
+        "--port",
+        str(first),
+        "--quiet",
+    ]
+    replays: list[subprocess.Popen[str]] = []
+
+    def begin(line: str) -> None:
+        """The page is there: now there is somebody to see the recording from its beginning."""
+        typer.echo(line, err=True)
+        replays.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=os.name == "posix",  # Ctrl-C is ours to handle
+            )
+        )
+
+    said = ""
     try:
-        look(settings, None, window=False, browser=browser, say=lambda s: typer.echo(s, err=True), replayed=path)
+        look(settings, None, window=False, browser=browser, say=begin, replayed=path)
     finally:
-        replay.terminate()
-        said = replay.communicate()[1]
-    if replay.returncode > 0:
+        for replay in replays:
+            replay.terminate()
+            said = replay.communicate()[1]
+    if any(replay.returncode > 0 for replay in replays):
         raise RecordingError(said.strip().splitlines()[-1].removeprefix("mien: "))
 
 
