@@ -6,13 +6,15 @@ import gc
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 import zmq
 
 from mien.clock import NS_PER_MS, NS_PER_S
+from mien.config import Config
 from mien.engines.predictor import Predictor
-from mien.errors import WireError
+from mien.errors import ConfigError, WireError
 from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Transcript, Window, WorkerState
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.about import published_config, versions
@@ -38,24 +40,69 @@ _STATUS_INTERVAL_S = 1.0
 _AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
 
 
-def infer(control: Control) -> None:
+def infer(control: Control, others: Sequence[Config] = ()) -> None:
     """Run inference until all clips have ended or it is told to stop.
 
+    Args:
+        others: further sessions, with workers of their own, that are predicted by the same process and model and
+            published on the same socket.
+
     Raises:
+        ConfigError: two sessions have one name, or one worker.
         MienError: the checkpoint, the engine or the port is not to be had.
     """
     config = control.assignment.config
+    _check_apart([config, *others])
     publisher = Publisher(config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast)
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
-        process = _InferenceProcess(control, publisher, predictor)
-        process.run()
+        controls = [control, *(control.sibling(other) for other in others)]
+        _serve(control, publisher, [_Stream(each, publisher, predictor) for each in controls])
     finally:
         publisher.close()
 
 
-class _InferenceProcess:
+def _check_apart(configs: Sequence[Config]) -> None:
+    for what, used in (
+        ("the name", [config.session for config in configs]),
+        ("the address of a worker", [config.bus.address(worker) for config in configs for worker in WORKERS]),
+    ):
+        twice = [value for value, count in Counter(used).items() if count > 1]
+        if twice:
+            raise ConfigError(f"two sessions have {what} {twice[0]!r}; give each its own `session` and `bus.port`")
+
+
+def _serve(control: Control, publisher: Publisher, streams: Sequence[_Stream]) -> None:
+    """Predict all streams, turn by turn."""
+    config = control.assignment.config
+    poller = zmq.Poller()
+    poller.register(publisher.socket, zmq.POLLIN)
+    try:
+        for stream in streams:
+            stream.open(poller)
+        # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
+        gc.collect()
+        gc.freeze()
+        for stream in streams:
+            stream.announce()
+        wait_ms = 1 if config.clip.fast else min(config.inference.hop_ms, 50)
+        while not control.stopping.is_set():
+            control.beat()
+            poller.poll(wait_ms)
+            publisher.service()
+            for stream in streams:
+                stream.step()
+        for stream in streams:
+            stream.publish_status("stopped")
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+class _Stream:
+    """One session: its workers' messages in, its predictions out."""
+
     def __init__(self, control: Control, publisher: Publisher, predictor: Predictor) -> None:
         config = control.assignment.config
         self._control = control
@@ -87,8 +134,8 @@ class _InferenceProcess:
         self._state: WorkerState = "starting"
         self._reported_s = 0.0
 
-    def run(self) -> None:
-        """Connect to the workers, then predict until the end."""
+    def open(self, poller: zmq.Poller) -> None:
+        """Connect to the workers."""
         session = self._config.session
         prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
         for worker in self._workers:
@@ -100,38 +147,33 @@ class _InferenceProcess:
             )
             if self._is_elsewhere(worker):
                 self._exchanges[worker] = ClockExchange(self._receivers[worker], session, self._clock)
-        poller = zmq.Poller()
-        poller.register(self._publisher.socket, zmq.POLLIN)
-        for receiver in self._receivers.values():
-            poller.register(receiver.socket, zmq.POLLIN)
-        # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
-        gc.collect()
-        gc.freeze()
+            poller.register(self._receivers[worker].socket, zmq.POLLIN)
+
+    def announce(self) -> None:
+        """Say that it is ready, and for what."""
         self._publish_about()
-        self._publish_status("ready")
+        self.publish_status("ready")
         self._control.say("ready", model=self._predictor.id)
-        wait_ms = min(self._config.inference.hop_ms, 50)
-        try:
-            while not self._control.stopping.is_set():
-                self._control.beat()
-                poller.poll(1 if self._fast else wait_ms)
-                self._obey()
-                self._publisher.service()
-                for exchange in self._exchanges.values():
-                    exchange.tick()
-                self._receive()
-                self._predict_due()
-                if self._state != "ended" and self._workers_ended():
-                    self._predict_last()
-                    self._publish_status("ended")
-                    self._control.say("ended", predictions=self._seq)
-                    self._state = "ended"
-                if time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
-                    self._publish_status(self._state if self._state == "ended" else "running")
-            self._publish_status("stopped")
-        finally:
-            for receiver in self._receivers.values():
-                receiver.close()
+
+    def step(self) -> None:
+        """Take in what has come, and predict what is due."""
+        self._obey()
+        for exchange in self._exchanges.values():
+            exchange.tick()
+        self._receive()
+        self._predict_due()
+        if self._state != "ended" and self._workers_ended():
+            self._predict_last()
+            self.publish_status("ended")
+            self._control.say("ended", predictions=self._seq)
+            self._state = "ended"
+        if time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
+            self.publish_status(self._state if self._state == "ended" else "running")
+
+    def close(self) -> None:
+        """Disconnect."""
+        for receiver in self._receivers.values():
+            receiver.close()
 
     def _receive(self) -> None:
         for worker, receiver in self._receivers.items():
@@ -364,7 +406,8 @@ class _InferenceProcess:
         )
         self._publisher.send(encode_about(about))
 
-    def _publish_status(self, state: WorkerState) -> None:
+    def publish_status(self, state: WorkerState) -> None:
+        """Say how this session's inference is."""
         self._state, self._reported_s = state, time.monotonic()
         cpu_percent, rss_mb = self._resources.read()
         schedule = self._complete if self._fast else self._live

@@ -133,6 +133,12 @@ class Control:
         self.start_ns = 0 if self.assignment.config.clip.fast else self.clock.now_ns()
         self.started.set()
 
+    def sibling(self, config: Config) -> Control:
+        """The same process's view of another session that it serves: begun and stopped together."""
+        other = Control(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}), False)
+        other.stopping, other.started, other.start_ns = self.stopping, self.started, self.start_ns
+        return other
+
     def listen(self, lines: TextIO) -> None:
         """Follow the supervisor's pipe until it ends, then stop the process, by force if need be."""
         for line in lines:
