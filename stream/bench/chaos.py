@@ -288,7 +288,7 @@ class Chaos:
             except OSError:
                 continue
         for endpoint in endpoints:
-            sender = zmq.Context.instance().socket(zmq.XSUB)
+            sender: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
             sender.setsockopt(zmq.LINGER, 500)
             sender.connect(endpoint)
             time.sleep(0.1)

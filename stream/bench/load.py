@@ -202,10 +202,10 @@ def measure_subscribers(
                         first.setdefault(index, prediction.seq)
                         last[index] = prediction.seq
                         got[index] += 1
-            for index, reader in enumerate(slowly):
+            for index, slow_one in enumerate(slowly):
                 if at_s >= slow_next_s[index]:
                     slow_next_s[index] = at_s + _SLOW_S
-                    newest = reader.poll()
+                    newest = slow_one.poll()
                     if newest and at_s > _SETTLE_S:
                         ages_ms.append((load.clock.now_ns() - newest[-1].t_end_ns) / 1e6)
             observer.poll()
@@ -228,8 +228,10 @@ def measure_subscribers(
             "holds": {"every fast one gets >= 99 %": min(shares) >= 0.99},
         }
     finally:
-        for each in (stalled, observer, *readers, *slowly):
-            each.close()
+        for receiver in (stalled, *readers):
+            receiver.close()
+        for subscriber in (observer, *slowly):
+            subscriber.close()
         load.close()
 
 

@@ -273,9 +273,11 @@ class Microphone(AudioSource):
                 self._lost = True
             self._release()
             return
-        if now_ns - self._lost_at_ns < RETRY_S * NS_PER_S:
-            return
-        self._lost_at_ns = now_ns
+        if now_ns - self._lost_at_ns >= RETRY_S * NS_PER_S:
+            self._lost_at_ns = now_ns
+            self._reopen()
+
+    def _reopen(self) -> None:
         try:
             with _quiet():
                 # PortAudio lists devices once, when it starts: only so does one that came back appear.
