@@ -17,6 +17,7 @@ from mien.messages import Cue, FeatureWindow, Span
 
 LEADERS = ("vision", "audio")
 _PATIENCE_NS = 10 * NS_PER_S  # for messages that a cue names and that were lost on the way
+_MOST_HELD = 4096
 _JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
 
 
@@ -149,7 +150,10 @@ class CueSchedule:
 
     def hear(self, message: FeatureWindow) -> None:
         """A features message, kept until a cue names it."""
-        self._held.setdefault((message.modality, message.run), {})[message.seq] = message
+        held = self._held.setdefault((message.modality, message.run), {})
+        held[message.seq] = message
+        if len(held) > _MOST_HELD:  # of a modality that no cue names
+            del held[next(iter(held))]
 
     def cue(self, cue: Cue) -> None:
         """A cue; one that was heard before is ignored."""

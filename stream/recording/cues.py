@@ -27,6 +27,7 @@ WINDOW_NS = 5 * NS_PER_S  # of the model; and of words, as long as they stay
 _SETTLE_NS = NS_PER_S  # an encoder's steps, and rows that were on their way
 _LOOK_AHEAD_NS = 2 * NS_PER_S  # a prediction may be written down before the features it was made from
 _SLOWEST_NS = 10 * NS_PER_S  # between two messages of a modality, words on a machine that is busy
+_MOST_OPEN = 4096
 _KEPT = 64  # messages that may be asked for again, per modality
 
 _Waiting = deque[tuple[Entry, Prediction]]
@@ -128,7 +129,12 @@ class CueMaker:
 
     def _features(self, entry: Entry) -> Sent:
         record, frames = entry.features()
-        self._open.setdefault((record.modality, record.run), {})[record.seq] = frames
+        held = self._open.setdefault((record.modality, record.run), {})
+        held[record.seq] = frames
+        if len(held) > _MOST_OPEN:  # nobody names them: the model does not know this modality
+            oldest = next(iter(held))
+            del held[oldest]
+            self._times_ns.pop((record.modality, record.run, oldest), None)
         self._times_ns[record.modality, record.run, record.seq] = record.t_end_ns, entry.log_ns
         self._recent.setdefault(record.modality, deque(maxlen=_KEPT)).append((record.run, record.seq, frames))
         return Sent(entry.log_ns, _WORKER_OF.get(record.modality, "video"), frames)

@@ -30,7 +30,9 @@ td.n, th.n { text-align: right } th { font-weight: 600; color: var(--pale); font
 .words td:first-child { width: 1%; white-space: nowrap; color: var(--pale) }
 .w { border-bottom: 3px solid; padding-bottom: 1px }
 section { break-inside: avoid }
-@media print { body { max-width: none; padding: 0; font-size: 11px } h2 { margin-top: 16px } @page { margin: 14mm } }
+@media print { .facts { grid-template-columns: repeat(7, 1fr); gap: 6px } .facts div { padding: 5px 7px }
+  .facts b { font-size: 14px } .facts span, .note, th { font-size: 10px }
+  body { max-width: none; padding: 0; font-size: 11px } h2 { margin-top: 16px } @page { margin: 14mm } }
 """
 
 
@@ -81,7 +83,7 @@ def _facts(figures: dict[str, Any]) -> str:
     top = max(tops, key=tops.__getitem__) if tops else None
     facts = [
         (_number(sentiment and sentiment["mean"], "+.2f"), "mean sentiment, -3 to +3"),
-        (f"{sentiment['min']:+.1f} … {sentiment['max']:+.1f}" if sentiment else "–", "its range"),
+        (f"{_tenth(sentiment['min'])} … {_tenth(sentiment['max'])}" if sentiment else "–", "its range"),
         (top or "–", f"on top in {tops[top]:.0%}" if tops and top else "no prediction"),
         (_number(figures["confidence"], ".0%"), "mean confidence"),
         (str(figures["words"]), "words"),
@@ -180,6 +182,10 @@ def _tint(sentiment: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
+
+
+def _tenth(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # no minus before a zero
 
 
 def _clock(seconds: float) -> str:
