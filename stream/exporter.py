@@ -121,6 +121,15 @@ class _Figures:
         yield age
         yield masked
         yield from _of_processes(condition)
+        inference = self._observer.statuses.get("inference")
+        offset = GaugeMetricFamily("mien_clock_offset_seconds", "How far a worker's clock is ahead.", labels=["worker"])
+        error = GaugeMetricFamily("mien_clock_error_seconds", "How wrong the offset can be.", labels=["worker"])
+        for name, value in inference.detail.items() if inference is not None else ():
+            worker, _, what = name.partition(".")
+            if what in ("clock_offset_ms", "clock_error_ms") and isinstance(value, float):
+                (offset if what == "clock_offset_ms" else error).add_metric([worker], value / 1e3)
+        yield offset
+        yield error
 
 
 def _of_processes(condition: Condition) -> Iterator[Metric]:

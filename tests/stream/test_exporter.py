@@ -109,7 +109,8 @@ def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter)
         INFERENCE, worker="supervisor", detail={"video.state": "running", "video.restarts": 3}
     )
     video = msgspec.structs.replace(INFERENCE, worker="video", drops={"late": 7}, rss_mb=2.0)
-    station.statuses = [INFERENCE, video, supervisor]
+    measured = msgspec.structs.replace(INFERENCE, detail={"video.clock_offset_ms": 3000.0, "video.clock_error_ms": 2.0})
+    station.statuses = [measured, video, supervisor]
     condition = health(exporter, "ok")
     assert condition["problems"] == []
     until_s = time.monotonic() + PATIENCE_S
@@ -117,6 +118,8 @@ def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter)
         assert time.monotonic() < until_s
     assert seen["mien_up", (PREDICTION.session,)] == 1
     assert seen["mien_process_restarts_total", ("video",)] == 3
+    assert seen["mien_clock_offset_seconds", ("video",)] == 3
+    assert seen["mien_clock_error_seconds", ("video",)] == 0.002
     assert seen["mien_drops_total", ("late", "video")] == 7
     assert seen["mien_process_memory_bytes", ("video",)] == 2 * 2**20
     before = seen["mien_predictions_total", ()]
