@@ -45,16 +45,16 @@ def main() -> None:
     """Make the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    parser.add_argument("--port", type=int, default=6660)
+    parser.add_argument("--port", type=int, default=6560)
     parser.add_argument("--width", type=int, default=1440)
     parser.add_argument("--themes", nargs="+", default=["light", "dark"])
     given = parser.parse_args()
     run = [sys.executable, "-m", "mien", "run", "--clip", str(SAMPLE), "--loop", "--quiet", "--port", str(given.port)]
     look = [sys.executable, "-m", "mien", "dashboard", f"tcp://127.0.0.1:{given.port}", "--no-browser"]
-    url = f"http://127.0.0.1:{given.port + 9}"
+    url = f"http://127.0.0.1:{given.port + 20}"
     programs = [
         subprocess.Popen(run, stdout=subprocess.DEVNULL),
-        subprocess.Popen([*look, "--port", str(given.port + 9)]),
+        subprocess.Popen([*look, "--port", str(given.port + 20)]),
     ]
     try:
         time.sleep(10)

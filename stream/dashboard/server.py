@@ -148,7 +148,8 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
         favicon=ASSETS / "mark.svg",
         tailwind=False,
         show_welcome_message=False,
-        reconnect_timeout=5.0,
+        # NiceGUI loads a page anew that was away for longer; a browser may be busy, and the page is not for it to lose.
+        reconnect_timeout=120.0,
     )
     return app
 

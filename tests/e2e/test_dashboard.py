@@ -175,7 +175,7 @@ class Page:
         """Until a condition holds, while the page lives on."""
         until_s = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < until_s, f"{self.badges()} {self.text('number')} {self.problems}"
+            assert time.monotonic() < until_s, f"{self.badges()} {self.text('keys')} {self.problems}"
             self.tab.wait_for_timeout(100)
 
 
