@@ -132,17 +132,18 @@ class Binding:
         import torch
 
         plain = self.run(arrays)  # also the run that TensorRT needs before a capture
-        graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        captured = torch.cuda.CUDAGraph()
+        graph: torch.cuda.CUDAGraph | None = captured
         try:
             # On a stream of its own, which a capture that fails may leave unusable.
             capturing: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            with torch.cuda.graph(graph, stream=capturing, capture_error_mode="thread_local"):
+            with torch.cuda.graph(captured, stream=capturing, capture_error_mode="thread_local"):
                 self._launch()
             # Whatever the graph does not do again shows.
             for tensor in (*self._inputs, *self._outputs):
                 tensor.fill_(7)
             torch.cuda.synchronize()
-            self.graph = graph
+            self.graph = captured
             again = self.run(arrays)
         except RuntimeError as error:
             log.info("no CUDA graph of %r (%s); kernels are launched one by one", network.name, error)

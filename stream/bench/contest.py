@@ -45,8 +45,8 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     contestants |= {f"rolling {id}": _predict(predictor, windows) for id, predictor in rolling.items()}
     chosen = choose_engine(whole_network(checkpoint), cache=cache)
     savings = _savings(checkpoint, f"{chosen.engine}-{chosen.precision}", windows, cache)
-    for saving in savings.values():
-        contestants |= saving
+    for turns_of_pair in savings.values():
+        contestants |= turns_of_pair
     turns = Turns(list(contestants))
     until = time.perf_counter() + seconds
     rounds = 0
