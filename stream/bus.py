@@ -112,7 +112,7 @@ class Publisher:
             self._looked_s = now_s
             if self._guard.has_revoked():
                 # Everybody is disconnected, and whoever is still on the list comes back at once.
-                self.socket.unbind(self.socket.last_endpoint)
+                self.socket.unbind(self.socket.get_string(zmq.LAST_ENDPOINT))
                 self._bind()
         if self._due and now_s - self._resent_s >= _RESEND_INTERVAL_S:
             self._resent_s = now_s
