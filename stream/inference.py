@@ -124,6 +124,7 @@ class _Stream:
         self._exchanges: dict[str, ClockExchange] = {}
         self._ended: set[str] = set()
         self._faults = Faults()
+        self._absent: dict[str, str] = {}
         self._refused: Counter[str] = Counter()
         self._last_error: str | None = None
         self._smoothed: float | None = None
@@ -342,6 +343,9 @@ class _Stream:
         if self._cued is None:
             self._assembler.faults = self._faults.reasons()
         window = self._assembler.window(self._config.session, trigger.t_end_ns)
+        if window.absent.keys() != self._absent.keys() and self._cued is None:
+            self._absent = dict(window.absent)
+            self.publish_status("running" if self._state == "ready" else self._state)
         began_ns = self._clock.now_ns()
         prediction = self._evaluate(window)
         done_ns = self._clock.now_ns()
@@ -440,6 +444,7 @@ class _Stream:
                         "predictions": self._meter.total,
                         "origin": self._control.assignment.origin,
                         **self._clock_offsets(),
+                        **{f"absent.{modality}": reason for modality, reason in self._absent.items()},
                     },
                     next_seq=self._seq,
                 )

@@ -7,13 +7,11 @@ processes, since the machine's own clock belongs to others.
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import socket
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +19,9 @@ from typing import Any
 import numpy as np
 import zmq
 
-from mien.messages import Prediction, Status
+from mien.messages import Prediction
 from mien.stream.bench.devices import CameraServer, SoundCard
+from mien.stream.bench.witness import SILENCE_S, Witness
 from mien.stream.bus import Receiver
 from mien.stream.modality import WORKERS
 from mien.stream.session import Session
@@ -30,11 +29,8 @@ from mien.stream.subscriber import Subscriber
 from mien.stream.supervisor import Supervisor
 
 WARM_UP_S = 15.0
-SILENCE_S = 0.5  # without a prediction: a gap that must be explained
 AWAY_S = 4.0  # how long a device is gone
 _GARBAGE = 1000
-_BEHIND_MS = 2500.0  # a worker whose rows are so late says so by its lag
-_OLD_ENOUGH_S = 20.0  # a process whose memory is compared has loaded everything
 _RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
 
 
@@ -96,13 +92,8 @@ class Chaos:
         self._camera, self._card = camera, card
         self._random = np.random.default_rng(seed)
         self._supervisor = Supervisor(session)
-        self._arrivals: list[tuple[float, Prediction]] = []
-        self._said: list[tuple[float, Status]] = []
-        self._newest: dict[str, Status] = {}
-        self._memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._since_s: dict[tuple[str, int], float] = {}
+        self._witness = Witness(session.workers)
         self._started_s = 0.0
-        self.predictions = 0
 
     def run(self, seconds: float, stopping: threading.Event) -> dict[str, Any]:
         """For so long, or until told to stop. Returns the figures.
@@ -158,9 +149,9 @@ class Chaos:
 
     def _suffer(self, fault: Fault, stopping: threading.Event) -> Outcome:
         begun_s = time.monotonic()
-        before = [p for at_s, p in self._arrivals if at_s > begun_s - 5.0]
+        before = [p for at_s, p in self._witness.arrivals if at_s > begun_s - 5.0]
         rate_hz = len(before) / 5.0
-        mark, lost_mark = len(self._arrivals), self._subscriber.lost
+        lost_mark = self._subscriber.lost
         outcome = Outcome(fault.name, begun_s - self._started_s)
         fault.inject()
         repaired_s = begun_s
@@ -179,20 +170,17 @@ class Chaos:
         if self._follow(self._every_s - (repaired_s - begun_s), stopping, well):
             outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
         self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
-        arrivals = [begun_s, *(at_s for at_s, _ in self._arrivals[mark:])]
-        silences = [(a, b) for a, b in itertools.pairwise(arrivals) if b - a > SILENCE_S]
-        outcome.longest_silence_s = max((b - a for a, b in itertools.pairwise(arrivals)), default=0.0)
+        silences = [end_s - start_s for start_s, end_s in self._witness.silences(begun_s)]
+        outcome.longest_silence_s = max(silences, default=0.0)
         lost = self._subscriber.lost - lost_mark
-        outcome.lost = lost + sum(int((b - a) * rate_hz) for a, b in silences)
-        outcome.unexplained = [
-            f"silence of {b - a:.1f} s" for a, b in silences if not self._explained(a, b, None)
-        ] + self._unexplained_masks(mark)
+        outcome.lost = lost + sum(int(silence_s * rate_hz) for silence_s in silences if silence_s > SILENCE_S)
+        outcome.unexplained = self._witness.unexplained(begun_s)
         if lost:
             outcome.unexplained.append(f"{lost} numbers missing")
         if fault.modality is None and outcome.longest_silence_s > SILENCE_S:
             outcome.recovered_s = outcome.longest_silence_s
-        outcome.memory_mb = sum(values[-1][1] for values in self._memory.values() if values)
-        del self._arrivals[: max(0, len(self._arrivals) - 1000)]
+        outcome.memory_mb = sum(values[-1][1] for values in self._witness.memory.values())
+        self._witness.forget()
         return outcome
 
     def _watch(self, outcome: Outcome, fault: Fault, begun_s: float, seconds: float, stopping: threading.Event) -> None:
@@ -213,61 +201,15 @@ class Chaos:
         until_s = time.monotonic() + seconds
         while not stopping.is_set() and time.monotonic() < until_s:
             self._supervisor.tend()
-            for note in self._supervisor.take_notes():
-                del note  # its status says the same
+            self._supervisor.take_notes()  # its statuses say the same
             met = False
             for prediction in self._subscriber.wait(0.02):
-                self.predictions += 1
-                self._arrivals.append((time.monotonic(), prediction))
+                self._witness.see(prediction)
                 met = met or condition(prediction)
-            self._hear_statuses()
+            self._witness.hear(self._subscriber.statuses)
             if met:
                 return True
         return False
-
-    def _hear_statuses(self) -> None:
-        now_s = time.monotonic()
-        for worker, status in self._subscriber.statuses.items():
-            before = self._newest.get(worker)
-            if status is before:
-                continue
-            self._newest[worker] = status
-            # An error stays in the status when it is over; only a new one, or a state, explains what happens now.
-            news = status.last_error is not None and (before is None or status.last_error != before.last_error)
-            behind = status.lag_ms is not None and status.lag_ms > _BEHIND_MS
-            if news or behind or status.state in ("degraded", "failed", "starting"):
-                self._said.append((now_s, status))
-            if status.rss_mb is None or not status.run:
-                continue
-            since_s = self._since_s.setdefault((status.worker, status.run), now_s)
-            if now_s - since_s >= _OLD_ENOUGH_S:
-                self._memory[status.worker].append((now_s, status.rss_mb))
-        del self._said[: max(0, len(self._said) - 1000)]
-
-    def _explained(self, begin_s: float, end_s: float, worker: str | None) -> bool:
-        """Whether a status said, when it could be heard, that something was amiss then."""
-        return any(
-            begin_s - 1.0 <= at_s <= end_s + 5.0 and (status.worker in ("supervisor", worker) or worker is None)
-            for at_s, status in self._said
-        )
-
-    def _unexplained_masks(self, mark: int) -> list[str]:
-        found = []
-        for worker, modality in WORKERS.items():
-            spans: list[list[float]] = []
-            for at_s, prediction in self._arrivals[mark:]:
-                if modality not in prediction.absent:
-                    continue
-                if spans and at_s - spans[-1][1] < SILENCE_S:
-                    spans[-1][1] = at_s
-                else:
-                    spans.append([at_s, at_s])
-            found += [
-                f"{modality} masked for {end_s - begin_s:.1f} s"
-                for begin_s, end_s in spans
-                if worker in self._session.workers and not self._explained(begin_s, end_s, worker)
-            ]
-        return found
 
     def _signal(self, worker: str, name: str) -> None:
         os.kill(self._supervisor.processes()[worker], getattr(signal, name))
@@ -309,11 +251,11 @@ class Chaos:
         recovered = [o.recovered_s for o in outcomes if o.recovered_s is not None]
         masked = [o.masked_s for o in outcomes if o.masked_s is not None]
         p95_s = float(np.percentile(recovered, 95)) if recovered else None
-        growth = {worker: _growth(values) for worker, values in self._memory.items()}
+        growth = self._witness.growth()
         unexplained = [text for outcome in outcomes for text in outcome.unexplained]
         return {
             "faults": [outcome.to_dict() for outcome in outcomes],
-            "predictions": self.predictions,
+            "predictions": self._witness.count,
             "lost": sum(outcome.lost for outcome in outcomes),
             "masked_max_s": round(max(masked), 3) if masked else None,
             "recovered_p95_s": round(p95_s, 3) if p95_s is not None else None,
@@ -326,12 +268,3 @@ class Chaos:
                 "every gap explained": not unexplained,
             },
         }
-
-
-def _growth(values: list[tuple[float, float]]) -> float | None:
-    """Last fifth over first fifth of a process's memory, less 1; None where there is too little to compare."""
-    fifth = len(values) // 5
-    if fifth < 3:
-        return None
-    first, last = (float(np.median([mb for _, mb in part])) for part in (values[:fifth], values[-fifth:]))
-    return round(last / first - 1, 4)

@@ -269,6 +269,8 @@ def _sort_out(results: Any, path: str, tables: list[tuple[str, dict[str, Any]]],
     """Into rows of the table and everything else, in the report's order."""
     for key, value in results.items():
         name = f"{path} {key}".strip()
+        if key == "faults":
+            continue  # each was shown when it had happened
         if isinstance(value, dict) and "blocks" in value:
             tables.append((name, value))
         elif isinstance(value, dict) and set(value) == {"ratio", "p10", "p90"}:
