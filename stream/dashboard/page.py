@@ -92,11 +92,12 @@ def _now() -> None:
 def _timeline() -> None:
     with _box("section", "m-panel m-timeline").props('aria-label="the last minute"'):
         ui.echart({"series": []}).classes("m-chart")
-        with _box("div", "m-scrub js-scrub").props("hidden"):
-            _text("span", "", "js-ago")
-            _box("input", "js-slider").props('type="range" min="-1" max="0" step="10" aria-label="moment"')
-            _text("span", "when you paused", "")
-        _box("div", "m-keys js-keys")
+        with _box("div", "m-foot"):
+            with _box("div", "m-scrub js-scrub").props("hidden"):
+                _text("span", "", "js-ago")
+                _box("input", "js-slider").props('type="range" min="-1" max="0" step="10" aria-label="moment"')
+                _text("span", "when you paused", "")
+            _box("div", "m-keys js-keys")
 
 
 def _facts() -> None:
