@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from mcap.writer import CompressionType, Writer
 
 import mien
 from mien.errors import RecordingError
-from mien.stream.recording.channels import FORMAT, METADATA, PROFILE, schema_of
+from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PROFILE, schema_of
+from mien.stream.recording.reader import Recording
 
 FLUSH_S = 0.5  # what is lost at most when the recorder is killed
 CHUNK_BYTES = 4 << 20
@@ -26,7 +28,7 @@ class RecordingWriter:
         path: to create; a file that is there is never overwritten.
 
     Attributes:
-        messages: written so far.
+        messages, attachments: written so far.
 
     Raises:
         RecordingError: the file cannot be made, now, or cannot grow, later; it then stays readable up to that moment.
@@ -35,6 +37,7 @@ class RecordingWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.messages = 0
+        self.attachments = 0
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
         self._sequence: dict[str, int] = {}
@@ -67,6 +70,7 @@ class RecordingWriter:
         """Add a JSON attachment."""
         self._writer.end_chunk()
         self._writer.add_attachment(t_ns, t_ns, name, "application/json", data)
+        self.attachments += 1
         self._sync()
 
     def flush_if_due(self) -> None:
@@ -89,6 +93,24 @@ class RecordingWriter:
         self._flushed_s = time.monotonic()
         self._file.sync()
         self._flushed_s = time.monotonic()
+
+
+def rewrite(recording: Recording, path: Path) -> None:
+    """Copy what can be read of a recording into a new one, closed in order, with an index.
+
+    Raises:
+        RecordingError: the file cannot be made, or the disk is full.
+    """
+    writer = RecordingWriter(path)
+    try:
+        for entry in recording.entries():
+            writer.write(entry.channel, entry.data, entry.log_ns, entry.publish_ns)
+            if entry.channel == ABOUT and not writer.attachments:
+                writer.attach(ATTACHMENT, msgspec.json.format(entry.data, indent=2), entry.log_ns)
+        writer.close()
+    except RecordingError:
+        writer.abandon()
+        raise
 
 
 class _ChunkWriter(Writer):  # type: ignore[misc]

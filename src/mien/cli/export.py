@@ -14,19 +14,28 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and what they come to.")] = False,
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
     vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
+    mcap: Annotated[bool, typer.Option("--mcap", help="One that was cut off, made whole; needs --out.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
 ) -> None:
-    """Export a recording as CSV, JSON or subtitles."""
+    """Export a recording as CSV, JSON or subtitles, or made whole."""
     import sys
 
     from mien.cli._files import write_text
     from mien.errors import ConfigError
     from mien.stream.recording.export import export
+    from mien.stream.recording.reader import open_recording
     from mien.stream.recording.table import read_table
+    from mien.stream.recording.writer import rewrite
 
-    chosen = [kind for kind, wanted in (("csv", as_csv), ("json", as_json), ("srt", srt), ("vtt", vtt)) if wanted]
+    formats = (("csv", as_csv), ("json", as_json), ("srt", srt), ("vtt", vtt), ("mcap", mcap))
+    chosen = [kind for kind, wanted in formats if wanted]
     if len(chosen) > 1:
         raise ConfigError("one format at a time: " + " or ".join(f"--{kind}" for kind in chosen))
+    if mcap:
+        if out is None:
+            raise ConfigError("--mcap needs a file to write: --out FILE")
+        rewrite(open_recording(path), out)
+        return
     text = export(read_table(path), chosen[0] if chosen else "csv")
     if out is not None:
         write_text(out, text)

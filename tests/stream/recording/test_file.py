@@ -22,7 +22,7 @@ from mien.messages import FeatureWindow, Prediction
 from mien.stream.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import open_recording
-from mien.stream.recording.writer import RecordingWriter
+from mien.stream.recording.writer import RecordingWriter, rewrite
 from mien.stream.sound import Sound
 from mien.stream.wire import decode_features, encode_features
 from tests.stream.recording.sessions import ABOUT, live, write
@@ -101,6 +101,21 @@ def test_cut_off_anywhere_it_is_read_up_to_there(tmp_path: Path) -> None:
     assert len(list(open_recording(cut).entries())) >= sizes[1][1]
     cut.write_bytes(content[: sizes[1][0]] + bytes(500))
     assert len(list(open_recording(cut).entries())) >= sizes[1][1]
+
+
+def test_a_recording_that_was_cut_off_is_made_whole(whole: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(whole.read_bytes()[:-3000])
+    recording = open_recording(cut)
+    assert recording.cut_off
+    rewrite(recording, tmp_path / "mended.mcap")
+    mended = open_recording(tmp_path / "mended.mcap")
+    assert not mended.cut_off
+    assert list(mended.entries()) == list(recording.entries())
+    with (tmp_path / "mended.mcap").open("rb") as file:
+        assert [json.loads(a.data)["label"] for a in make_reader(file).iter_attachments()] == ["talk.mp4"]
+    with pytest.raises(RecordingError, match="exists"):
+        rewrite(recording, cut)
 
 
 def test_only_a_part_is_read(whole: Path) -> None:

@@ -20,6 +20,7 @@ from mien.stream.modality import WORKERS, SoundPiece
 from mien.stream.preview import Preview, encode_preview
 from mien.stream.recent import RecentFeatures, decode_recent
 from mien.stream.recording import channels
+from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.recorder import Recorder
 from mien.stream.sound import SoundPublisher, decode_sound, sound_frames
@@ -133,6 +134,28 @@ def test_it_ends_with_the_clip(bus: Bus, tmp_path: Path) -> None:
     thread.join(20)
     assert not thread.is_alive()
     assert not open_recording(path).cut_off
+
+
+def test_a_recorder_in_a_process_of_its_own_says_how_far_it_is_and_closes_its_file(bus: Bus, tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    bus.sockets["inference"].send(encode_about(ABOUT))
+    recorder = RecorderProcess(path, bus.config, "default")
+    until_s = time.monotonic() + 60
+    while not recorder.wait_recording(0.05):
+        bus.sockets["inference"].service()
+        assert time.monotonic() < until_s, recorder.state
+    for what in EVENTS:
+        bus.send(what)
+    ended = recorder.stop()
+    assert ended.state == "ended"
+    assert not recorder.is_running
+    assert not open_recording(path).cut_off
+    assert ended.predictions == len(list(open_recording(path).predictions())) > 0
+    again = RecorderProcess(path, bus.config)
+    while again.is_running and time.monotonic() < until_s + 60:
+        time.sleep(0.05)
+    assert again.stop().state == "failed"
+    assert "exists; choose another name" in str(again.state.error)
 
 
 def test_nothing_heard_leaves_no_file(bus: Bus, tmp_path: Path) -> None:
