@@ -65,6 +65,13 @@ def plan_replay(
     )
 
 
+def has_other_clocks(recording: Recording) -> bool:
+    """Whether capture ran on other machines: inference moved their times into its own, by an offset that is measured
+    as it goes and is not recorded, so that a replay is equal only where no row falls into another slot for it."""
+    workers: dict[str, str] = recording.about.config.get("bus", {}).get("workers", {}) if recording.about else {}
+    return any(workers.values())
+
+
 def recorded_inference(recording: Recording) -> InferenceConfig:
     """Settings of inference when the recording was made; what this mien does not know is left out."""
     found: dict[str, Any] = recording.about.config.get("inference", {}) if recording.about is not None else {}

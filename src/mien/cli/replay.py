@@ -27,11 +27,13 @@ def command(
     from mien.config import load_config
     from mien.stream.recording.player import Player
     from mien.stream.recording.reader import open_recording
-    from mien.stream.recording.replay import plan_replay, recorded_engine
+    from mien.stream.recording.replay import has_other_clocks, plan_replay, recorded_engine
 
     recording = open_recording(path)
     if recording.cut_off:
         typer.echo(f"{path} was cut off; replaying the {recording.seconds:.1f} s that are in it", err=True)
+    if has_other_clocks(recording):
+        typer.echo("capture ran on other machines with clocks of their own; predictions may differ a little", err=True)
     session = plan_replay(
         recording, load_config(config, {"bus.port": port}), speed=speed, checkpoint=checkpoint, engine=engine
     )
