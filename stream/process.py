@@ -28,7 +28,7 @@ from mien.messages import Origin, Status
 
 _GRACE_S = 1.5
 _BEAT_S = 0.1
-PATIENCE_S = 2.0  # without a sign of life a process counts as hung
+PATIENCE_S = 1.5  # without a sign of life a process counts as hung
 BUSY_PATIENCE_S = 12.0  # likewise, while it waits for what may block: opening a device, a slow reader of a clip
 _SAY_S = 1.0  # to say something to a supervisor that does not read
 _PR_SET_PDEATHSIG = 1

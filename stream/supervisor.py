@@ -36,7 +36,7 @@ CRASH_LOOP = 5  # deaths in a row
 _PEACE_S = 30.0  # a process that ran so long has got over whatever killed it before
 _SOURCE_BACKOFF_S = 2.0  # for a device that is not there now: it may be back at any time
 _LATE_S = 0.4  # without a sign of life a process is said to be late, and its modality is masked
-_PAUSE_S = 1.0  # if we ourselves were not running for so long (Ctrl-Z, suspend), the silence was ours
+_AWAY_S = 0.3  # between two looks at the processes; more is not their fault
 _STATUS_S = 1.0
 
 
@@ -142,11 +142,12 @@ class Supervisor:
             if event.state == "exited" and child is not None and child.process.pid == event.pid and not child.ended:
                 self._bury(event)
         now_s = time.monotonic()
-        paused = now_s - self._tended_s > _PAUSE_S
+        # While we ourselves did not run (Ctrl-Z, suspend, a machine with too much to do), the silence was ours.
+        away_s = now_s - self._tended_s
         self._tended_s = now_s
         for child in self._children.values():
-            if paused:
-                child.heard_s = max(child.heard_s, now_s)
+            if away_s > _AWAY_S:
+                child.heard_s = min(child.heard_s + away_s - _AWAY_S, now_s)
             self._look_after(child, now_s)
         for worker in [worker for worker, due_s in self._due.items() if due_s <= now_s]:
             del self._due[worker]
