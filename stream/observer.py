@@ -17,7 +17,7 @@ from mien.messages import Prediction, Status
 from mien.stream.modality import WORKERS
 from mien.stream.subscriber import Subscriber
 
-SILENT_S = 3.0  # no sign of inference for so long: down
+SILENT_S = 3.0  # no prediction for so long: down
 _STALE_NS = 4 * NS_PER_S  # a status so much older than the newest one is no longer true
 _RATE_S = 2.0
 
@@ -54,7 +54,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         verdict: "ok"; "degraded": predictions come, and something is amiss; "down": none come.
         problems: what is amiss, one line each.
-        silent_s: since inference was heard last; None if it never was.
+        silent_s: since a prediction, or the word that none is to be expected; None if there never was one.
         lost: predictions that never arrived here.
     """
 
@@ -119,7 +119,7 @@ class Observer:
             if modality.masked and modality.name in captured
         ]
         if down:
-            problems.insert(0, "nothing is heard from inference" + (f" for {silent_s:.1f} s" if silent_s else ""))
+            problems.insert(0, "no prediction comes" + (f" for {silent_s:.1f} s" if silent_s else ""))
         newest = self.newest
         return Condition(
             verdict="down" if down else "degraded" if problems else "ok",
@@ -141,7 +141,10 @@ class Observer:
             self._arrivals_s.append(now_s)
         status = self.statuses.get("inference")
         if status is not None and (status.run, status.t_ns) != self._inference:
-            self._inference, self._heard_s = (status.run, status.t_ns), now_s
+            self._inference = status.run, status.t_ns
+            # Once it runs, only predictions show that it does; it makes them also when there is no evidence.
+            if status.state in ("starting", "ready", "ended"):
+                self._heard_s = now_s
 
     def _rate(self, now_s: float) -> float:
         span_s = min(now_s - self._began_s, _RATE_S)
