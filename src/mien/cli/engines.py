@@ -63,7 +63,7 @@ def _show(report: dict[str, Any]) -> None:
     console.print(f"\ncompiled networks in {report['cache']}", soft_wrap=True, markup=False)
     for entry in report["entries"]:
         console.print(
-            f"  {entry['network']:<16} {entry['backend']}-{entry['precision']:<6} {entry['bytes'] / 2**20:7.1f} MiB"
+            f"  {entry['network']:<16} {entry['backend'] + '-' + entry['precision']:<14} {entry['bytes'] / 2**20:7.1f} MiB"
             f"   compiled in {entry['compile_s']:.1f} s"
         )
     if not report["entries"]:
