@@ -286,5 +286,5 @@ class Recorder:
 
 _NO_MEDIA = {
     "video": "no picture came: the session has no camera, or video.preview does not let pictures out",
-    "audio": "no sound came: the session has no microphone, or was not started with --share-sound",
+    "audio": "no sound came: the session has no microphone, or audio.share does not let sound out",
 }
