@@ -401,7 +401,7 @@ def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> Non
         session.stop()
         ended_s = time.monotonic()
         page.wait(lambda: page.badges() == ["STALE"], 10)
-        assert time.monotonic() - ended_s < 4  # two seconds, and what a busy machine adds
+        assert time.monotonic() - ended_s < 8  # two seconds, and what a busy machine adds
         assert page.text("number") == "–"
         session = run(port, *arguments)
         page.wait(lambda: page.badges() == ["SAMPLE"], 120)
