@@ -62,9 +62,7 @@ def _show(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"\ncompiled networks in {report['cache']}", soft_wrap=True, markup=False)
     for entry in report["entries"]:
-        console.print(
-            f"  {entry['network']:<16} {entry['backend'] + '-' + entry['precision']:<14} {entry['bytes'] / 2**20:7.1f} MiB"
-            f"   compiled in {entry['compile_s']:.1f} s"
-        )
+        id, size_mib = f"{entry['backend']}-{entry['precision']}", entry["bytes"] / 2**20
+        console.print(f"  {entry['network']:<16} {id:<14} {size_mib:7.1f} MiB   compiled in {entry['compile_s']:.1f} s")
     if not report["entries"]:
         console.print("  none yet; they are made when first needed, or by `mien compile`", markup=False)
