@@ -64,7 +64,7 @@ def measure_watchers(session: Session, seconds: float, rounds: int, stopping: th
                     predictions, took_s = _listen(supervisor, subscriber, seconds, stopping)
                     latency_ms[case] += [p.latency["total"] for p in predictions if "total" in p.latency]
                     rates[case].append(round(len(predictions) / took_s, 2))
-                    preview_bytes[case] += _sent_bytes(subscriber.statuses) - before
+                    preview_bytes[case] += _bytes_since(before, _sent_bytes(subscriber.statuses))
                     memory_mb.append(round(psutil.Process(companion.pid).memory_info().rss / 2**20, 1))
                     answers[case] += audience.answers
                     audience.leave()
@@ -113,5 +113,12 @@ def _listen(
     return found, max(took_s, 1e-3)
 
 
-def _sent_bytes(statuses: dict[str, Status]) -> int:
-    return int(statuses["video"].detail.get("preview_bytes") or 0) if "video" in statuses else 0
+def _sent_bytes(statuses: dict[str, Status]) -> tuple[int, int]:
+    """Run of the video worker, and the bytes of previews that it has sent in it."""
+    status = statuses.get("video")
+    return (status.run, int(status.detail.get("preview_bytes") or 0)) if status is not None else (0, 0)
+
+
+def _bytes_since(before: tuple[int, int], now: tuple[int, int]) -> int:
+    """What was sent since; a worker that was started again in between counts from 0."""
+    return now[1] - (before[1] if before[0] == now[0] else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from mien.stream.dashboard.keeping import Keeping, Label
 
 ASSETS = Path(__file__).parent / "static"
 _POLL_S = 0.1
+_NICE = 5  # where there is too little of the processor, the stream comes before those who watch it
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def serve(
     Raises:
         MienError: the session's address or its keys cannot be used.
     """
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
     collector = Collector(bus, session, config.minutes, pictures=not place.token)
     keeping = Keeping(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
     app = _build(place, config, collector, keeping)

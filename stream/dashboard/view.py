@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mien.messages import Status
 from mien.stream.dashboard.collector import Collector
@@ -11,7 +14,9 @@ from mien.stream.modality import WORKERS
 
 SILENT_S = 2.0  # a process says how it is once a second
 PICTURE_S = 2.0
+FACTS_S = 0.25
 Badge = tuple[str, str]
+_FACTS: WeakKeyDictionary[Collector, tuple[float, dict[str, Any]]] = WeakKeyDictionary()
 _WORKER = {modality: worker for worker, modality in WORKERS.items()}
 
 
@@ -85,7 +90,16 @@ def picture_note(collector: Collector, wanted: bool) -> str:
 
 
 def facts(collector: Collector) -> dict[str, Any]:
-    """Each modality's process, and the model's."""
+    """Each modality's process, and the model's, as of at most a quarter of a second ago: all browsers share them."""
+    now_s = time.monotonic()
+    made_s, told = _FACTS.get(collector, (-math.inf, {}))
+    if now_s - made_s > FACTS_S:
+        told = _facts(collector)
+        _FACTS[collector] = now_s, told
+    return told
+
+
+def _facts(collector: Collector) -> dict[str, Any]:
     prediction = collector.prediction
     told: dict[str, Any] = {}
     for modality in MODALITIES:
