@@ -30,6 +30,7 @@ from mien.stream.supervisor import Supervisor
 
 WARM_UP_S = 15.0
 AWAY_S = 4.0  # how long a device is gone
+_PATIENCE_S = 15.0  # for a recovery, also where faults follow each other more closely
 _GARBAGE = 1000
 _RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
 
@@ -167,7 +168,7 @@ class Chaos:
                 return outcome.masked_s is not None and fault.modality not in prediction.absent
             return fault.modality is None or prediction.run != run
 
-        if self._follow(self._every_s - (repaired_s - begun_s), stopping, well):
+        if self._follow(max(self._every_s - (repaired_s - begun_s), _PATIENCE_S), stopping, well):
             outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
         self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
         silences = [end_s - start_s for start_s, end_s in self._witness.silences(begun_s)]
