@@ -16,7 +16,7 @@ help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo:  ## predictions from camera and microphone, or from the built-in sample (SECONDS=30 HEADLESS=1)
-	@sh scripts/setup.sh live
+	@sh scripts/setup.sh live,dashboard
 	@$(BIN)/mien assets --quiet
 	@$(BIN)/mien demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter-out 0,$(HEADLESS)),--headless) $(ARGS)
 
@@ -46,7 +46,7 @@ test-gpu:  ## tests that need an NVIDIA GPU; visibly skipped without one
 
 test-tensorrt:  ## TensorRT engines built and checked, without a GPU, in an environment of their own
 	@sh scripts/setup.sh tensorrt-rtx,dev .venv-tensorrt
-	.venv-tensorrt/bin/python -m pytest tests/engines/tensorrt -m "not gpu" $(ARGS)
+	.venv-tensorrt/bin/python -m pytest tests/engines/tensorrt -m "not gpu" --timeout 900 $(ARGS)
 
 clean:  ## remove what these targets made, environments too
 	rm -rf .venv .venv-* build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

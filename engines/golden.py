@@ -16,6 +16,9 @@ from mien.errors import EngineError
 
 FP32_TOLERANCE = 1e-4
 REDUCED_TOLERANCE = 0.01  # of the output's standard deviation
+# Golden cases are few, and a stream brings others: reduced precision that needs more than this share of what it is
+# allowed here was seen to need more than all of it on recordings.
+REDUCED_GATE = 0.5
 ROWS = 4
 
 Case = dict[str, Array]
@@ -99,7 +102,7 @@ class Golden:
         results = [engine.infer(case) for case in self.inputs]
         for name in self.outputs[0]:
             wanted = [case[name] for case in self.outputs]
-            allowed = tolerance(wanted, precision)
+            allowed = tolerance(wanted, precision) * (1.0 if precision == "fp32" else REDUCED_GATE)
             for index, (want, result) in enumerate(zip(wanted, results, strict=True)):
                 got = result.get(name)
                 if got is None or got.shape != want.shape:

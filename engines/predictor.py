@@ -17,11 +17,13 @@ import numpy as np
 from mien.emotions import EMOTIONS
 from mien.engines.base import Array, Engine
 from mien.engines.cmmsf import encoder_network, fusion_network, whole_network
+from mien.engines.fallback import IN_PLACE_OF
 from mien.engines.selection import choose_engine, open_engine
 from mien.messages import Float32, ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint
 
 MAX_SESSIONS = 256
+MAX_BATCH = 32  # windows for one call of an engine; more are predicted in turns
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Predictor:
         cache: folder of compiled forms; by default in mien's cache folder of this user.
 
     Attributes:
-        specs: the modalities that it knows, by name. id: checkpoint and engine. reason: why this engine.
+        specs: the modalities that it knows, by name.
 
     Raises:
         EngineError: no engine can run the checkpoint. CheckpointError: the weights cannot be used.
@@ -88,29 +90,58 @@ class Predictor:
     ) -> None:
         self.checkpoint = checkpoint
         self.specs: dict[str, ModalitySpec] = {spec.name: spec for spec in checkpoint.specs}
-        why = ""
+        self._why = ""
         if engine == "auto":
             choice = choose_engine(whole_network(checkpoint), precision, threads, cache)
-            engine, precision, why = choice.engine, choice.precision, choice.reason
+            engine, precision, self._why = choice.engine, choice.precision, choice.reason
         self._encoders: dict[str, Engine] = {
             name: open_engine(encoder_network(checkpoint, spec), engine, precision, threads, cache)
             for name, spec in self.specs.items()
         }
         self._fusion = open_engine(fusion_network(checkpoint), engine, precision, threads, cache)
-        parts = [*self._encoders.values(), self._fusion]
-        self.id = f"{checkpoint.id}/{'+'.join(dict.fromkeys(part.id for part in parts))}"
-        self.reason = why or "; ".join(dict.fromkeys(part.reason for part in parts))
         self._reuse = reuse
         self._kept: OrderedDict[str, dict[str, _Encoded]] = OrderedDict()
+
+    @property
+    def id(self) -> str:
+        """Checkpoint and engine. Changes when an engine fails and another one takes its place."""
+        return f"{self.checkpoint.id}/{'+'.join(dict.fromkeys(part.id for part in self._parts()))}"
+
+    @property
+    def reason(self) -> str:
+        """Why this engine."""
+        return self.trouble or self._why or "; ".join(dict.fromkeys(part.reason for part in self._parts()))
+
+    @property
+    def trouble(self) -> str | None:
+        """What failed, so that another engine than the chosen one had to take its place; None if nothing did."""
+        causes = dict.fromkeys(part.reason for part in self._parts() if part.reason.startswith(IN_PLACE_OF))
+        return "; ".join(causes) or None
 
     def predict(self, window: Window) -> Outputs:
         """The prediction for one window."""
         return self.predict_many([window])[0]
 
     def predict_many(self, windows: Sequence[Window]) -> list[Outputs]:
-        """Predictions for windows of any sessions, in their order, encoded and fused together."""
-        if not windows:
-            return []
+        """Predictions for windows of any sessions, in their order, encoded and fused together.
+
+        Raises:
+            EngineError: no engine can run them any more.
+        """
+        return [
+            outputs
+            for first in range(0, len(windows), MAX_BATCH)
+            for outputs in self._predict_batch(windows[first : first + MAX_BATCH])
+        ]
+
+    def forget(self, session: str) -> None:
+        """Drop what is kept of a session that has ended."""
+        self._kept.pop(session, None)
+
+    def _parts(self) -> list[Engine]:
+        return [*self._encoders.values(), self._fusion]
+
+    def _predict_batch(self, windows: Sequence[Window]) -> list[Outputs]:
         started = time.perf_counter()
         encoded: list[dict[str, _Encoded]] = [{} for _ in windows]
         fresh: list[list[str]] = [[] for _ in windows]
@@ -134,22 +165,19 @@ class Predictor:
             inputs[f"{name}.observed"] = np.stack([parts[name].observed for parts in encoded])
         fused = self._fusion.infer(inputs)
         infer_ms = (time.perf_counter() - started) * 1e3
+        model = self.id
         return [
             Outputs(
                 sentiment=float(fused["sentiment"][index]),
                 emotions=dict(zip(EMOTIONS, fused["emotions"][index].tolist(), strict=True)),
                 confidence=float(fused["confidence"][index]),
                 gates=dict(zip(self.specs, fused["shares"][index].tolist(), strict=True)),
-                model=self.id,
+                model=model,
                 infer_ms=infer_ms,
                 encoded=tuple(names),
             )
             for index, names in enumerate(fresh)
         ]
-
-    def forget(self, session: str) -> None:
-        """Drop what is kept of a session that has ended."""
-        self._kept.pop(session, None)
 
     def _encode(self, name: str, wanted: Sequence[tuple[int, Float32, Float32]]) -> list[_Encoded]:
         if not wanted:

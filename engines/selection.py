@@ -9,13 +9,14 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from mien.engines.base import PRECISIONS, Backend, Engine, Network, Precision
 from mien.engines.cache import Cache, identify
+from mien.engines.fallback import FallbackEngine
 from mien.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,31 @@ def find_backend(name: str) -> Backend:
     """The backend of that name, whether or not this machine can run it.
 
     Raises:
-        EngineError: there is no such engine.
+        EngineError: there is no such engine, or its file cannot be loaded.
     """
-    if name not in BACKENDS:
-        near = difflib.get_close_matches(name, [*BACKENDS, "auto"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(['auto', *BACKENDS])}"
-        raise EngineError(f"there is no engine {name!r}; {hint}")
+    _check_name(name)
     module, attribute = BACKENDS[name]
-    backend: Backend = getattr(importlib.import_module(module), attribute)
+    try:
+        backend: Backend = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        # An engine that is broken, or whose libraries are, must not take the others with it.
+        raise EngineError(f"its file {module} cannot be loaded: {_describe(error)}") from error
+    return backend
+
+
+def find_usable(name: str) -> Backend:
+    """The backend of that name, which this machine has everything for.
+
+    Raises:
+        EngineError: there is no such engine, or what it lacks here and what to do about that.
+    """
+    backend = find_backend(name)
+    try:
+        missing = backend.missing()
+    except Exception as error:
+        raise EngineError(_describe(error)) from error
+    if missing:
+        raise EngineError(missing)
     return backend
 
 
@@ -78,7 +96,8 @@ def open_engine(
 
     Returns:
         An engine whose `id` says what it is and whose `reason` says why. What was asked for but cannot be had is
-        logged as a warning and replaced by the next that works: never by one that gives other numbers.
+        logged as a warning and replaced by the next that works, now and whenever it fails later on: never by one that
+        gives other numbers.
 
     Raises:
         EngineError: there is no engine or precision of that name, or not even the reference can run the network.
@@ -88,20 +107,15 @@ def open_engine(
     if engine == "auto":
         choice = choose_engine(network, wanted, threads, cache)
         engine, wanted, reason = choice.engine, _precision(choice.precision), choice.reason
-    find_backend(engine)
+    _check_name(engine)
     attempts: list[tuple[str, Precision]] = [(engine, wanted), (engine, "fp32")]
     attempts += [(name, "fp32") for name in FALLBACKS]
-    failures: list[str] = []
-    for name, candidate in dict.fromkeys(attempts):
-        try:
-            opened = open_backend(network, find_backend(name), candidate, threads, Cache(cache))
-        except EngineError as error:
-            failures.append(f"{name}-{candidate}: {error}")
-            log.warning("engine %s-%s is not used for %r: %s", name, candidate, network.name, error)
-            continue
-        opened.reason = f"in place of {'; '.join(failures)}" if failures else reason
-        return opened
-    raise EngineError(f"no engine can run network {network.name!r}: {'; '.join(failures)}")
+
+    def opener(name: str, kind: Precision) -> Callable[[], Engine]:
+        return lambda: open_backend(network, find_usable(name), kind, threads, Cache(cache))
+
+    candidates = ((f"{name}-{kind}", opener(name, kind)) for name, kind in dict.fromkeys(attempts))
+    return FallbackEngine(network, candidates, reason)
 
 
 def open_backend(network: Network, backend: Backend, precision: Precision, threads: int, cache: Cache) -> Engine:
@@ -110,9 +124,6 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
     Raises:
         EngineError: why that cannot be.
     """
-    missing = backend.missing()
-    if missing:
-        raise EngineError(missing)
     if precision not in backend.precisions:
         raise EngineError(f"{backend.name} cannot compute in {precision} here, only {', '.join(backend.precisions)}")
     try:
@@ -122,7 +133,7 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
     except Exception as error:
         # Libraries raise what they like; whatever it is, another engine can still do the work.
         log.debug("%s on %r", backend.name, network.name, exc_info=True)
-        raise EngineError(f"{type(error).__name__}: {error}") from error
+        raise EngineError(_describe(error)) from error
 
 
 def choose_engine(network: Network, precision: str = "fp32", threads: int = 1, cache: Path | None = None) -> Choice:
@@ -172,10 +183,10 @@ def _candidates(precision: Precision) -> tuple[list[tuple[Backend, Precision]], 
     candidates: list[tuple[Backend, Precision]] = []
     refused: dict[str, str] = {}
     for name in BACKENDS:
-        backend = find_backend(name)
-        missing = backend.missing()
-        if missing:
-            refused[name] = missing
+        try:
+            backend = find_usable(name)
+        except EngineError as error:
+            refused[name] = str(error)
             continue
         kinds = dict.fromkeys((precision, _precision("fp32")))
         candidates += [(backend, kind) for kind in kinds if kind in backend.precisions]
@@ -198,6 +209,17 @@ def _measure(network: Network, engines: Sequence[Engine]) -> dict[str, float]:
             break
     # The first rounds fill caches and start threads.
     return {name: statistics.median(values[min(3, len(values) - 1) :]) for name, values in times.items()}
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(name, [*BACKENDS, "auto"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(['auto', *BACKENDS])}"
+        raise EngineError(f"there is no engine {name!r}; {hint}")
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _precision(name: str) -> Precision:

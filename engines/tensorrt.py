@@ -1,8 +1,7 @@
 """TensorRT on an NVIDIA GPU, through torch-tensorrt or, with the same code, torch-tensorrt-rtx.
 
-The whole network is one engine (see `mien.engines.tensorrt_network`), run by TensorRT's own runtime on a stream of its
-own, from and to page-locked host memory. A CUDA graph of copies and kernels replaces the launches one by one where
-TensorRT lets its loops be captured; where it does not, launches it is.
+The whole network is one engine (see `mien.engines.tensorrt_network`), run by TensorRT's own runtime (see
+`mien.engines.tensorrt_binding`).
 """
 
 from __future__ import annotations
@@ -10,41 +9,43 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from mien.engines import tensorrt_network
 from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
+from mien.engines.tensorrt_binding import Binding, Ports, padded
+from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
-
 PLAN = "engine.plan"
 PORTS = "ports.json"
-MAX_SHAPES = 4  # batch sizes for which buffers are kept
+MAX_SHAPES = 8  # for which contexts, buffers and graphs are kept
 _PACKAGES = ("torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt_rtx", "torch")
 
 
-class Ports(msgspec.Struct, frozen=True):
-    """TensorRT's names, in the order of `Network.example` and `Network.outputs`."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
 class TensorRtEngine(Engine):
-    """A deserialised engine, and buffers for the batch sizes that were seen last."""
+    """A deserialised engine, and buffers for the batch sizes that were seen last.
 
-    def __init__(self, id: str, network: Network, plan: bytes, ports: Ports) -> None:
+    Args:
+        plan: what `build_plan` made. ports: likewise.
+        graphs: False launches copies and kernels one by one.
+
+    Attributes:
+        uses_graph: whether the last inference was the replay of a CUDA graph; None before the first.
+
+    Raises:
+        EngineError: the plan is of another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
+    """
+
+    def __init__(self, id: str, network: Network, plan: bytes, ports: Ports, *, graphs: bool = True) -> None:
         import tensorrt
         import torch
 
@@ -52,110 +53,39 @@ class TensorRtEngine(Engine):
         self.reason = ""
         self.network = network
         self.uses_graph: bool | None = None
-        self._ports = ports
+        self._ports, self._graphs = ports, graphs
+        # Not the default stream: it waits for every other one of the process.
         self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Contexts and runtime are referenced by the engine, not owned by it.
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineError("TensorRT refuses the compiled engine; it was built for another GPU or version")
-        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Binding] = OrderedDict()
+        self._is_batched = all(0 in network.dynamic.get(name, {}) for name in network.example)
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.network, inputs)
         arrays = [inputs[name] for name in self.network.example]
+        rows = len(arrays[0])
+        if self._is_batched:
+            arrays = [padded(array) for array in arrays]
         key = tuple(array.shape for array in arrays)
         try:
             binding = self._bindings.get(key)
             if binding is None:
-                binding = _Binding(self._engine, self.network, self._ports, arrays, self._stream)
-                self.uses_graph = binding.graph is not None
+                binding = Binding(self._engine, self.network, self._ports, arrays, self._stream, graphs=self._graphs)
                 self._bindings[key] = binding
                 if len(self._bindings) > MAX_SHAPES:
                     self._bindings.popitem(last=False)
             self._bindings.move_to_end(key)
+            self.uses_graph = binding.graph is not None
             results = binding.run(arrays)
         except RuntimeError as error:  # out of memory, a lost device, a shape outside the profile
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
+        if self._is_batched:
+            results = [result[:rows] for result in results]
         return dict(zip(self.network.outputs, results, strict=True))
-
-
-class _Binding:
-    """Everything for one set of input shapes: context, host and device memory, and the graph if there is one."""
-
-    def __init__(
-        self, engine: Any, network: Network, ports: Ports, arrays: list[Array], stream: torch.cuda.Stream
-    ) -> None:
-        import torch
-
-        self._stream = stream
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise RuntimeError("TensorRT could not create an execution context; the GPU may be out of memory")
-        known = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        self._host_inputs = [torch.from_numpy(np.ascontiguousarray(array)).pin_memory() for array in arrays]
-        self._inputs = [tensor.to("cuda") for tensor in self._host_inputs]
-        for name, tensor in zip(ports.inputs, self._inputs, strict=True):
-            if name in known:
-                if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                    raise RuntimeError(f"shape {tuple(tensor.shape)} is outside what the engine was built for")
-                self._context.set_tensor_address(name, tensor.data_ptr())
-        self._outputs = []
-        for name in ports.outputs:
-            shape = tuple(self._context.get_tensor_shape(name))
-            tensor = torch.empty(shape, dtype=torch.float32, device="cuda")
-            self._context.set_tensor_address(name, tensor.data_ptr())
-            self._outputs.append(tensor)
-        self._host_outputs = [torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory() for tensor in self._outputs]
-        torch.cuda.current_stream().synchronize()
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.graph = self._capture(arrays, network)
-
-    def run(self, arrays: list[Array]) -> list[Array]:
-        """One inference; the results are copies."""
-        import torch
-
-        for host, array in zip(self._host_inputs, arrays, strict=True):
-            np.copyto(host.numpy(), array)
-        with torch.cuda.stream(self._stream):
-            if self.graph is not None:
-                self.graph.replay()
-            else:
-                self._launch()
-        self._stream.synchronize()
-        return [host.numpy().copy() for host in self._host_outputs]
-
-    def _launch(self) -> None:
-        for device, host in zip(self._inputs, self._host_inputs, strict=True):
-            device.copy_(host, non_blocking=True)
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise RuntimeError("TensorRT could not start the engine")
-        for host, device in zip(self._host_outputs, self._outputs, strict=True):
-            host.copy_(device, non_blocking=True)
-
-    def _capture(self, arrays: list[Array], network: Network) -> torch.cuda.CUDAGraph | None:
-        """A graph that gives the same numbers as launches do, or None."""
-        import torch
-
-        plain = self.run(arrays)  # also the run that TensorRT needs before a capture
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._launch()
-            self.graph = graph
-            replayed = self.run(arrays)
-        except RuntimeError as error:
-            log.info("no CUDA graph of %r (%s); kernels are launched one by one", network.name, error)
-            self.graph = None
-            # A failed capture leaves its stream unusable.
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            return None
-        finally:
-            captured, self.graph = self.graph, None
-        if not all(np.allclose(left, right, atol=1e-5) for left, right in zip(plain, replayed, strict=True)):
-            log.warning("the CUDA graph of %r gives other numbers; kernels are launched one by one", network.name)
-            return None
-        return captured
 
 
 class TensorRtBackend:
@@ -200,7 +130,7 @@ class TensorRtBackend:
     def load(self, artifact: Artifact, threads: int) -> Engine:
         del threads  # the GPU has its own
         # The import brings TensorRT under the one name `tensorrt`, whichever of the two it is.
-        tensorrt_network.import_torch_tensorrt()
+        import_torch_tensorrt()
         ports = msgspec.json.decode((artifact.folder / PORTS).read_bytes(), type=Ports)
         plan = (artifact.folder / PLAN).read_bytes()
         try:

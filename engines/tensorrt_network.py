@@ -7,19 +7,13 @@ makes engines ahead of time for any named architecture, which is also how every 
 from __future__ import annotations
 
 import collections
-import contextlib
-import logging
-import os
-import types
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mien.engines.base import Network, Precision
+from mien.engines.tensorrt_import import import_torch_tensorrt, quiet
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 
@@ -51,29 +45,6 @@ class Coverage:
     def is_whole(self) -> bool:
         """Whether all of it runs as one engine."""
         return not self.unsupported and self.engines == 1 and self.torch_blocks == 0
-
-
-@cache
-def import_torch_tensorrt() -> Any:
-    """torch-tensorrt, with mien's converter registered; also where there is no GPU.
-
-    Raises:
-        EngineError: it is not installed, or does not fit this torch.
-    """
-    import torch
-
-    try:
-        with _import_without_gpu() if not torch.cuda.is_available() else contextlib.nullcontext(), quiet():
-            import torch_tensorrt
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(
-            f"torch-tensorrt cannot be used ({error}): pip install 'mien[tensorrt]' or, for RTX cards, "
-            "'mien[tensorrt-rtx]'"
-        ) from error
-    from mien.engines.tensorrt_lstm import register_converter
-
-    register_converter()
-    return torch_tensorrt
 
 
 def export(network: Network, precision: Precision, batch: int | None) -> torch.export.ExportedProgram:
@@ -152,16 +123,14 @@ def define(network: Network, graph: fx.GraphModule) -> Definition:
             f"TensorRT cannot run all of network {network.name!r}: {coverage.engines} engines and "
             f"{coverage.torch_blocks} blocks of PyTorch; no converter for {', '.join(coverage.unsupported) or 'none'}"
         )
-    from torch_tensorrt.dynamo import partitioning
     from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
 
     (block,) = (module for _, module in partitioned.named_children())
-    with quiet():
-        interpreter = TRTInterpreter(
-            block, partitioning.construct_submodule_inputs(block), compilation_settings=_settings()
-        )
-        interpreter._construct_trt_network_def()
     inputs = tuple(str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
+    with quiet():
+        specs = _input_specs(network, dict(zip(inputs, network.example, strict=True)), block)
+        interpreter = TRTInterpreter(block, specs, compilation_settings=_settings())
+        interpreter._construct_trt_network_def()
     return Definition(interpreter, inputs, _outputs_of(partitioned))
 
 
@@ -195,6 +164,35 @@ def serialise(definition: Definition, target_sm: str | None = None) -> bytes:
     if plan is None:
         raise EngineError("TensorRT could not build the engine; its own log says why")
     return bytes(plan)
+
+
+def _input_specs(network: Network, names: dict[str, str], block: Any) -> list[Any]:
+    """The inputs of a block with their sizes; tuned for the example's where a size is open.
+
+    Args:
+        names: TensorRT's name of an input -> the network's.
+    """
+    torch_tensorrt = import_torch_tensorrt()
+    from torch_tensorrt.dynamo import partitioning
+
+    specs = []
+    for spec in partitioning.construct_submodule_inputs(block):
+        if isinstance(spec.shape, dict):
+            # torch-tensorrt reads ranges off the graph, and its lowering narrows them: to 15 rows, for one.
+            name = names[spec.name]
+            shape, axes = network.example[name].shape, network.dynamic[name]
+            least = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+            most = tuple(_largest(axis, size) if axis in axes else size for axis, size in enumerate(shape))
+            spec = torch_tensorrt.Input(
+                min_shape=least, opt_shape=shape, max_shape=most, dtype=spec.dtype, name=spec.name
+            )
+        specs.append(spec)
+    return specs
+
+
+def _largest(axis: int, size: int) -> int:
+    """The largest size of an axis that varies, where the example has `size`."""
+    return MAX_BATCH if axis == 0 else max(MAX_LENGTH, size)
 
 
 def _outputs_of(partitioned: fx.GraphModule) -> tuple[str, ...]:
@@ -239,49 +237,6 @@ def _settings() -> Any:
     )
 
 
-@contextlib.contextmanager
-def _import_without_gpu() -> Iterator[None]:
-    """Answer the questions about a GPU that torch-tensorrt asks while it is imported and converts.
-
-    Nothing that converts, builds or computes is replaced. A torch without CUDA also lacks the library that
-    torch-tensorrt's own C++ runtime is linked with, so that runtime is hidden; mien runs engines by itself.
-    """
-    import torch
-
-    properties = types.SimpleNamespace(name="none", major=8, minor=9, total_memory=16 << 30, multi_processor_count=128)
-    cuda: Any = torch.cuda
-    cuda.get_device_capability = lambda *_: (properties.major, properties.minor)
-    cuda.get_device_properties = lambda *_: properties
-    cuda.current_device = lambda: 0
-    cuda.device_count = lambda: 1
-    cuda.mem_get_info = lambda *_: (properties.total_memory, properties.total_memory)
-    if not hasattr(torch._C, "_CudaDeviceProperties"):
-        torch._C._CudaDeviceProperties = types.SimpleNamespace  # type: ignore[misc,assignment]
-    is_file = os.path.isfile
-    if torch.version.cuda is None:
-        os.path.isfile = lambda path: "torchtrt" not in os.path.basename(str(path)) and is_file(path)
-    try:
-        yield
-    finally:
-        os.path.isfile = is_file
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch-tensorrt and torch.export from explaining themselves; what goes wrong is raised."""
-    names = ("torch_tensorrt", "torch.export", "torch_tensorrt [TensorRT Conversion Context]", "torch._export")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
 def _arguments(network: Network, batch: int | None) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
     """Example arguments, and for each which of its axes may vary between which sizes."""
     import torch
@@ -291,8 +246,8 @@ def _arguments(network: Network, batch: int | None) -> tuple[tuple[torch.Tensor,
     for name, array in network.example.items():
         varying = {}
         for axis, symbol in network.dynamic.get(name, {}).items():
-            largest = MAX_BATCH if axis == 0 else max(MAX_LENGTH, array.shape[axis])
-            varying[axis] = dims.setdefault(symbol, torch.export.Dim(symbol, min=1, max=largest))
+            dim = torch.export.Dim(symbol, min=1, max=_largest(axis, array.shape[axis]))
+            varying[axis] = dims.setdefault(symbol, dim)
             if batch is None:
                 # A size of one would be captured as always one.
                 array = np.take(array, np.arange(max(array.shape[axis], 2)) % array.shape[axis], axis)
@@ -311,19 +266,32 @@ def _takes_varargs(module: nn.Module) -> bool:
 
 
 def _halved(module: nn.Module) -> nn.Module:
-    """Float32 in and out, half precision inside: TensorRT 11 computes in the types that the graph says."""
+    """Half precision in the layers that multiply matrices, float32 between them.
+
+    TensorRT 11 computes in the types that the graph says. The rest is cheap, and costs twice the error in half:
+    features lie far apart before they are normalised.
+    """
+    from torch import nn
+
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.LSTM):
+            setattr(module, name, _half_layer(child))
+        else:
+            _halved(child)
+    return module
+
+
+def _half_layer(layer: nn.Module) -> nn.Module:
     import torch
     from torch import nn
 
-    class Halved(nn.Module):
+    class HalfLayer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = module.half()
+            self.layer = layer.half()
 
-        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            halved = (tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs)
-            result = self.inner(*halved)
-            tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-            return tuple(tensor.float() for tensor in tensors)
+        def forward(self, x: torch.Tensor, *states: None) -> Any:
+            result = self.layer(x.half(), *states)
+            return result.float() if isinstance(result, torch.Tensor) else (result[0].float(), result[1])
 
-    return Halved()
+    return HalfLayer()

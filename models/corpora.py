@@ -33,6 +33,7 @@ from mien.models.labels import (
 )
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
+RECORDING_SUFFIX = ".mcap"  # of mien itself: the rows that were made live
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v"})
 
 _RAVDESS = re.compile(r"0[123](-\d\d){6}")
@@ -247,7 +248,7 @@ def _read_clips(folder: Path) -> Corpus:
             if not clip.is_file():
                 raise EmptyItemError("clip missing")
             suffix = clip.suffix.lower()
-            if suffix not in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
+            if suffix not in AUDIO_SUFFIXES | VIDEO_SUFFIXES | {RECORDING_SUFFIX}:
                 raise EmptyItemError(f"not a clip: {suffix or 'no suffix'}")
             start_s, end_s = parse_segment(row, where)
             items.append(
@@ -257,7 +258,7 @@ def _read_clips(folder: Path) -> Corpus:
                     speaker=row.get("speaker") or None,
                     text=row.get("text", "").strip() or None,
                     audio=clip,
-                    video=clip if suffix in VIDEO_SUFFIXES else None,
+                    video=clip if suffix in VIDEO_SUFFIXES | {RECORDING_SUFFIX} else None,
                     start_s=start_s,
                     end_s=end_s,
                     sentiment=sentiment,

@@ -19,6 +19,8 @@ _FUTURE_NS = 2 * NS_PER_S  # rows from further ahead than this are a broken cloc
 _STEP_BACK_NS = 1 * NS_PER_S  # a watermark that falls by more is a clock step, not jitter
 _SPARE_NS = 1 * NS_PER_S  # rows kept beyond the window, for windows that end a little earlier
 _CAPACITY = 4096
+_NEWS_NS = 1 * NS_PER_S  # newer by more than this is news, not a repetition
+_MAX_GAP = 1 << 24  # messages lost at once: days
 _ENCODE_HOP_NS = 100 * NS_PER_MS  # dense modalities advance in these steps: their encoding is reused in between
 
 
@@ -32,7 +34,8 @@ class Assembler:
 
     Attributes:
         drops: what was refused or lost, by cause. last_refusal: the newest cause in words.
-        explanations: per modality, what its worker said of its trouble; becomes the reason of its absence.
+        explanations: per modality, what its silence means; becomes the reason of its absence.
+        faults: per modality that is to be masked whatever has arrived, why.
     """
 
     def __init__(self, specs: Mapping[str, ModalitySpec], max_age_ms: int = 500, window_s: float = 5.0) -> None:
@@ -40,6 +43,7 @@ class Assembler:
         self.drops: Counter[str] = Counter()
         self.last_refusal: str | None = None
         self.explanations: dict[str, str] = {}
+        self.faults: dict[str, str] = {}
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._window_ns = int(window_s * NS_PER_S)
         self._tracks = {
@@ -92,9 +96,9 @@ class Assembler:
         words: tuple[Word, ...] = ()
         for name, spec in self.specs.items():
             track = self._tracks[name]
-            reason = self._absence(spec, track, t_end_ns)
+            silence = self._absence(spec, track, t_end_ns)
+            reason = self.faults.get(name) or (self.explanations.get(name, silence) if silence else None)
             if reason:
-                reason = self.explanations.get(name, reason)
                 absent[name] = reason
                 features[name], mask[name], version[name] = track.nothing, track.no_mask, -1
                 age_ms[name] = None
@@ -141,18 +145,30 @@ class _Order:
         self._next = 0
         self._missing: deque[int] = deque(maxlen=256)
 
-    def judge(self, message: FeatureWindow, drops: Counter[str]) -> str | None:
-        """A cause to refuse the message, or None. Counts what was lost before it."""
+    def judge(self, message: FeatureWindow, drops: Counter[str], watermark_ns: int | None) -> str | None:
+        """A cause to refuse the message, or None. Counts what was lost before it.
+
+        What is newer by far than all that has come can be no duplicate and not left over from before, whatever its
+        numbers say: one message with absurd numbers must not make all that follow it look old.
+        """
+        is_news = watermark_ns is not None and message.t_end_ns > watermark_ns + _NEWS_NS
         if message.run != self.run:
             if message.run in self._ended_runs:
-                return "stale_run"
+                if not is_news:
+                    return "stale_run"
+                self._ended_runs.remove(message.run)
             if self.run is not None:
                 self._ended_runs.append(self.run)
             self.run, self._next = message.run, message.seq
             self._missing.clear()
         if message.seq >= self._next:
             gap = message.seq - self._next
-            drops["lost"] += gap
+            if gap > _MAX_GAP and not is_news:
+                return "absurd_seq"
+            if gap > _MAX_GAP:
+                drops["renumbered"] += 1
+            else:
+                drops["lost"] += gap
             self._missing.extend(range(max(self._next, message.seq - 256), message.seq))
             self._next = message.seq + 1
             self.in_order = True
@@ -162,7 +178,13 @@ class _Order:
             self._missing.remove(message.seq)
             drops["lost"] -= 1
             return None
-        return "duplicate"
+        if not is_news:
+            return "duplicate"
+        drops["renumbered"] += 1
+        self._next = message.seq + 1
+        self._missing.clear()
+        self.in_order = True
+        return None
 
 
 class _Rows:
@@ -184,7 +206,7 @@ class _Rows:
         self._version = 0
 
     def push(self, message: FeatureWindow, drops: Counter[str]) -> str | None:
-        cause = self._order.judge(message, drops)
+        cause = self._order.judge(message, drops, self.watermark_ns)
         if cause:
             return cause
         if self.watermark_ns is not None and message.t_end_ns < self.watermark_ns - _STEP_BACK_NS:
@@ -282,7 +304,7 @@ class _Snapshots:
         self._version = 0
 
     def push(self, message: FeatureWindow, drops: Counter[str]) -> str | None:
-        cause = self._order.judge(message, drops)
+        cause = self._order.judge(message, drops, self.watermark_ns)
         if cause:
             return cause
         if self.watermark_ns is not None and message.t_end_ns < self.watermark_ns:

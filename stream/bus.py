@@ -7,29 +7,31 @@ what was sent before its subscription arrived, so the publisher (XPUB sees subsc
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import zmq
 
 from mien.config import BusConfig
-from mien.errors import BusError
+from mien.errors import BusError, KeysError
+from mien.stream.curve import Guard, Link, host_of, is_guarded, is_loopback
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
 _MAX_TOPICS = 256
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address stays on this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+_LOOK_INTERVAL_S = 0.5  # how often the list of machines that may connect is compared with what it was
+_GIVEN_UP_S = 1.0
+_BROKEN = (
+    zmq.Event.DISCONNECTED
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_AUTH
+)
+_TRYING = zmq.Event.CONNECT_DELAYED | zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECTED
 
 
 class Publisher:
@@ -37,24 +39,21 @@ class Publisher:
 
     Args:
         endpoint: where to bind.
-        config: high-water mark.
+        config: high-water mark, and the folder of keys: beyond this machine, machines without one cannot connect.
         lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). A subscriber
             that has not read for five seconds is given up on, and drops from then on.
 
     Raises:
-        BusError: the port is in use, or the address is not on loopback.
+        BusError: the port is in use, or the address is beyond this machine and there are no keys.
     """
 
     def __init__(self, endpoint: str, config: BusConfig, *, lossless: bool = False) -> None:
-        if not is_loopback(config.host):
-            raise BusError(
-                f"refusing to bind {endpoint}: without keys mien serves this machine only; "
-                "use bus.host = 127.0.0.1 and a tunnel, for instance ssh -L"
-            )
         self.endpoint = endpoint
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
         self._last: dict[bytes, list[bytes]] = {}
+        self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
+        self._tell_time: Callable[[bytes], list[bytes]] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self._lossless = lossless
@@ -65,7 +64,10 @@ class Publisher:
         self.socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscribers have nothing long to say
         if lossless:
             self.socket.setsockopt(zmq.XPUB_NODROP, 1)
-        self._bind(endpoint)
+        self.socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+        self._guard = self._guarded(config) if is_guarded(endpoint, config.keys) else None
+        self._looked_s = time.monotonic()
+        self._bind()
 
     def send(self, frames: list[bytes], *, keep: bool = True) -> None:
         """Publish a message, and keep it as the last value of its topic."""
@@ -74,6 +76,14 @@ class Publisher:
             self._last[frames[0]] = frames
             self._due.discard(frames[0])
         self._send(frames)
+
+    def answer(self, topic: bytes, make: Callable[[], list[bytes] | None]) -> None:
+        """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
+        self._answers[topic] = make
+
+    def tell_time(self, make: Callable[[bytes], list[bytes]]) -> None:
+        """Have a question for the time answered, see `mien.stream.clock_exchange`."""
+        self._tell_time = make
 
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
@@ -85,35 +95,65 @@ class Publisher:
             if not event or event[0] not in (0, 1):
                 continue
             prefix = event[1:]
+            if prefix.startswith(b"clock/"):
+                if event[0] == 1 and self._tell_time is not None:
+                    self._send(self._tell_time(prefix))
+                continue
             if event[0] == 1:
                 self.subscriptions[prefix] = self.subscriptions.get(prefix, 0) + 1
                 self._due.update(topic for topic in self._last if topic.startswith(prefix))
+                self._due.update(topic for topic in self._answers if b"/" in prefix and topic.startswith(prefix))
             elif prefix in self.subscriptions:
                 self.subscriptions[prefix] -= 1
                 if self.subscriptions[prefix] <= 0:
                     del self.subscriptions[prefix]
         now_s = time.monotonic()
+        if self._guard is not None and now_s - self._looked_s >= _LOOK_INTERVAL_S:
+            self._looked_s = now_s
+            if self._guard.has_revoked():
+                # Everybody is disconnected, and whoever is still on the list comes back at once.
+                self.socket.unbind(self.socket.get_string(zmq.LAST_ENDPOINT))
+                self._bind()
         if self._due and now_s - self._resent_s >= _RESEND_INTERVAL_S:
             self._resent_s = now_s
             due, self._due = self._due, set()
             for topic in due:
-                self._send(self._last[topic])
+                frames = self._last[topic] if topic in self._last else self._answers[topic]()
+                if frames is not None:
+                    self._send(frames)
 
     def has_subscriber(self, topic: bytes) -> bool:
         """Whether somebody listens to a topic now."""
         self.service()
         return any(topic.startswith(prefix) for prefix in self.subscriptions)
 
+    @property
+    def refused(self) -> int:
+        """Connections that were refused because nobody here knows their key."""
+        return self._guard.refused if self._guard is not None else 0
+
     def close(self) -> None:
         """Send what is queued (at most 200 ms) and unbind."""
         self.socket.close()
 
-    def _bind(self, endpoint: str) -> None:
+    def _guarded(self, config: BusConfig) -> Guard:
+        try:
+            return Guard(self.socket, config.keys)
+        except KeysError as error:
+            self.socket.close(0)
+            if is_loopback(host_of(self.endpoint)):
+                raise
+            raise BusError(
+                f"refusing to bind {self.endpoint}: without keys mien serves this machine only; {error}; "
+                "or use bus.host = 127.0.0.1 and a tunnel, for instance ssh -L"
+            ) from error
+
+    def _bind(self) -> None:
         # Whoever had the port may just be leaving: a session that is started again at once must not fail for that.
         give_up_s = time.monotonic() + _REBIND_S
         while True:
             try:
-                self.socket.bind(endpoint)
+                self.socket.bind(self.endpoint)
                 return
             except zmq.ZMQError as error:
                 if error.errno == zmq.EADDRINUSE and time.monotonic() < give_up_s:
@@ -122,9 +162,10 @@ class Publisher:
                 self.socket.close(0)
                 if error.errno == zmq.EADDRINUSE:
                     raise BusError(
-                        f"{endpoint} is in use, probably by another mien; stop it, or choose other ports with --port"
+                        f"{self.endpoint} is in use, probably by another mien; "
+                        "stop it, or choose other ports with --port"
                     ) from error
-                raise BusError(f"cannot bind {endpoint}: {error.strerror}") from error
+                raise BusError(f"cannot bind {self.endpoint}: {error.strerror}") from error
 
     def _send(self, frames: list[bytes]) -> None:
         if not self._lossless:
@@ -144,9 +185,21 @@ class Publisher:
 
 
 class Receiver:
-    """A SUB socket on one endpoint. It connects at once and for good: publishers may come and go."""
+    """A SUB socket on one endpoint. It connects at once and for good: publishers may come and go.
 
-    def __init__(self, endpoint: str, prefixes: tuple[bytes, ...], high_water_mark: int = 64) -> None:
+    Args:
+        endpoint: where to connect.
+        prefixes: of the topics that are wanted.
+        high_water_mark: messages that wait at most.
+        keys: folder of keys, empty for the user's; beyond this machine they are needed.
+
+    Raises:
+        BusError: not an endpoint. KeysError: keys are needed and not there.
+    """
+
+    def __init__(
+        self, endpoint: str, prefixes: tuple[bytes, ...], high_water_mark: int = 64, keys: str | Path = ""
+    ) -> None:
         self.endpoint = endpoint
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -154,16 +207,33 @@ class Receiver:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.setsockopt(zmq.MAXMSGSIZE, 5 << 20)
+        self.socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+        self._link: Link | None = None
+        self._looked_s = time.monotonic()
         try:
+            if is_guarded(endpoint, keys):
+                self._link = Link(self.socket, endpoint, keys)
             self.socket.connect(endpoint)
+        except KeysError:
+            self.socket.close(0)
+            raise
         except zmq.ZMQError as error:
             self.socket.close(0)
             raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
         for prefix in prefixes:
             self.socket.subscribe(prefix)
+        self._broken_s: float | None = None
+        self._events: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._events.setsockopt(zmq.LINGER, 0)
+        self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq waits, with all its connections, for a queue that is full
+        monitored = f"inproc://receiver-{id(self)}"
+        self.socket.monitor(monitored, _BROKEN | _TRYING)
+        self._events.connect(monitored)
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
         """The messages that are there now, oldest first, at most `limit`: a flood cannot hold the reader."""
+        if time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
+            self._look_after()
         for _ in range(limit):
             try:
                 yield self.socket.recv_multipart(zmq.DONTWAIT)
@@ -172,4 +242,29 @@ class Receiver:
 
     def close(self) -> None:
         """Disconnect."""
+        self.socket.disable_monitor()
+        self._events.close(0)
         self.socket.close(0)
+
+    def _look_after(self) -> None:
+        """Leave a machine that is trusted no longer; connect anew where libzmq has given up.
+
+        libzmq connects again when a connection breaks, but never when the other side broke the protocol: one message
+        that is too long, or somebody else on the port for a moment, and it would be deaf for good.
+        """
+        self._looked_s = time.monotonic()
+        if self._link is not None and self._link.is_revoked():
+            self._reconnect(trusted=False)
+            self._link = None
+        while self._events.poll(0):
+            event = int.from_bytes(self._events.recv_multipart()[0][:2], sys.byteorder)
+            self._broken_s = self._looked_s if event & _BROKEN else None
+        if self._broken_s is not None and self._looked_s - self._broken_s >= _GIVEN_UP_S:
+            self._broken_s = None
+            self._reconnect(trusted=True)
+
+    def _reconnect(self, *, trusted: bool) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the connection may be gone altogether
+            self.socket.disconnect(self.endpoint)
+        if trusted:
+            self.socket.connect(self.endpoint)

@@ -10,9 +10,13 @@ import msgspec
 from mien.clock import NS_PER_MS
 from mien.messages import FeatureWindow, Status, WorkerState
 from mien.stream.bus import Publisher
+from mien.stream.clock_exchange import answer_question
 from mien.stream.meter import RateMeter, ResourceMeter
 from mien.stream.modality import Modality, Rows, create_modality
-from mien.stream.process import Control
+from mien.stream.preview import PreviewPublisher
+from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control
+from mien.stream.recent import RecentFeatures
+from mien.stream.sound import SoundPublisher
 from mien.stream.wire import encode_features, encode_status, topic
 
 _STATUS_INTERVAL_S = 1.0
@@ -48,6 +52,11 @@ class _CaptureProcess:
         self._publisher = publisher
         self._modality = modality
         self._session = control.assignment.config.session
+        self._previews = PreviewPublisher(publisher, control.assignment.config, control.run)
+        self._recent = RecentFeatures(self._session, modality.spec.name)
+        publisher.answer(self._recent.topic, self._recent.message)
+        publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
+        self._sound = SoundPublisher(publisher, control.assignment.config, control.run)
         self._meter = RateMeter()
         self._resources = ResourceMeter()
         self._seq = 0
@@ -58,6 +67,7 @@ class _CaptureProcess:
     def wait_for_start(self) -> None:
         """Until whoever started us says so; and, playing a clip in full, until somebody listens."""
         while not self._control.started.wait(0.05) and not self._control.stopping.is_set():
+            self._control.beat()
             self._report_if_due("ready")
         if self._control.assignment.config.clip.fast:
             rows_topic = topic("features", self._session, self._modality.spec.name)
@@ -69,11 +79,15 @@ class _CaptureProcess:
         """Publish until the clip ends or we are told to stop; either is said in the last status."""
         self._modality.start(self._control.start_ns)
         for rows in self._modality.rows():
+            # While a device is looked for, opening it may block.
+            self._control.beat(BUSY_PATIENCE_S if self._state == "degraded" else PATIENCE_S)
             if self._control.stopping.is_set():
                 self.publish_status("stopped")
                 return
             if rows is not None:
                 self._publish(rows)
+            for piece in self._modality.take_sound():
+                self._sound.offer(piece)
             self._publisher.service()
             state = self._modality.health().state
             # A source may be over while its last rows are still being made; only `rows()` knows when all is said.
@@ -82,6 +96,7 @@ class _CaptureProcess:
         self._control.say("ended")
         # The end must reach its readers before the socket goes; the supervisor stops us when it has.
         while not self._control.stopping.wait(0.05):
+            self._control.beat()
             self._report_if_due("ended")
 
     def publish_status(self, state: WorkerState) -> None:
@@ -93,6 +108,8 @@ class _CaptureProcess:
         drops = Counter(health.drops)
         if self._publisher.dropped:
             drops["unread"] += self._publisher.dropped
+        if self._publisher.refused:
+            drops["unknown_key"] = self._publisher.refused
         live = not self._control.assignment.config.clip.fast and self._t_end_ns is not None
         status = Status(
             session=self._session,
@@ -107,7 +124,10 @@ class _CaptureProcess:
             last_error=health.last_error,
             cpu_percent=cpu_percent,
             rss_mb=rss_mb,
-            detail=health.detail,
+            detail=health.detail | {"previews": self._previews.sent, "preview_bytes": self._previews.sent_bytes}
+            if self._worker == "video"
+            else health.detail,
+            next_seq=self._seq,
         )
         self._publisher.send(encode_status(status))
 
@@ -127,7 +147,12 @@ class _CaptureProcess:
             words=rows.words,
             stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
         )
-        self._publisher.send(encode_features(message))
+        # Rows that append are not sent again to whoever subscribes later: everybody else would get them twice.
+        frames = encode_features(message)
+        self._publisher.send(frames, keep=spec.snapshot)
+        self._recent.add(frames, rows.t_end_ns)
+        # After the features, so that watching costs the frame itself no time.
+        self._previews.offer(self._modality.picture(), rows.t_end_ns, self._seq)
         self._seq += 1
         self._t_end_ns = rows.t_end_ns
         self._meter.tick(max(len(rows.values), 1) if not spec.snapshot else 1)

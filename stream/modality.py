@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mien.clock import Clock
 from mien.config import Config
@@ -30,6 +34,34 @@ class Rows:
     times_ns: Int64
     words: tuple[Word, ...] = ()
     stamps: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """The frame that a row was made from, for previews.
+
+    Attributes:
+        image: (H, W, 3) uint8, BGR.
+        landmarks: (n, 2) float32, pixels, the centre of the first pixel is (0, 0); None without a face.
+        edges: gives the pairs of landmarks that a line joins, (n, 2).
+    """
+
+    image: npt.NDArray[np.uint8]
+    landmarks: Float32 | None
+    edges: Callable[[], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class SoundPiece:
+    """Sound as it was captured, for recorders.
+
+    Attributes:
+        samples: (n,) float32, -1 ... 1, mono. t_start_ns: capture time of the first. rate_hz: samples per second.
+    """
+
+    samples: Float32
+    t_start_ns: int
+    rate_hz: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,14 @@ class Modality(ABC):
     @abstractmethod
     def health(self) -> Health:
         """How the modality is, at this moment. Called from the same thread as `rows()`."""
+
+    def picture(self) -> Picture | None:
+        """The frame that the rows yielded last were made from; None where rows are not made from frames."""
+        return None
+
+    def take_sound(self) -> Iterable[SoundPiece]:
+        """The sound that came since the last call, where it may be shared; nothing elsewhere."""
+        return ()
 
     @abstractmethod
     def close(self) -> None:

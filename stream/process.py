@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import msgspec
 
-from mien.clock import Clock
+from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import MienError
+from mien.messages import Origin, Status
 
 _GRACE_S = 1.5
+_BEAT_S = 0.1
+PATIENCE_S = 1.5  # without a sign of life a process counts as hung
+BUSY_PATIENCE_S = 12.0  # likewise, while it waits for what may block: opening a device, a slow reader of a clip
+_SAY_S = 1.0  # to say something to a supervisor that does not read
+_PR_SET_PDEATHSIG = 1
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -35,12 +42,31 @@ class Assignment(msgspec.Struct, frozen=True):
         anchor_ns: the session clock's anchor.
         workers: capture workers that run in this session.
         absent: for each modality that nobody captures, why.
+        origin: where pictures and sound come from; "replay": features are those of a recording, predicted by cue.
+        label: their name, for people.
     """
 
     config: Config
     anchor_ns: int
     workers: tuple[str, ...] = ()
     absent: dict[str, str] = {}
+    origin: Origin = "live"
+    label: str = ""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a supervisor tells inference while it runs.
+
+    Attributes:
+        status: to be published: a supervisor has no socket of its own.
+        worker, fault: why this worker's modality is to be masked. No fault: its process answers.
+        dead: the process is gone for good: the mask stays until its successor sends rows.
+    """
+
+    status: Status | None = None
+    worker: str | None = None
+    fault: str | None = None
+    dead: bool = False
 
 
 class Control:
@@ -49,6 +75,7 @@ class Control:
     Attributes:
         stopping: set when the process should end.
         started: set when it may begin; `start_ns` is then the session time of the clip's beginning.
+        supervised: whether a supervisor started it, whose clock it shares.
     """
 
     def __init__(self, assignment: Assignment, supervised: bool) -> None:
@@ -58,22 +85,59 @@ class Control:
         self.stopping = threading.Event()
         self.started = threading.Event()
         self.start_ns = 0
+        self.supervised = supervised
         self._out = _private_stdout() if supervised else None
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._beat_s, self._patience_s = 0.0, PATIENCE_S
 
     def say(self, state: str, **facts: Any) -> None:
         """Tell the supervisor of a change of state."""
+        until_s = time.monotonic() + _SAY_S
+        while not self._write({"state": state, **facts}) and time.monotonic() < until_s:
+            time.sleep(0.02)
+
+    def beat(self, patience_s: float = PATIENCE_S) -> None:
+        """Give a sign of life, from the loop that does the work and nowhere else: called often, sent when due.
+
+        Args:
+            patience_s: how long the next one may take before this process counts as hung.
+        """
+        now_s = time.monotonic()
+        if now_s - self._beat_s >= _BEAT_S or patience_s != self._patience_s:
+            self._beat_s, self._patience_s = now_s, patience_s
+            self._write({"beat": patience_s})
+
+    def take_orders(self) -> Iterator[Order]:
+        """What the supervisor has to say to inference, oldest first."""
+        while True:
+            try:
+                yield self._orders.get_nowait()
+            except queue.Empty:
+                return
+
+    def _write(self, line: dict[str, Any]) -> bool:
+        """Write a line; False if the supervisor does not read: one that is stopped must not stop us."""
         if self._out is None:
-            return
+            return True
         try:
-            self._out.write(json.dumps({"state": state, **facts}) + "\n")
-            self._out.flush()
+            # Short enough for a pipe to take it as a whole or not at all.
+            os.write(self._out, json.dumps(line).encode()[:4000] + b"\n")
+        except BlockingIOError:
+            return False
         except OSError:
             self.stopping.set()
+        return True
 
     def begin(self) -> None:
         """Start at once, as a process that was started alone does."""
         self.start_ns = 0 if self.assignment.config.clip.fast else self.clock.now_ns()
         self.started.set()
+
+    def sibling(self, config: Config) -> Control:
+        """The same process's view of another session that it serves: begun and stopped together."""
+        other = Control(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}), False)
+        other.stopping, other.started, other.start_ns = self.stopping, self.started, self.start_ns
+        return other
 
     def listen(self, lines: TextIO) -> None:
         """Follow the supervisor's pipe until it ends, then stop the process, by force if need be."""
@@ -82,6 +146,10 @@ class Control:
             if "start_ns" in order:
                 self.start_ns = int(order["start_ns"])
                 self.started.set()
+            elif "order" in order:
+                self._orders.put(msgspec.convert(order["order"], Order))
+            elif "wall_step_s" in order:
+                _step_wall_clock(float(order["wall_step_s"]))
             elif order.get("stop"):
                 break
         self.stopping.set()
@@ -97,30 +165,53 @@ def run_supervised(body: Callable[[Control], None]) -> None:
     first = sys.stdin.readline()
     if not first:
         return
+    _die_with_parent()
     control = Control(msgspec.json.decode(first.encode(), type=Assignment), supervised=True)
     threading.Thread(target=control.listen, args=(sys.stdin,), name="lifeline", daemon=True).start()
     try:
         body(control)
     except MienError as error:
-        control.say("failed", error=str(error), exit_code=error.exit_code)
+        control.say("failed", error=str(error)[:1000], exit_code=error.exit_code)
         sys.exit(error.exit_code)
     except BaseException as error:
-        control.say("failed", error=f"{type(error).__name__}: {error}", exit_code=1)
+        control.say("failed", error=f"{type(error).__name__}: {error}"[:1000], exit_code=1)
         raise
     control.say("stopped")
 
 
-def _private_stdout() -> TextIO:
+def _private_stdout() -> int:
     """Standard output for our lines alone: whatever libraries print, also from C, goes to standard error."""
     sys.stdout.flush()
-    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    private = os.dup(1)
     os.dup2(2, 1)
+    if os.name == "posix":
+        os.set_blocking(private, False)
     return private
 
 
-def run_alone(config: Config, body: Callable[[Control], None], workers: tuple[str, ...] = ()) -> None:
-    """Run a process body by itself, until Ctrl-C, SIGTERM or the end of its clip."""
-    control = Control(Assignment(config, Clock().anchor_ns, workers), supervised=False)
+def _die_with_parent() -> None:
+    """Linux ends this process with its supervisor, also while it is stopped or hangs in a driver.
+
+    Elsewhere the pipe alone does that, for every process that runs.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _step_wall_clock(seconds: float) -> None:
+    """A drill (`mien bench chaos`): for this process, the time of day is another one from now on."""
+    read, read_ns = time.time, time.time_ns
+    time.time = lambda: read() + seconds
+    time.time_ns = lambda: read_ns() + int(seconds * NS_PER_S)
+
+
+def run_alone(
+    config: Config, body: Callable[[Control], None], workers: tuple[str, ...] = (), clock: Clock | None = None
+) -> None:
+    """Run a process body by itself, until Ctrl-C, SIGTERM or the end of its clip; on a clock of its own."""
+    control = Control(Assignment(config, (clock or Clock()).anchor_ns, workers), supervised=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stopping.set())
     control.begin()

@@ -3,6 +3,7 @@
 The leading modality sets the pace: vision while it delivers, else audio, else a timer. Live, only the newest instant is
 worth a prediction, and what is older is counted as skipped. Playing a clip in full, every instant gets one, as soon as
 all modalities have spoken up to it: then the result depends on the clip alone, not on which process was quicker.
+Replaying a recording, cues say for which instant and from which messages; the clock has no part in it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import FeatureWindow
+from mien.messages import Cue, FeatureWindow, Span
 
 LEADERS = ("vision", "audio")
+_PATIENCE_NS = 10 * NS_PER_S  # for messages that a cue names and that were lost on the way
+_MOST_HELD = 4096
 _JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
 
 
@@ -56,6 +59,10 @@ class LiveSchedule:
         if self._pending is not None:
             self.skipped += 1
         self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
+
+    def lose(self, modality: str) -> None:
+        """A modality is known to be lost: another one leads at once."""
+        self._heard_ns.pop(modality, None)
 
     def due(self, now_ns: int) -> Trigger | None:
         """What to predict now, if anything."""
@@ -127,3 +134,75 @@ class CompleteSchedule:
     def finished(self) -> bool:
         """Whether nothing is left and nothing more will come."""
         return self._ended.issuperset(self._leaders) and not any(self._pending.values())
+
+
+class CueSchedule:
+    """What the cues of a replay ask for, in their order, each as soon as the messages that it names are here."""
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.skipped = 0
+        self.lost = 0
+        self._cues: deque[Cue] = deque()
+        self._next = 0
+        self._held: dict[tuple[str, int], dict[int, FeatureWindow]] = {}
+        self._waiting_since_ns: int | None = None
+
+    def hear(self, message: FeatureWindow) -> None:
+        """A features message, kept until a cue names it."""
+        held = self._held.setdefault((message.modality, message.run), {})
+        held[message.seq] = message
+        if len(held) > _MOST_HELD:  # of a modality that no cue names
+            del held[next(iter(held))]
+
+    def cue(self, cue: Cue) -> None:
+        """A cue; one that was heard before is ignored."""
+        if cue.seq >= self._next:
+            self._cues.append(cue)
+            self._next = cue.seq + 1
+
+    def due(self, now_ns: int) -> tuple[Cue, list[FeatureWindow]] | None:
+        """The next cue and its messages, once they are all here, or have been waited for long enough."""
+        if not self._cues:
+            return None
+        cue = self._cues[0]
+        missing = sum(
+            seq not in self._held.get((modality, run), {})
+            for modality, spans in cue.inputs.items()
+            for run, first, last in spans
+            for seq in range(first, last + 1)
+        )
+        if missing:
+            self._waiting_since_ns = now_ns if self._waiting_since_ns is None else self._waiting_since_ns
+            if now_ns - self._waiting_since_ns < _PATIENCE_NS:
+                return None
+            self.lost += missing
+        self._waiting_since_ns = None
+        self._cues.popleft()
+        if cue.end:
+            self.finished = True
+            return None
+        return cue, [message for modality, spans in cue.inputs.items() for message in self._take(modality, spans)]
+
+    def _take(self, modality: str, spans: tuple[Span, ...]) -> list[FeatureWindow]:
+        taken = []
+        for run, first, last in spans:
+            held = self._held.get((modality, run), {})
+            taken += [held[seq] for seq in range(first, last + 1) if seq in held]
+            # Numbers only rise: what no cue has named by now was not taken in when it was recorded either.
+            self._held[modality, run] = {seq: message for seq, message in held.items() if seq > last}
+        return taken
+
+
+def spans_of(numbers: Mapping[str, list[tuple[int, int]]]) -> dict[str, tuple[Span, ...]]:
+    """(run, seq) of messages per modality, in short: neighbours become one span."""
+    spans: dict[str, tuple[Span, ...]] = {}
+    for modality, pairs in numbers.items():
+        merged: list[Span] = []
+        for run, seq in pairs:
+            if merged and merged[-1][0] == run and merged[-1][2] + 1 == seq:
+                merged[-1] = (run, merged[-1][1], seq)
+            else:
+                merged.append((run, seq, seq))
+        spans[modality] = tuple(merged)
+    return spans

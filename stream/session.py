@@ -8,10 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+import mien
 from mien.config import Config
 from mien.errors import SourceError
+from mien.messages import Origin
 from mien.stream.sources.clip import clip_streams
 
+SAMPLE = Path(mien.__file__).resolve().parent / "sample.mp4"
 _URL_SCHEMES = ("rtsp://", "rtsps://", "http://", "https://", "udp://", "tcp://")
 
 _MEDIA = frozenset(
@@ -47,6 +50,7 @@ class Session:
         absent: per modality that nobody captures, why.
         notes: one line each for the person who started it.
         label: what plays, in words.
+        origin: where it comes from.
     """
 
     config: Config
@@ -54,6 +58,7 @@ class Session:
     absent: dict[str, str]
     notes: tuple[str, ...]
     label: str
+    origin: Origin = "live"
 
 
 def plan_session(config: Config) -> Session:
@@ -105,6 +110,7 @@ def plan_session(config: Config) -> Session:
         absent=absent,
         notes=tuple(notes),
         label=_label(video, audio),
+        origin=_origin(video, audio),
     )
 
 
@@ -115,6 +121,13 @@ def is_clip(source: str) -> bool:
     path = Path(source)
     # A device's name may have a dot in it ("USB Audio 2.0"), so only endings of media count for files that are missing.
     return path.is_file() or path.suffix.lower() in _MEDIA or len(path.parts) > 1
+
+
+def source_origin(source: str) -> str:
+    """Where picture or sound come from: "device", "clip", or "sample", which is the built-in clip."""
+    if not is_clip(source):
+        return "device"
+    return "sample" if Path(source).resolve() == SAMPLE else "clip"
 
 
 def find_camera() -> bool:
@@ -137,6 +150,11 @@ def find_microphone() -> bool:
         return any(device["max_input_channels"] > 0 for device in sounddevice.query_devices())
     except (ImportError, OSError):
         return False
+
+
+def _origin(*sources: str) -> Origin:
+    found = {source_origin(source) for source in sources if source != "none"}
+    return "live" if "device" in found else "sample" if found == {"sample"} else "clip"
 
 
 def _label(video: str, audio: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import TracebackType
 
 import zmq
@@ -19,6 +20,8 @@ from mien.messages import Prediction, Status
 from mien.stream.bus import Receiver
 from mien.stream.wire import decode_prediction, decode_status, topic
 
+_MAX_SESSIONS = 1024  # whatever names somebody invents, what is kept of them is bounded
+_MAX_WORKERS = 256
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
 
 
@@ -29,6 +32,7 @@ class Subscriber:
         endpoint: where the inference process publishes.
         session: one session's name; None for all.
         newest_only: skip to the newest prediction whenever several wait; the skipped ones are counted.
+        keys: folder of keys; without one, the user's are taken for an endpoint on another machine (`mien keys`).
 
     Attributes:
         lost: predictions that never arrived, known from gaps in their numbers.
@@ -37,11 +41,16 @@ class Subscriber:
         statuses: the newest status of each process, by worker.
 
     Raises:
-        BusError: `endpoint` is not an address.
+        BusError: `endpoint` is not an address. KeysError: it is on another machine, and keys are missing.
     """
 
     def __init__(
-        self, endpoint: str = DEFAULT_ENDPOINT, *, session: str | None = None, newest_only: bool = False
+        self,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        session: str | None = None,
+        newest_only: bool = False,
+        keys: str | Path = "",
     ) -> None:
         prefixes = (
             (b"prediction/", b"status/")
@@ -52,7 +61,7 @@ class Subscriber:
         self.skipped = 0
         self.refused: Counter[str] = Counter()
         self.statuses: dict[str, Status] = {}
-        self._receiver = Receiver(endpoint, prefixes, high_water_mark=256)
+        self._receiver = Receiver(endpoint, prefixes, high_water_mark=256, keys=keys)
         self._newest_only = newest_only
         self._newest: dict[str, tuple[int, int]] = {}
 
@@ -73,7 +82,11 @@ class Subscriber:
             try:
                 if frames[0].startswith(b"status/"):
                     status = decode_status(frames)
-                    self.statuses[status.worker] = status
+                    self._hear_numbers(status)
+                    if status.worker in self.statuses or len(self.statuses) < _MAX_WORKERS:
+                        self.statuses[status.worker] = status
+                    else:
+                        self.refused["workers"] += 1
                     continue
                 prediction = decode_prediction(frames)
             except WireError as error:
@@ -98,6 +111,15 @@ class Subscriber:
     ) -> None:
         self.close()
 
+    def _hear_numbers(self, status: Status) -> None:
+        """Inference says how far it has counted: what was sent before and has not come is lost, not silence."""
+        run, seq = self._newest.get(status.session, (-1, -1))
+        if status.worker == "inference" and status.next_seq is not None and run == status.run:
+            missed = status.next_seq - seq - 1
+            if missed > 0:
+                self.lost += missed
+                self._newest[status.session] = (run, status.next_seq - 1)
+
     def _is_new(self, prediction: Prediction) -> bool:
         """False for a last value that was sent again; counts gaps within a run."""
         run, seq = self._newest.get(prediction.session, (-1, -1))
@@ -105,6 +127,8 @@ class Subscriber:
             if prediction.seq <= seq:
                 return False
             self.lost += prediction.seq - seq - 1
+        elif prediction.session not in self._newest and len(self._newest) >= _MAX_SESSIONS:
+            del self._newest[next(iter(self._newest))]
         self._newest[prediction.session] = (prediction.run, prediction.seq)
         return True
 
@@ -115,17 +139,18 @@ def subscribe(
     session: str | None = None,
     newest_only: bool = False,
     timeout_s: float | None = None,
+    keys: str | Path = "",
 ) -> Iterator[Prediction]:
     """Predictions as they come, for ever; it reconnects by itself when mien is restarted.
 
     Args:
-        endpoint, session, newest_only: as for `Subscriber`.
+        endpoint, session, newest_only, keys: as for `Subscriber`.
         timeout_s: give up when nothing has come for so long; None waits for ever.
 
     Raises:
         BusError: nothing came within `timeout_s`.
     """
-    with Subscriber(endpoint, session=session, newest_only=newest_only) as subscriber:
+    with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
         heard_s = time.monotonic()
         while True:
             for prediction in subscriber.wait(0.25):
@@ -142,9 +167,10 @@ async def subscribe_async(
     session: str | None = None,
     newest_only: bool = False,
     timeout_s: float | None = None,
+    keys: str | Path = "",
 ) -> AsyncIterator[Prediction]:
     """`subscribe` for asyncio, on any event loop."""
-    with Subscriber(endpoint, session=session, newest_only=newest_only) as subscriber:
+    with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
         heard_s = time.monotonic()
         while True:
             predictions = subscriber.poll()

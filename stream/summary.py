@@ -80,7 +80,7 @@ class Summary:
         for stage, ms in prediction.latency.items():
             if stage in self.stages:
                 self.stages[stage].add(ms)
-        if "total" in prediction.latency:
+        if "total" in prediction.latency and "capture" in prediction.latency:
             read_ns = prediction.t_end_ns + prediction.latency["capture"] * NS_PER_MS
             self.stages["deliver"].add((now_ns - read_ns) / NS_PER_MS - prediction.latency["total"])
             self._add_words(prediction, now_ns)

@@ -6,121 +6,38 @@ and nothing is inherited by accident. Two pipes tie it to us, see `mien.stream.p
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import platformdirs
 
 from mien.clock import NS_PER_MS, Clock
-from mien.config import Config
-from mien.errors import MienError, WorkerError
+from mien.errors import MienError, SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
-from mien.stream.process import Assignment
+from mien.stream.child import Child, Event, log_path
+from mien.stream.process import PATIENCE_S, Assignment, Order
+from mien.stream.report import Report
 from mien.stream.session import Session
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks
 _LEAD_MS = 150  # between the order to start and a clip's time zero: every process is listening by then
 _START_STEP_NS = 100 * NS_PER_MS  # the longest slot of any modality
+_RESTART_TIMEOUT_S = 60.0
 _STOP_S = 1.2
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-_CRASH_LOOP = 5  # restarts without a minute of peace between them
-
-# One thread a library: on a small machine threads that spin for work cost more than they bring.
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "GLOG_minloglevel": "2",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "OPENCV_LOG_LEVEL": "ERROR",
-    # No library may look for a newer model on its own.
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONUNBUFFERED": "1",
-}
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something a process said, or that it ended (state "exited")."""
-
-    worker: str
-    pid: int
-    state: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-class Child:
-    """One process of the session."""
-
-    def __init__(self, worker: str, assignment: Assignment, events: queue.SimpleQueue[Event]) -> None:
-        self.worker = worker
-        self.ready = False
-        self.ended = False
-        self.log = log_path(assignment.config, worker)
-        command = ["infer"] if worker == "inference" else ["capture", worker]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mien", *command, "--supervised"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ, **_ENVIRONMENT},
-                text=True,
-                encoding="utf-8",
-                # Ctrl-C is ours to handle; see run_supervised for systems where it still reaches the process.
-                start_new_session=os.name == "posix",
-            )
-        self._events = events
-        self._tell(msgspec.json.encode(assignment).decode())
-        threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
-
-    def start(self, start_ns: int) -> None:
-        """Order the process to begin."""
-        self._tell(json.dumps({"start_ns": start_ns}))
-
-    def release(self) -> None:
-        """Let go of the process: it ends by itself, with time to say goodbye."""
-        stdin = self.process.stdin
-        if stdin is not None and not stdin.closed:
-            with contextlib.suppress(OSError):
-                stdin.close()
-
-    def sweep(self) -> None:
-        """End what the process has left behind: a library may have forked, and a fork holds its sockets."""
-        if os.name == "posix":
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def _tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it is gone; its exit is an event of its own
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-
-    def _follow(self) -> None:
-        assert self.process.stdout is not None
-        pid = self.process.pid
-        for line in self.process.stdout:
-            try:
-                facts = json.loads(line)
-            except ValueError:
-                continue
-            self._events.put(Event(self.worker, pid, str(facts.pop("state", "")), facts))
-        self._events.put(Event(self.worker, pid, "exited", {"code": self.process.wait()}))
+BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+CRASH_LOOP = 5  # deaths in a row
+_PEACE_S = 30.0  # a process that ran so long has got over whatever killed it before
+_SOURCE_BACKOFF_S = 2.0  # for a device that is not there now: it may be back at any time
+_LATE_S = 0.4  # without a sign of life a process is said to be late, and its modality is masked
+_AWAY_S = 0.3  # between two looks at the processes; more is not their fault
+_STATUS_S = 1.0
 
 
 class Supervisor:
@@ -140,12 +57,18 @@ class Supervisor:
         self.model = ""
         self.ended = False
         self.predictions = 0
-        self._assignment = Assignment(session.config, self.clock.anchor_ns, session.workers, session.absent)
+        self._assignment = Assignment(
+            session.config, self.clock.anchor_ns, session.workers, session.absent, session.origin, session.label
+        )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
         self._start_ns: int | None = None
-        self._restarts: dict[str, list[float]] = {}
+        self._deaths: Counter[str] = Counter()  # in a row
+        self._report = Report(session.config.session, self.clock)
         self._due: dict[str, float] = {}
+        self._tended_s = self._reported_s = 0.0
+        # On Linux a process dies with the thread that started it (see mien.stream.process): one that stays.
+        self._spawner = ThreadPoolExecutor(1, "spawner")
         self._notes: list[str] = []
         self._specs: dict[str, ModalitySpec] = {}
 
@@ -192,6 +115,16 @@ class Supervisor:
         self._start_ns = 0 if fast else -(-first_ns // _START_STEP_NS) * _START_STEP_NS
         for child in self._children.values():
             child.start(self._start_ns)
+        self._tended_s = time.monotonic()
+        self._publish_report()
+
+    def drill(self, worker: str, order: dict[str, Any]) -> None:
+        """Tell a process something out of the ordinary, to see how it takes it (`mien bench chaos`)."""
+        self._children[worker].tell(order)
+
+    def processes(self) -> dict[str, int]:
+        """Process ids of what runs now, by worker."""
+        return {worker: child.process.pid for worker, child in self._children.items() if child.process.poll() is None}
 
     def tend(self) -> None:
         """Look after the processes: call it a few times a second.
@@ -209,11 +142,20 @@ class Supervisor:
             if event.state == "exited" and child is not None and child.process.pid == event.pid and not child.ended:
                 self._bury(event)
         now_s = time.monotonic()
+        # While we ourselves did not run (Ctrl-Z, suspend, a machine with too much to do), the silence was ours.
+        away_s = now_s - self._tended_s
+        self._tended_s = now_s
+        for child in self._children.values():
+            if away_s > _AWAY_S:
+                child.heard_s = min(child.heard_s + away_s - _AWAY_S, now_s)
+            self._look_after(child, now_s)
         for worker in [worker for worker, due_s in self._due.items() if due_s <= now_s]:
             del self._due[worker]
             self._spawn(worker)
             if self._start_ns is not None:
                 self._children[worker].start(self._start_ns)
+        if now_s - self._reported_s >= _STATUS_S:
+            self._publish_report()
 
     def stop(self) -> None:
         """End all processes: kindly, then firmly. Takes at most about two seconds."""
@@ -231,6 +173,7 @@ class Supervisor:
         for child in self._children.values():
             child.process.wait(2.0)
             child.sweep()
+        self._spawner.shutdown()
 
     def take_notes(self) -> list[str]:
         """What happened since the last call."""
@@ -238,7 +181,69 @@ class Supervisor:
         return notes
 
     def _spawn(self, worker: str) -> None:
-        self._children[worker] = Child(worker, self._assignment, self._events)
+        self._children[worker] = self._spawner.submit(Child, worker, self._assignment, self._events).result()
+
+    def _look_after(self, child: Child, now_s: float) -> None:
+        """Notice a process that is late, and kill one that hangs; its exit is then an event like any other."""
+        if child.ended or child.hung or child.process.poll() is not None or self.session.config.clip.fast:
+            return
+        if not child.ready:
+            limit_s = _RESTART_TIMEOUT_S if self._report.restarts[child.worker] else _READY_TIMEOUT_S
+            if now_s - child.began_s > limit_s:
+                child.hung = f"was not ready after {limit_s:.0f} s and was killed"
+                child.process.kill()
+            return
+        silent_s = now_s - child.heard_s
+        if silent_s > child.patience_s:
+            child.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
+            child.process.kill()
+        elif (silent_s > _LATE_S and child.patience_s <= PATIENCE_S) != child.late:
+            child.late = not child.late
+            if child.late:
+                self._blame(child.worker, f"the {child.worker} process does not answer", dead=False)
+            else:
+                self._acquit(child.worker)
+
+    def _blame(self, worker: str, fault: str, *, dead: bool) -> None:
+        """Say that a process is not well, and have its modality masked."""
+        self._report.blame(worker, fault)
+        if worker != "inference":
+            status = self._report.of_worker(worker, "failed" if dead else "degraded")
+            self._order(Order(status=status, worker=worker, fault=fault, dead=dead))
+        self._publish_report()
+
+    def _acquit(self, worker: str) -> None:
+        """It answers again."""
+        self._report.faults.pop(worker, None)
+        if worker == "inference":
+            # It may have just begun, and know of nothing that happened before.
+            for other, fault in list(self._report.faults.items()):
+                child = self._children.get(other)
+                self._blame(other, fault, dead=child is None or not child.late)
+        else:
+            self._order(Order(worker=worker))
+        self._publish_report()
+
+    def _order(self, order: Order) -> None:
+        child = self._children.get("inference")
+        if child is not None and child.ready and not child.late and child.process.poll() is None:
+            child.tell({"order": order})
+
+    def _publish_report(self) -> None:
+        self._reported_s = time.monotonic()
+        note = self._report.wall_step()
+        if note:
+            self._notes.append(note)
+        states = {worker: self._state(worker) for worker in ("inference", *self.session.workers)}
+        self._order(Order(status=self._report.of_session(states)))
+
+    def _state(self, worker: str) -> str:
+        child = self._children.get(worker)
+        if worker in self._due or child is None or child.process.poll() is not None:
+            return "crash loop" if self._deaths[worker] >= CRASH_LOOP else "down"
+        if child.ended:
+            return "ended"
+        return "late" if child.late else "running" if child.ready else "starting"
 
     def _note_event(self, event: Event) -> None:
         child = self._children.get(event.worker)
@@ -246,8 +251,10 @@ class Supervisor:
             return
         if event.state == "ready":
             child.ready = True
+            child.ready_s = child.heard_s = time.monotonic()
             if event.worker == "inference":
                 self.model = str(event.facts.get("model", ""))
+            self._acquit(event.worker)
             if "spec" in event.facts:
                 self._specs[event.worker] = msgspec.convert(event.facts["spec"], ModalitySpec)
         elif event.state == "ended":
@@ -261,35 +268,31 @@ class Supervisor:
     def _bury(self, event: Event) -> None:
         if self.session.config.clip.fast:
             raise WorkerError(self._obituary(event))
-        now_s = time.monotonic()
-        recent = [at_s for at_s in self._restarts.get(event.worker, []) if now_s - at_s < 60]
-        if len(recent) >= _CRASH_LOOP:
-            self._notes.append(f"{self._obituary(event)}; it keeps dying, the others go on without it")
-            del self._children[event.worker]
-            return
-        delay_s = _BACKOFF_S[min(len(recent), len(_BACKOFF_S) - 1)]
-        self._restarts[event.worker] = [*recent, now_s]
-        self._due[event.worker] = now_s + delay_s
-        self._notes.append(f"{self._obituary(event)}; starting it again in {delay_s:g} s")
+        worker, now_s = event.worker, time.monotonic()
+        child = self._children[worker]
+        child.sweep()
+        lived_s = now_s - child.ready_s if child.ready else 0.0
+        self._deaths[worker] = 1 if lived_s >= _PEACE_S else self._deaths[worker] + 1
+        self._report.restarts[worker] += 1
+        delay_s = BACKOFF_S[min(self._deaths[worker], len(BACKOFF_S)) - 1]
+        if event.facts.get("code") == SourceError.exit_code:
+            delay_s = min(delay_s, _SOURCE_BACKOFF_S)
+        self._due[worker] = now_s + delay_s
+        obituary = self._obituary(event)
+        if self._deaths[worker] >= CRASH_LOOP:
+            obituary += f"; it keeps dying ({self._deaths[worker]} times in a row), the others go on without it"
+        self._notes.append(f"{obituary}; starting it again in {delay_s:g} s")
+        self._blame(worker, f"{self._cause(event)}; it is started again", dead=True)
+
+    def _cause(self, event: Event) -> str:
+        hung = self._children[event.worker].hung
+        return f"the {event.worker} process {hung or 'died (exit code ' + str(event.facts.get('code')) + ')'}"
 
     def _obituary(self, event: Event) -> str:
-        code = event.facts.get("code")
-        return f"the {event.worker} process died (exit code {code}), see {self._children[event.worker].log}"
+        return f"{self._cause(event)}, see {self._children[event.worker].log}"
 
     def _log_folder(self) -> Path:
         return log_path(self.session.config, "inference").parent
-
-
-def log_path(config: Config, worker: str) -> Path:
-    """Where a process of the session writes what its libraries have to say."""
-    folder = platformdirs.user_log_path("mien", appauthor=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MienError(
-            f"cannot write logs to {folder}: {error.strerror}; make it writable or set XDG_STATE_HOME"
-        ) from error
-    return folder / f"{config.session}-{worker}.log"
 
 
 def _as_error(event: Event) -> MienError:

@@ -6,7 +6,6 @@ raises `WireError` with a short cause, which the caller counts. Nothing here blo
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -15,7 +14,18 @@ import msgspec
 import numpy as np
 
 from mien.errors import WireError
-from mien.messages import FeatureWindow, Prediction, Status, Word
+from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Word
+from mien.stream.limits import (
+    MAX_WORDS,
+    NAME,
+    check_about,
+    check_count,
+    check_cue,
+    check_prediction,
+    check_status,
+    check_time,
+    check_words,
+)
 
 VERSION = 1
 VERSION_BYTE = bytes([VERSION])
@@ -24,14 +34,10 @@ MAX_ROWS = 4096  # 80 s of audio rows: far more than a worker ever sends at once
 MAX_DIM = 4096
 MAX_PAYLOAD_BYTES = 4 << 20
 MAX_HEADER_BYTES = 256 << 10
-MAX_WORDS = 512
-MAX_WORD_CHARS = 128
-# Years 1970 to about 2242; also keeps every sum of two times inside int64.
-MAX_TIME_NS = (1 << 63) - (1 << 59)
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SLACK_US = 2_000_000  # a row may lie so far after the span of its message; a long word's even further before
 
 Frames = list[bytes]
-_JsonMessage = TypeVar("_JsonMessage", Prediction, Status)
+_JsonMessage = TypeVar("_JsonMessage", Prediction, Status, About, Cue)
 
 
 class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
@@ -57,10 +63,13 @@ _decode_features = msgspec.msgpack.Decoder(FeatureHeader).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_prediction_json = msgspec.json.Decoder(Prediction).decode
 _decode_status_json = msgspec.json.Decoder(Status).decode
+_decode_about_json = msgspec.json.Decoder(About).decode
+_decode_cue_json = msgspec.json.Decoder(Cue).decode
 
 
 def topic(kind: str, session: str, part: str = "") -> bytes:
-    """The topic of a message: `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`.
+    """The topic of a message: `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`,
+    `about/<session>/`, `cue/<session>/`.
 
     The slash at the end lets a subscriber ask for one session without also getting those whose names begin alike.
     """
@@ -105,18 +114,7 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
     Raises:
         WireError: any deviation from the protocol; its text begins with a cause of one word.
     """
-    header_bytes, payload = _frames(frames)
-    if len(header_bytes) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
-        raise WireError("oversized: header or payload")
-    try:
-        header = _decode_features(header_bytes)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise WireError(f"malformed: header: {error}") from None
-    _check_header(header)
-    if len(payload) != header.rows * header.dim * 4:
-        raise WireError("truncated: payload does not hold rows x dim float32")
-    if len(header.valid) != (header.rows + 7) // 8:
-        raise WireError("truncated: valid does not hold one bit a row")
+    header, payload = decode_feature_header(frames)
     values = np.frombuffer(payload, "<f4").reshape(header.rows, header.dim)
     if not np.isfinite(values).all():
         raise WireError("nonfinite: a value is NaN or infinite")
@@ -137,6 +135,28 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
     )
 
 
+def decode_feature_header(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes]:
+    """The header of a features message, checked, and its payload, of which only the length is.
+
+    Raises:
+        WireError: as `decode_features`.
+    """
+    header_bytes, payload = open_frames(frames)
+    if len(header_bytes) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
+        raise WireError("oversized: header or payload")
+    try:
+        header = _decode_features(header_bytes)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise WireError(f"malformed: header: {error}") from None
+    _check_header(header)
+    _check_topic(frames[0], "features", header.session, header.modality)
+    if len(payload) != header.rows * header.dim * 4:
+        raise WireError("truncated: payload does not hold rows x dim float32")
+    if len(header.valid) != (header.rows + 7) // 8:
+        raise WireError("truncated: valid does not hold one bit a row")
+    return header, payload
+
+
 def encode_prediction(prediction: Prediction) -> Frames:
     """A prediction message."""
     return [topic("prediction", prediction.session), VERSION_BYTE, _encode_json(prediction)]
@@ -144,7 +164,7 @@ def encode_prediction(prediction: Prediction) -> Frames:
 
 def decode_prediction(frames: Sequence[bytes]) -> Prediction:
     """The prediction of a message, or WireError."""
-    return _decode_json(frames, _decode_prediction_json)
+    return _decode_json(frames, "prediction", _decode_prediction_json, check_prediction)
 
 
 def encode_status(status: Status) -> Frames:
@@ -154,23 +174,42 @@ def encode_status(status: Status) -> Frames:
 
 def decode_status(frames: Sequence[bytes]) -> Status:
     """The status of a message, or WireError."""
-    return _decode_json(frames, _decode_status_json)
+    return _decode_json(frames, "status", _decode_status_json, check_status)
+
+
+def encode_about(about: About) -> Frames:
+    """What a session is, as a message."""
+    return [topic("about", about.session), VERSION_BYTE, _encode_json(about)]
+
+
+def decode_about(frames: Sequence[bytes]) -> About:
+    """What a session is, or WireError."""
+    return _decode_json(frames, "about", _decode_about_json, check_about)
+
+
+def encode_cue(cue: Cue) -> Frames:
+    """A cue message."""
+    return [topic("cue", cue.session), VERSION_BYTE, _encode_json(cue)]
+
+
+def decode_cue(frames: Sequence[bytes]) -> Cue:
+    """The cue of a message, or WireError."""
+    return _decode_json(frames, "cue", _decode_cue_json, check_cue)
 
 
 def json_schema() -> dict[str, object]:
-    """JSON Schema (2020-12) of the payloads of prediction and status messages."""
-    (prediction, status), components = msgspec.json.schema_components(
-        [Prediction, Status], ref_template="#/$defs/{name}"
-    )
+    """JSON Schema (2020-12) of the payloads of prediction, status and about messages."""
+    messages, components = msgspec.json.schema_components([Prediction, Status, About], ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"mien messages, version {VERSION}",
-        "anyOf": [prediction, status],
+        "anyOf": list(messages),
         "$defs": components,
     }
 
 
-def _frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+def open_frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """A message's header without its version byte, and its payload; WireError if it is not one of three frames."""
     if len(frames) != 3:
         raise WireError(f"malformed: {len(frames)} frames instead of 3")
     header, payload = frames[1], frames[2]
@@ -181,41 +220,43 @@ def _frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
     return header[1:], payload
 
 
-def _decode_json(frames: Sequence[bytes], decode: Callable[[bytes], _JsonMessage]) -> _JsonMessage:
-    _, payload = _frames(frames)
+def _decode_json(
+    frames: Sequence[bytes],
+    kind: str,
+    decode: Callable[[bytes], _JsonMessage],
+    check: Callable[[_JsonMessage], tuple[str, str]],
+) -> _JsonMessage:
+    _, payload = open_frames(frames)
     if len(payload) > MAX_HEADER_BYTES:
         raise WireError("oversized: payload")
     try:
         message = decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"malformed: {error}") from None
-    if not NAME.fullmatch(message.session):
-        raise WireError("malformed: session name")
+    _check_topic(frames[0], kind, *check(message))
     return message
 
 
+def _check_topic(said: bytes, kind: str, session: str, part: str) -> None:
+    """What a subscriber chose by its topic must be what it gets."""
+    if not NAME.fullmatch(session) or (part and not NAME.fullmatch(part)):
+        raise WireError("malformed: a name of a session, modality or worker")
+    if said != topic(kind, session, part):
+        raise WireError("malformed: the topic is of another message")
+
+
 def _check_header(header: FeatureHeader) -> None:
-    if not NAME.fullmatch(header.session) or not NAME.fullmatch(header.modality):
-        raise WireError("malformed: session or modality name")
     if len(header.extractor) > 256 or len(header.stamps) > 16:
         raise WireError("oversized: extractor or stamps")
     if not 0 <= header.rows <= MAX_ROWS or not 1 <= header.dim <= MAX_DIM:
         raise WireError("oversized: rows or dim")
-    if header.seq < 0 or header.run < 0:
-        raise WireError("malformed: negative run or seq")
-    if not 0 <= header.t_start_ns <= header.t_end_ns <= MAX_TIME_NS:
-        raise WireError("time: t_start_ns <= t_end_ns does not hold, or out of range")
-    if any(not 0 <= stamp <= MAX_TIME_NS for stamp in header.stamps.values()):
-        raise WireError("time: a stamp is out of range")
+    check_count("run or seq", header.run, header.seq)
+    check_time("t_start_ns <= t_end_ns", header.t_start_ns, header.t_end_ns)
+    for stamp_ns in header.stamps.values():
+        check_time("a stamp", stamp_ns)
     if len(header.words) > MAX_WORDS:
         raise WireError("oversized: words")
-    for text, start_ns, end_ns, _committed, probability in header.words:
-        if len(text) > MAX_WORD_CHARS:
-            raise WireError("oversized: a word")
-        if not 0 <= start_ns <= end_ns <= MAX_TIME_NS:
-            raise WireError("time: of a word")
-        if not 0.0 <= probability <= 1.0:
-            raise WireError("malformed: probability of a word")
+    check_words((text, start_ns, end_ns, share) for text, start_ns, end_ns, _, share in header.words)
 
 
 def _times(header: FeatureHeader) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -223,7 +264,7 @@ def _times(header: FeatureHeader) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return even_times_ns(header.t_start_ns, header.t_end_ns, header.rows)
     if len(header.offsets_us) != header.rows:
         raise WireError("truncated: offsets_us does not hold one number a row")
-    limit_us = 3_600_000_000
-    if any(abs(offset) > limit_us for offset in header.offsets_us):
-        raise WireError("time: a row is more than an hour from its message")
+    latest_us = (header.t_end_ns - header.t_start_ns) // 1000 + _SLACK_US
+    if not all(-5 * _SLACK_US <= offset <= latest_us for offset in header.offsets_us):
+        raise WireError("time: a row is outside the span of its message")
     return header.t_start_ns + np.array(header.offsets_us, np.int64).reshape(-1) * 1000

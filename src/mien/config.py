@@ -19,6 +19,8 @@ from mien.errors import ConfigError
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
+Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*\[\]-]{1,253}$")]
+Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5})?$")]
 SessionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
@@ -26,34 +28,68 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the TOML file."""
 
 
-class BusConfig(_Section, frozen=True):
-    """Where processes meet. Predictions on `port`; video, audio and text features on the three ports after it."""
+class WorkersConfig(_Section, frozen=True):
+    """Where capture workers on other machines publish, as "tcp://10.0.0.2:5561"; empty for this machine's own."""
 
-    host: str = "127.0.0.1"
+    video: Endpoint = ""
+    audio: Endpoint = ""
+    text: Endpoint = ""
+
+
+class BusConfig(_Section, frozen=True):
+    """Where processes meet. Predictions on `port`; video, audio and text features on the three ports after it.
+
+    `host` is the address that is bound. Beyond this machine keys are needed: those in the folder `keys`, empty for the
+    user's own; a folder that is named is used on this machine too.
+    """
+
+    host: Host = "127.0.0.1"
     port: Port = 5560
     high_water_mark: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    keys: str = ""
+    workers: WorkersConfig = WorkersConfig()
 
     def endpoint(self, worker: str = "inference") -> str:
         """The address that a worker ("inference", "video", "audio", "text") binds."""
-        offset = ("inference", "video", "audio", "text").index(worker)
-        return f"tcp://{self.host}:{self.port + offset}"
+        return f"tcp://{self._bracketed(self.host)}:{self._port(worker)}"
+
+    def address(self, worker: str = "inference") -> str:
+        """The address at which a worker is found: `workers` says where, or it runs on this machine."""
+        elsewhere: str = getattr(self.workers, worker, "")
+        here = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return elsewhere or f"tcp://{self._bracketed(here)}:{self._port(worker)}"
+
+    def _port(self, worker: str) -> int:
+        return self.port + ("inference", "video", "audio", "text").index(worker)
+
+    @staticmethod
+    def _bracketed(host: str) -> str:
+        return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 class VideoConfig(_Section, frozen=True):
-    """The picture. `source` is "auto", a device index, a URL (rtsp, http), a file, or "none"."""
+    """The picture. `source` is "auto", a device index, a URL (rtsp, http), a file, or "none".
+
+    `preview` is what people who watch may get of it: "picture", "mesh" (landmarks alone), or "none".
+    """
 
     source: str = "auto"
     width: Annotated[int, Meta(ge=64, le=7680)] = 640
     height: Annotated[int, Meta(ge=64, le=4320)] = 480
     fps: Positive = 30.0
     max_faces: Annotated[int, Meta(ge=1, le=8)] = 2
+    preview: Literal["picture", "mesh", "none"] = "picture"
 
 
 class AudioConfig(_Section, frozen=True):
-    """The sound. `source` is "auto", a device's index or part of its name, a file, or "none"."""
+    """The sound. `source` is "auto", a device's index or part of its name, a file, or "none".
+
+    `share` lets the sound itself leave its worker, for a recorder on this machine that asks for it.
+    """
 
     source: str = "auto"
     chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 40
+    share: bool = False
 
 
 class TextConfig(_Section, frozen=True):
@@ -68,21 +104,54 @@ class TextConfig(_Section, frozen=True):
 
 
 class ClipConfig(_Section, frozen=True):
-    """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock."""
+    """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock.
+
+    `fps` is the pace of a camera that films the clip as it plays, and loses what nobody reads in time; 0 takes the
+    clip's own frames.
+    """
 
     fast: bool = False
     loop: bool = False
+    fps: Annotated[float, Meta(ge=0, le=240)] = 0.0
 
 
 class InferenceConfig(_Section, frozen=True):
-    """The model. `checkpoint` is a .safetensors file; empty means the default weights."""
+    """The model. `checkpoint` is a .safetensors file; empty means the default weights.
+
+    `precision` is what an engine may compute in besides float32, where its outputs stay within bounds.
+    """
 
     checkpoint: str = ""
     engine: str = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     max_hz: Positive = 30.0
     hop_ms: Annotated[int, Meta(ge=10, le=5000)] = 50
-    max_age_ms: Annotated[int, Meta(ge=100, le=60_000)] = 500
+    max_age_ms: Annotated[int, Meta(ge=100, le=60_000)] = 400
     smoothing_s: Annotated[float, Meta(ge=0)] = 1.0
+
+
+class DashboardConfig(_Section, frozen=True):
+    """The page. Beyond this machine it asks for `token`; empty means a new one each time it starts. Port 0 is any.
+
+    `minutes` is how far back it remembers; `recordings` is the folder for those that it makes, empty for "mien" among
+    the user's documents.
+    """
+
+    host: Host = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 5580
+    minutes: Annotated[float, Meta(ge=1, le=60)] = 5.0
+    token: str = ""
+    recordings: str = ""
+
+
+class ServiceConfig(_Section, frozen=True):
+    """How a session runs unattended. `metrics_port` serves /metrics and /health to this machine; 0 does not.
+
+    `log` is what goes to standard error: "text" for people, or "json", one object a line.
+    """
+
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    log: Literal["text", "json"] = "text"
 
 
 class AssetsConfig(_Section, frozen=True):
@@ -108,6 +177,8 @@ class Config(_Section, frozen=True):
     text: TextConfig = TextConfig()
     clip: ClipConfig = ClipConfig()
     inference: InferenceConfig = InferenceConfig()
+    dashboard: DashboardConfig = DashboardConfig()
+    service: ServiceConfig = ServiceConfig()
     assets: AssetsConfig = AssetsConfig()
 
 

@@ -61,3 +61,15 @@ class WorkerError(MienError):
     """A process of the pipeline that died or never became ready."""
 
     exit_code = 10
+
+
+class KeysError(MienError):
+    """Keys that are missing, cannot be read, or must not be used."""
+
+    exit_code = 11
+
+
+class RecordingError(MienError):
+    """A recording that cannot be written, read, or used for what was asked."""
+
+    exit_code = 12

@@ -7,7 +7,7 @@ where they enter (`mien.stream.wire` for messages, the extractors for what they 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,6 +18,9 @@ Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
 WorkerState = Literal["starting", "ready", "running", "degraded", "ended", "stopped", "failed"]
+Origin = Literal["live", "clip", "sample", "replay"]
+# Messages of one modality by number: run of its worker, first and last.
+Span = tuple[int, int, int]
 
 
 class ModalitySpec(msgspec.Struct, frozen=True):
@@ -129,6 +132,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         latency: milliseconds per stage: capture, feature, transport, wait, infer, and total, which counts from
             `stamps["read"]` of the row that triggered the prediction to the moment it was published.
         model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
+        inputs: features messages that were taken in since the prediction before, per modality in their order. With
+            them a recording can be predicted anew to the very same numbers.
     """
 
     session: str
@@ -147,6 +152,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     words: tuple[Word, ...] = ()
     latency: dict[str, float] = {}
     model: str = ""
+    inputs: dict[str, tuple[Span, ...]] = {}
 
     @property
     def top_emotion(self) -> str | None:
@@ -164,6 +170,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         lag_ms: how far behind capture the newest published row was.
         cpu_percent: of one core, over the last second. rss_mb: resident memory, MiB.
         detail: what else this worker has to say, for instance the number of faces.
+        next_seq: the number that its next features message or prediction of this run will have: whoever has heard
+            all below it has missed nothing, and what he does not hear is silence.
     """
 
     session: str
@@ -179,3 +187,50 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     cpu_percent: float | None = None
     rss_mb: float | None = None
     detail: dict[str, str | float | int | bool | None] = {}
+    next_seq: int | None = None
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session is. Published by inference when it is ready; whoever subscribes later is sent it then.
+
+    Attributes:
+        run: of inference, as in its predictions.
+        origin: where its pictures and sound come from. label: their name, for people.
+        model: checkpoint and engine.
+        config: the session's configuration, without the user names and passwords of addresses.
+        versions: of mien and of what its numbers depend on.
+        modalities: what the model sees, and the extractors that it needs.
+    """
+
+    session: str
+    run: int
+    t_ns: int
+    origin: Origin
+    label: str
+    model: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    modalities: tuple[ModalitySpec, ...]
+
+
+class Cue(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells an inference process that replays a recording what to predict, and from which messages.
+
+    Attributes:
+        seq: 0, 1, 2 ... within a replay.
+        t_end_ns: the instant to predict for.
+        inputs: messages to take in before, as in `Prediction.inputs`.
+        absent: as in the recorded prediction: how the absence of a modality was worded.
+        reset: begin with nothing, as an inference process that has just started.
+        smoothed: smoothed sentiment and its time to go on from, in ns; None goes on from one's own.
+        end: the recording is over; nothing is predicted.
+    """
+
+    session: str
+    seq: int
+    t_end_ns: int
+    inputs: dict[str, tuple[Span, ...]] = {}
+    absent: dict[str, str] = {}
+    reset: bool = False
+    smoothed: tuple[float, int] | None = None
+    end: bool = False

@@ -19,6 +19,7 @@ from mien.stream.supervisor import Supervisor
 WARM_UP_S = 2.0
 SOAK_SETTLE_S = 120.0
 _SUBSCRIBED_S = 5.0
+STAGES = ("capture", "feature", "transport", "wait", "infer", "software", "publish", "end_to_end")  # in their order
 
 
 class Recording:
@@ -29,6 +30,7 @@ class Recording:
         self.predictions: list[Prediction] = []
         self.memory_mb: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.cpu_percent: dict[str, list[float]] = defaultdict(list)
+        self.asr_lag_ms: list[float] = []
         self.statuses: dict[str, Status] = {}
         self.drops_before: dict[str, dict[str, int]] = {}
         self.lost = 0
@@ -50,6 +52,8 @@ class Recording:
             self.memory_mb[status.worker].append((at_s, status.rss_mb))
         if status.cpu_percent is not None and status.state in ("running", "degraded"):
             self.cpu_percent[status.worker].append(status.cpu_percent)
+        if status.worker == "text" and status.lag_ms is not None:
+            self.asr_lag_ms.append(status.lag_ms)
 
 
 def record(session: Session, seconds: float, stopping: threading.Event) -> tuple[Recording, str]:
@@ -95,8 +99,8 @@ def record(session: Session, seconds: float, stopping: threading.Event) -> tuple
 def summarise(recording: Recording, offered_fps: float | None = None) -> dict[str, Any]:
     """Rates, latencies by stage, ages, jitter, drops by cause, speech recognition, and resources of a recording.
 
-    "software" is from the frame being read to its prediction being published; "end_to_end" counts from when the frame
-    was due (a clip) or captured (a device) to when a subscriber held its prediction.
+    "software" is from the frame being read to its prediction being published; "publish" from there to a subscriber
+    that holds it. "end_to_end" counts from when the frame was due (a clip) or captured (a device) to that subscriber.
     """
     stages: dict[str, list[float]] = defaultdict(list)
     ages: dict[str, list[float]] = defaultdict(list)
@@ -104,24 +108,25 @@ def summarise(recording: Recording, offered_fps: float | None = None) -> dict[st
         for stage, ms in prediction.latency.items():
             stages["software" if stage == "total" else stage].append(ms)
         if "total" in prediction.latency:
-            stages["end_to_end"].append((now_ns - prediction.t_end_ns) / NS_PER_MS)
+            whole_ms = (now_ns - prediction.t_end_ns) / NS_PER_MS
+            stages["publish"].append(whole_ms - prediction.latency["capture"] - prediction.latency["total"])
+            stages["end_to_end"].append(whole_ms)
         for modality, age in prediction.age_ms.items():
             if age is not None:
                 ages[modality].append(age)
     received_ns = recording.received_ns
     seconds = (received_ns[-1] - received_ns[0]) / NS_PER_S if len(received_ns) > 1 else 0.0
     intervals_ms = np.diff(received_ns) / NS_PER_MS
-    text = recording.statuses.get("text")
     return {
         "offered_fps": offered_fps,
         "achieved_fps": round((len(received_ns) - 1) / seconds, 2) if seconds else 0.0,
         "seconds": round(seconds, 2),
         "warm_up_s": WARM_UP_S,
-        "stages_ms": {stage: describe(values) for stage, values in stages.items()},
+        "stages_ms": {stage: describe(stages[stage]) for stage in STAGES if stage in stages},
         "age_ms": {modality: describe(values) for modality, values in ages.items()},
         "jitter_ms": describe(np.abs(intervals_ms - np.median(intervals_ms)).tolist()) if seconds else describe([]),
         "drops": _drops(recording),
-        "asr": dict(text.detail) | {"lag_ms": text.lag_ms} if text is not None else None,
+        "asr": _asr(recording),
         "processes": {
             worker: {
                 "cpu_percent": round(float(np.mean(recording.cpu_percent[worker])), 1),
@@ -133,20 +138,25 @@ def summarise(recording: Recording, offered_fps: float | None = None) -> dict[st
     }
 
 
-def slopes(recording: Recording) -> dict[str, Any]:
-    """Growth per minute, after the first two minutes: memory of every process in MiB, latency in ms."""
-    growth: dict[str, Any] = {"memory_mb_per_min": {}}
+def slopes(recording: Recording, seconds: float) -> dict[str, Any]:
+    """Growth per minute once a run of `seconds` has settled: memory of every process in MiB, latency in ms.
+
+    It has settled after two minutes, or after two fifths of a shorter run. "minutes" holds the latency of each minute.
+    """
+    settle_s = min(SOAK_SETTLE_S, 0.4 * seconds)
+    growth: dict[str, Any] = {"settled_after_s": round(settle_s, 1), "memory_mb_per_min": {}}
     for worker, series in recording.memory_mb.items():
-        settled = [(at_s, mb) for at_s, mb in series if at_s >= SOAK_SETTLE_S]
+        settled = [(at_s, mb) for at_s, mb in series if at_s >= settle_s]
         growth["memory_mb_per_min"][worker] = _slope_per_min(settled)
-    if recording.received_ns:
-        first_ns = recording.received_ns[0]
-        settled = [
-            ((now_ns - first_ns) / NS_PER_S, prediction.latency["total"])
-            for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True)
-            if "total" in prediction.latency and (now_ns - first_ns) / NS_PER_S >= SOAK_SETTLE_S
-        ]
-        growth["software_ms_per_min"] = _slope_per_min(settled)
+    points = timeline(recording)
+    growth["software_ms_per_min"] = _slope_per_min([point for point in points if point[0] >= settle_s])
+    minutes: dict[int, list[float]] = defaultdict(list)
+    for at_s, ms in points:
+        minutes[int(at_s // 60)].append(ms)
+    growth["minutes"] = [
+        {"minute": minute, "n": len(values), **{f"p{p}": round(float(np.percentile(values, p)), 2) for p in (50, 99)}}
+        for minute, values in sorted(minutes.items())
+    ]
     return growth
 
 
@@ -160,6 +170,23 @@ def timeline(recording: Recording) -> list[tuple[float, float]]:
         for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True)
         if "total" in prediction.latency
     ]
+
+
+def _asr(recording: Recording) -> dict[str, Any] | None:
+    """The recogniser's share of real time, how far behind the sound it is, and how late words are committed."""
+    text = recording.statuses.get("text")
+    if text is None:
+        return None
+    lags: list[float] = []
+    # What the first prediction shows was committed before anybody measured.
+    seen = {(word.text, word.t_end_ns) for word in recording.predictions[0].words} if recording.predictions else set()
+    for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True):
+        for word in prediction.words:
+            if word.committed and (word.text, word.t_end_ns) not in seen:
+                seen.add((word.text, word.t_end_ns))
+                lags.append((now_ns - word.t_end_ns) / NS_PER_MS)
+    detail = {key: value for key, value in text.detail.items() if key not in ("source", "lag_ms")}
+    return detail | {"lag_ms": describe(recording.asr_lag_ms), "committed_word_lag_ms": describe(lags)}
 
 
 def _drops(recording: Recording) -> dict[str, int]:

@@ -16,7 +16,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from mien.clock import Clock
 from mien.config import Config
 from mien.messages import Bool, Float32, ModalitySpec
-from mien.stream.modality import Health, Modality, Rows
+from mien.stream.modality import Health, Modality, Rows, SoundPiece
+from mien.stream.session import source_origin
 from mien.stream.slots import SlotClock
 from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
@@ -172,6 +173,7 @@ class Audio(Modality):
         self._sent_ns = 0  # end of the last message
         self._read_ns = 0  # when the newest chunk was read
         self._level_db: float | None = None
+        self._pieces: list[SoundPiece] = []
         self._voice = False
 
     def prepare(self) -> None:
@@ -201,6 +203,8 @@ class Audio(Modality):
             power = float(np.mean(chunk.samples.astype(np.float64) ** 2))
             self._level_db = round(10.0 * float(np.log10(power + FLOOR)), 1)
             self._read_ns = chunk.read_ns
+            if self._config.audio.share:
+                self._pieces.append(SoundPiece(chunk.samples, chunk.t_start_ns, SAMPLE_RATE))
             yield self._place(self._extractor.push(chunk.samples))
         yield self._place(self._extractor.finish())
 
@@ -214,11 +218,16 @@ class Audio(Modality):
             last_error=source.error,
             detail={
                 "source": source.name,
+                "origin": source_origin(self._config.audio.source),
                 "level_db": self._level_db,
                 "voice": self._voice,
                 "realigned_rows": self._slots.slips,
             },
         )
+
+    def take_sound(self) -> list[SoundPiece]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def close(self) -> None:
         if self._source is not None:

@@ -17,19 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mediapipe as mp
 import numpy as np
 import numpy.typing as npt
-from mediapipe.tasks.python import BaseOptions, vision
 
 from mien.clock import NS_PER_MS
 from mien.errors import AssetError
 from mien.messages import Float32
+from mien.stream.modalities.mediapipe_tasks import BaseOptions, mp, vision
 
 UInt8 = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 BLENDSHAPES = 52
+EDGES = np.array(
+    [(line.start, line.end) for line in vision.FaceLandmarksConnections.FACE_LANDMARKS_TESSELATION], np.uint16
+)
 LOOK_NS = 500 * NS_PER_MS
 LARGER = 1.5  # times the area of the face that is followed: then the largest is followed instead
 _SAME = 0.2  # intersection over union of two boxes that are one face

@@ -27,7 +27,8 @@ from mien.engines.selection import open_engine
 from mien.errors import CheckpointError
 from mien.messages import Float32, ModalitySpec
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
-from mien.stream.modality import Health, Modality, Rows
+from mien.stream.modality import Health, Modality, Picture, Rows
+from mien.stream.session import source_origin
 from mien.stream.sources.video import VideoSource, open_video
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ class FaceView:
         box: left, top, right, bottom of the one the row speaks of, in pixels; None without one.
         crop: (48, 48) uint8, what the face CNN saw; None if it saw nothing.
         logits: (7,) what the face CNN makes of it, in the order of EMOTIONS; None likewise.
+        landmarks: (478, 2) pixels; None without a face.
     """
 
     faces: int
     box: Box | None = None
     crop: UInt8 | None = None
     logits: Float32 | None = None
+    landmarks: Float32 | None = None
 
 
 Row = tuple[Float32, bool, FaceView]
@@ -158,7 +161,14 @@ class VisionExtractor:
             values[BLENDSHAPES] = face.blendshapes
             values[POSE] = head_pose(face.matrix)
         values[EMBEDDING] = seen["embedding"][0]
-        return values, True, FaceView(faces, box, crop, seen["logits"][0])
+        return values, True, FaceView(faces, box, crop, seen["logits"][0], face.landmarks if face is not None else None)
+
+
+def mesh_edges() -> npt.NDArray[np.uint16]:
+    """The lines of the face mesh: pairs of landmarks, (2556, 2)."""
+    from mien.stream.modalities.face_mesh import EDGES
+
+    return EDGES
 
 
 def find_in_still(mesh: FaceMesh, image: UInt8) -> Face | None:
@@ -248,6 +258,7 @@ class Vision(Modality):
         self._sent_ns = 0
         self._faces = 0
         self._size: tuple[int, int] | None = None
+        self._picture: Picture | None = None
 
     def prepare(self) -> None:
         self._source = open_video(self._config, self._clock)
@@ -273,6 +284,7 @@ class Vision(Modality):
             values, valid, view = extractor.row(frame.image, frame.t_ns)
             self._faces = view.faces
             self._size = frame.image.shape[1], frame.image.shape[0]
+            self._picture = Picture(frame.image, view.landmarks, mesh_edges)
             t_start_ns, self._sent_ns = min(self._sent_ns, frame.t_ns), frame.t_ns
             yield Rows(
                 t_start_ns=t_start_ns,
@@ -298,10 +310,15 @@ class Vision(Modality):
                 "width": width,
                 "height": height,
                 "reopened": source.reopened,
+                "origin": source_origin(self._config.video.source),
             },
         )
 
+    def picture(self) -> Picture | None:
+        return self._picture
+
     def close(self) -> None:
+        self._picture = None
         if self._source is not None:
             self._source.close()
         if self._extractor is not None:

@@ -37,6 +37,7 @@ from mien.models.datasets import (
     write_shard,
     write_whole,
 )
+from mien.stream.recording.stretch import is_recording, recorded_rows
 from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, read_sound
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _beyond(corpus: Corpus, options: ExtractOptions) -> set[int]:
 
 def _modalities_of(item: CorpusItem, options: ExtractOptions) -> set[str]:
     has = set()
-    if item.text is not None or (item.audio is not None and options.asr):
+    if item.text is not None or (item.audio is not None and (options.asr or is_recording(item.audio))):
         has.add("text")
     if item.audio is not None:
         has.add("audio")
@@ -376,6 +377,8 @@ class Extractors:
             SourceError: its clip cannot be read.
             DataError: there is nothing in it.
         """
+        if item.audio is not None and is_recording(item.audio):
+            return recorded_rows(item.audio, item, self)
         rows: dict[str, RawRows] = {}
         duration_ns = 0
         if item.start_s is not None and item.end_s is not None:

@@ -21,7 +21,9 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import Float32, WorkerState
-from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, sound
+from mien.stream.sources.clip import SAMPLE_RATE, SLOT_S, clip_streams, sound
+
+JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
 
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE  # 62,500 exactly: integer time never drifts
 PICTURE_SUFFIXES = frozenset(
@@ -144,14 +146,31 @@ class ClipSound(AudioSource):
         self._waiting_samples = 0
         self._pieces = sound(path)
         self._exhausted = False
+        self._from_sample = 0  # where to begin
+        self._fresh = True
 
     def start(self, start_ns: int) -> None:
         self._start_ns = start_ns
         self.state = "running"
+        late_ns = self._clock.now_ns() - start_ns
+        if self._paced and late_ns > JOIN_NS:
+            # A worker that is started again must not play what was missed.
+            slot = round(SLOT_S * SAMPLE_RATE)
+            self._from_sample = late_ns // NS_PER_SAMPLE // slot * slot
+            if self._loop:
+                self._position = self._from_sample // self._loop_samples * self._loop_samples
 
     def read(self, timeout: float) -> Chunk | None:
         if self.state != "running":
             return None
+        until_ns = self._clock.now_ns() + round(timeout * NS_PER_S)
+        while self._position < self._from_sample:
+            self._fill()
+            if self._waiting_samples == 0:
+                break
+            self._take(min(self._waiting_samples, self._from_sample - self._position))
+            if self._clock.now_ns() > until_ns:
+                return None
         self._fill()
         size = min(self._chunk_samples, self._waiting_samples)
         if size == 0:
@@ -166,7 +185,7 @@ class ClipSound(AudioSource):
                 return None
         t_start_ns = self._start_ns + self._position * NS_PER_SAMPLE
         read_ns = self._clock.now_ns() if self._paced else t_start_ns + size * NS_PER_SAMPLE
-        continuous = self._position > 0
+        continuous, self._fresh = not self._fresh, False
         return Chunk(self._take(size), t_start_ns, read_ns, continuous)
 
     def close(self) -> None:

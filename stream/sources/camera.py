@@ -25,10 +25,11 @@ from mien.config import VideoConfig
 from mien.errors import SourceError
 from mien.stream.sources.video import Frame, VideoSource
 
+QUIET_S = 0.4  # silent for longer: said to be
 STALL_S = 1.5  # silent for longer: lost
 FREEZE_S = 2.0  # the same picture for longer: frozen. A sensor's noise makes no two pictures alike
 BACKOFF_S = 0.25  # before the first attempt to open it again; doubled for each further one
-BACKOFF_MAX_S = 2.0
+BACKOFF_MAX_S = 1.0
 _OPEN_S = 10.0  # for the first opening; a driver may take seconds
 _CONNECT_S, _SILENCE_S = 3.0, 1.5  # network: to connect, and between two packets
 _ABANDONED = 4  # threads that may still hang in a camera that was given up
@@ -93,6 +94,7 @@ class LiveCamera(VideoSource):
     """Any camera, with a thread that reads it and a watchdog that opens it again.
 
     Drops: "skipped", frames that were older than the newest when a reader came; "frozen", copies of one picture.
+    A copy is never returned: it is no evidence of now, whatever it shows.
     """
 
     def __init__(self, name: str, open_camera: Callable[[], Camera]) -> None:
@@ -101,6 +103,7 @@ class LiveCamera(VideoSource):
         self._open = open_camera
         self._abandoned: list[_Grabber] = []
         self._backoff_s = BACKOFF_S
+        self._lost = False
         self._retry_at_s = 0.0
         self._last_ns = 0
         self._picture = self._frozen = -1  # checksums of the last picture, and of one that stands still
@@ -135,6 +138,8 @@ class LiveCamera(VideoSource):
             self._lose(grabber.error)
         elif now_s - self._heard_s > (STALL_S if grabber.opened.is_set() else _CONNECT_S):
             self._lose(f"{self.name} has delivered no picture for {now_s - self._heard_s:.1f} s")
+        elif now_s - self._heard_s > QUIET_S and self.state == "running":
+            self.state, self.error = "degraded", f"{self.name} has delivered no picture for {QUIET_S} s"
         return None
 
     def close(self) -> None:
@@ -148,22 +153,21 @@ class LiveCamera(VideoSource):
     def _is_new(self, frame: Frame, now_s: float) -> bool:
         """Whether a frame is worth returning. Notices a picture that stands still, and one that moves again."""
         picture = zlib.crc32(frame.image[::4, ::4].tobytes())
-        if picture == self._frozen:
+        if picture in (self._picture, self._frozen):
             self.count("frozen")
-        if picture == self._picture:
-            if now_s - self._changed_s > FREEZE_S:
+            if picture != self._picture:
+                self._picture, self._changed_s = picture, now_s
+            elif now_s - self._changed_s > FREEZE_S:
                 self._frozen = picture
                 self._lose(f"{self.name} has delivered the same picture for {FREEZE_S:.0f} s")
-            if picture == self._frozen:
-                return False
-        elif picture == self._frozen:
-            self._picture, self._changed_s = picture, now_s
+            elif now_s - self._changed_s > QUIET_S and self.state == "running":
+                self.state, self.error = "degraded", f"{self.name} has delivered the same picture for {QUIET_S} s"
             return False
-        else:
-            self._picture, self._changed_s, self._frozen = picture, now_s, -1
+        self._picture, self._changed_s, self._frozen = picture, now_s, -1
         if self.state == "degraded":
             self.state, self.error = "running", None
-            self.reopened += 1
+            self.reopened += self._lost
+            self._lost = False
             self._backoff_s = BACKOFF_S
         if frame.t_ns <= self._last_ns:
             self.count("disordered")
@@ -173,6 +177,7 @@ class LiveCamera(VideoSource):
 
     def _lose(self, why: str) -> None:
         self.state, self.error = "degraded", why
+        self._lost = True
         if self._grabber is not None:
             self._abandon(self._grabber)
             self._grabber = None

@@ -27,6 +27,7 @@ from mien.stream.sources.clip import SAMPLE_RATE
 
 BUFFER_S = 5.0  # sound that may wait for the reader
 LATENCY_S = 0.05  # asked of the driver
+QUIET_S = 0.4  # a device that delivers nothing for so long is said to be silent
 SILENT_S = 2.5  # a device that delivers nothing for so long is lost; some need 2 s for their first samples
 RETRY_S = 1.0
 SETTLE_S = 2.0  # time constant with which the driver's times are followed
@@ -95,6 +96,7 @@ class Microphone(AudioSource):
         self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
         self._stream: Any = None
         self._lost_at_ns = self._alive_ns = 0
+        self._lost = False
         self._pending: _Block | None = None  # the first block after a hole
         self._open()
 
@@ -124,7 +126,7 @@ class Microphone(AudioSource):
                 self._watch()
                 return None
             self._alive_ns = self._clock.now_ns()
-            self.state, self.error = "running", None
+            self.state, self.error, self._lost = "running", None, False
             self._follow(block)
         return None
 
@@ -257,21 +259,25 @@ class Microphone(AudioSource):
     def _watch(self) -> None:
         """Nothing came: is the device still there? If not, try to open it again, once a second."""
         now_ns = self._clock.now_ns()
-        if self.state == "running":
-            if self._stream.active and now_ns - self._alive_ns < SILENT_S * NS_PER_S:
+        if self._stream is not None:
+            silent_s = (now_ns - self._alive_ns) / NS_PER_S
+            if self._stream.active and silent_s < SILENT_S:
+                # Perhaps it was just opened, and is about to deliver.
+                if self.state == "running" and silent_s > QUIET_S:
+                    self.state, self.error = "degraded", f"microphone {self.name!r} delivers no sound"
                 return
             self.state = "degraded"
             self.error = f"microphone {self.name!r} was lost; it is opened again when it is back"
+            if not self._lost:
+                self._lost_at_ns = now_ns
+                self._lost = True
+            self._release()
+            return
+        if now_ns - self._lost_at_ns >= RETRY_S * NS_PER_S:
             self._lost_at_ns = now_ns
-            self._release()
-            return
-        if self._stream is not None:
-            if self._stream.active and now_ns - self._alive_ns < SILENT_S * NS_PER_S:
-                return  # opened again, and about to deliver
-            self._release()
-        if now_ns - self._lost_at_ns < RETRY_S * NS_PER_S:
-            return
-        self._lost_at_ns = now_ns
+            self._reopen()
+
+    def _reopen(self) -> None:
         try:
             with _quiet():
                 # PortAudio lists devices once, when it starts: only so does one that came back appear.

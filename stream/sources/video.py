@@ -32,6 +32,7 @@ UInt8 = npt.NDArray[np.uint8]
 _URL = re.compile(r"(rtsp|rtsps|rtmp|http|https|udp|tcp|srt)://", re.IGNORECASE)
 _DEVICE = re.compile(r"(?:/dev/video)?(\d+)")
 _BACKLOG = 8  # frames of a paced clip that may wait for a slow reader
+JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ def open_video(config: Config, clock: Clock) -> VideoSource:
         raise SourceError("the picture is turned off (video.source is none)")
     device = _DEVICE.fullmatch(source)
     if source != "auto" and device is None and not _URL.match(source):
+        if config.clip.fps and not config.clip.fast:
+            from mien.stream.sources.filmed import FilmedClip
+
+            return FilmedClip(Path(source), config, clock)
         return ClipPicture(Path(source), config, clock)
     from mien.stream.sources import camera
 
@@ -136,6 +141,8 @@ class ClipPicture(VideoSource):
         self._start_ns = self._pass_ns = 0
         self._last_ns = -1
         self._pictures = pictures(path)
+        self._from_ns = 0  # time since `start_ns` from which frames are wanted
+        self._joining = False
         self._waiting: deque[tuple[int, Any]] = deque()  # time since `start_ns`, decoded frame
         if not self._decode():
             raise SourceError(f"the picture of clip {path} cannot be decoded; choose another file")
@@ -143,6 +150,17 @@ class ClipPicture(VideoSource):
     def start(self, start_ns: int) -> None:
         self._start_ns = start_ns
         self.state = "running"
+        late_ns = self._clock.now_ns() - start_ns
+        if self._paced and late_ns > JOIN_NS:
+            self._join(late_ns)
+
+    def _join(self, late_ns: int) -> None:
+        """Go on where the clip is by now: a worker that is started again must not play what was missed."""
+        self._from_ns, self._joining = late_ns, True
+        self._pass_ns = late_ns // self._loop_ns * self._loop_ns if self._loop else 0
+        self._pictures = pictures(self._path, late_ns - self._pass_ns)
+        self._waiting.clear()
+        self._last_ns = -1
 
     def read(self, timeout: float) -> Frame | None:
         if self.state != "running":
@@ -185,21 +203,26 @@ class ClipPicture(VideoSource):
             picture = next(self._pictures, None)
             if picture is None:
                 # A pass that gave nothing would be followed by another one, forever.
-                if not self._loop or self._last_ns < self._pass_ns:
+                if not self._loop or (self._last_ns < self._pass_ns and not self._joining):
                     return False
+                self._joining = False
                 self._pass_ns += self._loop_ns
                 self._pictures = pictures(self._path)
                 continue
             t_ns = self._pass_ns + picture[0]
             if t_ns > self._last_ns:
                 self._last_ns = t_ns
+                if t_ns < self._from_ns:
+                    continue
                 self._waiting.append((t_ns, picture[1]))
                 return True
             self.count("disordered")
 
 
-def pictures(path: Path) -> Iterator[tuple[int, Any]]:
+def pictures(path: Path, from_ns: int = 0) -> Iterator[tuple[int, Any]]:
     """A clip's decoded frames (`av.VideoFrame`), each with its time since the clip's time zero in ns.
+
+    With `from_ns` they begin at or before that time, as near to it as the file allows.
 
     Time zero is the container's, which picture and sound share. A file that ends in the middle of a packet is
     played as far as it goes.
@@ -217,6 +240,8 @@ def pictures(path: Path) -> Iterator[tuple[int, Any]]:
         begin_ns = (container.start_time or 0) * (NS_PER_S // av.time_base)
         rate = stream.average_rate or stream.guessed_rate or 25
         try:
+            if from_ns > 0:
+                container.seek((begin_ns + from_ns) * av.time_base // NS_PER_S)
             for index, frame in enumerate(container.decode(stream)):
                 if frame.pts is None:
                     yield int(index * NS_PER_S / rate), frame

@@ -14,6 +14,8 @@ import pytest
 import mien
 
 SAMPLE = Path(mien.__file__).parent / "sample.mp4"
+# What a clip does not decide: how long it took, names, and how rows were parted into messages.
+RUN_DEPENDENT = ("latency", "run", "session", "inputs")
 
 
 def command(*arguments: str) -> list[str]:
@@ -37,7 +39,7 @@ def run_json(port: int, *arguments: str, timeout_s: float = 240) -> tuple[list[d
 
 def comparable(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Predictions without what is not decided by the clip: how long it took, and names."""
-    return [{key: value for key, value in p.items() if key not in ("latency", "run", "session")} for p in predictions]
+    return [{key: value for key, value in p.items() if key not in RUN_DEPENDENT} for p in predictions]
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ from mien.cli import _bench
 from mien.engines.predictor import Predictor
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import Checkpoint
-from mien.stream.bench.benchmark import bench_bus, bench_engines, bench_multi, bench_single
+from mien.stream.bench.benchmark import bench_bus, bench_single
+from mien.stream.bench.contest import bench_engines
 from mien.stream.bench.measurement import compare_reports, describe, ratio
+from mien.stream.bench.streams import bench_multi, find_most_streams
 from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows
 
 
@@ -58,6 +60,8 @@ def test_engines_take_turns(checkpoint: Checkpoint, compiled: Path) -> None:
     assert len({values["n"] for values in figures.values()}) == 1
     assert report["speedup over whole torch-fp32"]["whole torch-fp32"]["ratio"] == 1.0
     assert "tensorrt" in report["refused"] or "whole tensorrt-fp32" in figures
+    assert {"encoding only what changed", "batches of 8 streams"} <= report["gains"].keys()
+    assert all(gain["p10"] <= gain["ratio"] <= gain["p90"] for gain in report["gains"].values())
 
 
 def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
@@ -65,10 +69,22 @@ def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
     single = bench_single(predictor, seconds=0.1)
     stages = single["stages_ms"]
     assert sum(stages[name]["p50"] for name in ("decode", "assemble", "infer", "publish")) <= 2 * stages["total"]["p50"]
+    assert single["achieved_fps"] > 0
     multi = bench_multi(predictor, streams=2, seconds=1.0)
-    assert multi["offered_per_s"] == 2 * FRAME_HZ
-    assert multi["latency_ms"]["n"] + multi["dropped"] > FRAME_HZ
+    assert multi["offered_fps"] == 2 * FRAME_HZ
+    assert multi["latency_ms"]["n"] + multi["drops"]["overtaken"] > FRAME_HZ
     assert multi["latency_ms"]["p50"] > 0
+    assert multi["age_ms"].keys() == predictor.specs.keys()
+
+
+def test_most_streams_says_what_batches_and_memory_do(checkpoint: Checkpoint, compiled: Path) -> None:
+    predictor = Predictor(checkpoint, "onnx", cache=compiled)
+    heard: list[dict[str, object]] = []
+    report = find_most_streams(predictor, seconds=0.3, most=2, report=heard.append)
+    assert [trial["streams"] for trial in report["trials"]] == sorted(trial["streams"] for trial in report["trials"])
+    assert len(heard) >= len(report["trials"]) > 0
+    if report["most_streams"] > 1:  # a machine that is busy may hold none
+        assert report["batching"]["one by one"]["offered_fps"] == report["most_streams"] * FRAME_HZ
 
 
 def test_bus() -> None:

@@ -155,6 +155,8 @@ def test_a_newer_snapshot_replaces_the_one_before_and_a_window_in_between_sees_t
         ([frame(0, 0), frame(0, 0)], {"duplicate": 1}),
         ([frame(0, 0), frame(2, 66), frame(1, 33), frame(1, 33)], {"duplicate": 1, "late": 1}),
         ([frame(5, 0), frame(0, 33, run=2), frame(6, 66)], {"stale_run": 1}),
+        ([frame(0, 0), frame(2**53 - 1, 33), frame(1, 66)], {"absurd_seq": 1}),
+        ([frame(0, 0), frame(9, 33), frame(1, 66), frame(1, 99)], {"lost": 7, "duplicate": 1}),
         ([frame(0, 0), frame(2, 9000), frame(1, 33)], {"too_late": 1}),
         ([frame(0, 90_000), frame(1, 33)], {"clock_step": 1}),
     ],
@@ -250,3 +252,21 @@ def test_memory_is_bounded_and_old_rows_are_forgotten() -> None:
     rows = assembler._tracks["vision"]
     assert len(rows._values) == 4096
     assert window.features["vision"][-1, 0] == pytest.approx(19_989.5, abs=10)
+
+
+@pytest.mark.parametrize(
+    "absurd", [{"seq": 2**53 - 1}, {"seq": 1 << 24}, {"seq": 0, "run": 99}, {"seq": 2**53 - 1, "run": 99}]
+)
+@pytest.mark.parametrize("ahead_ms", [0, 900, 2000])
+def test_a_message_with_absurd_numbers_does_not_silence_the_real_ones(absurd: dict[str, int], ahead_ms: int) -> None:
+    """However it is numbered, and even if it pretends to come from two seconds ahead."""
+    assembler = Assembler(SPECS)
+    for seq in range(30):
+        assert assembler.push(frame(seq, seq * 33), at(seq * 33))
+    seq, run = absurd["seq"], absurd.get("run", 1)
+    assembler.push(frame(seq, 30 * 33 + ahead_ms, run=run), at(30 * 33))
+    accepted = [assembler.push(frame(seq, seq * 33), at(seq * 33)) for seq in range(31, 200)]
+    silent_ms = accepted.index(True) * 33
+    assert silent_ms <= ahead_ms + 1100
+    assert all(accepted[accepted.index(True) :])
+    assert sum(assembler.drops.values()) < 1 << 25

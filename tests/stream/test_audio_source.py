@@ -82,6 +82,25 @@ def test_a_clip_waits_for_its_start(tmp_path: Path) -> None:
     assert source.ended
 
 
+@pytest.mark.parametrize("late_s", [1.5, 61.3, 3600.02])
+def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s: float) -> None:
+    """As a worker does that is started again: nothing of what was missed is played."""
+    path = write_wav(tmp_path / "tone.wav", tone(3.0, 2.0))
+    clock = Clock()
+    source = open_audio(configured(path, loop=True), clock)
+    began_ns = clock.now_ns()
+    source.start(began_ns - round(late_s * NS_PER_S))
+    chunks = drain(source, most=5)
+    assert not chunks[0].continuous
+    assert began_ns - 20_000_000 <= chunks[0].t_start_ns <= clock.now_ns()
+    period = round(clip_streams(path).duration_s * SAMPLE_RATE)
+    since = (chunks[0].t_start_ns - (began_ns - round(late_s * NS_PER_S))) // NS_PER_SAMPLE
+    once = np.zeros(period, np.float32)
+    once[: len(read_sound(path))] = read_sound(path)
+    heard = joined(chunks)
+    assert np.array_equal(heard, np.take(once, np.arange(since, since + len(heard)), mode="wrap"))
+
+
 @pytest.mark.parametrize("sound_s", [0.73, 1.2, 1.61])
 def test_a_loop_is_as_long_as_the_clip(tmp_path: Path, sound_s: float) -> None:
     path = write_movie(tmp_path / "movie.mp4", 1.2, tone(300.0, sound_s))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mien.config import BusConfig
 from mien.errors import BusError
-from mien.stream.bus import Publisher, Receiver, is_loopback
+from mien.stream.bus import Publisher, Receiver
+from mien.stream.curve import is_loopback
 
 CONFIG = BusConfig(high_water_mark=8)
 
@@ -128,9 +131,9 @@ def test_a_port_in_use_is_a_clear_error(port: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "*", "example.org"])
-def test_binding_beyond_this_machine_is_refused_with_an_explanation(host: str) -> None:
+def test_binding_beyond_this_machine_without_keys_is_refused_with_an_explanation(host: str, tmp_path: Path) -> None:
     with pytest.raises(BusError, match="this machine only"):
-        Publisher(f"tcp://{host}:5999", BusConfig(host=host))
+        Publisher(f"tcp://{host}:5999", BusConfig(host=host, keys=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -153,5 +156,45 @@ def test_a_storm_of_subscriptions_does_not_multiply_messages(port: int) -> None:
         publisher.service()
         count += len(list(receiver.drain()))
     assert count <= (time.monotonic() - began_s) / 0.02 + 2
+    receiver.close()
+    publisher.close()
+
+
+def test_a_receiver_gets_over_a_stranger_on_the_port(port: int) -> None:
+    """libzmq itself would never connect again to a port on which somebody broke the protocol."""
+    receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"",))
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen()
+        stranger.settimeout(10)
+        with stranger.accept()[0] as connection:
+            greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+            connection.sendall(greeting)
+            connection.settimeout(10)
+            while connection.recv(4096):  # until it hangs up
+                pass
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    publisher.send(message(1))
+    wait_for(lambda: list(receiver.drain()), publisher)
+    receiver.close()
+    publisher.close()
+
+
+def test_a_message_that_is_too_long_silences_its_sender_for_a_moment_only(port: int) -> None:
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    receiver = Receiver(publisher.endpoint, (b"",))
+    wait_for(lambda: publisher.subscriptions, publisher)
+    publisher.send([b"features/default/vision", b"x" * (6 << 20)], keep=False)
+    got: list[list[bytes]] = []
+
+    def arrived() -> bool:
+        publisher.send(message(1))
+        got.extend(receiver.drain())
+        return bool(got)
+
+    wait_for(lambda: not publisher.subscriptions, publisher)
+    wait_for(arrived, publisher)
+    assert all(len(frames) == 3 for frames in got)
     receiver.close()
     publisher.close()

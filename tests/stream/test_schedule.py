@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS
-from mien.messages import FeatureWindow
-from mien.stream.schedule import CompleteSchedule, LiveSchedule
+from mien.messages import Cue, FeatureWindow
+from mien.stream.schedule import CompleteSchedule, CueSchedule, LiveSchedule, spans_of
 from tests.stream.test_assembler import at, frame, sound
 
 
@@ -137,3 +137,50 @@ def test_triggers_carry_the_stamps_of_their_message() -> None:
     trigger = schedule.due(at(11))
     assert trigger is not None
     assert (trigger.read_ns, trigger.sent_ns) == (at(1), at(9))
+
+
+def test_numbers_of_messages_in_short() -> None:
+    numbers = {"vision": [(7, 3), (7, 4), (7, 6), (8, 0), (8, 1)], "audio": []}
+    assert spans_of(numbers) == {"vision": ((7, 3, 4), (7, 6, 6), (8, 0, 1)), "audio": ()}
+
+
+def cue(seq: int, *spans: tuple[int, int, int], end: bool = False) -> Cue:
+    return Cue(session="default", seq=seq, t_end_ns=at(seq), inputs={"vision": spans}, end=end)
+
+
+def test_a_cue_waits_for_the_messages_that_it_names_and_gets_them_in_order() -> None:
+    schedule = CueSchedule()
+    frames = [frame(seq, seq * 40) for seq in range(6)]
+    run = frames[0].run
+    schedule.cue(cue(0, (run, 0, 1), (run, 3, 3)))
+    schedule.cue(cue(1))
+    schedule.cue(cue(1))
+    schedule.cue(cue(0))
+    assert schedule.due(at(0)) is None
+    for message in (frames[3], frames[1], frames[2], frames[0]):
+        assert schedule.due(at(1)) is None
+        schedule.hear(message)
+    due = schedule.due(at(2))
+    assert due is not None
+    assert due[0].seq == 0
+    assert [message.seq for message in due[1]] == [0, 1, 3]
+    due = schedule.due(at(3))
+    assert due is not None
+    assert due[1] == []
+    assert schedule.due(at(4)) is None, "a cue that came twice is answered once"
+    schedule.cue(cue(2, end=True))
+    assert schedule.due(at(5)) is None
+    assert schedule.finished
+
+
+def test_messages_that_never_come_are_waited_for_a_while_and_counted() -> None:
+    schedule = CueSchedule()
+    message = frame(4, 160)
+    schedule.hear(message)
+    schedule.cue(cue(0, (message.run, 3, 4)))
+    assert schedule.due(at(0)) is None
+    assert schedule.due(at(9_000)) is None
+    due = schedule.due(at(10_001))
+    assert due is not None
+    assert due[1] == [message]
+    assert schedule.lost == 1

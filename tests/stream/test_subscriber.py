@@ -60,6 +60,24 @@ def test_gaps_are_counted_and_a_restart_is_none(publisher: Publisher) -> None:
         assert subscriber.lost == 3
 
 
+def test_what_was_lost_last_is_told_from_silence(publisher: Publisher) -> None:
+    """Inference says how far it has counted: no prediction after the missing ones is needed to know of them."""
+    inference = msgspec.structs.replace(STATUS, worker="inference", run=1)
+    with Subscriber(publisher.endpoint) as subscriber:
+        wait_for(lambda: publisher.subscriptions, publisher)
+        publisher.send(encode_prediction(numbered(0)))
+        publisher.send(encode_status(msgspec.structs.replace(inference, next_seq=1)))
+        wait_for(lambda: subscriber.poll() is None or "inference" in subscriber.statuses, publisher)
+        assert subscriber.lost == 0, "it is silent, and nothing is missing"
+        publisher.send(encode_status(msgspec.structs.replace(inference, next_seq=4)))
+        wait_for(lambda: subscriber.poll() is None or subscriber.lost, publisher)
+        assert subscriber.lost == 3
+        publisher.send(encode_status(msgspec.structs.replace(inference, run=2, next_seq=9)))
+        publisher.send(encode_prediction(numbered(4)))
+        assert [p.seq for p in collect(publisher, subscriber, 1)] == [4]
+        assert subscriber.lost == 3, "another run's numbers say nothing of this one's"
+
+
 def test_garbage_is_refused_and_counted_and_the_rest_arrives(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint) as subscriber:
         wait_for(lambda: publisher.subscriptions, publisher)

@@ -136,6 +136,29 @@ def test_a_reader_that_is_late_gets_the_newest_eight_and_the_rest_is_counted(tmp
     assert not source.ended
 
 
+@pytest.mark.parametrize("late_s", [1.5, 8.2, 3600.4])
+def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s: float) -> None:
+    """As a worker does that is started again: what was missed is neither played nor counted."""
+    clip = write_clip(tmp_path / "clip.mp4", numbered(100))
+    loop_ns = round(clip_streams(clip).duration_s * NS_PER_S)
+    late_ns = round(late_s * NS_PER_S)
+    clock = CountingClock(START_NS + late_ns)
+    source = opened(configured(clip, loop=True), clock)
+    frame = wait_for(source, lambda frame: frame is not None, "a frame")
+    assert frame is not None
+    assert 0 <= frame.t_ns - START_NS - late_ns <= 60 * NS_PER_MS
+    index = (frame.t_ns - START_NS) % loop_ns // (40 * NS_PER_MS)
+    assert abs(brightness(frame.image) - brightness(numbered(100)[index])) < 8
+    assert source.drops == {}
+
+
+def test_started_after_its_end_a_clip_is_over(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", numbered(10))
+    source = opened(configured(clip), SetClock(START_NS + 60 * NS_PER_S))
+    assert source.read(timeout=0.1) is None
+    assert source.ended
+
+
 @pytest.mark.parametrize(("turned", "corner"), [(0, (0, 0)), (90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))])
 def test_a_telephones_clip_stands_upright(tmp_path: Path, turned: int, corner: tuple[int, int]) -> None:
     image = np.zeros((64, 96, 3), np.uint8)

@@ -37,11 +37,13 @@ def _root(
     pass
 
 
-# A file here is a command: its `command` function is registered under the file's name.
+# A file here is a command: its `command` function is registered under the file's name, or its `group` of commands.
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
     _imported = importlib.import_module(f"{__name__}.{_module}")
     if hasattr(_imported, "command"):
         app.command(_module)(_imported.command)
+    elif hasattr(_imported, "group"):
+        app.add_typer(_imported.group, name=_module)
 
 
 _EXTRAS = {"matplotlib": "train", "sklearn": "train", "tensorboard": "train", "nicegui": "dashboard"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -27,7 +28,12 @@ def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str,
     # A thread that spins for work takes the core that another process needs. Read when libraries are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     before = load_per_core()
+    process = psutil.Process()
+    process.cpu_percent()
     results = run()
+    if "processes" not in results:
+        memory_mb = round(process.memory_info().rss / 2**20, 1)
+        results["processes"] = {"bench": {"cpu_percent": process.cpu_percent(), "rss_mb": memory_mb}}
     load = {"before": before, "after": load_per_core()}
     return {"format": _FORMAT, "kind": kind, "results": results, "load_per_core": load, **surroundings()}
 
@@ -35,7 +41,7 @@ def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str,
 def run_engines(checkpoint: str, seconds: float) -> dict[str, Any]:
     """`mien bench engines`."""
     from mien.models.checkpoint import load_checkpoint
-    from mien.stream.bench.benchmark import bench_engines
+    from mien.stream.bench.contest import bench_engines
 
     return bench_engines(load_checkpoint(checkpoint), seconds)
 
@@ -49,7 +55,7 @@ def run_single(checkpoint: str, engine: str, seconds: float) -> dict[str, Any]:
 
 def run_multi(checkpoint: str, engine: str, streams: int | None, seconds: float) -> dict[str, Any]:
     """`mien bench multi`: a fixed number of streams, or the most that hold."""
-    from mien.stream.bench.benchmark import bench_multi, find_most_streams
+    from mien.stream.bench.streams import bench_multi, find_most_streams
 
     predictor = _predictor(checkpoint, engine)
     if streams is not None:
@@ -59,7 +65,7 @@ def run_multi(checkpoint: str, engine: str, streams: int | None, seconds: float)
     def report(trial: dict[str, Any]) -> None:
         console.print(
             f"{trial['streams']:4} streams  p99 {trial['latency_ms'].get('p99', float('nan')):7.1f} ms  "
-            f"{'holds' if trial['holds'] else 'does not hold'}"
+            f"{'holds' if trial['holds'] else 'does not hold'}{'' if trial['batched'] else ', one by one'}"
         )
 
     return find_most_streams(predictor, seconds, report=report)
@@ -73,9 +79,17 @@ def run_bus(seconds: float) -> dict[str, Any]:
 
 
 def run_session(
-    clip: Path | None, asr: str | None, engine: str, checkpoint: str, seconds: float, plot: Path | None, *, soak: bool
+    clip: Path | None,
+    asr: str | None,
+    engine: str,
+    checkpoint: str,
+    seconds: float,
+    fps: float,
+    plot: Path | None,
+    *,
+    soak: bool,
 ) -> dict[str, Any]:
-    """`mien bench paced` and `mien bench soak`: all processes, on a clip that plays at its own pace in a loop."""
+    """`mien bench paced` and `mien bench soak`: all processes, on a clip in a loop, filmed at `fps` (0: its own)."""
     from mien.stream.bench.benchmark import free_port
     from mien.stream.bench.paced import record, slopes, summarise, timeline
     from mien.stream.session import plan_session
@@ -85,6 +99,7 @@ def run_session(
         "video.source": source,
         "audio.source": source,
         "clip.loop": True,
+        "clip.fps": fps,
         "text.asr": asr,
         "inference.engine": engine,
         "inference.checkpoint": checkpoint,
@@ -99,9 +114,9 @@ def run_session(
     finally:
         signal.signal(signal.SIGINT, before)
     report: dict[str, Any] = {"model": model, "clip": session.label, "workers": list(session.workers)}
-    report |= summarise(recording, _frame_rate(source))
+    report |= summarise(recording, fps or _frame_rate(source))
     if soak:
-        report["growth"] = slopes(recording)
+        report["growth"] = slopes(recording, seconds)
     if plot is not None:
         draw(timeline(recording), plot, f"{session.label}, {model}, {surroundings()['machine']}")
     return report
@@ -137,6 +152,30 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("format") != _FORMAT or "results" not in report:
         raise DataError(f"{path} is not a report of this mien bench; write one with --json")
     return report
+
+
+def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float) -> dict[str, Any]:
+    """`mien bench watchers`: what it costs to be watched, in three rounds of turns."""
+    from mien.stream.bench.benchmark import free_port
+    from mien.stream.bench.watchers import measure_watchers
+    from mien.stream.session import SAMPLE, plan_session
+
+    source = str(clip or SAMPLE)
+    overrides = {
+        "video.source": source,
+        "audio.source": source,
+        "clip.loop": True,
+        "inference.engine": engine,
+        "inference.checkpoint": checkpoint,
+        "bus.port": _four_ports(free_port),
+        "session": "bench",
+    }
+    stopping = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
+    try:
+        return measure_watchers(plan_session(load_config(overrides=overrides)), seconds, 3, stopping)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -230,6 +269,8 @@ def _sort_out(results: Any, path: str, tables: list[tuple[str, dict[str, Any]]],
     """Into rows of the table and everything else, in the report's order."""
     for key, value in results.items():
         name = f"{path} {key}".strip()
+        if key == "faults":
+            continue  # each was shown when it had happened
         if isinstance(value, dict) and "blocks" in value:
             tables.append((name, value))
         elif isinstance(value, dict) and set(value) == {"ratio", "p10", "p90"}:

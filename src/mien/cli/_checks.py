@@ -16,6 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,16 +163,17 @@ def check_gpu(_: Config) -> Iterator[Row]:
 
 def check_engines(_: Config) -> Iterator[Row]:
     """Inference engines, and what each of them lacks."""
-    from mien.engines.selection import BACKENDS, find_backend
+    from mien.engines.selection import BACKENDS, find_usable
+    from mien.errors import EngineError
 
     for name in BACKENDS:
-        missing = find_backend(name).missing()
-        if missing is None:
+        try:
+            find_usable(name)
             yield Row(f"engine {name}", "ok", "can run here")
-        else:
+        except EngineError as missing:
             # Only what an install for capturing brings is expected.
             expected = name in ("onnx", "torch") and importlib.util.find_spec("torch") is not None
-            yield Row(f"engine {name}", "fail" if expected else "warn", "cannot run here", missing)
+            yield Row(f"engine {name}", "fail" if expected else "warn", "cannot run here", str(missing))
 
 
 def check_assets(config: Config) -> Iterator[Row]:
@@ -232,6 +234,32 @@ def check_ports(config: Config) -> Iterator[Row]:
         yield Row("ports", "ok", f"{span} are free")
 
 
+def check_session(config: Config) -> Iterator[Row]:
+    """A mien that runs on these ports, and where its figures are to be served."""
+    port = config.service.metrics_port
+    if port:
+        with socket.socket() as probe:
+            served = probe.connect_ex(("127.0.0.1", port)) == 0
+        yield Row("metrics", "ok", f"port {port} " + ("serves somebody already" if served else "is free"))
+    try:
+        from mien.stream.observer import Observer
+        from mien.stream.subscriber import Subscriber
+    except ImportError:  # another check says what is missing
+        return
+    with Subscriber(config.bus.address(), session=config.session, keys=config.bus.keys) as subscriber:
+        observer = Observer(subscriber)
+        until_s = time.monotonic() + 1.5
+        while time.monotonic() < until_s:
+            observer.wait(0.1)
+        condition = observer.condition()
+    if not condition.processes:
+        yield Row("session", "ok", f"no mien runs as {config.session!r} on {config.bus.address()}")
+    elif condition.verdict == "ok":
+        yield Row("session", "ok", f"{config.session!r} runs, {condition.predictions_per_s:.0f} predictions a second")
+    else:
+        yield Row("session", "warn", "; ".join(condition.problems), "mien status tells more")
+
+
 def check_cache(config: Config) -> Iterator[Row]:
     """The folders that mien writes to."""
     from mien.assets import cache_folder
@@ -264,6 +292,7 @@ CHECKS: tuple[Check, ...] = (
     check_assets,
     check_checkpoint,
     check_ports,
+    check_session,
     check_cache,
 )
 

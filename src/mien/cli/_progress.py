@@ -13,24 +13,8 @@ if TYPE_CHECKING:
 @contextmanager
 def item_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while the context lasts. Call what it gives with items done and items in all."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
+    with stage_progress() as update:
+        yield lambda done, total: update(what, done, total)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Running a session from the terminal: start, show, end, sum up. Shared by `mien run` and `mien demo`."""
+"""Running a session from the terminal: start, show, end, sum up. Shared by `mien run`, `mien demo`, `mien replay`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,33 @@ from rich.console import Console
 from rich.live import Live
 
 from mien.cli import _view
+from mien.cli._service import Journal, Service
 from mien.messages import Prediction
+from mien.stream.dashboard.launch import Companion
+from mien.stream.recording.control import RecorderProcess
+from mien.stream.recording.player import Player
+from mien.stream.recording.recorder import RecorderState
 from mien.stream.session import Session
 from mien.stream.subscriber import Subscriber
 from mien.stream.summary import STAGES, Summary
 from mien.stream.supervisor import Supervisor
 
 _FRAME_S = 0.1
+_RECORDER_S = 15.0  # for a recorder to start and to hear the session
+
+
+@dataclass(frozen=True)
+class RecordingChoice:
+    """Where a session is kept, and whether with pictures and sound."""
+
+    path: Path
+    video: bool = False
+    audio: bool = False
+
+    def start(self, session: Session) -> RecorderProcess:
+        """Start the recorder. It listens before the session speaks."""
+        config = session.config
+        return RecorderProcess(self.path, config.bus, config.session, video=self.video, audio=self.audio)
 
 
 class Output(Enum):
@@ -37,34 +58,68 @@ class Output(Enum):
 
 
 def run_session(
-    session: Session, *, badge: str, seconds: float | None, output: Output, summary_path: Path | None = None
+    session: Session,
+    *,
+    badge: str,
+    seconds: float | None,
+    output: Output,
+    summary_path: Path | None = None,
+    record: RecordingChoice | None = None,
+    player: Player | None = None,
+    companion: Callable[[], Companion] | None = None,
 ) -> Summary:
     """Run a session until its clips end, `seconds` have passed, or Ctrl-C; then print its summary.
 
     Predictions go to standard output; everything else to standard error.
 
+    Args:
+        record: keep it in a file; if that fails, the session goes on without.
+        player: publishes a recording in place of capture workers; closed at the end.
+        companion: starts a dashboard once the session runs; if that fails, the session goes on without.
+
     Raises:
         MienError: a process could not start, or died and cannot be replaced.
     """
-    console = Console(stderr=True, highlight=False)
+    journal, service = Journal(session.config), Service(session.config)
+    console = Console(stderr=True, highlight=False, quiet=journal.for_machines)
     for note in session.notes:
-        console.print(f"[yellow]{note}[/]")
+        journal.note(note, console)
     stopping = threading.Event()
     with _signals(stopping):
         supervisor = Supervisor(session)
         summary = Summary()
+        recorder = beside = None
         try:
+            if record is not None:
+                recorder = record.start(session)
+            service.open()
             supervisor.launch()
             if _wait_ready(supervisor, stopping, console):
-                with Subscriber(session.config.bus.endpoint(), session=session.config.session) as subscriber:
+                bus = session.config.bus
+                with Subscriber(bus.address(), session=session.config.session, keys=bus.keys) as subscriber:
                     _await_subscription(subscriber, stopping)
+                    if recorder is not None:
+                        recorder.wait_recording(_RECORDER_S)
                     supervisor.start()
+                    if player is not None:
+                        player.start()
                     show = _Show(session, badge, output, summary)
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds)
+                    beside = companion() if companion is not None else None
+                    service.ready()
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside, journal, service)
         finally:
+            if beside is not None:
+                beside.stop()
+            if recorder is not None:
+                _report_recording(recorder.stop(), console)
+            if player is not None:
+                player.close()
+            service.close()
             supervisor.stop()
     if supervisor.model:
         print_summary(summary, supervisor, console)
+        if journal.for_machines:
+            journal.write("info", "summary", **summary.to_dict())
     if summary_path is not None:
         summary_path.write_text(json.dumps(summary.to_dict() | {"model": supervisor.model}, indent=2) + "\n")
     return summary
@@ -156,13 +211,22 @@ def _follow(
     summary: Summary,
     stopping: threading.Event,
     seconds: float | None,
+    player: Player | None,
+    beside: Companion | None,
+    journal: Journal,
+    service: Service,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
     with show:
         while not stopping.is_set():
             supervisor.tend()
+            if player is not None and player.error is not None:
+                raise player.error
             for note in supervisor.take_notes():
-                show.notes_console.print(f"[yellow]{note}[/]")
+                journal.note(note, show.notes_console)
+            service.alive(summary.predictions, summary.predictions_per_s)
+            for note in beside.take_notes() if beside is not None else ():
+                show.notes_console.print(note, style="bold", markup=False, soft_wrap=True)
             predictions = subscriber.wait(0.05)
             now_ns = supervisor.clock.now_ns()
             for prediction in predictions:
@@ -171,6 +235,7 @@ def _follow(
             summary.lost = subscriber.lost
             for status in list(subscriber.statuses.values()):
                 summary.add_status(status)
+            journal.follow(subscriber.statuses.values())
             show.refresh()
             if supervisor.ended:
                 ended_s = min(ended_s, time.monotonic())
@@ -179,6 +244,14 @@ def _follow(
                     break
             if seconds is not None and time.monotonic() - began_s >= seconds:
                 break
+
+
+def _report_recording(state: RecorderState, console: Console) -> None:
+    if state.error:
+        console.print(f"[yellow]not recorded: {state.error}[/]", markup=True)
+        return
+    lost = f", {state.lost} messages were lost on the way" if state.lost else ""
+    console.print(f"recorded {state.predictions} predictions in {state.path}, {state.bytes / 1e6:.2f} MB{lost}")
 
 
 @contextmanager

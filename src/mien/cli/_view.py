@@ -45,11 +45,11 @@ def render(
         silent_s: seconds since the last prediction; from two on the view says that it is stale.
     """
     badges = Text().append(f" {badge} ", style="bold white on blue")
-    badges.append(f" {label}", style="dim")
+    badges.append(f" {plain(label)}", style="dim")
     if prediction is None or silent_s >= STALE_S:
         badges.append(f"  STALE {silent_s:.0f} s ", style="bold black on yellow")
     elif prediction.abstains:
-        badges.append(f"  ABSTAINS: {prediction.abstains} ", style="bold black on yellow")
+        badges.append(f"  ABSTAINS: {plain(prediction.abstains)} ", style="bold black on yellow")
     body: list[RenderableType] = [badges, Text()]
     if prediction is None:
         body.append(Text("waiting for the first prediction", style="dim"))
@@ -62,14 +62,19 @@ def render(
 def line(prediction: Prediction) -> str:
     """One prediction on one line, for a terminal without a cursor or a log file."""
     if prediction.abstains or prediction.sentiment is None or prediction.emotions is None:
-        return f"{_clock(prediction)}  abstains: {prediction.abstains}"
+        return plain(f"{_clock(prediction)}  abstains: {prediction.abstains}")
     top = prediction.top_emotion or ""
     gates = " ".join(f"{name} {prediction.gates.get(key, 0.0):.2f}" for key, name in _MODALITIES)
     words = f"{prediction.transcript.committed} {prediction.transcript.tentative}".strip()
-    return (
+    return plain(
         f"{_clock(prediction)}  sentiment {prediction.sentiment_smooth or 0.0:+.2f}  "
         f"{top:<8} {prediction.emotions[top]:.2f}  {gates}  {words[-48:]}"
     )
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows and does not obey: what comes over the network may hold escape sequences."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _clock(prediction: Prediction) -> str:
@@ -119,7 +124,7 @@ def _columns(prediction: Prediction) -> Table:
         note = prediction.absent.get(key) or (f"{age_ms:.0f} ms old" if age_ms is not None else "nothing seen")
         share = prediction.gates.get(key, 0.0)
         gates.add_row(name, _bar(share, "cyan", 12), f"{share:4.0%}")
-        gates.add_row("", Text(note[:22], style="dim" if age_ms is not None else "yellow"), "")
+        gates.add_row("", Text(plain(note[:22]), style="dim" if age_ms is not None else "yellow"), "")
     grid.add_row(emotions, Group(Text("share in the decision", style="dim"), gates))
     return grid
 
@@ -128,9 +133,9 @@ def _words(prediction: Prediction) -> Text:
     text = Text("words  ", style="dim", no_wrap=True, overflow="ellipsis")
     if prediction.words:
         for word in prediction.words[-14:]:
-            text.append(word.text.strip() + " ", style="bold white" if word.committed else "dim italic")
+            text.append(plain(word.text.strip()) + " ", style="bold white" if word.committed else "dim italic")
     else:
-        text.append(prediction.absent.get("text", "none in the last 5 s"), style="dim")
+        text.append(plain(prediction.absent.get("text", "none in the last 5 s")), style="dim")
     return text
 
 
@@ -143,7 +148,7 @@ def _processes(
         text.append(f"   latency {prediction.latency['total']:.0f} ms")
         text.append(f" (p99 {p99_ms:.0f})" if p99_ms is not None else "")
     if prediction is not None:
-        text.append(f"   {prediction.model}")
+        text.append(plain(f"   {prediction.model}"))
     for worker in _WORKERS:
         status = statuses.get(worker)
         if status is None:
@@ -155,5 +160,5 @@ def _processes(
             text.append(f"  cpu {status.cpu_percent:3.0f} %  {status.rss_mb:4.0f} MB")
         drops = sum(status.drops.values())
         text.append(f"  drops {drops}" if drops else "")
-        text.append(f"  {status.last_error}"[:60] if status.last_error else "", style="yellow")
+        text.append(plain(f"  {status.last_error}"[:60]) if status.last_error else "", style="yellow")
     return text

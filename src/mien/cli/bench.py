@@ -18,6 +18,10 @@ class Kind(StrEnum):
     MULTI = "multi"
     SOAK = "soak"
     BUS = "bus"
+    WATCHERS = "watchers"
+    CHAOS = "chaos"
+    FLOOD = "flood"
+    SUBSCRIBERS = "subscribers"
     COMPARE = "compare"
 
 
@@ -25,7 +29,9 @@ _HELP = """What to measure.
 
 engines: all of them side by side. single: one stream, as fast as possible. paced: the whole session at the pace of a
 camera. multi: streams of 30 a second in one process, the most that hold, or exactly -n. soak MINUTES: a looped
-session. bus: ZeroMQ alone. compare A.json B.json: ratios of two reports with their spread."""
+session. bus: ZeroMQ alone. watchers: the session while nobody, one and five watch its dashboard. chaos: a session to
+which something happens all the time. flood: features ten times too fast. subscribers: 100 that read, 20 slow ones and
+one that never does. compare A.json B.json: ratios of two reports with their spread."""
 
 
 def command(
@@ -33,7 +39,12 @@ def command(
     operands: Annotated[list[str] | None, typer.Argument(help="soak: minutes. compare: two reports.")] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="How long to measure, warm-up left out.")] = None,
     clip: Annotated[Path | None, typer.Option(help="paced, soak: what plays; the built-in sample by default.")] = None,
+    fps: Annotated[
+        float, typer.Option(min=0, max=240, help="paced, soak: pace of the camera that films it; 0: the clip's own.")
+    ] = 30.0,
     asr: Annotated[str | None, typer.Option(help="paced, soak: tiny.en, base, none ...")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="chaos: how long.")] = 20.0,
+    every: Annotated[float, typer.Option(min=5, help="chaos: seconds from one fault to the next.")] = 20.0,
     streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
     engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
     checkpoint: Annotated[str, typer.Option(help="A .safetensors checkpoint.")] = "",
@@ -45,7 +56,7 @@ def command(
     from collections.abc import Callable
     from typing import Any
 
-    from mien.cli import _bench
+    from mien.cli import _bench, _drills
     from mien.errors import ConfigError
 
     given = operands or []
@@ -62,10 +73,16 @@ def command(
         Kind.ENGINES: lambda: _bench.run_engines(checkpoint, seconds or 20.0),
         Kind.SINGLE: lambda: _bench.run_single(checkpoint, engine, seconds or 10.0),
         Kind.MULTI: lambda: _bench.run_multi(checkpoint, engine, streams, seconds or 5.0),
+        Kind.WATCHERS: lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
         Kind.BUS: lambda: _bench.run_bus(seconds or 6.0),
-        Kind.PACED: lambda: _bench.run_session(clip, asr, engine, checkpoint, seconds or 30.0, plot_path, soak=False),
+        Kind.CHAOS: lambda: _drills.run_chaos(clip, asr, minutes, every),
+        Kind.FLOOD: lambda: _drills.run_flood(seconds or 30.0, engine, checkpoint),
+        Kind.SUBSCRIBERS: lambda: _drills.run_subscribers(seconds or 30.0, engine, checkpoint),
+        Kind.PACED: lambda: _bench.run_session(
+            clip, asr, engine, checkpoint, seconds or 30.0, fps, plot_path, soak=False
+        ),
         Kind.SOAK: lambda: _bench.run_session(
-            clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, plot_path, soak=True
+            clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, fps, plot_path, soak=True
         ),
     }
     report = _bench.with_surroundings(kind.value, runs[kind])

@@ -21,6 +21,8 @@ def command(
     worker: Annotated[Worker, typer.Argument(help="What to capture.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
     source: Annotated[str | None, typer.Option(help="Camera, microphone, URL or file.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")] = None,
+    keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,
     port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
     session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -35,6 +37,15 @@ def command(
     from mien.config import load_config
 
     section = "video" if worker is Worker.video else "audio"
-    settings = load_config(config, {f"{section}.source": source, "bus.port": port, "session": session})
+    settings = load_config(
+        config,
+        {
+            f"{section}.source": source,
+            "bus.host": host,
+            "bus.keys": keys,
+            "bus.port": port,
+            "session": session,
+        },
+    )
     typer.echo(f"publishing {worker.value} features on {settings.bus.endpoint(worker.value)}; Ctrl-C ends", err=True)
     run_alone(settings, lambda control: capture(worker.value, control))

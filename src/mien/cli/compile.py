@@ -28,7 +28,7 @@ def command(
     from mien.engines.cache import Cache
     from mien.engines.cmmsf import whole_network
     from mien.engines.predictor import Predictor
-    from mien.engines.selection import find_backend, open_backend
+    from mien.engines.selection import find_usable, open_backend
     from mien.errors import EngineError
     from mien.models.checkpoint import load_checkpoint
 
@@ -62,5 +62,5 @@ def command(
     name, _, used = predictor.id.rsplit("/", 1)[1].split("+")[0].rpartition("-")
     kind = next(known for known in PRECISIONS if known == used)
     for size in sizes:
-        opened = open_backend(whole_network(weights, size), find_backend(name), kind, 1, Cache())
+        opened = open_backend(whole_network(weights, size), find_usable(name), kind, 1, Cache())
         typer.echo(f"{opened.id}  batch {size}  {time.perf_counter() - started:.1f} s")

@@ -12,10 +12,13 @@ SAMPLE = Path(__file__).resolve().parent.parent / "sample.mp4"
 
 def command(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
-    headless: Annotated[bool, typer.Option("--headless", help="Print lines instead of the live view.")] = False,
+    headless: Annotated[bool, typer.Option("--headless", help="Print lines; no live view, no dashboard.")] = False,
+    window: Annotated[bool, typer.Option("--window", help="A window with overlay instead of the dashboard.")] = False,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the dashboard in the browser.")] = True,
     sample: Annotated[bool, typer.Option("--sample", help="Play the sample even if there is a camera.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
     port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    dashboard_port: Annotated[int | None, typer.Option(help="Port of the dashboard; 0 takes any.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
 ) -> None:
     """See your own face, voice and words become a rolling prediction."""
@@ -23,19 +26,26 @@ def command(
 
     from mien.cli._session import Output, run_session
     from mien.config import load_config
+    from mien.stream.dashboard.launch import Companion, has_page
     from mien.stream.session import find_camera, find_microphone, plan_session
 
     devices = not sample and (find_camera() or find_microphone())
-    overrides: dict[str, object] = {"bus.port": port}
+    overrides: dict[str, object] = {"bus.port": port, "dashboard.port": dashboard_port}
     if not devices:
         if not sample:
             typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
         overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
     output = Output.JSON if as_json else Output.LINES if headless or not sys.stdout.isatty() else Output.VIEW
+    session = plan_session(load_config(None, overrides))
+    wanted = window or not headless
+    if wanted and not window and not has_page():
+        typer.echo('no dashboard: it needs the package nicegui; pip install "mien[dashboard]"', err=True)
+        wanted = False
     run_session(
-        plan_session(load_config(None, overrides)),
+        session,
         badge="LIVE" if devices else "SAMPLE",
         seconds=seconds,
         output=output,
         summary_path=summary,
+        companion=(lambda: Companion(session.config, window=window, browser=browser)) if wanted else None,
     )

@@ -31,14 +31,18 @@ def command(
 def _survey(cache: Any) -> dict[str, Any]:
     import msgspec
 
-    from mien.engines.selection import BACKENDS, find_backend
+    from mien.engines.selection import BACKENDS, find_backend, find_usable
+    from mien.errors import EngineError
 
     engines = []
     for name in BACKENDS:
-        backend = find_backend(name)
-        missing = backend.missing()
-        versions = {} if missing else backend.versions()
-        engines.append({"name": name, "precisions": list(backend.precisions), "missing": missing, "versions": versions})
+        facts: dict[str, Any] = {"name": name, "precisions": [], "missing": None, "versions": {}}
+        try:
+            facts["precisions"] = list(find_backend(name).precisions)
+            facts["versions"] = find_usable(name).versions()
+        except EngineError as error:
+            facts["missing"] = str(error)
+        engines.append(facts)
     entries = [msgspec.structs.asdict(entry) for entry in cache.entries()]
     return {"engines": engines, "cache": str(cache.root), "entries": entries}
 
@@ -58,9 +62,7 @@ def _show(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"\ncompiled networks in {report['cache']}", soft_wrap=True, markup=False)
     for entry in report["entries"]:
-        console.print(
-            f"  {entry['network']:<16} {entry['backend']}-{entry['precision']:<6} {entry['bytes'] / 2**20:7.1f} MiB"
-            f"   compiled in {entry['compile_s']:.1f} s"
-        )
+        id, size_mib = f"{entry['backend']}-{entry['precision']}", entry["bytes"] / 2**20
+        console.print(f"  {entry['network']:<16} {id:<14} {size_mib:7.1f} MiB   compiled in {entry['compile_s']:.1f} s")
     if not report["entries"]:
         console.print("  none yet; they are made when first needed, or by `mien compile`", markup=False)

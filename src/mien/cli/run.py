@@ -24,12 +24,19 @@ def command(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Keep features and predictions in this file (MCAP).")] = None,
+    video: Annotated[bool, typer.Option("--video", help="With --record: keep pictures too.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="With --record: keep sound too.")] = False,
+    metrics: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve /metrics and /health there.")] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="What happens, as JSON lines on standard error.")
+    ] = False,
     summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
 ) -> None:
     """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""
     import sys
 
-    from mien.cli._session import Output, run_session
+    from mien.cli._session import Output, RecordingChoice, run_session
     from mien.config import load_config
     from mien.stream.session import plan_session
 
@@ -46,8 +53,18 @@ def command(
             "inference.engine": engine,
             "bus.port": port,
             "session": session,
+            "service.metrics_port": metrics,
+            "service.log": "json" if log_json else None,
+            "audio.share": (record is not None and audio) or None,
         },
     )
     output = Output.JSON if as_json else Output.LINES if quiet or not sys.stdout.isatty() else Output.VIEW
     badge = "CLIP" if clip else "LIVE"
-    run_session(plan_session(settings), badge=badge, seconds=seconds, output=output, summary_path=summary)
+    run_session(
+        plan_session(settings),
+        badge=badge,
+        seconds=seconds,
+        output=output,
+        summary_path=summary,
+        record=RecordingChoice(record, video, audio) if record is not None else None,
+    )

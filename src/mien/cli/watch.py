@@ -13,6 +13,7 @@ def command(
     session: Annotated[str | None, typer.Option(help="One session only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many predictions.")] = None,
+    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
     timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds without one.")] = None,
 ) -> None:
     """Show the predictions of a running mien, in the terminal or as JSON lines."""
@@ -31,7 +32,7 @@ def command(
     rate_since_s, rate_seen, per_second = began_s, 0, 0.0
     last = None
     live = None if as_json or not sys.stdout.isatty() else Live(console=Console(), auto_refresh=False)
-    with Subscriber(endpoint, session=session) as subscriber:
+    with Subscriber(endpoint, session=session, keys=keys) as subscriber:
         try:
             if live is not None:
                 live.start()

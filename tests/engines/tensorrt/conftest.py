@@ -16,6 +16,7 @@ from torch import nn
 from mien.engines import tensorrt_network
 from mien.engines.base import Array, Network, Precision
 from mien.engines.cmmsf import whole_network
+from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.engines.torch_eager import build_module, run_module
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
@@ -26,7 +27,7 @@ if importlib.util.find_spec("torch_tensorrt") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     # Brings TensorRT under the name `tensorrt`, whichever of its two packages is installed.
-    tensorrt_network.import_torch_tensorrt()
+    import_torch_tensorrt()
 
 SPECS = (
     ModalitySpec("text", 384, 0, 50, snapshot=True),
@@ -37,8 +38,12 @@ SPECS = (
 # Name -> precision and rows; None leaves the number of rows open.
 FORMS: dict[str, tuple[Precision, int | None]] = {
     "static": ("fp32", 1),
+    "static-4": ("fp32", 4),
+    "static-8": ("fp32", 8),
     "dynamic": ("fp32", None),
     "half": ("fp16", 1),
+    "half-8": ("fp16", 8),
+    "half-dynamic": ("fp16", None),
 }
 
 

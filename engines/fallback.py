@@ -1,0 +1,61 @@
+"""An engine that is replaced when it fails, at the start or in the middle of a stream, and says so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from mien.engines.base import Array, Engine, Network, check_inputs
+from mien.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+IN_PLACE_OF = "in place of "  # begins the reason of an engine that stands in for another
+
+
+class FallbackEngine(Engine):
+    """The first of several engines that opens; when it fails on inputs that are as they should be, the next one.
+
+    A GPU that runs out of memory, or is taken away, ends neither a stream nor a worker: the same inputs are given to
+    the next engine at once, and `id` and `reason` say so from then on.
+
+    Args:
+        network: what all of them run.
+        candidates: a name each, and how to open it; a later one is opened only when it is needed.
+        reason: why the first one was chosen.
+
+    Raises:
+        EngineError: none of them opens.
+    """
+
+    def __init__(self, network: Network, candidates: Iterable[tuple[str, Callable[[], Engine]]], reason: str) -> None:
+        self.network = network
+        self.reason = reason
+        self._candidates = iter(candidates)
+        self._failures: list[str] = []
+        self._engine = self._open_next()
+        self.id = self._engine.id
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return self._engine.infer(inputs)
+        except EngineError as error:
+            check_inputs(self.network, inputs)  # what the caller did wrong is no reason for another engine
+            self._note(self.id, error)
+        # Outside the handler, whose traceback holds on to the memory of what failed.
+        self._engine = self._open_next()
+        self.id = self._engine.id
+        return self.infer(inputs)
+
+    def _open_next(self) -> Engine:
+        for name, opened in self._candidates:
+            try:
+                return opened()
+            except EngineError as error:
+                self._note(name, error)
+        raise EngineError(f"no engine can run network {self.network.name!r}: {'; '.join(self._failures)}")
+
+    def _note(self, name: str, error: EngineError) -> None:
+        self._failures.append(f"{name}: {error}")
+        self.reason = f"{IN_PLACE_OF}{'; '.join(self._failures)}"
+        log.warning("engine %s is not used for %r: %s", name, self.network.name, error)

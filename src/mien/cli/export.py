@@ -1,0 +1,44 @@
+"""`mien export`: a recording for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    as_csv: Annotated[bool, typer.Option("--csv", help="A row for each prediction; the default.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and what they come to.")] = False,
+    srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
+    vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
+    mcap: Annotated[bool, typer.Option("--mcap", help="One that was cut off, made whole; needs --out.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
+) -> None:
+    """Export a recording as CSV, JSON or subtitles, or made whole."""
+    import sys
+
+    from mien.cli._files import write_text
+    from mien.errors import ConfigError
+    from mien.stream.recording.export import export
+    from mien.stream.recording.reader import open_recording
+    from mien.stream.recording.table import read_table
+    from mien.stream.recording.writer import rewrite
+
+    formats = (("csv", as_csv), ("json", as_json), ("srt", srt), ("vtt", vtt), ("mcap", mcap))
+    chosen = [kind for kind, wanted in formats if wanted]
+    if len(chosen) > 1:
+        raise ConfigError("one format at a time: " + " or ".join(f"--{kind}" for kind in chosen))
+    if mcap:
+        if out is None:
+            raise ConfigError("--mcap needs a file to write: --out FILE")
+        rewrite(open_recording(path), out)
+        return
+    text = export(read_table(path), chosen[0] if chosen else "csv")
+    if out is not None:
+        write_text(out, text)
+    else:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()

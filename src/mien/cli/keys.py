@@ -1,0 +1,86 @@
+"""`mien keys`: which machines may connect to this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mien.stream.keyring import Keyring
+
+group = typer.Typer(
+    help="Keys of this machine and of those that may connect to it; beyond one machine nothing goes without them.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[str, typer.Option(help="Folder of the keys; without it, the user's.")]
+
+
+def _keyring(folder: str) -> Keyring:
+    from mien.stream.keyring import Keyring
+
+    return Keyring(folder)
+
+
+@group.command()
+def new(
+    folder: Folder = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace the keys that are there.")] = False,
+) -> None:
+    """Make this machine's keys, once. What is printed is public."""
+    from mien.stream.keyring import to_hex
+
+    keyring = _keyring(folder)
+    identity = keyring.create(force=force)
+    typer.echo(to_hex(identity.public))
+    typer.echo(f"The secret key stays in {keyring.identity_path}. Other machines are told the line above.", err=True)
+
+
+@group.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What you call the machine.")],
+    public: Annotated[str, typer.Argument(metavar="KEY", help="Its public key, as `mien keys list` shows it there.")],
+    host: Annotated[str, typer.Option(help="Its host, if this machine is to connect to it.")] = "",
+    folder: Folder = "",
+) -> None:
+    """Let a machine connect to this one. Processes that run know it at once."""
+    peer = _keyring(folder).add(name, public, host)
+    where = f", and is known at {peer.host}" if peer.host else ""
+    typer.echo(f"{name} may connect{where}", err=True)
+
+
+@group.command("list")
+def list_all(
+    folder: Folder = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """Show the public keys: this machine's, and those of the machines that may connect."""
+    import json
+
+    from mien.errors import KeysError
+    from mien.stream.keyring import to_hex
+
+    keyring = _keyring(folder)
+    peers = {name: {"key": to_hex(peer.public), "host": peer.host} for name, peer in keyring.peers().items()}
+    try:
+        own, problem = to_hex(keyring.identity().public), ""
+    except KeysError as error:
+        own, problem = "", str(error)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(keyring.folder), "key": own or None, "peers": peers}, indent=2))
+    else:
+        typer.echo(f"{'this machine':<20} {own or 'none: ' + problem}")
+        for name, peer in peers.items():
+            typer.echo(f"{name:<20} {peer['key']}" + (f"  at {peer['host']}" if peer["host"] else ""))
+    for path in keyring.unreadable():
+        typer.secho(f"mien: {path} cannot be read and lets nobody in", fg=typer.colors.YELLOW, err=True)
+
+
+@group.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The machine that may connect no longer.")], folder: Folder = ""
+) -> None:
+    """Let a machine connect no longer. Processes that run drop it within a second."""
+    _keyring(folder).revoke(name)
+    typer.echo(f"{name} may connect no longer", err=True)

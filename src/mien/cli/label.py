@@ -1,0 +1,122 @@
+"""`mien label`: stretches of a recording become training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mien.stream.recording.labels import LabelFile
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    add: Annotated[
+        tuple[float, float] | None, typer.Option(help="Label from here to there, in seconds.", metavar="START END")
+    ] = None,
+    sentiment: Annotated[float | None, typer.Option("--sentiment", "-s", help="With --add: -3 to 3.")] = None,
+    emotion: Annotated[str | None, typer.Option("--emotion", "-e", help="With --add: one of the seven.")] = None,
+    speaker: Annotated[str, typer.Option(help="With --add: who speaks, by any name.")] = "",
+    remove: Annotated[int | None, typer.Option(help="Take back a label, by its number in --list.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show the labels.")] = False,
+    speed: Annotated[float, typer.Option(min=0.1, help="Pace at which the page shows the recording.")] = 1.0,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the page; 0 takes any.")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+) -> None:
+    """Label stretches of a recording: on a page, by keyboard, or with --add. They go to labels.csv beside it, which
+    `mien extract` reads."""
+    from mien.errors import DataError
+    from mien.stream.recording.labels import LabelFile
+
+    labels = LabelFile(path)
+    if add is None and remove is None and not listing:
+        _show_page(path, labels, speed, config, port, browser)
+        labels = LabelFile(path)
+    if add is not None:
+        labels.add(*add, sentiment=sentiment, emotion=emotion, speaker=speaker)
+    if remove is not None:
+        if not 1 <= remove <= len(labels.stretches):
+            raise DataError(f"there is no label {remove}; {path} has {len(labels.stretches)}")
+        labels.remove(labels.stretches[remove - 1])
+    for number, stretch in enumerate(labels.stretches, 1):
+        value = "" if stretch.sentiment is None else f"{stretch.sentiment:+.1f}"
+        label = f"{value} {stretch.emotion or ''}".strip()
+        typer.echo(f"{number:3d}  {stretch.start_s:7.2f} - {stretch.end_s:7.2f}  {label}  {stretch.text}")
+    if labels.stretches:
+        typer.echo(f"in {labels.table}; train on it with: mien extract {path.parent} -o DATASET", err=True)
+
+
+def _show_page(
+    path: Path, labels: LabelFile, speed: float, config: Path | None, port: int | None, browser: bool
+) -> None:
+    """Replay the recording, and show it on a page until Ctrl-C."""
+    import math
+    import os
+    import subprocess
+    import sys
+
+    from mien.config import load_config
+    from mien.errors import RecordingError
+    from mien.stream.dashboard.launch import look
+
+    # Ports of its own: a mien may be running.
+    first = _free_ports()
+    minutes = math.ceil(labels.seconds / 60) + 1
+    settings = load_config(config, {"bus.port": first, "dashboard.port": port, "dashboard.minutes": minutes})
+    command = [
+        sys.executable,
+        "-m",
+        "mien",
+        "replay",
+        str(path),
+        "--speed",
+        str(speed),
+        "--port",
+        str(first),
+        "--quiet",
+    ]
+    replays: list[subprocess.Popen[str]] = []
+
+    def begin(line: str) -> None:
+        """The page is there: now there is somebody to see the recording from its beginning."""
+        typer.echo(line, err=True)
+        replays.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=os.name == "posix",  # Ctrl-C is ours to handle
+            )
+        )
+
+    said = ""
+    try:
+        look(settings, None, window=False, browser=browser, say=begin, replayed=path)
+    finally:
+        for replay in replays:
+            replay.terminate()
+            said = replay.communicate()[1]
+    if any(replay.returncode > 0 for replay in replays):
+        raise RecordingError(said.strip().splitlines()[-1].removeprefix("mien: "))
+
+
+def _free_ports() -> int:
+    """The first of four ports in a row that are free, as far as one can know."""
+    import socket
+
+    from mien.errors import BusError
+
+    for first in range(5570, 5970, 10):
+        try:
+            for offset in range(4):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", first + offset))
+        except OSError:
+            continue
+        return first
+    raise BusError("no four free ports in a row between 5570 and 5970")

@@ -1,0 +1,31 @@
+"""`mien metrics`: figures of a mien that runs, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    endpoint: Annotated[str, typer.Argument(help="Where it publishes.")] = "tcp://127.0.0.1:5560",
+    session: Annotated[str, typer.Option(help="The session to look at.")] = "default",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve; 0 takes any.")] = 9464,
+    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
+) -> None:
+    """Serve /metrics and /health of a running session on this machine, until Ctrl-C."""
+    import signal
+    import threading
+
+    from mien.stream.exporter import Exporter
+
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    exporter = Exporter(endpoint, session, port, keys=keys)
+    try:
+        typer.echo(f"http://127.0.0.1:{exporter.port}/metrics and /health; Ctrl-C ends", err=True)
+        while not stopping.wait(0.5):
+            pass
+    finally:
+        exporter.close()

@@ -1,0 +1,91 @@
+"""`mien record`: keep a running session in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="File to create, for instance talk.mcap.")],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration of the session.")] = None,
+    port: Annotated[int | None, typer.Option(help="First of the session's four ports.")] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the session; else the first that is heard.")] = None,
+    video: Annotated[bool, typer.Option("--video", help="Keep pictures too, as the dashboard shows them.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="Keep sound too; the session must share it.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
+    keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:  # fmt: skip
+    """Record features, predictions, transcript and status of a running mien, until Ctrl-C or its clip's end."""
+    import math
+    import signal
+    import sys
+    import threading
+
+    import msgspec
+
+    from mien.config import BusConfig, load_config
+    from mien.errors import MienError
+    from mien.stream.recording.recorder import Recorder, RecorderState
+
+    stopping = threading.Event()
+    if supervised:
+        # Ctrl-C reaches the whole terminal group; whoever started us decides what it means.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        bus = msgspec.json.decode(sys.stdin.readline().encode(), type=BusConfig)
+
+        def follow_stdin() -> None:
+            sys.stdin.read()
+            stopping.set()
+
+        threading.Thread(target=follow_stdin, name="lifeline", daemon=True).start()
+        try:
+            ended = Recorder(path, bus, session, video=video, audio=audio).run(stopping, _say)
+            _say(msgspec.structs.replace(ended, state="ended"))
+        except MienError as error:
+            _say(RecorderState("failed", str(path), error=str(error)))
+            sys.exit(error.exit_code)
+        return
+    bus = load_config(config, {"bus.port": port, "bus.keys": keys}).bus
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    recorder = Recorder(path, bus, session, video=video, audio=audio)
+    typer.echo(f"recording {bus.address()} to {path}; Ctrl-C ends", err=True)
+    state = recorder.run(stopping, _Line().show, math.inf if seconds is None else seconds)
+    typer.echo(
+        f"\r{path}: {state.seconds:.1f} s, {state.predictions} predictions, {state.bytes / 1e6:.2f} MB"
+        + (f", {state.lost} messages were lost on the way" if state.lost else ""),
+        err=True,
+    )
+    for note in recorder.notes:
+        typer.secho(note, fg=typer.colors.YELLOW, err=True)
+
+
+def _say(state: object) -> None:
+    import contextlib
+    import sys
+
+    import msgspec
+
+    with contextlib.suppress(OSError):  # nobody follows any more; the file matters more
+        sys.stdout.write(msgspec.json.encode(state).decode() + "\n")
+        sys.stdout.flush()
+
+
+class _Line:
+    """One line on a terminal, written over once a second."""
+
+    def show(self, state: object) -> None:
+        import sys
+
+        from mien.stream.recording.recorder import RecorderState
+
+        assert isinstance(state, RecorderState)
+        if sys.stderr.isatty():
+            sys.stderr.write(
+                f"\r{state.state}  {state.seconds:6.1f} s  {state.predictions} predictions  {state.bytes / 1e6:.2f} MB "
+            )
+            sys.stderr.flush()

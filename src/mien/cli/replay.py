@@ -1,0 +1,62 @@
+"""`mien replay`: a recording, as if it were live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    speed: Annotated[float, typer.Option(min=0, help="1 is the recorded pace; 0 as fast as possible.")] = 1.0,
+    checkpoint: Annotated[str | None, typer.Option(help="Another .safetensors checkpoint than the recorded.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Another engine than the recorded.")] = None,
+    record: Annotated[Path | None, typer.Option("--record", "-o", help="Keep what comes out in this file.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration; its bus counts.")] = None,
+    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")] = False,
+    summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
+) -> None:  # fmt: skip
+    """Replay a recording through the sockets and the inference of a live session."""
+    import sys
+
+    from mien.cli._session import Output, RecordingChoice, run_session
+    from mien.config import load_config
+    from mien.stream.recording.player import Player
+    from mien.stream.recording.reader import open_recording
+    from mien.stream.recording.replay import has_other_clocks, plan_replay, recorded_engine
+
+    recording = open_recording(path)
+    if recording.cut_off:
+        typer.echo(f"{path} was cut off; replaying the {recording.seconds:.1f} s that are in it", err=True)
+    if has_other_clocks(recording):
+        typer.echo("capture ran on other machines with clocks of their own; predictions may differ a little", err=True)
+    session = plan_replay(
+        recording, load_config(config, {"bus.port": port}), speed=speed, checkpoint=checkpoint, engine=engine
+    )
+    same = checkpoint is None and session.config.inference.engine == recorded_engine(recording)
+    player = Player(recording, session.config.bus, speed, prime=same)
+    output = Output.JSON if as_json else Output.LINES if quiet or not sys.stdout.isatty() else Output.VIEW
+    run_session(
+        session,
+        badge="REPLAY",
+        seconds=None,
+        output=output,
+        summary_path=summary,
+        record=RecordingChoice(record) if record is not None else None,
+        player=player,
+    )
+    tally = player.tally
+    if not same:
+        hint = f"; compare them with  mien compare {path} {record}" if record is not None else ""
+        typer.echo(f"{tally.predictions} predictions by another model or engine than the recorded{hint}", err=True)
+        return
+    line = f"{tally.equal} of {tally.predictions} predictions are bit-equal to the recorded ones"
+    if tally.incomplete:
+        line += f"; of {tally.incomplete} the recording does not hold all that they were made from"
+    if tally.differing:
+        line += f"; {tally.differing} differ, first {tally.first_difference}"
+    typer.echo(line, err=True)

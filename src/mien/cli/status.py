@@ -1,0 +1,94 @@
+"""`mien status`: one look at a mien that runs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mien.stream.observer import Condition
+
+
+def command(
+    endpoint: Annotated[str, typer.Argument(help="Where it publishes.")] = "tcp://127.0.0.1:5560",
+    session: Annotated[str | None, typer.Option(help="One session only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a sign of it.")] = 3.0,
+    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
+) -> None:
+    """Look once: processes, modalities, rates, drops, last errors. Exits with 1 if something is amiss, 6 if silent."""
+    import msgspec
+
+    from mien.errors import BusError
+    from mien.stream.observer import Observer
+    from mien.stream.subscriber import Subscriber
+
+    with Subscriber(endpoint, session=session, keys=keys) as subscriber:
+        observer = Observer(subscriber)
+        began_s = time.monotonic()
+        # Statuses come at once to whoever subscribes, and once a second; a rate takes a moment.
+        while time.monotonic() - began_s < min(timeout, 1.3) or (
+            observer.condition().verdict == "down" and time.monotonic() - began_s < timeout
+        ):
+            observer.wait(0.1)
+        condition = observer.condition()
+        if condition.silent_s is None and not condition.processes:
+            raise BusError(f"nothing came from {endpoint} for {timeout:g} s; is `mien run` up, and on that port?")
+    if as_json:
+        typer.echo(msgspec.json.encode(condition).decode())
+    else:
+        _show(condition, endpoint)
+    if condition.verdict != "ok":
+        raise typer.Exit(1)
+
+
+def _show(condition: Condition, endpoint: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    console = Console(highlight=False)
+    colour = {"ok": "green", "degraded": "yellow", "down": "red"}[condition.verdict]
+    latency = f", {condition.latency_ms:.0f} ms" if condition.latency_ms is not None else ""
+    console.print(
+        f"[bold {colour}]{condition.verdict}[/]  session {condition.session or '?'} at {endpoint}  "
+        f"{condition.predictions_per_s:.1f} predictions/s{latency}  {condition.model or ''}",
+        soft_wrap=True,
+    )
+    right = {"justify": "right"}
+    columns = ("rate", "lag", "cpu", "memory", "restarts")
+    table = Table("process", "state", *(Column(name, **right) for name in columns), "drops", box=None, pad_edge=False)  # type: ignore[arg-type]
+    for process in condition.processes:
+        well = process.state in ("running", "ready", "starting", "ended")
+        table.add_row(
+            process.worker,
+            f"[{'green' if well else 'yellow'}]{process.state}[/]",
+            f"{process.fps:.0f}/s" if process.fps else "",
+            _with_unit(process.lag_ms, "ms"),
+            _with_unit(process.cpu_percent, "%"),
+            _with_unit(process.rss_mb, "MB"),
+            "" if process.restarts is None else str(process.restarts),
+            ", ".join(f"{cause} {count}" for cause, count in process.drops.items()),
+        )
+    console.print(table)
+    if condition.modalities:
+        table = Table("modality", Column("share", **right), Column("age", **right), "", box=None, pad_edge=False)  # type: ignore[arg-type]
+        for modality in condition.modalities:
+            table.add_row(
+                modality.name,
+                f"{modality.share:.0%}",
+                _with_unit(modality.age_ms, "ms"),
+                f"[yellow]masked: {escape(modality.masked)}[/]" if modality.masked else "",
+            )
+        console.print(table)
+    for process in condition.processes:
+        if process.last_error:
+            console.print(f"last error of {process.worker}: {process.last_error}", markup=False, soft_wrap=True)
+    if condition.lost:
+        console.print(f"{condition.lost} predictions were lost on the way here")
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.0f} {unit}"

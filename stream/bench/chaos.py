@@ -1,0 +1,271 @@
+"""A session to which something happens every few seconds, seen by a subscriber: what was masked, lost, and recovered.
+
+Nothing is simulated: processes are killed and stopped by signals, the camera is a server that goes away, the microphone
+a sound card that is unloaded, and garbage comes over real sockets. Only the wall clock's step is made inside the
+processes, since the machine's own clock belongs to others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zmq
+
+from mien.messages import Prediction
+from mien.stream.bench.devices import CameraServer, SoundCard
+from mien.stream.bench.witness import SILENCE_S, Witness
+from mien.stream.bus import Receiver
+from mien.stream.modality import WORKERS
+from mien.stream.session import Session
+from mien.stream.subscriber import Subscriber
+from mien.stream.supervisor import Supervisor
+
+WARM_UP_S = 15.0
+AWAY_S = 4.0  # how long a device is gone
+_PATIENCE_S = 15.0  # for a recovery, also where faults follow each other more closely
+_GARBAGE = 1000
+_RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens.
+
+    Attributes:
+        modality: what it should mask; "" for what should stop predictions for a while, None for what should not.
+        repair: undoes it after AWAY_S; recovery is counted from there.
+    """
+
+    name: str
+    inject: Callable[[], object]
+    modality: str | None = None
+    repair: Callable[[], object] | None = None
+
+
+@dataclass
+class Outcome:
+    """What a fault did. Times in s; None: it did not happen."""
+
+    fault: str
+    at_s: float
+    masked_s: float | None = None
+    recovered_s: float | None = None
+    lost: int = 0
+    longest_silence_s: float = 0.0
+    unexplained: list[str] = field(default_factory=list)
+    reason: str | None = None
+    memory_mb: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in vars(self).items()}
+
+
+class Chaos:
+    """Runs a session and lets things happen to it.
+
+    Args:
+        session: what runs; on `camera` and `card`, where they are given.
+        every_s: between two faults.
+        report: called with each outcome as it is known.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        every_s: float,
+        report: Callable[[Outcome], None],
+        camera: CameraServer | None = None,
+        card: SoundCard | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._session = session
+        self._every_s = every_s
+        self._report = report
+        self._camera, self._card = camera, card
+        self._random = np.random.default_rng(seed)
+        self._supervisor = Supervisor(session)
+        self._witness = Witness(session.workers)
+        self._started_s = 0.0
+
+    def run(self, seconds: float, stopping: threading.Event) -> dict[str, Any]:
+        """For so long, or until told to stop. Returns the figures.
+
+        Raises:
+            MienError: a process could not start.
+        """
+        bus = self._session.config.bus
+        outcomes: list[Outcome] = []
+        try:
+            self._supervisor.launch()
+            if not self._supervisor.wait_ready(stopping):
+                return {}
+            with Subscriber(bus.address(), session=self._session.config.session) as subscriber:
+                self._subscriber = subscriber
+                self._supervisor.start()
+                self._follow(WARM_UP_S, stopping, lambda _: False)
+                faults = self._faults()
+                deck: list[Fault] = []
+                self._started_s = time.monotonic()
+                until_s = self._started_s + seconds
+                while not stopping.is_set() and time.monotonic() < until_s:
+                    if not deck:
+                        deck = [faults[index] for index in self._random.permutation(len(faults))]
+                    outcomes.append(self._suffer(deck.pop(), stopping))
+                    self._report(outcomes[-1])
+        finally:
+            self._supervisor.stop()
+        return self._summary(outcomes)
+
+    def _faults(self) -> list[Fault]:
+        workers = ("inference", *self._session.workers)
+        faults = []
+        for worker in workers:
+            modality = WORKERS.get(worker, "")
+            faults.append(Fault(f"kill -9 {worker}", lambda w=worker: self._signal(w, "SIGKILL"), modality))  # type: ignore[misc]
+            if hasattr(signal, "SIGSTOP"):
+                faults.append(Fault(f"hang {worker}", lambda w=worker: self._signal(w, "SIGSTOP"), modality))  # type: ignore[misc]
+        if self._camera is not None:
+            faults.append(Fault("camera gone", self._camera.switch_off, "vision", self._camera.switch_on))
+        if self._card is not None:
+            faults.append(Fault("microphone gone", self._card.pull_out, "audio", self._card.plug_in))
+        faults.append(Fault("1000 garbage messages", lambda: self._in_background(self._throw_garbage)))
+        faults.append(Fault("subscriber that never reads", lambda: self._in_background(self._never_read)))
+        stepped = str(self._random.choice(workers))
+        faults.append(
+            Fault(
+                f"wall clock of {stepped} an hour on",
+                lambda: self._supervisor.drill(stepped, {"wall_step_s": 3600.0}),
+            )
+        )
+        return faults
+
+    def _suffer(self, fault: Fault, stopping: threading.Event) -> Outcome:
+        begun_s = time.monotonic()
+        before = [p for at_s, p in self._witness.arrivals if at_s > begun_s - 5.0]
+        rate_hz = len(before) / 5.0
+        lost_mark = self._subscriber.lost
+        outcome = Outcome(fault.name, begun_s - self._started_s)
+        fault.inject()
+        repaired_s = begun_s
+        if fault.repair is not None:
+            self._watch(outcome, fault, begun_s, AWAY_S, stopping)
+            fault.repair()
+            repaired_s = time.monotonic()
+        run = before[-1].run if before else None
+
+        def well(prediction: Prediction) -> bool:
+            if fault.modality:
+                self._note_mask(outcome, fault, prediction, begun_s)
+                return outcome.masked_s is not None and fault.modality not in prediction.absent
+            return fault.modality is None or prediction.run != run
+
+        if self._follow(max(self._every_s - (repaired_s - begun_s), _PATIENCE_S), stopping, well):
+            outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
+        self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
+        silences = [end_s - start_s for start_s, end_s in self._witness.silences(begun_s)]
+        outcome.longest_silence_s = max(silences, default=0.0)
+        lost = self._subscriber.lost - lost_mark
+        outcome.lost = lost + sum(int(silence_s * rate_hz) for silence_s in silences if silence_s > SILENCE_S)
+        outcome.unexplained = self._witness.unexplained(begun_s)
+        if lost:
+            outcome.unexplained.append(f"{lost} numbers missing")
+        if fault.modality is None and outcome.longest_silence_s > SILENCE_S:
+            outcome.recovered_s = outcome.longest_silence_s
+        outcome.memory_mb = sum(values[-1][1] for values in self._witness.memory.values())
+        self._witness.forget()
+        return outcome
+
+    def _watch(self, outcome: Outcome, fault: Fault, begun_s: float, seconds: float, stopping: threading.Event) -> None:
+        def look(prediction: Prediction) -> bool:
+            self._note_mask(outcome, fault, prediction, begun_s)
+            return False
+
+        self._follow(seconds, stopping, look)
+
+    @staticmethod
+    def _note_mask(outcome: Outcome, fault: Fault, prediction: Prediction, begun_s: float) -> None:
+        if outcome.masked_s is None and fault.modality in prediction.absent:
+            outcome.masked_s = time.monotonic() - begun_s
+            outcome.reason = prediction.absent[str(fault.modality)]
+
+    def _follow(self, seconds: float, stopping: threading.Event, condition: Callable[[Prediction], bool]) -> bool:
+        """Look after the session; True as soon as a prediction meets the condition."""
+        until_s = time.monotonic() + seconds
+        while not stopping.is_set() and time.monotonic() < until_s:
+            self._supervisor.tend()
+            self._supervisor.take_notes()  # its statuses say the same
+            met = False
+            for prediction in self._subscriber.wait(0.02):
+                self._witness.see(prediction)
+                met = met or condition(prediction)
+            self._witness.hear(self._subscriber.statuses)
+            if met:
+                return True
+        return False
+
+    def _signal(self, worker: str, name: str) -> None:
+        os.kill(self._supervisor.processes()[worker], getattr(signal, name))
+
+    @staticmethod
+    def _in_background(work: Callable[[], None]) -> None:
+        threading.Thread(target=work, daemon=True).start()
+
+    def _throw_garbage(self) -> None:
+        """Half as bytes on the bare ports, half as messages of the transport's own kind."""
+        random = np.random.default_rng(1)
+        endpoints = [self._session.config.bus.address(worker) for worker in ("inference", *self._session.workers)]
+        for number in range(_GARBAGE // 2):
+            host, _, port = endpoints[number % len(endpoints)].removeprefix("tcp://").rpartition(":")
+            try:
+                with socket.create_connection((host, int(port)), timeout=1.0) as connection:
+                    connection.sendall(random.bytes(int(random.integers(1, 4096))))
+            except OSError:
+                continue
+        for endpoint in endpoints:
+            sender: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
+            sender.setsockopt(zmq.LINGER, 500)
+            sender.connect(endpoint)
+            time.sleep(0.1)
+            for _ in range(_GARBAGE // 2 // len(endpoints)):
+                frames = [random.bytes(int(random.integers(0, 512))) for _ in range(int(random.integers(1, 5)))]
+                try:
+                    sender.send_multipart(frames, zmq.DONTWAIT)
+                except zmq.Again:
+                    break
+            sender.close()
+
+    def _never_read(self) -> None:
+        receiver = Receiver(self._session.config.bus.address(), (b"",))
+        time.sleep(self._every_s * 0.8)
+        receiver.close()
+
+    def _summary(self, outcomes: list[Outcome]) -> dict[str, Any]:
+        recovered = [o.recovered_s for o in outcomes if o.recovered_s is not None]
+        masked = [o.masked_s for o in outcomes if o.masked_s is not None]
+        p95_s = float(np.percentile(recovered, 95)) if recovered else None
+        growth = self._witness.growth()
+        unexplained = [text for outcome in outcomes for text in outcome.unexplained]
+        return {
+            "faults": [outcome.to_dict() for outcome in outcomes],
+            "predictions": self._witness.count,
+            "lost": sum(outcome.lost for outcome in outcomes),
+            "masked_max_s": round(max(masked), 3) if masked else None,
+            "recovered_p95_s": round(p95_s, 3) if p95_s is not None else None,
+            "memory_growth": growth,
+            "unexplained_gaps": unexplained,
+            "holds": {
+                "every fault survived": len(recovered) == len(outcomes),
+                "recovered p95 <= 5 s": p95_s is not None and p95_s <= _RECOVERY_LIMIT_S,
+                "no process grows > 5 %": all(g is None or g <= _GROWTH_LIMIT for g in growth.values()),
+                "every gap explained": not unexplained,
+            },
+        }

@@ -1,0 +1,124 @@
+"""What watching costs: one session, and nobody, one and five watchers of its dashboard who take turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+import psutil
+
+from mien.config import DashboardConfig
+from mien.errors import WorkerError
+from mien.messages import Status
+from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.dashboard.launch import Companion
+from mien.stream.dashboard.watcher import Audience
+from mien.stream.session import Session
+from mien.stream.subscriber import Subscriber
+from mien.stream.supervisor import Supervisor
+
+CASES = {"nobody": (0, 0), "one": (1, 0), "five, one of them stalled": (4, 1)}
+_SETTLE_S = 4.0  # for those before to be forgotten (two seconds), and for the status to tell of it
+_READY_S = 60.0
+
+
+def measure_watchers(session: Session, seconds: float, rounds: int, stopping: threading.Event) -> dict[str, Any]:
+    """Latency, rate, and bytes of previews with nobody, one and five watching.
+
+    Watchers take what a browser would and draw nothing: what drawing costs is the browser's machine's. The cases take
+    turns in random order, so that what else the machine does meets all of them alike.
+
+    Args:
+        session: to run; its dashboard takes any port.
+        seconds: of each turn. rounds: how many turns each case has.
+
+    Raises:
+        MienError: a process could not start.
+    """
+    session = _with_any_port(session)
+    supervisor, companion = Supervisor(session), None
+    turns = Turns(list(CASES))
+    latency_ms: dict[str, list[float]] = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
+    preview_bytes: dict[str, int] = defaultdict(int)
+    answers: dict[str, int] = defaultdict(int)
+    memory_mb: list[float] = []
+    try:
+        supervisor.launch()
+        if not supervisor.wait_ready(stopping):
+            return {}
+        with Subscriber(session.config.bus.address(), session=session.config.session) as subscriber:
+            supervisor.start()
+            companion = Companion(session.config, browser=False)
+            url = _await_page(companion, supervisor, subscriber, stopping)
+            for _ in range(rounds):
+                for case in turns.order():
+                    if stopping.is_set():
+                        break
+                    audience = Audience(url, *CASES[case])
+                    _listen(supervisor, subscriber, _SETTLE_S, stopping)
+                    before = _sent_bytes(subscriber.statuses)
+                    predictions, took_s = _listen(supervisor, subscriber, seconds, stopping)
+                    latency_ms[case] += [p.latency["total"] for p in predictions if "total" in p.latency]
+                    rates[case].append(round(len(predictions) / took_s, 2))
+                    preview_bytes[case] += _bytes_since(before, _sent_bytes(subscriber.statuses))
+                    memory_mb.append(round(psutil.Process(companion.pid).memory_info().rss / 2**20, 1))
+                    answers[case] += audience.answers
+                    audience.leave()
+    finally:
+        if companion is not None:
+            companion.stop()
+        supervisor.stop()
+    described = {case: describe(latency_ms[case]) for case in CASES}
+    base = "nobody"
+    return {
+        "latency": described,
+        "latency_ratio": {case: ratio(described[base]["blocks"], described[case]["blocks"]) for case in CASES},
+        "p99_ratio": {case: round(described[case]["p99"] / described[base]["p99"], 3) for case in CASES},
+        "predictions_per_s": dict(rates),
+        "rate_ratio": {case: round(sum(rates[case]) / sum(rates[base]), 3) for case in CASES},
+        "preview_bytes": dict(preview_bytes),
+        "answers": dict(answers),
+        "dashboard_memory_mb": memory_mb,
+    }
+
+
+def _with_any_port(session: Session) -> Session:
+    config = msgspec.structs.replace(session.config, dashboard=DashboardConfig(port=0))
+    return type(session)(**{name: getattr(session, name) for name in session.__dataclass_fields__} | {"config": config})
+
+
+def _await_page(companion: Companion, supervisor: Supervisor, subscriber: Subscriber, stopping: threading.Event) -> str:
+    until_s = time.monotonic() + _READY_S
+    while companion.url is None:
+        notes = companion.take_notes()
+        if companion.failed or time.monotonic() > until_s or stopping.is_set():
+            raise WorkerError("; ".join(notes) or "the dashboard is not ready after a minute")
+        _listen(supervisor, subscriber, 0.1, stopping)
+    return companion.url
+
+
+def _listen(
+    supervisor: Supervisor, subscriber: Subscriber, seconds: float, stopping: threading.Event
+) -> tuple[list[Any], float]:
+    """Predictions that come within so many seconds, and how long that was."""
+    found = []
+    begun_s = time.monotonic()
+    while (took_s := time.monotonic() - begun_s) < seconds and not stopping.is_set():
+        supervisor.tend()
+        found += subscriber.wait(0.05)
+    return found, max(took_s, 1e-3)
+
+
+def _sent_bytes(statuses: dict[str, Status]) -> tuple[int, int]:
+    """Run of the video worker, and the bytes of previews that it has sent in it."""
+    status = statuses.get("video")
+    return (status.run, int(status.detail.get("preview_bytes") or 0)) if status is not None else (0, 0)
+
+
+def _bytes_since(before: tuple[int, int], now: tuple[int, int]) -> int:
+    """What was sent since; a worker that was started again in between counts from 0."""
+    return now[1] - (before[1] if before[0] == now[0] else 0)

@@ -1,0 +1,146 @@
+"""One process of a session, as its supervisor holds it: started anew, told by a pipe, heard by another.
+
+Each process is this very program (`python -m mien capture video --supervised`): the same on every system, and nothing
+is inherited by accident. See `mien.stream.process` for the other end of the pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from mien.config import Config
+from mien.errors import MienError
+from mien.stream.process import PATIENCE_S, Assignment
+
+# One thread a library: on a small machine threads that spin for work cost more than they bring.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GLOG_minloglevel": "2",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "OPENCV_LOG_LEVEL": "ERROR",
+    # No library may look for a newer model on its own.
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+# What is started under a name; any other name is that of a capture worker.
+_COMMANDS = {"inference": ["infer"], "dashboard": ["dashboard"], "window": ["dashboard", "--window"]}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a process said, or that it ended (state "exited")."""
+
+    worker: str
+    pid: int
+    state: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Child:
+    """One process of the session.
+
+    Attributes:
+        began_s, ready_s, heard_s: when it was started, was ready, and gave its last sign of life.
+        patience_s: how long the next sign may take, as it said itself.
+        hung: why it was killed by us.
+    """
+
+    def __init__(self, worker: str, assignment: Assignment, events: queue.SimpleQueue[Event]) -> None:
+        self.worker = worker
+        self.ready = False
+        self.ended = False
+        self.late = False
+        self.hung: str | None = None
+        self.began_s = self.ready_s = self.heard_s = time.monotonic()
+        self.patience_s = PATIENCE_S
+        self.log = log_path(assignment.config, worker)
+        command = _COMMANDS.get(worker, ["capture", worker])
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mien", *command, "--supervised"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **_ENVIRONMENT},
+                text=True,
+                encoding="utf-8",
+                # Ctrl-C is ours to handle; see run_supervised for systems where it still reaches the process.
+                start_new_session=os.name == "posix",
+            )
+        self._events = events
+        self._tell(msgspec.json.encode(assignment).decode())
+        threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
+
+    def start(self, start_ns: int) -> None:
+        """Order the process to begin."""
+        self.tell({"start_ns": start_ns})
+
+    def tell(self, order: dict[str, Any]) -> None:
+        """Write an order for the process."""
+        self._tell(msgspec.json.encode(order).decode())
+
+    def release(self) -> None:
+        """Let go of the process: it ends by itself, with time to say goodbye."""
+        stdin = self.process.stdin
+        if stdin is not None and not stdin.closed:
+            with contextlib.suppress(OSError):
+                stdin.close()
+
+    def sweep(self) -> None:
+        """End what the process has left behind: a library may have forked, and a fork holds its sockets."""
+        if os.name == "posix":
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it is gone; its exit is an event of its own
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+
+    def _follow(self) -> None:
+        assert self.process.stdout is not None
+        pid = self.process.pid
+        for line in self.process.stdout:
+            try:
+                facts = json.loads(line)
+            except ValueError:
+                continue
+            self.heard_s = time.monotonic()
+            if "beat" in facts:
+                self.patience_s = float(facts["beat"])
+                continue
+            self._events.put(Event(self.worker, pid, str(facts.pop("state", "")), facts))
+        self._events.put(Event(self.worker, pid, "exited", {"code": self.process.wait()}))
+
+
+def log_path(config: Config, worker: str) -> Path:
+    """Where a process of the session writes what its libraries have to say."""
+    folder = platformdirs.user_log_path("mien", appauthor=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MienError(
+            f"cannot write logs to {folder}: {error.strerror}; make it writable or set XDG_STATE_HOME"
+        ) from error
+    return folder / f"{config.session}-{worker}.log"

@@ -1,0 +1,161 @@
+"""How far the clock of another host is from ours: the exchange of NTP (RFC 5905, section 8), over the bus.
+
+Inference asks by subscribing to a topic that nobody else has, `clock/<session>/<nonce>`; the publisher answers on it
+with the time at which it saw the question and the time at which it answered. So it needs no port of its own, and
+whoever may not subscribe may not ask either.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+
+import msgspec
+
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.errors import WireError
+from mien.messages import FeatureWindow
+from mien.stream.bus import Receiver
+from mien.stream.limits import MAX_TIME_NS
+from mien.stream.wire import VERSION_BYTE, open_frames, topic
+
+_KEPT = 64
+_EAGER = 24  # exchanges at first, before one a second is enough
+_EAGER_NS, _CALM_NS = 80 * NS_PER_MS, NS_PER_S
+_PATIENCE_NS = 3 * NS_PER_S  # an answer that takes longer is worth nothing
+_DRIFT = 100e-6  # two crystals part by at most so much
+_ANSWER_BYTES = 256
+
+
+class ClockAnswer(msgspec.Struct, frozen=True):
+    """A publisher's answer. Its session time, in ns.
+
+    Attributes:
+        run: of the publisher: another one has another clock.
+        received_ns: when it saw the question. sent_ns: when it answered.
+    """
+
+    run: int
+    received_ns: int
+    sent_ns: int
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(ClockAnswer).decode
+
+
+def answer_question(question: bytes, run: int, clock: Clock) -> list[bytes]:
+    """The answer to a subscription, as a message."""
+    now_ns = clock.now_ns()
+    return [question, VERSION_BYTE, _encode(ClockAnswer(run, now_ns, now_ns))]
+
+
+def decode_answer(frames: list[bytes]) -> ClockAnswer:
+    """The answer in a message, or WireError."""
+    _, payload = open_frames(frames)
+    if len(payload) > _ANSWER_BYTES:
+        raise WireError("oversized: clock answer")
+    try:
+        answer = _decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed: {error}") from None
+    if not 0 <= answer.received_ns <= answer.sent_ns <= MAX_TIME_NS:
+        raise WireError("time: of a clock answer")
+    return answer
+
+
+class ClockOffset:
+    """An estimate from exchanges: that with the shortest way there and back is the best. Pure."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, int, int]] = deque(maxlen=_KEPT)  # delay, offset, when
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def add(self, asked_ns: int, received_ns: int, sent_ns: int, heard_ns: int) -> None:
+        """One exchange: first and last by our clock, the others by theirs."""
+        delay_ns = (heard_ns - asked_ns) - (sent_ns - received_ns)
+        if 0 <= delay_ns <= _PATIENCE_NS:
+            self._samples.append((delay_ns, ((received_ns - asked_ns) + (sent_ns - heard_ns)) // 2, heard_ns))
+
+    def estimate(self, now_ns: int) -> tuple[int, int] | None:
+        """Their clock minus ours, and how wrong that can be at most, in ns; None before the first exchange."""
+        if not self._samples:
+            return None
+        error_ns, offset_ns = min(
+            (delay_ns // 2 + int((now_ns - at_ns) * _DRIFT), offset_ns) for delay_ns, offset_ns, at_ns in self._samples
+        )
+        return offset_ns, error_ns
+
+
+class ClockExchange:
+    """Asks the publisher behind a receiver, again and again.
+
+    Attributes:
+        run: of the publisher that the estimate is of.
+    """
+
+    def __init__(self, receiver: Receiver, session: str, clock: Clock) -> None:
+        self.run: int | None = None
+        self._receiver = receiver
+        self._session = session
+        self._clock = clock
+        self._offset = ClockOffset()
+        self._asked: tuple[bytes, int] | None = None
+        self._due_ns = 0
+
+    def tick(self) -> None:
+        """Ask if it is time to. Call it in the loop that reads the receiver."""
+        now_ns = self._clock.now_ns()
+        if now_ns < self._due_ns or (self._asked is not None and now_ns - self._asked[1] < _PATIENCE_NS):
+            return
+        if self._asked is not None:
+            self._receiver.socket.unsubscribe(self._asked[0])
+        question = topic("clock", self._session, secrets.token_hex(8))
+        self._due_ns = now_ns + (_EAGER_NS if len(self._offset) < _EAGER else _CALM_NS)
+        self._receiver.socket.subscribe(question)
+        self._asked = question, self._clock.now_ns()
+
+    def hear(self, frames: list[bytes], heard_ns: int) -> None:
+        """An answer. One to another question, or twice, is ignored.
+
+        Raises:
+            WireError: it breaks the protocol.
+        """
+        if self._asked is None or frames[0] != self._asked[0]:
+            return
+        question, asked_ns = self._asked
+        self._asked = None
+        self._receiver.socket.unsubscribe(question)
+        answer = decode_answer(frames)
+        if answer.run != self.run:
+            self.run, self._offset = answer.run, ClockOffset()
+        self._offset.add(asked_ns, answer.received_ns, answer.sent_ns, heard_ns)
+
+    def estimate(self) -> tuple[int, int] | None:
+        """Offset and error in ns, as `ClockOffset.estimate`."""
+        return self._offset.estimate(self._clock.now_ns())
+
+    def to_ours(self, message: FeatureWindow) -> FeatureWindow | None:
+        """A message in our session time; None if its publisher's clock is not known yet."""
+        estimate = self.estimate()
+        if estimate is None or message.run != self.run:
+            self._due_ns = min(self._due_ns, self._clock.now_ns())
+            return None
+        return moved(message, -estimate[0])
+
+
+def moved(message: FeatureWindow, by_ns: int) -> FeatureWindow:
+    """A message with all its times moved."""
+    return msgspec.structs.replace(
+        message,
+        t_start_ns=message.t_start_ns + by_ns,
+        t_end_ns=message.t_end_ns + by_ns,
+        times_ns=message.times_ns + by_ns,
+        words=tuple(
+            msgspec.structs.replace(word, t_start_ns=word.t_start_ns + by_ns, t_end_ns=word.t_end_ns + by_ns)
+            for word in message.words
+        ),
+        stamps={stage: t_ns + by_ns for stage, t_ns in message.stamps.items()},
+    )

@@ -1,0 +1,201 @@
+"""Sockets that only known machines can use: encrypted and authenticated by CURVE, admitted by an allow-list (ZAP).
+
+libzmq asks one handler per process whom to let in, over an inproc socket; without one it would let everybody in, so
+sockets demand it (`ZMQ_ZAP_ENFORCE_DOMAIN`). The handler answers from a `Keyring`, which follows its files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+import time
+from pathlib import Path
+
+import zmq
+from zmq.utils import z85
+
+from mien.errors import BusError, KeysError
+from mien.stream.keyring import Keyring, keys_folder
+
+_LOG = logging.getLogger(__name__)
+_LOG_INTERVAL_S = 10.0
+_HANDSHAKE_MS = 5000  # whoever connects and says nothing is shown out
+_HEARTBEAT_MS = 2000
+_SILENCE_MS = 6000  # a machine that was cut off is noticed, and connected to anew
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address stays on this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def host_of(endpoint: str) -> str:
+    """The host of an endpoint such as tcp://127.0.0.1:5560; empty for other transports."""
+    scheme, _, rest = endpoint.partition("://")
+    return rest.rpartition(":")[0].strip("[]") if scheme == "tcp" else ""
+
+
+def is_guarded(endpoint: str, keys: str | Path) -> bool:
+    """Whether an endpoint is used with keys: always beyond this machine, and on it if a folder of keys is named."""
+    if str(keys):
+        return True
+    host = host_of(endpoint)
+    return bool(host) and not is_loopback(host)
+
+
+class Guard:
+    """Who may connect to a socket that we bind.
+
+    Args:
+        bound: the socket, not bound yet; it becomes a CURVE server.
+        keys: folder of keys, empty for the user's.
+
+    Raises:
+        KeysError: there is no key pair here.
+    """
+
+    def __init__(self, bound: zmq.Socket[bytes], keys: str | Path) -> None:
+        self._doorkeeper = _doorkeeper(bound.context)
+        self._domain = str(keys_folder(keys).absolute()).encode()
+        self._keyring = self._doorkeeper.keyring(self._domain, keys)
+        identity = self._keyring.identity()
+        self._doorkeeper.own[self._domain] = identity.public
+        bound.setsockopt(zmq.CURVE_SERVER, 1)
+        bound.setsockopt(zmq.CURVE_SECRETKEY, identity.secret.encode())
+        bound.setsockopt(zmq.ZAP_DOMAIN, self._domain)
+        bound.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        bound.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        _beat(bound)
+        self._allowed = self._keyring.allowed()
+
+    @property
+    def refused(self) -> int:
+        """Connections of unknown machines that were refused since the start."""
+        return self._doorkeeper.refused.get(self._domain, 0)
+
+    def has_revoked(self) -> bool:
+        """Whether somebody who may have connected may no longer: said once."""
+        before, self._allowed = self._allowed, self._keyring.allowed()
+        return bool(before - self._allowed)
+
+
+class Link:
+    """Our side of a connection to a socket that is guarded.
+
+    Args:
+        connecting: the socket, not connected yet.
+        endpoint: where it will connect.
+        keys: folder of keys, empty for the user's.
+
+    Raises:
+        KeysError: there is no key pair here, or the machine at `endpoint` is not known.
+    """
+
+    def __init__(self, connecting: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> None:
+        self._keyring = Keyring(keys)
+        self._host = host_of(endpoint)
+        identity = self._keyring.identity()
+        self._server = self._keyring.key_of(self._host)
+        self._is_own = self._server is None and _is_here(self._host)
+        if self._is_own:
+            self._server = identity.public
+        if self._server is None:
+            raise KeysError(
+                f"the key of {self._host} is not known here; on that machine run: mien keys list; "
+                f"on this one: mien keys add NAME KEY --host {self._host}"
+            )
+        connecting.setsockopt(zmq.CURVE_SERVERKEY, self._server.encode())
+        connecting.setsockopt(zmq.CURVE_PUBLICKEY, identity.public.encode())
+        connecting.setsockopt(zmq.CURVE_SECRETKEY, identity.secret.encode())
+        _beat(connecting)
+
+    def is_revoked(self) -> bool:
+        """Whether the machine at the other end is trusted no longer."""
+        return not self._is_own and self._keyring.key_of(self._host) != self._server
+
+
+def _beat(guarded: zmq.Socket[bytes]) -> None:
+    guarded.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    guarded.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is one of this machine's: only those can be bound. No name is looked up."""
+    if is_loopback(host):
+        return True
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+class _Doorkeeper:
+    """Answers libzmq's question whom to let in (ZAP 1.0), in a thread of its own. One for each context."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.own: dict[bytes, str] = {}  # this machine's own processes come with its own key
+        self.refused: dict[bytes, int] = {}
+        self._keyrings: dict[bytes, Keyring] = {}
+        self._logged_s = float("-inf")
+        self._socket = context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        try:
+            self._socket.bind("inproc://zeromq.zap.01")
+        except zmq.ZMQError as error:
+            self._socket.close(0)
+            raise BusError(f"another ZAP handler runs in this process: {error.strerror}") from error
+        threading.Thread(target=self._serve, name="doorkeeper", daemon=True).start()
+
+    def keyring(self, domain: bytes, keys: str | Path) -> Keyring:
+        """The keyring of a folder, one for all sockets that are guarded by it."""
+        return self._keyrings.setdefault(domain, Keyring(keys))
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                version, request, domain, address, _routing, mechanism, *credentials = self._socket.recv_multipart()
+                allowed = mechanism == b"CURVE" and self._admits(domain, credentials)
+                if not allowed:
+                    self._note(domain, address)
+                status = [b"200", b"OK"] if allowed else [b"400", b"not on the list"]
+                self._socket.send_multipart([version, request, *status, b"", b""])
+            except zmq.ZMQError:
+                return  # the context is gone, and every socket with it
+            except ValueError:
+                self._socket.send_multipart([b"1.0", b"", b"500", b"malformed", b"", b""])
+
+    def _admits(self, domain: bytes, credentials: list[bytes]) -> bool:
+        keyring = self._keyrings.get(domain)
+        if keyring is None or len(credentials) != 1 or len(credentials[0]) != 32:
+            return False
+        public = z85.encode(credentials[0]).decode()
+        return public == self.own.get(domain) or keyring.is_allowed(public)
+
+    def _note(self, domain: bytes, address: bytes) -> None:
+        self.refused[domain] = self.refused.get(domain, 0) + 1
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= _LOG_INTERVAL_S:
+            self._logged_s = now_s
+            shown = address.decode("ascii", "replace")
+            _LOG.warning("refused %s: its key is not on the list; %d so far", shown, self.refused[domain])
+
+
+_doorkeepers: dict[int, _Doorkeeper] = {}
+_doorkeepers_lock = threading.Lock()
+
+
+def _doorkeeper(context: zmq.Context[zmq.Socket[bytes]]) -> _Doorkeeper:
+    with _doorkeepers_lock:
+        if context.underlying not in _doorkeepers:
+            _doorkeepers[context.underlying] = _Doorkeeper(context)
+        return _doorkeepers[context.underlying]

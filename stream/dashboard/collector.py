@@ -1,0 +1,236 @@
+"""The dashboard's ear: one subscriber to the pipeline, however many browsers there are, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from mien.config import BusConfig
+from mien.errors import WireError
+from mien.messages import About, Prediction, Status
+from mien.stream.bus import Receiver
+from mien.stream.dashboard.history import History
+from mien.stream.preview import Preview, decode_edges, decode_preview
+from mien.stream.subscriber import Subscriber
+from mien.stream.wire import decode_about, decode_features, topic
+
+STALE_S = 2.0  # without a prediction
+_WATCH_S = 2.0  # a browser that has not asked for so long does not watch
+_LATENCIES = 900  # half a minute
+_SILENT_DB = 10.0 / math.log(10.0)  # from the natural logarithm of a power
+_DECIMATE = 5  # of 50 rows of sound a second, ten are shown
+
+
+class Collector:
+    """Subscribes, remembers, and says what is new.
+
+    Args:
+        bus: where the mien is that is looked at.
+        session: one session's name; None for whichever is there.
+        minutes: how far back it remembers.
+        pictures: False where the page is served beyond this machine: landmarks alone.
+
+    Attributes:
+        lock: held while anything below is read or changed.
+        history: the last minutes.
+        prediction: the newest, None before the first. about: what the session says of itself.
+        preview: the newest picture with its landmarks; None while nobody watches.
+        edges: the mesh's lines, pairs of landmark numbers.
+        preview_bytes: of all previews that came.
+    """
+
+    def __init__(self, bus: BusConfig, session: str | None, minutes: float, *, pictures: bool = True) -> None:
+        self.lock = threading.Lock()
+        self.history = History(minutes)
+        self.prediction: Prediction | None = None
+        self.statuses: dict[str, Status] = {}
+        self.about: About | None = None
+        self.preview: Preview | None = None
+        self.edges: list[int] = []
+        self.preview_bytes = 0
+        self.lost = 0
+        self.sound: tuple[float, float, bool] | None = None  # dB, probability of speech, voice
+        self._pictures = pictures
+        self._wanted_session = session
+        self._heard_s = -math.inf
+        self._status_s: dict[str, float] = {}
+        self._preview_s = self._sound_s = -math.inf
+        self._software_ms: deque[float] = deque(maxlen=_LATENCIES)
+        self._end_to_end_ms: deque[float] = deque(maxlen=_LATENCIES)
+        self._arrivals_s: deque[float] = deque(maxlen=256)
+        self._watchers: dict[int, tuple[float, bool]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        # Made here, so that what is wrong with an endpoint or its keys is an error of whoever starts us.
+        self._subscriber = Subscriber(bus.address(), session=session, keys=bus.keys)
+        sound_topic = topic("features", session, "audio") if session else b"features/"
+        self._audio = Receiver(bus.address("audio"), (sound_topic,), keys=bus.keys)
+        about_topic = topic("about", session) if session else b"about/"
+        self._about = Receiver(bus.address(), (about_topic,), keys=bus.keys)
+        self._video = Receiver(bus.address("video"), (), high_water_mark=4, keys=bus.keys)
+        self._subscribed: tuple[bytes, ...] = ()
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnect."""
+        self._stopping.set()
+        self._thread.join(5)
+
+    def watch(self, client: int, picture: bool) -> None:
+        """A browser asks for more, with or without the picture. Called under the lock."""
+        self._watchers[client] = (time.monotonic(), picture)
+
+    def unwatch(self, client: int) -> None:
+        """A browser is gone. Called under the lock."""
+        self._watchers.pop(client, None)
+
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since the last new prediction; None before the first."""
+        return None if self._heard_s == -math.inf else time.monotonic() - self._heard_s
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what is shown is not what is going on: no prediction for two seconds, or the session is over."""
+        inference = self.statuses.get("inference")
+        over = inference is not None and inference.state in ("ended", "stopped", "failed")
+        return over or self.silent_s is None or self.silent_s >= STALE_S
+
+    @property
+    def per_second(self) -> float:
+        """Predictions that came within the last two seconds, per second."""
+        since_s = time.monotonic() - 2.0
+        return sum(at_s >= since_s for at_s in self._arrivals_s) / 2.0
+
+    def status_age_s(self, worker: str) -> float:
+        """Seconds since a process last said how it is."""
+        return time.monotonic() - self._status_s.get(worker, -math.inf)
+
+    def preview_age_s(self) -> float:
+        """Seconds since the last picture came."""
+        return time.monotonic() - self._preview_s
+
+    def sound_age_s(self) -> float:
+        """Seconds since the last sound came."""
+        return time.monotonic() - self._sound_s
+
+    def latencies(self) -> dict[str, Any]:
+        """p50 and p99 in ms over half a minute: frame read to published, and captured to published."""
+        return {"software": _percentiles(self._software_ms), "end_to_end": _percentiles(self._end_to_end_ms)}
+
+    def watchers(self) -> int:
+        """Browsers that asked for something within the last two seconds. Called under the lock."""
+        now_s = time.monotonic()
+        self._watchers = {key: seen for key, seen in self._watchers.items() if now_s - seen[0] < 60}
+        return sum(now_s - at_s < _WATCH_S for at_s, _ in self._watchers.values())
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                predictions = self._subscriber.wait(0.02)
+                with self.lock:
+                    self._hear(predictions)
+                    self._hear_about()
+                    self._hear_sound()
+                    self._hear_pictures()
+                    self._follow_watchers()
+        finally:
+            self._subscriber.close()
+            self._about.close()
+            self._audio.close()
+            self._video.close()
+
+    def _hear(self, predictions: list[Prediction]) -> None:
+        now_s = time.monotonic()
+        for worker, status in self._subscriber.statuses.items():
+            if self.statuses.get(worker) is not status:
+                self.statuses[worker] = status
+                self._status_s[worker] = now_s
+        for prediction in predictions:
+            if self.prediction is not None and self.prediction.run != prediction.run:
+                self._software_ms.clear()
+                self._end_to_end_ms.clear()
+            self.prediction = prediction
+            self.history.add(prediction)
+            self._heard_s = now_s
+            self._arrivals_s.append(now_s)
+            if "total" in prediction.latency:
+                self._software_ms.append(prediction.latency["total"])
+                self._end_to_end_ms.append(prediction.latency["capture"] + prediction.latency["total"])
+        self.lost = self._subscriber.lost
+
+    def _hear_about(self) -> None:
+        for frames in self._about.drain():
+            with contextlib.suppress(WireError):
+                self.about = decode_about(frames)
+
+    def _hear_sound(self) -> None:
+        for frames in self._audio.drain():
+            if frames[0].rpartition(b"/")[2] != b"audio":
+                continue
+            try:
+                message = decode_features(frames)
+            except WireError:
+                continue  # counted where it matters: inference refuses it too
+            columns = message.values.shape[1]
+            if columns < 5 or not len(message.values):
+                continue
+            # Columns from the end: energy, pitch, periodicity, zero crossings, probability of speech.
+            for index in range(0, len(message.values), _DECIMATE):
+                rows = message.values[index : index + _DECIMATE]
+                level_db = float(rows[:, -5].max()) * _SILENT_DB
+                speech = float(rows[:, -1].max())
+                voice = bool(message.valid[index : index + _DECIMATE].any())
+                self.history.add_sound(int(message.times_ns[index]), level_db, speech, voice)
+                self.sound = (level_db, speech, voice)
+            self._sound_s = time.monotonic()
+
+    def _hear_pictures(self) -> None:
+        for frames in self._video.drain():
+            try:
+                if frames[0].endswith(b"/edges"):
+                    self.edges = decode_edges(frames).reshape(-1).tolist()
+                    continue
+                preview = decode_preview(frames)
+            except WireError:
+                continue
+            self.preview_bytes += sum(map(len, frames))
+            if self._subscribed:
+                self.preview = preview
+                self._preview_s = time.monotonic()
+                self.history.add_picture(preview)
+
+    def _follow_watchers(self) -> None:
+        """Ask for pictures while a browser wants them, for landmarks while one watches without, else for nothing."""
+        now_s = time.monotonic()
+        wishes = [picture for at_s, picture in self._watchers.values() if now_s - at_s < _WATCH_S]
+        session = self._wanted_session or (self.prediction.session if self.prediction else None)
+        if session is None and "video" in self.statuses:
+            session = self.statuses["video"].session
+        wanted: tuple[bytes, ...] = ()
+        if wishes and session is not None:
+            kind = "picture" if self._pictures and any(wishes) else "mesh"
+            wanted = (topic("preview", session, kind), topic("preview", session, "edges"))
+        for prefix in self._subscribed:
+            if prefix not in wanted:
+                self._video.socket.unsubscribe(prefix)
+        for prefix in wanted:
+            if prefix not in self._subscribed:
+                self._video.socket.subscribe(prefix)
+        if self._subscribed and not wanted:
+            self.preview = None  # it would be shown as if it were of now to whoever comes next
+        self._subscribed = wanted
+
+
+def _percentiles(values_ms: deque[float]) -> list[float] | None:
+    if not values_ms:
+        return None
+    ordered = sorted(values_ms)
+    return [round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 1) for share in (0.5, 0.99)]

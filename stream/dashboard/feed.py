@@ -1,0 +1,139 @@
+"""One browser's feed: it asks, and gets the newest state there is, at its own pace.
+
+Nothing is queued for a browser. One that stalls has at most one answer under way, and when it asks again it gets what
+it missed as far back as the history reaches. A question is JSON, the page's cursors; an answer is binary: the length of
+the JSON (uint32, little-endian), the JSON, the landmarks as pairs of float32, the JPEG.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from mien.clock import NS_PER_MS
+from mien.stream.dashboard import view
+from mien.stream.dashboard.collector import Collector
+from mien.stream.dashboard.history import row_of
+from mien.stream.dashboard.keeping import Keeping
+from mien.stream.preview import Preview
+
+INTERVAL_S = 1 / 15
+_clients = itertools.count()
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What a page has: cursors into the history, capture time (µs) of the picture it shows, and what it looks at.
+
+    Attributes:
+        picture: whether it shows the picture, or the mesh alone.
+        at: capture time in ms that it looks back to; None for now.
+    """
+
+    era: int = -1
+    row: int = 0
+    sound: int = 0
+    words: int = -1
+    edges: int = 0
+    picture: bool = True
+    drawn: int = 0
+    at: int | None = None
+
+
+_decode = msgspec.json.Decoder(Question).decode
+_encode = msgspec.json.Encoder().encode
+
+
+async def serve_feed(socket: WebSocket, collector: Collector, keeping: Keeping, span_ms: int) -> None:
+    """Answer one browser until it goes away."""
+    await socket.accept()
+    client = next(_clients)
+    answered_s = 0.0
+    try:
+        while True:
+            try:
+                question = _decode(await socket.receive_text())
+            except msgspec.MsgspecError:
+                await socket.close(1003)
+                return
+            with collector.lock:
+                collector.watch(client, question.picture)
+            await asyncio.sleep(answered_s + INTERVAL_S - time.monotonic())
+            answered_s = time.monotonic()
+            with collector.lock:
+                reply = answer(question, collector, keeping, span_ms)
+            await socket.send_bytes(reply)
+    except (WebSocketDisconnect, RuntimeError):
+        pass  # it left, also in the middle of an answer
+    finally:
+        with collector.lock:
+            collector.unwatch(client)
+
+
+def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: int) -> bytes:
+    """What is new for a page. Called under the collector's lock."""
+    history = collector.history
+    known = question.era == history.era
+    row = max(question.row, history.first_row) if known else history.first_row
+    sound = max(question.sound, history.first_sound) if known else history.first_sound
+    silent_s = collector.silent_s
+    told: dict[str, Any] = {
+        "era": history.era,
+        "rows": list(itertools.islice(history.rows, row - history.first_row, None)),
+        "row": history.first_row + len(history.rows),
+        "sounds": list(itertools.islice(history.sound, sound - history.first_sound, None)),
+        "sound": history.first_sound + len(history.sound),
+        "words": history.words_version,
+        "span_ms": span_ms,
+        "now": row_of(collector.prediction) if collector.prediction is not None else None,
+        "silent_ms": None if silent_s is None else round(silent_s * 1000),
+        "stale": collector.is_stale,
+        "badges": view.badges(collector, keeping.recording is not None),
+        "source": view.source(collector),
+        "facts": view.facts(collector),
+        "record": keeping.state(view.shared(collector)),
+        "labels": keeping.can_label,
+        "marks": keeping.marks,
+        "note": _note(question, collector),
+    }
+    if not known or question.words != history.words_version:
+        told["transcript"] = {
+            "said": [word.to_list() for word in history.words],
+            "tentative": [word.to_list() for word in history.tentative],
+        }
+    if not question.edges and collector.edges:
+        told["edges"] = collector.edges
+    preview = _picture(question, collector)
+    blob = b""
+    if preview is None:
+        told["blank"] = True
+    elif preview.t_ns // 1000 != question.drawn:
+        jpeg = preview.jpeg if question.picture else b""
+        told["picture"] = {
+            "t_us": preview.t_ns // 1000,  # nanoseconds do not fit into the numbers of a page
+            "seq": preview.seq,
+            "width": preview.width,
+            "height": preview.height,
+            "points": len(preview.landmarks),
+        }
+        blob = np.ascontiguousarray(preview.landmarks, "<f4").tobytes() + jpeg
+    text = _encode(told)
+    return struct.pack("<I", len(text)) + text + blob
+
+
+def _note(question: Question, collector: Collector) -> str:
+    if question.at is None:
+        return view.picture_note(collector, question.picture)
+    return "" if _picture(question, collector) is not None else "no picture was kept: nobody watched then"
+
+
+def _picture(question: Question, collector: Collector) -> Preview | None:
+    if question.at is not None:
+        return collector.history.picture_at(question.at * NS_PER_MS)
+    return collector.preview if collector.preview_age_s() <= view.PICTURE_S else None

@@ -1,0 +1,167 @@
+"""What the dashboard remembers: the last minutes of predictions, sound, words and pictures, in bounded memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.emotions import EMOTIONS
+from mien.messages import Prediction
+from mien.stream.preview import Preview
+
+MODALITIES = ("vision", "audio", "text")
+ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions
+PICTURE_NS = 330 * NS_PER_MS  # three pictures a second are kept for looking back
+_WORDS = 600
+
+# A row: capture time in ms, sentiment, smoothed, confidence, seven emotions, three gates, age of each modality in ms.
+RAW = 1
+Row = list[float | int | None]
+SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probability of speech, voice activity
+
+
+class SpokenWord:
+    """A word with the sentiment at the time it was said; None while that is not known."""
+
+    __slots__ = ("committed", "sentiment", "t_end_ms", "t_ms", "text")
+
+    def __init__(self, text: str, t_ms: int, t_end_ms: int, committed: bool, sentiment: float | None) -> None:
+        self.text = text
+        self.t_ms = t_ms
+        self.t_end_ms = t_end_ms
+        self.committed = committed
+        self.sentiment = sentiment
+
+    def to_list(self) -> list[str | float | int | bool | None]:
+        """As the page gets it: text, begin, end, committed, sentiment."""
+        return [self.text, self.t_ms, self.t_end_ms, self.committed, _rounded(self.sentiment, 2)]
+
+
+class History:
+    """The last minutes.
+
+    Args:
+        minutes: how far back it reaches.
+
+    Attributes:
+        rows, sound: oldest first; `first_row` and `first_sound` count those that were let go of, so that the position
+            of a row among all that ever were is a cursor that stays valid.
+        words: those that were committed, oldest first; `tentative`: those that may still change.
+        era: changes when time went backwards and everything before was dropped.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._span_ns = int(minutes * 60 * NS_PER_S)
+        self.era = 0
+        self.rows: deque[Row] = deque()
+        self.sound: deque[SoundRow] = deque()
+        self.first_row = self.first_sound = 0
+        self.words: deque[SpokenWord] = deque(maxlen=_WORDS)
+        self.tentative: list[SpokenWord] = []
+        self.words_version = 0
+        self._pictures: deque[Preview] = deque()
+        self._newest_ns = 0
+        self._newest_sound_ns = 0
+
+    def add(self, prediction: Prediction) -> None:
+        """Take in a prediction; at most ten a second become rows."""
+        t_ns = prediction.t_end_ns
+        if self.rows and t_ns < self._newest_ns - 2 * NS_PER_S:
+            self.clear()
+        self._add_words(prediction)
+        if self.rows and t_ns - self._newest_ns < ROW_NS:
+            return
+        self._newest_ns = t_ns
+        self.rows.append(row_of(prediction))
+        oldest_ms = (t_ns - self._span_ns) // NS_PER_MS
+        while self.rows and _time(self.rows[0]) < oldest_ms:
+            self.rows.popleft()
+            self.first_row += 1
+        while self._pictures and self._pictures[0].t_ns < t_ns - self._span_ns:
+            self._pictures.popleft()
+
+    def add_sound(self, t_ns: int, level_db: float, speech: float, voice: bool) -> None:
+        """Take in the level of the sound (dB of full scale), probability of speech 0 ... 1 and voice activity."""
+        if self.sound and 0 <= t_ns - self._newest_sound_ns < ROW_NS:
+            return
+        self._newest_sound_ns = t_ns
+        self.sound.append([t_ns // NS_PER_MS, round(level_db, 1), round(speech, 2), voice])
+        while self.sound and self.sound[0][0] < (t_ns - self._span_ns) // NS_PER_MS:
+            self.sound.popleft()
+            self.first_sound += 1
+
+    def add_picture(self, preview: Preview) -> None:
+        """Keep a picture for looking back, if the last one is a third of a second old."""
+        if self._pictures and preview.t_ns < self._pictures[-1].t_ns:
+            self._pictures.clear()
+        if not self._pictures or preview.t_ns - self._pictures[-1].t_ns >= PICTURE_NS:
+            self._pictures.append(preview)
+
+    def picture_at(self, t_ns: int) -> Preview | None:
+        """The picture nearest to a capture time; None if there is none within a second."""
+        index = bisect_left(self._pictures, t_ns, key=lambda preview: preview.t_ns)
+        near = [self._pictures[i] for i in (index - 1, index) if 0 <= i < len(self._pictures)]
+        best = min(near, key=lambda preview: abs(preview.t_ns - t_ns), default=None)
+        return best if best is not None and abs(best.t_ns - t_ns) <= NS_PER_S else None
+
+    def forget_pictures(self) -> None:
+        """Let go of all pictures."""
+        self._pictures.clear()
+
+    def clear(self) -> None:
+        """Begin anew: another session, or a time line that starts again."""
+        self.era += 1
+        self.first_row = self.first_sound = 0
+        self.rows.clear()
+        self.sound.clear()
+        self.words.clear()
+        self.tentative = []
+        self.words_version += 1
+        self._pictures.clear()
+        self._newest_ns = self._newest_sound_ns = 0
+
+    def sentiment_at(self, t_ms: int) -> float | None:
+        """The sentiment at a capture time; None where nothing was predicted within a second of it.
+
+        Not the smoothed one, which would come too late for a word.
+        """
+        index = bisect_left(self.rows, t_ms, key=_time)
+        near = [self.rows[i] for i in (index - 1, index) if 0 <= i < len(self.rows)]
+        best = min(near, key=lambda row: abs(_time(row) - t_ms), default=None)
+        return best[RAW] if best is not None and abs(_time(best) - t_ms) <= 1000 else None
+
+    def _add_words(self, prediction: Prediction) -> None:
+        last_ms = self.words[-1].t_ms if self.words else -1
+        changed = False
+        tentative = []
+        for word in prediction.words:
+            t_ms, t_end_ms = word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS
+            if not word.committed:
+                tentative.append(SpokenWord(word.text.strip(), t_ms, t_end_ms, False, None))
+            elif t_ms > last_ms:
+                sentiment = self.sentiment_at(t_end_ms)
+                self.words.append(SpokenWord(word.text.strip(), t_ms, t_end_ms, True, sentiment))
+                last_ms, changed = t_ms, True
+        if changed or [word.text for word in tentative] != [word.text for word in self.tentative]:
+            self.tentative = tentative
+            self.words_version += 1
+
+
+def row_of(prediction: Prediction) -> Row:
+    """A prediction as a row; None where there is no number."""
+    row: Row = [prediction.t_end_ns // NS_PER_MS]
+    row += [_rounded(prediction.sentiment, 3), _rounded(prediction.sentiment_smooth, 3)]
+    row.append(_rounded(prediction.confidence, 3))
+    row += [_rounded(prediction.emotions[name], 3) if prediction.emotions else None for name in EMOTIONS]
+    row += [_rounded(prediction.gates.get(name, 0.0), 3) if prediction.emotions else None for name in MODALITIES]
+    row += [None if name in prediction.absent else _rounded(prediction.age_ms.get(name), 0) for name in MODALITIES]
+    return row
+
+
+def _time(row: Row) -> int:
+    return int(row[0] or 0)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,170 @@
+"""What the dashboard's user keeps: recordings and labels, only when asked for, and only on this machine."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.config import BusConfig
+from mien.errors import RecordingError
+from mien.stream.recording.control import RecorderProcess
+from mien.stream.recording.labels import LabelFile, Stretch
+from mien.stream.recording.reader import open_recording
+from mien.stream.recording.recorder import RecorderState
+from mien.stream.recording.table import zero_ns_of
+
+
+class Label(msgspec.Struct, frozen=True):
+    """A stretch that the page's user has labelled; capture times in ms."""
+
+    from_ms: int
+    to_ms: int
+    sentiment: float | None = None
+    emotion: str | None = None
+
+
+class Keeping:
+    """Recordings of the session that the dashboard looks at.
+
+    Args:
+        bus: where the session is.
+        session: its name; None for whichever is there.
+        folder: where recordings go; empty for "mien" among the user's documents.
+        allowed: False where the page is served beyond this machine: nobody elsewhere may fill this disk.
+        replayed: the recording that is looked at, where a replay is: labels go to it.
+
+    Attributes:
+        last: file of the recording that is being made, was made last, or is looked at; labels are for it.
+        marks: begin and end of each label, capture times in ms.
+
+    Raises:
+        MienError: the recording that is replayed, or its labels, cannot be read.
+    """
+
+    def __init__(
+        self, bus: BusConfig, session: str | None, folder: str, *, allowed: bool, replayed: Path | None = None
+    ) -> None:
+        self.folder = Path(folder).expanduser() if folder else platformdirs.user_documents_path() / "mien"
+        self.last = replayed
+        self.marks: list[tuple[int, int]] = []
+        self._stretches: list[Stretch] = []
+        if replayed is not None:
+            self._read_labels(replayed)
+        self._bus = bus
+        self._session = session
+        self._allowed = allowed
+        self._recorder: RecorderProcess | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def recording(self) -> RecorderState | None:
+        """How far the recording is that is being made now; None if there is none."""
+        recorder = self._recorder
+        if recorder is None or not recorder.is_running:
+            return None
+        return recorder.state
+
+    @property
+    def error(self) -> str | None:
+        """Why the last recording ended before it was told to; None if it did not."""
+        recorder = self._recorder
+        if recorder is None or recorder.is_running:
+            return None
+        return recorder.state.error
+
+    def state(self, shared: dict[str, bool]) -> dict[str, Any] | None:
+        """What the page is told; None where recording is not allowed.
+
+        Args:
+            shared: whether the session lets out "video" and "audio" to whoever asks for them.
+        """
+        if not self._allowed:
+            return None
+        now = self.recording
+        return {
+            "folder": str(self.folder),
+            "shared": shared,
+            "path": now.path if now is not None else None,
+            "seconds": round(now.seconds) if now is not None else 0,
+            "megabytes": round(now.bytes / 1e6, 1) if now is not None else 0.0,
+            "last": str(self.last) if self.last is not None and now is None else None,
+            "error": self.error,
+        }
+
+    def start(self, *, video: bool, audio: bool) -> Path:
+        """Begin a recording; it goes on until `stop`.
+
+        Raises:
+            RecordingError: it is not allowed here, or the file cannot be made.
+        """
+        if not self._allowed:
+            raise RecordingError("the page is served beyond this machine, so it cannot record; use mien record")
+        with self._lock:
+            if self.recording is not None and self.last is not None:
+                return self.last
+            path = self.folder / f"{datetime.now():%Y-%m-%d %H.%M.%S}.mcap"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RecordingError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+            self._recorder = RecorderProcess(path, self._bus, self._session, video=video, audio=audio)
+            self.last, self.marks, self._stretches = path, [], []
+            return path
+
+    def stop(self) -> None:
+        """End the recording, if one is being made, and wait until its file is closed."""
+        with self._lock:
+            if self._recorder is not None and self._recorder.is_running:
+                self._recorder.stop()
+
+    @property
+    def can_label(self) -> bool:
+        """Whether there is a recording that a label could be for."""
+        return self._allowed and self.last is not None
+
+    def label(self, label: Label) -> str:
+        """Write a label into the table beside the recording; what was done, in a sentence.
+
+        Raises:
+            RecordingError: there is no recording, or it cannot be read. DataError: the stretch lies outside of it.
+        """
+        with self._lock:
+            file, zero_ns = self._file()
+            start_s, end_s = ((at_ms * NS_PER_MS - zero_ns) / NS_PER_S for at_ms in (label.from_ms, label.to_ms))
+            stretch = file.add(start_s, end_s, sentiment=label.sentiment, emotion=label.emotion)
+            self._stretches.append(stretch)
+            self.marks = [*self.marks, (label.from_ms, label.to_ms)]
+        what = label.emotion or f"sentiment {label.sentiment:+g}"
+        return f"{stretch.end_s - stretch.start_s:.1f} s labelled {what}, in {file.table}"
+
+    def take_back(self) -> str:
+        """Remove the label that was made last; what was done, in a sentence.
+
+        Raises:
+            RecordingError: there is none.
+        """
+        with self._lock:
+            if not self._stretches:
+                raise RecordingError("there is no label to take back")
+            file, _ = self._file()
+            file.remove(self._stretches.pop())
+            self.marks = self.marks[:-1]
+        return f"the last label is taken back, in {file.table}"
+
+    def _read_labels(self, path: Path) -> None:
+        zero_ms = zero_ns_of(open_recording(path)) // NS_PER_MS
+        self._stretches = list(LabelFile(path).stretches)
+        self.marks = [(zero_ms + round(s.start_s * 1000), zero_ms + round(s.end_s * 1000)) for s in self._stretches]
+
+    def _file(self) -> tuple[LabelFile, int]:
+        """The labels, and the session time of the recording's zero. A recording that is being made is read as far as
+        it is on the disk, which is up to a second ago."""
+        if not self.can_label or self.last is None:
+            raise RecordingError("there is no recording to label; press Record first")
+        return LabelFile(self.last), zero_ns_of(open_recording(self.last))

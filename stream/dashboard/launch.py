@@ -1,0 +1,182 @@
+"""Opening the dashboard: by itself, or as a companion of `mien demo` that may fail without the stream noticing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mien.clock import Clock
+from mien.config import Config
+from mien.errors import BusError
+from mien.stream.child import Child, Event
+from mien.stream.process import Assignment, Control, run_supervised
+
+_STOP_S = 2.0
+
+
+def bus_overrides(endpoint: str | None) -> dict[str, Any]:
+    """Configuration keys for looking at the mien whose predictions are at `endpoint`.
+
+    Raises:
+        BusError: it is not an address.
+    """
+    if endpoint is None:
+        return {}
+    scheme, _, rest = endpoint.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host or not port.isdigit():
+        raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560")
+    return {"bus.host": host.strip("[]"), "bus.port": int(port)}
+
+
+def look(
+    config: Config,
+    session: str | None,
+    *,
+    window: bool,
+    browser: bool,
+    say: Callable[[str], None],
+    replayed: Path | None = None,
+) -> None:
+    """Show a mien until Ctrl-C.
+
+    Args:
+        window: in a window instead of on a page.
+        browser: open the page where there is a browser.
+        say: prints a line for the person who started it.
+        replayed: the recording that is being replayed, if labels are to go to it.
+
+    Raises:
+        MienError: the page's port cannot be had, or there is no screen for a window.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    if window:
+        from mien.stream.dashboard.window import show_window
+
+        say("the window shows " + config.bus.address() + "; Ctrl-C or Esc ends")
+        show_window(config, session, stopping.is_set)
+        return
+
+    def ready(url: str) -> None:
+        say(f"dashboard at {url}   (looking at {config.bus.address()}; Ctrl-C ends)")
+        if browser:
+            open_browser(url)
+
+    _serve(config, session, stopping.is_set, ready, replayed)
+
+
+def look_supervised(*, window: bool) -> None:
+    """The same as a companion: told by a pipe what to look at and when to end."""
+
+    def body(control: Control) -> None:
+        config = control.assignment.config
+        stopping = control.stopping.is_set
+        if window:
+            from mien.stream.dashboard.window import show_window
+
+            control.say("ready")
+            show_window(config, config.session, stopping)
+            return
+        _serve(config, config.session, stopping, lambda url: control.say("ready", url=url))
+
+    run_supervised(body)
+
+
+class Companion:
+    """A dashboard beside a session, in a process of its own.
+
+    Args:
+        config: the session's.
+        window: a window instead of a page.
+        browser: open the page where there is a browser.
+
+    Attributes:
+        url: of the page; None before it is ready.
+        failed: whether there will be none.
+    """
+
+    def __init__(self, config: Config, *, window: bool = False, browser: bool = True) -> None:
+        self.url: str | None = None
+        self.failed = False
+        self._browser = browser
+        self._what = "window" if window else "dashboard"
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._child = Child(self._what, Assignment(config, Clock().anchor_ns), self._events)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._child.process.pid
+
+    def take_notes(self) -> list[str]:
+        """What a person should know, since the last call: where the page is, or why there is none."""
+        notes: list[str] = []
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return notes
+            if event.state == "ready" and "url" in event.facts:
+                self.url = str(event.facts["url"])
+                notes.append(f"dashboard at {self.url}")
+                if self._browser:
+                    open_browser(self.url)
+            elif event.state == "failed":
+                self.failed = True
+                notes.append(f"no {self._what}: {event.facts.get('error')}; the stream goes on")
+            elif event.state == "exited" and event.facts.get("code") and not self.failed:
+                self.failed = True
+                notes.append(f"the {self._what} has died, see {self._child.log}; the stream goes on")
+
+    def stop(self) -> None:
+        """End it."""
+        self._child.release()
+        try:
+            self._child.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._child.process.kill()
+            self._child.process.wait(_STOP_S)
+
+
+def has_page() -> bool:
+    """Whether what the page is made with is installed."""
+    return importlib.util.find_spec("nicegui") is not None
+
+
+def has_screen() -> bool:
+    """Whether there is a screen for windows."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def open_browser(url: str) -> bool:
+    """Open a page where there is a browser with a screen; one that runs in the terminal would take it away."""
+    if not has_screen() or os.environ.get("SSH_CONNECTION"):
+        return False
+    try:
+        return webbrowser.open(url)
+    except (webbrowser.Error, OSError):
+        return False
+
+
+def _serve(
+    config: Config,
+    session: str | None,
+    is_stopping: Callable[[], bool],
+    ready: Callable[[str], None],
+    replayed: Path | None = None,
+) -> None:
+    importlib.import_module("nicegui")  # first of all, so that what is missing is named by its own name
+    from mien.stream.dashboard.server import serve, take_place
+
+    serve(take_place(config.dashboard), config.dashboard, config.bus, session, is_stopping, ready, replayed)

@@ -1,0 +1,170 @@
+"""The page: what stands where. What it shows comes over the feed, see `static/dashboard.js`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nicegui import ui
+
+from mien.emotions import EMOTIONS
+from mien.stream.dashboard.history import MODALITIES
+
+_NAMES = {"vision": "Face", "audio": "Voice", "text": "Words"}
+_PAIRS = (("age", "age"), ("fps", "rate"), ("drops", "drops"))
+_MODEL = (
+    ("rate", "predictions"),
+    ("end", "end to end p50 / p99"),
+    ("drops", "drops"),
+    ("engine", "engine"),
+    ("software", "software p50 / p99"),
+    ("model", "model"),
+)
+
+
+def build_page(version: str) -> None:
+    """Lay out one page. `version` makes browsers fetch files anew that have changed."""
+    ui.add_head_html(
+        f'<link rel="stylesheet" href="/assets/dashboard.css?{version}">'
+        "<script>document.documentElement.dataset.theme = localStorage.getItem('mien-theme') ||"
+        " (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');</script>"
+    )
+    with _box("div", "m-page"):
+        _head()
+        with _box("main", "m-grid"):
+            with _box("div", "m-column"):
+                _picture()
+                _now()
+            with _box("div", "m-column"):
+                _timeline()
+                with (
+                    _panel("Words", "in the colour of the sentiment when they were said"),
+                    _box("div", "m-words"),
+                ):
+                    _box("div", "m-said js-said")
+        _facts()
+    _dialog()
+    ui.add_body_html(f'<script type="module" src="/assets/dashboard.js?{version}"></script>')
+
+
+def _head() -> None:
+    with _box("header", "m-head"):
+        _text("span", "mien", "m-mark")
+        _box("div", "m-badges js-badges").props('role="status" aria-live="polite"')
+        _box("span", "m-source js-source")
+        with _box("div", "m-tools"):
+            _button("Pause", "js-pause").props('aria-pressed="false" title="look back over the last minutes (Space)"')
+            _button("Record", "js-record is-rec").props('aria-pressed="false" hidden')
+            _button("◐", "js-theme").props('title="light or dark" aria-label="light or dark"')
+
+
+def _picture() -> None:
+    with _box("section", "m-panel m-picture").props('aria-label="picture"'):
+        _box("canvas", "js-canvas")
+        with _box("div", "m-note"):
+            _box("span", "js-note")
+            _text("button", "Hide picture", "m-eye js-eye").props('type="button"')
+
+
+def _now() -> None:
+    with _panel("Sentiment"):
+        with _box("div", "m-headline"):
+            _text("span", "–", "m-number js-number")
+            _text("span", "", "m-word js-word")
+        with _box("div", "m-scale"):
+            _box("i", "js-fill")
+        with _box("div", "m-ends"):
+            _text("span", "−3 negative", "")
+            _text("span", "positive +3", "")
+        _box("div", "m-rule")
+        with _box("div", "m-top"):
+            _text("b", "–", "js-top")
+            _text("span", "", "js-confidence")
+        for name in EMOTIONS:
+            _bar(name, f"var(--{name})", "js-emotion")
+        _box("div", "m-rule")
+        _text("h2", "Share in the decision", "m-title")
+        for modality in MODALITIES:
+            _bar(_NAMES[modality].lower(), f"var(--{modality})", "js-gate")
+
+
+def _timeline() -> None:
+    with _box("section", "m-panel m-timeline").props('aria-label="the last minute"'):
+        ui.echart({"series": []}).classes("m-chart")
+        with _box("div", "m-foot"):
+            with _box("div", "m-scrub js-scrub").props("hidden"):
+                _text("span", "", "js-ago")
+                _box("input", "js-slider").props('type="range" min="-1" max="0" step="10" aria-label="moment"')
+                _text("span", "when you paused", "")
+            _box("div", "m-keys js-keys")
+
+
+def _facts() -> None:
+    with _box("section", "m-panel m-facts").props('aria-label="processes"'):
+        for modality in MODALITIES:
+            with _box("div", "m-fact").props(f'data-fact="{modality}"'):
+                with _box("h3", ""):
+                    _box("i", "").style(f"background: var(--{modality})")
+                    _text("span", _NAMES[modality], "")
+                    _text("em", "", "").props('data-slot="state"')
+                with _box("dl", ""):
+                    for slot, name in _PAIRS:
+                        with _box("div", ""):
+                            _text("dt", name, "")
+                            _text("dd", "–", "").props(f'data-slot="{slot}"')
+                _text("p", "", "").props('data-slot="note"')
+        with _box("div", "m-fact"):
+            with _box("h3", ""):
+                _text("span", "Model", "")
+                _text("em", "", "").props('data-model="state"')
+            with _box("dl", ""):
+                for slot, name in _MODEL:
+                    with _box("div", ""):
+                        _text("dt", name, "")
+                        _text("dd", "–", "").props(f'data-model="{slot}"')
+            _text("p", "", "").props('data-model="note"')
+
+
+def _dialog() -> None:
+    with _box("dialog", "m-dialog js-dialog"):
+        _text("h2", "Record this session?", "")
+        _text("p", "", "js-kept")
+        for name in ("video", "audio"):
+            with _box("label", ""):
+                _box("input", f"js-{name}").props('type="checkbox"')
+                _text("span", "", "")
+        with _box("footer", ""):
+            _button("Cancel", "js-cancel")
+            _button("Start recording", "js-start is-rec")
+
+
+@contextmanager
+def _panel(title: str, note: str = "") -> Iterator[None]:
+    with _box("section", "m-panel"):
+        with _text("h2", title, "m-title"):
+            if note:
+                _text("small", note, "")
+        yield
+
+
+def _bar(name: str, colour: str, kind: str) -> None:
+    with _box("div", f"m-bar {kind}"):
+        _text("span", name, "")
+        with _box("div", ""):
+            _box("i", "").style(f"background: {colour}")
+        _text("span", "–", "")
+
+
+def _button(text: str, classes: str) -> Any:
+    return _text("button", text, f"m-button {classes}").props('type="button"')
+
+
+def _text(tag: str, text: str, classes: str) -> Any:
+    element = _box(tag, classes)
+    element._text = text
+    return element
+
+
+def _box(tag: str, classes: str) -> Any:
+    return ui.element(tag).classes(classes)

@@ -1,0 +1,185 @@
+"""Serving the page: NiceGUI on a socket that was bound before, so that a port in use is one clear line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from mien.config import BusConfig, DashboardConfig
+from mien.errors import BusError, MienError
+from mien.stream.curve import is_loopback
+from mien.stream.dashboard.collector import Collector
+from mien.stream.dashboard.keeping import Keeping, Label
+
+ASSETS = Path(__file__).parent / "static"
+_POLL_S = 0.1
+_NICE = 5  # where there is too little of the processor, the stream comes before those who watch it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page is, and the open socket."""
+
+    socket: socket.socket
+    host: str
+    port: int
+    token: str
+
+    @property
+    def url(self) -> str:
+        """What a person types, with the token where one is asked for."""
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        name = f"[{host}]" if ":" in host else host
+        return f"http://{name}:{self.port}" + (f"/?token={self.token}" if self.token else "")
+
+
+class RecordOrder(msgspec.Struct, frozen=True):
+    """What the page's record button sends."""
+
+    on: bool
+    video: bool = False
+    audio: bool = False
+
+
+def take_place(config: DashboardConfig) -> Place:
+    """Bind the page's port.
+
+    Raises:
+        BusError: it is in use, or the address is not one of this machine.
+    """
+    host = config.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, config.port))
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise BusError(
+            f"the dashboard cannot have {host}:{config.port} ({(error.strerror or str(error)).lower()}); "
+            "choose another with dashboard.port"
+        ) from error
+    token = "" if is_loopback(host) else config.token or secrets.token_urlsafe(18)
+    return Place(listener, host, listener.getsockname()[1], token)
+
+
+def serve(
+    place: Place,
+    config: DashboardConfig,
+    bus: BusConfig,
+    session: str | None,
+    is_stopping: Callable[[], bool],
+    ready: Callable[[str], None],
+    replayed: Path | None = None,
+) -> None:
+    """Serve the page until told to stop.
+
+    Args:
+        replayed: the recording that is being replayed, if labels are to go to it.
+        is_stopping: asked ten times a second.
+        ready: called with the page's address once it can be opened.
+
+    Raises:
+        MienError: the session's address or its keys cannot be used.
+    """
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    collector = Collector(bus, session, config.minutes, pictures=not place.token)
+    keeping = Keeping(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
+    app = _build(place, config, collector, keeping)
+    collector.start()
+    try:
+        asyncio.run(_serve(app, place, is_stopping, ready))
+    finally:
+        keeping.stop()
+        collector.stop()
+
+
+def _build(place: Place, config: DashboardConfig, collector: Collector, keeping: Keeping) -> object:
+    from fastapi import FastAPI, Request, WebSocket
+    from fastapi.responses import JSONResponse
+    from nicegui import ui
+    from starlette.staticfiles import StaticFiles
+
+    import mien
+    from mien.stream.dashboard.feed import serve_feed
+    from mien.stream.dashboard.guard import Guard
+    from mien.stream.dashboard.page import build_page
+
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(Guard, port=place.port, token=place.token)
+    app.mount("/assets", StaticFiles(directory=ASSETS))
+
+    async def feed(socket: WebSocket) -> None:
+        await serve_feed(socket, collector, keeping, round(config.minutes * 60_000))
+
+    async def record(request: Request) -> JSONResponse:
+        try:
+            order = msgspec.json.decode(await request.body(), type=RecordOrder)
+            if order.on:
+                path = await asyncio.to_thread(keeping.start, video=order.video, audio=order.audio)
+                return JSONResponse({"path": str(path)})
+            await asyncio.to_thread(keeping.stop)
+        except (MienError, msgspec.MsgspecError) as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        return JSONResponse({})
+
+    async def label(request: Request) -> JSONResponse:
+        try:
+            order = msgspec.json.decode(await request.body(), type=Label | None)
+            said = await asyncio.to_thread(keeping.take_back if order is None else lambda: keeping.label(order))
+        except (MienError, msgspec.MsgspecError) as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        return JSONResponse({"said": said})
+
+    app.router.add_websocket_route("/feed", feed)
+    app.router.add_route("/record", record, methods=["POST"])
+    app.router.add_route("/labels", label, methods=["POST"])
+    newest = max(file.stat().st_mtime_ns for file in ASSETS.iterdir())
+    ui.run_with(
+        app,
+        root=lambda: build_page(f"{mien.__version__}-{newest}"),
+        title="mien",
+        favicon=ASSETS / "mark.svg",
+        tailwind=False,
+        show_welcome_message=False,
+        # NiceGUI loads a page anew that was away for longer; a browser may be busy, and the page is not for it to lose.
+        reconnect_timeout=120.0,
+    )
+    return app
+
+
+async def _serve(app: object, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        ws_max_size=1 << 20,
+        ws_ping_interval=None,
+    )
+    server = uvicorn.Server(config)
+    # Ctrl-C belongs to whoever started us.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    serving = asyncio.create_task(server.serve(sockets=[place.socket]))
+    told = False
+    while not serving.done():
+        if is_stopping():
+            server.should_exit = True
+        if server.started and not told:
+            told = True
+            ready(place.url)
+        await asyncio.wait({serving}, timeout=_POLL_S)
+    await serving

@@ -1,0 +1,178 @@
+"""What the page is told: badges that are true, and facts of every process, as plain JSON."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from mien.messages import Status
+from mien.stream.dashboard.collector import Collector
+from mien.stream.dashboard.history import MODALITIES
+from mien.stream.modality import WORKERS
+
+SILENT_S = 2.0  # a process says how it is once a second
+PICTURE_S = 2.0
+FACTS_S = 0.25
+Badge = tuple[str, str]
+_FACTS: WeakKeyDictionary[Collector, tuple[float, dict[str, Any]]] = WeakKeyDictionary()
+_WORKER = {modality: worker for worker, modality in WORKERS.items()}
+
+
+def badges(collector: Collector, recording: bool) -> list[Badge]:
+    """Kind and text of each badge. Where things come from is said only while they come."""
+    found: list[Badge] = []
+    if collector.is_stale:
+        found.append(("STALE", _why_stale(collector)))
+    else:
+        kind = origin(collector)
+        found.append((kind, kind))
+        prediction = collector.prediction
+        if prediction is not None and prediction.abstains:
+            found.append(("ABSTAINS", f"ABSTAINS · {prediction.abstains}"))
+    if recording:
+        found.append(("REC", "REC"))
+    return found
+
+
+def origin(collector: Collector) -> str:
+    """LIVE, SAMPLE, CLIP or REPLAY: LIVE only if nothing that is captured comes from a file."""
+    about = collector.about
+    if about is not None and about.origin == "replay":
+        return "REPLAY"
+    captured = [collector.statuses[worker].detail for worker in ("video", "audio") if worker in collector.statuses]
+    # The workers know best; each may have been started alone.
+    origins = {str(detail["origin"]) for detail in captured if "origin" in detail}
+    if not origins:
+        return about.origin.upper() if about is not None else "LIVE"
+    return "SAMPLE" if origins == {"sample"} else "LIVE" if origins == {"device"} else "CLIP"
+
+
+def source(collector: Collector) -> str:
+    """What is captured, in words."""
+    if collector.about is not None and collector.about.label:
+        return collector.about.label
+    statuses = collector.statuses
+    names: list[str] = []
+    for worker in ("video", "audio"):
+        name = statuses[worker].detail.get("source") if worker in statuses else None
+        if name and str(name) not in names:
+            names.append(str(name))
+    return ", ".join(names)
+
+
+def shared(collector: Collector) -> dict[str, bool]:
+    """Whether the session lets out its picture ("video") and its sound ("audio"), as it says of itself."""
+    return {
+        "video": _config(collector, "video").get("preview") == "picture",
+        "audio": bool(_config(collector, "audio").get("share")),
+    }
+
+
+def picture_note(collector: Collector, wanted: bool) -> str:
+    """Why the picture is as it is now; empty where it speaks for itself."""
+    video = collector.statuses.get("video")
+    if video is None or collector.status_age_s("video") > SILENT_S:
+        return "no camera process" if not collector.is_stale else ""
+    if video.state == "degraded":
+        return video.last_error or "the camera is lost"
+    preview = collector.preview
+    if preview is None or collector.preview_age_s() > PICTURE_S:
+        return (
+            "previews are switched off"
+            if _config(collector, "video").get("preview") == "none"
+            else "waiting for the picture"
+        )
+    if wanted and not preview.jpeg:
+        return "the picture is switched off"
+    return "" if len(preview.landmarks) else "no face in view"
+
+
+def facts(collector: Collector) -> dict[str, Any]:
+    """Each modality's process, and the model's, as of at most a quarter of a second ago: all browsers share them."""
+    now_s = time.monotonic()
+    made_s, told = _FACTS.get(collector, (-math.inf, {}))
+    if now_s - made_s > FACTS_S:
+        told = _facts(collector)
+        _FACTS[collector] = now_s, told
+    return told
+
+
+def _facts(collector: Collector) -> dict[str, Any]:
+    prediction = collector.prediction
+    told: dict[str, Any] = {}
+    for modality in MODALITIES:
+        worker = _WORKER[modality]
+        status = collector.statuses.get(worker)
+        silent = status is not None and collector.status_age_s(worker) > SILENT_S
+        age = prediction.age_ms.get(modality) if prediction is not None else None
+        absent = prediction.absent.get(modality) if prediction is not None else None
+        told[modality] = {
+            "state": _state(collector, worker),
+            "bad": silent or (status is not None and status.state in ("degraded", "failed")),
+            "age_ms": None if age is None or absent else round(age),
+            "fps": None if status is None or silent else status.fps,
+            "drops": None if status is None else sum(status.drops.values()),
+            "causes": _causes(status),
+            "note": _note(status, absent),
+        }
+    checkpoint, _, engine = (prediction.model if prediction is not None else "").partition("/")
+    inference = collector.statuses.get("inference")
+    told["model"] = {
+        "state": _state(collector, "inference"),
+        "bad": collector.is_stale,
+        "per_second": collector.per_second,
+        **collector.latencies(),
+        "drops": (sum(inference.drops.values()) if inference is not None else 0) + collector.lost,
+        "causes": _causes(inference),
+        "checkpoint": checkpoint,
+        "engine": engine,
+        "note": (inference.last_error if inference is not None else None) or "",
+    }
+    return told
+
+
+def _config(collector: Collector, section: str) -> dict[str, Any]:
+    """A part of the session's configuration, as it says of itself."""
+    table: dict[str, Any] = collector.about.config.get(section, {}) if collector.about is not None else {}
+    return table
+
+
+def _state(collector: Collector, worker: str) -> str:
+    status = collector.statuses.get(worker)
+    if status is None:
+        return "not there"
+    if status.state in ("ended", "stopped", "failed"):
+        return status.state
+    age_s = collector.status_age_s(worker)
+    return f"silent for {age_s:.0f} s" if age_s > SILENT_S else status.state
+
+
+def _note(status: Status | None, absent: str | None) -> str:
+    if status is None:
+        return absent or ""
+    if status.last_error:
+        return status.last_error
+    if absent:
+        return absent
+    detail = status.detail
+    parts = [str(detail[key]) for key in ("source", "asr", "model") if detail.get(key)]
+    if detail.get("width"):
+        parts.append(f"{detail['width']} × {detail['height']}")
+    if status.cpu_percent is not None and status.rss_mb is not None:
+        parts.append(f"{status.cpu_percent:.0f} % of a core, {status.rss_mb:.0f} MB")
+    return " · ".join(parts)
+
+
+def _causes(status: Status | None) -> str:
+    drops = {cause: count for cause, count in status.drops.items() if count} if status is not None else {}
+    return "dropped: " + ", ".join(f"{cause} {count}" for cause, count in drops.items()) if drops else "nothing dropped"
+
+
+def _why_stale(collector: Collector) -> str:
+    silent_s = collector.silent_s
+    inference = collector.statuses.get("inference")
+    if inference is not None and inference.state in ("ended", "stopped", "failed"):
+        return f"STALE · the session has {'failed' if inference.state == 'failed' else inference.state}"
+    return "STALE · no prediction yet" if silent_s is None else f"STALE {silent_s:.0f} s"

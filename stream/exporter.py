@@ -1,0 +1,186 @@
+"""Figures for Prometheus at `/metrics`, and the state for supervisors at `/health`. One more subscriber, in a thread.
+
+`/health` answers 200 as long as predictions come (its JSON says what is amiss), and 503 when none do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from mien.errors import BusError
+from mien.messages import Prediction
+from mien.stream.curve import is_loopback
+from mien.stream.observer import Condition, Observer
+from mien.stream.subscriber import Subscriber
+
+_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_LIVELY = ("running", "ready", "ended")
+
+
+class Exporter:
+    """Serves one session's figures until it is closed.
+
+    Args:
+        endpoint: where inference publishes. session: the one that is looked at.
+        port: where to serve; 0 takes any, see `port`. host: an address of this machine's own.
+        keys: folder of keys, for an endpoint on another machine.
+
+    Raises:
+        BusError: the port is in use, or the host is not this machine's own.
+    """
+
+    def __init__(self, endpoint: str, session: str, port: int, host: str = "127.0.0.1", keys: str | Path = "") -> None:
+        if not is_loopback(host):
+            raise BusError(f"metrics are served to this machine only, not on {host}; put a proxy before them")
+        self._observer = Observer(Subscriber(endpoint, session=session, keys=keys))
+        self._figures = _Figures(self._observer, session)
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(self._figures))
+        except OSError as error:
+            self._observer.close()
+            raise BusError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another port") from error
+        self.port: int = self._server.server_address[1]
+        self._server.daemon_threads = True
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._follow, name="metrics", daemon=True),
+            threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics-http", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+        for thread in self._threads:
+            thread.join(2.0)
+
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            for prediction in self._observer.wait(0.2):
+                self._figures.add(prediction)
+        self._observer.close()
+
+
+class _Figures:
+    """What was counted, and what is asked for when somebody looks."""
+
+    def __init__(self, observer: Observer, session: str) -> None:
+        self._observer = observer
+        self.registry = CollectorRegistry()
+        self._predictions = Counter("mien_predictions", "Predictions received.", registry=self.registry)
+        self._abstained = Counter("mien_abstained", "Predictions without evidence.", registry=self.registry)
+        self._latency = Histogram(
+            "mien_latency_seconds",
+            "From a frame being read to its prediction being published, by stage.",
+            ["stage"],
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._session = session
+        self.registry.register(self)
+
+    def add(self, prediction: Prediction) -> None:
+        self._predictions.inc()
+        if prediction.abstains is not None:
+            self._abstained.inc()
+        for stage, ms in prediction.latency.items():
+            self._latency.labels(stage).observe(ms / 1e3)
+
+    def condition(self) -> Condition:
+        return self._observer.condition()
+
+    def collect(self) -> Iterator[Metric]:
+        """The present state, as the registry asks for it."""
+        condition = self.condition()
+        up = GaugeMetricFamily("mien_up", "1 while predictions come.", labels=["session"])
+        up.add_metric([self._session], float(condition.verdict != "down"))
+        yield up
+        lost = CounterMetricFamily("mien_predictions_lost", "Predictions that never arrived here.")
+        lost.add_metric([], condition.lost)
+        yield lost
+        rate = GaugeMetricFamily("mien_predictions_per_second", "Predictions of the last two seconds.")
+        rate.add_metric([], condition.predictions_per_s)
+        yield rate
+        age = GaugeMetricFamily("mien_age_seconds", "Age of the newest evidence.", labels=["modality"])
+        masked = GaugeMetricFamily("mien_masked", "1 while a modality is missing as a whole.", labels=["modality"])
+        for modality in condition.modalities:
+            masked.add_metric([modality.name], float(modality.masked is not None))
+            if modality.age_ms is not None:
+                age.add_metric([modality.name], modality.age_ms / 1e3)
+        yield age
+        yield masked
+        yield from _of_processes(condition)
+        inference = self._observer.statuses.get("inference")
+        offset = GaugeMetricFamily("mien_clock_offset_seconds", "How far a worker's clock is ahead.", labels=["worker"])
+        error = GaugeMetricFamily("mien_clock_error_seconds", "How wrong the offset can be.", labels=["worker"])
+        for name, value in inference.detail.items() if inference is not None else ():
+            worker, _, what = name.partition(".")
+            if what in ("clock_offset_ms", "clock_error_ms") and isinstance(value, float):
+                (offset if what == "clock_offset_ms" else error).add_metric([worker], value / 1e3)
+        yield offset
+        yield error
+
+
+def _of_processes(condition: Condition) -> Iterator[Metric]:
+    label = ["worker"]
+    well = GaugeMetricFamily("mien_process_up", "1 while a process is well.", labels=label)
+    rate = GaugeMetricFamily("mien_process_rows_per_second", "Rows or predictions a second.", labels=label)
+    lag = GaugeMetricFamily("mien_process_lag_seconds", "How far rows are behind capture.", labels=label)
+    memory = GaugeMetricFamily("mien_process_memory_bytes", "Resident memory.", labels=label)
+    cpu = GaugeMetricFamily("mien_process_cpu_ratio", "Share of one core.", labels=label)
+    restarts = CounterMetricFamily("mien_process_restarts", "Times it was started again.", labels=label)
+    drops = CounterMetricFamily("mien_drops", "What was dropped, by cause.", labels=["worker", "cause"])
+    for process in condition.processes:
+        name = [process.worker]
+        well.add_metric(name, float(process.state in _LIVELY))
+        rate.add_metric(name, process.fps)
+        if process.lag_ms is not None:
+            lag.add_metric(name, process.lag_ms / 1e3)
+        if process.rss_mb is not None:
+            memory.add_metric(name, process.rss_mb * 2**20)
+        if process.cpu_percent is not None:
+            cpu.add_metric(name, process.cpu_percent / 100)
+        if process.restarts is not None:
+            restarts.add_metric(name, process.restarts)
+        for cause, count in process.drops.items():
+            drops.add_metric([process.worker, cause], count)
+    yield from (well, rate, lag, memory, cpu, restarts, drops)
+
+
+def _handler(figures: _Figures) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0  # whoever connects and says nothing
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(figures.registry))
+            elif path == "/health":
+                condition = figures.condition()
+                code = 503 if condition.verdict == "down" else 200
+                self._answer(code, "application/json", msgspec.json.encode(condition))
+            else:
+                self._answer(404, "text/plain", b"/metrics or /health\n")
+
+        def _answer(self, code: int, kind: str, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody needs a line for every scrape."""
+
+    return Handler

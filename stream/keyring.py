@@ -1,0 +1,244 @@
+"""Keys of this machine and of the machines that it knows: files that their owner alone can read.
+
+A folder holds `identity.json`, this machine's own key pair (CURVE25519), and `peers/NAME.json`, the public key of each
+machine that may connect to it; one that is connected to has its host there too. Public keys are shown and typed as 64
+hex digits, since ZeroMQ's own form (Z85) is full of characters that mean something to a shell. A secret key is read
+from its file and handed to the socket; it is in no message, no log and no error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import platformdirs
+import zmq
+from zmq.utils import z85
+
+from mien.errors import KeysError
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_LARGEST_BYTES = 4096
+_FRESH_S = 0.25
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This machine's key pair, in Z85. `repr` shows no secret."""
+
+    public: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Identity({to_hex(self.public)})"
+
+
+class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another machine: its public key in Z85, and the host under which it is connected to, if it is."""
+
+    public: str
+    host: str = ""
+
+
+def default_folder() -> Path:
+    """Where the user's keys lie."""
+    return platformdirs.user_config_path("mien", appauthor=False) / "keys"
+
+
+def keys_folder(folder: str | Path = "") -> Path:
+    """The folder that a setting means; empty is the user's."""
+    return Path(folder).expanduser() if str(folder) else default_folder()
+
+
+def to_hex(public: str) -> str:
+    """A Z85 key as 64 hex digits."""
+    return z85.decode(public).hex()
+
+
+def parse_public(text: str) -> str:
+    """A public key, typed as 64 hex digits or in Z85, in Z85.
+
+    Raises:
+        KeysError: it is neither.
+    """
+    text = text.strip()
+    if _HEX.fullmatch(text.lower()):
+        return z85.encode(bytes.fromhex(text)).decode()
+    if _Z85.fullmatch(text):
+        with suppress(ValueError, struct.error):  # digits that stand for more than 32 bits
+            if len(z85.decode(text)) == 32:
+                return text
+    raise KeysError("not a public key: it has 64 hex digits, as `mien keys list` shows them on the other machine")
+
+
+class Keyring:
+    """The keys in a folder. Files are looked at again while it is used: what is added or revoked counts at once.
+
+    Attributes:
+        folder: where the files lie.
+    """
+
+    def __init__(self, folder: str | Path = "") -> None:
+        self.folder = keys_folder(folder)
+        self._lock = threading.Lock()
+        self._looked_s = float("-inf")
+        self._peers: dict[str, Peer] = {}
+        self._allowed: frozenset[str] = frozenset()
+
+    @property
+    def identity_path(self) -> Path:
+        """The file with the secret."""
+        return self.folder / "identity.json"
+
+    def identity(self) -> Identity:
+        """This machine's key pair.
+
+        Raises:
+            KeysError: there is none, others can read it, or the file is damaged.
+        """
+        path = self.identity_path
+        try:
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                content = file.read(_LARGEST_BYTES + 1)
+        except FileNotFoundError:
+            raise KeysError(f"no keys in {self.folder}; make them with: mien keys new{self._option()}") from None
+        except OSError as error:
+            raise KeysError(f"cannot read {path}: {error.strerror}") from None
+        if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+            raise KeysError(f"others can read {path}; run: chmod 600 '{path}'")
+        # What was read is left out of the message, and so is its cause: it may be the secret.
+        try:
+            identity = msgspec.json.decode(content, type=Identity)
+            is_pair = zmq.curve_public(identity.secret.encode()).decode() == identity.public
+        except (msgspec.MsgspecError, UnicodeError, ValueError, zmq.ZMQError):
+            is_pair = False
+        if not is_pair:
+            raise KeysError(
+                f"{path} is damaged; put back a copy, or make new keys: mien keys new --force{self._option()}"
+            )
+        return identity
+
+    def create(self, *, force: bool = False) -> Identity:
+        """Make a key pair and write it.
+
+        Raises:
+            KeysError: there is one already, or the folder cannot be written.
+        """
+        if self.identity_path.exists() and not force:
+            raise KeysError(
+                f"{self.identity_path} is there already; with --force it is replaced, and machines that know it will "
+                "refuse this one until they are told the new key"
+            )
+        public, secret = zmq.curve_keypair()
+        identity = Identity(public.decode(), secret.decode())
+        self._write(self.identity_path, msgspec.json.encode(identity))
+        return identity
+
+    def peers(self) -> dict[str, Peer]:
+        """The machines that may connect, by name; read from the files at most a quarter of a second ago."""
+        self._refresh()
+        return self._peers
+
+    def is_allowed(self, public: str) -> bool:
+        """Whether a machine with this public key (Z85) may connect."""
+        self._refresh()
+        return public in self._allowed
+
+    def allowed(self) -> frozenset[str]:
+        """All public keys that may connect."""
+        self._refresh()
+        return self._allowed
+
+    def add(self, name: str, public: str, host: str = "") -> Peer:
+        """Let a machine connect, and know it by its host if it is to be connected to.
+
+        Raises:
+            KeysError: the name or the key cannot be used, or the name is taken by another key.
+        """
+        path = self._peer_path(name)
+        peer = Peer(parse_public(public), host.strip())
+        if len(peer.host) > 253 or any(character.isspace() or ord(character) < 32 for character in peer.host):
+            raise KeysError("not a host: give a name or an address, without port, for instance --host 192.168.1.20")
+        known = self._read(path) if path.exists() else None
+        if known is not None and known.public != peer.public:
+            raise KeysError(f"{name} is known with another key; first: mien keys revoke {name}{self._option()}")
+        self._write(path, msgspec.json.encode(peer))
+        self._looked_s = float("-inf")
+        return peer
+
+    def revoke(self, name: str) -> None:
+        """Let a machine connect no longer. Processes that run drop it within a second.
+
+        Raises:
+            KeysError: no machine has this name.
+        """
+        try:
+            self._peer_path(name).unlink()
+        except FileNotFoundError:
+            known = ", ".join(sorted(self.peers())) or "nobody"
+            raise KeysError(f"no machine is called {name}; known: {known}") from None
+        except OSError as error:
+            raise KeysError(f"cannot remove {name} from {self.folder}: {error.strerror}") from None
+        self._looked_s = float("-inf")
+
+    def key_of(self, host: str) -> str | None:
+        """The public key (Z85) of the machine that is connected to under this host, if it is known."""
+        return next((peer.public for peer in self.peers().values() if peer.host == host), None)
+
+    def _refresh(self) -> None:
+        with self._lock:
+            if time.monotonic() - self._looked_s < _FRESH_S:
+                return
+            peers = {}
+            # A file that cannot be read lets nobody in; `mien keys list` says which one it is.
+            with suppress(OSError):
+                for path in sorted((self.folder / "peers").glob("*.json")):
+                    peer = self._read(path)
+                    if peer is not None:
+                        peers[path.stem] = peer
+            self._peers, self._allowed = peers, frozenset(peer.public for peer in peers.values())
+            self._looked_s = time.monotonic()
+
+    def unreadable(self) -> list[Path]:
+        """Files of machines that cannot be read, and so let nobody in."""
+        return [path for path in sorted((self.folder / "peers").glob("*.json")) if self._read(path) is None]
+
+    @staticmethod
+    def _read(path: Path) -> Peer | None:
+        try:
+            with path.open("rb") as file:
+                peer = msgspec.json.decode(file.read(_LARGEST_BYTES), type=Peer)
+            return Peer(parse_public(peer.public), peer.host)
+        except (OSError, UnicodeError, msgspec.MsgspecError, KeysError):
+            return None
+
+    def _peer_path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise KeysError(f"not a name for a machine: {name!r}; use letters, digits, dot, dash and underscore")
+        return self.folder / "peers" / f"{name}.json"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """All at once, and never readable by others, not even for a moment."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            temporary.replace(path)
+        except OSError as error:
+            raise KeysError(f"cannot write {path}: {error.strerror}; choose another place with --folder") from None
+
+    def _option(self) -> str:
+        return "" if self.folder == default_folder() else f" --folder '{self.folder}'"

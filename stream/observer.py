@@ -1,0 +1,186 @@
+"""How a running session is, seen from outside: what `mien status`, the health endpoint and the metrics tell.
+
+Fed by a subscriber, it needs nothing but what is published; so it also works on another machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from mien.clock import NS_PER_S
+from mien.messages import Prediction, Status
+from mien.stream.modality import WORKERS
+from mien.stream.subscriber import Subscriber
+
+SILENT_S = 3.0  # no prediction for so long: down
+_STALE_NS = 4 * NS_PER_S  # a status so much older than the newest one is no longer true
+_RATE_S = 2.0
+
+Verdict = Literal["ok", "degraded", "down"]
+
+
+class ProcessCondition(msgspec.Struct, frozen=True, kw_only=True):
+    """One process. Fields as in `mien.Status`; `state` may also be "silent", "late", "down" or "crash loop"."""
+
+    worker: str
+    state: str
+    pid: int
+    fps: float
+    lag_ms: float | None
+    cpu_percent: float | None
+    rss_mb: float | None
+    restarts: int | None
+    drops: dict[str, int]
+    last_error: str | None
+
+
+class ModalityCondition(msgspec.Struct, frozen=True, kw_only=True):
+    """One modality. `masked`: why it is missing as a whole, None if it is not."""
+
+    name: str
+    share: float
+    age_ms: float | None
+    masked: str | None
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A session.
+
+    Attributes:
+        verdict: "ok"; "degraded": predictions come, and something is amiss; "down": none come.
+        problems: what is amiss, one line each.
+        silent_s: since a prediction, or the word that none is to be expected; None if there never was one.
+        lost: predictions that never arrived here.
+    """
+
+    verdict: Verdict
+    problems: tuple[str, ...]
+    session: str | None
+    model: str | None
+    predictions_per_s: float
+    latency_ms: float | None
+    silent_s: float | None
+    lost: int
+    processes: tuple[ProcessCondition, ...]
+    modalities: tuple[ModalityCondition, ...]
+
+
+class Observer:
+    """Watches a subscriber.
+
+    Attributes:
+        newest: the newest prediction. statuses: the newest of each process.
+    """
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.newest: Prediction | None = None
+        self._subscriber = subscriber
+        self._began_s = time.monotonic()
+        self._heard_s: float | None = None
+        self._arrivals_s: deque[float] = deque(maxlen=1000)
+        self._inference: tuple[int, int] | None = None
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        return self._subscriber.statuses
+
+    def wait(self, timeout_s: float) -> list[Prediction]:
+        """Predictions that have arrived within `timeout_s`, taken in."""
+        predictions = self._subscriber.wait(timeout_s)
+        self._take_in(predictions)
+        return predictions
+
+    def close(self) -> None:
+        """Disconnect the subscriber."""
+        self._subscriber.close()
+
+    def condition(self) -> Condition:
+        """How the session is at this moment."""
+        now_s = time.monotonic()
+        silent_s = None if self._heard_s is None else now_s - self._heard_s
+        processes = tuple(self._processes())
+        modalities = tuple(self._modalities())
+        down = silent_s is None or silent_s > SILENT_S
+        problems = [
+            f"{process.worker}: {process.state}" + (f", {process.last_error}" if process.last_error else "")
+            for process in processes
+            if process.state not in ("running", "ready", "starting", "ended")
+        ]
+        # A modality that nobody captures is missing on purpose.
+        captured = {modality for worker, modality in WORKERS.items() if worker in self.statuses}
+        problems += [
+            f"{modality.name} is masked: {modality.masked}"
+            for modality in modalities
+            if modality.masked and modality.name in captured
+        ]
+        if down:
+            problems.insert(0, "no prediction comes" + (f" for {silent_s:.1f} s" if silent_s else ""))
+        newest = self.newest
+        return Condition(
+            verdict="down" if down else "degraded" if problems else "ok",
+            problems=tuple(problems),
+            session=newest.session if newest else next((s.session for s in self.statuses.values()), None),
+            model=newest.model if newest else None,
+            predictions_per_s=round(self._rate(now_s), 1),
+            latency_ms=newest.latency.get("total") if newest else None,
+            silent_s=silent_s,
+            lost=self._subscriber.lost,
+            processes=processes,
+            modalities=modalities,
+        )
+
+    def _take_in(self, predictions: Iterable[Prediction]) -> None:
+        now_s = time.monotonic()
+        for prediction in predictions:
+            self.newest, self._heard_s = prediction, now_s
+            self._arrivals_s.append(now_s)
+        status = self.statuses.get("inference")
+        if status is not None and (status.run, status.t_ns) != self._inference:
+            self._inference = status.run, status.t_ns
+            # Once it runs, only predictions show that it does; it makes them also when there is no evidence.
+            if status.state in ("starting", "ready", "ended"):
+                self._heard_s = now_s
+
+    def _rate(self, now_s: float) -> float:
+        span_s = min(now_s - self._began_s, _RATE_S)
+        return sum(at_s > now_s - span_s for at_s in self._arrivals_s) / max(span_s, 0.1)
+
+    def _processes(self) -> Iterable[ProcessCondition]:
+        newest_ns = max((status.t_ns for status in self.statuses.values()), default=0)
+        supervisor = self.statuses.get("supervisor")
+        known = supervisor.detail if supervisor is not None and newest_ns - supervisor.t_ns <= _STALE_NS else {}
+        order = ("inference", *WORKERS, "supervisor")
+        for worker in sorted(self.statuses, key=lambda name: (order.index(name) if name in order else 9, name)):
+            status = self.statuses[worker]
+            said = known.get(f"{worker}.state")
+            state: str = status.state
+            if isinstance(said, str) and said not in ("running", "ended"):
+                state = said
+            elif newest_ns - status.t_ns > _STALE_NS:
+                state = "silent"
+            restarts = known.get(f"{worker}.restarts")
+            yield ProcessCondition(
+                worker=worker,
+                state=state,
+                pid=status.pid,
+                fps=status.fps,
+                lag_ms=status.lag_ms,
+                cpu_percent=status.cpu_percent,
+                rss_mb=status.rss_mb,
+                restarts=restarts if isinstance(restarts, int) else None,
+                drops=status.drops,
+                last_error=status.last_error,
+            )
+
+    def _modalities(self) -> Iterable[ModalityCondition]:
+        if self.newest is None:
+            return
+        for name, share in self.newest.gates.items():
+            yield ModalityCondition(
+                name=name, share=share, age_ms=self.newest.age_ms.get(name), masked=self.newest.absent.get(name)
+            )

@@ -1,0 +1,217 @@
+"""Pictures for people who watch: the frame that was analysed, small, with the landmarks found in that very frame.
+
+They leave the video worker only while somebody subscribes to them by name, only on loopback, at most 15 a second and
+480 pixels long; `video.preview` allows the landmarks alone, or nothing. The bytes are in `stream/protocol.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mien.clock import NS_PER_S
+from mien.config import Config
+from mien.errors import WireError
+from mien.messages import Float32
+from mien.stream.bus import Publisher
+from mien.stream.curve import host_of, is_loopback
+from mien.stream.limits import MAX_TIME_NS, NAME
+from mien.stream.modality import Picture
+from mien.stream.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames, topic
+
+MAX_HZ = 15.0
+MAX_SIDE = 480
+QUALITY = 75
+MAX_JPEG_BYTES = 512 << 10
+MAX_LANDMARKS = 4096
+_PERIOD_NS = int(NS_PER_S / MAX_HZ)
+_JITTER_NS = 2_000_000
+PREFIX = b"preview/"
+
+Edges = npt.NDArray[np.uint16]
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """One frame, as it was analysed.
+
+    Attributes:
+        run, seq: of the video worker; `seq` counts previews of one kind, without gaps.
+        t_ns: capture time of the frame, that of its row in the features.
+        features_seq: `seq` of the features message that was made from it.
+        width, height: of the frame as captured, pixels.
+        landmarks: shape (n, 2), float32, x and y as fractions of width and height; n is 0 without a face.
+        jpeg: the frame, at most 480 pixels long; empty where only landmarks were asked for or allowed.
+    """
+
+    session: str
+    run: int
+    seq: int
+    t_ns: int
+    features_seq: int
+    width: int
+    height: int
+    landmarks: Float32
+    jpeg: bytes = b""
+
+
+class _Header(msgspec.Struct, frozen=True):
+    session: str
+    run: int
+    seq: int
+    t_ns: int
+    features_seq: int
+    width: int
+    height: int
+    landmarks: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Header).decode
+
+
+class PreviewPublisher:
+    """Sends previews on the video worker's socket while they are wanted.
+
+    Args:
+        publisher: the worker's socket.
+        config: the session's; `video.preview` says what may leave.
+        run: of the worker.
+
+    Attributes:
+        sent: previews that left. sent_bytes: of all their frames together.
+    """
+
+    def __init__(self, publisher: Publisher, config: Config, run: int) -> None:
+        self.sent = 0
+        self.sent_bytes = 0
+        self._publisher = publisher
+        self._session = config.session
+        self._run = run
+        self._pictures = config.video.preview == "picture"
+        # A clip in full waits for slow readers; nobody who only watches may hold it up.
+        self._allowed = (
+            config.video.preview != "none" and is_loopback(host_of(publisher.endpoint)) and not config.clip.fast
+        )
+        self._topics = {kind: topic("preview", config.session, kind) for kind in ("picture", "mesh")}
+        self._edges = topic("preview", config.session, "edges")
+        self._edges_known = False
+        self._seq = dict.fromkeys(self._topics, 0)
+        self._due_ns = 0
+
+    def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
+        """Send what is wanted of the frame that the last row was made from."""
+        if picture is None or not self._allowed or t_ns + _JITTER_NS < self._due_ns:
+            return
+        wanted = [kind for kind in self._topics if self._is_wanted(kind)]
+        if not wanted:
+            return
+        # A late one is made up for by half a period at most, so that the mean rate holds and none come in a bunch.
+        self._due_ns = max(self._due_ns + _PERIOD_NS, t_ns + _PERIOD_NS // 2)
+        if not self._edges_known:
+            self._edges_known = True
+            edges = np.ascontiguousarray(picture.edges(), "<u2").tobytes()
+            self._publisher.send([self._edges, VERSION_BYTE, edges])
+        jpeg = encode_jpeg(picture.image) if self._pictures and "picture" in wanted else b""
+        height, width = picture.image.shape[:2]
+        size = np.array([width, height], np.float32)
+        landmarks = np.zeros((0, 2), np.float32)
+        if picture.landmarks is not None:
+            landmarks = (picture.landmarks + np.float32(0.5)) / size
+        for kind in wanted:
+            preview = Preview(
+                session=self._session,
+                run=self._run,
+                seq=self._seq[kind],
+                t_ns=t_ns,
+                features_seq=features_seq,
+                width=width,
+                height=height,
+                landmarks=landmarks.astype(np.float32),
+                jpeg=jpeg if kind == "picture" else b"",
+            )
+            frames = encode_preview(preview, kind)
+            self._publisher.send(frames, keep=False)  # a picture is never kept for somebody who comes later
+            self._seq[kind] += 1
+            self.sent += 1
+            self.sent_bytes += sum(map(len, frames))
+
+    def _is_wanted(self, kind: str) -> bool:
+        """Only a subscription that names previews counts: whoever takes everything has not asked for pictures."""
+        self._publisher.service()
+        name = self._topics[kind]
+        return any(prefix.startswith(PREFIX) and name.startswith(prefix) for prefix in self._publisher.subscriptions)
+
+
+def encode_jpeg(image_bgr: npt.NDArray[np.uint8]) -> bytes:
+    """A picture (H, W, 3) as JPEG, its longer side at most 480 pixels."""
+    import cv2
+
+    scale = MAX_SIDE / max(image_bgr.shape[:2])
+    if scale < 1.0:
+        size = max(1, round(image_bgr.shape[1] * scale)), max(1, round(image_bgr.shape[0] * scale))
+        image_bgr = np.asarray(cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
+    done, data = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return data.tobytes() if done else b""
+
+
+def encode_preview(preview: Preview, kind: str) -> Frames:
+    """A preview message; `kind` is "picture" or "mesh"."""
+    header = _Header(
+        session=preview.session,
+        run=preview.run,
+        seq=preview.seq,
+        t_ns=preview.t_ns,
+        features_seq=preview.features_seq,
+        width=preview.width,
+        height=preview.height,
+        landmarks=np.ascontiguousarray(preview.landmarks, "<f4").tobytes(),
+    )
+    return [topic("preview", preview.session, kind), VERSION_BYTE + _encode(header), preview.jpeg]
+
+
+def decode_preview(frames: Sequence[bytes]) -> Preview:
+    """The preview of a message.
+
+    Raises:
+        WireError: any deviation from the protocol.
+    """
+    header_bytes, jpeg = open_frames(frames)
+    if len(header_bytes) > MAX_HEADER_BYTES:
+        raise WireError("oversized: header")
+    try:
+        header = _decode(header_bytes)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise WireError(f"malformed: header: {error}") from None
+    if not NAME.fullmatch(header.session) or min(header.run, header.seq, header.features_seq) < 0:
+        raise WireError("malformed: session, run or seq")
+    if not 0 <= header.t_ns <= MAX_TIME_NS:
+        raise WireError("time: out of range")
+    if not (1 <= header.width <= 1 << 15 and 1 <= header.height <= 1 << 15) or len(jpeg) > MAX_JPEG_BYTES:
+        raise WireError("oversized: picture")
+    if len(header.landmarks) % 8 or len(header.landmarks) > MAX_LANDMARKS * 8:
+        raise WireError("truncated: landmarks are pairs of float32")
+    landmarks = np.frombuffer(header.landmarks, "<f4").reshape(-1, 2)
+    if not np.isfinite(landmarks).all():
+        raise WireError("nonfinite: a landmark")
+    return Preview(
+        session=header.session,
+        run=header.run,
+        seq=header.seq,
+        t_ns=header.t_ns,
+        features_seq=header.features_seq,
+        width=header.width,
+        height=header.height,
+        landmarks=landmarks,
+        jpeg=jpeg,
+    )
+
+
+def decode_edges(frames: Sequence[bytes]) -> Edges:
+    """The mesh's edges, shape (n, 2): which landmarks a line joins. Raises WireError."""
+    _, payload = open_frames(frames)
+    if len(payload) % 4 or len(payload) > 64 << 10:
+        raise WireError("truncated: edges are pairs of uint16")
+    return np.frombuffer(payload, "<u2").reshape(-1, 2)

@@ -1,0 +1,281 @@
+"""What a recording holds: MCAP channels of JSON messages, each with a schema. Foxglove and every MCAP reader opens it.
+
+    /mien/about         mien.About, as on the wire
+    /mien/features/M    mien.Features: a features message, its numbers as base64 of little-endian float32
+    /mien/prediction    mien.Prediction, as on the wire
+    /mien/status/W      mien.Status, as on the wire
+    /mien/transcript    foxglove.Log: words as they are committed
+    /mien/video         foxglove.CompressedImage: only where it was asked for
+    /mien/mesh          mien.Mesh: once, with the pictures: which of their landmarks a line joins
+    /mien/audio         foxglove.RawAudio: only where it was asked for
+
+Log times are session times of arrival at the recorder; publish times are those of the evidence. The metadata record
+`mien` names the version of this format; the attachment `session.json` holds what /mien/about says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mien.clock import NS_PER_S
+from mien.messages import About, Prediction, Status
+from mien.stream.preview import Preview
+from mien.stream.sound import Sound
+from mien.stream.wire import VERSION_BYTE, FeatureHeader, Frames, decode_feature_header, open_frames, topic
+
+PROFILE = "mien"
+METADATA = "mien"
+FORMAT = 1
+ATTACHMENT = "session.json"
+PREFIX = "/mien/"
+
+ABOUT, PREDICTION, TRANSCRIPT, VIDEO, MESH, AUDIO = (
+    PREFIX + name for name in ("about", "prediction", "transcript", "video", "mesh", "audio")
+)
+FEATURES, STATUS = PREFIX + "features/", PREFIX + "status/"
+
+
+class FeaturesRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A features message in a recording: header and payload of the wire, `valid` and `values` as base64.
+
+    Attributes:
+        valid: one bit a row, least significant bit first. values: rows * dim float32, little-endian, row-major.
+    """
+
+    session: str
+    modality: str
+    run: int
+    seq: int
+    t_start_ns: int
+    t_end_ns: int
+    extractor: str
+    rows: int
+    dim: int
+    valid: bytes
+    values: bytes
+    offsets_us: list[int] | None = None
+    words: list[tuple[str, int, int, bool, float]] = []
+    stamps: dict[str, int] = {}
+
+
+class _Time(msgspec.Struct, frozen=True):
+    sec: int
+    nsec: int
+
+    @property
+    def ns(self) -> int:
+        return self.sec * NS_PER_S + self.nsec
+
+
+class _Image(msgspec.Struct, frozen=True):
+    timestamp: _Time
+    data: bytes
+    session: str
+    run: int
+    seq: int
+    features_seq: int
+    width: int
+    height: int
+    landmarks: bytes
+
+
+class _Mesh(msgspec.Struct, frozen=True):
+    edges: bytes
+
+
+class _Audio(msgspec.Struct, frozen=True):
+    timestamp: _Time
+    data: bytes
+    sample_rate: int
+    session: str
+    run: int
+    seq: int
+
+
+_encode = msgspec.json.Encoder().encode
+_encode_header = msgspec.msgpack.Encoder().encode
+_decode_record = msgspec.json.Decoder(FeaturesRecord).decode
+_decode_image = msgspec.json.Decoder(_Image).decode
+_decode_mesh = msgspec.json.Decoder(_Mesh).decode
+_decode_audio = msgspec.json.Decoder(_Audio).decode
+
+_TIME = {
+    "type": "object",
+    "title": "time",
+    "properties": {"sec": {"type": "integer", "minimum": 0}, "nsec": {"type": "integer", "minimum": 0}},
+}
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+
+
+def record_features(frames: Sequence[bytes]) -> tuple[FeaturesRecord, bytes]:
+    """A features message of the wire as it is recorded. Lossless: see `features_frames`.
+
+    Raises:
+        WireError: it does not follow the protocol.
+    """
+    header, payload = decode_feature_header(frames)
+    record = FeaturesRecord(values=payload, **{name: getattr(header, name) for name in FeatureHeader.__struct_fields__})
+    return record, _encode(record)
+
+
+def features_frames(data: bytes) -> tuple[FeaturesRecord, Frames]:
+    """A recorded features message as it was on the wire.
+
+    Raises:
+        msgspec.MsgspecError: it is no such record.
+    """
+    record = _decode_record(data)
+    header = FeatureHeader(**{name: getattr(record, name) for name in FeatureHeader.__struct_fields__})
+    return record, [
+        topic("features", record.session, record.modality),
+        VERSION_BYTE + _encode_header(header),
+        record.values,
+    ]
+
+
+def json_payload(frames: Sequence[bytes]) -> bytes:
+    """The JSON of a prediction, status or about message."""
+    return open_frames(frames)[1]
+
+
+def log_entry(t_ns: int, text: str) -> bytes:
+    """A foxglove.Log message of level info."""
+    return _encode({"timestamp": _time(t_ns), "level": 2, "message": text, "name": "transcript", "file": "", "line": 0})
+
+
+def image_record(preview: Preview) -> bytes:
+    """A preview's picture as foxglove.CompressedImage, and beside it what only mien knows of it."""
+    return _encode(
+        {
+            "timestamp": _time(preview.t_ns),
+            "frame_id": "camera",
+            "data": preview.jpeg,
+            "format": "jpeg",
+            "session": preview.session,
+            "run": preview.run,
+            "seq": preview.seq,
+            "features_seq": preview.features_seq,
+            "width": preview.width,
+            "height": preview.height,
+            "landmarks": np.ascontiguousarray(preview.landmarks, "<f4").tobytes(),
+        }
+    )
+
+
+def preview_of(data: bytes) -> Preview:
+    """A recorded picture."""
+    record = _decode_image(data)
+    return Preview(
+        session=record.session,
+        run=record.run,
+        seq=record.seq,
+        t_ns=record.timestamp.ns,
+        features_seq=record.features_seq,
+        width=record.width,
+        height=record.height,
+        landmarks=np.frombuffer(record.landmarks, "<f4").reshape(-1, 2),
+        jpeg=record.data,
+    )
+
+
+def mesh_record(edges: bytes) -> bytes:
+    """The lines of the face mesh, as they are on the wire."""
+    return _encode({"edges": edges})
+
+
+def mesh_edges_of(data: bytes) -> bytes:
+    """The recorded lines."""
+    return _decode_mesh(data).edges
+
+
+def sound_record(sound: Sound) -> bytes:
+    """A piece of sound as foxglove.RawAudio, and beside it what only mien knows of it."""
+    return _encode(
+        {
+            "timestamp": _time(sound.t_start_ns),
+            "data": sound.pcm,
+            "format": "pcm-s16",
+            "sample_rate": sound.rate_hz,
+            "number_of_channels": 1,
+            "session": sound.session,
+            "run": sound.run,
+            "seq": sound.seq,
+        }
+    )
+
+
+def sound_of(data: bytes) -> Sound:
+    """A recorded piece of sound."""
+    record = _decode_audio(data)
+    return Sound(
+        session=record.session,
+        run=record.run,
+        seq=record.seq,
+        t_start_ns=record.timestamp.ns,
+        rate_hz=record.sample_rate,
+        pcm=record.data,
+    )
+
+
+def schema_of(name: str) -> tuple[str, bytes]:
+    """Name and JSON Schema of a channel's messages."""
+    if name.startswith(FEATURES):
+        return "mien.Features", _encode(_schema(FeaturesRecord))
+    if name.startswith(STATUS):
+        return "mien.Status", _encode(_schema(Status))
+    if name == PREDICTION:
+        return "mien.Prediction", _encode(_schema(Prediction))
+    if name == ABOUT:
+        return "mien.About", _encode(_schema(About))
+    if name == MESH:
+        return "mien.Mesh", _encode({"title": "mien.Mesh", "type": "object", "properties": {"edges": _BASE64}})
+    title, properties = _FOXGLOVE[name]
+    return title, _encode({"title": title, "type": "object", "properties": {"timestamp": _TIME, **properties}})
+
+
+_FOXGLOVE: dict[str, tuple[str, dict[str, Any]]] = {
+    TRANSCRIPT: (
+        "foxglove.Log",
+        {
+            "level": {
+                "title": "foxglove.LogLevel",
+                "oneOf": [
+                    {"title": level, "const": number}
+                    for number, level in enumerate(("UNKNOWN", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"))
+                ],
+            },
+            "message": {"type": "string"},
+            "name": {"type": "string"},
+            "file": {"type": "string"},
+            "line": {"type": "integer", "minimum": 0},
+        },
+    ),
+    VIDEO: (
+        "foxglove.CompressedImage",
+        {"frame_id": {"type": "string"}, "data": _BASE64, "format": {"type": "string"}, "landmarks": _BASE64},
+    ),
+    AUDIO: (
+        "foxglove.RawAudio",
+        {
+            "data": _BASE64,
+            "format": {"type": "string"},
+            "sample_rate": {"type": "integer", "minimum": 0},
+            "number_of_channels": {"type": "integer", "minimum": 0},
+        },
+    ),
+}
+
+
+def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """A schema whose root is an object, as Foxglove wants it, and not a reference to one."""
+    (reference,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    root = components.pop(reference["$ref"].rpartition("/")[2])
+    return {**root, "$defs": components} if components else root
+
+
+def _time(t_ns: int) -> dict[str, int]:
+    return {"sec": t_ns // NS_PER_S, "nsec": t_ns % NS_PER_S}

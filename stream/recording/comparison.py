@@ -1,0 +1,110 @@
+"""Two recordings of the same evidence: where two models, or two engines, say different things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mien.emotions import EMOTIONS
+from mien.errors import RecordingError
+from mien.messages import Prediction
+from mien.stream.recording.player import content
+from mien.stream.recording.reader import open_recording
+from mien.stream.recording.table import Row, Table, read_table
+
+
+def pair_rows(first: Table, second: Table) -> list[tuple[Row, Row]]:
+    """Predictions for the same instant.
+
+    Raises:
+        RecordingError: there is none.
+    """
+    theirs = {row.t_end_ns: row for row in second.rows}
+    pairs = [(row, theirs[row.t_end_ns]) for row in first.rows if row.t_end_ns in theirs]
+    if not pairs:
+        raise RecordingError(
+            f"{first.path} and {second.path} have no instant in common; compare a recording with its replay "
+            "(mien replay A.mcap --speed 0 -o B.mcap)"
+        )
+    return pairs
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Differences in numbers; `second` minus `first` where there is a sign.
+
+    Raises:
+        RecordingError: a recording cannot be read, or they have nothing in common.
+    """
+    a, b = read_table(first), read_table(second)
+    pairs = pair_rows(a, b)
+    both = [(x, y) for x, y in pairs if x.emotions is not None and y.emotions is not None]
+    values = [(x.sentiment, y.sentiment) for x, y in both if x.sentiment is not None and y.sentiment is not None]
+    gates = sorted({name for x, y in both for name in {**x.gates, **y.gates}})
+    return {
+        "first": {"file": str(first), "models": sorted({row.model for row in a.rows}), "predictions": len(a.rows)},
+        "second": {"file": str(second), "models": sorted({row.model for row in b.rows}), "predictions": len(b.rows)},
+        "instants": len(pairs),
+        "bit_equal": _bit_equal(first, second),
+        "abstains_differently": sum((x.emotions is None) != (y.emotions is None) for x, y in pairs),
+        "sentiment": {
+            "mean_difference": fmean(y - x for x, y in values),
+            "mean_absolute_difference": fmean(abs(y - x) for x, y in values),
+            "largest_difference": max((y - x for x, y in values), key=abs),
+            "correlation": _correlation(values),
+        }
+        if values
+        else None,
+        "same_top_emotion": fmean(x.emotion == y.emotion for x, y in both) if both else None,
+        "emotions_total_variation": fmean(
+            sum(abs(y.emotions[e] - x.emotions[e]) for e in EMOTIONS if x.emotions and y.emotions) / 2 for x, y in both
+        )
+        if both
+        else None,
+        "confidence_mean_difference": fmean(
+            y.confidence - x.confidence for x, y in both if x.confidence is not None and y.confidence is not None
+        )
+        if both
+        else None,
+        "gates_mean_difference": {m: fmean(y.gates.get(m, 0.0) - x.gates.get(m, 0.0) for x, y in both) for m in gates},
+    }
+
+
+def _bit_equal(first: Path, second: Path) -> int:
+    """How many predictions for the same instant are equal in all that they say, but for the model's name."""
+    theirs = {p.t_end_ns: _said(p) for p in open_recording(second).predictions()}
+    return sum(theirs.get(p.t_end_ns) == _said(p) for p in open_recording(first).predictions())
+
+
+def _said(prediction: Prediction) -> bytes:
+    from msgspec.structs import replace
+
+    return content(replace(prediction, model=""))
+
+
+def _correlation(values: list[tuple[float, float]]) -> float | None:
+    """Pearson's; None where one of the two does not vary."""
+    mean_a, mean_b = fmean(x for x, _ in values), fmean(y for _, y in values)
+    spread = sum((x - mean_a) ** 2 for x, _ in values) * sum((y - mean_b) ** 2 for _, y in values)
+    if spread == 0:
+        return None
+    return float(sum((x - mean_a) * (y - mean_b) for x, y in values) / spread**0.5)
+
+
+def draw_comparison(first: Path, second: Path, out: Path) -> None:
+    """Draw both recordings and their difference as a PNG file.
+
+    Raises:
+        RecordingError: a recording cannot be read, they have nothing in common, or `out` cannot be written.
+    """
+    from mien.stream.recording import pictures
+
+    a, b = read_table(first), read_table(second)
+    try:
+        pictures.comparison(pair_rows(a, b), a.rows[0].t_s, (_name(a), _name(b)), out)
+    except OSError as error:
+        raise RecordingError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _name(table: Table) -> str:
+    return f"{table.path.name}: {', '.join(sorted({row.model for row in table.rows}))}"

@@ -1,0 +1,97 @@
+"""A recorder in a process of its own, as the dashboard and `mien run --record` start it.
+
+    recorder = RecorderProcess(Path("talk.mcap"), config.bus)
+    recorder.state        # RecorderState: "waiting", "recording", "ended" or "failed", with size, seconds and error
+    recorder.stop()
+
+It ends when the file has been closed in order; if whoever started it dies, it closes the file and ends too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from mien.config import BusConfig
+from mien.stream.recording.recorder import RecorderState
+
+_STOP_S = 10.0  # for the last chunk and the index
+_decode_state = msgspec.json.Decoder(RecorderState).decode
+
+
+class RecorderProcess:
+    """Starts `mien record` and follows what it says.
+
+    Args:
+        path: to create; an existing file is not overwritten, the state is then "failed".
+        bus: where the session is. session: its name; None takes the first that is heard.
+        video, audio: also pictures and sound, where the session lets them out.
+    """
+
+    def __init__(
+        self, path: Path, bus: BusConfig, session: str | None = None, *, video: bool = False, audio: bool = False
+    ) -> None:
+        command = [sys.executable, "-m", "mien", "record", str(path), "--supervised"]
+        command += ["--video"] * video + ["--audio"] * audio + (["--session", session] if session else [])
+        self._state = RecorderState("waiting", str(path))
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            start_new_session=os.name == "posix",  # Ctrl-C is ours to handle
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(msgspec.json.encode(bus).decode() + "\n")
+            self._process.stdin.flush()
+        self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> RecorderState:
+        """How far it is, as of about a second ago."""
+        return self._state
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it still writes."""
+        return self._process.poll() is None
+
+    def wait_recording(self, timeout_s: float) -> bool:
+        """Until it has heard the session, and misses nothing from then on. False if it has failed or not heard it."""
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s and self._state.state == "waiting" and self._thread.is_alive():
+            time.sleep(0.02)
+        return self._state.state == "recording"
+
+    def stop(self) -> RecorderState:
+        """Close the file in order and end. Returns the last state."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # what is on the disk can be read all the same
+            self._process.wait()
+        self._thread.join(2.0)
+        return self._state
+
+    def _follow(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(msgspec.MsgspecError):
+                    self._state = _decode_state(line)
+        if self._process.wait() != 0 and self._state.state != "failed":
+            self._state = msgspec.structs.replace(self._state, state="failed", error="the recorder died")

@@ -1,0 +1,257 @@
+"""What a replay sends, in order: recorded messages as they were on the wire, and a cue for each recorded prediction.
+
+A prediction depends on the features messages that inference had taken in by then and on nothing else; each recorded
+prediction names those that came in since the one before. So a cue can have inference do exactly the same again, as long
+as the recording holds all of them; where it began in the middle of a session, they begin with the rows of the window
+before. Where a message was lost, predictions are the same again once everything from then has left the window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+from mien.clock import NS_PER_S
+from mien.messages import Cue, Prediction, Span
+from mien.stream.modality import WORKERS
+from mien.stream.preview import encode_preview
+from mien.stream.recording import channels
+from mien.stream.recording.reader import Entry, Recording
+from mien.stream.schedule import spans_of
+from mien.stream.sound import sound_frames
+from mien.stream.wire import VERSION_BYTE, Frames, topic
+
+WINDOW_NS = 5 * NS_PER_S  # of the model; and of words, as long as they stay
+_SETTLE_NS = NS_PER_S  # an encoder's steps, and rows that were on their way
+_LOOK_AHEAD_NS = 2 * NS_PER_S  # a prediction may be written down before the features it was made from
+_SLOWEST_NS = 10 * NS_PER_S  # between two messages of a modality, words on a machine that is busy
+_MOST_OPEN = 4096
+_KEPT = 64  # messages that may be asked for again, per modality
+
+_Waiting = deque[tuple[Entry, Prediction]]
+_WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
+
+
+class Sent(NamedTuple):
+    """A message to publish: when it was written down, and by which worker it was sent."""
+
+    log_ns: int
+    worker: str
+    frames: Frames
+
+
+class Cued(NamedTuple):
+    """A prediction to ask for.
+
+    `exact`: whether the recording holds everything that it was made from.
+    """
+
+    log_ns: int
+    cue: Cue
+    recorded: Prediction
+    exact: bool
+
+
+class CueMaker:
+    """Turns a recording into what is to be published.
+
+    Args:
+        recording: to replay.
+        prime: take over the recorded smoothed sentiment where the recording begins in the middle of a session. Only
+            right for the model that made it.
+    """
+
+    def __init__(self, recording: Recording, *, prime: bool = True) -> None:
+        self._recording = recording
+        self._prime = prime
+        self._seq = 0
+        names = recording.channels
+        self._modalities = {n.removeprefix(channels.FEATURES) for n in names if n.startswith(channels.FEATURES)}
+        self._run: int | None = None
+        self._next_seq = 0
+        self._open: dict[tuple[str, int], dict[int, Frames]] = {}
+        self._recent: dict[str, deque[tuple[int, int, Frames]]] = {}
+        self._times_ns: dict[tuple[str, int, int], tuple[int, int]] = {}  # of a message: its end, and its log time
+        self._exact_from_ns: int | None = None
+        self._priming = False
+
+    def items(self) -> Iterator[Sent | Cued]:
+        """Messages and cues in the order in which they are to be sent."""
+        waiting: _Waiting = deque()
+        later: deque[Sent] = deque()  # written down after the prediction that waits, and sent after its cue
+        for entry in self._recording.entries():
+            if entry.channel == channels.PREDICTION:
+                waiting.append((entry, entry.prediction()))
+            elif (sent := self._sent(entry)) is not None:
+                if waiting:
+                    later.append(sent)
+                else:
+                    yield sent
+            while waiting and self._is_clear(waiting, entry.log_ns):
+                yield from self._next(waiting, later)
+        while waiting:
+            yield from self._next(waiting, later)
+
+    def end(self) -> Cue:
+        """The cue after the last."""
+        return Cue(session=self._recording.session, seq=self._seq, t_end_ns=0, end=True)
+
+    def _next(self, waiting: _Waiting, later: deque[Sent]) -> Iterator[Sent | Cued]:
+        yield from self._cue(waiting)
+        while later and (not waiting or later[0].log_ns <= waiting[0][0].log_ns):
+            yield later.popleft()
+
+    def _is_clear(self, waiting: _Waiting, now_ns: int) -> bool:
+        """Whether it is known what the first prediction that waits was made from, or never will be."""
+        entry, prediction = waiting[0]
+        if self._breaks(prediction) and self._unknown(waiting):
+            return now_ns - entry.log_ns > _SLOWEST_NS
+        return self._is_here(prediction) or now_ns - entry.log_ns > _LOOK_AHEAD_NS
+
+    def _sent(self, entry: Entry) -> Sent | None:
+        if entry.channel.startswith(channels.FEATURES):
+            return self._features(entry)
+        if entry.channel.startswith(channels.STATUS):
+            status = entry.status()
+            if status.worker in WORKERS:
+                frames = [topic("status", status.session, status.worker), VERSION_BYTE, entry.data]
+                return Sent(entry.log_ns, status.worker, frames)
+        elif entry.channel == channels.VIDEO:
+            return Sent(entry.log_ns, "video", encode_preview(entry.preview(), "picture"))
+        elif entry.channel == channels.MESH:
+            name = topic("preview", self._recording.session, "edges")
+            return Sent(entry.log_ns, "video", [name, VERSION_BYTE, channels.mesh_edges_of(entry.data)])
+        elif entry.channel == channels.AUDIO:
+            return Sent(entry.log_ns, "audio", sound_frames(entry.sound()))
+        return None
+
+    def _features(self, entry: Entry) -> Sent:
+        record, frames = entry.features()
+        held = self._open.setdefault((record.modality, record.run), {})
+        held[record.seq] = frames
+        if len(held) > _MOST_OPEN:  # nobody names them: the model does not know this modality
+            oldest = next(iter(held))
+            del held[oldest]
+            self._times_ns.pop((record.modality, record.run, oldest), None)
+        self._times_ns[record.modality, record.run, record.seq] = record.t_end_ns, entry.log_ns
+        self._recent.setdefault(record.modality, deque(maxlen=_KEPT)).append((record.run, record.seq, frames))
+        return Sent(entry.log_ns, _WORKER_OF.get(record.modality, "video"), frames)
+
+    def _is_here(self, prediction: Prediction) -> bool:
+        return all(
+            seq in self._open.get((modality, run), {})
+            for modality, spans in prediction.inputs.items()
+            for run, first, last in spans
+            for seq in range(first, last + 1)
+        )
+
+    def _breaks(self, prediction: Prediction) -> bool:
+        """Whether predictions are missing before this one."""
+        if prediction.run != self._run:
+            return prediction.seq > 0
+        return prediction.seq != self._next_seq
+
+    def _unknown(self, waiting: _Waiting) -> set[str]:
+        """Modalities of which the predictions do not say yet where they went on."""
+        return self._modalities - _first_named(waiting).keys()
+
+    def _taken_before(self, waiting: _Waiting) -> dict[str, tuple[Span, ...]]:
+        """What inference had taken in before predictions that are missing: all but what is named from now on."""
+        named = _first_named(waiting)
+        numbers: dict[str, list[tuple[int, int]]] = {}
+        for (modality, run), held in self._open.items():
+            if modality not in named:
+                # It has been silent for long; what came with the first messages is what it had said before.
+                log_ns = waiting[0][0].log_ns + NS_PER_S
+                taken = [seq for seq in held if self._times_ns[modality, run, seq][1] <= log_ns]
+            else:
+                taken = [seq for seq in held if run != named[modality][0] or seq < named[modality][1]]
+            numbers.setdefault(modality, []).extend((run, seq) for seq in sorted(taken))
+        return spans_of(numbers)
+
+    def _covers_window(self, before: Mapping[str, tuple[Span, ...]], waiting: _Waiting) -> bool:
+        """Whether the messages reach back without a gap as far as the window of the first prediction that waits."""
+        named = _first_named(waiting)
+        since_ns = waiting[0][1].t_end_ns - WINDOW_NS - _SETTLE_NS
+        for modality in {*before, *named}:
+            parts = [*before.get(modality, ()), *([named[modality]] if modality in named else [])]
+            if not parts:
+                continue
+            run, oldest, _ = parts[0]
+            ended_ns, _ = self._times_ns.get((modality, run, oldest), (since_ns + 1, 0))
+            if oldest > 0 and ended_ns > since_ns:
+                return False
+            if any(a[0] == b[0] and a[2] + 1 != b[1] for a, b in pairwise(parts)):
+                return False
+        return True
+
+    def _cue(self, waiting: _Waiting) -> Iterator[Sent | Cued]:
+        entry, prediction = waiting[0]
+        new_run, breaks = prediction.run != self._run, self._breaks(prediction)
+        before = self._taken_before(waiting) if breaks else {}
+        covered = new_run and self._covers_window(before, waiting)
+        waiting.popleft()
+        self._run, self._next_seq = prediction.run, prediction.seq + 1
+        inputs: dict[str, tuple[Span, ...]] = {}
+        missing = False
+        for modality in {**before, **prediction.inputs}:
+            numbers: list[tuple[int, int]] = []
+            for run, first, last in (*before.get(modality, ()), *prediction.inputs.get(modality, ())):
+                held = self._open.get((modality, run), {})
+                for seq in range(first, last + 1):
+                    self._times_ns.pop((modality, run, seq), None)
+                    if seq not in held:
+                        frames = self._again(modality, run, seq)
+                        if frames is None:
+                            missing = True
+                            continue
+                        yield Sent(entry.log_ns, _WORKER_OF.get(modality, "video"), frames)
+                    numbers.append((run, seq))
+                self._open[modality, run] = {seq: frames for seq, frames in held.items() if seq > last}
+            inputs |= spans_of({modality: numbers})
+        smoothed = None
+        if missing or (breaks and not covered):
+            self._exact_from_ns, self._priming = prediction.t_end_ns + WINDOW_NS + _SETTLE_NS, True
+        elif breaks:
+            self._exact_from_ns, self._priming = None, True
+        elif new_run:
+            self._exact_from_ns, self._priming = None, False
+        exact = self._exact_from_ns is None or prediction.t_end_ns >= self._exact_from_ns
+        if exact and self._priming and prediction.sentiment_smooth is not None:
+            self._priming = False
+            # No time passes between this and the prediction itself, so that it comes out as it is.
+            smoothed = (prediction.sentiment_smooth, prediction.t_end_ns) if self._prime else None
+        yield Cued(
+            entry.log_ns,
+            Cue(
+                session=prediction.session,
+                seq=self._seq,
+                t_end_ns=prediction.t_end_ns,
+                inputs=inputs,
+                absent=prediction.absent,
+                reset=new_run,
+                smoothed=smoothed,
+            ),
+            prediction,
+            exact,
+        )
+        self._seq += 1
+
+    def _again(self, modality: str, run: int, seq: int) -> Frames | None:
+        """A message that was taken in once more: inference that was started anew is sent the last values."""
+        for known_run, known_seq, frames in self._recent.get(modality, ()):
+            if (known_run, known_seq) == (run, seq):
+                return frames
+        return None
+
+
+def _first_named(waiting: _Waiting) -> dict[str, Span]:
+    """Per modality the first span that a prediction names."""
+    named: dict[str, Span] = {}
+    for _, prediction in waiting:
+        for modality, spans in prediction.inputs.items():
+            if spans:
+                named.setdefault(modality, spans[0])
+    return named

@@ -1,0 +1,230 @@
+"""Reading recordings: whole ones by their index, cut-off ones up to the last chunk that is complete."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+from mcap.exceptions import McapError
+from mcap.reader import make_reader
+from mcap.records import Channel, Footer, Message, Metadata, Schema
+from mcap.stream_reader import CRCValidationError, StreamReader
+
+from mien.errors import RecordingError
+from mien.messages import About, Prediction, Status
+from mien.stream.preview import Preview
+from mien.stream.recording import channels
+from mien.stream.recording.channels import FeaturesRecord
+from mien.stream.sound import Sound
+from mien.stream.wire import Frames
+
+_RECORD_LIMIT = 1 << 30
+_END_NS = (1 << 63) - 1
+_decode_prediction = msgspec.json.Decoder(Prediction).decode
+_decode_status = msgspec.json.Decoder(Status).decode
+_decode_about = msgspec.json.Decoder(About).decode
+
+
+class Entry(NamedTuple):
+    """One message of a recording: its channel, when it was written down, when what it tells of was, and its JSON."""
+
+    channel: str
+    log_ns: int
+    publish_ns: int
+    data: bytes
+
+    def prediction(self) -> Prediction:
+        """The prediction."""
+        return _decode_prediction(self.data)
+
+    def status(self) -> Status:
+        """The status."""
+        return _decode_status(self.data)
+
+    def features(self) -> tuple[FeaturesRecord, Frames]:
+        """The features, and the message as it was on the wire."""
+        return channels.features_frames(self.data)
+
+    def preview(self) -> Preview:
+        """The picture."""
+        return channels.preview_of(self.data)
+
+    def sound(self) -> Sound:
+        """The piece of sound."""
+        return channels.sound_of(self.data)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording on the disk.
+
+    Attributes:
+        path: the file.
+        about: what the session said of itself when it began; None if inference never did.
+        cut_off: it was not closed in order; what can be read is read.
+        channels: that have messages.
+        first_ns, last_ns: log times; 0 if it is empty.
+    """
+
+    path: Path
+    about: About | None
+    cut_off: bool
+    channels: frozenset[str]
+    first_ns: int
+    last_ns: int
+
+    @property
+    def session(self) -> str:
+        """Name of the session."""
+        return self.about.session if self.about is not None else "default"
+
+    @property
+    def seconds(self) -> float:
+        """From the first message to the last."""
+        return (self.last_ns - self.first_ns) / 1e9
+
+    def entries(
+        self,
+        names: Collection[str] | Callable[[str], bool] | None = None,
+        *,
+        since_ns: int = 0,
+        until_ns: int = 1 << 63,
+    ) -> Iterator[Entry]:
+        """Messages in the order of their log times.
+
+        Args:
+            names: channels, or a function that says of a channel whether it is wanted; None for all.
+            since_ns, until_ns: log times, the second exclusive. With an index, only that part of the file is read.
+
+        Raises:
+            RecordingError: the file cannot be read any more.
+        """
+        wanted = names if callable(names) else (self.channels if names is None else set(names)).__contains__
+        with _opened(self.path) as file:
+            if self.cut_off:
+                yield from _scan_entries(file, wanted, since_ns, until_ns)
+                return
+            topics = [name for name in self.channels if wanted(name)]
+            if not topics:
+                return
+            try:
+                reader = make_reader(file, validate_crcs=True)
+                for _, channel, message in reader.iter_messages(
+                    topics, starting_at=max(since_ns, 0), ending_before=until_ns
+                ):
+                    yield Entry(channel.topic, message.log_time, message.publish_time, message.data)
+            except _BROKEN as error:
+                raise RecordingError(f"{self.path} is damaged: {error}; copy it anew") from error
+
+    def predictions(self) -> Iterator[Prediction]:
+        """All predictions, in their order."""
+        for entry in self.entries({channels.PREDICTION}):
+            yield entry.prediction()
+
+
+_BROKEN = (McapError, CRCValidationError, EOFError, ValueError, MemoryError, zlib.error, KeyError, OverflowError)
+
+
+def open_recording(path: Path) -> Recording:
+    """Open a recording of any mien up to this one's version.
+
+    Raises:
+        RecordingError: it is not there, no MCAP, no recording of mien, or of a later version of mien.
+    """
+    with _opened(path) as file:
+        if file.read(8) != b"\x89MCAP0\r\n":
+            raise RecordingError(f"{path} is not an MCAP file; give one that `mien record` made")
+        file.seek(0)
+        whole = _read_index(file)
+        file.seek(0)
+        about, facts, cut_off = _survey(path, file, whole)
+    return Recording(path, about, cut_off, *facts)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except IsADirectoryError as error:
+        raise RecordingError(f"{path} is a folder; give the .mcap file in it") from error
+    except OSError as error:
+        raise RecordingError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_index(file: BinaryIO) -> Any:
+    """The summary of a file that was closed in order, else None."""
+    try:
+        return make_reader(file).get_summary()
+    except Exception:  # whatever is wrong with its end, its beginning may be good
+        return None
+
+
+def _survey(path: Path, file: BinaryIO, summary: Any) -> tuple[About | None, tuple[frozenset[str], int, int], bool]:
+    if summary is not None and summary.statistics is not None:
+        reader = make_reader(file)
+        formats = [m.metadata.get("format") for m in reader.iter_metadata() if m.name == channels.METADATA]
+        _check_format(path, formats)
+        counts = summary.statistics.channel_message_counts
+        names = frozenset(c.topic for c in summary.channels.values() if counts.get(c.id))
+        about = None
+        if channels.ABOUT in names:
+            for _, _, message in reader.iter_messages([channels.ABOUT]):
+                about = _decode_about(message.data)
+                break
+        statistics = summary.statistics
+        return about, (names, statistics.message_start_time, statistics.message_end_time), False
+    formats, names_seen, about, first_ns, last_ns = [], set(), None, 0, 0
+    topics: dict[int, str] = {}
+    for record in _records(file):
+        if isinstance(record, Metadata) and record.name == channels.METADATA:
+            formats.append(record.metadata.get("format"))
+        elif isinstance(record, Channel):
+            topics[record.id] = record.topic
+        elif isinstance(record, Message):
+            name = topics.get(record.channel_id, "")
+            names_seen.add(name)
+            first_ns = first_ns or record.log_time
+            last_ns = max(last_ns, record.log_time)
+            if name == channels.ABOUT and about is None:
+                about = _decode_about(record.data)
+    _check_format(path, formats)
+    return about, (frozenset(names_seen), first_ns, last_ns), True
+
+
+def _check_format(path: Path, formats: list[str | None]) -> None:
+    if not formats:
+        raise RecordingError(f"{path} is an MCAP file, but no recording of mien; give one that `mien record` made")
+    try:
+        newest = max(int(name or "") for name in formats)
+    except ValueError as error:
+        raise RecordingError(f"{path} does not say which version of recordings it is; it may be damaged") from error
+    if newest > channels.FORMAT:
+        raise RecordingError(
+            f"{path} is a recording of version {newest}, this mien reads up to {channels.FORMAT}; install a newer mien"
+        )
+
+
+def _records(file: BinaryIO) -> Iterator[Any]:
+    """The records of a file without an index, up to the first that is not complete."""
+    try:
+        for record in StreamReader(file, validate_crcs=True, record_size_limit=_RECORD_LIMIT).records:
+            if isinstance(record, Footer):
+                return
+            if not isinstance(record, Schema):
+                yield record
+    except Exception:  # the end of what was written, whatever half a record looks like to the library
+        return
+
+
+def _scan_entries(file: BinaryIO, wanted: Callable[[str], bool], since_ns: int, until_ns: int) -> Iterator[Entry]:
+    topics: dict[int, str] = {}
+    for record in _records(file):
+        if isinstance(record, Channel):
+            topics[record.id] = record.topic
+        elif isinstance(record, Message) and since_ns <= record.log_time < until_ns:
+            name = topics.get(record.channel_id, "")
+            if wanted(name):
+                yield Entry(name, record.log_time, record.publish_time, record.data)

@@ -1,0 +1,127 @@
+"""A stretch of a recording as training data: the rows that were made live, so that no picture or sound need be kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.errors import DataError
+from mien.messages import Bool, Float32, Int64
+from mien.models.corpora import RECORDING_SUFFIX, CorpusItem
+from mien.models.datasets import RawRows, word_times_ns
+from mien.stream.recording import channels
+from mien.stream.recording.reader import Recording, open_recording
+from mien.stream.recording.table import zero_ns_of
+from mien.stream.wire import decode_features
+
+if TYPE_CHECKING:
+    from mien.stream.modalities.text import TextEncoder
+
+_SLOT_NS = 100 * NS_PER_MS  # the longest slot of any modality: rows stay in theirs
+_LATE_NS = 12 * NS_PER_S  # words may be committed so long after they were said
+
+
+class _Extractors(Protocol):
+    """What of `mien.stream.offline.extraction.Extractors` is needed here."""
+
+    modalities: tuple[str, ...]
+
+    @property
+    def text(self) -> TextEncoder: ...
+
+
+def is_recording(path: Path) -> bool:
+    """Whether a labelled file is a recording of mien."""
+    return path.suffix.lower() == RECORDING_SUFFIX
+
+
+def recorded_rows(path: Path, item: CorpusItem, extractors: _Extractors) -> tuple[dict[str, RawRows], int, str | None]:
+    """Rows of each modality between `start_s` and `end_s` of a recording, their length in ns, and what was said.
+
+    Words are encoded anew, as for any labelled text, from the item's text or else from what was recognised.
+
+    Raises:
+        RecordingError: it cannot be read.
+        DataError: nothing is there, or it was made by other extractors than those of this mien.
+    """
+    from mien.stream.offline.extraction import live_specs
+
+    recording = open_recording(path)
+    zero_ns = zero_ns_of(recording)
+    start_ns = zero_ns + round((item.start_s or 0.0) * NS_PER_S)
+    start_ns = start_ns // _SLOT_NS * _SLOT_NS
+    end_ns = recording_end_ns(recording) if item.end_s is None else zero_ns + round(item.end_s * NS_PER_S)
+    rows: dict[str, RawRows] = {}
+    for name, spec in live_specs([m for m in extractors.modalities if m != "text"]).items():
+        found = _rows(recording, name, spec.extractor, start_ns, end_ns)
+        if found is not None:
+            rows[name] = found
+    words, times_ns = spoken_words(recording, start_ns, end_ns)
+    if item.text and item.text.split() != words:
+        words = item.text.split()
+        times_ns = word_times_ns(len(words), end_ns - start_ns)
+    if words and "text" in extractors.modalities:
+        values = extractors.text.encode(words)
+        rows["text"] = RawRows(values, (values != 0).any(1), np.asarray(times_ns, np.int64))
+    if not rows:
+        raise DataError("nothing was recorded in this stretch")
+    return rows, end_ns - start_ns, " ".join(words) or None
+
+
+def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list[str], Int64]:
+    """Committed words that end within a stretch, and when each ends, in ns from its beginning."""
+    words: list[str] = []
+    times_ns: list[int] = []
+    last_ns = -1
+    for entry in recording.entries({channels.FEATURES + "text"}):
+        record, _ = entry.features()
+        if record.t_end_ns > end_ns + _LATE_NS:
+            break
+        for text, t_start_ns, t_end_ns, committed, _ in record.words:
+            if committed and t_start_ns > last_ns:
+                last_ns = t_start_ns
+                if start_ns <= t_end_ns < end_ns:
+                    words.append(text.strip())
+                    times_ns.append(t_end_ns - start_ns)
+    return words, np.array(times_ns, np.int64)
+
+
+def recording_end_ns(recording: Recording) -> int:
+    """Capture time of the newest evidence."""
+    newest_ns = 0
+    for entry in recording.entries({channels.PREDICTION}):
+        newest_ns = max(newest_ns, entry.publish_ns)
+    return newest_ns
+
+
+def _rows(recording: Recording, modality: str, extractor: str, start_ns: int, end_ns: int) -> RawRows | None:
+    values: list[Float32] = []
+    valid: list[Bool] = []
+    times_ns: list[Int64] = []
+    seen: set[tuple[int, int]] = set()
+    for entry in recording.entries({channels.FEATURES + modality}):
+        if entry.publish_ns < start_ns:  # the end of the message
+            continue
+        record, frames = entry.features()
+        if record.t_start_ns > end_ns + NS_PER_S:
+            break
+        if (record.run, record.seq) in seen:
+            continue
+        seen.add((record.run, record.seq))
+        if record.extractor != extractor:
+            raise DataError(f"its {modality} rows were made by {record.extractor}, those of this mien are {extractor}")
+        message = decode_features(frames)
+        inside = (message.times_ns >= start_ns) & (message.times_ns < end_ns)
+        if inside.any():
+            values.append(message.values[inside])
+            valid.append(message.valid[inside])
+            times_ns.append(message.times_ns[inside] - start_ns)
+    if not values:
+        return None
+    order = np.argsort(np.concatenate(times_ns), kind="stable")
+    return RawRows(
+        np.concatenate(values)[order], np.concatenate(valid)[order], np.concatenate(times_ns)[order].astype(np.int64)
+    )

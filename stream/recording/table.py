@@ -1,0 +1,195 @@
+"""A recording in numbers: a row for each prediction, its words, and what they come to, for exports and reports."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from mien.clock import NS_PER_S
+from mien.emotions import EMOTIONS
+from mien.errors import RecordingError
+from mien.messages import About, Prediction
+from mien.stream.modality import WORKERS
+from mien.stream.recording import channels
+from mien.stream.recording.reader import Recording, open_recording
+
+_UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
+_NEAR_NS = NS_PER_S  # a word has the sentiment of a prediction this near
+
+
+class SpokenWord(msgspec.Struct, frozen=True):
+    """A committed word. Times in seconds from the recording's zero; sentiment at its end, None where there was none."""
+
+    text: str
+    t_start_s: float
+    t_end_s: float
+    sentiment: float | None
+    emotion: str | None
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A prediction. `t_s` is in seconds from the recording's zero; the rest is as in `mien.Prediction`."""
+
+    t_s: float
+    t_end_ns: int
+    sentiment: float | None
+    sentiment_smooth: float | None
+    emotion: str | None
+    emotions: dict[str, float] | None
+    confidence: float | None
+    gates: dict[str, float]
+    age_ms: dict[str, float | None]
+    absent: dict[str, str]
+    abstains: str | None
+    latency_ms: float | None
+    transcript: str
+    model: str
+
+
+class Table(msgspec.Struct, frozen=True):
+    """All of a recording.
+
+    Attributes:
+        path: of the recording. cut_off: it was not closed in order.
+        zero_ns: session time of t_s = 0: when capture began, or the first prediction if the recording began later.
+        lost: predictions that are known to be missing.
+    """
+
+    path: Path
+    about: About | None
+    cut_off: bool
+    zero_ns: int
+    rows: tuple[Row, ...]
+    words: tuple[SpokenWord, ...]
+    lost: int
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, face first."""
+        named = {name for row in self.rows for name in row.gates}
+        return tuple(sorted(named, key=lambda name: (*WORKERS.values(), name).index(name)))
+
+
+def read_table(path: Path) -> Table:
+    """Read a recording's predictions and words.
+
+    Raises:
+        RecordingError: it cannot be read, or holds no predictions.
+    """
+    recording = open_recording(path)
+    rows: list[Row] = []
+    spoken: list[tuple[str, int, int]] = []
+    zero_ns: int | None = None
+    run, next_seq, lost, last_word_ns = -1, 0, 0, -1
+    for prediction in recording.predictions():
+        if zero_ns is None:
+            zero_ns = _zero_ns(recording, prediction)
+        lost += prediction.seq - next_seq if prediction.run == run else 0
+        run, next_seq = prediction.run, prediction.seq + 1
+        for word in prediction.words:
+            if word.committed and word.t_start_ns > last_word_ns:
+                last_word_ns = word.t_start_ns
+                spoken.append((word.text.strip(), word.t_start_ns, word.t_end_ns))
+        rows.append(_row(prediction, zero_ns))
+    if zero_ns is None:
+        raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
+    times = [row.t_end_ns for row in rows]
+    words = tuple(_word(word, rows, times, zero_ns) for word in spoken)
+    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), words, lost)
+
+
+def summarise(table: Table) -> dict[str, Any]:
+    """What the rows come to.
+
+    `emotions` is the mean probability and `top_emotion` the share of predictions in which an emotion is on top, both
+    of the predictions that were made; `coverage` is the share of all in which a modality had evidence; `gates` is the
+    mean share in the decision, of those that were made.
+    """
+    rows = table.rows
+    made = [row for row in rows if row.emotions is not None]
+    smooth = [row.sentiment_smooth for row in rows if row.sentiment_smooth is not None]
+    tops = Counter(row.emotion for row in made)
+    latencies = sorted(row.latency_ms for row in rows if row.latency_ms is not None)
+    return {
+        "seconds": (rows[-1].t_end_ns - rows[0].t_end_ns) / NS_PER_S,
+        "predictions": len(rows),
+        "abstained": len(rows) - len(made),
+        "lost": table.lost,
+        "models": sorted({row.model for row in rows}),
+        "sentiment": {"mean": fmean(smooth), "min": min(smooth), "max": max(smooth)} if smooth else None,
+        "emotions": {e: fmean(row.emotions[e] for row in made if row.emotions) for e in EMOTIONS} if made else None,
+        "top_emotion": {e: tops[e] / len(made) for e in EMOTIONS} if made else None,
+        "confidence": fmean(row.confidence for row in made if row.confidence is not None) if made else None,
+        "gates": {m: fmean(row.gates.get(m, 0.0) for row in made) for m in table.modalities} if made else None,
+        "coverage": {m: sum(row.gates.get(m, 0.0) > 0 for row in rows) / len(rows) for m in table.modalities},
+        "words": len(table.words),
+        "latency_ms": {
+            f"p{percent}": latencies[min(len(latencies) - 1, len(latencies) * percent // 100)]
+            for percent in (50, 90, 99)
+        }
+        if latencies
+        else None,
+    }
+
+
+def zero_ns_of(recording: Recording) -> int:
+    """Session time of t_s = 0, see `Table`.
+
+    Raises:
+        RecordingError: it holds no predictions.
+    """
+    for prediction in recording.predictions():
+        return _zero_ns(recording, prediction)
+    raise RecordingError(f"{recording.path} holds no predictions; was mien up when it was recorded?")
+
+
+def _zero_ns(recording: Recording, first: Prediction) -> int:
+    if first.t_end_ns < _UNIX_NS:
+        return 0
+    begun = [first.t_end_ns] if first.seq else []
+    for modality in ("vision", "audio"):  # words are sent with those from before
+        for entry in recording.entries({channels.FEATURES + modality}):
+            record, _ = entry.features()
+            begun += [record.t_start_ns] if record.seq == 0 else []
+            break
+    return min((t_ns for t_ns in begun if t_ns >= _UNIX_NS), default=first.t_end_ns)
+
+
+def _row(prediction: Prediction, zero_ns: int) -> Row:
+    transcript = f"{prediction.transcript.committed} {prediction.transcript.tentative}".strip()
+    return Row(
+        t_s=(prediction.t_end_ns - zero_ns) / NS_PER_S,
+        t_end_ns=prediction.t_end_ns,
+        sentiment=prediction.sentiment,
+        sentiment_smooth=prediction.sentiment_smooth,
+        emotion=prediction.top_emotion,
+        emotions=prediction.emotions,
+        confidence=prediction.confidence,
+        gates=prediction.gates,
+        age_ms=prediction.age_ms,
+        absent=prediction.absent,
+        abstains=prediction.abstains,
+        latency_ms=prediction.latency.get("total"),
+        transcript=transcript,
+        model=prediction.model,
+    )
+
+
+def _word(spoken: tuple[str, int, int], rows: list[Row], times: list[int], zero_ns: int) -> SpokenWord:
+    text, t_start_ns, t_end_ns = spoken
+    index = bisect_left(times, t_end_ns)
+    near = [rows[i] for i in (index - 1, index) if 0 <= i < len(rows)]
+    best = min(near, key=lambda row: abs(row.t_end_ns - t_end_ns))
+    known = abs(best.t_end_ns - t_end_ns) <= _NEAR_NS
+    return SpokenWord(
+        text,
+        (t_start_ns - zero_ns) / NS_PER_S,
+        (t_end_ns - zero_ns) / NS_PER_S,
+        best.sentiment_smooth if known else None,
+        best.emotion if known else None,
+    )

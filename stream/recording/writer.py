@@ -1,0 +1,178 @@
+"""Writing a recording so that it can be read whenever it ends: twice a second what came is a chunk on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from mcap.writer import CompressionType, Writer
+
+import mien
+from mien.errors import RecordingError
+from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PROFILE, schema_of
+from mien.stream.recording.reader import Recording
+
+FLUSH_S = 0.5  # what is lost at most when the recorder is killed
+CHUNK_BYTES = 4 << 20
+
+
+class RecordingWriter:
+    """An MCAP file that grows.
+
+    Args:
+        path: to create; a file that is there is never overwritten.
+
+    Attributes:
+        messages, attachments: written so far.
+
+    Raises:
+        RecordingError: the file cannot be made, now, or cannot grow, later; it then stays readable up to that moment.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages = 0
+        self.attachments = 0
+        self._channels: dict[str, int] = {}
+        self._schemas: dict[str, int] = {}
+        self._sequence: dict[str, int] = {}
+        self._flushed_s = time.monotonic()
+        self._file = _File(path)
+        self._writer = _ChunkWriter(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
+        self._writer.start(PROFILE, f"mien {mien.__version__}")
+        self._writer.add_metadata(METADATA, {"format": str(FORMAT), "mien": mien.__version__})
+        self._sync()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return self._file.tell()
+
+    def write(self, channel: str, data: bytes, log_ns: int, publish_ns: int) -> None:
+        """Add a message."""
+        if channel not in self._channels:
+            name, schema = schema_of(channel)
+            if name not in self._schemas:
+                self._schemas[name] = self._writer.register_schema(name, "jsonschema", schema)
+            self._channels[channel] = self._writer.register_channel(channel, "json", self._schemas[name])
+        sequence = self._sequence.get(channel, 0)
+        self._sequence[channel] = sequence + 1
+        self._writer.add_message(self._channels[channel], log_ns, data, max(publish_ns, 0), sequence)
+        self.messages += 1
+        self.flush_if_due()
+
+    def attach(self, name: str, data: bytes, t_ns: int) -> None:
+        """Add a JSON attachment."""
+        self._writer.end_chunk()
+        self._writer.add_attachment(t_ns, t_ns, name, "application/json", data)
+        self.attachments += 1
+        self._sync()
+
+    def flush_if_due(self) -> None:
+        """Put what has come onto the disk, if half a second has passed. Call it too while nothing comes."""
+        if time.monotonic() - self._flushed_s >= FLUSH_S:
+            self._writer.end_chunk()
+            self._sync()
+
+    def close(self) -> None:
+        """Write the index and close. A file without it can be read as well, only more slowly."""
+        self._writer.finish()
+        self._sync()
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close as it is."""
+        self._file.close()
+
+    def _sync(self) -> None:
+        self._flushed_s = time.monotonic()
+        self._file.sync()
+        self._flushed_s = time.monotonic()
+
+
+def rewrite(recording: Recording, path: Path) -> None:
+    """Copy what can be read of a recording into a new one, closed in order, with an index.
+
+    Raises:
+        RecordingError: the file cannot be made, or the disk is full.
+    """
+    writer = RecordingWriter(path)
+    try:
+        for entry in recording.entries():
+            writer.write(entry.channel, entry.data, entry.log_ns, entry.publish_ns)
+            if entry.channel == ABOUT and not writer.attachments:
+                writer.attach(ATTACHMENT, msgspec.json.format(entry.data, indent=2), entry.log_ns)
+        writer.close()
+    except RecordingError:
+        writer.abandon()
+        raise
+
+
+class _ChunkWriter(Writer):  # type: ignore[misc]
+    """The library ends a chunk when it is large; we end it too when it is old."""
+
+    def end_chunk(self) -> None:
+        getattr(self, "_Writer__finalize_chunk")()  # noqa: B009  # it has no public name
+
+
+class _File:
+    """What the library writes to: whole batches reach the disk, or nothing of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting = bytearray()
+        self._written = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            self._descriptor = os.open(path, flags, 0o600)  # what was said and shown is nobody else's business
+        except FileExistsError as error:
+            raise RecordingError(f"{path} exists; choose another name or remove it") from error
+        except OSError as error:
+            raise RecordingError(f"cannot record to {path}: {error.strerror}") from error
+
+    def write(self, data: bytes) -> int:
+        self._waiting += data
+        return len(data)
+
+    def tell(self) -> int:
+        return self._written + len(self._waiting)
+
+    def flush(self) -> None:
+        """Nothing: `sync` does it."""
+
+    def sync(self) -> None:
+        view = memoryview(bytes(self._waiting))
+        done = 0
+        try:
+            while done < len(view):
+                done += os.write(self._descriptor, view[done:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._waiting.clear()
+            self._cut_off()
+            raise RecordingError(
+                f"cannot go on recording to {self._path}: {_reason(error)}; "
+                f"what came before, {self._written / 1e6:.1f} MB, is in it and can be read"
+            ) from error
+        self._written += done
+        self._waiting.clear()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _cut_off(self) -> None:
+        """Take back the part of a batch that still found room."""
+        with contextlib.suppress(OSError):  # readers leave out what is incomplete
+            os.ftruncate(self._descriptor, self._written)
+
+
+def _reason(error: OSError) -> str:
+    full: dict[Any, str] = {errno.ENOSPC: "the disk is full", errno.EFBIG: "the file may not grow any more"}
+    return full.get(error.errno, str(error.strerror))

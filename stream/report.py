@@ -1,0 +1,92 @@
+"""How a session's processes are, as their supervisor knows it, for everybody who subscribes.
+
+A supervisor has no socket of its own. What it has to say goes down the pipe to inference, which publishes it; while
+inference itself is away, nothing can be heard anyway, and the first thing said after is why.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+
+from mien.clock import NS_PER_MS, NS_PER_S, Clock, read_anchor_ns
+from mien.messages import Status, WorkerState
+from mien.stream.meter import ResourceMeter
+
+_STEP_NS = 250 * NS_PER_MS  # the time of day has moved by more against the session's clock: a step, no drift
+
+
+class Report:
+    """Statuses that the supervisor publishes.
+
+    Attributes:
+        restarts: how often each process was started again.
+        faults: per process that is not well, why.
+        last_error: the newest of them, also when it is over.
+    """
+
+    def __init__(self, session: str, clock: Clock) -> None:
+        self.restarts: Counter[str] = Counter()
+        self.faults: dict[str, str] = {}
+        self.last_error: str | None = None
+        self._session = session
+        self._clock = clock
+        self._run = secrets.randbits(48)
+        self._wall_ns = read_anchor_ns()
+        self._wall_step_ns = 0
+        self._resources = ResourceMeter()
+
+    def blame(self, worker: str, fault: str) -> None:
+        """A process is not well."""
+        self.faults[worker] = self.last_error = fault
+
+    def wall_step(self) -> str | None:
+        """A note, if the time of day was set or the machine slept since the last call."""
+        wall_ns = read_anchor_ns()
+        step_ns, self._wall_ns = wall_ns - self._wall_ns, wall_ns
+        if abs(step_ns) <= _STEP_NS:
+            return None
+        self._wall_step_ns += step_ns
+        return (
+            f"the time of day moved by {step_ns / NS_PER_S:+.1f} s (it was set, or this machine slept); "
+            "session time goes on unmoved"
+        )
+
+    def of_session(self, states: Mapping[str, str]) -> Status:
+        """The supervisor's own status.
+
+        Args:
+            states: per process, how it is: running, late, starting, down, crash loop, ended.
+        """
+        cpu_percent, rss_mb = self._resources.read()
+        detail: dict[str, str | float | int | bool | None] = {"clock_step_ms": round(self._wall_step_ns / NS_PER_MS)}
+        for worker, state in states.items():
+            detail[f"{worker}.state"] = state
+            detail[f"{worker}.restarts"] = self.restarts[worker]
+        well = all(state in ("running", "ended") for state in states.values())
+        return Status(
+            session=self._session,
+            worker="supervisor",
+            run=self._run,
+            t_ns=self._clock.now_ns(),
+            state="running" if well else "degraded",
+            pid=os.getpid(),
+            last_error=self.last_error,
+            cpu_percent=cpu_percent,
+            rss_mb=rss_mb,
+            detail=detail,
+        )
+
+    def of_worker(self, worker: str, state: WorkerState) -> Status:
+        """A status in place of a process that cannot say it itself: `run` and `pid` are 0."""
+        return Status(
+            session=self._session,
+            worker=worker,
+            run=0,
+            t_ns=self._clock.now_ns(),
+            state=state,
+            pid=0,
+            last_error=self.faults.get(worker),
+        )

@@ -1,0 +1,600 @@
+"""The dashboard as its user meets it: a real session, a real page in Chromium, real watchers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from mien.assets import asset_path
+from mien.clock import NS_PER_MS
+from mien.config import AssetsConfig
+from mien.errors import AssetError
+from mien.stream.bus import Receiver
+from mien.stream.dashboard.watcher import Audience, Watcher
+from mien.stream.subscriber import Subscriber
+from tests.e2e.conftest import SAMPLE, command
+from tests.stream.pictures import UInt8, head, write_clip
+
+pytest.importorskip("nicegui", reason="needs the dashboard's packages")
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE_S = 60.0
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _assets() -> None:
+    for name in ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2"):
+        try:
+            asset_path(name, AssetsConfig(offline=True))
+        except AssetError as error:
+            pytest.skip(str(error))
+
+
+def four_free_ports() -> int:
+    """The first of four free ports in a row."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                for offset in range(1, 4):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+class Program:
+    """A mien in a process of its own, and what it says on standard error."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            command(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            self.lines.extend(lines)
+
+    def says(self, pattern: str, timeout_s: float = PATIENCE_S) -> str:
+        """Wait for a line that matches; its first group."""
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s:
+            for line in list(self.lines):
+                if found := re.search(pattern, line):
+                    return found.group(1)
+            time.sleep(0.05)
+        raise AssertionError(f"no line like {pattern!r} in: {''.join(self.lines)}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._thread.join(5)
+
+
+def run(port: int, *arguments: str) -> Program:
+    return Program("run", "--quiet", "--port", str(port), *arguments)
+
+
+def dashboard(port: int, *arguments: str) -> tuple[Program, str]:
+    program = Program("dashboard", f"tcp://127.0.0.1:{port}", "--no-browser", *(arguments or ("--port", "0")))
+    return program, program.says(r"dashboard at (\S+)")
+
+
+def await_predictions(port: int, session: Program) -> None:
+    """Until a session predicts; one that has ended says why."""
+    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+        until_s = time.monotonic() + 120
+        while not subscriber.wait(0.5):
+            assert session.process.poll() is None, session.lines
+            assert time.monotonic() < until_s, session.lines
+
+
+@pytest.fixture(scope="module")
+def station() -> Iterator[tuple[int, Program, str]]:
+    """The sample in a loop, and a dashboard: port of the bus, the dashboard's process, the page's address."""
+    port = four_free_ports()
+    session = run(port, "--clip", str(SAMPLE), "--loop")
+    page, url = dashboard(port)
+    await_predictions(port, session)
+    yield port, page, url
+    page.stop()
+    session.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Page:
+    """A page that notes what goes wrong in it, and every host that it speaks to."""
+
+    def __init__(self, chromium: Any, url: str, width: int = 1440) -> None:
+        self.problems: list[str] = []
+        self.hosts: set[str] = set()
+        self.tab = chromium.new_page(viewport={"width": width, "height": 900})
+        self.tab.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.tab.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        self.tab.goto(url)
+        self.tab.wait_for_function("window.mien && window.mien.state.rows.length > 2", timeout=60_000)
+
+    def text(self, name: str) -> str:
+        return str(self.tab.inner_text(f".js-{name}"))
+
+    def badges(self) -> list[str]:
+        return list(self.tab.eval_on_selector_all(".m-badge", "all => all.map(each => each.dataset.kind)"))
+
+    def wait(self, condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> None:
+        """Until a condition holds, while the page lives on."""
+        until_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < until_s, f"{self.badges()} {self.text('keys')} {self.problems}"
+            self.tab.wait_for_timeout(100)
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Callable[..., Page]]:
+    pages: list[Page] = []
+
+    def opened(url: str, width: int = 1440) -> Page:
+        pages.append(Page(chromium, url, width))
+        return pages[-1]
+
+    yield opened
+    for page in pages:
+        page.tab.close()
+
+
+def preview_bytes(port: int, seconds: float) -> tuple[int, int]:
+    """What the video worker says it has sent, at the beginning and at the end."""
+    said: list[int] = []
+    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s or len(said) < 2:
+            subscriber.wait(0.2)
+            if "video" in subscriber.statuses:
+                said.append(int(subscriber.statuses["video"].detail["preview_bytes"] or 0))
+    return said[0], said[-1]
+
+
+def test_nobody_watches_and_no_picture_leaves(station: tuple[int, Program, str]) -> None:
+    """Neither for a dashboard without a browser, nor for somebody who takes everything; then one comes, and goes."""
+    port, _, url = station
+    everything = Receiver(f"tcp://127.0.0.1:{port + 1}", (b"",), 1000)
+    before, after = preview_bytes(port, 4)
+    assert before == after
+    kinds = {frames[0].split(b"/")[0] for frames in everything.drain(1000)}
+    everything.close()
+    assert kinds == {b"features", b"status"}
+
+    audience = Audience(url, 1)
+    before, after = preview_bytes(port, 5)
+    audience.leave()
+    assert after > before
+    time.sleep(4)
+    before, after = preview_bytes(port, 3)
+    assert before == after
+
+
+def test_the_page_follows_the_sample(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
+    """Sentiment, emotion, shares, words and picture change; badges are right; nothing comes from elsewhere."""
+    _, _, url = station
+    page = open_page(url)
+    page.wait(lambda: page.badges() == ["SAMPLE"])
+    seen: dict[str, set[str]] = {name: set() for name in ("number", "top", "said", "drawn", "shares", "age")}
+
+    def has_changed() -> bool:
+        seen["number"].add(page.text("number"))
+        seen["top"].add(page.text("top"))
+        seen["said"].add(page.text("said"))
+        seen["drawn"].add(str(page.tab.evaluate("window.mien.drawn && window.mien.drawn.seq")))
+        seen["shares"].add("".join(page.tab.locator(".js-gate").all_inner_texts()))
+        signs = {number[0] for number in seen["number"]}
+        return (
+            signs >= {"+", "−"} and len(seen["top"]) >= 3 and all(len(each) >= 3 for each in list(seen.values())[2:5])
+        )
+
+    page.wait(has_changed, 150)
+    assert {"happy", "neutral"} & seen["top"]
+    assert any("happy" in said.lower() or "report" in said.lower() for said in seen["said"])
+    drawn = page.tab.evaluate("({points: window.mien.drawn.points.length, bytes: window.mien.drawn.bytes})")
+    assert drawn["points"] == 2 * 478
+    assert drawn["bytes"] > 1000
+    facts = page.tab.evaluate("window.mien.state.facts")
+    assert facts["model"]["engine"]
+    assert facts["model"]["end_to_end"][1] >= facts["model"]["end_to_end"][0] > 0
+    assert all(facts[name]["state"] == "running" for name in ("vision", "audio", "text"))
+    assert page.problems == []
+    assert page.hosts == {url.split("/")[2]}
+
+
+def test_the_picture_can_be_hidden(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
+    _, _, url = station
+    page = open_page(url)
+    page.wait(lambda: page.tab.evaluate("window.mien.drawn?.bytes > 0"))
+    page.tab.click(".js-eye")
+    page.wait(lambda: page.tab.evaluate("window.mien.drawn?.bytes === 0 && window.mien.drawn.points.length === 956"))
+    # Black but for the lines of the mesh.
+    brightest = page.tab.evaluate(
+        "(() => { const c = document.querySelector('.js-canvas');"
+        " return Math.max(...c.getContext('2d').getImageData(0, 0, 40, 40).data.filter((_, i) => i % 4 < 3)); })()"
+    )
+    assert brightest == 0
+
+
+def test_looking_back_and_returning(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
+    """Paused, the page shows a moment of the past and says so; the picture is that of the moment."""
+    _, _, url = station
+    page = open_page(url, 390)
+    page.wait(lambda: page.tab.evaluate("window.mien.state.rows.length > 80 && window.mien.drawn"))
+    first_us = page.tab.evaluate("window.mien.drawn.t_us")  # before that nobody may have watched
+    page.wait(lambda: page.tab.evaluate("window.mien.drawn.t_us") > first_us + 6_000_000)
+    page.tab.keyboard.press(" ")
+    page.wait(lambda: page.badges()[0] == "PAUSED")
+    for _ in range(3):
+        page.tab.keyboard.press("Shift+ArrowLeft")
+    moment_ms = page.tab.evaluate("window.mien.state.cursor")
+    page.wait(
+        lambda: abs(page.tab.evaluate("window.mien.drawn ? window.mien.drawn.t_us / 1000 : 0") - moment_ms) < 1000
+    )
+    shown = page.text("number")
+    page.tab.wait_for_timeout(1500)
+    assert page.text("number") == shown
+    assert "SAMPLE" not in page.badges()
+    page.tab.keyboard.press(" ")
+    page.wait(lambda: page.badges() == ["SAMPLE"])
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.problems == []
+
+
+def test_five_watchers_and_one_of_them_stalled(station: tuple[int, Program, str]) -> None:
+    """The others get what they would; memory does not grow; the stalled one comes back to what is new."""
+    _, program, url = station
+    process = psutil.Process(program.process.pid)
+    stalled = Watcher(url)
+    stalled.ask()
+    audience = Audience(url, 4)
+    time.sleep(5)
+    before_mb, answers = process.memory_info().rss / 2**20, audience.answers
+    time.sleep(10)
+    grown_mb = process.memory_info().rss / 2**20 - before_mb
+    gained = audience.answers - answers
+    audience.leave()
+    assert gained >= 4 * 10 * 2, "fewer than two answers a second each"
+    assert grown_mb < 20
+    old = stalled.take()
+    stalled.ask()
+    new = stalled.take()
+    stalled.close()
+    assert new.facts["row"] - old.facts["row"] > 30
+    assert new.facts["silent_ms"] < 2000
+
+
+def numbered_clip(path: Path, frames: int) -> tuple[Path, list[UInt8]]:
+    """A face that wanders to the right, over the frame's number in six squares, black or white."""
+    face = head(220)
+    images = []
+    for number in range(frames):
+        image: UInt8 = np.full((480, 640, 3), 128, np.uint8)
+        left = 40 + 9 * number
+        image[60:280, left : left + 220] = face
+        for bit in range(6):
+            image[400:470, 20 + 100 * bit : 110 + 100 * bit] = 255 if number >> bit & 1 else 0
+        images.append(image)
+    return write_clip(path, images, [200 * number for number in range(frames)]), images
+
+
+_READ_FRAME = """(() => {
+  const {drawn} = window.mien;
+  if (!drawn) return null;
+  const {left, top, width, height} = drawn.place;
+  const pen = document.querySelector('.js-canvas').getContext('2d');
+  let number = 0;
+  for (let bit = 0; bit < 6; bit++) {
+    const [r] = pen.getImageData(left + (65 + 100 * bit) / 640 * width, top + 435 / 480 * height, 1, 1).data;
+    number |= (r > 128) << bit;
+  }
+  return {number, points: Array.from(drawn.points)};
+})()"""
+
+
+def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    """What stands on the canvas is frame number n, and the mesh over it is that of frame n and of no other."""
+    from mien.stream.modalities.vision import VisionExtractor
+    from mien.stream.sources.clip import clip_streams
+
+    clip, images = numbered_clip(tmp_path / "numbered.mp4", 32)
+    assert clip_streams(clip).has_video
+    extractor = VisionExtractor(AssetsConfig(offline=True))
+    centres: dict[int, float] = {}
+    for number, image in enumerate(images):
+        _, _, view = extractor.row(image, number * 200 * NS_PER_MS)
+        if view.landmarks is not None:
+            centres[number] = float(view.landmarks[:, 0].mean() + 0.5) / 640
+    extractor.close()
+    assert len(centres) > 25
+
+    port = four_free_ports()
+    session = run(port, "--camera", str(clip), "--mic", "none", "--loop", "--session", f"numbered-{port}")
+    page_program, url = dashboard(port)
+    try:
+        await_predictions(port, session)
+        page = open_page(url)
+        found: dict[int, float] = {}
+        until_s = time.monotonic() + 60
+        while len(found) < 12 and time.monotonic() < until_s:
+            page.tab.wait_for_timeout(120)
+            drawn = page.tab.evaluate(_READ_FRAME)
+            if drawn and drawn["points"]:
+                found[drawn["number"]] = float(np.mean(drawn["points"][0::2]))
+    finally:
+        page_program.stop()
+        session.stop()
+    assert len(found) >= 12
+    # The tracker needs a moment after the clip begins again; in the middle it knows where the face is.
+    settled = {number: centre for number, centre in found.items() if number >= 5 and number in centres}
+    assert len(settled) >= 5
+    for number, centre in settled.items():
+        assert min(centres, key=lambda other: abs(centres[other] - centre)) == number
+
+
+def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> None:
+    """The session is ended and started again, inference is killed, the dashboard too; the page is left alone."""
+    port = four_free_ports()
+    arguments = ("--clip", str(SAMPLE), "--loop", "--asr", "none")
+    session = run(port, *arguments)
+    page_program, url = dashboard(port)
+    page_port = url.rpartition(":")[2]
+    try:
+        await_predictions(port, session)
+        page = open_page(url)
+        page.wait(lambda: page.badges() == ["SAMPLE"], 120)
+        page.tab.evaluate("window.untouched = true")
+
+        session.stop()
+        ended_s = time.monotonic()
+        page.wait(lambda: page.badges() == ["STALE"], 10)
+        assert time.monotonic() - ended_s < 8  # two seconds, and what a busy machine adds
+        assert page.text("number") == "–"
+        session = run(port, *arguments)
+        page.wait(lambda: page.badges() == ["SAMPLE"], 120)
+        assert page.tab.evaluate("window.untouched")
+
+        inference = page.tab.evaluate("window.mien.state.facts") and inference_pid(port)
+        os.kill(inference, signal.SIGKILL)
+        page.wait(lambda: "STALE" in page.badges(), 10)
+        page.wait(lambda: page.badges() == ["SAMPLE"], 120)
+        assert page.tab.evaluate("window.untouched")
+
+        page_program.stop()
+        page.wait(lambda: page.badges() == ["STALE"], 10)
+        page_program, _ = dashboard(port, "--port", page_port)
+        page.wait(lambda: is_back(page), 60)
+    finally:
+        page_program.stop()
+        session.stop()
+
+
+def is_back(page: Page) -> bool:
+    """Whether the page shows the sample; it may load itself anew in the middle of being asked."""
+    from playwright.sync_api import Error
+
+    try:
+        return bool(page.tab.evaluate("window.mien?.state?.rows.length > 2")) and page.badges() == ["SAMPLE"]
+    except Error:
+        return False
+
+
+def inference_pid(port: int) -> int:
+    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+        until_s = time.monotonic() + 10
+        while "inference" not in subscriber.statuses and time.monotonic() < until_s:
+            subscriber.wait(0.2)
+        return subscriber.statuses["inference"].pid
+
+
+def test_demo_prints_where_its_page_is(tmp_path: Path) -> None:
+    """And a page whose port is taken is one clear line: the stream goes on."""
+    port = four_free_ports()
+    summary = tmp_path / "summary.json"
+    arguments = ("demo", "--sample", "--port", str(port), "--no-browser", "--summary", str(summary))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        demo = Program(*arguments, "--dashboard-port", str(taken.getsockname()[1]))
+        said = demo.says(r"(no dashboard: .*)", 120)
+        assert "in use" in said
+        assert "the stream goes on" in said
+        await_predictions(port, demo)
+    demo.stop()
+    assert demo.process.returncode == 0
+    assert json.loads(summary.read_text())["predictions"] > 0
+
+    demo = Program(*arguments, "--dashboard-port", "0")
+    url = demo.says(r"dashboard at (http://127\.0\.0\.1:\d+)$", 120)
+    status, _, body = request(url, "GET", "/")
+    demo.stop()
+    assert status == 200
+    assert b"dashboard.js" in body
+
+
+def request(url: str, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    host, _, port = url.split("/")[2].rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    result = answer.status, dict(answer.getheaders()), answer.read()
+    connection.close()
+    return result
+
+
+def test_other_names_and_other_pages_are_refused() -> None:
+    """On loopback: what a web page elsewhere can make the user's browser send."""
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    program, url = dashboard(four_free_ports())
+    try:
+        host = url.split("/")[2]
+        assert request(url, "GET", "/")[0] == 200
+        assert request(url, "GET", "/", Host=f"localhost:{host.rpartition(':')[2]}")[0] == 200
+        assert request(url, "GET", "/", Host=f"attacker.example:{host.rpartition(':')[2]}")[0] == 421
+        assert request(url, "GET", "/", Origin="http://attacker.example")[0] == 403
+        assert request(url, "POST", "/record")[0] == 403
+        assert request(url, "POST", "/record", Origin="null")[0] == 403
+        for origin in (None, "http://attacker.example", f"http://{host}.attacker.example"):
+            with pytest.raises(InvalidStatus) as refused:
+                connect(f"ws://{host}/feed", origin=origin)  # type: ignore[arg-type]
+            assert refused.value.response.status_code == 403
+        with Watcher(url) as watcher:
+            watcher.ask()
+            assert watcher.take().facts["badges"] == [["STALE", "STALE · no prediction yet"]]
+    finally:
+        program.stop()
+
+
+def test_beyond_this_machine_it_asks_for_its_token(tmp_path: Path) -> None:
+    config = tmp_path / "open.toml"
+    config.write_text('[dashboard]\nhost = "0.0.0.0"\nport = 0\ntoken = "a-token-of-mine"\n', encoding="utf-8")
+    program, url = dashboard(four_free_ports(), "--config", str(config))
+    try:
+        assert url.endswith("/?token=a-token-of-mine")
+        here = f"http://127.0.0.1:{url.split('/')[2].rpartition(':')[2]}"
+        origin = {"Origin": here}
+        assert request(here, "GET", "/")[0] == 403
+        assert request(here, "GET", "/?token=another")[0] == 403
+        assert request(here, "GET", "/assets/dashboard.js")[0] == 403
+        status, headers, _ = request(here, "GET", "/?token=a-token-of-mine")
+        assert (status, headers["location"]) == (303, "/")
+        cookie = headers["set-cookie"].split(";")[0]
+        assert "HttpOnly" in headers["set-cookie"]
+        assert request(here, "GET", "/", Cookie=cookie)[0] == 200
+        assert request(here, "POST", "/record", Cookie=cookie)[0] == 403
+        # Nobody elsewhere may fill this machine's disk.
+        status, _, body = request(here, "POST", "/record", Cookie=cookie, **origin)
+        assert status == 400
+        assert "error" in json.loads(body)
+        assert request(here, "GET", "/", Cookie="mien-token=wrong")[0] == 403
+    finally:
+        program.stop()
+
+
+def test_what_is_missing_is_one_line() -> None:
+    """No nicegui; a port that is taken; an address that is none."""
+    code = (
+        "import sys; sys.modules['nicegui'] = None; sys.argv = ['mien', 'dashboard']; import mien.cli; mien.cli.main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].endswith('pip install "mien[dashboard]"')
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        arguments = command("dashboard", "--port", str(taken.getsockname()[1]))
+        ran = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 6
+    assert len(ran.stderr.splitlines()) == 1
+    assert "in use" in ran.stderr
+    ran = subprocess.run(command("dashboard", "nonsense"), capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 6
+    assert "not an endpoint" in ran.stderr
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.tab.keyboard.press(key)
+
+
+def test_labels_by_keyboard_become_training_data(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    """Recorded on the page, three stretches labelled there, extracted, and an epoch trained on them."""
+    port = four_free_ports()
+    config = tmp_path / "here.toml"
+    config.write_text(f"[dashboard]\nport = 0\nrecordings = '{tmp_path / 'kept'}'\n", encoding="utf-8")
+    session = run(port, "--clip", str(SAMPLE), "--loop")
+    page_program, url = dashboard(port, "--config", str(config))
+    try:
+        await_predictions(port, session)
+        page = open_page(url)
+        page.wait(lambda: page.badges() == ["SAMPLE"], 120)
+        page.tab.click(".js-record")
+        page.wait(lambda: str(tmp_path / "kept") in page.text("kept"))
+        assert "Neither picture nor sound is kept" in page.text("kept")
+        page.tab.click(".js-start")
+        page.wait(lambda: page.badges() == ["SAMPLE", "REC"])
+        page.tab.wait_for_timeout(22_000)
+        page.tab.keyboard.press(" ")
+        page.wait(lambda: page.badges() == ["PAUSED", "REC"])
+        for label in ("7", "s", "1"):
+            press(page, *["Shift+ArrowLeft"] * 5, "b", *["Shift+ArrowRight"] * 4, "e", label)
+            page.wait(lambda: "labelled" in page.text("keys"))
+            press(page, *["Shift+ArrowLeft"] * 1)
+        press(page, "Shift+ArrowLeft", "b", "Shift+ArrowRight", "e", "a")
+        page.wait(lambda: "labelled angry" in page.text("keys"))
+        press(page, "z")
+        page.wait(lambda: "taken back" in page.text("keys"))
+        press(page, " ")
+        page.tab.click(".js-record")
+        page.wait(lambda: "The recording is in" in page.text("keys"))
+        assert page.badges() == ["SAMPLE"]
+        assert page.problems == []
+    finally:
+        page_program.stop()
+        session.stop()
+    table = (tmp_path / "kept" / "labels.csv").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 4
+    assert {row.split(",")[5] for row in table[1:]} == {"", "sad"}
+    dataset, work = str(tmp_path / "dataset"), str(tmp_path / "work")
+    for arguments in (
+        ("extract", str(tmp_path / "kept"), "-o", dataset, "--jobs", "1"),
+        ("train", "--data", dataset, "--stages", "fusion", "--steps", "1", "--out", str(tmp_path), "--work", work),
+    ):
+        ran = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "cmmsf.safetensors").is_file()

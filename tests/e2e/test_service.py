@@ -1,0 +1,97 @@
+"""A session that runs unattended: its log for machines, its figures, and the unit that starts it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.test_subscribers import free_port
+
+UNIT = Path(__file__).resolve().parents[2] / "configs" / "mien.service"
+PATIENCE_S = 180.0
+pytestmark = pytest.mark.e2e
+
+
+def options_of_the_unit() -> list[str]:
+    line = re.search(r"^ExecStart=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert line is not None
+    program, *options = shlex.split(line.group(1))
+    assert program.endswith("/mien")
+    return options
+
+
+def test_the_units_options_are_options_of_mien(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        command(*options_of_the_unit(), "--clip", str(tmp_path / "none.mp4")),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 3
+    assert "does not exist" in ran.stderr
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_finds_nothing_wrong_with_the_unit() -> None:
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", str(UNIT)], capture_output=True, text=True, timeout=60, check=False
+    )
+    complaints = [line for line in ran.stderr.splitlines() if UNIT.name in line and "not executable" not in line]
+    assert complaints == []
+
+
+def health(port: int) -> tuple[int, dict[str, Any]]:
+    """Status code and JSON; 0 and nothing while nobody serves."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+    except OSError:
+        return 0, {}
+
+
+@pytest.mark.assets
+@pytest.mark.timeout(400)
+def test_the_log_is_json_and_health_answers(port: int, tmp_path: Path) -> None:
+    served, log = free_port(), tmp_path / "log"
+    options = ["--asr", "none", "--loop", "--port", str(port), "--session", "service", "--metrics", str(served), "-q"]
+    with log.open("wb") as errors:
+        session = subprocess.Popen(
+            command("run", "--clip", str(SAMPLE), "--log-json", *options), stdout=subprocess.DEVNULL, stderr=errors
+        )
+    try:
+        until_s, rate = time.monotonic() + PATIENCE_S, 0.0
+        condition = {}
+        while rate == 0.0:
+            assert time.monotonic() < until_s
+            assert session.poll() is None, log.read_text()
+            time.sleep(0.2)
+            code, condition = health(served)
+            assert (code == 503) == (condition.get("verdict") == "down")
+            rate = condition.get("predictions_per_s", 0.0)
+        assert condition["session"] == "service"
+        time.sleep(1.0)
+    finally:
+        session.terminate()
+        session.wait(30)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["session"] for line in lines} == {"service"}
+    started = {line["worker"] for line in lines if line["event"] == "state" and line["state"] in ("ready", "running")}
+    assert {"inference", "video", "audio"} <= started
+    assert lines[-1]["event"] == "summary"
+    assert lines[-1]["predictions"] > 0
+    assert health(served) == (0, {}), "nobody serves any more"

@@ -1,0 +1,74 @@
+"""`mien compile`, as a user types it: what it makes, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mien import cli
+from mien.engines.cache import Cache
+from mien.engines.selection import find_backend
+from mien.errors import MienError
+from mien.models.checkpoint import Checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, ["compile", *arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def test_compiles_the_parts_and_fixed_batches(checkpoint: Checkpoint) -> None:
+    said = run("--engine", "onnx", "--batch", "1,8", "--checkpoint", str(checkpoint.path))
+    assert f"{checkpoint.id}/onnx-fp32" in said
+    assert "onnx-fp32  batch 1" in said
+    assert "onnx-fp32  batch 8" in said
+    names = sorted(entry.network for entry in Cache().entries())
+    assert names == sorted(["cmmsf", "cmmsf", "cmmsf-fusion", *(f"cmmsf-{spec.name}" for spec in checkpoint.specs)])
+
+
+def test_what_cannot_be_had_is_replaced_and_said(checkpoint: Checkpoint) -> None:
+    said = run("--engine", "onnx", "--precision", "fp16", "--checkpoint", str(checkpoint.path))
+    assert f"{checkpoint.id}/onnx-fp32" in said
+    assert "onnx cannot compute in fp16" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--precision", "int8"], r"no precision 'int8'; known are fp32, fp16, bf16"),
+        (["--engine", "tensort"], r"did you mean 'tensorrt'"),
+        (["--batch", "1,two"], r"--batch is '1,two'; give whole numbers"),
+        (["--batch", "0"], r"every size must be 1 or more"),
+        (["--target-sm", "8.9", "--engine", "onnx"], r"--target-sm is for --engine tensorrt"),
+        (["--target-sm", "8.9", "--precision", "bf16"], r"in fp32 or fp16"),
+    ],
+)
+def test_refuses_with_a_line_that_helps(checkpoint: Checkpoint, arguments: list[str], says: str) -> None:
+    with pytest.raises(MienError, match=says):
+        run(*arguments, "--checkpoint", str(checkpoint.path))
+
+
+def test_target_without_tensorrt_says_what_to_install(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    missing = find_backend("tensorrt").missing()
+    if missing is None or "not installed" not in missing:
+        pytest.skip("torch-tensorrt is installed")
+    ran = subprocess.run(
+        [sys.executable, "-m", "mien", "compile", "--target-sm", "8.9", "--checkpoint", str(checkpoint.path),
+         "--output", str(tmp_path / "plans")],
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert ran.returncode != 0
+    assert "mien[tensorrt-rtx]" in ran.stderr
+    assert "Traceback" not in ran.stderr

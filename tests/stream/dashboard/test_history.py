@@ -1,0 +1,96 @@
+"""What the dashboard remembers: bounded, in order, and honest about what it does not know."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.emotions import EMOTIONS
+from mien.messages import Prediction, Word
+from mien.stream.dashboard.history import History
+from mien.stream.preview import Preview
+
+FRAME_NS = 40 * NS_PER_MS
+HAPPY = {name: 0.4 if name == "happy" else 0.1 for name in EMOTIONS}
+
+
+def prediction(t_ns: int, sentiment: float | None = 1.0, words: tuple[Word, ...] = ()) -> Prediction:
+    return Prediction(
+        session="default",
+        run=1,
+        seq=0,
+        t_end_ns=t_ns,
+        sentiment=sentiment,
+        sentiment_smooth=sentiment,
+        emotions=HAPPY if sentiment is not None else None,
+        confidence=0.5 if sentiment is not None else None,
+        gates={"text": 0.0, "audio": 0.4, "vision": 0.6},
+        age_ms={"text": 300.0, "audio": 20.0, "vision": 0.0},
+        absent={"text": "nothing was said"},
+        abstains=None if sentiment is not None else "nothing is observed",
+        words=words,
+    )
+
+
+def preview(t_ns: int) -> Preview:
+    nothing = np.zeros((0, 2), np.float32)
+    return Preview(
+        session="default", run=1, seq=0, t_ns=t_ns, features_seq=0, width=4, height=4, landmarks=nothing, jpeg=b"x"
+    )
+
+
+def test_it_holds_ten_rows_a_second_of_the_last_minutes() -> None:
+    history = History(minutes=1.0)
+    for frame in range(25 * 90):
+        t_ns = frame * FRAME_NS
+        history.add(prediction(t_ns))
+        history.add_sound(t_ns, -30.0, 0.9, True)
+        history.add_picture(preview(t_ns))
+    times_ms = [row[0] for row in history.rows]
+    assert 59_000 <= times_ms[-1] - times_ms[0] <= 60_000  # type: ignore[operator]
+    assert 480 <= len(history.rows) <= 610
+    assert history.first_row + len(history.rows) == history.first_sound + len(history.sound)
+    kept = history.picture_at(60 * NS_PER_S)
+    assert kept is not None
+    assert abs(kept.t_ns - 60 * NS_PER_S) <= 200 * NS_PER_MS
+    assert history.picture_at(10 * NS_PER_S) is None
+
+
+def test_what_is_missing_is_no_number() -> None:
+    history = History(minutes=1.0)
+    history.add(prediction(NS_PER_S, None))
+    (row,) = history.rows
+    assert row[1:14] == [None] * 13
+    assert row[14:] == [0.0, 20.0, None]  # face, voice; words are absent, however old the last is
+
+
+def test_a_word_has_the_sentiment_at_its_time() -> None:
+    history = History(minutes=1.0)
+    for tenth in range(40):
+        history.add(prediction(tenth * 100 * NS_PER_MS, -2.0 if tenth < 20 else 2.0))
+    sad = Word("wrong", 900 * NS_PER_MS, 1000 * NS_PER_MS)
+    glad = Word("love", 2900 * NS_PER_MS, 3000 * NS_PER_MS)
+    maybe = Word("it", 3500 * NS_PER_MS, 3600 * NS_PER_MS, committed=False)
+    history.add(prediction(4 * NS_PER_S, 2.0, (sad, glad, maybe)))
+    history.add(prediction(4100 * NS_PER_MS, 2.0, (sad, glad, maybe)))
+    assert [word.to_list() for word in history.words] == [
+        ["wrong", 900, 1000, True, -2.0],
+        ["love", 2900, 3000, True, 2.0],
+    ]
+    assert [word.text for word in history.tentative] == ["it"]
+
+
+def test_a_word_from_before_is_not_coloured_by_a_guess() -> None:
+    history = History(minutes=1.0)
+    history.add(prediction(10 * NS_PER_S, 2.0, (Word("early", NS_PER_S, 2 * NS_PER_S),)))
+    assert history.words[0].sentiment is None
+
+
+def test_a_time_line_that_begins_again_begins_anew() -> None:
+    history = History(minutes=1.0)
+    history.add(prediction(100 * NS_PER_S))
+    history.add_picture(preview(100 * NS_PER_S))
+    history.add(prediction(NS_PER_S))
+    assert history.era == 1
+    assert [row[0] for row in history.rows] == [1000]
+    assert history.picture_at(100 * NS_PER_S) is None

@@ -1,0 +1,209 @@
+"""Badges and the window, from messages over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import pytest
+
+from mien.clock import NS_PER_S
+from mien.config import BusConfig
+from mien.emotions import EMOTIONS
+from mien.messages import About, Origin, Prediction, Status, WorkerState
+from mien.stream.bus import Publisher
+from mien.stream.dashboard import view
+from mien.stream.dashboard.collector import STALE_S, Collector
+from mien.stream.preview import Preview, encode_jpeg, encode_preview
+from mien.stream.wire import encode_about, encode_prediction, encode_status
+
+
+def free_ports() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return min(int(probe.getsockname()[1]), 65_000)
+
+
+class Station:
+    """Says what the processes of a session would."""
+
+    def __init__(self) -> None:
+        self.config = BusConfig(port=free_ports())
+        self.inference = Publisher(self.config.endpoint(), self.config)
+        self.video = Publisher(self.config.endpoint("video"), self.config)
+        self.collector = Collector(self.config, None, minutes=1.0)
+        self.collector.start()
+        self._seq = 0
+
+    def status(self, worker: str, origin: str | None = None, state: WorkerState = "running") -> None:
+        detail: dict[str, str | float | int | bool | None] = {"source": "camera 0"}
+        if origin is not None:
+            detail["origin"] = origin
+        told = Status(session="default", worker=worker, run=1, t_ns=NS_PER_S, state=state, pid=1, detail=detail)
+        self.inference.send(encode_status(told))
+
+    def about(self, origin: Origin) -> None:
+        told = About(
+            session="default",
+            run=1,
+            t_ns=1,
+            origin=origin,
+            label="",
+            model="m/e",
+            config={},
+            versions={},
+            modalities=(),
+        )
+        self.inference.send(encode_about(told))
+
+    def predict(self, abstains: str | None = None) -> None:
+        self._seq += 1
+        self.inference.send(
+            encode_prediction(
+                Prediction(
+                    session="default",
+                    run=1,
+                    seq=self._seq,
+                    t_end_ns=self._seq * NS_PER_S // 10,
+                    sentiment=None if abstains else 1.5,
+                    sentiment_smooth=None if abstains else 1.5,
+                    emotions=None if abstains else {name: 0.4 if name == "happy" else 0.1 for name in EMOTIONS},
+                    confidence=None if abstains else 0.4,
+                    gates={"vision": 0.0 if abstains else 1.0, "audio": 0.0, "text": 0.0},
+                    age_ms={"vision": None if abstains else 0.0, "audio": None, "text": None},
+                    abstains=abstains,
+                )
+            )
+        )
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s:
+            self.inference.service()
+            self.video.service()
+            with self.collector.lock:
+                if condition():
+                    return
+            time.sleep(0.02)
+        raise AssertionError("it did not come to that")
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in view.badges(self.collector, recording=False)]
+
+    def close(self) -> None:
+        self.collector.stop()
+        self.inference.close()
+        self.video.close()
+
+
+@pytest.fixture
+def station() -> Iterator[Station]:
+    station = Station()
+    yield station
+    station.close()
+
+
+def test_stale_until_something_comes_and_again_when_nothing_does(station: Station) -> None:
+    assert station.kinds() == ["STALE"]
+    station.predict()
+    station.wait(lambda: station.kinds() == ["LIVE"])
+    came_s = time.monotonic()
+    station.wait(lambda: station.kinds() == ["STALE"])
+    assert time.monotonic() - came_s >= STALE_S - 0.5
+    station.predict()
+    station.wait(lambda: station.kinds() == ["LIVE"])
+
+
+@pytest.mark.parametrize(
+    ("video", "audio", "kind"),
+    [("device", "device", "LIVE"), ("sample", "sample", "SAMPLE"), ("device", "clip", "CLIP"), ("clip", None, "CLIP")],
+)
+def test_live_is_only_what_comes_from_devices(station: Station, video: str, audio: str | None, kind: str) -> None:
+    station.about("live")  # as inference that was started alone would say
+    station.status("video", video)
+    if audio is not None:
+        station.status("audio", audio)
+    station.wait(lambda: len(station.collector.statuses) == (1 if audio is None else 2))
+    station.predict()
+    station.wait(lambda: station.kinds() == [kind])
+
+
+def test_a_replay_of_a_camera_is_a_replay(station: Station) -> None:
+    station.about("replay")
+    station.status("video", "device")
+    station.wait(lambda: station.collector.about is not None and "video" in station.collector.statuses)
+    station.predict()
+    station.wait(lambda: station.kinds() == ["REPLAY"])
+
+
+def test_abstaining_and_the_end_are_said(station: Station) -> None:
+    station.predict("nothing is observed")
+    station.wait(lambda: station.kinds() == ["LIVE", "ABSTAINS"])
+    station.predict()
+    station.wait(lambda: station.kinds() == ["LIVE"])
+    station.status("inference", state="ended")
+    station.wait(lambda: station.kinds() == ["STALE"])
+    station.predict()
+    assert [kind for kind, _ in view.badges(station.collector, recording=True)][-1] == "REC"
+
+
+def test_the_window_shows_picture_mesh_and_numbers(station: Station) -> None:
+    from mien.stream.dashboard.window import HEIGHT, WIDTH, draw
+
+    with station.collector.lock:
+        empty = draw(station.collector)
+    assert empty.shape == (HEIGHT, WIDTH, 3)
+
+    def watched() -> bool:
+        station.collector.watch(-1, picture=True)
+        return b"preview/default/picture" in station.video.subscriptions
+
+    station.status("video", "device")
+    station.predict()
+    station.wait(watched)
+    blue = np.full((48, 64, 3), (200, 40, 40), np.uint8)
+    landmarks = np.array([(0.2, 0.2), (0.8, 0.2)], np.float32)
+    edges = [b"preview/default/edges", b"\x01", np.array([(0, 1)], "<u2").tobytes()]
+    station.video.send(edges)
+    sent = Preview(
+        session="default",
+        run=1,
+        seq=0,
+        t_ns=NS_PER_S,
+        features_seq=0,
+        width=64,
+        height=48,
+        landmarks=landmarks,
+        jpeg=encode_jpeg(blue),
+    )
+    station.video.send(encode_preview(sent, "picture"), keep=False)
+    station.wait(lambda: station.collector.preview is not None and bool(station.collector.edges))
+    station.predict()
+    with station.collector.lock:
+        station.collector.watch(-1, picture=True)
+        image = draw(station.collector)
+    np.testing.assert_allclose(image[300, 240], (200, 40, 40), atol=12)
+    mesh, beside = image[72, 240].astype(int), image[60, 240].astype(int)
+    assert np.abs(mesh - beside).max() > 20
+    assert cv2.absdiff(image[:, 500:], empty[:, 500:]).any()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there is always a screen")
+def test_no_screen_is_one_line() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "mien", "dashboard", "--window"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 3
+    assert "no screen" in ran.stderr.splitlines()[-1]

@@ -1,0 +1,131 @@
+"""A recording can be predicted anew to the last bit: every window is made of the same messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.messages import FeatureWindow, Prediction
+from mien.stream.assembler import Assembler
+from mien.stream.recording.cues import Cued, CueMaker, Sent
+from mien.stream.recording.reader import open_recording
+from mien.stream.schedule import CueSchedule
+from mien.stream.wire import decode_features
+from tests.stream.recording import sessions
+from tests.stream.recording.sessions import SPECS, START_NS, digest, live, write
+
+
+def replay(path: Path) -> list[tuple[Cued, float]]:
+    """What an inference process makes of the cues: each cue, and the digest of its window."""
+    maker, schedule, assembler = CueMaker(open_recording(path)), CueSchedule(), Assembler(SPECS)
+    waiting: list[Cued] = []
+    made: list[tuple[Cued, float]] = []
+    for item in maker.items():
+        if isinstance(item, Sent):
+            if item.frames[0].startswith(b"features/"):
+                schedule.hear(decode_features(item.frames))
+        else:
+            waiting.append(item)
+            schedule.cue(item.cue)
+        while (due := schedule.due(0)) is not None:
+            cue, messages = due
+            assembler = Assembler(SPECS) if cue.reset else assembler
+            for message in messages:
+                assert assembler.push(message), assembler.last_refusal
+            assembler.faults = dict(cue.absent)
+            made.append((waiting.pop(0), digest(assembler.window(cue.session, cue.t_end_ns))))
+    assert not waiting, "a cue was never answered"
+    schedule.cue(maker.end())
+    assert schedule.due(0) is None
+    assert schedule.finished
+    return made
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_whole_session_is_made_again_to_the_last_bit(tmp_path: Path, seed: int) -> None:
+    heard = live(12, seed)
+    path = write(tmp_path / "a.mcap", heard)
+    made = replay(path)
+    recorded = [what for _, what in heard if isinstance(what, Prediction)]
+    assert [cued.recorded.seq for cued, _ in made] == [p.seq for p in recorded]
+    assert all(cued.exact for cued, _ in made)
+    assert [value for _, value in made] == [digest_of(p) for p in recorded], (
+        "a window differs from the one that was predicted from"
+    )
+
+
+def digest_of(prediction: Prediction) -> float:
+    assert prediction.sentiment is not None
+    return prediction.sentiment
+
+
+def test_a_recorder_that_comes_late_and_is_sent_the_last_window_makes_everything_again(tmp_path: Path) -> None:
+    heard = live(20)
+    begun_ns = START_NS + 10 * NS_PER_S
+    # Who subscribes is sent the last prediction at once, and the messages of the last eight seconds a little later.
+    before = [(t_ns, what) for t_ns, what in heard if t_ns < begun_ns]
+    last = next(what for _, what in reversed(before) if isinstance(what, Prediction))
+    recent = [
+        (begun_ns + 50 * NS_PER_MS, what)
+        for _, what in before
+        if isinstance(what, FeatureWindow) and what.t_end_ns > begun_ns - 9 * NS_PER_S
+    ]
+    later = [(t_ns, what) for t_ns, what in heard if t_ns >= begun_ns]
+    path = write(tmp_path / "a.mcap", sorted([(begun_ns, last), *recent, *later], key=lambda item: item[0]))
+    made = replay(path)
+    assert len(made) > 150
+    assert all(cued.exact for cued, _ in made)
+    assert all(value == digest_of(cued.recorded) for cued, value in made)
+    first = made[0][0]
+    assert first.cue.reset
+    assert first.cue.smoothed == (first.recorded.sentiment_smooth, first.recorded.t_end_ns)
+
+
+def test_without_the_last_window_it_is_said_which_predictions_can_be_made_again(tmp_path: Path) -> None:
+    heard = [(t_ns, what) for t_ns, what in live(20) if t_ns >= START_NS + 8 * NS_PER_S]
+    made = replay(write(tmp_path / "a.mcap", heard))
+    exact = [(cued, value) for cued, value in made if cued.exact]
+    assert 80 < len(exact) < len(made)
+    assert all(value == digest_of(cued.recorded) for cued, value in exact)
+    assert not made[0][0].exact
+
+
+def test_after_a_lost_message_the_others_go_on_and_are_the_same_again_a_window_later(tmp_path: Path) -> None:
+    heard = live(20)
+    path = write(
+        tmp_path / "a.mcap",
+        heard,
+        keep=lambda what: not (isinstance(what, FeatureWindow) and what.modality == "audio" and what.seq in (100, 101)),
+    )
+    made = replay(path)
+    assert len(made) == sum(isinstance(what, Prediction) for _, what in heard)
+    wrong = [cued.recorded.seq for cued, value in made if value != digest_of(cued.recorded)]
+    assert wrong
+    inexact = {cued.recorded.seq for cued, _ in made if not cued.exact}
+    assert inexact.issuperset(wrong)
+    assert made[0][0].exact
+    assert made[-1][0].exact
+
+
+def test_after_predictions_that_the_recorder_lost_what_they_took_in_is_taken_in(tmp_path: Path) -> None:
+    heard = live(20)
+    path = write(
+        tmp_path / "a.mcap",
+        heard,
+        keep=lambda what: not (isinstance(what, Prediction) and 100 <= what.seq < 110),
+    )
+    made = replay(path)
+    assert all(value == digest_of(cued.recorded) for cued, value in made if cued.exact)
+    assert made[-1][0].exact
+    # All messages are there, so that in truth nothing differs.
+    assert sum(value != digest_of(cued.recorded) for cued, value in made) == 0
+
+
+def test_a_cue_that_names_nothing_is_due_at_once(tmp_path: Path) -> None:
+    heard = [event for event in live(2) if isinstance(event[1], Prediction)]
+    made = replay(write(tmp_path / "a.mcap", heard))
+    assert len(made) == len(heard)
+    assert not any(cued.exact for cued, _ in made)
+    assert sessions.ABOUT.origin == "clip"

@@ -1,0 +1,171 @@
+"""Labels of stretches: in the table that extraction reads, beside others' rows; what they hold is what was recorded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.errors import DataError
+from mien.messages import Prediction
+from mien.models.corpora import read_corpus
+from mien.stream.preview import Preview
+from mien.stream.recording import channels
+from mien.stream.recording.labels import LabelFile
+from mien.stream.recording.reader import open_recording
+from mien.stream.recording.scrubbing import Scrubber
+from mien.stream.recording.stretch import _rows, spoken_words
+from mien.stream.recording.table import read_table, zero_ns_of
+from mien.stream.recording.writer import RecordingWriter
+from mien.stream.sound import Sound
+from mien.stream.wire import encode_prediction
+from tests.stream.recording.sessions import START_NS, live, messages, write
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "talk.mcap", live(12))
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    with (path.parent / "labels.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_labels_are_rows_that_extraction_reads(path: Path) -> None:
+    labels = LabelFile(path)
+    assert labels.stretches == ()
+    labels.add(6, 9, emotion="sad")
+    first = labels.add(1, 3.5, sentiment=2, emotion="happy", speaker="me")
+    labels.add(9.5, 11, sentiment=-0.5)
+    assert [stretch.start_s for stretch in labels.stretches] == [1, 6, 9.5]
+    assert LabelFile(path).stretches == labels.stretches
+    assert first.text.startswith("word")
+    items = read_corpus(path.parent).items
+    assert [(item.start_s, item.end_s, item.sentiment, item.emotion) for item in items] == [
+        (1, 3.5, 2, "happy"),
+        (6, 9, None, "sad"),
+        (9.5, 11, -0.5, None),
+    ]
+    assert {item.split for item in items} == {"train", "valid"}
+    assert items[0].speaker == "me"
+    assert items[0].audio == items[0].video == path
+
+
+def test_a_label_is_taken_back(path: Path) -> None:
+    labels = LabelFile(path)
+    stretch = labels.add(1, 3, sentiment=1)
+    labels.add(4, 5, sentiment=0)
+    labels.remove(stretch)
+    labels.remove(stretch)
+    assert [s.start_s for s in LabelFile(path).stretches] == [4]
+
+
+def test_rows_and_columns_of_others_stay(path: Path) -> None:
+    (path.parent / "labels.csv").write_text("file,emotion,note\nother.wav,angry,keep me\ntalk.mcap,happy,\n")
+    with pytest.raises(DataError, match=r"row 3: start, end and sentiment must be numbers"):
+        LabelFile(path)
+    (path.parent / "labels.csv").write_text("file,emotion,note\nother.wav,angry,keep me\n")
+    LabelFile(path).add(1, 2, emotion="fear")
+    rows = table_of(path)
+    assert [(row["file"], row["emotion"], row["note"]) for row in rows] == [
+        ("other.wav", "angry", "keep me"),
+        ("talk.mcap", "fear", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stretch", "label", "said"),
+    [
+        ((3, 3.1), {"sentiment": 1}, "lasts 0.2 s at least"),
+        ((5, 2), {"sentiment": 1}, "lasts 0.2 s at least"),
+        ((400, 500), {"sentiment": 1}, "lasts 0.2 s at least"),
+        ((float("nan"), 2), {"sentiment": 1}, "lasts 0.2 s at least"),
+        ((1, 2), {}, "needs a sentiment or an emotion"),
+        ((1, 2), {"sentiment": 4}, "not between -3 and 3"),
+        ((1, 2), {"sentiment": float("nan")}, "not between -3 and 3"),
+        ((1, 2), {"emotion": "bored stiff"}, "none of neutral"),
+    ],
+)
+def test_what_is_no_label_is_refused(
+    path: Path, stretch: tuple[float, float], label: dict[str, object], said: str
+) -> None:
+    labels = LabelFile(path)
+    with pytest.raises(DataError, match=said):
+        labels.add(*stretch, **label)  # type: ignore[arg-type]
+    assert not (path.parent / "labels.csv").exists()
+
+
+def test_a_table_that_is_none_of_labels_is_left_alone(path: Path) -> None:
+    (path.parent / "labels.csv").write_text("name,price\nmilk,1\n")
+    with pytest.raises(DataError, match="no table of labels"):
+        LabelFile(path)
+    assert (path.parent / "labels.csv").read_text() == "name,price\nmilk,1\n"
+
+
+def test_the_rows_of_a_stretch_are_those_that_were_made_live(path: Path) -> None:
+    recording = open_recording(path)
+    zero_ns = zero_ns_of(recording)
+    start_ns, end_ns = zero_ns + 3 * NS_PER_S, zero_ns + 6 * NS_PER_S
+    for name, per_second in (("vision", 25), ("audio", 50)):
+        rows = _rows(recording, name, f"test-{name}", start_ns, end_ns)
+        assert rows is not None
+        assert len(rows.values) == 3 * per_second
+        sent = [m for _, m in messages(12) if m.modality == name]
+        times = np.concatenate([m.times_ns for m in sent])
+        inside = (times >= start_ns) & (times < end_ns)
+        np.testing.assert_array_equal(rows.values, np.concatenate([m.values for m in sent])[inside])
+        np.testing.assert_array_equal(rows.times_ns, times[inside] - start_ns)
+        with pytest.raises(DataError, match="were made by test-"):
+            _rows(recording, name, "another", start_ns, end_ns)
+    words, times_ns = spoken_words(recording, start_ns, end_ns)
+    assert words == sorted(set(words), key=words.index)
+    assert len(words) in (3, 4)
+    assert (np.diff(times_ns) == 800 * NS_PER_MS).all()
+
+
+def test_scrubbing_shows_the_nearest_picture_and_gives_the_very_samples(tmp_path: Path) -> None:
+    writer = RecordingWriter(tmp_path / "a.mcap")
+    first = next(what for _, what in live(2) if isinstance(what, Prediction))
+    writer.write(channels.PREDICTION, encode_prediction(first)[2], START_NS, first.t_end_ns)
+    zero_ns = first.t_end_ns
+    for number in range(10):
+        t_ns = zero_ns + number * 100 * NS_PER_MS
+        preview = Preview(
+            session="default", run=1, seq=number, t_ns=t_ns, features_seq=number, width=8, height=8,
+            landmarks=np.zeros((0, 2), np.float32), jpeg=bytes([number]),
+        )  # fmt: skip
+        log_ns = t_ns + 70 * NS_PER_MS
+        writer.write(channels.VIDEO, channels.image_record(preview), log_ns, t_ns)
+        samples = np.arange(number * 1600, (number + 1) * 1600, dtype="<i2")
+        sound = Sound(session="default", run=1, seq=number, t_start_ns=t_ns, rate_hz=16_000, pcm=samples.tobytes())
+        writer.write(channels.AUDIO, channels.sound_record(sound), log_ns, t_ns)
+    writer.close()
+    scrubber = Scrubber(tmp_path / "a.mcap")
+    assert scrubber.has_pictures
+    assert scrubber.has_sound
+    for t_s, number in ((0.0, 0), (0.34, 3), (0.37, 4), (1.2, 9)):
+        picture = scrubber.picture_at(t_s)
+        assert picture is not None
+        assert picture.jpeg == bytes([number])
+    assert scrubber.picture_at(5.0) is None
+    sound = scrubber.sound_between(0.25, 0.5)
+    assert sound is not None
+    with wave.open(io.BytesIO(sound)) as file:
+        heard = np.frombuffer(file.readframes(16_000), "<i2")
+        assert (file.getframerate(), file.getnchannels()) == (16_000, 1)
+    np.testing.assert_array_equal(heard, np.arange(4000, 8000))
+
+
+def test_scrubbing_a_recording_without_pictures_and_sound(path: Path) -> None:
+    scrubber = Scrubber(path)
+    assert scrubber.table.rows == read_table(path).rows
+    assert not scrubber.has_pictures
+    assert not scrubber.has_sound
+    assert scrubber.picture_at(3.0) is None
+    assert scrubber.sound_between(1.0, 2.0) is None

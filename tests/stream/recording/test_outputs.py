@@ -1,0 +1,185 @@
+"""Exports, report and comparison of a recording: the same numbers everywhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mien.errors import RecordingError
+from mien.messages import Prediction
+from mien.stream.recording.comparison import compare, draw_comparison
+from mien.stream.recording.export import export, subtitles
+from mien.stream.recording.table import Table, read_table, summarise
+from tests.stream.recording.sessions import live, write
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("recording") / "talk <1>.mcap", live(12))
+
+
+@pytest.fixture(scope="module")
+def table(path: Path) -> Table:
+    return read_table(path)
+
+
+def recorded() -> list[Prediction]:
+    return [what for _, what in live(12) if isinstance(what, Prediction)]
+
+
+def test_the_csv_has_every_prediction_and_exact_numbers(table: Table) -> None:
+    rows = list(csv.DictReader(io.StringIO(export(table, "csv"))))
+    predictions = recorded()
+    assert len(rows) == len(predictions)
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert float(row["sentiment"]) == prediction.sentiment
+        assert int(row["t_end_ns"]) == prediction.t_end_ns
+        assert prediction.emotions is not None
+        assert float(row["happy"]) == prediction.emotions["happy"]
+        assert float(row["gate_vision"]) == prediction.gates["vision"]
+        assert row["absent_text"] == prediction.absent.get("text", "")
+        assert (row["age_ms_text"] == "") == (prediction.age_ms["text"] is None)
+
+
+def test_the_json_says_the_same_and_what_it_comes_to(table: Table) -> None:
+    content = json.loads(export(table, "json"))
+    assert [row["sentiment"] for row in content["predictions"]] == [p.sentiment for p in recorded()]
+    assert content["about"]["label"] == "talk.mp4"
+    assert content["summary"] == json.loads(json.dumps(summarise(table)))
+    made = [row for row in content["predictions"] if row["emotions"]]
+    summary = content["summary"]
+    assert summary["emotions"]["happy"] == pytest.approx(sum(row["emotions"]["happy"] for row in made) / len(made))
+    assert sum(summary["emotions"].values()) == pytest.approx(1)
+    assert sum(summary["gates"].values()) == pytest.approx(1)
+    with_words = sum(row["gates"]["text"] > 0 for row in content["predictions"])
+    assert summary["coverage"]["text"] == pytest.approx(with_words / len(content["predictions"]))
+
+
+def test_words_are_said_once_and_subtitles_follow_each_other(table: Table) -> None:
+    words = [word.text for word in table.words]
+    assert len(words) == len(set(words)) > 8
+    shown = list(subtitles(table))
+    assert [word.text for _, _, group in shown for word in group] == words
+    assert all(start_s < end_s for start_s, end_s, _ in shown)
+    assert all(a[1] <= b[0] for a, b in pairwise(shown))
+    srt, vtt = export(table, "srt"), export(table, "vtt")
+    assert re.match(r"1\n00:00:00,\d{3} --> 00:00:0\d,\d{3}\n\[[+-]\d\.\d \w+\] word0\.\n", srt)
+    assert vtt.startswith("WEBVTT\n\nSTYLE\n")
+    assert vtt.count(" --> ") == srt.count(" --> ") == len(shown)
+    assert "[-0.0" not in srt
+
+
+class _Page(HTMLParser):
+    """Texts of a page, and everything that it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.loads += [str(values[name]) for name in ("src", "href", "data") if values.get(name)]
+        if tag in ("script", "link", "iframe"):
+            self.loads.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_report_is_one_page_with_the_numbers_of_the_export(path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from mien.stream.recording.report import report
+
+    table = read_table(path)
+    html = report(table)
+    page = _Page()
+    page.feed(html)
+    assert [name for name in page.loads if not name.startswith("#")] == []
+    assert "url(http" not in html
+    text = "".join(page.text)
+    summary = json.loads(export(table, "json"))["summary"]
+    for expected in (
+        f"{summary['sentiment']['mean']:+.2f}",
+        f"{summary['sentiment']['min']:+.1f} … {summary['sentiment']['max']:+.1f}",
+        f"{summary['predictions']} predictions",
+        f"{summary['confidence']:.0%}",
+        f"{summary['coverage']['text']:.1%}",
+        f"{summary['gates']['vision']:.1%}",
+        f"p99 {summary['latency_ms']['p99']:.1f} ms",
+        "talk <1>.mcap",
+        "word3.",
+    ):
+        assert expected in text, expected
+    pictures = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(pictures) == 3
+    names: list[str] = []
+    for picture in pictures:
+        ElementTree.fromstring(picture.replace("&nbsp;", " "))
+        names += re.findall(r'\bid="([^"]+)"', picture)
+    parts = [name for name in names if re.fullmatch(r"[pmC][0-9a-f]{8,}", name)]
+    assert len(parts) == len(set(parts)) > 0, "two pictures on the page share the name of a part"
+
+
+def test_a_session_without_any_evidence_has_a_report_too(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from mien.stream.recording.report import report
+
+    nothing = [
+        (t_ns, msgspec.structs.replace(
+            what, sentiment=None, sentiment_smooth=None, emotions=None, confidence=None, abstains="nobody", latency={},
+            gates=dict.fromkeys(what.gates, 0.0), words=(),
+        ))
+        for t_ns, what in live(3) if isinstance(what, Prediction)
+    ]  # fmt: skip
+    table = read_table(write(tmp_path / "a.mcap", nothing))
+    assert "There was no prediction" in report(table)
+    assert summarise(table)["sentiment"] is None
+    assert export(table, "srt") == ""
+
+
+def test_a_recording_without_predictions_is_one_clear_line(tmp_path: Path) -> None:
+    empty = write(tmp_path / "a.mcap", [])
+    with pytest.raises(RecordingError, match="holds no predictions"):
+        read_table(empty)
+
+
+def test_a_recording_compared_with_itself_and_with_another_model(path: Path, tmp_path: Path) -> None:
+    same = compare(path, path)
+    assert same["bit_equal"] == same["instants"] == len(recorded())
+    assert same["sentiment"]["largest_difference"] == 0
+    assert same["same_top_emotion"] == 1
+
+    def moved(what: Prediction) -> Prediction:
+        assert what.sentiment is not None
+        return msgspec.structs.replace(what, sentiment=what.sentiment + 0.5, model="other-2/torch-fp32")
+
+    other = write(
+        tmp_path / "other.mcap", [(t, moved(what) if isinstance(what, Prediction) else what) for t, what in live(12)]
+    )
+    figures = compare(path, other)
+    assert figures["bit_equal"] == 0
+    assert figures["sentiment"]["mean_difference"] == pytest.approx(0.5)
+    assert figures["sentiment"]["correlation"] == pytest.approx(1.0)
+    assert figures["second"]["models"] == ["other-2/torch-fp32"]
+    pytest.importorskip("matplotlib")
+    draw_comparison(path, other, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(RecordingError, match="cannot write"):
+        draw_comparison(path, other, tmp_path / "nowhere" / "plot.png")
+
+
+def test_two_sessions_that_share_nothing_cannot_be_compared(path: Path, tmp_path: Path) -> None:
+    predictions = [(t, what) for t, what in live(2) if isinstance(what, Prediction)]
+    later = [(t, msgspec.structs.replace(what, t_end_ns=what.t_end_ns + 1)) for t, what in predictions]
+    with pytest.raises(RecordingError, match="no instant in common"):
+        compare(path, write(tmp_path / "later.mcap", later))

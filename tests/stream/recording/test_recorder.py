@@ -1,0 +1,235 @@
+"""The recorder is one more subscriber: what is published is in the file, once, and what was lost is counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from mien.config import BusConfig, Config, load_config
+from mien.errors import RecordingError, WireError
+from mien.messages import FeatureWindow, Prediction, Status
+from mien.stream.bus import Publisher, Receiver
+from mien.stream.modality import WORKERS, SoundPiece
+from mien.stream.preview import Preview, encode_preview
+from mien.stream.recent import RecentFeatures, decode_recent
+from mien.stream.recording import channels
+from mien.stream.recording.control import RecorderProcess
+from mien.stream.recording.reader import Recording, open_recording
+from mien.stream.recording.recorder import Recorder
+from mien.stream.sound import SoundPublisher, decode_sound, sound_frames
+from mien.stream.wire import encode_about, encode_features, encode_prediction, encode_status
+from tests.stream.recording.sessions import ABOUT, START_NS, live
+
+STATUS = Status(session="default", worker="video", run=1, t_ns=START_NS, state="running", pid=1)
+EVENTS = [what for _, what in live(4)]
+
+
+class Bus:
+    """The sockets of a session."""
+
+    def __init__(self, port: int) -> None:
+        self.config = BusConfig(port=port)
+        names = ("inference", *WORKERS)
+        self.sockets = {name: Publisher(self.config.endpoint(name), self.config) for name in names}
+
+    def send(self, what: FeatureWindow | Prediction) -> None:
+        if isinstance(what, Prediction):
+            self.sockets["inference"].send(encode_prediction(what))
+        else:
+            worker = next(name for name, modality in WORKERS.items() if modality == what.modality)
+            self.sockets[worker].send(encode_features(what), keep=False)
+        time.sleep(0.0005)
+
+    def await_subscriber(self, topics: dict[str, bytes]) -> None:
+        until_s = time.monotonic() + 20
+        while not all(self.sockets[name].has_subscriber(topic) for name, topic in topics.items()):
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        for socket in self.sockets.values():
+            socket.close()
+
+
+@pytest.fixture
+def bus(port: int) -> Iterator[Bus]:
+    opened = Bus(port)
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def recording(bus: Bus, path: Path, **options: bool) -> Iterator[Recorder]:
+    """A recorder that listens."""
+    recorder, stopping = Recorder(path, bus.config, **options), threading.Event()
+    thread = threading.Thread(target=recorder.run, args=(stopping,))
+    thread.start()
+    bus.await_subscriber({"inference": b"prediction/", **dict.fromkeys(WORKERS, b"features/")})
+    try:
+        yield recorder
+    finally:
+        stopping.set()
+        thread.join(20)
+
+
+def in_it(path: Path, *names: str) -> list[object]:
+    kept: Recording = open_recording(path)
+    return [entry.data for entry in kept.entries(set(names))]
+
+
+def test_what_is_published_is_in_the_file_once(bus: Bus, tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    bus.sockets["inference"].send(encode_about(ABOUT))
+    with recording(bus, path) as recorder:
+        bus.sockets["inference"].send(encode_status(STATUS))
+        for what in EVENTS:
+            bus.send(what)
+        # Somebody else subscribes, and everybody is sent the last values again.
+        other = Receiver(bus.config.address(), (b"",))
+        until_s = time.monotonic() + 10
+        while time.monotonic() < until_s and not list(other.drain()):
+            bus.sockets["inference"].service()
+            time.sleep(0.01)
+        other.close()
+    predictions = [what for what in EVENTS if isinstance(what, Prediction)]
+    assert list(open_recording(path).predictions()) == predictions
+    read = [e.features()[1] for e in open_recording(path).entries(lambda name: name.startswith(channels.FEATURES))]
+    assert sorted(read) == sorted(encode_features(w) for w in EVENTS if isinstance(w, FeatureWindow))
+    assert len(in_it(path, channels.STATUS + "video")) == 1
+    assert open_recording(path).about == ABOUT
+    assert recorder.state.predictions == len(predictions)
+    assert recorder.state.lost == 0
+    said = [msgspec.json.decode(data)["message"] for data in in_it(path, channels.TRANSCRIPT)]
+    assert " ".join(said).split() == [f"word{number}." for number in range(len(" ".join(said).split()))] != []
+
+
+def test_what_was_lost_is_counted_and_other_sessions_are_left_out(bus: Bus, tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    with recording(bus, path) as recorder:
+        for what in EVENTS:
+            if isinstance(what, Prediction):
+                if what.seq in (5, 6, 7):
+                    continue
+                bus.send(what)
+                bus.send(msgspec.structs.replace(what, session="other"))
+    assert recorder.state.lost == 3
+    assert {p.session for p in open_recording(path).predictions()} == {"default"}
+
+
+def test_it_ends_with_the_clip(bus: Bus, tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    recorder = Recorder(path, bus.config)
+    thread = threading.Thread(target=recorder.run, args=(threading.Event(),))
+    thread.start()
+    bus.await_subscriber({"inference": b"prediction/"})
+    bus.send(next(what for what in EVENTS if isinstance(what, Prediction)))
+    bus.sockets["inference"].send(encode_status(msgspec.structs.replace(STATUS, worker="inference", state="ended")))
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not open_recording(path).cut_off
+
+
+def test_a_recorder_in_a_process_of_its_own_says_how_far_it_is_and_closes_its_file(bus: Bus, tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    bus.sockets["inference"].send(encode_about(ABOUT))
+    recorder = RecorderProcess(path, bus.config, "default")
+    until_s = time.monotonic() + 60
+    while not recorder.wait_recording(0.05):
+        bus.sockets["inference"].service()
+        assert time.monotonic() < until_s, recorder.state
+    for what in EVENTS:
+        bus.send(what)
+    ended = recorder.stop()
+    assert ended.state == "ended"
+    assert not recorder.is_running
+    assert not open_recording(path).cut_off
+    assert ended.predictions == len(list(open_recording(path).predictions())) > 0
+    again = RecorderProcess(path, bus.config)
+    while again.is_running and time.monotonic() < until_s + 60:
+        time.sleep(0.05)
+    assert again.stop().state == "failed"
+    assert "exists; choose another name" in str(again.state.error)
+
+
+def test_nothing_heard_leaves_no_file(bus: Bus, tmp_path: Path) -> None:
+    recorder, stopping = Recorder(tmp_path / "a.mcap", bus.config), threading.Event()
+    stopping.set()
+    with pytest.raises(RecordingError, match="nothing came from tcp://"):
+        recorder.run(stopping)
+    assert not (tmp_path / "a.mcap").exists()
+
+
+def test_pictures_and_sound_are_asked_for_only_when_they_are_wanted(bus: Bus, tmp_path: Path) -> None:
+    config = load_config(None, {"bus.port": bus.config.port, "audio.share": True})
+    preview = Preview(
+        session="default", run=1, seq=0, t_ns=START_NS, features_seq=0, width=64, height=48,
+        landmarks=np.zeros((0, 2), np.float32), jpeg=b"\xff\xd8",
+    )  # fmt: skip
+    sound = SoundPublisher(bus.sockets["audio"], config, run=1)
+    piece = SoundPiece(np.linspace(-1, 1, 640, dtype=np.float32), START_NS, 16_000)
+    silent = SoundPublisher(bus.sockets["audio"], Config(bus=bus.config), run=1)
+    first = next(what for what in EVENTS if isinstance(what, Prediction))
+    for wanted in (False, True):
+        path = tmp_path / f"{wanted}.mcap"
+        with recording(bus, path, video=wanted, audio=wanted):
+            bus.send(first)
+            if wanted:
+                bus.await_subscriber({"video": b"preview/default/picture", "audio": b"sound/default/"})
+                bus.sockets["video"].send(encode_preview(preview, "picture"), keep=False)
+            silent.offer(piece)
+            if not wanted:
+                sound.offer(piece)
+            else:
+                sound.offer(piece)
+                sound.offer(piece)
+            time.sleep(0.2)
+        assert len(in_it(path, channels.VIDEO)) == wanted
+        kept = [entry.sound() for entry in open_recording(path).entries({channels.AUDIO})]
+        assert [piece.seq for piece in kept] == [0, 1] * wanted
+        for piece_kept in kept:
+            samples = np.frombuffer(piece_kept.pcm, "<i2") / 32767
+            np.testing.assert_allclose(samples, piece.samples, atol=1e-4)
+
+
+def test_recent_features_are_those_of_the_last_seconds() -> None:
+    sent = [what for _, what in live(20) if isinstance(what, FeatureWindow) and what.modality == "vision"]
+    recent = RecentFeatures("default", "vision")
+    assert recent.message() is None
+    for message in sent:
+        recent.add(encode_features(message), message.t_end_ns)
+    packed = recent.message()
+    assert packed is not None
+    assert packed[0] == b"recent/default/vision"
+    unpacked = decode_recent(packed)
+    assert unpacked == [encode_features(message) for message in sent[-len(unpacked) :]]
+    assert len(unpacked) == 8 * 25 + 1
+    rarely = RecentFeatures("default", "vision")
+    rarely.add(encode_features(sent[0]), 0)
+    rarely.add(encode_features(sent[1]), 10**12)
+    last = rarely.message()
+    assert last is not None
+    assert decode_recent(last) == [encode_features(sent[1])]
+
+
+@pytest.mark.parametrize("broken", [b"", b"\xc1", b"\x91\x92\xc4\x01\x01\xc4\x00", b"\x93\x01\x02\x03"])
+def test_broken_messages_are_refused(broken: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_recent([b"recent/default/vision", b"\x01", broken])
+    with pytest.raises(WireError):
+        decode_sound([b"sound/default/", b"\x01" + broken, b"\x00\x00"])
+
+
+def test_sound_comes_back_as_it_was() -> None:
+    from mien.stream.sound import Sound
+
+    sound = Sound(session="default", run=3, seq=4, t_start_ns=START_NS, rate_hz=16_000, pcm=b"\x01\x02\x03\x04")
+    assert decode_sound(sound_frames(sound)) == sound
+    with pytest.raises(WireError, match="int16"):
+        decode_sound([*sound_frames(sound)[:2], b"\x01"])

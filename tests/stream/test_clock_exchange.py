@@ -1,0 +1,148 @@
+"""Clocks of two hosts: the arithmetic, and two real processes whose clocks are seconds apart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mien
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.config import BusConfig
+from mien.errors import WireError
+from mien.stream.bus import Publisher, Receiver
+from mien.stream.clock_exchange import ClockExchange, ClockOffset, answer_question, decode_answer, moved
+from mien.stream.subscriber import Subscriber
+from tests.stream.test_wire import features
+
+SAMPLE = Path(mien.__file__).parent / "sample.mp4"
+PATIENCE_S = 240.0  # the first start on a slow machine compiles the networks
+
+
+@given(
+    offset_ms=st.integers(-10_000, 10_000),
+    ways=st.lists(st.tuples(st.integers(15, 25), st.integers(15, 25), st.integers(0, 40)), min_size=8, max_size=40),
+)
+def test_the_error_is_never_larger_than_it_says(offset_ms: int, ways: list[tuple[int, int, int]]) -> None:
+    """Ways of 20 +- 5 ms there and back, and up to 40 ms until the question is seen."""
+    estimator, now_ms = ClockOffset(), 1_000_000
+    for there_ms, back_ms, unseen_ms in ways:
+        seen_ms = now_ms + there_ms + unseen_ms
+        heard_ms = seen_ms + back_ms
+        estimator.add(
+            now_ms * NS_PER_MS,
+            (seen_ms + offset_ms) * NS_PER_MS,
+            (seen_ms + offset_ms) * NS_PER_MS,
+            heard_ms * NS_PER_MS,
+        )
+        now_ms = heard_ms + 80
+    estimate = estimator.estimate(now_ms * NS_PER_MS)
+    assert estimate is not None
+    offset_ns, error_ns = estimate
+    assert abs(offset_ns - offset_ms * NS_PER_MS) <= error_ns
+
+
+def test_the_shortest_way_counts_and_what_is_old_counts_less() -> None:
+    estimator = ClockOffset()
+    assert estimator.estimate(0) is None
+    estimator.add(0, 3_000 * NS_PER_MS + 30 * NS_PER_MS, 3_000 * NS_PER_MS + 30 * NS_PER_MS, 32 * NS_PER_MS)
+    estimator.add(100 * NS_PER_MS, 3_101 * NS_PER_MS, 3_101 * NS_PER_MS, 102 * NS_PER_MS)
+    assert estimator.estimate(200 * NS_PER_MS) == (3_000 * NS_PER_MS, NS_PER_MS + 9_800)
+    estimator.add(300 * NS_PER_MS, 0, 0, 200 * NS_PER_MS)  # heard before it was asked: nonsense
+    estimator.add(400 * NS_PER_MS, 0, 0, 9 * NS_PER_S)  # much too late
+    assert len(estimator) == 2
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{}", b'{"run":1,"received_ns":5,"sent_ns":4}', b'{"run":1,"received_ns":-1,"sent_ns":4}', b"9" * 300],
+)
+def test_answers_that_break_the_protocol_are_refused(payload: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_answer([b"clock/default/0", b"\x01", payload])
+
+
+def test_all_times_of_a_message_move_together() -> None:
+    message = features(3, stamps={"read": 2_000})
+    later = moved(message, 500)
+    assert later.t_start_ns - message.t_start_ns == later.t_end_ns - message.t_end_ns == 500
+    assert (later.times_ns - message.times_ns == 500).all()
+    assert later.stamps == {"read": 2_500}
+
+
+def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(port: int) -> None:
+    ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
+    receiver = Receiver(publisher.endpoint, (b"features/",))
+    exchange = ClockExchange(receiver, "default", ours)
+    try:
+        for run in (1, 2):
+            publisher.tell_time(lambda question, run=run: answer_question(question, run, theirs))  # type: ignore[misc]
+            until_s = time.monotonic() + 30
+            while exchange.run != run:
+                assert time.monotonic() < until_s
+                exchange.tick()
+                publisher.service()
+                for frames in receiver.drain():
+                    exchange.hear(frames, ours.now_ns())
+                time.sleep(0.002)
+            assert exchange.to_ours(features(1, run=run + 5)) is None, "a run whose clock is not known"
+            estimate = exchange.estimate()
+            assert estimate is not None
+            assert abs(estimate[0] - 3 * NS_PER_S) <= estimate[1]
+        assert not any(prefix.startswith(b"clock/") for prefix in publisher.subscriptions)
+    finally:
+        receiver.close()
+        publisher.close()
+
+
+CAPTURE = """
+import sys
+from mien.clock import Clock
+from mien.config import load_config
+from mien.stream.capture import capture
+from mien.stream.process import run_alone
+clip, port, ahead_ns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+config = load_config(overrides={"audio.source": clip, "clip.loop": True, "bus.port": port})
+run_alone(config, lambda control: capture("audio", control), clock=Clock(Clock().anchor_ns + ahead_ns))
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ahead_s", [3, -3])
+def test_capture_on_a_host_with_another_clock_gives_right_ages(port: int, ahead_s: int) -> None:
+    started = [sys.executable, "-c", CAPTURE, str(SAMPLE), str(port), str(ahead_s * NS_PER_S)]
+    capturing = subprocess.Popen(started, stderr=subprocess.DEVNULL)
+    inferring = subprocess.Popen(
+        [sys.executable, "-m", "mien", "infer", "--port", str(port)], stderr=subprocess.DEVNULL
+    )
+    detail: dict[str, object] = {}
+    try:
+        with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+            until_s, voiced = time.monotonic() + PATIENCE_S, []
+            while len(voiced) < 20 or "audio.clock_error_ms" not in detail:
+                assert time.monotonic() < until_s, subscriber.statuses
+                assert capturing.poll() is None
+                assert inferring.poll() is None
+                voiced += [p for p in subscriber.wait(0.5) if p.age_ms.get("audio") is not None]
+                if "inference" in subscriber.statuses:
+                    detail = dict(subscriber.statuses["inference"].detail)
+            drops = subscriber.statuses["inference"].drops
+    finally:
+        for process in (capturing, inferring):
+            process.terminate()
+            process.wait(20)
+    error_ms = float(str(detail["audio.clock_error_ms"]))
+    assert abs(float(str(detail["audio.clock_offset_ms"])) - ahead_s * 1000) <= error_ms
+    # As if captured here: neither refused as from the future, nor seconds old.
+    assert not drops.get("future")
+    assert min(float(p.age_ms["audio"] or 0.0) for p in voiced) < 1000.0
+    read = [p.latency["transport"] for p in voiced if "transport" in p.latency]
+    assert read
+    assert all(-error_ms - 5 <= ms < 2000 for ms in read)

@@ -1,0 +1,205 @@
+"""Guarded sockets, over real ones: whoever is not on the list sees nothing and can send nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zmq
+
+from mien.config import BusConfig
+from mien.errors import BusError, KeysError
+from mien.stream.bus import Publisher, Receiver
+from mien.stream.curve import host_of, is_guarded
+from mien.stream.keyring import Keyring
+
+MESSAGE = [b"prediction/default/", b"\x01", b"{}"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Keyring:
+    """Keys of the machine that publishes, which knows itself alone."""
+    keyring = Keyring(tmp_path / "server")
+    keyring.create()
+    return keyring
+
+
+def client(folder: Path, server: Keyring) -> Keyring:
+    """Keys of a machine that knows the server, but not the other way round."""
+    keyring = Keyring(folder)
+    keyring.create()
+    keyring.add("server", server.identity().public, host="127.0.0.1")
+    return keyring
+
+
+def publisher_of(server: Keyring, port: int) -> Publisher:
+    return Publisher(f"tcp://127.0.0.1:{port}", BusConfig(keys=str(server.folder)))
+
+
+def arrives(publisher: Publisher, receiver: Receiver, within_s: float) -> bool:
+    """Whether what is published arrives in time."""
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        publisher.send(MESSAGE)
+        if any(frames == MESSAGE for frames in receiver.drain()):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_machine_on_the_list_receives_and_one_that_is_not_gets_nothing(
+    tmp_path: Path, server: Keyring, port: int
+) -> None:
+    known, unknown = client(tmp_path / "known", server), client(tmp_path / "unknown", server)
+    server.add("known", known.identity().public)
+    publisher = publisher_of(server, port)
+    receivers = [Receiver(publisher.endpoint, (b"",), keys=keyring.folder) for keyring in (known, unknown)]
+    assert arrives(publisher, receivers[0], 10)
+    assert not arrives(publisher, receivers[1], 1)
+    assert publisher.refused >= 1
+    assert sum(publisher.subscriptions.values()) == 1
+    for endpoint in (*receivers, publisher):
+        endpoint.close()
+
+
+def test_a_client_without_keys_sees_nothing_and_can_send_nothing(server: Keyring, port: int) -> None:
+    publisher = publisher_of(server, port)
+    plain = zmq.Context.instance().socket(zmq.XSUB)
+    plain.setsockopt(zmq.LINGER, 0)
+    plain.connect(publisher.endpoint)
+    own = Receiver(publisher.endpoint, (b"prediction/",), keys=server.folder)  # this machine's own process
+    assert arrives(publisher, own, 10)
+    plain.send(b"\x01features/")
+    for _ in range(100):
+        publisher.send(MESSAGE)
+        time.sleep(0.01)
+    assert set(publisher.subscriptions) == {b"prediction/"}
+    assert plain.poll(0) == 0
+    plain.close()
+    for endpoint in (own, publisher):
+        endpoint.close()
+
+
+def test_a_publisher_that_is_not_the_one_that_is_known_is_not_listened_to(
+    tmp_path: Path, server: Keyring, port: int
+) -> None:
+    """Somebody else has taken the port, with keys of their own and everybody on their list."""
+    known = client(tmp_path / "known", server)
+    impostor = Keyring(tmp_path / "impostor")
+    impostor.create()
+    impostor.add("known", known.identity().public)
+    receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"",), keys=known.folder)
+    publisher = publisher_of(impostor, port)
+    assert not arrives(publisher, receiver, 1)
+    publisher.close()
+    plain = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
+    assert not arrives(plain, receiver, 1)
+    plain.close()
+    server.add("known", known.identity().public)
+    real = publisher_of(server, port)
+    assert arrives(real, receiver, 10)
+    for endpoint in (receiver, real):
+        endpoint.close()
+
+
+def test_revoking_a_machine_disconnects_it_and_the_others_come_back(tmp_path: Path, server: Keyring, port: int) -> None:
+    leaving, staying = client(tmp_path / "leaving", server), client(tmp_path / "staying", server)
+    server.add("leaving", leaving.identity().public)
+    server.add("staying", staying.identity().public)
+    publisher = publisher_of(server, port)
+    gone, stays = (Receiver(publisher.endpoint, (b"",), keys=keyring.folder) for keyring in (leaving, staying))
+    assert arrives(publisher, gone, 10)
+    assert arrives(publisher, stays, 10)
+    Keyring(server.folder).revoke("leaving")  # as another process does it
+    wait_until(lambda: publisher.send(MESSAGE) or publisher.refused)
+    list(gone.drain(10_000))
+    assert not arrives(publisher, gone, 1)
+    assert arrives(publisher, stays, 10)
+    server.add("leaving", leaving.identity().public)
+    assert arrives(publisher, gone, 10), "and it may be let in again"
+    for endpoint in (gone, stays, publisher):
+        endpoint.close()
+
+
+def test_a_revoked_publisher_is_no_longer_listened_to(tmp_path: Path, server: Keyring, port: int) -> None:
+    known = client(tmp_path / "known", server)
+    server.add("known", known.identity().public)
+    publisher = publisher_of(server, port)
+    receiver = Receiver(publisher.endpoint, (b"",), keys=known.folder)
+    assert arrives(publisher, receiver, 10)
+    Keyring(known.folder).revoke("server")
+    wait_until(lambda: not arrives(publisher, receiver, 0.5))
+    with pytest.raises(KeysError, match=r"mien keys add NAME KEY --host 10\.9\.8\.7"):
+        Receiver("tcp://10.9.8.7:5560", (b"",), keys=known.folder)
+    for endpoint in (receiver, publisher):
+        endpoint.close()
+
+
+def test_refusals_are_counted_and_logged_now_and_then_without_any_key(
+    tmp_path: Path, server: Keyring, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = publisher_of(server, port)
+    strangers = [client(tmp_path / str(number), server) for number in range(5)]
+    with caplog.at_level(logging.DEBUG):
+        receivers = [Receiver(publisher.endpoint, (b"",), keys=stranger.folder) for stranger in strangers]
+        wait_until(lambda: publisher.service() or publisher.refused >= 5)
+    assert len(caplog.records) <= 1
+    for keyring in (server, *strangers):
+        identity = keyring.identity()
+        assert identity.secret not in caplog.text
+        assert identity.public not in caplog.text
+    for endpoint in (*receivers, publisher):
+        endpoint.close()
+
+
+def test_beyond_this_machine_nothing_is_bound_or_connected_without_keys(tmp_path: Path) -> None:
+    with pytest.raises(BusError, match=r"without keys mien serves this machine only; .*mien keys new"):
+        Publisher("tcp://0.0.0.0:5999", BusConfig(host="0.0.0.0", keys=str(tmp_path)))
+    with pytest.raises(KeysError, match="mien keys new"):
+        Receiver("tcp://192.0.2.1:5560", (b"",), keys=tmp_path)
+
+
+def test_every_address_of_this_machine_can_be_served_with_keys(server: Keyring, port: int) -> None:
+    config = BusConfig(host="0.0.0.0", port=port, keys=str(server.folder))
+    publisher = Publisher(config.endpoint(), config)
+    assert config.address() == f"tcp://127.0.0.1:{port}"
+    receiver = Receiver(config.address(), (b"",), keys=config.keys)
+    assert arrives(publisher, receiver, 10)
+    for endpoint in (receiver, publisher):
+        endpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "keys", "expected"),
+    [
+        ("tcp://127.0.0.1:5560", "", False),
+        ("tcp://localhost:5560", "", False),
+        ("tcp://[::1]:5560", "", False),
+        ("tcp://127.0.0.1:5560", "keys", True),
+        ("tcp://10.0.0.1:5560", "", True),
+        ("tcp://*:5560", "", True),
+        ("tcp://0.0.0.0:5560", "", True),
+        ("tcp://[::]:5560", "", True),
+        ("tcp://127.0.0.1.example.org:5560", "", True),
+        ("tcp://localhost.example.org:5560", "", True),
+        ("inproc://here", "", False),
+    ],
+)
+def test_what_is_guarded(endpoint: str, keys: str, expected: bool) -> None:
+    assert is_guarded(endpoint, keys) is expected
+
+
+def test_hosts_of_endpoints() -> None:
+    assert host_of("tcp://[fe80::1]:5560") == "fe80::1"
+    assert host_of("tcp://camera.local:5560") == "camera.local"
+    assert host_of("ipc:///tmp/x") == ""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until_s, "it never happened"
+        time.sleep(0.01)

@@ -1,0 +1,204 @@
+"""What is told of a session: by `mien status`, at /metrics and at /health. Real publishers, real HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mien.config import BusConfig
+from mien.errors import BusError
+from mien.stream.bus import Publisher
+from mien.stream.exporter import Exporter
+from mien.stream.notify import ServiceManager
+from mien.stream.wire import encode_prediction, encode_status
+from tests.stream.test_wire import PREDICTION, STATUS
+
+PATIENCE_S = 30.0
+INFERENCE = msgspec.structs.replace(STATUS, worker="inference", state="running", last_error=None)
+
+
+class Station:
+    """An inference process as far as it is heard: predictions 20 times a second, and statuses."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.absent: dict[str, str] = {}
+        self.statuses = [INFERENCE]
+        self._publisher = Publisher(endpoint, BusConfig())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        seq = 0
+        while not self._stop.wait(0.05):
+            prediction = msgspec.structs.replace(
+                PREDICTION, seq=seq, absent=self.absent, latency={"infer": 2.0, "total": 12.0}
+            )
+            self._publisher.send(encode_prediction(prediction))
+            for status in self.statuses:
+                self._publisher.send(encode_status(msgspec.structs.replace(status, t_ns=time.monotonic_ns())))
+            seq += 1
+        self._publisher.close()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def station(port: int) -> Iterator[Station]:
+    station = Station(f"tcp://127.0.0.1:{port}")
+    yield station
+    station.close()
+
+
+@pytest.fixture
+def exporter(station: Station) -> Iterator[Exporter]:
+    exporter = Exporter(station.endpoint, PREDICTION.session, 0)
+    yield exporter
+    exporter.close()
+
+
+def get(exporter: Exporter, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def figures(exporter: Exporter) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every sample by name and label values, parsed as Prometheus does."""
+    _, text = get(exporter, "/metrics")
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def health(exporter: Exporter, verdict: str) -> dict[str, object]:
+    """The answer of /health, once it has that verdict."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        code, text = get(exporter, "/health")
+        condition: dict[str, object] = json.loads(text)
+        assert code == (503 if condition["verdict"] == "down" else 200)
+        if condition["verdict"] == verdict:
+            return condition
+        assert time.monotonic() < until_s, condition
+        time.sleep(0.1)
+
+
+def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter) -> None:
+    supervisor = msgspec.structs.replace(
+        INFERENCE, worker="supervisor", detail={"video.state": "running", "video.restarts": 3}
+    )
+    video = msgspec.structs.replace(INFERENCE, worker="video", drops={"late": 7}, rss_mb=2.0)
+    measured = msgspec.structs.replace(INFERENCE, detail={"video.clock_offset_ms": 3000.0, "video.clock_error_ms": 2.0})
+    station.statuses = [measured, video, supervisor]
+    condition = health(exporter, "ok")
+    assert condition["problems"] == []
+    until_s = time.monotonic() + PATIENCE_S
+    while ("mien_process_restarts_total", ("video",)) not in (seen := figures(exporter)):
+        assert time.monotonic() < until_s
+    assert seen["mien_up", (PREDICTION.session,)] == 1
+    assert seen["mien_process_restarts_total", ("video",)] == 3
+    assert seen["mien_clock_offset_seconds", ("video",)] == 3
+    assert seen["mien_clock_error_seconds", ("video",)] == 0.002
+    assert seen["mien_drops_total", ("late", "video")] == 7
+    assert seen["mien_process_memory_bytes", ("video",)] == 2 * 2**20
+    before = seen["mien_predictions_total", ()]
+    assert before > 0
+    assert seen["mien_latency_seconds_bucket", ("0.015", "total")] == seen["mien_latency_seconds_count", ("total",)]
+    assert seen["mien_latency_seconds_bucket", ("0.01", "total")] == 0
+    while figures(exporter)["mien_predictions_total", ()] <= before:
+        assert time.monotonic() < until_s
+
+
+def test_what_is_amiss_is_said_and_its_end_too(station: Station, exporter: Exporter) -> None:
+    health(exporter, "ok")
+    station.absent = {"vision": "camera 0 was lost"}
+    station.statuses = [
+        INFERENCE,
+        msgspec.structs.replace(STATUS, worker="video", state="failed", last_error="it died"),
+    ]
+    problems = str(health(exporter, "degraded")["problems"])
+    assert "vision is masked: camera 0 was lost" in problems
+    assert "video: failed, it died" in problems
+    assert figures(exporter)["mien_masked", ("vision",)] == 1
+    assert figures(exporter)["mien_process_up", ("video",)] == 0
+    station.absent = {}
+    station.statuses = [INFERENCE, msgspec.structs.replace(INFERENCE, worker="video")]
+    health(exporter, "ok")
+
+
+def test_silence_is_down(station: Station, exporter: Exporter) -> None:
+    health(exporter, "ok")
+    station.close()
+    assert "no prediction comes" in str(health(exporter, "down")["problems"])
+    assert figures(exporter)["mien_up", (PREDICTION.session,)] == 0
+
+
+def test_other_paths_are_not_found_and_a_second_server_on_the_port_is_a_clear_error(
+    station: Station, exporter: Exporter
+) -> None:
+    assert get(exporter, "/etc/passwd")[0] == 404
+    with pytest.raises(BusError, match="choose another port"):
+        Exporter(station.endpoint, "default", exporter.port)
+    with pytest.raises(BusError, match="this machine only"):
+        Exporter(station.endpoint, "default", 0, host="0.0.0.0")
+
+
+def test_status_looks_once_and_its_exit_code_tells(station: Station, port: int) -> None:
+    def look(endpoint: str, *options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "mien", "status", endpoint, *options]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+    shown = look(station.endpoint)
+    assert shown.returncode == 0, shown.stderr
+    assert "inference" in shown.stdout
+    assert "running" in shown.stdout
+    station.absent = {"audio": "microphone lost", "text": "switched off"}
+    station.statuses = [INFERENCE, msgspec.structs.replace(INFERENCE, worker="audio")]
+    amiss = look(station.endpoint, "--json")
+    assert amiss.returncode == 1
+    condition = json.loads(amiss.stdout)
+    assert condition["verdict"] == "degraded"
+    assert condition["problems"] == ["audio is masked: microphone lost"], "what nobody captures is no problem"
+    assert {each["name"]: each["masked"] for each in condition["modalities"]}["text"] == "switched off"
+    station.close()
+    silent = look(f"tcp://127.0.0.1:{port + 1}", "--timeout", "0.5")
+    assert silent.returncode == 6
+    assert "is `mien run` up" in silent.stderr
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd's socket is a Unix one")
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(path))
+        receiver.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        manager = ServiceManager()
+        manager.ready()
+        manager.alive("25 a second")
+        manager.alive("too soon to be sent again")
+        manager.stopping()
+        heard = [receiver.recv(200) for _ in range(3)]
+    assert heard == [b"READY=1", b"WATCHDOG=1\nSTATUS=25 a second", b"STOPPING=1"]
+    ServiceManager().ready()  # the socket is gone: nothing happens

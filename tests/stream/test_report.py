@@ -1,0 +1,51 @@
+"""What the supervisor says of a session and of the clock. The time of day is set in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from mien.clock import Clock
+from mien.stream.report import Report
+
+STEP = """
+import sys
+from mien.clock import Clock
+from mien.stream.process import _step_wall_clock
+from mien.stream.report import Report
+clock = Clock()
+report = Report("s", clock)
+assert report.wall_step() is None
+before_ns = clock.now_ns()
+_step_wall_clock(float(sys.argv[1]))
+print(report.wall_step())
+assert report.wall_step() is None, "said once"
+assert 0 <= clock.now_ns() - before_ns < 60e9, "session time is not moved"
+print(report.of_session({"video": "running"}).detail["clock_step_ms"])
+"""
+
+
+def test_a_step_of_the_wall_clock_is_said_once_and_moves_nothing() -> None:
+    for seconds, shown in ((3600.0, "+3600.0 s"), (-90.0, "-90.0 s")):
+        line = [sys.executable, "-c", STEP, str(seconds)]
+        said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+        assert shown in said[0]
+        assert abs(int(said[1]) - seconds * 1000) <= 5
+
+
+def test_a_session_is_as_well_as_its_processes() -> None:
+    report = Report("s", Clock())
+    assert report.of_session({"video": "running", "text": "ended"}).state == "running"
+    report.blame("video", "the video process died")
+    report.restarts["video"] += 1
+    degraded = report.of_session({"video": "down", "text": "running"})
+    assert degraded.state == "degraded"
+    assert degraded.last_error == "the video process died"
+    assert degraded.detail["video.state"] == "down"
+    assert degraded.detail["video.restarts"] == 1
+    instead = report.of_worker("video", "failed")
+    assert (instead.run, instead.pid, instead.last_error) == (0, 0, "the video process died")
+    report.faults.clear()
+    well = report.of_session({"video": "running", "text": "running"})
+    assert well.state == "running"
+    assert well.last_error == "the video process died", "what happened last is still said"
