@@ -1,12 +1,12 @@
 # What one can do with a checkout. Every target sets up what it needs first; a second time that takes no time.
 #
 #   make demo [SECONDS=30] [HEADLESS=1] [ARGS=...]   predictions from your camera and microphone, or from the sample
-#   make test [ARGS=...]                             all tests that need no GPU
+#   make test [ARGS=...]                             tests that need no GPU
 #
 # PYTHON=... names another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench test-gpu test-tensorrt clean
+.PHONY: help demo test test-long lint types check bench test-gpu test-tensorrt clean
 
 BIN := .venv/bin
 # One thread a library: on a machine that is busy, threads that spin for each other make torch 20 times slower.
@@ -21,10 +21,15 @@ demo:  ## predictions from camera and microphone, or from the built-in sample (S
 	@$(BIN)/mien assets --quiet
 	@$(BIN)/mien demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter-out 0,$(HEADLESS)),--headless) $(ARGS)
 
-test:  ## all tests that need no GPU
+test:  ## all tests that need no GPU, but for those of test-long
 	@sh scripts/setup.sh dev
 	@$(BIN)/mien assets --quiet
-	$(PYTEST) -m "not gpu" --ignore tests/engines/tensorrt $(ARGS)
+	$(PYTEST) -m "not gpu and not long" --ignore tests/engines/tensorrt $(ARGS)
+
+test-long:  ## faults, recordings, the page in a browser: real sessions that take their time
+	@sh scripts/setup.sh dev
+	@$(BIN)/mien assets --quiet
+	$(PYTEST) -m "long and not gpu" tests/e2e $(ARGS)
 
 lint:  ## style and formatting
 	@sh scripts/setup.sh dev
@@ -35,7 +40,7 @@ types:  ## mypy, strict, on the packages as they are installed
 	@sh scripts/setup.sh dev
 	@sh scripts/types.sh
 
-check: lint types test  ## lint, types and tests
+check: lint types test test-long  ## lint, types and tests
 
 bench:  ## the benchmark of a paced stream on this machine (ARGS="single", "engines", ...)
 	@sh scripts/setup.sh live

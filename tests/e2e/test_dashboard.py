@@ -33,7 +33,7 @@ from tests.e2e.conftest import SAMPLE, command
 from tests.stream.pictures import UInt8, head, write_clip
 
 pytest.importorskip("nicegui", reason="needs the dashboard's packages")
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(420)]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_S = 60.0

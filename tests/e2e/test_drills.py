@@ -14,6 +14,7 @@ from tests.e2e.conftest import command
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.long,
     pytest.mark.assets,
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals"),

@@ -17,6 +17,7 @@ from tests.e2e.test_run import family, running
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.long,
     pytest.mark.assets,
     pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals"),
 ]

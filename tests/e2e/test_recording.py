@@ -22,7 +22,7 @@ from mien.stream.recording.reader import open_recording
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
 
-pytestmark = [pytest.mark.e2e, pytest.mark.assets]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]
 
 
 def mien(*arguments: str, timeout_s: float = 240, expected: int = 0) -> subprocess.CompletedProcess[str]:

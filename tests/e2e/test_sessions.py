@@ -15,7 +15,7 @@ from tests.e2e.test_subscribers import free_port
 
 PATIENCE_S = 240.0
 NAMES = ("a", "b", "c", "d")
-pytestmark = [pytest.mark.e2e, pytest.mark.assets, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets, pytest.mark.timeout(600)]
 
 
 def test_four_sessions_on_one_inference_process(tmp_path: Path) -> None:
