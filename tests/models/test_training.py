@@ -166,7 +166,7 @@ def test_pairs_are_of_one_emotion_and_of_the_samples_given(dataset: Dataset) -> 
 
 def test_pairs_are_of_each_emotion_as_often_as_asked(dataset: Dataset) -> None:
     pairing, random, names = Pairing(dataset.split("train")), np.random.default_rng(0), list(SPECS)
-    shares = {name: 0.0 for name in EMOTIONS[2:]} | {EMOTIONS[0]: 3.0}
+    shares = dict.fromkeys(EMOTIONS[2:], 0.0) | {EMOTIONS[0]: 3.0}
     drawn = [pairing.draw(names, random, shares=shares).emotions or () for _ in range(400)]
     counts = np.sum(drawn, 0)
     assert not counts[2:].any()
