@@ -21,6 +21,8 @@ from mien.stream.curve import Guard, Link, host_of, is_guarded, is_loopback
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
 _MAX_TOPICS = 256
+_MAX_SUBSCRIPTIONS = 1024
+_MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
 _LOOK_INTERVAL_S = 0.5  # how often the list of machines that may connect is compared with what it was
@@ -43,6 +45,10 @@ class Publisher:
         lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). A subscriber
             that has not read for five seconds is given up on, and drops from then on.
 
+    Attributes:
+        subscriptions: prefixes that somebody wants, with how many do. dropped: messages that nobody waited for.
+        shaken_off: how often all connections were cut because somebody subscribed to far too much.
+
     Raises:
         BusError: the port is in use, or the address is beyond this machine and there are no keys.
     """
@@ -51,6 +57,7 @@ class Publisher:
         self.endpoint = endpoint
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
+        self.shaken_off = 0
         self._last: dict[bytes, list[bytes]] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self._tell_time: Callable[[bytes], list[bytes]] | None = None
@@ -61,7 +68,8 @@ class Publisher:
         self.socket.setsockopt(zmq.LINGER, 200)
         self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscribers have nothing long to say
+        # Subscribers have nothing long to say: a topic at most, or the handshake of CURVE.
+        self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else 160)
         if lossless:
             self.socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
@@ -87,7 +95,7 @@ class Publisher:
 
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
-        while True:
+        for _ in range(_MAX_EVENTS):
             try:
                 event = self.socket.recv(zmq.DONTWAIT)
             except zmq.Again:
@@ -107,6 +115,11 @@ class Publisher:
                 self.subscriptions[prefix] -= 1
                 if self.subscriptions[prefix] <= 0:
                     del self.subscriptions[prefix]
+        if len(self.subscriptions) > _MAX_SUBSCRIPTIONS:
+            # libzmq would keep them all, 10 KB each. It forgets them with the connections, and honest ones come back.
+            self.shaken_off += 1
+            self.subscriptions.clear()
+            self._rebind()
         now_s = time.monotonic()
         if self._guard is not None and now_s - self._looked_s >= _LOOK_INTERVAL_S:
             self._looked_s = now_s
@@ -147,6 +160,11 @@ class Publisher:
                 f"refusing to bind {self.endpoint}: without keys mien serves this machine only; {error}; "
                 "or use bus.host = 127.0.0.1 and a tunnel, for instance ssh -L"
             ) from error
+
+    def _rebind(self) -> None:
+        """Disconnect everybody; whoever may connect comes back at once."""
+        self.socket.unbind(self.socket.last_endpoint)
+        self._bind()
 
     def _bind(self) -> None:
         # Whoever had the port may just be leaving: a session that is started again at once must not fail for that.

@@ -110,6 +110,8 @@ class _CaptureProcess:
             drops["unread"] += self._publisher.dropped
         if self._publisher.refused:
             drops["unknown_key"] = self._publisher.refused
+        if self._publisher.shaken_off:
+            drops["subscription_flood"] = self._publisher.shaken_off
         live = not self._control.assignment.config.clip.fast and self._t_end_ns is not None
         status = Status(
             session=self._session,

@@ -424,6 +424,8 @@ class _Stream:
             drops["unread"] = self._publisher.dropped
         if self._publisher.refused:
             drops["unknown_key"] = self._publisher.refused
+        if self._publisher.shaken_off:
+            drops["subscription_flood"] = self._publisher.shaken_off
         self._publisher.send(
             encode_status(
                 Status(

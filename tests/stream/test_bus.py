@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -196,5 +198,41 @@ def test_a_message_that_is_too_long_silences_its_sender_for_a_moment_only(port: 
     wait_for(lambda: not publisher.subscriptions, publisher)
     wait_for(arrived, publisher)
     assert all(len(frames) == 3 for frames in got)
+    receiver.close()
+    publisher.close()
+
+
+_FLOOD = """
+import sys, time, zmq
+attacker = zmq.Context.instance().socket(zmq.XSUB)
+attacker.setsockopt(zmq.SNDHWM, 0)
+attacker.setsockopt(zmq.RECONNECT_IVL, -1)
+attacker.connect(sys.argv[1])
+for number in range(100_000):
+    attacker.send(b"\\x01" + str(number).encode() * 25)
+time.sleep(60)
+"""
+
+
+def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int) -> None:
+    psutil = pytest.importorskip("psutil")
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
+    process = psutil.Process()
+    before_mb = process.memory_info().rss / 2**20
+    attacker = subprocess.Popen([sys.executable, "-c", _FLOOD, publisher.endpoint])
+    try:
+        wait_for(lambda: publisher.shaken_off, publisher, timeout_s=60)
+        receiver = Receiver(publisher.endpoint, (b"prediction/",))
+
+        def arrived() -> bool:
+            publisher.send(message(1))
+            return bool(list(receiver.drain()))
+
+        wait_for(arrived, publisher, timeout_s=60)
+        assert len(publisher.subscriptions) <= 1024
+        assert process.memory_info().rss / 2**20 < before_mb + 250
+    finally:
+        attacker.kill()
+        attacker.wait()
     receiver.close()
     publisher.close()
