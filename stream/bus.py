@@ -163,7 +163,7 @@ class Publisher:
 
     def _rebind(self) -> None:
         """Disconnect everybody; whoever may connect comes back at once."""
-        self.socket.unbind(self.socket.last_endpoint)
+        self.socket.unbind(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self._bind()
 
     def _bind(self) -> None:
