@@ -56,9 +56,9 @@ def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
         with path.open("rb") as stream:
             content = _ArraysOnly(stream, encoding="latin1").load()
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {_line(error)}") from error
     except Exception as error:  # unpickling of a damaged file raises almost anything
-        raise DataError(f"{path} cannot be read as a pickle of arrays: {error}") from error
+        raise DataError(f"{path} cannot be read as a pickle of arrays: {_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("train", content.get("test")), dict):
         raise DataError(f"{path} is not an MMSA pickle: it has no `train` or `test` part")
     specs: dict[str, ModalitySpec] = {}
@@ -67,8 +67,16 @@ def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
     name = "mosei" if "mosei" in str(path).lower() else "mosi" if "mosi" in str(path).lower() else "mmsa"
     for split in ("train", "valid", "test"):
         if split in content:
-            _read_split(path, name, split, content[split], specs, samples, skipped)
+            try:
+                _read_split(path, name, split, content[split], specs, samples, skipped)
+            except (TypeError, ValueError, LookupError, AttributeError, OverflowError, MemoryError) as error:
+                raise DataError(f"{path}, {split}: not the layout of an MMSA pickle: {_line(error)}") from error
     return Dataset(specs, samples, skipped)
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line that a terminal shows and does not obey: parts of it may come from the file."""
+    return "".join(c if c.isprintable() else " " for c in str(error)[:300])
 
 
 def _read_split(
@@ -107,7 +115,8 @@ def _read_split(
 
 def _rows(where: str, name: str, part: dict[str, Any], count: int) -> tuple[Float32, Bool]:
     """Values (n, steps, dim), finite, and which steps are observed (n, steps)."""
-    values = np.asarray(part[name], np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is not finite either
+        values = np.asarray(part[name], np.float32)
     if values.ndim != 3 or len(values) != count:
         raise DataError(f"{where}: `{name}` has shape {values.shape}, not ({count}, steps, dim)")
     finite = np.isfinite(values)

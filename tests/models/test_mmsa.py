@@ -91,3 +91,42 @@ def test_labels_out_of_range_are_listed_and_left_out(tmp_path: Path) -> None:
     dataset = read_mmsa(tmp_path / "x.pkl", allow_pickle=True)
     assert [s.labels.id for s in dataset.samples] == ["clip$_$0", "clip$_$3"]
     assert [s.id for s in dataset.skipped] == ["clip$_$1", "clip$_$2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("regression_labels", "many"),
+        ("regression_labels", {}),
+        ("audio", {}),
+        ("audio", "loud"),
+        ("audio", 1e308),
+        ("audio_lengths", ["a"] * 5),
+        ("audio_lengths", [7]),
+        ("text_bert", [[1], [2, 3]]),
+        ("id", 0),
+        ("id", ""),
+        ("raw_text", 5),
+    ],
+)
+def test_a_part_of_another_kind_is_refused_and_the_file_is_named(tmp_path: Path, name: str, value: object) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"train": part(5, 0) | {name: value}}))
+    with pytest.raises(DataError, match=r"a\.pkl, train: "):
+        read_mmsa(path, allow_pickle=True)
+
+
+def test_a_part_that_is_no_dict_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"train": part(5, 0), "test": 3}))
+    with pytest.raises(DataError, match=r"a\.pkl, test: "):
+        read_mmsa(path, allow_pickle=True)
+
+
+def test_what_a_file_says_of_itself_cannot_drive_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    name = b"\x1b[2J\nrun"
+    path.write_bytes(b"\x80\x04\x8c\x02os\x8c" + bytes([len(name)]) + name + b"\x93.")
+    with pytest.raises(DataError, match="refused") as caught:
+        read_mmsa(path, allow_pickle=True)
+    assert str(caught.value).isprintable()
