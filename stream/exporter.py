@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -158,13 +159,25 @@ def _of_processes(condition: Condition) -> Iterator[Metric]:
     yield from (well, rate, lag, memory, cpu, restarts, drops)
 
 
+def _is_ours(host: str | None) -> bool:
+    """Whether a Host header names this machine: a web page can have a name of its own resolve to 127.0.0.1."""
+    if host is None:
+        return True  # no browser
+    try:
+        return is_loopback(urlsplit(f"//{host.lower()}").hostname or "")
+    except ValueError:
+        return False
+
+
 def _handler(figures: _Figures) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0  # whoever connects and says nothing
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            if path == "/metrics":
+            if not _is_ours(self.headers.get("Host")):
+                self._answer(421, "text/plain", b"this server goes by names of this machine only\n")
+            elif path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(figures.registry))
             elif path == "/health":
                 condition = figures.condition()

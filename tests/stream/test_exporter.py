@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import subprocess
@@ -152,6 +153,31 @@ def test_silence_is_down(station: Station, exporter: Exporter) -> None:
     station.close()
     assert "no prediction comes" in str(health(exporter, "down")["problems"])
     assert figures(exporter)["mien_up", (PREDICTION.session,)] == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("127.0.0.1:9464", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:9464", 200),
+        ("mien.example:9464", 421),
+        ("127.0.0.1.example", 421),
+        ("localhost@mien.example", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_a_name_that_somebody_else_lets_resolve_to_this_machine_is_refused(
+    exporter: Exporter, host: str, code: int
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+    connection.request("GET", "/metrics", headers={"Host": host})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    assert answer.status == code
+    assert (b"mien_" in body) == (code == 200)
 
 
 def test_other_paths_are_not_found_and_a_second_server_on_the_port_is_a_clear_error(
