@@ -38,6 +38,7 @@ def photograph(page: Page, theme: str) -> Image.Image:
         timeout=60_000,
         polling=100,
     )
+    page.wait_for_timeout(500)  # the chart is painted after its data are set
     return Image.open(io.BytesIO(page.screenshot(full_page=True)))
 
 
