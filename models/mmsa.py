@@ -7,7 +7,9 @@ A pickle can run any code when it is loaded. Here it may only make numpy arrays,
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +21,111 @@ from mien.errors import DataError
 from mien.messages import Bool, Float32, ModalitySpec
 from mien.models.datasets import Dataset, Labels, Sample, Skipped, Track
 
-_NUMPY = {
-    (module, name)
-    for module in (
-        "numpy",
-        "numpy.core.multiarray",
-        "numpy._core.multiarray",
-        "numpy.core.numeric",
-        "numpy._core.numeric",
-    )
-    for name in ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+_MAX_DEPTH = 8
+_PLAIN_TYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[SU][0-9]{1,6}|O8?)")
+
+
+class _Type:
+    """What a pickle says of an array's numbers. numpy's own type would believe a forged one, and crash."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self._name, self._order = str(name), ""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._order = str(state[1]).replace("|", "")
+
+    def plain(self) -> np.dtype[Any]:
+        name = self._order + self._name.lstrip("<>|=")
+        if not _PLAIN_TYPE.fullmatch(name):
+            raise DataError(f"an array of {name[:40]!r}, which are no numbers or texts")
+        return np.dtype(name)
+
+
+class _Array:
+    """What a pickle says of an array, until all of it is known and can be checked."""
+
+    def __init__(self, *_: object) -> None:
+        self._shape: tuple[int, ...] = ()
+        self._type: Any = None
+        self._content: Any = None
+        self._order = "C"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self._shape, self._type, fortran, self._content = state
+        self._order = "F" if fortran else "C"
+
+    @classmethod
+    def of(cls, content: Any, kind: Any, shape: Any = (), order: Any = "C") -> _Array:
+        """An array whose state comes with its making."""
+        array = cls()
+        array._shape, array._type, array._content = shape, kind, content
+        array._order = "F" if order == "F" else "C"
+        return array
+
+    def plain(self, depth: int) -> Any:
+        if not isinstance(self._type, _Type) or not isinstance(self._shape, tuple | list):
+            raise DataError("an array without a type or a shape")
+        kind, shape = self._type.plain(), tuple(self._shape)
+        if not all(isinstance(n, int) and 0 <= n <= 1 << 24 for n in shape):
+            raise DataError("an array of impossible shape")
+        if kind.hasobject:
+            if not isinstance(self._content, list) or len(self._content) != math.prod(shape):
+                raise DataError("an array whose content does not fit its shape")
+            return [_plain(value, depth + 1) for value in self._content]
+        if not isinstance(self._content, bytes | bytearray) or len(self._content) != math.prod(shape) * kind.itemsize:
+            raise DataError("an array whose content does not fit its shape")
+        if not self._content:
+            return np.zeros(shape, kind)
+        return np.frombuffer(self._content, kind).reshape(shape, order=self._order)[()]  # type: ignore[call-overload]
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """What was unpickled, with arrays made of what was said of them."""
+    if depth > _MAX_DEPTH:
+        raise DataError("it is nested too deeply")
+    if isinstance(value, _Array):
+        return value.plain(depth)
+    if isinstance(value, dict):
+        return {key: _plain(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, depth + 1) for inner in value]
+    return value
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How old protocols write bytes."""
+    return text.encode("latin1" if encoding == "latin1" else "ascii")
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    **{
+        (module, name): stand_in
+        for module in _MODULES
+        for name, stand_in in (
+            ("_reconstruct", _Array),
+            ("ndarray", _Array),
+            ("dtype", _Type),
+            ("scalar", lambda kind, content: _Array.of(content, kind)),
+            ("_frombuffer", _Array.of),
+        )
+    },
+    ("collections", "OrderedDict"): dict,
+    ("_codecs", "encode"): _encode,
 }
-_PLAIN = {("collections", "OrderedDict"), ("_codecs", "encode")}
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Makes numpy arrays and plain containers; anything else is refused before it runs."""
+class _ArraysOnly(pickle._Unpickler):
+    """Makes arrays and plain containers; anything else is refused before it runs.
+
+    The one in Python: that in C reserves memory for whatever numbers a forged file gives its entries.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NUMPY | _PLAIN:
-            return super().find_class(module, name)
-        raise DataError(f"the pickle wants to run {module}.{name}, which is no array; it is refused")
+        stand_in = _STAND_INS.get((module, name))
+        if stand_in is None:
+            raise DataError(f"the pickle wants to run {module}.{name}, which is no array; it is refused")
+        return stand_in
 
 
 def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
@@ -54,7 +140,7 @@ def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
         raise DataError(f"{path} is a pickle, a format that can carry code; add --allow-pickle if you trust its source")
     try:
         with path.open("rb") as stream:
-            content = _ArraysOnly(stream, encoding="latin1").load()
+            content = _plain(_ArraysOnly(stream, encoding="latin1").load())
     except DataError as error:
         raise DataError(f"{path}: {_line(error)}") from error
     except Exception as error:  # unpickling of a damaged file raises almost anything

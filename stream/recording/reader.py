@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 from mcap.exceptions import McapError
@@ -14,8 +15,9 @@ from mcap.reader import make_reader
 from mcap.records import Channel, Footer, Message, Metadata, Schema
 from mcap.stream_reader import CRCValidationError, StreamReader
 
-from mien.errors import RecordingError
+from mien.errors import RecordingError, WireError
 from mien.messages import About, Prediction, Status
+from mien.stream.limits import check_about, check_prediction, check_status
 from mien.stream.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
@@ -27,6 +29,8 @@ _END_NS = (1 << 63) - 1
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_status = msgspec.json.Decoder(Status).decode
 _decode_about = msgspec.json.Decoder(About).decode
+_Read = TypeVar("_Read")
+_DAMAGED = (msgspec.MsgspecError, WireError, ValueError, OverflowError, RecursionError)
 
 
 class Entry(NamedTuple):
@@ -38,24 +42,36 @@ class Entry(NamedTuple):
     data: bytes
 
     def prediction(self) -> Prediction:
-        """The prediction."""
-        return _decode_prediction(self.data)
+        """The prediction. This and all below raise RecordingError if the message is damaged or of another kind."""
+        message = self._read(_decode_prediction)
+        self._read(lambda _: check_prediction(message))
+        return message
 
     def status(self) -> Status:
         """The status."""
-        return _decode_status(self.data)
+        message = self._read(_decode_status)
+        self._read(lambda _: check_status(message))
+        return message
 
     def features(self) -> tuple[FeaturesRecord, Frames]:
         """The features, and the message as it was on the wire."""
-        return channels.features_frames(self.data)
+        return self._read(channels.features_frames)
 
     def preview(self) -> Preview:
         """The picture."""
-        return channels.preview_of(self.data)
+        return self._read(channels.preview_of)
 
     def sound(self) -> Sound:
         """The piece of sound."""
-        return channels.sound_of(self.data)
+        return self._read(channels.sound_of)
+
+    def _read(self, read: Callable[[bytes], _Read]) -> _Read:
+        try:
+            return read(self.data)
+        except _DAMAGED as error:
+            raise RecordingError(
+                f"a message on {self.channel} is damaged: {_line(error)}; copy the recording anew"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ class Recording:
                 ):
                     yield Entry(channel.topic, message.log_time, message.publish_time, message.data)
             except _BROKEN as error:
-                raise RecordingError(f"{self.path} is damaged: {error}; copy it anew") from error
+                raise RecordingError(f"{self.path} is damaged: {_line(error)}; copy it anew") from error
 
     def predictions(self) -> Iterator[Prediction]:
         """All predictions, in their order."""
@@ -126,7 +142,15 @@ class Recording:
             yield entry.prediction()
 
 
-_BROKEN = (McapError, CRCValidationError, EOFError, ValueError, MemoryError, zlib.error, KeyError, OverflowError)
+_BROKEN = (
+    McapError, CRCValidationError, EOFError, ValueError, MemoryError, zlib.error, KeyError, OverflowError, struct.error,
+    OSError,
+)  # fmt: skip
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else " " for c in f"{type(error).__name__}: {error}"[:200])
 
 
 def open_recording(path: Path) -> Recording:
@@ -141,7 +165,10 @@ def open_recording(path: Path) -> Recording:
         file.seek(0)
         whole = _read_index(file)
         file.seek(0)
-        about, facts, cut_off = _survey(path, file, whole)
+        try:
+            about, facts, cut_off = _survey(path, file, whole)
+        except (*_BROKEN, msgspec.MsgspecError, WireError, AttributeError, RecursionError) as error:
+            raise RecordingError(f"{path} is damaged: {_line(error)}; copy it anew") from error
     return Recording(path, about, cut_off, *facts)
 
 
@@ -172,7 +199,7 @@ def _survey(path: Path, file: BinaryIO, summary: Any) -> tuple[About | None, tup
         about = None
         if channels.ABOUT in names:
             for _, _, message in reader.iter_messages([channels.ABOUT]):
-                about = _decode_about(message.data)
+                about = _about(message.data)
                 break
         statistics = summary.statistics
         return about, (names, statistics.message_start_time, statistics.message_end_time), False
@@ -189,9 +216,15 @@ def _survey(path: Path, file: BinaryIO, summary: Any) -> tuple[About | None, tup
             first_ns = first_ns or record.log_time
             last_ns = max(last_ns, record.log_time)
             if name == channels.ABOUT and about is None:
-                about = _decode_about(record.data)
+                about = _about(record.data)
     _check_format(path, formats)
     return about, (frozenset(names_seen), first_ns, last_ns), True
+
+
+def _about(data: bytes) -> About:
+    about = _decode_about(data)
+    check_about(about)
+    return about
 
 
 def _check_format(path: Path, formats: list[str | None]) -> None:

@@ -1,0 +1,44 @@
+"""Every reader of foreign bytes, against damaged ones: refused or well-formed, and never anything else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.mutation import mutate
+from tests.fuzz.seeds import CORPUS, seeds
+from tests.fuzz.targets import TARGETS, join
+
+SEEDS = seeds()
+
+
+def test_every_target_has_seeds_and_takes_them() -> None:
+    assert SEEDS.keys() == TARGETS.keys()
+    assert all(TARGETS[name](data) for name, inputs in SEEDS.items() for data in inputs)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_fuzzing_has_found_before(name: str) -> None:
+    """The corpus: inputs that reached something new, or were bugs once."""
+    inputs = sorted((CORPUS / name).iterdir())
+    assert inputs
+    for path in inputs:
+        TARGETS[name](path.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.randoms(use_true_random=False))
+def test_damage(name: str, data: st.DataObject, chance: random.Random) -> None:
+    TARGETS[name](mutate(data.draw(st.sampled_from(SEEDS[name])), chance))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.binary(max_size=200), max_size=5))
+def test_random_bytes_are_refused(name: str, frames: list[bytes]) -> None:
+    taken = TARGETS[name](join(frames))
+    assert not taken or name in ("config", "edges"), "chance makes no message"
