@@ -6,7 +6,7 @@
 # PYTHON=... names another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint types check bench test-gpu test-tensorrt clean
+.PHONY: help demo test test-long lint types check bench fuzz test-gpu test-tensorrt clean
 
 BIN := .venv/bin
 # One thread a library: on a machine that is busy, threads that spin for each other make torch 20 times slower.
@@ -45,6 +45,10 @@ check: lint types test test-long  ## lint, types and tests
 bench:  ## the benchmark of a paced stream on this machine (ARGS="single", "engines", ...)
 	@sh scripts/setup.sh live
 	@$(BIN)/mien bench $(or $(ARGS),paced)
+
+fuzz:  ## coverage-guided fuzzing of all that reads foreign bytes, two million cases (ARGS="--target features --cases 10000")
+	@sh scripts/setup.sh dev,fuzz
+	$(BIN)/python -m tests.fuzz.guided $(ARGS)
 
 test-gpu:  ## tests that need an NVIDIA GPU; visibly skipped without one
 	@sh scripts/setup.sh dev
