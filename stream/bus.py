@@ -58,6 +58,7 @@ class Publisher:
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
         self.shaken_off = 0
+        self._questions = 0
         self._last: dict[bytes, list[bytes]] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self._tell_time: Callable[[bytes], list[bytes]] | None = None
@@ -104,6 +105,7 @@ class Publisher:
                 continue
             prefix = event[1:]
             if prefix.startswith(b"clock/"):
+                self._questions = max(self._questions + (1 if event[0] else -1), 0)
                 if event[0] == 1 and self._tell_time is not None:
                     self._send(self._tell_time(prefix))
                 continue
@@ -115,10 +117,11 @@ class Publisher:
                 self.subscriptions[prefix] -= 1
                 if self.subscriptions[prefix] <= 0:
                     del self.subscriptions[prefix]
-        if len(self.subscriptions) > _MAX_SUBSCRIPTIONS:
+        if len(self.subscriptions) + self._questions > _MAX_SUBSCRIPTIONS:
             # libzmq would keep them all, 10 KB each. It forgets them with the connections, and honest ones come back.
             self.shaken_off += 1
             self.subscriptions.clear()
+            self._questions = 0
             self._rebind()
         now_s = time.monotonic()
         if self._guard is not None and now_s - self._looked_s >= _LOOK_INTERVAL_S:

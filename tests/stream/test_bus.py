@@ -209,17 +209,18 @@ attacker.setsockopt(zmq.SNDHWM, 0)
 attacker.setsockopt(zmq.RECONNECT_IVL, -1)
 attacker.connect(sys.argv[1])
 for number in range(100_000):
-    attacker.send(b"\\x01" + str(number).encode() * 25)
+    attacker.send(b"\\x01" + sys.argv[2].encode() + str(number).encode() * 20)
 time.sleep(60)
 """
 
 
-def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int) -> None:
+@pytest.mark.parametrize("prefix", ["prediction/", "clock/"])
+def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: str) -> None:
     psutil = pytest.importorskip("psutil")
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     process = psutil.Process()
     before_mb = process.memory_info().rss / 2**20
-    attacker = subprocess.Popen([sys.executable, "-c", _FLOOD, publisher.endpoint])
+    attacker = subprocess.Popen([sys.executable, "-c", _FLOOD, publisher.endpoint, prefix])
     try:
         wait_for(lambda: publisher.shaken_off, publisher, timeout_s=60)
         receiver = Receiver(publisher.endpoint, (b"prediction/",))
