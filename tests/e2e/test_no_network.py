@@ -1,0 +1,78 @@
+"""At run time no packet leaves the machine: the demo in a network namespace whose only way out counts packets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from mien.assets import asset_path
+from mien.config import AssetsConfig
+from mien.errors import AssetError
+from tests.e2e.conftest import command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.assets]
+
+# A card that leads nowhere and counts whatever is sent to any address but loopback, name servers among them.
+_OUTSIDE = """
+set -e
+ip link set lo up
+ip link add outside type veth peer name void
+for card in outside void; do
+    if [ -d /proc/sys/net/ipv6 ]; then echo 1 >/proc/sys/net/ipv6/conf/$card/disable_ipv6; fi
+done
+ip link set void up
+ip address add 192.0.2.1/24 dev outside
+ip link set outside up
+ip route add default via 192.0.2.254 dev outside
+"$@"
+ip -json -statistics link show dev outside >&2
+"""
+
+
+def run_apart(*arguments: str) -> tuple[str, int]:
+    """Standard output of a command in a namespace of its own, and how many packets tried to leave it."""
+    ran = subprocess.run(
+        ["unshare", "--net", "sh", "-c", _OUTSIDE, "sh", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    [card] = json.loads(ran.stderr.splitlines()[-1])
+    return ran.stdout, int(card["stats64"]["tx"]["packets"])
+
+
+@pytest.fixture(autouse=True)
+def _namespaces() -> None:
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("unshare and ip (Debian: util-linux, iproute2) are not installed")
+    made = subprocess.run(["unshare", "--net", "ip", "link", "add", "outside", "type", "veth"], capture_output=True)
+    if made.returncode != 0:
+        pytest.skip(f"no network namespaces here: {made.stderr.decode().strip()} (they need root)")
+
+
+def test_a_packet_that_leaves_is_counted() -> None:
+    """Otherwise the test below could not fail."""
+    said = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'out', ('198.51.100.7', 53))"
+    assert run_apart(sys.executable, "-c", said)[1] >= 1
+
+
+@pytest.mark.timeout(400)
+def test_the_whole_demo_sends_nothing_out() -> None:
+    for name in ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2"):
+        try:
+            asset_path(name, AssetsConfig(offline=True))
+        except AssetError as error:
+            pytest.skip(str(error))
+    demo = command("demo", "--sample", "--headless", "--json", "--seconds", "12")
+    out, packets = run_apart(*demo)
+    predictions = [json.loads(line) for line in out.splitlines()]
+    assert len(predictions) > 20
+    assert any(prediction["words"] for prediction in predictions), "the recogniser was at work too"
+    assert packets == 0
