@@ -23,7 +23,12 @@ from mien.errors import AssetError
 from tests.e2e.conftest import SAMPLE
 from tests.e2e.hosts import Network, lacking
 
-pytestmark = [pytest.mark.e2e, pytest.mark.assets, pytest.mark.skipif(sys.platform != "linux", reason="namespaces")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.long,
+    pytest.mark.assets,
+    pytest.mark.skipif(sys.platform != "linux", reason="namespaces"),
+]
 
 AHEAD_NS = 3_000_000_000
 HOSTS = ("camera", "inference", "reader", "stranger")

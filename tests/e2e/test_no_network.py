@@ -14,7 +14,7 @@ from mien.config import AssetsConfig
 from mien.errors import AssetError
 from tests.e2e.conftest import command
 
-pytestmark = [pytest.mark.e2e, pytest.mark.assets]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]
 
 # A card that leads nowhere and counts whatever is sent to any address but loopback, name servers among them.
 _OUTSIDE = """

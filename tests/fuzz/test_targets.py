@@ -30,14 +30,14 @@ def test_what_fuzzing_has_found_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data(), st.randoms(use_true_random=False))
 def test_damage(name: str, data: st.DataObject, chance: random.Random) -> None:
     TARGETS[name](mutate(data.draw(st.sampled_from(SEEDS[name])), chance))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.binary(max_size=200), max_size=5))
 def test_random_bytes_are_refused(name: str, frames: list[bytes]) -> None:
     taken = TARGETS[name](join(frames))
