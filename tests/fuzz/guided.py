@@ -88,7 +88,7 @@ def run(name: str, cases: int, keep: bool) -> Outcome:
         ran = subprocess.run(
             [sys.executable, "-m", "tests.fuzz.guided", "--inside", name, "--cases", str(cases), "--",
              *options, str(new), str(CORPUS / name)],
-            capture_output=True, text=True, errors="replace", check=False,
+            capture_output=True, text=True, errors="replace", check=False, env=os.environ | {"TMPDIR": folder},
         )  # fmt: skip
         done = re.search(r"stat::number_of_executed_units:\s*(\d+)", ran.stderr)
         grown = re.search(r"grown (-?[\d.]+) MB", ran.stderr)

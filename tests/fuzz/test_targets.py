@@ -31,9 +31,11 @@ def test_what_fuzzing_has_found_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data(), st.randoms(use_true_random=False))
-def test_damage(name: str, data: st.DataObject, chance: random.Random) -> None:
-    TARGETS[name](mutate(data.draw(st.sampled_from(SEEDS[name])), chance))
+@given(st.integers(0, 2**32 - 1))
+def test_damage(name: str, seed: int) -> None:
+    # Not drawn as hypothesis' own chance: that needs subnormal numbers, which libraries of other tests switch off.
+    chance = random.Random(seed)
+    TARGETS[name](mutate(chance.choice(SEEDS[name]), chance))
 
 
 @pytest.mark.parametrize("name", TARGETS)
