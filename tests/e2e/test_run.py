@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import zmq
 
 import mien
 from mien.messages import FeatureWindow
-from mien.stream.bus import Receiver
 from mien.stream.subscriber import Subscriber
 from mien.stream.wire import decode_features, json_schema
 from tests.e2e.conftest import SAMPLE, command, comparable, run_json
@@ -84,22 +84,35 @@ def record_features(port: int, *arguments: str) -> dict[str, list[FeatureWindow]
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
     )
-    receivers = {
-        name: Receiver(f"tcp://127.0.0.1:{port + offset}", (b"features/",), high_water_mark=10_000)
-        for name, offset in (("vision", 1), ("audio", 2))
-    }
-    taken: dict[str, list[FeatureWindow]] = {name: [] for name in receivers}
-    while process.poll() is None:
-        for name, receiver in receivers.items():
-            taken[name] += [decode_features(frames) for frames in receiver.drain()]
+    listeners = {name: eager_listener(port + offset) for name, offset in (("vision", 1), ("audio", 2))}
+    taken: dict[str, list[FeatureWindow]] = {name: [] for name in listeners}
+    alive = True
+    while alive:
+        alive = process.poll() is None
         time.sleep(0.002)
-    for name, receiver in receivers.items():
-        taken[name] += [decode_features(frames) for frames in receiver.drain()]
-        receiver.close()
+        for name, listener in listeners.items():
+            while listener.poll(0):
+                taken[name].append(decode_features(listener.recv_multipart()))
+    for listener in listeners.values():
+        listener.close(0)
     assert process.stderr is not None
     assert process.returncode == 0, process.stderr.read().decode()
     process.stderr.close()
     return taken
+
+
+def eager_listener(port: int) -> zmq.Socket[bytes]:
+    """Subscribed to features the moment that a worker has its port.
+
+    A clip that is played in full does not wait for anybody but the inference process, and an ordinary receiver, which
+    asks a port that nobody has at growing intervals, may miss half of it.
+    """
+    socket = zmq.Context.instance().socket(zmq.SUB)
+    socket.setsockopt(zmq.RECONNECT_IVL, 2)
+    socket.setsockopt(zmq.RCVHWM, 10_000)
+    socket.subscribe(b"features/")
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    return socket
 
 
 def rows(messages: list[FeatureWindow]) -> dict[int, np.ndarray]:
