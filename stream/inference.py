@@ -19,14 +19,9 @@ from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Transcr
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.about import published_config, versions
 from mien.stream.assembler import Assembler
-from mien.stream.bus import Publisher, Receiver
-from mien.stream.clock_exchange import ClockExchange
-from mien.stream.faults import Faults
-from mien.stream.meter import RateMeter, ResourceMeter
-from mien.stream.modality import WORKERS
-from mien.stream.process import Control
-from mien.stream.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger, spans_of
-from mien.stream.wire import (
+from mien.stream.bus.clock_exchange import ClockExchange
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import (
     decode_cue,
     decode_features,
     decode_status,
@@ -35,6 +30,11 @@ from mien.stream.wire import (
     encode_status,
     topic,
 )
+from mien.stream.faults import Faults
+from mien.stream.modality import WORKERS
+from mien.stream.monitoring.meter import RateMeter, ResourceMeter
+from mien.stream.process import Control
+from mien.stream.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger, spans_of
 
 _STATUS_INTERVAL_S = 1.0
 _AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest

@@ -16,11 +16,11 @@ from mien.clock import NS_PER_S
 from mien.config import Config
 from mien.errors import WireError
 from mien.messages import Float32
-from mien.stream.bus import Publisher
-from mien.stream.curve import host_of, is_loopback
-from mien.stream.limits import MAX_TIME_NS, NAME
+from mien.stream.bus.curve import host_of, is_loopback
+from mien.stream.bus.limits import MAX_TIME_NS, NAME
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames, topic
 from mien.stream.modality import Picture
-from mien.stream.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames, topic
 
 MAX_HZ = 15.0
 MAX_SIDE = 480

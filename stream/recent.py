@@ -14,7 +14,7 @@ import msgspec
 
 from mien.clock import NS_PER_S
 from mien.errors import WireError
-from mien.stream.wire import MAX_PAYLOAD_BYTES, VERSION_BYTE, Frames, decode_feature_header, open_frames, topic
+from mien.stream.bus.wire import MAX_PAYLOAD_BYTES, VERSION_BYTE, Frames, decode_feature_header, open_frames, topic
 
 KEPT_NS = 8 * NS_PER_S  # the window, and what an encoder's steps and late rows need beyond it
 

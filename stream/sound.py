@@ -13,11 +13,10 @@ import numpy as np
 
 from mien.config import Config
 from mien.errors import WireError
-from mien.stream.bus import Publisher
-from mien.stream.curve import host_of, is_loopback
-from mien.stream.limits import MAX_TIME_NS, NAME
-from mien.stream.modality import SoundPiece
-from mien.stream.wire import (
+from mien.stream.bus.curve import host_of, is_loopback
+from mien.stream.bus.limits import MAX_TIME_NS, NAME
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     VERSION_BYTE,
@@ -25,6 +24,7 @@ from mien.stream.wire import (
     open_frames,
     topic,
 )
+from mien.stream.modality import SoundPiece
 
 _PREFIX = b"sound/"
 

@@ -17,8 +17,8 @@ import zmq
 
 from mien.errors import BusError, WireError
 from mien.messages import Prediction, Status
-from mien.stream.bus import Receiver
-from mien.stream.wire import decode_prediction, decode_status, topic
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_prediction, decode_status, topic
 
 _MAX_SESSIONS = 1024  # whatever names somebody invents, what is kept of them is bounded
 _MAX_WORKERS = 256

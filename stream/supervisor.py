@@ -22,8 +22,8 @@ from mien.errors import MienError, SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.child import Child, Event, log_path
+from mien.stream.monitoring.report import Report
 from mien.stream.process import PATIENCE_S, Assignment, Order
-from mien.stream.report import Report
 from mien.stream.session import Session
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks

@@ -2,7 +2,7 @@
 
 `FeatureWindow`, `Prediction` and `Status` travel between processes (see `stream/protocol.md`); `Window` lives in
 the inference process only. Every time is session time in nanoseconds (see `mien.clock`). Arrays are checked once,
-where they enter (`mien.stream.wire` for messages, the extractors for what they make), and trusted after that.
+where they enter (`mien.stream.bus.wire` for messages, the extractors for what they make), and trusted after that.
 """
 
 from __future__ import annotations

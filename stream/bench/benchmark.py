@@ -13,8 +13,8 @@ from mien.messages import ModalitySpec, Prediction, Window
 from mien.stream.assembler import Assembler
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import SyntheticStream
-from mien.stream.bus import Publisher, Receiver
-from mien.stream.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
 
 WARM_UP = 20
 

@@ -22,7 +22,7 @@ import zmq
 from mien.messages import Prediction
 from mien.stream.bench.devices import CameraServer, SoundCard
 from mien.stream.bench.witness import SILENCE_S, Witness
-from mien.stream.bus import Receiver
+from mien.stream.bus.sockets import Receiver
 from mien.stream.modality import WORKERS
 from mien.stream.session import Session
 from mien.stream.subscriber import Subscriber

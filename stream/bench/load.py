@@ -24,12 +24,12 @@ from mien.messages import FeatureWindow, ModalitySpec
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
-from mien.stream.bus import Publisher, Receiver
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import decode_prediction, encode_features, topic
 from mien.stream.child import Child, Event
 from mien.stream.modality import WORKERS
 from mien.stream.process import Assignment
 from mien.stream.subscriber import Subscriber
-from mien.stream.wire import decode_prediction, encode_features, topic
 
 _READY_S = 180.0
 _SETTLE_S = 3.0

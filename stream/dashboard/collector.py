@@ -12,11 +12,11 @@ from typing import Any
 from mien.config import BusConfig
 from mien.errors import WireError
 from mien.messages import About, Prediction, Status
-from mien.stream.bus import Receiver
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_about, decode_features, topic
 from mien.stream.dashboard.history import History
 from mien.stream.preview import Preview, decode_edges, decode_preview
 from mien.stream.subscriber import Subscriber
-from mien.stream.wire import decode_about, decode_features, topic
 
 STALE_S = 2.0  # without a prediction
 _WATCH_S = 2.0  # a browser that has not asked for so long does not watch

@@ -15,7 +15,7 @@ import msgspec
 
 from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
-from mien.stream.curve import is_loopback
+from mien.stream.bus.curve import is_loopback
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.keeping import Keeping, Label
 

@@ -16,9 +16,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from mien.clock import Clock
 from mien.config import Config
 from mien.messages import Bool, Float32, ModalitySpec
+from mien.stream.modalities.slots import SlotClock
 from mien.stream.modality import Health, Modality, Rows, SoundPiece
 from mien.stream.session import source_origin
-from mien.stream.slots import SlotClock
 from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
 from mien.stream.speech.pitch import FLOOR, SPAN, yin

@@ -23,9 +23,9 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.messages import About, Prediction, Status
+from mien.stream.bus.wire import VERSION_BYTE, FeatureHeader, Frames, decode_feature_header, open_frames, topic
 from mien.stream.preview import Preview
 from mien.stream.sound import Sound
-from mien.stream.wire import VERSION_BYTE, FeatureHeader, Frames, decode_feature_header, open_frames, topic
 
 PROFILE = "mien"
 METADATA = "mien"

@@ -13,11 +13,11 @@ from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.errors import MienError, WireError, WorkerError
 from mien.messages import Prediction
-from mien.stream.bus import Publisher, Receiver
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import decode_prediction, encode_cue, topic
 from mien.stream.modality import WORKERS
 from mien.stream.recording.cues import Cued, CueMaker, Sent
 from mien.stream.recording.reader import Recording
-from mien.stream.wire import decode_prediction, encode_cue, topic
 
 # What is not for those who come later, as in a live session: rows that append, pictures, sound.
 _FLEETING = (b"/vision", b"/audio", b"/picture", b"/")

@@ -16,7 +16,8 @@ from mien.clock import NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.errors import RecordingError, WireError
 from mien.messages import About, Prediction, Status
-from mien.stream.bus import Receiver
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_about, decode_prediction, decode_status, topic
 from mien.stream.modality import WORKERS
 from mien.stream.preview import decode_edges, decode_preview
 from mien.stream.recent import decode_recent
@@ -24,7 +25,6 @@ from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
 from mien.stream.recording.writer import RecordingWriter
 from mien.stream.sound import decode_sound
-from mien.stream.wire import decode_about, decode_prediction, decode_status, topic
 
 _QUEUE = 10_000  # messages that wait while the disk is slow
 _DRAIN_S = 0.5  # for what is still under way when it is told to stop

@@ -12,10 +12,10 @@ from mien.errors import DataError
 from mien.messages import Bool, Float32, Int64
 from mien.models.corpora import RECORDING_SUFFIX, CorpusItem
 from mien.models.datasets import RawRows, word_times_ns
+from mien.stream.bus.wire import decode_features
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.table import zero_ns_of
-from mien.stream.wire import decode_features
 
 if TYPE_CHECKING:
     from mien.stream.modalities.text import TextEncoder

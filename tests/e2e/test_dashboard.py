@@ -26,7 +26,7 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_MS
 from mien.config import AssetsConfig
 from mien.errors import AssetError
-from mien.stream.bus import Receiver
+from mien.stream.bus.sockets import Receiver
 from mien.stream.dashboard.watcher import Audience, Watcher
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command

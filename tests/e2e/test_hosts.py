@@ -39,8 +39,8 @@ _MIEN_AHEAD = (
 # What the camera says, by its own clock, as its own machine hears it.
 _LISTEN = """
 import json, sys, time
-from mien.stream.bus import Receiver
-from mien.stream.wire import decode_features
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_features
 receiver = Receiver(sys.argv[1], (b"features/",), 10_000)
 while True:
     for frames in receiver.drain():

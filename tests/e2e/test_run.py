@@ -19,8 +19,8 @@ import zmq
 
 import mien
 from mien.messages import FeatureWindow
+from mien.stream.bus.wire import decode_features, json_schema
 from mien.stream.subscriber import Subscriber
-from mien.stream.wire import decode_features, json_schema
 from tests.e2e.conftest import SAMPLE, command, comparable, run_json
 
 pytestmark = [pytest.mark.e2e, pytest.mark.assets]

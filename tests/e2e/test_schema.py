@@ -15,8 +15,8 @@ import pytest
 from mien.config import BusConfig
 from mien.emotions import EMOTIONS
 from mien.messages import About, Prediction, Status, Transcript, Word
-from mien.stream.bus import Publisher
-from mien.stream.wire import (
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import (
     Frames,
     decode_about,
     decode_prediction,

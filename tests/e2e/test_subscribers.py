@@ -17,8 +17,8 @@ from mien.config import AssetsConfig, BusConfig
 from mien.emotions import EMOTIONS
 from mien.errors import AssetError
 from mien.messages import Prediction, Transcript
-from mien.stream.bus import Publisher
-from mien.stream.wire import encode_prediction
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_prediction
 
 pytestmark = pytest.mark.e2e
 

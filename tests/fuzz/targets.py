@@ -24,9 +24,10 @@ from mien.errors import MienError
 from mien.messages import FeatureWindow, ModalitySpec
 from mien.models.checkpoint import load_checkpoint
 from mien.models.mmsa import read_mmsa
-from mien.stream import clock_exchange, limits, preview, sound, wire
+from mien.stream import preview, sound
 from mien.stream.assembler import Assembler
-from mien.stream.keyring import Keyring, parse_public
+from mien.stream.bus import clock_exchange, limits, wire
+from mien.stream.bus.keyring import Keyring, parse_public
 
 Target = Callable[[bytes], bool]
 Frames = list[bytes]
@@ -119,7 +120,7 @@ def _json(kind: str, decode: Callable[[Frames], Any], encode: Callable[[Any], Fr
 
 def _show(prediction: Any) -> None:
     from mien.cli._view import line
-    from mien.stream.summary import Summary
+    from mien.stream.monitoring.summary import Summary
 
     assert line(prediction).isprintable()
     summary = Summary(warm_up=0)

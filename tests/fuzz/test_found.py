@@ -12,8 +12,8 @@ import pytest
 
 from mien.errors import DataError, MienError, RecordingError, WireError
 from mien.models.mmsa import read_mmsa
-from mien.stream import wire
-from mien.stream.keyring import parse_public
+from mien.stream.bus import wire
+from mien.stream.bus.keyring import parse_public
 from mien.stream.recording.reader import Entry, open_recording
 from tests.fuzz.seeds import seeds
 

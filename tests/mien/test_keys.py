@@ -13,7 +13,7 @@ from pathlib import Path
 import zmq
 
 from mien.config import BusConfig
-from mien.stream.bus import Publisher
+from mien.stream.bus.sockets import Publisher
 
 
 def mien(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:

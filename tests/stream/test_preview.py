@@ -17,7 +17,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import BusConfig, ClipConfig, Config, VideoConfig
 from mien.errors import WireError
 from mien.messages import Float32
-from mien.stream.bus import Publisher, Receiver
+from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.modality import Picture
 from mien.stream.preview import PreviewPublisher, decode_edges, decode_preview, encode_preview
 from tests.stream.pictures import portrait

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mien.stream.slots import SlotClock
+from mien.stream.modalities.slots import SlotClock
 
 SLOT = 20_000_000
 

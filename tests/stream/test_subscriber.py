@@ -14,9 +14,9 @@ import mien
 from mien.config import BusConfig
 from mien.errors import BusError
 from mien.messages import Prediction
-from mien.stream.bus import Publisher
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_prediction, encode_status
 from mien.stream.subscriber import Subscriber
-from mien.stream.wire import encode_prediction, encode_status
 from tests.stream.test_bus import wait_for
 from tests.stream.test_wire import PREDICTION, STATUS
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mien.config import Config
 from mien.messages import Status
-from mien.stream.notify import ServiceManager
+from mien.stream.monitoring.notify import ServiceManager
 
 _AMISS = ("degraded", "failed")
 
@@ -71,7 +71,7 @@ class Service:
             BusError: the port is in use.
         """
         if self._config.service.metrics_port:
-            from mien.stream.exporter import Exporter
+            from mien.stream.monitoring.exporter import Exporter
 
             bus = self._config.bus
             self._exporter = Exporter(

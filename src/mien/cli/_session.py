@@ -23,12 +23,12 @@ from mien.cli import _view
 from mien.cli._service import Journal, Service
 from mien.messages import Prediction
 from mien.stream.dashboard.launch import Companion
+from mien.stream.monitoring.summary import STAGES, Summary
 from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.player import Player
 from mien.stream.recording.recorder import RecorderState
 from mien.stream.session import Session
 from mien.stream.subscriber import Subscriber
-from mien.stream.summary import STAGES, Summary
 from mien.stream.supervisor import Supervisor
 
 _FRAME_S = 0.1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mien.stream.keyring import Keyring
+    from mien.stream.bus.keyring import Keyring
 
 group = typer.Typer(
     help="Keys of this machine and of those that may connect to it; beyond one machine nothing goes without them.",
@@ -18,7 +18,7 @@ Folder = Annotated[str, typer.Option(help="Folder of the keys; without it, the u
 
 
 def _keyring(folder: str) -> Keyring:
-    from mien.stream.keyring import Keyring
+    from mien.stream.bus.keyring import Keyring
 
     return Keyring(folder)
 
@@ -29,7 +29,7 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Replace the keys that are there.")] = False,
 ) -> None:
     """Make this machine's keys, once. What is printed is public."""
-    from mien.stream.keyring import to_hex
+    from mien.stream.bus.keyring import to_hex
 
     keyring = _keyring(folder)
     identity = keyring.create(force=force)
@@ -59,7 +59,7 @@ def list_all(
     import json
 
     from mien.errors import KeysError
-    from mien.stream.keyring import to_hex
+    from mien.stream.bus.keyring import to_hex
 
     keyring = _keyring(folder)
     peers = {name: {"key": to_hex(peer.public), "host": peer.host} for name, peer in keyring.peers().items()}

@@ -17,7 +17,7 @@ def command(
     import signal
     import threading
 
-    from mien.stream.exporter import Exporter
+    from mien.stream.monitoring.exporter import Exporter
 
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -7,6 +7,6 @@ import json
 
 def command() -> None:
     """Print the JSON Schema of prediction and status messages."""
-    from mien.stream.wire import json_schema
+    from mien.stream.bus.wire import json_schema
 
     print(json.dumps(json_schema(), indent=2))

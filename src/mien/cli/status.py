@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mien.stream.observer import Condition
+    from mien.stream.monitoring.observer import Condition
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
     import msgspec
 
     from mien.errors import BusError
-    from mien.stream.observer import Observer
+    from mien.stream.monitoring.observer import Observer
     from mien.stream.subscriber import Subscriber
 
     with Subscriber(endpoint, session=session, keys=keys) as subscriber:

@@ -17,11 +17,11 @@ from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.emotions import EMOTIONS
 from mien.messages import About, Origin, Prediction, Status, WorkerState
-from mien.stream.bus import Publisher
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import STALE_S, Collector
 from mien.stream.preview import Preview, encode_jpeg, encode_preview
-from mien.stream.wire import encode_about, encode_prediction, encode_status
 
 
 def free_ports() -> int:

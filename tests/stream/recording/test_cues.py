@@ -9,10 +9,10 @@ import pytest
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import FeatureWindow, Prediction
 from mien.stream.assembler import Assembler
+from mien.stream.bus.wire import decode_features
 from mien.stream.recording.cues import Cued, CueMaker, Sent
 from mien.stream.recording.reader import open_recording
 from mien.stream.schedule import CueSchedule
-from mien.stream.wire import decode_features
 from tests.stream.recording import sessions
 from tests.stream.recording.sessions import SPECS, START_NS, digest, live, write
 

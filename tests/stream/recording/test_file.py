@@ -19,12 +19,12 @@ from mcap.writer import Writer
 
 from mien.errors import RecordingError
 from mien.messages import FeatureWindow, Prediction
+from mien.stream.bus.wire import decode_features, encode_features
 from mien.stream.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.writer import RecordingWriter, rewrite
 from mien.stream.sound import Sound
-from mien.stream.wire import decode_features, encode_features
 from tests.stream.recording.sessions import ABOUT, live, write
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_is_said_in_one_line_and_what_came_before_can_be_read(tmp_pa
     from mien.errors import RecordingError
     from mien.stream.recording import channels, writer
     from tests.stream.recording.sessions import live
-    from mien.stream.wire import encode_features
+    from mien.stream.bus.wire import encode_features
     from mien.messages import FeatureWindow
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     writer.FLUSH_S = 0.0

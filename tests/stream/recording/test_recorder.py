@@ -15,7 +15,8 @@ import pytest
 from mien.config import BusConfig, Config, load_config
 from mien.errors import RecordingError, WireError
 from mien.messages import FeatureWindow, Prediction, Status
-from mien.stream.bus import Publisher, Receiver
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import encode_about, encode_features, encode_prediction, encode_status
 from mien.stream.modality import WORKERS, SoundPiece
 from mien.stream.preview import Preview, encode_preview
 from mien.stream.recent import RecentFeatures, decode_recent
@@ -24,7 +25,6 @@ from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.recorder import Recorder
 from mien.stream.sound import SoundPublisher, decode_sound, sound_frames
-from mien.stream.wire import encode_about, encode_features, encode_prediction, encode_status
 from tests.stream.recording.sessions import ABOUT, START_NS, live
 
 STATUS = Status(session="default", worker="video", run=1, t_ns=START_NS, state="running", pid=1)

@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 from mien.clock import Clock
-from mien.stream.report import Report
+from mien.stream.monitoring.report import Report
 
 STEP = """
 import sys
 from mien.clock import Clock
 from mien.stream.process import _step_wall_clock
-from mien.stream.report import Report
+from mien.stream.monitoring.report import Report
 clock = Clock()
 report = Report("s", clock)
 assert report.wall_step() is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Word
-from mien.stream.summary import Histogram, Summary
+from mien.stream.monitoring.summary import Histogram, Summary
 from tests.stream.test_wire import PREDICTION, STATUS
 
 

@@ -12,9 +12,9 @@ import zmq
 
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
-from mien.stream.bus import Publisher, Receiver
-from mien.stream.curve import host_of, is_guarded
-from mien.stream.keyring import Keyring
+from mien.stream.bus.curve import host_of, is_guarded
+from mien.stream.bus.keyring import Keyring
+from mien.stream.bus.sockets import Publisher, Receiver
 
 MESSAGE = [b"prediction/default/", b"\x01", b"{}"]
 

@@ -15,9 +15,9 @@ import msgspec
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.errors import WireError
 from mien.messages import FeatureWindow
-from mien.stream.bus import Receiver
-from mien.stream.limits import MAX_TIME_NS
-from mien.stream.wire import VERSION_BYTE, open_frames, topic
+from mien.stream.bus.limits import MAX_TIME_NS
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import VERSION_BYTE, open_frames, topic
 
 _KEPT = 64
 _EAGER = 24  # exchanges at first, before one a second is enough

@@ -17,7 +17,7 @@ import zmq
 
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
-from mien.stream.curve import Guard, Link, host_of, is_guarded, is_loopback
+from mien.stream.bus.curve import Guard, Link, host_of, is_guarded, is_loopback
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
 _MAX_TOPICS = 256
@@ -91,7 +91,7 @@ class Publisher:
         self._answers[topic] = make
 
     def tell_time(self, make: Callable[[bytes], list[bytes]]) -> None:
-        """Have a question for the time answered, see `mien.stream.clock_exchange`."""
+        """Have a question for the time answered, see `mien.stream.bus.clock_exchange`."""
         self._tell_time = make
 
     def service(self) -> None:

@@ -13,7 +13,7 @@ import zmq
 from zmq.utils import z85
 
 from mien.errors import KeysError
-from mien.stream.keyring import Keyring, parse_public, to_hex
+from mien.stream.bus.keyring import Keyring, parse_public, to_hex
 
 PUBLIC = zmq.curve_keypair()[0].decode()
 

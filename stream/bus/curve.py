@@ -17,7 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from mien.errors import BusError, KeysError
-from mien.stream.keyring import Keyring, keys_folder
+from mien.stream.bus.keyring import Keyring, keys_folder
 
 _LOG = logging.getLogger(__name__)
 _LOG_INTERVAL_S = 10.0

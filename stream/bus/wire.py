@@ -15,7 +15,7 @@ import numpy as np
 
 from mien.errors import WireError
 from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Word
-from mien.stream.limits import (
+from mien.stream.bus.limits import (
     MAX_WORDS,
     NAME,
     check_about,

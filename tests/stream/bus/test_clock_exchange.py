@@ -15,8 +15,8 @@ import mien
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.errors import WireError
-from mien.stream.bus import Publisher, Receiver
-from mien.stream.clock_exchange import ClockExchange, ClockOffset, answer_question, decode_answer, moved
+from mien.stream.bus.clock_exchange import ClockExchange, ClockOffset, answer_question, decode_answer, moved
+from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.subscriber import Subscriber
 from tests.stream.test_wire import features
 

@@ -13,8 +13,8 @@ import pytest
 
 from mien.config import BusConfig
 from mien.errors import BusError
-from mien.stream.bus import Publisher, Receiver
-from mien.stream.curve import is_loopback
+from mien.stream.bus.curve import is_loopback
+from mien.stream.bus.sockets import Publisher, Receiver
 
 CONFIG = BusConfig(high_water_mark=8)
 

@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mien.config import BusConfig
 from mien.errors import BusError
-from mien.stream.bus import Publisher
-from mien.stream.exporter import Exporter
-from mien.stream.notify import ServiceManager
-from mien.stream.wire import encode_prediction, encode_status
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_prediction, encode_status
+from mien.stream.monitoring.exporter import Exporter
+from mien.stream.monitoring.notify import ServiceManager
 from tests.stream.test_wire import PREDICTION, STATUS
 
 PATIENCE_S = 30.0

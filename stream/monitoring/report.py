@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from mien.clock import NS_PER_MS, NS_PER_S, Clock, read_anchor_ns
 from mien.messages import Status, WorkerState
-from mien.stream.meter import ResourceMeter
+from mien.stream.monitoring.meter import ResourceMeter
 
 _STEP_NS = 250 * NS_PER_MS  # the time of day has moved by more against the session's clock: a step, no drift
 

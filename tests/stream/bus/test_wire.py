@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from mien.errors import WireError
 from mien.messages import FeatureWindow, Prediction, Status, Transcript, Word
-from mien.stream import wire
+from mien.stream.bus import wire
 
 
 def features(rows: int = 3, dim: int = 4, **changes: object) -> FeatureWindow:

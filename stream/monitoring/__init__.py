@@ -1,0 +1,1 @@
+"""How a session is: measured by its processes, told to people, supervisors and Prometheus."""
