@@ -45,6 +45,8 @@ class EmotionMetrics:
         uar: unweighted average recall, over the classes that occur in the truth.
         accuracy, weighted_f1: as usual; the weights of F1 are how often a class occurs.
         ece: expected calibration error of the top class in 15 bins.
+        ece_by_chance: what a perfectly calibrated model of the same confidences shows on so few samples: 130 samples
+            cannot tell an error of 0 from one of 0.08.
         confusion: (classes, classes), rows are the truth.
         count: samples.
     """
@@ -53,6 +55,7 @@ class EmotionMetrics:
     accuracy: float
     weighted_f1: float
     ece: float
+    ece_by_chance: float
     confusion: Labels
     count: int
 
@@ -85,11 +88,13 @@ def emotion_metrics(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> Emoti
         raise ValueError(f"truth {y.shape} and probabilities {p.shape} do not belong together")
     guess = p.argmax(1) if len(p) else np.zeros(0, np.int64)
     table = confusion(y, guess, p.shape[1])
+    confidence = p.max(1) if len(p) else np.zeros(0)
     return EmotionMetrics(
         uar=uar(table),
         accuracy=_mean(y == guess),
         weighted_f1=weighted_f1(y, guess),
-        ece=calibration_error(y == guess, p.max(1) if len(p) else np.zeros(0)),
+        ece=calibration_error(y == guess, confidence),
+        ece_by_chance=calibration_error_by_chance(confidence),
         confusion=table,
         count=len(y),
     )
@@ -142,6 +147,16 @@ def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int
     return float(
         sum(abs(b.accuracy - b.confidence) * b.count for b in reliability(right, confidence, bins)) / len(right)
     )
+
+
+def calibration_error_by_chance(confidence: Array, bins: int = 15, draws: int = 100) -> float:
+    """The mean calibration error of a model that is right exactly as often as it says, over `draws` samples of its
+    successes: the least that can be expected of so many items. The same confidences give the same figure."""
+    if len(confidence) == 0:
+        return float("nan")
+    random = np.random.default_rng(0)
+    errors = [calibration_error(random.random(len(confidence)) < confidence, confidence, bins) for _ in range(draws)]
+    return float(np.mean(errors))
 
 
 @dataclass(frozen=True)

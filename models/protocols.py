@@ -149,7 +149,7 @@ def fusion(
 
     def measured(names: Sequence[str], damage: Damage | None = None) -> dict[str, Any]:
         made = figures(groups, score(run, specs, groups, names, damage=damage))
-        return {k: made["emotion"][k] for k in ("uar", "accuracy", "weighted_f1", "ece")} | {
+        return {k: made["emotion"][k] for k in ("uar", "accuracy", "weighted_f1", "ece", "ece_by_chance")} | {
             "confidence": made["confidence"], "gates": made["gates"]
         }  # fmt: skip
 

@@ -47,9 +47,10 @@ def whole(report: dict[str, Any]) -> None:
     table(["text alone", "items", "Acc-2 Has0 / Non0", "F1 Has0 / Non0", "Acc-7", "Acc-5", "MAE", "r"], rows)
     felt = {name: made["emotion"] for name, made in corpora.items() if "emotion" in made}
     table(
-        ["one modality alone", "items", "UAR", "accuracy", "weighted F1", "ECE"],
-        [[NAMES[n], e["count"], e["uar"], e["accuracy"], e["weighted_f1"], e["ece"]] for n, e in felt.items()],
-    )
+        ["one modality alone", "items", "UAR", "accuracy", "weighted F1", "ECE", "ECE by chance"],
+        [[NAMES[n], *(e[k] for k in ("count", "uar", "accuracy", "weighted_f1", "ece", "ece_by_chance"))]
+         for n, e in felt.items()],
+    )  # fmt: skip
     labels = next(iter(felt.values()))["labels"]
     recalls = [
         [name, *(f"{row[k] / sum(row):.2f}" if sum(row) else "" for k, row in enumerate(e["confusion"]))]

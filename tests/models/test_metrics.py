@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from mien.models.metrics import (
     calibration_error,
+    calibration_error_by_chance,
     class_accuracy,
     confidence_curve,
     confusion,
@@ -74,6 +75,18 @@ def test_calibration_error_averages_within_a_bin() -> None:
     right = np.array([True, True, False, True])
     assert calibration_error(right, np.array([0.76, 0.76, 0.79, 0.79]), bins=10) == pytest.approx(0.775 - 0.75)
     assert calibration_error(right, np.ones(4), bins=10) == pytest.approx(0.25)
+
+
+def test_few_samples_of_a_perfectly_calibrated_model_show_an_error_all_the_same() -> None:
+    random = np.random.default_rng(1)
+    few, many = random.uniform(0.3, 1.0, 100), random.uniform(0.3, 1.0, 40_000)
+    by_chance = calibration_error_by_chance(few)
+    assert 0.05 < by_chance < 0.15
+    assert calibration_error_by_chance(many) < 0.01
+    drawn = [calibration_error(np.random.default_rng(k).random(100) < few, few) for k in range(200)]
+    assert by_chance == pytest.approx(np.mean(drawn), abs=0.01)
+    assert calibration_error_by_chance(np.ones(50)) == 0.0, "who is always sure and right leaves nothing to chance"
+    assert np.isnan(calibration_error_by_chance(np.zeros(0)))
 
 
 def test_confidence_curve_goes_from_least_to_most_confident() -> None:

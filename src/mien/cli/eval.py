@@ -204,7 +204,7 @@ def _print(report: dict[str, Any]) -> None:
             m = made["emotion"]
             console.print(
                 f"{title}: UAR {m['uar']:.4f}  accuracy {m['accuracy']:.4f}  weighted F1 {m['weighted_f1']:.4f}  "
-                f"ECE {m['ece']:.4f}  confidence {made['confidence']:.4f}"
+                f"ECE {m['ece']:.4f} ({m['ece_by_chance']:.4f} by chance)  confidence {made['confidence']:.4f}"
             )
             table = Table("truth \\ said", *m["labels"], title="confusion", title_justify="left")
             for name, row in zip(m["labels"], m["confusion"], strict=True):
@@ -260,12 +260,12 @@ def _print_fused(console: Any, made: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        "modalities", "UAR", "accuracy", "ECE", "confidence", title=f"paired by label, {made['count']} groups"
-    )
-    for name, m in made["subsets"].items():
-        table.add_row(name, *(f"{m[k]:.4f}" for k in ("uar", "accuracy", "ece", "confidence")))
-    for name, m in made["noise"].items():
-        table.add_row(f"{name} is noise", *(f"{m[k]:.4f}" for k in ("uar", "accuracy", "ece", "confidence")))
+        "modalities", "UAR", "accuracy", "ECE", "by chance", "confidence",
+        title=f"paired by label, {made['count']} groups",
+    )  # fmt: skip
+    noisy = {f"{name} is noise": m for name, m in made["noise"].items()}
+    for name, m in (made["subsets"] | noisy).items():
+        table.add_row(name, *(f"{m[k]:.4f}" for k in ("uar", "accuracy", "ece", "ece_by_chance", "confidence")))
     console.print(table)
     console.print(f"gain over the best single modality {made['gain_over_best_single']:+.4f}")
     for what in ("without_one_over_best_remaining", "noise_in_one_over_best_remaining"):
