@@ -425,6 +425,37 @@ def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> Non
         session.stop()
 
 
+def test_each_worker_killed_under_an_open_page(open_page: Callable[..., Page]) -> None:
+    """The page names what is missing and why, the others go on, and it is back without anybody's doing."""
+    port = four_free_ports()
+    session = run(port, "--clip", str(SAMPLE), "--loop")
+    page_program, url = dashboard(port)
+    try:
+        await_predictions(port, session)
+        page = open_page(url)
+        page.tab.evaluate("window.untouched = true")
+        for worker, modality in (("video", "vision"), ("audio", "audio"), ("text", "text")):
+
+            def told(modality: str = modality) -> dict[str, Any]:
+                facts: dict[str, Any] = page.tab.evaluate("window.mien.state.facts")[modality]
+                return facts
+
+            page.wait(lambda: told()["state"] == "running" and told()["age_ms"] is not None, 120)
+            child = next(p for p in psutil.Process(session.process.pid).children() if worker in p.cmdline())
+            child.kill()
+            killed_s = time.monotonic()
+            page.wait(lambda: "died" in told()["note"] and told()["age_ms"] is None, 10)
+            print(f"{worker}: said to be missing after {time.monotonic() - killed_s:.2f} s", end=", ")
+            page.wait(lambda: told()["state"] == "running" and told()["age_ms"] is not None, 60)
+            print(f"back after {time.monotonic() - killed_s:.2f} s")
+            assert page.badges() == ["SAMPLE"], "what is left is predicted from all the while"
+        assert page.tab.evaluate("window.untouched")
+        assert page.problems == []
+    finally:
+        page_program.stop()
+        session.stop()
+
+
 def is_back(page: Page) -> bool:
     """Whether the page shows the sample; it may load itself anew in the middle of being asked."""
     from playwright.sync_api import Error
