@@ -15,7 +15,7 @@ from mien.stream.bus.wire import encode_features, encode_status, topic
 from mien.stream.modality import Modality, Rows, create_modality
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
 from mien.stream.preview import PreviewPublisher
-from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control
+from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control, give_way
 from mien.stream.recent import RecentFeatures
 from mien.stream.sound import SoundPublisher
 
@@ -36,12 +36,16 @@ def capture(worker: str, control: Control) -> None:
     try:
         process.publish_status("starting")
         modality.prepare()
+        if worker == "text":
+            # Recognition takes all it can get, a second long; picture, sound and decisions need little, but at once.
+            give_way()
         process.publish_status("ready")
         control.say("ready", spec=msgspec.to_builtins(modality.spec))
         process.wait_for_start()
         process.run()
     finally:
         modality.close()
+        process.close()
         publisher.close()
 
 
@@ -88,6 +92,7 @@ class _CaptureProcess:
                 self._publish(rows)
             for piece in self._modality.take_sound():
                 self._sound.offer(piece)
+            self._previews.deliver()
             self._publisher.service()
             state = self._modality.health().state
             # A source may be over while its last rows are still being made; only `rows()` knows when all is said.
@@ -98,6 +103,10 @@ class _CaptureProcess:
         while not self._control.stopping.wait(0.05):
             self._control.beat()
             self._report_if_due("ended")
+
+    def close(self) -> None:
+        """Nothing more is published."""
+        self._previews.close()
 
     def publish_status(self, state: WorkerState) -> None:
         """Say how this worker is."""

@@ -7,6 +7,9 @@ They leave the video worker only while somebody subscribes to them by name, only
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,6 +24,7 @@ from mien.stream.bus.limits import MAX_TIME_NS, NAME
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames, topic
 from mien.stream.modality import Picture
+from mien.stream.process import give_way
 
 MAX_HZ = 15.0
 MAX_SIDE = 480
@@ -72,6 +76,17 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Header).decode
 
 
+class _Moment(NamedTuple):
+    """What is known of a frame besides its picture."""
+
+    wanted: tuple[str, ...]
+    t_ns: int
+    features_seq: int
+    width: int
+    height: int
+    landmarks: Float32
+
+
 class PreviewPublisher:
     """Sends previews on the video worker's socket while they are wanted.
 
@@ -100,12 +115,19 @@ class PreviewPublisher:
         self._edges_known = False
         self._seq = dict.fromkeys(self._topics, 0)
         self._due_ns = 0
+        self._encoder = ThreadPoolExecutor(1, "preview", partial(give_way, thread=True))
+        self._pending: tuple[Future[bytes], _Moment] | None = None
 
     def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
-        """Send what is wanted of the frame that the last row was made from."""
-        if picture is None or not self._allowed or t_ns + _JITTER_NS < self._due_ns:
+        """Take what is wanted of the frame that the last row was made from; `deliver` sends it when it is ready.
+
+        A picture is made small in a thread that gives way to everybody: the moment after a row has left is when others
+        need the processor. One that comes while another is made is left out.
+        """
+        self.deliver()
+        if picture is None or not self._allowed or self.is_busy or t_ns + _JITTER_NS < self._due_ns:
             return
-        wanted = [kind for kind in self._topics if self._is_wanted(kind)]
+        wanted = tuple(kind for kind in self._topics if self._is_wanted(kind))
         if not wanted:
             return
         # A late one is made up for by half a period at most, so that the mean rate holds and none come in a bunch.
@@ -114,22 +136,43 @@ class PreviewPublisher:
             self._edges_known = True
             edges = np.ascontiguousarray(picture.edges(), "<u2").tobytes()
             self._publisher.send([self._edges, VERSION_BYTE, edges])
-        jpeg = encode_jpeg(picture.image) if self._pictures and "picture" in wanted else b""
         height, width = picture.image.shape[:2]
-        size = np.array([width, height], np.float32)
         landmarks = np.zeros((0, 2), np.float32)
         if picture.landmarks is not None:
-            landmarks = (picture.landmarks + np.float32(0.5)) / size
-        for kind in wanted:
+            size = np.array([width, height], np.float32)
+            landmarks = np.asarray((picture.landmarks + np.float32(0.5)) / size, np.float32)
+        moment = _Moment(wanted, t_ns, features_seq, width, height, landmarks)
+        if self._pictures and "picture" in wanted:
+            self._pending = self._encoder.submit(encode_jpeg, picture.image), moment
+        else:
+            self._send(moment, b"")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a picture is being made."""
+        return self._pending is not None
+
+    def deliver(self) -> None:
+        """Send the picture that is ready, if there is one."""
+        if self._pending is not None and self._pending[0].done():
+            (jpeg, moment), self._pending = self._pending, None
+            self._send(moment, jpeg.result())
+
+    def close(self) -> None:
+        """Let go of the picture that is being made."""
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _send(self, moment: _Moment, jpeg: bytes) -> None:
+        for kind in moment.wanted:
             preview = Preview(
                 session=self._session,
                 run=self._run,
                 seq=self._seq[kind],
-                t_ns=t_ns,
-                features_seq=features_seq,
-                width=width,
-                height=height,
-                landmarks=landmarks.astype(np.float32),
+                t_ns=moment.t_ns,
+                features_seq=moment.features_seq,
+                width=moment.width,
+                height=moment.height,
+                landmarks=moment.landmarks,
                 jpeg=jpeg if kind == "picture" else b"",
             )
             frames = encode_preview(preview, kind)

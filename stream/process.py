@@ -8,6 +8,7 @@ signals between processes, nothing inherited but two pipes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -32,6 +33,7 @@ PATIENCE_S = 1.5  # without a sign of life a process counts as hung
 BUSY_PATIENCE_S = 12.0  # likewise, while it waits for what may block: opening a device, a slow reader of a clip
 _SAY_S = 1.0  # to say something to a supervisor that does not read
 _PR_SET_PDEATHSIG = 1
+_NICE = 5
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -177,6 +179,26 @@ def run_supervised(body: Callable[[Control], None]) -> None:
         control.say("failed", error=f"{type(error).__name__}: {error}"[:1000], exit_code=1)
         raise
     control.say("stopped")
+
+
+def give_way(*, thread: bool = False) -> None:
+    """Where there is too little of the processor, let others go first: a row that is late is late by milliseconds, and
+    words and pictures for people are not.
+
+    Args:
+        thread: only the calling thread; without effect where threads have no priorities of their own.
+    """
+    if sys.platform == "linux":
+        # Here each thread has a priority of its own, which those that it starts inherit.
+        for number in [threading.get_native_id()] if thread else map(int, os.listdir("/proc/self/task")):
+            with contextlib.suppress(OSError):  # it may just have ended
+                os.setpriority(os.PRIO_PROCESS, number, _NICE)
+    elif not thread and sys.platform == "win32":
+        import psutil
+
+        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+    elif not thread:
+        os.nice(_NICE)
 
 
 def _private_stdout() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import socket
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.keeping import Keeping, Label
+from mien.stream.process import give_way
 
 ASSETS = Path(__file__).parent / "static"
 _POLL_S = 0.1
-_NICE = 5  # where there is too little of the processor, the stream comes before those who watch it
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ def serve(
     Raises:
         MienError: the session's address or its keys cannot be used.
     """
-    if hasattr(os, "nice"):
-        os.nice(_NICE)
+    give_way()
     collector = Collector(bus, session, config.minutes, pictures=not place.token)
     keeping = Keeping(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
     app = _build(place, config, collector, keeping)

@@ -38,10 +38,18 @@ class Camera:
     image: np.ndarray = field(default_factory=lambda: portrait(640))  # type: ignore[type-arg]
 
     def film(self, frames: int) -> None:
+        """Each picture is made before the next frame comes, as it is at thirty a second."""
         for _ in range(frames):
             self.previews.offer(Picture(self.image, self.landmarks, lambda: EDGES), self.t_ns, self.seq)
             self.t_ns += FRAME_NS
             self.seq += 1
+            self.settle()
+
+    def settle(self) -> None:
+        until_s = time.monotonic() + 10
+        while self.previews.is_busy and time.monotonic() < until_s:
+            self.previews.deliver()
+            time.sleep(0.0005)
 
 
 def config(preview: str = "picture", *, fast: bool = False) -> Config:
@@ -106,6 +114,22 @@ def test_a_watcher_gets_small_pictures_with_their_landmarks_at_most_fifteen_a_se
         picture = cv2.imdecode(np.frombuffer(preview.jpeg, np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None
         assert picture.shape == (480, 480, 3)
+    receiver.close()
+
+
+def test_frames_do_not_wait_for_a_picture_that_is_being_made(publisher: Publisher) -> None:
+    """Those that come meanwhile are left out, and what arrives is whole and in order."""
+    receiver = connect(publisher, b"preview/default/picture")
+    filming = camera(publisher)
+    for number in range(300):
+        filming.previews.offer(Picture(filming.image, None, lambda: EDGES), NS_PER_S + number * NS_PER_S // 15, number)
+    filming.settle()
+    previews = [decode_preview(frames) for frames in received(receiver) if frames[0].endswith(b"/picture")]
+    assert 1 <= len(previews) < 300
+    assert [preview.seq for preview in previews] == list(range(len(previews)))
+    assert all(preview.t_ns == NS_PER_S + preview.features_seq * NS_PER_S // 15 for preview in previews)
+    assert all(preview.jpeg for preview in previews)
+    filming.previews.close()
     receiver.close()
 
 

@@ -17,8 +17,8 @@ from mien.messages import Prediction
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
 from mien.stream.subscriber import Subscriber
-from tests.stream.test_bus import wait_for
-from tests.stream.test_wire import PREDICTION, STATUS
+from tests.stream.bus.test_sockets import wait_for
+from tests.stream.bus.test_wire import PREDICTION, STATUS
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import msgspec
 
 from mien.messages import Status
 from mien.stream.bench.witness import Witness
-from tests.stream.test_wire import PREDICTION, STATUS
+from tests.stream.bus.test_wire import PREDICTION, STATUS
 
 WELL = msgspec.structs.replace(STATUS, worker="video", state="running", last_error=None, drops={})
 MASKED = msgspec.structs.replace(PREDICTION, absent={"vision": "nothing received for 0.4 s"})

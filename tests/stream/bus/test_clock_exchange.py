@@ -18,7 +18,7 @@ from mien.errors import WireError
 from mien.stream.bus.clock_exchange import ClockExchange, ClockOffset, answer_question, decode_answer, moved
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.subscriber import Subscriber
-from tests.stream.test_wire import features
+from tests.stream.bus.test_wire import features
 
 SAMPLE = Path(mien.__file__).parent / "sample.mp4"
 PATIENCE_S = 240.0  # the first start on a slow machine compiles the networks

@@ -197,6 +197,6 @@ def test_messages_follow_the_published_schema() -> None:
 
 
 def test_the_published_schema_is_the_one_of_the_types() -> None:
-    published = Path(__file__).resolve().parents[2] / "docs" / "messages.schema.json"
+    published = Path(__file__).resolve().parents[3] / "docs" / "messages.schema.json"
     current = json.loads(json.dumps(wire.json_schema()))
     assert json.loads(published.read_text()) == current, "run: mien schema > docs/messages.schema.json"

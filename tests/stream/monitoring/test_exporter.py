@@ -24,7 +24,7 @@ from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
 from mien.stream.monitoring.exporter import Exporter
 from mien.stream.monitoring.notify import ServiceManager
-from tests.stream.test_wire import PREDICTION, STATUS
+from tests.stream.bus.test_wire import PREDICTION, STATUS
 
 PATIENCE_S = 30.0
 INFERENCE = msgspec.structs.replace(STATUS, worker="inference", state="running", last_error=None)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Word
 from mien.stream.monitoring.summary import Histogram, Summary
-from tests.stream.test_wire import PREDICTION, STATUS
+from tests.stream.bus.test_wire import PREDICTION, STATUS
 
 
 @given(st.lists(st.floats(0.01, 1e5), min_size=1, max_size=300), st.sampled_from([50, 90, 99]))
