@@ -15,7 +15,7 @@ from mien.stream.bus.wire import encode_features, encode_status, topic
 from mien.stream.modality import Modality, Rows, create_modality
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
 from mien.stream.preview import PreviewPublisher
-from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control, give_way
+from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control
 from mien.stream.recent import RecentFeatures
 from mien.stream.sound import SoundPublisher
 
@@ -36,9 +36,6 @@ def capture(worker: str, control: Control) -> None:
     try:
         process.publish_status("starting")
         modality.prepare()
-        if worker == "text":
-            # Recognition takes all it can get, a second long; picture, sound and decisions need little, but at once.
-            give_way()
         process.publish_status("ready")
         control.say("ready", spec=msgspec.to_builtins(modality.spec))
         process.wait_for_start()

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TextIO
 
 import msgspec
@@ -181,18 +181,23 @@ def run_supervised(body: Callable[[Control], None]) -> None:
     control.say("stopped")
 
 
-def give_way(*, thread: bool = False) -> None:
+def threads() -> frozenset[int]:
+    """The threads of this process that have priorities of their own; none where the system knows no such thing."""
+    return frozenset(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else frozenset()
+
+
+def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
     """Where there is too little of the processor, let others go first: a row that is late is late by milliseconds, and
     words and pictures for people are not.
 
     Args:
         thread: only the calling thread; without effect where threads have no priorities of their own.
+        spared: of `threads()`, those that do not give way.
     """
     if sys.platform == "linux":
-        # Here each thread has a priority of its own, which those that it starts inherit.
-        for number in [threading.get_native_id()] if thread else map(int, os.listdir("/proc/self/task")):
+        for number in [threading.get_native_id()] if thread else threads() - set(spared):
             with contextlib.suppress(OSError):  # it may just have ended
-                os.setpriority(os.PRIO_PROCESS, number, _NICE)
+                os.setpriority(os.PRIO_PROCESS, number, max(_NICE, os.getpriority(os.PRIO_PROCESS, number)))
     elif not thread and sys.platform == "win32":
         import psutil
 

@@ -6,7 +6,6 @@ is published after every step of recognition, even if nothing was said: its end 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from mien.models.text_encoder import (
     text_extractor,
 )
 from mien.stream.modality import Health, Modality, Rows
+from mien.stream.process import give_way, threads
 from mien.stream.sources.audio import AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
 from mien.stream.speech.asr import Heard, Recogniser
@@ -46,7 +46,6 @@ WINDOW_S = 5.0
 BACKLOG_S = 6.0  # sound that may wait before the recogniser skips to the newest
 POLL_S = 0.05
 RETRY_S = 2.0  # between attempts to open a recogniser that failed
-NICE = 5
 METER_S = 30.0  # span over which the real-time factor is taken
 ASR_MODELS = ("tiny.en", "base", "small")
 
@@ -153,8 +152,12 @@ class Text(Modality):
         self._busy: deque[tuple[float, float]] = deque()  # seconds of sound, seconds of work
 
     def prepare(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "asr", initializer=_yield_to_frames)
+        others = threads()
+        self._thread = ThreadPoolExecutor(1, "asr")
         self._thread.submit(self._open).result()
+        # A step of recognition keeps a core busy for 0.1 to 0.3 s, and a frame of the picture must not wait for it. But
+        # a worker that died is to be back soon, so its models are opened like everything else.
+        give_way(spared=others)
         self._source = open_audio(self._config, self._clock)
 
     def start(self, start_ns: int) -> None:
@@ -290,13 +293,6 @@ def words_within(heard: Heard, window_s: float = WINDOW_S) -> tuple[Word, ...]:
     """The words that end within the last `window_s`, committed ones first."""
     since_ns = heard.t_end_ns - round(window_s * NS_PER_S)
     return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)
-
-
-def _yield_to_frames() -> None:
-    """Lower this thread's priority (on macOS the process's), before the models make threads that inherit it."""
-    # A step of recognition keeps a core busy for 0.1 to 0.3 s, and a frame of the picture must not wait for it.
-    if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def create(config: Config, clock: Clock) -> Modality:
