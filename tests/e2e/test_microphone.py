@@ -51,8 +51,9 @@ class SoundServer:
         self._module = ""
         wait_until(lambda: self._control("info").returncode == 0, "the sound server")
 
-    def plug_in(self) -> None:
-        self._module = self._control("load-module", "module-null-sink", "sink_name=microphone").stdout.strip()
+    def plug_in(self, rate: int = 44_100) -> None:
+        sink = ("module-null-sink", "sink_name=microphone", f"rate={rate}")
+        self._module = self._control("load-module", *sink).stdout.strip()
         assert self._module
 
     def pull_out(self) -> None:
@@ -126,7 +127,9 @@ def hears(hz: float) -> Callable[[list[Rows]], bool]:
     return enough
 
 
-def test_sound_comes_the_microphone_is_pulled_out_and_comes_back(server: SoundServer, tmp_path: Path) -> None:
+def test_sound_comes_the_microphone_is_pulled_out_and_comes_back_at_another_rate(
+    server: SoundServer, tmp_path: Path
+) -> None:
     clock = Clock()
     modality = create(load_config(), clock)
     modality.prepare()
@@ -147,7 +150,7 @@ def test_sound_comes_the_microphone_is_pulled_out_and_comes_back(server: SoundSe
         assert "was lost" in str(modality.health().last_error)
         assert [next(stream) for _ in range(3)] == [None] * 3  # no made-up rows while it is gone
 
-        server.plug_in()
+        server.plug_in(22_050)
         playing.append(server.play(write_wav(tmp_path / "high.wav", tone(330.0, 20.0, 0.3, 44_100), 44_100)))
         again = collect(stream, hears(330.0), "a tone of 330 Hz after the loss")
         assert modality.health().state == "running"
