@@ -230,8 +230,12 @@ class Text(Modality):
 
     def _open(self) -> None:
         text, assets = self._config.text, self._config.assets
-        self._encoder = TextEncoder(asset_path("minilm-l6-v2", assets))
-        self._recogniser = open_recogniser(text, assets, self._device)
+        # Side by side: whoever waits for words again waits for the longer of the two.
+        with ThreadPoolExecutor(1, "text-encoder") as beside:
+            encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets))
+            recogniser = open_recogniser(text, assets, self._device)
+            self._encoder = encoder.result()
+        self._recogniser = recogniser
 
     def _recognise(self, step: Step | None) -> Rows:
         """One step, or with None the end of the stream. Runs in the recogniser's thread; never raises."""
