@@ -10,11 +10,11 @@ from typing import Any
 from mien.config import BusConfig
 from mien.engines.predictor import Outputs, Predictor
 from mien.messages import ModalitySpec, Prediction, Window
-from mien.stream.assembler import Assembler
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import SyntheticStream
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
+from mien.stream.inference.assembler import Assembler
 
 WARM_UP = 20
 

@@ -12,9 +12,9 @@ import psutil
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.engines.predictor import Predictor
 from mien.messages import Window
-from mien.stream.assembler import Assembler
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
+from mien.stream.inference.assembler import Assembler
 
 P99_LIMIT_MS = 33.0
 WARM_UP_S = 1.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.messages import FeatureWindow, ModalitySpec, Window
-from mien.stream.assembler import Assembler
+from mien.stream.inference.assembler import Assembler
 
 FRAME_HZ = 30
 SOUND_HZ = 10

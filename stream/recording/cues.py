@@ -16,11 +16,11 @@ from typing import NamedTuple
 from mien.clock import NS_PER_S
 from mien.messages import Cue, Prediction, Span
 from mien.stream.bus.wire import VERSION_BYTE, Frames, topic
+from mien.stream.inference.schedule import spans_of
 from mien.stream.modality import WORKERS
 from mien.stream.preview import encode_preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Entry, Recording
-from mien.stream.schedule import spans_of
 from mien.stream.sound import sound_frames
 
 WINDOW_NS = 5 * NS_PER_S  # of the model; and of words, as long as they stay

@@ -19,7 +19,7 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, SourceError
 from mien.messages import FeatureWindow
-from mien.stream.assembler import Assembler
+from mien.stream.inference.assembler import Assembler
 from mien.stream.modalities.vision import SPEC, create
 from mien.stream.modality import Modality, Rows
 from mien.stream.sources.video import open_video

@@ -13,11 +13,11 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import About, FeatureWindow, ModalitySpec, Prediction, Transcript, Window, Word
-from mien.stream.assembler import Assembler
 from mien.stream.bus.wire import encode_about, encode_features, encode_prediction
+from mien.stream.inference.assembler import Assembler
+from mien.stream.inference.schedule import spans_of
 from mien.stream.recording import channels
 from mien.stream.recording.writer import RecordingWriter
-from mien.stream.schedule import spans_of
 
 START_NS = 1_700_000_000 * NS_PER_S
 SPECS = {

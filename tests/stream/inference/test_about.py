@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mien.config import load_config
-from mien.stream.about import published_config
+from mien.stream.inference.about import published_config
 
 
 @pytest.mark.parametrize("password", ["secret", "s@cret", "s:cret@x", "%40secret"])

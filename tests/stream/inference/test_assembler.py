@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import FeatureWindow, ModalitySpec, Word
-from mien.stream.assembler import Assembler
+from mien.stream.inference.assembler import Assembler
 
 VISION = ModalitySpec("vision", 2, 10, 50, extractor="faces-1")
 AUDIO = ModalitySpec("audio", 1, 50, 250)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mien.stream.faults import Faults
+from mien.stream.inference.faults import Faults
 
 
 def test_a_worker_says_that_its_device_is_lost_and_that_it_is_back() -> None:

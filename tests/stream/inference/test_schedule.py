@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS
 from mien.messages import Cue, FeatureWindow
-from mien.stream.schedule import CompleteSchedule, CueSchedule, LiveSchedule, spans_of
-from tests.stream.test_assembler import at, frame, sound
+from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule, spans_of
+from tests.stream.inference.test_assembler import at, frame, sound
 
 
 def live() -> LiveSchedule:

@@ -1,0 +1,1 @@
+"""The inference process: messages of the workers in, windows, decisions, predictions out."""

@@ -1,0 +1,286 @@
+"""One session as the inference process serves it: what comes in, when to predict, and what goes out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import zmq
+
+from mien.clock import NS_PER_S
+from mien.engines.predictor import Predictor
+from mien.messages import About, Cue, FeatureWindow, Status, WorkerState
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
+from mien.stream.inference.about import published_config, versions
+from mien.stream.inference.assembler import Assembler
+from mien.stream.inference.decision import Decider, with_latency
+from mien.stream.inference.faults import Faults
+from mien.stream.inference.inbox import Inbox
+from mien.stream.inference.refusals import Refusals
+from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger, spans_of
+from mien.stream.modality import WORKERS
+from mien.stream.monitoring.meter import RateMeter, ResourceMeter
+from mien.stream.process import Control
+
+_STATUS_INTERVAL_S = 1.0
+_AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
+_AT_ONCE = 256  # messages of a worker that are taken in before anything is predicted
+_AT_ONCE_IN_FULL = 32
+
+
+class Served:
+    """A session: its workers' messages in, its predictions out.
+
+    Args:
+        control: the process's view of it.
+        publisher, predictor: shared with other sessions.
+    """
+
+    def __init__(self, control: Control, publisher: Publisher, predictor: Predictor) -> None:
+        config = control.assignment.config
+        self._control = control
+        self._config = config
+        self._clock = control.clock
+        self._publisher = publisher
+        self._predictor = predictor
+        self._workers = control.assignment.workers or tuple(WORKERS)
+        self._fast = config.clip.fast
+        self._cued = CueSchedule() if control.assignment.origin == "replay" else None
+        self._refusals = Refusals()
+        self._inbox = Inbox(
+            config,
+            self._workers,
+            control.clock,
+            self._refusals,
+            supervised=control.supervised,
+            replayed=self._cued is not None,
+        )
+        self._assembler = self._new_assembler()
+        for modality in predictor.specs:
+            if modality not in (WORKERS[worker] for worker in self._workers):
+                self._assembler.explanations[modality] = control.assignment.absent.get(modality, "not captured")
+        self._live = LiveSchedule(config.inference.max_hz, config.inference.hop_ms, config.inference.max_age_ms)
+        self._complete = CompleteSchedule([WORKERS[worker] for worker in self._workers], config.inference.max_hz)
+        self._decider = Decider(predictor, config.inference.smoothing_s, control.run, self._refusals)
+        self._faults = Faults()
+        self._absent: dict[str, str] = {}
+        self._ended: set[str] = set()
+        self._taken_in: dict[str, list[tuple[int, int]]] = {}
+        self._seq = 0
+        self._meter = RateMeter()
+        self._resources = ResourceMeter()
+        self._state: WorkerState = "starting"
+        self._reported_s = 0.0
+
+    def open(self, poller: zmq.Poller) -> None:
+        """Connect to the workers."""
+        self._inbox.open(poller)
+
+    def announce(self) -> None:
+        """Say that it is ready, and for what."""
+        self._publish_about()
+        self.publish_status("ready")
+        self._control.say("ready", model=self._predictor.id)
+
+    def step(self) -> None:
+        """Take in what has come, and predict what is due."""
+        self._obey()
+        self._inbox.tick()
+        self._take_in()
+        self._predict_due()
+        if self._state != "ended" and self._workers_ended():
+            self._predict_last()
+            self.publish_status("ended")
+            self._control.say("ended", predictions=self._seq)
+            self._state = "ended"
+        if time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
+            self.publish_status(self._state if self._state == "ended" else "running")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._inbox.close()
+
+    def _new_assembler(self) -> Assembler:
+        return Assembler(self._predictor.specs, self._config.inference.max_age_ms)
+
+    def _take_in(self) -> None:
+        for worker in self._workers:
+            if self._fast and self._cued is None and self._is_ahead(worker):
+                continue
+            for message, frames, received_ns in self._inbox.take(worker, _AT_ONCE_IN_FULL if self._fast else _AT_ONCE):
+                if isinstance(message, Status):
+                    self._hear_status(message, frames)
+                elif self._cued is not None:
+                    self._cued.cue(message) if isinstance(message, Cue) else self._cued.hear(message)
+                elif isinstance(message, FeatureWindow):
+                    self._hear_features(message, received_ns)
+
+    def _hear_features(self, message: FeatureWindow, received_ns: int) -> None:
+        if self._push(message, None if self._fast else received_ns):
+            (self._complete if self._fast else self._live).hear(message, received_ns)
+
+    def _push(self, message: FeatureWindow, received_ns: int | None) -> bool:
+        if not self._assembler.push(message, received_ns):
+            self._refusals.last = self._assembler.last_refusal
+            return False
+        self._taken_in.setdefault(message.modality, []).append((message.run, message.seq))
+        self._faults.hear(message.modality, message.run)
+        return True
+
+    def _hear_status(self, status: Status, frames: list[bytes]) -> None:
+        self._publisher.send(frames)
+        if self._cued is not None:
+            return  # a recorded one, for those who watch; what it meant for a prediction is in the prediction's cue
+        modality = WORKERS.get(status.worker)
+        if modality is None or modality not in self._assembler.specs:
+            return
+        if status.state in ("degraded", "failed", "stopped"):
+            self._faults.say(modality, status.last_error or status.state)
+            self._live.lose(modality)
+        else:
+            self._faults.say(modality, None)
+        if status.state == "ended":
+            self._assembler.explanations[modality] = "the clip has ended"
+            self._ended.add(status.worker)
+            self._complete.end(modality)
+        else:
+            self._assembler.explanations.pop(modality, None)
+            self._ended.discard(status.worker)
+
+    def _obey(self) -> None:
+        """What the supervisor says: statuses to publish, and which processes are not well."""
+        for order in self._control.take_orders():
+            if order.status is not None:
+                self._publisher.send(encode_status(order.status))
+            modality = WORKERS.get(order.worker or "")
+            if modality is None:
+                continue
+            if order.fault is None:
+                self._faults.answers(modality)
+            else:
+                self._faults.blame(modality, order.fault, dead=order.dead)
+                self._live.lose(modality)
+
+    def _is_ahead(self, worker: str) -> bool:
+        marks = self._open_watermarks()
+        slowest_ns = min((mark or 0 for mark in marks.values()), default=0)
+        return (marks.get(WORKERS[worker]) or 0) > slowest_ns + _AHEAD_NS
+
+    def _open_watermarks(self) -> dict[str, int | None]:
+        return {
+            WORKERS[worker]: self._assembler.watermark_ns(WORKERS[worker])
+            for worker in self._workers
+            if worker not in self._ended
+        }
+
+    def _workers_ended(self) -> bool:
+        if self._cued is not None:
+            return self._cued.finished
+        everybody = self._ended.issuperset(self._workers)
+        return everybody and (not self._fast or self._complete.finished)
+
+    def _predict_due(self) -> None:
+        if self._state == "ended" or not self._control.started.is_set():
+            return
+        if self._cued is not None:
+            while (due := self._cued.due(self._clock.now_ns())) is not None:
+                self._predict_cued(*due)
+            return
+        if not self._fast:
+            trigger = self._live.due(self._clock.now_ns())
+            if trigger is not None and not self._workers_ended():
+                self._predict(trigger)
+            return
+        while (trigger := self._complete.due(self._open_watermarks())) is not None:
+            self._predict(trigger)
+
+    def _predict_last(self) -> None:
+        """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
+        if self._cued is not None:
+            return  # the recording has it
+        marks = [self._assembler.watermark_ns(WORKERS[worker]) for worker in self._workers]
+        end_ns = max((mark for mark in marks if mark is not None), default=None)
+        if end_ns is not None:
+            self._predict(Trigger(end_ns))
+
+    def _predict_cued(self, cue: Cue, messages: list[FeatureWindow]) -> None:
+        """Predict as it was done when the recording was made: from the same messages, for the same instant."""
+        if cue.reset:
+            self._assembler = self._new_assembler()
+            self._decider.smoothed = None
+        if cue.smoothed is not None:
+            self._decider.smoothed = cue.smoothed
+        for message in messages:
+            self._push(message, None)
+        self._assembler.faults = dict(cue.absent)
+        self._predict(Trigger(cue.t_end_ns))
+
+    def _predict(self, trigger: Trigger) -> None:
+        if self._cued is None:
+            self._assembler.faults = self._faults.reasons()
+        window = self._assembler.window(self._config.session, trigger.t_end_ns)
+        if window.absent.keys() != self._absent.keys() and self._cued is None:
+            self._absent = dict(window.absent)
+            self.publish_status("running" if self._state == "ready" else self._state)
+        began_ns = self._clock.now_ns()
+        prediction = self._decider.decide(window, self._seq, spans_of(self._taken_in))
+        done_ns = self._clock.now_ns()
+        prediction = with_latency(prediction, trigger, began_ns, done_ns, fast=self._fast)
+        self._publisher.send(encode_prediction(prediction))
+        self._taken_in.clear()
+        self._seq += 1
+        self._meter.tick()
+
+    def _publish_about(self) -> None:
+        assignment = self._control.assignment
+        about = About(
+            session=self._config.session,
+            run=self._control.run,
+            t_ns=self._clock.now_ns(),
+            origin=assignment.origin,
+            label=assignment.label,
+            model=self._predictor.id,
+            config=published_config(self._config),
+            versions=versions(),
+            modalities=tuple(self._predictor.specs.values()),
+        )
+        self._publisher.send(encode_about(about))
+
+    def publish_status(self, state: WorkerState) -> None:
+        """Say how this session's inference is."""
+        self._state, self._reported_s = state, time.monotonic()
+        cpu_percent, rss_mb = self._resources.read()
+        status = Status(
+            session=self._config.session,
+            worker="inference",
+            run=self._control.run,
+            t_ns=self._clock.now_ns(),
+            state=state,
+            pid=self._resources.pid,
+            fps=self._meter.rate(),
+            drops=self._drops(),
+            last_error=self._refusals.last or self._predictor.trouble,
+            cpu_percent=cpu_percent,
+            rss_mb=rss_mb,
+            detail={
+                "model": self._predictor.id,
+                "engine": self._predictor.reason,
+                "predictions": self._meter.total,
+                "origin": self._control.assignment.origin,
+                **self._inbox.clock_offsets(),
+                **{f"absent.{modality}": reason for modality, reason in self._absent.items()},
+            },
+            next_seq=self._seq,
+        )
+        self._publisher.send(encode_status(status))
+
+    def _drops(self) -> dict[str, int]:
+        """What was not used or did not arrive, by cause."""
+        drops = Counter(self._assembler.drops) + self._refusals.counts
+        drops["superseded"] = (self._complete if self._fast else self._live).skipped
+        drops["lost"] += self._cued.lost if self._cued is not None else 0
+        drops["unread"] = self._publisher.dropped
+        drops["unknown_key"] = self._publisher.refused
+        drops["subscription_flood"] = self._publisher.shaken_off
+        return {cause: count for cause, count in drops.items() if count}
