@@ -7,11 +7,10 @@ run that was stopped goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import multiprocessing.util
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from mien.models.datasets import (
     write_shard,
     write_whole,
 )
+from mien.stream.offline.helpers import helpers
 from mien.stream.recording.stretch import is_recording, recorded_rows
 from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, read_sound
 
@@ -249,8 +249,7 @@ def _run(todo: list[_Chunk], plan: _Plan, out: Path, jobs: int) -> Iterator[_Chu
         finally:
             worker.extractors.close()
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start_worker, (plan, out)) as pool:
+    with helpers(jobs, _start_worker, plan, out) as pool:
         futures = {pool.submit(_work, chunk): chunk for chunk in todo}
         try:
             for future in as_completed(futures):

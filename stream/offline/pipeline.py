@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
 from mien.models.training import FusionTraining
 from mien.stream.offline.extraction import ExtractOptions
+from mien.stream.offline.helpers import helpers
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
 
 def _in_own_process(stage: str, plan: TrainPlan) -> Any:
     level = logging.getLogger().level
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _say, (level,)) as pool:
+    with helpers(1, _say, level) as pool:
         return pool.submit(_RUN_ALONE[stage], plan).result()
 
 
@@ -174,7 +173,7 @@ def _crops(corpora: Sequence[Corpus], plan: TrainPlan) -> dict[str, tuple[Any, A
     """Aligned crops (n, 48, 48) and labels (n,) of each split."""
     crops: dict[str, tuple[Any, Any]] = {}
     task = asset_path("face-landmarker", plan.assets)
-    with ProcessPoolExecutor(plan.jobs or None, multiprocessing.get_context("spawn")) as pool:
+    with helpers(plan.jobs or None) as pool:
         for split in ("train", "valid"):
             images, labels = [], []
             for corpus in corpora:

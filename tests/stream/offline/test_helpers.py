@@ -1,0 +1,37 @@
+"""Processes that work for another one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+_MAIN = """
+import os, sys, time
+from mien.stream.offline.helpers import helpers
+
+def work(seconds):
+    print(os.getpid(), flush=True)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    with helpers(2) as pool:
+        list(pool.map(work, [600, 600]))
+"""
+
+
+def test_helpers_end_with_whoever_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(_MAIN, encoding="utf-8")
+    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert main.stdout is not None
+    try:
+        found = [psutil.Process(int(main.stdout.readline())) for _ in range(2)]
+    finally:
+        main.kill()
+        main.wait()
+    main.stdout.close()
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert not alive
