@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import msgspec
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.engines.predictor import Predictor
+from mien.engines.predictor import Outputs, Predictor
 from mien.messages import Prediction, Span, Transcript, Window
 from mien.stream.inference.refusals import Refusals
 from mien.stream.inference.schedule import Trigger
 
 
 class Decider:
-    """Makes the predictions of one session.
+    """Makes the predictions of one session from what the model says.
 
     Args:
         predictor: the model, which other sessions may share.
@@ -34,15 +34,16 @@ class Decider:
         self._run = run
         self._refusals = refusals
 
-    def decide(self, window: Window, seq: int, inputs: Mapping[str, tuple[Span, ...]]) -> Prediction:
-        """The prediction for a window; it abstains where nothing was observed.
+    def decide(
+        self, window: Window, outputs: Outputs | None, seq: int, inputs: Mapping[str, tuple[Span, ...]]
+    ) -> Prediction:
+        """The prediction for a window.
 
         Args:
+            outputs: what the model says of it; None where nothing was observed: the prediction then abstains.
             inputs: the messages that have come since the prediction before, by modality.
         """
         words = window.words
-        observed = any(mask.any() for mask in window.mask.values())
-        outputs = self._predictor.predict(window) if observed else None
         if outputs is not None and not math.isfinite(outputs.sentiment):
             said = "the model gave a number that is not finite; no prediction was made from it"
             self._refusals.note("nonfinite_output", said)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import zmq
 
 from mien.clock import NS_PER_S
-from mien.engines.predictor import Predictor
-from mien.messages import About, Cue, FeatureWindow, Status, WorkerState
+from mien.engines.predictor import Outputs, Predictor
+from mien.messages import About, Cue, FeatureWindow, Status, Window, WorkerState
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
 from mien.stream.inference.about import published_config, versions
@@ -27,6 +28,19 @@ _STATUS_INTERVAL_S = 1.0
 _AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
 _AT_ONCE = 256  # messages of a worker that are taken in before anything is predicted
 _AT_ONCE_IN_FULL = 32
+
+
+@dataclass(frozen=True)
+class Due:
+    """An instant, and what was observed until then."""
+
+    trigger: Trigger
+    window: Window
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether there is anything to predict from."""
+        return any(mask.any() for mask in self.window.mask.values())
 
 
 class Served:
@@ -66,6 +80,7 @@ class Served:
         self._faults = Faults()
         self._absent: dict[str, str] = {}
         self._ended: set[str] = set()
+        self._said_last = False
         self._taken_in: dict[str, list[tuple[int, int]]] = {}
         self._seq = 0
         self._meter = RateMeter()
@@ -83,17 +98,41 @@ class Served:
         self.publish_status("ready")
         self._control.say("ready", model=self._predictor.id)
 
-    def step(self) -> None:
-        """Take in what has come, and predict what is due."""
+    def take_in(self) -> None:
+        """What the supervisor says, and what the workers have sent."""
         self._obey()
         self._inbox.tick()
-        self._take_in()
-        self._predict_due()
-        if self._state != "ended" and self._workers_ended():
-            self._predict_last()
+        self._hear_workers()
+
+    def due(self) -> Due | None:
+        """What is to be predicted now, if anything; the next one once this is published."""
+        if self._state == "ended" or not self._control.started.is_set():
+            return None
+        trigger = self._trigger()
+        if trigger is None and not self._said_last and self._workers_ended():
+            self._said_last = True
+            trigger = self._last_trigger()
+        return self._look(trigger) if trigger is not None else None
+
+    def publish(self, due: Due, outputs: Outputs | None, began_ns: int, done_ns: int) -> None:
+        """The prediction of what was due.
+
+        Args:
+            outputs: what the model says; None where nothing was observed.
+            began_ns, done_ns: when the model was asked, and when it had answered.
+        """
+        prediction = self._decider.decide(due.window, outputs, self._seq, spans_of(self._taken_in))
+        prediction = with_latency(prediction, due.trigger, began_ns, done_ns, fast=self._fast)
+        self._publisher.send(encode_prediction(prediction))
+        self._taken_in.clear()
+        self._seq += 1
+        self._meter.tick()
+
+    def settle(self) -> None:
+        """Say that all is said, once it is; and now and then how this is."""
+        if self._state != "ended" and self._said_last:
             self.publish_status("ended")
             self._control.say("ended", predictions=self._seq)
-            self._state = "ended"
         if time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
             self.publish_status(self._state if self._state == "ended" else "running")
 
@@ -104,7 +143,7 @@ class Served:
     def _new_assembler(self) -> Assembler:
         return Assembler(self._predictor.specs, self._config.inference.max_age_ms)
 
-    def _take_in(self) -> None:
+    def _hear_workers(self) -> None:
         for worker in self._workers:
             if self._fast and self._cued is None and self._is_ahead(worker):
                 continue
@@ -180,32 +219,25 @@ class Served:
         everybody = self._ended.issuperset(self._workers)
         return everybody and (not self._fast or self._complete.finished)
 
-    def _predict_due(self) -> None:
-        if self._state == "ended" or not self._control.started.is_set():
-            return
+    def _trigger(self) -> Trigger | None:
         if self._cued is not None:
-            while (due := self._cued.due(self._clock.now_ns())) is not None:
-                self._predict_cued(*due)
-            return
-        if not self._fast:
-            trigger = self._live.due(self._clock.now_ns())
-            if trigger is not None and not self._workers_ended():
-                self._predict(trigger)
-            return
-        while (trigger := self._complete.due(self._open_watermarks())) is not None:
-            self._predict(trigger)
+            cued = self._cued.due(self._clock.now_ns())
+            return self._follow(*cued) if cued is not None else None
+        if self._fast:
+            return self._complete.due(self._open_watermarks())
+        trigger = self._live.due(self._clock.now_ns())
+        return trigger if not self._workers_ended() else None
 
-    def _predict_last(self) -> None:
+    def _last_trigger(self) -> Trigger | None:
         """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
         if self._cued is not None:
-            return  # the recording has it
+            return None  # the recording has it
         marks = [self._assembler.watermark_ns(WORKERS[worker]) for worker in self._workers]
         end_ns = max((mark for mark in marks if mark is not None), default=None)
-        if end_ns is not None:
-            self._predict(Trigger(end_ns))
+        return Trigger(end_ns) if end_ns is not None else None
 
-    def _predict_cued(self, cue: Cue, messages: list[FeatureWindow]) -> None:
-        """Predict as it was done when the recording was made: from the same messages, for the same instant."""
+    def _follow(self, cue: Cue, messages: list[FeatureWindow]) -> Trigger:
+        """As it was done when the recording was made: from the same messages, for the same instant."""
         if cue.reset:
             self._assembler = self._new_assembler()
             self._decider.smoothed = None
@@ -214,23 +246,16 @@ class Served:
         for message in messages:
             self._push(message, None)
         self._assembler.faults = dict(cue.absent)
-        self._predict(Trigger(cue.t_end_ns))
+        return Trigger(cue.t_end_ns)
 
-    def _predict(self, trigger: Trigger) -> None:
+    def _look(self, trigger: Trigger) -> Due:
         if self._cued is None:
             self._assembler.faults = self._faults.reasons()
         window = self._assembler.window(self._config.session, trigger.t_end_ns)
         if window.absent.keys() != self._absent.keys() and self._cued is None:
             self._absent = dict(window.absent)
             self.publish_status("running" if self._state == "ready" else self._state)
-        began_ns = self._clock.now_ns()
-        prediction = self._decider.decide(window, self._seq, spans_of(self._taken_in))
-        done_ns = self._clock.now_ns()
-        prediction = with_latency(prediction, trigger, began_ns, done_ns, fast=self._fast)
-        self._publisher.send(encode_prediction(prediction))
-        self._taken_in.clear()
-        self._seq += 1
-        self._meter.tick()
+        return Due(trigger, window)
 
     def _publish_about(self) -> None:
         assignment = self._control.assignment

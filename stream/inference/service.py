@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import zmq
 
+from mien.clock import Clock
 from mien.config import Config
 from mien.engines.predictor import Predictor
 from mien.errors import ConfigError
@@ -36,7 +37,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
         controls = [control, *(control.sibling(other) for other in others)]
-        _serve(control, publisher, [Served(each, publisher, predictor) for each in controls])
+        _serve(control, publisher, predictor, [Served(each, publisher, predictor) for each in controls])
     finally:
         publisher.close()
 
@@ -51,8 +52,8 @@ def _check_apart(configs: Sequence[Config]) -> None:
             raise ConfigError(f"two sessions have {what} {twice[0]!r}; give each its own `session` and `bus.port`")
 
 
-def _serve(control: Control, publisher: Publisher, sessions: Sequence[Served]) -> None:
-    """Predict all sessions, turn by turn."""
+def _serve(control: Control, publisher: Publisher, predictor: Predictor, sessions: Sequence[Served]) -> None:
+    """Predict all sessions; what is due together is predicted together."""
     config = control.assignment.config
     poller = zmq.Poller()
     poller.register(publisher.socket, zmq.POLLIN)
@@ -70,9 +71,24 @@ def _serve(control: Control, publisher: Publisher, sessions: Sequence[Served]) -
             poller.poll(wait_ms)
             publisher.service()
             for session in sessions:
-                session.step()
+                session.take_in()
+            while _predict(predictor, sessions, control.clock):
+                pass
+            for session in sessions:
+                session.settle()
         for session in sessions:
             session.publish_status("stopped")
     finally:
         for session in sessions:
             session.close()
+
+
+def _predict(predictor: Predictor, sessions: Sequence[Served], clock: Clock) -> bool:
+    """One prediction for each session that is due. Returns whether any was."""
+    due = [(session, found) for session in sessions if (found := session.due()) is not None]
+    began_ns = clock.now_ns()
+    outputs = iter(predictor.predict_many([found.window for _, found in due if found.is_observed]))
+    done_ns = clock.now_ns()
+    for session, found in due:
+        session.publish(found, next(outputs) if found.is_observed else None, began_ns, done_ns)
+    return bool(due)
