@@ -31,7 +31,7 @@ from mien.models.text_encoder import (
 )
 from mien.stream.modality import Health, Modality, Rows
 from mien.stream.process import give_way, threads
-from mien.stream.sources.audio import AudioSource, open_audio
+from mien.stream.sources.audio import AudioSource, Chunk, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
 from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
@@ -169,6 +169,7 @@ class Text(Modality):
         assert source is not None, "prepare() comes first"
         assert thread is not None
         job: Future[Rows] | None = None
+        said = self._fast  # a clip in full begins with its first words; nobody waits to hear that there are none
         while True:
             if job is not None and job.done():
                 yield job.result()
@@ -186,6 +187,9 @@ class Text(Modality):
                 chunk = source.read(timeout=POLL_S)
                 if chunk is not None:
                     self._backlog.push(chunk)
+                    if not said and self._recogniser is not None:
+                        said = True
+                        yield _no_words(chunk)
             yield None
         if self._processed_ns is not None:
             job = thread.submit(self._recognise, None)
@@ -297,6 +301,18 @@ def words_within(heard: Heard, window_s: float = WINDOW_S) -> tuple[Word, ...]:
     """The words that end within the last `window_s`, committed ones first."""
     since_ns = heard.t_end_ns - round(window_s * NS_PER_S)
     return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)
+
+
+def _no_words(chunk: Chunk) -> Rows:
+    """What is said once at the beginning: somebody listens, and so far there are no words."""
+    return Rows(
+        t_start_ns=max(0, chunk.t_start_ns - round(WINDOW_S * NS_PER_S)),
+        t_end_ns=max(0, chunk.t_start_ns),
+        values=np.zeros((0, TEXT_DIM), np.float32),
+        valid=np.zeros(0, np.bool_),
+        times_ns=np.zeros(0, np.int64),
+        stamps={"read": chunk.read_ns},
+    )
 
 
 def create(config: Config, clock: Clock) -> Modality:

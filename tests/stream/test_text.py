@@ -165,6 +165,22 @@ def test_without_a_voice_time_goes_on_without_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.assets
+def test_a_live_worker_says_at_once_that_it_listens(tmp_path: Path) -> None:
+    """Whoever waits for it to come back learns so before a first step of sound is complete."""
+    clock = Clock()
+    modality = create(config_of(write_wav(tmp_path / "tone.wav", tone(330, 3.0)), **{"clip.fast": False}), clock)
+    try:
+        modality.prepare()
+        began_ns = clock.now_ns()
+        modality.start(began_ns)
+        rows = [r for r in modality.rows() if r is not None]
+    finally:
+        modality.close()
+    assert rows[0].t_end_ns - began_ns < 800_000_000 <= rows[1].t_end_ns - began_ns
+    assert rows[0].values.shape == (0, TEXT_DIM)
+    assert rows[0].words == ()
+
+
 def test_sound_is_read_while_words_are_recognised(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = Whisper.decode
 
