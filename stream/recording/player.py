@@ -75,8 +75,9 @@ class Player:
         except MienError:
             self.close()
             raise
-        prefix = topic("prediction", recording.session)
-        self._answers = Receiver(bus.address(), (prefix,), 10_000, bus.keys)
+        session = recording.session
+        answers = topic("prediction", session), topic("status", session, "inference")
+        self._answers = Receiver(bus.address(), answers, 10_000, bus.keys)
         self._thread = threading.Thread(target=self._run, name="player", daemon=True)
 
     def start(self) -> None:
@@ -119,11 +120,15 @@ class Player:
             self.error = error
 
     def _await_inference(self) -> None:
-        """Until it listens on all ports: what is sent before is lost."""
+        """Until it listens on all ports and has answered our subscription with its last status: what is sent or
+        predicted before is lost."""
         until_s = time.monotonic() + _LISTENER_PATIENCE_S
         session = self._recording.session
+        answered = False
         while not self._stopping.is_set() and time.monotonic() < until_s:
-            if all(p.has_subscriber(topic("features", session, WORKERS[w])) for w, p in self._publishers.items()):
+            answered = answered or any(frames[0].startswith(b"status/") for frames in self._answers.drain())
+            heard = (p.has_subscriber(topic("features", session, WORKERS[w])) for w, p in self._publishers.items())
+            if all(heard) and answered:
                 return
             time.sleep(0.005)
 

@@ -141,6 +141,7 @@ def test_a_port_in_use_and_files_that_are_no_recordings_are_one_line(
     sample_recording: Path, port: int, tmp_path: Path
 ) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a session has just let go of it
         taken.bind(("127.0.0.1", port + 1))
         taken.listen()
         said = mien("replay", str(sample_recording), "--port", str(port), expected=6).stderr

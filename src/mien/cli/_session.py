@@ -238,8 +238,9 @@ def _follow(
             journal.follow(subscriber.statuses.values())
             show.refresh()
             if supervisor.ended:
-                ended_s = min(ended_s, time.monotonic())
                 # The last prediction is said to be made before it has come; it is waited for, but not for ever.
+                if predictions or ended_s == math.inf:
+                    ended_s = time.monotonic()
                 if summary.predictions + summary.lost >= supervisor.predictions or time.monotonic() > ended_s + 2.0:
                     break
             if seconds is not None and time.monotonic() - began_s >= seconds:
