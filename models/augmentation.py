@@ -85,6 +85,8 @@ class RowPerturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tempo: the stretch is played up to this share slower or faster, pitch kept.
         bands: the spectrum is moved up or down by at most so many bands: another size of head.
         level: standard deviation of a change of level, in nepers of power.
+        hidden_columns: share of the other columns that show nothing, in one window: no single number of the voice
+            encoder is to be relied upon.
         hidden_bands, hidden_steps: widest run of bands, and of rows, that shows nothing (SpecAugment, Park et al.,
             Interspeech 2019).
     """
@@ -93,6 +95,7 @@ class RowPerturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tempo: float = 0.1
     bands: int = 1
     level: float = 1.0
+    hidden_columns: float = 0.2
     hidden_bands: int = 10
     hidden_steps: int = 20
 
@@ -136,6 +139,8 @@ def perturb_rows(
     width = int(rng.integers(0, settings.hidden_bands + 1))
     first = int(rng.integers(0, spectrum - width + 1))
     window[:, first : first + width] = mean[first : first + width]
+    hidden = spectrum + 1 + np.flatnonzero(rng.random(values.shape[1] - spectrum - 1) < settings.hidden_columns)
+    window[:, hidden] = mean[hidden]
     width = int(rng.integers(0, settings.hidden_steps + 1))
     first = int(rng.integers(0, settings.window - width + 1))
     if observed.sum() > observed[first : first + width].sum():  # never all of it

@@ -62,6 +62,16 @@ class Batch:
     coarse: Tensor
     emotions: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(
+            {name: rows.to(device) for name, rows in self.features.items()},
+            {name: mask.to(device) for name, mask in self.mask.items()},
+            self.sentiment.to(device),
+            self.coarse.to(device),
+            self.emotions.to(device),
+        )
+
 
 def whole_windows(sample: Sample, modalities: Sequence[str]) -> list[tuple[int, int]]:
     """(start, end) in ns of the windows that an item is judged by: one, or for a long clip one every half window."""

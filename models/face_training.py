@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
+from mien.models.training_device import mixed_precision
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         balance: exponent of the class weights `(mean count / count) ** balance`; 0 leaves classes as they are, 1 makes
             them count alike.
         ema: decay of the averaged weights, which are what is validated and kept.
-        bf16: compute in bfloat16; None: where the processor multiplies in it.
+        bf16: compute in bfloat16; None: where the device multiplies in it.
     """
 
     epochs: int = 36
@@ -88,7 +89,7 @@ def train_face(
     config: FaceConfig | None = None,
     training: FaceTraining | None = None,
     state: Path | None = None,
-    device: str = "cpu",
+    device: torch.device | None = None,
     report: Callable[[int, int, FaceMetrics], None] | None = None,
 ) -> FaceMetrics:
     """Train a face encoder and write the weights of the epoch with the lowest validation loss.
@@ -98,6 +99,7 @@ def train_face(
         valid_images, valid_labels: the same, never trained on.
         out: where the weights go.
         state: file that a stopped run is continued from, and that is removed at the end; None never resumes.
+        device: where to compute, the processor by default (see `training_device`).
         report: called after each epoch with its number, their count, and the metrics.
 
     Returns:
@@ -106,7 +108,7 @@ def train_face(
     Raises:
         DataError: arrays that do not belong together, or a state of another run.
     """
-    training = training or FaceTraining()
+    training, device = training or FaceTraining(), device or torch.device("cpu")
     epochs = training.epochs if epochs is None else epochs
     _check(images, labels)
     _check(valid_images, valid_labels)
@@ -123,7 +125,6 @@ def train_face(
     pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
     weights = _class_weights(labels, training.balance).to(device)
     steps = math.ceil(len(images) / training.batch)
-    bf16 = _multiplies_bf16(device) if training.bf16 is None else training.bf16
     while run.epoch < epochs:
         started = time.monotonic()
         # One generator an epoch, not one a run: a resumed epoch then draws what it would have drawn.
@@ -134,7 +135,7 @@ def train_face(
         for index, (crops, soft) in enumerate(_batches(pixels, targets, training, generator)):
             step = run.epoch * steps + index
             rate = _learning_rate(training, run.epoch + index / steps, epochs)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            with mixed_precision(device, training.bf16):
                 _, logits = model(crops.to(device))
             loss = _weighted_loss(logits.float(), soft.to(device), weights)
             model.zero_grad(set_to_none=True)
@@ -142,7 +143,7 @@ def train_face(
             _descend(run, training, rate, step)
             total += float(loss.detach())
         run.epoch += 1
-        metrics = evaluate_face(run.average, valid_images, valid_labels, device=device, bf16=bf16)
+        metrics = evaluate_face(run.average, valid_images, valid_labels, device=device, bf16=training.bf16)
         if metrics.loss < run.best.loss:
             run.best = metrics
             save_face(run.average, out, {"seed": str(seed), "epoch": str(run.epoch)})
@@ -163,14 +164,15 @@ def train_face(
 
 @torch.inference_mode()
 def evaluate_face(
-    model: FaceCNN, images: UInt8, labels: Int64, *, device: str = "cpu", bf16: bool = False
+    model: FaceCNN, images: UInt8, labels: Int64, *, device: torch.device | None = None, bf16: bool | None = False
 ) -> FaceMetrics:
     """Cross-entropy, accuracy and UAR of an encoder on crops (n, 48, 48) uint8 with labels (n,)."""
     _check(images, labels)
     model.eval()
+    device = device or torch.device("cpu")
     parts = []
     for crops in torch.split(torch.from_numpy(images), 256):
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        with mixed_precision(device, bf16):
             parts.append(model(_as_input(crops).to(device))[1].float().cpu())
     logits, truth = torch.cat(parts), torch.from_numpy(labels)
     right = logits.argmax(dim=1) == truth
@@ -178,7 +180,7 @@ def evaluate_face(
     return FaceMetrics(float(F.cross_entropy(logits, truth)), float(right.float().mean()), sum(recalls) / len(recalls))
 
 
-def _placed(model: FaceCNN, device: str) -> FaceCNN:
+def _placed(model: FaceCNN, device: torch.device) -> FaceCNN:
     """On its device, channels last: the order in which convolutions of small pictures are fastest."""
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -295,15 +297,6 @@ def _descend(run: _Run, training: FaceTraining, rate: float, step: int) -> None:
     for name, kept in run.average.state_dict().items():
         if kept.is_floating_point():
             kept.lerp_(current[name], 1 - decay)
-
-
-def _multiplies_bf16(device: str) -> bool:
-    """Whether bfloat16 is faster here. Without the instructions it is emulated, and slower than float32."""
-    if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return any(
-        bool(getattr(torch.cpu, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
 
 
 def _store(run: _Run, path: Path, plan: str) -> None:

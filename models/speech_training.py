@@ -31,6 +31,8 @@ from mien.models.augmentation import RowPerturbation, perturb_rows
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, join_datasets, make_statistics, read_dataset
 from mien.models.metrics import EmotionMetrics, emotion_metrics
+from mien.models.training import fit_temperature
+from mien.models.training_device import mixed_precision, training_device
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +50,13 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     seed: int = 1111
-    steps: int = 2400
+    steps: int = 1600
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warm_up: int = 50
     dropout: float = 0.15
-    mixup: float = 0.0
+    mixup: float = 1.0
     label_smoothing: float = 0.05
     average: float = 0.99
     balance: float = 0.5
@@ -81,6 +83,7 @@ def pretrain_audio(
     settings: SpeechTraining | None = None,
     model: ModelConfig | None = None,
     *,
+    device: torch.device | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> TrainedAudio:
     """Train on the "train" split with its perturbed copies, and measure on "valid".
@@ -90,12 +93,14 @@ def pretrain_audio(
 
     Args:
         dataset: with the modality "audio"; samples without it or without an emotion are left out.
+        device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
         report: called after every step with its number and their count.
 
     Raises:
         DataError: nothing to train on.
     """
     settings, model = settings or SpeechTraining(), model or ModelConfig()
+    device = device or torch.device("cpu")
     torch.set_num_threads(settings.threads)
     spec = dataset.specs.get(AUDIO)
     train = [s for s in dataset.split("train") if AUDIO in s.tracks and s.emotion is not None]
@@ -109,6 +114,8 @@ def pretrain_audio(
     networks = [CMMSF([spec], config) for _ in range(2)]
     network, average = networks
     network.normalise(statistics)
+    for either in networks:
+        either.to(device)
     average.requires_grad_(False).load_state_dict(network.state_dict())
     groups = list(_copies(train).values())
     chances = _chances([group[0] for group in groups], settings.balance)
@@ -117,9 +124,11 @@ def pretrain_audio(
     for step in range(settings.steps):
         rng = np.random.default_rng((settings.seed, step))
         torch.manual_seed(settings.seed * 1_000_003 + step)
-        x, mask, targets = _batch(groups, chances, mean, settings, rng)
+        x, mask, targets = (part.to(device) for part in _batch(groups, chances, mean, settings, rng))
         network.train()
-        logits = network.raw({AUDIO: x}, {AUDIO: mask}).logits
+        # In float32 on a processor: the model is small, and bfloat16 gains nothing.
+        with mixed_precision(device, None if device.type == "cuda" else False):
+            logits = network.raw({AUDIO: x}, {AUDIO: mask}).logits.float()
         smooth = targets * (1.0 - settings.label_smoothing) + settings.label_smoothing / len(EMOTIONS)
         loss = -(smooth * F.log_softmax(logits, 1)).sum(1).mean()
         rate = settings.learning_rate * min(1.0, (step + 1) / settings.warm_up)
@@ -135,26 +144,58 @@ def pretrain_audio(
         if report is not None:
             report(step + 1, settings.steps)
     valid = [s for s in dataset.split("valid") if AUDIO in s.tracks and s.emotion is not None and not s.labels.copy]
-    return TrainedAudio(average.eval(), measure_audio(average, valid, spec))
+    average.cpu().eval()
+    return TrainedAudio(average, measure_audio(average, valid, spec))
 
 
-@torch.inference_mode()
 def measure_audio(network: CMMSF, samples: Sequence[Sample], spec: ModalitySpec) -> dict[str, EmotionMetrics]:
     """Emotion measures per corpus, from the last window of each clip."""
-    network.eval()
     by_corpus: dict[str, list[Sample]] = {}
     for sample in samples:
         by_corpus.setdefault(sample.labels.corpus, []).append(sample)
-    measures = {}
-    for corpus, members in sorted(by_corpus.items()):
-        probabilities = []
-        for begin in range(0, len(members), 64):
-            windows = [_last_window(sample, spec.steps) for sample in members[begin : begin + 64]]
-            x = torch.from_numpy(np.stack([values for values, _ in windows]))
-            mask = torch.from_numpy(np.stack([seen for _, seen in windows]))
-            probabilities.append(torch.softmax(network.raw({AUDIO: x}, {AUDIO: mask}).logits, 1))
-        measures[corpus] = emotion_metrics([s.emotion or 0 for s in members], torch.cat(probabilities).numpy())
-    return measures
+    return {
+        corpus: emotion_metrics(
+            [s.emotion or 0 for s in members], torch.softmax(audio_logits(network, members, spec), 1).numpy()
+        )
+        for corpus, members in sorted(by_corpus.items())
+    }
+
+
+@torch.inference_mode()
+def audio_logits(network: CMMSF, samples: Sequence[Sample], spec: ModalitySpec) -> Tensor:
+    """(n, 7), from the last window of each clip."""
+    network.eval()
+    logits = []
+    for begin in range(0, len(samples), 64):
+        windows = [_last_window(sample, spec.steps) for sample in samples[begin : begin + 64]]
+        x = torch.from_numpy(np.stack([values for values, _ in windows]))
+        mask = torch.from_numpy(np.stack([seen for _, seen in windows]))
+        logits.append(network.raw({AUDIO: x}, {AUDIO: mask}).logits)
+    return torch.cat(logits)
+
+
+def calibrated_folds(folds: Sequence[tuple[Sequence[Sample], Tensor]]) -> dict[str, EmotionMetrics]:
+    """Measures per corpus over all folds together, each calibrated by a temperature that the others chose.
+
+    The few speakers of one fold cannot show how well confidence fits; those of all folds can.
+
+    Args:
+        folds: samples that a network has never heard, and what it says of them (n, 7). Two at least.
+    """
+    targets = [F.one_hot(torch.tensor([s.emotion or 0 for s in samples]), len(EMOTIONS)) for samples, _ in folds]
+    said: dict[str, list[tuple[int, Tensor]]] = {}
+    for fold, (samples, logits) in enumerate(folds):
+        others = [other for other in range(len(folds)) if other != fold]
+        theirs = torch.cat([folds[other][1] for other in others])
+        temperature = fit_temperature(
+            theirs, torch.ones(len(theirs), 1), torch.cat([targets[other] for other in others]).float()
+        )
+        for sample, shares in zip(samples, torch.softmax(logits / temperature, 1), strict=True):
+            said.setdefault(sample.labels.corpus, []).append((sample.emotion or 0, shares))
+    return {
+        corpus: emotion_metrics([emotion for emotion, _ in made], torch.stack([shares for _, shares in made]).numpy())
+        for corpus, made in sorted(said.items())
+    }
 
 
 def speaker_folds(dataset: Dataset, count: int) -> list[Dataset]:
@@ -258,19 +299,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the weights go, .safetensors")
     parser.add_argument("--steps", type=int, default=SpeechTraining().steps)
     parser.add_argument("--seed", type=int, default=SpeechTraining().seed)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
+    if options.folds == 1:
+        parser.error("--folds needs two at least: one trains, another is measured")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = SpeechTraining(seed=options.seed, steps=options.steps)
+    settings, device = SpeechTraining(seed=options.seed, steps=options.steps), training_device(options.device)
     dataset = join_datasets([read_dataset(folder) for folder in options.datasets])
     if options.folds:
-        results = [pretrain_audio(fold, settings).measures for fold in speaker_folds(dataset, options.folds)]
-        for corpus in sorted({name for result in results for name in result}):
-            recalls = [result[corpus].uar for result in results if corpus in result]
+        measures, said = [], []
+        for fold in speaker_folds(dataset, options.folds):
+            trained = pretrain_audio(fold, settings, device=device)
+            heard = [s for s in fold.split("valid") if s.emotion is not None and AUDIO in s.tracks]
+            measures.append(trained.measures)
+            said.append((heard, audio_logits(trained.network, heard, dataset.specs[AUDIO])))
+        calibrated = calibrated_folds(said)
+        for corpus, over_all in calibrated.items():
+            recalls = [measured[corpus].uar for measured in measures if corpus in measured]
             spread = float(np.std(recalls, ddof=1)) if len(recalls) > 1 else 0.0
             listed = " ".join(f"{recall:.3f}" for recall in recalls)
             print(f"{corpus}: UAR {np.mean(recalls):.3f} +- {spread:.3f} over {len(recalls)} folds ({listed})")
+            print(f"  all {over_all.count} clips: ECE {over_all.ece:.3f}, by chance {over_all.ece_by_chance:.3f}")
         return
-    trained = pretrain_audio(dataset, settings)
+    trained = pretrain_audio(dataset, settings, device=device)
     print(json.dumps({corpus: round(measure.uar, 4) for corpus, measure in trained.measures.items()}))
     if options.out is not None:
         save_file({name: tensor.contiguous() for name, tensor in trained.reader.items()}, options.out)

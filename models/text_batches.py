@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import Float32
 from mien.models.corpora import Corpus, CorpusItem
 from mien.models.text_encoder import TEXT_STEPS, Pieces, WordTokenizer
 
@@ -40,6 +41,20 @@ class Diet:
         return dict(self.repeats).get(corpus, 1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What teachers say of texts.
+
+    Attributes:
+        rows: row of each text. sentiment: (n,), -3 ... 3, NaN where nobody teaches it. emotions: (n, 7), shares, all
+            zero likewise.
+    """
+
+    rows: dict[str, int]
+    sentiment: Float32
+    emotions: Float32
+
+
 @dataclass(frozen=True)
 class Batch:
     """Padded pieces (B, T) and the labels of B sentences. `words` (B, T) is each piece's word, -1 for none."""
@@ -50,6 +65,12 @@ class Batch:
     sentiment: Tensor  # (B,), NaN where there is none
     coarse: Tensor  # (B,), bool
     emotions: Tensor  # (B, 7), all zero where there is none
+    taught_sentiment: Tensor  # (B,), NaN where nobody teaches it
+    taught_emotions: Tensor  # (B, 7), all zero likewise
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -95,7 +116,12 @@ def epoch_items(corpora: dict[str, list[CorpusItem]], diet: Diet, seed: int, epo
 
 
 def batches(
-    corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer, diet: Diet, seed: int, epoch: int
+    corpora: dict[str, list[CorpusItem]],
+    tokenizer: WordTokenizer,
+    diet: Diet,
+    seed: int,
+    epoch: int,
+    lessons: Lessons | None = None,
 ) -> Iterator[Batch]:
     """An epoch, shuffled, with sentences of like length together so that little is padding."""
     rng = np.random.default_rng([seed, epoch])
@@ -114,15 +140,16 @@ def batches(
         near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
         groups += [near[n : n + diet.batch] for n in range(0, len(near), diet.batch)]
     for number in rng.permutation(len(groups)):
-        yield collate([drawn[n] for n in groups[number]])
+        yield collate([drawn[n] for n in groups[number]], lessons)
 
 
-def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
+def collate(chosen: Sequence[tuple[CorpusItem, Pieces]], lessons: Lessons | None = None) -> Batch:
     """Pad sentences to the longest of them."""
     size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
     ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
     words = np.full((size, length), -1, np.int64)
     sentiment, emotions = np.full(size, np.nan, np.float32), np.zeros((size, len(EMOTIONS)), np.float32)
+    taught_sentiment, taught_emotions = np.full_like(sentiment, np.nan), np.zeros_like(emotions)
     for row, (item, pieces) in enumerate(chosen):
         own = len(pieces.input_ids)
         ids[row, :own], mask[row, :own] = pieces.input_ids, 1
@@ -135,6 +162,9 @@ def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
         target = item.emotion_target
         if target is not None:
             emotions[row] = target
+        if lessons is not None:
+            lesson = lessons.rows[item.text or ""]
+            taught_sentiment[row], taught_emotions[row] = lessons.sentiment[lesson], lessons.emotions[lesson]
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask),
@@ -142,4 +172,6 @@ def collate(chosen: Sequence[tuple[CorpusItem, Pieces]]) -> Batch:
         sentiment=torch.from_numpy(sentiment),
         coarse=torch.tensor([item.coarse for item, _ in chosen]),
         emotions=torch.from_numpy(emotions),
+        taught_sentiment=torch.from_numpy(taught_sentiment),
+        taught_emotions=torch.from_numpy(taught_emotions),
     )

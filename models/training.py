@@ -28,8 +28,8 @@ from mien.models.architecture import ModelConfig
 from mien.models.batches import Batch, Perturbation, Perturber, plain_batch, whole_windows
 from mien.models.cmmsf import CMMSF, Fused, evidence
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
-from mien.models.face_training import _multiplies_bf16
 from mien.models.pairing import Group, Pairing, paired_set, single
+from mien.models.training_device import mixed_precision
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,14 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             everything else is also said as often.
         composed: how often one member of a pair is neutral and the others are not, and the others are right.
         trained_rate: learning rate of parts that come trained, as a share of `learning_rate`.
+        keep_weight: how much a modality alone is held to what its reader said of it (Li & Hoiem, ECCV 2016): it is to
+            learn its company, and not to forget.
         ema: decay of the averaged weights, which are what is validated and kept.
         neutral_weight: how much more a guess counts against what shows no feeling: a still face is no bad mood.
         temper: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
         evaluate_every, patience: steps between validations, and how many without a lower loss end the run.
         valid_items: of each kind that a validation looks at. calibration_items: of each corpus, for temperatures.
-        bf16: compute in bfloat16; None: where the processor multiplies in it.
+        bf16: compute in bfloat16; None: where the device multiplies in it.
     """
 
     seed: int = 1111
@@ -62,6 +64,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: int = 64
     learning_rate: float = 1.5e-3
     trained_rate: float = 0.2
+    keep_weight: float = 1.0
     weight_decay: float = 0.02
     warm_up: int = 100
     ema: float = 0.995
@@ -86,7 +89,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate_every: int = 150
     patience: int = 8
     valid_items: int = 600
-    calibration_items: int = 1500
+    calibration_items: int = 5000
     bf16: bool | None = None
     threads: int = 1
     model: ModelConfig = ModelConfig()
@@ -118,6 +121,7 @@ def train_fusion(
     readers: Mapping[str, Mapping[str, Tensor]] | None = None,
     state: Path | None = None,
     log_dir: Path | None = None,
+    device: torch.device | None = None,
     report: Callable[[int, int, Evaluation | None], None] | None = None,
 ) -> Trained:
     """Train on the "train" split, keep what does best on "valid". The same seed gives the same weights, bit for bit.
@@ -127,11 +131,13 @@ def train_fusion(
             encoder; the first also its way to the decision, which the others then learn to share.
         state: file that a stopped run is continued from, removed at the end. None never resumes.
         log_dir: for TensorBoard.
+        device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
         report: called after every step with its number, their count, and the validation if there was one.
 
     Raises:
         DataError: nothing to train or to validate on, or a state of another run.
     """
+    device = device or torch.device("cpu")
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     train, valid = dataset.split("train"), [s for s in dataset.split("valid") if not s.labels.copy]
@@ -142,26 +148,31 @@ def train_fusion(
     network = CMMSF(list(specs.values()), settings.model)
     network.normalise({n: (torch.tensor(s.mean), torch.tensor(s.std)) for n, s in statistics.items()})
     trained_parts = load_readers(network, readers or {})
-    average = CMMSF(list(specs.values()), settings.model).requires_grad_(False)
+    keepers = {name: keeper.to(device) for name, keeper in _keepers(specs, settings.model, readers or {}).items()}
+    network.to(device)
+    average = CMMSF(list(specs.values()), settings.model).to(device).requires_grad_(False)
     average.load_state_dict(network.state_dict())
     run = _Run(network, average, _optimizer(network, settings, trained_parts))
     plan = msgspec.json.encode([settings, [len(train), len(valid)], sorted(specs)]).decode()
     if state is not None and state.exists():
         run.restore(state, plan)
     source = _Source(train, specs, statistics, settings)
-    checks = list(_validation(valid, specs, settings))
-    weights = _class_weights(train, settings.temper)
-    bf16 = _multiplies_bf16("cpu") if settings.bf16 is None else settings.bf16
+    checks = [(kind, [b.to(device) for b in made]) for kind, made in _validation(valid, specs, settings)]
+    weights = _class_weights(train, settings.temper).to(device)
     writer = _writer(log_dir)
     while run.step < settings.steps and run.stale < settings.patience:
         # A generator for each step: a resumed run then draws what it would have drawn.
         random = np.random.default_rng((settings.seed, run.step))
         torch.manual_seed(settings.seed * 1_000_003 + run.step)
         kind, batch = source.draw(random)
+        batch = batch.to(device)
         network.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with mixed_precision(device, settings.bf16):
             fused = network.raw(batch.features, batch.mask)
-        loss = _loss(Fused(*(output.float() for output in fused)), batch, settings, weights)
+        fused = Fused(*(output.float() for output in fused))
+        loss = _loss(fused, batch, settings, weights)
+        if kind in keepers and settings.keep_weight > 0:
+            loss = loss + settings.keep_weight * _strayed(fused, keepers[kind], batch, kind == next(iter(keepers)))
         run.descend(loss, settings)
         evaluation = None
         if run.step % settings.evaluate_every == 0 or run.step == settings.steps:
@@ -185,7 +196,7 @@ def train_fusion(
         state.unlink(missing_ok=True)
     average.load_state_dict(run.best_weights)
     assert run.best is not None, "the last step is validated"
-    return Trained(average.eval(), run.best, run.history)
+    return Trained(average.cpu().eval(), run.best, run.history)
 
 
 def load_readers(network: CMMSF, readers: Mapping[str, Mapping[str, Tensor]]) -> set[str]:
@@ -216,6 +227,30 @@ def load_readers(network: CMMSF, readers: Mapping[str, Mapping[str, Tensor]]) ->
             raise DataError(f"the trained reader of {name} holds no encoder of {name}; train it again")
     network.load_state_dict(state)
     return found
+
+
+def _keepers(
+    specs: Mapping[str, ModalitySpec], model: ModelConfig, readers: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, CMMSF]:
+    """The readers as networks of one modality, by modality."""
+    keepers = {}
+    for name, reader in readers.items():
+        keepers[name] = CMMSF([specs[name]], model).requires_grad_(False).eval()
+        keepers[name].load_state_dict(dict(reader))
+    return keepers
+
+
+@torch.no_grad()
+def _said(keeper: CMMSF, batch: Batch) -> Fused:
+    return keeper.raw(batch.features, batch.mask)
+
+
+def _strayed(fused: Fused, keeper: CMMSF, batch: Batch, first: bool) -> Tensor:
+    """How far a batch of one modality is from what its reader says: of emotions, and for the first reader, which
+    brought the way to the decision, of sentiment too."""
+    said = _said(keeper, batch)
+    strayed = F.kl_div(F.log_softmax(fused.logits, 1), said.logits.softmax(1), reduction="batchmean")
+    return strayed + (fused.sentiment - said.sentiment).abs().mean() if first else strayed
 
 
 def _place(key: str, name: str, first: bool) -> str | None:
@@ -386,6 +421,7 @@ class _Run:
     def __init__(self, network: CMMSF, average: CMMSF, optimizer: torch.optim.AdamW) -> None:
         self.network, self.average, self.optimizer = network, average, optimizer
         self.step = self.stale = 0
+        self.device = next(average.parameters()).device
         self.best: Evaluation | None = None
         self.best_weights = {name: tensor.clone() for name, tensor in average.state_dict().items()}
         self.history: list[Evaluation] = []
@@ -476,7 +512,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _evaluate(run: _Run, checks: Sequence[tuple[str, Sequence[Batch]]], settings: FusionTraining) -> Evaluation:
     run.average.eval()
     plain = msgspec.structs.replace(settings, label_smoothing=0.0, variance_weight=0.0)
-    even = torch.ones(7)
+    even = torch.ones(7, device=run.device)
     by_kind = {}
     for kind, batches in checks:
         losses = [float(_loss(run.average.raw(b.features, b.mask), b, plain, even)) * len(b.sentiment) for b in batches]
@@ -505,6 +541,30 @@ def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: 
 
     optimizer.step(cost)  # type: ignore[no-untyped-call]
     return torch.exp(log_temperature.detach()).clamp(0.2, 5.0)
+
+
+def fit_temperatures(logits: Tensor, shares: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """A temperature for each of M modalities, where it is alone, and then one for how much a decision is shared.
+
+    One after the other: pairs, of which there are as many of each emotion, would otherwise have a say in what a
+    modality deserves that is alone.
+
+    Args:
+        logits: (n, 7). shares: (n, M). targets: (n, 7). weights: (n,).
+
+    Returns:
+        (M + 1,), 1 for a modality that is never alone.
+    """
+    index = evidence(shares)
+    alone = shares.amax(1) == 1
+    temperature = torch.ones(index.shape[1])
+    if alone.any():
+        temperature[:-1] = fit_temperature(logits[alone], shares[alone], targets[alone], weights[alone])
+    if not alone.all():
+        together = logits / torch.exp(shares @ temperature[:-1].log())[:, None]
+        shared = ~alone
+        temperature[-1:] = fit_temperature(together[shared], index[shared, -1:], targets[shared], weights[shared])
+    return temperature
 
 
 def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> tuple[float, ...]:
@@ -536,9 +596,7 @@ def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> tup
             targets.append(batch.emotions)
             weights.append(torch.full((len(fused.logits),), 1.0 / len(groups)))
     if sets:
-        temperature = fit_temperature(
-            torch.cat(logits), evidence(torch.cat(shares)), torch.cat(targets), torch.cat(weights)
-        )
+        temperature = fit_temperatures(torch.cat(logits), torch.cat(shares), torch.cat(targets), torch.cat(weights))
         network.fusion.temperature.copy_(temperature)
     return tuple(network.fusion.temperature.tolist())
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 
 from mien.models.datasets import Dataset
 from mien.models.evaluation import figures, score, torch_runner
 from mien.models.pairing import paired_set, single
 from mien.models.training import FusionTraining, train_fusion
+from mien.models.training_device import training_device
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.offline.pipeline import Progress, TrainPlan
 
@@ -33,6 +35,7 @@ def ablate(
         allow_pickle=plan.allow_pickle,
         cache=Path(plan.work) / "datasets",
     )
+    device = training_device(plan.device)
     names = list(dataset.specs)
     variants: list[tuple[str, FusionTraining, Sequence[str]]] = []
     for name, switches in PARTS.items():
@@ -44,7 +47,7 @@ def ablate(
     for number, (name, settings, subset) in enumerate(variants):
         for index, seed in enumerate(seeds):
             seeded = msgspec.structs.replace(settings, seed=seed)
-            results.setdefault(name, []).append(_measure(_only(dataset, subset), seeded))
+            results.setdefault(name, []).append(_measure(_only(dataset, subset), seeded, device))
             if progress is not None:
                 progress("ablations", number * len(seeds) + index + 1, len(variants) * len(seeds))
     return results
@@ -60,8 +63,8 @@ def _only(dataset: Dataset, names: Sequence[str]) -> Dataset:
     return Dataset(specs, samples, dataset.skipped)
 
 
-def _measure(dataset: Dataset, settings: FusionTraining) -> dict[str, float]:
-    trained = train_fusion(dataset, settings)
+def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -> dict[str, float]:
+    trained = train_fusion(dataset, settings, device=device)
     run, names = torch_runner(trained.network), list(dataset.specs)
     valid = [s for s in dataset.split("valid") if not s.labels.copy]
     made: dict[str, float] = {}

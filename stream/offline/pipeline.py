@@ -27,6 +27,7 @@ from mien.models.datasets import Dataset, is_dataset, write_whole
 from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
 from mien.models.training import FusionTraining
+from mien.models.training_device import training_device
 from mien.stream.offline.extraction import ExtractOptions
 from mien.stream.offline.helpers import helpers
 
@@ -43,6 +44,7 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: corpora, datasets of `mien extract`, or MMSA pickles.
         work: folder for everything in between; a stopped run goes on there.
         out: folder of the weights. Text and face encoders are always those of this installation.
+        device: "auto", an NVIDIA GPU where there is one, "cpu" or "cuda".
         stages: of STAGES, in that order whatever is written here.
         text: fields of `mien.models.text_training.TextTraining`.
     """
@@ -50,6 +52,7 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: tuple[str, ...] = ()
     work: str = "runs/train"
     out: str = ""
+    device: str = "auto"
     stages: tuple[str, ...] = STAGES
     allow_pickle: bool = False
     jobs: int = 0
@@ -91,6 +94,7 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
     unknown = sorted(set(plan.stages) - set(STAGES))
     if unknown:
         raise ConfigError(f"unknown stage {unknown[0]}; known: {', '.join(STAGES)}")
+    training_device(plan.device)
     if not plan.data:
         raise DataError("nothing to train on; name corpora or datasets with --data")
     work = Path(plan.work)
@@ -136,7 +140,8 @@ def _train_text(plan: TrainPlan) -> Any:
     if _is_noted(note, key, DEFAULT_ADAPTERS):
         return None
     base = asset_path("minilm-l6-v2", plan.assets)
-    history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options, model=plan.fusion.model)
+    history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options,
+                         model=plan.fusion.model, device=training_device(plan.device))  # fmt: skip
     _note(note, key, DEFAULT_ADAPTERS)
     return history
 
@@ -163,7 +168,7 @@ def _train_face(plan: TrainPlan) -> Any:
     crops = _crops(corpora, plan)
     metrics = train_face(
         *crops["train"], *crops["valid"], weights, seed=plan.fusion.seed, config=FaceConfig(crop=CROP_VERSION),
-        training=plan.face, state=Path(plan.work) / "face.state",
+        training=plan.face, state=Path(plan.work) / "face.state", device=training_device(plan.device),
     )  # fmt: skip
     _note(note, key, weights)
     return asdict(metrics)
@@ -241,7 +246,7 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
         if progress is not None:
             progress("speech", done, total)
 
-    trained = pretrain_audio(audio, plan.speech, model, report=step)
+    trained = pretrain_audio(audio, plan.speech, model, device=training_device(plan.device), report=step)
     write_whole(weights, save({name: tensor.contiguous() for name, tensor in trained.reader.items()}))
     _note(note, key, weights)
     return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
@@ -264,8 +269,9 @@ def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
 
     work = Path(plan.work)
     trained = train_fusion(
-        dataset, plan.fusion, readers=readers, state=work / "fusion.state", log_dir=work / "tensorboard", report=step
-    )
+        dataset, plan.fusion, readers=readers, state=work / "fusion.state", log_dir=work / "tensorboard",
+        device=training_device(plan.device), report=step,
+    )  # fmt: skip
     calibrate(trained.network, dataset, plan.fusion)
     path = (Path(plan.out) / "cmmsf.safetensors") if plan.out else default_checkpoint()
     corpora = sorted({s.labels.corpus for s in dataset.samples})

@@ -9,7 +9,7 @@ from mien.messages import ModalitySpec
 from mien.models.architecture import EncoderConfig, ModelConfig, PlaneLayer
 from mien.models.augmentation import RowPerturbation
 from mien.models.datasets import Dataset, Labels, RawRows, Sample, make_track
-from mien.models.speech_training import SpeechTraining, measure_audio, pretrain_audio, speaker_folds
+from mien.models.speech_training import SpeechTraining, calibrated_folds, measure_audio, pretrain_audio, speaker_folds
 
 SPEC = ModalitySpec(name="audio", dim=69, rate_hz=50, steps=250, extractor="made")
 MODEL = ModelConfig(
@@ -95,3 +95,21 @@ def test_nothing_to_train_on_is_an_error(speech: Dataset) -> None:
         pretrain_audio(Dataset(speech.specs, speech.split("valid")), QUICK, MODEL)
     with pytest.raises(DataError, match="no speech"):
         pretrain_audio(Dataset({}, []), QUICK, MODEL)
+
+
+def test_folds_calibrate_each_other() -> None:
+    """Networks that are right seven times in ten, and three times as sure as they should be."""
+    rng = np.random.default_rng(0)
+    folds = []
+    for speaker in range(3):
+        clips = [sample(int(rng.choice((0, 1, 3))), speaker, "valid", take) for take in range(200)]
+        shown = [s.emotion if rng.random() < 0.7 else int(rng.integers(7)) for s in clips]
+        folds.append((clips, 9.0 * torch.nn.functional.one_hot(torch.tensor(shown), 7).float()))
+    measured = calibrated_folds(folds)["made"]
+    assert measured.count == 600
+    assert measured.ece < 0.06
+    logits = torch.cat([said for _, said in folds])
+    assert float(torch.softmax(logits, 1).amax(1).mean()) - measured.accuracy > 0.2
+    # What is said of a fold follows from the others' temperature and not from its own.
+    sure = [(clips, said if fold else said * 5) for fold, (clips, said) in enumerate(folds)]
+    assert calibrated_folds(sure)["made"].ece > 0.1

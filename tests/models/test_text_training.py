@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError, DataError
 from mien.models.architecture import ModelConfig
 from mien.models.corpora import Corpus, CorpusItem
 from mien.models.minilm import load_adapters, load_minilm
-from mien.models.text_batches import Diet, bare_words, batches, collate, cut_words, epoch_items, sentences
+from mien.models.text_batches import Diet, Lessons, bare_words, batches, collate, cut_words, epoch_items, sentences
 from mien.models.text_encoder import TEXT_STEPS, WordTokenizer, pool_words
-from mien.models.text_training import READER, SentenceTuner, TextTraining, train_text, validate
+from mien.models.text_teachers import Teacher, ask
+from mien.models.text_training import READER, TextTraining, train_text
+from mien.models.text_tuning import SentenceTuner, validate
 
 WIDTH = 24
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the", "was", "un", "##believable", ".", "'"]
 OPTIONS = TextTraining(seed=3, epochs=2, rank=2, learning_rate=0.01, average=0.9, dropout=0.0,
-                       diet=Diet(batch=4, repeats=()))  # fmt: skip
+                       teachers=(), diet=Diet(batch=4, repeats=()))  # fmt: skip
 
 
 MODEL = ModelConfig(dim=16, slots=10, dropout=0.0)
@@ -133,6 +137,73 @@ def test_test_items_are_never_read(base: Path, corpora: list[Corpus], tmp_path: 
         train([Corpus("mosi", Path("mosi.csv"), (held_out,))], base, tmp_path / "o", tmp_path, OPTIONS)
     parts = [sentences([replace(corpora[0], items=(*corpora[0].items, held_out))], part) for part in ("train", "valid")]
     assert held_out not in [item for part in parts for items in part.values() for item in items]
+
+
+def teachers(**changes: object) -> tuple[Teacher, ...]:
+    plain = {"seed": 5, "epochs": 12, "learning_rate": 0.01, "encoder_rate": 1.0, "average": 0.9, "dropout": 0.0,
+             "diet": OPTIONS.diet}  # fmt: skip
+    return (
+        Teacher(**plain, name="felt", teaches="sentiment", corpora=("mosi",)),  # type: ignore[arg-type]
+        Teacher(**(plain | changes), name="named", teaches="emotion", corpora=("meld",)),  # type: ignore[arg-type]
+    )
+
+
+def test_what_only_a_teacher_knows_is_learned(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    """Most sentences have no label, and the teachers have learned from the few that do."""
+    felt, named = corpora
+    mute = replace(felt, name="mosei", items=tuple(replace(item, sentiment=None) for item in felt.items))
+    pair = [replace(felt, items=felt.items[:48]), named]
+    options = replace(OPTIONS, teachers=teachers(), taught_weight=1.0, epochs=4)
+    lessons = ask(options.teachers, sentences([*pair, mute], "train"), sentences(pair, "valid"), WordTokenizer(base),
+                  base, tmp_path / "teachers", MODEL, torch.device("cpu"))  # fmt: skip
+    assert lessons is not None
+    texts = [item.text or "" for item in sentences([mute], "train")["mosei"]]
+    rows, good = [lessons.rows[text] for text in texts], np.array(["good" in text for text in texts])
+    assert ((lessons.sentiment[rows] > 0) == good).mean() > 0.9
+    right = np.where(good, EMOTIONS.index("happy"), EMOTIONS.index("sad"))
+    assert (lessons.emotions[rows].argmax(1) == right).mean() > 0.9
+    tuned = {}
+    for name, taught in (("alone", ()), ("taught", options.teachers)):
+        work = tmp_path / name
+        history = train([*pair, mute], base, work / "out", work, replace(options, teachers=taught))
+        tuned[name] = history[-1]
+    assert tuned["taught"]["mosi.mae"] < tuned["alone"]["mosi.mae"]
+
+
+def test_lessons_are_given_once(base: Path, corpora: list[Corpus], tmp_path: Path,
+                                caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    texts, valid, tokenizer = sentences(corpora, "train"), sentences(corpora, "valid"), WordTokenizer(base)
+
+    def asked(chosen: tuple[Teacher, ...], folder: str) -> tuple[Lessons, int]:
+        caplog.clear()
+        lessons = ask(chosen, texts, valid, tokenizer, base, tmp_path / folder, MODEL, torch.device("cpu"))
+        assert lessons is not None
+        return lessons, sum(record.message.startswith("teacher of") for record in caplog.records)
+
+    first, trained = asked(teachers(), "a")
+    assert trained == 2
+    again, trained = asked(teachers(), "a")
+    assert trained == 0
+    np.testing.assert_array_equal(again.emotions, first.emotions)
+    changed, trained = asked(teachers(epochs=1), "a")
+    assert trained == 1
+    np.testing.assert_array_equal(changed.sentiment, first.sentiment)
+    assert (changed.emotions != first.emotions).any()
+    (damaged,) = (tmp_path / "a").glob("felt-*.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    mended, trained = asked(teachers(), "a")
+    assert trained == 1
+    np.testing.assert_array_equal(mended.sentiment, first.sentiment)
+
+
+def test_a_teacher_without_its_corpus_says_nothing(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    parts = [sentences(corpora[:1], split) for split in ("train", "valid")]
+    lessons = ask(teachers(), *parts, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu"))
+    assert lessons is not None
+    assert np.isfinite(lessons.sentiment).all()
+    assert not lessons.emotions.any()
+    assert ask(teachers()[1:], *parts, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu")) is None
 
 
 def test_an_epoch_repeats_and_samples_corpora(corpora: list[Corpus]) -> None:

@@ -18,7 +18,15 @@ from mien.models.datasets import Dataset, make_statistics
 from mien.models.evaluation import figures, score, torch_runner
 from mien.models.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.protocols import fusion, robustness, streaming
-from mien.models.training import Evaluation, FusionTraining, calibrate, fit_temperature, load_readers, train_fusion
+from mien.models.training import (
+    Evaluation,
+    FusionTraining,
+    calibrate,
+    fit_temperature,
+    fit_temperatures,
+    load_readers,
+    train_fusion,
+)
 from tests.models.made_data import SPECS, made_dataset
 
 QUICK = FusionTraining(
@@ -129,6 +137,27 @@ def test_a_reader_of_other_sizes_is_refused() -> None:
         load_readers(CMMSF(list(SPECS.values()), QUICK.model), {name: other})
 
 
+def test_a_modality_alone_is_held_to_what_its_reader_said(dataset: Dataset) -> None:
+    """The reader is of another opinion than the labels, so that forgetting shows."""
+    turned = made_dataset(seed=3)
+    for sample in turned.samples:
+        shares = sample.labels.emotions or ()
+        labels = msgspec.structs.replace(sample.labels, emotions=(*shares[3:], *shares[:3]))
+        object.__setattr__(sample, "labels", labels)
+    text = Dataset({"text": SPECS["text"]}, [s for s in turned.samples if "text" in s.tracks])
+    reader = train_fusion(text, msgspec.structs.replace(QUICK, steps=80, evaluate_every=40)).network
+    settings = msgspec.structs.replace(QUICK, steps=60, evaluate_every=30, trained_rate=1.0)
+    groups = [single(s) for s in dataset.split("valid") if "text" in s.tracks]
+    said = score(torch_runner(reader), {"text": SPECS["text"]}, groups, ["text"]).emotions
+    strayed = []
+    for weight in (0.0, 10.0):
+        held = msgspec.structs.replace(settings, keep_weight=weight)
+        network = train_fusion(dataset, held, readers={"text": reader.state_dict()}).network
+        now = score(torch_runner(network), SPECS, groups, ["text"]).emotions
+        strayed.append(float(np.abs(now - said).sum(1).mean()))
+    assert strayed[1] < 0.6 * strayed[0]
+
+
 def test_validation_items_are_never_trained_on(dataset: Dataset) -> None:
     poisoned = Dataset(dataset.specs, [*dataset.split("train"), *dataset.split("valid")])
     settings = msgspec.structs.replace(QUICK, steps=8)
@@ -205,6 +234,21 @@ def test_temperature_undoes_the_overconfidence_of_each_modality() -> None:
     shares = torch.eye(2).repeat_interleave(4000, 0)
     temperature = fit_temperature(logits * torch.where(shares[:, :1] > 0, 2.5, 0.8), shares, targets)
     assert temperature.tolist() == pytest.approx([2.5, 0.8], rel=0.1)
+
+
+def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(12000, 7, generator=random)
+    targets = torch.nn.functional.one_hot(torch.distributions.Categorical(logits=logits).sample(), 7).float()
+    shares = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]).repeat_interleave(4000, 0)
+    shown = logits * torch.tensor([2.5, 0.8, 1.2]).repeat_interleave(4000)[:, None]
+    temperature = fit_temperatures(shown, shares, targets, torch.ones(12000))
+    assert temperature[:2].tolist() == pytest.approx([2.5, 0.8], rel=0.1)
+    # The two geometric means and the last one's share of a half make up what is left.
+    assert float(torch.sqrt(temperature[:2].prod() * temperature[2])) == pytest.approx(1.2, rel=0.1)
+    only = fit_temperatures(shown[8000:], shares[8000:], targets[8000:], torch.ones(4000))
+    assert only[:2].tolist() == [1.0, 1.0]
+    assert float(only[2]) == pytest.approx(1.44, rel=0.2)
 
 
 def test_protocols_report_what_they_promise(dataset: Dataset, trained: CMMSF) -> None:

@@ -1,0 +1,55 @@
+"""Where training computes: on an NVIDIA GPU in mixed precision, else on the processor.
+
+Weights are drawn and batches are made on the processor, so that a seed means the same data and the same start
+anywhere. What a GPU then makes of them are other bits than a processor's, and the same ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from mien.errors import ConfigError
+
+AUTO = "auto"
+
+
+def training_device(name: str = AUTO) -> torch.device:
+    """The device of that name; "auto": an NVIDIA GPU where torch finds one, else the processor.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    found = torch.cuda.is_available()
+    if name == AUTO:
+        name = "cuda" if found else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name}; known: {AUTO}, cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"training runs on cpu or cuda, not on {device.type}")
+    if device.type == "cuda":
+        if not found:
+            raise ConfigError("torch finds no CUDA GPU here; train with --device cpu, or install torch for CUDA")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"there is no {name}; torch finds {torch.cuda.device_count()} GPU(s)")
+        # Read when cuBLAS starts. Without it, products of matrices differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return device
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster there. Without the instructions it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(
+        bool(getattr(torch.cpu, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+
+
+def mixed_precision(device: torch.device, bf16: bool | None = None) -> torch.autocast:
+    """Products in bfloat16, sums in float32; None: where that is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device) if bf16 is None else bf16)
