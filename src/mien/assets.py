@@ -56,11 +56,13 @@ def needed(config: Config) -> list[str]:
     names = []
     if config.video.source != "none":
         names.append("face-landmarker")
-    if config.audio.source != "none" and config.text.asr != "none":
-        # Other models than these are folders of the user's own.
-        names.extend(name for name in (f"whisper-{config.text.asr}",) if name in ASSETS)
-        names.append("minilm-l6-v2")
-    return names
+    if config.audio.source != "none":
+        names.append("whisper-tiny.en")  # the voice is heard with a part of it, whatever recognises the words
+        if config.text.asr != "none":
+            # Other models than these are folders of the user's own.
+            names.extend(name for name in (f"whisper-{config.text.asr}",) if name in ASSETS)
+            names.append("minilm-l6-v2")
+    return list(dict.fromkeys(names))
 
 
 def asset_path(

@@ -1,7 +1,8 @@
 """The voice: 50 rows a second of what emotion in speech is heard by.
 
 A row k speaks for the samples [320 k, 320 (k + 1)) and is made from a window around their centre, so it is ready
-22 ms after they are. Silence is masked, never a made-up zero: `valid` follows the voice activity with hysteresis.
+22 ms after they are. Beside it is how the voice sounded until then: the newest state of the voice encoder, which has
+one every 200 ms. Silence is masked, never a made-up zero: `valid` follows the voice activity with hysteresis.
 The same extractor makes training data from files; in whatever chunks the sound comes, the rows are the same bits.
 """
 
@@ -13,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from mien.asset_manifest import ASSETS
+from mien.assets import asset_path
 from mien.clock import Clock
-from mien.config import Config
+from mien.config import AssetsConfig, Config
 from mien.messages import Bool, Float32, ModalitySpec
+from mien.models.voice_encoder import BLOCK, ENCODER_VERSION, VOICE_DIM, mel_filters
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.modality import Health, Modality, Rows, SoundPiece
 from mien.stream.session import source_origin
@@ -23,6 +27,7 @@ from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
 from mien.stream.speech.pitch import FLOOR, SPAN, yin
 from mien.stream.speech.voice_activity import FRAME, Hangover, VoiceActivity
+from mien.stream.speech.voice_states import VoiceStates
 
 RATE_HZ = 50
 HOP = SAMPLE_RATE // RATE_HZ  # 320 samples
@@ -35,28 +40,17 @@ F0_REFERENCE_HZ = 150.0  # pitch is given in octaves from here
 VOICED = 0.5  # periodicity from which a pitch is believed
 
 ENERGY, F0, PERIODICITY, ZCR, VAD = range(N_MELS, N_MELS + 5)  # columns after the log-mel bands
+STATE = slice(VAD + 1, VAD + 1 + VOICE_DIM)
+ENCODER = "whisper-tiny.en"
 SPEC = ModalitySpec(
-    name="audio", dim=N_MELS + 5, rate_hz=RATE_HZ, steps=250, extractor="mien-audio-2/mel64-yin-silero6"
+    name="audio",
+    dim=STATE.stop,
+    rate_hz=RATE_HZ,
+    steps=250,
+    extractor=f"mien-audio-3/mel64-yin-silero6/voice-{ENCODER_VERSION}-{ASSETS[ENCODER].files[0].sha256[:8]}",
 )
 
-BLOCK = 256  # rows computed together; bounds memory on whole files
-
-
-def mel_filters() -> Float32:
-    """Slaney's mel filter bank with area normalisation (Auditory Toolbox, 1998): shape (N_MELS, N_FFT // 2 + 1).
-
-    Equal to `librosa.filters.mel(sr=16000, n_fft=512, n_mels=64)`.
-    """
-    log_step = np.log(6.4) / 27.0
-    top = 15.0 + np.log(SAMPLE_RATE / 2 / 1000.0) / log_step
-    mels = np.linspace(0.0, top, N_MELS + 2)
-    edges = np.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * np.exp(log_step * (mels - 15.0)))
-    bins = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
-    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    filters: Float32 = (triangles * 2.0 / (edges[2:] - edges[:-2])[:, None]).astype(np.float32)
-    return filters
+ROWS_AT_ONCE = 256  # bounds memory on whole files
 
 
 class AudioRows(NamedTuple):
@@ -70,19 +64,28 @@ class AudioExtractor:
     """Sound to rows. Push samples in any chunking; the rows come as soon as their windows are complete.
 
     Columns: 64 log-mel bands (natural log of power), log energy, pitch in octaves from 150 Hz (unvoiced: the last
-    one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech.
+    one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech, and 384 numbers of the voice
+    encoder's state.
+
+    Args:
+        assets: where pretrained files are.
+
+    Raises:
+        AssetError: the voice encoder is not to be had.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, assets: AssetsConfig | None = None) -> None:
         self._vad = VoiceActivity()
+        self._voice = VoiceStates(asset_path(ENCODER, assets or AssetsConfig()))
         self._hangover = Hangover()
-        self._filters = mel_filters()
+        self._filters = mel_filters(N_MELS, N_FFT)
         self._window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new stream: the next sample is sample 0 of row 0."""
         self._vad.reset()
+        self._voice.reset()
         self._samples = np.zeros(BEFORE, np.float32)  # from `BEFORE` samples before the next row's span
         self._unheard = np.zeros(0, np.float32)  # samples that the VAD has not seen
         self._speech: list[float] = []  # per VAD frame from `_speech_begin` on
@@ -97,6 +100,7 @@ class AudioExtractor:
         self._count += len(samples)
         self._samples = np.concatenate([self._samples, samples])
         self._listen(samples)
+        self._voice.push(samples)
         return self._make(max(0, (len(self._samples) - SPAN) // HOP + 1))
 
     def finish(self) -> AudioRows:
@@ -124,10 +128,12 @@ class AudioExtractor:
         values = np.empty((count, SPEC.dim), np.float32)
         if count:
             frames = sliding_window_view(self._samples, SPAN)[::HOP]
-            for begin in range(0, count, BLOCK):
-                end = min(begin + BLOCK, count)
+            for begin in range(0, count, ROWS_AT_ONCE):
+                end = min(begin + ROWS_AT_ONCE, count)
                 values[begin:end, : PERIODICITY + 2] = self._acoustics(frames[begin:end])
-        centres = np.arange(self._row, self._row + count) * HOP + CENTRE
+        begins = np.arange(self._row, self._row + count) * HOP
+        values[:, STATE] = self._voice.take(begins // BLOCK)
+        centres = begins + CENTRE
         heard = centres // FRAME - self._speech_begin
         values[:, VAD] = np.asarray(self._speech, np.float32)[heard] if count else 0.0
         valid = self._hangover(values[:, VAD])
@@ -177,7 +183,7 @@ class Audio(Modality):
         self._voice = False
 
     def prepare(self) -> None:
-        self._extractor = AudioExtractor()
+        self._extractor = AudioExtractor(self._config.assets)
         self._source = open_audio(self._config, self._clock)
 
     def start(self, start_ns: int) -> None:

@@ -472,7 +472,7 @@ class Extractors:
         if "audio" not in self._opened:
             from mien.stream.modalities.audio import AudioExtractor
 
-            self._opened["audio"] = AudioExtractor()
+            self._opened["audio"] = AudioExtractor(self._assets)
         extractor: AudioExtractor = self._opened["audio"]
         return extractor
 

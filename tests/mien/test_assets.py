@@ -368,8 +368,9 @@ def test_the_manifest_is_whole() -> None:
         (Config(), ["face-landmarker", "whisper-tiny.en", "minilm-l6-v2"]),
         (Config(video=VideoConfig(source="none")), ["whisper-tiny.en", "minilm-l6-v2"]),
         (Config(audio=AudioConfig(source="none")), ["face-landmarker"]),
-        (Config(text=TextConfig(asr="none")), ["face-landmarker"]),
-        (Config(text=TextConfig(asr="/models/mine")), ["face-landmarker", "minilm-l6-v2"]),
+        (Config(text=TextConfig(asr="none")), ["face-landmarker", "whisper-tiny.en"]),
+        (Config(text=TextConfig(asr="base")), ["face-landmarker", "whisper-tiny.en", "whisper-base", "minilm-l6-v2"]),
+        (Config(text=TextConfig(asr="/models/mine")), ["face-landmarker", "whisper-tiny.en", "minilm-l6-v2"]),
     ],
 )
 def test_a_configuration_needs_what_it_opens(config: Config, expected: list[str]) -> None:

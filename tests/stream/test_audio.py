@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mien.clock import Clock
 from mien.config import load_config
 from mien.messages import Float32
+from mien.models.voice_encoder import mel_filters
 from mien.stream.modalities.audio import (
     ENERGY,
     F0,
@@ -24,7 +25,6 @@ from mien.stream.modalities.audio import (
     ZCR,
     AudioExtractor,
     create,
-    mel_filters,
 )
 from mien.stream.modality import Rows
 from mien.stream.sources.clip import SAMPLE_RATE, read_sound
@@ -76,7 +76,9 @@ def test_a_row_for_every_whole_hop(extractor: AudioExtractor, count: int) -> Non
 
 
 def test_filters_are_librosas() -> None:
-    assert np.allclose(mel_filters(), librosa.filters.mel(sr=SAMPLE_RATE, n_fft=512, n_mels=N_MELS), atol=1e-8)
+    for bands, n_fft in ((N_MELS, 512), (80, 400)):
+        expected = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=n_fft, n_mels=bands)
+        assert np.allclose(mel_filters(bands, n_fft), expected, atol=1e-8)
 
 
 def test_log_mel_is_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
