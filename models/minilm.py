@@ -168,7 +168,9 @@ def save_adapters(state: dict[str, Tensor], base: MiniLM, path: Path, card: dict
         card: what to tell about them (corpora, validation figures), kept as JSON in the file's metadata.
     """
     plain = dict(base.named_parameters())
-    tensors = {name: (value - plain[name] if name in plain else value).half() for name, value in state.items()}
+    tensors = {
+        name: (value - plain[name].to(value) if name in plain else value).half() for name, value in state.items()
+    }
     rank = next(value.shape[0] for name, value in state.items() if name.endswith(".down"))
     # One entry: safetensors writes several in no fixed order, and equal runs shall give equal files.
     about = {"format": ADAPTER_FORMAT, "config": {**asdict(base.config), "rank": rank}, "card": card}

@@ -337,7 +337,8 @@ def _resume(
                 if f"{n}.step" not in stored:
                     continue  # a part of CM-MSF that a single modality does not use
                 optimizer.state[parameter] = {
-                    name: file.get_tensor(f"{n}.{name}") for name in ("step", "exp_avg", "exp_avg_sq")
+                    name: file.get_tensor(f"{n}.{name}").to(parameter.device)
+                    for name in ("step", "exp_avg", "exp_avg_sq")
                 }
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot resume from {path}: {error}") from error

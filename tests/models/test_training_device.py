@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -103,6 +104,19 @@ def test_a_text_encoder_is_tuned_on_a_gpu_teachers_too(base: Path, corpora: list
     assert (tmp_path / "one" / "out").read_bytes() == (tmp_path / "again" / "out").read_bytes()
     first, second = (load_file(tmp_path / name / READER) for name in ("one", "again"))
     assert equal(first, second)
+
+    def stop(epoch: int, figures: dict[str, float]) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt(figures)
+
+    work = tmp_path / "parts"
+    for stopped in (True, False):
+        with pytest.raises(KeyboardInterrupt) if stopped else nullcontext():
+            test_text_training.train(
+                corpora, base, work / "out", work, options, after_epoch=stop if stopped else None,
+                device=training_device("cuda"),
+            )  # fmt: skip
+    assert (work / "out").read_bytes() == (tmp_path / "one" / "out").read_bytes()
 
 
 @pytest.mark.gpu
