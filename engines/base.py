@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from mien.errors import EngineError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+MAX_BATCH = 32  # rows that engines of a GPU are made for
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,18 @@ class Backend(Protocol):
             EngineError: the files cannot be used.
         """
         ...
+
+
+def padded(array: Array) -> Array:
+    """Rows up to the next power of two, the last one repeated: few sizes need contexts, buffers and graphs.
+
+    More rows than an engine takes are left as they are, for it to refuse.
+    """
+    rows = len(array)
+    size = 1 << max(rows - 1, 0).bit_length()
+    if size == rows or size > MAX_BATCH:
+        return array
+    return np.concatenate([array, np.repeat(array[-1:], size - rows, 0)])
 
 
 def check_inputs(network: Network, inputs: Mapping[str, Array]) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mien.engines import tensorrt_network
-from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
-from mien.engines.tensorrt_binding import Binding, Ports, padded
+from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs, padded
+from mien.engines.tensorrt_binding import Binding, Ports
 from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.errors import EngineError
 

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 
 from mien.engines.base import Array, Network
-from mien.engines.tensorrt_network import MAX_BATCH
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +27,6 @@ class Ports(msgspec.Struct, frozen=True):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-
-
-def padded(array: Array) -> Array:
-    """Rows up to the next power of two, the last one repeated: few sizes need contexts, buffers and graphs.
-
-    More rows than an engine takes are left as they are, for it to refuse.
-    """
-    rows = len(array)
-    size = 1 << max(rows - 1, 0).bit_length()
-    if size == rows or size > MAX_BATCH:
-        return array
-    return np.concatenate([array, np.repeat(array[-1:], size - rows, 0)])
 
 
 class Binding:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Network, Precision
+from mien.engines.base import MAX_BATCH, Network, Precision
 from mien.engines.tensorrt_import import import_torch_tensorrt, quiet
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
     from torch import fx, nn
 
-MAX_BATCH = 32
 MAX_LENGTH = 128  # of any other axis that varies
 MINIMUM_BLOCK = 1
 

@@ -1,4 +1,4 @@
-"""Torch as it is: the reference that every other engine is measured and checked against."""
+"""Torch as it is: the reference that every other engine is measured and checked against. On a GPU: `torch_cuda`."""
 
 from __future__ import annotations
 
@@ -112,6 +112,8 @@ class TorchBackend:
     def load(self, artifact: Artifact, threads: int) -> Engine:
         import torch
 
+        from mien.engines.torch_cuda import TorchCudaEngine
+
         torch.set_num_threads(threads)
         network = artifact.network
         module = build_module(network)
@@ -122,7 +124,7 @@ class TorchBackend:
         torch.backends.cudnn.allow_tf32 = False
         golden = make_golden(network, module)
         try:
-            engine = TorchEngine(id, network, module.to(self.device))
+            engine = TorchCudaEngine(id, network, module.to(self.device))
         except RuntimeError as error:
             raise EngineError(f"cannot move {network.name!r} to {self.device}: {error}") from error
         golden.check(engine, artifact.precision)

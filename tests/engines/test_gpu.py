@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from mien.engines.cmmsf import whole_network
 from mien.engines.golden import golden_inputs, tolerance
 from mien.engines.selection import find_backend, open_backend, open_engine
 from mien.engines.torch_eager import backend as torch_eager
+from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import Turns
 
 pytestmark = pytest.mark.gpu
-# torch-cuda is the eager form, whose LSTMs are cuDNN's.
+# torch-cuda is the module as it is, whose LSTMs are cuDNN's.
 PAIRS = [
     (name, precision) for name in ("tensorrt", "onnx-cuda", "torch-cuda") for precision in find_backend(name).precisions
 ]
@@ -197,6 +199,40 @@ def test_numbers_are_the_same_with_and_without_a_graph(
             print(f"\nTensorRT's loops {'are' if engine.uses_graph else 'are not'} captured as a CUDA graph")
     else:
         assert engine.uses_graph is False
+
+
+@pytest.mark.parametrize("how", ["as it comes", "without graphs", "capture fails"])
+def test_torchs_numbers_are_the_same_with_and_without_a_graph(
+    network: Network, reference: Engine, monkeypatch: pytest.MonkeyPatch, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from mien.engines.torch_cuda import CAPTURE_AFTER, TorchCudaEngine
+
+    missing = find_backend("torch-cuda").missing()
+    if missing:
+        pytest.skip(missing)
+    if how == "capture fails":
+
+        class Uncapturable(torch.cuda.graph):
+            def __enter__(self) -> None:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+        monkeypatch.setattr(torch.cuda, "graph", Uncapturable)
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    module = build_module(network).to("cuda")
+    engine = TorchCudaEngine("torch-cuda", network, module, graphs=how != "without graphs")
+    used = []
+    for seed in range(2 * CAPTURE_AFTER):
+        for rows in (1, 4):  # one after the other: each has buffers and a graph of its own
+            inputs = batch_of(network, rows, seed)
+            got = engine.infer(inputs)
+            for output, array in reference.infer(inputs).items():
+                np.testing.assert_allclose(got[output], array, atol=1e-4)
+            used.append(engine.uses_graph)
+    assert used == [how == "as it comes" and index >= 2 * CAPTURE_AFTER for index in range(len(used))]
+    assert ("launched one by one" in caplog.text) == (how == "capture fails")
 
 
 def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network, plan: tuple[bytes, object]) -> None:
