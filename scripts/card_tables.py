@@ -51,6 +51,9 @@ def whole(report: dict[str, Any]) -> None:
         [[NAMES[n], *(e[k] for k in ("count", "uar", "accuracy", "weighted_f1", "ece", "ece_by_chance"))]
          for n, e in felt.items()],
     )  # fmt: skip
+    together = report.get("together", {}).get("emotion")
+    if together:
+        print(f"All {together['count']} items: accuracy {together['accuracy']:.4f}, ECE {together['ece']:.4f}.\n")
     labels = next(iter(felt.values()))["labels"]
     recalls = [
         [name, *(f"{row[k] / sum(row):.2f}" if sum(row) else "" for k, row in enumerate(e["confusion"]))]

@@ -15,7 +15,7 @@ from mien.models.architecture import ModelConfig
 from mien.models.batches import Perturbation, Perturber, whole_windows
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, make_statistics
-from mien.models.evaluation import figures, score, torch_runner
+from mien.models.evaluation import Scores, figures, score, torch_runner
 from mien.models.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.protocols import fusion, robustness, streaming
 from mien.models.training import (
@@ -249,6 +249,17 @@ def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
     only = fit_temperatures(shown[8000:], shares[8000:], targets[8000:], torch.ones(4000))
     assert only[:2].tolist() == [1.0, 1.0]
     assert float(only[2]) == pytest.approx(1.44, rel=0.2)
+
+
+def test_corpora_together_are_judged_as_one(dataset: Dataset, trained: CMMSF) -> None:
+    run, valid = torch_runner(trained), dataset.split("valid")
+    groups = [[single(s) for s in valid if name in s.tracks][: 20 + 10 * n] for n, name in enumerate(SPECS)]
+    scores = [score(run, SPECS, part, list(SPECS)) for part in groups]
+    apart = [figures(part, said)["emotion"] for part, said in zip(groups, scores, strict=True)]
+    together = figures([g for part in groups for g in part], Scores.joined(scores))["emotion"]
+    assert together["count"] == 20 + 30 + 40
+    assert together["accuracy"] == pytest.approx(sum(m["accuracy"] * m["count"] for m in apart) / 90)
+    assert together["confusion"] == np.sum([m["confusion"] for m in apart], 0).tolist()
 
 
 def test_protocols_report_what_they_promise(dataset: Dataset, trained: CMMSF) -> None:

@@ -9,7 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from mien.models.datasets import Dataset, Sample
-    from mien.models.evaluation import Runner
+    from mien.models.evaluation import Runner, Scores
+    from mien.models.pairing import Group
 
 # Published Has0 / Non0 Acc-2 on the standard test splits, for orientation.
 PUBLISHED = {
@@ -53,7 +54,7 @@ def command(
     from mien.cli._progress import item_progress
     from mien.errors import DataError
     from mien.models.checkpoint import check_extractors, load_checkpoint
-    from mien.models.evaluation import figures, score
+    from mien.models.evaluation import Scores, figures, score
     from mien.models.pairing import single
     from mien.models.protocols import fusion, robustness, streaming
     from mien.stream.offline.extraction import ExtractOptions
@@ -82,13 +83,15 @@ def command(
         "corpora": {},
     }
     everything: list[Sample] = []
+    judged: list[tuple[list[Group], Scores]] = []
     for corpus in sorted({s.labels.corpus for s in dataset.samples}):
         part, samples = _samples(dataset, corpus, split, names)
         if not samples:
             continue
         everything += samples
         groups = [single(sample, names) for sample in samples]
-        made = {"split": part, **figures(groups, score(run, specs, groups, names))}
+        judged.append((groups, score(run, specs, groups, names)))
+        made = {"split": part, **figures(*judged[-1])}
         if missing:
             made["missing"] = robustness(run, specs, groups, names, _rates(missing))
         if stream:
@@ -98,6 +101,10 @@ def command(
         report["corpora"][corpus] = made
     if not everything:
         raise DataError("nothing to measure: no labelled item of these modalities is in that split")
+    if len(judged) > 1:
+        report["together"] = figures(
+            [group for groups, _ in judged for group in groups], Scores.joined([scores for _, scores in judged])
+        )
     if fused:
         scales = {name: loaded.normalisation(name) for name in names}
         report["fused"] = fusion(run, specs, everything, names, scales)
@@ -218,6 +225,9 @@ def _print(report: dict[str, Any]) -> None:
             console.print(f"mean over missing rates: {made['missing']['mean']}")
         if "stream" in made:
             _print_stream(console, made["stream"])
+    if "emotion" in report.get("together", {}):
+        m = report["together"]["emotion"]
+        console.print(f"all {m['count']} items with an emotion: accuracy {m['accuracy']:.4f}  ECE {m['ece']:.4f}")
     if "fused" in report:
         _print_fused(console, report["fused"])
     if report["skipped"]:
