@@ -9,37 +9,32 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from mien.engines import tensorrt_network
-from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs, padded
-from mien.engines.tensorrt_binding import Binding, Ports
+from mien.engines.base import Array, Artifact, Engine, Network, Precision
+from mien.engines.gpu_engine import GpuEngine
+from mien.engines.tensorrt_binding import Ports, TensorRtBinding
 from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.errors import EngineError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PLAN = "engine.plan"
 PORTS = "ports.json"
-MAX_SHAPES = 8  # for which contexts, buffers and graphs are kept
 _PACKAGES = ("torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt_rtx", "torch")
 
 
-class TensorRtEngine(Engine):
-    """A deserialised engine, and buffers for the batch sizes that were seen last.
+class TensorRtEngine(GpuEngine):
+    """A deserialised engine.
 
     Args:
         plan: what `build_plan` made. ports: likewise.
         graphs: False launches copies and kernels one by one.
-
-    Attributes:
-        uses_graph: whether the last inference was the replay of a CUDA graph; None before the first.
 
     Raises:
         EngineError: the plan is of another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
@@ -47,45 +42,17 @@ class TensorRtEngine(Engine):
 
     def __init__(self, id: str, network: Network, plan: bytes, ports: Ports, *, graphs: bool = True) -> None:
         import tensorrt
-        import torch
 
-        self.id = id
-        self.reason = ""
-        self.network = network
-        self.uses_graph: bool | None = None
+        super().__init__(id, network)
         self._ports, self._graphs = ports, graphs
-        # Not the default stream: it waits for every other one of the process.
-        self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Contexts and runtime are referenced by the engine, not owned by it.
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineError("TensorRT refuses the compiled engine; it was built for another GPU or version")
-        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Binding] = OrderedDict()
-        self._is_batched = all(0 in network.dynamic.get(name, {}) for name in network.example)
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.network, inputs)
-        arrays = [inputs[name] for name in self.network.example]
-        rows = len(arrays[0])
-        if self._is_batched:
-            arrays = [padded(array) for array in arrays]
-        key = tuple(array.shape for array in arrays)
-        try:
-            binding = self._bindings.get(key)
-            if binding is None:
-                binding = Binding(self._engine, self.network, self._ports, arrays, self._stream, graphs=self._graphs)
-                self._bindings[key] = binding
-                if len(self._bindings) > MAX_SHAPES:
-                    self._bindings.popitem(last=False)
-            self._bindings.move_to_end(key)
-            self.uses_graph = binding.graph is not None
-            results = binding.run(arrays)
-        except RuntimeError as error:  # out of memory, a lost device, a shape outside the profile
-            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
-        if self._is_batched:
-            results = [result[:rows] for result in results]
-        return dict(zip(self.network.outputs, results, strict=True))
+    def bind(self, arrays: list[Array]) -> TensorRtBinding:
+        return TensorRtBinding(self._engine, self.network, self._ports, arrays, self._stream, graphs=self._graphs)
 
 
 class TensorRtBackend:

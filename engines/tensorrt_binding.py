@@ -29,7 +29,7 @@ class Ports(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
 
 
-class Binding:
+class TensorRtBinding:
     """Everything for one set of input shapes: context, host and device memory, and the graph if there is one.
 
     Args:
