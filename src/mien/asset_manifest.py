@@ -118,7 +118,7 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             name="whisper-tiny.en",
-            summary="Whisper tiny.en for CTranslate2: English speech to words",
+            summary="Whisper tiny.en for CTranslate2: English speech to words, and how a voice sounds",
             licence="MIT",
             address="https://huggingface.co/Systran/faster-whisper-tiny.en/resolve/main/",
             files=_WHISPER_TINY_EN,

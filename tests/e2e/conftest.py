@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import mien
+from tests.ports import free_ports
 
 SAMPLE = Path(mien.__file__).parent / "sample.mp4"
 # What a clip does not decide: how long it took, names, and how rows were parted into messages.
@@ -46,19 +47,10 @@ def comparable(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def fast_sample(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The predictions of the whole sample, played in full."""
     del tmp_path_factory
-    return run_json(_free_port(), "--clip", str(SAMPLE), "--fast")[0]
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        first: int = probe.getsockname()[1]
-    return min(first, 65_000)
+    return run_json(free_ports(), "--clip", str(SAMPLE), "--fast")[0]
 
 
 @pytest.fixture
 def port() -> int:
     """The first of four ports that are free, as far as one can know."""
-    return _free_port()
+    return free_ports()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -30,6 +29,7 @@ from mien.stream.bus.sockets import Receiver
 from mien.stream.dashboard.watcher import Audience, Watcher
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
+from tests.ports import free_ports
 from tests.stream.pictures import UInt8, head, write_clip
 
 pytest.importorskip("nicegui", reason="needs the dashboard's packages")
@@ -53,21 +53,6 @@ def _assets() -> None:
             asset_path(name, AssetsConfig(offline=True))
         except AssetError as error:
             pytest.skip(str(error))
-
-
-def four_free_ports() -> int:
-    """The first of four free ports in a row."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                for offset in range(1, 4):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 class Program:
@@ -132,7 +117,7 @@ def await_predictions(port: int, session: Program) -> None:
 @pytest.fixture(scope="module")
 def station() -> Iterator[tuple[int, Program, str]]:
     """The sample in a loop, and a dashboard: port of the bus, the dashboard's process, the page's address."""
-    port = four_free_ports()
+    port = free_ports()
     session = run(port, "--clip", str(SAMPLE), "--loop")
     page, url = dashboard(port)
     await_predictions(port, session)
@@ -361,7 +346,7 @@ def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[.
     extractor.close()
     assert len(centres) > 25
 
-    port = four_free_ports()
+    port = free_ports()
     session = run(port, "--camera", str(clip), "--mic", "none", "--loop", "--session", f"numbered-{port}")
     page_program, url = dashboard(port)
     try:
@@ -387,7 +372,7 @@ def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[.
 
 def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> None:
     """The session is ended and started again, inference is killed, the dashboard too; the page is left alone."""
-    port = four_free_ports()
+    port = free_ports()
     arguments = ("--clip", str(SAMPLE), "--loop", "--asr", "none")
     session = run(port, *arguments)
     page_program, url = dashboard(port)
@@ -427,7 +412,7 @@ def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> Non
 
 def test_each_worker_killed_under_an_open_page(open_page: Callable[..., Page]) -> None:
     """The page names what is missing and why, the others go on, and it is back without anybody's doing."""
-    port = four_free_ports()
+    port = free_ports()
     session = run(port, "--clip", str(SAMPLE), "--loop")
     page_program, url = dashboard(port)
     try:
@@ -477,7 +462,7 @@ def inference_pid(port: int) -> int:
 
 def test_demo_prints_where_its_page_is(tmp_path: Path) -> None:
     """And a page whose port is taken is one clear line: the stream goes on."""
-    port = four_free_ports()
+    port = free_ports()
     summary = tmp_path / "summary.json"
     arguments = ("demo", "--sample", "--port", str(port), "--no-browser", "--summary", str(summary))
     with socket.socket() as taken:
@@ -515,7 +500,7 @@ def test_other_names_and_other_pages_are_refused() -> None:
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
-    program, url = dashboard(four_free_ports())
+    program, url = dashboard(free_ports())
     try:
         host = url.split("/")[2]
         assert request(url, "GET", "/")[0] == 200
@@ -538,7 +523,7 @@ def test_other_names_and_other_pages_are_refused() -> None:
 def test_beyond_this_machine_it_asks_for_its_token(tmp_path: Path) -> None:
     config = tmp_path / "open.toml"
     config.write_text('[dashboard]\nhost = "0.0.0.0"\nport = 0\ntoken = "a-token-of-mine"\n', encoding="utf-8")
-    program, url = dashboard(four_free_ports(), "--config", str(config))
+    program, url = dashboard(free_ports(), "--config", str(config))
     try:
         assert url.endswith("/?token=a-token-of-mine")
         here = f"http://127.0.0.1:{url.split('/')[2].rpartition(':')[2]}"
@@ -589,7 +574,7 @@ def press(page: Page, *keys: str) -> None:
 
 def test_labels_by_keyboard_become_training_data(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     """Recorded on the page, three stretches labelled there, extracted, and an epoch trained on them."""
-    port = four_free_ports()
+    port = free_ports()
     config = tmp_path / "here.toml"
     config.write_text(f"[dashboard]\nport = 0\nrecordings = '{tmp_path / 'kept'}'\n", encoding="utf-8")
     session = run(port, "--clip", str(SAMPLE), "--loop")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from mien.stream.inference.assembler import Assembler
 from mien.stream.modalities.vision import SPEC, create
 from mien.stream.modality import Modality, Rows
 from mien.stream.sources.video import open_video
+from tests.ports import free_ports
 from tests.stream.pictures import UInt8, portrait
 
 PATIENCE_S = 60.0
@@ -33,9 +33,7 @@ class CameraServer:
     """Serves a portrait with a sensor's noise as multipart JPEG, 20 a second, while it is switched on."""
 
     def __init__(self, image: UInt8) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}/video"
         noise = np.random.default_rng(0).normal(0, 3, (8, *image.shape))
         pictures = np.clip(image + noise, 0, 255).astype(np.uint8)

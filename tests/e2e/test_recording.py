@@ -21,6 +21,7 @@ import pytest
 from mien.stream.recording.reader import open_recording
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]
 
@@ -70,10 +71,9 @@ def await_predictions(subscriber: Subscriber, count: int, timeout_s: float = 120
 def sample_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample, recorded while it was played in full."""
     path = tmp_path_factory.mktemp("recording") / "sample.mcap"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = min(probe.getsockname()[1], 65_000)
-    said = mien("run", "--clip", str(SAMPLE), "--fast", "--port", str(port), "--json", "--record", str(path)).stderr
+    said = mien(
+        "run", "--clip", str(SAMPLE), "--fast", "--port", str(free_ports()), "--json", "--record", str(path)
+    ).stderr
     assert re.search(r"recorded \d+ predictions in", said), said
     return path
 

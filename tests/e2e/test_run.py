@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from mien.messages import FeatureWindow
 from mien.stream.bus.wire import decode_features, json_schema
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command, comparable, run_json
+from tests.stream.pictures import write_clip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.assets]
 PARTS = json.loads(SAMPLE.with_suffix(".json").read_text())["parts"]
@@ -57,6 +59,22 @@ def test_sentiment_and_emotion_move_the_right_way_between_the_parts(fast_sample:
         seen = middle(part)
         right = sum(max(p["emotions"], key=p["emotions"].__getitem__) == expected for p in seen)
         assert right > len(seen) / 2, f"{expected} is on top in {right} of {len(seen)} predictions of its part"
+
+
+def test_a_still_neutral_face_in_silence_stays_neutral(port: int, tmp_path: Path) -> None:
+    """For half a minute, on the same path as a camera's pictures: neither drift nor a mood that comes and goes.
+
+    The portrait smiles a little, so that neutral and happy are about as likely.
+    """
+    with av.open(str(SAMPLE)) as container:
+        neutral = next(frame for frame in container.decode(video=0) if (frame.time or 0) >= 1.0)
+    clip = write_clip(tmp_path / "still.mp4", [neutral.to_ndarray(format="bgr24")] * (30 * 25))
+    said = [p for p in run_json(port, "--clip", str(clip), "--fast")[0] if not p["abstains"]]
+    assert len(said) >= 29 * 25
+    sentiment = np.array([p["sentiment"] for p in said])
+    assert np.abs(sentiment).max() <= 0.5
+    assert (np.diff(np.sign(sentiment)) != 0).sum() <= 1
+    assert np.ptp(sentiment[6 * 25 :]) < 0.05  # once it fills the window
 
 
 def test_predictions_are_well_formed(fast_sample: list[dict[str, Any]]) -> None:

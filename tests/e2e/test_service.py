@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import SAMPLE, command
-from tests.e2e.test_subscribers import free_port
+from tests.ports import free_ports
 
 UNIT = Path(__file__).resolve().parents[2] / "configs" / "mien.service"
 PATIENCE_S = 180.0
@@ -67,7 +67,7 @@ def health(port: int) -> tuple[int, dict[str, Any]]:
 @pytest.mark.assets
 @pytest.mark.timeout(400)
 def test_the_log_is_json_and_health_answers(port: int, tmp_path: Path) -> None:
-    served, log = free_port(), tmp_path / "log"
+    served, log = free_ports(), tmp_path / "log"
     options = ["--asr", "none", "--loop", "--port", str(port), "--session", "service", "--metrics", str(served), "-q"]
     with log.open("wb") as errors:
         session = subprocess.Popen(

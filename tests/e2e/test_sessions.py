@@ -11,7 +11,7 @@ import pytest
 from mien.messages import Prediction
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
-from tests.e2e.test_subscribers import free_port
+from tests.ports import free_ports
 
 PATIENCE_S = 240.0
 NAMES = ("a", "b", "c", "d")
@@ -22,7 +22,7 @@ def test_four_sessions_on_one_inference_process(tmp_path: Path) -> None:
     """Each a voice of its own: audio workers are light, and their process is one each."""
     ports, processes = {}, []
     for name in NAMES:
-        ports[name] = free_port()
+        ports[name] = free_ports()
         settings = f'session = "{name}"\nbus.port = {ports[name]}\naudio.source = "{SAMPLE}"\nclip.loop = true\n'
         (tmp_path / f"{name}.toml").write_text(settings)
     files = {name: str(tmp_path / f"{name}.toml") for name in NAMES}

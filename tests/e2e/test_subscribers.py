@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,29 +18,13 @@ from mien.errors import AssetError
 from mien.messages import Prediction, Transcript
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 Command = list[str]
-
-
-def free_port() -> int:
-    """The first of four free ports in a row, as a session needs them."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-        if port > 65_000:
-            continue
-        try:
-            for offset in range(4):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + offset))
-        except OSError:
-            continue
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +101,7 @@ def prediction(run: int, seq: int) -> Prediction:
 
 @pytest.fixture
 def endpoint() -> str:
-    return f"tcp://127.0.0.1:{free_port()}"
+    return f"tcp://127.0.0.1:{free_ports()}"
 
 
 def start(example: Command, *arguments: str) -> subprocess.Popen[str]:
@@ -187,7 +170,7 @@ def test_example_prints_predictions_of_a_running_session(example: Command, tmp_p
             asset_path(name, AssetsConfig(offline=True))
         except AssetError as error:
             pytest.skip(str(error))
-    port = free_port()
+    port = free_ports()
     process = start(example, f"tcp://127.0.0.1:{port}", "40")
     log = tmp_path / "session.log"
     with log.open("wb") as errors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,12 +21,7 @@ from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import STALE_S, Collector
 from mien.stream.preview import Preview, encode_jpeg, encode_preview
-
-
-def free_ports() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(int(probe.getsockname()[1]), 65_000)
+from tests.ports import free_ports
 
 
 class Station:
