@@ -15,6 +15,7 @@ from mien.messages import About, Prediction, Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_about, decode_features, topic
 from mien.stream.dashboard.history import History
+from mien.stream.modalities.audio_columns import ENERGY, VAD
 from mien.stream.preview import Preview, decode_edges, decode_preview
 from mien.stream.subscriber import Subscriber
 
@@ -179,14 +180,12 @@ class Collector:
                 message = decode_features(frames)
             except WireError:
                 continue  # counted where it matters: inference refuses it too
-            columns = message.values.shape[1]
-            if columns < 5 or not len(message.values):
-                continue
-            # Columns from the end: energy, pitch, periodicity, zero crossings, probability of speech.
+            if message.values.shape[1] <= VAD:
+                continue  # another extractor's
             for index in range(0, len(message.values), _DECIMATE):
                 rows = message.values[index : index + _DECIMATE]
-                level_db = float(rows[:, -5].max()) * _SILENT_DB
-                speech = float(rows[:, -1].max())
+                level_db = float(rows[:, ENERGY].max()) * _SILENT_DB
+                speech = float(rows[:, VAD].max())
                 voice = bool(message.valid[index : index + _DECIMATE].any())
                 self.history.add_sound(int(message.times_ns[index]), level_db, speech, voice)
                 self.sound = (level_db, speech, voice)

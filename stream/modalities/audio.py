@@ -19,7 +19,8 @@ from mien.assets import asset_path
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.messages import Bool, Float32, ModalitySpec
-from mien.models.voice_encoder import BLOCK, ENCODER_VERSION, VOICE_DIM, mel_filters
+from mien.models.voice_encoder import BLOCK, ENCODER_VERSION, mel_filters
+from mien.stream.modalities.audio_columns import ENERGY, F0, N_MELS, PERIODICITY, STATE, VAD, ZCR
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.modality import Health, Modality, Rows, SoundPiece
 from mien.stream.session import source_origin
@@ -32,15 +33,12 @@ from mien.stream.speech.voice_states import VoiceStates
 RATE_HZ = 50
 HOP = SAMPLE_RATE // RATE_HZ  # 320 samples
 N_FFT = 512  # 32 ms: harmonics of a low voice are still apart
-N_MELS = 64
 CENTRE = HOP // 2
 BEFORE = SPAN // 2 - CENTRE  # 352 samples before its span, and as many after, that a row needs
 
 F0_REFERENCE_HZ = 150.0  # pitch is given in octaves from here
 VOICED = 0.5  # periodicity from which a pitch is believed
 
-ENERGY, F0, PERIODICITY, ZCR, VAD = range(N_MELS, N_MELS + 5)  # columns after the log-mel bands
-STATE = slice(VAD + 1, VAD + 1 + VOICE_DIM)
 ENCODER = "whisper-tiny.en"
 SPEC = ModalitySpec(
     name="audio",

@@ -15,12 +15,15 @@ import pytest
 from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.emotions import EMOTIONS
-from mien.messages import About, Origin, Prediction, Status, WorkerState
+from mien.messages import About, FeatureWindow, Float32, Origin, Prediction, Status, WorkerState
 from mien.stream.bus.sockets import Publisher
-from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
+from mien.stream.bus.wire import encode_about, encode_features, encode_prediction, encode_status
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import STALE_S, Collector
+from mien.stream.modalities.audio import RATE_HZ, SPEC, AudioExtractor
+from mien.stream.modalities.audio_columns import VAD
 from mien.stream.preview import Preview, encode_jpeg, encode_preview
+from mien.stream.sources.clip import SAMPLE_RATE
 from tests.ports import free_ports
 
 
@@ -31,6 +34,7 @@ class Station:
         self.config = BusConfig(port=free_ports())
         self.inference = Publisher(self.config.endpoint(), self.config)
         self.video = Publisher(self.config.endpoint("video"), self.config)
+        self.audio = Publisher(self.config.endpoint("audio"), self.config)
         self.collector = Collector(self.config, None, minutes=1.0)
         self.collector.start()
         self._seq = 0
@@ -81,6 +85,7 @@ class Station:
         while time.monotonic() < until_s:
             self.inference.service()
             self.video.service()
+            self.audio.service()
             with self.collector.lock:
                 if condition():
                     return
@@ -94,6 +99,7 @@ class Station:
         self.collector.stop()
         self.inference.close()
         self.video.close()
+        self.audio.close()
 
 
 @pytest.fixture
@@ -145,6 +151,35 @@ def test_abstaining_and_the_end_are_said(station: Station) -> None:
     station.wait(lambda: station.kinds() == ["STALE"])
     station.predict()
     assert [kind for kind, _ in view.badges(station.collector, recording=True)][-1] == "REC"
+
+
+@pytest.mark.assets
+def test_the_level_and_the_voice_are_those_of_the_rows(station: Station) -> None:
+    """A tone of -23 dB, as the real extractor tells of it, and then rows of another extractor, which say nothing."""
+    t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    made = AudioExtractor().push((0.1 * np.sin(2 * np.pi * 440 * t)).astype(np.float32))
+
+    def send(seq: int, values: Float32, extractor: str) -> None:
+        begin_ns = seq * NS_PER_S
+        times_ns = begin_ns + np.arange(len(values), dtype=np.int64) * (NS_PER_S // RATE_HZ)
+        station.audio.send(encode_features(FeatureWindow(
+            session="default", modality="audio", run=1, seq=seq, t_start_ns=begin_ns, t_end_ns=begin_ns + NS_PER_S,
+            extractor=extractor, values=values, valid=np.ones(len(values), np.bool_), times_ns=times_ns,
+        )))  # fmt: skip
+
+    station.wait(lambda: any(topic.startswith(b"features/") for topic in station.audio.subscriptions))
+    send(0, made.values[10:40], SPEC.extractor)
+    station.wait(lambda: station.collector.sound is not None)
+    assert station.collector.sound is not None
+    level_db, speech, voice = station.collector.sound
+    assert level_db == pytest.approx(-23.0, abs=0.2)
+    assert speech == pytest.approx(float(made.values[35:40, VAD].max()))
+    assert voice
+    shown = len(station.collector.history.sound)
+    send(1, np.ones((10, 12), np.float32), "another")
+    send(2, made.values[10:15], SPEC.extractor)
+    station.wait(lambda: len(station.collector.history.sound) > shown)
+    assert len(station.collector.history.sound) == shown + 1
 
 
 def test_the_window_shows_picture_mesh_and_numbers(station: Station) -> None:
