@@ -8,6 +8,7 @@ what was sent before its subscription arrived, so the publisher (XPUB sees subsc
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ _MAX_SUBSCRIPTIONS = 1024
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
+_RECEIVERS = itertools.count()
 _LOOK_INTERVAL_S = 0.5  # how often the list of machines that may connect is compared with what it was
 _GIVEN_UP_S = 1.0
 _BROKEN = (
@@ -247,7 +249,8 @@ class Receiver:
         self._events: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._events.setsockopt(zmq.LINGER, 0)
         self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq waits, with all its connections, for a queue that is full
-        monitored = f"inproc://receiver-{id(self)}"
+        # A number, since an object's place in memory comes again while the socket of a forgotten one still lives.
+        monitored = f"inproc://receiver-{next(_RECEIVERS)}"
         self.socket.monitor(monitored, _BROKEN | _TRYING)
         self._events.connect(monitored)
 

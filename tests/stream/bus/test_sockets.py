@@ -238,3 +238,13 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
         attacker.wait()
     receiver.close()
     publisher.close()
+
+
+def test_a_receiver_that_was_forgotten_is_in_nobodys_way(port: int) -> None:
+    sockets = []
+    for _ in range(20):
+        receiver = Receiver(f"tcp://127.0.0.1:{port}", [b""])
+        sockets += [receiver.socket, receiver._events]
+        del receiver  # its place in memory is the next one's
+    for one in sockets:
+        one.close(0)
