@@ -240,15 +240,10 @@ def _keepers(
     return keepers
 
 
-@torch.no_grad()
-def _said(keeper: CMMSF, batch: Batch) -> Fused:
-    return keeper.raw(batch.features, batch.mask)
-
-
 def _strayed(fused: Fused, keeper: CMMSF, batch: Batch, first: bool) -> Tensor:
     """How far a batch of one modality is from what its reader says: of emotions, and for the first reader, which
     brought the way to the decision, of sentiment too."""
-    said = _said(keeper, batch)
+    said = keeper.raw(batch.features, batch.mask)  # nothing in it asks for a gradient
     strayed = F.kl_div(F.log_softmax(fused.logits, 1), said.logits.softmax(1), reduction="batchmean")
     return strayed + (fused.sentiment - said.sentiment).abs().mean() if first else strayed
 
