@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,10 +250,12 @@ class Receiver:
         self._events: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._events.setsockopt(zmq.LINGER, 0)
         self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq waits, with all its connections, for a queue that is full
-        # A number, since an object's place in memory comes again while the socket of a forgotten one still lives.
+        # A number, since an object's place in memory comes again, and libzmq closes sockets in its own time.
         monitored = f"inproc://receiver-{next(_RECEIVERS)}"
         self.socket.monitor(monitored, _BROKEN | _TRYING)
         self._events.connect(monitored)
+        # Whoever forgets a receiver closes it too, in the one order that is safe.
+        self._let_go = weakref.finalize(self, _close_monitored, self.socket, self._events)
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
         """The messages that are there now, oldest first, at most `limit`: a flood cannot hold the reader."""
@@ -265,10 +268,8 @@ class Receiver:
                 return
 
     def close(self) -> None:
-        """Disconnect."""
-        self.socket.disable_monitor()
-        self._events.close(0)
-        self.socket.close(0)
+        """Disconnect. Closing twice does nothing."""
+        self._let_go()
 
     def _look_after(self) -> None:
         """Leave a machine that is trusted no longer; connect anew where libzmq has given up.
@@ -292,3 +293,10 @@ class Receiver:
             self.socket.disconnect(self.endpoint)
         if trusted:
             self.socket.connect(self.endpoint)
+
+
+def _close_monitored(socket: zmq.Socket[bytes], events: zmq.Socket[bytes]) -> None:
+    """Close a socket and its monitor: events with nobody to take them would stop libzmq, with all its connections."""
+    socket.disable_monitor()
+    events.close(0)
+    socket.close(0)

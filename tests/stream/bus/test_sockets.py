@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zmq
 
 from mien.config import BusConfig
 from mien.errors import BusError
@@ -240,11 +241,28 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
     publisher.close()
 
 
-def test_a_receiver_that_was_forgotten_is_in_nobodys_way(port: int) -> None:
-    sockets = []
-    for _ in range(20):
-        receiver = Receiver(f"tcp://127.0.0.1:{port}", [b""])
-        sockets += [receiver.socket, receiver._events]
-        del receiver  # its place in memory is the next one's
-    for one in sockets:
-        one.close(0)
+def test_receivers_that_were_forgotten_are_in_nobodys_way(port: int) -> None:
+    """They try to connect all the while: an event that nobody takes would stop every connection of this process."""
+    for _ in range(100):
+        Receiver(f"tcp://127.0.0.1:{port}", (b"",))  # its place in memory is the next one's
+    time.sleep(0.2)
+    publisher = Publisher("tcp://127.0.0.1:*", BusConfig())
+    receiver = Receiver(publisher.socket.get_string(zmq.LAST_ENDPOINT), (b"",))
+    wait_for(lambda: publisher.subscriptions, publisher)
+    receiver.close()
+    receiver.close()
+    assert receiver.socket.closed
+    publisher.close()
+
+
+def test_a_receiver_closed_while_it_tries_to_connect_is_in_nobodys_way(port: int) -> None:
+    for _ in range(10):
+        receivers = [Receiver(f"tcp://127.0.0.1:{port}", (b"",)) for _ in range(10)]
+        time.sleep(0.055)  # about now they try again
+        for receiver in receivers:
+            receiver.close()
+    publisher = Publisher("tcp://127.0.0.1:*", BusConfig())
+    receiver = Receiver(publisher.socket.get_string(zmq.LAST_ENDPOINT), (b"",))
+    wait_for(lambda: publisher.subscriptions, publisher)
+    receiver.close()
+    publisher.close()
