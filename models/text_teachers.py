@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,11 @@ def ask(
     work: Path,
     model: ModelConfig,
     device: torch.device,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> Lessons | None:
     """What the teachers say of every training text; those that teach the same are averaged. None without a teacher.
 
-    Each is trained when its lessons are not in `work` yet.
+    Each is trained when its lessons are not in `work` yet. `report` is told which, its steps done, and all its steps.
     """
     texts = sorted({item.text or "" for items in train.values() for item in items})
     said: dict[str, list[Float32]] = {SENTIMENT: [], EMOTION: []}
@@ -76,7 +78,9 @@ def ask(
         own = {name: items for name, items in train.items() if name in teacher.corpora}
         checked = {name: items for name, items in valid.items() if name in teacher.corpora}
         if own and checked:
-            said[teacher.teaches].append(_lessons(teacher, own, checked, texts, tokenizer, base, work, model, device))
+            told = None if report is None else partial(report, f"teacher of {teacher.name}")
+            lesson = _lessons(teacher, own, checked, texts, tokenizer, base, work, model, device, told)
+            said[teacher.teaches].append(lesson)
     if not any(said.values()):
         return None
     sentiment = np.full(len(texts), np.nan, np.float32)
@@ -98,6 +102,7 @@ def _lessons(
     work: Path,
     model: ModelConfig,
     device: torch.device,
+    report: Callable[[int, int], None] | None,
 ) -> Float32:
     """Sentiment (n,) or shares of emotions (n, 7) of n texts."""
     key = hashlib.sha256(json.dumps([asdict(teacher), list(texts), str(model)]).encode()).hexdigest()
@@ -111,11 +116,12 @@ def _lessons(
     tuner = SentenceTuner(load_minilm(base, dropout=teacher.dropout), model).to(device)
     normalise(tuner, batches(train, tokenizer, teacher.diet, teacher.seed, 0))
     state = work / key[:16]
-    tune(tuner, list(tuner.encoder.parameters()), train, valid, tokenizer, teacher, state, lambda *_: None)
+    whole = list(tuner.encoder.parameters())
+    tune(tuner, whole, train, valid, tokenizer, teacher, state, lambda *_: None, report=report)
     said = _say(tuner, texts, tokenizer)[teacher.teaches]
-    partial = path.with_suffix(".partial")
-    save_file({teacher.teaches: said}, partial)
-    partial.replace(path)
+    unfinished = path.with_suffix(".partial")
+    save_file({teacher.teaches: said}, unfinished)
+    unfinished.replace(path)
     (state / "resume.safetensors").unlink(missing_ok=True)
     return said
 

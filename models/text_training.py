@@ -10,6 +10,7 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ def train_text(
     after_epoch: Callable[[int, dict[str, float]], None] | None = None,
     model: ModelConfig | None = None,
     device: torch.device | None = None,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Tune, and write the adapters of the epoch with the lowest validation loss to `out`.
 
@@ -56,6 +58,7 @@ def train_text(
         model: sizes of CM-MSF, whose reader of text is trained along and left in `work` (READER).
         after_epoch: told the number of each epoch and its validation figures, once its checkpoint is written.
         device: where to compute, the processor by default (see `training_device`).
+        report: called after each step with who is trained, the steps done, and all steps.
 
     Returns:
         validation figures of each epoch.
@@ -69,7 +72,7 @@ def train_text(
     torch.set_num_threads(options.threads)
     tokenizer = WordTokenizer(base)
     train, valid = sentences(corpora, "train"), sentences(corpora, "valid")
-    lessons = ask(options.teachers, train, valid, tokenizer, base, work / "teachers", model, device)
+    lessons = ask(options.teachers, train, valid, tokenizer, base, work / "teachers", model, device, report)
     torch.manual_seed(options.seed)
     tuner = SentenceTuner(load_minilm(base, dropout=options.dropout), model).to(device)
     normalise(tuner, batches(train, tokenizer, options.diet, options.seed, 0))
@@ -81,7 +84,8 @@ def train_text(
         save_adapters(adapter_state(tuner.encoder), load_minilm(base), work / f"epoch-{epoch + 1}.safetensors", card)
         save_file({n: t.contiguous() for n, t in tuner.reader.state_dict().items()}, work / f"{epoch + 1}-{READER}")
 
-    history = tune(tuner, tuned, train, valid, tokenizer, options, work, keep, lessons, after_epoch)
+    told = None if report is None else partial(report, "text")
+    history = tune(tuner, tuned, train, valid, tokenizer, options, work, keep, lessons, after_epoch, told)
     out.parent.mkdir(parents=True, exist_ok=True)
     best = best_epoch(history) + 1
     for made, kept in ((f"epoch-{best}.safetensors", out), (f"{best}-{READER}", work / READER)):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -113,6 +111,7 @@ def tune(
     keep: Callable[[int, dict[str, float]], None],
     lessons: Lessons | None = None,
     after_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Tune the encoder's parameters `tuned`, and the whole reader.
 
@@ -122,6 +121,7 @@ def tune(
             weights.
         lessons: what teachers say of the texts.
         after_epoch: told the same once the state of the run is written.
+        report: called after each step with the steps done and the steps of all epochs.
 
     Returns:
         validation figures of each epoch.
@@ -154,8 +154,7 @@ def tune(
         drawn = list(batches(train, tokenizer, options.diet, options.seed, epoch, lessons))
         tuner.train()
         running = 0.0
-        shown = track(drawn, f"epoch {epoch + 1}/{options.epochs}", disable=not sys.stderr.isatty())
-        for number, batch in enumerate(shown):
+        for number, batch in enumerate(drawn):
             step = epoch * steps + number
             rate = options.learning_rate * _schedule(step / (options.epochs * steps), options.warm_up)
             for group in optimizer.param_groups:
@@ -169,6 +168,8 @@ def tune(
             decay = min(options.average, (step + 1) / (step + 10))
             torch._foreach_lerp_(mean, [p.detach() for p in parameters], 1 - decay)
             running += loss.item() / LOG_STEPS
+            if report is not None:
+                report(step + 1, options.epochs * steps)
             if (number + 1) % LOG_STEPS == 0:
                 log.info("epoch %d, batch %d/%d, loss %.4f", epoch + 1, number + 1, len(drawn), running)
                 running = 0.0

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import multiprocessing
+import multiprocessing.queues
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -35,6 +39,10 @@ log = logging.getLogger(__name__)
 
 STAGES = ("text", "face", "extract", "speech", "fusion")
 Progress = Callable[[str, int, int], None]
+Stage: TypeAlias = "Callable[[TrainPlan, Progress | None], Any]"
+Reports: TypeAlias = "multiprocessing.queues.Queue[tuple[str, int, int]]"
+
+_reports: Reports  # of a stage in a process of its own, to the process that waits for it
 
 
 class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,18 +111,46 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
     for stage in STAGES:
         if stage in plan.stages:
             log.info("stage %s", stage)
-            figures[stage] = _in_own_process(stage, plan) if stage in ("text", "face") else _RUN[stage](plan, progress)
+            run = _RUN[stage]
+            figures[stage] = in_own_process(run, plan, progress) if stage in ("text", "face") else run(plan, progress)
     return figures
 
 
-def _in_own_process(stage: str, plan: TrainPlan) -> Any:
+def in_own_process(run: Stage, plan: TrainPlan, progress: Progress | None) -> Any:
+    """What a stage returns, or the error that it ends with; `progress` is called here."""
     level = logging.getLogger().level
-    with helpers(1, _say, level) as pool:
-        return pool.submit(_RUN_ALONE[stage], plan).result()
+    reports: Reports = multiprocessing.get_context("spawn").Queue()
+    ended = threading.Event()
+
+    def pass_on() -> None:
+        while True:
+            try:
+                report = reports.get(timeout=0.2)
+            except queue.Empty:
+                if ended.is_set():
+                    return
+                continue
+            if progress is not None:
+                progress(*report)
+
+    listener = threading.Thread(target=pass_on, name="progress", daemon=True)
+    listener.start()
+    try:
+        with helpers(1, _begin_alone, level, reports) as pool:
+            return pool.submit(_run_alone, run, plan).result()
+    finally:
+        ended.set()
+        listener.join(2.0)
 
 
-def _say(level: int) -> None:
+def _begin_alone(level: int, reports: Reports) -> None:
+    global _reports
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")
+    _reports = reports
+
+
+def _run_alone(run: Stage, plan: TrainPlan) -> Any:
+    return run(plan, lambda what, done, total: _reports.put((what, done, total)))
 
 
 def _corpora(plan: TrainPlan) -> list[Corpus]:
@@ -123,7 +159,7 @@ def _corpora(plan: TrainPlan) -> list[Corpus]:
     return [read_corpus(path) for path in paths if not is_dataset(path) and path.suffix not in (".pkl", ".pickle")]
 
 
-def _train_text(plan: TrainPlan) -> Any:
+def _train_text(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.text_encoder import DEFAULT_ADAPTERS
     from mien.models.text_training import TextTraining, train_text
 
@@ -141,7 +177,7 @@ def _train_text(plan: TrainPlan) -> Any:
         return None
     base = asset_path("minilm-l6-v2", plan.assets)
     history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options,
-                         model=plan.fusion.model, device=training_device(plan.device))  # fmt: skip
+                         model=plan.fusion.model, device=training_device(plan.device), report=progress)  # fmt: skip
     _note(note, key, DEFAULT_ADAPTERS)
     return history
 
@@ -151,7 +187,7 @@ def _of(model: ModelConfig, name: str) -> dict[str, EncoderConfig]:
     return {name: model.encoders[name]} if name in model.encoders else {}
 
 
-def _train_face(plan: TrainPlan) -> Any:
+def _train_face(plan: TrainPlan, progress: Progress | None) -> Any:
     import mien.models
     from mien.models.face import FaceConfig
     from mien.models.face_training import train_face
@@ -165,16 +201,21 @@ def _train_face(plan: TrainPlan) -> Any:
     key = _key(corpora, [msgspec.to_builtins(plan.face), CROP_VERSION])
     if _is_noted(note, key, weights):
         return None
-    crops = _crops(corpora, plan)
+    crops = _crops(corpora, plan, progress)
+
+    def step(done: int, total: int, _: object) -> None:
+        if progress is not None:
+            progress("face", done, total)
+
     metrics = train_face(
         *crops["train"], *crops["valid"], weights, seed=plan.fusion.seed, config=FaceConfig(crop=CROP_VERSION),
-        training=plan.face, state=Path(plan.work) / "face.state", device=training_device(plan.device),
+        training=plan.face, state=Path(plan.work) / "face.state", device=training_device(plan.device), report=step,
     )  # fmt: skip
     _note(note, key, weights)
     return asdict(metrics)
 
 
-def _crops(corpora: Sequence[Corpus], plan: TrainPlan) -> dict[str, tuple[Any, Any]]:
+def _crops(corpora: Sequence[Corpus], plan: TrainPlan, progress: Progress | None) -> dict[str, tuple[Any, Any]]:
     """Aligned crops (n, 48, 48) and labels (n,) of each split."""
     crops: dict[str, tuple[Any, Any]] = {}
     task = asset_path("face-landmarker", plan.assets)
@@ -190,8 +231,12 @@ def _crops(corpora: Sequence[Corpus], plan: TrainPlan) -> dict[str, tuple[Any, A
             if not images:
                 raise DataError(f"no face with an emotion is in the split `{split}`")
             chunks = [np.stack(images[k : k + 256]) for k in range(0, len(images), 256)]
-            cut = np.concatenate(list(pool.map(_cut, [task] * len(chunks), chunks)))
-            crops[split] = cut, np.array(labels, np.int64)
+            cut = []
+            for part in pool.map(_cut, [task] * len(chunks), chunks):
+                cut.append(part)
+                if progress is not None:
+                    progress(f"crops of faces, {split}", sum(map(len, cut)), len(images))
+            crops[split] = np.concatenate(cut), np.array(labels, np.int64)
     return crops
 
 
@@ -282,9 +327,8 @@ def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
     return {"checkpoint": str(saved.path), "id": saved.id, "temperature": saved.header.temperature, **figures}
 
 
-_RUN_ALONE: dict[str, Callable[[TrainPlan], Any]] = {"text": _train_text, "face": _train_face}
-_RUN: dict[str, Callable[[TrainPlan, Progress | None], Any]] = {
-    "extract": _extract, "speech": _train_speech, "fusion": _train_fusion
+_RUN: dict[str, Stage] = {
+    "text": _train_text, "face": _train_face, "extract": _extract, "speech": _train_speech, "fusion": _train_fusion
 }  # fmt: skip
 
 

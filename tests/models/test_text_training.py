@@ -197,6 +197,18 @@ def test_lessons_are_given_once(base: Path, corpora: list[Corpus], tmp_path: Pat
     np.testing.assert_array_equal(mended.sentiment, first.sentiment)
 
 
+def test_who_is_trained_is_told_step_by_step(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    options = replace(OPTIONS, epochs=1, teachers=teachers(epochs=1))
+    train_text(corpora, base, tmp_path / "out", tmp_path, options, model=MODEL, report=lambda *step: told.append(step))
+    names = ["teacher of felt", "teacher of named", "text"]
+    assert list(dict.fromkeys(name for name, _, _ in told)) == names
+    for name in names:
+        steps = [(done, total) for who, done, total in told if who == name]
+        assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
+        assert {total for _, total in steps} == {len(steps)}
+
+
 def test_a_teacher_without_its_corpus_says_nothing(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     parts = [sentences(corpora[:1], split) for split in ("train", "valid")]
     lessons = ask(teachers(), *parts, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu"))

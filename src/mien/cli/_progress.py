@@ -1,26 +1,40 @@
-"""A progress bar for long commands."""
+"""Progress of long commands: bars on a terminal, and a line now and then where the output is kept in a file."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import TaskID
+
+    Update = Callable[[str, int, int], None]
+
+LINE_INTERVAL_S = 60.0
 
 
 @contextmanager
 def item_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error while the context lasts. Call what it gives with items done and items in all."""
+    """Progress on standard error while the context lasts. Call what it gives with items done and items in all."""
     with stage_progress() as update:
         yield lambda done, total: update(what, done, total)
 
 
 @contextmanager
-def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage. Call what it gives with the stage's name, items done and items in all."""
+def stage_progress() -> Iterator[Update]:
+    """Progress of each stage. Call what it gives with the stage's name, items done and items in all."""
     from rich.console import Console
+
+    console = Console(stderr=True)
+    with _bars(console) if console.is_terminal else _lines() as update:
+        yield update
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Update]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -31,7 +45,7 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:
@@ -40,3 +54,30 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[stage], completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def _lines(interval_s: float = LINE_INTERVAL_S) -> Iterator[Update]:
+    """A line when a stage begins, one an interval, and one when it is done."""
+    import typer
+
+    begun_s: dict[str, float] = {}
+    said_s: dict[str, float] = {}
+    ended: set[str] = set()
+
+    def update(stage: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        begun_s.setdefault(stage, now_s)
+        if done < total:
+            ended.discard(stage)
+            if now_s - said_s.get(stage, -interval_s) < interval_s:
+                return
+        elif stage in ended:
+            return
+        else:
+            ended.add(stage)
+        said_s[stage] = now_s
+        minutes, seconds = divmod(round(now_s - begun_s[stage]), 60)
+        typer.echo(f"{stage}: {done}/{total}, {minutes}:{seconds:02d}", err=True)
+
+    yield update

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from mien.cli import app
+from mien.cli._progress import stage_progress
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import load_checkpoint
 from mien.models.metrics import sentiment_metrics
-from mien.stream.offline.pipeline import TrainPlan, load_plan, train
+from mien.stream.offline.pipeline import Progress, TrainPlan, in_own_process, load_plan, train
 
 TOML = """
 data = ["{pickle}"]
@@ -131,6 +133,36 @@ def test_plans_are_checked(tmp_path: Path) -> None:
         train(TrainPlan(data=("x",), stages=("dance",)))
     with pytest.raises(DataError, match="--data"):
         train(TrainPlan())
+
+
+def three_steps(plan: TrainPlan, progress: Progress | None) -> int:
+    assert progress is not None
+    for done in range(1, 4):
+        progress(plan.work, done, 3)
+    return os.getpid()
+
+
+def no_step(plan: TrainPlan, _: Progress | None) -> None:
+    raise DataError(f"nothing in {plan.work}")
+
+
+def test_a_stage_in_a_process_of_its_own_says_how_far_it_is() -> None:
+    seen: list[tuple[str, int, int]] = []
+    pid = in_own_process(three_steps, TrainPlan(work="there"), lambda *report: seen.append(report))
+    assert pid != os.getpid()
+    assert seen == [("there", 1, 3), ("there", 2, 3), ("there", 3, 3)]
+    with pytest.raises(DataError, match="nothing in here"):
+        in_own_process(no_step, TrainPlan(work="here"), None)
+
+
+def test_progress_that_goes_to_a_file_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with stage_progress() as update:
+        for done in range(1, 101):
+            update("face", done, 100)
+        update("text", 0, 5)
+        update("text", 5, 5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["face: 1/100", "face: 100/100", "text: 0/5", "text: 5/5"]
 
 
 def test_the_shipped_plan_is_valid() -> None:
