@@ -8,6 +8,7 @@ error; an item that carries nothing (no text, no clip, no duration) is skipped, 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 import zipfile
 from collections import Counter
@@ -146,6 +147,20 @@ def read_corpus(path: Path) -> Corpus:
         reasons = "; ".join(f"{n} x {why}" for why, n in Counter(why for _, why in corpus.skipped).most_common(3))
         raise DataError(f"{path} holds no usable item" + (f" ({reasons})" if reasons else ""))
     return corpus
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of what is in a file, or of the names and contents of all files below a folder.
+
+    A copy has its original's digest, and no time of day is in it.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            whole.update(f"{file.relative_to(path).as_posix()}\0".encode())
+            whole.update(hashlib.file_digest(content, "sha256").digest())
+    return whole.hexdigest()
 
 
 def split_by_speaker(corpus: Corpus, valid: Collection[str], test: Collection[str] = ()) -> Corpus:

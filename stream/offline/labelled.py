@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 
 from mien.errors import DataError
 from mien.messages import ModalitySpec
-from mien.models.corpora import read_corpus
+from mien.models.corpora import content_digest, read_corpus
 from mien.models.datasets import Dataset, is_dataset, join_datasets, read_dataset
 from mien.models.mmsa import read_mmsa
 from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
@@ -29,7 +29,7 @@ def read_labelled(
     """All samples of the sources.
 
     A corpus that is not extracted yet is extracted into mien's cache folder, and found there the next time, as long as
-    its files and the extractors stay the same.
+    what is in its files and the extractors stay the same.
 
     Raises:
         DataError: a source is missing, unknown, or was extracted by other extractors than another one.
@@ -52,9 +52,7 @@ def read_labelled(
 
 
 def _key(source: Path, options: ExtractOptions, specs: Sequence[ModalitySpec]) -> str:
-    """A name that changes with the files, what is taken from them, and the extractors."""
+    """A name that changes with what is in the files, what is taken from them, and the extractors."""
     source = source.resolve()
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    stamps = [(str(p.relative_to(source.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    content = msgspec.json.encode([str(source), stamps, options, specs])
+    content = msgspec.json.encode([str(source), content_digest(source), options, specs])
     return f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -26,7 +26,7 @@ from mien.config import AssetsConfig, explain
 from mien.emotions import EMOTIONS
 from mien.errors import ConfigError, DataError
 from mien.models.architecture import EncoderConfig, ModelConfig
-from mien.models.corpora import Corpus, read_corpus
+from mien.models.corpora import Corpus, content_digest, read_corpus
 from mien.models.datasets import Dataset, is_dataset, write_whole
 from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
@@ -334,7 +334,7 @@ _RUN: dict[str, Stage] = {
 
 def _key(corpora: Sequence[Corpus], settings: Any) -> str:
     """What a stage's result depends on."""
-    names = [[c.name, len(c.items), c.path.stat().st_size, c.path.stat().st_mtime_ns] for c in corpora]
+    names = [[c.name, len(c.items), content_digest(c.path)] for c in corpora]
     return hashlib.sha256(msgspec.json.encode([names, settings])).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.models.corpora import read_corpus, speakers, split_by_speaker
+from mien.models.corpora import content_digest, read_corpus, speakers, split_by_speaker
 from mien.models.labels import GOEMOTIONS
 
 MOSI = "id,video_id,clip_id,start,end,text,sentiment,split\n"
@@ -185,6 +186,22 @@ def test_wrong_face_files(tmp_path: Path) -> None:
         read_corpus(tmp_path / "e.npz")
     with pytest.raises(DataError, match="cannot be read as npz"):
         read_corpus(write(tmp_path / "f.npz", "no archive"))
+
+
+def test_a_digest_is_of_the_content_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "a.txt").write_text("a")
+        (tmp_path / name / "b.txt").write_text("b")
+    os.utime(tmp_path / "two" / "b.txt", (1, 1))
+    first = content_digest(tmp_path / "one")
+    assert content_digest(tmp_path / "two") == first
+    assert content_digest(tmp_path / "one" / "b.txt") == content_digest(tmp_path / "two" / "b.txt") != first
+    (tmp_path / "two" / "b.txt").write_text("c")
+    assert content_digest(tmp_path / "two") != first
+    (tmp_path / "two" / "b.txt").write_text("b")
+    (tmp_path / "two" / "deep" / "a.txt").rename(tmp_path / "two" / "a.txt")
+    assert content_digest(tmp_path / "two") != first
 
 
 def test_paths_that_are_no_corpus(tmp_path: Path) -> None:

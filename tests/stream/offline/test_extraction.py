@@ -118,6 +118,9 @@ def test_a_corpus_is_extracted_once_and_found_again(clips: Path, tmp_path: Path)
     assert [s.labels for s in first.samples] == [s.labels for s in again.samples]
     (clips / "0.wav").touch()
     read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "nothing in it has changed"
+    (clips / "0.wav").write_bytes((clips / "1.wav").read_bytes())
+    read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
