@@ -30,7 +30,7 @@ from mien.models.architecture import ModelConfig
 from mien.models.augmentation import RowPerturbation, perturb_rows
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, join_datasets, make_statistics, read_dataset
-from mien.models.metrics import EmotionMetrics, emotion_metrics
+from mien.models.metrics import EmotionMetrics, ReliabilityBin, confidence_curve, emotion_metrics
 from mien.models.training import fit_temperature
 from mien.models.training_device import mixed_precision, training_device
 
@@ -174,8 +174,10 @@ def audio_logits(network: CMMSF, samples: Sequence[Sample], spec: ModalitySpec) 
     return torch.cat(logits)
 
 
-def calibrated_folds(folds: Sequence[tuple[Sequence[Sample], Tensor]]) -> dict[str, EmotionMetrics]:
-    """Measures per corpus over all folds together, each calibrated by a temperature that the others chose.
+def calibrated_folds(
+    folds: Sequence[tuple[Sequence[Sample], Tensor]],
+) -> dict[str, tuple[EmotionMetrics, list[ReliabilityBin]]]:
+    """Measures and the confidence curve per corpus, over all folds, each calibrated by a temperature of the others.
 
     The few speakers of one fold cannot show how well confidence fits; those of all folds can.
 
@@ -192,10 +194,12 @@ def calibrated_folds(folds: Sequence[tuple[Sequence[Sample], Tensor]]) -> dict[s
         )
         for sample, shares in zip(samples, torch.softmax(logits / temperature, 1), strict=True):
             said.setdefault(sample.labels.corpus, []).append((sample.emotion or 0, shares))
-    return {
-        corpus: emotion_metrics([emotion for emotion, _ in made], torch.stack([shares for _, shares in made]).numpy())
-        for corpus, made in sorted(said.items())
-    }
+    measured = {}
+    for corpus, made in sorted(said.items()):
+        truth, shares = np.array([emotion for emotion, _ in made]), torch.stack([shares for _, shares in made]).numpy()
+        curve = confidence_curve(shares.argmax(1) == truth, shares.max(1))
+        measured[corpus] = emotion_metrics(truth, shares), curve
+    return measured
 
 
 def speaker_folds(dataset: Dataset, count: int) -> list[Dataset]:
@@ -314,12 +318,14 @@ def main() -> None:
             measures.append(trained.measures)
             said.append((heard, audio_logits(trained.network, heard, dataset.specs[AUDIO])))
         calibrated = calibrated_folds(said)
-        for corpus, over_all in calibrated.items():
+        for corpus, (over_all, curve) in calibrated.items():
             recalls = [measured[corpus].uar for measured in measures if corpus in measured]
             spread = float(np.std(recalls, ddof=1)) if len(recalls) > 1 else 0.0
             listed = " ".join(f"{recall:.3f}" for recall in recalls)
             print(f"{corpus}: UAR {np.mean(recalls):.3f} +- {spread:.3f} over {len(recalls)} folds ({listed})")
             print(f"  all {over_all.count} clips: ECE {over_all.ece:.3f}, by chance {over_all.ece_by_chance:.3f}")
+            rising = " ".join(f"{part.accuracy:.3f}" for part in curve)
+            print(f"  accuracy from the least to the most confident fifth: {rising}")
         return
     trained = pretrain_audio(dataset, settings, device=device)
     print(json.dumps({corpus: round(measure.uar, 4) for corpus, measure in trained.measures.items()}))

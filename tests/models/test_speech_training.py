@@ -105,11 +105,13 @@ def test_folds_calibrate_each_other() -> None:
         clips = [sample(int(rng.choice((0, 1, 3))), speaker, "valid", take) for take in range(200)]
         shown = [s.emotion if rng.random() < 0.7 else int(rng.integers(7)) for s in clips]
         folds.append((clips, 9.0 * torch.nn.functional.one_hot(torch.tensor(shown), 7).float()))
-    measured = calibrated_folds(folds)["made"]
+    measured, curve = calibrated_folds(folds)["made"]
     assert measured.count == 600
     assert measured.ece < 0.06
+    assert [part.count for part in curve] == [120] * 5
+    assert np.mean([part.accuracy for part in curve]) == pytest.approx(measured.accuracy)
     logits = torch.cat([said for _, said in folds])
     assert float(torch.softmax(logits, 1).amax(1).mean()) - measured.accuracy > 0.2
     # What is said of a fold follows from the others' temperature and not from its own.
     sure = [(clips, said if fold else said * 5) for fold, (clips, said) in enumerate(folds)]
-    assert calibrated_folds(sure)["made"].ece > 0.1
+    assert calibrated_folds(sure)["made"][0].ece > 0.1
