@@ -203,7 +203,7 @@ def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
 
         psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
     elif not thread:
-        os.nice(_NICE)
+        os.nice(max(0, _NICE - os.nice(0)))  # whoever has given way already does not do so twice
 
 
 def _private_stdout() -> int:

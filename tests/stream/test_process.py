@@ -31,4 +31,4 @@ def test_giving_way_is_of_one_thread_or_of_all_but_some() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     begun, one, spared, other, at_last = map(int, ran.stdout.split())
     assert spared == begun
-    assert begun < one == other == at_last
+    assert one == other == at_last == max(begun, 5)
