@@ -44,12 +44,18 @@ def test_the_units_options_are_options_of_mien(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
-def test_systemd_finds_nothing_wrong_with_the_unit() -> None:
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    broken = tmp_path / UNIT.name
+    broken.write_text(UNIT.read_text().replace("Restart=always", "Restart=sometimes"))
+    assert any("sometimes" in line for line in complaints(broken)), "it would have been found"
+    assert complaints(UNIT) == []
+
+
+def complaints(unit: Path) -> list[str]:
     ran = subprocess.run(
-        ["systemd-analyze", "verify", str(UNIT)], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
-    complaints = [line for line in ran.stderr.splitlines() if UNIT.name in line and "not executable" not in line]
-    assert complaints == []
+    return [line for line in ran.stderr.splitlines() if unit.name in line and "not executable" not in line]
 
 
 def health(port: int) -> tuple[int, dict[str, Any]]:
