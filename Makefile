@@ -6,7 +6,7 @@
 # PYTHON=... names another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint types check bench fuzz test-gpu test-tensorrt clean
+.PHONY: help demo test test-long lint types check docs bench fuzz test-gpu test-tensorrt clean
 
 BIN := .venv/bin
 # One thread a library: on a machine that is busy, threads that spin for each other make torch 20 times slower.
@@ -41,6 +41,10 @@ types:  ## mypy, strict, on the packages as they are installed
 	@sh scripts/types.sh
 
 check: lint types test test-long  ## lint, types and tests
+
+docs:  ## the documentation as a site in build/site, strictly: broken links and names are errors
+	@sh scripts/setup.sh dev
+	@sh scripts/docs.sh
 
 bench:  ## the benchmark of a paced stream on this machine (ARGS="single", "engines", ...)
 	@sh scripts/setup.sh live
