@@ -1,5 +1,5 @@
-"""The documentation: shell blocks name commands and options that exist, blocks marked `<!-- run -->` run as written, and
-the site builds."""
+"""The documentation: its shell blocks name commands and options that exist, blocks marked `<!-- run -->` run as they
+are written, and the site builds."""
 
 from __future__ import annotations
 
