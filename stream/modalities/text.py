@@ -31,7 +31,7 @@ from mien.models.text_encoder import (
 )
 from mien.stream.modality import Health, Modality, Rows
 from mien.stream.process import give_way, threads
-from mien.stream.sources.audio import AudioSource, Chunk, open_audio
+from mien.stream.sources.audio import AudioSource, open_audio
 from mien.stream.sources.clip import SAMPLE_RATE
 from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
@@ -77,6 +77,35 @@ class TextEncoder:
         ids = pieces.input_ids[None]
         states = self._engine.infer({"input_ids": ids, "attention_mask": np.ones_like(ids)})["states"][0]
         return pool_words(states, pieces)[0]
+
+
+class WordReader:
+    """What was heard to the rows of a message: the words of the last WINDOW_S, read as one sequence.
+
+    One code for the live worker and for whole clips.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
+
+    def rows(self, heard: Heard, stamps: dict[str, int] | None = None) -> Rows:
+        """The window that ends where the sound does; encoded again only if the words have changed."""
+        words = words_within(heard)
+        texts = tuple(word.text for word in words)
+        if texts != self._encoded[0]:
+            self._encoded = (texts, self._encoder.encode(texts))
+        values = self._encoded[1]
+        ends_ns = np.array([word.t_end_ns for word in words], np.int64)
+        return Rows(
+            t_start_ns=max(0, heard.t_end_ns - round(WINDOW_S * NS_PER_S)),
+            t_end_ns=heard.t_end_ns,
+            values=values,
+            valid=np.any(values != 0, axis=1),
+            times_ns=np.maximum.accumulate(ends_ns),
+            words=words,
+            stamps=stamps or {},
+        )
 
 
 def open_recogniser(config: TextConfig, assets: AssetsConfig, device: str | None = None) -> Recogniser:
@@ -140,9 +169,8 @@ class Text(Modality):
         self._source: AudioSource | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._backlog = Backlog(config.text.step_ms, None if self._fast else BACKLOG_S)
-        self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
         self._recogniser: Recogniser | None = None
-        self._encoder: TextEncoder | None = None
+        self._reader: WordReader | None = None
         self._device: str | None = None
         self._retry_s = 0.0
         self._error: str | None = None
@@ -189,7 +217,8 @@ class Text(Modality):
                     self._backlog.push(chunk)
                     if not said and self._recogniser is not None:
                         said = True
-                        yield _no_words(chunk)
+                        # Before a first step of sound is complete: the worker listens, and so far there are no words.
+                        yield _no_words(max(0, chunk.t_start_ns), {"read": chunk.read_ns})
             yield None
         if self._processed_ns is not None:
             job = thread.submit(self._recognise, None)
@@ -238,7 +267,7 @@ class Text(Modality):
         with ThreadPoolExecutor(1, "text-encoder") as beside:
             encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets))
             recogniser = open_recogniser(text, assets, self._device)
-            self._encoder = encoder.result()
+            self._reader = WordReader(encoder.result())
         self._recogniser = recogniser
 
     def _recognise(self, step: Step | None) -> Rows:
@@ -246,46 +275,26 @@ class Text(Modality):
         begun = time.perf_counter()
         t_end_ns = step.t_end_ns if step is not None else self._processed_ns or 0
         seconds = len(step.samples) / SAMPLE_RATE if step is not None else 0.0
-        heard = Heard(t_end_ns, (), ())
-        rows: tuple[tuple[Word, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
+        stamps = {"read": step.read_ns} if step is not None else {}
+        rows = _no_words(t_end_ns, stamps)
         try:
             if self._recogniser is None and time.monotonic() >= self._retry_s:
                 self._open()
-            if self._recogniser is None:
+            if self._recogniser is None or self._reader is None:
                 self._unheard_s += seconds
+            elif step is None:
+                rows = self._reader.rows(self._recogniser.finish(), stamps)
             else:
-                if step is None:
-                    heard = self._recogniser.finish()
-                else:
-                    heard = self._recogniser.step(step.samples, step.t_end_ns, step.continuous)
-                rows = self._read(heard)
+                heard = self._recogniser.step(step.samples, step.t_end_ns, step.continuous)
+                rows = self._reader.rows(heard, stamps)
         except Exception as error:  # whatever the libraries raise, the stream goes on without words
             self._fail(error)
             self._unheard_s += seconds
-        words, values = rows
         self._processed_ns = t_end_ns
         self._busy.append((seconds, time.perf_counter() - begun))
         while len(self._busy) > 1 and sum(sound_s for sound_s, _ in self._busy) > METER_S:
             self._busy.popleft()
-        ends_ns = np.array([word.t_end_ns for word in words], np.int64)
-        return Rows(
-            t_start_ns=max(0, t_end_ns - round(WINDOW_S * NS_PER_S)),
-            t_end_ns=t_end_ns,
-            values=values,
-            valid=np.any(values != 0, axis=1),
-            times_ns=np.maximum.accumulate(ends_ns),
-            words=words,
-            stamps={"read": step.read_ns} if step is not None else {},
-        )
-
-    def _read(self, heard: Heard) -> tuple[tuple[Word, ...], Float32]:
-        """The words in the window and their rows; read again only when the words changed."""
-        words = words_within(heard)
-        texts = tuple(word.text for word in words)
-        if texts != self._encoded[0]:
-            assert self._encoder is not None, "opened with the recogniser"
-            self._encoded = (texts, self._encoder.encode(texts))
-        return words, self._encoded[1]
+        return rows
 
     def _fail(self, error: Exception) -> None:
         self._failures += 1
@@ -303,15 +312,15 @@ def words_within(heard: Heard, window_s: float = WINDOW_S) -> tuple[Word, ...]:
     return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)
 
 
-def _no_words(chunk: Chunk) -> Rows:
-    """What is said once at the beginning: somebody listens, and so far there are no words."""
+def _no_words(t_end_ns: int, stamps: dict[str, int]) -> Rows:
+    """The message for a window in which nothing was heard."""
     return Rows(
-        t_start_ns=max(0, chunk.t_start_ns - round(WINDOW_S * NS_PER_S)),
-        t_end_ns=max(0, chunk.t_start_ns),
+        t_start_ns=max(0, t_end_ns - round(WINDOW_S * NS_PER_S)),
+        t_end_ns=t_end_ns,
         values=np.zeros((0, TEXT_DIM), np.float32),
         valid=np.zeros(0, np.bool_),
         times_ns=np.zeros(0, np.int64),
-        stamps={"read": chunk.read_ns},
+        stamps=stamps,
     )
 
 

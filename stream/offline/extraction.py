@@ -20,9 +20,9 @@ import numpy as np
 
 from mien.assets import asset_path
 from mien.clock import NS_PER_S
-from mien.config import AssetsConfig
+from mien.config import AssetsConfig, TextConfig
 from mien.errors import DataError, MienError
-from mien.messages import Float32, ModalitySpec
+from mien.messages import Float32, Int64, ModalitySpec
 from mien.models.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.datasets import (
     PLAN,
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from mien.stream.modalities.audio import AudioExtractor
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
-    from mien.stream.speech.whisper import Whisper
+    from mien.stream.modality import Rows
+    from mien.stream.speech.asr import Heard, Recogniser
 
 MODALITIES = ("text", "audio", "vision")
 CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
 SHORTEST_PART = 0.2  # of a sentence's words, in a shortened copy
-ASR_PART_S = 25.0  # the recogniser hears at most 30 s at a time
 
 
 class ExtractOptions(msgspec.Struct, frozen=True):
@@ -445,16 +445,21 @@ class Extractors:
             times.append(t_ns - start_ns)
         return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
 
-    def recognise(self, sound: Float32) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
-        """Words in a recording, and when each ends, in ns."""
-        words: list[str] = []
-        times: list[int] = []
-        part = round(ASR_PART_S * SAMPLE_RATE)
-        for begin in range(0, len(sound), part):
-            for word in self.whisper.decode(sound[begin : begin + part], beam=5).words:
-                words.append(word.text.strip())
-                times.append(round((begin / SAMPLE_RATE + word.end_s) * NS_PER_S))
-        return words, np.array(times, np.int64)
+    def heard(self, sound: Float32) -> Iterator[Heard]:
+        """What the live recogniser knows of a whole recording, step by step."""
+        return self.recogniser.whole(sound, TextConfig().step_ms)
+
+    def said(self, sound: Float32) -> Iterator[Rows]:
+        """The messages of a live text worker over a whole recording."""
+        from mien.stream.modalities.text import WordReader
+
+        reader = WordReader(self.text)
+        return (reader.rows(heard) for heard in self.heard(sound))
+
+    def recognise(self, sound: Float32) -> tuple[list[str], Int64]:
+        """The words that a live session commits in a recording, and when each ends, in ns."""
+        words = [word for heard in self.heard(sound) for word in heard.committed]
+        return [word.text.strip() for word in words], np.array([word.t_end_ns for word in words], np.int64)
 
     @property
     def text(self) -> TextEncoder:
@@ -487,12 +492,11 @@ class Extractors:
         return extractor
 
     @property
-    def whisper(self) -> Whisper:
+    def recogniser(self) -> Recogniser:
         """Sound to words, for clips that come without a text."""
-        if "whisper" not in self._opened:
-            from mien.stream.modalities.text import asr_folder
-            from mien.stream.speech.whisper import Whisper
+        if "recogniser" not in self._opened:
+            from mien.stream.modalities.text import open_recogniser
 
-            self._opened["whisper"] = Whisper(asr_folder(self._asr, self._assets), "en", "auto", "int8", 1)
-        whisper: Whisper = self._opened["whisper"]
-        return whisper
+            self._opened["recogniser"] = open_recogniser(TextConfig(asr=self._asr), self._assets)
+        recogniser: Recogniser = self._opened["recogniser"]
+        return recogniser

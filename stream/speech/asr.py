@@ -7,6 +7,7 @@ All decisions are made on the time of the sound, never on the time of day: the s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -103,6 +104,17 @@ class Recogniser:
                 committed += self._agree(self._hear())
         self._trim()
         return self._heard(committed)
+
+    def whole(self, samples: Float32, step_ms: int) -> Iterator[Heard]:
+        """What a live worker would know of a whole recording `samples` (n,), step by step; time counts from its first
+        sample. Whatever was heard before is forgotten."""
+        self._forget()
+        self._said.clear()
+        size = step_ms * SAMPLE_RATE // 1000
+        for begin in range(0, len(samples), size):
+            step = samples[begin : begin + size]
+            yield self.step(step, (begin + len(step)) * NS_PER_SAMPLE, continuous=begin > 0)
+        yield self.finish()
 
     def finish(self) -> Heard:
         """The stream is over: everything that was heard is committed."""

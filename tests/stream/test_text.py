@@ -16,7 +16,8 @@ from mien.models.text_encoder import TEXT_DIM
 from mien.stream.modalities import text
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within
 from mien.stream.modality import Health, Rows, create_modality
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.offline.extraction import Extractors
+from mien.stream.sources.clip import SAMPLE_RATE, read_sound
 from mien.stream.speech.asr import Heard
 from mien.stream.speech.whisper import Hypothesis, Whisper
 from tests.stream.sounds import spoken, tone, write_wav
@@ -153,6 +154,23 @@ def test_a_clip_gives_the_same_rows_every_time(clip: Path) -> None:
     for a, b in zip(first, again, strict=True):
         assert (a.t_end_ns, a.words) == (b.t_end_ns, b.words)
         assert np.array_equal(a.values, b.values)
+
+
+@pytest.mark.assets
+def test_a_clip_read_offline_has_the_rows_of_the_live_worker(clip: Path) -> None:
+    live, _ = play(config_of(clip))
+    extractors = Extractors(("text",), "tiny.en")
+    offline = list(extractors.said(read_sound(clip)))
+    assert [r.t_end_ns for r in offline] == [r.t_end_ns - START_NS for r in live]
+    for a, b in zip(offline, live, strict=True):
+        assert [(w.text, w.t_start_ns, w.committed) for w in a.words] == [
+            (w.text, w.t_start_ns - START_NS, w.committed) for w in b.words
+        ]
+        assert a.values == pytest.approx(b.values, abs=1e-4)
+        assert np.array_equal(a.valid, b.valid)
+    words, ends_ns = extractors.recognise(read_sound(clip))
+    assert words == said(live[-1]).split()
+    assert ends_ns.tolist() == [w.t_end_ns - START_NS for w in live[-1].words]
 
 
 @pytest.mark.assets

@@ -51,7 +51,7 @@ def command(
                 failed += 1
                 typer.secho(f"skipped: {error}", fg=typer.colors.YELLOW, err=True)
                 continue
-            for moment in predict_clip(read, predictor, extractors, hop):
+            for moment in predict_clip(read, predictor, hop):
                 row: dict[str, object] = {"clip": str(clip), "t_s": round(moment.t_s, 3), "words": moment.words}
                 said = moment.outputs
                 if said is not None:
