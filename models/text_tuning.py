@@ -121,7 +121,8 @@ def tune(
             weights.
         lessons: what teachers say of the texts.
         after_epoch: told the same once the state of the run is written.
-        report: called after each step with the steps done and the steps of all epochs.
+        report: called after each step with the steps done and the steps of all epochs. After the last step of a run
+            that stops early the latter are the steps done.
 
     Returns:
         validation figures of each epoch.
@@ -147,8 +148,7 @@ def tune(
     history = _resume(state, options, parameters, mean, optimizer)
     steps = max(1, sum(1 for _ in epoch_items(train, options.diet, options.seed, 0)) // options.diet.batch)
     for epoch in range(len(history), options.epochs):
-        if epoch - best_epoch(history) > options.patience:
-            log.info("no lower validation loss for %d epochs: stopped", options.patience)
+        if _is_stale(history, options):
             break
         torch.manual_seed(options.seed * 1000 + epoch)
         drawn = list(batches(train, tokenizer, options.diet, options.seed, epoch, lessons))
@@ -168,8 +168,9 @@ def tune(
             decay = min(options.average, (step + 1) / (step + 10))
             torch._foreach_lerp_(mean, [p.detach() for p in parameters], 1 - decay)
             running += loss.item() / LOG_STEPS
-            if report is not None:
-                report(step + 1, options.epochs * steps)
+            # Only validation tells whether an epoch was the last, so its last step is reported after that.
+            if report is not None and number + 1 < len(drawn):
+                report(epoch * len(drawn) + number + 1, options.epochs * len(drawn))
             if (number + 1) % LOG_STEPS == 0:
                 log.info("epoch %d, batch %d/%d, loss %.4f", epoch + 1, number + 1, len(drawn), running)
                 running = 0.0
@@ -181,10 +182,19 @@ def tune(
         keep(epoch, figures)
         _assign(parameters, live)
         _save_resume(state, options, parameters, mean, optimizer, history)
+        if report is not None:
+            done = (epoch + 1) * len(drawn)
+            report(done, done if _is_stale(history, options) else options.epochs * len(drawn))
         if after_epoch is not None:
             after_epoch(epoch, figures)
+    if len(history) < options.epochs:
+        log.info("no lower validation loss for %d epochs: stopped after %d", options.patience, len(history))
     _assign(parameters, mean)
     return history
+
+
+def _is_stale(history: Sequence[dict[str, float]], options: Tuning) -> bool:
+    return len(history) - best_epoch(history) > options.patience
 
 
 @torch.no_grad()

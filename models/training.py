@@ -132,7 +132,8 @@ def train_fusion(
         state: file that a stopped run is continued from, removed at the end. None never resumes.
         log_dir: for TensorBoard.
         device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
-        report: called after every step with its number, their count, and the validation if there was one.
+        report: called after every step with its number, their count, and the validation if there was one. After the
+            last step of a run that stops early the count is that of the steps done.
 
     Raises:
         DataError: nothing to train or to validate on, or a state of another run.
@@ -189,7 +190,7 @@ def train_fusion(
         if writer is not None:
             writer.add_scalar(f"train/{kind}", float(loss.detach()), run.step)
         if report is not None:
-            report(run.step, settings.steps, evaluation)
+            report(run.step, run.step if run.stale >= settings.patience else settings.steps, evaluation)
     if writer is not None:
         writer.close()
     if state is not None:

@@ -197,16 +197,40 @@ def test_lessons_are_given_once(base: Path, corpora: list[Corpus], tmp_path: Pat
     np.testing.assert_array_equal(mended.sentiment, first.sentiment)
 
 
-def test_who_is_trained_is_told_step_by_step(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    options = replace(OPTIONS, epochs=1, teachers=teachers(epochs=1))
-    train_text(corpora, base, tmp_path / "out", tmp_path, options, model=MODEL, report=lambda *step: told.append(step))
-    names = ["teacher of felt", "teacher of named", "text"]
-    assert list(dict.fromkeys(name for name, _, _ in told)) == names
-    for name in names:
-        steps = [(done, total) for who, done, total in told if who == name]
+def steps_told(
+    corpora: list[Corpus], base: Path, work: Path, options: TextTraining
+) -> dict[str, list[tuple[int, int]]]:
+    """Steps done and steps in all, as reported of each part of a run, checked to count on by one."""
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def report(name: str, done: int, total: int) -> None:
+        told.setdefault(name, []).append((done, total))
+
+    train_text(corpora, base, work / "out", work, options, model=MODEL, report=report)
+    for steps in told.values():
         assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
+    return told
+
+
+def test_every_step_is_reported(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    """Also those of batches that are not full: 72 sentences of each corpus in batches of 5."""
+    diet = replace(OPTIONS.diet, batch=5)
+    teach = tuple(replace(teacher, epochs=2, patience=2, diet=diet) for teacher in teachers())
+    told = steps_told(corpora, base, tmp_path, replace(OPTIONS, teachers=teach, patience=2, diet=diet))
+    assert list(told) == ["teacher of felt", "teacher of named", "text"]
+    assert {name: len(steps) for name, steps in told.items()} == {
+        "teacher of felt": 2 * 15, "teacher of named": 2 * 15, "text": 2 * 29,
+    }  # fmt: skip
+    for steps in told.values():
         assert {total for _, total in steps} == {len(steps)}
+
+
+def test_a_run_that_stops_early_reports_the_steps_it_did(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+    """Without a learning rate nothing changes, so that the second epoch is no better on any processor."""
+    told = steps_told(corpora, base, tmp_path, replace(OPTIONS, epochs=5, patience=1, learning_rate=0.0))
+    *before, last = told["text"]
+    assert {total for _, total in before} == {5 * 36}
+    assert last == (2 * 36, 2 * 36)
 
 
 def test_a_teacher_without_its_corpus_says_nothing(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:

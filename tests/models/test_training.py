@@ -93,6 +93,14 @@ def test_a_stopped_run_ends_as_one_that_was_not(dataset: Dataset, tmp_path: Path
     assert not (tmp_path / "state").exists()
 
 
+def test_a_run_that_stops_early_reports_the_steps_it_did(dataset: Dataset) -> None:
+    """Without a learning rate and an average nothing changes, so that no validation is better than the first."""
+    told: list[tuple[int, int]] = []
+    still = msgspec.structs.replace(QUICK, steps=80, patience=2, learning_rate=0.0)
+    train_fusion(dataset, still, report=lambda step, steps, _: told.append((step, steps)))
+    assert told == [(n, 80) for n in range(1, 24)] + [(24, 24)]
+
+
 def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     def stop(step: int, _: int, __: Evaluation | None) -> None:
         if step == 9:
