@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
 from mien.messages import Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
+from mien.models.weights import weight_set
 
 if TYPE_CHECKING:
     from mien.models.cmmsf import CMMSF
@@ -119,18 +119,13 @@ class Checkpoint:
         return network.eval()
 
 
-def default_checkpoint() -> Path:
-    """The weights that come with mien."""
-    return Path(str(resources.files("mien.models") / "weights" / "cmmsf.safetensors"))
-
-
 def load_checkpoint(path: Path | str = "") -> Checkpoint:
-    """Read the header of a checkpoint; an empty path means the default weights.
+    """Read the header of a checkpoint, as `weight_set` finds it: a file, a folder, or, if empty, the shipped one.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a CM-MSF checkpoint that this version can read.
     """
-    path = Path(path) if path else default_checkpoint()
+    path = weight_set(path).fusion
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -233,5 +228,6 @@ def check_extractors(checkpoint: Checkpoint, specs: Iterable[ModalitySpec]) -> N
             if getattr(spec, what) != getattr(expected, what):
                 raise CheckpointError(
                     f"{checkpoint.path} was trained on {spec.name} rows with {what} {getattr(expected, what)!r}, but "
-                    f"they come with {getattr(spec, what)!r}; use the weights of that extractor, or train again"
+                    f"they come with {getattr(spec, what)!r}; name the folder of `mien train` that it came in, "
+                    "where its own encoders are, use the weights of that extractor, or train again"
                 )

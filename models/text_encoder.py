@@ -17,12 +17,13 @@ from tokenizers import Tokenizer
 
 from mien.errors import AssetError
 from mien.messages import Bool, Float32, Int64
+from mien.models.weights import SHIPPED
 
 TEXT_DIM = 384
 MAX_PIECES = 128
 TEXT_STEPS = 50  # words in a window of the model
 ENCODER_VERSION = 1  # of the code below: what counts as a word, how pieces become a row
-DEFAULT_ADAPTERS = Path(__file__).parent / "weights" / "text.safetensors"
+DEFAULT_ADAPTERS = SHIPPED.text
 
 # What a keyboard writes and what a recogniser writes are one character here.
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "."})

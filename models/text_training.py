@@ -20,7 +20,7 @@ from mien.models.architecture import ModelConfig
 from mien.models.corpora import Corpus, read_corpus
 from mien.models.minilm import adapter_state, add_adapters, load_minilm, save_adapters
 from mien.models.text_batches import batches, sentences
-from mien.models.text_encoder import DEFAULT_ADAPTERS, WordTokenizer
+from mien.models.text_encoder import WordTokenizer
 from mien.models.text_teachers import TEACHERS, Teacher, ask
 from mien.models.text_tuning import SentenceTuner, Tuning, best_epoch, normalise, tune
 from mien.models.training_device import training_device
@@ -96,11 +96,11 @@ def train_text(
 
 
 def main() -> None:
-    """`python -m mien.models.text_training CORPUS... --base FOLDER --work FOLDER`."""
+    """`python -m mien.models.text_training CORPUS... --base FOLDER --work FOLDER --out FILE`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpora", type=Path, nargs="+", help="MOSI, MOSEI, GoEmotions and MELD tables")
     parser.add_argument("--base", type=Path, required=True, help="folder of MiniLM")
-    parser.add_argument("--out", type=Path, default=DEFAULT_ADAPTERS)
+    parser.add_argument("--out", type=Path, required=True, help="where the adapters go, .safetensors")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log; resumes from there")
     parser.add_argument("--seed", type=int, default=1111)
     parser.add_argument("--epochs", type=int, default=TextTraining.epochs)

@@ -1,1 +1,120 @@
-"""Default weights, installed with mien. `MODEL_CARD.md` says what made them and what they may be used for."""
+"""Sets of weights: the one installed with mien, and those that `mien train` makes. Light: no torch, no safetensors.
+
+A set is a folder of three files: CM-MSF, the adapters of the text encoder, and the face CNN. CM-MSF is trained on the
+rows that the two encoders made, so that the three belong together. `MODEL_CARD.md` says what made the shipped set and
+what it may be used for; `SHA256SUMS` lists its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from mien.errors import CheckpointError
+
+FUSION, TEXT, FACE = "cmmsf.safetensors", "text.safetensors", "face.safetensors"
+FILES = {"fusion": FUSION, "text": TEXT, "face": FACE}
+SHIPPED_FOLDER = Path(__file__).parent
+_SUMS = SHIPPED_FOLDER / "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """Where the weights in use are.
+
+    Attributes:
+        fusion: CM-MSF. text: adapters of the text encoder. face: the face CNN. A file need not exist.
+    """
+
+    fusion: Path = SHIPPED_FOLDER / FUSION
+    text: Path = SHIPPED_FOLDER / TEXT
+    face: Path = SHIPPED_FOLDER / FACE
+
+
+SHIPPED = WeightSet()
+
+
+def weight_set(choice: str | Path = "") -> WeightSet:
+    """The weights that `inference.checkpoint` or `--checkpoint` names.
+
+    Args:
+        choice: empty for the shipped set; a folder, whose own files are used, with shipped encoders where it has none;
+            or a file of CM-MSF, which is used with the shipped encoders.
+    """
+    if not choice:
+        return SHIPPED
+    path = Path(choice).expanduser()
+    if not path.is_dir():
+        return WeightSet(fusion=path)
+    text, face = path / TEXT, path / FACE
+    return WeightSet(path / FUSION, text if text.is_file() else SHIPPED.text, face if face.is_file() else SHIPPED.face)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shipped_digests() -> dict[str, str]:
+    """SHA-256 of each file of the shipped set, by the file's name."""
+    lines = (line.split(maxsplit=1) for line in _SUMS.read_text(encoding="ascii").splitlines() if line.strip())
+    return {name.strip().lstrip("*"): digest for digest, name in lines}
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file has the content of one that ships, wherever it lies."""
+    try:
+        return digest(path) == shipped_digests().get(path.name)
+    except OSError:
+        return False
+
+
+def restore_shipped() -> list[Path]:
+    """Put back the files of the shipped set that are missing or were replaced, from the checkout's history.
+
+    Returns:
+        The files that were put back.
+
+    Raises:
+        CheckpointError: this is no checkout of mien, or its commit has other files too; says what to do.
+    """
+    changed = [SHIPPED_FOLDER / name for name in FILES.values() if not is_shipped(SHIPPED_FOLDER / name)]
+    contents = {path: _committed(path) for path in changed}
+    for path, content in contents.items():
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return changed
+
+
+def _committed(path: Path) -> bytes:
+    """What the checkout's last commit has as `path`, if it is what ships."""
+    again = "install mien again from where it came (pip install --force-reinstall --no-deps ...)"
+    try:
+        # A folder that lies in somebody else's repository has no such file there, and ends in the error below.
+        shown = subprocess.run(
+            ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"], capture_output=True, check=False
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path} is not the shipped file, and git is not here to restore it; {again}") from error
+    if shown.returncode:
+        raise CheckpointError(f"{path} is not the shipped file, and this is no checkout to restore it from; {again}")
+    if hashlib.sha256(shown.stdout).hexdigest() != shipped_digests().get(path.name):
+        raise CheckpointError(
+            f"neither {path} nor the one in the checkout's last commit is what {_SUMS.name} lists; check out a commit "
+            "whose weights were not changed"
+        )
+    return shown.stdout

@@ -116,7 +116,8 @@ class ClipConfig(_Section, frozen=True):
 
 
 class InferenceConfig(_Section, frozen=True):
-    """The model. `checkpoint` is a .safetensors file; empty means the default weights.
+    """The model. `checkpoint` is a folder of `mien train`, whose text and face encoders are used too, or a file of
+    the fusion alone; empty means the weights that ship.
 
     `precision` is what an engine may compute in besides float32, where its outputs stay within bounds.
     """

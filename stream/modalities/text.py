@@ -29,6 +29,7 @@ from mien.models.text_encoder import (
     pool_words,
     text_extractor,
 )
+from mien.models.weights import weight_set
 from mien.stream.modality import Health, Modality, Rows
 from mien.stream.process import give_way, threads
 from mien.stream.sources.audio import AudioSource, open_audio
@@ -38,10 +39,6 @@ from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Whisper
 
-ADAPTERS = DEFAULT_ADAPTERS if DEFAULT_ADAPTERS.is_file() else None
-SPEC = ModalitySpec(
-    name="text", dim=TEXT_DIM, rate_hz=0, steps=TEXT_STEPS, snapshot=True, extractor=text_extractor(ADAPTERS)
-)
 WINDOW_S = 5.0
 BACKLOG_S = 6.0  # sound that may wait before the recogniser skips to the newest
 POLL_S = 0.05
@@ -50,20 +47,32 @@ METER_S = 30.0  # span over which the real-time factor is taken
 ASR_MODELS = ("tiny.en", "base", "small")
 
 
+def text_spec(adapters: Path = DEFAULT_ADAPTERS) -> ModalitySpec:
+    """What rows are, made with these adapters; MiniLM as it is where there is no such file."""
+    extractor = text_extractor(adapters if adapters.is_file() else None)
+    return ModalitySpec(name="text", dim=TEXT_DIM, rate_hz=0, steps=TEXT_STEPS, snapshot=True, extractor=extractor)
+
+
+SPEC = text_spec()
+
+
 class TextEncoder:
     """Words to rows, live and offline.
 
     Args:
         folder: of MiniLM ("minilm-l6-v2" among the assets).
         engine: "auto" or the name of an engine.
+        adapters: what tunes it; None, or a file that is not there, for the base model as it is.
 
     Raises:
         AssetError: the folder does not hold MiniLM.
         EngineError: no engine can run it.
     """
 
-    def __init__(self, folder: Path, engine: str = "auto", adapters: Path | None = ADAPTERS) -> None:
+    def __init__(self, folder: Path, engine: str = "auto", adapters: Path | None = DEFAULT_ADAPTERS) -> None:
         self._tokenizer = WordTokenizer(folder)
+        if adapters is not None and not adapters.is_file():
+            adapters = None  # as `text_spec` says
         self._engine = open_engine(text_network(folder, adapters), engine)
 
     def encode(self, words: Sequence[str]) -> Float32:
@@ -160,9 +169,9 @@ class Text(Modality):
     The sound is read here, at all times; recognition runs in a thread of its own, one step at a time.
     """
 
-    spec = SPEC
-
     def __init__(self, config: Config, clock: Clock) -> None:
+        self._adapters = weight_set(config.inference.checkpoint).text
+        self.spec = text_spec(self._adapters)
         self._config = config
         self._clock = clock
         self._fast = config.clip.fast
@@ -265,7 +274,7 @@ class Text(Modality):
         text, assets = self._config.text, self._config.assets
         # Side by side: whoever waits for words again waits for the longer of the two.
         with ThreadPoolExecutor(1, "text-encoder") as beside:
-            encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets))
+            encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
             recogniser = open_recogniser(text, assets, self._device)
             self._reader = WordReader(encoder.result())
         self._recogniser = recogniser

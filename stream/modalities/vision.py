@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-import mien.models
 from mien.asset_manifest import ASSETS
 from mien.assets import asset_path
 from mien.clock import Clock
@@ -26,6 +25,7 @@ from mien.engines.base import Network
 from mien.engines.selection import open_engine
 from mien.errors import CheckpointError
 from mien.messages import Float32, ModalitySpec
+from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
 from mien.stream.modality import Health, Modality, Picture, Rows
 from mien.stream.session import source_origin
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 UInt8 = npt.NDArray[np.uint8]
 
-FACE_WEIGHTS = Path(mien.models.__file__).parent / "weights" / "face.safetensors"
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
 _NEAR_CM = 10.0  # a face is never nearer to the camera; keeps the pose finite
 _SCALE_CM = 50.0  # distance at which a face has scale 1
@@ -49,14 +48,19 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else "none"
 
 
-SPEC = ModalitySpec(
-    name="vision",
-    dim=122,
-    rate_hz=10,
-    steps=50,
-    extractor=f"mien-vision-1/landmarker-{ASSETS['face-landmarker'].files[0].sha256[:8]}"
-    f"/crop-{CROP_VERSION}/face-{_digest(FACE_WEIGHTS)}",
-)
+def vision_spec(weights: Path = SHIPPED.face) -> ModalitySpec:
+    """What rows are, made with these weights of the face CNN."""
+    return ModalitySpec(
+        name="vision",
+        dim=122,
+        rate_hz=10,
+        steps=50,
+        extractor=f"mien-vision-1/landmarker-{ASSETS['face-landmarker'].files[0].sha256[:8]}"
+        f"/crop-{CROP_VERSION}/face-{_digest(weights)}",
+    )
+
+
+SPEC = vision_spec()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +92,18 @@ class VisionExtractor:
         assets: where pretrained files are.
         max_faces: how far faces are counted; with 1, no others are looked for, and the one that is found first
             counts as the largest.
+        weights: of the face CNN.
 
     Raises:
         AssetError: the face landmarker is not to be had.
         CheckpointError: the face CNN's weights are missing or unusable.
     """
 
-    def __init__(self, assets: AssetsConfig | None = None, max_faces: int = 2) -> None:
+    def __init__(self, assets: AssetsConfig | None = None, max_faces: int = 2, weights: Path = SHIPPED.face) -> None:
         self._task = asset_path("face-landmarker", assets or AssetsConfig())
         self._max_faces = max_faces
         # One engine everywhere: rows must not depend on what the fusion model runs on.
-        self._cnn = open_engine(face_network(), "onnx", "fp32", threads=1)
+        self._cnn = open_engine(face_network(weights), "onnx", "fp32", threads=1)
         self._stream: FaceMesh | None = None
         self._stills: FaceMesh | None = None
         self.reset()
@@ -214,7 +219,7 @@ def head_pose(matrix: Float32) -> Float32:
     return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
 
 
-def face_network(weights: Path = FACE_WEIGHTS) -> Network:
+def face_network(weights: Path = SHIPPED.face) -> Network:
     """The face CNN for an engine: "crop" (B, 1, 48, 48) float32, 0 ... 255, to "embedding" (B, 64), "logits" (B, 7).
 
     Raises:
@@ -248,9 +253,9 @@ def face_network(weights: Path = FACE_WEIGHTS) -> Network:
 class Vision(Modality):
     """A camera or a clip's picture, and its rows. One message a frame."""
 
-    spec = SPEC
-
     def __init__(self, config: Config, clock: Clock) -> None:
+        self._weights = weight_set(config.inference.checkpoint).face
+        self.spec = vision_spec(self._weights)
         self._config = config
         self._clock = clock
         self._source: VideoSource | None = None
@@ -262,7 +267,7 @@ class Vision(Modality):
 
     def prepare(self) -> None:
         self._source = open_video(self._config, self._clock)
-        self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces)
+        self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces, self._weights)
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"

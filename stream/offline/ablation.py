@@ -15,8 +15,9 @@ from mien.models.evaluation import figures, score, torch_runner
 from mien.models.pairing import paired_set, single
 from mien.models.training import FusionTraining, train_fusion
 from mien.models.training_device import training_device
+from mien.models.weights import weight_set
 from mien.stream.offline.labelled import read_labelled
-from mien.stream.offline.pipeline import Progress, TrainPlan
+from mien.stream.offline.pipeline import Progress, TrainPlan, output_folder
 
 PARTS = {"whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
          "no mask": {"mask": False}, "no gate": {"gate": False}}  # fmt: skip
@@ -33,6 +34,7 @@ def ablate(
         [Path(source) for source in plan.data],
         plan.extract,
         allow_pickle=plan.allow_pickle,
+        weights=weight_set(output_folder(plan)),
         cache=Path(plan.work) / "datasets",
     )
     device = training_device(plan.device)

@@ -36,6 +36,7 @@ from mien.models.datasets import (
     write_shard,
     write_whole,
 )
+from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.helpers import helpers
 from mien.stream.recording.stretch import is_recording, recorded_rows
 from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, read_sound
@@ -94,13 +95,13 @@ class _Plan(msgspec.Struct, frozen=True):
     assets: AssetsConfig = AssetsConfig()
 
 
-def live_specs(modalities: Collection[str] = MODALITIES) -> dict[str, ModalitySpec]:
-    """What the extractors of this mien make."""
+def live_specs(modalities: Collection[str] = MODALITIES, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
+    """What the extractors make with these weights."""
     specs: dict[str, ModalitySpec] = {}
     if "text" in modalities:
         from mien.stream.modalities import text
 
-        specs["text"] = text.SPEC
+        specs["text"] = text.text_spec(weights.text)
     if "audio" in modalities:
         from mien.stream.modalities import audio
 
@@ -108,14 +109,14 @@ def live_specs(modalities: Collection[str] = MODALITIES) -> dict[str, ModalitySp
     if "vision" in modalities:
         from mien.stream.modalities import vision
 
-        specs["vision"] = vision.SPEC
+        specs["vision"] = vision.vision_spec(weights.face)
     return specs
 
 
-def needed_specs(corpus: Corpus, options: ExtractOptions) -> dict[str, ModalitySpec]:
-    """What the extractors of this mien make of the items that would be taken from a corpus."""
+def needed_specs(corpus: Corpus, options: ExtractOptions, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
+    """What the extractors make of the items that would be taken from a corpus."""
     has = {name for position in _chosen(corpus, options) for name in _modalities_of(corpus.items[position], options)}
-    return live_specs(has)
+    return live_specs(has, weights)
 
 
 def extract(
@@ -124,6 +125,7 @@ def extract(
     options: ExtractOptions | None = None,
     *,
     assets: AssetsConfig | None = None,
+    weights: WeightSet = SHIPPED,
     jobs: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -131,6 +133,7 @@ def extract(
 
     Args:
         sources: corpora in any layout that `read_corpus` knows.
+        weights: of the text and face encoders.
         jobs: processes; 0 is one per core.
         progress: called with items done and items in all.
 
@@ -141,7 +144,7 @@ def extract(
         DataError: nothing to extract, `out` holds something else, or the disk is full.
         AssetError: a pretrained file is not to be had.
     """
-    plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), assets)
+    plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), assets, weights)
     out.mkdir(parents=True, exist_ok=True)
     _begin(out, plan)
     specs = {spec.name: spec for spec in plan.specs}
@@ -150,7 +153,7 @@ def extract(
     done = total - sum(len(chunk.ids) for chunk in todo)
     if progress is not None:
         progress(done, total)
-    for chunk in _run(todo, plan, out, min(jobs or os.cpu_count() or 1, len(todo))):
+    for chunk in _run(todo, plan, out, weights, min(jobs or os.cpu_count() or 1, len(todo))):
         done += len(chunk.ids)
         if progress is not None:
             progress(done, total)
@@ -161,7 +164,9 @@ def extract(
     return manifest
 
 
-def _make_plan(sources: Sequence[Path], options: ExtractOptions, assets: AssetsConfig | None) -> _Plan:
+def _make_plan(
+    sources: Sequence[Path], options: ExtractOptions, assets: AssetsConfig | None, weights: WeightSet
+) -> _Plan:
     chunks: list[_Chunk] = []
     skipped: list[Skipped] = []
     specs: dict[str, ModalitySpec] = {}
@@ -169,7 +174,7 @@ def _make_plan(sources: Sequence[Path], options: ExtractOptions, assets: AssetsC
         corpus = read_corpus(source)
         skipped += [Skipped(item, reason) for item, reason in corpus.skipped]
         chosen = _chosen(corpus, options)
-        specs |= needed_specs(corpus, options)
+        specs |= needed_specs(corpus, options, weights)
         size = CHUNK_TEXTS if corpus.items[0].audio is None else CHUNK_CLIPS
         for begin in range(0, len(chosen), size):
             shard = f"shard-{len(chunks):05d}.safetensors"
@@ -239,9 +244,9 @@ def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
     return True
 
 
-def _run(todo: list[_Chunk], plan: _Plan, out: Path, jobs: int) -> Iterator[_Chunk]:
+def _run(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, jobs: int) -> Iterator[_Chunk]:
     if jobs <= 1:
-        worker = _Worker(plan, out)
+        worker = _Worker(plan, out, weights)
         try:
             for chunk in todo:
                 worker.make(chunk)
@@ -249,7 +254,7 @@ def _run(todo: list[_Chunk], plan: _Plan, out: Path, jobs: int) -> Iterator[_Chu
         finally:
             worker.extractors.close()
         return
-    with helpers(jobs, _start_worker, plan, out) as pool:
+    with helpers(jobs, _start_worker, plan, out, weights) as pool:
         futures = {pool.submit(_work, chunk): chunk for chunk in todo}
         try:
             for future in as_completed(futures):
@@ -263,9 +268,9 @@ def _run(todo: list[_Chunk], plan: _Plan, out: Path, jobs: int) -> Iterator[_Chu
 _worker: _Worker | None = None
 
 
-def _start_worker(plan: _Plan, out: Path) -> None:
+def _start_worker(plan: _Plan, out: Path, weights: WeightSet) -> None:
     global _worker
-    _worker = _Worker(plan, out)
+    _worker = _Worker(plan, out, weights)
     # MediaPipe must be closed before the interpreter is: a spawned process runs finalizers, not `atexit`.
     multiprocessing.util.Finalize(None, _worker.extractors.close, exitpriority=10)
 
@@ -278,10 +283,10 @@ def _work(chunk: _Chunk) -> None:
 class _Worker:
     """One process: makes shards, and opens each extractor when it is first needed."""
 
-    def __init__(self, plan: _Plan, out: Path) -> None:
+    def __init__(self, plan: _Plan, out: Path, weights: WeightSet) -> None:
         self._plan, self._out = plan, out
         self._corpora: dict[str, Corpus] = {}
-        self.extractors = Extractors([spec.name for spec in plan.specs], plan.options.asr, plan.assets)
+        self.extractors = Extractors([spec.name for spec in plan.specs], plan.options.asr, plan.assets, weights)
 
     def make(self, chunk: _Chunk) -> None:
         if chunk.source not in self._corpora:
@@ -363,9 +368,17 @@ class Extractors:
 
     Attributes:
         modalities: what is wanted of every item.
+        weights: of the text and face encoders.
     """
 
-    def __init__(self, modalities: Sequence[str], asr: str = "", assets: AssetsConfig | None = None) -> None:
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        asr: str = "",
+        assets: AssetsConfig | None = None,
+        weights: WeightSet = SHIPPED,
+    ) -> None:
+        self.weights = weights
         self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
         self._opened: dict[str, Any] = {}
 
@@ -467,7 +480,9 @@ class Extractors:
         if "text" not in self._opened:
             from mien.stream.modalities.text import TextEncoder
 
-            self._opened["text"] = TextEncoder(asset_path("minilm-l6-v2", self._assets), "onnx")
+            self._opened["text"] = TextEncoder(
+                asset_path("minilm-l6-v2", self._assets), "onnx", adapters=self.weights.text
+            )
         encoder: TextEncoder = self._opened["text"]
         return encoder
 
@@ -487,7 +502,7 @@ class Extractors:
         if "vision" not in self._opened:
             from mien.stream.modalities.vision import VisionExtractor
 
-            self._opened["vision"] = VisionExtractor(self._assets)
+            self._opened["vision"] = VisionExtractor(self._assets, weights=self.weights.face)
         extractor: VisionExtractor = self._opened["vision"]
         return extractor
 

@@ -14,6 +14,7 @@ from mien.messages import ModalitySpec
 from mien.models.corpora import content_digest, read_corpus
 from mien.models.datasets import Dataset, is_dataset, join_datasets, read_dataset
 from mien.models.mmsa import read_mmsa
+from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
 
 
@@ -22,6 +23,7 @@ def read_labelled(
     options: ExtractOptions | None = None,
     *,
     allow_pickle: bool = False,
+    weights: WeightSet = SHIPPED,
     cache: Path | None = None,
     jobs: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -44,9 +46,9 @@ def read_labelled(
         elif is_dataset(source):
             datasets.append(read_dataset(source))
         else:
-            specs = needed_specs(read_corpus(source), options)
+            specs = needed_specs(read_corpus(source), options, weights)
             folder = (cache or user_cache_path("mien") / "datasets") / _key(source, options, list(specs.values()))
-            extract([source], folder, options, jobs=jobs, progress=progress)
+            extract([source], folder, options, weights=weights, jobs=jobs, progress=progress)
             datasets.append(read_dataset(folder))
     return join_datasets(datasets)
 

@@ -1,4 +1,4 @@
-"""From corpora to shipped weights: text encoder, face encoder, extraction, speech, fusion, calibration.
+"""From corpora to a set of weights: text encoder, face encoder, extraction, speech, fusion, calibration.
 
 Each stage writes a file, is skipped when that file is there and belongs to the same settings and data, and goes on
 where it was stopped. A stage that changes an extractor runs in a process of its own: whoever reads rows next then sees
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import multiprocessing
 import multiprocessing.queues
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
 from mien.models.training import FusionTraining
 from mien.models.training_device import training_device
+from mien.models.weights import FACE, FUSION, SHIPPED_FOLDER, TEXT, weight_set
 from mien.stream.offline.extraction import ExtractOptions
 from mien.stream.offline.helpers import helpers
 
@@ -51,7 +53,8 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         data: corpora, datasets of `mien extract`, or MMSA pickles.
         work: folder for everything in between; a stopped run goes on there.
-        out: folder of the weights. Text and face encoders are always those of this installation.
+        out: folder of the weights, a set as `mien.models.weights` describes it; empty means `weights` in `work`.
+        replace_shipped: write into the installation instead, over the weights that came with mien.
         device: "auto", an NVIDIA GPU where there is one, "cpu" or "cuda".
         stages: of STAGES, in that order whatever is written here.
         text: fields of `mien.models.text_training.TextTraining`.
@@ -60,6 +63,7 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: tuple[str, ...] = ()
     work: str = "runs/train"
     out: str = ""
+    replace_shipped: bool = False
     device: str = "auto"
     stages: tuple[str, ...] = STAGES
     allow_pickle: bool = False
@@ -90,6 +94,22 @@ def load_plan(path: Path | None) -> TrainPlan:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
+def output_folder(plan: TrainPlan) -> Path:
+    """Where a plan's weights go.
+
+    Raises:
+        ConfigError: over those that ship, without having said so.
+    """
+    if plan.replace_shipped:
+        if plan.out:
+            raise ConfigError("either a folder for the weights (`out`) or `replace_shipped`, not both")
+        return SHIPPED_FOLDER
+    folder = Path(plan.out).expanduser() if plan.out else Path(plan.work) / "weights"
+    if folder.resolve() == SHIPPED_FOLDER.resolve():
+        raise ConfigError(f"{folder} holds the weights that came with mien; --replace-shipped writes over them")
+    return folder
+
+
 def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
     """Run the stages of a plan.
 
@@ -105,8 +125,13 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
     training_device(plan.device)
     if not plan.data:
         raise DataError("nothing to train on; name corpora or datasets with --data")
-    work = Path(plan.work)
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (Path(plan.work), output_folder(plan)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the folder {folder}: {error.strerror}") from error
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"the folder {folder} is not yours to write to; name another one")
     figures: dict[str, Any] = {}
     for stage in STAGES:
         if stage in plan.stages:
@@ -160,7 +185,6 @@ def _corpora(plan: TrainPlan) -> list[Corpus]:
 
 
 def _train_text(plan: TrainPlan, progress: Progress | None) -> Any:
-    from mien.models.text_encoder import DEFAULT_ADAPTERS
     from mien.models.text_training import TextTraining, train_text
 
     corpora = [c for c in _corpora(plan) if any(item.text for item in c.items) and c.name != "clips"]
@@ -170,15 +194,15 @@ def _train_text(plan: TrainPlan, progress: Progress | None) -> Any:
         options = msgspec.convert(plan.text, TextTraining)
     except msgspec.ValidationError as error:
         raise ConfigError(f"table `text`: {error}") from error
-    note = Path(plan.work) / "text.json"
+    weights, note = output_folder(plan) / TEXT, Path(plan.work) / "text.json"
     model = msgspec.structs.replace(plan.fusion.model, encoders=_of(plan.fusion.model, "text"))
     key = _key(corpora, [asdict(options), msgspec.to_builtins(model)])
-    if _is_noted(note, key, DEFAULT_ADAPTERS):
+    if _is_noted(note, key, weights):
         return None
     base = asset_path("minilm-l6-v2", plan.assets)
-    history = train_text(corpora, base, DEFAULT_ADAPTERS, Path(plan.work) / "text", options,
+    history = train_text(corpora, base, weights, Path(plan.work) / "text", options,
                          model=plan.fusion.model, device=training_device(plan.device), report=progress)  # fmt: skip
-    _note(note, key, DEFAULT_ADAPTERS)
+    _note(note, key, weights)
     return history
 
 
@@ -188,7 +212,6 @@ def _of(model: ModelConfig, name: str) -> dict[str, EncoderConfig]:
 
 
 def _train_face(plan: TrainPlan, progress: Progress | None) -> Any:
-    import mien.models
     from mien.models.face import FaceConfig
     from mien.models.face_training import train_face
     from mien.stream.modalities.face_crop import CROP_VERSION
@@ -196,8 +219,7 @@ def _train_face(plan: TrainPlan, progress: Progress | None) -> Any:
     corpora = [c for c in _corpora(plan) if c.images is not None]
     if not corpora:
         return None
-    weights = Path(mien.models.__file__).parent / "weights" / "face.safetensors"
-    note = Path(plan.work) / "face.json"
+    weights, note = output_folder(plan) / FACE, Path(plan.work) / "face.json"
     key = _key(corpora, [msgspec.to_builtins(plan.face), CROP_VERSION])
     if _is_noted(note, key, weights):
         return None
@@ -262,7 +284,7 @@ def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:
 
     return read_labelled(
         [Path(source) for source in plan.data], plan.extract, allow_pickle=plan.allow_pickle,
-        cache=Path(plan.work) / "datasets", jobs=plan.jobs, progress=step,
+        weights=weight_set(output_folder(plan)), cache=Path(plan.work) / "datasets", jobs=plan.jobs, progress=step,
     )  # fmt: skip
 
 
@@ -300,7 +322,7 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
 def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
     from safetensors.torch import load_file
 
-    from mien.models.checkpoint import default_checkpoint, save_checkpoint
+    from mien.models.checkpoint import save_checkpoint
     from mien.models.text_training import READER
     from mien.models.training import calibrate, train_fusion
 
@@ -318,13 +340,26 @@ def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
         device=training_device(plan.device), report=step,
     )  # fmt: skip
     calibrate(trained.network, dataset, plan.fusion)
-    path = (Path(plan.out) / "cmmsf.safetensors") if plan.out else default_checkpoint()
+    path = output_folder(plan) / FUSION
     corpora = sorted({s.labels.corpus for s in dataset.samples})
     figures = {"step": trained.best.step, "loss": trained.best.loss, **trained.best.by_kind}
     saved = save_checkpoint(
         path, trained.network, figures=figures, training={"seed": plan.fusion.seed, "corpora": corpora}
     )
+    _complete(plan, dataset)
     return {"checkpoint": str(saved.path), "id": saved.id, "temperature": saved.header.temperature, **figures}
+
+
+def _complete(plan: TrainPlan, dataset: Dataset) -> None:
+    """Copy shipped encoders that made the rows beside the fusion: another mien may ship others."""
+    from mien.stream.offline.extraction import live_specs
+
+    folder = output_folder(plan)
+    used = weight_set(folder)
+    for name, path in (("text", used.text), ("vision", used.face)):
+        made_here = dataset.specs.get(name) == live_specs([name], used)[name]
+        if made_here and path.parent != folder and path.is_file():
+            write_whole(folder / path.name, path.read_bytes())
 
 
 _RUN: dict[str, Stage] = {

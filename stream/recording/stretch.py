@@ -12,6 +12,7 @@ from mien.errors import DataError
 from mien.messages import Bool, Float32, Int64
 from mien.models.corpora import RECORDING_SUFFIX, CorpusItem
 from mien.models.datasets import RawRows, word_times_ns
+from mien.models.weights import WeightSet
 from mien.stream.bus.wire import decode_features
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
@@ -28,6 +29,7 @@ class _Extractors(Protocol):
     """What of `mien.stream.offline.extraction.Extractors` is needed here."""
 
     modalities: tuple[str, ...]
+    weights: WeightSet
 
     @property
     def text(self) -> TextEncoder: ...
@@ -55,7 +57,7 @@ def recorded_rows(path: Path, item: CorpusItem, extractors: _Extractors) -> tupl
     start_ns = start_ns // _SLOT_NS * _SLOT_NS
     end_ns = recording_end_ns(recording) if item.end_s is None else zero_ns + round(item.end_s * NS_PER_S)
     rows: dict[str, RawRows] = {}
-    for name, spec in live_specs([m for m in extractors.modalities if m != "text"]).items():
+    for name, spec in live_specs([m for m in extractors.modalities if m != "text"], extractors.weights).items():
         found = _rows(recording, name, spec.extractor, start_ns, end_ns)
         if found is not None:
             rows[name] = found

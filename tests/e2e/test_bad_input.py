@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from mien.models.checkpoint import default_checkpoint
+from mien.models.weights import SHIPPED
 from tests.e2e.conftest import SAMPLE, command
 from tests.stream.test_session import make_clip
 
@@ -105,16 +105,16 @@ def test_a_checkpoint_that_is_not_there(port: int, tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint(port: int, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(default_checkpoint().read_bytes()[:1000])
+    damaged.write_bytes(SHIPPED.fusion.read_bytes()[:1000])
     assert_fails(port, 5, "damaged", arguments=("--clip", str(SAMPLE), "--asr", "none", "--checkpoint", str(damaged)))
 
 
 def test_a_checkpoint_for_other_extractors(port: int, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
-    with safe_open(default_checkpoint(), framework="np") as file:
+    with safe_open(SHIPPED.fusion, framework="np") as file:
         metadata = file.metadata()
     save_file(
-        load_file(default_checkpoint()),
+        load_file(SHIPPED.fusion),
         other,
         {k: v.replace("mien-vision-", "elsewhere-") for k, v in metadata.items()},
     )

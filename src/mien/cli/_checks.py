@@ -201,13 +201,25 @@ def check_checkpoint(config: Config) -> Iterator[Row]:
         return
     from mien.errors import MienError
     from mien.models.checkpoint import load_checkpoint
+    from mien.models.weights import SHIPPED_FOLDER, is_shipped, weight_set
 
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
     except MienError as error:
         yield Row("checkpoint", "fail", str(error), "correct `inference.checkpoint`, or leave it empty for the default")
         return
-    yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}")
+    files = weight_set(config.inference.checkpoint)
+    changed = [path.name for path in (files.fusion, files.text, files.face) if not is_shipped(path)]
+    if not changed:
+        yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, as it ships")
+    elif any(path.parent == SHIPPED_FOLDER and path.name in changed for path in (files.fusion, files.text, files.face)):
+        replaced = ", ".join(changed)
+        yield Row(
+            "checkpoint", "warn", f"{checkpoint.id}: {replaced} in {SHIPPED_FOLDER} is not what ships",
+            "fine if you trained it; `mien weights --restore` puts back what ships",
+        )  # fmt: skip
+    else:
+        yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, weights of your own")
 
 
 def check_ports(config: Config) -> Iterator[Row]:

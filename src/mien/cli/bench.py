@@ -47,7 +47,7 @@ def command(
     every: Annotated[float, typer.Option(min=5, help="chaos: seconds from one fault to the next.")] = 20.0,
     streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
     engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
-    checkpoint: Annotated[str, typer.Option(help="A .safetensors checkpoint.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="paced, soak: write a PNG of the latency.")] = None,
 ) -> None:

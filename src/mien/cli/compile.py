@@ -15,7 +15,7 @@ def command(
     target_sm: Annotated[
         str | None, typer.Option("--target-sm", help="TensorRT: a GPU that is not here, by compute capability, as 8.9.")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="A .safetensors checkpoint; empty for the default weights.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
     output: Annotated[Path, typer.Option(help="Where engines for --target-sm are written.")] = Path(),
 ) -> None:
     """Compile the checkpoint's networks, so that the first run starts in a second.

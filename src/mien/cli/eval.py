@@ -34,7 +34,7 @@ def command(
         list[Path],
         typer.Argument(help="Corpora in any layout of `mien extract`, datasets it wrote, or MMSA pickles."),
     ],
-    checkpoint: Annotated[str, typer.Option(help="A .safetensors file; the default weights if not given.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
     split: Annotated[str, typer.Option(help="train, valid, test or all; test if there is one, else valid.")] = "",
     modalities: Annotated[str, typer.Option(help="The modalities to look at; others are missing.")] = "",
     missing: Annotated[str, typer.Option(help="Rates of random missing steps, for instance 0:0.9.")] = "",
@@ -57,10 +57,11 @@ def command(
     from mien.models.evaluation import Scores, figures, score
     from mien.models.pairing import single
     from mien.models.protocols import fusion, robustness, streaming
+    from mien.models.weights import weight_set
     from mien.stream.offline.extraction import ExtractOptions
     from mien.stream.offline.labelled import read_labelled
 
-    loaded = load_checkpoint(checkpoint)
+    loaded, weights = load_checkpoint(checkpoint), weight_set(checkpoint)
     known = [spec.name for spec in loaded.specs]
     names = [name for name in modalities.split(",") if name] or known
     for name in names:
@@ -71,7 +72,7 @@ def command(
         modalities=tuple(m for m in ("text", "audio", "vision") if m in names), splits=wanted, asr=asr, limit=limit
     )
     with item_progress("reading") as progress:
-        dataset = read_labelled(data, options, allow_pickle=allow_pickle, jobs=jobs, progress=progress)
+        dataset = read_labelled(data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress)
     check_extractors(loaded, [spec for name, spec in dataset.specs.items() if name in names])
     run = _runner(loaded, engine)
     specs = {spec.name: spec for spec in loaded.specs}
@@ -95,7 +96,7 @@ def command(
         if missing:
             made["missing"] = robustness(run, specs, groups, names, _rates(missing))
         if stream:
-            encode = _text_encoder() if "text" in names and specs["text"].rate_hz == 0 and _live_text(loaded) else None
+            encode = _text_encoder(loaded, weights) if "text" in names else None
             with item_progress(f"streaming {corpus}") as progress:
                 made["stream"] = streaming(run, specs, samples, names, encode, progress)
         report["corpora"][corpus] = made
@@ -175,18 +176,14 @@ def _rates(missing: str) -> list[float]:
     return [k / 10 for k in range(first, last + 1)]
 
 
-def _live_text(checkpoint: Any) -> bool:
-    """Whether its words are those of the live text encoder, so that parts of sentences can be encoded."""
-    from mien.stream.offline.extraction import live_specs
+def _text_encoder(checkpoint: Any, weights: Any) -> Any:
+    """What encodes parts of sentences; None where the checkpoint's words are not those of the live text encoder."""
+    from mien.stream.offline.extraction import Extractors, live_specs
 
     text = next((spec for spec in checkpoint.specs if spec.name == "text"), None)
-    return text is not None and live_specs(["text"])["text"] == text
-
-
-def _text_encoder() -> Any:
-    from mien.stream.offline.extraction import Extractors
-
-    return Extractors(["text"]).text.encode
+    if text is None or live_specs(["text"], weights)["text"] != text:
+        return None
+    return Extractors(["text"], weights=weights).text.encode
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -21,11 +21,15 @@ def command(
     asr: Annotated[str, typer.Option(help="Recogniser (tiny.en, base) for clips that come without a text.")] = "",
     audio_copies: Annotated[int, typer.Option(min=0, help="Perturbed copies of every training clip's sound.")] = 0,
     partial_texts: Annotated[float, typer.Option(min=0, max=1, help="Share of training texts to add shortened.")] = 0.0,
+    checkpoint: Annotated[
+        str, typer.Option(help="Folder of `mien train`, whose text and face encoders make the rows; else the shipped.")
+    ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split; 0 takes all.")] = 0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
 ) -> None:  # fmt: skip
     """Extract labelled corpora through the extractors of the live stream."""
     from mien.cli._progress import item_progress
+    from mien.models.weights import weight_set
     from mien.stream.offline.extraction import ExtractOptions, extract
 
     options = ExtractOptions(
@@ -37,7 +41,7 @@ def command(
         limit=limit,
     )
     with item_progress("extracting") as progress:
-        manifest = extract(sources, out, options, jobs=jobs, progress=progress)
+        manifest = extract(sources, out, options, weights=weight_set(checkpoint), jobs=jobs, progress=progress)
     for corpus, splits in manifest.counts.items():
         typer.echo(f"{corpus}: " + ", ".join(f"{split} {count}" for split, count in splits.items()))
     if manifest.skipped:

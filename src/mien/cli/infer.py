@@ -10,7 +10,7 @@ import typer
 
 def command(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="A .safetensors checkpoint.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Folder of `mien train`, or a .safetensors file.")] = None,
     engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")] = None,
     keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,

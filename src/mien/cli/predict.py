@@ -10,7 +10,7 @@ import typer
 
 def command(
     path: Annotated[Path, typer.Argument(help="A clip, or a folder with clips.")],
-    checkpoint: Annotated[str, typer.Option(help="A .safetensors file; the default weights if not given.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
     hop: Annotated[float, typer.Option(min=0.02, help="Seconds between predictions.")] = 0.5,
     asr: Annotated[str, typer.Option(help="Recogniser: tiny.en, base, a folder, or none.")] = "tiny.en",
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
@@ -27,15 +27,17 @@ def command(
     from mien.errors import SourceError
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.datasets import write_whole
+    from mien.models.weights import weight_set
     from mien.stream.offline.clips import clips_in, predict_clip, read_clip
     from mien.stream.offline.extraction import Extractors, live_specs
 
     loaded = load_checkpoint(checkpoint)
-    specs = {name: spec for name, spec in live_specs().items() if name in {s.name for s in loaded.specs}}
+    weights = weight_set(checkpoint)
+    specs = {name: spec for name, spec in live_specs(weights=weights).items() if name in {s.name for s in loaded.specs}}
     check_extractors(loaded, specs.values())
     clips = clips_in(path)
     predictor = Predictor(loaded, engine)
-    extractors = Extractors(tuple(specs), "" if asr == "none" else asr)
+    extractors = Extractors(tuple(specs), "" if asr == "none" else asr, weights=weights)
     text = io.StringIO()
     gates = [f"gate_{name}" for name in predictor.specs]
     columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]

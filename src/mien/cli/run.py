@@ -17,7 +17,7 @@ def command(
     loop: Annotated[bool, typer.Option("--loop", help="Play the clip again and again.")] = False,
     asr: Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")] = None,
     language: Annotated[str | None, typer.Option(help="Language that is spoken, for instance en.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="A .safetensors checkpoint.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Folder of `mien train`, or a .safetensors file.")] = None,
     engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
     port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
     session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,11 @@ def command(
     data: Annotated[
         list[Path] | None, typer.Option(help="Corpora, datasets of `mien extract`, or MMSA pickles. Repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for cmmsf.safetensors; default: in place.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the weights; `weights` in --work if not given.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for everything in between, and to go on from.")] = None,
+    replace_shipped: Annotated[
+        bool, typer.Option("--replace-shipped", help="Write over the weights that came with mien.")
+    ] = False,
     stages: Annotated[str, typer.Option(help="Only these of text,face,extract,speech,fusion.")] = "",
     device: Annotated[str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fusion.")] = None,
@@ -24,14 +28,14 @@ def command(
     ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
     seeds: Annotated[str, typer.Option(help="Seeds of the ablations.")] = "1111,1112,1113",
 ) -> None:  # fmt: skip
-    """Train the models on labelled data."""
+    """Train the models on labelled data, into a folder that --checkpoint takes."""
     import json
     import logging
 
     import msgspec
 
     from mien.cli._progress import stage_progress
-    from mien.stream.offline.pipeline import load_plan, train
+    from mien.stream.offline.pipeline import load_plan, output_folder, train
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     plan = load_plan(config)
@@ -44,6 +48,7 @@ def command(
         plan,
         data=tuple(str(path) for path in data) if data else plan.data,
         out=str(out) if out else plan.out,
+        replace_shipped=replace_shipped or plan.replace_shipped,
         work=str(work) if work else plan.work,
         device=device or plan.device,
         stages=tuple(filter(None, stages.split(","))) or plan.stages,
@@ -60,3 +65,22 @@ def command(
     with stage_progress() as progress:
         figures = train(plan, progress)
     typer.echo(json.dumps(figures, indent=1))
+    _say_how_to_use(output_folder(plan))
+
+
+def _say_how_to_use(folder: Path) -> None:
+    from mien.models.weights import FUSION, SHIPPED_FOLDER
+
+    if folder == SHIPPED_FOLDER:
+        typer.echo(
+            f"the weights that came with mien were replaced, in {folder}; `mien weights --restore` puts them back.\n"
+            "To ship these instead: cd models/weights && sha256sum *.safetensors > SHA256SUMS",
+            err=True,
+        )
+    elif (folder / FUSION).is_file():
+        typer.echo(
+            f"the weights are in {folder}; to use them:\n"
+            f"  mien run --checkpoint {shlex.quote(str(folder))}\n"
+            "or `inference.checkpoint` in a configuration; `mien weights` looks at them",
+            err=True,
+        )

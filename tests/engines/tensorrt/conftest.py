@@ -20,8 +20,9 @@ from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.engines.torch_eager import build_module, run_module
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.checkpoint import Checkpoint, default_checkpoint, load_checkpoint, save_checkpoint
+from mien.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mien.models.cmmsf import CMMSF
+from mien.models.weights import SHIPPED
 
 if importlib.util.find_spec("torch_tensorrt") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -66,7 +67,7 @@ def compile_form(network: Network, precision: Precision, batch: int | None) -> F
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The default weights; where they have not been trained yet, random ones of the default sizes."""
-    if default_checkpoint().exists():
+    if SHIPPED.fusion.exists():
         return load_checkpoint()
     torch.manual_seed(0)
     model = CMMSF(SPECS, ModelConfig())

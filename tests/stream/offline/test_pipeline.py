@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mien.cli._progress import stage_progress
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import load_checkpoint
 from mien.models.metrics import sentiment_metrics
-from mien.stream.offline.pipeline import Progress, TrainPlan, in_own_process, load_plan, train
+from mien.models.weights import FILES, SHIPPED_FOLDER, digest
+from mien.stream.offline.pipeline import Progress, TrainPlan, in_own_process, load_plan, output_folder, train
 
 TOML = """
 data = ["{pickle}"]
@@ -77,6 +79,27 @@ def test_the_checkpoint_carries_the_dimensions_of_the_data(folder: Path) -> None
         "text": (8, 10), "audio": (5, 20), "vision": (4, 120)
     }  # fmt: skip
     assert checkpoint.config.encoders["vision"].stride > 1  # too long for a recurrence as it is
+
+
+def test_a_run_without_a_folder_leaves_what_ships_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = {name: digest(SHIPPED_FOLDER / name) for name in FILES.values()}
+    monkeypatch.chdir(folder)
+    text = re.sub("(?m)^(work|out) = .*$", "", (folder / "train.toml").read_text())
+    (folder / "plain.toml").write_text(text.replace("steps = 30", "steps = 2"))
+    result = CliRunner().invoke(app, ["train", "--config", "plain.toml"])
+    assert result.exit_code == 0, result.output
+    assert {name: digest(SHIPPED_FOLDER / name) for name in FILES.values()} == shipped
+    assert "mien run --checkpoint runs/train/weights" in result.stderr
+    assert load_checkpoint(folder / "runs" / "train" / "weights").id == json.loads(result.stdout)["fusion"]["id"]
+
+
+def test_the_folder_of_what_ships_needs_a_word(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--replace-shipped"):
+        output_folder(TrainPlan(out=str(SHIPPED_FOLDER)))
+    with pytest.raises(ConfigError, match="not both"):
+        output_folder(TrainPlan(out=str(tmp_path), replace_shipped=True))
+    assert output_folder(TrainPlan(replace_shipped=True)) == SHIPPED_FOLDER
+    assert output_folder(TrainPlan(work=str(tmp_path))) == tmp_path / "weights"
 
 
 def test_eval_reports_the_test_split(folder: Path) -> None:
