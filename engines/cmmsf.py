@@ -105,10 +105,10 @@ def _version(checkpoint: Checkpoint) -> str:
 @cache
 def _code_digest() -> str:
     """Of the files that turn weights into numbers: a compiled form of older code is not this network."""
-    from mien.models import architecture, checkpoint
+    from mien.models import architecture
 
     folder = Path(str(architecture.__file__)).parent
     digest = hashlib.sha256()
-    for path in (folder / "cmmsf.py", Path(str(architecture.__file__)), Path(str(checkpoint.__file__))):
-        digest.update(path.read_bytes())
+    for name in ("cmmsf.py", "fusion.py", "architecture.py", "checkpoint.py"):
+        digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -85,6 +85,11 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dim: width d of every hidden row. slots: S, steps of the common time grid. stages: L, cascaded stages.
         encoders: per modality; one that is not named gets `EncoderConfig()`.
         bilstm, conv, cascade, mask, gate: False takes that part out, for ablation.
+        complement: "pairs", each modality is complemented by every other one by itself, 2 x 6 BiLSTMs in two stages of
+            three modalities; "mean", by the mean of the others, half as many.
+        reliability: whether the probability that each modality alone is right is estimated, and scales its gating
+            vector and what it adds to others.
+        sharpness: exponent of that probability where it scales a gating vector.
         dropout: in encoders, cascade and fusion, while training.
     """
 
@@ -97,6 +102,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cascade: bool = True
     mask: bool = True
     gate: bool = True
+    complement: Literal["pairs", "mean"] = "pairs"
+    reliability: bool = False
+    sharpness: Annotated[float, Meta(ge=0, le=8)] = 2.0
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.2
 
     def __post_init__(self) -> None:

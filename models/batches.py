@@ -98,6 +98,13 @@ def plain_batch(
     return Batch(features, mask, *_targets([group for group, _, _ in views]))
 
 
+def plain_batches(specs: Mapping[str, ModalitySpec], groups: Sequence[Group], size: int = 64) -> list[Batch]:
+    """The last whole window of every group, in batches."""
+    names = [n for n in specs if any(n in g.members for g in groups)]
+    views = [(g, *whole_windows(next(iter(g.members.values())), names)[-1]) for g in groups]
+    return [plain_batch(specs, views[k : k + size], names) for k in range(0, len(views), size)]
+
+
 def _plain(spec: ModalitySpec, sample: Sample | None, start_ns: int, end_ns: int) -> tuple[Float32, Float32]:
     if sample is None:
         return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)

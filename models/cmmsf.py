@@ -4,10 +4,7 @@ After Xu & Gao, "Research on cross-modal emotion recognition based on multi-laye
 Biosciences and Engineering 21(2):2488-2514, 2024, DOI 10.3934/mbe.2024110. The paper fixes the parts; sizes are ours.
 
     features, mask  --ModalityEncoder-->  hidden (B, S, d), observed (B, S)  one per modality
-    all of them     --CrossModalStage x L-->  hidden of every depth          each complemented by the others
-                    --LayerMixing-->  one semantic sequence per modality      learned weights over depths
-                    --MaskGatedFusion-->  z (B, d) and each modality's share  hard availability x soft gating vector
-                    --heads-->  sentiment, emotions, log-variance
+    all of them     --Fusion-->           sentiment, emotions, confidence, shares, see `mien.models.fusion`
 
 B batch, S slots of the common time grid, d width, T steps and D numbers a row of a modality. What is not observed is
 masked: no value under mask 0 reaches any output.
@@ -15,62 +12,17 @@ masked: no value under mask 0 reaches any output.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.emotions import EMOTIONS, SENTIMENT_MAX
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig, PlaneLayer
+from mien.models.fusion import BiLSTM, Encoding, Fused, Fusion, TimeConv
 
 MAX_DEVIATIONS = 10.0  # a normalised feature further out than this is a fault of a sensor, not evidence
-
-
-class Encoding(NamedTuple):
-    """A modality on the common grid: `hidden` (B, S, d), and `observed` (B, S), the observed share of each slot."""
-
-    hidden: Tensor
-    observed: Tensor
-
-
-class Fused(NamedTuple):
-    """What the heads say, before calibration, for training.
-
-    `sentiment` (B,) in -3 ... 3; `logits` (B, 7); `log_variance` (B,) of the sentiment; `shares` (B, M), summing to
-    1, or to 0 where nothing was observed.
-    """
-
-    sentiment: Tensor
-    logits: Tensor
-    log_variance: Tensor
-    shares: Tensor
-
-
-class BiLSTM(nn.Module):
-    """A bidirectional LSTM over (B, T, D) that returns (B, T, 2 x hidden)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(dim, hidden, batch_first=True, bidirectional=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.lstm(x)[0]
-        return output
-
-
-class TimeConv(nn.Module):
-    """A Conv1d along time over (B, T, D), the length kept."""
-
-    def __init__(self, dim: int, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(dim, channels, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
-        return output
 
 
 def shortened(mask: Tensor, stride: int) -> Tensor:
@@ -235,173 +187,6 @@ def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
     slot = torch.arange(slots, device=device)[:, None] * steps
     overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
     return overlap.clamp(min=0) / steps
-
-
-class Complement(nn.Module):
-    """What modality n adds to modality m: Conv1d(BiLSTM([H_m ; H_n])), (B, S, d) twice -> (B, S, d)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        both, d = 2 * config.dim, config.dim
-        self.bilstm = BiLSTM(both, d // 2) if config.bilstm else nn.Linear(both, d)
-        self.conv = TimeConv(d, d, 3) if config.conv else nn.Linear(d, d)
-
-    def forward(self, own: Tensor, other: Tensor) -> Tensor:
-        output: Tensor = self.conv(self.bilstm(torch.cat([own, other], -1)))
-        return output
-
-
-class CrossModalStage(nn.Module):
-    """One stage of the cascaded cross-modal encoder: every modality is complemented from every other observed one."""
-
-    def __init__(self, names: Sequence[str], config: ModelConfig) -> None:
-        super().__init__()
-        self.pairs = nn.ModuleDict({f"{m}_from_{n}": Complement(config) for m in names for n in names if m != n})
-        self.norms = nn.ModuleDict({m: nn.LayerNorm(config.dim) for m in names})
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden: dict[str, Tensor], available: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`hidden` (B, S, d) and `available` (B,), 1 or 0, of the modalities to consider."""
-        complemented = {}
-        for m, own in hidden.items():
-            others = [n for n in hidden if n != m]
-            if not others:
-                complemented[m] = own
-                continue
-            # An unobserved n adds exactly nothing, and does not count in the mean.
-            added = torch.stack(
-                [self.pairs[f"{m}_from_{n}"](own, hidden[n]) * available[n][:, None, None] for n in others]
-            )
-            count = torch.stack([available[n] for n in others]).sum(0)[:, None, None]
-            mean = added.sum(0) / count.clamp(min=1.0)
-            complemented[m] = torch.where(count > 0, self.norms[m](own + self.dropout(mean)), own)
-        return complemented
-
-
-class LayerMixing(nn.Module):
-    """Multi-layer semantics: the outputs of every depth of one modality, mixed by learned weights."""
-
-    def __init__(self, depths: int) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.zeros(depths))
-
-    def forward(self, depths: list[Tensor]) -> Tensor:
-        weights = torch.softmax(self.weights, 0)
-        return torch.stack([weight * h for weight, h in zip(weights.unbind(0), depths, strict=True)]).sum(0)
-
-
-class MaskedAttentionPool(nn.Module):
-    """(B, S, d) and observed (B, S) -> (B, d): an average over the observed slots, weighted by attention."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, dim)
-        self.score = nn.Linear(dim, 1, bias=False)  # softmax ignores a bias
-
-    def forward(self, x: Tensor, observed: Tensor) -> Tensor:
-        seen = (observed > 0).to(x.dtype)
-        scores = self.score(torch.tanh(self.project(x)))[..., 0]
-        # Attention over unobserved slots is exactly 0: exp underflows, and the product makes an empty window 0.
-        weights = torch.softmax(scores - (1.0 - seen) * 1e4, 1) * seen
-        return (weights[..., None] * x).sum(1)
-
-
-class MaskGatedFusion(nn.Module):
-    """MGF: a hard availability mask times a soft gating vector for each modality."""
-
-    def __init__(self, names: Sequence[str], config: ModelConfig) -> None:
-        super().__init__()
-        d, count = config.dim, len(names)
-        self.use_gate = config.gate
-        self.pools = nn.ModuleDict({m: MaskedAttentionPool(d) for m in names})
-        self.gates = nn.ModuleDict({m: nn.Linear(count * d + 2 * count, d) for m in names})
-        self.values = nn.ModuleDict({m: nn.Linear(d, d) for m in names})
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(d)
-
-    def forward(
-        self, semantic: dict[str, Tensor], observed: dict[str, Tensor], available: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Returns z (B, d) and shares (B, M) in the order of `semantic`."""
-        pooled = {m: self.dropout(self.pools[m](h, observed[m])) for m, h in semantic.items()}
-        coverage = [observed[m].mean(1) for m in semantic]
-        evidence = torch.cat([*pooled.values(), torch.stack([*available.values(), *coverage], -1)], -1)
-        gated, weights = [], []
-        for m, p in pooled.items():
-            gate = torch.sigmoid(self.gates[m](evidence)) if self.use_gate else torch.ones_like(p)
-            gate = gate * available[m][:, None]
-            gated.append(gate * torch.tanh(self.values[m](p)))
-            weights.append(gate.mean(-1))
-        weight = torch.stack(weights, -1)
-        return self.norm(torch.stack(gated).sum(0)), weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
-
-
-class Fusion(nn.Module):
-    """Everything after the encoders: cascade, layer mixing, MGF, heads, calibration.
-
-    `temperature` (M + 1,) divides the emotion logits, each modality's by its share in the decision (a weighted
-    geometric mean): a voice never heard before deserves less trust than a sentence. The last is for how much the
-    decision is shared between modalities: several that agree deserve more than any of them. It is fitted on validation
-    data.
-    """
-
-    temperature: Tensor
-
-    def __init__(self, names: Sequence[str], config: ModelConfig) -> None:
-        super().__init__()
-        self.names = tuple(names)
-        stages = config.stages if config.cascade else 0
-        self.stages = nn.ModuleList(CrossModalStage(names, config) for _ in range(stages))
-        self.mixing = nn.ModuleDict({m: LayerMixing(stages + 1) for m in names})
-        self.mgf = MaskGatedFusion(names, config)
-        self.sentiment = nn.Linear(config.dim, 1)
-        self.emotions = nn.Linear(config.dim, len(EMOTIONS))
-        self.log_variance = nn.Linear(config.dim, 1)
-        self.register_buffer("temperature", torch.ones(len(self.names) + 1))
-
-    def raw(self, encodings: Mapping[str, Encoding], complement: Collection[str] | None = None) -> Fused:
-        """The heads before calibration.
-
-        Args:
-            encodings: of every modality.
-            complement: the modalities that anything in the batch has; the cascade leaves out the others, which would
-                add exactly nothing. None: all, whatever the batch has, as an exported graph must.
-        """
-        hidden = {m: encodings[m].hidden for m in self.names}
-        observed = {m: encodings[m].observed for m in self.names}
-        available = {m: (seen.amax(1) > 0).to(seen.dtype) for m, seen in observed.items()}
-        depths = [hidden]
-        for stage in self.stages:
-            present = {m: h for m, h in depths[-1].items() if complement is None or m in complement}
-            depths.append({**depths[-1], **stage(present, available)})
-        semantic = {m: self.mixing[m]([depth[m] for depth in depths]) for m in self.names}
-        z, shares = self.mgf(semantic, observed, available)
-        sentiment = SENTIMENT_MAX * torch.tanh(self.sentiment(z)[:, 0] / SENTIMENT_MAX)
-        return Fused(sentiment, self.emotions(z), self.log_variance(z)[:, 0], shares)
-
-    def calibrated(self, fused: Fused) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sentiment (B,), emotion probabilities (B, 7), confidence (B,), shares (B, M).
-
-        Confidence is the probability of the top emotion. With nothing observed the model abstains: sentiment 0,
-        emotions equal, confidence 0, shares 0.
-        """
-        something = (fused.shares.sum(-1) > 0).to(fused.shares.dtype)
-        temperature = torch.exp(evidence(fused.shares) @ torch.log(self.temperature))
-        emotions = torch.softmax(fused.logits / temperature[:, None] * something[:, None], -1)
-        return fused.sentiment * something, emotions, emotions.amax(-1) * something, fused.shares
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`hidden`, `observed` of each modality in the order of `names`, to what `calibrated` returns."""
-        pairs = zip(self.names, inputs[::2], inputs[1::2], strict=True)
-        return self.calibrated(self.raw({m: Encoding(hidden, observed) for m, hidden, observed in pairs}))
-
-
-def evidence(shares: Tensor) -> Tensor:
-    """What temperatures go by, (B, M) -> (B, M + 1): each modality's share, and how much the decision is shared.
-
-    The latter is Simpson's index, 1 minus the sum of squares: 0 for one modality, 2/3 for three alike.
-    """
-    return torch.cat([shares, 1.0 - shares.square().sum(-1, keepdim=True)], -1)
 
 
 class CMMSF(nn.Module):

@@ -28,10 +28,10 @@ from mien.errors import DataError
 from mien.messages import Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.augmentation import RowPerturbation, perturb_rows
+from mien.models.calibration import fit_temperature
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, join_datasets, make_statistics, read_dataset
 from mien.models.metrics import EmotionMetrics, ReliabilityBin, confidence_curve, emotion_metrics
-from mien.models.training import fit_temperature
 from mien.models.training_device import mixed_precision, training_device
 
 log = logging.getLogger(__name__)

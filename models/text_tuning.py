@@ -26,8 +26,9 @@ from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.cmmsf import CMMSF, Fused
+from mien.models.cmmsf import CMMSF
 from mien.models.corpora import CorpusItem
+from mien.models.fusion import Fused
 from mien.models.metrics import emotion_metrics, sentiment_metrics
 from mien.models.minilm import MiniLM
 from mien.models.text_batches import Batch, Diet, Lessons, batches, collate, epoch_items

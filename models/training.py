@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from torch.nn import functional as F
 from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.batches import Batch, Perturbation, Perturber, plain_batch, whole_windows
-from mien.models.cmmsf import CMMSF, Fused, evidence
+from mien.models.batches import Batch, Perturbation, Perturber, plain_batches
+from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
+from mien.models.fusion import Fused
 from mien.models.pairing import Group, Pairing, paired_set, single
 from mien.models.training_device import mixed_precision
 
@@ -170,7 +170,7 @@ def train_fusion(
         network.train()
         with mixed_precision(device, settings.bf16):
             fused = network.raw(batch.features, batch.mask)
-        fused = Fused(*(output.float() for output in fused))
+        fused = fused.in_float32()
         loss = _loss(fused, batch, settings, weights)
         if kind in keepers and settings.keep_weight > 0:
             loss = loss + settings.keep_weight * _strayed(fused, keepers[kind], batch, kind == next(iter(keepers)))
@@ -235,9 +235,12 @@ def _keepers(
 ) -> dict[str, CMMSF]:
     """The readers as networks of one modality, by modality."""
     keepers = {}
+    # Alone, a modality is as it would be without.
+    model = msgspec.structs.replace(model, reliability=False)
     for name, reader in readers.items():
         keepers[name] = CMMSF([specs[name]], model).requires_grad_(False).eval()
-        keepers[name].load_state_dict(dict(reader))
+        state = {key: value for key, value in reader.items() if not key.startswith("fusion.reliability.")}
+        keepers[name].load_state_dict(state | {"fusion.temperature": torch.ones(2)})
     return keepers
 
 
@@ -362,17 +365,11 @@ def _validation(
         if samples:
             chosen = random.permutation(len(samples))[: settings.valid_items]
             groups = [single(samples[i], None if kind == OWN else (kind,)) for i in chosen]
-            yield kind, _plain_batches(groups, specs)
+            yield kind, plain_batches(specs, groups)
     for kind in settings.kinds:
         modalities = kind.split(SEPARATOR)
         if len(modalities) > 1 and specs.keys() >= set(modalities) and Pairing(valid).emotions(modalities):
-            yield kind, _plain_batches(paired_set(valid, modalities, settings.valid_items // 3), specs)
-
-
-def _plain_batches(groups: Sequence[Group], specs: Mapping[str, ModalitySpec]) -> list[Batch]:
-    names = [n for n in specs if any(n in g.members for g in groups)]
-    views = [(g, *whole_windows(next(iter(g.members.values())), names)[-1]) for g in groups]
-    return [plain_batch(specs, views[k : k + 64], names) for k in range(0, len(views), 64)]
+            yield kind, plain_batches(specs, paired_set(valid, modalities, settings.valid_items // 3))
 
 
 def _loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: Tensor) -> Tensor:
@@ -514,87 +511,6 @@ def _evaluate(run: _Run, checks: Sequence[tuple[str, Sequence[Batch]]], settings
         losses = [float(_loss(run.average.raw(b.features, b.mask), b, plain, even)) * len(b.sentiment) for b in batches]
         by_kind[kind] = sum(losses) / sum(len(b.sentiment) for b in batches)
     return Evaluation(run.step, sum(by_kind.values()) / len(by_kind), by_kind)
-
-
-def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Temperatures (K,) with the lowest cross-entropy (after Guo et al., ICML 2017).
-
-    Args:
-        logits: (n, 7). evidence: (n, K), the exponent of each temperature. targets: (n, 7). weights: (n,), of items.
-    """
-    weights = torch.ones(len(logits)) if weights is None else weights
-    log_temperature = torch.zeros(evidence.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
-
-    def cost() -> Tensor:
-        optimizer.zero_grad()
-        calibrated = logits / torch.exp(evidence @ log_temperature)[:, None]
-        errors = -(targets * F.log_softmax(calibrated, 1)).sum(1)
-        # What no item has stays at 1.
-        loss = (weights * errors).sum() / weights.sum() + 1e-4 * log_temperature.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(cost)  # type: ignore[no-untyped-call]
-    return torch.exp(log_temperature.detach()).clamp(0.2, 5.0)
-
-
-def fit_temperatures(logits: Tensor, shares: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """A temperature for each of M modalities, where it is alone, and then one for how much a decision is shared.
-
-    One after the other: pairs, of which there are as many of each emotion, would otherwise have a say in what a
-    modality deserves that is alone.
-
-    Args:
-        logits: (n, 7). shares: (n, M). targets: (n, 7). weights: (n,).
-
-    Returns:
-        (M + 1,), 1 for a modality that is never alone.
-    """
-    index = evidence(shares)
-    alone = shares.amax(1) == 1
-    temperature = torch.ones(index.shape[1])
-    if alone.any():
-        temperature[:-1] = fit_temperature(logits[alone], shares[alone], targets[alone], weights[alone])
-    if not alone.all():
-        together = logits / torch.exp(shares @ temperature[:-1].log())[:, None]
-        shared = ~alone
-        temperature[-1:] = fit_temperature(together[shared], index[shared, -1:], targets[shared], weights[shared])
-    return temperature
-
-
-def calibrate(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> tuple[float, ...]:
-    """Fit the temperatures on the "valid" split, and set them.
-
-    Every corpus counts alike, and so does every combination of modalities: neither the largest corpus nor the least
-    certain sense decides for the others.
-
-    Returns:
-        The temperatures; 1 where no validation item has an emotion.
-    """
-    valid = [s for s in dataset.split("valid") if not s.labels.copy and s.labels.emotions is not None]
-    names = list(dataset.specs)
-    pairings = [chosen for count in range(2, len(names) + 1) for chosen in combinations(names, count)]
-    sets = [
-        [single(s) for s in valid if s.labels.corpus == corpus][: settings.calibration_items]
-        for corpus in sorted({s.labels.corpus for s in valid})
-    ]
-    possible = [chosen for chosen in pairings if Pairing(valid).emotions(chosen)]
-    sets += [paired_set(valid, chosen, settings.valid_items // 3) for chosen in possible]
-    network.eval()
-    logits, shares, targets, weights = [], [], [], []
-    for groups in sets:
-        for batch in _plain_batches(groups, dataset.specs):
-            with torch.no_grad():
-                fused = network.raw(batch.features, batch.mask)
-            logits.append(fused.logits)
-            shares.append(fused.shares)
-            targets.append(batch.emotions)
-            weights.append(torch.full((len(fused.logits),), 1.0 / len(groups)))
-    if sets:
-        temperature = fit_temperatures(torch.cat(logits), torch.cat(shares), torch.cat(targets), torch.cat(weights))
-        network.fusion.temperature.copy_(temperature)
-    return tuple(network.fusion.temperature.tolist())
 
 
 def _writer(log_dir: Path | None) -> Any:

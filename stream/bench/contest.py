@@ -166,7 +166,7 @@ def _recurrence(checkpoint: Checkpoint, steps: int) -> Network:
     def build() -> nn.Module:
         import torch
 
-        from mien.models.cmmsf import BiLSTM
+        from mien.models.fusion import BiLSTM
 
         with torch.random.fork_rng():
             torch.manual_seed(0)

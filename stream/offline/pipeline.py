@@ -322,9 +322,10 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
 def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
     from safetensors.torch import load_file
 
+    from mien.models.calibration import calibrate
     from mien.models.checkpoint import save_checkpoint
     from mien.models.text_training import READER
-    from mien.models.training import calibrate, train_fusion
+    from mien.models.training import train_fusion
 
     dataset = _dataset(plan, progress)
     made = {"text": Path(plan.work) / "text" / READER, "audio": Path(plan.work) / "speech.safetensors"}

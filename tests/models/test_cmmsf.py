@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,8 @@ ENCODERS = {
     "audio": EncoderConfig(centre=7, bands=6, planes=(PlaneLayer(4, 5, 2), PlaneLayer(6, 3, 2)), kernel=5),
     "vision": EncoderConfig(front=(ConvLayer(12, 3, 2),)),
 }
+NEW = {"complement": "mean", "reliability": True}
+FORMS = [{}, {"complement": "mean"}, {"reliability": True}, NEW]
 Batch = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -55,8 +58,9 @@ def predict(
     return network(*itertools.chain.from_iterable((features[m], mask[m]) for m in network.names))
 
 
-def test_outputs_have_the_documented_shapes_and_ranges() -> None:
-    sentiment, emotions, confidence, gates = predict(model(), *batch(5))
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_outputs_have_the_documented_shapes_and_ranges(form: dict[str, object]) -> None:
+    sentiment, emotions, confidence, gates = predict(model(**form), *batch(5))
     assert sentiment.shape == (5,)
     assert confidence.shape == (5,)
     assert emotions.shape == (5, len(EMOTIONS))
@@ -68,8 +72,9 @@ def test_outputs_have_the_documented_shapes_and_ranges() -> None:
 
 
 @pytest.mark.parametrize("garbage", [1e30, -7.0, float("nan"), float("inf")])
-def test_a_masked_step_changes_nothing_bit_for_bit(garbage: float) -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_masked_step_changes_nothing_bit_for_bit(form: dict[str, object], garbage: float) -> None:
+    network, (features, mask) = model(**form), batch()
     clean = {m: x * mask[m][..., None] for m, x in features.items()}
     dirty = {m: torch.where(mask[m][..., None] > 0, x, torch.full_like(x, garbage)) for m, x in features.items()}
     for a, b in zip(predict(network, clean, mask), predict(network, dirty, mask), strict=True):
@@ -77,8 +82,9 @@ def test_a_masked_step_changes_nothing_bit_for_bit(garbage: float) -> None:
 
 
 @pytest.mark.parametrize("missing", ["text", "audio", "vision"])
-def test_a_missing_modality_has_share_zero_and_its_values_do_not_matter(missing: str) -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_missing_modality_has_share_zero_and_its_values_do_not_matter(form: dict[str, object], missing: str) -> None:
+    network, (features, mask) = model(**form), batch()
     mask[missing].zero_()
     first = predict(network, features, mask)
     index = network.names.index(missing)
@@ -89,16 +95,18 @@ def test_a_missing_modality_has_share_zero_and_its_values_do_not_matter(missing:
 
 
 @pytest.mark.parametrize("only", ["text", "audio", "vision"])
-def test_a_single_modality_has_share_one(only: str) -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_single_modality_has_share_one(form: dict[str, object], only: str) -> None:
+    network, (features, mask) = model(**form), batch()
     for m in network.names:
         if m != only:
             mask[m].zero_()
     torch.testing.assert_close(predict(network, features, mask)[3][:, network.names.index(only)], torch.ones(4))
 
 
-def test_with_nothing_observed_no_prediction_is_made_up() -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_with_nothing_observed_no_prediction_is_made_up(form: dict[str, object]) -> None:
+    network, (features, mask) = model(**form), batch()
     for m in network.names:
         mask[m].zero_()
     sentiment, emotions, confidence, gates = predict(network, features, mask)
@@ -108,8 +116,9 @@ def test_with_nothing_observed_no_prediction_is_made_up() -> None:
     torch.testing.assert_close(emotions, torch.full((4, 7), 1 / 7))
 
 
-def test_a_batch_equals_its_items_one_by_one() -> None:
-    network, (features, mask) = model(), batch(6)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_batch_equals_its_items_one_by_one(form: dict[str, object]) -> None:
+    network, (features, mask) = model(**form), batch(6)
     mask["audio"][2].zero_()
     mask["text"][3].zero_()
     together = predict(network, features, mask)
@@ -121,8 +130,9 @@ def test_a_batch_equals_its_items_one_by_one() -> None:
             torch.testing.assert_close(a[i : i + 1], b, atol=1e-5, rtol=0)
 
 
-def test_cached_encodings_give_what_the_whole_model_gives() -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_cached_encodings_give_what_the_whole_model_gives(form: dict[str, object]) -> None:
+    network, (features, mask) = model(**form), batch()
     with torch.inference_mode():
         encodings = {m: network.encode(m, features[m], mask[m]) for m in network.names}
         inputs = [tensor for m in network.names for tensor in encodings[m]]
@@ -134,24 +144,30 @@ def test_cached_encodings_give_what_the_whole_model_gives() -> None:
 
 
 @pytest.mark.parametrize("present", [("text",), ("audio", "vision"), ("vision", "text")])
-def test_leaving_a_modality_out_equals_masking_it(present: tuple[str, ...]) -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_leaving_a_modality_out_equals_masking_it(form: dict[str, object], present: tuple[str, ...]) -> None:
+    network, (features, mask) = model(**form), batch()
     with torch.inference_mode():
         short = network.raw({m: features[m] for m in present}, {m: mask[m] for m in present})
         for m in set(network.names) - set(present):
             mask[m].zero_()
         full = network.raw(features, mask)
-    for a, b in zip(short, full, strict=True):
+    for a, b in zip(short[:4], full[:4], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-def test_every_modality_and_every_depth_reaches_the_output() -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_modality_and_every_depth_reaches_the_output(form: dict[str, object]) -> None:
+    network, (features, mask) = model(**form), batch()
     for x in features.values():
         x.requires_grad_()
     fused = network.raw(features, mask)
     (
-        fused.sentiment.sum() + fused.logits.square().sum() + fused.log_variance.sum() + fused.shares[:, 0].sum()
+        fused.sentiment.sum()
+        + fused.logits.square().sum()
+        + fused.log_variance.sum()
+        + fused.shares[:, 0].sum()
+        + (0.0 if fused.judgement is None else fused.judgement.alone.square().sum())
     ).backward()
     for m, x in features.items():
         assert x.grad is not None
@@ -161,8 +177,9 @@ def test_every_modality_and_every_depth_reaches_the_output() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_a_modality_is_complemented_by_the_others() -> None:
-    network, (features, mask) = model(), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_modality_is_complemented_by_the_others(form: dict[str, object]) -> None:
+    network, (features, mask) = model(**form), batch()
     pooled: list[torch.Tensor] = []
     network.fusion.mgf.pools["text"].register_forward_hook(lambda *args: pooled.append(args[2]))
     predict(network, features, mask)
@@ -180,6 +197,46 @@ def test_ablations_run_and_differ(switches: dict[str, bool]) -> None:
     assert not torch.allclose(whole[1], part[1])
     if switches == {"gate": False}:
         torch.testing.assert_close(part[3], torch.full((4, 3), 1 / 3))
+
+
+def test_the_mean_of_the_others_takes_half_of_the_recurrences_of_the_cascade() -> None:
+    count = {
+        way: sum(isinstance(module, torch.nn.LSTM) for module in model(complement=way).fusion.modules())
+        for way in ("pairs", "mean")
+    }
+    assert count == {"pairs": 12, "mean": 6}
+
+
+def test_a_checkpoint_that_names_no_complement_has_pairs_and_no_reliability() -> None:
+    config = msgspec.json.decode(b'{"dim": 16}', type=ModelConfig)
+    assert (config.complement, config.reliability) == ("pairs", False)
+    with pytest.raises(msgspec.ValidationError, match="complement"):
+        msgspec.json.decode(b'{"complement": "sum"}', type=ModelConfig)
+
+
+def test_what_is_thought_unreliable_has_a_small_share_and_adds_little_to_others() -> None:
+    network, (features, mask) = model(**NEW), batch()
+    mixed = []
+    network.fusion.mgf.pools["text"].register_forward_hook(lambda *args: mixed.append(args[2]))
+    with torch.inference_mode():
+        for bias in (8.0, -8.0):
+            network.fusion.reliability.own["audio"][-1].bias.fill_(bias)
+            fused = network.raw(features, mask)
+            mixed.append(fused.shares[:, 1])
+    assert (mixed[1] > 0.3).all()
+    assert (mixed[3] < 0.01).all()
+    assert not torch.allclose(mixed[0], mixed[2])
+
+
+def test_one_modality_alone_is_read_the_same_however_reliable_it_is_thought() -> None:
+    network, (features, mask) = model(**NEW), batch()
+    with torch.inference_mode():
+        said = []
+        for bias in (8.0, -8.0):
+            network.fusion.reliability.own["audio"][-1].bias.fill_(bias)
+            said.append(network.raw({"audio": features["audio"]}, {"audio": mask["audio"]}))
+    torch.testing.assert_close(said[0].logits, said[1].logits)
+    assert (said[0].judgement.reliability[:, 1] > said[1].judgement.reliability[:, 1]).all()
 
 
 def test_without_conv_and_bilstm_there_is_no_encoder() -> None:
@@ -225,8 +282,9 @@ def test_training_of_one_modality_leaves_the_statistics_of_another_alone() -> No
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # nn.LSTM's own cache of its weights
-def test_export_keeps_one_lstm_operation_per_lstm_and_a_free_batch() -> None:
-    network, (features, mask) = model(stages=1), batch()
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_export_keeps_one_lstm_operation_per_lstm_and_a_free_batch(form: dict[str, object]) -> None:
+    network, (features, mask) = model(stages=1, **form), batch()
     inputs = tuple(tensor for m in network.names for tensor in (features[m], mask[m]))
     dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
     program = torch.export.export(network, inputs, dynamic_shapes={"inputs": dynamic})

@@ -13,6 +13,7 @@ from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.models.architecture import ModelConfig
 from mien.models.batches import Perturbation, Perturber, whole_windows
+from mien.models.calibration import calibrate, fit_temperature, fit_temperatures
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, make_statistics
 from mien.models.evaluation import Scores, figures, score, torch_runner
@@ -21,9 +22,6 @@ from mien.models.protocols import fusion, robustness, streaming
 from mien.models.training import (
     Evaluation,
     FusionTraining,
-    calibrate,
-    fit_temperature,
-    fit_temperatures,
     load_readers,
     train_fusion,
 )

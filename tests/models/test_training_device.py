@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from mien.errors import ConfigError
+from mien.models.calibration import calibrate
 from mien.models.corpora import Corpus
 from mien.models.datasets import Dataset
 from mien.models.face_training import FaceTraining, train_face
 from mien.models.speech_training import pretrain_audio
 from mien.models.text_training import READER
-from mien.models.training import calibrate, train_fusion
+from mien.models.training import train_fusion
 from mien.models.training_device import mixed_precision, multiplies_bf16, training_device
 from tests.models import test_face, test_speech_training, test_text_training, test_training
 from tests.models.made_data import made_dataset
