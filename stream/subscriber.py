@@ -7,9 +7,10 @@ for prediction in mien.subscribe():
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -19,9 +20,12 @@ from mien.errors import BusError, WireError
 from mien.messages import Prediction, Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status, topic
+from mien.stream.modality import WORKERS
 
 _MAX_SESSIONS = 1024  # whatever names somebody invents, what is kept of them is bounded
 _MAX_WORKERS = 256
+_MOST_NAMED = 20  # sessions in a message
+_PROBE_S = 1.0  # what a publisher sent last it sends again at once; another machine may be far away
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
 
 
@@ -133,6 +137,47 @@ class Subscriber:
         return True
 
 
+def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: str | Path = "") -> str:
+    """Why no prediction came, in one line: listens there for a moment, to statuses of any session.
+
+    Args:
+        endpoint, session, keys: as for `Subscriber`. silent_s: for how long nothing came.
+    """
+    workers: set[str] = set()
+    names: set[str] = set()
+    receiver = Receiver(endpoint, (b"status/",), high_water_mark=256, keys=keys)
+    try:
+        until_s = time.monotonic() + _PROBE_S
+        while time.monotonic() < until_s:
+            receiver.socket.poll(50, zmq.POLLIN)
+            for frames in receiver.drain():
+                with contextlib.suppress(WireError):
+                    status = decode_status(frames)
+                    workers.add(status.worker)
+                    names.add(status.session)
+    finally:
+        receiver.close()
+    found, sessions = misdirected(workers, endpoint), sorted(names)[:_MOST_NAMED]
+    if found:
+        return found
+    if session is not None and sessions and session not in sessions:
+        return f"there is no session {session!r} at {endpoint}; heard there: {', '.join(sessions)}"
+    if sessions:
+        return f"no prediction came from {endpoint} for {silent_s:g} s, though mien is up; `mien status` says more"
+    return f"nothing came from {endpoint} for {silent_s:g} s; is `mien run` up, and on that port?"
+
+
+def misdirected(workers: Collection[str], endpoint: str) -> str | None:
+    """That an endpoint is a capture worker's, told from whose statuses come there; None if it is not."""
+    if len(workers) != 1 or not set(workers) <= set(WORKERS):
+        return None
+    worker = next(iter(workers))
+    address, _, port = endpoint.rpartition(":")
+    offset = list(WORKERS).index(worker) + 1
+    right = f"{address}:{int(port) - offset}" if port.isdigit() else "the port that `mien run` was given"
+    return f"{endpoint} is the {worker} worker's, {offset} above that of predictions; ask {right}"
+
+
 def subscribe(
     endpoint: str = DEFAULT_ENDPOINT,
     *,
@@ -148,7 +193,8 @@ def subscribe(
         timeout_s: give up when nothing has come for so long; None waits for ever.
 
     Raises:
-        BusError: nothing came within `timeout_s`.
+        BusError: `endpoint` is not an address, or nothing came within `timeout_s`; says which sessions are there.
+        KeysError: it is on another machine, and keys are missing.
     """
     with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
         heard_s = time.monotonic()
@@ -158,7 +204,7 @@ def subscribe(
                 yield prediction
                 heard_s = max(heard_s, time.monotonic())
             if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
-                raise BusError(f"nothing came from {endpoint} for {timeout_s:g} s; is `mien run` up, and on that port?")
+                raise BusError(explain_silence(endpoint, session, timeout_s, keys))
 
 
 async def subscribe_async(
@@ -169,7 +215,7 @@ async def subscribe_async(
     timeout_s: float | None = None,
     keys: str | Path = "",
 ) -> AsyncIterator[Prediction]:
-    """`subscribe` for asyncio, on any event loop."""
+    """`subscribe` for asyncio, on any event loop. Arguments and errors are the same."""
     with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
         heard_s = time.monotonic()
         while True:
@@ -178,9 +224,7 @@ async def subscribe_async(
                 # A poll costs 2 us; waiting on the socket's descriptor does not work on every event loop (Windows).
                 await asyncio.sleep(0.002)
                 if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
-                    raise BusError(
-                        f"nothing came from {endpoint} for {timeout_s:g} s; is `mien run` up, and on that port?"
-                    )
+                    raise BusError(await asyncio.to_thread(explain_silence, endpoint, session, timeout_s, keys))
                 continue
             for prediction in predictions:
                 yield prediction

@@ -6,6 +6,9 @@ Subscribing to a running session:
 
     for prediction in mien.subscribe("tcp://127.0.0.1:5560"):
         print(prediction.sentiment, prediction.top_emotion)
+
+`BusError` says that the address is none, or that nothing came within `timeout_s`; `KeysError` that another machine is
+asked without keys. Both are a `MienError`, whose text says what to do. A mien that stops and comes back is no error.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mien.emotions import EMOTIONS
-from mien.errors import MienError
+from mien.errors import BusError, KeysError, MienError
 from mien.messages import FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Window, Word
 
 if TYPE_CHECKING:
@@ -26,7 +29,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 __all__ = [
     "EMOTIONS",
+    "BusError",
     "FeatureWindow",
+    "KeysError",
     "MienError",
     "ModalitySpec",
     "Prediction",
@@ -46,3 +51,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(subscriber, name)
     raise AttributeError(f"module 'mien' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

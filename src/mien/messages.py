@@ -134,6 +134,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
         inputs: features messages that were taken in since the prediction before, per modality in their order. With
             them a recording can be predicted anew to the very same numbers.
+        top_emotion: the most probable emotion, None when mien abstains. Follows from `emotions`.
+        t_end_us: `t_end_ns` in whole microseconds, for languages whose numbers are exact up to 2^53 only.
     """
 
     session: str
@@ -153,11 +155,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     latency: dict[str, float] = {}
     model: str = ""
     inputs: dict[str, tuple[Span, ...]] = {}
+    top_emotion: str | None = None
+    t_end_us: int = 0
 
-    @property
-    def top_emotion(self) -> str | None:
-        """The most probable emotion, None when mien abstains."""
-        return max(self.emotions, key=self.emotions.__getitem__) if self.emotions else None
+    def __post_init__(self) -> None:
+        # Fields, so that they are in the JSON too; computed, so that they are right whatever a message says.
+        top = max(self.emotions, key=self.emotions.__getitem__) if self.emotions else None
+        msgspec.structs.force_setattr(self, "top_emotion", top)
+        msgspec.structs.force_setattr(self, "t_end_us", self.t_end_ns // 1000)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

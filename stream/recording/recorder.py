@@ -25,6 +25,7 @@ from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
 from mien.stream.recording.writer import RecordingWriter
 from mien.stream.sound import decode_sound
+from mien.stream.subscriber import explain_silence, misdirected
 
 _QUEUE = 10_000  # messages that wait while the disk is slow
 _DRAIN_S = 0.5  # for what is still under way when it is told to stop
@@ -107,7 +108,8 @@ class Recorder:
         report: Callable[[RecorderState], None] | None = None,
         seconds: float = math.inf,
     ) -> RecorderState:
-        """Record until told to stop, the session's clip has ended, or `seconds` have passed since the first message.
+        """Record until told to stop, the session's clip has ended, or `seconds` have passed: since the first message,
+        or since the start while nothing comes.
 
         Args:
             report: called when the state changes, and once a second.
@@ -120,19 +122,22 @@ class Recorder:
             self._connect(poller)
             said, said_s = "", 0.0
             stop_s = math.inf
+            began_s, silent = time.monotonic(), True
             while time.monotonic() < stop_s:
                 poller.poll(100)
                 heard = self._receive()
+                if silent and self._first_ns is not None:
+                    began_s, silent = time.monotonic(), False
                 self._writer.flush_if_due()
                 state = self.state
                 if report is not None and (state.state != said or time.monotonic() - said_s >= 1.0):
                     said, said_s = state.state, time.monotonic()
                     report(state)
-                if stop_s == math.inf and (stopping.is_set() or self._ended or state.seconds >= seconds):
+                if stop_s == math.inf and (stopping.is_set() or self._ended or time.monotonic() - began_s >= seconds):
                     stop_s = time.monotonic() + _DRAIN_S
                 if stop_s < math.inf and stopping.is_set() and not heard:
                     break
-            self._close()
+            self._close(time.monotonic() - began_s)
         except RecordingError:
             self._writer.abandon()
             raise
@@ -271,13 +276,15 @@ class Recorder:
         self._newest[what] = (run, seq)
         return True
 
-    def _close(self) -> None:
+    def _close(self, waited_s: float) -> None:
         if not self._writer.messages:
             self._writer.abandon()
             self._writer.path.unlink()
-            raise RecordingError(
-                f"nothing came from {self._bus.address()}, so there is no {self._writer.path}; is mien up, and there?"
-            )
+            why = explain_silence(self._bus.address(), self._session, waited_s, self._bus.keys)
+            raise RecordingError(f"{why} There is no {self._writer.path}.")
+        elsewhere = misdirected(self._last_status, self._bus.address())
+        if elsewhere is not None and not self._predictions:
+            self.notes.append(f"no prediction came: {elsewhere}")
         for name, wanted in self._wanted.items():
             if wanted and not self._media[name]:
                 self.notes.append(_NO_MEDIA[name])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import pydoc
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 import mien
+from mien.cli import app
 from mien.config import BusConfig
 from mien.errors import BusError
 from mien.messages import Prediction
@@ -26,6 +30,25 @@ def publisher(port: int) -> Iterator[Publisher]:
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig(high_water_mark=1000))
     yield publisher
     publisher.close()
+
+
+@contextmanager
+def served(publisher: Publisher) -> Iterator[None]:
+    """A publisher that answers those who come, in a thread of its own."""
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            publisher.service()
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def numbered(seq: int, run: int = 1) -> Prediction:
@@ -147,6 +170,45 @@ def test_the_generator_and_its_asynchronous_twin(publisher: Publisher) -> None:
 def test_silence_is_an_error_that_says_what_to_look_at(port: int) -> None:
     with pytest.raises(BusError, match=r"nothing came.*mien run"):
         next(mien.subscribe(f"tcp://127.0.0.1:{port}", timeout_s=0.2))
+
+
+def test_a_session_that_is_not_there_is_told_with_those_that_are(publisher: Publisher) -> None:
+    inference = msgspec.structs.replace(STATUS, worker="inference")
+    for name in ("first", "second"):
+        publisher.send(encode_status(msgspec.structs.replace(inference, session=name)))
+    with served(publisher):
+        with pytest.raises(BusError, match=r"no session 'nosuch' .* heard there: first, second"):
+            next(mien.subscribe(publisher.endpoint, session="nosuch", timeout_s=0.2))
+
+        async def first() -> None:
+            async for _ in mien.subscribe_async(publisher.endpoint, session="nosuch", timeout_s=0.2):
+                return
+
+        with pytest.raises(BusError, match="heard there: first, second"):
+            asyncio.run(first())
+        result = CliRunner().invoke(app, ["status", publisher.endpoint, "--session", "nosuch", "--timeout", "0.5"])
+        assert "heard there: first, second" in str(result.exception)
+
+
+def test_the_port_of_a_worker_is_told_from_that_of_predictions(publisher: Publisher) -> None:
+    publisher.send(encode_status(STATUS))
+    port = int(publisher.endpoint.rpartition(":")[2])
+    with served(publisher):
+        result = CliRunner().invoke(app, ["status", publisher.endpoint, "--timeout", "0.5"])
+        assert isinstance(result.exception, BusError)
+        assert f"is the video worker's, 1 above that of predictions; ask tcp://127.0.0.1:{port - 1}" in str(
+            result.exception
+        )
+        with pytest.raises(BusError, match="video worker's"):
+            next(mien.subscribe(publisher.endpoint, timeout_s=0.2))
+
+
+def test_what_a_caller_needs_is_in_the_module() -> None:
+    assert {"subscribe", "subscribe_async", "BusError", "KeysError", "MienError"} <= set(dir(mien)) & set(mien.__all__)
+    assert all(hasattr(mien, name) for name in mien.__all__)
+    page = pydoc.plain(pydoc.render_doc(mien))
+    assert "subscribe(endpoint" in page
+    assert "async subscribe_async(endpoint" in page or "subscribe_async(endpoint" in page
 
 
 def test_an_address_that_is_none_is_a_clear_error() -> None:

@@ -23,7 +23,7 @@ def command(
 
     from mien.errors import BusError
     from mien.stream.monitoring.observer import Observer
-    from mien.stream.subscriber import Subscriber
+    from mien.stream.subscriber import Subscriber, explain_silence, misdirected
 
     with Subscriber(endpoint, session=session, keys=keys) as subscriber:
         observer = Observer(subscriber)
@@ -34,8 +34,9 @@ def command(
         ):
             observer.wait(0.1)
         condition = observer.condition()
-        if condition.silent_s is None and not condition.processes:
-            raise BusError(f"nothing came from {endpoint} for {timeout:g} s; is `mien run` up, and on that port?")
+        elsewhere = misdirected(subscriber.statuses, endpoint)
+        if elsewhere is not None or (condition.silent_s is None and not condition.processes):
+            raise BusError(elsewhere or explain_silence(endpoint, session, timeout, keys))
     if as_json:
         typer.echo(msgspec.json.encode(condition).decode())
     else:

@@ -25,7 +25,7 @@ def command(
 
     from mien.cli import _view
     from mien.errors import BusError
-    from mien.stream.subscriber import Subscriber
+    from mien.stream.subscriber import Subscriber, explain_silence
 
     seen = 0
     began_s = heard_s = time.monotonic()
@@ -62,9 +62,7 @@ def command(
                     )
                     live.update(view, refresh=True)
                 if timeout is not None and now_s - heard_s > timeout:
-                    raise BusError(
-                        f"nothing came from {endpoint} for {timeout:g} s; is `mien run` up, and on that port?"
-                    )
+                    raise BusError(explain_silence(endpoint, session, timeout, keys))
         except KeyboardInterrupt:
             pass
         finally:

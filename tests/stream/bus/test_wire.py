@@ -50,6 +50,7 @@ PREDICTION = Prediction(
     absent={"text": "switched off"},
     transcript=Transcript("it is", "over"),
 )
+FOLLOWING = ("top_emotion", "t_end_us")
 STATUS = Status(session="default", worker="video", run=1, t_ns=3, state="running", pid=1, drops={"late": 2})
 
 
@@ -178,6 +179,21 @@ def test_a_flipped_header_byte_is_refused_or_gives_a_well_formed_message(positio
 def test_json_that_is_no_prediction_is_refused(payload: bytes) -> None:
     with pytest.raises(WireError):
         wire.decode_prediction([b"prediction/default/", wire.VERSION_BYTE, payload])
+
+
+def test_the_json_has_what_follows_from_the_rest() -> None:
+    exact_ns = 1_764_164_223_123_456_789
+    topic, header, payload = wire.encode_prediction(msgspec.structs.replace(PREDICTION, t_end_ns=exact_ns))
+    said = json.loads(payload)
+    assert (said["top_emotion"], said["t_end_us"]) == ("sad", exact_ns // 1000)
+    assert said["t_end_us"] < 2**53 < said["t_end_ns"]
+    # What a message says of it counts for nothing, also that of an older mien, which says nothing.
+    for forged in (said | {"top_emotion": "happy", "t_end_us": 5}, {k: said[k] for k in said if k not in FOLLOWING}):
+        got = wire.decode_prediction([topic, header, json.dumps(forged).encode()])
+        assert (got.top_emotion, got.t_end_us) == ("sad", exact_ns // 1000)
+    assert (
+        json.loads(wire.encode_prediction(msgspec.structs.replace(PREDICTION, emotions=None))[2])["top_emotion"] is None
+    )
 
 
 def test_fields_of_a_later_version_are_ignored() -> None:

@@ -233,3 +233,34 @@ def test_sound_comes_back_as_it_was() -> None:
     assert decode_sound(sound_frames(sound)) == sound
     with pytest.raises(WireError, match="int16"):
         decode_sound([*sound_frames(sound)[:2], b"\x01"])
+
+
+def test_without_a_mien_it_ends_when_it_was_told_to(tmp_path: Path, port: int) -> None:
+    recorder = Recorder(tmp_path / "talk.mcap", BusConfig(port=port))
+    with pytest.raises(RecordingError, match=r"nothing came from .*is `mien run` up.*no .*talk\.mcap"):
+        recorder.run(threading.Event(), seconds=0.3)
+    assert not (tmp_path / "talk.mcap").exists()
+
+
+def test_a_mien_that_falls_silent_does_not_keep_it(tmp_path: Path, bus: Bus) -> None:
+    recorder = Recorder(tmp_path / "talk.mcap", bus.config)
+    thread = threading.Thread(target=recorder.run, args=(threading.Event(), None, 1.0), daemon=True)
+    thread.start()
+    bus.await_subscriber({"inference": b"prediction/", **dict.fromkeys(WORKERS, b"features/")})
+    for what in EVENTS[:5]:
+        bus.send(what)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert open_recording(tmp_path / "talk.mcap").path.is_file()
+
+
+def test_the_port_of_a_worker_is_noticed(tmp_path: Path, bus: Bus) -> None:
+    wrong = BusConfig(port=bus.config.port + 1)
+    bus.sockets["video"].send(encode_status(STATUS))
+    recorder = Recorder(tmp_path / "talk.mcap", wrong)
+    thread = threading.Thread(target=recorder.run, args=(threading.Event(), None, 1.0), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        bus.sockets["video"].service()
+        time.sleep(0.005)
+    assert any("video worker's" in note for note in recorder.notes)
