@@ -36,13 +36,22 @@ class Guard:
         port: that the server listens on.
         token: that is asked for; empty on loopback, where Host must be a name of loopback.
         hosts: names by which the server may be called beyond loopback; empty for any, since the token decides.
+        origins: other pages whose requests are answered, as browsers name them (`https://example.org`, `null`).
     """
 
-    def __init__(self, app: App, port: int, token: str = "", hosts: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        app: App,
+        port: int,
+        token: str = "",
+        hosts: frozenset[str] = frozenset(),
+        origins: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
         self._port = port
         self._token = token
         self._hosts = hosts
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -74,6 +83,8 @@ class Guard:
             # Browsers name the origin of every socket, and of every request that changes something.
             safe = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
             return None if safe else (403, "a request without an origin")
+        if origin.lower() in self._origins:
+            return None
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or parts.netloc.lower() != headers.get(b"host", "").lower():
             return 403, "a request from another page"

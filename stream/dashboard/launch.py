@@ -179,4 +179,6 @@ def _serve(
     importlib.import_module("nicegui")  # first of all, so that what is missing is named by its own name
     from mien.stream.dashboard.server import serve, take_place
 
-    serve(take_place(config.dashboard), config.dashboard, config.bus, session, is_stopping, ready, replayed)
+    page = config.dashboard
+    place = take_place(page.host, page.port, page.token, "choose another with dashboard.port")
+    serve(place, page, config.bus, session, is_stopping, ready, replayed)

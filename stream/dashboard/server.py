@@ -48,27 +48,30 @@ class RecordOrder(msgspec.Struct, frozen=True):
     audio: bool = False
 
 
-def take_place(config: DashboardConfig) -> Place:
-    """Bind the page's port.
+def take_place(address: str, port: int, token: str, advice: str) -> Place:
+    """Bind a port for a web server.
+
+    Args:
+        token: what clients beyond loopback have to show; empty makes a new one.
+        advice: how to choose another port, for the error.
 
     Raises:
         BusError: it is in use, or the address is not one of this machine.
     """
-    host = config.host.strip("[]")
+    host = address.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, config.port))
+        listener.bind((host, port))
         listener.listen(64)
     except OSError as error:
         listener.close()
         raise BusError(
-            f"the dashboard cannot have {host}:{config.port} ({(error.strerror or str(error)).lower()}); "
-            "choose another with dashboard.port"
+            f"cannot listen on {host}:{port} ({(error.strerror or str(error)).lower()}); {advice}"
         ) from error
-    token = "" if is_loopback(host) else config.token or secrets.token_urlsafe(18)
-    return Place(listener, host, listener.getsockname()[1], token)
+    asked = "" if is_loopback(host) else token or secrets.token_urlsafe(18)
+    return Place(listener, host, listener.getsockname()[1], asked)
 
 
 def serve(
@@ -96,7 +99,7 @@ def serve(
     app = _build(place, config, collector, keeping)
     collector.start()
     try:
-        asyncio.run(_serve(app, place, is_stopping, ready))
+        asyncio.run(serve_app(app, place, is_stopping, ready))
     finally:
         keeping.stop()
         collector.stop()
@@ -156,7 +159,8 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
     return app
 
 
-async def _serve(app: object, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
+async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
+    """Serve an ASGI application on a bound socket until told to stop; `ready` gets its address once it answers."""
     import uvicorn
 
     config = uvicorn.Config(

@@ -13,6 +13,7 @@ from mien.config import Config
 from mien.engines.predictor import Predictor
 from mien.errors import ConfigError
 from mien.models.checkpoint import load_checkpoint
+from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
 from mien.stream.inference.served import Served
 from mien.stream.modality import WORKERS
@@ -33,6 +34,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
     config = control.assignment.config
     _check_apart([config, *others])
     publisher = Publisher(config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast)
+    publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)

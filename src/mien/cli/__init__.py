@@ -46,7 +46,10 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) i
         app.add_typer(_imported.group, name=_module)
 
 
-_EXTRAS = {"matplotlib": "train", "sklearn": "train", "tensorboard": "train", "nicegui": "dashboard"}
+_EXTRAS = {
+    "matplotlib": "train", "sklearn": "train", "tensorboard": "train", "nicegui": "dashboard",
+    "aiomqtt": "bridges", "pylsl": "bridges", "pythonosc": "bridges", "starlette": "bridges", "uvicorn": "bridges",
+}  # fmt: skip
 
 
 def main() -> None:

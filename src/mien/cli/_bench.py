@@ -78,6 +78,13 @@ def run_bus(seconds: float) -> dict[str, Any]:
     return bench_bus(seconds)
 
 
+def run_bridges(seconds: float) -> dict[str, Any]:
+    """`mien bench bridges`."""
+    from mien.stream.bench.bridges import measure_bridges
+
+    return measure_bridges(seconds)
+
+
 def run_session(
     clip: Path | None,
     asr: str | None,

@@ -90,6 +90,27 @@ def check_packages(_: Config) -> Iterator[Row]:
         )
 
 
+def check_bridges(_: Config) -> Iterator[Row]:
+    """What `mien bridge` can speak here."""
+    packages = {"ws": "uvicorn", "osc": "python-osc", "lsl": "pylsl", "mqtt": "aiomqtt"}
+    lacking = [f"{kind} ({package})" for kind, package in packages.items() if _version(package) is None]
+    able = [kind for kind, package in packages.items() if _version(package) is not None]
+    if lacking:
+        found = (
+            f"{', '.join(able)} can run; missing: {', '.join(lacking)}" if able else f"missing: {', '.join(lacking)}"
+        )
+        yield Row("bridges", "warn", found, 'only for mien bridge: pip install -e ".[bridges]"')
+        return
+    try:
+        import pylsl
+
+        pylsl.library_version()
+    except (ImportError, OSError, RuntimeError) as error:
+        yield Row("bridges", "warn", f"liblsl cannot be loaded: {error}", "only for mien bridge lsl: install liblsl")
+        return
+    yield Row("bridges", "ok", ", ".join(able))
+
+
 def check_cameras(_: Config) -> Iterator[Row]:
     """Cameras of this machine, opened once each."""
     # Read by OpenCV when it is loaded: a camera that cannot be opened is a row here, not lines of warnings.
@@ -297,6 +318,7 @@ def check_cache(config: Config) -> Iterator[Row]:
 CHECKS: tuple[Check, ...] = (
     check_python,
     check_packages,
+    check_bridges,
     check_cameras,
     check_microphones,
     check_gpu,

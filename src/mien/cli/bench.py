@@ -22,6 +22,7 @@ class Kind(StrEnum):
     CHAOS = "chaos"
     FLOOD = "flood"
     SUBSCRIBERS = "subscribers"
+    BRIDGES = "bridges"
     COMPARE = "compare"
 
 
@@ -31,7 +32,8 @@ engines: all of them side by side. single: one stream, as fast as possible. pace
 camera. multi: streams of 30 a second in one process, the most that hold, or exactly -n. soak MINUTES: a looped
 session. bus: ZeroMQ alone. watchers: the session while nobody, one and five watch its dashboard. chaos: a session to
 which something happens all the time. flood: features ten times too fast. subscribers: 100 that read, 20 slow ones and
-one that never does. compare A.json B.json: ratios of two reports with their spread."""
+one that never does. bridges: the latency that each bridge adds. compare A.json B.json: ratios of two reports with
+their spread."""
 
 
 def command(
@@ -75,6 +77,7 @@ def command(
         Kind.MULTI: lambda: _bench.run_multi(checkpoint, engine, streams, seconds or 5.0),
         Kind.WATCHERS: lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
         Kind.BUS: lambda: _bench.run_bus(seconds or 6.0),
+        Kind.BRIDGES: lambda: _bench.run_bridges(seconds or 10.0),
         Kind.CHAOS: lambda: _drills.run_chaos(clip, asr, minutes, every),
         Kind.FLOOD: lambda: _drills.run_flood(seconds or 30.0, engine, checkpoint),
         Kind.SUBSCRIBERS: lambda: _drills.run_subscribers(seconds or 30.0, engine, checkpoint),

@@ -1,0 +1,224 @@
+"""`mien bridge`: predictions for programs that speak WebSocket, OSC, LSL or MQTT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mien.stream.bridges.feed import Counts, Feed
+
+group = typer.Typer(
+    help="Pass predictions on over WebSocket, OSC, LSL or MQTT, until Ctrl-C. Needs the extra `bridges`.",
+    no_args_is_help=True,
+)
+
+Endpoint = Annotated[str, typer.Argument(help="Where mien publishes.")]
+Session = Annotated[str | None, typer.Option(help="One session only.")]
+Rate = Annotated[float | None, typer.Option("--rate-hz", min=0.01, help="Most predictions per second and session.")]
+Keys = Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")]
+AsJson = Annotated[bool, typer.Option("--json", help="At the end, print what was counted as JSON.")]
+Seconds = Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")]
+DEFAULT = "tcp://127.0.0.1:5560"
+
+
+@group.command()
+def ws(
+    endpoint: Endpoint = DEFAULT,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine clients need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.")] = 5590,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Another page that may connect, such as http://localhost:8000. Repeatable.")
+    ] = None,
+    token: Annotated[str, typer.Option(envvar="MIEN_BRIDGE_TOKEN", help="Beyond this machine; else a new one.")] = "",
+    session: Session = None,
+    rate_hz: Rate = None,
+    keys: Keys = "",
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """JSON over WebSocket and server-sent events, and an overlay for streaming programs."""
+    import asyncio
+
+    from mien.stream.bridges.web import WebOutlet
+    from mien.stream.dashboard.server import serve_app, take_place
+
+    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
+        place = take_place(host, port, token, "choose another with --port")
+
+        async def serve() -> None:
+            outlet = WebOutlet(place, frozenset(page.lower().rstrip("/") for page in origin or ()), counts)
+            async with _reading(feed, outlet, is_stopping):
+                await serve_app(outlet.app, place, is_stopping, lambda url: typer.echo(_told(url), err=True))
+
+        asyncio.run(serve())
+
+    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+
+
+@group.command()
+def osc(
+    endpoint: Endpoint = DEFAULT,
+    to: Annotated[str, typer.Option(help="HOST:PORT that the datagrams go to, unencrypted.")] = "127.0.0.1:9000",
+    session: Session = None,
+    rate_hz: Rate = None,
+    keys: Keys = "",
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """OSC messages over UDP, /mien/SESSION/..., for music, light and media programs."""
+    from mien.stream.bridges.osc import OscOutlet
+
+    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
+        outlet = OscOutlet(*_host_and_port(to, 9000), counts)
+        typer.echo(f"OSC to {to}; Ctrl-C ends", err=True)
+        try:
+            feed.run(outlet, is_stopping)
+        finally:
+            outlet.close()
+
+    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+
+
+@group.command()
+def lsl(
+    endpoint: Endpoint = DEFAULT,
+    session: Session = None,
+    rate_hz: Rate = None,
+    keys: Keys = "",
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lab Streaming Layer: the streams mien-prediction and mien-marker, on LSL's clock."""
+    from mien.stream.bridges.lsl import LslOutlet
+
+    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
+        outlet = LslOutlet(endpoint, counts, keys)
+        typer.echo("LSL streams mien-prediction and mien-marker; Ctrl-C ends", err=True)
+        try:
+            feed.run(outlet, is_stopping)
+        finally:
+            outlet.close()
+
+    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+
+
+@group.command()
+def mqtt(
+    endpoint: Endpoint = DEFAULT,
+    broker: Annotated[str, typer.Option(help="HOST:PORT of the broker.")] = "127.0.0.1:1883",
+    prefix: Annotated[str, typer.Option(help="First part of all topics.")] = "mien",
+    qos: Annotated[int, typer.Option(min=0, max=2, help="Quality of service.")] = 0,
+    username: Annotated[
+        str | None, typer.Option(help="With the password in the environment: MIEN_MQTT_PASSWORD.")
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt, and check the broker's certificate.")] = False,
+    discovery: Annotated[str, typer.Option(help="Home Assistant's discovery prefix; '' for none.")] = "homeassistant",
+    session: Session = None,
+    rate_hz: Rate = 2.0,
+    keys: Keys = "",
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """MQTT, retained last values, with discovery by Home Assistant."""
+    import asyncio
+    import os
+
+    from mien.stream.bridges.mqtt import Broker, MqttOutlet
+
+    host, port = _host_and_port(broker, 8883 if tls else 1883)
+    password = os.environ.get("MIEN_MQTT_PASSWORD")
+    target = Broker(host, port, username, password, tls, prefix.rstrip("/"), qos, discovery.rstrip("/"))
+
+    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
+        async def serve() -> None:
+            outlet = MqttOutlet(target, counts)
+            serving = asyncio.create_task(outlet.serve())
+            async with _reading(feed, outlet, is_stopping):
+                while not is_stopping() and not serving.done():
+                    await asyncio.wait({serving}, timeout=0.1)
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=5)
+
+        typer.echo(f"MQTT to {broker} under {target.prefix}/; Ctrl-C ends", err=True)
+        # On Windows aiomqtt needs an event loop that can watch sockets.
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if os.name == "nt" else None) as runner:
+            runner.run(serve())
+
+    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+
+
+def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
+    """The bus read in a thread of its own while an event loop serves the peers."""
+    import asyncio
+    import contextlib
+    from collections.abc import AsyncIterator
+
+    @contextlib.asynccontextmanager
+    async def reading() -> AsyncIterator[None]:
+        ended = False
+        task = asyncio.create_task(asyncio.to_thread(feed.run, outlet, lambda: ended or is_stopping()))
+        try:
+            yield
+        finally:
+            ended = True
+            await task
+
+    return reading()
+
+
+def _run(
+    bridge: Callable[[Feed, Counts, Callable[[], bool]], None],
+    endpoint: str,
+    session: str | None,
+    keys: str,
+    rate_hz: float | None,
+    seconds: float | None,
+    as_json: bool,
+) -> None:
+    """Run a bridge until Ctrl-C, and say what it did."""
+    import json
+    import logging
+    import signal
+    import threading
+    import time
+    from dataclasses import asdict
+
+    from mien.stream.bridges.feed import Counts, Feed
+
+    logging.basicConfig(level=logging.WARNING, format="mien bridge: %(message)s")
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    until_s = time.monotonic() + seconds if seconds else None
+    counts = Counts()
+    feed = Feed(counts, endpoint, session=session, keys=keys, rate_hz=rate_hz)
+    try:
+        bridge(feed, counts, lambda: stopping.is_set() or (until_s is not None and time.monotonic() > until_s))
+    finally:
+        feed.close()
+    if as_json:
+        typer.echo(json.dumps(asdict(counts)))
+    else:
+        typer.echo(str(counts), err=True)
+
+
+def _told(url: str) -> str:
+    base, _, token = url.partition("/?token=")
+    query = f"?token={token}" if token else ""
+    return f"{base}/ws{query}, {base}/events{query} and {base}/overlay{query}; Ctrl-C ends"
+
+
+def _host_and_port(address: str, default: int) -> tuple[str, int]:
+    from mien.errors import ConfigError
+
+    host, colon, port = address.rpartition(":")
+    if not colon or "]" in port:
+        host, port = address, str(default)
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{address!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)

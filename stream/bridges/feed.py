@@ -1,0 +1,119 @@
+"""What a bridge forwards: predictions and changed statuses of running sessions, read from the bus."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mien.clock import NS_PER_S
+from mien.messages import Prediction, Status
+from mien.stream.subscriber import DEFAULT_ENDPOINT, Subscriber
+
+log = logging.getLogger(__name__)
+
+Event = Prediction | Status
+_SILENT_AFTER_S = 5.0
+
+
+@dataclass
+class Counts:
+    """What a bridge did.
+
+    Attributes:
+        received: predictions that came in. thinned: of these, left out to keep to the rate that was asked for.
+        sent: messages to peers. dropped: messages that a slow or absent peer did not get. errors: failed sends.
+        connects: how often a peer connected, or the bridge to its peer.
+    """
+
+    received: int = 0
+    thinned: int = 0
+    sent: int = 0
+    dropped: int = 0
+    errors: int = 0
+    connects: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in asdict(self).items())
+
+
+class Outlet(Protocol):
+    """The other side of a bridge. `send` must not block; what it cannot pass on it drops and counts."""
+
+    def send(self, event: Event) -> None:
+        """Pass on a prediction, or a status that changed."""
+
+
+class Feed:
+    """Reads the bus in the calling thread.
+
+    Args:
+        endpoint: where inference publishes. session: one session's name; None for all. keys: folder of keys.
+        rate_hz: most predictions per second and session; None for all of them.
+    """
+
+    def __init__(
+        self,
+        counts: Counts,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        session: str | None = None,
+        keys: str | Path = "",
+        rate_hz: float | None = None,
+    ) -> None:
+        self._counts = counts
+        self._endpoint = endpoint
+        self._subscriber = Subscriber(endpoint, session=session, keys=keys)
+        self._interval_ns = round(NS_PER_S / rate_hz) if rate_hz else 0
+        self._due_ns: dict[str, int] = {}
+        self._told: dict[str, tuple[str, str | None]] = {}
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """What arrived, oldest first; empty if nothing did within `timeout_s`."""
+        predictions = self._subscriber.wait(timeout_s)
+        self._counts.received += len(predictions)
+        events: list[Event] = []
+        for status in self._subscriber.statuses.values():
+            state = status.state, status.last_error
+            if self._told.get(status.worker) != state:
+                self._told[status.worker] = state
+                events.append(status)
+        for prediction in predictions:
+            if self._is_due(prediction):
+                events.append(prediction)
+            else:
+                self._counts.thinned += 1
+        return events
+
+    def run(self, outlet: Outlet, is_stopping: Callable[[], bool]) -> None:
+        """Forward everything until told to stop, which is looked at ten times a second."""
+        heard_s, is_silent = time.monotonic(), False
+        while not is_stopping():
+            events = self.wait(0.1)
+            if events:
+                heard_s, is_silent = time.monotonic(), False
+            elif not is_silent and time.monotonic() - heard_s > _SILENT_AFTER_S:
+                is_silent = True
+                log.warning("nothing comes from %s; is `mien run` up, and on that port? Waiting", self._endpoint)
+            for event in events:
+                outlet.send(event)
+
+    def close(self) -> None:
+        """Disconnect from the bus."""
+        self._subscriber.close()
+
+    def _is_due(self, prediction: Prediction) -> bool:
+        if not self._interval_ns:
+            return True
+        due_ns = self._due_ns.get(prediction.session, 0)
+        # Session time that went back is another run or a clip that starts again.
+        if due_ns - self._interval_ns <= prediction.t_end_ns < due_ns:
+            return False
+        late_ns = prediction.t_end_ns - due_ns
+        # On the beat, so that 25 predictions a second thinned to 10 are 10 and not 8.
+        beat = due_ns if 0 <= late_ns < self._interval_ns else prediction.t_end_ns
+        self._due_ns[prediction.session] = beat + self._interval_ns
+        return True

@@ -1,0 +1,187 @@
+"""WebSocket and server-sent events: predictions as JSON for pages, games and overlays.
+
+    ws://127.0.0.1:5590/ws         one JSON object a message: predictions, and statuses that changed
+    http://127.0.0.1:5590/events   the same as server-sent events, `event: prediction` or `event: status`
+    http://127.0.0.1:5590/overlay  a transparent page, for a browser source of a streaming program
+
+Both take `?session=NAME`, `?rate_hz=10` and `?fields=sentiment,emotions`; what is filtered out is never encoded. The
+rules for hosts, origins and tokens are those of the dashboard (`mien.stream.dashboard.guard`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from mien.messages import Prediction
+from mien.stream.bridges.feed import Counts, Event
+from mien.stream.dashboard.guard import Guard
+from mien.stream.dashboard.server import Place
+
+OVERLAY = Path(__file__).parent / "static" / "overlay.html"
+_QUEUE = 32  # events that wait for one client; the oldest is dropped
+_MAX_CLIENTS = 256
+_FIELDS = frozenset(Prediction.__struct_fields__) | {"top_emotion"}
+_encode = msgspec.json.Encoder().encode
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """What one client asked for. Empty: everything."""
+
+    session: str = ""
+    rate_hz: float = 0.0
+    fields: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Filter:
+        """From the query of an address.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+        fields = tuple(filter(None, query.get("fields", "").split(",")))
+        unknown = sorted(set(fields) - _FIELDS)
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]}; known: {', '.join(sorted(_FIELDS))}")
+        try:
+            rate_hz = float(query.get("rate_hz", 0))
+        except ValueError:
+            raise ValueError("rate_hz has to be a number") from None
+        if not 0 <= rate_hz <= 1000:
+            raise ValueError("rate_hz has to be between 0 and 1000")
+        return cls(query.get("session", ""), rate_hz, fields)
+
+
+class Client:
+    """The bounded queue of one connection."""
+
+    def __init__(self, wanted: Filter, counts: Counts) -> None:
+        self._wanted = wanted
+        self._counts = counts
+        self._events: deque[Event] = deque()
+        self._more = asyncio.Event()
+        self._due_s = 0.0
+
+    def offer(self, event: Event) -> None:
+        """Queue an event if it is wanted."""
+        wanted = self._wanted
+        if wanted.session and event.session != wanted.session:
+            return
+        if wanted.rate_hz and isinstance(event, Prediction):
+            now_s = time.monotonic()
+            if now_s < self._due_s:
+                return
+            self._due_s = max(self._due_s, now_s - 1 / wanted.rate_hz) + 1 / wanted.rate_hz
+        if len(self._events) >= _QUEUE:
+            self._events.popleft()
+            self._counts.dropped += 1
+        self._events.append(event)
+        self._more.set()
+
+    async def next(self) -> tuple[str, bytes]:
+        """The next event: "prediction" or "status", and its JSON."""
+        while not self._events:
+            self._more.clear()
+            await self._more.wait()
+        event = self._events.popleft()
+        self._counts.sent += 1
+        if not isinstance(event, Prediction):
+            return "status", _encode({"type": "status", **msgspec.structs.asdict(event)})
+        values = (
+            {name: getattr(event, name) for name in self._wanted.fields}
+            if self._wanted.fields
+            else {**msgspec.structs.asdict(event), "top_emotion": event.top_emotion}
+        )
+        return "prediction", _encode({"type": "prediction", **values})
+
+
+class WebOutlet:
+    """The web application of the bridge, for the event loop that serves it."""
+
+    def __init__(self, place: Place, origins: frozenset[str], counts: Counts) -> None:
+        self._counts = counts
+        self._clients: set[Client] = set()
+        self._loop = asyncio.get_running_loop()
+        routes = [
+            WebSocketRoute("/ws", self._socket),
+            Route("/events", self._events),
+            Route("/overlay", lambda _: FileResponse(OVERLAY)),
+            Route("/", lambda _: PlainTextResponse("mien: /ws, /events, /overlay\n")),
+        ]
+        self.app = Guard(Starlette(routes=routes), place.port, place.token, origins=origins)
+
+    def send(self, event: Event) -> None:
+        """Offer an event to every client. Called from the thread that reads the bus."""
+        # A loop that is closing takes nothing any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._offer, event)
+
+    def _offer(self, event: Event) -> None:
+        for client in self._clients:
+            client.offer(event)
+
+    @contextlib.contextmanager
+    def _client(self, query: Mapping[str, str]) -> Iterator[Client]:
+        client = Client(Filter.of(query), self._counts)
+        if len(self._clients) >= _MAX_CLIENTS:
+            raise ValueError(f"there are {_MAX_CLIENTS} clients already")
+        self._clients.add(client)
+        self._counts.connects += 1
+        try:
+            yield client
+        finally:
+            self._clients.discard(client)
+
+    async def _socket(self, socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            with self._client(socket.query_params) as client:
+                gone = asyncio.ensure_future(_until_gone(socket))
+                while not gone.done():
+                    following = asyncio.ensure_future(client.next())
+                    await asyncio.wait({gone, following}, return_when=asyncio.FIRST_COMPLETED)
+                    if not following.done():
+                        following.cancel()
+                        return
+                    await socket.send_text(following.result()[1].decode())
+        except ValueError as error:
+            await socket.close(1008, str(error)[:120])
+        except WebSocketDisconnect:
+            pass
+
+    async def _events(self, request: Request) -> Response:
+        try:
+            Filter.of(request.query_params)
+        except ValueError as error:
+            return PlainTextResponse(f"mien: {error}\n", 400)
+        return StreamingResponse(
+            self._stream(request.query_params), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    async def _stream(self, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        with self._client(query) as client:
+            while True:
+                try:
+                    kind, payload = await asyncio.wait_for(client.next(), 15)
+                except TimeoutError:
+                    yield b": still here\n\n"  # a comment, so that a connection that is gone is noticed
+                    continue
+                yield b"event: %s\ndata: %s\n\n" % (kind.encode(), payload)
+
+
+async def _until_gone(socket: WebSocket) -> None:
+    """Read until the peer closes; what it says is ignored."""
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+        while True:
+            await socket.receive_text()
