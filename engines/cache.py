@@ -25,7 +25,8 @@ import platformdirs
 
 from mien.engines.base import Artifact, Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
-from mien.errors import EngineError
+from mien.errors import EngineError, FileError
+from mien.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +91,9 @@ class Cache:
         """Store what was measured, all at once; a folder that cannot be written costs a new measurement."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-                file.write(msgspec.json.format(msgspec.json.encode(choice)))
-            os.replace(file.name, path)
-        except OSError as error:
-            log.warning("cannot remember the measured engine in %s: %s", path, error)
+            write_file(path, msgspec.json.format(msgspec.json.encode(choice)))
+        except (OSError, FileError) as error:
+            log.warning("cannot remember the measured engine: %s", error)
 
     def entries(self) -> list[Entry]:
         """Whole entries, without opening them."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
+from mien.files import write_file
 from mien.messages import Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.weights import weight_set
@@ -200,12 +200,7 @@ def save_checkpoint(
     header = msgspec.json.decode(msgspec.json.encode(header), type=CheckpointHeader)
     content = save(state, {_METADATA_KEY: msgspec.json.encode(header, order="sorted").decode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, content)
     return load_checkpoint(path)
 
 

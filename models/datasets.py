@@ -12,7 +12,6 @@ Every file appears whole or not at all, and a folder without a manifest is not a
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from safetensors.numpy import save
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.files import write_file
 from mien.messages import Bool, Float32, Int64, ModalitySpec
 from mien.windowing import slot_ns, slot_of
 
@@ -196,25 +196,6 @@ def word_times_ns(words: int, duration_ns: int = 0) -> Int64:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even if the disk fills up or the power fails.
-
-    Raises:
-        DataError: it cannot be written; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; free some space and run the command again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_shard(
     path: Path,
     specs: Mapping[str, ModalitySpec],
@@ -244,7 +225,7 @@ def write_shard(
         tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
     # One entry: safetensors writes several in no order, and the same items are to make the same bytes.
     contents = _Contents([labels for labels, _ in items], list(skipped))
-    write_whole(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}))
+    write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), error=DataError)
 
 
 def _joined(parts: list[npt.NDArray[np.generic]], empty: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -301,7 +282,7 @@ def finish_dataset(folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequ
         statistics={name: total.statistics() for name, total in sums.items() if total.count},
         skipped=tuple(skipped),
     )
-    write_whole(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    write_file(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1), error=DataError)
     return manifest
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
+from mien.models.tensors import write_tensors
 
 _METADATA = "mien-face"
 
@@ -116,17 +116,13 @@ def _halve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 def save_face(model: FaceCNN, path: Path, notes: dict[str, str] | None = None) -> None:
     """Write the weights in half precision, with the config and `notes` as metadata. One model, the same bytes."""
     tensors = {
-        name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
     # One entry: safetensors writes several in an order that changes from run to run.
     metadata = {_METADATA: msgspec.json.encode(FaceMetadata(model.config, notes or {}), order="sorted").decode()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.chmod(0o644)  # safetensors leaves it to its owner alone, and an installed copy would be nobody else's
-    partial.replace(path)
+    write_tensors(path, tensors, metadata)
 
 
 def load_face(path: Path) -> FaceCNN:

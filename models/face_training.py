@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
+from mien.models.tensors import write_tensors
 from mien.models.training_device import mixed_precision
 
 log = logging.getLogger(__name__)
@@ -308,9 +308,7 @@ def _store(run: _Run, path: Path, plan: str) -> None:
         "epoch": str(run.epoch),
         "best": msgspec.json.encode(run.best).decode(),
     }
-    partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial, metadata=metadata)
-    partial.replace(path)
+    write_tensors(path, tensors, metadata)
 
 
 def _restore(run: _Run, path: Path, plan: str) -> None:

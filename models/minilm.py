@@ -16,10 +16,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mien.errors import AssetError, CheckpointError
+from mien.models.tensors import write_tensors
 
 ADAPTER_FORMAT = "mien-text-adapters-1"
 
@@ -174,14 +175,7 @@ def save_adapters(state: dict[str, Tensor], base: MiniLM, path: Path, card: dict
     rank = next(value.shape[0] for name, value in state.items() if name.endswith(".down"))
     # One entry: safetensors writes several in no fixed order, and equal runs shall give equal files.
     about = {"format": ADAPTER_FORMAT, "config": {**asdict(base.config), "rank": rank}, "card": card}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()},
-        unfinished,
-        metadata={"mien": json.dumps(about, sort_keys=True)},
-    )
-    unfinished.replace(path)
+    write_tensors(path, tensors, {"mien": json.dumps(about, sort_keys=True)})
 
 
 def load_adapters(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mien.files import whole_file
+
 
 def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Two pictures for every corpus with emotions. `report` is what `mien eval --json` prints."""
@@ -37,7 +39,8 @@ def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:
     for (row, column), share in np.ndenumerate(shares):
         colour = "white" if share > 0.5 else "black"
         axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
     return path
 
 
@@ -55,5 +58,6 @@ def _calibration(made: Mapping[str, Any], corpus: str, path: Path) -> Path:
     axes.set_xlabel("confidence")
     axes.set_ylabel("share that is right")
     axes.set_title(f"{corpus}: ECE {made['emotion']['ece']:.3f}")
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
     return path

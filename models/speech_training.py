@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from mien.models.calibration import fit_temperature
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, join_datasets, make_statistics, read_dataset
 from mien.models.metrics import EmotionMetrics, ReliabilityBin, confidence_curve, emotion_metrics
+from mien.models.tensors import write_tensors
 from mien.models.training_device import mixed_precision, training_device
 
 log = logging.getLogger(__name__)
@@ -330,7 +330,7 @@ def main() -> None:
     trained = pretrain_audio(dataset, settings, device=device)
     print(json.dumps({corpus: round(measure.uar, 4) for corpus, measure in trained.measures.items()}))
     if options.out is not None:
-        save_file({name: tensor.contiguous() for name, tensor in trained.reader.items()}, options.out)
+        write_tensors(options.out, trained.reader)
 
 
 if __name__ == "__main__":

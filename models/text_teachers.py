@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from mien.emotions import EMOTIONS
 from mien.messages import Float32
 from mien.models.architecture import ModelConfig
 from mien.models.corpora import CorpusItem
 from mien.models.minilm import load_minilm
+from mien.models.tensors import write_tensors
 from mien.models.text_batches import Diet, Lessons, batches, collate
 from mien.models.text_encoder import WordTokenizer
 from mien.models.text_tuning import SentenceTuner, Tuning, normalise, tune
@@ -119,9 +120,7 @@ def _lessons(
     whole = list(tuner.encoder.parameters())
     tune(tuner, whole, train, valid, tokenizer, teacher, state, lambda *_: None, report=report)
     said = _say(tuner, texts, tokenizer)[teacher.teaches]
-    unfinished = path.with_suffix(".partial")
-    save_file({teacher.teaches: said}, unfinished)
-    unfinished.replace(path)
+    write_tensors(path, {teacher.teaches: torch.from_numpy(said)})
     (state / "resume.safetensors").unlink(missing_ok=True)
     return said
 

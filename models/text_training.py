@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from mien.files import write_file
 from mien.models.architecture import ModelConfig
 from mien.models.corpora import Corpus, read_corpus
 from mien.models.minilm import adapter_state, add_adapters, load_minilm, save_adapters
+from mien.models.tensors import write_tensors
 from mien.models.text_batches import batches, sentences
 from mien.models.text_encoder import WordTokenizer
 from mien.models.text_teachers import TEACHERS, Teacher, ask
@@ -82,16 +83,14 @@ def train_text(
     def keep(epoch: int, figures: dict[str, float]) -> None:
         card: dict[str, object] = {"corpora": sorted(train), "options": asdict(options), "valid": figures}
         save_adapters(adapter_state(tuner.encoder), load_minilm(base), work / f"epoch-{epoch + 1}.safetensors", card)
-        save_file({n: t.contiguous() for n, t in tuner.reader.state_dict().items()}, work / f"{epoch + 1}-{READER}")
+        write_tensors(work / f"{epoch + 1}-{READER}", tuner.reader.state_dict())
 
     told = None if report is None else partial(report, "text")
     history = tune(tuner, tuned, train, valid, tokenizer, options, work, keep, lessons, after_epoch, told)
     out.parent.mkdir(parents=True, exist_ok=True)
     best = best_epoch(history) + 1
     for made, kept in ((f"epoch-{best}.safetensors", out), (f"{best}-{READER}", work / READER)):
-        unfinished = kept.with_name(kept.name + ".part")
-        unfinished.write_bytes((work / made).read_bytes())
-        unfinished.replace(kept)
+        write_file(kept, (work / made).read_bytes())
     return history
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mien.emotions import EMOTIONS
@@ -31,6 +30,7 @@ from mien.models.corpora import CorpusItem
 from mien.models.fusion import Fused
 from mien.models.metrics import emotion_metrics, sentiment_metrics
 from mien.models.minilm import MiniLM
+from mien.models.tensors import write_tensors
 from mien.models.text_batches import Batch, Diet, Lessons, batches, collate, epoch_items
 from mien.models.text_encoder import TEXT_STEPS, WordTokenizer
 from mien.models.training_device import mixed_precision
@@ -321,9 +321,7 @@ def _save_resume(
         tensors |= {f"{n}.value": parameter.detach(), f"{n}.mean": average}
         tensors |= {f"{n}.{name}": value for name, value in optimizer.state[parameter].items()}
     metadata = {"options": json.dumps(asdict(options)), "history": json.dumps(history)}
-    unfinished = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, metadata=metadata)
-    unfinished.replace(path)
+    write_tensors(path, tensors, metadata)
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +28,7 @@ from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
 from mien.models.fusion import Fused
 from mien.models.pairing import Group, Pairing, paired_set, single
+from mien.models.tensors import write_tensors
 from mien.models.training_device import mixed_precision
 
 log = logging.getLogger(__name__)
@@ -465,10 +465,7 @@ class _Run:
             "stale": str(self.stale),
             "history": msgspec.json.encode([[e.step, e.loss, e.by_kind] for e in self.history]).decode(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, partial, metadata)
-        partial.replace(path)
+        write_tensors(path, tensors, metadata)
 
     def restore(self, path: Path, plan: str) -> None:
         """Go on where `store` was called.

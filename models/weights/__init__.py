@@ -8,12 +8,12 @@ what it may be used for; `SHA256SUMS` lists its files.
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from mien.errors import CheckpointError
+from mien.files import write_file
 
 FUSION, TEXT, FACE = "cmmsf.safetensors", "text.safetensors", "face.safetensors"
 FILES = {"fusion": FUSION, "text": TEXT, "face": FACE}
@@ -89,14 +89,7 @@ def restore_shipped() -> list[Path]:
     changed = [SHIPPED_FOLDER / name for name in FILES.values() if not is_shipped(SHIPPED_FOLDER / name)]
     contents = {path: _committed(path) for path in changed}
     for path, content in contents.items():
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_file(path, content, error=CheckpointError)
     return changed
 
 

@@ -13,7 +13,6 @@ import contextlib
 import difflib
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -28,7 +27,8 @@ import platformdirs
 from mien.asset_manifest import ASSETS, Asset
 from mien.asset_source import Progress, SourceUnavailableError, from_package, from_publisher
 from mien.config import AssetsConfig, Config
-from mien.errors import AssetError
+from mien.errors import AssetError, FileError
+from mien.files import write_file
 
 __all__ = ["ASSETS", "Asset", "AssetStatus", "asset_path", "cache_folder", "fetch", "needed", "status"]
 
@@ -231,10 +231,8 @@ def _read_stamp(folder: Path) -> object:
 
 def _write_stamp(asset: Asset, folder: Path) -> None:
     """Remember that the files are right. A cache that may only be read is hashed every time instead."""
-    with contextlib.suppress(OSError):
-        temporary = folder / f"{_STAMP}.{os.getpid()}"
-        temporary.write_text(json.dumps(_stamp(asset, folder)))
-        temporary.replace(folder / _STAMP)
+    with contextlib.suppress(FileError):
+        write_file(folder / _STAMP, json.dumps(_stamp(asset, folder)))
 
 
 def _sweep(cache: Path, name: str) -> None:

@@ -73,3 +73,9 @@ class RecordingError(MienError):
     """A recording that cannot be written, read, or used for what was asked."""
 
     exit_code = 12
+
+
+class FileError(MienError):
+    """A file that cannot be written: no room, no permission, or one of that name is there."""
+
+    exit_code = 13

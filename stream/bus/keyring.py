@@ -23,6 +23,7 @@ import zmq
 from zmq.utils import z85
 
 from mien.errors import KeysError
+from mien.files import reason, write_file
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -228,17 +229,11 @@ class Keyring:
 
     def _write(self, path: Path, content: bytes) -> None:
         """All at once, and never readable by others, not even for a moment."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            temporary.replace(path)
         except OSError as error:
-            raise KeysError(f"cannot write {path}: {error.strerror}; choose another place with --folder") from None
+            raise KeysError(f"cannot make {path.parent}: {reason(error)}; choose another place with --folder") from None
+        write_file(path, content, private=True, error=KeysError)
 
     def _option(self) -> str:
         return "" if self.folder == default_folder() else f" --folder '{self.folder}'"

@@ -22,6 +22,7 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, TextConfig
 from mien.errors import DataError, MienError
+from mien.files import write_file
 from mien.messages import Float32, Int64, ModalitySpec
 from mien.models.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.datasets import (
@@ -34,7 +35,6 @@ from mien.models.datasets import (
     read_shard,
     word_times_ns,
     write_shard,
-    write_whole,
 )
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.helpers import helpers
@@ -160,7 +160,7 @@ def extract(
     manifest = finish_dataset(out, specs, [out / chunk.shard for chunk in plan.chunks])
     if plan.skipped:
         manifest = msgspec.structs.replace(manifest, skipped=plan.skipped + manifest.skipped)
-        write_whole(out / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        write_file(out / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     return manifest
 
 
@@ -231,7 +231,7 @@ def _begin(out: Path, plan: _Plan) -> None:
     elif any(out.iterdir()):
         raise DataError(f"{out} is not empty and holds no dataset; choose another folder")
     else:
-        write_whole(out / PLAN, content)
+        write_file(out / PLAN, content)
 
 
 def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:

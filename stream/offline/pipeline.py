@@ -26,9 +26,10 @@ from mien.assets import asset_path
 from mien.config import AssetsConfig, explain
 from mien.emotions import EMOTIONS
 from mien.errors import ConfigError, DataError
+from mien.files import write_file
 from mien.models.architecture import EncoderConfig, ModelConfig
 from mien.models.corpora import Corpus, content_digest, read_corpus
-from mien.models.datasets import Dataset, is_dataset, write_whole
+from mien.models.datasets import Dataset, is_dataset
 from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
 from mien.models.training import FusionTraining
@@ -294,9 +295,8 @@ def _extract(plan: TrainPlan, progress: Progress | None) -> Any:
 
 
 def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
-    from safetensors.torch import save
-
     from mien.models.speech_training import pretrain_audio
+    from mien.models.tensors import write_tensors
 
     dataset = _dataset(plan, progress)
     spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None]
@@ -314,7 +314,7 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
             progress("speech", done, total)
 
     trained = pretrain_audio(audio, plan.speech, model, device=training_device(plan.device), report=step)
-    write_whole(weights, save({name: tensor.contiguous() for name, tensor in trained.reader.items()}))
+    write_tensors(weights, trained.reader)
     _note(note, key, weights)
     return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
 
@@ -360,7 +360,7 @@ def _complete(plan: TrainPlan, dataset: Dataset) -> None:
     for name, path in (("text", used.text), ("vision", used.face)):
         made_here = dataset.specs.get(name) == live_specs([name], used)[name]
         if made_here and path.parent != folder and path.is_file():
-            write_whole(folder / path.name, path.read_bytes())
+            write_file(folder / path.name, path.read_bytes())
 
 
 _RUN: dict[str, Stage] = {
@@ -388,4 +388,4 @@ def _is_noted(note: Path, key: str, weights: Path) -> bool:
 
 
 def _note(note: Path, key: str, weights: Path) -> None:
-    write_whole(note, f"{key} {hashlib.sha256(weights.read_bytes()).hexdigest()}".encode())
+    write_file(note, f"{key} {hashlib.sha256(weights.read_bytes()).hexdigest()}")

@@ -100,10 +100,7 @@ def draw_comparison(first: Path, second: Path, out: Path) -> None:
     from mien.stream.recording import pictures
 
     a, b = read_table(first), read_table(second)
-    try:
-        pictures.comparison(pair_rows(a, b), a.rows[0].t_s, (_name(a), _name(b)), out)
-    except OSError as error:
-        raise RecordingError(f"cannot write {out}: {error.strerror}") from error
+    pictures.comparison(pair_rows(a, b), a.rows[0].t_s, (_name(a), _name(b)), out)
 
 
 def _name(table: Table) -> str:

@@ -19,8 +19,8 @@ import msgspec
 
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
-from mien.errors import DataError
-from mien.models.datasets import write_whole
+from mien.errors import DataError, RecordingError
+from mien.files import write_file
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.stretch import recording_end_ns, spoken_words
 from mien.stream.recording.table import zero_ns_of
@@ -165,4 +165,4 @@ class LabelFile:
                     "split": "valid" if index % _VALID_EVERY == _VALID_AT else "train",
                 }
             )
-        write_whole(self.table, text.getvalue().encode())
+        write_file(self.table, text.getvalue(), private=True, error=RecordingError)

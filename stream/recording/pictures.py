@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mien.emotions import EMOTIONS
+from mien.errors import RecordingError
+from mien.files import whole_file
 from mien.stream.recording.table import Row, Table
 
 Floats = npt.NDArray[np.float64]
@@ -139,7 +141,8 @@ def comparison(pairs: Sequence[tuple[Row, Row]], zero_s: float, names: tuple[str
         axes[2].set_ylabel("top emotion")
         axes[2].set_xlabel("seconds")
 
-    _figure(draw, (10.0, 6.0)).savefig(path, dpi=150, format="png")
+    with whole_file(path, error=RecordingError) as unfinished:
+        _figure(draw, (10.0, 6.0)).savefig(unfinished, dpi=150, format="png")
 
 
 def _sentiment(axis: Any, t_s: Floats, value: Callable[[Callable[[Row], float | None]], Floats]) -> None:

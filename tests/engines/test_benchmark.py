@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mien.cli import _bench
+from mien.cli import _bench, _figures
 from mien.engines.predictor import Predictor
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import Checkpoint
@@ -102,9 +102,9 @@ def test_reports_are_written_shown_and_compared(
     path.write_text(json.dumps(report))
     assert report["machine"]
     assert report["versions"]["numpy"] == np.__version__
-    _bench.show(report)
+    _figures.show(report)
     assert "stages_ms infer" in capsys.readouterr().out
-    _bench.show_comparison(_bench.read_report(path), report)
+    _figures.show_comparison(_bench.read_report(path), report)
     assert "no difference shown" in capsys.readouterr().out
 
 
@@ -115,6 +115,35 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> No
         path.write_text(content)
     with pytest.raises(DataError, match="report"):
         _bench.read_report(path)
+
+
+def test_figures_of_every_shape_are_tables(
+    checkpoint: Checkpoint, compiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No braces, nothing cut where a terminal is narrow, and names with brackets as they are."""
+    monkeypatch.setenv("COLUMNS", "40")
+    predictor = Predictor(checkpoint, "onnx", cache=compiled)
+    results = find_most_streams(predictor, seconds=0.3, most=2) | {
+        "age at slow subscribers_ms": describe([]),
+        "gains": {"[bold]": ratio([1.0], [3.0])},
+        "holds": {"every one": True},
+        "unloaded": {"drops": {}, "rss_mb": None, "latency": describe([1.0])},
+        "processes": {"video [1]": {"cpu_percent": 7.25, "rss_mb": 4321.5}},
+    }
+    _figures.show(_bench.with_surroundings("multi", lambda: results))
+    shown = capsys.readouterr().out
+    assert "{" not in shown
+    assert "…" not in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["gains", "[bold]", "3.00", "3.00", "3.00"] in rows
+    assert ["video", "[1]", "7.25", "4321.5"] in rows
+    assert ["age", "at", "slow", "subscribers_ms", "-", "-", "-", "-", "-", "0"] in rows
+    assert "holds every one: yes" in shown
+    assert "unloaded rss_mb: -" in shown
+    header = next(row for row in rows if row[:1] == ["trials"])
+    for trial, row in zip(results["trials"], (row for row in rows[rows.index(header) + 1 :]), strict=False):
+        assert row[1] == str(trial["streams"])
+        assert f"{trial['latency_ms']['p99']:.2f}" in row
 
 
 def test_plot(tmp_path: Path) -> None:

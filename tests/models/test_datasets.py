@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,6 @@ from mien.models.datasets import (
     window,
     word_times_ns,
     write_shard,
-    write_whole,
 )
 from mien.windowing import place_rows
 
@@ -157,21 +155,6 @@ def test_rows_of_the_wrong_width_are_never_written(tmp_path: Path) -> None:
     rows = RawRows(np.zeros((4, 5), np.float32), np.ones(4, np.bool_), np.zeros(4, np.int64))
     with pytest.raises(DataError, match=r"not \(n, 3\)"):
         write_shard(tmp_path / "s.safetensors", SPECS, [(Labels(id="a", corpus="c"), {"vision": rows})])
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "manifest.json"
-    write_whole(target, b"old")
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *args: opened(Path("/dev/full") if args else self, *args))
-    with pytest.raises(DataError, match="No space left"):
-        write_whole(target, b"new")
-    monkeypatch.undo()
-    assert target.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_datasets_of_other_extractors_are_not_joined(tmp_path: Path) -> None:

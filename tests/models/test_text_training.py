@@ -95,7 +95,7 @@ def test_it_learns_and_ships_the_best_epoch(base: Path, corpora: list[Corpus], t
     assert config["rank"] == 2
     assert tensors["layers.0.query.up"].abs().sum() > 0
     assert (load_minilm(base, out).layers[0].query.weight != load_minilm(base).layers[0].query.weight).any()
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_one_seed_one_result_and_resuming_does_not_show(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""What `mien bench` runs, prints, draws and compares."""
+"""What `mien bench` runs and draws."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -12,15 +11,14 @@ from typing import Any
 
 import msgspec
 import psutil
-from rich.console import Console
-from rich.table import Column, Table
 
+from mien.cli._terminal import make_console
 from mien.config import load_config
 from mien.errors import ConfigError, DataError
-from mien.stream.bench.measurement import compare_reports, load_per_core, surroundings
+from mien.files import whole_file
+from mien.stream.bench.measurement import load_per_core, surroundings
 
 _FORMAT = 1
-_PERCENTILES = ("p50", "p90", "p95", "p99", "max")
 
 
 def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def run_multi(checkpoint: str, engine: str, streams: int | None, seconds: float)
     predictor = _predictor(checkpoint, engine)
     if streams is not None:
         return {"model": predictor.id, **bench_multi(predictor, streams, seconds)}
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
 
     def report(trial: dict[str, Any]) -> None:
         console.print(
@@ -185,46 +183,6 @@ def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float
         signal.signal(signal.SIGINT, before)
 
 
-def show(report: dict[str, Any]) -> None:
-    """The report for people."""
-    console = Console(highlight=False)
-    tables: list[tuple[str, dict[str, Any]]] = []
-    plain: list[tuple[str, Any]] = []
-    _sort_out(report["results"], "", tables, plain)
-    if tables:
-        table = Table(
-            report["kind"], *(Column(p, justify="right") for p in (*_PERCENTILES, "n")), box=None, pad_edge=False
-        )
-        for path, figures in tables:
-            cells = [f"{figures[p]:.3f}" if p in figures else "-" for p in _PERCENTILES]
-            table.add_row(path, *cells, str(figures["n"]))
-        console.print(table)
-        console.print("milliseconds, warm-up left out", style="dim")
-    for path, value in plain:
-        console.print(f"{path}: {value}", markup=False, soft_wrap=True)
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    load = report["load_per_core"]
-    console.print(f"\n{report['machine']}; Python {report['python']}; {versions}", markup=False, soft_wrap=True)
-    console.print(f"commit {report['commit']}; load per core {load['before']} -> {load['after']}", markup=False)
-    if (load["before"] or 0) > 0.5:
-        console.print("the machine was busy with other work: trust ratios of one run, not the times", style="yellow")
-
-
-def show_comparison(base: dict[str, Any], other: dict[str, Any]) -> None:
-    """Ratios of two reports: how many times as long the second one takes."""
-    console = Console(highlight=False)
-    table = Table("second / first", *(Column(name, justify="right") for name in ("ratio", "p10", "p90", "")), box=None)
-    ratios = compare_reports(base["results"], other["results"])
-    for path, figures in ratios.items():
-        verdict = "slower" if figures["p10"] > 1 else "faster" if figures["p90"] < 1 else "no difference shown"
-        table.add_row(path, *(f"{figures[name]:.3f}" for name in ("ratio", "p10", "p90")), verdict)
-    console.print(table)
-    if not ratios:
-        console.print("the two reports have no measurement in common")
-    if base["machine"] != other["machine"]:
-        console.print("the reports are from different machines", style="yellow")
-
-
 def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
     """Distribution and timeline of the software latency, as a PNG.
 
@@ -247,7 +205,8 @@ def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
     right.set(xlabel="s", ylabel="ms", ylim=(0, None))
     right.legend(loc="upper right")
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=130, format="png")
     pyplot.close(figure)
 
 
@@ -270,29 +229,3 @@ def _frame_rate(source: str) -> float | None:
 def _four_ports(free_port: Callable[[], int]) -> int:
     """The first of four ports in a row that are likely free: sessions rarely sit so high."""
     return min(free_port(), 65_000)
-
-
-def _sort_out(results: Any, path: str, tables: list[tuple[str, dict[str, Any]]], plain: list[tuple[str, Any]]) -> None:
-    """Into rows of the table and everything else, in the report's order."""
-    for key, value in results.items():
-        name = f"{path} {key}".strip()
-        if key == "faults":
-            continue  # each was shown when it had happened
-        if isinstance(value, dict) and "blocks" in value:
-            tables.append((name, value))
-        elif isinstance(value, dict) and set(value) == {"ratio", "p10", "p90"}:
-            plain.append((name, f"{value['ratio']:.2f} (p10 {value['p10']:.2f}, p90 {value['p90']:.2f})"))
-        elif isinstance(value, dict) and value:
-            _sort_out(value, name, tables, plain)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            plain += [(name, json.dumps(_short(item))) for item in value]
-        else:
-            plain.append((name, value))
-
-
-def _short(item: dict[str, Any]) -> dict[str, Any]:
-    """A trial without its blocks."""
-    return {
-        key: {name: figure for name, figure in value.items() if name != "blocks"} if isinstance(value, dict) else value
-        for key, value in item.items()
-    }

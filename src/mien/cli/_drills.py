@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from mien.cli._terminal import make_console
 from mien.config import load_config
 from mien.errors import SourceError
 
@@ -23,7 +22,7 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
     from mien.stream.bench.devices import CameraServer, SoundCard
     from mien.stream.session import SAMPLE, plan_session
 
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     source = clip or SAMPLE
     with ExitStack() as stack, _interruptible() as stopping:
         camera = CameraServer(source)
@@ -36,7 +35,7 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
             card.plug_in()
             os.environ.update(card.environment)
         except SourceError as error:
-            console.print(f"{error}; the clip's own sound is played instead", style="yellow", markup=False)
+            console.print(f"{error}; the clip's own sound is played instead", style="yellow")
         session = plan_session(
             load_config(
                 overrides={
@@ -57,7 +56,6 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
             console.print(
                 f"{outcome.fault:<30} {masked:<22} {back:<24} lost {outcome.lost:4}  silence at most "
                 f"{outcome.longest_silence_s:4.1f} s  memory {outcome.memory_mb:5.0f} MB{unexplained}",
-                markup=False,
                 soft_wrap=True,
             )
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+STDOUT = Path("-")
+
 
 class Kind(StrEnum):
     """What is measured."""
@@ -50,7 +52,9 @@ def command(
     streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
     engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
     checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file; - is standard output.")
+    ] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="paced, soak: write a PNG of the latency.")] = None,
 ) -> None:
     """Measure this machine, and print where and with what it was done."""
@@ -58,18 +62,24 @@ def command(
     from collections.abc import Callable
     from typing import Any
 
-    from mien.cli import _bench, _drills
+    from mien.cli import _bench, _drills, _figures
+    from mien.cli._terminal import make_console
     from mien.errors import ConfigError
+    from mien.files import check_target, write_file
 
     given = operands or []
     wanted = {Kind.SOAK: 1, Kind.COMPARE: 2}.get(kind, 0)
     if len(given) != wanted:
         raise ConfigError(f"mien bench {kind.value} takes {wanted} operands, not {len(given)}; see mien bench --help")
     if kind is Kind.COMPARE:
-        _bench.show_comparison(*(_bench.read_report(Path(path)) for path in given))
+        _figures.show_comparison(*(_bench.read_report(Path(path)) for path in given))
         return
     if plot_path is not None and kind not in (Kind.PACED, Kind.SOAK):
         raise ConfigError("--plot draws a session: use it with paced or soak")
+
+    for path in (json_path, plot_path):
+        if path is not None and path != STDOUT:
+            check_target(path)  # before the minutes that it takes
 
     runs: dict[Kind, Callable[[], dict[str, Any]]] = {
         Kind.ENGINES: lambda: _bench.run_engines(checkpoint, seconds or 20.0),
@@ -89,6 +99,7 @@ def command(
         ),
     }
     report = _bench.with_surroundings(kind.value, runs[kind])
-    _bench.show(report)
+    _figures.show(report, make_console(stderr=json_path == STDOUT))
     if json_path is not None:
-        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=2) + "\n"
+        typer.echo(text, nl=False) if json_path == STDOUT else write_file(json_path, text)

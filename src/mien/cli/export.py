@@ -20,8 +20,8 @@ def command(
     """Export a recording as CSV, JSON or subtitles, or made whole."""
     import sys
 
-    from mien.cli._files import write_text
     from mien.errors import ConfigError
+    from mien.files import check_target, write_file
     from mien.stream.recording.export import export
     from mien.stream.recording.reader import open_recording
     from mien.stream.recording.table import read_table
@@ -36,9 +36,11 @@ def command(
             raise ConfigError("--mcap needs a file to write: --out FILE")
         rewrite(open_recording(path), out)
         return
+    if out is not None:
+        check_target(out)
     text = export(read_table(path), chosen[0] if chosen else "csv")
     if out is not None:
-        write_text(out, text)
+        write_file(out, text, private=True)
     else:
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()

@@ -25,12 +25,14 @@ def command(
     from mien.emotions import EMOTIONS
     from mien.engines.predictor import Predictor
     from mien.errors import SourceError
+    from mien.files import check_target, write_file
     from mien.models.checkpoint import check_extractors, load_checkpoint
-    from mien.models.datasets import write_whole
     from mien.models.weights import weight_set
     from mien.stream.offline.clips import clips_in, predict_clip, read_clip
     from mien.stream.offline.extraction import Extractors, live_specs
 
+    if out is not None:
+        check_target(out)
     loaded = load_checkpoint(checkpoint)
     weights = weight_set(checkpoint)
     specs = {name: spec for name, spec in live_specs(weights=weights).items() if name in {s.name for s in loaded.specs}}
@@ -73,6 +75,6 @@ def command(
     finally:
         extractors.close()
     if out is not None:
-        write_whole(out, text.getvalue().encode())
+        write_file(out, text.getvalue())
     if failed == len(clips):
         raise SourceError("no clip could be read")

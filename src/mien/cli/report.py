@@ -13,10 +13,11 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; else beside the recording.")] = None,
 ) -> None:
     """Write a report of a recording: one self-contained page that prints well."""
-    from mien.cli._files import write_text
+    from mien.files import check_target, write_file
     from mien.stream.recording.report import report
     from mien.stream.recording.table import read_table
 
     target = out if out is not None else path.with_suffix(".html")
-    write_text(target, report(read_table(path)))
+    check_target(target)
+    write_file(target, report(read_table(path)), private=True)
     typer.echo(f"wrote {target}", err=True)

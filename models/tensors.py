@@ -1,0 +1,31 @@
+"""Files of tensors: written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mien.errors import FileError
+from mien.files import whole_file
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, from wherever they are, as a safetensors file; folders that are missing are made.
+
+    Args:
+        metadata: more than one entry is written in an order that changes from run to run.
+
+    Raises:
+        FileError: there is no room or no permission; what was there before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as unfinished:
+        try:
+            kept = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(kept, unfinished, dict(metadata) if metadata is not None else None)
+        except SafetensorError as error:
+            raise FileError(f"cannot write {path}: {error}") from error

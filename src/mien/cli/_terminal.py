@@ -1,0 +1,55 @@
+"""What commands print for people: text as it is, and tables that are never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that prints brackets, colons and numbers as they are: names of files and devices may hold any of them.
+
+    Styles are given as styles, not as markup.
+    """
+    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as it needs: a line that a narrow terminal wraps can be read, a cut number cannot."""
+    wide = console.options.update(max_width=10_000)
+    before, needed = console.width, Measurement.get(console, wide, table).maximum
+    console.width = max(before, needed)
+    try:
+        console.print(table, crop=False)
+    finally:
+        console.width = before
+
+
+def figure_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A plain table: names on the left, and figures, right-aligned, in the columns after them.
+
+    Args:
+        title: of the first column. columns: of the others.
+        rows: a name and its figures; None where there is none.
+    """
+    table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
+    for name, *figures in rows:
+        table.add_row(str(name), *map(cell, figures))
+    return table
+
+
+def cell(value: Any) -> str:
+    """A figure as a person reads it."""
+    if value is None or value == {} or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(cell, value))
+    return str(value)

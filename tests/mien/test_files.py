@@ -1,0 +1,153 @@
+"""Files that mien writes, on disks that are full, read-only or not there."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mien.errors import DataError, FileError
+from mien.files import ROOM_BYTES, check_target, whole_file, write_file
+
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
+ordinary = pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to root")
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """As `ulimit -f` sets it: no file grows beyond a thousand bytes. What a full disk says comes the same way."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 kB with hardly any room left."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root mounts a small disk")
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (folder / "filler").write_bytes(bytes((256 << 10) - ROOM_BYTES // 2))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_file(path, "old")
+    write_file(path, "nëw")
+    assert path.read_bytes() == "nëw".encode()
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+@posix
+def test_private_files_and_kept_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_file(tmp_path / "private", b"", private=True)
+        write_file(tmp_path / "public", b"")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "private") == 0o600
+    assert mode(tmp_path / "public") == 0o644
+    (tmp_path / "public").chmod(0o640)
+    write_file(tmp_path / "public", b"again")
+    assert mode(tmp_path / "public") == 0o640
+
+
+@posix
+def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_file(tmp_path / "link", b"through")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"through"
+    check_target(Path(os.devnull))
+    write_file(Path(os.devnull), b"gone")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_name_as_long_as_it_may_be(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 125 + ".json")
+    check_target(path, new=True)
+    write_file(path, b"content")
+    assert path.read_bytes() == b"content"
+    with pytest.raises(FileError, match="name is too long"):
+        write_file(tmp_path / ("é" * 130), b"content")
+
+
+def test_an_unfinished_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    write_file(path, b"old")
+
+    def interrupted() -> None:
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+@posix
+@pytest.mark.usefixtures("small_files")
+def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_file(path, b"old")
+    with pytest.raises(DataError, match=r"manifest\.json: the file may not grow any more"):
+        write_file(path, bytes(2000), error=DataError)
+    with pytest.raises(FileError, match="may not grow any more"):
+        check_target(path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["manifest.json"]
+
+
+def test_a_full_disk_is_found_before_and_leaves_nothing(full_disk: Path) -> None:
+    with pytest.raises(FileError, match="the disk is full"):
+        check_target(full_disk / "new.json", new=True)
+    with pytest.raises(FileError, match="the disk is full"):
+        write_file(full_disk / "new.json", bytes(ROOM_BYTES))
+    assert os.listdir(full_disk) == ["filler"]
+
+
+def test_what_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"here")
+    for path, said in (
+        (tmp_path, "is a folder; add a file's name"),
+        (tmp_path / "file", "exists; choose another name or remove it"),
+        (tmp_path / "no" / "such" / "file", "does not exist; make it, or choose another place"),
+        (tmp_path / "file" / "file", "is no folder, or choose another place"),
+    ):
+        with pytest.raises(FileError, match=said):
+            check_target(path, new=True)
+    check_target(tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"here"
+
+
+@ordinary
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(FileError, match="permission denied"):
+            check_target(tmp_path / "file")
+    finally:
+        tmp_path.chmod(0o700)
