@@ -32,6 +32,7 @@ from mien.models.datasets import (
     RawRows,
     Skipped,
     finish_dataset,
+    is_dataset,
     read_shard,
     word_times_ns,
     write_shard,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 MODALITIES = ("text", "audio", "vision")
 CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
+_MEASURED = 100  # clips whose length is looked at before
 SHORTEST_PART = 0.2  # of a sentence's words, in a shortened copy
 
 
@@ -117,6 +119,36 @@ def needed_specs(corpus: Corpus, options: ExtractOptions, weights: WeightSet = S
     """What the extractors make of the items that would be taken from a corpus."""
     has = {name for position in _chosen(corpus, options) for name in _modalities_of(corpus.items[position], options)}
     return live_specs(has, weights)
+
+
+def wordless_sound(sources: Sequence[Path], options: ExtractOptions) -> tuple[int, float]:
+    """How many items of folders of clips have sound and no text, and how many seconds they last, about.
+
+    Other corpora that come without texts are of scripted sentences, whose words tell nothing.
+    """
+    count, seconds = 0, 0.0
+    for source in sources:
+        if is_dataset(source) or source.suffix.lower() in (".pkl", ".pickle"):
+            continue
+        corpus = read_corpus(source)
+        if corpus.name != "clips":
+            continue
+        items = [corpus.items[position] for position in _chosen(corpus, options)]
+        items = [i for i in items if i.text is None and i.audio is not None and not is_recording(i.audio)]
+        lengths = [_seconds(item) for item in items[:: max(1, len(items) // _MEASURED)]]
+        count += len(items)
+        seconds += sum(lengths) / max(len(lengths), 1) * len(items)
+    return count, seconds
+
+
+def _seconds(item: CorpusItem) -> float:
+    if item.end_s is not None:
+        return item.end_s - (item.start_s or 0.0)
+    assert item.audio is not None
+    try:
+        return max(clip_streams(item.audio).duration_s - (item.start_s or 0.0), 0.0)
+    except MienError:
+        return 0.0  # skipped later, with its reason
 
 
 def extract(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mien.cli import _recogniser
+
 if TYPE_CHECKING:
     from mien.models.datasets import Dataset, Sample
     from mien.models.evaluation import Runner, Scores
@@ -44,7 +46,7 @@ def command(
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",
     limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split that are extracted; 0 takes all.")] = 0,
-    asr: Annotated[str, typer.Option(help="Recogniser (tiny.en, base) for clips that come without a text.")] = "",
+    asr: Annotated[str, typer.Option(help=_recogniser.HELP)] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes for extraction; 0 is one per core.")] = 0,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
 ) -> None:  # fmt: skip
@@ -69,8 +71,9 @@ def command(
             raise DataError(f"{loaded.path} has no modality {name}; it has {', '.join(known)}")
     wanted = (split,) if split in ("train", "valid", "test") else ()
     options = ExtractOptions(
-        modalities=tuple(m for m in ("text", "audio", "vision") if m in names), splits=wanted, asr=asr, limit=limit
+        modalities=tuple(m for m in ("text", "audio", "vision") if m in names), splits=wanted, limit=limit
     )
+    options = _recogniser.choose_recogniser(data, options, asr, jobs)
     with item_progress("reading") as progress:
         dataset = read_labelled(data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress)
     check_extractors(loaded, [spec for name, spec in dataset.specs.items() if name in names])

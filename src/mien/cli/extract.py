@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _recogniser
+
 
 def command(
     sources: Annotated[
@@ -18,7 +20,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset. A stopped run goes on there.")],
     modalities: Annotated[str, typer.Option(help="What to extract, where an item has it.")] = "text,audio,vision",
     split: Annotated[str, typer.Option(help="Only these splits, for instance train,valid.")] = "",
-    asr: Annotated[str, typer.Option(help="Recogniser (tiny.en, base) for clips that come without a text.")] = "",
+    asr: Annotated[str, typer.Option(help=_recogniser.HELP)] = "",
     audio_copies: Annotated[int, typer.Option(min=0, help="Perturbed copies of every training clip's sound.")] = 0,
     partial_texts: Annotated[float, typer.Option(min=0, max=1, help="Share of training texts to add shortened.")] = 0.0,
     checkpoint: Annotated[
@@ -37,9 +39,9 @@ def command(
         splits=tuple(filter(None, split.split(","))),
         audio_copies=audio_copies,
         partial_texts=partial_texts,
-        asr=asr,
         limit=limit,
     )
+    options = _recogniser.choose_recogniser(sources, options, asr, jobs)
     with item_progress("extracting") as progress:
         manifest = extract(sources, out, options, weights=weight_set(checkpoint), jobs=jobs, progress=progress)
     for corpus, splits in manifest.counts.items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+import mien
+from mien.cli import app
 from mien.errors import DataError
 from mien.models.datasets import read_dataset, read_manifest
 from mien.stream.modalities.audio import AudioExtractor
@@ -55,6 +59,22 @@ def test_rows_are_those_of_the_live_extractor(clips: Path, tmp_path: Path) -> No
     part = [s for s in dataset.samples if s.labels.duration_ns == 700_000_000]
     assert len(part) == 1
     assert len(part[0].tracks["audio"].values) == 35
+
+
+def test_words_of_clips_without_a_text_are_recognised_unless_told_otherwise(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    said.mkdir()
+    shutil.copy(Path(mien.__file__).parent / "sample.mp4", said / "a.mp4")
+    (said / "labels.csv").write_text("file,emotion,start,end\na.mp4,neutral,0.2,5.6\n")
+    command = ["extract", str(said), "--modalities", "text", "--jobs", "1", "-o"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "with")])
+    assert result.exit_code == 0, result.output
+    assert "1 clip without a text, 5 s of sound: tiny.en recognises" in result.stderr
+    assert "four parts" in (read_dataset(tmp_path / "with").samples[0].labels.text or "")
+    result = CliRunner().invoke(app, ["extract", str(said), "--asr", "none", "--jobs", "1", "-o", str(tmp_path / "no")])
+    assert result.exit_code == 0, result.output
+    assert "recognises" not in result.stderr
+    assert set(read_dataset(tmp_path / "no").samples[0].tracks) == {"audio", "vision"}
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(clips: Path, tmp_path: Path) -> None:
