@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ FORMAT = 1
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 LOCK_TIMEOUT_S = 900.0  # longer than the slowest compile
-MOST_ENTRIES = 64  # the ones that were opened last; every new checkpoint makes some anew
+# The ones that were opened last; every new checkpoint makes some anew.
+MOST_ENTRIES, MOST_BYTES = 64, 1 << 30
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -115,11 +117,15 @@ class Cache:
                 )
         return found
 
+    def size(self) -> int:
+        """Bytes on disk."""
+        return disk_use(self.root)
+
     def clear(self) -> int:
         """Remove everything; the number of bytes freed. Engines that are open keep running."""
         if not self.root.is_dir():
             return 0
-        size = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        size = self.size()
         for path in self.root.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -184,6 +190,7 @@ def _open_locked(
     try:
         partial.mkdir(parents=True)
         _compile(partial, identity, network, backend, precision, threads)
+        _share_files(partial, folder.parent)
         os.replace(partial, folder)
         _prune(folder.parent)
         return _open_verified(folder, network, backend, precision, threads)
@@ -231,14 +238,53 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
     return engine
 
 
-def _prune(root: Path) -> None:
-    """Remove the entries that have not been opened for the longest time."""
-    opened: list[tuple[float, Path]] = []
-    for manifest in root.glob(f"*/{MANIFEST}"):
+def disk_use(root: Path) -> int:
+    """Bytes that the files below a folder take; one that has several names counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for path in root.rglob("*"):
         with contextlib.suppress(OSError):
-            opened.append((manifest.stat().st_mtime, manifest.parent))
-    for _, folder in sorted(opened)[:-MOST_ENTRIES]:
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def remove_oldest(root: Path, marker: str, most: int, most_bytes: int) -> None:
+    """Remove folders below `root` whose file `marker` was touched longest ago, until the bounds hold.
+
+    The newest one stays, however large it is.
+    """
+    opened: list[tuple[float, Path]] = []
+    for path in root.glob(f"*/{marker}"):
+        with contextlib.suppress(OSError):
+            opened.append((path.stat().st_mtime, path.parent))
+    opened.sort()
+    while len(opened) > 1 and (len(opened) > most or disk_use(root) > most_bytes):
+        _, folder = opened.pop(0)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prune(root: Path) -> None:
+    remove_oldest(root, MANIFEST, MOST_ENTRIES, MOST_BYTES)
+
+
+def _share_files(folder: Path, root: Path) -> None:
+    """Let files that another entry has too, byte for byte, be the same file on disk: versions often differ in one."""
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return
+    known: dict[str, Path] = {}
+    for path in root.glob(f"*/{MANIFEST}"):
+        other = _read_manifest(path.parent) if path.parent != folder else None
+        known |= {digest: path.parent / name for name, digest in (other.files if other else {}).items()}
+    for name, digest in manifest.files.items():
+        twin = known.get(digest)
+        # Where it was damaged, or the disk knows no links, the entry keeps its own.
+        with contextlib.suppress(OSError):
+            if twin is not None and _sha256(twin) == digest:
+                linked = folder / f".{name}.link"
+                linked.hardlink_to(twin)
+                linked.replace(folder / name)
 
 
 def _read_manifest(folder: Path) -> Manifest | None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from platformdirs import user_cache_path
 
+from mien.engines.cache import remove_oldest
 from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.corpora import content_digest, read_corpus
-from mien.models.datasets import Dataset, is_dataset, join_datasets, read_dataset
+from mien.models.datasets import PLAN, Dataset, is_dataset, join_datasets, read_dataset
 from mien.models.mmsa import read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
+
+MOST_DATASETS, MOST_BYTES = 64, 2 << 30  # in the user's cache folder; the ones that were used last
 
 
 def read_labelled(
@@ -30,8 +35,8 @@ def read_labelled(
 ) -> Dataset:
     """All samples of the sources.
 
-    A corpus that is not extracted yet is extracted into mien's cache folder, and found there the next time, as long as
-    what is in its files and the extractors stay the same.
+    A corpus that is not extracted yet is extracted into `cache`, or the user's cache folder, and found there the next
+    time, as long as what is in its files and the extractors stay the same. The latter is bounded, and the user's alone.
 
     Raises:
         DataError: a source is missing, unknown, or was extracted by other extractors than another one.
@@ -47,10 +52,32 @@ def read_labelled(
             datasets.append(read_dataset(source))
         else:
             specs = needed_specs(read_corpus(source), options, weights)
-            folder = (cache or user_cache_path("mien") / "datasets") / _key(source, options, list(specs.values()))
+            folder = (cache or _open_cache()) / _key(source, options, list(specs.values()))
             extract([source], folder, options, weights=weights, jobs=jobs, progress=progress)
             datasets.append(read_dataset(folder))
+            if cache is None:
+                _keep_newest(folder)
     return join_datasets(datasets)
+
+
+def cache_folder() -> Path:
+    """Where corpora that were not extracted by the user's own hand are kept, between runs."""
+    return user_cache_path("mien") / "datasets"
+
+
+def _open_cache() -> Path:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    # What people said and looked like: nobody else's, whatever the files within allow.
+    folder.chmod(0o700)
+    return folder
+
+
+def _keep_newest(folder: Path) -> None:
+    """Note that a dataset was used, and remove those used longest ago beyond the bound."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / PLAN)
+    remove_oldest(cache_folder(), PLAN, MOST_DATASETS, MOST_BYTES)
 
 
 def _key(source: Path, options: ExtractOptions, specs: Sequence[ModalitySpec]) -> str:

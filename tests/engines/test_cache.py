@@ -207,3 +207,38 @@ def test_entries_that_are_not_used_any_more_go(cache: Path, monkeypatch: pytest.
     open_onnx(make_network("3"), cache)
     kept = {json.loads((folder / MANIFEST).read_bytes())["identity"]["version"] for folder in cache.glob("*/")}
     assert kept == {"1", "3"}
+
+
+def test_what_is_the_same_in_two_entries_is_on_the_disk_once(network: Network, cache: Path) -> None:
+    open_onnx(network, cache)
+    size = Cache(cache).size()
+    again = Network(network.name, "2", network.build, network.example, network.outputs, network.dynamic)
+    open_onnx(again, cache)
+    manifests = sum(path.stat().st_size for path in cache.glob(f"*/{MANIFEST}"))
+    assert len(Cache(cache).entries()) == 2
+    assert Cache(cache).size() < size + manifests
+    # One that is damaged is damaged in both, noticed in both, and made anew.
+    damaged = entry_with(cache, network.version) / MODEL
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    open_onnx(network, cache)
+    open_onnx(again, cache)
+
+
+def entry_with(cache: Path, version: str) -> Path:
+    """The entry of a version of the network."""
+    found = [
+        path.parent
+        for path in cache.glob(f"*/{MANIFEST}")
+        if json.loads(path.read_text())["identity"]["version"] == version
+    ]
+    return found[0]
+
+
+def test_the_cache_is_bounded_by_its_size(network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_onnx(make_network("old", seed=3), cache)
+    old = entry_of(cache)
+    os.utime(old / MANIFEST, (0, 0))
+    monkeypatch.setattr("mien.engines.cache.MOST_BYTES", Cache(cache).size() + 1)
+    open_onnx(network, cache)
+    assert not old.exists()
+    assert len(Cache(cache).entries()) == 1, "the newest stays, however large"

@@ -37,8 +37,9 @@ def choose_recogniser(sources: Sequence[Path], options: ExtractOptions, asr: str
         return msgspec.structs.replace(options, asr=asr)
     chosen = asr or DEFAULT
     takes_s = seconds * _SHARE / min(jobs or os.cpu_count() or 1, count)
+    clips = "1 clip" if count == 1 else f"{count} clips"
     typer.echo(
-        f"{count} clip{'s' if count > 1 else ''} without a text, {_length(seconds)} of sound: {chosen} recognises their words, in about "
+        f"{clips} without a text, {_length(seconds)} of sound: {chosen} recognises their words, in about "
         f"{_length(takes_s)} the first time; --asr none leaves words out",
         err=True,
     )

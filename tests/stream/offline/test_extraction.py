@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,11 @@ from typer.testing import CliRunner
 
 import mien
 from mien.cli import app
+from mien.engines.cache import disk_use
 from mien.errors import DataError
 from mien.models.datasets import read_dataset, read_manifest
 from mien.stream.modalities.audio import AudioExtractor
+from mien.stream.offline import labelled
 from mien.stream.offline.extraction import ExtractOptions, extract, shortened
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.sources.clip import read_sound
@@ -59,6 +64,24 @@ def test_rows_are_those_of_the_live_extractor(clips: Path, tmp_path: Path) -> No
     part = [s for s in dataset.samples if s.labels.duration_ns == 700_000_000]
     assert len(part) == 1
     assert len(part[0].tracks["audio"].values) == 35
+
+
+def test_the_cache_is_the_users_alone_and_bounded(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "user_cache_path", lambda _: tmp_path / "cache")
+    root = labelled.cache_folder()
+    read_labelled([clips], AUDIO, jobs=1)
+    (first,) = root.iterdir()
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    os.utime(first / "plan.json", (0, 0))
+    read_labelled([clips], ExtractOptions(modalities=("audio",), limit=1), jobs=1)
+    assert len(list(root.iterdir())) == 2
+    monkeypatch.setattr(labelled, "MOST_BYTES", disk_use(root) - 1)
+    read_labelled([clips], ExtractOptions(modalities=("audio",), limit=1), jobs=1)
+    assert [path == first for path in root.iterdir()] == [False], "the one that was used longest ago is gone"
+    shown = json.loads(CliRunner().invoke(app, ["cache", "datasets", "--json"]).stdout)
+    assert (shown[0]["bytes"], shown[0]["path"]) == (disk_use(root), str(root))
+    assert CliRunner().invoke(app, ["cache", "datasets", "--clear"]).exit_code == 0
+    assert list(root.iterdir()) == []
 
 
 def test_words_of_clips_without_a_text_are_recognised_unless_told_otherwise(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""`mien cache`: what mien keeps on disk to be quicker the next time."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of datasets, engines, assets; without one, all are shown, and the first two cleared."),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is in them. It is made or fetched anew.")] = False,
+    config: Annotated[str, typer.Option("--config", "-c", help="TOML configuration, for `assets.cache`.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show mien's caches and their sizes, or clear them.
+
+    datasets: rows of data that `mien eval` was given, and what was said in it. engines: compiled networks. assets: the
+    pretrained files.
+    """
+    import json
+    import shutil
+    from pathlib import Path
+
+    from mien.assets import ASSETS
+    from mien.assets import cache_folder as assets_folder
+    from mien.config import load_config
+    from mien.engines.cache import MOST_BYTES as MOST_ENGINE_BYTES
+    from mien.engines.cache import Cache, disk_use
+    from mien.errors import ConfigError
+    from mien.stream.offline import labelled
+
+    assets = load_config(Path(config) if config else None).assets
+    caches: dict[str, tuple[Path, int | None]] = {
+        "datasets": (labelled.cache_folder(), labelled.MOST_BYTES),
+        "engines": (Cache().root, MOST_ENGINE_BYTES),
+        "assets": (assets_folder(assets), None),
+    }
+    unknown = sorted(set(names or ()) - set(caches))
+    if unknown:
+        raise ConfigError(f"there is no cache {unknown[0]!r}; there are {', '.join(caches)}")
+    chosen = names or (["datasets", "engines"] if clear else list(caches))
+    report = []
+    for name in chosen:
+        folder, most = caches[name]
+        size = disk_use(folder)
+        if clear and name == "engines":
+            Cache().clear()
+        elif clear:
+            # The folder of the assets may be one of the user's own: nothing else in it is touched.
+            for known in ASSETS if name == "assets" else [path.name for path in folder.glob("*/")]:
+                shutil.rmtree(folder / known, ignore_errors=True)
+        report.append({"name": name, "bytes": size, "most_bytes": most, "path": str(folder), "cleared": clear})
+        if not as_json:
+            bound = f"at most {most / 2**20:.0f} MiB" if most is not None else "no bound"
+            typer.echo(f"{name:<9} {size / 2**20:8.1f} MiB   {'cleared' if clear else bound:<17} {folder}")
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
