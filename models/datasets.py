@@ -7,7 +7,8 @@ A dataset is a folder:
                              the rows of each item; the items themselves, labels and all, are JSON in its metadata
     manifest.json            written last: specs, counts, statistics of the training rows, and what was skipped
 
-Every file appears whole or not at all, and a folder without a manifest is not a dataset yet.
+Every file appears whole or not at all, and a folder without a manifest is not a dataset yet. What people said is in it,
+so that its files are their owner's alone (mode 0600).
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def write_shard(
         tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
     # One entry: safetensors writes several in no order, and the same items are to make the same bytes.
     contents = _Contents([labels for labels, _ in items], list(skipped))
-    write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), error=DataError)
+    write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), private=True, error=DataError)
 
 
 def _joined(parts: list[npt.NDArray[np.generic]], empty: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -282,7 +283,9 @@ def finish_dataset(folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequ
         statistics={name: total.statistics() for name, total in sums.items() if total.count},
         skipped=tuple(skipped),
     )
-    write_file(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1), error=DataError)
+    write_file(
+        folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1), private=True, error=DataError
+    )
     return manifest
 
 

@@ -192,7 +192,7 @@ def extract(
     manifest = finish_dataset(out, specs, [out / chunk.shard for chunk in plan.chunks])
     if plan.skipped:
         manifest = msgspec.structs.replace(manifest, skipped=plan.skipped + manifest.skipped)
-        write_file(out / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        write_file(out / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=1), private=True)
     return manifest
 
 
@@ -263,7 +263,7 @@ def _begin(out: Path, plan: _Plan) -> None:
     elif any(out.iterdir()):
         raise DataError(f"{out} is not empty and holds no dataset; choose another folder")
     else:
-        write_file(out / PLAN, content)
+        write_file(out / PLAN, content, private=True)
 
 
 def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:

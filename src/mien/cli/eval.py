@@ -190,10 +190,11 @@ def _text_encoder(checkpoint: Any, weights: Any) -> Any:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from mien.cli._terminal import make_console, print_table
+
+    console = make_console()
     console.print(f"{report['checkpoint']} on {report['engine']}, looking at {', '.join(report['modalities'])}")
     for corpus, made in report["corpora"].items():
         title = f"{corpus}, {made['split']}, {made['count']} items"
@@ -206,7 +207,7 @@ def _print(report: dict[str, Any]) -> None:
             if made["split"] == "test":
                 for name, has0, non0 in PUBLISHED.get(corpus, ()):
                     table.add_row(f"{name}, published", has0, non0)
-            console.print(table)
+            print_table(console, table)
         if "emotion" in made:
             m = made["emotion"]
             console.print(
@@ -216,7 +217,7 @@ def _print(report: dict[str, Any]) -> None:
             table = Table("truth \\ said", *m["labels"], title="confusion", title_justify="left")
             for name, row in zip(m["labels"], m["confusion"], strict=True):
                 table.add_row(name, *map(str, row))
-            console.print(table)
+            print_table(console, table)
             curve = "  ".join(f"{b['confidence']:.2f}: {b['accuracy']:.2f}" for b in made["confidence_curve"])
             console.print(f"confidence: accuracy   {curve}")
         gates = zip(report["gate_names"], made["gates"], strict=True)
@@ -241,6 +242,8 @@ def _print(report: dict[str, Any]) -> None:
 def _print_stream(console: Any, made: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from mien.cli._terminal import print_table
+
     table = Table("seen", "Has0 Acc-2", "Non0 Acc-2", "MAE", "UAR", "accuracy", "confidence", title="streaming")
     for share, m in made["shares"].items():
         s, e = m.get("sentiment", {}), m.get("emotion", {})
@@ -253,7 +256,7 @@ def _print_stream(console: Any, made: dict[str, Any]) -> None:
             m["confidence"],
         ]
         table.add_row(share, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-    console.print(table)
+    print_table(console, table)
     console.print(
         f"sign flips per minute {made['sign_flips_per_minute']:.2f}, "
         f"final sign after {made['seconds_to_final_sign']:.2f} s ({made['share_to_final_sign']:.0%} of the item)"
@@ -269,6 +272,8 @@ def _print_stream(console: Any, made: dict[str, Any]) -> None:
 def _print_fused(console: Any, made: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from mien.cli._terminal import print_table
+
     table = Table(
         "modalities", "UAR", "accuracy", "ECE", "by chance", "confidence",
         title=f"paired by label, {made['count']} groups",
@@ -276,7 +281,7 @@ def _print_fused(console: Any, made: dict[str, Any]) -> None:
     noisy = {f"{name} is noise": m for name, m in made["noise"].items()}
     for name, m in (made["subsets"] | noisy).items():
         table.add_row(name, *(f"{m[k]:.4f}" for k in ("uar", "accuracy", "ece", "ece_by_chance", "confidence")))
-    console.print(table)
+    print_table(console, table)
     console.print(f"gain over the best single modality {made['gain_over_best_single']:+.4f}")
     for what in ("without_one_over_best_remaining", "noise_in_one_over_best_remaining"):
         console.print(f"{what.replace('_', ' ')}: " + "  ".join(f"{m} {d:+.4f}" for m, d in made[what].items()))

@@ -75,6 +75,6 @@ def command(
     finally:
         extractors.close()
     if out is not None:
-        write_file(out, text.getvalue())
+        write_file(out, text.getvalue(), private=True)
     if failed == len(clips):
         raise SourceError("no clip could be read")

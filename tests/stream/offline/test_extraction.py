@@ -72,6 +72,7 @@ def test_the_cache_is_the_users_alone_and_bounded(clips: Path, tmp_path: Path, m
     read_labelled([clips], AUDIO, jobs=1)
     (first,) = root.iterdir()
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in first.iterdir()} == {0o600}
     os.utime(first / "plan.json", (0, 0))
     read_labelled([clips], ExtractOptions(modalities=("audio",), limit=1), jobs=1)
     assert len(list(root.iterdir())) == 2

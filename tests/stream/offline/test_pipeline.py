@@ -118,11 +118,12 @@ def test_the_table_has_four_decimals_and_the_published_numbers(folder: Path) -> 
         "--checkpoint",
         str(folder / "out" / "cmmsf.safetensors"),
     ]
-    result = CliRunner().invoke(app, command, env={"COLUMNS": "160"})
+    result = CliRunner().invoke(app, [*command, "--stream"], env={"COLUMNS": "60"})
     assert result.exit_code == 0, result.output
     accuracy = evaluated(folder)["corpora"]["mosi"]["sentiment"]["non0_accuracy"]
     assert f"{accuracy:.4f}" in result.output
     assert "Self-MM" in result.output
+    assert "…" not in result.output, "a narrow terminal cuts no number"
 
 
 def test_modalities_missing_steps_and_parts(folder: Path) -> None:

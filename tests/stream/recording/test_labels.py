@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import stat
 import wave
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_rows_and_columns_of_others_stay(path: Path) -> None:
         LabelFile(path)
     (path.parent / "labels.csv").write_text("file,emotion,note\nother.wav,angry,keep me\n")
     LabelFile(path).add(1, 2, emotion="fear")
+    assert stat.S_IMODE((path.parent / "labels.csv").stat().st_mode) == 0o600, "it holds what was said"
     rows = table_of(path)
     assert [(row["file"], row["emotion"], row["note"]) for row in rows] == [
         ("other.wav", "angry", "keep me"),
