@@ -55,6 +55,7 @@ class Collector:
         self.preview_bytes = 0
         self.lost = 0
         self.sound: tuple[float, float, bool] | None = None  # dB, probability of speech, voice
+        self.endpoint = bus.address()
         self._pictures = pictures
         self._wanted_session = session
         self._heard_s = -math.inf

@@ -96,6 +96,8 @@ def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: 
         "stale": collector.is_stale,
         "badges": view.badges(collector, keeping.recording is not None),
         "source": view.source(collector),
+        "origin": view.origin(collector),
+        "endpoint": collector.endpoint,
         "facts": view.facts(collector),
         "record": keeping.state(view.shared(collector)),
         "labels": keeping.can_label,

@@ -9,6 +9,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import Prediction
 from mien.stream.preview import Preview
+from mien.stream.speech.phrases import PhraseReader
 
 MODALITIES = ("vision", "audio", "text")
 ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions
@@ -16,13 +17,12 @@ PICTURE_NS = 330 * NS_PER_MS  # three pictures a second are kept for looking bac
 _WORDS = 600
 
 # A row: capture time in ms, sentiment, smoothed, confidence, seven emotions, three gates, age of each modality in ms.
-RAW = 1
 Row = list[float | int | None]
 SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probability of speech, voice activity
 
 
 class SpokenWord:
-    """A word with the sentiment at the time it was said; None while that is not known."""
+    """A word with the sentiment of its phrase; None while that is not known."""
 
     __slots__ = ("committed", "sentiment", "t_end_ms", "t_ms", "text")
 
@@ -60,6 +60,7 @@ class History:
         self.words: deque[SpokenWord] = deque(maxlen=_WORDS)
         self.tentative: list[SpokenWord] = []
         self.words_version = 0
+        self._phrases, self._phrase = PhraseReader(), list[SpokenWord]()
         self._pictures: deque[Preview] = deque()
         self._newest_ns = 0
         self._newest_sound_ns = 0
@@ -116,34 +117,29 @@ class History:
         self.rows.clear()
         self.sound.clear()
         self.words.clear()
+        self._phrases, self._phrase = PhraseReader(), list[SpokenWord]()
         self.tentative = []
         self.words_version += 1
         self._pictures.clear()
         self._newest_ns = self._newest_sound_ns = 0
 
-    def sentiment_at(self, t_ms: int) -> float | None:
-        """The sentiment at a capture time; None where nothing was predicted within a second of it.
-
-        Not the smoothed one, which would come too late for a word.
-        """
-        index = bisect_left(self.rows, t_ms, key=_time)
-        near = [self.rows[i] for i in (index - 1, index) if 0 <= i < len(self.rows)]
-        best = min(near, key=lambda row: abs(_time(row) - t_ms), default=None)
-        return best[RAW] if best is not None and abs(_time(best) - t_ms) <= 1000 else None
-
     def _add_words(self, prediction: Prediction) -> None:
-        last_ms = self.words[-1].t_ms if self.words else -1
-        changed = False
-        tentative = []
-        for word in prediction.words:
-            t_ms, t_end_ms = word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS
-            if not word.committed:
-                tentative.append(SpokenWord(word.text.strip(), t_ms, t_end_ms, False, None))
-            elif t_ms > last_ms:
-                sentiment = self.sentiment_at(t_end_ms)
-                self.words.append(SpokenWord(word.text.strip(), t_ms, t_end_ms, True, sentiment))
-                last_ms, changed = t_ms, True
-        if changed or [word.text for word in tentative] != [word.text for word in self.tentative]:
+        heard = self._phrases.hear(prediction)
+        for each in heard:
+            word = each.word
+            self._phrase = [] if each.begins else self._phrase
+            self._phrase.append(
+                SpokenWord(word.text.strip(), word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS, True, None)
+            )
+            self.words.append(self._phrase[-1])
+            for spoken in self._phrase:
+                spoken.sentiment = each.sentiment
+        tentative = [
+            SpokenWord(word.text.strip(), word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS, False, None)
+            for word in prediction.words
+            if not word.committed
+        ]
+        if heard or [word.text for word in tentative] != [word.text for word in self.tentative]:
             self.tentative = tentative
             self.words_version += 1
 

@@ -23,40 +23,68 @@ _MODEL = (
 )
 
 
+_EXPLANATIONS = (
+    (
+        "The numbers",
+        "They describe the last five seconds: what the face, the voice and the words express, as people labelled it in"
+        " recordings. They do not say what somebody feels. Sentiment goes from −3 (negative) to +3 (positive);"
+        " “sure” is the probability that the top emotion is right; the shares say how much the face, the voice and the"
+        " words counted.",
+    ),
+    (
+        "What leaves this machine",
+        "Nothing. Pictures reach this page only while it is open, and nothing is kept unless you record.",
+    ),
+    (
+        "The law",
+        "People must be told that an emotion recognition system is in use; at work and in education it is prohibited in"
+        " the European Union, except for medical or safety reasons.",
+    ),
+    (
+        "Keys",
+        "Space: look back, and return. ← → move, with Shift by a second. B, E and a digit or letter label a stretch"
+        " while a recording is made; Z takes the last label back. ? opens this panel, Esc closes it.",
+    ),
+)
+
+
 def build_page(version: str) -> None:
     """Lay out one page. `version` makes browsers fetch files anew that have changed."""
     ui.add_head_html(
         f'<link rel="stylesheet" href="/assets/dashboard.css?{version}">'
-        "<script>document.documentElement.dataset.theme = localStorage.getItem('mien-theme') ||"
+        "<script>document.documentElement.lang = 'en';"
+        " document.documentElement.dataset.theme = localStorage.getItem('mien-theme') ||"
         " (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');</script>"
     )
     with _box("div", "m-page"):
         _head()
-        with _box("main", "m-grid"):
+        with _box("div", "m-grid"):
             with _box("div", "m-column"):
                 _picture()
                 _now()
             with _box("div", "m-column"):
                 _timeline()
                 with (
-                    _panel("Words", "in the colour of the sentiment when they were said"),
+                    _panel("Words", "in the colour of the sentiment of each phrase"),
                     _box("div", "m-words"),
                 ):
                     _box("div", "m-said js-said")
         _facts()
     _dialog()
+    _help()
     ui.add_body_html(f'<script type="module" src="/assets/dashboard.js?{version}"></script>')
 
 
 def _head() -> None:
     with _box("header", "m-head"):
-        _text("span", "mien", "m-mark")
+        _text("h1", "mien", "m-mark")
         _box("div", "m-badges js-badges").props('role="status" aria-live="polite"')
         _box("span", "m-source js-source")
         with _box("div", "m-tools"):
             _button("Pause", "js-pause").props('aria-pressed="false" title="look back over the last minutes (Space)"')
             _button("Record", "js-record is-rec").props('aria-pressed="false" hidden')
             _button("◐", "js-theme").props('title="light or dark" aria-label="light or dark"')
+            _button("?", "js-help").props('title="what this shows (?)" aria-label="what this page shows"')
 
 
 def _picture() -> None:
@@ -64,7 +92,16 @@ def _picture() -> None:
         _box("canvas", "js-canvas")
         with _box("div", "m-note"):
             _box("span", "js-note")
-            _text("button", "Hide picture", "m-eye js-eye").props('type="button"')
+            with _box("span", "m-eyes"):
+                _text("button", "Mirror", "m-eye js-mirror").props(
+                    'type="button" aria-pressed="false" title="only on this page; nothing that is measured changes"'
+                )
+                _text("button", "Hide picture", "m-eye js-eye").props('type="button"')
+    with _box("div", "m-panel m-sound"):
+        _text("span", "sound", "")
+        with _box("div", "m-level").props('role="img" aria-label="sound level"'):
+            _box("i", "js-level")
+        _box("span", "js-heard").props('role="status"')
 
 
 def _now() -> None:
@@ -91,13 +128,24 @@ def _now() -> None:
 
 def _timeline() -> None:
     with _box("section", "m-panel m-timeline").props('aria-label="the last minute"'):
+        _box("p", "m-empty js-empty").props("hidden")
         ui.echart({"series": []}).classes("m-chart")
+        _box("div", "m-tip js-tip").props("hidden")
+        with _box("div", "m-legend"):
+            for name in EMOTIONS:
+                with _box("span", ""):
+                    _box("i", "").style(f"background: var(--{name})")
+                    _text("span", name, "")
         with _box("div", "m-foot"):
             with _box("div", "m-scrub js-scrub").props("hidden"):
                 _text("span", "", "js-ago")
                 _box("input", "js-slider").props('type="range" min="-1" max="0" step="10" aria-label="moment"')
                 _text("span", "when you paused", "")
             _box("div", "m-keys js-keys")
+            _box("div", "m-labels js-labels").props('role="toolbar" aria-label="label a stretch" hidden')
+        with _text("details", "", "m-table js-details"):
+            _text("summary", "These values as a table", "")
+            _box("div", "js-table")
 
 
 def _facts() -> None:
@@ -137,6 +185,16 @@ def _dialog() -> None:
         with _box("footer", ""):
             _button("Cancel", "js-cancel")
             _button("Start recording", "js-start is-rec")
+
+
+def _help() -> None:
+    with _box("dialog", "m-dialog m-help js-help-dialog").props('aria-labelledby="help-title"'):
+        _text("h2", "What this page shows", "").props('id="help-title"')
+        for title, text in _EXPLANATIONS:
+            _text("h3", title, "")
+            _text("p", text, "")
+        with _box("footer", ""):
+            _button("Close", "js-help-close").props("autofocus")
 
 
 @contextmanager

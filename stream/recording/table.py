@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
@@ -17,13 +16,13 @@ from mien.messages import About, Prediction
 from mien.stream.modality import WORKERS
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
+from mien.stream.speech.phrases import PhraseReader, PhraseWord
 
 _UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
-_NEAR_NS = NS_PER_S  # a word has the sentiment of a prediction this near
 
 
 class SpokenWord(msgspec.Struct, frozen=True):
-    """A committed word. Times in seconds from the recording's zero; sentiment at its end, None where there was none."""
+    """A committed word. Times in seconds from the recording's zero; sentiment of its phrase, None where it had none."""
 
     text: str
     t_start_s: float
@@ -83,24 +82,26 @@ def read_table(path: Path) -> Table:
     """
     recording = open_recording(path)
     rows: list[Row] = []
-    spoken: list[tuple[str, int, int]] = []
+    words: list[SpokenWord] = []
+    phrases, begun = PhraseReader(), 0
     zero_ns: int | None = None
-    run, next_seq, lost, last_word_ns = -1, 0, 0, -1
+    run, next_seq, lost = -1, 0, 0
     for prediction in recording.predictions():
         if zero_ns is None:
             zero_ns = _zero_ns(recording, prediction)
         lost += prediction.seq - next_seq if prediction.run == run else 0
         run, next_seq = prediction.run, prediction.seq + 1
-        for word in prediction.words:
-            if word.committed and word.t_start_ns > last_word_ns:
-                last_word_ns = word.t_start_ns
-                spoken.append((word.text.strip(), word.t_start_ns, word.t_end_ns))
+        for heard in phrases.hear(prediction):
+            begun = len(words) if heard.begins else begun
+            words.append(_word(heard, zero_ns))
+            words[begun:] = [
+                msgspec.structs.replace(word, sentiment=heard.sentiment, emotion=heard.emotion)
+                for word in words[begun:]
+            ]
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
-    times = [row.t_end_ns for row in rows]
-    words = tuple(_word(word, rows, times, zero_ns) for word in spoken)
-    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), words, lost)
+    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), tuple(words), lost)
 
 
 def summarise(table: Table) -> dict[str, Any]:
@@ -180,16 +181,7 @@ def _row(prediction: Prediction, zero_ns: int) -> Row:
     )
 
 
-def _word(spoken: tuple[str, int, int], rows: list[Row], times: list[int], zero_ns: int) -> SpokenWord:
-    text, t_start_ns, t_end_ns = spoken
-    index = bisect_left(times, t_end_ns)
-    near = [rows[i] for i in (index - 1, index) if 0 <= i < len(rows)]
-    best = min(near, key=lambda row: abs(row.t_end_ns - t_end_ns))
-    known = abs(best.t_end_ns - t_end_ns) <= _NEAR_NS
-    return SpokenWord(
-        text,
-        (t_start_ns - zero_ns) / NS_PER_S,
-        (t_end_ns - zero_ns) / NS_PER_S,
-        best.sentiment_smooth if known else None,
-        best.emotion if known else None,
-    )
+def _word(heard: PhraseWord, zero_ns: int) -> SpokenWord:
+    word = heard.word
+    begin_s, end_s = (word.t_start_ns - zero_ns) / NS_PER_S, (word.t_end_ns - zero_ns) / NS_PER_S
+    return SpokenWord(word.text.strip(), begin_s, end_s, heard.sentiment, heard.emotion)

@@ -254,6 +254,45 @@ def test_the_picture_can_be_hidden(station: tuple[int, Program, str], open_page:
     assert brightest == 0
 
 
+def test_the_page_explains_itself(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
+    """The panel behind `?`, the mirror, the sound level, values under the pointer, and the table."""
+    _, _, url = station
+    page = open_page(url)
+    page.tab.keyboard.press("?")
+    panel = page.tab.locator(".js-help-dialog")
+    panel.wait_for(state="visible")
+    assert "do not say what somebody feels" in panel.inner_text()
+    page.tab.keyboard.press("Escape")
+    panel.wait_for(state="hidden")
+
+    mirror = page.tab.locator(".js-mirror")
+    assert mirror.get_attribute("aria-pressed") == "false"  # a clip is shown as it is
+    mirror.click()
+    assert mirror.get_attribute("aria-pressed") == "true"
+    assert "is-mirrored" in (page.tab.locator(".js-canvas").get_attribute("class") or "")
+    mirror.click()
+
+    page.wait(lambda: page.text("heard") == "speech")
+    box = page.tab.locator(".m-chart").bounding_box()
+    page.tab.mouse.move(box["x"] + box["width"] - 40, box["y"] + 80)
+    page.wait(lambda: "sentiment" in page.text("tip"))
+    page.tab.locator(".js-details summary").click()
+    page.wait(lambda: page.tab.locator(".js-table td").count() > 7)
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_the_page_is_accessible(station: tuple[int, Program, str], open_page: Callable[..., Page], width: int) -> None:
+    """No violation that axe-core finds, in both themes: contrast, names, headings, language."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
+    _, _, url = station
+    page = open_page(url, width)
+    for _ in ("light", "dark"):
+        found = axe.Axe().run(page.tab).response["violations"]
+        assert not found, [(each["id"], [node["target"] for node in each["nodes"]]) for each in found]
+        page.tab.click(".js-theme")
+
+
 def test_looking_back_and_returning(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
     """Paused, the page shows a moment of the past and says so; the picture is that of the moment."""
     _, _, url = station

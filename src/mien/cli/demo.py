@@ -11,6 +11,11 @@ SAMPLE = Path(__file__).resolve().parent.parent / "sample.mp4"
 
 
 def command(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")] = None,
+    mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Play a file instead of the devices.")] = None,
+    asr: Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
     headless: Annotated[bool, typer.Option("--headless", help="Print lines; no live view, no dashboard.")] = False,
     window: Annotated[bool, typer.Option("--window", help="A window with overlay instead of the dashboard.")] = False,
@@ -29,21 +34,26 @@ def command(
     from mien.stream.dashboard.launch import Companion, has_page
     from mien.stream.session import find_camera, find_microphone, plan_session
 
-    devices = not sample and (find_camera() or find_microphone())
-    overrides: dict[str, object] = {"bus.port": port, "dashboard.port": dashboard_port}
-    if not devices:
+    overrides: dict[str, object] = {"bus.port": port, "dashboard.port": dashboard_port, "text.asr": asr}
+    chosen = load_config(config)
+    is_chosen = any((camera, mic, clip)) or (chosen.video.source, chosen.audio.source) != ("auto", "auto")
+    badge = "CLIP" if clip else "LIVE"
+    if is_chosen and not sample:
+        overrides |= {"video.source": camera or clip, "audio.source": mic or clip}
+    elif sample or not (find_camera() or find_microphone()):
         if not sample:
             typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
+        badge = "SAMPLE"
         overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
     output = Output.JSON if as_json else Output.LINES if headless or not sys.stdout.isatty() else Output.VIEW
-    session = plan_session(load_config(None, overrides))
+    session = plan_session(load_config(config, overrides))
     wanted = window or not headless
     if wanted and not window and not has_page():
         typer.echo('no dashboard: it needs the package nicegui; pip install "mien[dashboard]"', err=True)
         wanted = False
     run_session(
         session,
-        badge="LIVE" if devices else "SAMPLE",
+        badge=badge,
         seconds=seconds,
         output=output,
         summary_path=summary,

@@ -12,7 +12,8 @@ const $$ = (name) => document.querySelectorAll(`.js-${name}`);
 const state = {
   era: -1, row: 0, sound: 0, words: -1, edges: 0, rows: [], sounds: [], said: [], tentative: [], now: null, facts: null,
   heard: 0, silent: null, stale: true, connected: false, cursor: null, anchor: 0, picture: true, drawn: 0, frame: null,
-  begin: null, end: null, marks: [], labels: null, record: null,
+  begin: null, end: null, marks: [], labels: null, record: null, origin: "", endpoint: "",
+  mirrored: localStorage.getItem("mien-mirrored"),
 };
 // What tests and curious people may look at: what has been drawn last.
 window.mien = { state, drawn: null };
@@ -30,7 +31,7 @@ function start() {
     setTimeout(start, 30);
     return;
   }
-  timeline = new Timeline(chart, (t) => seek(t));
+  timeline = new Timeline(chart, (t) => seek(t), point);
   new ResizeObserver(() => { timeline.restyle(); drawChart(true); }).observe(element);
   new ResizeObserver(() => redrawFrame()).observe($("canvas"));
   theme(localStorage.getItem("mien-theme"));
@@ -91,7 +92,7 @@ async function take(buffer) {
     if (keep > 50) list.splice(0, keep);
   }
   Object.assign(state, { now: news.now, facts: news.facts, silent: news.silent_ms, stale: news.stale, heard: performance.now(),
-    badges: news.badges, source: news.source, record: news.record, labels: news.labels, note: news.note,
+    badges: news.badges, source: news.source, origin: news.origin, endpoint: news.endpoint, record: news.record, labels: news.labels, note: news.note,
     marks: news.marks.map(([from, to]) => ({ from, to })) });
   if (news.edges) {
     setEdges(news.edges);
@@ -143,6 +144,10 @@ async function redrawFrame() {
 function draw() {
   drawBadges();
   drawRow();
+  drawSound();
+  drawMirror();
+  drawEmpty();
+  drawTable();
   drawFacts();
   drawRecord();
   $("note").textContent = state.note || "";
@@ -217,6 +222,84 @@ function bars(elements, shares, top) {
   });
 }
 
+// The microphone of the last seconds. Columns of a row of sound: time in ms, level in dB, ..., whether it is speech.
+const QUIET_DB = -50, LOUD_DB = -6, SPEECH_MS = 10000, LEVEL_MS = 3000;
+
+function drawSound() {
+  const rows = state.cursor === null && !isLost() && !state.stale ? state.sounds : [];
+  const last = rows.at(-1)?.[T] ?? 0;
+  const recent = rows.filter((row) => row[T] > last - LEVEL_MS).map((row) => row[1]);
+  const loudest = recent.length ? Math.max(...recent) : null;
+  const speaks = rows.some((row) => row[3] && row[T] > last - SPEECH_MS);
+  const heardFor = rows.length ? last - rows[0][T] : 0;
+  let said = "";
+  if (loudest === null) said = state.cursor !== null ? "paused" : "no sound";
+  else if (loudest > LOUD_DB) said = "clipping: move away or lower the gain";
+  else if (speaks) said = loudest < QUIET_DB ? "too quiet" : "speech";
+  else if (heardFor > SPEECH_MS) said = loudest < QUIET_DB ? "too quiet" : "no speech heard";
+  set($("heard"), said);
+  $("heard").parentElement.classList.toggle("is-bad", /clipping|quiet|no s/.test(said));
+  const now = recent.at(-1) ?? -70;
+  $("level").style.transform = `scaleX(${Math.min(Math.max((now + 70) / 70, 0), 1)})`;
+}
+
+/** People expect to see themselves as in a mirror; a clip is shown as it is. */
+function drawMirror() {
+  const on = (state.mirrored ?? (state.origin === "LIVE" ? "1" : "0")) === "1";
+  $("canvas").classList.toggle("is-mirrored", on);
+  $("mirror").setAttribute("aria-pressed", `${on}`);
+}
+
+function drawEmpty() {
+  const empty = $("empty");
+  empty.hidden = state.rows.length > 0 || !state.endpoint;
+  if (!empty.hidden) set(empty, `Listening on ${state.endpoint}. Nothing comes yet: start \`mien run\` or \`mien demo\` on this port.`);
+}
+
+let tableDrawn = 0;
+
+function drawTable() {
+  if (!$("details").open || performance.now() - tableDrawn < 1000) return;
+  tableDrawn = performance.now();
+  const end = state.cursor ?? newest();
+  const cells = (kind, texts) => {
+    const line = document.createElement("tr");
+    line.append(...texts.map((text) => Object.assign(document.createElement(kind), { textContent: text })));
+    return line;
+  };
+  const table = document.createElement("table");
+  table.append(cells("th", ["seconds ago", "sentiment", "emotion", "sure", "face", "voice", "words"]));
+  for (let ago = 0; ago <= 10; ago++) {
+    const row = rowAt(end - 1000 * ago);
+    const percent = (value) => (value === null ? "–" : `${Math.round(100 * value)} %`);
+    if (!row) continue;
+    const shares = row[EMOTION] === null ? null : row.slice(EMOTION, EMOTION + 7);
+    table.append(cells("td", [`${ago}`, row[SMOOTH] === null ? "–" : signed(row[SMOOTH]),
+      shares ? EMOTIONS[shares.indexOf(Math.max(...shares))] : "–", percent(row[CONFIDENCE]),
+      ...[0, 1, 2].map((m) => percent(row[GATE + m]))]));
+  }
+  $("table").replaceChildren(table);
+}
+
+/** The values under the pointer. */
+function point(t, x) {
+  const tip = $("tip");
+  const row = t === null ? null : rowAt(t);
+  tip.hidden = !row;
+  if (!row) return;
+  const shares = row[EMOTION] === null ? null : row.slice(EMOTION, EMOTION + 7).map((share, i) => [share, EMOTIONS[i]]);
+  const lines = [`${((newest() - row[T]) / 1000).toFixed(1)} s ago`];
+  lines.push(row[SMOOTH] === null ? "no prediction" : `sentiment ${signed(row[SMOOTH])} (raw ${signed(row[RAW])})`);
+  if (shares) {
+    for (const [share, name] of shares.sort((a, b) => b[0] - a[0]).slice(0, 3)) lines.push(`${name} ${Math.round(100 * share)} %`);
+    lines.push(["face", "voice", "words"].map((name, m) => `${name} ${Math.round(100 * row[GATE + m])} %`).join(", "));
+  }
+  set(tip, lines.join("\n"));
+  const room = tip.parentElement.clientWidth;
+  tip.style.left = `${x + 14 + tip.offsetWidth > room ? Math.max(x - 14 - tip.offsetWidth, 0) : x + 14}px`;
+  tip.style.top = "44px";
+}
+
 function describe(value) {
   const size = Math.abs(value);
   if (size < 0.25) return "neutral";
@@ -247,7 +330,7 @@ function drawWords() {
     else if (sentiment !== null) {
       span.style.borderBottomColor = sentimentColour(sentiment);
       span.style.color = `color-mix(in oklab, ${sentimentColour(sentiment)} 55%, var(--ink))`;
-      span.title = `sentiment ${signed(sentiment)} when it was said`;
+      span.title = `sentiment ${signed(sentiment)} of this phrase`;
     }
     return span;
   });
@@ -355,7 +438,28 @@ function goLive() {
   drawChart(true);
 }
 
+/** The labelling keys as buttons, for people without a keyboard. */
+function offerLabels() {
+  const box = $("labels");
+  const shown = state.labels && state.cursor !== null;
+  box.hidden = !shown;
+  if (!shown) return;
+  const choices = state.begin === null ? [["Begin here", "b"], ...(state.marks.length ? [["Take the last back", "z"]] : [])]
+    : state.end === null ? [["End here", "e"], ["Drop it", "Escape"]]
+      : [...[-3, -2, -1, 0, 1, 2, 3].map((value) => [`${value}`.replace("-", "−"), `${value + 4}`]),
+        ...Object.entries(LETTERS).map(([key, name]) => [name, key]), ["Drop it", "Escape"]];
+  const text = JSON.stringify(choices);
+  if (box.dataset.shown === text) return;
+  box.dataset.shown = text;
+  box.replaceChildren(...choices.map(([name, key]) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "m-button", textContent: name });
+    button.addEventListener("click", () => { act(key, false); offerLabels(); });
+    return button;
+  }));
+}
+
 function hint(message) {
+  offerLabels();
   const keys = $("keys");
   if (message) {
     keys.textContent = message;
@@ -383,12 +487,20 @@ function hint(message) {
 const LETTERS = { n: "neutral", h: "happy", s: "sad", a: "angry", f: "fear", d: "disgust", u: "surprise" };
 
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open || $("help-dialog").open) return;
+  // Space and Enter on a control are the control's own.
+  if ([" ", "Enter"].includes(event.key) && event.target.closest("button, summary, input")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (act(key, event.shiftKey)) event.preventDefault();
+}
+
+/** What a key does; false if nothing. */
+function act(key, shift) {
   const labelling = state.labels && state.cursor !== null;
   if (key === " ") state.cursor === null ? seek(newest()) : goLive();
-  else if (key === "ArrowLeft" && state.cursor !== null) seek(state.cursor - (event.shiftKey ? 1000 : 100));
-  else if (key === "ArrowRight" && state.cursor !== null) seek(state.cursor + (event.shiftKey ? 1000 : 100));
+  else if (key === "?") $("help-dialog").showModal();
+  else if (key === "ArrowLeft" && state.cursor !== null) seek(state.cursor - (shift ? 1000 : 100));
+  else if (key === "ArrowRight" && state.cursor !== null) seek(state.cursor + (shift ? 1000 : 100));
   else if (key === "Escape" && state.begin !== null) {
     Object.assign(state, { begin: null, end: null });
     seek(state.cursor);
@@ -402,8 +514,8 @@ function press(event) {
     seek(state.cursor);
   } else if (labelling && state.end !== null && /^[1-7]$/.test(key)) label({ sentiment: Number(key) - 4 });
   else if (labelling && state.end !== null && LETTERS[key]) label({ emotion: LETTERS[key] });
-  else return;
-  event.preventDefault();
+  else return false;
+  return true;
 }
 
 async function takeBack() {
@@ -483,6 +595,15 @@ function wire() {
     Object.assign(state, { picture: !state.picture, drawn: 0 });
     set($("eye"), state.picture ? "Hide picture" : "Show picture");
   });
+  $("mirror").addEventListener("click", () => {
+    state.mirrored = $("mirror").getAttribute("aria-pressed") === "true" ? "0" : "1";
+    localStorage.setItem("mien-mirrored", state.mirrored);
+    drawMirror();
+  });
+  $("help").addEventListener("click", () => $("help-dialog").showModal());
+  $("help-close").addEventListener("click", () => $("help-dialog").close());
+  $("help-dialog").addEventListener("close", () => localStorage.setItem("mien-explained", "1"));
+  if (!localStorage.getItem("mien-explained") && !navigator.webdriver) $("help-dialog").showModal();
   $("record").addEventListener("click", (event) => { event.currentTarget.blur(); record(); });
   $("video").addEventListener("change", () => explain());
   $("audio").addEventListener("change", () => explain());

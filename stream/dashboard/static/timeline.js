@@ -36,11 +36,17 @@ function within(rows, from, to) {
 }
 
 export class Timeline {
-  constructor(chart, onPick) {
+  constructor(chart, onPick, onPoint) {
     this.chart = chart;
     chart.getZr().on("click", (event) => {
       if (this.scale) onPick(this.scale(event.offsetX));
     });
+    const box = chart.getDom();
+    box.addEventListener("pointermove", (event) => {
+      const x = event.clientX - box.getBoundingClientRect().left;
+      onPoint(this.scale ? this.scale(x) : null, x);
+    });
+    box.addEventListener("pointerleave", () => onPoint(null, 0));
     this.restyle();
   }
 

@@ -64,20 +64,28 @@ def test_what_is_missing_is_no_number() -> None:
     assert row[14:] == [0.0, 20.0, None]  # face, voice; words are absent, however old the last is
 
 
-def test_a_word_has_the_sentiment_at_its_time() -> None:
+def test_a_phrase_has_the_sentiment_of_the_prediction_that_first_knew_its_last_word() -> None:
     history = History(minutes=1.0)
-    for tenth in range(40):
-        history.add(prediction(tenth * 100 * NS_PER_MS, -2.0 if tenth < 20 else 2.0))
-    sad = Word("wrong", 900 * NS_PER_MS, 1000 * NS_PER_MS)
-    glad = Word("love", 2900 * NS_PER_MS, 3000 * NS_PER_MS)
-    maybe = Word("it", 3500 * NS_PER_MS, 3600 * NS_PER_MS, committed=False)
-    history.add(prediction(4 * NS_PER_S, 2.0, (sad, glad, maybe)))
-    history.add(prediction(4100 * NS_PER_MS, 2.0, (sad, glad, maybe)))
-    assert [word.to_list() for word in history.words] == [
-        ["wrong", 900, 1000, True, -2.0],
-        ["love", 2900, 3000, True, 2.0],
+    ms = NS_PER_MS
+
+    def word(text: str, at_ms: int, committed: bool = True) -> Word:
+        return Word(text, at_ms * ms, (at_ms + 100) * ms, committed=committed)
+
+    history.add(prediction(1000 * ms, 2.0, (word("This", 800, False),)))
+    history.add(prediction(1500 * ms, -2.0, (word("This", 800, False), word("hurts.", 1000, False))))
+    history.add(prediction(2500 * ms, 0.5, (word("This", 800), word("hurts.", 1000), word("I", 2300, False))))
+    history.add(
+        prediction(3500 * ms, 1.5, (word("This", 800), word("hurts.", 1000), word("I", 2300), word("see", 2500)))
+    )
+    history.add(
+        prediction(3600 * ms, 1.6, (word("This", 800), word("hurts.", 1000), word("I", 2300), word("see", 2500)))
+    )
+    assert [spoken.to_list() for spoken in history.words] == [
+        ["This", 800, 900, True, -2.0],
+        ["hurts.", 1000, 1100, True, -2.0],
+        ["I", 2300, 2400, True, 1.5],
+        ["see", 2500, 2600, True, 1.5],
     ]
-    assert [word.text for word in history.tentative] == ["it"]
 
 
 def test_a_word_from_before_is_not_coloured_by_a_guess() -> None:
