@@ -33,9 +33,15 @@ from mien.models.labels import (
     split_of_name,
 )
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
+AUDIO_SUFFIXES = frozenset(
+    {".aac", ".aif", ".aiff", ".amr", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
 RECORDING_SUFFIX = ".mcap"  # of mien itself: the rows that were made live
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v"})
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
+    | {".webm", ".wmv"}
+)
+MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 
 _RAVDESS = re.compile(r"0[123](-\d\d){6}")
 _RAVDESS_EMOTIONS = dict(
@@ -263,7 +269,7 @@ def _read_clips(folder: Path) -> Corpus:
             if not clip.is_file():
                 raise EmptyItemError("clip missing")
             suffix = clip.suffix.lower()
-            if suffix not in AUDIO_SUFFIXES | VIDEO_SUFFIXES | {RECORDING_SUFFIX}:
+            if suffix not in MEDIA_SUFFIXES | {RECORDING_SUFFIX}:
                 raise EmptyItemError(f"not a clip: {suffix or 'no suffix'}")
             start_s, end_s = parse_segment(row, where)
             items.append(
@@ -287,7 +293,7 @@ def _read_clips(folder: Path) -> Corpus:
 
 def _read_speech(folder: Path) -> Corpus:
     """RAVDESS or EmoDB: everything is in the file names. Sub-folders (one an actor) are searched too."""
-    clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES)
+    clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES)
     counts = {
         "ravdess": sum(_RAVDESS.fullmatch(clip.stem) is not None for clip in clips),
         "emodb": sum(_EMODB.fullmatch(clip.stem) is not None for clip in clips),

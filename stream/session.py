@@ -12,33 +12,10 @@ import mien
 from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import Origin
-from mien.stream.sources.clip import clip_streams
+from mien.stream.sources.address import Address, File, Url, address_of
+from mien.stream.sources.clip import Clip, open_clip
 
 SAMPLE = Path(mien.__file__).resolve().parent / "sample.mp4"
-_URL_SCHEMES = ("rtsp://", "rtsps://", "http://", "https://", "udp://", "tcp://")
-
-_MEDIA = frozenset(
-    [
-        ".aac",
-        ".avi",
-        ".flac",
-        ".m4a",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp3",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".oga",
-        ".ogg",
-        ".opus",
-        ".ts",
-        ".wav",
-        ".webm",
-        ".wmv",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -62,72 +39,85 @@ class Session:
 
 
 def plan_session(config: Config) -> Session:
-    """Decide what runs.
+    """Decide what runs, and which tracks of a clip are played.
 
     Raises:
         SourceError: a clip is missing or unreadable, or there is nothing at all to capture.
     """
     absent: dict[str, str] = {}
-    notes: list[str] = []
-    video, audio = config.video.source, config.audio.source
-    if is_clip(video) and not clip_streams(video).has_video:
+    video, audio = address_of(config.video.source), address_of(config.audio.source)
+    film, sound = _clip(video, config), _clip(audio, config)
+    if film is not None and not film.has_video:
         if video != audio:
-            raise SourceError(f"clip {video} has no picture; choose another file, or --camera none")
+            raise SourceError(f"clip {film.name} has no picture; choose another file, or --camera none")
         absent["vision"] = "the clip has no picture"
-        video = "none"
-    if is_clip(audio) and not clip_streams(audio).has_audio:
+        video = film = None
+    if sound is not None and not sound.has_audio:
         if video != audio:
-            raise SourceError(f"clip {audio} has no sound; choose another file, or --mic none")
+            raise SourceError(f"clip {sound.name} has no sound; choose another file, or --mic none")
         absent["audio"] = absent["text"] = "the clip has no sound"
-        audio = "none"
-    if video == "auto" and not find_camera():
+        audio = sound = None
+    if config.video.source == "auto" and not find_camera():
         absent["vision"] = "no camera found"
-        video = "none"
-    if audio == "auto" and not find_microphone():
+        video = None
+    if config.audio.source == "auto" and not find_microphone():
         absent["audio"] = absent["text"] = "no microphone found"
-        audio = "none"
-    notes += sorted(set(absent.values()))
-    workers = [worker for worker, source in (("video", video), ("audio", audio)) if source != "none"]
+        audio = None
+    tracks = dict.fromkeys(note for clip in (film, sound) if clip is not None for note in clip.notes)
+    workers = [worker for worker, source in (("video", video), ("audio", audio)) if source is not None]
     if "audio" in workers and config.text.asr != "none":
         workers.append("text")
+    reasons = sorted(set(absent.values()))
     for modality, worker in (("vision", "video"), ("audio", "audio"), ("text", "text")):
         if worker not in workers:
             absent.setdefault(modality, "switched off")
     if not workers:
         raise SourceError(
-            f"nothing to capture ({'; '.join(notes) or 'all sources are off'}); "
+            f"nothing to capture ({'; '.join(reasons) or 'all sources are off'}); "
             "connect a camera or microphone, or play a file with --clip FILE"
         )
-    if config.clip.fast and not all(is_clip(s) for s in (video, audio) if s != "none"):
+    if config.clip.fast and not all(isinstance(each, File) for each in (video, audio) if each is not None):
         raise SourceError("--fast plays files; give one with --clip FILE")
     return Session(
         config=msgspec.structs.replace(
             config,
-            video=msgspec.structs.replace(config.video, source=video),
-            audio=msgspec.structs.replace(config.audio, source=audio),
+            video=msgspec.structs.replace(config.video, source=_source(video, config.video.source)),
+            audio=msgspec.structs.replace(config.audio, source=_source(audio, config.audio.source)),
+            # Chosen once, for all workers.
+            clip=msgspec.structs.replace(
+                config.clip,
+                video_track=(film.video if film is not None else None) or config.clip.video_track,
+                audio_track=(sound.audio if sound is not None else None) or config.clip.audio_track,
+            ),
         ),
         workers=tuple(workers),
         absent=absent,
-        notes=tuple(notes),
+        notes=(*reasons, *tracks),
         label=_label(video, audio),
         origin=_origin(video, audio),
     )
 
 
-def is_clip(source: str) -> bool:
-    """Whether a source names a file rather than a device or a network camera."""
-    if source in ("auto", "none") or source.isdigit() or source.lower().startswith(_URL_SCHEMES):
-        return False
-    path = Path(source)
-    # A device's name may have a dot in it ("USB Audio 2.0"), so only endings of media count for files that are missing.
-    return path.is_file() or path.suffix.lower() in _MEDIA or len(path.parts) > 1
-
-
 def source_origin(source: str) -> str:
     """Where picture or sound come from: "device", "clip", or "sample", which is the built-in clip."""
-    if not is_clip(source):
+    return _origin_of(address_of(source))
+
+
+def _origin_of(address: Address | None) -> str:
+    if not isinstance(address, File):
         return "device"
-    return "sample" if Path(source).resolve() == SAMPLE else "clip"
+    return "sample" if address.path.resolve() == SAMPLE else "clip"
+
+
+def _clip(address: Address | None, config: Config) -> Clip | None:
+    return open_clip(address.path, config.clip) if isinstance(address, File) else None
+
+
+def _source(address: Address | None, written: str) -> str:
+    """An address as text that every process reads alike."""
+    if address is None:
+        return "none"
+    return address.source if isinstance(address, File) else written
 
 
 def find_camera() -> bool:
@@ -152,17 +142,18 @@ def find_microphone() -> bool:
         return False
 
 
-def _origin(*sources: str) -> Origin:
-    found = {source_origin(source) for source in sources if source != "none"}
+def _origin(*addresses: Address | None) -> Origin:
+    found = {_origin_of(address) for address in addresses if address is not None}
     return "live" if "device" in found else "sample" if found == {"sample"} else "clip"
 
 
-def _label(video: str, audio: str) -> str:
-    if video == audio:
-        return Path(video).name
-    names = [
-        Path(source).name if is_clip(source) else f"{kind} {source}" if source != "auto" else kind
-        for kind, source in (("camera", video), ("microphone", audio))
-        if source != "none"
-    ]
+def _label(video: Address | None, audio: Address | None) -> str:
+    if video == audio and video is not None:
+        return video.name
+    names = []
+    for kind, address in (("camera", video), ("microphone", audio)):
+        if isinstance(address, File | Url):
+            names.append(address.name)
+        elif address is not None:
+            names.append(kind if address.name == "auto" else f"{kind} {address.name}")
     return ", ".join(names)

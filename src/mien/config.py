@@ -107,12 +107,15 @@ class ClipConfig(_Section, frozen=True):
     """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock.
 
     `fps` is the pace of a camera that films the clip as it plays, and loses what nobody reads in time; 0 takes the
-    clip's own frames.
+    clip's own frames. `audio_track` and `video_track` choose among several tracks of a file, counted from 1; 0 takes
+    the default, and of the sound one that is not silent.
     """
 
     fast: bool = False
     loop: bool = False
     fps: Annotated[float, Meta(ge=0, le=240)] = 0.0
+    audio_track: Annotated[int, Meta(ge=0, le=255)] = 0
+    video_track: Annotated[int, Meta(ge=0, le=255)] = 0
 
 
 class InferenceConfig(_Section, frozen=True):

@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 
 from mien.errors import SourceError
-from mien.stream.sources.clip import SAMPLE_RATE, read_sound
-from mien.stream.sources.video import pictures, upright_bgr
+from mien.stream.sources.clip import open_clip, read_sound
+from mien.stream.sources.geometry import upright_bgr
+from mien.stream.sources.source import SAMPLE_RATE
 
 _PATIENCE_S = 10.0
 _QUALITY = 90
@@ -40,7 +41,7 @@ class CameraServer:
         noise = np.random.default_rng(0)
         self._jpegs: list[bytes] = []
         times_ns: list[int] = []
-        for t_ns, frame in pictures(clip):
+        for t_ns, frame in open_clip(clip).pictures():
             image = upright_bgr(frame).astype(np.int16)
             image += noise.integers(-3, 4, image.shape, np.int16)
             clean = np.clip(image, 0, 255).astype(np.uint8)

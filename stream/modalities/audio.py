@@ -24,8 +24,8 @@ from mien.stream.modalities.audio_columns import ENERGY, F0, N_MELS, PERIODICITY
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.modality import Health, Modality, Rows, SoundPiece
 from mien.stream.session import source_origin
-from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, open_audio
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.sources.audio import open_audio
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
 from mien.stream.speech.pitch import FLOOR, SPAN, yin
 from mien.stream.speech.voice_activity import FRAME, Hangover, VoiceActivity
 from mien.stream.speech.voice_states import VoiceStates

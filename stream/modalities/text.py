@@ -32,8 +32,8 @@ from mien.models.text_encoder import (
 from mien.models.weights import weight_set
 from mien.stream.modality import Health, Modality, Rows
 from mien.stream.process import give_way, threads
-from mien.stream.sources.audio import AudioSource, open_audio
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.sources.audio import open_audio
+from mien.stream.sources.source import SAMPLE_RATE, AudioSource
 from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.voice_activity import VoiceActivity

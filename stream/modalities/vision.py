@@ -29,7 +29,8 @@ from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
 from mien.stream.modality import Health, Modality, Picture, Rows
 from mien.stream.session import source_origin
-from mien.stream.sources.video import VideoSource, open_video
+from mien.stream.sources.source import VideoSource
+from mien.stream.sources.video import open_video
 
 if TYPE_CHECKING:
     from torch import nn

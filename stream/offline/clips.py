@@ -13,11 +13,11 @@ from mien.clock import NS_PER_S
 from mien.engines.predictor import Outputs, Predictor
 from mien.errors import SourceError
 from mien.messages import Float32, ModalitySpec, Window
-from mien.models.corpora import AUDIO_SUFFIXES, VIDEO_SUFFIXES, CorpusItem
+from mien.models.corpora import MEDIA_SUFFIXES, CorpusItem
 from mien.models.datasets import Labels, Sample, make_track, window
 from mien.stream.modality import Rows
 from mien.stream.offline.extraction import Extractors
-from mien.stream.sources.clip import clip_streams, read_sound
+from mien.stream.sources.clip import open_clip, read_sound
 from mien.windowing import place_rows
 
 WINDOW_NS = 5 * NS_PER_S
@@ -54,7 +54,7 @@ def clips_in(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES)
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES)
     if not found:
         raise SourceError(f"{path} is neither a clip nor a folder with clips")
     return found
@@ -66,7 +66,7 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
     Raises:
         SourceError: it cannot be read.
     """
-    streams = clip_streams(path)
+    streams = open_clip(path)
     tracks = {}
     said: tuple[Rows, ...] = ()
     if streams.has_audio:

@@ -6,6 +6,7 @@ run that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing.util
 import os
@@ -40,7 +41,9 @@ from mien.models.datasets import (
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.helpers import helpers
 from mien.stream.recording.stretch import is_recording, recorded_rows
-from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, read_sound
+from mien.stream.sources.clip import BrokenClipError, open_clip, read_sound
+from mien.stream.sources.geometry import upright_bgr
+from mien.stream.sources.source import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from mien.stream.modalities.audio import AudioExtractor
@@ -146,7 +149,7 @@ def _seconds(item: CorpusItem) -> float:
         return item.end_s - (item.start_s or 0.0)
     assert item.audio is not None
     try:
-        return max(clip_streams(item.audio).duration_s - (item.start_s or 0.0), 0.0)
+        return max(open_clip(item.audio).duration_s - (item.start_s or 0.0), 0.0)
     except MienError:
         return 0.0  # skipped later, with its reason
 
@@ -429,17 +432,17 @@ class Extractors:
             duration_ns = round((item.end_s - item.start_s) * NS_PER_S)
         words, word_times = (item.text or "").split(), None
         if item.audio is not None:
-            streams = clip_streams(item.audio)
-            duration_ns = duration_ns or round((streams.duration_s - (item.start_s or 0.0)) * NS_PER_S)
-            if streams.has_audio:
+            clip = open_clip(item.audio)
+            duration_ns = duration_ns or round((clip.duration_s - (item.start_s or 0.0)) * NS_PER_S)
+            if clip.has_audio:
                 sound = segment(read_sound(item.audio), item.start_s, item.end_s)
-                if not len(sound) and not streams.has_video:
+                if not len(sound) and not clip.has_video:
                     raise DataError("zero duration")
                 if "audio" in self.modalities:
                     rows["audio"] = self.sound_rows(sound)
                 if self._asr and not words and "text" in self.modalities:
                     words, word_times = self.recognise(sound)
-            if streams.has_video and item.video is not None and "vision" in self.modalities:
+            if clip.has_video and item.video is not None and "vision" in self.modalities:
                 rows["vision"] = self.picture_rows(item)
         if item.image is not None and "vision" in self.modalities:
             assert corpus is not None, "an image is a row of its corpus"
@@ -471,7 +474,6 @@ class Extractors:
     def picture_rows(self, item: CorpusItem) -> RawRows:
         """Rows of the pictures of an item's clip."""
         from mien.stream.modalities import vision
-        from mien.stream.sources.video import pictures, upright_bgr
 
         assert item.video is not None
         start_ns = round((item.start_s or 0.0) * NS_PER_S)
@@ -479,15 +481,16 @@ class Extractors:
         self.vision.reset()
         values, valid = [np.zeros((0, vision.SPEC.dim), np.float32)], []
         times: list[int] = []
-        for t_ns, frame in pictures(item.video):
-            if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
-                continue
-            if end_ns is not None and t_ns >= end_ns:
-                break
-            row, seen, _ = self.vision.row(upright_bgr(frame), t_ns - start_ns)
-            values.append(row[None])
-            valid.append(seen)
-            times.append(t_ns - start_ns)
+        with contextlib.suppress(BrokenClipError):  # what came before is good
+            for t_ns, frame in open_clip(item.video).pictures():
+                if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
+                    continue
+                if end_ns is not None and t_ns >= end_ns:
+                    break
+                row, seen, _ = self.vision.row(upright_bgr(frame), t_ns - start_ns)
+                values.append(row[None])
+                valid.append(seen)
+                times.append(t_ns - start_ns)
         return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
 
     def heard(self, sound: Float32) -> Iterator[Heard]:

@@ -11,8 +11,6 @@ The audio and the text worker each open a source of their own.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,73 +18,10 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import Float32, WorkerState
-from mien.stream.sources.clip import SAMPLE_RATE, SLOT_S, clip_streams, sound
-
-JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
-
-NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE  # 62,500 exactly: integer time never drifts
-PICTURE_SUFFIXES = frozenset(
-    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
-)
-SOUND_SUFFIXES = frozenset({".aac", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"})
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Sound that became ready together.
-
-    Attributes:
-        samples: shape (n,), mono, 16 kHz, float32, finite.
-        t_start_ns: capture time of the first sample; sample i is `i * NS_PER_SAMPLE` later.
-        read_ns: session time at which it was delivered.
-        continuous: False where samples are missing before this chunk, or it is the first: start filters anew.
-    """
-
-    samples: Float32
-    t_start_ns: int
-    read_ns: int
-    continuous: bool = True
-
-    @property
-    def t_end_ns(self) -> int:
-        """Capture time of the end of the last sample."""
-        return self.t_start_ns + len(self.samples) * NS_PER_SAMPLE
-
-
-class AudioSource(ABC):
-    """A microphone or the sound of a clip.
-
-    Attributes:
-        name: what it is, for people.
-        state: "ready" before `start`, "running", "degraded" while a device is lost, "ended" after a clip.
-        error: why it is degraded; None when all is well.
-        drops: samples lost since the start, by cause.
-    """
-
-    name: str = ""
-    state: WorkerState = "ready"
-    error: str | None = None
-
-    def __init__(self) -> None:
-        self.drops: dict[str, int] = {}
-
-    @abstractmethod
-    def start(self, start_ns: int) -> None:
-        """Begin. A clip's time zero is `start_ns`; a microphone uses its own times."""
-
-    @abstractmethod
-    def read(self, timeout: float) -> Chunk | None:
-        """The next sound, of at most `audio.chunk_ms`; None after `timeout` seconds without any."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the device or the file. May be called twice."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether no sound will ever follow: a clip that is over. A lost microphone has not ended."""
-        return self.state == "ended"
+from mien.messages import Float32
+from mien.stream.sources.address import File, Url, address_of
+from mien.stream.sources.clip import SLOT_S, open_clip
+from mien.stream.sources.source import JOIN_NS, NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk
 
 
 def open_audio(config: Config, clock: Clock) -> AudioSource:
@@ -96,26 +31,18 @@ def open_audio(config: Config, clock: Clock) -> AudioSource:
         SourceError: there is no such microphone (the message lists those there are), the clip cannot be read
             or has no sound, or the source is "none".
     """
-    source = config.audio.source
-    if source == "none":
+    address = address_of(config.audio.source)
+    if address is None:
         raise SourceError("the sound is turned off (audio.source is none)")
-    if is_clip(source):
-        return ClipSound(Path(source), config, clock)
+    if isinstance(address, File):
+        return ClipSound(address.path, config, clock)
+    if isinstance(address, Url):
+        raise SourceError(
+            f"no sound is taken from the network ({address.name}); set audio.source to a microphone, a file or none"
+        )
     from mien.stream.sources.microphone import Microphone
 
-    return Microphone(source, config, clock)
-
-
-def is_clip(source: str) -> bool:
-    """Whether a source names a file, not a device: it exists, or is written as a path or with a suffix."""
-    if source in ("auto", "none") or source.isdigit():
-        return False
-    path = Path(source)
-    return (
-        path.is_file()
-        or path.suffix.lower() in PICTURE_SUFFIXES | SOUND_SUFFIXES
-        or source.startswith(("/", "./", "../", "~"))
-    )
+    return Microphone(address.name, config, clock)
 
 
 class ClipSound(AudioSource):
@@ -123,28 +50,26 @@ class ClipSound(AudioSource):
 
     Sample n has capture time `start_ns + n * NS_PER_SAMPLE`, also when the clip loops; a loop is
     padded or cut to the clip's length. Paced, a chunk comes when its end is due, as from a microphone;
-    nothing is ever dropped.
+    nothing is ever dropped. Sound that cannot be read to its end is over where it breaks off, and `error` says why.
     """
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
         super().__init__()
-        path = path.expanduser()
-        streams = clip_streams(path)
-        if not streams.has_audio:
+        self._clip = open_clip(path, config.clip)
+        if not self._clip.has_audio:
             raise SourceError(f"clip {path} has no sound; choose another file, or set audio.source to none")
-        self.name = path.name
-        self._path = path
+        self.name = self._clip.name
         self._clock = clock
         self._paced = not config.clip.fast
         self._loop = config.clip.loop
-        self._loop_samples = round(streams.duration_s * SAMPLE_RATE)
+        self._loop_samples = round(self._clip.duration_s * SAMPLE_RATE)
         self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
         self._start_ns = 0
         self._position = 0  # samples delivered
         self._decoded = 0  # samples of the present pass that were decoded
         self._waiting: list[Float32] = []
         self._waiting_samples = 0
-        self._pieces = sound(path)
+        self._pieces = self._clip.sound()
         self._exhausted = False
         self._from_sample = 0  # where to begin
         self._fresh = True
@@ -197,7 +122,12 @@ class ClipSound(AudioSource):
     def _fill(self) -> None:
         """Decode until a whole chunk waits, or the clip is over."""
         while self._waiting_samples < self._chunk_samples and not self._exhausted:
-            piece = next(self._pieces, None)
+            try:
+                piece = next(self._pieces, None)
+            except SourceError as error:
+                # It would break off there again: no loop, and nothing that starting anew could mend.
+                self.error, self._exhausted = str(error), True
+                return
             if piece is not None:
                 if self._loop:
                     piece = piece[: self._loop_samples - self._decoded]
@@ -205,7 +135,7 @@ class ClipSound(AudioSource):
                 self._append(piece)
             elif self._loop:
                 self._append(np.zeros(self._loop_samples - self._decoded, np.float32))
-                self._pieces = sound(self._path)
+                self._pieces = self._clip.sound()
                 self._decoded = 0
             else:
                 self._exhausted = True

@@ -23,7 +23,9 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import VideoConfig
 from mien.errors import SourceError
-from mien.stream.sources.video import Frame, VideoSource
+from mien.stream.sources.address import Url
+from mien.stream.sources.geometry import Decoded, pixel_shape, upright_bgr
+from mien.stream.sources.source import Frame, VideoSource
 
 QUIET_S = 0.4  # silent for longer: said to be
 STALL_S = 1.5  # silent for longer: lost
@@ -76,18 +78,13 @@ def open_device(index: int, config: VideoConfig, clock: Clock) -> VideoSource:
     return LiveCamera(f"camera {index}", lambda: DeviceCamera(index, config, clock))
 
 
-def open_network(url: str, clock: Clock) -> VideoSource:
+def open_network(url: Url, clock: Clock) -> VideoSource:
     """The camera at an RTSP or HTTP address.
 
     Raises:
         SourceError: nothing answers there, or no picture comes.
     """
-    return LiveCamera(without_password(url), lambda: NetworkCamera(url, clock))
-
-
-def without_password(url: str) -> str:
-    """A URL that may be shown and logged."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+    return LiveCamera(url.name, lambda: NetworkCamera(url, clock))
 
 
 class LiveCamera(VideoSource):
@@ -309,8 +306,8 @@ def driver_time_ns(position_ms: float, monotonic_ns: int, now_ns: int) -> int:
 class NetworkCamera:
     """A camera at an RTSP or HTTP address, through FFmpeg, which says why it fails."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
-        self._name = without_password(url)
+    def __init__(self, url: Url, clock: Clock) -> None:
+        self._name = url.name
         self._clock = clock
         options = {
             "rtsp_transport": "tcp",
@@ -321,7 +318,7 @@ class NetworkCamera:
             "probesize": "262144",
         }
         try:
-            self._container: Any = av.open(url, options=options, timeout=(_CONNECT_S, _SILENCE_S))
+            self._container: Any = av.open(url.url, options=options, timeout=(_CONNECT_S, _SILENCE_S))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise SourceError(f"{self._name} cannot be opened: {_reason(error)}; check the address") from error
         if not self._container.streams.video:
@@ -351,7 +348,7 @@ class NetworkCamera:
             except av.error.InvalidDataError:
                 continue  # a packet damaged on its way; the next one may be whole
             for picture in decoded:
-                image = np.ascontiguousarray(picture.to_ndarray(format="bgr24"))
+                image = upright_bgr(Decoded(picture, pixel_shape(stream)))
                 yield Frame(image, now_ns, self._clock.now_ns())
 
 

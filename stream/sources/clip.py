@@ -1,140 +1,326 @@
 """Clips: files whose picture and sound stand in for the devices.
 
-A clip has one time line for both, which begins at the container's start and is as long as the longer of them.
-Where it loops, both begin anew after exactly `ClipStreams.duration_s`, so picture and sound never part.
+Here, and nowhere else, it is decided which of a file's streams are taken, and when and in what shape what they hold is
+seen and heard. A clip has one time line for both, which begins at the container's start and is as long as the longer
+of them. Where it loops, both begin anew after exactly `Clip.duration_s`, so picture and sound never part.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
-import soxr
 
+from mien.clock import NS_PER_S
+from mien.config import ClipConfig
 from mien.errors import SourceError
 from mien.messages import Float32
+from mien.stream.sources.address import is_file, printable
+from mien.stream.sources.geometry import Decoded, pixel_shape
+from mien.stream.sources.timeline import Stamp, Timeline, trace
+from mien.stream.sources.waveform import Waveform
 
-SAMPLE_RATE = 16_000
 SLOT_S = 0.02  # 320 samples: a loop of whole slots keeps the sound's rows on the model's time axis
-GAP_S = 0.05  # timestamps may wander this far from the sample count before a hole is believed
+_BELIEVED_S = 0.25  # a header's length that is wrong by more than this is not taken
+_SILENT = 1e-4  # peak of a sound track, -80 dB, up to which it says nothing
+_LISTEN_S = 1800.0  # how far into a track it is looked for something that can be heard
+_TAIL_S = 1.0  # a stream whose decoding fails for this long at the end has broken off
+_TRACED_BYTES = 2 << 30  # larger files are taken as their headers describe them: reading all of one takes too long
 
 
-class ClipStreams(NamedTuple):
-    """What a clip holds. `duration_s` is the length of one loop: a whole number of 20 ms slots."""
+class BrokenClipError(SourceError):
+    """A stream of a clip cannot be read to its end. What came before is good."""
 
-    has_video: bool
-    has_audio: bool
+
+@dataclass(frozen=True)
+class Clip:
+    """What is taken of a file.
+
+    Attributes:
+        path: the file. name: for people, on one line.
+        video, audio: numbers of the tracks taken, counted from 1 among their kind without covers; None where there is
+            no such track.
+        duration_s: the length of one loop: a whole number of 20 ms slots.
+        notes: one line for each kind of which the file holds several tracks: which one was taken.
+    """
+
+    path: Path
+    name: str
+    video: int | None
+    audio: int | None
     duration_s: float
+    notes: tuple[str, ...]
+    _streams: dict[str, int] = field(repr=False)  # kind: index in the container
+    _time: Timeline = field(repr=False)
 
+    @property
+    def has_video(self) -> bool:
+        """Whether there is a picture."""
+        return self.video is not None
 
-def clip_streams(path: str | Path) -> ClipStreams:
-    """What a clip holds.
+    @property
+    def has_audio(self) -> bool:
+        """Whether there is sound."""
+        return self.audio is not None
 
-    Raises:
-        SourceError: the file is missing, unreadable, or has neither picture nor sound of any length.
-    """
-    with _open(path) as container:
-        video = [stream for stream in container.streams.video if not _is_cover(stream)]
-        has_video, has_audio = bool(video), bool(container.streams.audio)
-        if not has_video and not has_audio:
-            raise SourceError(f"clip {path} has neither picture nor sound; choose another file")
-        seconds = container.duration / av.time_base if container.duration else _measure(container)
-    slots = math.ceil(round(seconds / SLOT_S, 6))
-    if slots <= 0:
-        raise SourceError(f"clip {path} has zero length; choose another file")
-    return ClipStreams(has_video, has_audio, round(slots * SLOT_S, 2))
+    def sound(self) -> Iterator[Float32]:
+        """The sound from time zero: mono, 16 kHz, float32 in pieces of any length.
 
+        Where the sound begins later than the picture, or has a hole, there is silence: a sample count is a time.
 
-def sound(path: str | Path) -> Iterator[Float32]:
-    """A clip's sound from the clip's time zero: mono, 16 kHz, float32 in pieces of any length.
-
-    Where the sound begins later than the picture, or has a hole, there is silence: a sample count is a time.
-
-    Raises:
-        SourceError: the file is missing or unreadable, or has no sound.
-    """
-    with _open(path) as container:
-        if not container.streams.audio:
-            raise SourceError(f"clip {path} has no sound; choose another file, or turn the sound off")
-        begin_s = (container.start_time or 0) / av.time_base
-        resampler: Any = None
-        rate = count = 0  # count: input samples so far, at `rate`
+        Raises:
+            SourceError: the file is missing or unreadable, or has no sound.
+            BrokenClipError: the sound breaks off.
+        """
+        if self.audio is None:
+            raise SourceError(f"clip {self.path} has no sound; choose another file, or turn the sound off")
+        waveform = Waveform()
+        broken: BrokenClipError | None = None
         try:
-            for frame in container.decode(container.streams.audio[0]):
-                samples = _mono(frame)
-                if resampler is None:
-                    rate = frame.sample_rate
-                    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-                elif frame.sample_rate != rate:
-                    raise SourceError(f"clip {path} changes its sample rate on the way; convert it to one rate")
-                hole_s = 0.0 if frame.time is None else frame.time - begin_s - count / rate
-                if hole_s > GAP_S or (count == 0 and hole_s > 0):
-                    samples = np.concatenate([np.zeros(round(hole_s * rate), np.float32), samples])
-                elif count == 0 and hole_s < 0:
-                    samples = samples[round(-hole_s * rate) :]  # an encoder's priming, before time zero
-                count += len(samples)
-                if len(samples):
-                    yield _resample(resampler, samples)
-        except av.error.FFmpegError as error:
-            if count == 0:
-                raise SourceError(f"the sound of clip {path} cannot be decoded: {error.strerror}") from error
-            # A file that ends in the middle of a packet is played as far as it goes.
-        if resampler is not None:
-            yield _resample(resampler, np.zeros(0, np.float32), last=True)
+            for t_ns, frame, _ in self._decoded("audio"):
+                yield from waveform.push(frame, None if t_ns is None else t_ns / NS_PER_S)
+        except BrokenClipError as error:
+            broken = error
+        yield from waveform.finish()
+        if broken is not None:
+            raise broken
+
+    def pictures(self, from_ns: int = 0) -> Iterator[tuple[int, Decoded]]:
+        """Decoded frames, each with its time since time zero in ns; not all are later than the one before.
+
+        With `from_ns` they begin at or before that time, as near to it as the file allows.
+
+        Raises:
+            SourceError: the file is missing or unreadable, or has no picture.
+            BrokenClipError: the picture breaks off.
+        """
+        if self.video is None:
+            raise SourceError(f"clip {self.path} has no picture; choose another file, or turn the picture off")
+        frame_ns, next_ns = 0, 0
+        for t_ns, frame, stream in self._decoded("video", from_ns):
+            if not frame_ns:
+                frame_ns = int(NS_PER_S / (stream.average_rate or stream.guessed_rate or 25))
+            t_ns = next_ns if t_ns is None else t_ns
+            next_ns = t_ns + frame_ns
+            if t_ns >= 0:
+                yield t_ns, Decoded(frame, pixel_shape(stream))
+
+    def _decoded(self, kind: str, from_ns: int = 0) -> Iterator[tuple[int | None, Any, Any]]:
+        """Time in ns, frame and stream of all that can be decoded."""
+        with _open(self.path) as container:
+            stream = container.streams[self._streams[kind]]
+            stream.codec_context.thread_count = 1
+            begin_ns = _begin_ns(container)
+            breaks = self._time.breaks.get(stream.index, [])
+            if from_ns > 0 and not any(self._time.breaks.values()):
+                container.seek((begin_ns + from_ns) * av.time_base // NS_PER_S)
+            good_ns = failed_ns = 0
+            failure = ""
+            try:
+                for packet in _shifted(container.demux(stream), breaks):
+                    try:
+                        frames = packet.decode()
+                    except av.error.InvalidDataError as error:
+                        # Damaged: the next one may be whole.
+                        failure, stamp = error.strerror, packet.dts if packet.pts is None else packet.pts
+                        if stamp is not None:
+                            failed_ns = _ns(stamp, packet.time_base) - begin_ns
+                        continue
+                    for frame in frames:
+                        t_ns = None if frame.pts is None else _ns(frame.pts, frame.time_base) - begin_ns
+                        good_ns = max(good_ns, t_ns or 0)
+                        yield t_ns, frame, stream
+            except (av.error.FFmpegError, OSError) as error:
+                failure, failed_ns = getattr(error, "strerror", None) or str(error), 1 << 62
+        if failed_ns - good_ns > _TAIL_S * NS_PER_S:
+            what = {"audio": "sound", "video": "picture"}[kind]
+            where = f"breaks off after {good_ns / NS_PER_S:.1f} s" if good_ns else "cannot be decoded"
+            raise BrokenClipError(f"the {what} of clip {self.name} {where}: {failure}")
 
 
-def read_sound(path: str | Path) -> Float32:
-    """A clip's whole sound: shape (n,), mono, 16 kHz, float32. The same samples as `sound` gives."""
-    pieces = list(sound(path))
+def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
+    """Look into a clip and choose what is taken of it.
+
+    Never a cover. `tracks` names others than these: the picture and the sound that are flagged as default, of the
+    sound the first that is not silent from end to end.
+
+    Raises:
+        SourceError: the file is missing, unreadable, has neither picture nor sound of any length, or not the track
+            that is asked for.
+    """
+    path, tracks = Path(path), tracks or ClipConfig()
+    if not is_file(path):
+        raise SourceError(f"clip {printable(str(path))} does not exist")
+    state = path.stat()
+    return _look(path, state.st_size, state.st_mtime_ns, tracks.audio_track, tracks.video_track)
+
+
+def read_sound(path: str | Path, tracks: ClipConfig | None = None) -> Float32:
+    """A clip's whole sound: shape (n,), mono, 16 kHz, float32. The same samples as `Clip.sound` gives, as far as it
+    can be read.
+
+    Raises:
+        SourceError: nothing of it can be read.
+    """
+    pieces: list[Float32] = []
+    try:
+        pieces.extend(open_clip(path, tracks).sound())  # keeps what came before an error
+    except BrokenClipError:
+        if not pieces:
+            raise
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
-def _open(path: str | Path) -> Any:
-    if not Path(path).is_file():
-        raise SourceError(f"clip {path} does not exist")
+@lru_cache(16)
+def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> Clip:
+    with _open(path) as container:
+        begin_ns = _begin_ns(container)
+        videos = [stream for stream in container.streams.video if not _is_cover(stream)]
+        audios = list(container.streams.audio)
+        if not videos and not audios:
+            raise SourceError(f"clip {printable(str(path))} has neither picture nor sound; choose another file")
+        header_s = container.duration / av.time_base if container.duration else None
+        stamps: list[Stamp] = []
+        if size <= _TRACED_BYTES or header_s is None:
+            stamps = list(_stamps(container, [*videos, *audios], begin_ns))
+        counts = Counter(stamp.stream for stamp in stamps)
+        # A picture that stands still is a cover that is not flagged as one, if there is another.
+        moving = [s for s in videos if counts[s.index] > 1] or videos
+        name = printable(path.name)
+        video = _choose("picture", name, videos, moving, video_track)
+        audio = _choose("sound", name, audios, audios, audio_track, path)
+        numbers = [s and each.index(s) + 1 for s, each in ((video, videos), (audio, audios))]
+        notes = [_note(*each) for each in (("picture", name, videos, video), ("sound", name, audios, audio))]
+        streams = {k: s.index for k, s in (("video", video), ("audio", audio)) if s is not None}
+    time = trace(stamp for stamp in stamps if stamp.stream in streams.values())
+    seconds = time.end_ns / NS_PER_S
+    if header_s is not None and (not stamps or abs(header_s - seconds) <= _BELIEVED_S):
+        seconds = header_s
+    slots = math.ceil(round(seconds / SLOT_S, 6))
+    if slots <= 0:
+        raise SourceError(f"clip {printable(str(path))} has zero length; choose another file")
+    return Clip(
+        path=path,
+        name=name,
+        video=numbers[0],
+        audio=numbers[1],
+        duration_s=round(slots * SLOT_S, 2),
+        notes=tuple(note for note in notes if note),
+        _streams=streams,
+        _time=time,
+    )
+
+
+def _choose(
+    what: str, name: str, tracks: list[Any], usable: list[Any], wanted: int, heard: Path | None = None
+) -> Any | None:
+    """The track that is asked for, else the default among the usable ones; with `heard`, one that is not silent."""
+    if wanted > len(tracks) > 0:
+        has = f"{len(tracks)} {what} tracks" if len(tracks) > 1 else f"one {what} track"
+        key = {"sound": "audio_track", "picture": "video_track"}[what]
+        raise SourceError(f"clip {name} has {has}, and `clip.{key}` is {wanted}")
+    if wanted and tracks:
+        return tracks[wanted - 1]
+    ranked = sorted(usable, key=lambda s: not s.disposition & av.stream.Disposition.default)
+    if heard is not None and len(ranked) > 1:
+        return next((s for s in ranked if _is_audible(heard, s.index)), ranked[0])
+    return ranked[0] if ranked else None
+
+
+def _note(what: str, name: str, tracks: list[Any], taken: Any) -> str:
+    if len(tracks) < 2:
+        return ""
+    said = taken.metadata.get("title") or taken.metadata.get("language") or ""
+    said = f" ({printable(said)})" if said and said != "und" else ""
+    key = {"sound": "audio_track", "picture": "video_track"}[what]
+    return f"{what} track {tracks.index(taken) + 1} of {len(tracks)} of {name}{said}; clip.{key} chooses another"
+
+
+def _is_audible(path: Path, index: int) -> bool:
+    """Whether there is anything in a sound track but silence."""
+    with _open(path) as container:
+        stream = container.streams[index]
+        heard_s = 0.0
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    continue
+                for frame in frames:
+                    data = frame.to_ndarray()
+                    scale = 1.0 if data.dtype.kind == "f" else float(np.iinfo(data.dtype).max)
+                    middle = 128 if data.dtype == np.uint8 else 0
+                    if np.abs(data.astype(np.float64) - middle).max(initial=0.0) > _SILENT * scale:
+                        return True
+                    heard_s += frame.samples / frame.sample_rate
+                    if heard_s > _LISTEN_S:
+                        return False
+        except av.error.FFmpegError:
+            return False
+    return False
+
+
+def _stamps(container: Any, streams: list[Any], begin_ns: int) -> Iterator[Stamp]:
+    """The stamps of all packets, as far as the file can be read."""
+    has_dts: set[int] = set()
     try:
-        return av.open(str(path))
+        for packet in container.demux(streams):
+            if packet.size == 0 and packet.dts is None and packet.pts is None:
+                continue  # the end
+            base, index = packet.time_base, packet.stream.index
+            if packet.dts is not None:
+                has_dts.add(index)
+            stamp = packet.dts if index in has_dts else packet.pts
+            if stamp is None:
+                yield Stamp(index, None)
+                continue
+            shown_ns = 0 if packet.pts is None else _ns(packet.pts - stamp, base)
+            yield Stamp(index, _ns(stamp, base) - begin_ns, _ns(packet.duration or 0, base), shown_ns)
+    except (av.error.FFmpegError, OSError):
+        return
+
+
+def _shifted(packets: Iterator[Any], breaks: list[tuple[int, int]]) -> Iterator[Any]:
+    """Packets with their stamps on the clip's time line."""
+    shift_ns, coming = 0, iter([*breaks, (1 << 62, 0)])
+    number, following = next(coming)
+    for count, packet in enumerate(packets):
+        while count >= number:
+            shift_ns = following
+            number, following = next(coming)
+        if shift_ns and packet.time_base:
+            ticks = round(shift_ns / NS_PER_S / packet.time_base)
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+        yield packet
+
+
+def _open(path: Path) -> Any:
+    try:
+        # Not a bare name: FFmpeg takes what stands before a colon for a protocol.
+        return av.open(f"file:{os.fspath(path)}")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"clip {path} cannot be read as picture or sound: {reason}") from error
+        raise SourceError(f"clip {printable(str(path))} cannot be read as picture or sound: {reason}") from error
+
+
+def _begin_ns(container: Any) -> int:
+    return int(container.start_time or 0) * (NS_PER_S // int(av.time_base))
+
+
+def _ns(ticks: int, base: Any) -> int:
+    return int(ticks * base.numerator * NS_PER_S // base.denominator)
 
 
 def _is_cover(stream: Any) -> bool:
     """A music file's cover is a video stream of one picture; it is no picture to watch."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
-
-
-def _measure(container: Any) -> float:
-    """Length in seconds of a file whose header does not tell it."""
-    begin_s = (container.start_time or 0) / av.time_base
-    ends = [
-        float((packet.pts + (packet.duration or 0)) * packet.time_base)
-        for packet in container.demux()
-        if packet.pts is not None
-    ]
-    seconds: float = max(ends, default=begin_s) - begin_s
-    return seconds
-
-
-def _mono(frame: Any) -> Float32:
-    """One decoded frame: shape (n,), channels averaged, full scale is 1, finite."""
-    channels = frame.layout.nb_channels
-    data = frame.to_ndarray()
-    data = data if frame.format.is_planar else data.reshape(-1, channels).T  # shape (channels, n)
-    if data.dtype == np.uint8:
-        scaled = (data.astype(np.float32) - 128.0) / 128.0
-    elif np.issubdtype(data.dtype, np.integer):
-        scaled = (data / -float(np.iinfo(data.dtype).min)).astype(np.float32)
-    else:
-        scaled = data.astype(np.float32)
-    mono: Float32 = np.nan_to_num(scaled.mean(axis=0, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    return mono
-
-
-def _resample(resampler: Any, samples: Float32, last: bool = False) -> Float32:
-    out: Float32 = resampler.resample_chunk(samples, last=last)
-    return out

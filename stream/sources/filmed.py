@@ -10,8 +10,9 @@ from typing import Any
 from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.stream.sources.clip import clip_streams
-from mien.stream.sources.video import Frame, VideoSource, pictures, upright_bgr
+from mien.stream.sources.clip import open_clip
+from mien.stream.sources.geometry import upright_bgr
+from mien.stream.sources.source import Frame, VideoSource
 
 
 class FilmedClip(VideoSource):
@@ -24,14 +25,13 @@ class FilmedClip(VideoSource):
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
         super().__init__()
-        path = path.expanduser()
-        streams = clip_streams(path)
-        if not streams.has_video:
+        self._clip = open_clip(path, config.clip)
+        if not self._clip.has_video:
             raise SourceError(f"clip {path} has no picture; choose another file, or set video.source to none")
-        self.name = f"{path.name} at {config.clip.fps:g} frames a second"
-        self._path, self._clock, self._loop = path, clock, config.clip.loop
+        self.name = f"{self._clip.name} at {config.clip.fps:g} frames a second"
+        self._clock, self._loop = clock, config.clip.loop
         self._fps = config.clip.fps
-        self._loop_ns = round(streams.duration_s * NS_PER_S)
+        self._loop_ns = round(self._clip.duration_s * NS_PER_S)
         self._start_ns = 0
         self._tick = 0
         self._frames = self._decoded(0)
@@ -89,10 +89,17 @@ class FilmedClip(VideoSource):
         last_ns = -1
         while True:
             empty = True
-            for t_ns, picture in pictures(self._path):
+            for t_ns, picture in self._pictures():
                 if pass_ns + t_ns > last_ns:
                     last_ns, empty = pass_ns + t_ns, False
                     yield last_ns, picture
             if empty or not self._loop:
                 return
             pass_ns += self._loop_ns
+
+    def _pictures(self) -> Iterator[tuple[int, Any]]:
+        """The clip's frames, as far as it can be read."""
+        try:
+            yield from self._clip.pictures()
+        except SourceError as error:
+            self.error, self._loop = str(error), False

@@ -22,8 +22,8 @@ from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import Float32
-from mien.stream.sources.audio import AudioSource, Chunk
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.sources.source import SAMPLE_RATE, AudioSource, Chunk
+from mien.stream.sources.waveform import Downmix
 
 BUFFER_S = 5.0  # sound that may wait for the reader
 LATENCY_S = 0.05  # asked of the driver
@@ -208,6 +208,7 @@ class Microphone(AudioSource):
     def _begin_stretch(self) -> None:
         """Start anew after a hole: times, filter, and what waits."""
         self._times = SampleClock(self._rate)
+        self._downmix = Downmix(self._rate)
         self._resampler = (
             None if self._rate == SAMPLE_RATE else soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
         )
@@ -234,13 +235,13 @@ class Microphone(AudioSource):
         self._pending = block
 
     def _drop(self, cause: str, count: int) -> None:
-        self.drops[cause] = self.drops.get(cause, 0) + max(1, round(count * SAMPLE_RATE / self._rate))
+        self.count(cause, max(1, round(count * SAMPLE_RATE / self._rate)))
 
     def _accept(self, block: _Block) -> None:
         if self._origin is None:
             self._origin = block.index
             self._times.observe(block.index, block.t_ns, len(block.samples))
-        mono: Float32 = np.nan_to_num(block.samples.mean(axis=1, dtype=np.float32))
+        mono = self._downmix(np.nan_to_num(block.samples.T))
         if self._resampler is not None:
             mono = self._resampler.resample_chunk(mono)
         self._parts.append(mono)

@@ -8,87 +8,19 @@ while not source.ended:
 
 from __future__ import annotations
 
-import re
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import av
-import numpy as np
-import numpy.typing as npt
 
 from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import WorkerState
-from mien.stream.sources.clip import clip_streams
+from mien.stream.sources.address import File, Url, address_of
+from mien.stream.sources.clip import open_clip
+from mien.stream.sources.geometry import Decoded, upright_bgr
+from mien.stream.sources.source import JOIN_NS, Frame, VideoSource
 
-UInt8 = npt.NDArray[np.uint8]
-
-_URL = re.compile(r"(rtsp|rtsps|rtmp|http|https|udp|tcp|srt)://", re.IGNORECASE)
-_DEVICE = re.compile(r"(?:/dev/video)?(\d+)")
 _BACKLOG = 8  # frames of a paced clip that may wait for a slow reader
-JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture.
-
-    Attributes:
-        image: (H, W, 3) uint8, BGR.
-        t_ns: capture time.
-        read_ns: session time at which it was delivered by the driver, the network or the clip's pace.
-    """
-
-    image: UInt8
-    t_ns: int
-    read_ns: int
-
-
-class VideoSource(ABC):
-    """A camera or the picture of a clip.
-
-    Attributes:
-        name: what it is, for people; without the password that a URL may hold.
-        state: "ready" before `start`, "running", "degraded" while a camera is lost, "ended" after a clip.
-        error: why it is degraded; None when all is well.
-        drops: frames that were never returned by `read`, since the start, by cause.
-        reopened: how often a lost camera was found again.
-    """
-
-    name: str = ""
-    state: WorkerState = "ready"
-    error: str | None = None
-    reopened: int = 0
-
-    def __init__(self) -> None:
-        self.drops: dict[str, int] = {}
-
-    @abstractmethod
-    def start(self, start_ns: int) -> None:
-        """Begin. A clip's time zero is `start_ns`; a camera uses its own times."""
-
-    @abstractmethod
-    def read(self, timeout: float) -> Frame | None:
-        """The next frame, with a later capture time than the last; None after `timeout` seconds without any."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the camera or the file. May be called twice."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether no frame will ever follow: a clip that is over. A lost camera has not ended."""
-        return self.state == "ended"
-
-    def count(self, cause: str, frames: int = 1) -> None:
-        """Note that frames were dropped."""
-        self.drops[cause] = self.drops.get(cause, 0) + frames
 
 
 def open_video(config: Config, clock: Clock) -> VideoSource:
@@ -98,52 +30,54 @@ def open_video(config: Config, clock: Clock) -> VideoSource:
         SourceError: there is no such camera or nothing answers at the URL, the clip cannot be read or has no
             picture, or the source is "none".
     """
-    source = config.video.source
-    if source == "none":
+    address = address_of(config.video.source)
+    if address is None:
         raise SourceError("the picture is turned off (video.source is none)")
-    device = _DEVICE.fullmatch(source)
-    if source != "auto" and device is None and not _URL.match(source):
+    if isinstance(address, File):
         if config.clip.fps and not config.clip.fast:
             from mien.stream.sources.filmed import FilmedClip
 
-            return FilmedClip(Path(source), config, clock)
-        return ClipPicture(Path(source), config, clock)
+            return FilmedClip(address.path, config, clock)
+        return ClipPicture(address.path, config, clock)
     from mien.stream.sources import camera
 
-    if source == "auto":
+    if isinstance(address, Url):
+        return camera.open_network(address, clock)
+    if address.name == "auto":
         return camera.open_first(config.video, clock)
-    if device is not None:
-        return camera.open_device(int(device.group(1)), config.video, clock)
-    return camera.open_network(source, clock)
+    if address.index is None:
+        raise SourceError(
+            f"there is no camera and no file {address.name!r}; set video.source to a number, a URL or a file"
+        )
+    return camera.open_device(address.index, config.video, clock)
 
 
 class ClipPicture(VideoSource):
     """The picture of a clip, paced by the session's clock, or with `clip.fast` as fast as it is read.
 
-    A frame's capture time is `start_ns` plus its own presentation time from the container, also when the clip loops:
-    then each pass begins a clip's length after the last. Paced, a frame comes when it is due. A reader that cannot
-    keep up loses the oldest frames beyond a backlog of eight, as it would in front of a camera, and they are counted
-    as "late"; with `clip.fast` nothing is ever dropped.
+    A frame's capture time is `start_ns` plus its own presentation time on the clip's time line, also when the clip
+    loops: then each pass begins a clip's length after the last. Paced, a frame comes when it is due. A reader that
+    cannot keep up loses the oldest frames beyond a backlog of eight, as it would in front of a camera, and they are
+    counted as "late"; with `clip.fast` nothing is ever dropped. A picture that cannot be read to its end is over where
+    it breaks off, and `error` says why.
     """
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
         super().__init__()
-        path = path.expanduser()
-        streams = clip_streams(path)
-        if not streams.has_video:
+        self._clip = open_clip(path, config.clip)
+        if not self._clip.has_video:
             raise SourceError(f"clip {path} has no picture; choose another file, or set video.source to none")
-        self.name = path.name
-        self._path = path
+        self.name = self._clip.name
         self._clock = clock
         self._paced = not config.clip.fast
         self._loop = config.clip.loop
-        self._loop_ns = round(streams.duration_s * NS_PER_S)
+        self._loop_ns = round(self._clip.duration_s * NS_PER_S)
         self._start_ns = self._pass_ns = 0
         self._last_ns = -1
-        self._pictures = pictures(path)
+        self._pictures = self._clip.pictures()
         self._from_ns = 0  # time since `start_ns` from which frames are wanted
         self._joining = False
-        self._waiting: deque[tuple[int, Any]] = deque()  # time since `start_ns`, decoded frame
+        self._waiting: deque[tuple[int, Decoded]] = deque()  # time since `start_ns`, decoded frame
         if not self._decode():
             raise SourceError(f"the picture of clip {path} cannot be decoded; choose another file")
 
@@ -158,7 +92,7 @@ class ClipPicture(VideoSource):
         """Go on where the clip is by now: a worker that is started again must not play what was missed."""
         self._from_ns, self._joining = late_ns, True
         self._pass_ns = late_ns // self._loop_ns * self._loop_ns if self._loop else 0
-        self._pictures = pictures(self._path, late_ns - self._pass_ns)
+        self._pictures = self._clip.pictures(late_ns - self._pass_ns)
         self._waiting.clear()
         self._last_ns = -1
 
@@ -200,14 +134,19 @@ class ClipPicture(VideoSource):
     def _decode(self) -> bool:
         """Append the next frame; False if there is none."""
         while True:
-            picture = next(self._pictures, None)
+            try:
+                picture = next(self._pictures, None)
+            except SourceError as error:
+                # It would break off there again: no loop, and nothing that starting anew could mend.
+                self.error, self._pictures, self._loop = str(error), iter(()), False
+                return False
             if picture is None:
                 # A pass that gave nothing would be followed by another one, forever.
                 if not self._loop or (self._last_ns < self._pass_ns and not self._joining):
                     return False
                 self._joining = False
                 self._pass_ns += self._loop_ns
-                self._pictures = pictures(self._path)
+                self._pictures = self._clip.pictures()
                 continue
             t_ns = self._pass_ns + picture[0]
             if t_ns > self._last_ns:
@@ -217,43 +156,3 @@ class ClipPicture(VideoSource):
                 self._waiting.append((t_ns, picture[1]))
                 return True
             self.count("disordered")
-
-
-def pictures(path: Path, from_ns: int = 0) -> Iterator[tuple[int, Any]]:
-    """A clip's decoded frames (`av.VideoFrame`), each with its time since the clip's time zero in ns.
-
-    With `from_ns` they begin at or before that time, as near to it as the file allows.
-
-    Time zero is the container's, which picture and sound share. A file that ends in the middle of a packet is
-    played as far as it goes.
-
-    Raises:
-        SourceError: the file cannot be opened any more.
-    """
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise SourceError(f"clip {path} cannot be read: {error}") from error
-    with container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        begin_ns = (container.start_time or 0) * (NS_PER_S // av.time_base)
-        rate = stream.average_rate or stream.guessed_rate or 25
-        try:
-            if from_ns > 0:
-                container.seek((begin_ns + from_ns) * av.time_base // NS_PER_S)
-            for index, frame in enumerate(container.decode(stream)):
-                if frame.pts is None:
-                    yield int(index * NS_PER_S / rate), frame
-                    continue
-                t_ns = frame.pts * frame.time_base.numerator * NS_PER_S // frame.time_base.denominator - begin_ns
-                if t_ns >= 0:
-                    yield t_ns, frame
-        except av.error.FFmpegError:
-            return
-
-
-def upright_bgr(frame: Any) -> UInt8:
-    """A decoded frame as (H, W, 3) BGR, turned as its display matrix says: telephones film sideways."""
-    image = frame.to_ndarray(format="bgr24")
-    return np.ascontiguousarray(np.rot90(image, round(getattr(frame, "rotation", 0) / 90) % 4))

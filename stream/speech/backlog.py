@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mien.messages import Float32
-from mien.stream.sources.audio import NS_PER_SAMPLE, Chunk
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 
 
 @dataclass(frozen=True)

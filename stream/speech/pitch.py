@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mien.messages import Float32
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.sources.source import SAMPLE_RATE
 
 SPAN = 1024  # samples of a frame: 47 ms to compare and the longest period to shift them by
 F0_MIN_HZ, F0_MAX_HZ = 60, 600

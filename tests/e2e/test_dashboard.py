@@ -372,10 +372,10 @@ _READ_FRAME = """(() => {
 def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     """What stands on the canvas is frame number n, and the mesh over it is that of frame n and of no other."""
     from mien.stream.modalities.vision import VisionExtractor
-    from mien.stream.sources.clip import clip_streams
+    from mien.stream.sources.clip import open_clip
 
     clip, images = numbered_clip(tmp_path / "numbered.mp4", 32)
-    assert clip_streams(clip).has_video
+    assert open_clip(clip).has_video
     extractor = VisionExtractor(AssetsConfig(offline=True))
     centres: dict[int, float] = {}
     for number, image in enumerate(images):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mien.messages import Float32
-from mien.stream.sources.clip import SAMPLE_RATE, read_sound
+from mien.stream.sources.clip import read_sound
+from mien.stream.sources.source import SAMPLE_RATE
 
 
 def tone(hz: float, seconds: float, amplitude: float = 0.1, rate: int = SAMPLE_RATE) -> Float32:

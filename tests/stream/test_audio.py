@@ -27,7 +27,8 @@ from mien.stream.modalities.audio import (
     create,
 )
 from mien.stream.modality import Rows
-from mien.stream.sources.clip import SAMPLE_RATE, read_sound
+from mien.stream.sources.clip import read_sound
+from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.voice_activity import HANGOVER, OFF, ON, Hangover
 from tests.stream.sounds import spoken, tone, write_wav
 

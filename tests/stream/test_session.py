@@ -10,7 +10,7 @@ import pytest
 
 from mien.config import load_config
 from mien.errors import SourceError
-from mien.stream.session import is_clip, plan_session
+from mien.stream.session import plan_session
 
 
 def make_clip(path: Path, *, picture: bool = True, sound: bool = True) -> Path:
@@ -105,19 +105,3 @@ def test_devices_cannot_be_played_fast(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "both.mp4")
     with pytest.raises(SourceError, match="--fast plays files"):
         plan("0", clip, **{"clip.fast": True})
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("0", False),
-        ("auto", False),
-        ("rtsp://camera/1", False),
-        ("http://127.0.0.1:8080/stream.mjpg", False),
-        ("USB Audio 2.0", False),
-        ("talk.mp4", True),
-        ("clips/talk", True),
-    ],
-)
-def test_which_sources_are_clips(source: str, expected: bool) -> None:
-    assert is_clip(source) is expected

@@ -17,7 +17,8 @@ from mien.stream.modalities import text
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within
 from mien.stream.modality import Health, Rows, create_modality
 from mien.stream.offline.extraction import Extractors
-from mien.stream.sources.clip import SAMPLE_RATE, read_sound
+from mien.stream.sources.clip import read_sound
+from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.asr import Heard
 from mien.stream.speech.whisper import Hypothesis, Whisper
 from tests.stream.sounds import spoken, tone, write_wav

@@ -39,12 +39,14 @@ def command(
     from mien.cli._session import Output, RecordingChoice, run_session
     from mien.config import load_config
     from mien.stream.session import plan_session
+    from mien.stream.sources.address import clip_source
 
+    played = clip_source(clip) if clip else None
     settings = load_config(
         config,
         {
-            "video.source": camera or clip,
-            "audio.source": mic or clip,
+            "video.source": camera or played,
+            "audio.source": mic or played,
             "clip.fast": fast or None,
             "clip.loop": loop or None,
             "text.asr": asr,

@@ -23,7 +23,7 @@ from mien.stream.dashboard.collector import STALE_S, Collector
 from mien.stream.modalities.audio import RATE_HZ, SPEC, AudioExtractor
 from mien.stream.modalities.audio_columns import VAD
 from mien.stream.preview import Preview, encode_jpeg, encode_preview
-from mien.stream.sources.clip import SAMPLE_RATE
+from mien.stream.sources.source import SAMPLE_RATE
 from tests.ports import free_ports
 
 

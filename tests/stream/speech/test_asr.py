@@ -16,8 +16,8 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, Word
-from mien.stream.sources.audio import NS_PER_SAMPLE, Chunk
-from mien.stream.sources.clip import SAMPLE_RATE, read_sound
+from mien.stream.sources.clip import read_sound
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 from mien.stream.speech.agreement import agreed, without_loop
 from mien.stream.speech.asr import LONGEST_S, Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step

@@ -11,9 +11,10 @@ from mien.clock import NS_PER_S, Clock
 from mien.config import Config, load_config
 from mien.errors import SourceError
 from mien.messages import Float32
-from mien.stream.sources.audio import NS_PER_SAMPLE, AudioSource, Chunk, is_clip, open_audio
-from mien.stream.sources.clip import SAMPLE_RATE, clip_streams, read_sound, sound
+from mien.stream.sources.audio import open_audio
+from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.microphone import SampleClock
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk
 from tests.stream.sounds import tone, write_movie, write_wav
 
 
@@ -93,7 +94,7 @@ def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s
     chunks = drain(source, most=5)
     assert not chunks[0].continuous
     assert began_ns - 20_000_000 <= chunks[0].t_start_ns <= clock.now_ns()
-    period = round(clip_streams(path).duration_s * SAMPLE_RATE)
+    period = round(open_clip(path).duration_s * SAMPLE_RATE)
     since = (chunks[0].t_start_ns - (began_ns - round(late_s * NS_PER_S))) // NS_PER_SAMPLE
     once = np.zeros(period, np.float32)
     once[: len(read_sound(path))] = read_sound(path)
@@ -104,7 +105,7 @@ def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s
 @pytest.mark.parametrize("sound_s", [0.73, 1.2, 1.61])
 def test_a_loop_is_as_long_as_the_clip(tmp_path: Path, sound_s: float) -> None:
     path = write_movie(tmp_path / "movie.mp4", 1.2, tone(300.0, sound_s))
-    streams = clip_streams(path)
+    streams = open_clip(path)
     period = round(streams.duration_s * SAMPLE_RATE)
     assert period % 320 == 0
     assert streams.duration_s >= max(1.2, sound_s) - 0.02
@@ -122,16 +123,16 @@ def test_a_loop_is_as_long_as_the_clip(tmp_path: Path, sound_s: float) -> None:
 
 def test_pieces_are_the_whole(tmp_path: Path) -> None:
     path = write_movie(tmp_path / "movie.mp4", 1.0, tone(300.0, 1.0))
-    assert np.array_equal(np.concatenate(list(sound(path))), read_sound(path))
+    assert np.array_equal(np.concatenate(list(open_clip(path).sound())), read_sound(path))
 
 
 def test_what_a_clip_holds(tmp_path: Path) -> None:
-    both = clip_streams(write_movie(tmp_path / "both.mp4", 1.0, tone(300.0, 1.0)))
+    both = open_clip(write_movie(tmp_path / "both.mp4", 1.0, tone(300.0, 1.0)))
     assert (both.has_video, both.has_audio) == (True, True)
-    silent = clip_streams(write_movie(tmp_path / "silent.mp4", 1.0, None))
-    assert silent == (True, False, 1.0)
-    blind = clip_streams(write_wav(tmp_path / "blind.wav", tone(300.0, 0.25)))
-    assert blind == (False, True, 0.26)
+    silent = open_clip(write_movie(tmp_path / "silent.mp4", 1.0, None))
+    assert (silent.has_video, silent.has_audio, silent.duration_s) == (True, False, 1.0)
+    blind = open_clip(write_wav(tmp_path / "blind.wav", tone(300.0, 0.25)))
+    assert (blind.has_video, blind.has_audio, blind.duration_s) == (False, True, 0.26)
 
 
 def bad_clip(folder: Path, kind: str) -> Path:
@@ -172,24 +173,6 @@ def test_a_clip_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path) -> N
     source = open_audio(configured(broken, fast=True), Clock())
     source.start(0)
     assert 0.8 < len(joined(drain(source))) / SAMPLE_RATE < 1.0
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("auto", False),
-        ("none", False),
-        ("0", False),
-        ("12", False),
-        ("USB Audio", False),
-        ("Mic 2.0", False),
-        ("movie.MP4", True),
-        ("./anything", True),
-        ("/tmp/anything", True),
-    ],
-)
-def test_files_are_told_from_devices(source: str, expected: bool) -> None:
-    assert is_clip(source) is expected
 
 
 def test_an_unknown_microphone_is_one_clear_line() -> None:

@@ -12,7 +12,7 @@ from mien.stream.sources.filmed import FilmedClip
 from mien.stream.sources.video import open_video
 from tests.stream.pictures import brightness, numbered, write_clip
 from tests.stream.sounds import tone, write_wav
-from tests.stream.test_video_source import START_NS, SetClock, configured
+from tests.stream.sources.test_video_source import START_NS, SetClock, configured
 
 FPS = 30.0
 

@@ -1,0 +1,113 @@
+"""What a source is, from the text that names it: a device at this computer, a network address, or a file."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from mien.models.corpora import MEDIA_SUFFIXES
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:// is a drive
+_VIDEO_DEVICE = re.compile(r"(?:/dev/video)?(\d+)")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device at this computer: "auto", its index, or a part of its name."""
+
+    name: str
+
+    @property
+    def index(self) -> int | None:
+        """Its number, where it has one: "2" or "/dev/video2"."""
+        found = _VIDEO_DEVICE.fullmatch(self.name)
+        return int(found.group(1)) if found else None
+
+
+@dataclass(frozen=True)
+class Url:
+    """An address in the network."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        """The address as it may be shown and logged: without user name and password."""
+        return re.sub(r"(?<=://)[^/@]*@", "", self.url)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, whether it exists or not."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name on one printable line."""
+        return printable(self.path.name)
+
+    @property
+    def source(self) -> str:
+        """Text that `address_of` reads as this file whatever its name looks like, and that JSON can carry."""
+        text = str(self.path)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of the name that are not UTF-8
+            return self.path.absolute().as_uri()
+        return text if address_of(text) == self else str(self.path.absolute())
+
+
+Address: TypeAlias = "Device | Url | File"
+
+
+def address_of(source: str) -> Address | None:
+    """What a source names; None for "none".
+
+    What exists as a file is a file, whatever else its name might mean; only "auto", "none" and plain numbers never
+    are (write "./0"). What does not exist is a file if it is written as a path or ends as media do, so that the error
+    speaks of a file; a device's name may hold a dot ("USB Audio 2.0").
+    """
+    if source == "none":
+        return None
+    if source == "auto" or _VIDEO_DEVICE.fullmatch(source):
+        return Device(source)
+    path = Path(source).expanduser() if source.startswith("~") else Path(source)
+    if is_file(path):
+        return File(path)
+    if source.lower().startswith("file://"):
+        return File(Path(_path_of_uri(source)))
+    if _SCHEME.match(source):
+        return Url(source)
+    if path.suffix.lower() in MEDIA_SUFFIXES or len(path.parts) > 1:
+        return File(path)
+    return Device(source)
+
+
+def clip_source(name: str) -> str:
+    """The source that is the file of that name, also where the name alone would mean something else ("0", "none")."""
+    path = Path(name)
+    return File(path).source if is_file(path) else name
+
+
+def is_file(path: Path) -> bool:
+    """Whether it exists as a file; False for what no system takes for a name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def printable(name: str) -> str:
+    """A name on one line, with escapes for line breaks, control characters and bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def _path_of_uri(uri: str) -> str:
+    path = urlsplit(uri).path
+    return url2pathname(path) if os.name == "nt" else os.fsdecode(unquote_to_bytes(path))

@@ -1,0 +1,63 @@
+"""Decoded pictures as a person is to see them: upright, not mirrored, with square pixels."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mien.stream.sources.source import UInt8
+
+_OBLONG = 8  # pixels more oblong than this are a broken header
+_LARGEST = 8192  # width or height that a picture is stretched to at most
+
+
+class Decoded(NamedTuple):
+    """A frame as the decoder gives it (`av.VideoFrame`), and the shape of its pixels, width by height."""
+
+    frame: Any
+    pixel: Fraction = Fraction(1)
+
+
+def pixel_shape(stream: Any) -> Fraction:
+    """Width of a stream's pixels by their height: the container's word before the codec's, 1 where both are silent."""
+    for said in (stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio):
+        if said and Fraction(1, _OBLONG) <= said <= _OBLONG:
+            return Fraction(said)
+    return Fraction(1)
+
+
+def upright_bgr(decoded: Decoded) -> UInt8:
+    """A decoded frame as (H, W, 3) BGR: with square pixels, turned and mirrored as its display matrix says.
+
+    Telephones film sideways, cameras that people look into mirror, television has oblong pixels. Pixels are stretched
+    in the direction in which they are few: nothing is lost.
+    """
+    frame, pixel = decoded
+    image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    if pixel != 1:
+        height, width = image.shape[:2]
+        size = (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
+        if max(size) <= _LARGEST:
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    turns, mirrored = _orientation(frame)
+    if mirrored:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(np.rot90(image, turns) if turns else image)
+
+
+def _orientation(frame: Any) -> tuple[int, bool]:
+    """Quarter turns to the left, and whether the picture is mirrored left to right before."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    # Row by row a, b, u, c, d, v, x, y, w: x' = a x + c y, y' = b x + d y, with y down.
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(np.float64)
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    angle: npt.NDArray[np.float64] = np.degrees(np.arctan2(b, a))
+    return round(-float(angle) / 90) % 4, bool(mirrored)

@@ -1,0 +1,112 @@
+"""What every source of pictures or sound offers, whether a device, a network camera or a clip."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.clock import NS_PER_S
+from mien.messages import Float32, WorkerState
+
+SAMPLE_RATE = 16_000
+NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE  # 62,500 exactly: integer time never drifts
+JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Sound that became ready together.
+
+    Attributes:
+        samples: shape (n,), mono, 16 kHz, float32, finite.
+        t_start_ns: capture time of the first sample; sample i is `i * NS_PER_SAMPLE` later.
+        read_ns: session time at which it was delivered.
+        continuous: False where samples are missing before this chunk, or it is the first: start filters anew.
+    """
+
+    samples: Float32
+    t_start_ns: int
+    read_ns: int
+    continuous: bool = True
+
+    @property
+    def t_end_ns(self) -> int:
+        """Capture time of the end of the last sample."""
+        return self.t_start_ns + len(self.samples) * NS_PER_SAMPLE
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture.
+
+    Attributes:
+        image: (H, W, 3) uint8, BGR, upright, with square pixels.
+        t_ns: capture time.
+        read_ns: session time at which it was delivered by the driver, the network or the clip's pace.
+    """
+
+    image: UInt8
+    t_ns: int
+    read_ns: int
+
+
+class Source(ABC):
+    """A device, a network camera, or a clip's picture or sound.
+
+    Attributes:
+        name: what it is, for people; without the password that a URL may hold.
+        state: "ready" before `start`, "running", "degraded" while a device is lost, "ended" after a clip.
+        error: why it is degraded, or why a clip ended before its time; None when all is well.
+        drops: what was lost since the start, by cause: samples of sound, or frames that `read` never returned.
+    """
+
+    name: str = ""
+    state: WorkerState = "ready"
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.drops: dict[str, int] = {}
+
+    @abstractmethod
+    def start(self, start_ns: int) -> None:
+        """Begin. A clip's time zero is `start_ns`; a device uses its own times."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the device or the file. May be called twice."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will ever follow: a clip that is over. A lost device has not ended."""
+        return self.state == "ended"
+
+    def count(self, cause: str, number: int = 1) -> None:
+        """Note that so many frames or samples were lost."""
+        self.drops[cause] = self.drops.get(cause, 0) + number
+
+
+class AudioSource(Source):
+    """A microphone or the sound of a clip."""
+
+    @abstractmethod
+    def read(self, timeout: float) -> Chunk | None:
+        """The next sound, of at most `audio.chunk_ms`; None after `timeout` seconds without any."""
+
+
+class VideoSource(Source):
+    """A camera or the picture of a clip.
+
+    Attributes:
+        reopened: how often a lost camera was found again.
+    """
+
+    reopened: int = 0
+
+    @abstractmethod
+    def read(self, timeout: float) -> Frame | None:
+        """The next frame, with a later capture time than the last; None after `timeout` seconds without any."""

@@ -1,0 +1,218 @@
+"""From decoded sound to one waveform: mono, 16 kHz, in which a sample's number is a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import soxr
+
+from mien.messages import Float32
+from mien.stream.sources.source import SAMPLE_RATE
+
+GAP_S = 0.05  # stamps may wander this far from the sample count before they are believed
+_SLOPE_S = 2.0  # stretch of sound by which the true rate is measured
+_SETTLE_S = 2.0  # time constant with which the sound is brought to its stamps
+_NEAR_S, _EVEN = 0.005, 0.01  # this near to its stamps, and at this much from the nominal rate, it is left alone again
+_BEND = (0.4, 2.5)  # how much slower or faster samples may be played
+_FADE_S = 0.005  # at the edges of silence that is filled in
+_CANCELLED = 0.2  # energy of the mean, of that of the channels over their number, below which they cancel each other
+_TOGETHER = 0.5  # above which they do not any more
+_MEMORY_S = 0.5  # time constant of these energies
+_FAINT = 1e-9  # energy of -90 dB: nothing to decide by
+
+
+class Downmix:
+    """Channels to one: their mean, or the strongest where they cancel each other, as with a plug of opposite phase.
+
+    Args:
+        rate: samples per second.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._energies: Float32 | None = None  # of each channel, and of their mean
+        self._weights: Float32 | None = None
+
+    def __call__(self, channels: Float32) -> Float32:
+        """(c, n) to (n,). The number of channels may change from call to call."""
+        mean: Float32 = channels.mean(axis=0, dtype=np.float32)
+        count, size = channels.shape
+        if count == 1 or size == 0:
+            self._energies = self._weights = None
+            return mean
+        if self._energies is None or len(self._energies) != count + 1:
+            self._energies, self._weights = None, None
+        before, self._weights = self._weights, self._decide(channels, mean)
+        if before is None or np.array_equal(before, self._weights):
+            return self._mixed(channels, mean, self._weights)
+        ramp = np.linspace(0.0, 1.0, size, dtype=np.float32)
+        old, new = self._mixed(channels, mean, before), self._mixed(channels, mean, self._weights)
+        return old + ramp * (new - old)
+
+    @staticmethod
+    def _mixed(channels: Float32, mean: Float32, weights: Float32) -> Float32:
+        return mean if weights.max() < 1.0 else channels[int(weights.argmax())]
+
+    def _decide(self, channels: Float32, mean: Float32) -> Float32:
+        """The share of each channel: all the same, or one for all."""
+        count, size = channels.shape
+        even = np.full(count, 1.0 / count, np.float32)
+        now = np.append(np.mean(channels * channels, axis=1), np.mean(mean * mean)).astype(np.float32)
+        if self._energies is None:
+            self._energies = now
+        else:
+            old = np.float32(np.exp(-size / self._rate / _MEMORY_S))
+            self._energies = old * self._energies + (1 - old) * now
+        weights = even if self._weights is None else self._weights
+        each, together = self._energies[:count], float(self._energies[count])
+        if each.max() < _FAINT:
+            return weights
+        # Channels that have nothing to do with each other have a mean of `count` times less energy than they.
+        share = together * count / float(each.mean())
+        if weights.max() == 1.0:
+            return even if share > _TOGETHER else weights
+        return np.eye(count, dtype=np.float32)[int(each.argmax())] if share < _CANCELLED else weights
+
+
+class Waveform:
+    """Decoded frames in, samples out, on the time line of their stamps.
+
+    Where sound is missing there is silence. Where there is a little more or less of it than its stamps leave room for,
+    as a device's clock and a recorder's drift apart, it is played a little faster or slower: nothing is cut, nothing
+    clicks. Rate and layout may change on the way.
+    """
+
+    def __init__(self) -> None:
+        self._rate = 0
+        self._base_s = 0.0  # time at which the present rate begins
+        self._count = 0  # samples at this rate since then
+        self._begun = False
+
+    @property
+    def end_s(self) -> float:
+        """Time up to which there are samples."""
+        return self._base_s + (self._count / self._rate if self._rate else 0.0)
+
+    def push(self, frame: Any, t_s: float | None) -> list[Float32]:
+        """Samples of a decoded frame (`av.AudioFrame`) that begins `t_s` seconds after time zero, if that is known."""
+        channels = _channels(frame)
+        out: list[Float32] = []
+        if frame.sample_rate != self._rate:
+            out += self.finish()
+            self._base_s, self._count = self.end_s, 0
+            self._begin(frame.sample_rate)
+        samples = self._fit(self._downmix(channels), t_s)
+        self._count += len(samples)
+        if len(samples):
+            out.append(self._resampled(samples))
+        return out
+
+    def finish(self) -> list[Float32]:
+        """What the filters still hold."""
+        return [self._resampled(np.zeros(0, np.float32), last=True)] if self._rate else []
+
+    def _begin(self, rate: int) -> None:
+        self._rate = rate
+        self._downmix = Downmix(rate)
+        self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        self._heard = 0  # samples that came in since `_marks` began
+        self._marks: deque[tuple[float, int]] = deque()  # (stamp in seconds, `_heard` at it)
+        self._next_s: float | None = None  # where the next frame is to begin
+        self._last = np.float32(0.0)  # the newest sample
+        self._drifts = False
+        self._bent: Float32 | None = None  # samples not yet played, once they are played at another rate
+        self._position = 0.0  # in `_bent`, of the next sample that is played
+
+    def _resampled(self, samples: Float32, last: bool = False) -> Float32:
+        out: Float32 = self._resampler.resample_chunk(samples, last=last)
+        return out
+
+    def _fit(self, samples: Float32, t_s: float | None) -> Float32:
+        """The samples of a frame as they fit to its stamp."""
+        if t_s is None:
+            self._begun = True
+            return samples
+        error_s = t_s - self.end_s
+        if not self._begun:
+            self._begun = True
+            self._note(t_s, samples)
+            if error_s > 0:
+                return np.concatenate([np.zeros(round(error_s * self._rate), np.float32), samples])
+            return samples[round(-error_s * self._rate) :]  # an encoder's priming, before time zero
+        missing_s = 0.0 if self._next_s is None else t_s - self._next_s
+        if error_s > GAP_S and missing_s > GAP_S / 2:
+            whole = self._after_silence(samples, round(error_s * self._rate))
+            self._marks.clear()
+            self._note(t_s, samples)
+            return whole
+        if missing_s < -GAP_S:
+            self._marks.clear()  # a jump says nothing of the rate
+        slope, before = self._slope(t_s), self._last
+        self._note(t_s, samples)
+        if abs(error_s) > GAP_S:
+            self._drifts = True
+        elif abs(error_s) < _NEAR_S and abs(slope - 1.0) < _EVEN:
+            self._drifts = False
+        if self._bent is None:
+            if not self._drifts:
+                return samples
+            self._bent, self._position = np.array([before], np.float32), 1.0
+        factor = min(max(slope + error_s / _SETTLE_S, _BEND[0]), _BEND[1]) if self._drifts else 1.0
+        return self._play(self._bent, samples, factor)
+
+    def _note(self, t_s: float, samples: Float32) -> None:
+        self._next_s = t_s + len(samples) / self._rate
+        self._marks.append((t_s, self._heard))
+        self._heard += len(samples)
+        if len(samples):
+            self._last = samples[-1]
+
+    def _slope(self, t_s: float) -> float:
+        """How much time by their stamps the last samples took, for each second by their number."""
+        while len(self._marks) > 1 and self._marks[1][0] < t_s - _SLOPE_S:
+            self._marks.popleft()
+        if not self._marks or self._heard - self._marks[0][1] < self._rate * _SLOPE_S / 4:
+            return 1.0
+        then_s, count = self._marks[0]
+        return (t_s - then_s) * self._rate / (self._heard - count)
+
+    def _after_silence(self, samples: Float32, count: int) -> Float32:
+        """The samples after as many of silence, without a step at either edge."""
+        silence = np.zeros(count, np.float32)
+        fade = min(round(_FADE_S * self._rate), count, len(samples))
+        ramp = np.linspace(1.0, 0.0, fade, dtype=np.float32)
+        silence[:fade] = self._last * ramp
+        samples = samples.copy()
+        samples[:fade] *= ramp[::-1]
+        self._bent, self._drifts = None, False
+        return np.concatenate([silence, samples])
+
+    def _play(self, before: Float32, samples: Float32, factor: float) -> Float32:
+        """The samples stretched by a factor, by cubic interpolation (Catmull, Rom), from where the last ones ended."""
+        line = np.concatenate([before, samples])
+        at = self._position + np.arange(max(0, int((len(line) - 2 - self._position) * factor) + 1)) / factor
+        at = at[at < len(line) - 2]
+        left = at.astype(np.int64)
+        p0, p1, p2, p3 = (line[left + k].astype(np.float64) for k in (-1, 0, 1, 2))
+        f = at - left
+        out = p1 + 0.5 * f * (p2 - p0 + f * (2 * p0 - 5 * p1 + 4 * p2 - p3 + f * (3 * (p1 - p2) + p3 - p0)))
+        following = float(at[-1] + 1.0 / factor) if len(at) else self._position
+        kept = max(0, min(int(following), len(line)) - 1)
+        self._bent, self._position = line[kept:].copy(), following - kept
+        return out.astype(np.float32)
+
+
+def _channels(frame: Any) -> Float32:
+    """One decoded frame: shape (channels, n), full scale is 1, finite."""
+    data = frame.to_ndarray()
+    data = data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
+    if data.dtype == np.uint8:
+        scaled = (data.astype(np.float32) - 128.0) / 128.0
+    elif np.issubdtype(data.dtype, np.integer):
+        scaled = (data / -float(np.iinfo(data.dtype).min)).astype(np.float32)
+    else:
+        scaled = data.astype(np.float32)
+    finite: Float32 = np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0, copy=False)
+    return finite

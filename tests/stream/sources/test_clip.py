@@ -1,0 +1,312 @@
+"""Which streams of a clip are taken, and when and in what shape what they hold is seen and heard."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soxr
+
+from mien.clock import NS_PER_S, Clock
+from mien.config import ClipConfig, load_config
+from mien.errors import SourceError
+from mien.messages import Float32
+from mien.stream.session import plan_session
+from mien.stream.sources.address import Url
+from mien.stream.sources.audio import open_audio
+from mien.stream.sources.camera import NetworkCamera
+from mien.stream.sources.clip import BrokenClipError, open_clip, read_sound
+from mien.stream.sources.geometry import upright_bgr
+from mien.stream.sources.source import SAMPLE_RATE, UInt8
+from mien.stream.sources.video import open_video
+from mien.stream.sources.waveform import Downmix
+from tests.stream.pictures import brightness, numbered, write_clip
+from tests.stream.sources.media import (
+    RATE,
+    at_16_khz,
+    join,
+    lag_s,
+    melody,
+    orient_clip,
+    write_part,
+    write_picture,
+    write_tracks,
+)
+
+
+def likeness(one: Float32, other: Float32) -> float:
+    size = min(len(one), len(other))
+    return float(np.corrcoef(one[:size], other[:size])[0, 1])
+
+
+# --- tracks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("default", "taken"), [(None, 2), (1, 2), (2, 3), (0, 2)])
+def test_of_several_sound_tracks_the_default_is_taken_if_it_is_not_silent(
+    tmp_path: Path, default: int | None, taken: int
+) -> None:
+    tracks = [np.zeros(RATE, np.float32), melody(1.0, 1), melody(1.0, 2)]
+    path = write_tracks(tmp_path / "tracks.mkv", tracks, default=default)
+    clip = open_clip(path)
+    assert clip.audio == taken
+    assert likeness(read_sound(path), at_16_khz(tracks[taken - 1])) > 0.99
+    assert clip.notes == (f"sound track {taken} of 3 of tracks.mkv; clip.audio_track chooses another",)
+
+
+def test_a_track_that_is_asked_for_is_taken_by_everybody(tmp_path: Path) -> None:
+    tracks = [melody(1.0, 1), melody(1.0, 2)]
+    path = write_tracks(tmp_path / "tracks.mkv", tracks, images=numbered(25))
+    assert likeness(read_sound(path, ClipConfig(audio_track=2)), at_16_khz(tracks[1])) > 0.99
+    sources = {"video.source": str(path), "audio.source": str(path)}
+    session = plan_session(load_config(None, {**sources, "clip.audio_track": 2}))
+    assert session.config.clip.audio_track == 2
+    assert any("sound track 2 of 2" in note for note in session.notes)
+    assert plan_session(load_config(None, sources)).config.clip.audio_track == 1
+    with pytest.raises(SourceError, match=r"has 2 sound tracks, and `clip.audio_track` is 3"):
+        plan_session(load_config(None, {**sources, "clip.audio_track": 3}))
+
+
+def test_all_silent_tracks_are_no_error(tmp_path: Path) -> None:
+    path = write_tracks(tmp_path / "tracks.mkv", [np.zeros(RATE, np.float32)] * 2)
+    assert open_clip(path).audio == 1
+
+
+def test_the_film_is_played_and_not_its_cover(tmp_path: Path) -> None:
+    cover = np.full((48, 48, 3), 255, np.uint8)
+    path = write_picture(tmp_path / "film.mkv", numbered(10), cover=cover)
+    clip = open_clip(path)
+    shapes = {upright_bgr(picture).shape for _, picture in clip.pictures()}
+    assert shapes == {(64, 64, 3)}
+    source = open_video(load_config(None, {"video.source": str(path), "clip.fast": True}), Clock())
+    source.start(0)
+    frame = source.read(0.0)
+    assert frame is not None
+    assert frame.image.shape == (64, 64, 3)
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------
+
+
+def grainy(image: UInt8) -> list[UInt8]:
+    """The picture again and again with noise: enough bytes for a network camera to look at before it begins."""
+    noise = np.random.default_rng(0)
+    return [np.clip(image + noise.normal(0, 12, image.shape), 0, 255).astype(np.uint8) for _ in range(100)]
+
+
+@pytest.mark.parametrize(("pixel", "shape"), [((2, 1), (128, 192)), ((4, 3), (128, 128)), ((1, 2), (256, 96))])
+def test_oblong_pixels_become_square_in_clips_and_network_cameras(
+    tmp_path: Path, pixel: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    images = grainy(np.full((128, 96, 3), 90, np.uint8))
+    path = write_picture(tmp_path / "oblong.mkv", images, Fraction(*pixel))
+    assert {upright_bgr(p).shape[:2] for _, p in open_clip(path).pictures()} == {shape}
+    camera = NetworkCamera(Url(f"file:{path}"), Clock())
+    assert camera.read().image.shape[:2] == shape
+    camera.close()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((1, 0, 0, 1), (0, 0)),
+        ((0, 1, -1, 0), (0, -1)),
+        ((-1, 0, 0, -1), (-1, -1)),
+        ((0, -1, 1, 0), (-1, 0)),
+        ((-1, 0, 0, 1), (0, -1)),  # mirrored left to right
+        ((1, 0, 0, -1), (-1, 0)),  # upside down
+        ((0, 1, 1, 0), (0, 0)),  # mirrored at the diagonals
+        ((0, -1, -1, 0), (-1, -1)),
+    ],
+)
+def test_pictures_are_turned_and_mirrored_as_they_say(
+    tmp_path: Path, matrix: tuple[int, int, int, int], corner: tuple[int, int]
+) -> None:
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:24, :24] = 255
+    image[:12, 24:60] = 120  # along the upper edge: mirrored and turned are told apart
+    path = write_clip(tmp_path / "clip.mp4", grainy(image))
+    orient_clip(path, matrix, *image.shape[:2])
+    camera = NetworkCamera(Url(f"file:{path}"), Clock())
+    seen = camera.read().image
+    camera.close()
+    assert abs(seen.astype(int) - upright_bgr(next(open_clip(path).pictures())[1])).mean() < 20
+    assert seen.shape[:2] == ((64, 96) if matrix[0] else (96, 64))
+    light = {(y, x): int(seen[y, x, 0]) for y in (0, -1) for x in (0, -1)}
+    assert max(light, key=light.__getitem__) == corner
+    # The grey bar goes on from the white corner in the direction that the matrix says.
+    along = (40, 6)
+    a, b, c, d = matrix
+    x, y = a * along[0] + c * along[1], b * along[0] + d * along[1]
+    assert abs(int(seen[y if y >= 0 else y - 1, x if x >= 0 else x - 1, 0]) - 120) < 30
+
+
+def test_a_picture_whose_size_changes_goes_on(tmp_path: Path) -> None:
+    small = write_part(tmp_path / "a.ts", melody(1.0), numbered(25))
+    wide = write_part(tmp_path / "b.ts", melody(1.0), [np.full((64, 96, 3), 200, np.uint8)] * 25)
+    clip = open_clip(join(tmp_path / "joined.ts", small, wide))
+    shapes = [upright_bgr(picture).shape for _, picture in clip.pictures()]
+    assert shapes == [(64, 64, 3)] * 25 + [(64, 96, 3)] * 25
+
+
+# --- time -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.94, 1.06, 1.2])
+def test_sound_keeps_its_stamps_without_a_click_whatever_the_number_of_its_samples(
+    tmp_path: Path, factor: float
+) -> None:
+    said = melody(13.0)
+    samples = soxr.resample(said, RATE, RATE / factor).astype(np.float32)
+    path = write_tracks(tmp_path / "drift.mkv", [samples], factor=factor)
+    heard = read_sound(path)
+    assert abs(len(heard) / SAMPLE_RATE - 13.0) < 0.1
+    lags = [lag_s(heard, at_16_khz(said), at_s) for at_s in (2.0, 5.0, 9.0, 12.5)]
+    assert max(map(abs, lags)) < 0.1, lags
+    # Cut or padded anywhere, a slow wave would have a step.
+    slow = (0.5 * np.sin(2 * np.pi * 40 * np.arange(len(samples)) / RATE)).astype(np.float32)
+    heard = read_sound(write_tracks(tmp_path / "slow.mkv", [slow], factor=factor))
+    assert np.abs(np.diff(heard[:-50])).max() < 1.4 * 0.5 * 2 * np.pi * 40 * max(1, 1 / factor) / SAMPLE_RATE
+
+
+def test_well_formed_sound_is_not_touched(tmp_path: Path) -> None:
+    said = melody(3.0)
+    heard = read_sound(write_tracks(tmp_path / "good.mkv", [said]))
+    expected = at_16_khz((np.round(said * 32767) / 32768).astype(np.float32))
+    assert np.abs(heard - expected[: len(heard)]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rates", "layouts"),
+    [(".mp3", (44_100, 48_000), ("mono", "mono")), (".ts", (44_100, 48_000), ("mono", "stereo")),
+     (".ts", (48_000, 22_050), ("stereo", "mono"))],
+)  # fmt: skip
+def test_a_rate_or_layout_that_changes_goes_on(
+    tmp_path: Path, suffix: str, rates: tuple[int, int], layouts: tuple[str, str]
+) -> None:
+    said = melody(6.0)
+    halves = said[: 3 * RATE], said[3 * RATE :]
+    parts = [
+        write_part(tmp_path / f"{n}{suffix}", half, rate=rate, layout=layout)
+        for n, (half, rate, layout) in enumerate(zip(halves, rates, layouts, strict=True))
+    ]
+    path = join(tmp_path / f"joined{suffix}", *parts)
+    heard = read_sound(path)
+    lags = [lag_s(heard, at_16_khz(said), at_s) for at_s in (1.0, 2.2, 4.0, 5.2)]
+    assert max(map(abs, lags)) < 0.12, lags
+    source = open_audio(load_config(None, {"audio.source": str(path), "clip.fast": True}), Clock())
+    source.start(0)
+    count = 0
+    while not source.ended:
+        chunk = source.read(0.1)
+        count += 0 if chunk is None else len(chunk.samples)
+    assert count == len(heard)
+    assert source.error is None
+
+
+def test_joined_files_go_on_with_picture_and_sound_together(tmp_path: Path) -> None:
+    said, images = melody(6.0), [np.zeros((64, 64, 3), np.uint8)] * 150
+    for flash in (25, 100):
+        images[flash] = np.full((64, 64, 3), 255, np.uint8)
+    first = write_part(tmp_path / "a.ts", said[: 3 * RATE], images[:75])
+    second = write_part(tmp_path / "b.ts", said[3 * RATE :], images[75:])
+    path = join(tmp_path / "joined.ts", first, second)
+    clip = open_clip(path)
+    assert abs(clip.duration_s - 6.1) < 0.15
+    times, light = [], []
+    for t_ns, picture in clip.pictures():
+        times.append(t_ns / NS_PER_S)
+        light.append(brightness(upright_bgr(picture)))
+    assert len(times) == 150
+    assert np.all(np.diff(times) > 0)
+    heard = read_sound(path)
+    flashes = [t for t, bright in zip(times, light, strict=True) if bright > 128]
+    for at_s, flash_s in zip((1.0, 4.0), flashes, strict=True):
+        late_s = lag_s(heard, at_16_khz(said), at_s)
+        assert abs(late_s) < 0.1
+        assert abs(flash_s - at_s - late_s) < 0.05, "picture and sound part"
+
+
+def test_a_loop_of_joined_files_is_as_long_as_both(tmp_path: Path) -> None:
+    part = write_part(tmp_path / "a.ts", melody(1.0), numbered(25))
+    clip = open_clip(join(tmp_path / "joined.ts", part, part, part))
+    assert 2.9 < clip.duration_s < 3.3
+
+
+def test_started_late_a_joined_file_goes_on_where_it_is(tmp_path: Path) -> None:
+    part = write_part(tmp_path / "a.ts", melody(2.0), numbered(50))
+    clip = open_clip(join(tmp_path / "joined.ts", part, part))
+    t_ns, _ = next(clip.pictures(3 * NS_PER_S))
+    assert t_ns <= 3 * NS_PER_S
+    assert len(list(clip.pictures(0))) == 100
+
+
+# --- errors on the way ------------------------------------------------------------------------------------------
+
+
+def broken(tmp_path: Path) -> Path:
+    """Good for three seconds of six; then neither picture nor sound can be decoded."""
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(150)]
+    path = write_part(tmp_path / "broken.mov", melody(6.0), images)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdat")
+    size = int.from_bytes(content[at - 4 : at], "big") - 8
+    content[at + 4 + size // 2 : at + 4 + size] = b"\xff" * (size - size // 2)
+    path.write_bytes(content)
+    return path
+
+
+def test_what_breaks_off_ends_with_its_reason_and_what_came_before_is_kept(tmp_path: Path) -> None:
+    path = broken(tmp_path)
+    assert 2.0 < len(read_sound(path)) / SAMPLE_RATE < 4.0
+    with pytest.raises(BrokenClipError, match=r"the sound of clip broken.mov breaks off after [23]\.\d s"):
+        list(open_clip(path).sound())
+    config = load_config(None, {"audio.source": str(path), "video.source": str(path), "clip.fast": True,
+                                "clip.loop": True})  # fmt: skip
+    for source in (open_audio(config, Clock()), open_video(config, Clock())):
+        source.start(0)
+        for _ in range(10_000):
+            source.read(0.0)
+            if source.ended:
+                break
+        assert source.ended, "it begins again and again"
+        assert "breaks off after" in str(source.error)
+
+
+# --- channels ---------------------------------------------------------------------------------------------------
+
+
+def test_channels_of_opposite_phase_do_not_cancel_each_other(tmp_path: Path) -> None:
+    said = melody(2.0)
+    heard = read_sound(write_tracks(tmp_path / "phase.mkv", [np.stack([said, -said])]))
+    assert likeness(heard, at_16_khz(said)) > 0.99
+    assert 0.9 < np.std(heard) / np.std(at_16_khz(said)) < 1.1
+
+
+def test_the_stronger_of_two_that_cancel_is_taken_and_others_are_averaged() -> None:
+    said, other = melody(2.0, 1), melody(2.0, 2)
+    for channels, expected in (
+        (np.stack([0.6 * said, -said]), -said),
+        (np.stack([said, said]), said),
+        (np.stack([said, 0 * said]), said / 2),
+        (np.stack([said, other]), (said + other) / 2),
+        (np.stack([0 * said, 0 * said, said, 0 * said, 0 * said, 0 * said]), said / 6),
+        (said[None], said),
+    ):
+        mix = Downmix(RATE)
+        heard = np.concatenate([mix(channels[:, at : at + 1024]) for at in range(0, channels.shape[1], 1024)])
+        assert np.allclose(heard, expected, atol=1e-6)
+
+
+def test_a_phase_that_changes_is_noticed_without_a_click() -> None:
+    wave = (0.5 * np.sin(2 * np.pi * 100 * np.arange(8 * RATE) / RATE)).astype(np.float32)
+    sign = np.where(np.arange(8 * RATE) // (2 * RATE) % 2, -1.0, 1.0).astype(np.float32)
+    mix = Downmix(RATE)
+    channels = np.stack([wave, sign * wave])
+    heard = np.concatenate([mix(channels[:, at : at + 960]) for at in range(0, channels.shape[1], 960)])
+    seconds = heard.reshape(8, RATE)
+    assert all(np.std(seconds[k]) > 0.3 for k in (0, 1, 3, 4, 5, 7)), "a second after each change it is there"
+    assert np.abs(np.diff(heard)).max() < 0.02
