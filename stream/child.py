@@ -17,13 +17,14 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import platformdirs
 
 from mien.config import Config
 from mien.errors import MienError
+from mien.files import reason
 from mien.stream.process import PATIENCE_S, Assignment
 
 # One thread a library: on a small machine threads that spin for work cost more than they bring.
@@ -41,6 +42,9 @@ _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 
+
+# This very program. -P: files in the working folder are not modules, whatever their names.
+PROGRAM = (sys.executable, "-P", "-m", "mien")
 
 # What is started under a name; any other name is that of a capture worker.
 _COMMANDS = {"inference": ["infer"], "dashboard": ["dashboard"], "window": ["dashboard", "--window"]}
@@ -75,9 +79,9 @@ class Child:
         self.patience_s = PATIENCE_S
         self.log = log_path(assignment.config, worker)
         command = _COMMANDS.get(worker, ["capture", worker])
-        with self.log.open("wb") as log:
+        with open_log(self.log) as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mien", *command, "--supervised"],
+                [*PROGRAM, *command, "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -134,6 +138,24 @@ class Child:
         self._events.put(Event(self.worker, pid, "exited", {"code": self.process.wait()}))
 
 
+def open_log(path: Path) -> BinaryIO:
+    """A log, begun anew. One that another user left (`sudo mien run`) is removed first, where the folder is ours.
+
+    Raises:
+        MienError: it cannot be written.
+    """
+    try:
+        try:
+            return path.open("wb")
+        except PermissionError:
+            path.unlink()
+            return path.open("wb")
+    except OSError as error:
+        raise MienError(
+            f"cannot write the log {path}: {reason(error)}; remove it, or set XDG_STATE_HOME to another folder"
+        ) from error
+
+
 def log_path(config: Config, worker: str) -> Path:
     """Where a process of the session writes what its libraries have to say."""
     folder = platformdirs.user_log_path("mien", appauthor=False)
@@ -141,6 +163,6 @@ def log_path(config: Config, worker: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MienError(
-            f"cannot write logs to {folder}: {error.strerror}; make it writable or set XDG_STATE_HOME"
+            f"cannot write logs to {folder}: {reason(error)}; make it writable or set XDG_STATE_HOME"
         ) from error
     return folder / f"{config.session}-{worker}.log"

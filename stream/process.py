@@ -17,8 +17,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -141,7 +141,7 @@ class Control:
         other.stopping, other.started, other.start_ns = self.stopping, self.started, self.start_ns
         return other
 
-    def listen(self, lines: TextIO) -> None:
+    def listen(self, lines: Iterable[bytes]) -> None:
         """Follow the supervisor's pipe until it ends, then stop the process, by force if need be."""
         for line in lines:
             order = json.loads(line)
@@ -164,12 +164,13 @@ def run_supervised(body: Callable[[Control], None]) -> None:
     """Run a process body under a supervisor; a failure ends as one JSON line for it, not as a traceback."""
     # Ctrl-C reaches the whole terminal group; the supervisor alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    first = sys.stdin.readline()
+    lines = sys.stdin.buffer  # UTF-8, whatever the terminal's encoding
+    first = lines.readline()
     if not first:
         return
     _die_with_parent()
-    control = Control(msgspec.json.decode(first.encode(), type=Assignment), supervised=True)
-    threading.Thread(target=control.listen, args=(sys.stdin,), name="lifeline", daemon=True).start()
+    control = Control(msgspec.json.decode(first, type=Assignment), supervised=True)
+    threading.Thread(target=control.listen, args=(lines,), name="lifeline", daemon=True).start()
     try:
         body(control)
     except MienError as error:

@@ -157,6 +157,11 @@ class Supervisor:
         if now_s - self._reported_s >= _STATUS_S:
             self._publish_report()
 
+    def report_recording(self, error: str) -> None:
+        """Have it said in the statuses that the session is not recorded any more, and why."""
+        self._report.recording_error = error
+        self._publish_report()
+
     def stop(self) -> None:
         """End all processes: kindly, then firmly. Takes at most about two seconds."""
         self._due.clear()

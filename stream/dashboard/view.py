@@ -128,9 +128,17 @@ def _facts(collector: Collector) -> dict[str, Any]:
         "causes": _causes(inference),
         "checkpoint": checkpoint,
         "engine": engine,
-        "note": (inference.last_error if inference is not None else None) or "",
+        "note": _session_note(collector),
     }
     return told
+
+
+def _session_note(collector: Collector) -> str:
+    """What a person should know of the session as a whole: that it is not recorded any more comes first."""
+    supervisor, inference = collector.statuses.get("supervisor"), collector.statuses.get("inference")
+    if supervisor is not None and supervisor.detail.get("recorder.error"):
+        return f"not recorded: {supervisor.detail['recorder.error']}"
+    return (inference.last_error if inference is not None else None) or ""
 
 
 def _config(collector: Collector, section: str) -> dict[str, Any]:

@@ -25,12 +25,14 @@ class Report:
         restarts: how often each process was started again.
         faults: per process that is not well, why.
         last_error: the newest of them, also when it is over.
+        recording_error: why the session is not recorded any more, if it was to be.
     """
 
     def __init__(self, session: str, clock: Clock) -> None:
         self.restarts: Counter[str] = Counter()
         self.faults: dict[str, str] = {}
         self.last_error: str | None = None
+        self.recording_error: str | None = None
         self._session = session
         self._clock = clock
         self._run = secrets.randbits(48)
@@ -65,7 +67,9 @@ class Report:
         for worker, state in states.items():
             detail[f"{worker}.state"] = state
             detail[f"{worker}.restarts"] = self.restarts[worker]
-        well = all(state in ("running", "ended") for state in states.values())
+        if self.recording_error is not None:
+            detail |= {"recorder.state": "failed", "recorder.error": self.recording_error}
+        well = self.recording_error is None and all(state in ("running", "ended") for state in states.values())
         return Status(
             session=self._session,
             worker="supervisor",
@@ -73,7 +77,7 @@ class Report:
             t_ns=self._clock.now_ns(),
             state="running" if well else "degraded",
             pid=os.getpid(),
-            last_error=self.last_error,
+            last_error=self.last_error if self.recording_error is None else f"not recorded: {self.recording_error}",
             cpu_percent=cpu_percent,
             rss_mb=rss_mb,
             detail=detail,

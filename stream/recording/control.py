@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,9 +19,11 @@ from pathlib import Path
 import msgspec
 
 from mien.config import BusConfig
+from mien.stream.child import PROGRAM
 from mien.stream.recording.recorder import RecorderState
 
 _STOP_S = 10.0  # for the last chunk and the index
+_DIED = "the recorder died; what is on the disk can be read"
 _decode_state = msgspec.json.Decoder(RecorderState).decode
 
 
@@ -38,7 +39,7 @@ class RecorderProcess:
     def __init__(
         self, path: Path, bus: BusConfig, session: str | None = None, *, video: bool = False, audio: bool = False
     ) -> None:
-        command = [sys.executable, "-m", "mien", "record", str(path), "--supervised"]
+        command = [*PROGRAM, "record", str(path), "--supervised"]
         command += ["--video"] * video + ["--audio"] * audio + (["--session", session] if session else [])
         self._state = RecorderState("waiting", str(path))
         self._process = subprocess.Popen(
@@ -94,4 +95,4 @@ class RecorderProcess:
                 with contextlib.suppress(msgspec.MsgspecError):
                     self._state = _decode_state(line)
         if self._process.wait() != 0 and self._state.state != "failed":
-            self._state = msgspec.structs.replace(self._state, state="failed", error="the recorder died")
+            self._state = msgspec.structs.replace(self._state, state="failed", error=_DIED)

@@ -140,6 +140,7 @@ class Recorder:
             self._close(time.monotonic() - began_s)
         except RecordingError:
             self._writer.abandon()
+            self._predictions = self._writer.kept.get(channels.PREDICTION, 0)
             raise
         finally:
             for receiver in self._receivers.values():
@@ -279,7 +280,6 @@ class Recorder:
     def _close(self, waited_s: float) -> None:
         if not self._writer.messages:
             self._writer.abandon()
-            self._writer.path.unlink()
             why = explain_silence(self._bus.address(), self._session, waited_s, self._bus.keys)
             raise RecordingError(f"{why} There is no {self._writer.path}.")
         elsewhere = misdirected(self._last_status, self._bus.address())

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from mcap.writer import CompressionType, Writer
 
 import mien
 from mien.errors import RecordingError
-from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PROFILE, schema_of
+from mien.files import reason
+from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PREDICTION, PROFILE, schema_of
 from mien.stream.recording.reader import Recording
 
 FLUSH_S = 0.5  # what is lost at most when the recorder is killed
@@ -29,6 +28,7 @@ class RecordingWriter:
 
     Attributes:
         messages, attachments: written so far.
+        kept: of each channel, how many messages are on the disk, whatever happens next.
 
     Raises:
         RecordingError: the file cannot be made, now, or cannot grow, later; it then stays readable up to that moment.
@@ -38,6 +38,7 @@ class RecordingWriter:
         self.path = path
         self.messages = 0
         self.attachments = 0
+        self.kept: dict[str, int] = {}
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
         self._sequence: dict[str, int] = {}
@@ -46,7 +47,11 @@ class RecordingWriter:
         self._writer = _ChunkWriter(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
         self._writer.start(PROFILE, f"mien {mien.__version__}")
         self._writer.add_metadata(METADATA, {"format": str(FORMAT), "mien": mien.__version__})
-        self._sync()
+        try:
+            self._sync()
+        except RecordingError:
+            self.abandon()
+            raise
 
     @property
     def size_bytes(self) -> int:
@@ -86,12 +91,23 @@ class RecordingWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close as it is."""
+        """Close as it is; a file that holds no message is removed."""
         self._file.close()
+        if not self.kept:
+            self.path.unlink(missing_ok=True)
 
     def _sync(self) -> None:
         self._flushed_s = time.monotonic()
-        self._file.sync()
+        try:
+            self._file.sync()
+        except OSError as error:
+            if not self.kept:
+                raise RecordingError(f"cannot record to {self.path}: {reason(error)}; nothing was recorded") from error
+            raise RecordingError(
+                f"cannot go on recording to {self.path}: {reason(error)}; what came before, "
+                f"{self.kept.get(PREDICTION, 0)} predictions in {self._file.written / 1e6:.2f} MB, can be read"
+            ) from error
+        self.kept = dict(self._sequence)
         self._flushed_s = time.monotonic()
 
 
@@ -124,23 +140,22 @@ class _File:
     """What the library writes to: whole batches reach the disk, or nothing of them."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._waiting = bytearray()
-        self._written = 0
+        self.written = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
             self._descriptor = os.open(path, flags, 0o600)  # what was said and shown is nobody else's business
         except FileExistsError as error:
             raise RecordingError(f"{path} exists; choose another name or remove it") from error
         except OSError as error:
-            raise RecordingError(f"cannot record to {path}: {error.strerror}") from error
+            raise RecordingError(f"cannot record to {path}: {reason(error)}") from error
 
     def write(self, data: bytes) -> int:
         self._waiting += data
         return len(data)
 
     def tell(self) -> int:
-        return self._written + len(self._waiting)
+        return self.written + len(self._waiting)
 
     def flush(self) -> None:
         """Nothing: `sync` does it."""
@@ -152,14 +167,11 @@ class _File:
             while done < len(view):
                 done += os.write(self._descriptor, view[done:])
             os.fsync(self._descriptor)
-        except OSError as error:
+        except OSError:
             self._waiting.clear()
             self._cut_off()
-            raise RecordingError(
-                f"cannot go on recording to {self._path}: {_reason(error)}; "
-                f"what came before, {self._written / 1e6:.1f} MB, is in it and can be read"
-            ) from error
-        self._written += done
+            raise
+        self.written += done
         self._waiting.clear()
 
     def close(self) -> None:
@@ -170,9 +182,4 @@ class _File:
     def _cut_off(self) -> None:
         """Take back the part of a batch that still found room."""
         with contextlib.suppress(OSError):  # readers leave out what is incomplete
-            os.ftruncate(self._descriptor, self._written)
-
-
-def _reason(error: OSError) -> str:
-    full: dict[Any, str] = {errno.ENOSPC: "the disk is full", errno.EFBIG: "the file may not grow any more"}
-    return full.get(error.errno, str(error.strerror))
+            os.ftruncate(self._descriptor, self.written)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+
+from mien.errors import MienError
+from mien.stream.child import open_log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
@@ -32,3 +38,27 @@ def test_giving_way_is_of_one_thread_or_of_all_but_some() -> None:
     begun, one, spared, other, at_last = map(int, ran.stdout.split())
     assert spared == begun
     assert one == other == at_last == max(begun, 5)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a file of another user")
+def test_a_log_of_another_user_is_replaced_or_said() -> None:
+    """As `sudo mien run` leaves it. Away from pytest's folders, which are root's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log = folder / "default-video.log"
+        log.write_bytes(b"root's")
+        log.chmod(0o600)
+        folder.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(MienError, match="permission denied; remove it, or set XDG_STATE_HOME"):
+                open_log(log)
+        finally:
+            os.seteuid(0)
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+        try:
+            open_log(log).close()
+        finally:
+            os.seteuid(0)
+        assert log.stat().st_uid == 65534

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 import mien
+from mien.cli._streams import GuardedStreams, ReaderGoneError
 from mien.errors import MienError
 
 app = typer.Typer(
@@ -54,23 +56,42 @@ _EXTRAS = {
 
 def main() -> None:
     """Entry point. An error that mien raised on purpose is one line and an exit code, never a traceback."""
+    _leave_deleted_folder()
+    with GuardedStreams():
+        try:
+            code = _run()
+            sys.stdout.flush()
+        except ReaderGoneError:
+            code = 0
+        except MienError as error:
+            _complain(str(error))
+            code = error.exit_code
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.partition(".")[0] == "mien":
+                raise
+            # The base install is for subscribers; whatever else a command needs comes with an extra.
+            extra = _EXTRAS.get(error.name.partition(".")[0], "live")
+            _complain(f'this command needs the package `{error.name}`; pip install "mien[{extra}]"')
+            code = 1
+    sys.exit(code)
+
+
+def _leave_deleted_folder() -> None:
+    """Libraries cannot be loaded from a working folder that was removed. In /proc no relative name makes a file."""
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir("/proc" if os.path.isdir("/proc") else os.path.abspath(os.sep))
+
+
+def _run() -> int | str | None:
+    """Typer's exit code: it ends the interpreter, and what is left to write is to be checked first."""
     try:
         app()
-    except MienError as error:
-        typer.secho(f"mien: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] == "mien":
-            raise
-        # The base install is for subscribers; whatever else a command needs comes with an extra.
-        extra = _EXTRAS.get(error.name.partition(".")[0], "live")
-        typer.secho(
-            f'mien: this command needs the package `{error.name}`; pip install "mien[{extra}]"',
-            fg=typer.colors.RED,
-            err=True,
-        )
-        sys.exit(1)
-    except BrokenPipeError:
-        # The reader of our output went away, for instance `mien watch --json | head`.
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def _complain(text: str) -> None:
+    typer.secho(f"mien: {text}", fg=typer.colors.RED, err=True)

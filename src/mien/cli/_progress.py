@@ -26,9 +26,9 @@ def item_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def stage_progress() -> Iterator[Update]:
     """Progress of each stage. Call what it gives with the stage's name, items done and items in all."""
-    from rich.console import Console
+    from mien.cli._terminal import make_console
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with _bars(console) if console.is_terminal else _lines() as update:
         yield update
 
@@ -44,7 +44,7 @@ def _bars(console: Console) -> Iterator[Update]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         tasks: dict[str, TaskID] = {}
 

@@ -36,7 +36,7 @@ class Journal:
         if self._json:
             self.write("warning", "note", message=text)
         else:
-            console.print(text, style="yellow", markup=False)
+            console.print(text, style="yellow", soft_wrap=True)
 
     def follow(self, statuses: Iterable[Status]) -> None:
         """Write a line for every process whose state has changed; for people, the view shows it."""

@@ -18,9 +18,13 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from mien.cli import _view
 from mien.cli._service import Journal, Service
+from mien.cli._terminal import make_console
+from mien.errors import FileError, RecordingError
+from mien.files import check_target, write_file
 from mien.messages import Prediction
 from mien.stream.dashboard.launch import Companion
 from mien.stream.monitoring.summary import STAGES, Summary
@@ -73,15 +77,17 @@ def run_session(
     Predictions go to standard output; everything else to standard error.
 
     Args:
-        record: keep it in a file; if that fails, the session goes on without.
+        summary_path: JSON file to create. record: keep the session in a file. Both are tried before anything starts; if
+            recording fails later, that is said at once and the session goes on without.
         player: publishes a recording in place of capture workers; closed at the end.
         companion: starts a dashboard once the session runs; if that fails, the session goes on without.
 
     Raises:
-        MienError: a process could not start, or died and cannot be replaced.
+        MienError: a process could not start, or died and cannot be replaced; or a file could not be written.
     """
+    _check_targets(record, summary_path)
     journal, service = Journal(session.config), Service(session.config)
-    console = Console(stderr=True, highlight=False, quiet=journal.for_machines)
+    console = make_console(stderr=True, quiet=journal.for_machines)
     for note in session.notes:
         journal.note(note, console)
     stopping = threading.Event()
@@ -89,6 +95,7 @@ def run_session(
         supervisor = Supervisor(session)
         summary = Summary()
         recorder = beside = None
+        failure: str | None = None
         try:
             if record is not None:
                 recorder = record.start(session)
@@ -98,20 +105,21 @@ def run_session(
                 bus = session.config.bus
                 with Subscriber(bus.address(), session=session.config.session, keys=bus.keys) as subscriber:
                     _await_subscription(subscriber, stopping)
-                    if recorder is not None:
-                        recorder.wait_recording(_RECORDER_S)
+                    if recorder is not None and not recorder.wait_recording(_RECORDER_S) and recorder.state.error:
+                        raise RecordingError(recorder.state.error)
                     supervisor.start()
                     if player is not None:
                         player.start()
                     show = _Show(session, badge, output, summary)
                     beside = companion() if companion is not None else None
                     service.ready()
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside, journal, service)
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside, journal, service,
+                            recorder)  # fmt: skip
         finally:
             if beside is not None:
                 beside.stop()
             if recorder is not None:
-                _report_recording(recorder.stop(), console)
+                failure = _report_recording(recorder.stop(), console)
             if player is not None:
                 player.close()
             service.close()
@@ -121,22 +129,42 @@ def run_session(
         if journal.for_machines:
             journal.write("info", "summary", **summary.to_dict())
     if summary_path is not None:
-        summary_path.write_text(json.dumps(summary.to_dict() | {"model": supervisor.model}, indent=2) + "\n")
+        figures = summary.to_dict() | {"model": supervisor.model}
+        figures |= {"recording_error": failure} if failure is not None else {}
+        write_file(summary_path, json.dumps(figures, indent=2) + "\n")
+    if failure is not None:
+        raise RecordingError(failure)
     return summary
+
+
+def _check_targets(record: RecordingChoice | None, summary_path: Path | None) -> None:
+    """Refuse before anything starts what could not be written at the end.
+
+    Raises:
+        MienError: a folder that is not there, a file that is, a full disk, or one file for both.
+    """
+    if record is not None:
+        check_target(record.path, new=True, error=RecordingError)
+    if summary_path is not None:
+        if record is not None and record.path.absolute() == summary_path.absolute():
+            raise FileError(f"--record and --summary are both {summary_path}; give each a file of its own")
+        check_target(summary_path, new=summary_path.is_file())
 
 
 class _Show:
     """Shows predictions as they come."""
 
     def __init__(self, session: Session, badge: str, output: Output, summary: Summary) -> None:
-        self.notes_console = Console(stderr=True, highlight=False)
+        self.notes_console = make_console(stderr=True)
         self._session = session
         self._badge = badge
         self._output = output
         self._summary = summary
         self._last: Prediction | None = None
         self._heard_s = self._drawn_s = time.monotonic()
-        self._live = Live(console=Console(), auto_refresh=False, transient=False) if output is Output.VIEW else None
+        self._live = (
+            Live(console=make_console(), auto_refresh=False, transient=False) if output is Output.VIEW else None
+        )
 
     def __enter__(self) -> _Show:
         if self._live is not None:
@@ -186,7 +214,7 @@ def _wait_ready(supervisor: Supervisor, stopping: threading.Event, console: Cons
 
         def describe() -> None:
             while not ready.wait(0.2):
-                spinner.update("loading " + ", ".join(supervisor.waiting_for()))
+                spinner.update(Text("loading " + ", ".join(supervisor.waiting_for())))
 
         thread = threading.Thread(target=describe, daemon=True)
         thread.start()
@@ -215,6 +243,7 @@ def _follow(
     beside: Companion | None,
     journal: Journal,
     service: Service,
+    recorder: RecorderProcess | None,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
     with show:
@@ -224,9 +253,13 @@ def _follow(
                 raise player.error
             for note in supervisor.take_notes():
                 journal.note(note, show.notes_console)
+            if recorder is not None and recorder.state.error:
+                supervisor.report_recording(recorder.state.error)
+                journal.note(f"the session goes on, but not its recording: {recorder.state.error}", show.notes_console)
+                recorder = None  # its end is reported once
             service.alive(summary.predictions, summary.predictions_per_s)
             for note in beside.take_notes() if beside is not None else ():
-                show.notes_console.print(note, style="bold", markup=False, soft_wrap=True)
+                show.notes_console.print(note, style="bold", soft_wrap=True)
             predictions = subscriber.wait(0.05)
             now_ns = supervisor.clock.now_ns()
             for prediction in predictions:
@@ -247,12 +280,16 @@ def _follow(
                 break
 
 
-def _report_recording(state: RecorderState, console: Console) -> None:
+def _report_recording(state: RecorderState, console: Console) -> str | None:
+    """Say what was recorded. Why it ended before it was told to; None if it did not."""
     if state.error:
-        console.print(f"[yellow]not recorded: {state.error}[/]", markup=True)
-        return
+        if sys.exc_info()[0] is not None:  # else it is what the session ends with
+            console.print(f"not recorded: {state.error}", style="yellow", soft_wrap=True)
+        return state.error
     lost = f", {state.lost} messages were lost on the way" if state.lost else ""
-    console.print(f"recorded {state.predictions} predictions in {state.path}, {state.bytes / 1e6:.2f} MB{lost}")
+    text = f"recorded {state.predictions} predictions in {state.path}, {state.bytes / 1e6:.2f} MB{lost}"
+    console.print(text, soft_wrap=True)
+    return None
 
 
 @contextmanager
@@ -272,12 +309,10 @@ def print_summary(summary: Summary, supervisor: Supervisor, console: Console) ->
     """The run in numbers, for people."""
     figures: dict[str, Any] = summary.to_dict()
     console.print()
-    console.print(
-        f"[bold]{figures['predictions']} predictions in {figures['seconds']:.1f} s "
-        f"= {figures['predictions_per_s']:.1f}/s[/]"
-        + (f", {figures['abstained']} abstained" if figures["abstained"] else "")
-        + f"   {supervisor.model}"
-    )
+    headline = f"{figures['predictions']} predictions in {figures['seconds']:.1f} s"
+    text = Text(f"{headline} = {figures['predictions_per_s']:.1f}/s", style="bold")
+    text.append(f", {figures['abstained']} abstained" if figures["abstained"] else "", style="not bold")
+    console.print(text.append(f"   {supervisor.model}", style="not bold"), soft_wrap=True)
     if supervisor.session.config.clip.fast:
         console.print(f"played {figures['clip_seconds']:.1f} s of the clip, every instant predicted")
     latency = figures["latency_ms"]
@@ -298,6 +333,6 @@ def print_summary(summary: Summary, supervisor: Supervisor, console: Console) ->
     for worker, process in figures["processes"].items():
         cpu = "  cpu     –" if process["cpu_percent"] is None else f"  cpu {process['cpu_percent']:5.1f} %"
         error = f"  {process['last_error']}" if process["last_error"] else ""
-        console.print(f"  {worker:<10}{cpu}  memory {process['rss_mb']:6.1f} MB{error}", markup=False)
+        console.print(f"  {worker:<10}{cpu}  memory {process['rss_mb']:6.1f} MB{error}", soft_wrap=True)
     drops = "  ".join(f"{cause} {count}" for cause, count in figures["drops"].items())
     console.print(f"  drops  {drops or 'none'}")

@@ -61,15 +61,16 @@ def _fetch(name: str, config: AssetsConfig, bars: Progress, shown: contextlib.Ex
 
 
 def _progress() -> Progress:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from mien.cli._terminal import make_console
+
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
     )
 
 
@@ -93,21 +94,22 @@ def _print(states: list[AssetStatus], cache: Path, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from mien.cli._terminal import make_console
 
     table = Table("asset", "state", "size", "licence", "what it is, or what is wrong")
     for state in states:
         colour = {"ok": "green", "missing": "yellow", "damaged": "red"}[state.state]
         table.add_row(
             state.asset.name,
-            f"[{colour}]{state.state}[/]",
+            Text(state.state, style=colour),
             decimal(state.asset.size),
             state.asset.licence,
-            escape(state.problem or state.asset.summary),
+            state.problem or state.asset.summary,
         )
-    console = Console()
+    console = make_console()
     console.print(table)
-    console.print(f"cache: {escape(str(cache))}", soft_wrap=True)
+    console.print(f"cache: {cache}", soft_wrap=True)

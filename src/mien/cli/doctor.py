@@ -23,16 +23,17 @@ def command(
 
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     else:
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Column, Table
+        from rich.text import Text
+
+        from mien.cli._terminal import make_console
 
         table = Table("", "area", Column("finding, and what to do", overflow="fold"), box=None, padding=(0, 1))
         for row in rows:
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[row.verdict]
-            advice = f"\n[bold]{escape(row.advice)}[/]" if row.advice else ""
-            table.add_row(f"[{colour}]{row.verdict:<4}[/]", row.area, escape(row.finding) + advice)
-        console = Console()
+            advice = Text(f"\n{row.advice}" if row.advice else "", style="bold")
+            table.add_row(Text(f"{row.verdict:<4}", style=colour), row.area, Text(row.finding) + advice)
+        console = make_console()
         console.print(table)
         counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("ok", "warn", "fail")}
         console.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['fail']} broken")

@@ -48,21 +48,22 @@ def _survey(cache: Any) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Column, Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from mien.cli._terminal import make_console
+
+    console = make_console()
     table = Table("engine", "precisions", Column("on this machine", overflow="fold"), box=None, padding=(0, 2, 0, 0))
     for engine in report["engines"]:
         versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
         colour = "yellow" if engine["missing"] else "green"
-        found = escape(engine["missing"] or versions)
-        table.add_row(engine["name"], ", ".join(engine["precisions"]), f"[{colour}]{found}[/]")
+        found = engine["missing"] or versions
+        table.add_row(engine["name"], ", ".join(engine["precisions"]), Text(found, style=colour))
     console.print(table)
-    console.print(f"\ncompiled networks in {report['cache']}", soft_wrap=True, markup=False)
+    console.print(f"\ncompiled networks in {report['cache']}", soft_wrap=True)
     for entry in report["entries"]:
         id, size_mib = f"{entry['backend']}-{entry['precision']}", entry["bytes"] / 2**20
         console.print(f"  {entry['network']:<16} {id:<14} {size_mib:7.1f} MiB   compiled in {entry['compile_s']:.1f} s")
     if not report["entries"]:
-        console.print("  none yet; they are made when first needed, or by `mien compile`", markup=False)
+        console.print("  none yet; they are made when first needed, or by `mien compile`")

@@ -69,7 +69,7 @@ def command(
                     table.writerow(row)
             predictor.forget(str(clip))
             if out is None:
-                typer.echo(text.getvalue(), nl=False)
+                typer.echo(text.getvalue().encode(), nl=False)
                 text.seek(0)
                 text.truncate()
     finally:

@@ -35,18 +35,23 @@ def command(
     if supervised:
         # Ctrl-C reaches the whole terminal group; whoever started us decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        bus = msgspec.json.decode(sys.stdin.readline().encode(), type=BusConfig)
+        bus = msgspec.json.decode(sys.stdin.buffer.readline(), type=BusConfig)
 
         def follow_stdin() -> None:
-            sys.stdin.read()
+            sys.stdin.buffer.read()
             stopping.set()
 
         threading.Thread(target=follow_stdin, name="lifeline", daemon=True).start()
+        state = RecorderState("waiting", str(path))
         try:
-            ended = Recorder(path, bus, session, video=video, audio=audio).run(stopping, _say)
-            _say(msgspec.structs.replace(ended, state="ended"))
+            recorder = Recorder(path, bus, session, video=video, audio=audio)
+            try:
+                recorder.run(stopping, _say)
+            finally:
+                state = recorder.state
+            _say(msgspec.structs.replace(state, state="ended"))
         except MienError as error:
-            _say(RecorderState("failed", str(path), error=str(error)))
+            _say(msgspec.structs.replace(state, state="failed", error=str(error)))
             sys.exit(error.exit_code)
         return
     bus = load_config(config, {"bus.port": port, "bus.keys": keys}).bus
@@ -70,9 +75,11 @@ def _say(state: object) -> None:
 
     import msgspec
 
-    with contextlib.suppress(OSError):  # nobody follows any more; the file matters more
-        sys.stdout.write(msgspec.json.encode(state).decode() + "\n")
-        sys.stdout.flush()
+    from mien.cli._streams import ReaderGoneError
+
+    with contextlib.suppress(ReaderGoneError):  # nobody follows any more; the file matters more
+        sys.stdout.buffer.write(msgspec.json.encode(state) + b"\n")
+        sys.stdout.buffer.flush()
 
 
 class _Line:

@@ -46,18 +46,20 @@ def command(
 
 
 def _show(condition: Condition, endpoint: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Column, Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from mien.cli._terminal import make_console, print_table
+
+    console = make_console()
     colour = {"ok": "green", "degraded": "yellow", "down": "red"}[condition.verdict]
     latency = f", {condition.latency_ms:.0f} ms" if condition.latency_ms is not None else ""
-    console.print(
-        f"[bold {colour}]{condition.verdict}[/]  session {condition.session or '?'} at {endpoint}  "
-        f"{condition.predictions_per_s:.1f} predictions/s{latency}  {condition.model or ''}",
-        soft_wrap=True,
+    rate = f"{condition.predictions_per_s:.1f} predictions/s{latency}"
+    headline = Text(condition.verdict, style=f"bold {colour}")
+    headline.append(
+        f"  session {condition.session or '?'} at {endpoint}  {rate}  {condition.model or ''}", style="not bold default"
     )
+    console.print(headline, soft_wrap=True)
     right = {"justify": "right"}
     columns = ("rate", "lag", "cpu", "memory", "restarts")
     table = Table("process", "state", *(Column(name, **right) for name in columns), "drops", box=None, pad_edge=False)  # type: ignore[arg-type]
@@ -65,7 +67,7 @@ def _show(condition: Condition, endpoint: str) -> None:
         well = process.state in ("running", "ready", "starting", "ended")
         table.add_row(
             process.worker,
-            f"[{'green' if well else 'yellow'}]{process.state}[/]",
+            Text(process.state, style="green" if well else "yellow"),
             f"{process.fps:.0f}/s" if process.fps else "",
             _with_unit(process.lag_ms, "ms"),
             _with_unit(process.cpu_percent, "%"),
@@ -73,7 +75,7 @@ def _show(condition: Condition, endpoint: str) -> None:
             "" if process.restarts is None else str(process.restarts),
             ", ".join(f"{cause} {count}" for cause, count in process.drops.items()),
         )
-    console.print(table)
+    print_table(console, table)
     if condition.modalities:
         table = Table("modality", Column("share", **right), Column("age", **right), "", box=None, pad_edge=False)  # type: ignore[arg-type]
         for modality in condition.modalities:
@@ -81,12 +83,12 @@ def _show(condition: Condition, endpoint: str) -> None:
                 modality.name,
                 f"{modality.share:.0%}",
                 _with_unit(modality.age_ms, "ms"),
-                f"[yellow]masked: {escape(modality.masked)}[/]" if modality.masked else "",
+                Text(f"masked: {modality.masked}" if modality.masked else "", style="yellow"),
             )
-        console.print(table)
+        print_table(console, table)
     for process in condition.processes:
         if process.last_error:
-            console.print(f"last error of {process.worker}: {process.last_error}", markup=False, soft_wrap=True)
+            console.print(f"last error of {process.worker}: {process.last_error}", soft_wrap=True)
     if condition.lost:
         console.print(f"{condition.lost} predictions were lost on the way here")
 

@@ -20,10 +20,10 @@ def command(
     import sys
 
     import msgspec
-    from rich.console import Console
     from rich.live import Live
 
     from mien.cli import _view
+    from mien.cli._terminal import make_console
     from mien.errors import BusError
     from mien.stream.subscriber import Subscriber, explain_silence
 
@@ -31,7 +31,7 @@ def command(
     began_s = heard_s = time.monotonic()
     rate_since_s, rate_seen, per_second = began_s, 0, 0.0
     last = None
-    live = None if as_json or not sys.stdout.isatty() else Live(console=Console(), auto_refresh=False)
+    live = None if as_json or not sys.stdout.isatty() else Live(console=make_console(), auto_refresh=False)
     with Subscriber(endpoint, session=session, keys=keys) as subscriber:
         try:
             if live is not None:
