@@ -154,6 +154,7 @@ class _CaptureProcess:
             times_ns=rows.times_ns,
             words=rows.words,
             stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
+            reason=rows.reason,
         )
         # Rows that append are not sent again to whoever subscribes later: everybody else would get them twice.
         frames = encode_features(message)

@@ -22,6 +22,9 @@ from mien.messages import Bool, Float32, Int64, ModalitySpec, Word, WorkerState
 # Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
 
+# Why there are no words that count, although somebody speaks.
+NOT_UNDERSTOOD = "speech not understood: unclear, or another language"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -34,6 +37,7 @@ class Rows:
     times_ns: Int64
     words: tuple[Word, ...] = ()
     stamps: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)

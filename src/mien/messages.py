@@ -47,6 +47,8 @@ class Word(msgspec.Struct, frozen=True):
     """One recognised word, with the capture time of its sound.
 
     `committed` words never change again; the others are tentative and are replaced by the next message.
+    `uncertain` words are likely no more than a guess, as of another language; they do not count. That may change for a
+    committed word as long as the speaker goes on.
     """
 
     text: str
@@ -54,6 +56,7 @@ class Word(msgspec.Struct, frozen=True):
     t_end_ns: int
     committed: bool = True
     probability: float = 1.0
+    uncertain: bool = False
 
 
 class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +72,7 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
         times_ns: shape (n,), capture time of each row.
         words: the transcript in the window, text only.
         stamps: session time at which a stage was done, in ns: "read" (the sensor delivered), "sent".
+        reason: why nothing in it counts, where there is more to say than that nothing was observed.
     """
 
     session: str
@@ -83,6 +87,7 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
     times_ns: Int64
     words: tuple[Word, ...] = ()
     stamps: dict[str, int] = {}
+    reason: str = ""
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,10 +113,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transcript(msgspec.Struct, frozen=True):
-    """The words in the window: `committed` stays as it is, `tentative` may still change."""
+    """The words in the window: `committed` stays as it is, `tentative` may still change, `uncertain` does not count."""
 
     committed: str = ""
     tentative: str = ""
+    uncertain: str = ""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

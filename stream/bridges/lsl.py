@@ -91,7 +91,9 @@ class _Session:
         if isinstance(event, Status):
             self._markers.push_sample([f"status:{event.worker}:{event.state}"], self._lsl_time(event.t_ns))
             return 1
-        words = [word for word in event.words if word.committed and word.t_end_ns > self._worded_ns]
+        words = [
+            word for word in event.words if word.committed and not word.uncertain and word.t_end_ns > self._worded_ns
+        ]
         for word in words:
             self._worded_ns = word.t_end_ns
             self._markers.push_sample([f"word:{word.text}"], self._lsl_time(word.t_end_ns))

@@ -7,7 +7,7 @@ raises `WireError` with a short cause, which the caller counts. Nothing here blo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -55,6 +55,8 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
     valid: bytes
     offsets_us: list[int] | None = None
     words: list[tuple[str, int, int, bool, float]] = []
+    uncertain: bytes = b""
+    reason: str = ""
     stamps: dict[str, int] = {}
 
 
@@ -98,6 +100,8 @@ def encode_features(window: FeatureWindow) -> Frames:
         valid=np.packbits(window.valid, bitorder="little").tobytes(),
         offsets_us=None if even else ((window.times_ns - window.t_start_ns) // 1000).tolist(),
         words=[(w.text, w.t_start_ns, w.t_end_ns, w.committed, w.probability) for w in window.words],
+        uncertain=_bits(word.uncertain for word in window.words),
+        reason=window.reason,
         stamps=window.stamps,
     )
     values = np.ascontiguousarray(window.values, dtype="<f4")
@@ -130,9 +134,18 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
         values=values if sys.byteorder == "little" else values.astype(np.float32),
         valid=valid,
         times_ns=_times(header),
-        words=tuple(Word(*word) for word in header.words),
+        words=header_words(header.words, header.uncertain),
         stamps=header.stamps,
+        reason=header.reason,
     )
+
+
+def header_words(words: Sequence[tuple[str, int, int, bool, float]], uncertain: bytes) -> tuple[Word, ...]:
+    """The words of a header; `uncertain` holds one bit a word, or nothing where all are certain."""
+    if not uncertain:  # numpy makes up bits where there are none to unpack
+        return tuple(Word(*word) for word in words)
+    bits = np.unpackbits(np.frombuffer(uncertain, np.uint8), count=len(words), bitorder="little")
+    return tuple(Word(*word, uncertain=bool(bit)) for word, bit in zip(words, bits, strict=True))
 
 
 def decode_feature_header(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes]:
@@ -246,8 +259,8 @@ def _check_topic(said: bytes, kind: str, session: str, part: str) -> None:
 
 
 def _check_header(header: FeatureHeader) -> None:
-    if len(header.extractor) > 256 or len(header.stamps) > 16:
-        raise WireError("oversized: extractor or stamps")
+    if len(header.extractor) > 256 or len(header.reason) > 256 or len(header.stamps) > 16:
+        raise WireError("oversized: extractor, reason or stamps")
     if not 0 <= header.rows <= MAX_ROWS or not 1 <= header.dim <= MAX_DIM:
         raise WireError("oversized: rows or dim")
     check_count("run or seq", header.run, header.seq)
@@ -257,6 +270,14 @@ def _check_header(header: FeatureHeader) -> None:
     if len(header.words) > MAX_WORDS:
         raise WireError("oversized: words")
     check_words((text, start_ns, end_ns, share) for text, start_ns, end_ns, _, share in header.words)
+    if header.uncertain and len(header.uncertain) != (len(header.words) + 7) // 8:
+        raise WireError("truncated: uncertain does not hold one bit a word")
+
+
+def _bits(flags: Iterable[bool]) -> bytes:
+    """One bit each, least significant bit first; nothing where none is set."""
+    bits = np.fromiter(flags, np.bool_)
+    return np.packbits(bits, bitorder="little").tobytes() if bits.any() else b""
 
 
 def _times(header: FeatureHeader) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

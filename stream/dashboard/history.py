@@ -7,7 +7,7 @@ from collections import deque
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.emotions import EMOTIONS
-from mien.messages import Prediction
+from mien.messages import Prediction, Word
 from mien.stream.preview import Preview
 from mien.stream.speech.phrases import PhraseReader
 
@@ -15,6 +15,7 @@ MODALITIES = ("vision", "audio", "text")
 ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions
 PICTURE_NS = 330 * NS_PER_MS  # three pictures a second are kept for looking back
 _WORDS = 600
+_RECENT_WORDS = 64  # a window holds no more, and only its words may turn out uncertain
 
 # A row: capture time in ms, sentiment, smoothed, confidence, seven emotions, three gates, age of each modality in ms.
 Row = list[float | int | None]
@@ -24,18 +25,20 @@ SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probabil
 class SpokenWord:
     """A word with the sentiment of its phrase; None while that is not known."""
 
-    __slots__ = ("committed", "sentiment", "t_end_ms", "t_ms", "text")
+    __slots__ = ("committed", "sentiment", "t_end_ms", "t_ms", "text", "uncertain")
 
-    def __init__(self, text: str, t_ms: int, t_end_ms: int, committed: bool, sentiment: float | None) -> None:
-        self.text = text
-        self.t_ms = t_ms
-        self.t_end_ms = t_end_ms
-        self.committed = committed
+    def __init__(self, word: Word, sentiment: float | None) -> None:
+        self.text = word.text.strip()
+        self.t_ms = word.t_start_ns // NS_PER_MS
+        self.t_end_ms = word.t_end_ns // NS_PER_MS
+        self.committed = word.committed
+        self.uncertain = word.uncertain
         self.sentiment = sentiment
 
     def to_list(self) -> list[str | float | int | bool | None]:
-        """As the page gets it: text, begin, end, committed, sentiment."""
-        return [self.text, self.t_ms, self.t_end_ms, self.committed, _rounded(self.sentiment, 2)]
+        """As the page gets it: text, begin, end, committed, sentiment, uncertain."""
+        sentiment = None if self.uncertain else _rounded(self.sentiment, 2)
+        return [self.text, self.t_ms, self.t_end_ms, self.committed, sentiment, self.uncertain]
 
 
 class History:
@@ -126,22 +129,27 @@ class History:
     def _add_words(self, prediction: Prediction) -> None:
         heard = self._phrases.hear(prediction)
         for each in heard:
-            word = each.word
             self._phrase = [] if each.begins else self._phrase
-            self._phrase.append(
-                SpokenWord(word.text.strip(), word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS, True, None)
-            )
+            self._phrase.append(SpokenWord(each.word, None))
             self.words.append(self._phrase[-1])
             for spoken in self._phrase:
                 spoken.sentiment = each.sentiment
-        tentative = [
-            SpokenWord(word.text.strip(), word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS, False, None)
-            for word in prediction.words
-            if not word.committed
-        ]
-        if heard or [word.text for word in tentative] != [word.text for word in self.tentative]:
+        judged = self._judge(prediction)
+        tentative = [SpokenWord(word, None) for word in prediction.words if not word.committed]
+        shown = [(word.text, word.uncertain) for word in self.tentative]
+        if heard or judged or [(word.text, word.uncertain) for word in tentative] != shown:
             self.tentative = tentative
             self.words_version += 1
+
+    def _judge(self, prediction: Prediction) -> bool:
+        """Take over which words are uncertain, which may change while the speaker goes on. Returns whether any did."""
+        uncertain = {word.t_start_ns // NS_PER_MS: word.uncertain for word in prediction.words if word.committed}
+        changed = False
+        for spoken in list(self.words)[-_RECENT_WORDS:]:
+            now = uncertain.get(spoken.t_ms, spoken.uncertain)
+            changed |= now != spoken.uncertain
+            spoken.uncertain = now
+        return changed
 
 
 def row_of(prediction: Prediction) -> Row:

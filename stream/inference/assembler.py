@@ -108,6 +108,8 @@ class Assembler:
             age_ms[name] = None if newest_ns is None else (t_end_ns - newest_ns) / NS_PER_MS
             if isinstance(track, _Snapshots):
                 words = track.words(t_end_ns)
+                if not mask[name].any() and (reason := track.reason(t_end_ns)):
+                    absent[name] = reason
         self._seq += 1
         return Window(
             session=session,
@@ -351,6 +353,11 @@ class _Snapshots:
         if snapshot is None:
             return ()
         return tuple(word for word in snapshot.words if word.t_end_ns > t_end_ns - self._window_ns)
+
+    def reason(self, t_end_ns: int) -> str:
+        """Why no word of the window counts, where its worker says so."""
+        snapshot = self._at(t_end_ns)
+        return snapshot.reason if snapshot is not None else ""
 
     def _at(self, t_end_ns: int) -> FeatureWindow | None:
         for snapshot in reversed(self._kept):

@@ -62,8 +62,9 @@ class Decider:
             absent=window.absent,
             abstains=None if outputs else "no face, no voice and no words in the window",
             transcript=Transcript(
-                " ".join(word.text for word in words if word.committed),
-                " ".join(word.text for word in words if not word.committed),
+                " ".join(word.text for word in words if word.committed and not word.uncertain),
+                " ".join(word.text for word in words if not word.committed and not word.uncertain),
+                " ".join(word.text for word in words if word.uncertain),
             ),
             words=words,
             model=self._predictor.id,

@@ -30,7 +30,7 @@ from mien.models.text_encoder import (
     text_extractor,
 )
 from mien.models.weights import weight_set
-from mien.stream.modality import Health, Modality, Rows
+from mien.stream.modality import NOT_UNDERSTOOD, Health, Modality, Rows
 from mien.stream.process import give_way, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
@@ -91,7 +91,7 @@ class TextEncoder:
 class WordReader:
     """What was heard to the rows of a message: the words of the last WINDOW_S, read as one sequence.
 
-    One code for the live worker and for whole clips.
+    Uncertain words are not read; their rows are zero and not valid. One code for the live worker and for whole clips.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
@@ -101,10 +101,12 @@ class WordReader:
     def rows(self, heard: Heard, stamps: dict[str, int] | None = None) -> Rows:
         """The window that ends where the sound does; encoded again only if the words have changed."""
         words = words_within(heard)
-        texts = tuple(word.text for word in words)
+        certain = np.array([not word.uncertain for word in words], np.bool_)
+        texts = tuple(word.text for word in words if not word.uncertain)
         if texts != self._encoded[0]:
             self._encoded = (texts, self._encoder.encode(texts))
-        values = self._encoded[1]
+        values = np.zeros((len(words), TEXT_DIM), np.float32)
+        values[certain] = self._encoded[1]
         ends_ns = np.array([word.t_end_ns for word in words], np.int64)
         return Rows(
             t_start_ns=max(0, heard.t_end_ns - round(WINDOW_S * NS_PER_S)),
@@ -114,6 +116,7 @@ class WordReader:
             times_ns=np.maximum.accumulate(ends_ns),
             words=words,
             stamps=stamps or {},
+            reason=NOT_UNDERSTOOD if not texts and (words or heard.unclear) else "",
         )
 
 

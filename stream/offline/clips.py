@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.engines.predictor import Outputs, Predictor
 from mien.errors import SourceError
-from mien.messages import Float32, ModalitySpec, Window
+from mien.messages import Float32, ModalitySpec, Window, Word
 from mien.models.corpora import MEDIA_SUFFIXES, CorpusItem
 from mien.models.datasets import Labels, Sample, make_track, window
 from mien.stream.modality import Rows
@@ -25,11 +25,15 @@ WINDOW_NS = 5 * NS_PER_S
 
 @dataclass(frozen=True)
 class Moment:
-    """What the model says at `t_s` seconds into a clip; None where nothing was observed."""
+    """What the model says at `t_s` seconds into a clip; None where nothing was observed.
+
+    `uncertain` words are shown only: the model does not see them.
+    """
 
     t_s: float
     outputs: Outputs | None
     words: str = ""
+    uncertain: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,7 @@ def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterat
     for end_ns in [*range(hop_ns, clip.duration_ns, hop_ns), clip.duration_ns]:
         features: dict[str, Float32] = {}
         mask: dict[str, Float32] = {}
-        words: tuple[str, ...] = ()
+        words: list[Word] = []
         for name, spec in predictor.specs.items():
             if name == "text":
                 features[name], mask[name], words = _words(clip, spec, end_ns)
@@ -101,14 +105,19 @@ def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterat
             session=clip.sample.labels.id, seq=0, t_end_ns=end_ns, features=features, mask=mask,
             age_ms=dict.fromkeys(features),
         )  # fmt: skip
-        yield Moment(end_ns / NS_PER_S, predictor.predict(seen) if observed else None, " ".join(words))
+        outputs = predictor.predict(seen) if observed else None
+        yield Moment(end_ns / NS_PER_S, outputs, _text(words, uncertain=False), _text(words, uncertain=True))
 
 
-def _words(clip: Clip, spec: ModalitySpec, end_ns: int) -> tuple[Float32, Float32, tuple[str, ...]]:
+def _words(clip: Clip, spec: ModalitySpec, end_ns: int) -> tuple[Float32, Float32, list[Word]]:
     """Features, mask and words of the window that ends at `end_ns`."""
     said = clip.said_at(end_ns)
     if said is None:
-        return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32), ()
+        return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32), []
     inside = said.times_ns > end_ns - WINDOW_NS
-    words = tuple(word.text.strip() for word, there in zip(said.words, inside, strict=True) if there)
+    words = [word for word, there in zip(said.words, inside, strict=True) if there]
     return *place_rows(spec, said.values, said.valid & inside, said.times_ns, end_ns), words
+
+
+def _text(words: Sequence[Word], *, uncertain: bool) -> str:
+    return " ".join(word.text.strip() for word in words if word.uncertain == uncertain)

@@ -24,7 +24,7 @@ from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, TextConfig
 from mien.errors import DataError, MienError
 from mien.files import write_file
-from mien.messages import Float32, Int64, ModalitySpec
+from mien.messages import Float32, Int64, ModalitySpec, Word
 from mien.models.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.datasets import (
     PLAN,
@@ -505,8 +505,14 @@ class Extractors:
         return (reader.rows(heard) for heard in self.heard(sound))
 
     def recognise(self, sound: Float32) -> tuple[list[str], Int64]:
-        """The words that a live session commits in a recording, and when each ends, in ns."""
-        words = [word for heard in self.heard(sound) for word in heard.committed]
+        """The words that a live session commits in a recording and is certain of, and when each ends, in ns."""
+        said: list[Word] = []
+        for heard in self.heard(sound):
+            said += heard.committed
+            # What follows a word tells whether it is certain.
+            recent = [word for word in heard.words if word.committed]
+            said[len(said) - len(recent) :] = recent
+        words = [word for word in said if not word.uncertain]
         return [word.text.strip() for word in words], np.array([word.t_end_ns for word in words], np.int64)
 
     @property

@@ -22,8 +22,16 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.messages import About, Prediction, Status
-from mien.stream.bus.wire import VERSION_BYTE, FeatureHeader, Frames, decode_feature_header, open_frames, topic
+from mien.messages import About, Prediction, Status, Word
+from mien.stream.bus.wire import (
+    VERSION_BYTE,
+    FeatureHeader,
+    Frames,
+    decode_feature_header,
+    header_words,
+    open_frames,
+    topic,
+)
 from mien.stream.preview import Preview
 from mien.stream.sound import Sound
 
@@ -59,7 +67,14 @@ class FeaturesRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     values: bytes
     offsets_us: list[int] | None = None
     words: list[tuple[str, int, int, bool, float]] = []
+    uncertain: bytes = b""
+    reason: str = ""
     stamps: dict[str, int] = {}
+
+    @property
+    def said(self) -> tuple[Word, ...]:
+        """The words as `mien.FeatureWindow` has them."""
+        return header_words(self.words, self.uncertain)
 
 
 class _Time(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from mien.clock import NS_PER_S
 from mien.messages import Cue, Prediction, Span
 from mien.stream.bus.wire import VERSION_BYTE, Frames, topic
 from mien.stream.inference.schedule import spans_of
-from mien.stream.modality import WORKERS
+from mien.stream.modality import NOT_UNDERSTOOD, WORKERS
 from mien.stream.preview import encode_preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Entry, Recording
@@ -230,7 +230,8 @@ class CueMaker:
                 seq=self._seq,
                 t_end_ns=prediction.t_end_ns,
                 inputs=inputs,
-                absent=prediction.absent,
+                # That reason is in the messages themselves.
+                absent={name: why for name, why in prediction.absent.items() if why != NOT_UNDERSTOOD},
                 reset=new_run,
                 smoothed=smoothed,
             ),

@@ -242,11 +242,12 @@ class Recorder:
     def _take_words(self, record: FeaturesRecord, now_ns: int) -> None:
         if record.words and record.words[-1][1] < self._last_word_ns - 60 * NS_PER_S:
             self._last_word_ns = -1  # the clip began again
-        fresh = [word for word in record.words if word[3] and word[1] > self._last_word_ns]
+        fresh = [word for word in record.said if word.committed and word.t_start_ns > self._last_word_ns]
         if fresh:
-            self._last_word_ns = fresh[-1][1]
-            text = " ".join(word[0].strip() for word in fresh)
-            self._write(channels.TRANSCRIPT, channels.log_entry(fresh[0][1], text), now_ns, fresh[-1][2])
+            self._last_word_ns = fresh[-1].t_start_ns
+            text = " ".join(f"({word.text.strip()}?)" if word.uncertain else word.text.strip() for word in fresh)
+            entry = channels.log_entry(fresh[0].t_start_ns, text)
+            self._write(channels.TRANSCRIPT, entry, now_ns, fresh[-1].t_end_ns)
 
     def _take_status(self, frames: list[bytes], now_ns: int) -> None:
         status: Status = decode_status(frames)

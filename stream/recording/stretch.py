@@ -9,7 +9,7 @@ import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
-from mien.messages import Bool, Float32, Int64
+from mien.messages import Bool, Float32, Int64, Word
 from mien.models.corpora import RECORDING_SUFFIX, CorpusItem
 from mien.models.datasets import RawRows, word_times_ns
 from mien.models.weights import WeightSet
@@ -74,21 +74,20 @@ def recorded_rows(path: Path, item: CorpusItem, extractors: _Extractors) -> tupl
 
 
 def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list[str], Int64]:
-    """Committed words that end within a stretch, and when each ends, in ns from its beginning."""
-    words: list[str] = []
-    times_ns: list[int] = []
+    """Committed words that end within a stretch, without uncertain ones, and when each ends, in ns from its start."""
+    said: dict[int, Word] = {}
     last_ns = -1
     for entry in recording.entries({channels.FEATURES + "text"}):
         record, _ = entry.features()
         if record.t_end_ns > end_ns + _LATE_NS:
             break
-        for text, t_start_ns, t_end_ns, committed, _ in record.words:
-            if committed and t_start_ns > last_ns:
-                last_ns = t_start_ns
-                if start_ns <= t_end_ns < end_ns:
-                    words.append(text.strip())
-                    times_ns.append(t_end_ns - start_ns)
-    return words, np.array(times_ns, np.int64)
+        for word in record.said:
+            # A newer message knows better whether a word is certain.
+            if word.committed and (word.t_start_ns in said or word.t_start_ns > last_ns):
+                said[word.t_start_ns] = word
+                last_ns = max(last_ns, word.t_start_ns)
+    words = [word for word in said.values() if not word.uncertain and start_ns <= word.t_end_ns < end_ns]
+    return [word.text.strip() for word in words], np.array([word.t_end_ns - start_ns for word in words], np.int64)
 
 
 def recording_end_ns(recording: Recording) -> int:

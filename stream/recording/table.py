@@ -22,7 +22,10 @@ _UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in fu
 
 
 class SpokenWord(msgspec.Struct, frozen=True):
-    """A committed word. Times in seconds from the recording's zero; sentiment of its phrase, None where it had none."""
+    """A committed word that is certain.
+
+    Times in seconds from the recording's zero; sentiment of its phrase, None where it had none.
+    """
 
     text: str
     t_start_s: float
@@ -83,6 +86,8 @@ def read_table(path: Path) -> Table:
     recording = open_recording(path)
     rows: list[Row] = []
     words: list[SpokenWord] = []
+    starts_ns: list[int] = []
+    uncertain: dict[int, bool] = {}
     phrases, begun = PhraseReader(), 0
     zero_ns: int | None = None
     run, next_seq, lost = -1, 0, 0
@@ -94,14 +99,18 @@ def read_table(path: Path) -> Table:
         for heard in phrases.hear(prediction):
             begun = len(words) if heard.begins else begun
             words.append(_word(heard, zero_ns))
+            starts_ns.append(heard.word.t_start_ns)
             words[begun:] = [
                 msgspec.structs.replace(word, sentiment=heard.sentiment, emotion=heard.emotion)
                 for word in words[begun:]
             ]
+        # A newer prediction knows better whether a word is certain.
+        uncertain |= {word.t_start_ns: word.uncertain for word in prediction.words if word.committed}
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
-    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), tuple(words), lost)
+    certain = tuple(word for word, start_ns in zip(words, starts_ns, strict=True) if not uncertain[start_ns])
+    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), certain, lost)
 
 
 def summarise(table: Table) -> dict[str, Any]:

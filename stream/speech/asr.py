@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
-from mien.stream.speech.agreement import agreed, plain, without_loop
+from mien.stream.speech.agreement import agreed, plain
 from mien.stream.speech.alignment import INSTANT_S, groups, spread, uttered
-from mien.stream.speech.voice_activity import FRAME, OFF, ON
+from mien.stream.speech.certainty import Certainty
+from mien.stream.speech.repetition import MISLEADING, repetition
+from mien.stream.speech.voiced_sound import VoiceDetector, VoicedSound
 from mien.stream.speech.whisper import SAMPLE_RATE, HeardWord, Hypothesis
 
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE
@@ -31,9 +31,11 @@ CONTEXT_S = 2.5  # sound of committed words that stays as context
 LONGEST_S = 14.0  # where nothing agrees for so long, the older half is settled as it is
 HISTORY_S = 10.0  # committed words that are kept
 NO_SPEECH, UNSURE = 0.6, -1.0  # Whisper's own thresholds for "nothing is said here"
+UNCLEAR_S = 3.0  # how long it is remembered that a voice was not understood
 HOPELESS = -1.6  # mean log probability below which a hypothesis is noise
-UNVOICED = 0.25  # a word during which the voice detector never rises above this was not said
-VOICE_MARGIN_S = 0.2  # how wrong the time of a word may be
+LEAST_WORD_S = 0.09  # of voice, for each word of a passage that is said again
+PAUSE_S = 0.5  # after a word, within which a pause is looked for
+MOST_CHECKS = 3  # times that a decoder in a loop is made to go on behind it
 # What Whisper says on noise; believed only if it is sure.
 PHANTOMS = frozenset({"thankyou", "thanksforwatching", "you", "bye", "byebye", "thankyouforwatching"})
 PHANTOM_DOUBT = -0.7
@@ -45,27 +47,22 @@ class Decoder(Protocol):
     def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis: ...
 
 
-class VoiceDetector(Protocol):
-    """Probability of voice in the next 512 samples; see `mien.stream.speech.voice_activity.VoiceActivity`."""
-
-    def reset(self) -> None: ...
-
-    def __call__(self, frame: Float32) -> float: ...
-
-
 @dataclass(frozen=True)
 class Heard:
     """What a step knows.
 
     Attributes:
         t_end_ns: capture time up to which the sound was processed.
-        words: committed words of the last HISTORY_S, then the tentative ones, in order of time.
+        words: committed words of the last HISTORY_S, then the tentative ones, in order of time. As long as the speaker
+            goes on, a committed word may still turn out to be uncertain, or certain after all.
         committed: the words that this step committed.
+        unclear: there was a voice lately of which no word could be made out.
     """
 
     t_end_ns: int
     words: tuple[Word, ...]
     committed: tuple[Word, ...]
+    unclear: bool = False
 
 
 class Recogniser:
@@ -77,10 +74,12 @@ class Recogniser:
 
     def __init__(self, decoder: Decoder, voice: VoiceDetector, beam: int = 1) -> None:
         self._decoder = decoder
-        self._voice = voice
+        self._sound = VoicedSound(voice)
         self._beam = beam
         self.decoded = 0
         self._said: deque[Word] = deque()  # committed
+        self._certainty = Certainty()
+        self._unclear_ns: int | None = None  # when a voice was heard last of which no word could be made out
         self._t_end_ns = 0
         self._speaking = False
         self._forget()
@@ -95,10 +94,10 @@ class Recogniser:
         if not continuous:
             self._forget()
         self._t_end_ns = t_end_ns
-        self._append(samples)
-        if self._speaking or self._voiced_frames() >= LEAST_VOICE:
+        self._sound.append(samples)
+        if self._speaking or self._has_voice():
             self._speaking = True
-            if self._silence_s() >= END_SILENCE_S:
+            if self._sound.silence_s >= END_SILENCE_S:
                 committed += self._finish()
             elif self._new_voice():
                 committed += self._agree(self._hear())
@@ -110,6 +109,7 @@ class Recogniser:
         sample. Whatever was heard before is forgotten."""
         self._forget()
         self._said.clear()
+        self._certainty, self._unclear_ns = Certainty(), None
         size = step_ms * SAMPLE_RATE // 1000
         for begin in range(0, len(samples), size):
             step = samples[begin : begin + size]
@@ -118,102 +118,102 @@ class Recogniser:
 
     def finish(self) -> Heard:
         """The stream is over: everything that was heard is committed."""
-        committed = self._finish() if self._speaking or self._voiced_frames() else []
+        committed = self._finish() if self._speaking or self._has_voice(1) else []
         heard = self._heard(committed)
         self._forget()
         return heard
 
     def _forget(self) -> None:
         """Begin anew, as if nothing had been heard yet. Committed words stay in the history."""
-        self._voice.reset()
-        self._audio = np.zeros(0, np.float32)
-        self._begin = 0  # sample that the buffer begins with, a multiple of FRAME
-        self._probabilities = np.zeros(0, np.float32)  # of voice, per frame of the buffer
-        self._active = np.zeros(0, np.bool_)
-        self._voiced_until = 0  # end of the last frame with voice
-        self._decoded_until = 0  # end of the sound that the last hypothesis knows
-        self._settled_until = 0  # everything before is settled
-        self._tentative: list[HeardWord] = []  # seconds count from sample 0
+        self._sound.clear()
+        self._decoded_until_s = 0.0  # end of the sound that the last hypothesis knows
+        self._settled_until_s = 0.0  # everything before is settled
+        self._tentative: list[HeardWord] = []  # their seconds are those of the sound
         self._prefix: list[HeardWord] = []  # committed words in the buffer
         self._speaking = False
 
-    @property
-    def _end(self) -> int:
-        return self._begin + len(self._audio)
-
-    def _append(self, samples: Float32) -> None:
-        self._audio = np.concatenate([self._audio, samples])
-        frames = range(len(self._probabilities), len(self._audio) // FRAME)
-        fresh = [self._voice(self._audio[i * FRAME : (i + 1) * FRAME]) for i in frames]
-        active = bool(self._active[-1]) if len(self._active) else False
-        for index, probability in zip(frames, fresh, strict=True):
-            active = probability >= (OFF if active else ON)
-            self._active = np.append(self._active, active)
-            if active:
-                self._voiced_until = self._begin + (index + 1) * FRAME
-        self._probabilities = np.append(self._probabilities, np.array(fresh, np.float32))
-
-    def _voiced_frames(self) -> int:
-        """Frames with voice that are not settled."""
-        first = max(0, (self._settled_until - self._begin) // FRAME)
-        return int(self._active[first:].sum())
-
-    def _silence_s(self) -> float:
-        return (self._end - self._voiced_until) / SAMPLE_RATE
+    def _has_voice(self, frames: int = LEAST_VOICE) -> bool:
+        """Is there a voice that is not settled, for so many frames of 32 ms?"""
+        return self._sound.voiced_frames(self._settled_until_s) >= frames
 
     def _new_voice(self) -> bool:
         """Is there sound of a voice that the last hypothesis does not know?"""
-        return self._voiced_until + TAIL_S * SAMPLE_RATE > self._decoded_until
+        return self._sound.voiced_until_s + TAIL_S > self._decoded_until_s
 
     def _hear(self) -> list[HeardWord]:
-        """The hypothesis for what comes after the committed words."""
-        self.decoded += 1
-        hypothesis = self._decoder.decode(self._audio, " ".join(word.text for word in self._prefix), self._beam)
-        self._decoded_until = self._end
-        return self._believed(hypothesis)
+        """The hypothesis for what comes after the committed words.
 
-    def _believed(self, hypothesis: Hypothesis) -> list[HeardWord]:
-        """The words of a hypothesis that are no hallucination."""
+        A decoder that is caught in a loop is given the sound behind the last saying that had a voice, and none of the
+        words: it goes on there, with the next saying or with what follows it.
+        """
+        self._decoded_until_s = self._sound.end_s
+        since_s, context = self._sound.begin_s, self._prefix
+        said = list(self._prefix)
+        for _ in range(1 + MOST_CHECKS):
+            known = len(said)
+            said += self._decode(since_s, context)
+            count = self._voiced_sayings(said, known)
+            looped = count < len(said)
+            del said[count:]
+            if not looped or (count == known and not context):
+                break
+            since_s, context = self._behind(said[-1]) if said else since_s, []
+            if self._sound.voiced_frames(since_s) < LEAST_VOICE:
+                break
+        return self._placed(said[len(self._prefix) :])
+
+    def _decode(self, since_s: float, context: list[HeardWord]) -> list[HeardWord]:
+        """The words that a decoder hears from `since_s` on after `context`, without those that it seems to invent."""
+        self.decoded += 1
+        samples, since_s = self._sound.since(since_s)
+        hypothesis = self._decoder.decode(samples, " ".join(word.text for word in context), self._beam)
+        if hypothesis.words:
+            self._certainty.weigh(hypothesis.log_probability, len(samples) / SAMPLE_RATE)
         if hypothesis.no_speech > NO_SPEECH and hypothesis.log_probability < UNSURE:
             return []
         if hypothesis.log_probability < HOPELESS:
+            self._unclear_ns = self._t_end_ns
             return []
         words = hypothesis.words[: uttered(hypothesis.words)]
-        known = [word.text for word in self._prefix]
-        kept = without_loop([*known, *(word.text for word in words)], len(known))
-        words = words[: kept - len(known)]
         said = "".join(plain(word.text) for word in words)
-        if not self._prefix and said in PHANTOMS and hypothesis.log_probability < PHANTOM_DOUBT:
+        if not context and said in PHANTOMS and hypothesis.log_probability < PHANTOM_DOUBT:
             return []
-        offset_s = self._begin / SAMPLE_RATE
+        return [replace(word, start_s=word.start_s + since_s, end_s=word.end_s + since_s) for word in words]
+
+    def _voiced_sayings(self, words: list[HeardWord], known: int) -> int:
+        """Number of words before a saying of a repeated passage that has no voice of its own; all if there is none."""
+        texts = [word.text for word in words]
+        checked = known
+        while (found := repetition(texts, checked)) is not None:
+            for saying in found.sayings()[1:]:
+                if saying.stop <= known:
+                    continue
+                start_s = max(words[saying.start].start_s, words[saying.start - 1].end_s)
+                voiced_s = self._sound.voiced_s(start_s, words[saying.stop - 1].end_s)
+                if voiced_s < LEAST_WORD_S * found.size:
+                    return max(saying.start, known)
+            checked = found.end
+        return len(words)
+
+    def _behind(self, word: HeardWord) -> float:
+        """Where to go on behind a word: in the pause after it, where there is one."""
+        span_s = self._sound.voiced_span(word.start_s, word.end_s)
+        end_s = span_s[1] if span_s is not None else word.end_s
+        pause_s = self._sound.pause_after(end_s, PAUSE_S)
+        return end_s if pause_s is None else pause_s
+
+    def _placed(self, words: list[HeardWord]) -> list[HeardWord]:
+        """Those words during which there is a voice, without the silence around them."""
         placed: list[HeardWord] = []
         since_s = self._prefix[-1].end_s if self._prefix else 0.0
         for group in groups(words):
-            start_s, end_s = group[0].start_s + offset_s, group[-1].end_s + offset_s
+            start_s, end_s = group[0].start_s, group[-1].end_s
             start_s = max(since_s, min(start_s, since_s) if end_s - start_s < INSTANT_S else start_s)
-            span_s = self._voiced_span(start_s, max(start_s, end_s))
+            span_s = self._sound.voiced_span(start_s, max(start_s, end_s))
             if span_s is not None:
                 placed += spread(group, *span_s)
                 since_s = span_s[1]
         return placed
-
-    def _voiced_span(self, start_s: float, end_s: float) -> tuple[float, float] | None:
-        """A span without the silence around it, as attention passes on only when the next word begins.
-
-        None if there is no voice anywhere near.
-        """
-        first, last = self._frame(start_s), self._frame(end_s)
-        voiced = np.flatnonzero(self._probabilities[first : last + 1] >= UNVOICED)
-        if len(voiced):
-            begin, end = first + int(voiced[0]), first + int(voiced[-1]) + 1
-            start_s = max(start_s, (self._begin + begin * FRAME) / SAMPLE_RATE)
-            return start_s, max(start_s, min(end_s, (self._begin + end * FRAME) / SAMPLE_RATE))
-        first, last = self._frame(start_s - VOICE_MARGIN_S), self._frame(end_s + VOICE_MARGIN_S)
-        near = self._probabilities[first : last + 1] >= UNVOICED
-        return (start_s, end_s) if near.any() else None
-
-    def _frame(self, t_s: float) -> int:
-        return max(0, (int(t_s * SAMPLE_RATE) - self._begin) // FRAME)
 
     def _agree(self, hypothesis: list[HeardWord]) -> list[Word]:
         count = agreed([w.text for w in self._tentative], [w.text for w in hypothesis])
@@ -234,7 +234,8 @@ class Recogniser:
         words = self._commit(self._tentative)
         self._tentative = []
         self._speaking = False
-        self._settled_until = self._end
+        self._said = deque(self._certainty.settle(self._said, self._t_end_ns))
+        self._settled_until_s = self._sound.end_s
         return words
 
     def _commit(self, words: list[HeardWord]) -> list[Word]:
@@ -245,33 +246,51 @@ class Recogniser:
 
     def _word(self, word: HeardWord, committed: bool) -> Word:
         # Counted back from the newest sound: a device's clock and the session's drift apart over hours.
-        end_s = self._end / SAMPLE_RATE
-        start_ns, end_ns = (self._t_end_ns - round((end_s - s) * NS_PER_S) for s in (word.start_s, word.end_s))
+        start_ns, end_ns = (
+            self._t_end_ns - round((self._sound.end_s - s) * NS_PER_S) for s in (word.start_s, word.end_s)
+        )
         return Word(word.text, start_ns, end_ns, committed, word.probability)
 
     def _heard(self, committed: list[Word]) -> Heard:
+        tentative = [self._word(word, committed=False) for word in self._tentative]
+        judged = self._certainty.judged(self._said, tentative, self._t_end_ns)
+        count = len(self._said)
+        fresh = judged[count - len(committed) : count]
+        self._said = deque(judged[:count])
         while self._said and self._said[0].t_end_ns < self._t_end_ns - HISTORY_S * NS_PER_S:
             self._said.popleft()
-        tentative = tuple(self._word(word, committed=False) for word in self._tentative)
-        return Heard(self._t_end_ns, tuple(self._said) + tentative, tuple(committed))
+        unclear = self._unclear_ns is not None and self._t_end_ns - self._unclear_ns < UNCLEAR_S * NS_PER_S
+        return Heard(self._t_end_ns, (*self._said, *judged[count:]), tuple(fresh), unclear)
 
     def _trim(self) -> None:
         """Let go of the sound that is not needed any more."""
         if not self._speaking:
-            if self._silence_s() >= FORGET_SILENCE_S or not self._prefix:
+            if self._sound.silence_s >= FORGET_SILENCE_S or not self._prefix:
                 self._prefix = []
-                self._cut(self._end / SAMPLE_RATE - LEAD_S)
+                self._sound.cut(self._sound.end_s - LEAD_S)
             return
-        length_s = len(self._audio) / SAMPLE_RATE
+        self._cut_repetition()
+        length_s = len(self._sound.samples) / SAMPLE_RATE
         if length_s >= LONGEST_S:
-            settled_s = self._end / SAMPLE_RATE - WINDOW_S / 2
+            settled_s = self._sound.end_s - WINDOW_S / 2
             count = sum(word.end_s <= settled_s for word in self._tentative)
             self._commit(self._tentative[:count])
             self._tentative = self._tentative[count:]
             self._prefix = []
-            self._cut(settled_s)
+            self._sound.cut(settled_s)
         elif length_s > WINDOW_S and self._prefix:
             self._cut_words()
+
+    def _cut_repetition(self) -> None:
+        """A passage that was said again and again is no context: a decoder that is given it goes on saying it."""
+        found = repetition([word.text for word in self._prefix], 0, MISLEADING)
+        if found is None:
+            return
+        pause_s = self._sound.pause_after(self._prefix[found.end - 1].end_s, PAUSE_S)
+        following = [*self._prefix, *self._tentative][found.end :]
+        if pause_s is not None and (not following or pause_s <= following[0].end_s):
+            self._sound.cut(pause_s)
+            self._prefix = self._prefix[found.end :]
 
     def _cut_words(self) -> None:
         """Cut before a committed word, so that CONTEXT_S of committed sound stay, and after a sentence if possible."""
@@ -281,14 +300,5 @@ class Recogniser:
             return
         sentences = [i for i in ends if self._prefix[i - 1].text.endswith((".", "?", "!"))]
         index = sentences[-1] if sentences else ends[-1]
-        self._cut((self._prefix[index - 1].end_s + self._prefix[index].start_s) / 2)
+        self._sound.cut((self._prefix[index - 1].end_s + self._prefix[index].start_s) / 2)
         self._prefix = self._prefix[index:]
-
-    def _cut(self, at_s: float) -> None:
-        frames = min(int(at_s * SAMPLE_RATE - self._begin) // FRAME, len(self._probabilities))
-        if frames <= 0:
-            return
-        self._audio = self._audio[frames * FRAME :]
-        self._probabilities = self._probabilities[frames:]
-        self._active = self._active[frames:]
-        self._begin += frames * FRAME

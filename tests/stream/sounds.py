@@ -32,6 +32,17 @@ def spoken(sentence: str) -> Float32:
         return read_sound(path)
 
 
+def spoken_by_espeak(sentence: str, voice: str = "en-us", words_per_minute: int = 150) -> Float32:
+    """A sentence in another synthesised voice or another language, shape (n,). Skips where there is no eSpeak NG."""
+    if not shutil.which("espeak-ng"):
+        pytest.skip("needs the speech synthesiser espeak-ng")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        said = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-w", str(path), sentence]
+        subprocess.run(said, check=True)
+        return read_sound(path)
+
+
 def write_wav(path: Path, samples: Float32, rate: int = SAMPLE_RATE, channels: int = 1) -> Path:
     """16 bit PCM; every channel the same."""
     data = np.repeat(np.round(samples * 32767).astype("<i2"), channels)

@@ -66,6 +66,8 @@ def line(prediction: Prediction) -> str:
     top = prediction.top_emotion or ""
     gates = " ".join(f"{name} {prediction.gates.get(key, 0.0):.2f}" for key, name in _MODALITIES)
     words = f"{prediction.transcript.committed} {prediction.transcript.tentative}".strip()
+    if not words and prediction.transcript.uncertain:
+        words = f"({prediction.transcript.uncertain}?)"
     return plain(
         f"{_clock(prediction)}  sentiment {prediction.sentiment_smooth or 0.0:+.2f}  "
         f"{top:<8} {prediction.emotions[top]:.2f}  {gates}  {words[-48:]}"
@@ -133,7 +135,10 @@ def _words(prediction: Prediction) -> Text:
     text = Text("words  ", style="dim", no_wrap=True, overflow="ellipsis")
     if prediction.words:
         for word in prediction.words[-14:]:
-            text.append(plain(word.text.strip()) + " ", style="bold white" if word.committed else "dim italic")
+            if word.uncertain:
+                text.append(f"({plain(word.text.strip())}?) ", style="dim yellow")
+            else:
+                text.append(plain(word.text.strip()) + " ", style="bold white" if word.committed else "dim italic")
     else:
         text.append(plain(prediction.absent.get("text", "none in the last 5 s")), style="dim")
     return text

@@ -43,6 +43,7 @@ def command(
     text = io.StringIO()
     gates = [f"gate_{name}" for name in predictor.specs]
     columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]
+    columns.append("uncertain_words")
     table = csv.DictWriter(text, columns, lineterminator="\n")
     if not as_json:
         table.writeheader()
@@ -57,6 +58,7 @@ def command(
                 continue
             for moment in predict_clip(read, predictor, hop):
                 row: dict[str, object] = {"clip": str(clip), "t_s": round(moment.t_s, 3), "words": moment.words}
+                row["uncertain_words"] = moment.uncertain
                 said = moment.outputs
                 if said is not None:
                     row |= {"sentiment": said.sentiment, "emotion": max(said.emotions, key=said.emotions.__getitem__)}

@@ -323,10 +323,13 @@ function drawWords() {
   const until = state.cursor ?? Infinity;
   const said = state.said.filter((word) => word[1] <= until).slice(-60);
   const tentative = state.cursor === null ? state.tentative : [];
-  const spans = [...said, ...tentative].map(([text, , , committed, sentiment]) => {
+  const spans = [...said, ...tentative].map(([text, , , committed, sentiment, uncertain]) => {
     const span = document.createElement("span");
-    span.textContent = text;
-    if (!committed) span.className = "is-tentative";
+    span.textContent = uncertain ? `${text}?` : text;
+    if (uncertain) {
+      span.className = "is-uncertain";
+      span.title = "not understood with certainty; it does not count";
+    } else if (!committed) span.className = "is-tentative";
     else if (sentiment !== null) {
       span.style.borderBottomColor = sentimentColour(sentiment);
       span.style.color = `color-mix(in oklab, ${sentimentColour(sentiment)} 55%, var(--ink))`;

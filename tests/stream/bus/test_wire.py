@@ -31,6 +31,7 @@ def features(rows: int = 3, dim: int = 4, **changes: object) -> FeatureWindow:
         valid=np.arange(rows) % 2 == 0,
         times_ns=wire.even_times_ns(1_000_000_000, 1_300_000_000, rows),
         words=(Word("hello", 1_000_000_000, 1_200_000_000, committed=False, probability=0.5),),
+        reason="unclear",
         stamps={"read": 1_310_000_000},
     )
     return msgspec.structs.replace(window, **changes)
@@ -76,6 +77,10 @@ def test_features_survive_the_wire(values: np.ndarray, data: st.DataObject) -> N
         values=values,
         valid=np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))),
         times_ns=1_000_000_000 + np.array(sorted(offsets_us), np.int64) * 1000,
+        words=tuple(
+            Word(str(i), i, i + 1, uncertain=uncertain)
+            for i, uncertain in enumerate(data.draw(st.lists(st.booleans(), max_size=20)))
+        ),
     )
     assert_equal(wire.decode_features(wire.encode_features(sent)), sent)
 
@@ -142,6 +147,8 @@ GOOD = wire.encode_features(features())
         (reframed(words=[["a", 5, 4, True, 1.0]]), "time"),
         (reframed(words=[["a", 4, 5, True, 1.5]]), "malformed"),
         (reframed(words=[["a", 4, 5, True, float("nan")]]), "malformed"),
+        (reframed(words=[["a", 4, 5, True, 1.0]], uncertain=b"aa"), "truncated"),
+        (reframed(reason="a" * 257), "oversized"),
         (reframed(words=[["a" * 129, 4, 5, True, 1.0]]), "oversized"),
         (reframed(words=[["a", 4, 5, True, 1.0]] * 513), "oversized"),
         (reframed(extractor="x" * 257), "oversized"),

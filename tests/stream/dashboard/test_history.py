@@ -81,11 +81,21 @@ def test_a_phrase_has_the_sentiment_of_the_prediction_that_first_knew_its_last_w
         prediction(3600 * ms, 1.6, (word("This", 800), word("hurts.", 1000), word("I", 2300), word("see", 2500)))
     )
     assert [spoken.to_list() for spoken in history.words] == [
-        ["This", 800, 900, True, -2.0],
-        ["hurts.", 1000, 1100, True, -2.0],
-        ["I", 2300, 2400, True, 1.5],
-        ["see", 2500, 2600, True, 1.5],
+        ["This", 800, 900, True, -2.0, False],
+        ["hurts.", 1000, 1100, True, -2.0, False],
+        ["I", 2300, 2400, True, 1.5, False],
+        ["see", 2500, 2600, True, 1.5, False],
     ]
+
+
+def test_a_word_may_turn_out_to_be_uncertain_and_has_no_sentiment_then() -> None:
+    history = History(minutes=1.0)
+    history.add(prediction(NS_PER_S, 2.0, (Word("sure", 900 * NS_PER_MS, 1000 * NS_PER_MS),)))
+    version = history.words_version
+    doubted = Word("sure", 900 * NS_PER_MS, 1000 * NS_PER_MS, uncertain=True)
+    history.add(prediction(1100 * NS_PER_MS, 2.0, (doubted,)))
+    assert [word.to_list() for word in history.words] == [["sure", 900, 1000, True, None, True]]
+    assert history.words_version > version
 
 
 def test_a_word_from_before_is_not_coloured_by_a_guess() -> None:

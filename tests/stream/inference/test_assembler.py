@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import FeatureWindow, ModalitySpec, Word
@@ -270,3 +271,31 @@ def test_a_message_with_absurd_numbers_does_not_silence_the_real_ones(absurd: di
     assert silent_ms <= ahead_ms + 1100
     assert all(accepted[accepted.index(True) :])
     assert sum(assembler.drops.values()) < 1 << 25
+
+
+def doubted(message: FeatureWindow, *positions: int) -> FeatureWindow:
+    """The same words, some of them uncertain."""
+    words = tuple(structs.replace(word, uncertain=i in positions) for i, word in enumerate(message.words))
+    valid = np.array([not word.uncertain for word in words])
+    return structs.replace(message, words=words, valid=valid, reason="" if valid.any() else "not understood")
+
+
+def test_uncertain_words_are_shown_but_masked_with_the_reason() -> None:
+    assembler = make()
+    assembler.push(doubted(speech(0, 1000, ("their", 400), ("shrank", 800)), 0, 1))
+    window = assembler.window("s", at(1000))
+    assert window.absent["text"] == "not understood"
+    assert not window.mask["text"].any()
+    assert window.age_ms["text"] is None
+    assert [word.text for word in window.words] == ["their", "shrank"]
+    assert all(word.uncertain for word in window.words)
+
+
+def test_certain_words_beside_uncertain_ones_count() -> None:
+    assembler = make()
+    assembler.push(doubted(speech(0, 1000, ("their", 400), ("love", 800)), 0))
+    window = assembler.window("s", at(1000))
+    assert "text" not in window.absent
+    assert window.mask["text"].sum() == 1
+    assert window.features["text"][0].tolist() == [2.0, 2.0, 2.0]
+    assert [word.uncertain for word in window.words] == [True, False]

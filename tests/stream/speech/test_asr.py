@@ -18,12 +18,13 @@ from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, Word
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
-from mien.stream.speech.agreement import agreed, without_loop
-from mien.stream.speech.asr import LONGEST_S, Heard, Recogniser
+from mien.stream.speech.agreement import agreed
+from mien.stream.speech.asr import LONGEST_S, Decoder, Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
+from mien.stream.speech.repetition import Repetition, repetition
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Hypothesis, Whisper
-from tests.stream.sounds import spoken, tone
+from tests.stream.sounds import spoken, spoken_by_espeak, tone
 
 STEP = 800 * SAMPLE_RATE // 1000  # samples
 SENTENCE = "The weather is lovely today, and we are going to the sea with all of our friends."
@@ -62,7 +63,7 @@ def speech() -> Float32:
     return np.pad(said, SAMPLE_RATE)
 
 
-def steps_of(decoder: Whisper, samples: Float32, step: int = STEP) -> list[Heard]:
+def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Heard]:
     """Everything that a recogniser says about `samples`, the end of the stream last."""
     recogniser = Recogniser(decoder, VoiceActivity())
     heard = []
@@ -77,7 +78,11 @@ def committed(heard: Sequence[Heard]) -> list[Word]:
 
 
 def spelled(words: Sequence[Word]) -> str:
-    return re.sub(r"[^a-z0-9' ]", "", " ".join(word.text for word in words).lower())
+    return plain_text(" ".join(word.text for word in words))
+
+
+def plain_text(text: str) -> str:
+    return re.sub(r"[^a-z0-9' ]", "", text.lower())
 
 
 @pytest.mark.parametrize(
@@ -102,37 +107,72 @@ def test_agreement(previous: str, current: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("said", "known", "found"),
     [
-        ("", 0),
-        ("no no no never", 4),
-        ("ha ha ha ha ha ha ha", 1),
-        ("we do we do not", 5),
-        ("we do we do we do we do", 2),
-        ("it was fine. It was fine. It was fine.", 3),
-        ("ask what you can do ask what you can do", 5),
-        ("you can do for me what I can do for you", 11),
-        ("all went well and then and then and then and then", 5),
+        ("", 0, None),
+        ("no no no never", 0, None),
+        ("ha ha ha ha ha ha ha", 0, (0, 1, 7)),
+        ("we do we do not", 0, None),
+        ("we do we do we do we do", 0, (0, 2, 4)),
+        ("it was fine. It was fine. It was fine.", 0, (0, 3, 3)),
+        ("ask what you can do ask what you can do", 0, (0, 5, 2)),
+        ("you can do for me what I can do for you", 0, None),
+        ("all went well and then and then and then and then", 0, (3, 2, 4)),
+        # Known words count as sayings, but a passage that ends among them is settled.
+        ("we are here. It was a fine day. it was a fine day And", 8, (3, 5, 2)),
+        ("it was a fine day and it was a fine night", 6, None),
+        ("no no no no no no no but yes", 7, None),
     ],
 )
-def test_a_loop_is_cut(said: str, kept: int) -> None:
-    assert without_loop(said.split()) == kept
+def test_a_passage_that_follows_itself_is_found(said: str, known: int, found: tuple[int, int, int] | None) -> None:
+    assert repetition(said.split(), known) == (Repetition(*found) if found else None)
 
 
-@pytest.mark.parametrize(
-    ("known", "said", "kept"),
-    [
-        ("", "so it is then", 4),
-        ("we are here. It was a fine day.", "it was a fine day And", 0),
-        ("we called it a new", "day. We called it a new day. This", 1),
-        ("it was a fine day and", "it was a fine night", 5),
-        ("by the door", "by the door", 3),  # people do repeat so few words
-        ("no no no no no no no", "but yes", 2),  # certain words stay, whatever they are
-    ],
-)
-def test_known_words_are_not_said_again(known: str, said: str, kept: int) -> None:
-    before = known.split()
-    assert without_loop([*before, *said.split()], len(before)) - len(before) == kept
+REPEATED = [
+    ("No!", 5, "I do not want that. Please listen to me now."),
+    ("Thank you.", 4, "The report has four parts."),
+    ("I am so sorry.", 6, "My brother is coming home tomorrow."),
+    ("We are going to win the game today.", 3, "She told me everything about the accident."),
+]
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(("passage", "times", "sentence"), REPEATED)
+@pytest.mark.parametrize("voice", ["slt", "espeak"])
+def test_what_follows_a_repetition_is_heard(tiny: Whisper, passage: str, times: int, sentence: str, voice: str) -> None:
+    text = f"{passage} " * times + sentence
+    sound = spoken(text) if voice == "slt" else spoken_by_espeak(text)
+    said = spelled(committed(steps_of(tiny, sound))).split()
+    wanted, again = plain_text(sentence).split(), plain_text(passage).split() * times
+    assert jiwer.wer(" ".join(wanted), " ".join(said[-len(wanted) :])) <= 0.25
+    assert set(said[: -len(wanted)]) == set(again)
+    assert abs(len(said) - len(wanted) - len(again)) <= 2, "as often as it was said, or nearly so"
+
+
+class Misled:
+    """A decoder that is told at first that the sound begins with `no, no, no`: it then says nothing else."""
+
+    def __init__(self, decoder: Whisper) -> None:
+        self.decoder = decoder
+        self.first: Hypothesis | None = None
+
+    def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
+        if self.first is not None:
+            return self.decoder.decode(samples, prefix, beam)
+        self.first = self.decoder.decode(samples, "No, no, no,", beam)
+        return self.first
+
+
+@pytest.mark.assets
+def test_a_decoders_own_loop_is_cut_and_what_is_behind_it_heard(tiny: Whisper) -> None:
+    sound = spoken_by_espeak("No! " * 5 + "I do not want that. Please listen to me now.")
+    misled = Misled(tiny)
+    said = spelled(committed(steps_of(misled, sound, step=len(sound)))).split()
+    assert misled.first is not None
+    looped = [word.text.strip(".,!").lower() for word in misled.first.words]
+    assert looped.count("no") == len(looped) > 8, "the decoder must have looped for this test to mean anything"
+    assert 1 <= said.count("no") <= 6
+    assert " ".join(said).endswith("i do not want that please listen to me now")
 
 
 def chunks(sizes: Sequence[int], begin: int = 0, continuous: bool = False) -> list[Chunk]:
