@@ -13,9 +13,11 @@ import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Window, Word
+from mien.stream.sources.pace import Pace
 from mien.windowing import place_rows, slot_ns
 
 _FUTURE_NS = 2 * NS_PER_S  # rows from further ahead than this are a broken clock, not evidence
+_MOST_AGE_NS = 3 * NS_PER_S  # for which a row of the slowest camera counts
 _STEP_BACK_NS = 1 * NS_PER_S  # a watermark that falls by more is a clock step, not jitter
 _SPARE_NS = 1 * NS_PER_S  # rows kept beyond the window, for windows that end a little earlier
 _CAPACITY = 4096
@@ -29,7 +31,8 @@ class Assembler:
 
     Args:
         specs: the modalities that the model knows, by name.
-        max_age_ms: a modality of instants whose newest message is older is masked as a whole.
+        max_age_ms: a modality of instants whose newest message is older is masked as a whole; one that speaks less
+            often has more time.
         window_s: length of the window; for words, how long they stay in it.
 
     Attributes:
@@ -50,6 +53,7 @@ class Assembler:
             name: _Snapshots(spec, self._window_ns) if spec.snapshot else _Rows(spec, self._window_ns)
             for name, spec in self.specs.items()
         }
+        self._paces = {name: Pace() for name in self.specs}
         self._seq = 0
 
     def push(self, message: FeatureWindow, now_ns: int | None = None) -> bool:
@@ -80,6 +84,7 @@ class Assembler:
         cause = self._tracks[message.modality].push(message, self.drops)
         if cause:
             return self._refuse(cause, f"{message.modality} message {message.seq}: {cause}")
+        self._paces[message.modality].hear(message.t_end_ns)
         return True
 
     def watermark_ns(self, modality: str) -> int | None:
@@ -127,7 +132,8 @@ class Assembler:
         if track.watermark_ns is None:
             return "nothing received"
         # Words lag by nature and leave the window by themselves; only their worker's silence counts.
-        limit_ns = self._window_ns if spec.snapshot else self._max_age_ns
+        pace = self._paces[spec.name]
+        limit_ns = self._window_ns if spec.snapshot else pace.patience(self._max_age_ns, _MOST_AGE_NS)
         silent_ns = t_end_ns - track.watermark_ns
         return f"nothing received for {silent_ns / NS_PER_S:.1f} s" if silent_ns > limit_ns else None
 

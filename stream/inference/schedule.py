@@ -1,8 +1,9 @@
 """When to predict, and for which instant. Pure: it sees messages and times, and reads no clock.
 
-The leading modality sets the pace: vision while it delivers, else audio, else a timer. Live, only the newest instant is
-worth a prediction, and what is older is counted as skipped. Playing a clip in full, every instant gets one, as soon as
-all modalities have spoken up to it: then the result depends on the clip alone, not on which process was quicker.
+The leading modality sets the pace: vision while it delivers often enough, else audio, else a timer. Live, only the
+newest instant is worth a prediction, and what is older is counted as skipped. Playing a clip in full, every instant
+gets one, as soon as all modalities have spoken up to it, and knows nothing from after it: then the result depends on
+the clip alone, not on which process was quicker.
 Replaying a recording, cues say for which instant and from which messages; the clock has no part in it.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Cue, FeatureWindow, Span
+from mien.stream.sources.pace import Pace
 
 LEADERS = ("vision", "audio")
 _PATIENCE_NS = 10 * NS_PER_S  # for messages that a cue names and that were lost on the way
@@ -36,7 +38,7 @@ class LiveSchedule:
 
     Args:
         max_hz: most predictions per second. hop_ms: pace of the timer. max_age_ms: a leader silent for longer has
-            lost the lead.
+            lost the lead, and one that is silent for longer as a rule never has it.
     """
 
     def __init__(self, max_hz: float, hop_ms: int, max_age_ms: int) -> None:
@@ -45,6 +47,7 @@ class LiveSchedule:
         self._hop_ns = hop_ms * NS_PER_MS
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._heard_ns: dict[str, int] = {}
+        self._paces = {modality: Pace() for modality in LEADERS}
         self._pending: Trigger | None = None
         self._last_ns = 0
         self._last_made_ns = 0
@@ -54,6 +57,7 @@ class LiveSchedule:
         if message.modality not in LEADERS:
             return
         self._heard_ns[message.modality] = received_ns
+        self._paces[message.modality].hear(message.t_end_ns)
         if message.modality != self._leader(received_ns) or message.t_end_ns <= self._last_ns:
             return
         if self._pending is not None:
@@ -81,7 +85,8 @@ class LiveSchedule:
 
     def _leader(self, now_ns: int) -> str | None:
         for modality in LEADERS:
-            if now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns:
+            heard = now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns
+            if heard and not self._paces[modality].is_slower(self._max_age_ns):
                 return modality
         return None
 
@@ -89,24 +94,48 @@ class LiveSchedule:
 class CompleteSchedule:
     """Every instant of the leading modality, in order, once all modalities have spoken up to it.
 
+    Messages wait here until their instant has come.
+
     Args:
         modalities: those that take part. max_hz: most predictions per second of the clip.
+        max_age_ms: a leader silent for longer has lost the lead until it speaks again, and one that is silent for
+            longer as a rule never has it.
     """
 
-    def __init__(self, modalities: Collection[str], max_hz: float) -> None:
+    def __init__(self, modalities: Collection[str], max_hz: float, max_age_ms: int = 400) -> None:
         self.skipped = 0
         self._interval_ns = int(NS_PER_S / max_hz * _JITTER)
+        self._max_age_ns = max_age_ms * NS_PER_MS
         self._leaders = [m for m in LEADERS if m in modalities] or list(modalities)
         self._pending: dict[str, deque[Trigger]] = {m: deque() for m in self._leaders}
+        self._led_ns: dict[str, int] = {}  # newest instant of each leader that is past
+        self._paces = {m: Pace() for m in self._leaders}
+        self._waiting: dict[str, deque[FeatureWindow]] = {}
+        self._marks_ns: dict[str, int] = {}
         self._ended: set[str] = set()
         self._last_ns: int | None = None
 
     def hear(self, message: FeatureWindow, received_ns: int) -> None:
-        """A message was accepted."""
-        if message.modality in self._pending:
-            self._pending[message.modality].append(
+        """A message has come."""
+        modality = message.modality
+        self._waiting.setdefault(modality, deque()).append(message)
+        self._marks_ns[modality] = max(self._marks_ns.get(modality, message.t_end_ns), message.t_end_ns)
+        if modality in self._pending:
+            self._pending[modality].append(
                 Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
             )
+
+    def take(self, t_end_ns: int | None) -> list[FeatureWindow]:
+        """The messages that have something to say of the time up to an instant; None: all that are left."""
+        taken: list[FeatureWindow] = []
+        for waiting in self._waiting.values():
+            while waiting and (t_end_ns is None or _begins_ns(waiting[0]) <= t_end_ns):
+                taken.append(waiting.popleft())
+        return taken
+
+    def watermark_ns(self, modality: str) -> int | None:
+        """Up to when a modality has spoken; None if it never has."""
+        return self._marks_ns.get(modality)
 
     def end(self, modality: str) -> None:
         """A modality's clip is over."""
@@ -114,26 +143,53 @@ class CompleteSchedule:
 
     def due(self, watermarks_ns: Mapping[str, int | None]) -> Trigger | None:
         """The next instant that everybody has spoken up to; the watermarks are of those that have not ended."""
-        for leader in self._leaders:
-            queue = self._pending[leader]
-            while queue:
-                trigger = queue[0]
-                if self._last_ns is not None and trigger.t_end_ns - self._last_ns < self._interval_ns:
-                    queue.popleft()
-                    continue
-                if any(mark is None or mark < trigger.t_end_ns for mark in watermarks_ns.values()):
-                    return None
-                queue.popleft()
+        while (leader := self._next_leader()) is not None:
+            trigger = self._pending[leader][0]
+            if any(mark is None or mark < trigger.t_end_ns for mark in watermarks_ns.values()):
+                return None
+            early = self._last_ns is not None and trigger.t_end_ns - self._last_ns < self._interval_ns
+            leads = not early and self._leads(leader, trigger.t_end_ns)
+            self._pass(leader)
+            if leads:
                 self._last_ns = trigger.t_end_ns
                 return trigger
-            if leader not in self._ended:
-                return None
         return None
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left and nothing more will come."""
         return self._ended.issuperset(self._leaders) and not any(self._pending.values())
+
+    def _next_leader(self) -> str | None:
+        """The modality whose instant is next of those that are known."""
+        waiting = [leader for leader in self._leaders if self._pending[leader]]
+        return min(waiting, key=lambda leader: self._pending[leader][0].t_end_ns, default=None)
+
+    def _leads(self, modality: str, t_ns: int) -> bool:
+        """Whether an instant of this modality counts: no better leader has just spoken."""
+        others = self._leaders[: self._leaders.index(modality)]
+        quick = [other for other in others if not self._is_over(other) and not self._is_slow(other)]
+        if any(t_ns - self._led_ns.get(other, -(1 << 62)) <= self._max_age_ns for other in quick):
+            return False
+        behind = [other for other in self._leaders if other not in others and other != modality]
+        return not self._is_slow(modality) or all(self._is_over(other) for other in behind)
+
+    def _is_over(self, modality: str) -> bool:
+        return modality in self._ended and not self._pending[modality]
+
+    def _is_slow(self, modality: str) -> bool:
+        return self._paces[modality].is_slower(self._max_age_ns)
+
+    def _pass(self, leader: str) -> None:
+        trigger = self._pending[leader].popleft()
+        self._led_ns[leader] = trigger.t_end_ns
+        self._paces[leader].hear(trigger.t_end_ns)
+
+
+def _begins_ns(message: FeatureWindow) -> int:
+    """From when on a message has something to say: its first row; as a whole where it is a state (words)."""
+    whole = message.words or not len(message.times_ns)
+    return message.t_end_ns if whole else min(int(message.times_ns[0]), message.t_end_ns)
 
 
 class CueSchedule:

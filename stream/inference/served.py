@@ -75,7 +75,9 @@ class Served:
             if modality not in (WORKERS[worker] for worker in self._workers):
                 self._assembler.explanations[modality] = control.assignment.absent.get(modality, "not captured")
         self._live = LiveSchedule(config.inference.max_hz, config.inference.hop_ms, config.inference.max_age_ms)
-        self._complete = CompleteSchedule([WORKERS[worker] for worker in self._workers], config.inference.max_hz)
+        self._complete = CompleteSchedule(
+            [WORKERS[worker] for worker in self._workers], config.inference.max_hz, config.inference.max_age_ms
+        )
         self._decider = Decider(predictor, config.inference.smoothing_s, control.run, self._refusals)
         self._faults = Faults()
         self._absent: dict[str, str] = {}
@@ -156,8 +158,10 @@ class Served:
                     self._hear_features(message, received_ns)
 
     def _hear_features(self, message: FeatureWindow, received_ns: int) -> None:
-        if self._push(message, None if self._fast else received_ns):
-            (self._complete if self._fast else self._live).hear(message, received_ns)
+        if self._fast:
+            self._complete.hear(message, received_ns)
+        elif self._push(message, received_ns):
+            self._live.hear(message, received_ns)
 
     def _push(self, message: FeatureWindow, received_ns: int | None) -> bool:
         if not self._assembler.push(message, received_ns):
@@ -180,7 +184,7 @@ class Served:
         else:
             self._faults.say(modality, None)
         if status.state == "ended":
-            self._assembler.explanations[modality] = "the clip has ended"
+            self._assembler.explanations[modality] = status.last_error or "the clip has ended"
             self._ended.add(status.worker)
             self._complete.end(modality)
         else:
@@ -208,7 +212,7 @@ class Served:
 
     def _open_watermarks(self) -> dict[str, int | None]:
         return {
-            WORKERS[worker]: self._assembler.watermark_ns(WORKERS[worker])
+            WORKERS[worker]: self._complete.watermark_ns(WORKERS[worker])
             for worker in self._workers
             if worker not in self._ended
         }
@@ -224,7 +228,10 @@ class Served:
             cued = self._cued.due(self._clock.now_ns())
             return self._follow(*cued) if cued is not None else None
         if self._fast:
-            return self._complete.due(self._open_watermarks())
+            complete = self._complete.due(self._open_watermarks())
+            for message in self._complete.take(complete.t_end_ns) if complete is not None else ():
+                self._push(message, None)
+            return complete
         trigger = self._live.due(self._clock.now_ns())
         return trigger if not self._workers_ended() else None
 
@@ -232,6 +239,8 @@ class Served:
         """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
         if self._cued is not None:
             return None  # the recording has it
+        for message in self._complete.take(None):
+            self._push(message, None)
         marks = [self._assembler.watermark_ns(WORKERS[worker]) for worker in self._workers]
         end_ns = max((mark for mark in marks if mark is not None), default=None)
         return Trigger(end_ns) if end_ns is not None else None

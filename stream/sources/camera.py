@@ -25,15 +25,18 @@ from mien.config import VideoConfig
 from mien.errors import SourceError
 from mien.stream.sources.address import Url
 from mien.stream.sources.geometry import Decoded, pixel_shape, upright_bgr
+from mien.stream.sources.pace import Pace
 from mien.stream.sources.source import Frame, VideoSource
 
+# At 3 frames a second and more; a slower camera has more time (see `Pace`).
 QUIET_S = 0.4  # silent for longer: said to be
 STALL_S = 1.5  # silent for longer: lost
 FREEZE_S = 2.0  # the same picture for longer: frozen. A sensor's noise makes no two pictures alike
+_SLOWEST_S = 3.0  # after which the slowest is said to be silent
 BACKOFF_S = 0.25  # before the first attempt to open it again; doubled for each further one
 BACKOFF_MAX_S = 1.0
 _OPEN_S = 10.0  # for the first opening; a driver may take seconds
-_CONNECT_S, _SILENCE_S = 3.0, 1.5  # network: to connect, and between two packets
+_CONNECT_S, _SILENCE_S = 3.0, 2.5  # network: to connect, and between two packets
 _ABANDONED = 4  # threads that may still hang in a camera that was given up
 _DEVICES = 8  # indices that "auto" tries where the system does not list its cameras
 
@@ -103,6 +106,7 @@ class LiveCamera(VideoSource):
         self._lost = False
         self._retry_at_s = 0.0
         self._last_ns = 0
+        self._pace = Pace()
         self._picture = self._frozen = -1  # checksums of the last picture, and of one that stands still
         self._grabber: _Grabber | None = _Grabber(open_camera)
         if not self._grabber.opened.wait(_OPEN_S):
@@ -130,13 +134,14 @@ class LiveCamera(VideoSource):
         now_s = time.monotonic()
         if frame is not None:
             self._heard_s = now_s
+            self._pace.hear(frame.t_ns / NS_PER_S)
             return frame if self._is_new(frame, now_s) else None
         if grabber.error is not None:
             self._lose(grabber.error)
-        elif now_s - self._heard_s > (STALL_S if grabber.opened.is_set() else _CONNECT_S):
+        elif now_s - self._heard_s > (self._limit_s(STALL_S) if grabber.opened.is_set() else _CONNECT_S):
             self._lose(f"{self.name} has delivered no picture for {now_s - self._heard_s:.1f} s")
-        elif now_s - self._heard_s > QUIET_S and self.state == "running":
-            self.state, self.error = "degraded", f"{self.name} has delivered no picture for {QUIET_S} s"
+        elif now_s - self._heard_s > self._limit_s(QUIET_S) and self.state == "running":
+            self._degrade("no picture", QUIET_S)
         return None
 
     def close(self) -> None:
@@ -154,11 +159,11 @@ class LiveCamera(VideoSource):
             self.count("frozen")
             if picture != self._picture:
                 self._picture, self._changed_s = picture, now_s
-            elif now_s - self._changed_s > FREEZE_S:
+            elif now_s - self._changed_s > self._limit_s(FREEZE_S):
                 self._frozen = picture
-                self._lose(f"{self.name} has delivered the same picture for {FREEZE_S:.0f} s")
-            elif now_s - self._changed_s > QUIET_S and self.state == "running":
-                self.state, self.error = "degraded", f"{self.name} has delivered the same picture for {QUIET_S} s"
+                self._lose(f"{self.name} has delivered the same picture for {self._limit_s(FREEZE_S):.0f} s")
+            elif now_s - self._changed_s > self._limit_s(QUIET_S) and self.state == "running":
+                self._degrade("the same picture", QUIET_S)
             return False
         self._picture, self._changed_s, self._frozen = picture, now_s, -1
         if self.state == "degraded":
@@ -171,6 +176,16 @@ class LiveCamera(VideoSource):
             return False
         self._last_ns = frame.t_ns
         return True
+
+    def _limit_s(self, limit_s: float) -> float:
+        """A limit for a camera as quick as this one is; before that is known, no silence is remarkable."""
+        if not self._pace.interval:
+            return max(limit_s, STALL_S)
+        return limit_s + self._pace.patience(QUIET_S, _SLOWEST_S) - QUIET_S
+
+    def _degrade(self, what: str, limit_s: float) -> None:
+        self.state = "degraded"
+        self.error = f"{self.name} has delivered {what} for {self._limit_s(limit_s):.1f} s"
 
     def _lose(self, why: str) -> None:
         self.state, self.error = "degraded", why

@@ -117,6 +117,19 @@ def test_a_modality_that_falls_silent_is_masked_after_its_age_and_the_worker_say
     assert assembler.window("s", at(501)).absent["vision"] == "camera unplugged"
 
 
+@pytest.mark.parametrize("interval_ms", [333, 500, 1000])
+def test_a_slow_camera_does_not_flicker_and_is_missed_when_it_stops(interval_ms: int) -> None:
+    assembler = make()
+    seen = []
+    for t_ms in range(0, 10_000, 50):
+        if t_ms % interval_ms < 50 and (t_ms == 0 or t_ms // interval_ms > (t_ms - 50) // interval_ms):
+            assembler.push(frame(t_ms // interval_ms, t_ms))
+        if t_ms > interval_ms:
+            seen.append("vision" not in assembler.window("s", at(t_ms)).absent)
+    assert all(seen)
+    assert "vision" in assembler.window("s", at(10_000 + 3100)).absent
+
+
 def test_no_face_is_a_masked_row_not_an_absent_modality() -> None:
     assembler = make()
     assembler.push(frame(0, 0, valid=False))

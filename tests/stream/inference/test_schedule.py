@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,3 +186,47 @@ def test_messages_that_never_come_are_waited_for_a_while_and_counted() -> None:
     assert due is not None
     assert due[1] == [message]
     assert schedule.lost == 1
+
+
+def in_full(frames_ms: list[float], until_ms: int) -> list[tuple[int, list[str]]]:
+    """Instants that are predicted for a clip with such frames and sound all the time, and what has news for each."""
+    schedule = CompleteSchedule(["vision", "audio"], max_hz=30, max_age_ms=400)
+    for seq, t_ms in enumerate(frames_ms):
+        schedule.hear(frame(seq, t_ms), 0)
+    for seq in range(until_ms // 40):
+        schedule.hear(sound(seq, (seq + 1) * 40), 0)
+    schedule.end("vision")
+    made = []
+    while trigger := schedule.due({"audio": at(until_ms)}):
+        made.append((ms(trigger.t_end_ns), [message.modality for message in schedule.take(trigger.t_end_ns)]))
+    return made
+
+
+def test_in_full_sound_leads_while_the_picture_pauses() -> None:
+    made = in_full([*range(0, 3000, 40), *range(9000, 10000, 40)], 10_000)
+    instants = [instant for instant, _ in made]
+    assert instants == sorted(set(instants))
+    pause = [instant for instant in instants if 3500 < instant < 8900]
+    assert len(pause) == len(range(3520, 8900, 40))
+    assert not [news for instant, news in made if 3000 < instant < 8990 and "vision" in news], "pictures of the future"
+    assert set(range(9000, 10000, 40)) <= set(instants)
+    assert max(b - a for a, b in itertools.pairwise(instants)) <= 480
+
+
+def test_in_full_sound_leads_until_the_picture_begins() -> None:
+    instants = [instant for instant, _ in in_full(list(range(2000, 3000, 40)), 3000)]
+    assert instants[:3] == [40, 80, 120]
+    assert 2040 in instants
+
+
+def test_a_camera_of_one_frame_a_second_does_not_lead() -> None:
+    instants = [instant for instant, _ in in_full(list(range(0, 12_000, 1000)), 12_000)]
+    assert set(range(5000, 12_000, 40)) <= set(instants), "the sound leads all the time"
+    schedule = live()
+    made = 0
+    for t_ms in range(0, 12_000, 40):
+        if t_ms % 1000 == 0:
+            schedule.hear(frame(t_ms // 1000, t_ms), at(t_ms + 5))
+        schedule.hear(sound(t_ms // 40, t_ms), at(t_ms + 5))
+        made += t_ms > 5000 and schedule.due(at(t_ms + 6)) is not None
+    assert made >= 170

@@ -266,6 +266,7 @@ class FakeCamera:
         self.unblocked = threading.Event()
         self.unblocked.set()
         self.opened = self.delivered = 0
+        self.period_s = 0.01
         self._random = np.random.default_rng(0)
         self._picture = self._random.integers(0, 255, (48, 64, 3), np.uint8)
 
@@ -277,7 +278,7 @@ class FakeCamera:
 
     def read(self) -> Frame:
         self.unblocked.wait()
-        time.sleep(0.01)
+        time.sleep(self.period_s)
         if self.unplugged:
             raise SourceError("camera 0 has stopped")
         if not self.frozen:
@@ -354,4 +355,20 @@ def test_a_picture_that_stands_still_is_no_evidence() -> None:
     device.frozen = False
     wait_for(source, lambda frame: frame is not None, "a new picture")
     assert (source.state, source.error) == ("running", None)
+    source.close()
+
+
+def test_a_camera_of_one_frame_a_second_is_not_lost_again_and_again() -> None:
+    device = FakeCamera()
+    device.period_s = 1.0
+    source = LiveCamera("camera 0", device.open)
+    source.start(0)
+    states = set()
+    while device.delivered < 5:
+        source.read(timeout=0.05)
+        states.add(source.state)
+    assert states == {"running"}
+    assert device.opened == 1
+    device.period_s = 60.0
+    wait_for(source, lambda _: source.state == "degraded", "the watchdog")
     source.close()
