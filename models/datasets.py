@@ -262,20 +262,39 @@ def read_shard(
     return list(zip(labels, rows, strict=True)), skipped
 
 
-def finish_dataset(folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequence[Path]) -> Manifest:
-    """Sum up all shards and write the manifest: from here on the folder is a dataset."""
+class NothingExtractedError(DataError):
+    """A dataset of nothing but skipped items."""
+
+    def __init__(self, skipped: Sequence[Skipped]) -> None:
+        count, first = len(skipped), skipped[0]
+        super().__init__(f"nothing was extracted: all {count} items were skipped, first {first.id}: {first.reason}")
+
+
+def finish_dataset(
+    folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequence[Path], left_out: Sequence[Skipped] = ()
+) -> Manifest:
+    """Sum up all shards and write the manifest: from here on the folder is a dataset.
+
+    Args:
+        left_out: items that came into no shard.
+
+    Raises:
+        DataError: every item was skipped (NothingExtractedError), or the manifest cannot be written.
+    """
     counts: dict[str, Counter[str]] = {}
     sums = {name: _Sums(spec.dim) for name, spec in specs.items()}
-    skipped: list[Skipped] = []
+    skipped = list(left_out)
     for shard in shards:
-        items, left_out = read_shard(shard, specs.values())
-        skipped += left_out
+        items, unread = read_shard(shard, specs.values())
+        skipped += unread
         for labels, rows in items:
             if not labels.copy:
                 counts.setdefault(labels.corpus, Counter())[labels.split or "all"] += 1
             if labels.split in ("train", None):
                 for name, part in rows.items():
                     sums[name].add(part.values[part.valid])
+    if not counts and skipped:
+        raise NothingExtractedError(skipped)
     manifest = Manifest(
         specs=tuple(specs.values()),
         shards=tuple(shard.name for shard in shards),

@@ -30,6 +30,7 @@ from mien.models.datasets import (
     PLAN,
     Labels,
     Manifest,
+    NothingExtractedError,
     RawRows,
     Skipped,
     finish_dataset,
@@ -67,7 +68,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
         audio_copies: perturbed copies of every training clip's sound.
         partial_texts: share of training texts that get a copy with only a part of their words, as a window of a live
             stream often holds.
-        asr: recogniser for clips that come without a text; empty leaves their words out.
+        asr: recogniser for clips that come without a text; empty or "none" leaves their words out.
         limit: items per corpus and split, for trying things out; 0 takes all.
         train_limits: training items per corpus, by its name; they are drawn by `seed`.
         seed: of the copies.
@@ -81,6 +82,10 @@ class ExtractOptions(msgspec.Struct, frozen=True):
     limit: int = 0
     train_limits: dict[str, int] = {}
     seed: int = 1111
+
+    def __post_init__(self) -> None:
+        if self.asr == "none":  # as everywhere else; one name for it, so that one plan is one plan
+            msgspec.structs.force_setattr(self, "asr", "")
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -176,7 +181,7 @@ def extract(
         The manifest; it lists what was skipped, with the reason.
 
     Raises:
-        DataError: nothing to extract, `out` holds something else, or the disk is full.
+        DataError: nothing to extract, every item was skipped, `out` holds something else, or the disk is full.
         AssetError: a pretrained file is not to be had.
     """
     plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), assets, weights)
@@ -192,11 +197,13 @@ def extract(
         done += len(chunk.ids)
         if progress is not None:
             progress(done, total)
-    manifest = finish_dataset(out, specs, [out / chunk.shard for chunk in plan.chunks])
-    if plan.skipped:
-        manifest = msgspec.structs.replace(manifest, skipped=plan.skipped + manifest.skipped)
-        write_file(out / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=1), private=True)
-    return manifest
+    shards = [out / chunk.shard for chunk in plan.chunks]
+    try:
+        return finish_dataset(out, specs, shards, plan.skipped)
+    except NothingExtractedError:
+        for path in (*shards, out / PLAN):
+            path.unlink(missing_ok=True)  # the next run is to try the items again
+        raise
 
 
 def _make_plan(
@@ -214,6 +221,8 @@ def _make_plan(
         for begin in range(0, len(chosen), size):
             shard = f"shard-{len(chunks):05d}.safetensors"
             chunks.append(_Chunk(str(source), corpus.name, tuple(chosen[begin : begin + size]), shard))
+    if not chunks and skipped:
+        raise NothingExtractedError(skipped)
     if not chunks:
         raise DataError("nothing to extract: no item is in the wanted splits")
     ordered = [specs[name] for name in MODALITIES if name in specs]

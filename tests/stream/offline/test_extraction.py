@@ -110,6 +110,28 @@ def test_what_cannot_be_read_is_listed_with_its_reason(clips: Path, tmp_path: Pa
     assert manifest.counts == {"clips": {"train": 5, "valid": 1}}
 
 
+def test_a_dataset_of_nothing_but_skipped_items_is_an_error(clips: Path, tmp_path: Path) -> None:
+    """Also in its exit code; and what was put right is tried again."""
+    (clips / "labels.csv").write_text("file,emotion\nmissing.wav,sad\nbroken.wav,sad\n")
+    arguments = ["extract", str(clips), "-o", str(tmp_path / "out"), "--modalities", "audio", "--jobs", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, DataError)
+    assert str(result.exception) == "nothing was extracted: all 2 items were skipped, first missing.wav: clip missing"
+    assert not list((tmp_path / "out").iterdir())
+    soundfile.write(clips / "missing.wav", tone(1.0, 200), 16_000)
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert read_manifest(tmp_path / "out").counts == {"clips": {"all": 1}}
+
+
+@pytest.mark.assets
+def test_none_recognises_no_words(clips: Path, tmp_path: Path) -> None:
+    options = ExtractOptions(modalities=("text", "audio"), asr="none")
+    manifest = extract([clips], tmp_path / "out", options, jobs=1)
+    assert [spec.name for spec in manifest.specs] == ["audio"]
+    assert {s.reason for s in manifest.skipped} & {"clip missing"}
+    assert manifest.counts == {"clips": {"train": 5, "valid": 1}}
+
+
 def test_a_stopped_run_goes_on_and_gives_the_same(clips: Path, tmp_path: Path) -> None:
     options = ExtractOptions(modalities=("audio",), audio_copies=1)
     extract([clips], tmp_path / "whole", options, jobs=1)
