@@ -1,4 +1,4 @@
-"""Confusion matrices and calibration diagrams of an evaluation, as PNG."""
+"""Confusion matrices (shares of a class, and counts) and calibration diagrams of an evaluation, as PNG."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mien.files import whole_file
 
@@ -23,22 +24,30 @@ def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
+def present_classes(metrics: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The classes that items are of, and what was said of them, (classes, labels): one without items has no shares."""
+    table = np.array(metrics["confusion"], np.int64)
+    present = table.sum(1) > 0
+    return [name for name, there in zip(metrics["labels"], present, strict=True) if there], table[present]
+
+
 def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    table = np.array(metrics["confusion"], float)
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    truths, counts = present_classes(metrics)
+    shares = counts / counts.sum(1, keepdims=True)
+    figure = Figure(figsize=(6.4, 1.8 + 0.55 * len(counts)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(shares)), metrics["labels"], rotation=45, ha="right")
-    axes.set_yticks(range(len(shares)), metrics["labels"])
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_xticks(range(len(metrics["labels"])), metrics["labels"], rotation=45, ha="right")
+    axes.set_yticks(range(len(counts)), [f"{name} ({n})" for name, n in zip(truths, counts.sum(1), strict=True)])
     axes.set_xlabel("said")
     axes.set_ylabel("truth")
     axes.set_title(f"{corpus}: UAR {metrics['uar']:.3f}, {metrics['count']} items")
     for (row, column), share in np.ndenumerate(shares):
         colour = "white" if share > 0.5 else "black"
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
+        text = f"{share:.2f}\n{counts[row, column]}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
     return path

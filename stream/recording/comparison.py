@@ -1,15 +1,19 @@
-"""Two recordings of the same evidence: where two models, or two engines, say different things."""
+"""Two recordings of the same evidence, or two outputs of `mien predict`: where two models, or engines, differ."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from msgspec.structs import replace
 
 from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
 from mien.messages import Prediction
 from mien.stream.recording.player import content
+from mien.stream.recording.predicted import is_predicted, read_predicted
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.table import Row, Table, read_table
 
@@ -20,12 +24,12 @@ def pair_rows(first: Table, second: Table) -> list[tuple[Row, Row]]:
     Raises:
         RecordingError: there is none.
     """
-    theirs = {row.t_end_ns: row for row in second.rows}
-    pairs = [(row, theirs[row.t_end_ns]) for row in first.rows if row.t_end_ns in theirs]
+    theirs = {(row.clip, row.t_end_ns): row for row in second.rows}
+    pairs = [(row, theirs[key]) for row in first.rows if (key := (row.clip, row.t_end_ns)) in theirs]
     if not pairs:
         raise RecordingError(
             f"{first.path} and {second.path} have no instant in common; compare a recording with its replay "
-            "(mien replay A.mcap --speed 0 -o B.mcap)"
+            "(mien replay A.mcap --speed 0 -o B.mcap), or two outputs of mien predict on the same clips"
         )
     return pairs
 
@@ -36,16 +40,16 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     Raises:
         RecordingError: a recording cannot be read, or they have nothing in common.
     """
-    a, b = read_table(first), read_table(second)
+    a, b = _table(first), _table(second)
     pairs = pair_rows(a, b)
     both = [(x, y) for x, y in pairs if x.emotions is not None and y.emotions is not None]
     values = [(x.sentiment, y.sentiment) for x, y in both if x.sentiment is not None and y.sentiment is not None]
     gates = sorted({name for x, y in both for name in {**x.gates, **y.gates}})
     return {
-        "first": {"file": str(first), "models": sorted({row.model for row in a.rows}), "predictions": len(a.rows)},
-        "second": {"file": str(second), "models": sorted({row.model for row in b.rows}), "predictions": len(b.rows)},
+        "first": {"file": str(first), "models": _models(a), "predictions": len(a.rows)},
+        "second": {"file": str(second), "models": _models(b), "predictions": len(b.rows)},
         "instants": len(pairs),
-        "bit_equal": _bit_equal(first, second),
+        "bit_equal": _bit_equal(first, second, pairs),
         "abstains_differently": sum((x.emotions is None) != (y.emotions is None) for x, y in pairs),
         "sentiment": {
             "mean_difference": fmean(y - x for x, y in values),
@@ -70,15 +74,19 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
-def _bit_equal(first: Path, second: Path) -> int:
+def _table(path: Path) -> Table:
+    return read_predicted(path) if is_predicted(path) else read_table(path)
+
+
+def _bit_equal(first: Path, second: Path, pairs: Sequence[tuple[Row, Row]]) -> int:
     """How many predictions for the same instant are equal in all that they say, but for the model's name."""
+    if is_predicted(first) or is_predicted(second):
+        return sum(replace(x, model="", t_s=0.0) == replace(y, model="", t_s=0.0) for x, y in pairs)
     theirs = {p.t_end_ns: _said(p) for p in open_recording(second).predictions()}
     return sum(theirs.get(p.t_end_ns) == _said(p) for p in open_recording(first).predictions())
 
 
 def _said(prediction: Prediction) -> bytes:
-    from msgspec.structs import replace
-
     return content(replace(prediction, model=""))
 
 
@@ -99,9 +107,13 @@ def draw_comparison(first: Path, second: Path, out: Path) -> None:
     """
     from mien.stream.recording import pictures
 
-    a, b = read_table(first), read_table(second)
+    a, b = _table(first), _table(second)
     pictures.comparison(pair_rows(a, b), a.rows[0].t_s, (_name(a), _name(b)), out)
 
 
+def _models(table: Table) -> list[str]:
+    return sorted({row.model for row in table.rows if row.model})
+
+
 def _name(table: Table) -> str:
-    return f"{table.path.name}: {', '.join(sorted({row.model for row in table.rows}))}"
+    return f"{table.path.name}: {', '.join(_models(table))}"

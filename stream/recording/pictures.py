@@ -106,8 +106,9 @@ def latencies(rows: Sequence[Row], percentiles: dict[str, float] | None) -> str 
         for name in ("p50", "p99"):
             axis.axvline(percentiles[name], color=_INK, lw=1, ls="--")
             axis.text(
-                percentiles[name], axis.get_ylim()[1], f" {name} {percentiles[name]:.0f} ms", va="top", fontsize=8
-            )
+                percentiles[name], 1.0, f" {name} {percentiles[name]:.0f} ms ", va="bottom", fontsize=8,
+                ha="right" if name == "p50" else "left", transform=axis.get_xaxis_transform(),
+            )  # fmt: skip
         axis.set_xlabel("frame read to prediction published, ms")
         axis.set_ylabel("predictions")
 
@@ -126,7 +127,7 @@ def comparison(pairs: Sequence[tuple[Row, Row]], zero_s: float, names: tuple[str
         axes[0].axhline(0, color=_PALE, lw=0.6)
         axes[0].set_ylim(-3.1, 3.1)
         axes[0].set_ylabel("sentiment, smoothed")
-        axes[0].legend(frameon=False, loc="upper left", fontsize=8)
+        axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, borderpad=0)
         difference = second - first
         axes[1].plot(t_s, difference, color=_INK, lw=1)
         axes[1].axhline(0, color=_PALE, lw=0.6)

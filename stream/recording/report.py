@@ -9,7 +9,7 @@ from typing import Any
 import mien
 from mien.stream.recording import pictures
 from mien.stream.recording.export import subtitles
-from mien.stream.recording.table import SpokenWord, Table, summarise
+from mien.stream.recording.table import UNIX_NS, SpokenWord, Table, summarise
 
 _CSS = """
 :root { --ink: #1f2933; --pale: #66727f; --line: #dfe4e9 }
@@ -21,7 +21,7 @@ h1 { font-size: 26px; margin: 0 } h2 { font-size: 17px; margin: 30px 0 8px }
 svg { width: 100%; height: auto; display: block }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 10px; margin: 18px 0 4px }
 .facts div { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px }
-.facts b { display: block; font-size: 18px; white-space: nowrap; font-variant-numeric: tabular-nums }
+.facts b { display: block; font-size: 16px; white-space: nowrap; font-variant-numeric: tabular-nums }
 .facts span { color: var(--pale); font-size: 12.5px }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 22px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
@@ -67,7 +67,9 @@ def _subtitle(table: Table, figures: dict[str, Any]) -> str:
     about = table.about
     parts = [f"{figures['seconds']:.1f} s", f"{figures['predictions']} predictions"]
     if about is not None:
-        when = datetime.fromtimestamp(about.t_ns / 1e9, UTC)
+        # Of the recording: the session may have begun days before. A clip that was played in full has its own time.
+        first_ns = table.rows[0].t_end_ns
+        when = datetime.fromtimestamp((first_ns if first_ns >= UNIX_NS else about.t_ns) / 1e9, UTC)
         parts = [
             f"{about.origin}: {about.label}" if about.label else about.origin,
             f"{when:%Y-%m-%d %H:%M} UTC",

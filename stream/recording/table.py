@@ -18,7 +18,7 @@ from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.speech.phrases import PhraseReader, PhraseWord
 
-_UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
+UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
 
 
 class SpokenWord(msgspec.Struct, frozen=True):
@@ -34,8 +34,11 @@ class SpokenWord(msgspec.Struct, frozen=True):
     emotion: str | None
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A prediction. `t_s` is in seconds from the recording's zero; the rest is as in `mien.Prediction`."""
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A prediction. `t_s` is in seconds from the recording's zero; the rest is as in `mien.Prediction`.
+
+    `clip` is the file that an offline prediction is of; empty in a recording.
+    """
 
     t_s: float
     t_end_ns: int
@@ -51,6 +54,7 @@ class Row(msgspec.Struct, frozen=True):
     latency_ms: float | None
     transcript: str
     model: str
+    clip: str = ""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -59,6 +63,7 @@ class Table(msgspec.Struct, frozen=True):
     Attributes:
         path: of the recording. cut_off: it was not closed in order.
         zero_ns: session time of t_s = 0: when capture began, or the first prediction if the recording began later.
+        words: those that were still spoken when the recording began, or later.
         lost: predictions that are known to be missing.
     """
 
@@ -109,8 +114,10 @@ def read_table(path: Path) -> Table:
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
-    certain = tuple(word for word, start_ns in zip(words, starts_ns, strict=True) if not uncertain[start_ns])
-    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), certain, lost)
+    spoken = tuple(
+        word for word, start_ns in zip(words, starts_ns, strict=True) if not uncertain[start_ns] and word.t_end_s > 0
+    )
+    return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), spoken, lost)
 
 
 def summarise(table: Table) -> dict[str, Any]:
@@ -159,7 +166,7 @@ def zero_ns_of(recording: Recording) -> int:
 
 
 def _zero_ns(recording: Recording, first: Prediction) -> int:
-    if first.t_end_ns < _UNIX_NS:
+    if first.t_end_ns < UNIX_NS:
         return 0
     begun = [first.t_end_ns] if first.seq else []
     for modality in ("vision", "audio"):  # words are sent with those from before
@@ -167,7 +174,7 @@ def _zero_ns(recording: Recording, first: Prediction) -> int:
             record, _ = entry.features()
             begun += [record.t_start_ns] if record.seq == 0 else []
             break
-    return min((t_ns for t_ns in begun if t_ns >= _UNIX_NS), default=first.t_end_ns)
+    return min((t_ns for t_ns in begun if t_ns >= UNIX_NS), default=first.t_end_ns)
 
 
 def _row(prediction: Prediction, zero_ns: int) -> Row:

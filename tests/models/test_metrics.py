@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mien.models.metrics import (
     sentiment_metrics,
     weighted_f1,
 )
+from mien.models.plots import present_classes, save_plots
 
 # Zero in the truth, zero and minus zero in the guesses, halves that round to even, and guesses beyond the scale.
 TRUTH = np.array([0.0, 0.0, 2.5, -1.5, 3.0, -3.0, 1.0, -0.4])
@@ -117,3 +119,15 @@ def test_nothing_to_count_is_nan_not_a_number_made_up() -> None:
 def test_lists_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         sentiment_metrics([1.0], [1.0, 2.0])
+
+
+def test_pictures_have_counts_and_no_row_of_a_class_without_items(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    metrics = {"labels": ["sad", "angry", "fear"], "confusion": [[3, 1, 0], [0, 0, 0], [1, 0, 5]], "uar": 0.79,
+               "count": 10, "ece": 0.1}  # fmt: skip
+    truths, counts = present_classes(metrics)
+    assert (truths, counts.tolist()) == (["sad", "fear"], [[3, 1, 0], [1, 0, 5]])
+    bins = [{"confidence": 0.5, "accuracy": 0.6, "count": 10}]
+    made = save_plots({"corpora": {"emodb": {"emotion": metrics, "calibration": bins}}}, tmp_path)
+    assert [path.name for path in made] == ["emodb-confusion.png", "emodb-calibration.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)

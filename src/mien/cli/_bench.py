@@ -202,8 +202,13 @@ def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
     left.set(xlabel="frame read to prediction published, ms", ylabel="predictions")
     right.plot(at_s, latency_ms, ".", markersize=3, color="tab:blue")
     right.axhline(33.3, color="tab:red", linewidth=1, label="one frame at 30 fps")
+    ordered = sorted(latency_ms)
+    for percent, style in ((50, "-"), (99, "--")):
+        value = ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+        right.axhline(value, color="black", linewidth=1, linestyle=style, label=f"p{percent} {value:.1f} ms")
+        left.axvline(value, color="black", linewidth=1, linestyle=style)
     right.set(xlabel="s", ylabel="ms", ylim=(0, None))
-    right.legend(loc="upper right")
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     figure.suptitle(title, fontsize=9)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=130, format="png")

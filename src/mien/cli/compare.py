@@ -9,12 +9,12 @@ import typer
 
 
 def command(
-    first: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
-    second: Annotated[Path, typer.Argument(help="Its replay with another checkpoint or engine.")],
+    first: Annotated[Path, typer.Argument(help="A recording of mien (MCAP), or an output of mien predict.")],
+    second: Annotated[Path, typer.Argument(help="Its replay, or another output, with another checkpoint or engine.")],
     plot: Annotated[Path | None, typer.Option("--plot", "-p", help="Draw both and their difference (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
 ) -> None:
-    """Compare two recordings: where two models, or two engines, say different things."""
+    """Compare two recordings, or two outputs of `mien predict`: where two models, or two engines, differ."""
     import json
 
     from mien.stream.recording.comparison import compare, draw_comparison

@@ -193,6 +193,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     from mien.cli._terminal import make_console, print_table
+    from mien.models.plots import present_classes
 
     console = make_console()
     console.print(f"{report['checkpoint']} on {report['engine']}, looking at {', '.join(report['modalities'])}")
@@ -215,7 +216,7 @@ def _print(report: dict[str, Any]) -> None:
                 f"ECE {m['ece']:.4f} ({m['ece_by_chance']:.4f} by chance)  confidence {made['confidence']:.4f}"
             )
             table = Table("truth \\ said", *m["labels"], title="confusion", title_justify="left")
-            for name, row in zip(m["labels"], m["confusion"], strict=True):
+            for name, row in zip(*present_classes(m), strict=True):
                 table.add_row(name, *map(str, row))
             print_table(console, table)
             curve = "  ".join(f"{b['confidence']:.2f}: {b['accuracy']:.2f}" for b in made["confidence_curve"])

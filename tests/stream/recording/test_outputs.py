@@ -7,20 +7,24 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import msgspec
 import pytest
 
+from mien.clock import NS_PER_S
+from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
 from mien.messages import Prediction
 from mien.stream.recording.comparison import compare, draw_comparison
 from mien.stream.recording.export import export, subtitles
 from mien.stream.recording.table import Table, read_table, summarise
-from tests.stream.recording.sessions import live, write
+from tests.stream.recording.sessions import START_NS, live, write
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,84 @@ def test_a_recording_compared_with_itself_and_with_another_model(path: Path, tmp
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RecordingError, match="cannot write"):
         draw_comparison(path, other, tmp_path / "nowhere" / "plot.png")
+
+
+def predicted(path: Path, shift: float = 0.0, as_json: bool = False) -> Path:
+    """A table as `mien predict` writes it, of two clips."""
+    columns = [
+        "clip",
+        "t_s",
+        "sentiment",
+        "emotion",
+        *EMOTIONS,
+        "confidence",
+        "gate_text",
+        "gate_audio",
+        "words",
+        "model",
+    ]
+    rows: list[dict[str, object]] = []
+    for clip in ("a.mp4", "b.mp4"):
+        rows.append({"clip": clip, "t_s": 0.5, "words": ""})  # nothing was observed yet
+        for k in range(1, 5):
+            shares = dict.fromkeys(EMOTIONS, 0.1) | {"sad": 0.4 - 0.01 * k}
+            rows.append({
+                "clip": clip, "t_s": 0.5 + 0.5 * k, "sentiment": 0.2 * k + shift, "emotion": "sad", **shares,
+                "confidence": 0.4, "gate_text": 0.25, "gate_audio": 0.75, "words": "so sad", "model": f"m{shift}",
+            })  # fmt: skip
+    if as_json:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w") as file:
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+    return path
+
+
+def test_two_outputs_of_predict_are_compared(tmp_path: Path) -> None:
+    first, second = predicted(tmp_path / "a.csv"), predicted(tmp_path / "b.jsonl", 0.5, as_json=True)
+    figures = compare(first, second)
+    assert figures["instants"] == 10, "each instant of each clip"
+    assert figures["sentiment"]["mean_difference"] == pytest.approx(0.5)
+    assert figures["sentiment"]["correlation"] == pytest.approx(1.0)
+    assert figures["second"]["models"] == ["m0.5"]
+    assert figures["bit_equal"] == 2, "where neither says anything"
+    assert compare(first, first)["bit_equal"] == 10
+    pytest.importorskip("matplotlib")
+    draw_comparison(first, second, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "bad.csv").write_text("clip,t_s,sentiment\na,soon,1\n")
+    with pytest.raises(RecordingError, match="row 1"):
+        compare(first, tmp_path / "bad.csv")
+
+
+def late(seconds: float) -> list[tuple[int, Any]]:
+    """A session of which only what came after so many seconds was recorded."""
+    return [(t_ns, what) for t_ns, what in live(seconds + 6) if t_ns > START_NS + seconds * NS_PER_S]
+
+
+def test_words_from_before_the_recording_are_none_of_its_subtitles(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "late.mcap", late(6)))
+    assert table.rows[0].transcript, "what was said before is in its first window"
+    begins = [start_s for start_s, _, _ in subtitles(table)]
+    assert len(begins) == len(set(begins)) > 2
+    assert all(word.t_end_s > 0 for word in table.words)
+
+
+def test_the_date_of_a_report_is_the_recordings(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from mien.stream.recording.report import report
+
+    day_ns = 24 * 3600 * NS_PER_S
+    heard = [
+        (t_ns + day_ns, msgspec.structs.replace(what, t_end_ns=what.t_end_ns + day_ns))
+        for t_ns, what in late(1) if isinstance(what, Prediction)
+    ]  # fmt: skip
+    page = report(read_table(write(tmp_path / "late.mcap", heard)))
+    begun = datetime.fromtimestamp(START_NS / 1e9, UTC)
+    assert f"{begun + timedelta(days=1):%Y-%m-%d}" in page
+    assert f"{begun:%Y-%m-%d}" not in page
 
 
 def test_two_sessions_that_share_nothing_cannot_be_compared(path: Path, tmp_path: Path) -> None:
