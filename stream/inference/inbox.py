@@ -56,6 +56,7 @@ class Inbox:
         self._replayed = replayed
         self._receivers: dict[str, Receiver] = {}
         self._exchanges: dict[str, ClockExchange] = {}
+        self._newest: dict[str, tuple[int, int]] = {}
 
     def open(self, poller: zmq.Poller) -> None:
         """Connect to the workers."""
@@ -119,6 +120,10 @@ class Inbox:
             return None
         message = decode_features(frames)
         self._check_sender(worker, message.modality)
+        number = message.run, message.seq
+        if self._newest.get(message.modality) == number:
+            return None  # sent again, since somebody else has subscribed: the protocol has it so
+        self._newest[message.modality] = number
         return self._in_our_time(worker, message)
 
     def _check_sender(self, worker: str, said: str) -> None:

@@ -1,0 +1,63 @@
+"""What an inference process takes from its workers' sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import zmq
+
+from mien.clock import Clock
+from mien.config import BusConfig, load_config
+from mien.messages import FeatureWindow
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import encode_features
+from mien.stream.inference.inbox import Inbox
+from mien.stream.inference.refusals import Refusals
+
+
+def test_what_is_sent_again_for_a_late_subscriber_is_no_error(port: int) -> None:
+    """The words are kept and sent again to whoever subscribes, and thereby to those who have them already."""
+    publisher = Publisher(f"tcp://127.0.0.1:{port + 3}", BusConfig(port=port))
+    refusals = Refusals()
+    inbox = Inbox(
+        load_config(overrides={"bus.port": port}), ["text"], Clock(), refusals, supervised=True, replayed=False
+    )
+    inbox.open(zmq.Poller())
+    later = None
+    got: list[int] = []
+
+    def until(done: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + 20
+        while not done():
+            assert time.monotonic() < until_s
+            publisher.service()
+            got.extend(message.seq for message, *_ in inbox.take("text", 100) if isinstance(message, FeatureWindow))
+            time.sleep(0.005)
+
+    try:
+        until(lambda: publisher.has_subscriber(b"features/default/text"))
+        for seq in (0, 1):
+            publisher.send(encode_features(words(seq)))
+        until(lambda: got == [0, 1])
+        later = Receiver(publisher.endpoint, (b"features/",), 64)
+        until(lambda: list(later.drain()) != [])
+        publisher.send(encode_features(words(2)))
+        until(lambda: got[-1] == 2)
+        assert got == [0, 1, 2]
+        assert refusals.last is None
+        assert not refusals.counts
+    finally:
+        inbox.close()
+        publisher.close()
+        if later is not None:
+            later.close()
+
+
+def words(seq: int) -> FeatureWindow:
+    """A message of the text worker, without a word."""
+    return FeatureWindow(
+        session="default", modality="text", run=7, seq=seq, t_start_ns=seq, t_end_ns=seq + 1, extractor="t",
+        values=np.zeros((0, 2), np.float32), valid=np.zeros(0, bool), times_ns=np.zeros(0, np.int64),
+    )  # fmt: skip
