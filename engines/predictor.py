@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mien.emotions import EMOTIONS
 from mien.engines.base import Array, Engine
-from mien.engines.cmmsf import encoder_network, fusion_network, whole_network
+from mien.engines.cmmsf import OUTPUTS, encoder_network, fusion_network, whole_network
 from mien.engines.fallback import IN_PLACE_OF
+from mien.engines.rings import Look, Windows
 from mien.engines.selection import choose_engine, open_engine
-from mien.messages import Float32, ModalitySpec, Window
+from mien.messages import Bool, Float32, Int64, ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint
 
 MAX_SESSIONS = 256
-MAX_BATCH = 32  # windows for one call of an engine; more are predicted in turns
+MAX_BATCH = 32  # windows for one call of an engine on a CPU; more are predicted in turns
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,30 @@ class Outputs:
     encoded: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """One modality of one window, and copies of what it was made from."""
+class Answers(NamedTuple):
+    """What CM-MSF says of B windows: as in `Outputs`, with emotions (B, 7) and shares (B, M) in the models' order.
 
-    features: Float32
-    mask: Float32
-    hidden: Array  # (S, d)
-    observed: Array  # (S,)
+    `is_observed` (B,): whether there was anything to predict from.
+    """
 
-    def is_of(self, features: Float32, mask: Float32) -> bool:
-        # 15 us for all modalities: cheap against any encoder, and no version number can be wrong.
-        return np.array_equal(self.mask, mask) and np.array_equal(self.features, features)
+    sentiment: Float32
+    emotions: Float32
+    confidence: Float32
+    shares: Float32
+    is_observed: Bool
+
+
+class Encoded:
+    """What the windows of sessions were encoded to, in host memory: hidden (places, S, d), observed (places, S).
+
+    The last place is that of a window in which nothing was observed. `anything` (places,) says whether a window is not
+    like that.
+    """
+
+    def __init__(self, places: int, slots: int, dim: int) -> None:
+        self.hidden = np.zeros((places + 1, slots, dim), np.float32)
+        self.observed = np.zeros((places + 1, slots), np.float32)
+        self.anything = np.zeros(places + 1, bool)
 
 
 class Predictor:
@@ -100,7 +114,10 @@ class Predictor:
         }
         self._fusion = open_engine(fusion_network(checkpoint), engine, precision, threads, cache)
         self._reuse = reuse
-        self._kept: OrderedDict[str, dict[str, _Encoded]] = OrderedDict()
+        self._kept: OrderedDict[str, dict[str, tuple[int, Array, Array]]] = OrderedDict()
+        self._windows: Windows | None = None
+        self._encoded: dict[str, Encoded] = {}
+        self._gathered: dict[str, Float32] = {}
 
     @property
     def id(self) -> str:
@@ -118,12 +135,54 @@ class Predictor:
         causes = dict.fromkeys(part.reason for part in self._parts() if part.reason.startswith(IN_PLACE_OF))
         return "; ".join(causes) or None
 
+    def predict_look(self, windows: Windows, look: Look) -> Answers:
+        """What is seen of the sessions of a process, all of it together.
+
+        Args:
+            windows: always the same object. look: what it gave.
+
+        Raises:
+            EngineError: no engine can run them any more.
+        """
+        if self._windows is not windows:
+            self._windows = windows
+            self._prepare(windows)
+        for column, (name, track) in enumerate(windows.tracks.items()):
+            wanted = np.flatnonzero(look.changed[:, column] if self._reuse else look.present[:, column])
+            for first in range(0, len(wanted), MAX_BATCH):
+                part = wanted[first : first + MAX_BATCH]
+                places = look.places[part]
+                features, mask = track.gather(places, look.ends_ns[name][part], self._gathered.get(name))
+                self._keep(name, places, features, mask)
+        at = {
+            name: np.where(look.present[:, column], look.places, windows.places)
+            for column, name in enumerate(self.specs)
+        }
+        is_observed = np.logical_or.reduce([self._encoded[name].anything[places] for name, places in at.items()])
+        observed = np.flatnonzero(is_observed)
+        count = len(look.places)
+        answers = Answers(
+            sentiment=np.zeros(count, np.float32),
+            emotions=np.zeros((count, len(EMOTIONS)), np.float32),
+            confidence=np.zeros(count, np.float32),
+            shares=np.zeros((count, len(at)), np.float32),
+            is_observed=is_observed,
+        )
+        for first in range(0, len(observed), MAX_BATCH):
+            part = observed[first : first + MAX_BATCH]
+            fused = self._fuse({name: places[part] for name, places in at.items()})
+            for whole, name in zip(answers, OUTPUTS, strict=False):
+                whole[part] = fused[name]
+        return answers
+
     def predict(self, window: Window) -> Outputs:
         """The prediction for one window."""
         return self.predict_many([window])[0]
 
     def predict_many(self, windows: Sequence[Window]) -> list[Outputs]:
         """Predictions for windows of any sessions, in their order, encoded and fused together.
+
+        A modality whose window carries the same version as the session's last one is not encoded again.
 
         Raises:
             EngineError: no engine can run them any more.
@@ -141,28 +200,53 @@ class Predictor:
     def _parts(self) -> list[Engine]:
         return [*self._encoders.values(), self._fusion]
 
+    def _prepare(self, windows: Windows) -> None:
+        config = self.checkpoint.config
+        for name, spec in self.specs.items():
+            self._encoded[name] = Encoded(windows.places, config.slots, config.dim)
+            self._gathered[name] = np.empty((MAX_BATCH, spec.steps, spec.dim), np.float32)
+            nothing = np.zeros((1, spec.steps, spec.dim), np.float32), np.zeros((1, spec.steps), np.float32)
+            self._keep(name, np.array([windows.places]), *nothing)
+
+    def _keep(self, name: str, places: Int64, features: Float32, mask: Float32) -> None:
+        result = self._encoders[name].infer({"features": features, "mask": mask})
+        self._encoded[name].hidden[places] = result["hidden"]
+        self._encoded[name].observed[places] = result["observed"]
+        self._encoded[name].anything[places] = mask.any(1)
+
+    def _fuse(self, at: Mapping[str, Int64]) -> dict[str, Array]:
+        inputs: dict[str, Array] = {}
+        for name, places in at.items():
+            inputs[f"{name}.hidden"] = self._encoded[name].hidden[places]
+            inputs[f"{name}.observed"] = self._encoded[name].observed[places]
+        return self._fusion.infer(inputs)
+
     def _predict_batch(self, windows: Sequence[Window]) -> list[Outputs]:
         started = time.perf_counter()
-        encoded: list[dict[str, _Encoded]] = [{} for _ in windows]
+        encoded: list[dict[str, tuple[int, Array, Array]]] = [{} for _ in windows]
         fresh: list[list[str]] = [[] for _ in windows]
         for name, spec in self.specs.items():
-            wanted: list[tuple[int, Float32, Float32]] = []
+            wanted: list[int] = []
             for index, window in enumerate(windows):
-                features, mask = _modality(window, spec)
                 before = self._kept.get(window.session, {}).get(name)
-                if self._reuse and before is not None and before.is_of(features, mask):
+                if self._reuse and before is not None and before[0] == window.version.get(name):
                     encoded[index][name] = before
                 else:
-                    wanted.append((index, features, mask))
+                    wanted.append(index)
                     fresh[index].append(name)
-            for (index, _, _), result in zip(wanted, self._encode(name, wanted), strict=True):
-                encoded[index][name] = result
+            if not wanted:
+                continue
+            rows = [_modality(windows[index], spec) for index in wanted]
+            features, mask = (np.stack(part) for part in zip(*rows, strict=True))
+            result = self._encoders[name].infer({"features": features, "mask": mask})
+            for index, hidden, observed in zip(wanted, result["hidden"], result["observed"], strict=True):
+                encoded[index][name] = windows[index].version.get(name, -2), hidden, observed
         for window, parts in zip(windows, encoded, strict=True):
-            self._keep(window.session, parts)
+            self._remember(window.session, parts)
         inputs: dict[str, Array] = {}
         for name in self.specs:
-            inputs[f"{name}.hidden"] = np.stack([parts[name].hidden for parts in encoded])
-            inputs[f"{name}.observed"] = np.stack([parts[name].observed for parts in encoded])
+            inputs[f"{name}.hidden"] = np.stack([parts[name][1] for parts in encoded])
+            inputs[f"{name}.observed"] = np.stack([parts[name][2] for parts in encoded])
         fused = self._fusion.infer(inputs)
         infer_ms = (time.perf_counter() - started) * 1e3
         model = self.id
@@ -179,16 +263,7 @@ class Predictor:
             for index, names in enumerate(fresh)
         ]
 
-    def _encode(self, name: str, wanted: Sequence[tuple[int, Float32, Float32]]) -> list[_Encoded]:
-        if not wanted:
-            return []
-        features = np.stack([rows for _, rows, _ in wanted])
-        mask = np.stack([observed for _, _, observed in wanted])
-        result = self._encoders[name].infer({"features": features, "mask": mask})
-        hidden, observed = result["hidden"], result["observed"]
-        return [_Encoded(features[i], mask[i], hidden[i], observed[i]) for i in range(len(wanted))]
-
-    def _keep(self, session: str, parts: dict[str, _Encoded]) -> None:
+    def _remember(self, session: str, parts: dict[str, tuple[int, Array, Array]]) -> None:
         if not self._reuse:
             return
         self._kept[session] = parts

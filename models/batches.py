@@ -19,8 +19,7 @@ from mien.emotions import EMOTIONS
 from mien.messages import Float32, ModalitySpec
 from mien.models.datasets import Sample, Statistics, window
 from mien.models.pairing import Group
-
-WINDOW_NS = 5 * NS_PER_S
+from mien.windowing import WINDOW_NS
 
 
 class Perturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.files import write_file
 from mien.messages import Bool, Float32, Int64, ModalitySpec
-from mien.windowing import slot_ns, slot_of
+from mien.windowing import average_slots, last_rows, slot_ns, slot_of
 
 FORMAT = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -148,16 +148,14 @@ def window(sample: Sample, spec: ModalitySpec, t_end_ns: int, t_start_ns: int = 
     Returns:
         features (steps, dim), zero where nothing was observed, and mask (steps,).
     """
-    features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
     track = sample.tracks.get(spec.name)
+    if spec.rate_hz == 0 and track is not None:
+        return last_rows(spec, track.values[(track.times_ns <= t_end_ns) & (track.times_ns >= t_start_ns)])
+    features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
     if track is None or not len(track.values):
         return features, mask
-    if sample.labels.still and spec.rate_hz:
+    if sample.labels.still:
         features[:], mask[:] = track.values[0], track.mask[0]
-    elif spec.rate_hz == 0:
-        inside = (track.times_ns <= t_end_ns) & (track.times_ns >= t_start_ns)
-        rows = track.values[inside][-spec.steps :]
-        features[: len(rows)], mask[: len(rows)] = rows, 1.0
     else:
         last = slot_of(spec, t_end_ns)
         begin = max(last - spec.steps + 1, slot_of(spec, t_start_ns), 0)
@@ -179,13 +177,9 @@ def make_track(spec: ModalitySpec, rows: RawRows) -> Track:
     if count == len(slots) and np.array_equal(slots, np.arange(count)):  # one row a slot: nothing to average
         mask = rows.valid.astype(np.float32)
         return Track(rows.values * mask[:, None], mask, rows.times_ns)
-    values, hits = np.zeros((count, spec.dim), np.float32), np.zeros(count, np.int64)
     inside = rows.valid & (slots >= 0)
-    np.add.at(values, slots[inside], rows.values[inside])
-    np.add.at(hits, slots[inside], 1)
-    filled = hits > 0
-    values[filled] /= hits[filled, None].astype(np.float32)
-    return Track(values, filled.astype(np.float32), np.arange(count, dtype=np.int64) * slot_ns(spec))
+    values, mask = average_slots(rows.values[inside], slots[inside], count)
+    return Track(values, mask, np.arange(count, dtype=np.int64) * slot_ns(spec))
 
 
 def word_times_ns(words: int, duration_ns: int = 0) -> Int64:

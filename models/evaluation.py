@@ -12,10 +12,11 @@ import torch
 
 from mien.emotions import EMOTIONS
 from mien.messages import Float32, ModalitySpec
-from mien.models.batches import WINDOW_NS, plain_batch, whole_windows
+from mien.models.batches import plain_batch, whole_windows
 from mien.models.cmmsf import CMMSF
 from mien.models.metrics import confidence_curve, emotion_metrics, reliability, sentiment_metrics
 from mien.models.pairing import Group
+from mien.windowing import WINDOW_NS
 
 Doubles = npt.NDArray[np.float64]
 # features and mask per modality -> sentiment (B,), emotions (B, 7), confidence (B,), gates (B, M)

@@ -16,10 +16,10 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import Float32, ModalitySpec
-from mien.models.batches import WINDOW_NS
 from mien.models.datasets import Sample, Track, word_times_ns
 from mien.models.evaluation import Damage, Runner, Scores, figures, missing_steps, noise_instead, score
 from mien.models.pairing import Group, Pairing, single
+from mien.windowing import WINDOW_NS
 
 TENTHS = tuple(k / 10 for k in range(1, 11))
 Normalisation = Mapping[str, tuple[Float32, Float32]]  # mean and standard deviation (D,) per modality

@@ -1,9 +1,9 @@
-"""Placing rows on the model's time axis. One function for training and for the live stream.
+"""Placing rows on the model's time axis: the one definition for training, for clips and for the live stream.
 
 Rows of instants (frames, hops) fall into slots of `1 / rate_hz` seconds that are fixed in absolute time: slot k covers
 [k, k + 1) / rate_hz. A window is the last `steps` slots up to and including the slot of its end. Because slots do not
-move with the window, a row never changes its slot while time goes on, and rows that are there give the same features
-whenever they are looked at. Rows that are words have no rate: the last `steps` of them stand in order from index 0.
+move with the window, a row never changes its slot while time goes on: it can be placed once and kept (see
+`mien.engines.rings`). Rows that are words have no rate: the last `steps` of them stand in order from index 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.messages import Bool, Float32, Int64, ModalitySpec
+
+WINDOW_NS = 5 * NS_PER_S  # how far back the model looks, and how long a word stays
 
 
 def slot_ns(spec: ModalitySpec) -> int:
@@ -24,12 +26,45 @@ def slot_of(spec: ModalitySpec, t_ns: int) -> int:
     return t_ns // slot_ns(spec)
 
 
+def average_slots(values: Float32, slots: Int64, count: int) -> tuple[Float32, Float32]:
+    """Mean of the rows of each slot: a 60 fps and a 15 fps camera look alike to the model.
+
+    Rows of one slot are added one after the other in float32, in the order given, so that the same rows give the
+    same bits whether they come together or one at a time.
+
+    Args:
+        values: (n, dim). slots: (n,), each in 0 ... count - 1.
+
+    Returns:
+        means (count, dim), zero where there is no row, and mask (count,), 1 = a row is there.
+    """
+    means = np.zeros((count, values.shape[1]), np.float32)
+    hits = np.bincount(slots, minlength=count)
+    if len(slots):
+        order = np.argsort(slots, kind="stable")
+        first = np.cumsum(hits) - hits
+        turn = np.arange(len(slots)) - first[slots[order]]
+        # The first rows of all slots at once, then the second ones, and so on: few turns, each without repetition.
+        for number in range(int(hits.max())):
+            rows = order[turn == number]
+            means[slots[rows]] += values[rows]
+    filled = hits > 0
+    means[filled] /= hits[filled, None].astype(np.float32)
+    return means, filled.astype(np.float32)
+
+
+def last_rows(spec: ModalitySpec, values: Float32) -> tuple[Float32, Float32]:
+    """Rows that are words to one window: the last `steps` in order from index 0; features and mask as `place_rows`."""
+    features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
+    kept = values[-spec.steps :]
+    features[: len(kept)], mask[: len(kept)] = kept, 1.0
+    return features, mask
+
+
 def place_rows(
     spec: ModalitySpec, values: Float32, valid: Bool, times_ns: Int64, t_end_ns: int
 ) -> tuple[Float32, Float32]:
-    """Rows to one window.
-
-    Several valid rows in one slot are averaged: a 60 fps and a 15 fps camera look alike to the model.
+    """Rows to one window. Several valid rows in one slot are averaged.
 
     Args:
         values: (n, dim) in time order. valid: (n,). times_ns: (n,).
@@ -38,18 +73,8 @@ def place_rows(
     Returns:
         features (steps, dim), zero where nothing was observed, and mask (steps,), 1 = observed.
     """
-    features = np.zeros((spec.steps, spec.dim), np.float32)
-    mask = np.zeros(spec.steps, np.float32)
     if spec.rate_hz == 0:
-        kept = values[valid & (times_ns <= t_end_ns)][-spec.steps :]
-        features[: len(kept)] = kept
-        mask[: len(kept)] = 1.0
-        return features, mask
+        return last_rows(spec, values[valid & (times_ns <= t_end_ns)])
     slots = times_ns // slot_ns(spec) - (slot_of(spec, t_end_ns) - spec.steps + 1)
     inside = valid & (slots >= 0) & (slots < spec.steps)
-    counts = np.bincount(slots[inside], minlength=spec.steps)
-    np.add.at(features, slots[inside], values[inside])
-    filled = counts > 0
-    features[filled] /= counts[filled, None].astype(np.float32)
-    mask[filled] = 1.0
-    return features, mask
+    return average_slots(values[inside], slots[inside], spec.steps)

@@ -68,7 +68,8 @@ class ClockOffset:
     """An estimate from exchanges: that with the shortest way there and back is the best. Pure."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[int, int, int]] = deque(maxlen=_KEPT)  # delay, offset, when
+        self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_KEPT)  # rank, delay, offset, when
+        self._best: tuple[float, int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -77,16 +78,17 @@ class ClockOffset:
         """One exchange: first and last by our clock, the others by theirs."""
         delay_ns = (heard_ns - asked_ns) - (sent_ns - received_ns)
         if 0 <= delay_ns <= _PATIENCE_NS:
-            self._samples.append((delay_ns, ((received_ns - asked_ns) + (sent_ns - heard_ns)) // 2, heard_ns))
+            offset_ns = ((received_ns - asked_ns) + (sent_ns - heard_ns)) // 2
+            # All of them grow worse by the same drift, so which is the best does not change while none is added.
+            self._samples.append((delay_ns / 2 - heard_ns * _DRIFT, delay_ns, offset_ns, heard_ns))
+            self._best = min(self._samples)
 
     def estimate(self, now_ns: int) -> tuple[int, int] | None:
         """Their clock minus ours, and how wrong that can be at most, in ns; None before the first exchange."""
-        if not self._samples:
+        if self._best is None:
             return None
-        error_ns, offset_ns = min(
-            (delay_ns // 2 + int((now_ns - at_ns) * _DRIFT), offset_ns) for delay_ns, offset_ns, at_ns in self._samples
-        )
-        return offset_ns, error_ns
+        _, delay_ns, offset_ns, at_ns = self._best
+        return offset_ns, delay_ns // 2 + int((now_ns - at_ns) * _DRIFT)
 
 
 class ClockExchange:

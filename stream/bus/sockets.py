@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import zmq
@@ -22,7 +22,7 @@ from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded, is_loopback
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
-_MAX_TOPICS = 256
+_MAX_TOPICS = 256  # of each session
 _MAX_SUBSCRIPTIONS = 1024
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
 _PATIENCE_S = 5.0
@@ -47,6 +47,7 @@ class Publisher:
         config: high-water mark, and the folder of keys: beyond this machine, machines without one cannot connect.
         lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). A subscriber
             that has not read for five seconds is given up on, and drops from then on.
+        sessions: how many publish here; each has the high-water mark and its topics for itself.
 
     Attributes:
         subscriptions: prefixes that somebody wants, with how many do. dropped: messages that nobody waited for.
@@ -56,8 +57,9 @@ class Publisher:
         BusError: the port is in use, or the address is beyond this machine and there are no keys.
     """
 
-    def __init__(self, endpoint: str, config: BusConfig, *, lossless: bool = False) -> None:
+    def __init__(self, endpoint: str, config: BusConfig, *, lossless: bool = False, sessions: int = 1) -> None:
         self.endpoint = endpoint
+        self._max_topics = _MAX_TOPICS * sessions
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
         self.shaken_off = 0
@@ -70,7 +72,7 @@ class Publisher:
         self._lossless = lossless
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
         self.socket.setsockopt(zmq.LINGER, 200)
-        self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark)
+        self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark * sessions)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         # Subscribers have nothing long to say: a topic at most, or the handshake of CURVE.
         self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else 160)
@@ -84,10 +86,13 @@ class Publisher:
     def send(self, frames: list[bytes], *, keep: bool = True) -> None:
         """Publish a message, and keep it as the last value of its topic."""
         self.service()
-        if keep and (frames[0] in self._last or len(self._last) < _MAX_TOPICS):
-            self._last[frames[0]] = frames
-            self._due.discard(frames[0])
-        self._send(frames)
+        self._publish(frames, keep=keep)
+
+    def send_all(self, messages: Iterable[list[bytes]]) -> None:
+        """Publish messages and keep them, as `send`, for less than each of them alone costs."""
+        self.service()
+        for frames in messages:
+            self._publish(frames, keep=True)
 
     def answer(self, topic: bytes, make: Callable[[], list[bytes] | None]) -> None:
         """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
@@ -191,6 +196,12 @@ class Publisher:
                     ) from error
                 raise BusError(f"cannot bind {self.endpoint}: {error.strerror}") from error
 
+    def _publish(self, frames: list[bytes], *, keep: bool) -> None:
+        if keep and (frames[0] in self._last or len(self._last) < self._max_topics):
+            self._last[frames[0]] = frames
+            self._due.discard(frames[0])
+        self._send(frames)
+
     def _send(self, frames: list[bytes]) -> None:
         if not self._lossless:
             self.socket.send_multipart(frames, zmq.DONTWAIT, copy=True)
@@ -259,13 +270,17 @@ class Receiver:
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
         """The messages that are there now, oldest first, at most `limit`: a flood cannot hold the reader."""
-        if time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
-            self._look_after()
+        self.tend()
         for _ in range(limit):
             try:
                 yield self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
+
+    def tend(self) -> None:
+        """Look after the connection, when it is time to. Called by `drain`; call it too while nothing comes."""
+        if time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
+            self._look_after()
 
     def close(self) -> None:
         """Disconnect. Closing twice does nothing."""

@@ -38,11 +38,12 @@ class Faults:
         """The supervisor hears the process again."""
         self._late.pop(modality, None)
 
-    def hear(self, modality: str, run: int) -> None:
-        """Rows came, from this run of the worker."""
-        if self._runs.get(modality) != run:
-            self._runs[modality] = run
-            self._dead.pop(modality, None)
+    def hear(self, modality: str, run: int) -> bool:
+        """Rows came, from this run of the worker. Returns whether that ends a fault."""
+        if self._runs.get(modality) == run:
+            return False
+        self._runs[modality] = run
+        return self._dead.pop(modality, None) is not None
 
     def reasons(self) -> dict[str, str]:
         """Per modality that is to be masked, why."""

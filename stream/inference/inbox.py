@@ -58,8 +58,8 @@ class Inbox:
         self._exchanges: dict[str, ClockExchange] = {}
         self._newest: dict[str, tuple[int, int]] = {}
 
-    def open(self, poller: zmq.Poller) -> None:
-        """Connect to the workers."""
+    def open(self, poller: zmq.Poller) -> dict[zmq.Socket[bytes], str]:
+        """Connect to the workers; the sockets at which each is heard."""
         session, bus = self._config.session, self._config.bus
         prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
         for worker in self._workers:
@@ -68,6 +68,7 @@ class Inbox:
             if self._is_elsewhere(worker):
                 self._exchanges[worker] = ClockExchange(receiver, session, self._clock)
             poller.register(receiver.socket, zmq.POLLIN)
+        return {receiver.socket: worker for worker, receiver in self._receivers.items()}
 
     def close(self) -> None:
         """Disconnect."""
@@ -75,7 +76,9 @@ class Inbox:
             receiver.close()
 
     def tick(self) -> None:
-        """Ask workers with clocks of their own for the time, when it is time to."""
+        """Look after the connections, and ask workers with clocks of their own for the time, when it is time to."""
+        for receiver in self._receivers.values():
+            receiver.tend()
         for exchange in self._exchanges.values():
             exchange.tick()
 

@@ -83,6 +83,14 @@ class LiveSchedule:
         self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
         return trigger
 
+    def wake_ns(self) -> int:
+        """When something is due if no message comes: what waits, or the timer once no modality leads."""
+        if self._pending is not None:
+            return 0
+        leaders = [m for m in self._heard_ns if not self._paces[m].is_slower(self._max_age_ns)]
+        heard_ns = max((self._heard_ns[modality] for modality in leaders), default=-(1 << 62))
+        return max(heard_ns + self._max_age_ns + 1, self._last_made_ns + self._hop_ns)
+
     def _leader(self, now_ns: int) -> str | None:
         for modality in LEADERS:
             heard = now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns

@@ -38,8 +38,8 @@ from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Whisper
+from mien.windowing import WINDOW_NS
 
-WINDOW_S = 5.0
 BACKLOG_S = 6.0  # sound that may wait before the recogniser skips to the newest
 POLL_S = 0.05
 RETRY_S = 2.0  # between attempts to open a recogniser that failed
@@ -109,7 +109,7 @@ class WordReader:
         values[certain] = self._encoded[1]
         ends_ns = np.array([word.t_end_ns for word in words], np.int64)
         return Rows(
-            t_start_ns=max(0, heard.t_end_ns - round(WINDOW_S * NS_PER_S)),
+            t_start_ns=max(0, heard.t_end_ns - WINDOW_NS),
             t_end_ns=heard.t_end_ns,
             values=values,
             valid=np.any(values != 0, axis=1),
@@ -318,7 +318,7 @@ class Text(Modality):
         self._retry_s = time.monotonic() + RETRY_S
 
 
-def words_within(heard: Heard, window_s: float = WINDOW_S) -> tuple[Word, ...]:
+def words_within(heard: Heard, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[Word, ...]:
     """The words that end within the last `window_s`, committed ones first."""
     since_ns = heard.t_end_ns - round(window_s * NS_PER_S)
     return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)
@@ -327,7 +327,7 @@ def words_within(heard: Heard, window_s: float = WINDOW_S) -> tuple[Word, ...]:
 def _no_words(t_end_ns: int, stamps: dict[str, int]) -> Rows:
     """The message for a window in which nothing was heard."""
     return Rows(
-        t_start_ns=max(0, t_end_ns - round(WINDOW_S * NS_PER_S)),
+        t_start_ns=max(0, t_end_ns - WINDOW_NS),
         t_end_ns=t_end_ns,
         values=np.zeros((0, TEXT_DIM), np.float32),
         valid=np.zeros(0, np.bool_),

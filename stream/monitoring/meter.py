@@ -7,6 +7,8 @@ from collections import deque
 
 import psutil
 
+_FRESH_S = 0.25  # a share of the processor over less than this says little
+
 
 class RateMeter:
     """Events per second over the last second."""
@@ -30,14 +32,20 @@ class RateMeter:
 
 
 class ResourceMeter:
-    """CPU and memory of this process."""
+    """CPU and memory of this process; several that ask at about the same time get the same answer."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._process.cpu_percent()
         self.pid = self._process.pid
+        self._read_s = 0.0
+        self._answer = 0.0, 0.0
 
     def read(self) -> tuple[float, float]:
-        """Share of one core since the last call in percent, and resident memory in MiB."""
-        with self._process.oneshot():
-            return self._process.cpu_percent(), self._process.memory_info().rss / 2**20
+        """Share of one core since it was looked at last in percent, and resident memory in MiB."""
+        now_s = time.monotonic()
+        if now_s - self._read_s >= _FRESH_S:
+            self._read_s = now_s
+            with self._process.oneshot():
+                self._answer = self._process.cpu_percent(), self._process.memory_info().rss / 2**20
+        return self._answer

@@ -18,9 +18,7 @@ from mien.models.datasets import Labels, Sample, make_track, window
 from mien.stream.modality import Rows
 from mien.stream.offline.extraction import Extractors
 from mien.stream.sources.clip import open_clip, read_sound
-from mien.windowing import place_rows
-
-WINDOW_NS = 5 * NS_PER_S
+from mien.windowing import WINDOW_NS, place_rows
 
 
 @dataclass(frozen=True)

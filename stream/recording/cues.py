@@ -22,8 +22,8 @@ from mien.stream.preview import encode_preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Entry, Recording
 from mien.stream.sound import sound_frames
+from mien.windowing import WINDOW_NS
 
-WINDOW_NS = 5 * NS_PER_S  # of the model; and of words, as long as they stay
 _SETTLE_NS = NS_PER_S  # an encoder's steps, and rows that were on their way
 _LOOK_AHEAD_NS = 2 * NS_PER_S  # a prediction may be written down before the features it was made from
 _SLOWEST_NS = 10 * NS_PER_S  # between two messages of a modality, words on a machine that is busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from mien.emotions import EMOTIONS
 from mien.engines.cmmsf import whole_network
 from mien.engines.predictor import Outputs, Predictor
+from mien.engines.rings import Windows
 from mien.engines.selection import open_engine
 from mien.messages import Window
 from mien.models.checkpoint import Checkpoint
+from mien.stream.bench.synthetic import SyntheticStream
+from mien.stream.inference.assembler import Assembler
 from tests.engines.networks import SPECS
 
 
@@ -98,16 +102,40 @@ def test_sessions_together_are_as_sessions_alone(checkpoint: Checkpoint, compile
     assert together.predict_many([]) == []
 
 
-def test_window_that_changes_without_saying_so_is_still_encoded(predictor: Predictor) -> None:
-    """A second assembler counts its versions from one again; memory may be written to in place."""
-    first = predictor.predict(Stream("a", 3).next())
-    other = Stream("a", 4).next()
-    assert predictor.predict(other).sentiment != first.sentiment
-    other.features["vision"][:] = 0
-    other.mask["vision"][:] = 0
-    outputs = predictor.predict(other)
-    assert outputs.encoded == ("vision",)
-    assert outputs.gates["vision"] == 0.0
+def kept_stream(name: str, seed: int, windows: Windows, frames: int) -> Iterator[tuple[Assembler, Window, int]]:
+    """A synthetic stream in shared windows, beside the same one in windows of its own."""
+    stream = SyntheticStream(name, windows.specs, seed)
+    kept, alone = Assembler(windows.specs, 400, windows), Assembler(windows.specs, 400)
+    for frame in range(frames):
+        t_ns = stream.due_ns
+        for message in stream.next():
+            if seed == 1 and message.modality == "audio" and frame > frames // 2:
+                continue  # falls silent, and is masked
+            kept.push(message)
+            alone.push(message)
+        yield kept, alone.window(name, t_ns), t_ns
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_kept_windows_of_several_sessions_give_the_numbers_of_windows_made_one_by_one(
+    checkpoint: Checkpoint, compiled: Path, engine: str
+) -> None:
+    together = Predictor(checkpoint, engine, cache=compiled)
+    alone = Predictor(checkpoint, engine, reuse=False, cache=compiled)
+    windows = Windows(together.specs, 4)
+    streams = [kept_stream(str(seed), seed, windows, 40) for seed in range(3)]
+    quiet = Assembler(windows.specs, 400, windows)
+    for moment in zip(*streams, strict=True):
+        places = [quiet.place, *(kept.place for kept, _, _ in moment)]
+        look = windows.look(places, [moment[0][2], *(t_ns for _, _, t_ns in moment)])
+        answers = together.predict_look(windows, look)
+        assert answers.is_observed.tolist() == [False, True, True, True]
+        for index, (_, window, _) in enumerate(moment, start=1):
+            want = alone.predict(window)
+            assert answers.sentiment[index] == pytest.approx(want.sentiment, abs=1e-5)
+            np.testing.assert_allclose(answers.emotions[index], list(want.emotions.values()), atol=1e-5)
+            np.testing.assert_allclose(answers.shares[index], list(want.gates.values()), atol=1e-5)
+            assert answers.confidence[index] == pytest.approx(want.confidence, abs=1e-5)
 
 
 def test_missing_modality_has_no_share(predictor: Predictor) -> None:

@@ -22,7 +22,7 @@ def command(
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Turn the features that capture workers publish into predictions, until Ctrl-C."""
-    from mien.stream.inference.service import infer
+    from mien.stream.inference.loop import infer
     from mien.stream.process import run_alone, run_supervised
 
     if supervised:

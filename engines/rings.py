@@ -1,0 +1,377 @@
+"""The windows of all sessions of a process: each row is written once, and a batch of windows is one gather.
+
+A row never changes its slot, so a modality of instants is kept as a ring over slots, all sessions in one array: a row
+that arrives changes one slot, and a window is a stretch of the ring. Whether a window has changed since it was last
+looked at is known from what was written meanwhile, not by comparing arrays. The numbers are those that
+`mien.windowing.place_rows` gives for the same rows in the order of their times, to the last bit.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.messages import Bool, FeatureWindow, Float32, Int64, ModalitySpec, Transcript, Word
+from mien.windowing import WINDOW_NS, last_rows, place_rows, slot_ns
+
+SPAN_NS = 10 * NS_PER_S  # rows kept of a live stream: a window, and what may be late or early beside it
+NEVER = -(1 << 62)
+_HOP_NS = 100 * NS_PER_MS  # dense modalities advance in these steps: their encoding is reused in between
+
+
+class Ring:
+    """Rows of instants of many sessions.
+
+    Args:
+        spec: the modality. places: how many sessions there is room for. span_ns: how much time is kept of each.
+
+    Attributes:
+        means: (places, width, dim), the mean of the rows of a slot. Slot k lies at k modulo capacity, and the first
+            ones once more behind the last, so that every window is one stretch.
+        version: (places,), a number that changes with the window.
+        written: flat numbers (place x width + position) of slots written since somebody emptied the list; None
+            while nobody wants to know.
+    """
+
+    def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS) -> None:
+        self.spec = spec
+        self.slot_ns = slot_ns(spec)
+        self.capacity = 1 << (max(span_ns // self.slot_ns, spec.steps) - 1).bit_length()
+        self.width = self.capacity + spec.steps - 1
+        self.means = np.zeros((places, self.width, spec.dim), np.float32)
+        self.version = np.zeros(places, np.int64)
+        self.written: list[int] | None = None
+        self._slots = np.full((places, self.width), NEVER, np.int64)
+        self._newest_ns = np.full((places, self.capacity), NEVER, np.int64)  # of the rows of a slot
+        self._latest_ns = np.full(places, NEVER, np.int64)  # of all rows
+        self._looked = np.full(places, NEVER, np.int64)  # last slot of the window looked at; NEVER if it has changed
+        # Slots of several rows: their times and rows in order, for one that comes late, or is not to be seen yet.
+        self._crowded: list[dict[int, list[tuple[int, int, Float32]]]] = [{} for _ in range(places)]
+        self._back = np.arange(1 - spec.steps, 1)
+        # Sparse rows (video) are looked at up to the instant, dense ones up to the last whole hop.
+        self._hop_ns = 0 if self.slot_ns >= _HOP_NS else _HOP_NS
+
+    def clear(self, place: int) -> None:
+        """Forget a session's rows."""
+        self._slots[place] = self._newest_ns[place] = NEVER
+        self._latest_ns[place] = self._looked[place] = NEVER
+        self._crowded[place].clear()
+
+    def write(self, place: int, values: Float32, valid: Bool, times_ns: Int64) -> None:
+        """Rows of a session, in any order: (n, dim), (n,), (n,)."""
+        slots, crowded = self._slots[place], self._crowded[place]
+        for row, is_valid, t_ns in zip(values, valid.tolist(), times_ns.tolist(), strict=True):
+            if not is_valid:
+                continue
+            slot = t_ns // self.slot_ns
+            at = slot & (self.capacity - 1)
+            held = slots[at]
+            if held > slot:
+                continue  # older than all that is kept
+            if held == slot:
+                self._join(place, at, slot, t_ns, row)
+            else:
+                if crowded:
+                    crowded.pop(int(held), None)
+                slots[at] = slot
+                # Not a copy: a sum that begins with 0 makes no negative zero.
+                np.add(row, np.float32(0.0), out=self.means[place, at])
+                self._newest_ns[place, at] = t_ns
+            if slot <= self._looked[place]:
+                self._looked[place] = NEVER
+            if t_ns > self._latest_ns[place]:
+                self._latest_ns[place] = t_ns
+            if at + self.capacity < self.width:
+                slots[at + self.capacity] = slot
+                self.means[place, at + self.capacity] = self.means[place, at]
+                if self.written is not None:
+                    self.written.append(place * self.width + at + self.capacity)
+            if self.written is not None:
+                self.written.append(place * self.width + at)
+
+    def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
+        """Ends (B,) of the windows that are seen at `t_end_ns` (B,), and which have changed since the last look."""
+        if len(places) == 1:
+            return self._look_at_one(int(places[0]), int(t_end_ns[0]))
+        ends = t_end_ns if not self._hop_ns else t_end_ns // self._hop_ns * self._hop_ns - 1
+        last = ends // self.slot_ns
+        # A slot whose newest row lies beyond the end is seen in part, and next time perhaps in full.
+        partial = self._is_partial(places, last, ends)
+        changed = (self._looked[places] != last) | partial
+        self._looked[places] = np.where(partial, NEVER, last)
+        self.version[places] += changed
+        return ends, changed
+
+    def find(self, places: Int64, ends_ns: Int64) -> tuple[Int64, Float32, Bool]:
+        """Where windows lie.
+
+        Returns:
+            flat numbers of slots (B, steps), mask (B, steps), and (B,) whether the last slot is seen only in part.
+        """
+        last = ends_ns // self.slot_ns
+        slots = last[:, None] + self._back
+        flat = (slots & (self.capacity - 1)) + (places * self.width)[:, None]
+        mask = self._slots.reshape(-1)[flat] == slots
+        return flat, mask.astype(np.float32), self._is_partial(places, last, ends_ns)
+
+    def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
+        """The windows of `places` (B,) up to `ends_ns` (B,): features (B, steps, dim) and mask (B, steps).
+
+        They are in `out`, or a view of what is kept, or arrays of their own: to be read before the next row comes.
+        """
+        if len(places) == 1 and (window := self._view(int(places[0]), int(ends_ns[0]))) is not None:
+            return window[None], np.ones((1, self.spec.steps), np.float32)
+        flat, mask, partial = self.find(places, ends_ns)
+        shape = (len(places), self.spec.steps, self.spec.dim)
+        features = np.empty(shape, np.float32) if out is None else out[: len(places)]
+        rows = self.means.reshape(-1, self.spec.dim)
+        np.take(rows, flat.reshape(-1), 0, features.reshape(-1, self.spec.dim), mode="wrap")
+        features[mask == 0] = 0.0
+        for index in np.flatnonzero(partial).tolist():
+            mean = self._mean_until(int(places[index]), int(ends_ns[index]))
+            features[index, -1], mask[index, -1] = (0.0, 0.0) if mean is None else (mean, 1.0)
+        return features, mask
+
+    def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
+        """Time of the newest row up to `t_end_ns` (B,) that is in the window there, NEVER if there is none."""
+        newest = self._latest_ns[places]
+        for index in np.flatnonzero(newest > t_end_ns).tolist():
+            newest[index] = self._newest_until(int(places[index]), int(t_end_ns[index]))
+        newest[newest <= t_end_ns - WINDOW_NS] = NEVER
+        return newest
+
+    def _look_at_one(self, place: int, t_end_ns: int) -> tuple[Int64, Bool]:
+        """`look` at one session, where numpy's calls cost more than what they do."""
+        end_ns = t_end_ns if not self._hop_ns else t_end_ns // self._hop_ns * self._hop_ns - 1
+        last = end_ns // self.slot_ns
+        at = last & (self.capacity - 1)
+        partial = self._newest_ns[place, at] > end_ns and self._slots[place, at] == last
+        changed = partial or self._looked[place] != last
+        if changed:
+            self._looked[place] = NEVER if partial else last
+            self.version[place] += 1
+        return np.array([end_ns]), np.array([changed])
+
+    def _view(self, place: int, end_ns: int) -> Float32 | None:
+        """A window in place, (steps, dim); None where it is not whole."""
+        last = end_ns // self.slot_ns
+        begin = (last - self.spec.steps + 1) & (self.capacity - 1)
+        end = begin + self.spec.steps
+        if self._newest_ns[place, last & (self.capacity - 1)] > end_ns:
+            return None
+        if not (self._slots[place, begin:end] == last + self._back).all():
+            return None
+        window: Float32 = self.means[place, begin:end]
+        return window
+
+    def _is_partial(self, places: Int64, last: Int64, ends_ns: Int64) -> Bool:
+        at = last & (self.capacity - 1)
+        partial: Bool = (self._slots[places, at] == last) & (self._newest_ns[places, at] > ends_ns)
+        return partial
+
+    def _join(self, place: int, at: int, slot: int, t_ns: int, row: Float32) -> None:
+        """One more row of a slot that has one."""
+        mean = self.means[place, at]
+        rows = self._crowded[place].get(slot)
+        if rows is None:
+            rows = self._crowded[place][slot] = [(int(self._newest_ns[place, at]), 0, mean.copy())]
+        insort(rows, (t_ns, len(rows), row))
+        mean[:] = _mean(row for _, _, row in rows)
+        self._newest_ns[place, at] = rows[-1][0]
+
+    def _rows_of(self, place: int, slot: int) -> list[tuple[int, int, Float32]]:
+        at = slot & (self.capacity - 1)
+        if self._slots[place, at] != slot:
+            return []
+        single = [(int(self._newest_ns[place, at]), 0, self.means[place, at])]
+        return self._crowded[place].get(slot, single)
+
+    def _mean_until(self, place: int, end_ns: int) -> Float32 | None:
+        """Mean of the rows of the end's slot up to the end."""
+        rows = [row for t_ns, _, row in self._rows_of(place, end_ns // self.slot_ns) if t_ns <= end_ns]
+        return _mean(rows) if rows else None
+
+    def _newest_until(self, place: int, end_ns: int) -> int:
+        slot = end_ns // self.slot_ns
+        for back in range(WINDOW_NS // self.slot_ns + 2):
+            times = [t_ns for t_ns, _, _ in self._rows_of(place, slot - back) if t_ns <= end_ns]
+            if times:
+                return times[-1]
+        return NEVER
+
+
+class Snapshots:
+    """Words of many sessions: each message replaces all words before it.
+
+    Args: as for `Ring`.
+
+    Attributes:
+        features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
+        words, transcripts: what is said in the window, per place. reasons: why none of it counts, where the worker says.
+        written: places whose window was written since somebody emptied the list; None while nobody wants to know.
+    """
+
+    def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS) -> None:
+        self.spec = spec
+        self.features = np.zeros((places, spec.steps, spec.dim), np.float32)
+        self.mask = np.zeros((places, spec.steps), np.float32)
+        self.version = np.zeros(places, np.int64)
+        self.words: list[tuple[Word, ...]] = [()] * places
+        self.transcripts = [Transcript()] * places
+        self.reasons = [""] * places
+        self.written: list[int] | None = None
+        self._span_ns = span_ns
+        self._kept: list[deque[FeatureWindow]] = [deque() for _ in range(places)]
+        # The window stays as it is from the first to before the second of these.
+        self._since_ns = np.zeros(places, np.int64)
+        self._until_ns = np.full(places, NEVER, np.int64)
+        self._newest_ns = np.full(places, NEVER, np.int64)
+        self._fresh = np.ones(places, bool)
+
+    def clear(self, place: int) -> None:
+        """Forget a session's words."""
+        self._kept[place].clear()
+        self._until_ns[place] = NEVER
+
+    def write(self, place: int, message: FeatureWindow) -> None:
+        """A session's newest words."""
+        kept = self._kept[place]
+        kept.append(message)
+        while len(kept) > 1 and kept[1].t_end_ns < message.t_end_ns - self._span_ns:
+            kept.popleft()
+        self._until_ns[place] = NEVER
+
+    def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
+        """As `Ring.look`."""
+        stale = (t_end_ns >= self._until_ns[places]) | (t_end_ns < self._since_ns[places])
+        for index in np.flatnonzero(stale).tolist():
+            self._place(int(places[index]), int(t_end_ns[index]))
+        changed = self._fresh[places]
+        self._fresh[places] = False
+        self.version[places] += changed
+        return t_end_ns, changed
+
+    def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
+        """As `Ring.gather`; the windows that were looked at last."""
+        del ends_ns, out
+        return self.features[places], self.mask[places]
+
+    def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
+        """End of the newest word in the window that was looked at last, NEVER if there is none."""
+        del t_end_ns
+        return self._newest_ns[places]
+
+    def _place(self, place: int, t_end_ns: int) -> None:
+        """Make the window at an instant, and find out how long it stays as it is."""
+        kept = self._kept[place]
+        at = next((index for index in reversed(range(len(kept))) if kept[index].t_end_ns <= t_end_ns), None)
+        changes = [kept[0].t_end_ns if at is None and kept else 1 << 62]
+        times_ns = np.zeros(0, np.int64)
+        features, mask = last_rows(self.spec, np.zeros((0, self.spec.dim), np.float32))
+        words: tuple[Word, ...] = ()
+        reason = ""
+        since_ns = NEVER
+        if at is not None:
+            snapshot = kept[at]
+            if at + 1 < len(kept):
+                changes.append(kept[at + 1].t_end_ns)
+            inside = snapshot.valid & (snapshot.times_ns > t_end_ns - WINDOW_NS)
+            features, mask = place_rows(self.spec, snapshot.values, inside, snapshot.times_ns, t_end_ns)
+            times_ns = snapshot.times_ns[inside & (snapshot.times_ns <= t_end_ns)]
+            words = tuple(word for word in snapshot.words if word.t_end_ns > t_end_ns - WINDOW_NS)
+            ends_ns = [*snapshot.times_ns.tolist(), *(word.t_end_ns for word in snapshot.words)]
+            changes += [at_ns for end_ns in ends_ns for at_ns in (end_ns, end_ns + WINDOW_NS) if at_ns > t_end_ns]
+            since_ns, reason = t_end_ns, "" if mask.any() else snapshot.reason
+        if not (np.array_equal(self.mask[place], mask) and np.array_equal(self.features[place], features)):
+            self.features[place], self.mask[place] = features, mask
+            self._fresh[place] = True
+            if self.written is not None:
+                self.written.append(place)
+        self._since_ns[place], self._until_ns[place] = since_ns, min(changes)
+        self._newest_ns[place] = int(times_ns.max()) if len(times_ns) else NEVER
+        self.reasons[place] = reason
+        if words != self.words[place]:
+            self.words[place] = words
+            self.transcripts[place] = Transcript(
+                " ".join(word.text for word in words if word.committed and not word.uncertain),
+                " ".join(word.text for word in words if not word.committed and not word.uncertain),
+                " ".join(word.text for word in words if word.uncertain),
+            )
+
+
+class Look(NamedTuple):
+    """Windows of several sessions, each at an instant.
+
+    Attributes:
+        places: (B,) which sessions. t_end_ns: (B,) the instants.
+        ends_ns: per modality (B,), where its window ends.
+        present: (B, M) whether a modality is there as a whole. changed: (B, M) whether it is, and its window is
+            another than when it was last looked at and present.
+        newest_ns: (B, M) time of the newest row, NEVER where there is none.
+    """
+
+    places: Int64
+    t_end_ns: Int64
+    ends_ns: dict[str, Int64]
+    present: Bool
+    changed: Bool
+    newest_ns: Int64
+
+
+class Windows:
+    """The windows of all sessions of a process, over any number of modalities.
+
+    Args:
+        specs: the modalities that the model knows, by name; their order is that of every axis M.
+        places: how many sessions there is room for. span_ns: how much time is kept of each.
+
+    Attributes:
+        until_ns: (places, M), up to when a modality counts as there as a whole; NEVER if it does not.
+    """
+
+    def __init__(self, specs: Mapping[str, ModalitySpec], places: int = 1, span_ns: int = SPAN_NS) -> None:
+        self.specs = dict(specs)
+        self.places = places
+        self.tracks: dict[str, Ring | Snapshots] = {
+            name: (Snapshots if spec.snapshot else Ring)(spec, places, span_ns) for name, spec in self.specs.items()
+        }
+        self.column = {name: number for number, name in enumerate(self.specs)}
+        self.until_ns = np.full((places, len(self.specs)), NEVER, np.int64)
+        self._pending = np.ones((places, len(self.specs)), bool)  # changed, and not shown since
+        self._free: deque[int] = deque(range(places))
+
+    def take_place(self) -> int:
+        """Room for one more session.
+
+        Raises:
+            IndexError: all of it is taken.
+        """
+        return self._free.popleft()
+
+    def look(self, places: Sequence[int], t_end_ns: Sequence[int]) -> Look:
+        """What is seen of sessions, each at an instant. A session stands in `places` once at most."""
+        at, ends = np.array(places, np.int64), np.array(t_end_ns, np.int64)
+        present = ends[:, None] <= self.until_ns[at]
+        changed = self._pending[at]
+        newest_ns = np.empty(present.shape, np.int64)
+        ends_ns = {}
+        for column, (name, track) in enumerate(self.tracks.items()):
+            ends_ns[name], news = track.look(at, ends)
+            changed[:, column] |= news
+            newest_ns[:, column] = track.newest_ns(at, ends)
+        self._pending[at] = changed & ~present
+        changed &= present
+        return Look(at, ends, ends_ns, present, changed, newest_ns)
+
+
+def _mean(rows: Iterable[Float32]) -> Float32:
+    """As `mien.windowing.average_slots` adds and divides."""
+    total, count = np.zeros(1, np.float32), 0
+    for row in rows:
+        total, count = total + row, count + 1
+    return total / np.float32(count)

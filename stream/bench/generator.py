@@ -1,0 +1,109 @@
+"""A process that sends what the workers of many sessions would send, at a camera's pace, over real sockets.
+
+`python -m mien.stream.bench.generator` reads one JSON line with a `Task`, writes one with the addresses at which it
+publishes, and begins when it is told the moment, in `time.monotonic_ns()`. It ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+import threading
+import time
+
+import msgspec
+
+from mien.clock import NS_PER_S, Clock
+from mien.config import BusConfig
+from mien.messages import ModalitySpec
+from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
+from mien.stream.bus.clock_exchange import answer_question
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_features
+
+RUN = 1
+LEAD_S = 6  # rows from before the beginning, so that windows are full
+_HURRY = 5  # they are sent so many times as fast
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a generator is to send. `first` of `total` streams is its own first: they do not all blink together."""
+
+    sessions: tuple[str, ...]
+    specs: tuple[ModalitySpec, ...]
+    first: int
+    total: int
+
+
+def due_ns(begin_ns: int, stream: int, total: int, frame: int) -> int:
+    """When a stream's frame is captured, in `time.monotonic_ns()`; its first `LEAD_S` lie before `begin_ns`."""
+    start_ns = begin_ns - LEAD_S * NS_PER_S + stream * NS_PER_S // FRAME_HZ // total
+    return start_ns + frame * NS_PER_S // FRAME_HZ
+
+
+class _Lane:
+    """One session's stream and its publishers."""
+
+    def __init__(self, name: str, specs: dict[str, ModalitySpec], number: int, clock: Clock) -> None:
+        self.number, self._clock, self._specs, self._name = number, clock, specs, name
+        self.stream: SyntheticStream | None = None
+        self.publishers = {spec: Publisher("tcp://127.0.0.1:*", BusConfig()) for spec in specs}
+        for publisher in self.publishers.values():
+            publisher.tell_time(lambda question: answer_question(question, RUN, clock))
+
+    def begin(self, start_ns: int) -> None:
+        """The first frame is captured at `start_ns` of `time.monotonic_ns()`."""
+        self.stream = SyntheticStream(self._name, self._specs, self.number, start_ns + self._clock.anchor_ns)
+
+    def send(self) -> int:
+        """Send what comes with the next frame. Returns when the one after it is captured."""
+        assert self.stream is not None
+        captured_ns = self.stream.due_ns
+        for message in self.stream.next():
+            stamps = {"read": captured_ns, "sent": self._clock.now_ns()}
+            frames = encode_features(msgspec.structs.replace(message, stamps=stamps))
+            self.publishers[message.modality].send(frames, keep=self._specs[message.modality].snapshot)
+        return self.stream.due_ns - self._clock.anchor_ns
+
+
+def main() -> None:
+    """Follow the orders on standard input."""
+    task = msgspec.json.decode(sys.stdin.readline(), type=Task)
+    clock, specs = Clock(), {spec.name: spec for spec in task.specs}
+    lanes = [_Lane(name, specs, task.first + number, clock) for number, name in enumerate(task.sessions)]
+    endpoints = {
+        name: {modality: publisher.socket.last_endpoint.decode() for modality, publisher in lane.publishers.items()}
+        for name, lane in zip(task.sessions, lanes, strict=True)
+    }
+    print(msgspec.json.encode(endpoints).decode(), flush=True)
+    begin: list[int] = []
+    threading.Thread(target=lambda: begin.append(int(sys.stdin.readline() or 0)), daemon=True).start()
+    while not begin:
+        for lane in lanes:
+            for publisher in lane.publishers.values():
+                publisher.service()
+        time.sleep(0.01)
+    over = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    _play(lanes, task, begin[0], over)
+
+
+def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) -> None:
+    waiting = []
+    for lane in lanes:
+        lane.begin(due_ns(begin_ns, lane.number, task.total, 0))
+        waiting.append((due_ns(begin_ns, lane.number, task.total, 0), lane.number, lane))
+    heapq.heapify(waiting)
+    while not over.is_set():
+        captured_ns, number, lane = waiting[0]
+        early_ns = begin_ns - captured_ns
+        at_ns = captured_ns if early_ns <= 0 else begin_ns - early_ns // _HURRY
+        wait_ns = at_ns - time.monotonic_ns()
+        if wait_ns > 0:
+            over.wait(wait_ns / NS_PER_S)
+            continue
+        heapq.heapreplace(waiting, (lane.send(), number, lane))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Many streams served by one inference process, measured from outside: real sockets, real processes, one subscriber."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import psutil
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.errors import WorkerError
+from mien.messages import ModalitySpec, Span, Status
+from mien.models.checkpoint import load_checkpoint
+from mien.stream.bench.benchmark import free_port
+from mien.stream.bench.generator import RUN, Task, due_ns
+from mien.stream.bench.measurement import describe
+from mien.stream.bench.streams import P99_LIMIT_MS
+from mien.stream.bench.synthetic import FRAME_HZ
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_status
+
+WARM_UP_S = 2.0
+_READY_S = 180.0
+_BEGIN_S = 1.5  # between the order to begin and the first frame that counts: rows from before are sent meanwhile
+_STREAMS_A_GENERATOR = 160
+_QUEUE = 100_000
+
+
+class Served(msgspec.Struct, frozen=True):
+    """Which inference process is measured.
+
+    Attributes:
+        checkpoint, engine, processes: as in the configuration of inference.
+        python: the interpreter of the mien that is measured; this one's by default.
+    """
+
+    checkpoint: str = ""
+    engine: str = "auto"
+    processes: int = 1
+    python: str = sys.executable
+
+
+class _Heard(msgspec.Struct, frozen=True):
+    """What is read of a prediction: as little as possible, since all of them come to one reader."""
+
+    session: str
+    seq: int
+    model: str = ""
+    inputs: dict[str, tuple[Span, ...]] = {}
+    age_ms: dict[str, float | None] = {}
+
+
+_decode = msgspec.json.Decoder(_Heard).decode
+
+
+def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, Any]:
+    """`streams` sessions of 30 frames a second each, sent by generator processes to one inference process.
+
+    Latency is from the moment a frame is captured to the moment its prediction is with the subscriber. A frame that is
+    overtaken by its stream's next one is counted as dropped.
+    """
+    specs = load_checkpoint(served.checkpoint).specs
+    names = [f"stream-{number}" for number in range(streams)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        generators = [stack.enter_context(_generator(task)) for task in _tasks(names, specs)]
+        endpoints = {name: at for generator in generators for name, at in _answer(generator).items()}
+        port = free_port()
+        process = stack.enter_context(_inference(served, folder, endpoints, port))
+        receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"prediction/", b"status/"), _QUEUE)
+        stack.callback(receiver.close)
+        _wait_ready(receiver, process, set(names), folder / "inference.log")
+        begin_ns = time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)
+        for generator in generators:
+            _tell(generator, str(begin_ns))
+        return _follow(receiver, process, streams, begin_ns + int(WARM_UP_S * NS_PER_S), begin_ns, seconds)
+
+
+def _follow(
+    receiver: Receiver, process: subprocess.Popen[str], streams: int, from_ns: int, begin_ns: int, seconds: float
+) -> dict[str, Any]:
+    numbers = {f"stream-{number}": number for number in range(streams)}
+    latencies: list[float] = []
+    jitter: list[float] = []
+    ages: dict[str, list[float]] = {}
+    came_ns: dict[str, int] = {}
+    seqs: dict[str, tuple[int, int]] = {}
+    statuses: dict[str, Status] = {}
+    first_drops: Counter[str] = Counter()
+    model, lost = "", 0
+    until_ns = from_ns + int(seconds * NS_PER_S)
+    family = _Family(process.pid)
+    while (now_ns := time.monotonic_ns()) < until_ns:
+        if family.began_ns is None and now_ns >= from_ns:
+            family.begin()
+            first_drops = _drops(statuses)
+        receiver.socket.poll(5)
+        for frames in receiver.drain(_QUEUE):
+            now_ns = time.monotonic_ns()
+            if frames[0].startswith(b"status/"):
+                status = decode_status(frames)
+                statuses[status.session] = status
+                continue
+            heard = _decode(frames[2])
+            if now_ns < from_ns or now_ns >= until_ns:
+                continue
+            before = seqs.get(heard.session)
+            seqs[heard.session] = (before[0] if before else heard.seq), heard.seq
+            lost += max(heard.seq - before[1] - 1, 0) if before else 0
+            frame = max((last for run, _, last in heard.inputs.get("vision", ()) if run == RUN), default=None)
+            if frame is None:
+                continue  # not of a frame: the timer's
+            model = heard.model
+            latencies.append((now_ns - due_ns(begin_ns, numbers[heard.session], streams, frame)) / NS_PER_MS)
+            if heard.session in came_ns:
+                jitter.append(abs(now_ns - came_ns[heard.session] - NS_PER_S / FRAME_HZ) / NS_PER_MS)
+            came_ns[heard.session] = now_ns
+            for name, age in heard.age_ms.items():
+                if age is not None:
+                    ages.setdefault(name, []).append(age)
+    figures, offered = describe(latencies), streams * FRAME_HZ
+    drops = _drops(statuses) - first_drops
+    return {
+        "streams": streams,
+        "model": model,
+        "offered_fps": offered,
+        "achieved_fps": round(len(latencies) / seconds, 1),
+        "latency_ms": figures,
+        "jitter_ms": describe(jitter),
+        "age_ms": {name: describe(values) for name, values in ages.items()},
+        "drops": dict(drops) | ({"lost by the subscriber": lost} if lost else {}),
+        "steps_us": _steps(statuses.values()),
+        **family.read(len(latencies)),
+        "warm_up_s": WARM_UP_S,
+        "holds": figures["n"] > 0.97 * offered * seconds and figures["p99"] <= P99_LIMIT_MS,
+    }
+
+
+class _Family:
+    """Processor time and memory of a process and those that it started."""
+
+    def __init__(self, pid: int) -> None:
+        self._parent = psutil.Process(pid)
+        self.began_ns: int | None = None
+        self._cpu_s = 0.0
+
+    def begin(self) -> None:
+        self.began_ns, self._cpu_s = time.monotonic_ns(), self._used_s()
+
+    def read(self, windows: int) -> dict[str, float]:
+        """Since `begin`: percent of one core, and microseconds a window; and memory in MiB now."""
+        elapsed_s = (time.monotonic_ns() - (self.began_ns or 0)) / NS_PER_S
+        rss = sum(process.memory_info().rss for process in self._all())
+        used_s = self._used_s() - self._cpu_s
+        return {
+            "cpu_percent": round(used_s / max(elapsed_s, 1e-3) * 100, 1),
+            "cpu_us": round(used_s * 1e6 / max(windows, 1), 1),
+            "rss_mb": round(rss / 2**20, 1),
+        }
+
+    def _all(self) -> list[psutil.Process]:
+        return [self._parent, *self._parent.children(recursive=True)]
+
+    def _used_s(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._all())
+
+
+def _tasks(names: Sequence[str], specs: tuple[ModalitySpec, ...]) -> Iterator[Task]:
+    for first in range(0, len(names), _STREAMS_A_GENERATOR):
+        yield Task(tuple(names[first : first + _STREAMS_A_GENERATOR]), specs, first, len(names))
+
+
+@contextmanager
+def _generator(task: Task) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "mien.stream.bench.generator"]
+    with _running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        _tell(process, msgspec.json.encode(task).decode())
+        yield process
+
+
+@contextmanager
+def _inference(
+    served: Served, folder: Path, endpoints: dict[str, dict[str, str]], port: int
+) -> Iterator[subprocess.Popen[str]]:
+    """`mien infer` with all sessions, each with workers of its own elsewhere."""
+    workers = {"vision": "video"}
+    files = []
+    for name, at in endpoints.items():
+        lines = [f'session = "{name}"', f"bus.port = {port}", f'inference.engine = "{served.engine}"']
+        lines += [f'inference.checkpoint = "{served.checkpoint}"'] if served.checkpoint else []
+        lines += [f"inference.processes = {served.processes}"] if served.processes != 1 else []
+        lines += [f'bus.workers.{workers.get(modality, modality)} = "{address}"' for modality, address in at.items()]
+        files.append(folder / f"{name}.toml")
+        files[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    also = [argument for path in files[1:] for argument in ("--also", str(path))]
+    command = [served.python, "-m", "mien", "infer", "-c", str(files[0]), *also]
+    with (
+        (folder / "inference.log").open("w", encoding="utf-8") as log,
+        _running(command, stdin=subprocess.DEVNULL, stderr=log) as process,
+    ):
+        yield process
+
+
+@contextmanager
+def _running(command: list[str], **streams: int | IO[Any]) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    process: subprocess.Popen[str] = subprocess.Popen(command, text=True, env=environment, **streams)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.terminate()
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+
+def _tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise WorkerError("a generator of streams did not start")
+    answer: dict[str, dict[str, str]] = json.loads(line)
+    return answer
+
+
+def _wait_ready(receiver: Receiver, process: subprocess.Popen[str], missing: set[str], log: Path) -> None:
+    """Until every session has said how it is, and the workers' clocks have been asked for."""
+    until_s = time.monotonic() + _READY_S
+    while missing:
+        if process.poll() is not None or time.monotonic() > until_s:
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise WorkerError(f"the inference process did not start: {said[-1] if said else 'it said nothing'}")
+        receiver.socket.poll(100)
+        for frames in receiver.drain(_QUEUE):
+            if frames[0].startswith(b"status/"):
+                status = decode_status(frames)
+                if "video.clock_error_ms" in status.detail:
+                    missing.discard(status.session)
+
+
+def _drops(statuses: dict[str, Status]) -> Counter[str]:
+    return sum((Counter(status.drops) for status in statuses.values()), Counter())
+
+
+def _steps(statuses: Iterable[Status]) -> dict[str, float]:
+    """Microseconds a window by step, as the inference processes say: the mean over them."""
+    found: dict[str, dict[int, float]] = {}
+    for status in statuses:
+        for name, value in status.detail.items():
+            if name.startswith("us.") and isinstance(value, int | float):
+                found.setdefault(name[3:], {})[status.pid] = float(value)
+    return {name: round(sum(by.values()) / len(by), 1) for name, by in found.items()}

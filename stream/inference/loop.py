@@ -1,0 +1,168 @@
+"""The inference process: one model, the sessions that it serves, and the socket that predictions leave by."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import zmq
+
+from mien.clock import NS_PER_MS
+from mien.config import Config
+from mien.engines.predictor import Predictor
+from mien.engines.rings import Windows
+from mien.errors import ConfigError
+from mien.models.checkpoint import load_checkpoint
+from mien.stream.bus.clock_exchange import answer_question
+from mien.stream.bus.sockets import Publisher
+from mien.stream.inference.modes import mode_of, span_ns
+from mien.stream.inference.postprocess import Answer
+from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.session import Session
+from mien.stream.modality import WORKERS
+from mien.stream.monitoring.meter import ResourceMeter
+from mien.stream.process import Control
+
+_TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
+_TURNS = 5  # it takes so many of them to look after all sessions
+
+
+def infer(control: Control, others: Sequence[Config] = ()) -> None:
+    """Run inference until all clips have ended or it is told to stop.
+
+    Args:
+        others: further sessions, with workers of their own, that are predicted by the same process and model and
+            published on the same socket.
+
+    Raises:
+        ConfigError: two sessions have one name, or one worker.
+        MienError: the checkpoint or the engine cannot be used, or the port is taken.
+    """
+    config = control.assignment.config
+    check_apart([config, *others])
+    publisher = Publisher(
+        config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast, sessions=1 + len(others)
+    )
+    publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
+    try:
+        checkpoint = load_checkpoint(config.inference.checkpoint)
+        predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
+        controls = [control, *(control.sibling(other) for other in others)]
+        modes = [mode_of(each) for each in controls]
+        windows = Windows(predictor.specs, len(controls), max(map(span_ns, modes)))
+        shared = publisher, predictor, windows, ResourceMeter()
+        Loop(control, publisher, predictor, windows, [
+            mode(each, *shared) for mode, each in zip(modes, controls, strict=True)
+        ]).run()  # fmt: skip
+    finally:
+        publisher.close()
+
+
+def check_apart(configs: Sequence[Config]) -> None:
+    """Refuse sessions that share a name or a worker.
+
+    Raises:
+        ConfigError: two do.
+    """
+    for what, used in (
+        ("the name", [config.session for config in configs]),
+        ("the address of a worker", [config.bus.address(worker) for config in configs for worker in WORKERS]),
+    ):
+        twice = [value for value, count in Counter(used).items() if count > 1]
+        if twice:
+            raise ConfigError(f"two sessions have {what} {twice[0]!r}; give each its own `session` and `bus.port`")
+
+
+class Loop:
+    """Predicts all sessions of a process; what is due together is predicted together."""
+
+    def __init__(
+        self,
+        control: Control,
+        publisher: Publisher,
+        predictor: Predictor,
+        windows: Windows,
+        sessions: Sequence[Session],
+    ) -> None:
+        self._control, self._publisher = control, publisher
+        self._predictor, self._windows, self._sessions = predictor, windows, sessions
+        self._poller = zmq.Poller()
+        self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
+        self._wake_ns = np.zeros(len(sessions), np.int64)
+        self._tended_ns = 0
+        self._turn = 0
+
+    def run(self) -> None:
+        """Until told to stop."""
+        config, clock = self._control.assignment.config, self._control.clock
+        self._poller.register(self._publisher.socket, zmq.POLLIN)
+        try:
+            for number, session in enumerate(self._sessions):
+                for socket, worker in session.open(self._poller).items():
+                    self._heard_at[socket] = number, worker
+            # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
+            gc.collect()
+            gc.freeze()
+            for session in self._sessions:
+                session.announce()
+            wait_ms = 1 if config.clip.fast else min(config.inference.hop_ms, 50)
+            while not self._control.stopping.is_set():
+                self._control.beat()
+                self._take_in(wait_ms)
+                self._sessions[0].obey()
+                now_ns = clock.now_ns()
+                if now_ns - self._tended_ns >= _TEND_NS or config.clip.fast:
+                    self._tended_ns = now_ns
+                    self._tend()
+                while self._predict():
+                    pass
+            for session in self._sessions:
+                session.publish_status("stopped")
+        finally:
+            for session in self._sessions:
+                session.close()
+
+    def _take_in(self, wait_ms: int) -> None:
+        """Wait for messages and take them in."""
+        until_ms = (int(self._wake_ns.min()) - self._control.clock.now_ns()) // NS_PER_MS + 1
+        for socket, _ in self._poller.poll(max(min(wait_ms, until_ms), 0)):
+            if socket is self._publisher.socket:
+                self._publisher.service()
+                continue
+            number, worker = self._heard_at[socket]
+            self._sessions[number].hear(worker)
+            self._wake_ns[number] = 0
+
+    def _tend(self) -> None:
+        self._turn = (self._turn + 1) % _TURNS
+        for number, session in list(enumerate(self._sessions))[self._turn % len(self._sessions) :: _TURNS]:
+            session.settle()
+            self._wake_ns[number] = min(self._wake_ns[number], session.wake_ns())
+
+    def _predict(self) -> bool:
+        """One prediction for each session that is due. Returns whether any was."""
+        clock, now_ns = self._control.clock, self._control.clock.now_ns()
+        due: list[tuple[Session, Trigger]] = []
+        for number in np.flatnonzero(self._wake_ns <= now_ns).tolist():
+            session = self._sessions[number]
+            trigger = session.due(now_ns) if session.is_on else None
+            if trigger is None:
+                self._wake_ns[number] = max(session.wake_ns(), now_ns + (NS_PER_MS if session.is_on else _TEND_NS))
+            else:
+                due.append((session, trigger))
+        if not due:
+            return False
+        began_ns = clock.now_ns()
+        look = self._windows.look([session.place for session, _ in due], [trigger.t_end_ns for _, trigger in due])
+        answers = self._predictor.predict_look(self._windows, look)
+        done_ns = clock.now_ns()
+        model = self._predictor.id
+        rows = zip(*(part.tolist() for part in answers), strict=True)
+        seen = zip(look.present.tolist(), look.newest_ns.tolist(), strict=True)
+        self._publisher.send_all(
+            session.predicted(trigger, Answer(*row), present, newest_ns, model, began_ns, done_ns)
+            for (session, trigger), row, (present, newest_ns) in zip(due, rows, seen, strict=True)
+        )
+        return True

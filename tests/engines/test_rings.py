@@ -1,0 +1,197 @@
+"""Windows that are kept are those that would be made anew, to the last bit, and know when they have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.engines.rings import NEVER, SPAN_NS, Ring, Snapshots, Windows
+from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
+from mien.windowing import WINDOW_NS, place_rows
+
+T0 = 1_000 * NS_PER_S
+PLACES = 3
+
+
+class Rows:
+    """What was written of one session, in the order of arrival, and the window that `place_rows` makes of it."""
+
+    def __init__(self, spec: ModalitySpec) -> None:
+        self.spec = spec
+        self.values = np.zeros((0, spec.dim), np.float32)
+        self.valid = np.zeros(0, bool)
+        self.times_ns = np.zeros(0, np.int64)
+
+    def add(self, values: Float32, valid: np.ndarray, times_ns: np.ndarray) -> None:
+        self.values = np.concatenate([self.values, values])
+        self.valid, self.times_ns = np.append(self.valid, valid), np.append(self.times_ns, times_ns)
+
+    def window(self, end_ns: int) -> tuple[Float32, Float32]:
+        order = np.argsort(self.times_ns, kind="stable")
+        order = order[self.times_ns[order] <= end_ns]
+        return place_rows(self.spec, self.values[order], self.valid[order], self.times_ns[order], end_ns)
+
+    def newest_ns(self, t_end_ns: int) -> int:
+        seen = self.times_ns[self.valid & (self.times_ns <= t_end_ns) & (self.times_ns > t_end_ns - WINDOW_NS)]
+        return int(seen.max()) if len(seen) else NEVER
+
+
+def history(spec: ModalitySpec, random: np.random.Generator) -> Iterator[tuple[int, Float32, np.ndarray, np.ndarray]]:
+    """Pieces of rows of several sessions: on time, late, early, in bursts, twice at one moment, invalid."""
+    now_ns = T0
+    pace_ns = int(NS_PER_S / random.choice([7, 30, 50, 240]))
+    for _ in range(int(random.integers(1, 30))):
+        now_ns += int(random.choice([0, pace_ns, 3 * pace_ns, NS_PER_S]))
+        rows = int(random.integers(0, 6))
+        steps = random.integers(-2, 3, rows) * pace_ns // int(random.choice([1, 3]))
+        times_ns = now_ns + steps + int(random.choice([0, 0, -NS_PER_S]))
+        values = random.standard_normal((rows, spec.dim)).astype(np.float32) * np.float32(
+            10.0 ** random.integers(-3, 4)
+        )
+        values[random.random(values.shape) < 0.1] = -0.0
+        yield int(random.integers(PLACES)), values, random.random(rows) < 0.85, times_ns.astype(np.int64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**64 - 1), rate_hz=st.sampled_from([5.0, 10.0, 50.0]), steps=st.sampled_from([1, 10, 50]))
+def test_kept_windows_are_those_made_anew(seed: int, rate_hz: float, steps: int) -> None:
+    check_history(seed, rate_hz, steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_kept_windows_are_those_made_anew_in_ten_thousand_histories() -> None:
+    for seed in range(10_000):
+        check_history(seed, (5.0, 10.0, 50.0)[seed % 3], (1, 10, 50)[seed // 3 % 3])
+
+
+def check_history(seed: int, rate_hz: float, steps: int) -> None:
+    random = np.random.default_rng(seed)
+    spec = ModalitySpec("m", 2, rate_hz, steps)
+    ring, rows = Ring(spec, PLACES), [Rows(spec) for _ in range(PLACES)]
+    shown: list[tuple[bytes, bytes] | None] = [None] * PLACES
+    for place, values, valid, times_ns in history(spec, random):
+        ring.write(place, values, valid, times_ns)
+        rows[place].add(values, valid, times_ns)
+        if random.random() < 0.5:
+            continue
+        places = random.permutation(PLACES)[: random.integers(1, PLACES + 1)]
+        newest_ns = max(int(r.times_ns.max(initial=T0)) for r in rows)
+        t_end_ns = newest_ns + random.integers(-NS_PER_S, NS_PER_S, len(places)) * random.integers(0, 2, len(places))
+        ends_ns, changed = ring.look(places, t_end_ns)
+        features, mask = ring.gather(places, ends_ns)
+        for index, place in enumerate(places.tolist()):
+            want = rows[place].window(int(ends_ns[index]))
+            made = features[index].tobytes(), mask[index].tobytes()
+            assert made == (want[0].tobytes(), want[1].tobytes())
+            assert changed[index] or made == shown[place]
+            shown[place] = made
+        assert ring.newest_ns(places, t_end_ns).tolist() == [
+            rows[place].newest_ns(int(t_ns)) for place, t_ns in zip(places, t_end_ns, strict=True)
+        ]
+
+
+def test_a_window_that_is_looked_at_again_has_not_changed() -> None:
+    ring = Ring(ModalitySpec("m", 1, 50, 250), 1)
+    one = np.ones((1, 1), np.float32), np.ones(1, bool)
+    place = np.zeros(1, np.int64)
+    ring.write(0, *one, np.array([T0]))
+
+    def changed(t_ms: int) -> bool:
+        return bool(ring.look(place, np.array([T0 + t_ms * NS_PER_MS]))[1][0])
+
+    # Dense rows are looked at in hops of 100 ms; what comes behind the hop's end changes nothing yet.
+    assert [changed(t_ms) for t_ms in (100, 130, 199, 200)] == [True, False, False, True]
+    ring.write(0, *one, np.array([T0 + 250 * NS_PER_MS]))
+    assert not changed(290)
+    ring.write(0, *one, np.array([T0 + 150 * NS_PER_MS]))
+    assert [changed(t_ms) for t_ms in (290, 300)] == [True, True]
+
+
+def test_sessions_do_not_see_each_others_rows_and_a_place_can_be_cleared() -> None:
+    spec = ModalitySpec("m", 1, 10, 50)
+    ring, places = Ring(spec, 2), np.arange(2)
+    for place in (0, 1):
+        ring.write(place, np.full((2, 1), place + 1, np.float32), np.ones(2, bool), np.full(2, T0))
+    ring.clear(1)
+    features, mask = ring.gather(places, np.full(2, T0))
+    assert features[:, -1, 0].tolist() == mask[:, -1].tolist() == [1.0, 0.0]
+    assert ring.newest_ns(places, np.full(2, T0)).tolist() == [T0, NEVER]
+
+
+def test_rows_from_before_the_span_are_not_mixed_with_new_ones() -> None:
+    spec = ModalitySpec("m", 1, 10, 50)
+    ring = Ring(spec, 1)
+    lap_ns = ring.capacity * ring.slot_ns
+    assert lap_ns >= SPAN_NS
+    one = np.ones((1, 1), np.float32), np.ones(1, bool)
+    ring.write(0, *one, np.array([T0 + lap_ns]))
+    ring.write(0, 5 * one[0], one[1], np.array([T0]))
+    features, mask = ring.gather(np.zeros(1, np.int64), np.array([T0 + lap_ns]))
+    assert features[0, -1, 0] == mask[0].sum() == 1.0
+
+
+def words(t_end_ms: int, *said: tuple[str, int], committed: bool = True) -> FeatureWindow:
+    ends_ns = [T0 + end_ms * NS_PER_MS for _, end_ms in said]
+    return FeatureWindow(
+        session="s", modality="text", run=1, seq=0, t_start_ns=T0, t_end_ns=T0 + t_end_ms * NS_PER_MS, extractor="",
+        values=np.arange(1, len(said) + 1, dtype=np.float32)[:, None], valid=np.ones(len(said), bool),
+        times_ns=np.array(ends_ns, np.int64),
+        words=tuple(
+            Word(text, end_ns - 1, end_ns, committed) for (text, _), end_ns in zip(said, ends_ns, strict=True)
+        ),
+    )  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(-3000, 200), st.integers(0, 4)), max_size=12), st.data())
+def test_words_are_those_of_the_newest_message_whenever_they_are_looked_at(
+    pieces: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    spec = ModalitySpec("text", 1, 0, 3, snapshot=True)
+    kept, messages, t_ms, before = Snapshots(spec, 1), [], 0, None
+    place = np.zeros(1, np.int64)
+    for pause_ms, end_ms, count in pieces:
+        t_ms += pause_ms
+        messages.append(words(t_ms, *((str(k), t_ms + end_ms + 90 * k) for k in range(count))))
+        kept.write(0, messages[-1])
+        for back_ms in data.draw(st.lists(st.integers(-6000, 1000), max_size=4)):
+            t_ns = T0 + (t_ms - back_ms) * NS_PER_MS
+            ends_ns, changed = kept.look(place, np.array([t_ns]))
+            (features,), (mask,) = kept.gather(place, ends_ns)
+            seen = [message for message in messages if message.t_end_ns <= t_ns]
+            newest = seen[-1] if seen else words(0)
+            inside = newest.times_ns > t_ns - WINDOW_NS
+            want = place_rows(spec, newest.values, inside, newest.times_ns, t_ns)
+            assert np.array_equal(features, want[0])
+            assert np.array_equal(mask, want[1])
+            assert kept.words[0] == tuple(w for w in newest.words if w.t_end_ns > t_ns - WINDOW_NS)
+            assert kept.transcripts[0].committed == " ".join(w.text for w in kept.words[0])
+            made = features.tobytes(), mask.tobytes()
+            assert changed[0] == (before is None or made != before)
+            before = made
+
+
+def test_a_modality_that_was_away_is_shown_again_when_it_is_back() -> None:
+    spec = ModalitySpec("m", 1, 10, 50)
+    windows = Windows({"m": spec})
+    place = windows.take_place()
+    windows.tracks["m"].write(place, np.ones((1, 1), np.float32), np.ones(1, bool), np.array([T0]))
+
+    def look(t_ms: int) -> tuple[bool, bool]:
+        seen = windows.look([place], [T0 + t_ms * NS_PER_MS])
+        return bool(seen.present[0, 0]), bool(seen.changed[0, 0])
+
+    assert look(0) == (False, False)
+    windows.until_ns[place] = T0 + NS_PER_S
+    assert [look(t_ms) for t_ms in (0, 50, 100)] == [(True, True), (True, False), (True, True)]
+    assert look(1100) == (False, False)
+    windows.until_ns[place] = T0 + 2 * NS_PER_S
+    assert look(1100) == (True, True)
+    with pytest.raises(IndexError):
+        windows.take_place()
