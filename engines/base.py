@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
-MAX_BATCH = 32  # rows that engines of a GPU are made for
+MAX_BATCH = 512  # rows that engines of a GPU are made for
 
 
 @dataclass(frozen=True)

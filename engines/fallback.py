@@ -47,6 +47,21 @@ class FallbackEngine(Engine):
         self.id = self._engine.id
         return self.infer(inputs)
 
+    @property
+    def engine(self) -> Engine:
+        """The one that runs now."""
+        return self._engine
+
+    def give_up(self, error: EngineError) -> None:
+        """Go on with the next engine: the one that runs has failed where it was used directly.
+
+        Raises:
+            EngineError: there is no other.
+        """
+        self._note(self.id, error)
+        self._engine = self._open_next()
+        self.id = self._engine.id
+
     def _open_next(self) -> Engine:
         for name, opened in self._candidates:
             try:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mien.engines.base import Array, Engine, Network, check_inputs, padded
+import numpy as np
+
+from mien.engines.base import MAX_BATCH, Array, Engine, Network, check_inputs, padded
 from mien.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
 
-MAX_SHAPES = 8  # for which memory and graphs are kept
+log = logging.getLogger(__name__)
 
-
-class Binding(Protocol):
-    """One set of input shapes. `graph` is None where kernels are launched one by one."""
-
-    graph: torch.cuda.CUDAGraph | None
-
-    def run(self, arrays: list[Array]) -> list[Array]:
-        """One inference; the results are copies."""
-        ...
+MAX_SHAPES = MAX_BATCH.bit_length() + 2  # for which memory and graphs are kept: every power of two, and two others
 
 
 class GpuEngine(Engine):
     """An engine with bindings for the shapes that were seen last.
+
+    Args:
+        device: "cuda"; "cpu" computes the same without a GPU, for tests.
 
     Attributes:
         uses_graph: whether the last inference was the replay of a CUDA graph; None before the first.
@@ -36,20 +35,21 @@ class GpuEngine(Engine):
         RuntimeError: CUDA cannot start.
     """
 
-    def __init__(self, id: str, network: Network) -> None:
+    def __init__(self, id: str, network: Network, device: str = "cuda") -> None:
         import torch
 
         self.id = id
         self.reason = ""
         self.network = network
+        self.device = device
         self.uses_graph: bool | None = None
         # Not the default stream: it waits for every other one of the process, and cannot be captured.
-        self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Binding] = OrderedDict()
+        self.stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], GpuBinding] = OrderedDict()
         self._is_batched = all(0 in network.dynamic.get(name, {}) for name in network.example)
 
     @abstractmethod
-    def bind(self, arrays: list[Array]) -> Binding:
+    def bind(self, arrays: Sequence[Array]) -> GpuBinding:
         """Memory for inputs of these shapes.
 
         Raises:
@@ -62,18 +62,144 @@ class GpuEngine(Engine):
         rows = len(arrays[0])
         if self._is_batched:
             arrays = [padded(array) for array in arrays]
-        key = tuple(array.shape for array in arrays)
         try:
-            binding = self._bindings.get(key)
-            if binding is None:
-                binding = self._bindings[key] = self.bind(arrays)
-                if len(self._bindings) > MAX_SHAPES:
-                    self._bindings.popitem(last=False)
-            self._bindings.move_to_end(key)
-            results = binding.run(arrays)
+            binding = self._binding(arrays)
+            with on_stream(self.stream):
+                binding.put(arrays)
+                results = binding.take(binding.run())
             self.uses_graph = binding.graph is not None
         except RuntimeError as error:  # out of memory, a lost device, a shape outside the profile
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
         if self._is_batched:
             results = [result[:rows] for result in results]
         return dict(zip(self.network.outputs, results, strict=True))
+
+    def binding_for(self, rows: int) -> GpuBinding:
+        """Inputs and outputs in the GPU's memory for so many rows, for callers that have their data there.
+
+        Raises:
+            RuntimeError: out of memory, or more rows than the engine takes.
+        """
+        return self._binding([np.broadcast_to(a[:1], (rows, *a.shape[1:])) for a in self.network.example.values()])
+
+    def _binding(self, arrays: Sequence[Array]) -> GpuBinding:
+        key = tuple(array.shape for array in arrays)
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bindings[key] = self.bind(arrays)
+            if len(self._bindings) > MAX_SHAPES:
+                self._bindings.popitem(last=False)
+        self._bindings.move_to_end(key)
+        return binding
+
+
+class GpuBinding:
+    """Everything for one set of input shapes: host and device memory, and the graph once there is one.
+
+    Args:
+        name: of the network. inputs: in device memory. graphs: False launches kernels one by one.
+        capture_after: inferences before the kernels are captured: a capture takes as long as many of them.
+
+    Attributes:
+        inputs: what the kernels read. outputs: what they wrote last.
+        graph: kernels as one; None where they are launched one by one.
+    """
+
+    def __init__(self, name: str, inputs: Sequence[torch.Tensor], *, graphs: bool, capture_after: int) -> None:
+        import torch
+
+        self.inputs = list(inputs)
+        self.outputs: tuple[torch.Tensor, ...] = ()
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._name = name
+        self._until_capture = capture_after if graphs else -1
+        pinned = any(tensor.is_cuda for tensor in inputs)
+        self._host_inputs = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in inputs]
+        self._host_outputs: list[torch.Tensor] = []
+        if pinned:
+            # What was allocated on the default stream must be there before another one uses it.
+            torch.cuda.current_stream().synchronize()
+
+    @abstractmethod
+    def launch(self) -> tuple[torch.Tensor, ...]:
+        """Start the kernels, on the current stream. Their outputs, which the next call may overwrite."""
+
+    def put(self, arrays: Sequence[Array]) -> None:
+        """Copy inputs from the host, on the current stream."""
+        for host, device, array in zip(self._host_inputs, self.inputs, arrays, strict=True):
+            np.copyto(host.numpy(), array)
+            device.copy_(host, non_blocking=True)
+
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """One inference of what is in `inputs`, on the current stream; outputs as `launch`."""
+        import torch
+
+        with torch.no_grad():
+            if self._until_capture == 0:
+                self._capture()
+            self._until_capture -= 1
+            if self.graph is not None:
+                self.graph.replay()
+            else:
+                self.outputs = self.launch()
+        return self.outputs
+
+    def warm_up(self) -> None:
+        """Run until there is a graph, if there is to be one, on the current stream."""
+        for _ in range(max(self._until_capture, 0) + 1):
+            self.run()
+
+    def take(self, outputs: Sequence[torch.Tensor]) -> list[Array]:
+        """Outputs as float32 on the host; waits for the current stream."""
+        import torch
+
+        if not self._host_outputs:
+            pinned = outputs[0].is_cuda
+            self._host_outputs = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in outputs]
+        for host, device in zip(self._host_outputs, outputs, strict=True):
+            host.copy_(device, non_blocking=True)
+        if outputs[0].is_cuda:
+            torch.cuda.current_stream().synchronize()
+        return [host.numpy().astype(np.float32) for host in self._host_outputs]
+
+    def _capture(self) -> None:
+        """Make a graph of the kernels, and keep it if it gives the same numbers."""
+        import torch
+
+        captured, given = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in self.inputs]
+        plain = [tensor.clone() for tensor in self.launch()]
+        torch.cuda.synchronize()
+        try:
+            # On a stream of its own, which a capture that fails may leave unusable.
+            capturing = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(captured, stream=capturing, capture_error_mode="thread_local"):
+                self.outputs = self.launch()
+            # Whatever the graph does not do again shows.
+            for tensor in (*self.inputs, *self.outputs):
+                tensor.fill_(7)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            log.info("no CUDA graph of %r (%s); kernels are launched one by one", self._name, error)
+            self._restore(given)
+            return
+        self._restore(given)
+        captured.replay()
+        torch.cuda.synchronize()
+        if all(torch.allclose(left, right, atol=1e-5) for left, right in zip(plain, self.outputs, strict=True)):
+            self.graph = captured
+        else:
+            log.warning("the CUDA graph of %r gives other numbers; kernels are launched one by one", self._name)
+
+    def _restore(self, inputs: Sequence[torch.Tensor]) -> None:
+        import torch
+
+        for tensor, given in zip(self.inputs, inputs, strict=True):
+            tensor.copy_(given)
+        torch.cuda.synchronize()
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    """What is started inside goes to that stream; to none without a GPU."""
+    import torch
+
+    return torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()

@@ -16,11 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mien.emotions import EMOTIONS
-from mien.engines.base import Array, Engine
+from mien.engines.base import MAX_BATCH as GPU_BATCH
+from mien.engines.base import Array
 from mien.engines.cmmsf import OUTPUTS, encoder_network, fusion_network, whole_network
-from mien.engines.fallback import IN_PLACE_OF
+from mien.engines.fallback import IN_PLACE_OF, FallbackEngine
+from mien.engines.gpu_engine import GpuEngine
+from mien.engines.gpu_windows import GpuWindows
 from mien.engines.rings import Look, Windows
 from mien.engines.selection import choose_engine, open_engine
+from mien.errors import EngineError
 from mien.messages import Bool, Float32, Int64, ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint
 
@@ -108,7 +112,7 @@ class Predictor:
         if engine == "auto":
             choice = choose_engine(whole_network(checkpoint), precision, threads, cache)
             engine, precision, self._why = choice.engine, choice.precision, choice.reason
-        self._encoders: dict[str, Engine] = {
+        self._encoders = {
             name: open_engine(encoder_network(checkpoint, spec), engine, precision, threads, cache)
             for name, spec in self.specs.items()
         }
@@ -118,6 +122,8 @@ class Predictor:
         self._windows: Windows | None = None
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[str, Float32] = {}
+        self._gpu: GpuWindows | None = None
+        self._lost_gpu = False
 
     @property
     def id(self) -> str:
@@ -135,6 +141,11 @@ class Predictor:
         causes = dict.fromkeys(part.reason for part in self._parts() if part.reason.startswith(IN_PLACE_OF))
         return "; ".join(causes) or None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether windows and encodings are kept in a GPU's memory."""
+        return all(isinstance(part.engine, GpuEngine) for part in self._parts())
+
     def predict_look(self, windows: Windows, look: Look) -> Answers:
         """What is seen of the sessions of a process, all of it together.
 
@@ -144,36 +155,30 @@ class Predictor:
         Raises:
             EngineError: no engine can run them any more.
         """
-        if self._windows is not windows:
-            self._windows = windows
-            self._prepare(windows)
-        for column, (name, track) in enumerate(windows.tracks.items()):
-            wanted = np.flatnonzero(look.changed[:, column] if self._reuse else look.present[:, column])
-            for first in range(0, len(wanted), MAX_BATCH):
-                part = wanted[first : first + MAX_BATCH]
-                places = look.places[part]
-                features, mask = track.gather(places, look.ends_ns[name][part], self._gathered.get(name))
-                self._keep(name, places, features, mask)
+        self.prepare(windows)
         at = {
             name: np.where(look.present[:, column], look.places, windows.places)
             for column, name in enumerate(self.specs)
         }
-        is_observed = np.logical_or.reduce([self._encoded[name].anything[places] for name, places in at.items()])
-        observed = np.flatnonzero(is_observed)
-        count = len(look.places)
-        answers = Answers(
-            sentiment=np.zeros(count, np.float32),
-            emotions=np.zeros((count, len(EMOTIONS)), np.float32),
-            confidence=np.zeros(count, np.float32),
-            shares=np.zeros((count, len(at)), np.float32),
+        if not self._reuse:
+            look = look._replace(changed=look.present)
+        fused = self._predict_on_gpu(look, at)
+        if fused is None and self._lost_gpu:
+            self._lost_gpu = False
+            windows.show_all()  # what the GPU has encoded is gone with it
+            look = look._replace(changed=look.present)
+        if fused is None:
+            self._encode_on_host(windows, look)
+        is_observed: Bool = np.logical_or.reduce([self._encoded[name].anything[places] for name, places in at.items()])
+        if fused is None:
+            fused = self._fuse_on_host(at, np.flatnonzero(is_observed))
+        return Answers(
+            sentiment=fused["sentiment"],
+            emotions=fused["emotions"],
+            confidence=fused["confidence"],
+            shares=fused["shares"],
             is_observed=is_observed,
         )
-        for first in range(0, len(observed), MAX_BATCH):
-            part = observed[first : first + MAX_BATCH]
-            fused = self._fuse({name: places[part] for name, places in at.items()})
-            for whole, name in zip(answers, OUTPUTS, strict=False):
-                whole[part] = fused[name]
-        return answers
 
     def predict(self, window: Window) -> Outputs:
         """The prediction for one window."""
@@ -197,16 +202,66 @@ class Predictor:
         """Drop what is kept of a session that has ended."""
         self._kept.pop(session, None)
 
-    def _parts(self) -> list[Engine]:
+    def _parts(self) -> list[FallbackEngine]:
         return [*self._encoders.values(), self._fusion]
 
-    def _prepare(self, windows: Windows) -> None:
+    def prepare(self, windows: Windows) -> None:
+        """Get ready to predict from these windows, which takes seconds on a GPU; `predict_look` does so if need be."""
+        if self._windows is windows:
+            return
+        self._windows = windows
         config = self.checkpoint.config
         for name, spec in self.specs.items():
             self._encoded[name] = Encoded(windows.places, config.slots, config.dim)
             self._gathered[name] = np.empty((MAX_BATCH, spec.steps, spec.dim), np.float32)
             nothing = np.zeros((1, spec.steps, spec.dim), np.float32), np.zeros((1, spec.steps), np.float32)
             self._keep(name, np.array([windows.places]), *nothing)
+        engines = {name: part.engine for name, part in self._encoders.items()}
+        fusion = self._fusion.engine
+        encoders = {name: engine for name, engine in engines.items() if isinstance(engine, GpuEngine)}
+        if isinstance(fusion, GpuEngine) and len(encoders) == len(engines):
+            try:
+                self._gpu = GpuWindows(windows, encoders, fusion, config.slots, config.dim)
+                self._gpu.warm_up()
+            except RuntimeError as error:
+                self._leave_gpu(EngineError(f"no room for windows on the GPU: {error}"))
+            except EngineError as error:
+                self._leave_gpu(error)
+
+    def _predict_on_gpu(self, look: Look, at: Mapping[str, Int64]) -> dict[str, Array] | None:
+        """Outputs of the fusion; None if there is no GPU, or no longer."""
+        if self._gpu is None:
+            return None
+        anything = {name: encoded.anything for name, encoded in self._encoded.items()}
+        parts: list[list[Array]] = []
+        try:
+            for first in range(0, len(look.places), GPU_BATCH):
+                part = slice(first, first + GPU_BATCH)
+                ends_ns = {name: ends[part] for name, ends in look.ends_ns.items()}
+                some = look._replace(
+                    places=look.places[part], ends_ns=ends_ns, present=look.present[part], changed=look.changed[part]
+                )
+                parts.append(self._gpu.predict(some, anything, {name: places[part] for name, places in at.items()}))
+        except EngineError as error:
+            self._leave_gpu(error)
+            return None
+        return {name: np.concatenate(pieces) for name, pieces in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
+
+    def _leave_gpu(self, error: EngineError) -> None:
+        """Go on with the next engines, and with windows in host memory."""
+        self._gpu, self._lost_gpu = None, True
+        for part in self._parts():
+            part.give_up(error)
+
+    def _encode_on_host(self, windows: Windows, look: Look) -> None:
+        """Encode what has changed."""
+        for column, (name, track) in enumerate(windows.tracks.items()):
+            wanted = np.flatnonzero(look.changed[:, column])
+            for first in range(0, len(wanted), MAX_BATCH):
+                part = wanted[first : first + MAX_BATCH]
+                places = look.places[part]
+                features, mask = track.gather(places, look.ends_ns[name][part], self._gathered.get(name))
+                self._keep(name, places, features, mask)
 
     def _keep(self, name: str, places: Int64, features: Float32, mask: Float32) -> None:
         result = self._encoders[name].infer({"features": features, "mask": mask})
@@ -214,12 +269,22 @@ class Predictor:
         self._encoded[name].observed[places] = result["observed"]
         self._encoded[name].anything[places] = mask.any(1)
 
-    def _fuse(self, at: Mapping[str, Int64]) -> dict[str, Array]:
-        inputs: dict[str, Array] = {}
-        for name, places in at.items():
-            inputs[f"{name}.hidden"] = self._encoded[name].hidden[places]
-            inputs[f"{name}.observed"] = self._encoded[name].observed[places]
-        return self._fusion.infer(inputs)
+    def _fuse_on_host(self, at: Mapping[str, Int64], observed: Int64) -> dict[str, Array]:
+        """Outputs of the fusion for those of the batch in which anything is observed, zeros for the others."""
+        count = len(next(iter(at.values())))
+        shapes = ((), (len(EMOTIONS),), (), (len(at),))
+        fused: dict[str, Array] = {
+            name: np.zeros((count, *shape), np.float32) for name, shape in zip(OUTPUTS, shapes, strict=True)
+        }
+        for first in range(0, len(observed), MAX_BATCH):
+            part = observed[first : first + MAX_BATCH]
+            inputs: dict[str, Array] = {}
+            for name, places in at.items():
+                inputs[f"{name}.hidden"] = self._encoded[name].hidden[places[part]]
+                inputs[f"{name}.observed"] = self._encoded[name].observed[places[part]]
+            for name, values in self._fusion.infer(inputs).items():
+                fused[name][part] = values
+        return fused
 
     def _predict_batch(self, windows: Sequence[Window]) -> list[Outputs]:
         started = time.perf_counter()

@@ -107,17 +107,25 @@ class Ring:
         self.version[places] += changed
         return ends, changed
 
-    def find(self, places: Int64, ends_ns: Int64) -> tuple[Int64, Float32, Bool]:
+    def find(self, places: Int64, ends_ns: Int64) -> tuple[Int64, Float32, dict[int, Float32]]:
         """Where windows lie.
 
         Returns:
-            flat numbers of slots (B, steps), mask (B, steps), and (B,) whether the last slot is seen only in part.
+            flat numbers of slots (B, steps), mask (B, steps), and what stands in the last slot of those windows that
+            end before its newest row.
         """
         last = ends_ns // self.slot_ns
         slots = last[:, None] + self._back
         flat = (slots & (self.capacity - 1)) + (places * self.width)[:, None]
         mask = self._slots.reshape(-1)[flat] == slots
-        return flat, mask.astype(np.float32), self._is_partial(places, last, ends_ns)
+        partial: dict[int, Float32] = {}
+        for index in np.flatnonzero(self._is_partial(places, last, ends_ns)).tolist():
+            mean = self._mean_until(int(places[index]), int(ends_ns[index]))
+            if mean is None:
+                mask[index, -1] = False
+            else:
+                partial[index] = mean
+        return flat, mask.astype(np.float32), partial
 
     def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
         """The windows of `places` (B,) up to `ends_ns` (B,): features (B, steps, dim) and mask (B, steps).
@@ -132,9 +140,8 @@ class Ring:
         rows = self.means.reshape(-1, self.spec.dim)
         np.take(rows, flat.reshape(-1), 0, features.reshape(-1, self.spec.dim), mode="wrap")
         features[mask == 0] = 0.0
-        for index in np.flatnonzero(partial).tolist():
-            mean = self._mean_until(int(places[index]), int(ends_ns[index]))
-            features[index, -1], mask[index, -1] = (0.0, 0.0) if mean is None else (mean, 1.0)
+        for index, mean in partial.items():
+            features[index, -1] = mean
         return features, mask
 
     def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
@@ -352,6 +359,10 @@ class Windows:
             IndexError: all of it is taken.
         """
         return self._free.popleft()
+
+    def show_all(self) -> None:
+        """Every window counts as changed the next time it is looked at: what was made of it is lost."""
+        self._pending[:] = True
 
     def look(self, places: Sequence[int], t_end_ns: Sequence[int]) -> Look:
         """What is seen of sessions, each at an instant. A session stands in `places` once at most."""

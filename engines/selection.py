@@ -85,7 +85,7 @@ def find_usable(name: str) -> Backend:
 
 def open_engine(
     network: Network, engine: str = "auto", precision: str = "fp32", threads: int = 1, cache: Path | None = None
-) -> Engine:
+) -> FallbackEngine:
     """The network, ready to run, after it has reproduced the reference's outputs.
 
     Args:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,9 +20,6 @@ from mien.engines.gpu_engine import GpuEngine
 from mien.engines.tensorrt_binding import Ports, TensorRtBinding
 from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.errors import EngineError
-
-if TYPE_CHECKING:
-    pass
 
 PLAN = "engine.plan"
 PORTS = "ports.json"
@@ -34,7 +31,7 @@ class TensorRtEngine(GpuEngine):
 
     Args:
         plan: what `build_plan` made. ports: likewise.
-        graphs: False launches copies and kernels one by one.
+        graphs: False launches kernels one by one.
 
     Raises:
         EngineError: the plan is of another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
@@ -51,8 +48,8 @@ class TensorRtEngine(GpuEngine):
         if self._engine is None:
             raise EngineError("TensorRT refuses the compiled engine; it was built for another GPU or version")
 
-    def bind(self, arrays: list[Array]) -> TensorRtBinding:
-        return TensorRtBinding(self._engine, self.network, self._ports, arrays, self._stream, graphs=self._graphs)
+    def bind(self, arrays: Sequence[Array]) -> TensorRtBinding:
+        return TensorRtBinding(self._engine, self.network, self._ports, arrays, graphs=self._graphs)
 
 
 class TensorRtBackend:
@@ -109,7 +106,7 @@ class TensorRtBackend:
 def build_plan(
     network: Network, precision: Precision, batch: int | None, target_sm: str | None = None
 ) -> tuple[bytes, Ports]:
-    """A serialised engine for a fixed batch or, with None, for 1 to 32 rows.
+    """A serialised engine for a fixed batch or, with None, for 1 to `MAX_BATCH` rows.
 
     Args:
         target_sm: compute capability of the GPU to build for, which need not be here; None for the one that is.

@@ -46,7 +46,10 @@ _ENVIRONMENT = {
 # This very program. -P: files in the working folder are not modules, whatever their names.
 PROGRAM = (sys.executable, "-P", "-m", "mien")
 
-# What is started under a name; any other name is that of a capture worker.
+BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a process that died is started again
+PEACE_S = 30.0  # one that ran so long has got over whatever killed it before
+
+# What is started under a name, up to a dot; any other name is that of a capture worker.
 _COMMANDS = {"inference": ["infer"], "dashboard": ["dashboard"], "window": ["dashboard", "--window"]}
 
 
@@ -78,7 +81,7 @@ class Child:
         self.began_s = self.ready_s = self.heard_s = time.monotonic()
         self.patience_s = PATIENCE_S
         self.log = log_path(assignment.config, worker)
-        command = _COMMANDS.get(worker, ["capture", worker])
+        command = _COMMANDS.get(worker.partition(".")[0], ["capture", worker])
         with open_log(self.log) as log:
             self.process = subprocess.Popen(
                 [*PROGRAM, *command, "--supervised"],

@@ -46,6 +46,8 @@ class Assignment(msgspec.Struct, frozen=True):
         absent: for each modality that nobody captures, why.
         origin: where pictures and sound come from; "replay": features are those of a recording, predicted by cue.
         label: their name, for people.
+        others: further sessions, with workers elsewhere, that an inference process serves.
+        endpoint: where an inference process publishes that is one of several; they are heard at one address.
     """
 
     config: Config
@@ -54,6 +56,8 @@ class Assignment(msgspec.Struct, frozen=True):
     absent: dict[str, str] = {}
     origin: Origin = "live"
     label: str = ""
+    others: tuple[Config, ...] = ()
+    endpoint: str = ""
 
 
 class Order(msgspec.Struct, frozen=True):

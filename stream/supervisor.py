@@ -21,7 +21,7 @@ from mien.clock import NS_PER_MS, Clock
 from mien.errors import MienError, SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
-from mien.stream.child import Child, Event, log_path
+from mien.stream.child import BACKOFF_S, PEACE_S, Child, Event, log_path
 from mien.stream.monitoring.report import Report
 from mien.stream.process import PATIENCE_S, Assignment, Order
 from mien.stream.session import Session
@@ -31,9 +31,7 @@ _LEAD_MS = 150  # between the order to start and a clip's time zero: every proce
 _START_STEP_NS = 100 * NS_PER_MS  # the longest slot of any modality
 _RESTART_TIMEOUT_S = 60.0
 _STOP_S = 1.2
-BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 CRASH_LOOP = 5  # deaths in a row
-_PEACE_S = 30.0  # a process that ran so long has got over whatever killed it before
 _SOURCE_BACKOFF_S = 2.0  # for a device that is not there now: it may be back at any time
 _LATE_S = 0.4  # without a sign of life a process is said to be late, and its modality is masked
 _AWAY_S = 0.3  # between two looks at the processes; more is not their fault
@@ -277,7 +275,7 @@ class Supervisor:
         child = self._children[worker]
         child.sweep()
         lived_s = now_s - child.ready_s if child.ready else 0.0
-        self._deaths[worker] = 1 if lived_s >= _PEACE_S else self._deaths[worker] + 1
+        self._deaths[worker] = 1 if lived_s >= PEACE_S else self._deaths[worker] + 1
         self._report.restarts[worker] += 1
         delay_s = BACKOFF_S[min(self._deaths[worker], len(BACKOFF_S)) - 1]
         if event.facts.get("code") == SourceError.exit_code:

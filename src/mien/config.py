@@ -122,12 +122,14 @@ class InferenceConfig(_Section, frozen=True):
     """The model. `checkpoint` is a folder of `mien train`, whose text and face encoders are used too, or a file of
     the fusion alone; empty means the weights that ship.
 
-    `precision` is what an engine may compute in besides float32, where its outputs stay within bounds.
+    `precision` is what an engine may compute in besides float32, where its outputs stay within bounds. `processes` is
+    how many share the sessions of `mien infer --also`; "auto" is one for each core, sessions permitting.
     """
 
     checkpoint: str = ""
     engine: str = "auto"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    processes: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
     max_hz: Positive = 30.0
     hop_ms: Annotated[int, Meta(ge=10, le=5000)] = 50
     max_age_ms: Annotated[int, Meta(ge=100, le=60_000)] = 400

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from mien.config import BusConfig
-from mien.engines.predictor import Outputs, Predictor
-from mien.messages import ModalitySpec, Prediction, Window
+from mien.engines.predictor import Predictor
+from mien.engines.rings import Windows
+from mien.messages import ModalitySpec, Prediction, Transcript
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import SyntheticStream
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
-from mien.stream.inference.assembler import Assembler
+from mien.stream.inference.assembler import Assembler, ages_ms
+from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor
+from mien.stream.inference.refusals import Refusals
 
 WARM_UP = 20
 
@@ -22,7 +25,9 @@ WARM_UP = 20
 def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
     """One stream as fast as possible, every stage but capture and sockets: messages in, a message out."""
     stages: dict[str, list[float]] = {name: [] for name in ("decode", "assemble", "infer", "publish", "total")}
-    stream, assembler = SyntheticStream("bench", predictor.specs), Assembler(predictor.specs)
+    windows = Windows(predictor.specs)
+    stream, assembler = SyntheticStream("bench", predictor.specs), Assembler(predictor.specs, windows=windows)
+    post = Postprocessor("bench", tuple(predictor.specs), 1.0, 1, Refusals())
     started = time.perf_counter()
     count = 0
     while count < 2 * WARM_UP or time.perf_counter() - started < seconds:
@@ -33,11 +38,15 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
         marks.append(time.perf_counter())
         for message in messages:
             assembler.push(message)
-        window = assembler.window("bench", t_ns)
+        look = windows.look([assembler.place], [t_ns])
         marks.append(time.perf_counter())
-        outputs = predictor.predict(window)
+        (row,) = zip(*(part.tolist() for part in predictor.predict_look(windows, look)), strict=True)
         marks.append(time.perf_counter())
-        encode_prediction(_prediction(window, outputs, count))
+        ages = ages_ms(predictor.specs, t_ns, look.present[0].tolist(), look.newest_ns[0].tolist())
+        evidence = Evidence(ages, assembler.absent(t_ns), (), Transcript())
+        encode_prediction(
+            post.prediction(t_ns, Answer(*row), evidence, seq=count, model=predictor.id, inputs={}, latency={})
+        )
         marks.append(time.perf_counter())
         for name, begin, end in zip(stages, marks, marks[1:], strict=False):
             stages[name].append((end - begin) * 1e3)
@@ -90,23 +99,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _prediction(window: Window, outputs: Outputs, seq: int) -> Prediction:
-    return Prediction(
-        session=window.session,
-        run=1,
-        seq=seq,
-        t_end_ns=window.t_end_ns,
-        sentiment=outputs.sentiment,
-        sentiment_smooth=outputs.sentiment,
-        emotions=outputs.emotions,
-        confidence=outputs.confidence,
-        gates=outputs.gates,
-        age_ms=window.age_ms,
-        latency={"infer": outputs.infer_ms},
-        model=outputs.model,
-    )
 
 
 def _prediction_of_nothing() -> Prediction:

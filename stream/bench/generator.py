@@ -12,6 +12,7 @@ import threading
 import time
 
 import msgspec
+import zmq
 
 from mien.clock import NS_PER_S, Clock
 from mien.config import BusConfig
@@ -72,7 +73,9 @@ def main() -> None:
     clock, specs = Clock(), {spec.name: spec for spec in task.specs}
     lanes = [_Lane(name, specs, task.first + number, clock) for number, name in enumerate(task.sessions)]
     endpoints = {
-        name: {modality: publisher.socket.last_endpoint.decode() for modality, publisher in lane.publishers.items()}
+        name: {
+            modality: publisher.socket.get_string(zmq.LAST_ENDPOINT) for modality, publisher in lane.publishers.items()
+        }
         for name, lane in zip(task.sessions, lanes, strict=True)
     }
     print(msgspec.json.encode(endpoints).decode(), flush=True)
@@ -84,8 +87,13 @@ def main() -> None:
                 publisher.service()
         time.sleep(0.01)
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    threading.Thread(target=_until_end, args=(over,), daemon=True).start()
     _play(lanes, task, begin[0], over)
+
+
+def _until_end(over: threading.Event) -> None:
+    sys.stdin.read()
+    over.set()
 
 
 def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) -> None:

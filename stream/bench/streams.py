@@ -1,17 +1,17 @@
-"""Many streams served by one process: how many hold the limit, and what batches and memory do as they grow."""
+"""Many streams: how many hold the limit, what they cost by step, and what batches and memory do as they grow."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.engines.predictor import Predictor
-from mien.messages import Window
+from mien.engines.rings import NEVER, Windows
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
 from mien.stream.inference.assembler import Assembler
@@ -20,12 +20,25 @@ P99_LIMIT_MS = 33.0
 WARM_UP_S = 1.0
 _LEAD_NS = 6 * NS_PER_S  # a stream has been running for a whole window when the clock starts
 _SLEEP_MARGIN_NS = NS_PER_MS // 2
+_WARM_UP = 12
 
-Lane = tuple[SyntheticStream, Assembler]
+Trial = dict[str, Any]
 
 
-def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, batched: bool = True) -> dict[str, Any]:
-    """`streams` streams of 30 frames a second each, served by this process alone.
+class _Lane(NamedTuple):
+    stream: SyntheticStream
+    assembler: Assembler
+
+    def advance(self) -> int:
+        """Take in what comes with the next frame. Returns when it is captured."""
+        due_ns = self.stream.due_ns
+        for message in self.stream.next():
+            self.assembler.push(message)
+        return due_ns
+
+
+def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, batched: bool = True) -> Trial:
+    """`streams` streams of 30 frames a second each in this very process, without sockets.
 
     Streams that are due together share a batch, or with `batched` False are predicted one after the other. A frame that
     is overtaken by its stream's next one is dropped and counted. Latency is from the moment a frame is due to the
@@ -34,42 +47,43 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
     clock = time.monotonic_ns
     process = psutil.Process()
     begin_ns = clock() + 200 * NS_PER_MS + streams * 40 * NS_PER_MS
-    lanes = _lanes(predictor, streams, begin_ns)
+    windows, lanes = _lanes(predictor, streams, begin_ns)
     latencies: list[float] = []
     ages: dict[str, list[float]] = {name: [] for name in predictor.specs}
     batches: list[int] = []
-    done_last: dict[str, int] = {}
+    done_last: dict[int, int] = {}
     jitter: list[float] = []
     dropped, busy_ns = 0, 0
     process.cpu_percent()
     end_ns = begin_ns + int((WARM_UP_S + seconds) * NS_PER_S)
     while (now_ns := clock()) < end_ns:
-        windows, due, overtaken = _due(lanes, now_ns)
-        if not windows:
-            wait_ns = min(stream.due_ns for stream, _ in lanes) - clock() - _SLEEP_MARGIN_NS
+        due, overtaken = _due(lanes, now_ns)
+        if not due:
+            wait_ns = min(lane.stream.due_ns for lane in lanes) - clock() - _SLEEP_MARGIN_NS
             if wait_ns > 0:
                 time.sleep(wait_ns / NS_PER_S)
             continue
         began_ns = clock()
-        done = []
-        for group in [windows] if batched else [[window] for window in windows]:
-            predictor.predict_many(group)
+        done: list[int] = []
+        newest = np.empty((0, len(predictor.specs)), np.int64)
+        for group in [due] if batched else [[one] for one in due]:
+            look = windows.look([place for place, _ in group], [t_ns for _, t_ns in group])
+            predictor.predict_look(windows, look)
+            newest = np.concatenate([newest, np.where(look.present, look.newest_ns, NEVER)])
             done += [clock()] * len(group)
         if began_ns - begin_ns < WARM_UP_S * NS_PER_S:
             continue
         dropped += overtaken
         busy_ns += done[-1] - began_ns
-        batches.append(len(windows))
-        for window, due_ns, done_ns in zip(windows, due, done, strict=True):
+        batches.append(len(due))
+        for (place, due_ns), done_ns, row in zip(due, done, newest.tolist(), strict=True):
             latencies.append((done_ns - due_ns) / NS_PER_MS)
-            if window.session in done_last:
-                jitter.append(abs(done_ns - done_last[window.session] - NS_PER_S / FRAME_HZ) / NS_PER_MS)
-            done_last[window.session] = done_ns
-            for name, age in window.age_ms.items():
-                if age is not None:
-                    ages[name].append(age)
-    for stream, _ in lanes:
-        predictor.forget(stream.session)
+            if place in done_last:
+                jitter.append(abs(done_ns - done_last[place] - NS_PER_S / FRAME_HZ) / NS_PER_MS)
+            done_last[place] = done_ns
+            for name, newest_ns in zip(ages, row, strict=True):
+                if newest_ns != NEVER:
+                    ages[name].append((due_ns - newest_ns) / NS_PER_MS)
     figures = describe(latencies)
     offered = streams * FRAME_HZ
     return {
@@ -91,24 +105,54 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
     }
 
 
+def measure_batches(predictor: Predictor, sizes: Sequence[int], rounds: int = 60) -> dict[str, Any]:
+    """What a batch of rolling windows costs by its size: ms of the batch, and microseconds a window by step."""
+    table = {}
+    for size in sizes:
+        windows, lanes = _lanes(predictor, size, _LEAD_NS)
+        spent: dict[str, list[float]] = {step: [] for step in ("push", "look", "model")}
+        for number in range(_WARM_UP + rounds):
+            marks = [time.perf_counter_ns()]
+            due = [(lane.assembler.place, lane.advance()) for lane in lanes]
+            marks.append(time.perf_counter_ns())
+            look = windows.look([place for place, _ in due], [t_ns for _, t_ns in due])
+            marks.append(time.perf_counter_ns())
+            predictor.predict_look(windows, look)
+            marks.append(time.perf_counter_ns())
+            if number >= _WARM_UP:
+                for step, begin, end in zip(spent, marks, marks[1:], strict=False):
+                    spent[step].append((end - begin) / NS_PER_MS)
+        median_ms = float(np.median(spent["model"]))
+        table[f"batch of {size}"] = {
+            "model_ms": describe(spent["model"]),
+            "windows_per_s": round(size / median_ms * 1e3),
+            "steps_us": {step: round(float(np.mean(values)) / size * 1e3, 1) for step, values in spent.items()},
+        }
+    return {"model": predictor.id, "batches": table}
+
+
+def compare_batching(predictor: Predictor, streams: int, seconds: float) -> dict[str, Any]:
+    """So many streams together and one by one."""
+    kept = ("offered_fps", "achieved_fps", "capacity_fps", "mean_batch", "latency_ms", "drops")
+    return {
+        name: {k: v for k, v in bench_multi(predictor, streams, seconds, batched=batched).items() if k in kept}
+        for name, batched in (("streams together", True), ("one by one", False))
+    }
+
+
 def find_most_streams(
-    predictor: Predictor, seconds: float = 5.0, most: int = 128, report: Callable[[dict[str, Any]], None] | None = None
+    run: Callable[[int], Trial], most: int = 128, report: Callable[[Trial], None] | None = None
 ) -> dict[str, Any]:
-    """The largest number of streams that `bench_multi` finds to hold 33 ms at p99, by doubling, then halving steps.
+    """The largest number of streams with which a trial holds 33 ms at p99, by doubling, then halving steps.
 
-    That number is then run once more without batches, beside a run with them. Memory by stream is the slope of a line
-    through the trials.
+    Memory by stream is the slope of a line through the trials.
     """
-    trials: list[dict[str, Any]] = []
-
-    def run(streams: int, batched: bool = True) -> dict[str, Any]:
-        trial = bench_multi(predictor, streams, seconds, batched=batched)
-        if report is not None:
-            report(trial)
-        return trial
+    trials: list[Trial] = []
 
     def holds(streams: int) -> bool:
         trials.append(run(streams))
+        if report is not None:
+            report(trials[-1])
         return bool(trials[-1]["holds"])
 
     low, high = 0, 1
@@ -117,13 +161,7 @@ def find_most_streams(
     while high - low > max(1, low // 8):
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    found: dict[str, Any] = {"model": predictor.id, "most_streams": low, "p99_limit_ms": P99_LIMIT_MS}
-    if low > 1:
-        kept = ("offered_fps", "achieved_fps", "capacity_fps", "mean_batch", "latency_ms", "drops")
-        found["batching"] = {
-            name: {key: value for key, value in run(low, batched).items() if key in kept}
-            for name, batched in (("streams together", True), ("one by one", False))
-        }
+    found: dict[str, Any] = {"most_streams": low, "p99_limit_ms": P99_LIMIT_MS}
     # What was once asked of the system is not given back at once: only ever larger trials tell.
     growing = [trial for index, trial in enumerate(trials) if trial["streams"] > max(
         (other["streams"] for other in trials[:index]), default=0)]  # fmt: skip
@@ -140,34 +178,28 @@ def find_most_streams(
     return found | {"trials": trials}
 
 
-def _lanes(predictor: Predictor, streams: int, begin_ns: int) -> list[Lane]:
+def _lanes(predictor: Predictor, streams: int, begin_ns: int) -> tuple[Windows, list[_Lane]]:
     """Streams with a window full of rows, which do not all blink at the same moment."""
     period_ns = NS_PER_S // FRAME_HZ
-    lanes = []
+    windows, lanes = Windows(predictor.specs, streams), []
     for number in range(streams):
         start_ns = begin_ns - _LEAD_NS + number * period_ns // streams
         stream = SyntheticStream(f"stream-{number}", predictor.specs, number, start_ns)
-        assembler = Assembler(predictor.specs)
+        lanes.append(_Lane(stream, Assembler(predictor.specs, windows=windows)))
         while stream.due_ns < begin_ns:
-            for message in stream.next():
-                assembler.push(message)
-        lanes.append((stream, assembler))
-    return lanes
+            lanes[-1].advance()
+    return windows, lanes
 
 
-def _due(lanes: list[Lane], now_ns: int) -> tuple[list[Window], list[int], int]:
-    """The newest window of every stream that has a frame by now, when it was due, and how many were overtaken."""
-    windows: list[Window] = []
-    due: list[int] = []
+def _due(lanes: Sequence[_Lane], now_ns: int) -> tuple[list[tuple[int, int]], int]:
+    """Place and time of the newest frame of every stream that has one by now, and how many were overtaken."""
+    due: list[tuple[int, int]] = []
     overtaken = 0
-    for stream, assembler in lanes:
+    for lane in lanes:
         newest = None
-        while stream.due_ns <= now_ns:
+        while lane.stream.due_ns <= now_ns:
             overtaken += newest is not None
-            newest = stream.due_ns
-            for message in stream.next():
-                assembler.push(message)
+            newest = lane.advance()
         if newest is not None:
-            windows.append(assembler.window(stream.session, newest))
-            due.append(newest)
-    return windows, due, overtaken
+            due.append((lane.assembler.place, newest))
+    return due, overtaken

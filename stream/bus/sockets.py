@@ -27,6 +27,7 @@ _MAX_SUBSCRIPTIONS = 1024
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
+Message = list[bytes] | list[zmq.Frame]
 _RECEIVERS = itertools.count()
 _LOOK_INTERVAL_S = 0.5  # how often the list of machines that may connect is compared with what it was
 _GIVEN_UP_S = 1.0
@@ -64,7 +65,7 @@ class Publisher:
         self.dropped = 0
         self.shaken_off = 0
         self._questions = 0
-        self._last: dict[bytes, list[bytes]] = {}
+        self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self._tell_time: Callable[[bytes], list[bytes]] | None = None
         self._due: set[bytes] = set()
@@ -93,6 +94,20 @@ class Publisher:
         self.service()
         for frames in messages:
             self._publish(frames, keep=True)
+
+    def forward(self, messages: Iterable[list[zmq.Frame]]) -> None:
+        """Publish messages of another publisher and keep them, as `send`; what they hold is not copied."""
+        for frames in messages:
+            name = frames[0].bytes
+            if name in self._last or len(self._last) < self._max_topics:
+                self._last[name] = frames
+                self._due.discard(name)
+            self._send(frames)
+
+    @property
+    def address(self) -> str:
+        """Where it is bound, with the port that the system chose for "*"."""
+        return self.socket.get_string(zmq.LAST_ENDPOINT)
 
     def answer(self, topic: bytes, make: Callable[[], list[bytes] | None]) -> None:
         """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
@@ -202,14 +217,14 @@ class Publisher:
             self._due.discard(frames[0])
         self._send(frames)
 
-    def _send(self, frames: list[bytes]) -> None:
+    def _send(self, frames: Message) -> None:
         if not self._lossless:
-            self.socket.send_multipart(frames, zmq.DONTWAIT, copy=True)
+            self.socket.send_multipart(frames, zmq.DONTWAIT, copy=isinstance(frames[0], bytes))
             return
         give_up_s = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                self.socket.send_multipart(frames, zmq.DONTWAIT, copy=True)
+                self.socket.send_multipart(frames, zmq.DONTWAIT, copy=isinstance(frames[0], bytes))
                 return
             except zmq.Again:
                 if time.monotonic() > give_up_s:
@@ -274,6 +289,15 @@ class Receiver:
         for _ in range(limit):
             try:
                 yield self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+
+    def drain_frames(self, limit: int = 256) -> Iterator[list[zmq.Frame]]:
+        """As `drain`, without copying what the messages hold."""
+        self.tend()
+        for _ in range(limit):
+            try:
+                yield self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
 

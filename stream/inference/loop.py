@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import zmq
@@ -21,11 +25,14 @@ from mien.stream.inference.modes import mode_of, span_ns
 from mien.stream.inference.postprocess import Answer
 from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import Session
+from mien.stream.inference.shards import infer_in_processes
 from mien.stream.modality import WORKERS
-from mien.stream.monitoring.meter import ResourceMeter
+from mien.stream.monitoring.meter import ResourceMeter, StepMeter
 from mien.stream.process import Control
 
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
+_FEW = 32  # sessions whose sockets fit into every system's limits
+_FILES_A_SESSION = 24
 _TURNS = 5  # it takes so many of them to look after all sessions
 
 
@@ -42,22 +49,50 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
     """
     config = control.assignment.config
     check_apart([config, *others])
-    publisher = Publisher(
-        config.bus.endpoint("inference"), config.bus, lossless=config.clip.fast, sessions=1 + len(others)
-    )
+    raise_limits(1 + len(others))
+    processes = 1 if control.assignment.endpoint else processes_for(config, 1 + len(others))
+    if processes > 1:
+        infer_in_processes(control, others, processes)
+        return
+    endpoint = control.assignment.endpoint or config.bus.endpoint("inference")
+    publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=1 + len(others))
     publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
+    control.say("bound", endpoint=publisher.address)
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
         controls = [control, *(control.sibling(other) for other in others)]
         modes = [mode_of(each) for each in controls]
+        steps = StepMeter()
         windows = Windows(predictor.specs, len(controls), max(map(span_ns, modes)))
-        shared = publisher, predictor, windows, ResourceMeter()
-        Loop(control, publisher, predictor, windows, [
-            mode(each, *shared) for mode, each in zip(modes, controls, strict=True)
-        ]).run()  # fmt: skip
+        shared = publisher, predictor, windows, ResourceMeter(), steps
+        sessions = [mode(each, *shared) for mode, each in zip(modes, controls, strict=True)]
+        Loop(control, publisher, predictor, windows, sessions, steps).run()
     finally:
         publisher.close()
+
+
+def processes_for(config: Config, sessions: int) -> int:
+    """How many processes are to serve so many sessions."""
+    if config.clip.fast:
+        return 1
+    wanted = config.inference.processes
+    return min(os.cpu_count() or 1 if wanted == "auto" else wanted, sessions)
+
+
+def raise_limits(sessions: int) -> None:
+    """Room for the sockets of many sessions, where the system and libzmq have less by default."""
+    if sessions <= _FEW:
+        return
+    zmq.Context.instance().set(zmq.MAX_SOCKETS, 65_000)
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = sessions * _FILES_A_SESSION
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def check_apart(configs: Sequence[Config]) -> None:
@@ -85,6 +120,7 @@ class Loop:
         predictor: Predictor,
         windows: Windows,
         sessions: Sequence[Session],
+        steps: StepMeter,
     ) -> None:
         self._control, self._publisher = control, publisher
         self._predictor, self._windows, self._sessions = predictor, windows, sessions
@@ -93,6 +129,7 @@ class Loop:
         self._wake_ns = np.zeros(len(sessions), np.int64)
         self._tended_ns = 0
         self._turn = 0
+        self._steps = steps
 
     def run(self) -> None:
         """Until told to stop."""
@@ -102,6 +139,7 @@ class Loop:
             for number, session in enumerate(self._sessions):
                 for socket, worker in session.open(self._poller).items():
                     self._heard_at[socket] = number, worker
+            self._predictor.prepare(self._windows)
             # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
             gc.collect()
             gc.freeze()
@@ -127,13 +165,16 @@ class Loop:
     def _take_in(self, wait_ms: int) -> None:
         """Wait for messages and take them in."""
         until_ms = (int(self._wake_ns.min()) - self._control.clock.now_ns()) // NS_PER_MS + 1
-        for socket, _ in self._poller.poll(max(min(wait_ms, until_ms), 0)):
+        ready = self._poller.poll(max(min(wait_ms, until_ms), 0))
+        began_ns = time.perf_counter_ns()
+        for socket, _ in ready:
             if socket is self._publisher.socket:
                 self._publisher.service()
                 continue
             number, worker = self._heard_at[socket]
             self._sessions[number].hear(worker)
             self._wake_ns[number] = 0
+        self._steps.add("receive", time.perf_counter_ns() - began_ns)
 
     def _tend(self) -> None:
         self._turn = (self._turn + 1) % _TURNS
@@ -144,6 +185,7 @@ class Loop:
     def _predict(self) -> bool:
         """One prediction for each session that is due. Returns whether any was."""
         clock, now_ns = self._control.clock, self._control.clock.now_ns()
+        marks_ns = [time.perf_counter_ns()]
         due: list[tuple[Session, Trigger]] = []
         for number in np.flatnonzero(self._wake_ns <= now_ns).tolist():
             session = self._sessions[number]
@@ -156,8 +198,10 @@ class Loop:
             return False
         began_ns = clock.now_ns()
         look = self._windows.look([session.place for session, _ in due], [trigger.t_end_ns for _, trigger in due])
+        marks_ns.append(time.perf_counter_ns())
         answers = self._predictor.predict_look(self._windows, look)
         done_ns = clock.now_ns()
+        marks_ns.append(time.perf_counter_ns())
         model = self._predictor.id
         rows = zip(*(part.tolist() for part in answers), strict=True)
         seen = zip(look.present.tolist(), look.newest_ns.tolist(), strict=True)
@@ -165,4 +209,8 @@ class Loop:
             session.predicted(trigger, Answer(*row), present, newest_ns, model, began_ns, done_ns)
             for (session, trigger), row, (present, newest_ns) in zip(due, rows, seen, strict=True)
         )
+        marks_ns.append(time.perf_counter_ns())
+        for step, (begin_ns, end_ns) in zip(("look", "model", "publish"), pairwise(marks_ns), strict=True):
+            self._steps.add(step, end_ns - begin_ns)
+        self._steps.finish(len(due))
         return True

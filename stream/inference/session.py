@@ -21,7 +21,7 @@ from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor, l
 from mien.stream.inference.refusals import Refusals
 from mien.stream.inference.schedule import Trigger, spans_of
 from mien.stream.modality import WORKERS
-from mien.stream.monitoring.meter import RateMeter, ResourceMeter
+from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.process import Control
 
 _STATUS_INTERVAL_S = 1.0
@@ -33,7 +33,7 @@ class Session(ABC):
 
     Args:
         control: the process's view of it.
-        publisher, predictor, windows, resources: shared with other sessions.
+        publisher, predictor, windows, resources, steps: shared with other sessions.
 
     Attributes:
         place: in `windows`. ended: workers whose clip is over. at_once: messages of a worker that are taken in before anything is predicted.
@@ -45,7 +45,13 @@ class Session(ABC):
     captured = True  # whether messages are as old as their stamps say
 
     def __init__(
-        self, control: Control, publisher: Publisher, predictor: Predictor, windows: Windows, resources: ResourceMeter
+        self,
+        control: Control,
+        publisher: Publisher,
+        predictor: Predictor,
+        windows: Windows,
+        resources: ResourceMeter,
+        steps: StepMeter,
     ) -> None:
         config = control.assignment.config
         self.control = control
@@ -54,12 +60,13 @@ class Session(ABC):
         self.refusals = Refusals()
         self.reported_s = 0.0
         self._publisher, self._predictor, self._windows, self._resources = publisher, predictor, windows, resources
+        self._steps = steps
         self._inbox = Inbox(
             config,
             self.workers,
             control.clock,
             self.refusals,
-            supervised=control.supervised,
+            supervised=control.supervised and not control.assignment.endpoint,
             replayed=self.replayed,
         )
         self.assembler = Assembler(predictor.specs, config.inference.max_age_ms, windows)
@@ -268,6 +275,7 @@ class Session(ABC):
                 "origin": self.control.assignment.origin,
                 **self._inbox.clock_offsets(),
                 **{f"absent.{modality}": reason for modality, reason in self._absent.items()},
+                **{f"us.{step}": average for step, average in self._steps.averages_us().items()},
             },
             next_seq=self._seq,
         )

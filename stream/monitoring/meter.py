@@ -31,6 +31,32 @@ class RateMeter:
         return float(len(self._times_s))
 
 
+class StepMeter:
+    """What each step of a piece of work takes, averaged over about a second."""
+
+    def __init__(self) -> None:
+        self._spent_ns: dict[str, int] = {}
+        self._pieces = 0
+        self._averages: dict[str, float] = {}
+        self._since_s = time.monotonic()
+
+    def add(self, step: str, spent_ns: int) -> None:
+        """A step took so long."""
+        self._spent_ns[step] = self._spent_ns.get(step, 0) + spent_ns
+
+    def finish(self, pieces: int) -> None:
+        """So many pieces of work are done."""
+        self._pieces += pieces
+
+    def averages_us(self) -> dict[str, float]:
+        """Microseconds a piece by step, over the last whole second or so; empty before."""
+        now_s = time.monotonic()
+        if now_s - self._since_s >= 1.0 and self._pieces:
+            self._averages = {step: round(ns / self._pieces / 1e3, 1) for step, ns in self._spent_ns.items()}
+            self._spent_ns, self._pieces, self._since_s = {}, 0, now_s
+        return self._averages
+
+
 class ResourceMeter:
     """CPU and memory of this process; several that ask at about the same time get the same answer."""
 

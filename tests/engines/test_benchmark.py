@@ -16,7 +16,7 @@ from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.benchmark import bench_bus, bench_single
 from mien.stream.bench.contest import bench_engines
 from mien.stream.bench.measurement import compare_reports, describe, ratio
-from mien.stream.bench.streams import bench_multi, find_most_streams
+from mien.stream.bench.streams import bench_multi, compare_batching, find_most_streams, measure_batches
 from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows
 
 
@@ -80,11 +80,20 @@ def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
 def test_most_streams_says_what_batches_and_memory_do(checkpoint: Checkpoint, compiled: Path) -> None:
     predictor = Predictor(checkpoint, "onnx", cache=compiled)
     heard: list[dict[str, object]] = []
-    report = find_most_streams(predictor, seconds=0.3, most=2, report=heard.append)
+    report = find_most_streams(lambda streams: bench_multi(predictor, streams, 0.3), most=2, report=heard.append)
     assert [trial["streams"] for trial in report["trials"]] == sorted(trial["streams"] for trial in report["trials"])
     assert len(heard) >= len(report["trials"]) > 0
     if report["most_streams"] > 1:  # a machine that is busy may hold none
-        assert report["batching"]["one by one"]["offered_fps"] == report["most_streams"] * FRAME_HZ
+        batching = compare_batching(predictor, 2, 0.3)
+        assert batching["one by one"]["offered_fps"] == 2 * FRAME_HZ
+
+
+def test_batches_cost_by_step(checkpoint: Checkpoint, compiled: Path) -> None:
+    table = measure_batches(Predictor(checkpoint, "onnx", cache=compiled), [1, 2], rounds=3)["batches"]
+    for row in table.values():
+        assert row["windows_per_s"] > 0
+        assert row["steps_us"].keys() == {"push", "look", "model"}
+        assert row["model_ms"]["n"] == 3
 
 
 def test_bus() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mien.engines.base import Array, Engine, Network, Precision
+from mien.engines.base import MAX_BATCH, Array, Engine, Network, Precision
 from mien.engines.cache import Cache, identify
 from mien.engines.cmmsf import whole_network
 from mien.engines.golden import golden_inputs, tolerance
@@ -242,7 +242,7 @@ def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network
 
     engine = TensorRtEngine("tensorrt", network, *plan)  # type: ignore[arg-type]
     engine.infer(network.example)
-    assert engine._stream.cuda_stream != torch.cuda.default_stream().cuda_stream
+    assert engine.stream.cuda_stream != torch.cuda.default_stream().cuda_stream
     (binding,) = engine._bindings.values()
     assert all(tensor.is_pinned() for tensor in binding._host_outputs)
 
@@ -252,7 +252,7 @@ def test_batch_beyond_the_profile_is_refused(network: Network, plan: tuple[bytes
 
     engine = TensorRtEngine("tensorrt", network, *plan)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="outside"):
-        engine.infer(batch_of(network, 33))
+        engine.infer(batch_of(network, MAX_BATCH + 1))
     assert engine.infer(network.example)
 
 

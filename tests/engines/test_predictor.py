@@ -177,3 +177,67 @@ def test_memory_is_bounded(predictor: Predictor, monkeypatch: pytest.MonkeyPatch
     assert predictor.predict(windows[0]).encoded == ("text", "audio", "vision")
     predictor.forget("4")
     assert predictor.predict(windows[4]).encoded == ("text", "audio", "vision")
+
+
+def with_engines_on(device: str, predictor: Predictor) -> Predictor:
+    """Its torch modules where a GPU's would be, with memory of their own: what runs is what runs on a GPU."""
+    import torch
+
+    from mien.engines.torch_cuda import TorchCudaEngine
+    from mien.engines.torch_eager import build_module
+
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA GPU")
+    for part in predictor._parts():
+        module = build_module(part.network).to(device)
+        part._engine = TorchCudaEngine(part.id, part.network, module, device=device)
+    return predictor
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_windows_in_a_gpus_memory_give_the_same_numbers(checkpoint: Checkpoint, compiled: Path, device: str) -> None:
+    on_gpu = with_engines_on(device, Predictor(checkpoint, "torch", cache=compiled))
+    on_host = Predictor(checkpoint, "torch", cache=compiled)
+    windows = {"gpu": Windows(on_gpu.specs, 6), "host": Windows(on_gpu.specs, 6)}
+    streams = [SyntheticStream(str(seed), on_gpu.specs, seed) for seed in range(6)]
+    sessions = {kind: [Assembler(on_gpu.specs, 400, each) for _ in streams] for kind, each in windows.items()}
+    random = np.random.default_rng(0)
+    for frame in range(90):
+        messages = [(stream.due_ns, stream.next()) for stream in streams]
+        if frame < 30 and frame % 7:
+            continue  # the first rows come late, all at once
+        some = random.permutation(6)[: random.integers(1, 7)].tolist()
+        early_ns = int(random.choice([0, 0, 40_000_000]))
+        answers = {}
+        for kind, predictor in (("gpu", on_gpu), ("host", on_host)):
+            for number, (_, pieces) in enumerate(messages):
+                for message in pieces:
+                    sessions[kind][number].push(message)
+            look = windows[kind].look(some, [messages[number][0] - early_ns for number in some])
+            answers[kind] = predictor.predict_look(windows[kind], look)
+        for left, right in zip(answers["gpu"], answers["host"], strict=True):
+            np.testing.assert_allclose(left, right, atol=1e-4)
+    assert on_gpu._gpu is not None
+
+
+def test_gpu_that_fails_in_the_middle_is_left_and_no_number_changes(
+    checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = with_engines_on("cpu", Predictor(checkpoint, "torch", cache=compiled))
+    steady = Predictor(checkpoint, "torch", cache=compiled)
+    windows = Windows(failing.specs, 2)
+    streams = list(zip(*(kept_stream(str(seed), seed, windows, 12) for seed in range(2)), strict=True))
+    for number, moment in enumerate(streams):
+        if number == 6:
+            fusion = failing._fusion.engine
+
+            def full(rows: int) -> None:
+                raise RuntimeError(f"CUDA out of memory for {rows} rows")
+
+            monkeypatch.setattr(fusion, "binding_for", full)
+        look = windows.look([kept.place for kept, _, _ in moment], [t_ns for _, _, t_ns in moment])
+        answers = failing.predict_look(windows, look)
+        for index, (_, window, _) in enumerate(moment):
+            assert answers.sentiment[index] == pytest.approx(steady.predict(window).sentiment, abs=1e-4)
+    assert failing.trouble is not None
+    assert "out of memory" in failing.trouble

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -51,22 +52,48 @@ def run_single(checkpoint: str, engine: str, seconds: float) -> dict[str, Any]:
     return bench_single(_predictor(checkpoint, engine), seconds)
 
 
-def run_multi(checkpoint: str, engine: str, streams: int | None, seconds: float) -> dict[str, Any]:
-    """`mien bench multi`: a fixed number of streams, or the most that hold."""
-    from mien.stream.bench.streams import bench_multi, find_most_streams
+def run_multi(
+    checkpoint: str,
+    engine: str,
+    streams: int | None,
+    seconds: float,
+    processes: int,
+    python: str,
+) -> dict[str, Any]:
+    """`mien bench multi`: a fixed number of streams, or the most that hold, over real sockets."""
+    from mien.stream.bench.multi import Served, measure_streams
+    from mien.stream.bench.streams import find_most_streams
+
+    served = Served(checkpoint, engine, processes, python or sys.executable)
+    if streams is not None:
+        return measure_streams(served, streams, seconds)
+    return find_most_streams(lambda count: measure_streams(served, count, seconds), 4096, _report_trial)
+
+
+def run_multi_in_process(
+    checkpoint: str, engine: str, streams: int | None, seconds: float, *, profile: bool
+) -> dict[str, Any]:
+    """`mien bench multi --in-process`, and with `profile` what batches of every size cost."""
+    from mien.engines.base import MAX_BATCH
+    from mien.stream.bench.streams import bench_multi, compare_batching, find_most_streams, measure_batches
 
     predictor = _predictor(checkpoint, engine)
+    if profile:
+        most = streams or (MAX_BATCH if predictor.on_gpu else 32)
+        return measure_batches(predictor, [1 << power for power in range(most.bit_length())])
     if streams is not None:
         return {"model": predictor.id, **bench_multi(predictor, streams, seconds)}
-    console = make_console(stderr=True)
+    found = find_most_streams(lambda count: bench_multi(predictor, count, seconds), report=_report_trial)
+    most = found["most_streams"]
+    batching = {"batching": compare_batching(predictor, most, seconds)} if most > 1 else {}
+    return {"model": predictor.id, **found, **batching}
 
-    def report(trial: dict[str, Any]) -> None:
-        console.print(
-            f"{trial['streams']:4} streams  p99 {trial['latency_ms'].get('p99', float('nan')):7.1f} ms  "
-            f"{'holds' if trial['holds'] else 'does not hold'}{'' if trial['batched'] else ', one by one'}"
-        )
 
-    return find_most_streams(predictor, seconds, report=report)
+def _report_trial(trial: dict[str, Any]) -> None:
+    make_console(stderr=True).print(
+        f"{trial['streams']:4} streams  p99 {trial['latency_ms'].get('p99', float('nan')):7.1f} ms  "
+        f"{'holds' if trial['holds'] else 'does not hold'}"
+    )
 
 
 def run_bus(seconds: float) -> dict[str, Any]:

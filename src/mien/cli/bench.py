@@ -31,11 +31,11 @@ class Kind(StrEnum):
 _HELP = """What to measure.
 
 engines: all of them side by side. single: one stream, as fast as possible. paced: the whole session at the pace of a
-camera. multi: streams of 30 a second in one process, the most that hold, or exactly -n. soak MINUTES: a looped
-session. bus: ZeroMQ alone. watchers: the session while nobody, one and five watch its dashboard. chaos: a session to
-which something happens all the time. flood: features ten times too fast. subscribers: 100 that read, 20 slow ones and
-one that never does. bridges: the latency that each bridge adds. compare A.json B.json: ratios of two reports with
-their spread."""
+camera. multi: streams of 30 a second sent to one inference process, the most that hold, or exactly -n. soak MINUTES: a
+looped session. bus: ZeroMQ alone. watchers: the session while nobody, one and five watch its dashboard. chaos: a
+session to which something happens all the time. flood: features ten times too fast. subscribers: 100 that read, 20 slow
+ones and one that never does. bridges: the latency that each bridge adds. compare A.json B.json: ratios of two reports
+with their spread."""
 
 
 def command(
@@ -50,6 +50,10 @@ def command(
     minutes: Annotated[float, typer.Option(min=0.1, help="chaos: how long.")] = 20.0,
     every: Annotated[float, typer.Option(min=5, help="chaos: seconds from one fault to the next.")] = 20.0,
     streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="multi: without sockets, in this process.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="multi: what batches of every size cost by step.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="multi: inference processes that share the streams.")] = 1,
+    python: Annotated[str, typer.Option(help="multi: the interpreter of another mien to measure.")] = "",
     engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
     checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
     json_path: Annotated[
@@ -84,7 +88,11 @@ def command(
     runs: dict[Kind, Callable[[], dict[str, Any]]] = {
         Kind.ENGINES: lambda: _bench.run_engines(checkpoint, seconds or 20.0),
         Kind.SINGLE: lambda: _bench.run_single(checkpoint, engine, seconds or 10.0),
-        Kind.MULTI: lambda: _bench.run_multi(checkpoint, engine, streams, seconds or 5.0),
+        Kind.MULTI: lambda: (
+            _bench.run_multi_in_process(checkpoint, engine, streams, seconds or 5.0, profile=profile)
+            if in_process or profile
+            else _bench.run_multi(checkpoint, engine, streams, seconds or 5.0, processes, python)
+        ),
         Kind.WATCHERS: lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
         Kind.BUS: lambda: _bench.run_bus(seconds or 6.0),
         Kind.BRIDGES: lambda: _bench.run_bridges(seconds or 10.0),

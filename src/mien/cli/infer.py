@@ -26,7 +26,7 @@ def command(
     from mien.stream.process import run_alone, run_supervised
 
     if supervised:
-        run_supervised(infer)
+        run_supervised(lambda control: infer(control, control.assignment.others))
         return
     from mien.config import load_config
 

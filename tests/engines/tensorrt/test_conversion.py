@@ -104,7 +104,7 @@ def test_open_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
         tensor = net.get_input(index)
         assert tensor.shape[0] == -1
         least, _, most = profile.get_shape(tensor.name)
-        assert (least[0], most[0]) == (1, tensorrt_network.MAX_BATCH) == (1, 32)
+        assert (least[0], most[0]) == (1, tensorrt_network.MAX_BATCH) == (1, 512)
         assert tuple(least[1:]) == tuple(most[1:]) == tuple(tensor.shape[1:])
         assert tensor.dtype == tensorrt.float32
 

@@ -1,0 +1,230 @@
+"""Windows and encodings of all sessions in a GPU's memory: only rows that are new travel, in one copy a batch.
+
+Kernels of all parts run on one stream, one after the other; the host waits once, for the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mien.engines.base import MAX_BATCH, Array
+from mien.engines.gpu_engine import GpuEngine, on_stream
+from mien.engines.rings import Look, Ring, Snapshots, Windows
+from mien.errors import EngineError
+from mien.messages import Bool, Float32, Int64
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIGNED = 16  # bytes: a tensor may begin there whatever its type
+
+
+class GpuWindows:
+    """The windows of sessions as a GPU's engines see them.
+
+    Args:
+        windows: what is written to. encoders: an engine a modality. fusion: of what they return.
+        slots, dim: of an encoding.
+
+    Raises:
+        RuntimeError: out of memory.
+    """
+
+    def __init__(
+        self, windows: Windows, encoders: Mapping[str, GpuEngine], fusion: GpuEngine, slots: int, dim: int
+    ) -> None:
+        import torch
+
+        self._windows, self._encoders, self._fusion = windows, encoders, fusion
+        self._parcel = _Parcel(fusion.device)
+        nothing = windows.places  # the place of a window in which nothing was observed
+        self._rows: dict[str, torch.Tensor] = {}
+        self._hidden: dict[str, torch.Tensor] = {}
+        self._observed: dict[str, torch.Tensor] = {}
+        for name, track in windows.tracks.items():
+            kept = track.means if isinstance(track, Ring) else track.features
+            # Behind all rows those of last slots that are seen in part.
+            self._rows[name] = torch.zeros(kept[..., 0].size + MAX_BATCH, track.spec.dim, device=fusion.device)
+            self._rows[name][: kept[..., 0].size] = torch.from_numpy(kept.reshape(-1, track.spec.dim))
+            self._hidden[name] = torch.zeros(nothing + 1, slots, dim, device=fusion.device)
+            self._observed[name] = torch.zeros(nothing + 1, slots, device=fusion.device)
+            track.written = []
+        if fusion.stream is not None:
+            torch.cuda.synchronize()
+        with on_stream(fusion.stream), torch.no_grad():
+            for name, encoder in encoders.items():
+                binding = encoder.binding_for(1)
+                for tensor in binding.inputs:
+                    tensor.zero_()
+                hidden, observed = binding.run()
+                self._hidden[name][nothing], self._observed[name][nothing] = hidden[0], observed[0]
+
+    def warm_up(self) -> None:
+        """Make memory and CUDA graphs for batches of every size that may come.
+
+        Raises:
+            EngineError: the GPU is out of memory.
+        """
+        most = min(self._windows.places, MAX_BATCH)
+        try:
+            for engine in (*self._encoders.values(), self._fusion):
+                for power in range((most - 1).bit_length() + 1):
+                    with on_stream(self._fusion.stream):
+                        engine.binding_for(1 << power).warm_up()
+        except RuntimeError as error:
+            raise EngineError(f"{self._fusion.id} failed: {error}") from error
+
+    def predict(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> list[Array]:
+        """What the model says.
+
+        Args:
+            look: of at most `MAX_BATCH` sessions. observed: per modality by place, whether its window shows anything;
+                brought up to date for what is encoded.
+            at: per modality (B,), the places of encodings: the last one for a modality that is absent.
+
+        Returns:
+            outputs of the fusion, B rows each.
+
+        Raises:
+            EngineError: the GPU is out of memory, or lost.
+        """
+        import torch
+
+        try:
+            with on_stream(self._fusion.stream), torch.no_grad():
+                return self._predict(look, observed, at)
+        except RuntimeError as error:
+            raise EngineError(f"{self._fusion.id} failed: {error}") from error
+
+    def _predict(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> list[Array]:
+        parcel, wanted = self._parcel, {}
+        for column, (name, track) in enumerate(self._windows.tracks.items()):
+            self._pack_rows(name, track)
+            part = np.flatnonzero(look.changed[:, column])
+            if len(part):
+                wanted[name] = len(part)
+                places = look.places[part]
+                mask = self._pack_windows(name, track, places, look.ends_ns[name][part])
+                observed[name][places] = mask.any(1)
+        for name, places in at.items():
+            parcel.add(f"{name}.at", _padded(places))
+        parcel.send()
+        for name in self._rows:
+            if f"{name}.written" in parcel:
+                self._rows[name].index_copy_(0, parcel[f"{name}.written"], parcel[f"{name}.values"])
+        for name, rows in wanted.items():
+            self._encode(name, rows)
+        binding = self._fusion.binding_for(len(_padded(look.places)))
+        for index, name in enumerate(at):
+            there = parcel[f"{name}.at"]
+            # Copies, since TensorRT may hold its inputs in half precision.
+            binding.inputs[2 * index].copy_(self._hidden[name].index_select(0, there))
+            binding.inputs[2 * index + 1].copy_(self._observed[name].index_select(0, there))
+        outputs = binding.run()
+        self._fusion.uses_graph = binding.graph is not None
+        return [output[: len(look.places)] for output in binding.take(outputs)]
+
+    def _pack_rows(self, name: str, track: Ring | Snapshots) -> None:
+        """Put what was written since the last batch into the parcel."""
+        if not track.written:
+            return
+        written = np.unique(np.array(track.written, np.int64))
+        track.written.clear()
+        if isinstance(track, Ring):
+            values = track.means.reshape(-1, track.spec.dim)[written]
+        else:
+            values = track.features[written].reshape(-1, track.spec.dim)
+            written = (written[:, None] * track.spec.steps + np.arange(track.spec.steps)).reshape(-1)
+        self._parcel.add(f"{name}.written", written)
+        self._parcel.add(f"{name}.values", values)
+
+    def _pack_windows(self, name: str, track: Ring | Snapshots, places: Int64, ends_ns: Int64) -> Float32:
+        """Put where windows lie into the parcel. Returns their mask."""
+        if isinstance(track, Ring):
+            flat, mask, partial = track.find(places, ends_ns)
+            behind = len(self._rows[name]) - MAX_BATCH
+            for number, index in enumerate(partial):
+                flat[index, -1] = behind + number
+            if partial:
+                self._parcel.add(f"{name}.partial", np.stack(list(partial.values())))
+        else:
+            flat, mask = places[:, None] * track.spec.steps + np.arange(track.spec.steps), track.mask[places]
+        self._parcel.add(f"{name}.flat", _padded(flat).reshape(-1))
+        self._parcel.add(f"{name}.mask", _padded(mask))
+        self._parcel.add(f"{name}.places", places)
+        return mask
+
+    def _encode(self, name: str, rows: int) -> None:
+        import torch
+
+        parcel, kept = self._parcel, self._rows[name]
+        if f"{name}.partial" in parcel:
+            partial = parcel[f"{name}.partial"]
+            kept[len(kept) - MAX_BATCH :][: len(partial)] = partial
+        mask = parcel[f"{name}.mask"]
+        binding = self._encoders[name].binding_for(len(mask))
+        features = kept.index_select(0, parcel[f"{name}.flat"]).view(binding.inputs[0].shape)
+        torch.mul(features, mask[..., None], out=features)
+        binding.inputs[0].copy_(features)
+        binding.inputs[1].copy_(mask)
+        hidden, observed = binding.run()
+        places = parcel[f"{name}.places"]
+        self._hidden[name].index_copy_(0, places, hidden[:rows].float())
+        self._observed[name].index_copy_(0, places, observed[:rows].float())
+
+
+class _Parcel:
+    """Arrays of any kind in one piece of page-locked memory, which goes to the GPU in one copy."""
+
+    def __init__(self, device: str) -> None:
+        self._device, self._arrays = device, dict[str, Array]()
+        self._sent: dict[str, torch.Tensor] = {}
+        self._make(1 << 20)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sent
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._sent[name]
+
+    def add(self, name: str, array: Array) -> None:
+        """One more array for the next copy."""
+        self._arrays[name] = array
+
+    def send(self) -> None:
+        """Copy all that was added, on the current stream; what was sent before is gone."""
+        import torch
+
+        places, size = [], 0
+        for array in self._arrays.values():
+            places.append(size)
+            size += -(-array.nbytes // _ALIGNED) * _ALIGNED
+        if size > len(self._host):
+            self._make(2 * size)
+        for begin, array in zip(places, self._arrays.values(), strict=True):
+            to = self._host_array[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+            np.copyto(to, array)
+        self._there[:size].copy_(self._host[:size], non_blocking=True)
+        self._sent = {
+            name: self._there[begin : begin + array.nbytes]
+            .view(torch.from_numpy(np.empty(0, array.dtype)).dtype)
+            .view(array.shape)
+            for begin, (name, array) in zip(places, self._arrays.items(), strict=True)
+        }
+        self._arrays = {}
+
+    def _make(self, size: int) -> None:
+        import torch
+
+        self._host = torch.empty(size, dtype=torch.uint8, pin_memory=self._device == "cuda")
+        self._host_array = self._host.numpy()
+        self._there = torch.empty(size, dtype=torch.uint8, device=self._device)
+
+
+def _padded(array: Array) -> Array:
+    """Rows up to the next power of two, the last one repeated."""
+    missing = (1 << max(len(array) - 1, 0).bit_length()) - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing else array
