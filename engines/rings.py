@@ -219,7 +219,7 @@ class Snapshots:
 
     Attributes:
         features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
-        words, transcripts: what is said in the window, per place. reasons: why none of it counts, where the worker says.
+        words, transcripts: what is said in the window, per place. reasons: why none of it counts, if known.
         written: places whose window was written since somebody emptied the list; None while nobody wants to know.
     """
 

@@ -21,7 +21,7 @@ from mien.errors import ConfigError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
-from mien.stream.inference.modes import mode_of, span_ns
+from mien.stream.inference.modes import mode_of
 from mien.stream.inference.postprocess import Answer
 from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import Session
@@ -64,7 +64,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         controls = [control, *(control.sibling(other) for other in others)]
         modes = [mode_of(each) for each in controls]
         steps = StepMeter()
-        windows = Windows(predictor.specs, len(controls), max(map(span_ns, modes)))
+        windows = Windows(predictor.specs, len(controls))
         shared = publisher, predictor, windows, ResourceMeter(), steps
         sessions = [mode(each, *shared) for mode, each in zip(modes, controls, strict=True)]
         Loop(control, publisher, predictor, windows, sessions, steps).run()

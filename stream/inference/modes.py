@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mien.clock import NS_PER_S
-from mien.engines.rings import SPAN_NS
 from mien.messages import Cue, FeatureWindow, Status
 from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger
 from mien.stream.inference.session import Session
@@ -13,7 +12,6 @@ from mien.stream.modality import WORKERS
 from mien.stream.process import Control
 
 _AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
-_COMPLETE_SPAN_NS = 80 * NS_PER_S  # rows that a worker may send at a time, in its longest pieces
 
 
 class Live(Session):
@@ -162,8 +160,3 @@ def mode_of(control: Control) -> type[Session]:
     if control.assignment.origin == "replay":
         return Replay
     return Complete if control.assignment.config.clip.fast else Live
-
-
-def span_ns(mode: type[Session]) -> int:
-    """How much time is kept of each session."""
-    return SPAN_NS if mode is Live else _COMPLETE_SPAN_NS

@@ -36,7 +36,8 @@ class Session(ABC):
         publisher, predictor, windows, resources, steps: shared with other sessions.
 
     Attributes:
-        place: in `windows`. ended: workers whose clip is over. at_once: messages of a worker that are taken in before anything is predicted.
+        place: in `windows`. ended: workers whose clip is over.
+        at_once: messages of a worker that are taken in before anything is predicted.
         reported_s: when it last said how it is.
     """
 
