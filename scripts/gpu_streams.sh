@@ -10,6 +10,7 @@ engine=${ENGINE:-torch-cuda}
 seconds=${SECONDS_EACH:-4}
 budget=${BUDGET:-225}
 began=$(date +%s)
+ulimit -n 65536 2>/dev/null || true # connections of many sessions
 mkdir -p "$out"
 site=$(mktemp -d)
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 XDG_CACHE_HOME="$site/cache" XDG_STATE_HOME="$site/state"

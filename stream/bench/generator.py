@@ -19,7 +19,7 @@ from mien.config import BusConfig
 from mien.messages import ModalitySpec
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
 from mien.stream.bus.clock_exchange import answer_question
-from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.sockets import Publisher, make_room
 from mien.stream.bus.wire import encode_features
 
 RUN = 1
@@ -70,6 +70,7 @@ class _Lane:
 def main() -> None:
     """Follow the orders on standard input."""
     task = msgspec.json.decode(sys.stdin.readline(), type=Task)
+    make_room(len(task.sessions))
     clock, specs = Clock(), {spec.name: spec for spec in task.specs}
     lanes = [_Lane(name, specs, task.first + number, clock) for number, name in enumerate(task.sessions)]
     endpoints = {

@@ -22,6 +22,8 @@ from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded, is_loopback
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
+_FEW = 32  # sessions whose sockets fit into every system's limits
+_FILES_A_SESSION = 24  # of three workers' connections, with a monitor each
 _MAX_TOPICS = 256  # of each session
 _MAX_SUBSCRIPTIONS = 1024
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
@@ -38,6 +40,24 @@ _BROKEN = (
     | zmq.Event.HANDSHAKE_FAILED_AUTH
 )
 _TRYING = zmq.Event.CONNECT_DELAYED | zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECTED
+
+
+def make_room(sessions: int) -> None:
+    """Let this process have the sockets of so many sessions, where the system and libzmq allow fewer by default.
+
+    To be called before the first socket is made.
+    """
+    if sessions <= _FEW:
+        return
+    zmq.Context.instance().set(zmq.MAX_SOCKETS, 65_000)
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = sessions * _FILES_A_SESSION
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Publisher:

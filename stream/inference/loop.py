@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from mien.engines.rings import Windows
 from mien.errors import ConfigError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
-from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.sockets import Publisher, make_room
 from mien.stream.inference.modes import mode_of
 from mien.stream.inference.postprocess import Answer
 from mien.stream.inference.schedule import Trigger
@@ -31,8 +30,6 @@ from mien.stream.monitoring.meter import ResourceMeter, StepMeter
 from mien.stream.process import Control
 
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
-_FEW = 32  # sessions whose sockets fit into every system's limits
-_FILES_A_SESSION = 24
 _TURNS = 5  # it takes so many of them to look after all sessions
 
 
@@ -49,7 +46,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
     """
     config = control.assignment.config
     check_apart([config, *others])
-    raise_limits(1 + len(others))
+    make_room(1 + len(others))
     processes = 1 if control.assignment.endpoint else processes_for(config, 1 + len(others))
     if processes > 1:
         infer_in_processes(control, others, processes)
@@ -78,21 +75,6 @@ def processes_for(config: Config, sessions: int) -> int:
         return 1
     wanted = config.inference.processes
     return min(os.cpu_count() or 1 if wanted == "auto" else wanted, sessions)
-
-
-def raise_limits(sessions: int) -> None:
-    """Room for the sockets of many sessions, where the system and libzmq have less by default."""
-    if sessions <= _FEW:
-        return
-    zmq.Context.instance().set(zmq.MAX_SOCKETS, 65_000)
-    if sys.platform != "win32":
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = sessions * _FILES_A_SESSION
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def check_apart(configs: Sequence[Config]) -> None:
