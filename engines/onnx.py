@@ -22,6 +22,7 @@ import numpy as np
 from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
+from mien.install import install_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +69,7 @@ class OnnxBackend:
 
     def missing(self) -> str | None:
         if not importlib.util.find_spec("onnxruntime"):
-            return "onnxruntime is not installed: pip install 'mien[live]'"
+            return f"onnxruntime is not installed: {install_command('live')}"
         import onnxruntime
 
         if self.provider not in onnxruntime.get_available_providers():

@@ -17,6 +17,7 @@ from mien.engines.base import Array, Artifact, Engine, Network, Precision, check
 from mien.engines.onnx import export_graph
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
+from mien.install import install_command
 
 MODEL = "model.xml"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -54,7 +55,7 @@ class OpenVinoBackend:
 
     def missing(self) -> str | None:
         if not importlib.util.find_spec("openvino"):
-            return "openvino is not installed: pip install 'mien[openvino]'"
+            return f"openvino is not installed: {install_command('openvino')}"
         return None
 
     def versions(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from mien.engines.gpu_engine import GpuEngine
 from mien.engines.tensorrt_binding import Ports, TensorRtBinding
 from mien.engines.tensorrt_import import import_torch_tensorrt
 from mien.errors import EngineError
+from mien.install import install_command
 
 PLAN = "engine.plan"
 PORTS = "ports.json"
@@ -61,7 +62,9 @@ class TensorRtBackend:
 
     def missing(self) -> str | None:
         if not importlib.util.find_spec("torch_tensorrt"):
-            return "torch-tensorrt is not installed: pip install 'mien[tensorrt]', for RTX cards 'mien[tensorrt-rtx]'"
+            return (
+                f"torch-tensorrt is not installed: {install_command('tensorrt')}; for RTX cards the extra tensorrt-rtx"
+            )
         import torch
 
         return None if torch.cuda.is_available() else "torch finds no CUDA GPU"

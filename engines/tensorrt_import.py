@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from mien.errors import EngineError
+from mien.install import install_command
 
 
 @cache
@@ -28,8 +29,8 @@ def import_torch_tensorrt() -> Any:
             import torch_tensorrt
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
-            f"torch-tensorrt cannot be used ({error}): pip install 'mien[tensorrt]' or, for RTX cards, "
-            "'mien[tensorrt-rtx]'"
+            f"torch-tensorrt cannot be used ({error}): {install_command('tensorrt')}; for RTX cards the extra "
+            "tensorrt-rtx"
         ) from error
     from mien.engines.tensorrt_lstm import register_converter
 

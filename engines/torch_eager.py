@@ -15,6 +15,7 @@ import numpy as np
 from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
 from mien.engines.golden import Case, Golden, golden_inputs
 from mien.errors import EngineError
+from mien.install import install_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +101,7 @@ class TorchBackend:
 
     def missing(self) -> str | None:
         if not importlib.util.find_spec("torch"):
-            return "torch is not installed: pip install 'mien[live]'"
+            return f"torch is not installed: {install_command('live')}"
         return None if self.device == "cpu" or has_cuda_gpu() else "torch finds no CUDA GPU"
 
     def versions(self) -> dict[str, str]:

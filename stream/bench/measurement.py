@@ -6,13 +6,14 @@ import functools
 import importlib.metadata
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mien.install import commit
 
 BLOCKS = 20  # a run is cut into so many pieces; how their medians differ is the spread of a comparison
 _PACKAGES = ("mien", "numpy", "onnxruntime", "openvino", "torch", "torch-tensorrt", "torch-tensorrt-rtx", "pyzmq")
@@ -62,7 +63,7 @@ def surroundings() -> dict[str, Any]:
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -113,14 +114,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown processor"
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with "+" where files differ from it; None outside a checkout."""
-    try:
-        folder = Path(__file__).resolve().parent
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else None

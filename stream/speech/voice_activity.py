@@ -49,7 +49,7 @@ def _path() -> str:
         path = Path(folder) / "assets" / "silero_vad_v6.onnx"
         if path.is_file():
             return str(path)
-    raise AssetError("the voice activity model of faster-whisper is missing; reinstall mien[live]")
+    raise AssetError("the voice activity model of faster-whisper is missing; install faster-whisper again")
 
 
 class Hangover:

@@ -25,6 +25,7 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_MS
 from mien.config import AssetsConfig
 from mien.errors import AssetError
+from mien.install import install_command
 from mien.stream.bus.sockets import Receiver
 from mien.stream.dashboard.watcher import Audience, Watcher
 from mien.stream.subscriber import Subscriber
@@ -592,7 +593,7 @@ def test_what_is_missing_is_one_line() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1].endswith('pip install "mien[dashboard]"')
+    assert ran.stderr.splitlines()[-1].endswith(install_command("dashboard"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -12,6 +12,7 @@ import pytest
 
 import mien
 from mien.assets import ASSETS
+from mien.install import commit
 
 
 def run_mien(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,8 +38,18 @@ def assert_one_line(ran: subprocess.CompletedProcess[str], code: int, *parts: st
 
 
 def test_version() -> None:
-    ran = run_mien("--version")
-    assert (ran.returncode, ran.stdout) == (0, f"mien {mien.__version__}\n")
+    long, short = run_mien("--version"), run_mien("-V")
+    known = commit()
+    assert long.stdout == f"mien {mien.__version__}" + (f" (commit {known})" if known else "") + "\n"
+    assert (short.returncode, short.stdout) == (long.returncode, long.stdout) == (0, long.stdout)
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    words = run_mien(_MIEN_COMPLETE="complete_bash", COMP_WORDS="mien wei", COMP_CWORD="1")
+    assert words.stdout.split() == ["weights"]
+    options = run_mien(_MIEN_COMPLETE="complete_bash", COMP_WORDS="mien weights --re", COMP_CWORD="2")
+    assert options.stdout.split() == ["--restore"]
+    assert "--install-completion" in run_mien("--help", COLUMNS="200").stdout
 
 
 def test_help_names_every_command() -> None:

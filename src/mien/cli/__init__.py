@@ -18,7 +18,6 @@ app = typer.Typer(
     name="mien",
     help="Real-time emotion recognition from face, voice and words.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -26,14 +25,17 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"mien {mien.__version__}")
+        from mien.install import commit
+
+        known = commit()
+        typer.echo(f"mien {mien.__version__}" + (f" (commit {known})" if known else ""))
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print version and commit.")
     ] = False,
 ) -> None:
     pass
@@ -71,7 +73,9 @@ def main() -> None:
                 raise
             # The base install is for subscribers; whatever else a command needs comes with an extra.
             extra = _EXTRAS.get(error.name.partition(".")[0], "live")
-            _complain(f'this command needs the package `{error.name}`; pip install "mien[{extra}]"')
+            from mien.install import install_command
+
+            _complain(f"this command needs the package `{error.name}`; {install_command(extra)}")
             code = 1
     sys.exit(code)
 
@@ -87,7 +91,7 @@ def _leave_deleted_folder() -> None:
 def _run() -> int | str | None:
     """Typer's exit code: it ends the interpreter, and what is left to write is to be checked first."""
     try:
-        app()
+        app(prog_name="mien")  # also as `python -m mien`: shells complete by this name
     except SystemExit as ended:
         return ended.code
     return 0

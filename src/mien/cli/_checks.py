@@ -25,10 +25,11 @@ from typing import Any, Literal
 import platformdirs
 
 from mien.config import Config
+from mien.install import install_command
 
 Verdict = Literal["ok", "warn", "fail"]
 
-INSTALL_LIVE = 'install what capturing needs: pip install "mien[live]"'
+INSTALL_LIVE = f"install what capturing needs: {install_command('live')}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def check_packages(_: Config) -> Iterator[Row]:
             "packages: opencv",
             "fail",
             "opencv-python and opencv-contrib-python have different versions and share one folder",
-            "pip uninstall opencv-python opencv-contrib-python, then install mien[live] again",
+            "pip uninstall --yes opencv-python opencv-contrib-python; then " + install_command("live"),
         )
 
 

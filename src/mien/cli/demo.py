@@ -31,6 +31,7 @@ def command(
 
     from mien.cli._session import Output, run_session
     from mien.config import load_config
+    from mien.install import install_command
     from mien.stream.dashboard.launch import Companion, has_page
     from mien.stream.session import find_camera, find_microphone, plan_session
 
@@ -49,7 +50,7 @@ def command(
     session = plan_session(load_config(config, overrides))
     wanted = window or not headless
     if wanted and not window and not has_page():
-        typer.echo('no dashboard: it needs the package nicegui; pip install "mien[dashboard]"', err=True)
+        typer.echo(f"no dashboard: it needs the package nicegui; {install_command('dashboard')}", err=True)
         wanted = False
     run_session(
         session,

@@ -1,0 +1,60 @@
+"""How this mien came onto the machine: from a checkout, a wheel or an index, and at which commit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra to this very installation, for instance `pip install -e "/home/me/mien[live]"`."""
+    origin = _origin()
+    checkout = checkout_folder()
+    if checkout is not None:
+        pins = checkout / "constraints.txt"
+        pinned = f'-c "{pins}" ' if pins.is_file() else ""
+        return f'pip install {pinned}-e "{checkout}[{extra}]"'
+    if origin.get("url"):
+        vcs = origin.get("vcs_info", {}).get("vcs")
+        return f'pip install "mien[{extra}] @ {f"{vcs}+" if vcs else ""}{origin["url"]}"'
+    return f'pip install "mien[{extra}]"'
+
+
+def checkout_folder() -> Path | None:
+    """The checkout that this mien runs from; None where it was copied out of one."""
+    folder = Path(__file__).resolve().parents[2]
+    return folder if (folder / "pyproject.toml").is_file() and (folder / "src" / "mien").is_dir() else None
+
+
+def commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it, or the one that pip installed; None elsewhere."""
+    folder = checkout_folder()
+    if folder is None:
+        known = _origin().get("vcs_info", {}).get("commit_id")
+        return str(known)[:9] if known else None
+    try:
+        head = _git(folder, "rev-parse", "--short", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * bool(changed)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    ran = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
+
+
+@functools.cache
+def _origin() -> dict[str, Any]:
+    """What pip noted of where it took mien from (PEP 610); empty where that was an index."""
+    from importlib import metadata
+
+    try:
+        noted: dict[str, Any] = json.loads(metadata.distribution("mien").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, json.JSONDecodeError):
+        return {}
+    return noted
