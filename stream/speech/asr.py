@@ -15,7 +15,7 @@ from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
 from mien.stream.speech.agreement import agreed, plain
 from mien.stream.speech.alignment import INSTANT_S, groups, spread, uttered
-from mien.stream.speech.certainty import Certainty
+from mien.stream.speech.certainty import Certainty, is_noise
 from mien.stream.speech.repetition import MISLEADING, repetition
 from mien.stream.speech.voiced_sound import VoiceDetector, VoicedSound
 from mien.stream.speech.whisper import SAMPLE_RATE, HeardWord, Hypothesis
@@ -171,7 +171,7 @@ class Recogniser:
             self._certainty.weigh(hypothesis.log_probability, len(samples) / SAMPLE_RATE)
         if hypothesis.no_speech > NO_SPEECH and hypothesis.log_probability < UNSURE:
             return []
-        if hypothesis.log_probability < HOPELESS:
+        if hypothesis.log_probability < HOPELESS or (not context and is_noise(hypothesis.words, HOPELESS)):
             self._unclear_ns = self._t_end_ns
             return []
         words = hypothesis.words[: uttered(hypothesis.words)]

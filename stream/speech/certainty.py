@@ -9,12 +9,15 @@ for three in four of the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import msgspec
 
 from mien.clock import NS_PER_S
 from mien.messages import Word
+from mien.stream.speech.agreement import plain
+from mien.stream.speech.whisper import HeardWord
 
 SURE = 0.6  # mean probability of the words below which an utterance is a guess
 BELIEF, BELIEF_WORDS = 0.8, 3  # an utterance begins with the credit of so many words of this probability
@@ -23,6 +26,22 @@ DOUBTFUL = -1.2  # mean log probability of a hypothesis that is a guess
 DOUBTFUL_S = 1.5  # of sound: with less, every hypothesis is one
 DOUBT, DOUBT_WORDS = 0.2, 3  # a doubtful hypothesis counts as so many words of this probability
 FORGET_NS = 10 * NS_PER_S  # after so long without a word the credit is full again
+FEW = 3  # different words: more of them are speech, if perhaps another language
+_LEAST = 1e-3
+
+
+def is_noise(words: Sequence[HeardWord], hopeless: float) -> bool:
+    """Is the beginning of an utterance no more than what a decoder makes of a cough or laughter?
+
+    A decoder grows sure of a word by repeating it, so each counts once, as it was said first.
+
+    Args:
+        hopeless: mean log probability below which it is.
+    """
+    first: dict[str, float] = {}
+    for word in words:
+        first.setdefault(plain(word.text), max(word.probability, _LEAST))
+    return 0 < len(first) <= FEW and sum(map(math.log, first.values())) / len(first) < hopeless
 
 
 class Certainty:

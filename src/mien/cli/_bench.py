@@ -110,6 +110,18 @@ def run_bridges(seconds: float) -> dict[str, Any]:
     return measure_bridges(seconds)
 
 
+def run_silence(seconds: float, asr: str | None) -> dict[str, Any]:
+    """`mien bench silence`: words where nobody speaks."""
+    from mien.stream.bench.silence import measure_silence
+
+    console = make_console(stderr=True)
+
+    def report(name: str, figures: dict[str, Any]) -> None:
+        console.print(f"{name:<10} {figures['words']:4} words in {figures['seconds']:.0f} s  {figures['text'][:60]}")
+
+    return {"sounds": measure_silence(seconds, asr, report=report)}
+
+
 def run_session(
     clip: Path | None,
     asr: str | None,

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     FLOOD = "flood"
     SUBSCRIBERS = "subscribers"
     BRIDGES = "bridges"
+    SILENCE = "silence"
     COMPARE = "compare"
 
 
@@ -34,8 +35,9 @@ engines: all of them side by side. single: one stream, as fast as possible. pace
 camera. multi: streams of 30 a second sent to one inference process, the most that hold, or exactly -n. soak MINUTES: a
 looped session. bus: ZeroMQ alone. watchers: the session while nobody, one and five watch its dashboard. chaos: a
 session to which something happens all the time. flood: features ten times too fast. subscribers: 100 that read, 20 slow
-ones and one that never does. bridges: the latency that each bridge adds. compare A.json B.json: ratios of two reports
-with their spread."""
+ones and one that never does. bridges: the latency that each bridge adds. silence: words that are heard in ten minutes
+each of silence, hum, noise, music, typing and coughs, of which there must be none. compare A.json B.json: ratios of two
+reports with their spread."""
 
 
 def command(
@@ -46,7 +48,7 @@ def command(
     fps: Annotated[
         float, typer.Option(min=0, max=240, help="paced, soak: pace of the camera that films it; 0: the clip's own.")
     ] = 30.0,
-    asr: Annotated[str | None, typer.Option(help="paced, soak: tiny.en, base, none ...")] = None,
+    asr: Annotated[str | None, typer.Option(help="paced, soak, silence: tiny.en, base ...")] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="chaos: how long.")] = 20.0,
     every: Annotated[float, typer.Option(min=5, help="chaos: seconds from one fault to the next.")] = 20.0,
     streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
@@ -96,6 +98,7 @@ def command(
         Kind.WATCHERS: lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
         Kind.BUS: lambda: _bench.run_bus(seconds or 6.0),
         Kind.BRIDGES: lambda: _bench.run_bridges(seconds or 10.0),
+        Kind.SILENCE: lambda: _bench.run_silence(seconds or 600.0, asr),
         Kind.CHAOS: lambda: _drills.run_chaos(clip, asr, minutes, every),
         Kind.FLOOD: lambda: _drills.run_flood(seconds or 30.0, engine, checkpoint),
         Kind.SUBSCRIBERS: lambda: _drills.run_subscribers(seconds or 30.0, engine, checkpoint),

@@ -12,9 +12,9 @@ from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
 from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.asr import Recogniser
-from mien.stream.speech.certainty import FORGET_NS, Certainty
+from mien.stream.speech.certainty import FORGET_NS, Certainty, is_noise
 from mien.stream.speech.voice_activity import VoiceActivity
-from mien.stream.speech.whisper import Whisper
+from mien.stream.speech.whisper import HeardWord, Whisper
 from tests.stream.sounds import spoken, spoken_by_espeak
 
 ENGLISH = "The weather is lovely today, and we are going to the sea with all of our friends."
@@ -48,6 +48,23 @@ def test_a_few_words_out_of_many_doubtful_hypotheses_are_uncertain() -> None:
     for _ in range(3):
         certainty.weigh(-1.8, seconds=3.0)
     assert all(word.uncertain for word in certainty.judged(said, (), NS_PER_S))
+
+
+@pytest.mark.parametrize(
+    ("said", "noise"),
+    [
+        ("Cut,:0.11 cut,:0.89 cut:0.92", True),  # a cough
+        ("F-f-f-f-:0.03", True),  # laughter
+        ("At:0.03 all.:0.39", True),
+        ("No:0.44 no:0.9 no:0.9", False),
+        ("Bimblue:0.2 F2:0.6 now.:0.8", False),
+        ("I:0.2 have:0.1 seen:0.1 the:0.2", False),  # another language, rather
+        ("", False),
+    ],
+)
+def test_a_few_words_that_are_hardly_probable_are_noise(said: str, noise: bool) -> None:
+    heard = [HeardWord(text, 0.0, 0.1, float(p)) for text, _, p in (word.partition(":") for word in said.split())]
+    assert is_noise(heard, -1.6) == noise
 
 
 def test_words_of_earlier_utterances_stay_as_they_were_judged() -> None:
