@@ -137,7 +137,7 @@ class CompleteSchedule:
         """The messages that have something to say of the time up to an instant; None: all that are left."""
         taken: list[FeatureWindow] = []
         for waiting in self._waiting.values():
-            while waiting and (t_end_ns is None or _begins_ns(waiting[0]) <= t_end_ns):
+            while waiting and (t_end_ns is None or begins_ns(waiting[0]) <= t_end_ns):
                 taken.append(waiting.popleft())
         return taken
 
@@ -194,7 +194,7 @@ class CompleteSchedule:
         self._paces[leader].hear(trigger.t_end_ns)
 
 
-def _begins_ns(message: FeatureWindow) -> int:
+def begins_ns(message: FeatureWindow) -> int:
     """From when on a message has something to say: its first row; as a whole where it is a state (words)."""
     whole = message.words or not len(message.times_ns)
     return message.t_end_ns if whole else min(int(message.times_ns[0]), message.t_end_ns)

@@ -81,6 +81,7 @@ class Session(ABC):
         self._words = next((track for track in windows.tracks.values() if isinstance(track, Snapshots)), None)
         self._faults = Faults()
         self._absent: dict[str, str] = {}
+        self._unclear: dict[str, str] = {}  # why nothing is in the rows of a modality that goes on, as its worker says
         self.ended: set[str] = set()
         self._said_last = False
         self._taken_in: dict[str, list[tuple[int, int]]] = {}
@@ -141,6 +142,10 @@ class Session(ABC):
             self.lose(modality)
         else:
             self._faults.say(modality, None)
+        if unclear := status.detail.get("unclear"):
+            self._unclear[modality] = str(unclear)
+        else:
+            self._unclear.pop(modality, None)
         if status.state == "ended":
             self.assembler.explanations[modality] = status.last_error or "the clip has ended"
             self.ended.add(status.worker)
@@ -215,11 +220,13 @@ class Session(ABC):
             words, transcript = self._words.words[self.place], self._words.transcripts[self.place]
             silenced = bool(self._words.reasons[self.place])
         absent = {} if all(present) and not silenced else self.assembler.absent(t_end_ns)
+        ages = ages_ms(names, t_end_ns, present, newest_ns)
+        absent = {**{m: why for m, why in self._unclear.items() if ages.get(m) is None}, **absent}
         self.note_absent(absent)
         prediction: Prediction = self.post.prediction(
             t_end_ns,
             answer,
-            Evidence(ages_ms(names, t_end_ns, present, newest_ns), absent, words, transcript),
+            Evidence(ages, absent, words, transcript),
             seq=self._seq,
             model=model,
             inputs=spans_of(self._taken_in),

@@ -3,7 +3,8 @@
 The landmarker is asked for one face. Asked for more, it would look for the others in every frame (on one core of an
 EPYC, 9.5 ms instead of 7.6 ms) and no longer smooth over time. The detector that comes with it costs 1.2 ms; a look
 around with it twice a second counts the faces and finds the largest. Where the landmarker follows another one, it is
-shown only the largest until it has it.
+shown only the largest until it has it. Faces that are too small for the picture as a whole are found and followed in a
+part of it (see `face_search`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mien.clock import NS_PER_MS
+from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import AssetError
 from mien.messages import Float32
+from mien.stream.modalities.face_search import SURE, Box, Region, Search, region_around, region_for
 from mien.stream.modalities.mediapipe_tasks import BaseOptions, mp, vision
 
 UInt8 = npt.NDArray[np.uint8]
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 BLENDSHAPES = 52
 EDGES = np.array(
@@ -35,7 +36,8 @@ EDGES = np.array(
 LOOK_NS = 500 * NS_PER_MS
 LARGER = 1.5  # times the area of the face that is followed: then the largest is followed instead
 _SAME = 0.2  # intersection over union of two boxes that are one face
-_PATIENCE = 5  # frames in which only the largest face is shown
+_PATIENCE = 5  # frames in which only the largest face is shown, or a face is waited for in its part
+_UNCLEAR_NS = 2 * NS_PER_S  # for which a face that was seen without landmarks is spoken of
 _QUIET = threading.Lock()
 
 
@@ -87,6 +89,13 @@ class FaceMesh:
         self._followed: Box | None = None
         self._wanted: Box | None = None
         self._patience = 0
+        self._task = task
+        self._search = Search()
+        self._region: Region | None = None  # in which a small face is followed
+        self._missed = 0  # frames without it
+        self._size = (0, 0)
+        self._now_ns = 0
+        self._seen_ns: int | None = None  # when the detector saw a face of which there are no landmarks
         mode = vision.RunningMode.VIDEO if moving else vision.RunningMode.IMAGE
         try:
             with _quiet():
@@ -107,21 +116,75 @@ class FaceMesh:
         """The face in a picture (H, W, 3) RGB, or None. `t_ns`: its capture time, which must not fall."""
         if self._first_ns is None:
             self._first_ns = t_ns
-        if self._detector is not None and (self._looked_ns is None or t_ns - self._looked_ns >= LOOK_NS):
+        self._begin(rgb, t_ns)
+        if self._max_faces > 1 and (self._looked_ns is None or t_ns - self._looked_ns >= LOOK_NS):
             self._looked_ns = t_ns
             self._look(rgb)
         if self._wanted is not None:
             rgb = _only(rgb, self._wanted)
-        # The network reads rows one after the other: a view with gaps between them would be read as noise.
-        picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
+        face = self._landmarks(rgb, t_ns)
         if self._moving:
-            # Times are counted from the first frame, so that a clip gives the same rows whenever it is played.
-            self._last_ms = max(self._last_ms + 1, (t_ns - self._first_ns) // NS_PER_MS)
-            face = _face(self._landmarker.detect_for_video(picture, self._last_ms), rgb.shape)
-        else:
-            face = _face(self._landmarker.detect(picture), rgb.shape)
+            face = self._followed_closely(rgb, face)
         self._follow(face)
         return face
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether there is a face in view, but too small or turned away for landmarks."""
+        return self._seen_ns is not None and self._now_ns - self._seen_ns < _UNCLEAR_NS
+
+    def _begin(self, rgb: UInt8, t_ns: int) -> None:
+        """A frame has come; of another size than the last, nothing that is known of places holds."""
+        self._now_ns = t_ns
+        if rgb.shape[:2] != self._size:
+            self._size = rgb.shape[0], rgb.shape[1]
+            self._region = self._wanted = self._followed = None
+
+    def _landmarks(self, rgb: UInt8, t_ns: int) -> Face | None:
+        """What the landmarker makes of a picture, or of the part of it that holds a small face."""
+        region = self._region
+        shown = rgb if region is None else region.of(rgb)
+        # The network reads rows one after the other: a view with gaps between them would be read as noise.
+        picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(shown))
+        if not self._moving:
+            return _face(self._landmarker.detect(picture), shown.shape)
+        # Times are counted from the first frame, so that a clip gives the same rows whenever it is played.
+        assert self._first_ns is not None
+        self._last_ms = max(self._last_ms + 1, (t_ns - self._first_ns) // NS_PER_MS)
+        face = _face(self._landmarker.detect_for_video(picture, self._last_ms), shown.shape)
+        if face is None or region is None:
+            return face
+        height, width = self._size
+        offset = np.array([region.left, region.top], np.float32)
+        return Face(face.landmarks + offset, face.blendshapes, region.whole_matrix(face.matrix, width, height))
+
+    def _followed_closely(self, rgb: UInt8, face: Face | None) -> Face | None:
+        """Where to look for a small face in the next frame; the face as it is."""
+        height, width = self._size
+        if face is not None:
+            self._seen_ns, self._missed = None, 0
+            if self._region is not None:
+                self._region = region_for(self._region, face.box, width, height)
+            return face
+        self._missed += 1
+        if self._region is not None and self._missed > _PATIENCE:
+            self._region = None
+        if self._region is None and (part := self._search.part(width, height, self._now_ns)) is not None:
+            found = self._detected(part.of(rgb), SURE)
+            if found:
+                self._seen_ns, self._missed = self._now_ns, 0
+                self._region = region_around(part.whole_box(max(found, key=_area)), width, height)
+        return face
+
+    def _detected(self, rgb: UInt8, least: float = 0.0) -> list[Box]:
+        """Boxes of the faces that the detector sees with at least such a score."""
+        if self._detector is None:
+            with _quiet():
+                self._detector = _detector(self._task)
+        picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
+        found = (each for each in self._detector.detect(picture).detections if each.categories[0].score >= least)
+        boxes = (each.bounding_box for each in found)
+        return [(b.origin_x, b.origin_y, b.origin_x + b.width, b.origin_y + b.height) for b in boxes]
 
     def close(self) -> None:
         """Release the networks. May be called twice."""
@@ -132,12 +195,10 @@ class FaceMesh:
 
     def _look(self, rgb: UInt8) -> None:
         """Count the faces, and want the largest if it is not the one that is followed."""
-        picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
-        boxes: list[Box] = []
-        for found in self._detector.detect(picture).detections:
-            box = found.bounding_box
-            boxes.append((box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height))
+        boxes = self._detected(rgb)
         self.faces = min(len(boxes), self._max_faces)
+        if boxes and self._followed is None:
+            self._seen_ns = self._now_ns
         if len(boxes) < 2:
             return
         largest = max(boxes, key=_area)
@@ -152,7 +213,7 @@ class FaceMesh:
         if face is not None:
             self._followed = face.box
             self.faces = max(self.faces, 1)
-        elif self._detector is None:
+        elif self._max_faces == 1:
             self.faces = 0
         if self._wanted is not None:
             self._patience -= 1

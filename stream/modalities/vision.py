@@ -35,13 +35,15 @@ from mien.stream.sources.video import open_video
 if TYPE_CHECKING:
     from torch import nn
 
-    from mien.stream.modalities.face_mesh import Box, Face, FaceMesh
+    from mien.stream.modalities.face_mesh import Face, FaceMesh
+    from mien.stream.modalities.face_search import Box
 
 UInt8 = npt.NDArray[np.uint8]
 
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
 _NEAR_CM = 10.0  # a face is never nearer to the camera; keeps the pose finite
 _SCALE_CM = 50.0  # distance at which a face has scale 1
+UNCLEAR = "face too small or turned away"
 _STILL_SIDE = 256  # pixels to which a small still is enlarged together with its margin
 
 
@@ -74,6 +76,7 @@ class FaceView:
         crop: (48, 48) uint8, what the face CNN saw; None if it saw nothing.
         logits: (7,) what the face CNN makes of it, in the order of EMOTIONS; None likewise.
         landmarks: (478, 2) pixels; None without a face.
+        unclear: there is a face, but too small or turned away for a row.
     """
 
     faces: int
@@ -81,6 +84,7 @@ class FaceView:
     crop: UInt8 | None = None
     logits: Float32 | None = None
     landmarks: Float32 | None = None
+    unclear: bool = False
 
 
 Row = tuple[Float32, bool, FaceView]
@@ -128,7 +132,7 @@ class VisionExtractor:
         assert self._stream is not None, "closed"
         face = self._stream.find(np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), np.uint8), t_ns)
         if face is None:
-            return np.zeros(SPEC.dim, np.float32), False, FaceView(self._stream.faces)
+            return np.zeros(SPEC.dim, np.float32), False, FaceView(self._stream.faces, unclear=self._stream.is_unclear)
         return self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
 
     def still(self, image: UInt8) -> Row:
@@ -263,6 +267,7 @@ class Vision(Modality):
         self._extractor: VisionExtractor | None = None
         self._sent_ns = 0
         self._faces = 0
+        self._unclear = False
         self._size: tuple[int, int] | None = None
         self._picture: Picture | None = None
 
@@ -288,7 +293,7 @@ class Vision(Modality):
                     yield None
                 continue
             values, valid, view = extractor.row(frame.image, frame.t_ns)
-            self._faces = view.faces
+            self._faces, self._unclear = view.faces, view.unclear
             self._size = frame.image.shape[1], frame.image.shape[0]
             self._picture = Picture(frame.image, view.landmarks, mesh_edges)
             t_start_ns, self._sent_ns = min(self._sent_ns, frame.t_ns), frame.t_ns
@@ -313,6 +318,7 @@ class Vision(Modality):
             detail={
                 "source": source.name,
                 "faces": self._faces,
+                "unclear": UNCLEAR if self._unclear else None,
                 "width": width,
                 "height": height,
                 "reopened": source.reopened,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mien.clock import NS_PER_S
+from mien.config import InferenceConfig
 from mien.engines.predictor import Outputs, Predictor
 from mien.errors import SourceError
-from mien.messages import Float32, ModalitySpec, Window, Word
+from mien.messages import FeatureWindow, ModalitySpec, Word
 from mien.models.corpora import MEDIA_SUFFIXES, CorpusItem
-from mien.models.datasets import Labels, Sample, make_track, window
+from mien.models.datasets import RawRows
+from mien.stream.inference.assembler import Assembler
+from mien.stream.inference.schedule import begins_ns
 from mien.stream.modality import Rows
 from mien.stream.offline.extraction import Extractors
+from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound
-from mien.windowing import WINDOW_NS, place_rows
+from mien.windowing import slot_ns
+
+_PIECE_NS = 40_000_000  # of rows that come often: as long as a chunk of sound
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,12 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A clip's rows, its length, and its words: the messages of a live text worker, in order."""
+    """A clip's length, and all that its workers would say of it in a live session, in order of time."""
 
-    sample: Sample
+    name: str
     duration_ns: int
-    said: tuple[Rows, ...] = ()
-
-    def said_at(self, t_ns: int) -> Rows | None:
-        """What the text worker has said last at `t_ns`."""
-        index = bisect_right(self.said, t_ns, key=lambda rows: rows.t_end_ns)
-        return self.said[index - 1] if index else None
+    messages: tuple[FeatureWindow, ...]
+    notes: tuple[str, ...] = ()
 
 
 def clips_in(path: Path) -> list[Path]:
@@ -68,53 +67,58 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
     Raises:
         SourceError: it cannot be read.
     """
-    streams = open_clip(path)
-    tracks = {}
-    said: tuple[Rows, ...] = ()
-    if streams.has_audio:
-        sound = read_sound(path)
+    clip = open_clip(path, extractors.tracks)
+    name = printable(str(path))
+    messages: list[FeatureWindow] = []
+    if clip.has_audio:
+        sound = read_sound(path, extractors.tracks)
         if "audio" in specs:
-            tracks["audio"] = make_track(specs["audio"], extractors.sound_rows(sound))
+            messages += _messages(name, specs["audio"], _pieces(specs["audio"], extractors.sound_rows(sound)))
         if words and "text" in specs:
-            said = tuple(extractors.said(sound))
-    if streams.has_video and "vision" in specs:
+            messages += _messages(name, specs["text"], extractors.said(sound))
+    if clip.has_video and "vision" in specs:
         rows = extractors.picture_rows(CorpusItem(str(path), audio=path, video=path))
-        tracks["vision"] = make_track(specs["vision"], rows)
-    duration_ns = round(streams.duration_s * NS_PER_S)
-    labels = Labels(id=str(path), corpus="clip", duration_ns=duration_ns)
-    return Clip(Sample(labels, tracks), duration_ns, said)
+        messages += _messages(name, specs["vision"], _pieces(specs["vision"], rows))
+    messages.sort(key=begins_ns)
+    return Clip(name, round(clip.duration_s * NS_PER_S), tuple(messages), clip.notes)
 
 
 def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterator[Moment]:
-    """A prediction every `hop_s` seconds, the last one at the clip's end."""
+    """A prediction every `hop_s` seconds, the last one at the clip's end, each from what a live session would know."""
     hop_ns = round(hop_s * NS_PER_S)
+    assembler = Assembler(predictor.specs, InferenceConfig().max_age_ms)
+    coming = iter(clip.messages)
+    message = next(coming, None)
     for end_ns in [*range(hop_ns, clip.duration_ns, hop_ns), clip.duration_ns]:
-        features: dict[str, Float32] = {}
-        mask: dict[str, Float32] = {}
-        words: list[Word] = []
-        for name, spec in predictor.specs.items():
-            if name == "text":
-                features[name], mask[name], words = _words(clip, spec, end_ns)
-            else:
-                # The last row whose slot has begun before the end.
-                features[name], mask[name] = window(clip.sample, spec, end_ns - 1)
-        observed = any(m.any() for m in mask.values())
-        seen = Window(
-            session=clip.sample.labels.id, seq=0, t_end_ns=end_ns, features=features, mask=mask,
-            age_ms=dict.fromkeys(features),
+        while message is not None and begins_ns(message) <= end_ns:
+            assembler.push(message)
+            message = next(coming, None)
+        seen = assembler.window(clip.name, end_ns)
+        outputs = predictor.predict(seen) if any(mask.any() for mask in seen.mask.values()) else None
+        yield Moment(end_ns / NS_PER_S, outputs, _text(seen.words, uncertain=False), _text(seen.words, uncertain=True))
+
+
+def _messages(clip: str, spec: ModalitySpec, said: Iterator[Rows]) -> list[FeatureWindow]:
+    return [
+        FeatureWindow(
+            session=clip, modality=spec.name, run=0, seq=seq, t_start_ns=rows.t_start_ns, t_end_ns=rows.t_end_ns,
+            extractor=spec.extractor, values=rows.values, valid=rows.valid, times_ns=rows.times_ns, words=rows.words,
+        )
+        for seq, rows in enumerate(said)
+    ]  # fmt: skip
+
+
+def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[Rows]:
+    """Rows as a worker sends them: a frame's each, or those of a chunk of sound."""
+    size = max(1, _PIECE_NS // slot_ns(spec))
+    after_ns = slot_ns(spec) // 2 if size > 1 else 0  # a row of sound stands in the middle of its slot
+    for at in range(0, len(rows.values), size):
+        part = slice(at, at + size)
+        times_ns = rows.times_ns[part]
+        yield Rows(
+            t_start_ns=int(times_ns[0]), t_end_ns=int(times_ns[-1]) + after_ns, values=rows.values[part],
+            valid=rows.valid[part], times_ns=times_ns,
         )  # fmt: skip
-        outputs = predictor.predict(seen) if observed else None
-        yield Moment(end_ns / NS_PER_S, outputs, _text(words, uncertain=False), _text(words, uncertain=True))
-
-
-def _words(clip: Clip, spec: ModalitySpec, end_ns: int) -> tuple[Float32, Float32, list[Word]]:
-    """Features, mask and words of the window that ends at `end_ns`."""
-    said = clip.said_at(end_ns)
-    if said is None:
-        return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32), []
-    inside = said.times_ns > end_ns - WINDOW_NS
-    words = [word for word, there in zip(said.words, inside, strict=True) if there]
-    return *place_rows(spec, said.values, said.valid & inside, said.times_ns, end_ns), words
 
 
 def _text(words: Sequence[Word], *, uncertain: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import multiprocessing.util
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 
 from mien.assets import asset_path
 from mien.clock import NS_PER_S
-from mien.config import AssetsConfig, TextConfig
+from mien.config import AssetsConfig, ClipConfig, TextConfig
 from mien.errors import DataError, MienError
 from mien.files import write_file
 from mien.messages import Float32, Int64, ModalitySpec, Word
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from mien.stream.modalities.vision import VisionExtractor
     from mien.stream.modality import Rows
     from mien.stream.speech.asr import Heard, Recogniser
+
+log = logging.getLogger(__name__)
 
 MODALITIES = ("text", "audio", "vision")
 CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
@@ -413,6 +416,7 @@ class Extractors:
     Attributes:
         modalities: what is wanted of every item.
         weights: of the text and face encoders.
+        tracks: which of a file's tracks are taken.
     """
 
     def __init__(
@@ -421,8 +425,9 @@ class Extractors:
         asr: str = "",
         assets: AssetsConfig | None = None,
         weights: WeightSet = SHIPPED,
+        tracks: ClipConfig | None = None,
     ) -> None:
-        self.weights = weights
+        self.weights, self.tracks = weights, tracks
         self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
         self._opened: dict[str, Any] = {}
 
@@ -441,10 +446,12 @@ class Extractors:
             duration_ns = round((item.end_s - item.start_s) * NS_PER_S)
         words, word_times = (item.text or "").split(), None
         if item.audio is not None:
-            clip = open_clip(item.audio)
+            clip = open_clip(item.audio, self.tracks)
+            for note in clip.notes:
+                log.warning("%s", note)
             duration_ns = duration_ns or round((clip.duration_s - (item.start_s or 0.0)) * NS_PER_S)
             if clip.has_audio:
-                sound = segment(read_sound(item.audio), item.start_s, item.end_s)
+                sound = segment(read_sound(item.audio, self.tracks), item.start_s, item.end_s)
                 if not len(sound) and not clip.has_video:
                     raise DataError("zero duration")
                 if "audio" in self.modalities:
@@ -491,7 +498,7 @@ class Extractors:
         values, valid = [np.zeros((0, vision.SPEC.dim), np.float32)], []
         times: list[int] = []
         with contextlib.suppress(BrokenClipError):  # what came before is good
-            for t_ns, frame in open_clip(item.video).pictures():
+            for t_ns, frame in open_clip(item.video, self.tracks).pictures():
                 if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
                     continue
                 if end_ns is not None and t_ns >= end_ns:

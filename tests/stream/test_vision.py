@@ -13,7 +13,8 @@ from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, CheckpointError
 from mien.messages import Float32
 from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
-from mien.stream.modalities.face_mesh import Box, FaceMesh, overlap
+from mien.stream.modalities.face_mesh import FaceMesh, overlap
+from mien.stream.modalities.face_search import Box
 from mien.stream.modalities.vision import (
     BLENDSHAPES,
     EMBEDDING,

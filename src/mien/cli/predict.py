@@ -16,12 +16,15 @@ def command(
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
+    audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
+    video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
 ) -> None:  # fmt: skip
     """Predict over clips, with the features and the model of the stream."""
     import csv
     import io
     import json
 
+    from mien.config import ClipConfig
     from mien.emotions import EMOTIONS
     from mien.engines.predictor import Predictor
     from mien.errors import SourceError
@@ -39,7 +42,8 @@ def command(
     check_extractors(loaded, specs.values())
     clips = clips_in(path)
     predictor = Predictor(loaded, engine)
-    extractors = Extractors(tuple(specs), "" if asr == "none" else asr, weights=weights)
+    tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
+    extractors = Extractors(tuple(specs), "" if asr == "none" else asr, weights=weights, tracks=tracks)
     text = io.StringIO()
     gates = [f"gate_{name}" for name in predictor.specs]
     columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]
@@ -56,8 +60,10 @@ def command(
                 failed += 1
                 typer.secho(f"skipped: {error}", fg=typer.colors.YELLOW, err=True)
                 continue
+            for note in read.notes:
+                typer.secho(note, err=True)
             for moment in predict_clip(read, predictor, hop):
-                row: dict[str, object] = {"clip": str(clip), "t_s": round(moment.t_s, 3), "words": moment.words}
+                row: dict[str, object] = {"clip": read.name, "t_s": round(moment.t_s, 3), "words": moment.words}
                 row["uncertain_words"] = moment.uncertain
                 said = moment.outputs
                 if said is not None:
@@ -69,7 +75,7 @@ def command(
                     text.write(json.dumps(row) + "\n")
                 else:
                     table.writerow(row)
-            predictor.forget(str(clip))
+            predictor.forget(read.name)
             if out is None:
                 typer.echo(text.getvalue().encode(), nl=False)
                 text.seek(0)
