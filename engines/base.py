@@ -27,6 +27,14 @@ MAX_BATCH = 512  # rows that engines of a GPU are made for
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The function that makes a network ("module:function"), and its arguments as JSON has them."""
+
+    function: str
+    arguments: dict[str, str | int | None]
+
+
+@dataclass(frozen=True)
 class Network:
     """A torch module that an engine can compile.
 
@@ -38,6 +46,7 @@ class Network:
             zeros and ones are taken for masks.
         outputs: names of what `forward` returns, in its order.
         dynamic: per input (or output), which axes may change from call to call, and a name for each.
+        origin: how another process makes the same network; None: it is compiled where it is opened.
     """
 
     name: str
@@ -46,6 +55,7 @@ class Network:
     example: dict[str, Array]
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from mien.engines.apart import do_apart
 from mien.engines.base import Artifact, Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
@@ -82,7 +83,9 @@ class Cache:
 
         identity = identify(network, backend, precision)
         key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
-        root = self._writable_root()
+        root = self.writable_root()
+        if not (root / key / MANIFEST).is_file():
+            do_apart([network], backend.name, precision, threads, root)
         try:
             with filelock.FileLock(root / f"{key}.lock", timeout=LOCK_TIMEOUT_S):
                 return _open_locked(root / key, identity, network, backend, precision, threads)
@@ -133,7 +136,8 @@ class Cache:
                 path.unlink(missing_ok=True)
         return size
 
-    def _writable_root(self) -> Path:
+    def writable_root(self) -> Path:
+        """The folder, or a temporary one with a warning."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mien.engines.base import Array, Network
+from mien.engines.base import Array, Network, Origin
 from mien.messages import ModalitySpec
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def encoder_network(checkpoint: Checkpoint, spec: ModalitySpec) -> Network:
         build=build,
         example={"features": features, "mask": mask},
         outputs=("hidden", "observed"),
+        origin=_origin(checkpoint, spec.name),
         dynamic={name: {0: "batch"} for name in names},
     )
 
@@ -58,6 +59,7 @@ def fusion_network(checkpoint: Checkpoint) -> Network:
         build=lambda: checkpoint.network().fusion,
         example=example,
         outputs=OUTPUTS,
+        origin=_origin(checkpoint, "fusion"),
         dynamic={name: {0: "batch"} for name in (*example, *OUTPUTS)},
     )
 
@@ -81,8 +83,33 @@ def whole_network(checkpoint: Checkpoint, batch: int | None = None) -> Network:
         build=checkpoint.network,
         example=example,
         outputs=OUTPUTS,
+        origin=_origin(checkpoint, "whole", batch),
         dynamic={} if batch else {name: {0: "batch"} for name in (*example, *OUTPUTS)},
     )
+
+
+def part_network(checkpoint: str, part: str, batch: int | None = None) -> Network:
+    """One of these networks by its name: "whole", "fusion", or that of a modality.
+
+    Args:
+        checkpoint: its file.
+
+    Raises:
+        CheckpointError: it cannot be used.
+    """
+    from mien.models.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    if part == "whole":
+        return whole_network(loaded, batch)
+    if part == "fusion":
+        return fusion_network(loaded)
+    return encoder_network(loaded, next(spec for spec in loaded.specs if spec.name == part))
+
+
+def _origin(checkpoint: Checkpoint, part: str, batch: int | None = None) -> Origin:
+    arguments: dict[str, str | int | None] = {"checkpoint": str(checkpoint.path), "part": part, "batch": batch}
+    return Origin("mien.engines.cmmsf:part_network", arguments)
 
 
 def _window_example(checkpoint: Checkpoint, spec: ModalitySpec) -> tuple[Array, Array]:

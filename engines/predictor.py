@@ -109,14 +109,16 @@ class Predictor:
         self.checkpoint = checkpoint
         self.specs: dict[str, ModalitySpec] = {spec.name: spec for spec in checkpoint.specs}
         self._why = ""
+        encoders = {name: encoder_network(checkpoint, spec) for name, spec in self.specs.items()}
+        fusion = fusion_network(checkpoint)
         if engine == "auto":
-            choice = choose_engine(whole_network(checkpoint), precision, threads, cache)
+            parts = (*encoders.values(), fusion)
+            choice = choose_engine(whole_network(checkpoint), precision, threads, cache, parts)
             engine, precision, self._why = choice.engine, choice.precision, choice.reason
         self._encoders = {
-            name: open_engine(encoder_network(checkpoint, spec), engine, precision, threads, cache)
-            for name, spec in self.specs.items()
+            name: open_engine(network, engine, precision, threads, cache) for name, network in encoders.items()
         }
-        self._fusion = open_engine(fusion_network(checkpoint), engine, precision, threads, cache)
+        self._fusion = open_engine(fusion, engine, precision, threads, cache)
         self._reuse = reuse
         self._kept: OrderedDict[str, dict[str, tuple[int, Array, Array]]] = OrderedDict()
         self._windows: Windows | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from mien.engines.apart import do_apart
 from mien.engines.base import PRECISIONS, Backend, Engine, Network, Precision
 from mien.engines.cache import Cache, identify
 from mien.engines.fallback import FallbackEngine
@@ -102,11 +103,11 @@ def open_engine(
     Raises:
         EngineError: there is no engine or precision of that name, or not even the reference can run the network.
     """
-    wanted = _precision(precision)
+    wanted = known_precision(precision)
     reason = "asked for"
     if engine == "auto":
         choice = choose_engine(network, wanted, threads, cache)
-        engine, wanted, reason = choice.engine, _precision(choice.precision), choice.reason
+        engine, wanted, reason = choice.engine, known_precision(choice.precision), choice.reason
     _check_name(engine)
     attempts: list[tuple[str, Precision]] = [(engine, wanted), (engine, "fp32")]
     attempts += [(name, "fp32") for name in FALLBACKS]
@@ -136,16 +137,25 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
         raise EngineError(_describe(error)) from error
 
 
-def choose_engine(network: Network, precision: str = "fp32", threads: int = 1, cache: Path | None = None) -> Choice:
+def choose_engine(
+    network: Network,
+    precision: str = "fp32",
+    threads: int = 1,
+    cache: Path | None = None,
+    also: Sequence[Network] = (),
+) -> Choice:
     """The engine that runs the network's example fastest here, among those that reproduce the reference.
 
     Measured once, in at most two seconds beyond compiling, then remembered for as long as network, machine and
     library versions stay as they are.
 
+    Args:
+        also: networks that are compiled for the chosen engine on the way, if it has to be measured.
+
     Raises:
         EngineError: there is no precision of that name, or no engine can run the network.
     """
-    wanted = _precision(precision)
+    wanted = known_precision(precision)
     store = Cache(cache)
     candidates, refused = _candidates(wanted)
     facts = [identify(network, backend, kind) for backend, kind in candidates]
@@ -155,6 +165,9 @@ def choose_engine(network: Network, precision: str = "fp32", threads: int = 1, c
         return msgspec.json.decode(path.read_bytes(), type=Choice)
     except (OSError, msgspec.DecodeError):
         pass
+    reply = do_apart([network, *also], "auto", wanted, threads, store.writable_root())
+    if reply is not None:
+        return msgspec.json.decode(reply.choice, type=Choice)
     engines: list[tuple[Backend, Precision, Engine]] = []
     for backend, kind in candidates:
         try:
@@ -188,7 +201,7 @@ def _candidates(precision: Precision) -> tuple[list[tuple[Backend, Precision]], 
         except EngineError as error:
             refused[name] = str(error)
             continue
-        kinds = dict.fromkeys((precision, _precision("fp32")))
+        kinds = dict.fromkeys((precision, known_precision("fp32")))
         candidates += [(backend, kind) for kind in kinds if kind in backend.precisions]
     return candidates, refused
 
@@ -222,7 +235,12 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _precision(name: str) -> Precision:
+def known_precision(name: str) -> Precision:
+    """The precision of that name.
+
+    Raises:
+        EngineError: there is none.
+    """
     for precision in PRECISIONS:
         if precision == name:
             return precision

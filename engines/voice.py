@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mien.engines.base import Network
+from mien.engines.base import Network, Origin
 from mien.errors import AssetError
 from mien.models.voice_encoder import ENCODER_VERSION, SAMPLE_RATE, WINDOW
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def voice_network(folder: Path) -> Network:
+def voice_network(folder: Path | str) -> Network:
     """`samples`, (1, WINDOW) float32 mono 16 kHz -> `state` (1, VOICE_DIM).
 
     Args:
@@ -25,6 +25,8 @@ def voice_network(folder: Path) -> Network:
     Raises:
         AssetError: the folder lacks the model.
     """
+
+    folder = Path(folder)
 
     def build() -> nn.Module:
         from mien.models.whisper import load_voice
@@ -45,4 +47,5 @@ def voice_network(folder: Path) -> Network:
         build=build,
         example={"samples": sound[None].astype(np.float32)},
         outputs=("state",),
+        origin=Origin("mien.engines.voice:voice_network", {"folder": str(folder)}),
     )

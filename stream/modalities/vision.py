@@ -21,7 +21,7 @@ from mien.asset_manifest import ASSETS
 from mien.assets import asset_path
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
-from mien.engines.base import Network
+from mien.engines.base import Network, Origin
 from mien.engines.selection import open_engine
 from mien.errors import CheckpointError
 from mien.messages import Float32, ModalitySpec
@@ -224,12 +224,13 @@ def head_pose(matrix: Float32) -> Float32:
     return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
 
 
-def face_network(weights: Path = SHIPPED.face) -> Network:
+def face_network(weights: Path | str = SHIPPED.face) -> Network:
     """The face CNN for an engine: "crop" (B, 1, 48, 48) float32, 0 ... 255, to "embedding" (B, 64), "logits" (B, 7).
 
     Raises:
         CheckpointError: the weights are missing, or (when built) are for another crop.
     """
+    weights = Path(weights)
     if not weights.is_file():
         raise CheckpointError(f"the face CNN's weights {weights} are missing; install mien again, or train them")
     # A gradient with some structure, so that an engine is checked on activations that are not all alike.
@@ -252,6 +253,7 @@ def face_network(weights: Path = SHIPPED.face) -> Network:
         build=build,
         example={"crop": example},
         outputs=("embedding", "logits"),
+        origin=Origin("mien.stream.modalities.vision:face_network", {"weights": str(weights)}),
     )
 
 

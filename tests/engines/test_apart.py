@@ -1,0 +1,73 @@
+"""Networks are compiled in a process that ends, so that the one that runs them never loads torch."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from mien.engines import apart
+from mien.engines.base import Network, Origin
+from mien.engines.cache import Cache
+from mien.engines.cmmsf import fusion_network, whole_network
+from mien.engines.predictor import Predictor
+from mien.engines.selection import choose_engine, open_engine
+from mien.errors import EngineError
+from mien.models.checkpoint import Checkpoint
+
+
+def test_a_first_run_loads_no_torch(checkpoint: Checkpoint, cache: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mien.engines.predictor import Predictor\n"
+        "from mien.models.checkpoint import load_checkpoint\n"
+        "predictor = Predictor(load_checkpoint(sys.argv[1]), 'auto', cache=Path(sys.argv[2]))\n"
+        "print(predictor.id, 'torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint.path), str(cache)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    id, loaded = ran.stdout.split()
+    assert id == Predictor(checkpoint, "auto", cache=cache).id
+    if not id.endswith("torch-fp32"):
+        assert loaded == "False"
+        assert {"cmmsf", "cmmsf-fusion"} <= {entry.network for entry in Cache(cache).entries()}
+
+
+def test_another_process_makes_the_same_network(checkpoint: Checkpoint) -> None:
+    for network in (whole_network(checkpoint), whole_network(checkpoint, 3), fusion_network(checkpoint)):
+        assert network.origin is not None
+        again = apart.make(network.origin)
+        assert (again.name, again.version, again.outputs) == (network.name, network.version, network.outputs)
+        for name, value in network.example.items():
+            np.testing.assert_array_equal(again.example[name], value)
+
+
+def test_what_cannot_be_compiled_apart_is_an_error(checkpoint: Checkpoint, cache: Path) -> None:
+    network = whole_network(checkpoint)
+    with pytest.raises(EngineError, match="there is no precision 'fp7'"):
+        apart.do_apart([network], "auto", "fp7", 1, cache)
+    assert choose_engine(network, "fp32", 1, cache).medians_ms
+
+
+@pytest.mark.parametrize("function", ["mien.engines.nosuch:network", "os:abort"])
+def test_a_process_that_dies_is_no_obstacle(
+    network: Network, cache: Path, function: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    lost = Network(
+        network.name, network.version, network.build, network.example, network.outputs, network.dynamic,
+        Origin(function, {}),
+    )  # fmt: skip
+    engine = open_engine(lost, "onnx", cache=cache)
+    assert engine.id == "onnx-fp32"
+    assert "compiling here" in caplog.text
+
+
+def test_orders_and_replies_are_json() -> None:
+    order = apart.Order((Origin("a:b", {"folder": "ü", "adapters": None, "batch": 3}),), "auto", "fp32", 1, "/tmp")
+    assert msgspec.json.decode(msgspec.json.encode(order), type=apart.Order) == order
