@@ -219,8 +219,9 @@ def _running(command: list[str], **streams: int | IO[Any]) -> Iterator[subproces
         yield process
     finally:
         process.terminate()
-        if process.stdin is not None:
-            process.stdin.close()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

@@ -61,7 +61,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         controls = [control, *(control.sibling(other) for other in others)]
         modes = [mode_of(each) for each in controls]
         steps = StepMeter()
-        windows = Windows(predictor.specs, len(controls))
+        windows = Windows(predictor.specs, len(controls), max(mode.span_ns for mode in modes))
         shared = publisher, predictor, windows, ResourceMeter(), steps
         sessions = [mode(each, *shared) for mode, each in zip(modes, controls, strict=True)]
         Loop(control, publisher, predictor, windows, sessions, steps).run()

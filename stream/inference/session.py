@@ -9,7 +9,7 @@ from collections import Counter
 import zmq
 
 from mien.engines.predictor import Predictor
-from mien.engines.rings import Snapshots, Windows
+from mien.engines.rings import SPAN_NS, Snapshots, Windows
 from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Transcript, Word, WorkerState
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
@@ -37,13 +37,15 @@ class Session(ABC):
 
     Attributes:
         place: in `windows`. ended: workers whose clip is over.
+        span_ns: how much time is kept of it. captured: whether messages are as old as their stamps say.
         at_once: messages of a worker that are taken in before anything is predicted.
         reported_s: when it last said how it is.
     """
 
     at_once = 256
     replayed = False
-    captured = True  # whether messages are as old as their stamps say
+    span_ns = SPAN_NS
+    captured = True
 
     def __init__(
         self,
