@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.models.face_files import read_faces, vote
 from mien.models.labels import (
     MELD_SENTIMENT,
     EmptyItemError,
@@ -73,6 +73,8 @@ _CSV_COLUMNS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # layout: (r
         frozenset({"id", "text", "sentiment", "emotion", "speaker", "split", "start", "end"}),
     ),
 }  # fmt: skip
+# Tables of one layout, told apart by a part of the file's name.
+_MOSI_LIKE = {"mosei": "mosei", "mosi": "mosi", "sst": "sst5"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ class CorpusItem:
         image: row of `Corpus.images`.
         start_s, end_s: the segment within the file, or None for all of it.
         sentiment: -3 ... 3. emotion: one of the seven.
-        emotions: a soft label in the order of EMOTIONS, summing to 1, for an item that was given several.
+        emotions: a soft label in the order of EMOTIONS, summing to 1, for an item that was given several, or voted on;
+            `emotion` is then what annotators agree on, or None.
+        own_emotion: the label that the corpus had before it was voted on.
         coarse: the sentiment is a sign without a strength.
     """
 
@@ -100,19 +104,21 @@ class CorpusItem:
     sentiment: float | None = None
     emotion: str | None = None
     emotions: tuple[float, ...] | None = None
+    own_emotion: str | None = None
     coarse: bool = False
 
     @property
     def emotion_target(self) -> tuple[float, ...] | None:
         """Probability per emotion in the order of EMOTIONS; None without an emotion label."""
-        if self.emotion is not None:
+        if self.emotions is None and self.emotion is not None:
             return tuple(float(name == self.emotion) for name in EMOTIONS)
         return self.emotions
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What was read. `name`: "mosi", "mosei", "goemotions", "meld", "ravdess", "emodb", "fer2013" or "clips".
+    """What was read. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013",
+    "ferplus" or "clips".
 
     `images` is (n, height, width) uint8, for corpora of faces. `skipped` lists (id, reason).
     """
@@ -204,7 +210,8 @@ def _read_text(path: Path) -> Corpus:
     name = layout
     if layout == "mosi":
         stem = path.stem.lower()
-        name = "mosei" if "mosei" in stem or ("id" not in columns and "mosi" not in stem) else "mosi"
+        unnamed = "mosi" if "id" in columns else "mosei"
+        name = next((name for part, name in _MOSI_LIKE.items() if part in stem), unnamed)
     split = split_of_name(path)
     items: list[CorpusItem] = []
     skipped: list[tuple[str, str]] = []
@@ -332,28 +339,23 @@ def _emodb_name(stem: str) -> tuple[str, str] | None:
 
 
 def _read_faces(path: Path) -> Corpus:
-    """FER2013 as npz: images (n, 48, 48) uint8 and labels (n,), names."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = np.asarray(arrays["images"]), np.asarray(arrays["labels"])
-    except KeyError as error:
-        raise DataError(f"{path} needs the arrays `images` and `labels`") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as npz of plain arrays: {error}") from error
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise DataError(f"{path}: images must be (n, height, width) uint8, not {images.shape} {images.dtype}")
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "US":
-        raise DataError(f"{path}: labels must be {len(images)} names, not {labels.shape} {labels.dtype}")
-    names = labels.astype(str)
-    known = {name: parse_emotion(str(name), str(path)) for name in np.unique(names)}
-    split, items, skipped = split_of_name(path), [], []
-    for row, name in enumerate(names):
-        item_id, emotion = f"{path.stem}_{row:05d}", known[name]
-        if emotion is None:
-            skipped.append((item_id, "no label"))
-        else:
-            items.append(CorpusItem(item_id, split, image=row, emotion=emotion))
-    return Corpus("fer2013", path, tuple(items), tuple(skipped), images)
+    """FER2013 and FER+ as npz (see `mien.models.face_files`)."""
+    faces = read_faces(path)
+    split, items, skipped = split_of_name(path), list[CorpusItem](), list[tuple[str, str]]()
+    for row, own in enumerate(faces.labels):
+        item = CorpusItem(f"{path.stem}_{row:05d}", split, image=row, emotion=own)
+        if faces.votes is not None:
+            said = vote(faces.votes[row])
+            if isinstance(said, str):
+                skipped.append((item.id, said))
+                continue
+            item = replace(item, emotion=said.emotion, emotions=said.shares, own_emotion=own)
+        elif own is None:
+            skipped.append((item.id, "no label"))
+            continue
+        items.append(item)
+    name = "fer2013" if faces.votes is None else "ferplus"
+    return Corpus(name, path, tuple(items), tuple(skipped), faces.images)
 
 
 def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str, str]]]]:

@@ -42,6 +42,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sentiment: -3 ... 3, or None. coarse: its sign is known and its strength is not.
         emotions: probability per emotion in the order of EMOTIONS, or None.
+        agreed: if `emotions` are shares of votes: number of the emotion that a majority voted for, -1 for none.
+        own: number of the emotion that the corpus itself named before it was voted on.
         still: its rows are of one moment that lasts, such as a photograph.
         text: what is said, for evaluation with only a part of it.
         copy: this is a perturbed or shortened copy of an item, for training only.
@@ -54,6 +56,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     sentiment: float | None = None
     coarse: bool = False
     emotions: tuple[float, ...] | None = None
+    agreed: int | None = None
+    own: int | None = None
     duration_ns: int = 0
     still: bool = False
     text: str | None = None
@@ -123,7 +127,9 @@ class Sample:
     @property
     def emotion(self) -> int | None:
         """Number of its emotion; None for none, or for one that is shared between several."""
-        shares = self.labels.emotions
+        shares, agreed = self.labels.emotions, self.labels.agreed
+        if agreed is not None:
+            return agreed if agreed >= 0 else None
         return int(np.argmax(shares)) if shares is not None and max(shares) > 0.99 else None
 
 

@@ -131,15 +131,14 @@ def _averaged(
 
 def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
     """Metrics by what the groups are labelled with: `sentiment` where its strength is known, `emotion` where it is one
-    of the seven, and the share of items in which nothing was observed."""
+    of the seven, `own_labels` where their corpus named another before it was voted on, and the share of items in which
+    nothing was observed."""
     made: dict[str, Any] = {"count": len(groups), "nothing_observed": float(1 - scores.observed.mean())}
     truth = np.array([np.nan if g.sentiment is None or g.coarse else g.sentiment for g in groups])
     known = np.isfinite(truth)
     if known.any():
         made["sentiment"] = asdict(sentiment_metrics(truth[known], scores.sentiment[known]))
-    labels = np.array(
-        [-1 if g.emotions is None or max(g.emotions) < 0.99 else int(np.argmax(g.emotions)) for g in groups]
-    )
+    labels = np.array([-1 if g.emotion is None else g.emotion for g in groups])
     known = labels >= 0
     if known.any():
         metrics = emotion_metrics(labels[known], scores.emotions[known])
@@ -147,9 +146,19 @@ def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
         right = scores.emotions[known].argmax(1) == labels[known]
         made["calibration"] = [asdict(b) for b in reliability(right, scores.confidence[known])]
         made["confidence_curve"] = [asdict(b) for b in confidence_curve(right, scores.confidence[known])]
+    own = np.array([_own(g) for g in groups])
+    if (own >= 0).any():
+        metrics = emotion_metrics(own[own >= 0], scores.emotions[own >= 0])
+        made["own_labels"] = {"uar": metrics.uar, "accuracy": metrics.accuracy, "count": metrics.count}
     made["confidence"] = float(scores.confidence.mean())
     made["gates"] = scores.gates.mean(0).tolist()
     return made
+
+
+def _own(group: Group) -> int:
+    """Number of the emotion that its corpus named before it was voted on, -1 for none."""
+    owns = [sample.labels.own for sample in group.members.values()]
+    return owns[0] if len(owns) == 1 and owns[0] is not None else -1
 
 
 def missing_steps(rate: float) -> Damage:

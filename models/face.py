@@ -79,6 +79,8 @@ class FaceCNN(nn.Module):
             nn.Linear(width, config.embedding, bias=False), nn.BatchNorm1d(config.embedding), nn.Tanh()
         )
         self.classify = nn.Linear(config.embedding, len(config.emotions))
+        # Guesses the label that a corpus had before it was voted on. Live, nothing reads it.
+        self.classify_own = nn.Linear(config.embedding, len(config.emotions))
 
     def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
         """Crops to embeddings and logits.
@@ -145,6 +147,9 @@ def load_face(path: Path) -> FaceCNN:
         raise CheckpointError(f"{path} carries no config that this version of mien can read: {error}") from error
     if config.emotions != EMOTIONS:
         raise CheckpointError(f"{path} was trained for other emotions: {', '.join(config.emotions)}")
+    if "classify.weight" in tensors and "classify_own.weight" not in tensors:
+        # Weights from before there were votes: they know only the corpus's own labels.
+        tensors |= {f"classify_own.{part}": tensors[f"classify.{part}"] for part in ("weight", "bias")}
     model = FaceCNN(config)
     try:
         missing, unexpected = model.load_state_dict(

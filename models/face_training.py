@@ -1,13 +1,15 @@
-"""Training of the face encoder on labelled, aligned crops."""
+"""Training of the face encoder on aligned crops and what annotators voted for each.
+
+A larger encoder is trained first. The smaller one, which ships, learns mostly what that one says of each crop that it
+sees (Hinton et al., 2015; Beyer et al., 2022).
+"""
 
 from __future__ import annotations
 
-import bisect
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,12 +22,13 @@ from torch.nn import functional as F
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import Float32
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
+from mien.models.face_augmentation import augment
 from mien.models.tensors import write_tensors
 from mien.models.training_device import mixed_precision
 
 log = logging.getLogger(__name__)
-
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 
@@ -34,36 +37,85 @@ class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to train.
 
     Attributes:
-        learning_rate: its peak; it rises over `warmup` (a share of a cycle) and falls to zero along a cosine.
-        restarts: epochs after which a new cycle begins, with `restart_decay` times the peak of the one before
-            (Loshchilov & Hutter, SGDR, ICLR 2017).
-        balance: exponent of the class weights `(mean count / count) ** balance`; 0 leaves classes as they are, 1 makes
+        epochs, teacher_epochs: of the encoder that ships, and of its teacher; without the latter there is no teacher.
+        teacher_channels, teacher_blocks, teacher_dropout: see `FaceConfig`.
+        learning_rate: its peak; it rises over `warmup` (a share of all steps) and falls to zero along a cosine.
+        balance: exponent of the class weights `(mean share / share) ** balance`; 0 leaves classes as they are, 1 makes
             them count alike.
+        taught: weight of what the teacher says, against the votes' `1 - taught`. temperature: at which it says it.
+        own: weight of the label that a corpus had before it was voted on.
+        damaged: share of crops that are made hard to see (see `face_augmentation`). flattened: how far their votes are
+            moved towards an even share of all emotions where they are hardest to see.
         ema: decay of the averaged weights, which are what is validated and kept.
         bf16: compute in bfloat16; None: where the device multiplies in it.
     """
 
-    epochs: int = 36
-    batch: int = 128
+    epochs: int = 80
+    teacher_epochs: int = 60
+    teacher_channels: tuple[int, ...] = (64, 128, 256)
+    teacher_blocks: tuple[int, ...] = (2, 3, 3)
+    teacher_dropout: float = 0.4
+    batch: int = 256
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     momentum: float = 0.9
-    warmup: float = 0.1
-    restarts: tuple[int, ...] = (20,)
-    restart_decay: float = 0.5
-    label_smoothing: float = 0.1
-    balance: float = 0.33
-    ema: float = 0.998
+    warmup: float = 0.15
+    balance: float = 0.25
+    taught: float = 0.7
+    temperature: float = 2.0
+    own: float = 0.1
+    damaged: float = 0.25
+    flattened: float = 0.3
+    ema: float = 0.999
     bf16: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """Labelled faces.
+
+    Attributes:
+        crops: (n, 48, 48) uint8, as `aligned_crop` cuts them.
+        shares: (n, 7) of the votes, in the order of EMOTIONS, summing to 1.
+        sure: (n,) index of the emotion that most annotators agree on, -1 where they do not.
+        own: (n,) index of the label that the corpus had before it was voted on, -1 where it had none.
+    """
+
+    crops: UInt8
+    shares: Float32
+    sure: Int64
+    own: Int64
+
+    def __post_init__(self) -> None:
+        crops, count = self.crops, len(self.crops)
+        if crops.ndim != 3 or crops.dtype != np.uint8 or crops.shape[1:] != (48, 48):
+            raise DataError(f"face crops must be (n, 48, 48) uint8, not {crops.shape} {crops.dtype}")
+        if not count:
+            raise DataError("there are no face crops")
+        if self.shares.shape != (count, len(EMOTIONS)) or not np.allclose(self.shares.sum(1), 1, atol=1e-3):
+            raise DataError(f"{count} face crops need as many rows of {len(EMOTIONS)} shares that sum to 1")
+        for labels in (self.sure, self.own):
+            if labels.shape != (count,) or labels.min() < -1 or labels.max() >= len(EMOTIONS):
+                raise DataError(f"labels of {count} faces must be as many of -1 ... {len(EMOTIONS) - 1}")
 
 
 @dataclass(frozen=True)
 class FaceMetrics:
-    """How an encoder does. `uar`: mean recall over the emotions that occur. `loss`: plain cross-entropy."""
+    """How an encoder does on faces.
+
+    Attributes:
+        loss: cross-entropy with the shares of votes.
+        accuracy, uar: where annotators agree; `uar` is the mean recall over the emotions that occur.
+        recalls: of each emotion, in the order of EMOTIONS; NaN for one that does not occur.
+        own_accuracy, own_uar: the second head's, on the labels that the corpus had before; NaN without any.
+    """
 
     loss: float
     accuracy: float
     uar: float
+    recalls: tuple[float, ...] = ()
+    own_accuracy: float = math.nan
+    own_uar: float = math.nan
 
 
 @dataclass
@@ -72,112 +124,217 @@ class _Run:
 
     model: FaceCNN
     average: FaceCNN
-    velocity: dict[str, Tensor]
+    velocity: list[Tensor]
     epoch: int = 0
-    best: FaceMetrics = field(default_factory=lambda: FaceMetrics(math.inf, 0.0, 0.0))
+    best_loss: float = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """The training faces on the device, and who teaches. `weights`, `own_weights`: (7,) of the classes."""
+
+    crops: Tensor
+    shares: Tensor
+    own: Tensor
+    weights: Tensor
+    own_weights: Tensor
+    teacher: FaceCNN | None
+
+
+Report = Callable[[str, int, int], None]
 
 
 def train_face(
-    images: UInt8,
-    labels: Int64,
-    valid_images: UInt8,
-    valid_labels: Int64,
+    train: Faces,
+    valid: Faces,
     out: Path,
     *,
     seed: int = 1111,
-    epochs: int | None = None,
     config: FaceConfig | None = None,
     training: FaceTraining | None = None,
-    state: Path | None = None,
+    work: Path | None = None,
     device: torch.device | None = None,
-    report: Callable[[int, int, FaceMetrics], None] | None = None,
+    report: Report | None = None,
+    notes: dict[str, str] | None = None,
 ) -> FaceMetrics:
-    """Train a face encoder and write the weights of the epoch with the lowest validation loss.
+    """Train the teacher and the face encoder, and write the encoder's weights of the epoch with the lowest loss.
 
     Args:
-        images: (n, 48, 48) uint8 crops as `aligned_crop` cuts them. labels: (n,) indices into EMOTIONS.
-        valid_images, valid_labels: the same, never trained on.
+        train, valid: faces; those of `valid` are never trained on.
         out: where the weights go.
-        state: file that a stopped run is continued from, and that is removed at the end; None never resumes.
+        work: folder of the teacher's weights and of the state that a stopped run is continued from; None: nothing is
+            kept, and nothing is continued.
         device: where to compute, the processor by default (see `training_device`).
-        report: called after each epoch with its number, their count, and the metrics.
+        report: called after each epoch with who is trained, the epochs done, and all epochs.
+        notes: that go into the weights.
 
     Returns:
         Validation metrics of what was written.
 
     Raises:
-        DataError: arrays that do not belong together, or a state of another run.
+        DataError: a state of another run.
     """
-    training, device = training or FaceTraining(), device or torch.device("cpu")
-    epochs = training.epochs if epochs is None else epochs
-    _check(images, labels)
-    _check(valid_images, valid_labels)
+    training, device, config = training or FaceTraining(), device or torch.device("cpu"), config or FaceConfig()
+    teacher = None
+    if training.teacher_epochs:
+        large = msgspec.structs.replace(config, channels=training.teacher_channels, blocks=training.teacher_blocks,
+                                        dropout=training.teacher_dropout)  # fmt: skip
+        taught = None if work is None else work / "face-teacher.safetensors"
+        teacher = _teacher(train, valid, taught, large, training, seed, device, report)
+    lesson = _lesson(train, training, teacher, device)
+    state = None if work is None else work / "face.state"
+
+    def save(model: FaceCNN, epoch: int) -> None:
+        save_face(model, out, {"seed": str(seed), **(notes or {}), "epoch": str(epoch)})
+
+    _fit("face", lesson, valid, config, training, training.epochs, seed, device, state, report, save)
+    # What counts is what was written: half precision, evaluated in single precision as the live path does.
+    return evaluate_face(load_face(out), valid)
+
+
+def _teacher(
+    train: Faces,
+    valid: Faces,
+    kept: Path | None,
+    config: FaceConfig,
+    training: FaceTraining,
+    seed: int,
+    device: torch.device,
+    report: Report | None,
+) -> FaceCNN:
+    if kept is not None and kept.is_file():
+        return _placed(load_face(kept), device)
+    state = None if kept is None else kept.with_suffix(".state")
+    run = _fit(
+        "teacher of faces", _lesson(train, training, None, device), valid, config, training,
+        training.teacher_epochs, seed, device, state, report, None,
+    )  # fmt: skip
+    if kept is not None:
+        save_face(run.average, kept)
+        return _placed(load_face(kept), device)
+    return run.average.eval()
+
+
+def _fit(
+    name: str,
+    lesson: _Lesson,
+    valid: Faces,
+    config: FaceConfig,
+    training: FaceTraining,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    state: Path | None,
+    report: Report | None,
+    save: Callable[[FaceCNN, int], None] | None,
+) -> _Run:
+    """Train one encoder; `save` is given the averaged weights of each epoch that is the best so far."""
     torch.manual_seed(seed)
-    model = _placed(FaceCNN(config), device)
-    average = _placed(FaceCNN(config), device).requires_grad_(False)
+    model, average = _placed(FaceCNN(config), device), _placed(FaceCNN(config), device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    velocity = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-    run = _Run(model, average, velocity)
-    plan = f"{msgspec.json.encode(training).decode()} seed {seed} epochs {epochs} images {len(images)}"
+    run = _Run(model, average, [torch.zeros_like(value) for value in model.parameters()])
+    plan = f"{name} {msgspec.json.encode(training).decode()} seed {seed} epochs {epochs} faces {len(lesson.crops)}"
     if state is not None and state.exists():
         _restore(run, state, plan)
         log.info("continuing %s after epoch %d", state, run.epoch)
-    pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
-    weights = _class_weights(labels, training.balance).to(device)
-    steps = math.ceil(len(images) / training.batch)
+    steps = len(lesson.crops) // training.batch or 1
     while run.epoch < epochs:
-        started = time.monotonic()
         # One generator an epoch, not one a run: a resumed epoch then draws what it would have drawn.
-        generator = torch.Generator().manual_seed(seed * 100_003 + run.epoch)
+        generator = torch.Generator(device).manual_seed(seed * 100_003 + run.epoch)
         torch.manual_seed(seed * 100_003 + run.epoch)
-        total = 0.0
+        order = torch.randperm(len(lesson.crops), generator=generator, device=device)
+        total = torch.zeros((), device=device)
         model.train()
-        for index, (crops, soft) in enumerate(_batches(pixels, targets, training, generator)):
-            step = run.epoch * steps + index
-            rate = _learning_rate(training, run.epoch + index / steps, epochs)
-            with mixed_precision(device, training.bf16):
-                _, logits = model(crops.to(device))
-            loss = _weighted_loss(logits.float(), soft.to(device), weights)
+        for index in range(steps):
+            rate = _learning_rate(training, (run.epoch * steps + index) / (epochs * steps))
+            chosen = order[index * training.batch : (index + 1) * training.batch]
+            loss = _loss(model, lesson, chosen, generator, training)
             model.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            _descend(run, training, rate, step)
-            total += float(loss.detach())
+            _descend(run, training, rate, run.epoch * steps + index)
+            total += loss.detach()
         run.epoch += 1
-        metrics = evaluate_face(run.average, valid_images, valid_labels, device=device, bf16=training.bf16)
-        if metrics.loss < run.best.loss:
-            run.best = metrics
-            save_face(run.average, out, {"seed": str(seed), "epoch": str(run.epoch)})
+        metrics = evaluate_face(run.average, valid, bf16=training.bf16)
+        if metrics.loss < run.best_loss:
+            run.best_loss = metrics.loss
+            if save is not None:
+                save(run.average, run.epoch)
         if state is not None:
             _store(run, state, plan)
         log.info(
-            "epoch %d/%d train loss %.4f valid loss %.4f accuracy %.4f UAR %.4f rate %.4f in %.0f s",
-            run.epoch, epochs, total / steps, metrics.loss, metrics.accuracy, metrics.uar, rate,
-            time.monotonic() - started,
+            "%s, epoch %d/%d: loss %.4f, valid loss %.4f, accuracy %.4f, UAR %.4f (own labels %.4f, %.4f)",
+            name, run.epoch, epochs, float(total) / steps, metrics.loss, metrics.accuracy, metrics.uar,
+            metrics.own_accuracy, metrics.own_uar,
         )  # fmt: skip
         if report is not None:
-            report(run.epoch, epochs, metrics)
+            report(name, run.epoch, epochs)
     if state is not None:
         state.unlink(missing_ok=True)
-    # What counts is what was written: half precision, evaluated in single precision as the live path does.
-    return evaluate_face(load_face(out), valid_images, valid_labels)
+    return run
+
+
+def _lesson(faces: Faces, training: FaceTraining, teacher: FaceCNN | None, device: torch.device) -> _Lesson:
+    shares, own = torch.from_numpy(faces.shares), torch.from_numpy(faces.own)
+    counted = torch.bincount(own[own >= 0], minlength=len(EMOTIONS)).float()
+    balanced = [_weights(counts, training.balance) for counts in (shares.sum(0), counted)]
+    parts = (part.to(device) for part in (torch.from_numpy(faces.crops), shares, own, *balanced))
+    crops, shares, own, weights, own_weights = parts
+    return _Lesson(crops, shares, own, weights, own_weights, teacher)
+
+
+def _weights(counts: Tensor, balance: float) -> Tensor:
+    weights = (counts.mean() / counts.clamp(min=1.0)) ** balance
+    return weights / (weights * counts).sum() * counts.sum()  # so that it changes no learning rate
+
+
+def _loss(
+    model: FaceCNN, lesson: _Lesson, chosen: Tensor, generator: torch.Generator, training: FaceTraining
+) -> Tensor:
+    """Cross-entropy with the votes, weighted by class, and with the corpus's own label; divergence from the teacher."""
+    with torch.no_grad():
+        crops, severity = augment(_as_input(lesson.crops[chosen]), generator, training.damaged)
+        crops = crops.contiguous(memory_format=torch.channels_last)
+        even = (training.flattened * severity.square())[:, None]
+        shares = lesson.shares[chosen] * (1 - even) + even / len(EMOTIONS)
+    with mixed_precision(crops.device, training.bf16):
+        embedding, logits = model(crops)
+        own = model.classify_own(embedding)
+        with torch.no_grad():
+            said = None if lesson.teacher is None else lesson.teacher(crops)[1].float()
+    logits, own = logits.float(), own.float()
+    loss: Tensor = -(shares * lesson.weights * logits.log_softmax(1)).sum(1).mean()
+    if said is not None:
+        hot = training.temperature
+        told = (said / hot).softmax(1) * (1 - even) + even / len(EMOTIONS)
+        apart = F.kl_div((logits / hot).log_softmax(1), told, reduction="batchmean")
+        loss = (1 - training.taught) * loss + training.taught * hot**2 * apart
+    labels = lesson.own[chosen]
+    wrong = F.cross_entropy(own, labels.clamp(min=0), lesson.own_weights, reduction="none", label_smoothing=0.1)
+    return loss + training.own * (wrong * (labels >= 0)).mean()
 
 
 @torch.inference_mode()
-def evaluate_face(
-    model: FaceCNN, images: UInt8, labels: Int64, *, device: torch.device | None = None, bf16: bool | None = False
-) -> FaceMetrics:
-    """Cross-entropy, accuracy and UAR of an encoder on crops (n, 48, 48) uint8 with labels (n,)."""
-    _check(images, labels)
+def evaluate_face(model: FaceCNN, faces: Faces, *, bf16: bool | None = False) -> FaceMetrics:
+    """How an encoder does on faces, where the encoder is."""
     model.eval()
-    device = device or torch.device("cpu")
-    parts = []
-    for crops in torch.split(torch.from_numpy(images), 256):
+    device = next(model.parameters()).device
+    parts: list[tuple[Tensor, Tensor]] = []
+    for crops in torch.split(torch.from_numpy(faces.crops), 512):
         with mixed_precision(device, bf16):
-            parts.append(model(_as_input(crops).to(device))[1].float().cpu())
-    logits, truth = torch.cat(parts), torch.from_numpy(labels)
-    right = logits.argmax(dim=1) == truth
-    recalls = [float(right[truth == int(label)].float().mean()) for label in np.unique(labels)]
-    return FaceMetrics(float(F.cross_entropy(logits, truth)), float(right.float().mean()), sum(recalls) / len(recalls))
+            embedding, logits = model(_as_input(crops.to(device)))
+            parts.append((logits.float().cpu(), model.classify_own(embedding).float().cpu()))
+    logits, own = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts])
+    loss = -(torch.from_numpy(faces.shares) * logits.log_softmax(1)).sum(1).mean()
+    accuracy, recalls = _recalls(logits, torch.from_numpy(faces.sure))
+    own_accuracy, own_recalls = _recalls(own, torch.from_numpy(faces.own))
+    uar, own_uar = (float(np.nanmean(r)) if not np.isnan(r).all() else math.nan for r in (recalls, own_recalls))
+    return FaceMetrics(float(loss), accuracy, uar, tuple(recalls), own_accuracy, own_uar)
+
+
+def _recalls(logits: Tensor, truth: Tensor) -> tuple[float, list[float]]:
+    known = truth >= 0
+    right = (logits.argmax(1) == truth)[known].float()
+    return float(right.mean()), [float(right[truth[known] == label].mean()) for label in range(len(EMOTIONS))]
 
 
 def _placed(model: FaceCNN, device: torch.device) -> FaceCNN:
@@ -186,128 +343,43 @@ def _placed(model: FaceCNN, device: torch.device) -> FaceCNN:
     return model
 
 
-def _check(images: UInt8, labels: Int64) -> None:
-    if images.ndim != 3 or images.dtype != np.uint8 or images.shape[1:] != (48, 48):
-        raise DataError(f"face crops must be (n, 48, 48) uint8, not {images.shape} {images.dtype}")
-    if labels.shape != (len(images),) or not len(images):
-        raise DataError(f"{len(images)} face crops need as many labels, and at least one; there are {labels.shape}")
-    if labels.min() < 0 or labels.max() >= len(EMOTIONS):
-        raise DataError(f"face labels must be 0 ... {len(EMOTIONS) - 1}, the order of mien.emotions.EMOTIONS")
-
-
 def _as_input(crops: Tensor) -> Tensor:
     """(B, 48, 48) uint8 to what the network takes, channels last."""
     return crops[:, None].float().contiguous(memory_format=torch.channels_last)
 
 
-def _batches(
-    pixels: Tensor, targets: Tensor, training: FaceTraining, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of augmented crops (B, 1, 48, 48) and soft labels (B, 7)."""
-    order = torch.randperm(len(pixels), generator=generator)
-    spread = training.label_smoothing / len(EMOTIONS)
-    for chosen in torch.split(order, training.batch):
-        if len(chosen) == 1:
-            continue  # a batch norm has no variance of one
-        crops = augment(_as_input(pixels[chosen]), generator)
-        soft = F.one_hot(targets[chosen], len(EMOTIONS)).float() * (1 - training.label_smoothing) + spread
-        yield crops, soft
-
-
-def augment(crops: Tensor, generator: torch.Generator) -> Tensor:
-    """Crops (B, 1, 48, 48) as another camera might have seen them.
-
-    Mirrored, turned up to 12 degrees, scaled by up to 12 %, shifted up to 3 pixels, with another gamma, some blur and
-    noise, and a rectangle covered. Everything is drawn from `generator`.
-    """
-    count, _, side, _ = crops.shape
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator) * (high - low) + low
-
-    angle = uniform(-1, 1) * math.radians(12)
-    scale = uniform(0.88, 1.12)
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    affine = torch.zeros(count, 2, 3)
-    affine[:, 0, 0] = angle.cos() * scale * mirror
-    affine[:, 0, 1] = -angle.sin() * scale
-    affine[:, 1, 0] = angle.sin() * scale * mirror
-    affine[:, 1, 1] = angle.cos() * scale
-    affine[:, :, 2] = uniform(-1, 1, 2) * (2 * 3 / side)
-    grid = F.affine_grid(affine, [count, 1, side, side], align_corners=False)
-    moved = F.grid_sample(crops.contiguous(), grid, padding_mode="border", align_corners=False)
-    gamma = uniform(-0.5, 0.5, 1, 1, 1).exp()
-    toned = (moved / 255).clamp(1e-4, 1) ** gamma * 255
-    blurred = F.avg_pool2d(F.pad(toned, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    toned = torch.where(uniform(0, 1, 1, 1, 1) < 0.15, blurred, toned)
-    noise = torch.randn(toned.shape, generator=generator) * uniform(0, 8, 1, 1, 1)
-    toned = torch.where(uniform(0, 1, 1, 1, 1) < 0.3, toned + noise, toned)
-    return _cover(toned, uniform).contiguous(memory_format=torch.channels_last)
-
-
-def _cover(crops: Tensor, uniform: Callable[..., Tensor]) -> Tensor:
-    """Two fifths of the crops with a rectangle of a sixth to two fifths of their side in their own mean grey."""
-    side = crops.shape[-1]
-    axis = torch.arange(side)
-    inside = []
-    for _ in range(2):
-        length = uniform(side / 6, side * 2 / 5, 1)
-        first = uniform(0, 1, 1) * (side - length)
-        inside.append((axis >= first) & (axis < first + length))
-    covered = (inside[0][:, :, None] & inside[1][:, None, :])[:, None] & (uniform(0, 1, 1, 1, 1) < 0.4)
-    return torch.where(covered, crops.mean(dim=(2, 3), keepdim=True), crops)
-
-
-def _class_weights(labels: Int64, balance: float) -> Tensor:
-    counts = np.maximum(np.bincount(labels, minlength=len(EMOTIONS)), 1).astype(np.float64)
-    return torch.tensor((counts.mean() / counts) ** balance, dtype=torch.float32)
-
-
-def _weighted_loss(logits: Tensor, soft: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy with soft labels (B, 7), each label's share counting by its class weight."""
-    share = soft * weights
-    return -(share * F.log_softmax(logits, dim=1)).sum() / share.sum()
-
-
-def _learning_rate(training: FaceTraining, epoch: float, epochs: int) -> float:
-    """`epoch`: how many are done, with fractions, of `epochs`."""
-    bounds = [0, *(restart for restart in sorted(training.restarts) if restart < epochs), epochs]
-    cycle = bisect.bisect_right(bounds, epoch) - 1
-    peak = training.learning_rate * training.restart_decay**cycle
-    done = (epoch - bounds[cycle]) / (bounds[cycle + 1] - bounds[cycle])
-    if done < training.warmup:
-        return peak * (0.04 + 0.96 * done / training.warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * (done - training.warmup) / (1 - training.warmup)))
+def _learning_rate(training: FaceTraining, progress: float) -> float:
+    """`progress`: share of all steps that are done."""
+    if progress < training.warmup:
+        return training.learning_rate * (0.04 + 0.96 * progress / training.warmup)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - training.warmup) / (1 - training.warmup)))
 
 
 @torch.no_grad()
 def _descend(run: _Run, training: FaceTraining, rate: float, step: int) -> None:
-    """One step of SGD with Nesterov momentum, and of the averaged weights."""
-    for name, parameter in run.model.named_parameters():
-        if parameter.grad is None:
-            continue
-        gradient = parameter.grad
-        if parameter.ndim > 1:
-            gradient = gradient + training.weight_decay * parameter
-        velocity = run.velocity[name].mul_(training.momentum).add_(gradient)
-        parameter.sub_(gradient + training.momentum * velocity, alpha=rate)
+    """One step of SGD with Nesterov momentum, on gradients of a norm of at most 5, and of the averaged weights."""
+    values: list[Tensor] = list(run.model.parameters())
+    torch.nn.utils.clip_grad_norm_(values, 5.0)
+    gradients = [value.grad for value in values if value.grad is not None]
+    assert len(gradients) == len(values)
+    matrices = [n for n, value in enumerate(values) if value.ndim > 1]
+    torch._foreach_add_([gradients[n] for n in matrices], [values[n] for n in matrices], alpha=training.weight_decay)
+    torch._foreach_mul_(run.velocity, training.momentum)
+    torch._foreach_add_(run.velocity, gradients)
+    torch._foreach_add_(gradients, run.velocity, alpha=training.momentum)
+    torch._foreach_add_(values, gradients, alpha=-rate)
     # The average follows quickly at first, or it would remember the random start for epochs.
-    decay = min(training.ema, (1 + step) / (10 + step))
-    current = run.model.state_dict()
-    for name, kept in run.average.state_dict().items():
-        if kept.is_floating_point():
-            kept.lerp_(current[name], 1 - decay)
+    decay = min(training.ema, (1 + step) / (50 + step))
+    pairs = zip(run.average.state_dict().values(), run.model.state_dict().values(), strict=True)
+    kept, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    torch._foreach_lerp_(list(kept), list(current), 1 - decay)
 
 
 def _store(run: _Run, path: Path, plan: str) -> None:
     tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in run.average.state_dict().items()}
-    tensors |= {f"velocity.{name}": value for name, value in run.velocity.items()}
-    metadata = {
-        "plan": plan,
-        "epoch": str(run.epoch),
-        "best": msgspec.json.encode(run.best).decode(),
-    }
+    tensors |= {f"velocity.{n}": value for n, value in enumerate(run.velocity)}
+    metadata = {"plan": plan, "epoch": str(run.epoch), "best": repr(run.best_loss)}
     write_tensors(path, tensors, metadata)
 
 
@@ -322,7 +394,7 @@ def _restore(run: _Run, path: Path, plan: str) -> None:
         raise DataError(f"{path} belongs to a run with other settings; remove it to begin anew")
     for part, module in (("model.", run.model), ("average.", run.average)):
         module.load_state_dict({name.removeprefix(part): v for name, v in tensors.items() if name.startswith(part)})
-    for name, value in run.velocity.items():
-        value.copy_(tensors[f"velocity.{name}"])
+    for n, value in enumerate(run.velocity):
+        value.copy_(tensors[f"velocity.{n}"])
     run.epoch = int(metadata["epoch"])
-    run.best = msgspec.json.decode(metadata["best"], type=FaceMetrics)
+    run.best_loss = float(metadata["best"])

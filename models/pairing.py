@@ -32,13 +32,14 @@ class Group:
     Attributes:
         members: modality -> the sample whose rows of that modality are used.
         sentiment: -3 ... 3, or None. coarse: it is what the emotion suggests, or only its sign is known.
-        emotions: probability per emotion, or None.
+        emotions: probability per emotion, or None. emotion: number of the one that it is, or None.
     """
 
     members: dict[str, Sample]
     sentiment: float | None
     coarse: bool
     emotions: tuple[float, ...] | None
+    emotion: int | None
 
 
 def single(sample: Sample, modalities: Sequence[str] | None = None) -> Group:
@@ -48,7 +49,7 @@ def single(sample: Sample, modalities: Sequence[str] | None = None) -> Group:
     sentiment, coarse = labels.sentiment, labels.coarse
     if sentiment is None and sample.emotion is not None and "text" not in members:
         sentiment, coarse = VALENCE[EMOTIONS[sample.emotion]], True
-    return Group(members, sentiment, coarse, labels.emotions)
+    return Group(members, sentiment, coarse, labels.emotions, sample.emotion)
 
 
 class Pairing:
@@ -113,7 +114,7 @@ class Pairing:
                 members[modality] = pool[int(random.integers(len(pool)))]
         own = [s.labels for s in members.values() if s.labels.sentiment is not None and not s.labels.coarse]
         sentiment = own[0].sentiment if own else VALENCE[EMOTIONS[emotion]]
-        return Group(members, sentiment, not own, tuple(float(e == emotion) for e in range(len(EMOTIONS))))
+        return Group(members, sentiment, not own, tuple(float(e == emotion) for e in range(len(EMOTIONS))), emotion)
 
     def _pool(self, modality: str, emotion: int, scored: bool) -> list[Sample]:
         if modality == "text" and scored:

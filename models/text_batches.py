@@ -1,7 +1,7 @@
 """Sentences of several corpora, cut into shuffled batches.
 
-Live text is often partial and bare. Part of the training text is therefore cut, and stripped to what a recogniser
-writes.
+Live text is often partial, bare and misheard. Part of the training text is therefore cut, stripped to what a recogniser
+writes, and given a recogniser's errors; a label then holds the less, the more words are wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mien.errors import DataError
 from mien.messages import Float32
 from mien.models.corpora import Corpus, CorpusItem
 from mien.models.text_encoder import TEXT_STEPS, Pieces, WordTokenizer
+from mien.models.text_errors import Mishearing, certainty, plain_words
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Diet:
         batch: sentences in a batch.
         repeats: times that a corpus is seen in an epoch, 1 if not named; a fraction takes a new part each time.
         bare, cut: share of sentences stripped of punctuation, and cut to a part of their words.
+        misheard: share of sentences with a recogniser's errors, in a share of their words drawn from `word_errors`.
     """
 
     batch: int = 32
-    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("meld", 1.25), ("goemotions", 0.25))
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("meld", 1.25), ("goemotions", 0.25), ("sst5", 1.0))
     bare: float = 0.35
-    cut: float = 0.15
+    cut: float = 0.2
+    misheard: float = 0.25
+    word_errors: tuple[float, float] = (0.1, 0.6)
 
     def repeats_of(self, corpus: str) -> float:
         """Times that a corpus is seen in an epoch."""
@@ -75,14 +79,13 @@ class Batch:
 
 def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
     """As a recogniser may write them: no punctuation but apostrophes, and now and then a word lost."""
-    kept = ["".join(c for c in word.replace("’", "'") if c.isalnum() or c == "'").lower() for word in words]
-    heard = [word for word in kept if word and rng.random() > 0.04]
-    return heard or [word for word in kept if word] or list(words)
+    kept = plain_words(words)
+    return [word for word in kept if rng.random() > 0.04] or kept or list(words)
 
 
 def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """A stretch of at least 60 % of the words, and of 4."""
-    least = min(len(words), max(4, math.ceil(0.6 * len(words))))
+    """A stretch of at least half of the words, and of 4."""
+    least = min(len(words), max(4, math.ceil(0.5 * len(words))))
     length = int(rng.integers(least, len(words) + 1))
     start = int(rng.integers(0, len(words) - length + 1))
     return list(words[start : start + length])
@@ -125,14 +128,20 @@ def batches(
 ) -> Iterator[Batch]:
     """An epoch, shuffled, with sentences of like length together so that little is padding."""
     rng = np.random.default_rng([seed, epoch])
+    mishear = Mishearing(item.text or "" for _, items in sorted(corpora.items()) for item in items)
     drawn: list[tuple[CorpusItem, Pieces]] = []
+    certain: list[float] = []
     for item in epoch_items(corpora, diet, seed, epoch):
         words = (item.text or "").split()
         if rng.random() < diet.bare:
             words = bare_words(words, rng)
         if rng.random() < diet.cut:
             words = cut_words(words, rng)
+        errors = rng.uniform(*diet.word_errors) if rng.random() < diet.misheard else 0.0
+        if errors:
+            words = mishear(words, errors, rng)
         drawn.append((item, tokenizer.tokenize_words(words)))
+        certain.append(certainty(errors))
     order = rng.permutation(len(drawn))
     pool = diet.batch * 64
     groups: list[list[int]] = []
@@ -140,11 +149,14 @@ def batches(
         near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
         groups += [near[n : n + diet.batch] for n in range(0, len(near), diet.batch)]
     for number in rng.permutation(len(groups)):
-        yield collate([drawn[n] for n in groups[number]], lessons)
+        yield collate([drawn[n] for n in groups[number]], lessons, [certain[n] for n in groups[number]])
 
 
-def collate(chosen: Sequence[tuple[CorpusItem, Pieces]], lessons: Lessons | None = None) -> Batch:
-    """Pad sentences to the longest of them."""
+def collate(
+    chosen: Sequence[tuple[CorpusItem, Pieces]], lessons: Lessons | None = None, certain: Sequence[float] = ()
+) -> Batch:
+    """Pad sentences to the longest of them. `certain`: how far the labels of each hold, wholly if not given; what is
+    missing goes to no sentiment and to an even share of all emotions."""
     size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
     ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
     words = np.full((size, length), -1, np.int64)
@@ -165,6 +177,12 @@ def collate(chosen: Sequence[tuple[CorpusItem, Pieces]], lessons: Lessons | None
         if lessons is not None:
             lesson = lessons.rows[item.text or ""]
             taught_sentiment[row], taught_emotions[row] = lessons.sentiment[lesson], lessons.emotions[lesson]
+    if certain:
+        holds = np.array(certain, np.float32)
+        sentiment, taught_sentiment = sentiment * holds, taught_sentiment * holds
+        for shares in (emotions, taught_emotions):
+            given = shares.sum(1) > 0
+            shares[given] = shares[given] * holds[given, None] + (1 - holds[given, None]) / len(EMOTIONS)
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask),

@@ -52,9 +52,10 @@ class Teacher(Tuning):
 
 
 TEACHERS = (
-    Teacher(name="sentiment", teaches=SENTIMENT, corpora=("mosi", "mosei"), diet=Diet(repeats=(("mosi", 3.0),))),
+    Teacher(name="sentiment", teaches=SENTIMENT, corpora=("mosi", "mosei", "sst5"),
+            diet=Diet(repeats=(("mosi", 3.0),), misheard=0.1)),
     Teacher(name="emotion", teaches=EMOTION, corpora=("meld", "goemotions"), emotion_weight=1.0,
-            diet=Diet(repeats=(("meld", 2.0), ("goemotions", 0.4)))),
+            diet=Diet(repeats=(("meld", 2.0), ("goemotions", 0.4)), misheard=0.1)),
 )  # fmt: skip
 
 

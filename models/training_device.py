@@ -1,7 +1,7 @@
 """Where training computes: on an NVIDIA GPU in mixed precision, else on the processor.
 
-Weights are drawn and batches are made on the processor, so that a seed means the same data and the same start
-anywhere. What a GPU then makes of them are other bits than a processor's, and the same ones each time.
+Weights are drawn on the processor, so that a seed means the same start anywhere; batches are drawn there too, but for
+those of faces. What a GPU then makes of them are other bits than a processor's, and the same ones each time.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def training_device(name: str = AUTO) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What weights say that they were trained on: "NVIDIA H100 80GB HBM3", or "processor"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -21,6 +21,7 @@ NAMES = {
     "ravdess": "RAVDESS, voice, unseen actors",
     "emodb": "EmoDB, voice, unseen speakers",
     "fer2013": "FER2013, face",
+    "ferplus": "FER+, face",
 }
 
 

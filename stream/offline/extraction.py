@@ -23,6 +23,7 @@ import numpy as np
 from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig, TextConfig
+from mien.emotions import EMOTIONS
 from mien.errors import DataError, MienError
 from mien.files import write_file
 from mien.messages import Float32, Int64, ModalitySpec, Word
@@ -361,6 +362,8 @@ class _Worker:
             sentiment=item.sentiment,
             coarse=item.coarse,
             emotions=item.emotion_target,
+            agreed=_number(item.emotion, -1) if item.emotions is not None and item.image is not None else None,
+            own=_number(item.own_emotion),
             duration_ns=duration_ns,
             still=item.image is not None,
             text=text,
@@ -391,6 +394,10 @@ class _Worker:
                     labels, id=f"{item.id}~{copy + 1}", duration_ns=len(sound) * NS_PER_S // SAMPLE_RATE, copy=True
                 )
                 yield changed, {"audio": audio}
+
+
+def _number(emotion: str | None, otherwise: int | None = None) -> int | None:
+    return otherwise if emotion is None else EMOTIONS.index(emotion)
 
 
 def shortened(words: list[str], random: np.random.Generator) -> list[str]:

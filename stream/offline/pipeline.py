@@ -15,16 +15,16 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
-import numpy as np
 
 from mien.assets import asset_path
 from mien.config import AssetsConfig, explain
-from mien.emotions import EMOTIONS
 from mien.errors import ConfigError, DataError
 from mien.files import write_file
 from mien.models.architecture import EncoderConfig, ModelConfig
@@ -33,9 +33,10 @@ from mien.models.datasets import Dataset, is_dataset
 from mien.models.face_training import FaceTraining
 from mien.models.speech_training import SpeechTraining
 from mien.models.training import FusionTraining
-from mien.models.training_device import training_device
+from mien.models.training_device import device_name, training_device
 from mien.models.weights import FACE, FUSION, SHIPPED_FOLDER, TEXT, weight_set
 from mien.stream.offline.extraction import ExtractOptions
+from mien.stream.offline.faces import labelled_faces
 from mien.stream.offline.helpers import helpers
 
 log = logging.getLogger(__name__)
@@ -214,66 +215,31 @@ def _of(model: ModelConfig, name: str) -> dict[str, EncoderConfig]:
 
 def _train_face(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.face import FaceConfig
-    from mien.models.face_training import train_face
+    from mien.models.face_training import Faces, train_face
     from mien.stream.modalities.face_crop import CROP_VERSION
 
     corpora = [c for c in _corpora(plan) if c.images is not None]
     if not corpora:
         return None
     weights, note = output_folder(plan) / FACE, Path(plan.work) / "face.json"
-    key = _key(corpora, [msgspec.to_builtins(plan.face), CROP_VERSION])
+    key = _key(corpora, [msgspec.to_builtins(plan.face), CROP_VERSION, plan.fusion.seed])
     if _is_noted(note, key, weights):
         return None
-    crops = _crops(corpora, plan, progress)
+    task = asset_path("face-landmarker", plan.assets)
 
-    def step(done: int, total: int, _: object) -> None:
-        if progress is not None:
-            progress("face", done, total)
+    def cut(split: str, pool: Executor) -> Faces:
+        told = None if progress is None else partial(progress, f"crops of faces, {split}")
+        return labelled_faces(corpora, split, task, pool, told)
 
+    with helpers(plan.jobs or None) as pool:
+        train, valid = cut("train", pool), cut("valid", pool)
+    device = training_device(plan.device)
     metrics = train_face(
-        *crops["train"], *crops["valid"], weights, seed=plan.fusion.seed, config=FaceConfig(crop=CROP_VERSION),
-        training=plan.face, state=Path(plan.work) / "face.state", device=training_device(plan.device), report=step,
+        train, valid, weights, seed=plan.fusion.seed, config=FaceConfig(crop=CROP_VERSION), training=plan.face,
+        work=Path(plan.work) / "face" / key[:16], device=device, report=progress, notes={"device": device_name(device)},
     )  # fmt: skip
     _note(note, key, weights)
     return asdict(metrics)
-
-
-def _crops(corpora: Sequence[Corpus], plan: TrainPlan, progress: Progress | None) -> dict[str, tuple[Any, Any]]:
-    """Aligned crops (n, 48, 48) and labels (n,) of each split."""
-    crops: dict[str, tuple[Any, Any]] = {}
-    task = asset_path("face-landmarker", plan.assets)
-    with helpers(plan.jobs or None) as pool:
-        for split in ("train", "valid"):
-            images, labels = [], []
-            for corpus in corpora:
-                assert corpus.images is not None
-                for item in corpus.split(split):
-                    if item.image is not None and item.emotion is not None:
-                        images.append(corpus.images[item.image])
-                        labels.append(EMOTIONS.index(item.emotion))
-            if not images:
-                raise DataError(f"no face with an emotion is in the split `{split}`")
-            chunks = [np.stack(images[k : k + 256]) for k in range(0, len(images), 256)]
-            cut = []
-            for part in pool.map(_cut, [task] * len(chunks), chunks):
-                cut.append(part)
-                if progress is not None:
-                    progress(f"crops of faces, {split}", sum(map(len, cut)), len(images))
-            crops[split] = np.concatenate(cut), np.array(labels, np.int64)
-    return crops
-
-
-def _cut(task: Path, images: Any) -> Any:
-    from mien.stream.modalities.face_crop import aligned_crop
-    from mien.stream.modalities.face_mesh import FaceMesh
-    from mien.stream.modalities.vision import find_in_still
-
-    mesh = FaceMesh(task, moving=False, max_faces=1)
-    try:
-        faces = [find_in_still(mesh, image) for image in images]
-    finally:
-        mesh.close()
-    return np.stack([aligned_crop(i, None if f is None else f.landmarks) for i, f in zip(images, faces, strict=True)])
 
 
 def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:

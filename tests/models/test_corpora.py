@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -170,6 +171,72 @@ def test_wrong_clip_tables(tmp_path: Path) -> None:
     write(tmp_path / "labels.csv", "file,emotion\na.mp4,sad\n")
     with pytest.raises(DataError, match="1 x clip missing"):
         read_corpus(tmp_path)
+
+
+COLUMNS = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]
+
+
+def voted(path: Path, said: list[list[int]], **arrays: np.ndarray) -> Path:
+    """A file as FER+'s, with a picture of grey level 10 x its row for each row of `said`."""
+    content = [cv2.imencode(".jpg", np.full((48, 48), 10 * row, np.uint8))[1].tobytes() for row in range(len(said))]
+    made = {
+        "jpeg": np.frombuffer(b"".join(content), np.uint8), "ends": np.cumsum([len(c) for c in content]),
+        "votes": np.array(said, np.uint8), "columns": np.array(COLUMNS), "labels": np.array(["sad"] * len(said)),
+    }  # fmt: skip
+    np.savez(path, **(made | arrays))
+    return path
+
+
+def test_votes_on_faces(tmp_path: Path) -> None:
+    corpus = read_corpus(
+        voted(
+            tmp_path / "ferplus_valid.npz",
+            [
+                [6, 0, 0, 3, 1, 0, 0, 0, 0, 0],  # agreed: neutral
+                [0, 4, 4, 0, 0, 0, 0, 2, 0, 0],  # not agreed
+                [3, 0, 0, 0, 0, 0, 0, 7, 0, 0],  # contempt
+                [2, 1, 1, 1, 1, 1, 1, 1, 1, 0],  # nothing
+            ],
+            labels=np.array(["sad", "", "angry", "sad"]),
+        )
+    )
+    assert corpus.name == "ferplus"
+    assert corpus.images is not None
+    assert corpus.images.shape == (4, 48, 48)
+    assert abs(int(corpus.images[1].mean()) - 10) <= 1
+    one, two = corpus.items
+    assert (one.emotion, one.own_emotion, one.split, one.image) == ("neutral", "sad", "valid", 0)
+    assert one.emotion_target is not None
+    assert dict(zip(EMOTIONS, one.emotion_target, strict=True)) == pytest.approx(
+        {"neutral": 6 / 9, "sad": 3 / 9} | dict.fromkeys(("happy", "angry", "fear", "disgust", "surprise"), 0.0)
+    )
+    assert (two.emotion, two.own_emotion) == (None, None)
+    assert two.emotion_target is not None
+    assert two.emotion_target[EMOTIONS.index("happy")] == two.emotion_target[EMOTIONS.index("surprise")] == 0.5
+    assert [reason for _, reason in corpus.skipped] == [
+        "most annotators say contempt", "annotators see no emotion in it"
+    ]  # fmt: skip
+
+
+def test_wrong_files_of_votes(tmp_path: Path) -> None:
+    votes = [[10, 0, 0, 0, 0, 0, 0, 0, 0, 0]] * 2
+    for wrong, why in (
+        ({"columns": np.array([*COLUMNS[:-1], "smug"])}, "smug"),
+        ({"columns": np.array(["neutral"] * 10)}, "seven emotions"),
+        ({"votes": np.zeros((2, 9), np.uint8)}, r"whole numbers \(2, 10\)"),
+        ({"ends": np.array([5, 3])}, "must rise"),
+        ({"jpeg": np.zeros(9, np.uint8), "ends": np.array([4, 9])}, "pictures of one size"),
+        ({"labels": np.array(["sad"])}, "labels must be 2"),
+    ):
+        with pytest.raises(DataError, match=why):
+            read_corpus(voted(tmp_path / "a.npz", votes, **wrong))
+
+
+def test_tables_of_one_layout_are_told_apart_by_name(tmp_path: Path) -> None:
+    table = "id,text,sentiment\n1,fine film,1.5\n"
+    for name, corpus in (("sst5_train", "sst5"), ("mosei", "mosei"), ("mosi", "mosi"), ("mine", "mosi")):
+        read = read_corpus(write(tmp_path / f"{name}.csv", table))
+        assert (read.name, read.items[0].sentiment) == (corpus, 1.5)
 
 
 def test_wrong_face_files(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mien.models.corpora import Corpus, CorpusItem
 from mien.models.minilm import load_adapters, load_minilm
 from mien.models.text_batches import Diet, Lessons, bare_words, batches, collate, cut_words, epoch_items, sentences
 from mien.models.text_encoder import TEXT_STEPS, WordTokenizer, pool_words
+from mien.models.text_errors import Mishearing
 from mien.models.text_teachers import Teacher, ask
 from mien.models.text_training import READER, TextTraining, train_text
 from mien.models.text_tuning import SentenceTuner, validate
@@ -252,9 +253,35 @@ def test_an_epoch_repeats_and_samples_corpora(corpora: list[Corpus]) -> None:
     assert first != second
 
 
+def test_labels_of_a_misheard_sentence_count_less(base: Path, corpora: list[Corpus]) -> None:
+    items = {"mosi": sentences(corpora, "train")["mosi"]}
+
+    def strongest(misheard: float) -> float:
+        diet = replace(OPTIONS.diet, misheard=misheard, word_errors=(0.6, 0.6))
+        return max(float(batch.sentiment.abs().max()) for batch in batches(items, WordTokenizer(base), diet, 3, 0))
+
+    assert strongest(1.0) == pytest.approx(strongest(0.0) / 2)
+
+
+def test_a_recogniser_makes_as_many_errors_as_asked() -> None:
+    texts = ["the film was good and the end was bad", "a good film is a good thing", "their end was there"] * 3
+    mishear, rng = Mishearing(texts), np.random.default_rng(0)
+    words = ["the", "film", "was", "good", "and", "the", "end", "was", "bad", "their", "thing", "is", "there"]
+    assert mishear(words, 0.0, rng) == words
+    assert mishear([], 0.5, rng) == []
+    for rate in (0.2, 0.6):
+        heard = [mishear(words, rate, rng) for _ in range(200)]
+        kept = np.mean([len(set(words) & set(one)) / len(words) for one in heard])
+        # A wrong word may be one of the sentence, too.
+        assert 1 - rate < kept + 0.1 < 1 - rate + 0.45
+        assert np.mean([len(one) for one in heard]) == pytest.approx(len(words) * (1 - 0.1 * rate), rel=0.05)
+    assert all(word in " ".join(texts).split() for one in heard for word in one)
+    assert all(mishear(["good"], 1.0, rng) for _ in range(50))  # never nothing
+
+
 def test_batches_hold_everything_once(base: Path, corpora: list[Corpus]) -> None:
     items = sentences(corpora, "train")
-    made = list(batches(items, WordTokenizer(base), OPTIONS.diet, 3, 0))
+    made = list(batches(items, WordTokenizer(base), replace(OPTIONS.diet, misheard=0.0), 3, 0))
     assert sum(len(batch.coarse) for batch in made) == sum(map(len, items.values()))
     for batch in made:
         assert ((batch.words.amax(1) == 4) | (batch.words.amax(1) == 3)).all()  # five words each, or one lost
@@ -290,8 +317,8 @@ def test_the_reader_is_kept_with_the_adapters(base: Path, corpora: list[Corpus],
     tuner = SentenceTuner(load_minilm(base, tmp_path / "out"), MODEL)
     tuner.reader.load_state_dict(load_file(tmp_path / "work" / READER))
     valid = sentences(corpora, "valid")
-    # The adapters were rounded to half precision on their way.
-    assert validate(tuner, valid, WordTokenizer(base))["loss"] == pytest.approx(history[best]["loss"], abs=0.01)
+    # The adapters were rounded to half precision on their way, and are merged before products are rounded to bfloat16.
+    assert validate(tuner, valid, WordTokenizer(base))["loss"] == pytest.approx(history[best]["loss"], abs=0.03)
 
 
 def test_bare_words_are_what_a_recogniser_writes() -> None:
@@ -308,6 +335,6 @@ def test_cut_words_keep_a_stretch() -> None:
     words = [str(n) for n in range(10)]
     for _ in range(100):
         kept = cut_words(words, generator)
-        assert 6 <= len(kept) <= 10
+        assert 5 <= len(kept) <= 10
         assert kept == words[int(kept[0]) : int(kept[0]) + len(kept)]
     assert cut_words(["a", "b"], generator) == ["a", "b"]

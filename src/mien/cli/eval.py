@@ -60,7 +60,8 @@ def command(
     from mien.models.pairing import single
     from mien.models.protocols import fusion, robustness, streaming
     from mien.models.weights import weight_set
-    from mien.stream.offline.extraction import ExtractOptions
+    from mien.stream.offline.extraction import ExtractOptions, live_specs
+    from mien.stream.offline.faces import encoder_figures
     from mien.stream.offline.labelled import read_labelled
 
     loaded, weights = load_checkpoint(checkpoint), weight_set(checkpoint)
@@ -96,6 +97,8 @@ def command(
         groups = [single(sample, names) for sample in samples]
         judged.append((groups, score(run, specs, groups, names)))
         made = {"split": part, **figures(*judged[-1])}
+        if "vision" in names and live_specs(["vision"], weights)["vision"] == dataset.specs.get("vision"):
+            made["face_encoder"] = encoder_figures(samples, weights.face)
         if missing:
             made["missing"] = robustness(run, specs, groups, names, _rates(missing))
         if stream:
@@ -209,6 +212,13 @@ def _print(report: dict[str, Any]) -> None:
                 for name, has0, non0 in PUBLISHED.get(corpus, ()):
                     table.add_row(f"{name}, published", has0, non0)
             print_table(console, table)
+        if "own_labels" in made:
+            m = made["own_labels"]
+            console.print(f"the corpus's own labels: UAR {m['uar']:.4f}  accuracy {m['accuracy']:.4f}")
+        for what, m in (made.get("face_encoder") or {}).items():
+            truth = "" if what == "emotion" else ", the corpus's own labels"
+            recalls = "  ".join(f"{name} {recall:.3f}" for name, recall in m["recalls"].items())
+            console.print(f"face encoder alone{truth}: UAR {m['uar']:.4f}  accuracy {m['accuracy']:.4f}  {recalls}")
         if "emotion" in made:
             m = made["emotion"]
             console.print(
@@ -233,9 +243,11 @@ def _print(report: dict[str, Any]) -> None:
     if "fused" in report:
         _print_fused(console, report["fused"])
     if report["skipped"]:
-        console.print(
-            f"skipped {len(report['skipped'])}: " + "; ".join(f"{s['id']}: {s['reason']}" for s in report["skipped"])
-        )
+        by_reason: dict[str, list[str]] = {}
+        for left_out in report["skipped"]:
+            by_reason.setdefault(left_out["reason"], []).append(left_out["id"])
+        for reason, ids in by_reason.items():
+            console.print(f"skipped {len(ids)}, {reason}: " + ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else ""))
     for path in report.get("plots", ()):
         console.print(f"plot {path}")
 

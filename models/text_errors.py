@@ -1,0 +1,88 @@
+"""Sentences as a speech recogniser writes them down when it hears badly.
+
+Words are lost, put in, and taken for others that sound alike; the more of them, the less of the sentence is left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+# Of all errors of small recognisers on noisy speech, about so many.
+SUBSTITUTED, DELETED = 0.6, 0.25  # the rest is inserted
+_SOUNDS = {c: code for code, letters in enumerate(("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for c in letters}
+_RARE = 2  # a word that occurs less often in the corpora is no word that a recogniser puts in a sentence
+
+
+class Mishearing:
+    """Makes errors of a recogniser whose words are those of some texts.
+
+    Args:
+        texts: from which it takes its words, each as often as it occurs.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        counted = Counter(word for text in texts for word in plain_words(text.split()))
+        words = sorted(word for word, count in counted.items() if count >= _RARE) or sorted(counted) or ["the"]
+        # A recogniser's language model prefers common words, less than in proportion.
+        weights = np.array([counted[word] or 1 for word in words], np.float64) ** 0.5
+        self._words, self._share = words, np.cumsum(weights) / weights.sum()
+        self._common = [word for word, _ in sorted(counted.most_common(60))] or words
+        alike: dict[str, list[int]] = {}
+        for number, word in enumerate(words):
+            alike.setdefault(_sound(word), []).append(number)
+        self._alike = {
+            sound: ([words[n] for n in numbers], np.cumsum(weights[numbers]) / weights[numbers].sum())
+            for sound, numbers in alike.items()
+        }
+
+    def __call__(self, words: Sequence[str], rate: float, rng: np.random.Generator) -> list[str]:
+        """The words with errors in a share `rate` of them, on average; never none at all."""
+        heard: list[str] = []
+        kinds = rng.random(len(words)) / max(rate, 1e-9)  # below 1: an error, and the part of the interval says which
+        for word, kind in zip(words, kinds, strict=True):
+            if kind < SUBSTITUTED:
+                heard.append(self._taken_for(word, rng))
+            elif kind >= SUBSTITUTED + DELETED:
+                heard.append(word)
+            if SUBSTITUTED + DELETED <= kind < 1:
+                heard.append(self._common[int(rng.integers(len(self._common)))])
+        return heard or [self._taken_for(words[0], rng)] if words else []
+
+    def _taken_for(self, word: str, rng: np.random.Generator) -> str:
+        plain = "".join(plain_words([word]))
+        near, share = self._alike.get(_sound(plain), ([], np.ones(0)))
+        # Half of the time nothing alike is written, but whatever the language model expects.
+        if len(near) > 1 and rng.random() < 0.5:
+            return near[_drawn(share, rng)]
+        return self._words[_drawn(self._share, rng)]
+
+
+def plain_words(words: Sequence[str]) -> list[str]:
+    """Lower case, and no punctuation but apostrophes. A word of nothing else is left out."""
+    plain = ["".join(c for c in word.replace("’", "'") if c.isalnum() or c == "'").lower() for word in words]
+    return [word for word in plain if word]
+
+
+def certainty(rate: float) -> float:
+    """How far the label of a sentence still holds if a share `rate` of its words is wrong: 1 without errors, a half
+    at 60 %."""
+    return 1.0 - 0.5 * min(1.0, rate / 0.6) ** 2
+
+
+def _drawn(share: npt.NDArray[np.float64], rng: np.random.Generator) -> int:
+    """A position, by a running sum of shares."""
+    return min(int(np.searchsorted(share, rng.random())), len(share) - 1)
+
+
+def _sound(word: str) -> str:
+    """The first letter and the next two consonants by their place of articulation, as Soundex codes them."""
+    codes: list[int] = []
+    for letter in word[1:]:
+        code = _SOUNDS.get(letter, 0)
+        if code and (not codes or codes[-1] != code):
+            codes.append(code)
+    return word[:1] + "".join(map(str, codes[:2]))
