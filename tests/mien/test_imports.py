@@ -92,6 +92,20 @@ def test_packages_are_imported_by_their_full_name(floor: str) -> None:
             assert not bare, f"{path.relative_to(ROOT)} imports {bare} as if it were installed under that name"
 
 
+@pytest.mark.parametrize("room", ["mien.stream.sources"])
+def test_a_room_has_no_circle(room: str) -> None:
+    folder = FLOORS["mien.stream"] / room.rsplit(".", 1)[1]
+    inside = {path.stem: path for path in folder.glob("*.py")}
+    needs = {
+        name: {n for n in inside if any(f"{i}.".startswith(f"{room}.{n}.") for i in mien_imports(path))}
+        for name, path in inside.items()
+    }
+    while free := [name for name, others in needs.items() if not others & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, f"{', '.join(sorted(needs))} import each other in a circle"
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -1,0 +1,45 @@
+"""Predictions over a clip are those of a live session that knows what had come by then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mien.engines.predictor import Predictor
+from mien.errors import AssetError
+from mien.models.checkpoint import load_checkpoint
+from mien.stream.offline.clips import predict_clip, read_clip
+from mien.stream.offline.extraction import Extractors, live_specs
+from tests.stream.pictures import portrait, write_clip
+from tests.stream.sources.media import RATE, melody, write_tracks
+
+
+@pytest.mark.assets
+def test_a_picture_that_pauses_or_begins_late_does_not_count_meanwhile(tmp_path: Path) -> None:
+    images = [portrait(256)] * 30
+    times_ms = [*range(1000, 1600, 40), *range(4000, 4600, 40)]
+    clip = write_clip(tmp_path / "pauses.mkv", images, times_ms)
+    extractors = Extractors(("vision",))
+    specs = live_specs(("vision",))
+    try:
+        read = read_clip(clip, specs, extractors, words=False)
+    except AssetError as error:
+        pytest.skip(str(error))
+    finally:
+        extractors.close()
+    moments = {m.t_s: m.outputs for m in predict_clip(read, Predictor(load_checkpoint(), "onnx"), 0.1)}
+    begin_s = min(message.t_end_ns for message in read.messages) / 1e9  # a file begins with its first packet
+    seen = {t_s: outputs is not None for t_s, outputs in moments.items()}
+    assert all(there for t_s, there in seen.items() if begin_s + 0.1 <= t_s <= begin_s + 0.9)
+    assert not any(there for t_s, there in seen.items() if begin_s + 1.1 <= t_s <= begin_s + 2.9)
+    assert any(there for t_s, there in seen.items() if t_s >= begin_s + 3.05)
+
+
+def test_a_track_is_chosen_and_said(tmp_path: Path) -> None:
+    tracks = [np.zeros(RATE, np.float32), melody(1.0)]
+    path = write_tracks(tmp_path / "two.mkv", tracks)
+    read = read_clip(path, {}, Extractors(()), words=False)
+    assert read.notes == ("sound track 2 of 2 of two.mkv; clip.audio_track chooses another",)
+    assert read.messages == ()
