@@ -128,9 +128,9 @@ class Clip:
                 for packet in _shifted(container.demux(stream), breaks):
                     try:
                         frames = packet.decode()
-                    except av.error.InvalidDataError as error:
+                    except av.error.FFmpegError as error:
                         # Damaged: the next one may be whole.
-                        failure, stamp = error.strerror, packet.dts if packet.pts is None else packet.pts
+                        failure, stamp = _reason(error), packet.dts if packet.pts is None else packet.pts
                         if stamp is not None:
                             failed_ns = _ns(stamp, packet.time_base) - begin_ns
                         continue
@@ -139,7 +139,7 @@ class Clip:
                         good_ns = max(good_ns, t_ns or 0)
                         yield t_ns, frame, stream
             except (av.error.FFmpegError, OSError) as error:
-                failure, failed_ns = getattr(error, "strerror", None) or str(error), 1 << 62
+                failure, failed_ns = _reason(error), 1 << 62
         if failed_ns - good_ns > _TAIL_S * NS_PER_S:
             what = {"audio": "sound", "video": "picture"}[kind]
             where = f"breaks off after {good_ns / NS_PER_S:.1f} s" if good_ns else "cannot be decoded"
@@ -253,7 +253,7 @@ def _is_audible(path: Path, index: int) -> bool:
             for packet in container.demux(stream):
                 try:
                     frames = packet.decode()
-                except av.error.InvalidDataError:
+                except av.error.FFmpegError:
                     continue
                 for frame in frames:
                     data = frame.to_ndarray()
@@ -309,8 +309,15 @@ def _open(path: Path) -> Any:
         # Not a bare name: FFmpeg takes what stands before a colon for a protocol.
         return av.open(f"file:{os.fspath(path)}")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"clip {printable(str(path))} cannot be read as picture or sound: {reason}") from error
+        raise SourceError(
+            f"clip {printable(str(path))} cannot be read as picture or sound: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What FFmpeg says of an error; some it has only a number for."""
+    said = getattr(error, "strerror", None) or str(error)
+    return "its data are damaged" if said.startswith("Error number") else said
 
 
 def _begin_ns(container: Any) -> int:

@@ -274,6 +274,7 @@ def test_what_breaks_off_ends_with_its_reason_and_what_came_before_is_kept(tmp_p
                 break
         assert source.ended, "it begins again and again"
         assert "breaks off after" in str(source.error)
+        assert "Error number" not in str(source.error)
 
 
 # --- channels ---------------------------------------------------------------------------------------------------
