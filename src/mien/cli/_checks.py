@@ -100,7 +100,7 @@ def check_bridges(_: Config) -> Iterator[Row]:
         found = (
             f"{', '.join(able)} can run; missing: {', '.join(lacking)}" if able else f"missing: {', '.join(lacking)}"
         )
-        yield Row("bridges", "warn", found, 'only for mien bridge: pip install -e ".[bridges]"')
+        yield Row("bridges", "warn", found, f"only for mien bridge: {install_command('bridges')}")
         return
     try:
         import pylsl
