@@ -96,8 +96,6 @@ class Ring:
 
     def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
         """Ends (B,) of the windows that are seen at `t_end_ns` (B,), and which have changed since the last look."""
-        if len(places) == 1:
-            return self._look_at_one(int(places[0]), int(t_end_ns[0]))
         ends = t_end_ns if not self._hop_ns else t_end_ns // self._hop_ns * self._hop_ns - 1
         last = ends // self.slot_ns
         # A slot whose newest row lies beyond the end is seen in part, and next time perhaps in full.
@@ -152,17 +150,20 @@ class Ring:
         newest[newest <= t_end_ns - WINDOW_NS] = NEVER
         return newest
 
-    def _look_at_one(self, place: int, t_end_ns: int) -> tuple[Int64, Bool]:
-        """`look` at one session, where numpy's calls cost more than what they do."""
+    def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
+        """`look` and `newest_ns` of one session, where numpy's calls cost more than what they do."""
         end_ns = t_end_ns if not self._hop_ns else t_end_ns // self._hop_ns * self._hop_ns - 1
         last = end_ns // self.slot_ns
         at = last & (self.capacity - 1)
-        partial = self._newest_ns[place, at] > end_ns and self._slots[place, at] == last
-        changed = partial or self._looked[place] != last
+        partial = bool(self._newest_ns[place, at] > end_ns and self._slots[place, at] == last)
+        changed = partial or bool(self._looked[place] != last)
         if changed:
             self._looked[place] = NEVER if partial else last
             self.version[place] += 1
-        return np.array([end_ns]), np.array([changed])
+        newest_ns = int(self._latest_ns[place])
+        if newest_ns > t_end_ns:
+            newest_ns = self._newest_until(place, t_end_ns)
+        return end_ns, changed, newest_ns if newest_ns > t_end_ns - WINDOW_NS else NEVER
 
     def _view(self, place: int, end_ns: int) -> Float32 | None:
         """A window in place, (steps, dim); None where it is not whole."""
@@ -262,6 +263,16 @@ class Snapshots:
         self._fresh[places] = False
         self.version[places] += changed
         return t_end_ns, changed
+
+    def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
+        """As `Ring.look_at_one`."""
+        if t_end_ns >= self._until_ns[place] or t_end_ns < self._since_ns[place]:
+            self._place(place, t_end_ns)
+        changed = bool(self._fresh[place])
+        if changed:
+            self._fresh[place] = False
+            self.version[place] += 1
+        return t_end_ns, changed, int(self._newest_ns[place])
 
     def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
         """As `Ring.gather`; the windows that were looked at last."""
@@ -366,6 +377,8 @@ class Windows:
 
     def look(self, places: Sequence[int], t_end_ns: Sequence[int]) -> Look:
         """What is seen of sessions, each at an instant. A session stands in `places` once at most."""
+        if len(places) == 1:
+            return self._look_at_one(places[0], t_end_ns[0])
         at, ends = np.array(places, np.int64), np.array(t_end_ns, np.int64)
         present = ends[:, None] <= self.until_ns[at]
         changed = self._pending[at]
@@ -378,6 +391,20 @@ class Windows:
         self._pending[at] = changed & ~present
         changed &= present
         return Look(at, ends, ends_ns, present, changed, newest_ns)
+
+    def _look_at_one(self, place: int, t_end_ns: int) -> Look:
+        seen = [track.look_at_one(place, t_end_ns) for track in self.tracks.values()]
+        present = [t_end_ns <= until_ns for until_ns in self.until_ns[place].tolist()]
+        changed = [news or old for (_, news, _), old in zip(seen, self._pending[place].tolist(), strict=True)]
+        self._pending[place] = [news and not there for news, there in zip(changed, present, strict=True)]
+        return Look(
+            np.array([place]),
+            np.array([t_end_ns]),
+            {name: np.array([end_ns]) for name, (end_ns, _, _) in zip(self.tracks, seen, strict=True)},
+            np.array([present]),
+            np.array([[news and there for news, there in zip(changed, present, strict=True)]]),
+            np.array([[newest_ns for _, _, newest_ns in seen]]),
+        )
 
 
 def _mean(rows: Iterable[Float32]) -> Float32:

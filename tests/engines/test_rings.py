@@ -83,7 +83,12 @@ def check_history(seed: int, rate_hz: float, steps: int) -> None:
         places = random.permutation(PLACES)[: random.integers(1, PLACES + 1)]
         newest_ns = max(int(r.times_ns.max(initial=T0)) for r in rows)
         t_end_ns = newest_ns + random.integers(-NS_PER_S, NS_PER_S, len(places)) * random.integers(0, 2, len(places))
-        ends_ns, changed = ring.look(places, t_end_ns)
+        if len(places) == 1:
+            end_ns, news, newest_of_one_ns = ring.look_at_one(int(places[0]), int(t_end_ns[0]))
+            ends_ns, changed = np.array([end_ns]), np.array([news])
+            assert newest_of_one_ns == ring.newest_ns(places, t_end_ns)[0]
+        else:
+            ends_ns, changed = ring.look(places, t_end_ns)
         features, mask = ring.gather(places, ends_ns)
         for index, place in enumerate(places.tolist()):
             want = rows[place].window(int(ends_ns[index]))
