@@ -40,7 +40,7 @@ step() { # seconds at most, name, command
     step 60 "${FEW:-256} streams" $run -n "${FEW:-256}" --json "$out/streams-256.json"
     step 60 "batches" $run --profile --json "$out/batches.json"
     step 60 "${MANY:-512} streams" $run -n "${MANY:-512}" --json "$out/streams-512.json"
-    step 75 "${FOUR:-1024} streams, 4 processes" $run -n "${FOUR:-1024}" --processes 4 --json "$out/processes-4.json"
+    step 90 "${FOUR:-1024} streams, 4 processes" $run -n "${FOUR:-1024}" --processes 4 --json "$out/processes-4.json"
     if [ -n "$before" ]; then
         lay "$before" "$site/before"
         printf '#!/bin/sh\nPYTHONPATH=%s exec %s "$@"\n' "$site/before:$carried" "$python" >"$site/python-before"

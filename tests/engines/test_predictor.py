@@ -188,6 +188,7 @@ def with_engines_on(device: str, predictor: Predictor) -> Predictor:
 
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA GPU")
+    torch.backends.cudnn.allow_tf32 = False  # as the backend does
     for part in predictor._parts():
         module = build_module(part.network).to(device)
         part._engine = TorchCudaEngine(part.id, part.network, module, device=device)
