@@ -132,7 +132,7 @@ def test_figures_of_every_shape_are_tables(
     """No braces, nothing cut where a terminal is narrow, and names with brackets as they are."""
     monkeypatch.setenv("COLUMNS", "40")
     predictor = Predictor(checkpoint, "onnx", cache=compiled)
-    results = find_most_streams(predictor, seconds=0.3, most=2) | {
+    results = find_most_streams(lambda streams: bench_multi(predictor, streams, 0.3), most=2) | {
         "age at slow subscribers_ms": describe([]),
         "gains": {"[bold]": ratio([1.0], [3.0])},
         "holds": {"every one": True},
