@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from mien.errors import ConfigError
 from mien.messages import ModalitySpec
+from mien.models.audio_columns import ROW
 
 LONGEST = 100  # steps of a recurrence, which costs its length on every engine
 
@@ -49,6 +50,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         front: strided layers before the recurrence, for modalities with many more steps than the grid has slots.
         kernel: of the Conv1d that stands beside the BiLSTM.
         hidden: of the BiLSTM, per direction; None is half of the model's dimension.
+        voice: read the rows as a voice's (`mien.models.voice_reader`); nothing of the above then counts.
     """
 
     centre: Annotated[int, Meta(ge=0)] = 0
@@ -58,6 +60,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     front: tuple[ConvLayer, ...] = ()
     kernel: Count = 3
     hidden: Count | None = None
+    voice: bool = False
 
     @property
     def stride(self) -> int:
@@ -71,9 +74,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # A word is a unit of its own; sound changes over several steps, a face over few.
 DEFAULT_ENCODERS = {
     "text": EncoderConfig(kernel=1),
-    "audio": EncoderConfig(
-        centre=65, tilt=True, bands=64, planes=(PlaneLayer(16, 5, 2), PlaneLayer(32, 3, 2), PlaneLayer(32)), kernel=5
-    ),
+    "audio": EncoderConfig(voice=True),
     "vision": EncoderConfig(kernel=3),
 }
 
@@ -118,11 +119,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         encoders = {}
         for spec in specs:
             encoder = self.encoders.get(spec.name, EncoderConfig())
-            if encoder.bands > spec.dim:
-                encoder = msgspec.structs.replace(
-                    encoder, centre=0, tilt=False, bands=0, planes=()
-                )  # not the default's features
-            if spec.steps > LONGEST * encoder.stride:
+            if encoder.bands > spec.dim or (encoder.voice and spec.dim != ROW):  # not the default's features
+                encoder = msgspec.structs.replace(encoder, centre=0, tilt=False, bands=0, planes=(), voice=False)
+            if not encoder.voice and spec.steps > LONGEST * encoder.stride:
                 stride = -(-spec.steps // (2 * self.slots)) // encoder.stride
                 layer = ConvLayer(self.dim, 2 * (stride // 2) + 1, stride)
                 encoder = msgspec.structs.replace(encoder, front=(*encoder.front, layer))

@@ -1,12 +1,13 @@
 """Perturbations of training data: what changes in a recording while the emotion in it stays.
 
-Waveforms are perturbed before extraction, into several copies of every clip; rows are perturbed anew in every batch.
-Everything is driven by a generator that the caller seeds.
+Waveforms are perturbed before extraction, into several copies of every clip. Everything is driven by a generator that
+the caller seeds.
 """
 
 from __future__ import annotations
 
-import msgspec
+import io
+
 import numpy as np
 import soxr
 
@@ -16,7 +17,8 @@ SAMPLE_RATE = 16_000
 
 
 def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
-    """Another speaker, another room, another microphone: speed, colour, reverberation, noise and gain, each by chance.
+    """Another speaker, room, microphone, surroundings and transmission: each by chance, in the order in which sound
+    meets them. Loudness and codec tell corpora apart, and must not tell emotions apart.
 
     Args:
         samples: shape (n,), mono, 16 kHz.
@@ -25,15 +27,22 @@ def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
         shape (m,), m between 0.87 n and 1.15 n, within full scale.
     """
     changed = change_speed(samples, float(rng.uniform(0.87, 1.15)))
-    if rng.random() < 0.5:
-        changed = colour(changed, rng)
     if rng.random() < 0.35:
         changed = reverberate(changed, rng)
+    if rng.random() < 0.5:
+        surroundings = add_babble if rng.random() < 0.35 else add_noise
+        changed = surroundings(changed, float(rng.uniform(3.0, 35.0)), rng)
     if rng.random() < 0.6:
-        changed = add_noise(changed, float(rng.uniform(8.0, 35.0)), rng)
-    changed = changed * np.float32(10.0 ** (rng.uniform(-12.0, 9.0) / 20.0))
+        changed = colour(changed, rng)
     peak = float(np.abs(changed).max(initial=0.0))
-    return changed / np.float32(max(1.0, peak))
+    gain = 10.0 ** (rng.uniform(-32.0, 6.0) / 20.0)  # from faint to driven 6 dB into its limits
+    changed = np.clip(changed * np.float32(gain / max(peak, 1e-9)), -1.0, 1.0)
+    chance = rng.random()
+    if chance < 0.15:
+        changed = telephone(changed)
+    elif chance < 0.7:
+        changed = transcode(changed, *CODECS[int(rng.integers(len(CODECS)))])
+    return np.clip(changed, -1.0, 1.0)  # a codec may go beyond
 
 
 def change_speed(samples: Float32, factor: float) -> Float32:
@@ -77,72 +86,61 @@ def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Floa
     return (samples + noise).astype(np.float32)
 
 
-class RowPerturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How rows of speech differ from batch to batch.
-
-    Attributes:
-        window: rows of a training window; a longer stretch of speech is cut at random, a shorter one moved about.
-        tempo: the stretch is played up to this share slower or faster, pitch kept.
-        bands: the spectrum is moved up or down by at most so many bands: another size of head.
-        level: standard deviation of a change of level, in nepers of power.
-        hidden_columns: share of the other columns that show nothing, in one window: no single number of the voice
-            encoder is to be relied upon.
-        hidden_bands, hidden_steps: widest run of bands, and of rows, that shows nothing (SpecAugment, Park et al.,
-            Interspeech 2019).
-    """
-
-    window: int = 160
-    tempo: float = 0.1
-    bands: int = 1
-    level: float = 1.0
-    hidden_columns: float = 0.2
-    hidden_bands: int = 10
-    hidden_steps: int = 20
+def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Float32:
+    """Other voices at once, `snr_db` under the mean power of the sound: the sound itself, several times over, backwards
+    and at other speeds and moments, so that it is speech and nothing in it is understood."""
+    if len(samples) == 0:
+        return samples
+    babble = np.zeros(len(samples), np.float32)
+    for _ in range(6):
+        voice = change_speed(samples[::-1].copy(), float(rng.uniform(0.8, 1.25)))
+        babble += np.roll(np.resize(voice, len(samples)), int(rng.integers(len(samples)))) * rng.uniform(0.4, 1.0)
+    power, theirs = (float(np.mean(part.astype(np.float64) ** 2)) for part in (samples, babble))
+    gain = np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(theirs, 1e-20))
+    mixed: Float32 = (samples + babble * gain).astype(np.float32)
+    return mixed
 
 
-def perturb_rows(
-    values: Float32,
-    mask: Float32,
-    mean: Float32,
-    spectrum: int,
-    settings: RowPerturbation,
-    rng: np.random.Generator,
-) -> tuple[Float32, Float32]:
-    """Rows of one clip to one training window.
+def telephone(samples: Float32) -> Float32:
+    """A telephone line: 300 to 3400 Hz, eight bits a sample in the mu-law of ITU-T G.711."""
+    if len(samples) == 0:
+        return samples
+    spectrum = np.fft.rfft(samples)
+    hz = np.linspace(0.0, SAMPLE_RATE / 2, len(spectrum))
+    narrow = np.clip(np.fft.irfft(spectrum * ((hz > 300.0) & (hz < 3400.0)), len(samples)), -1.0, 1.0)
+    coded = np.round(np.sign(narrow) * np.log1p(255.0 * np.abs(narrow)) / np.log(256.0) * 127.0) / 127.0
+    heard: Float32 = (np.sign(coded) * (256.0 ** np.abs(coded) - 1.0) / 255.0).astype(np.float32)
+    return heard
 
-    Args:
-        values: shape (n, dim), the first `spectrum` columns log-mel bands and the next the log energy.
-        mask: shape (n,), 1 where there is voice. mean: shape (dim,), what a hidden band shows.
 
-    Returns:
-        values (window, dim), zero where nothing is observed, and mask (window,).
-    """
-    voiced = np.flatnonzero(mask)
-    if len(voiced):
-        values, mask = values[voiced[0] : voiced[-1] + 1], mask[voiced[0] : voiced[-1] + 1]
-    if len(values):
-        length = max(1, round(len(values) * rng.uniform(1.0 - settings.tempo, 1.0 + settings.tempo)))
-        played = np.minimum(np.arange(length) * len(values) // length, len(values) - 1)
-        values, mask = values[played], mask[played]
-    if len(values) > settings.window:
-        begin = int(rng.integers(0, len(values) - settings.window + 1))
-        values, mask = values[begin : begin + settings.window], mask[begin : begin + settings.window]
-    offset = int(rng.integers(0, settings.window - len(values) + 1))
-    window = np.zeros((settings.window, values.shape[1]), np.float32)
-    observed = np.zeros(settings.window, np.float32)
-    window[offset : offset + len(values)] = values
-    observed[offset : offset + len(values)] = mask
-    moved = int(rng.integers(-settings.bands, settings.bands + 1))
-    bands = np.clip(np.arange(spectrum) - moved, 0, spectrum - 1)
-    window[:, :spectrum] = window[:, bands]
-    window[:, : spectrum + 1] += np.float32(rng.normal(0.0, settings.level))
-    width = int(rng.integers(0, settings.hidden_bands + 1))
-    first = int(rng.integers(0, spectrum - width + 1))
-    window[:, first : first + width] = mean[first : first + width]
-    hidden = spectrum + 1 + np.flatnonzero(rng.random(values.shape[1] - spectrum - 1) < settings.hidden_columns)
-    window[:, hidden] = mean[hidden]
-    width = int(rng.integers(0, settings.hidden_steps + 1))
-    first = int(rng.integers(0, settings.window - width + 1))
-    if observed.sum() > observed[first : first + width].sum():  # never all of it
-        observed[first : first + width] = 0.0
-    return window * observed[:, None], observed
+# Container, encoder and bits a second.
+CODECS = (
+    ("ogg", "libopus", 10_000), ("ogg", "libopus", 16_000), ("ogg", "libopus", 28_000), ("ogg", "libopus", 64_000),
+    ("adts", "aac", 24_000), ("adts", "aac", 48_000), ("mp3", "libmp3lame", 16_000), ("mp3", "libmp3lame", 32_000),
+)  # fmt: skip
+
+
+def transcode(samples: Float32, container: str, codec: str, bits_per_s: int) -> Float32:
+    """What a lossy codec leaves of a sound: encoded and decoded again, as long as before."""
+    import av  # where it is needed: training from extracted rows does without
+
+    if len(samples) == 0:
+        return samples
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=SAMPLE_RATE, layout="mono")
+        stream.bit_rate = bits_per_s
+        planes = (np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(planes, format="s16", layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            output.mux(packet)
+    file.seek(0)
+    with av.open(file) as coded:
+        rate, heard = SAMPLE_RATE, [np.zeros(0, np.float32)]
+        resampler = av.AudioResampler(format="flt", layout="mono")
+        for decoded in coded.decode(audio=0):
+            rate = decoded.sample_rate
+            heard += [part.to_ndarray().reshape(-1) for part in resampler.resample(decoded)]
+    whole: Float32 = soxr.resample(np.concatenate(heard), rate, SAMPLE_RATE).astype(np.float32)
+    return np.pad(whole[: len(samples)], (0, max(0, len(samples) - len(whole))))

@@ -7,7 +7,7 @@ windows are therefore cut at either end, and stretches of them are taken away.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -17,8 +17,12 @@ from torch import Tensor
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import Float32, ModalitySpec
+from mien.models.audio_columns import ROW
 from mien.models.datasets import Sample, Statistics, window
+from mien.models.fusion import Encoding
 from mien.models.pairing import Group
+from mien.models.speakers import AUDIO, Speakers
+from mien.models.voice_reference import compare
 from mien.windowing import WINDOW_NS
 
 
@@ -53,6 +57,9 @@ class Batch:
         features: (B, T, D) per modality. mask: (B, T).
         sentiment: (B,), NaN where unknown. coarse: (B,) bool.
         emotions: (B, 7), all zero where unknown.
+        own: (B, 7) per modality, the emotions of that member by itself; all zero where unknown, or nothing is left.
+        encodings: of what was encoded before; there are no features then. said: emotion logits (B, 7) and sentiment
+            (B,) that each modality alone is held to.
     """
 
     features: dict[str, Tensor]
@@ -60,6 +67,9 @@ class Batch:
     sentiment: Tensor
     coarse: Tensor
     emotions: Tensor
+    own: dict[str, Tensor] = field(default_factory=dict)
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    said: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -69,6 +79,9 @@ class Batch:
             self.sentiment.to(device),
             self.coarse.to(device),
             self.emotions.to(device),
+            {name: emotions.to(device) for name, emotions in self.own.items()},
+            {name: Encoding(*(part.to(device) for part in made)) for name, made in self.encodings.items()},
+            {name: (logits.to(device), sentiment.to(device)) for name, (logits, sentiment) in self.said.items()},
         )
 
 
@@ -94,7 +107,8 @@ def plain_batch(
         rows = [_plain(specs[name], group.members.get(name), start, end) for group, start, end in views]
         features[name] = torch.from_numpy(np.stack([values for values, _ in rows]))
         mask[name] = torch.from_numpy(np.stack([seen for _, seen in rows]))
-    return Batch(features, mask, *_targets([group for group, _, _ in views]))
+    groups = [group for group, _, _ in views]
+    return Batch(features, mask, *batch_targets(groups), {name: own_emotions(name, groups) for name in features})
 
 
 def plain_batches(specs: Mapping[str, ModalitySpec], groups: Sequence[Group], size: int = 64) -> list[Batch]:
@@ -112,7 +126,8 @@ def _plain(spec: ModalitySpec, sample: Sample | None, start_ns: int, end_ns: int
     return window(sample, spec, length if start_ns == 0 else end_ns, start_ns if spec.rate_hz == 0 else 0)
 
 
-def _targets(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+def batch_targets(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sentiment (n,), whether it is coarse (n,), and emotions (n, 7) of groups."""
     nothing = (0.0,) * len(EMOTIONS)
     return (
         torch.tensor([float("nan") if g.sentiment is None else g.sentiment for g in groups]),
@@ -121,17 +136,30 @@ def _targets(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def own_emotions(name: str, groups: Sequence[Group]) -> Tensor:
+    """Emotions (n, 7) of one member of each group by itself, all zero where there is none or none is known."""
+    nothing = (0.0,) * len(EMOTIONS)
+    return torch.tensor(
+        [(g.members[name].labels.emotions or nothing) if name in g.members else nothing for g in groups]
+    )
+
+
 class Perturber:
     """Makes training batches. Everything is drawn from the generator that it is given.
 
     Args:
         statistics: of the training rows, for noise on their scale.
+        speakers: what rows of mien's own voices are compared with; None compares them with nothing.
+
+    Attributes:
+        settings: what is done to windows.
     """
 
     def __init__(
-        self, specs: Mapping[str, ModalitySpec], statistics: Mapping[str, Statistics], settings: Perturbation
-    ) -> None:
-        self._specs, self._settings = specs, settings
+        self, specs: Mapping[str, ModalitySpec], statistics: Mapping[str, Statistics], settings: Perturbation,
+        speakers: Speakers | None = None,
+    ) -> None:  # fmt: skip
+        self._specs, self.settings, self._speakers = specs, settings, speakers
         self._mean = {name: np.array(s.mean, np.float32) for name, s in statistics.items()}
         self._std = {name: np.array(s.std, np.float32) for name, s in statistics.items()}
 
@@ -140,15 +168,17 @@ class Perturber:
         names = [name for name in self._specs if any(name in group.members for group in groups)]
         features = {n: np.zeros((len(groups), self._specs[n].steps, self._specs[n].dim), np.float32) for n in names}
         mask = {n: np.zeros((len(groups), self._specs[n].steps), np.float32) for n in names}
+        own = {n: own_emotions(n, groups) for n in names}
         for row, group in enumerate(groups):
-            kept = self._kept(group, random)
+            kept = self.kept(group, random)
             for name in group.members:
                 if name not in kept:
                     continue
                 values, seen = self._window(name, group.members[name], random)
-                if len(kept) > 1 and random.random() < self._settings.noise:
+                if len(kept) > 1 and random.random() < self.settings.noise:
                     noise = random.standard_normal(values.shape, np.float32)
                     values, seen = noise * self._std[name] + self._mean[name], np.ones_like(seen)
+                    own[name][row] = 0.0
                 features[name][row], mask[name][row] = values, seen
         for name in names:
             features[name] += self._noise(name, features[name].shape, random)
@@ -157,20 +187,35 @@ class Perturber:
             {n: torch.from_numpy(x) for n, x in features.items()},
             {n: torch.from_numpy(x) for n, x in mask.items()},
         )
-        return Batch(*tensors, *_targets(groups))
+        return Batch(*tensors, *batch_targets(groups), own)
 
-    def _kept(self, group: Group, random: np.random.Generator) -> list[str]:
+    def noise(self, name: str, count: int, random: np.random.Generator) -> Batch:
+        """Windows of one modality that are nothing but noise on the scale of its rows."""
+        spec = self._specs[name]
+        noise = random.standard_normal((count, spec.steps, spec.dim), np.float32) * self._std[name] + self._mean[name]
+        features = {name: torch.from_numpy(noise.astype(np.float32))}
+        nothing = torch.zeros(count, len(EMOTIONS))
+        return Batch(
+            features,
+            {name: torch.ones(count, spec.steps)},
+            torch.full((count,), float("nan")),
+            torch.zeros(count, dtype=torch.bool),
+            nothing,
+            {name: nothing},
+        )
+
+    def kept(self, group: Group, random: np.random.Generator) -> list[str]:
         """The modalities of a group that are not dropped as a whole; at least one."""
         names = list(group.members)
-        kept = [name for name in names if random.random() >= self._settings.drop]
+        kept = [name for name in names if random.random() >= self.settings.drop]
         return kept or [names[int(random.integers(len(names)))]]
 
     def _noise(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> Float32:
-        noise: Float32 = random.standard_normal(shape, np.float32) * (self._std[name] * self._settings.jitter)
+        noise: Float32 = random.standard_normal(shape, np.float32) * (self._std[name] * self.settings.jitter)
         return noise
 
     def _window(self, name: str, sample: Sample, random: np.random.Generator) -> tuple[Float32, Float32]:
-        spec, chance = self._specs[name], self._settings
+        spec, chance = self._specs[name], self.settings
         start, end = 0, sample.labels.duration_ns
         if sample.labels.still or spec.rate_hz == 0:
             values, mask = window(sample, spec, end)
@@ -197,6 +242,8 @@ class Perturber:
             first = int(random.integers(0, spec.dim - width + 1))
             values = values.copy()
             values[:, first : first + width] = self._mean[name][first : first + width]
+        if self._speakers is not None and name == AUDIO and spec.dim == ROW:
+            values = compare(values, self._speakers.draw_any(sample, random)) * mask[:, None]
         return values, mask
 
     @staticmethod

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig, PlaneLayer
-from mien.models.fusion import BiLSTM, Encoding, Fused, Fusion, TimeConv
+from mien.models.fusion import BiLSTM, Encoding, Fused, Fusion, TimeConv, pool_to_slots
+from mien.models.voice_reader import VoiceReader
 
 MAX_DEVIATIONS = 10.0  # a normalised feature further out than this is a fault of a sensor, not evidence
 
@@ -169,26 +170,6 @@ class ModalityEncoder(nn.Module):
         return Encoding(hidden, observed)
 
 
-def pool_to_slots(x: Tensor, mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Masked average of (B, T, d) over the steps of each of `slots` slots; a step across a border counts for both.
-
-    Returns the averages (B, slots, d), zero where nothing was observed, and the observed share of each slot.
-    """
-    share = slot_shares(x.shape[1], slots, x.device).to(x)
-    total, seen = share @ (x * mask[..., None]), mask @ share.T
-    return total / seen.clamp(min=1e-6)[..., None], seen
-
-
-def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
-    """(slots, steps): which part of a slot each step fills. Rows sum to 1."""
-    # In whole numbers: a rest of rounding would make an unobserved slot look observed. Made on the device: a CUDA graph
-    # takes no copies from elsewhere.
-    step = torch.arange(steps, device=device) * slots
-    slot = torch.arange(slots, device=device)[:, None] * steps
-    overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
-    return overlap.clamp(min=0) / steps
-
-
 class CMMSF(nn.Module):
     """The whole model. Inputs and outputs are named by the modalities of `specs`, in their order.
 
@@ -199,16 +180,29 @@ class CMMSF(nn.Module):
         super().__init__()
         self.specs, self.config = tuple(specs), (config or ModelConfig()).fitted(specs)
         self.names = tuple(spec.name for spec in specs)
-        self.encoders = nn.ModuleDict({spec.name: ModalityEncoder(spec, self.config) for spec in specs})
+        self.encoders = nn.ModuleDict(
+            {
+                spec.name: (VoiceReader if self.config.encoders[spec.name].voice else ModalityEncoder)(
+                    spec, self.config
+                )
+                for spec in specs
+            }
+        )
         self.fusion = Fusion(self.names, self.config)
 
     def normalise(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set mean and standard deviation (D,) of modalities, from the training set."""
         for name, (mean, std) in statistics.items():
             encoder = self.encoders[name]
-            assert isinstance(encoder, ModalityEncoder)
+            assert isinstance(encoder, ModalityEncoder | VoiceReader)
             encoder.mean.copy_(mean)
             encoder.std.copy_(std.clamp(min=1e-3))
+
+    def normalisation(self, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation (D,) of a modality's rows in the training set."""
+        encoder = self.encoders[name]
+        assert isinstance(encoder, ModalityEncoder | VoiceReader)
+        return tuple(encoder.mean.tolist()), tuple(encoder.std.tolist())
 
     def encode(self, name: str, features: Tensor, mask: Tensor) -> Encoding:
         """One modality: features (B, T, D), mask (B, T) -> hidden (B, S, d), observed (B, S)."""
@@ -224,16 +218,14 @@ class CMMSF(nn.Module):
 
         The same numbers as with that modality's mask all zero, for less work.
         """
-        some = next(iter(features.values()))
-        encodings = {}
-        for name in self.names:
-            if name in features:
-                encodings[name] = self.encode(name, features[name], mask[name])
-            else:
-                hidden = some.new_zeros(len(some), self.config.slots, self.config.dim)
-                encodings[name] = Encoding(hidden, hidden[..., 0])
-        complement = tuple(features) if self.config.mask else None
-        return self.fusion.raw(encodings, complement)
+        return self.raw_of({name: self.encode(name, features[name], mask[name]) for name in features})
+
+    def raw_of(self, encodings: Mapping[str, Encoding]) -> Fused:
+        """The same of what is encoded already."""
+        some = next(iter(encodings.values()))
+        missing = Encoding(torch.zeros_like(some.hidden), torch.zeros_like(some.observed))
+        whole = {name: encodings.get(name, missing) for name in self.names}
+        return self.fusion.raw(whole, tuple(encodings) if self.config.mask else None)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`features`, `mask` of each modality in the order of `names`, to what `fuse` returns."""

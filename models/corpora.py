@@ -117,8 +117,8 @@ class CorpusItem:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What was read. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013",
-    "ferplus" or "clips".
+    """What was read. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013", "ferplus",
+    or for a folder of clips with a labels.csv (`clips`) that folder's own.
 
     `images` is (n, height, width) uint8, for corpora of faces. `skipped` lists (id, reason).
     """
@@ -128,6 +128,7 @@ class Corpus:
     items: tuple[CorpusItem, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     images: npt.NDArray[np.uint8] | None = None
+    clips: bool = False
 
     def split(self, name: str) -> tuple[CorpusItem, ...]:
         """The items of one split, in the order of the file."""
@@ -295,7 +296,7 @@ def _read_clips(folder: Path) -> Corpus:
             )
         except EmptyItemError as skip:
             skipped.append((item_id, str(skip)))
-    return Corpus("clips", folder, tuple(items), tuple(skipped))
+    return Corpus(folder.resolve().name or "clips", folder, tuple(items), tuple(skipped), clips=True)
 
 
 def _read_speech(folder: Path) -> Corpus:

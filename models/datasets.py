@@ -46,7 +46,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
         own: number of the emotion that the corpus itself named before it was voted on.
         still: its rows are of one moment that lasts, such as a photograph.
         text: what is said, for evaluation with only a part of it.
-        copy: this is a perturbed or shortened copy of an item, for training only.
+        copy: this is a perturbed, shortened or damaged copy of an item.
+        damage: what was done to it, see `mien.stream.offline.damage`, and how much: `strength`; None for nothing.
     """
 
     id: str
@@ -62,6 +63,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     still: bool = False
     text: str | None = None
     copy: bool = False
+    damage: str | None = None
+    strength: float = 0.0
 
 
 class Statistics(msgspec.Struct, frozen=True):

@@ -67,6 +67,26 @@ class Fused(NamedTuple):
         return evidence(self.shares, None if self.judgement is None else self.judgement.reliability)
 
 
+def pool_to_slots(x: Tensor, mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Masked average of (B, T, d) over the steps of each of `slots` slots; a step across a border counts for both.
+
+    Returns the averages (B, slots, d), zero where nothing was observed, and the observed share of each slot.
+    """
+    share = slot_shares(x.shape[1], slots, x.device).to(x)
+    total, seen = share @ (x * mask[..., None]), mask @ share.T
+    return total / seen.clamp(min=1e-6)[..., None], seen
+
+
+def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
+    """(slots, steps): which part of a slot each step fills. Rows sum to 1."""
+    # In whole numbers: a rest of rounding would make an unobserved slot look observed. Made on the device: a CUDA graph
+    # takes no copies from elsewhere.
+    step = torch.arange(steps, device=device) * slots
+    slot = torch.arange(slots, device=device)[:, None] * steps
+    overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
+    return overlap.clamp(min=0) / steps
+
+
 class BiLSTM(nn.Module):
     """A bidirectional LSTM over (B, T, D) that returns (B, T, 2 x hidden)."""
 

@@ -62,7 +62,13 @@ class Pairing:
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._by_emotion: dict[str, list[list[Sample]]] = {}
         self._texts_by_valence: list[list[Sample]] = [[] for _ in EMOTIONS]
+        self._damaged: dict[str, list[list[Sample]]] = {}
         for sample in samples:
+            if sample.labels.damage is not None:
+                for modality in sample.tracks:
+                    if sample.emotion is not None:
+                        self._damaged.setdefault(modality, [[] for _ in EMOTIONS])[sample.emotion].append(sample)
+                continue
             for modality in sample.tracks:
                 if sample.emotion is not None:
                     by_emotion = self._by_emotion.setdefault(modality, [[] for _ in EMOTIONS])
@@ -83,6 +89,9 @@ class Pairing:
         emotion: int | None = None,
         composed: float = 0.0,
         shares: Mapping[str, float] | None = None,
+        conflict: float = 0.0,
+        damaged: float = 0.0,
+        errors: Mapping[str, float] | None = None,
     ) -> Group:
         """A group over the modalities.
 
@@ -92,6 +101,10 @@ class Pairing:
             composed: how often one member shows nothing of the emotion: people say sad things in an even voice, and
                 happy ones with a still face. A neutral member is then no evidence against the others.
             shares: how often each emotion is drawn, 1 where it is not named.
+            conflict: how often one member of three or more shows another emotion: the others are right.
+            damaged: how often a member is a damaged one, half of the time of another emotion, and the others are right.
+            errors: how often each modality shows another emotion: as often as its reader is wrong about items that it
+                never met. About those that it was trained on it is right too often to be a lesson.
 
         Raises:
             DataError: no emotion has examples of all of the modalities.
@@ -107,14 +120,58 @@ class Pairing:
         for modality in modalities:
             pool = self._pool(modality, emotion, scored)
             members[modality] = pool[int(random.integers(len(pool)))]
-        if len(members) > 1 and emotion != NEUTRAL and random.random() < composed:
-            modality = modalities[int(random.integers(len(modalities)))]
-            pool = self._pool(modality, NEUTRAL, False)
-            if pool and not (scored and modality == "text"):
-                members[modality] = pool[int(random.integers(len(pool)))]
+        if errors and len(members) > 1:
+            members.update(self._wrong(modalities, emotion, random, errors))
+        odd = self._odd(modalities, emotion, random, composed, conflict, damaged) if len(members) > 1 else {}
+        if not (scored and "text" in odd):
+            members.update(odd)
         own = [s.labels for s in members.values() if s.labels.sentiment is not None and not s.labels.coarse]
         sentiment = own[0].sentiment if own else VALENCE[EMOTIONS[emotion]]
         return Group(members, sentiment, not own, tuple(float(e == emotion) for e in range(len(EMOTIONS))), emotion)
+
+    def _wrong(
+        self, modalities: Sequence[str], emotion: int, random: np.random.Generator, errors: Mapping[str, float]
+    ) -> dict[str, Sample]:
+        """Members of other emotions, often neutral; one at least is left as it is."""
+        chosen = [m for m in modalities if random.random() < errors.get(m, 0.0)]
+        if len(chosen) == len(modalities):
+            chosen.pop(int(random.integers(len(chosen))))
+        wrong = {}
+        for modality in chosen:
+            others = [e for e in self.emotions([modality]) if e != emotion]
+            if not others:
+                continue
+            other = others[int(random.integers(len(others)))]
+            if NEUTRAL in others and random.random() < 0.3:
+                other = NEUTRAL
+            pool = self._pool(modality, other, False)
+            wrong[modality] = pool[int(random.integers(len(pool)))]
+        return wrong
+
+    def _odd(
+        self,
+        modalities: Sequence[str],
+        emotion: int,
+        random: np.random.Generator,
+        composed: float,
+        conflict: float,
+        damaged: float,
+    ) -> dict[str, Sample]:
+        """A member that is not to be relied upon, if there is to be one."""
+        modality = modalities[int(random.integers(len(modalities)))]
+        chance = random.random()
+        pool: list[Sample] = []
+        if chance < damaged:
+            by_emotion = self._damaged.get(modality, [[]] * len(EMOTIONS))
+            other = emotion if random.random() < 0.5 else int(random.integers(len(EMOTIONS)))
+            pool = by_emotion[other]
+        elif chance < damaged + conflict:
+            others = [e for e in self.emotions([modality]) if e != emotion]
+            if others and len(modalities) > 2:  # of two that contradict each other, neither is known to be right
+                pool = self._pool(modality, others[int(random.integers(len(others)))], False)
+        elif chance < damaged + conflict + composed and emotion != NEUTRAL:
+            pool = self._pool(modality, NEUTRAL, False)
+        return {modality: pool[int(random.integers(len(pool)))]} if pool else {}
 
     def _pool(self, modality: str, emotion: int, scored: bool) -> list[Sample]:
         if modality == "text" and scored:

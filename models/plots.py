@@ -13,7 +13,7 @@ from mien.files import whole_file
 
 
 def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Two pictures for every corpus with emotions. `report` is what `mien eval --json` prints."""
+    """Two pictures for every corpus with emotions, and one of damage. `report` is what `mien eval --json` prints."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for corpus, made in report["corpora"].items():
@@ -21,6 +21,8 @@ def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
             continue
         paths.append(_confusion(made["emotion"], corpus, folder / f"{corpus}-confusion.png"))
         paths.append(_calibration(made, corpus, folder / f"{corpus}-calibration.png"))
+    if "damage" in report:
+        paths.append(_damage(report["damage"], folder / "damage.png"))
     return paths
 
 
@@ -29,6 +31,34 @@ def present_classes(metrics: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[
     table = np.array(metrics["confusion"], np.int64)
     present = table.sum(1) > 0
     return [name for name, there in zip(metrics["labels"], present, strict=True) if there], table[present]
+
+
+def _damage(made: Mapping[str, Any], path: Path) -> Path:
+    """A row a modality, a panel a kind of damage: accuracy alone and in company, and the median share, by strength."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(table["kinds"]) for table in made.values())
+    figure = Figure(figsize=(2.6 * columns, 2.5 * len(made)), layout="constrained")
+    axes = figure.subplots(len(made), columns, sharey=True, squeeze=False)
+    for row, (name, table) in zip(axes, made.items(), strict=True):
+        for axis in row[len(table["kinds"]) :]:
+            axis.set_axis_off()
+        for axis, (kind, levels) in zip(row, table["kinds"].items(), strict=False):
+            steps = [table["whole"], *levels]
+            places = range(len(steps))
+            axis.plot(places, [s["alone"]["accuracy"] for s in steps], color="tab:blue", label=f"{name} alone")
+            axis.plot(places, [s["company"]["accuracy"] for s in steps], color="tab:green", label="with the others")
+            axis.plot(places, [s["share"] for s in steps], color="tab:orange", label="its share")
+            if table["without"]:
+                axis.axhline(table["without"]["accuracy"], color="grey", linewidth=1, linestyle=":")
+            axis.set_xticks(places, ["none", *(f"{level['strength']:g}" for level in levels)], fontsize=7)
+            axis.set_ylim(0, 1)
+            axis.set_title(f"{name}: {kind}", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    labels = ["accuracy alone", *labels[1:]]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=110)
+    return path
 
 
 def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:

@@ -19,6 +19,7 @@ from mien.messages import Float32, ModalitySpec
 from mien.models.datasets import Sample, Track, word_times_ns
 from mien.models.evaluation import Damage, Runner, Scores, figures, missing_steps, noise_instead, score
 from mien.models.pairing import Group, Pairing, single
+from mien.models.shares import share_quality
 from mien.windowing import WINDOW_NS
 
 TENTHS = tuple(k / 10 for k in range(1, 11))
@@ -146,6 +147,10 @@ def fusion(
     pairing, random = Pairing(samples), np.random.default_rng(seed)
     emotions = pairing.emotions(modalities)
     groups = [pairing.draw(modalities, random, emotion=emotions[k % len(emotions)]) for k in range(size)]
+    mixed = [
+        pairing.draw(modalities, random, emotion=emotions[k % len(emotions)], conflict=0.3, damaged=0.4)
+        for k in range(size)
+    ]
 
     def measured(names: Sequence[str], damage: Damage | None = None) -> dict[str, Any]:
         made = figures(groups, score(run, specs, groups, names, damage=damage))
@@ -177,6 +182,10 @@ def fusion(
         "noise_in_one_over_best_remaining": {m: noisy[m]["uar"] - left[m] for m in modalities},
         "noise": noisy,
         "confidence_by_modalities": confidence,
+        "shares": {
+            "all agree": share_quality(run, specs, groups, modalities),
+            "one is often damaged or of another emotion": share_quality(run, specs, mixed, modalities),
+        },
         "conflict": {m: _conflict(run, specs, pairing, modalities, m, seed) for m in modalities},
     }
 

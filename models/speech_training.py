@@ -1,20 +1,20 @@
-"""Training the audio encoder of CM-MSF on emotional speech alone, before the fusion is trained.
+"""Training the encoder of voices in CM-MSF on emotional speech alone, before the fusion is trained.
 
 It is the encoder of CM-MSF itself, under CM-MSF's own gate and head with no other modality: what is measured here is
-what the fused model does when there is only a voice. The corpora are small (some twenty speakers), so the recipe is
-mostly about speakers never heard: every window loses its mean level (see `EncoderConfig.centre`), the clips come in
-perturbed copies, and the rows are perturbed anew in every batch.
+what the fused model does when there is only a voice. Corpora are few, and each has its own sentences, rooms and
+microphones, so the recipe is about corpora never heard: every corpus counts alike, a voice is compared with different
+references or with none (see `mien.models.speakers`), and clips come in perturbed copies.
+
+The encoder looks at the slots of CM-MSF's time grid and at means over them. A slot of rows that were averaged before is
+the same to it as the rows, and a tenth of the work.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -26,43 +26,50 @@ from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.messages import Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.augmentation import RowPerturbation, perturb_rows
-from mien.models.calibration import fit_temperature
+from mien.models.audio_columns import ENERGY, ROW, STATE, WEIGHT
 from mien.models.cmmsf import CMMSF
-from mien.models.datasets import Dataset, Sample, join_datasets, make_statistics, read_dataset
-from mien.models.metrics import EmotionMetrics, ReliabilityBin, confidence_curve, emotion_metrics
-from mien.models.tensors import write_tensors
-from mien.models.training_device import mixed_precision, training_device
+from mien.models.datasets import Dataset, Sample, make_statistics
+from mien.models.metrics import EmotionMetrics, emotion_metrics
+from mien.models.speakers import AFTER, AUDIO, NONE, SHARES, Speakers
+from mien.models.training_device import mixed_precision
+from mien.models.voice_reference import Reference, compare
 
 log = logging.getLogger(__name__)
 
-AUDIO = "audio"
-SPECTRUM = 64  # leading columns of an audio row that are log-mel bands
-
 
 class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the audio encoder is trained.
+    """How the encoder of voices is trained.
 
     Attributes:
-        mixup: parameter of the Beta distribution that mixes two windows (Zhang et al., ICLR 2018); 0 for none.
-        average: decay of the running mean of weights, which is what is kept.
+        references: how often a clip is compared with which kind of reference.
+        neutral_corpora: how much a corpus without any emotion counts against one with several.
         balance: exponent with which rarer emotions of a corpus are drawn more often; 0 as they are, 1 equally.
+        prior: how far the shares with which emotions are drawn are not learned (Menon et al., ICLR 2021); 1 wholly.
+        copies: how often a clip's perturbed copies are drawn, against the clip itself.
+        noise: deviation of what is added to a clip's states, in deviations of them. hidden: share of slots not shown.
+        mixup: parameter of the Beta distribution that mixes two clips (Zhang et al., ICLR 2018); 0 for none.
+        average: decay of the running mean of weights, which is what is kept.
     """
 
     seed: int = 1111
-    steps: int = 1600
-    batch: int = 32
-    learning_rate: float = 2e-3
+    steps: int = 2000
+    batch: int = 128
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
-    warm_up: int = 50
-    dropout: float = 0.15
-    mixup: float = 1.0
+    warm_up: int = 40
+    dropout: float = 0.25
+    references: dict[str, float] = msgspec.field(default_factory=lambda: dict(SHARES))
+    neutral_corpora: float = 0.15
+    balance: float = 0.8
+    prior: float = 0.5
+    copies: float = 0.4
+    noise: float = 0.15
+    hidden: float = 0.1
+    mixup: float = 0.3
     label_smoothing: float = 0.05
     average: float = 0.99
-    balance: float = 0.5
     gradient_clip: float = 2.0
     threads: int = 1
-    rows: RowPerturbation = RowPerturbation()
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,30 @@ class TrainedAudio:
     def reader(self) -> dict[str, Tensor]:
         """Its weights, for `train_fusion(readers={"audio": ...})`."""
         return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+
+
+@dataclass(frozen=True, eq=False)
+class SlottedClip:
+    """A clip from its first voice to its last, averaged over slots: `values` (n, WEIGHT), `observed` (n,)."""
+
+    sample: Sample
+    values: Float32
+    observed: Float32
+
+
+def slotted(sample: Sample, rows: int) -> SlottedClip:
+    """A sample's rows of sound, `rows` of them averaged into a slot."""
+    track = sample.tracks[AUDIO]
+    voiced = np.flatnonzero(track.mask)
+    first, last = (int(voiced[0]), int(voiced[-1]) + 1) if len(voiced) else (0, len(track.mask))
+    values, mask = track.values[first:last, :WEIGHT], track.mask[first:last]
+    count = max(1, -(-len(mask) // rows))
+    padding = count * rows - len(mask)
+    mask = np.pad(mask, (0, padding)).reshape(count, rows)
+    values = np.pad(values, ((0, padding), (0, 0))).reshape(count, rows, -1)
+    seen = mask.sum(1)
+    means = np.einsum("nr,nrd->nd", mask, values) / np.maximum(seen, 1.0)[:, None]
+    return SlottedClip(sample, means.astype(np.float32), (seen / rows).astype(np.float32))
 
 
 def pretrain_audio(
@@ -107,28 +138,28 @@ def pretrain_audio(
     train = [s for s in train if s.tracks[AUDIO].mask.any()]
     if spec is None or not train:
         raise DataError("there is no speech with emotions in the split `train`; extract a corpus that has it")
+    if spec.dim != ROW:
+        raise DataError(f"rows of sound with {spec.dim} columns are not mien's ({ROW}); extract the corpora again")
     torch.manual_seed(settings.seed)
     config = msgspec.structs.replace(model, dropout=settings.dropout).fitted([spec])
     statistics = {name: (torch.tensor(s.mean), torch.tensor(s.std)) for name, s in
-                  make_statistics(train, {AUDIO: spec}).items()}  # fmt: skip
-    networks = [CMMSF([spec], config) for _ in range(2)]
-    network, average = networks
+                  make_statistics([s for s in train if not s.labels.copy], {AUDIO: spec}).items()}  # fmt: skip
+    network, average = (CMMSF([spec], config) for _ in range(2))
     network.normalise(statistics)
-    for either in networks:
+    for either in (network, average):
         either.to(device)
     average.requires_grad_(False).load_state_dict(network.state_dict())
-    groups = list(_copies(train).values())
-    chances = _chances([group[0] for group in groups], settings.balance)
-    mean = statistics[AUDIO][0].numpy()
+    batches = _Batches(train, spec, config, settings, statistics[AUDIO][1].numpy())
+    prior = settings.prior * torch.log(torch.from_numpy(batches.shares)).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     for step in range(settings.steps):
         rng = np.random.default_rng((settings.seed, step))
         torch.manual_seed(settings.seed * 1_000_003 + step)
-        x, mask, targets = (part.to(device) for part in _batch(groups, chances, mean, settings, rng))
+        x, mask, targets = (part.to(device) for part in batches.draw(rng))
         network.train()
         # In float32 on a processor: the model is small, and bfloat16 gains nothing.
         with mixed_precision(device, None if device.type == "cuda" else False):
-            logits = network.raw({AUDIO: x}, {AUDIO: mask}).logits.float()
+            logits = network.raw({AUDIO: x}, {AUDIO: mask}).logits.float() + prior
         smooth = targets * (1.0 - settings.label_smoothing) + settings.label_smoothing / len(EMOTIONS)
         loss = -(smooth * F.log_softmax(logits, 1)).sum(1).mean()
         rate = settings.learning_rate * min(1.0, (step + 1) / settings.warm_up)
@@ -139,149 +170,130 @@ def pretrain_audio(
         torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
         optimizer.step()
         _follow(average, network, min(settings.average, (1 + step) / (10 + step)))
-        if step % 200 == 199:
+        if step % 100 == 99:
             log.info("step %d loss %.3f", step + 1, float(loss.detach()))
         if report is not None:
             report(step + 1, settings.steps)
-    valid = [s for s in dataset.split("valid") if AUDIO in s.tracks and s.emotion is not None and not s.labels.copy]
     average.cpu().eval()
-    return TrainedAudio(average, measure_audio(average, valid, spec))
+    valid = [s for s in dataset.split("valid") if AUDIO in s.tracks and s.emotion is not None and not s.labels.copy]
+    return TrainedAudio(average, measure_audio(average, valid))
 
 
-def measure_audio(network: CMMSF, samples: Sequence[Sample], spec: ModalitySpec) -> dict[str, EmotionMetrics]:
-    """Emotion measures per corpus, from the last window of each clip."""
+class _Batches:
+    """Draws training batches."""
+
+    def __init__(
+        self, train: Sequence[Sample], spec: ModalitySpec, config: ModelConfig, settings: SpeechTraining, std: Float32
+    ) -> None:
+        self._settings, self._slots, self._std = settings, config.slots, std[:WEIGHT]
+        self._clips = [slotted(sample, spec.steps // config.slots) for sample in train]
+        self._speakers = Speakers(train)
+        self._chances = _chances(train, settings)
+        self._kinds = list(settings.references)
+        kinds = np.array(list(settings.references.values()))
+        self._kind_chances = kinds / kinds.sum()
+        counts = np.zeros(len(EMOTIONS), np.float32)
+        np.add.at(counts, [s.emotion or 0 for s in train], self._chances)
+        self.shares = np.maximum(counts, 1e-4)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots (B, S, ROW), observed (B, S) and targets (B, 7)."""
+        settings = self._settings
+        chosen = rng.choice(len(self._clips), settings.batch, p=self._chances)
+        x = np.zeros((settings.batch, self._slots, ROW), np.float32)
+        mask = np.zeros((settings.batch, self._slots), np.float32)
+        emotions = [self._clips[index].sample.emotion or 0 for index in chosen]
+        kinds = rng.choice(len(self._kinds), settings.batch, p=self._kind_chances)
+        for row, (index, kind) in enumerate(zip(chosen, kinds, strict=True)):
+            clip = self._clips[index]
+            reference = self._speakers.draw(clip.sample, self._kinds[kind], rng)
+            self._place(clip, reference, x[row], mask[row], rng)
+        targets = F.one_hot(torch.tensor(emotions), len(EMOTIONS)).float()
+        values, observed = torch.from_numpy(x), torch.from_numpy(mask)
+        if settings.mixup > 0:
+            share = float(rng.beta(settings.mixup, settings.mixup))
+            share = max(share, 1.0 - share)
+            other = torch.from_numpy(rng.permutation(len(x)))
+            values = share * values + (1.0 - share) * values[other]
+            observed = torch.maximum(observed, observed[other])
+            targets = share * targets + (1.0 - share) * targets[other]
+        return values, observed, targets
+
+    def _place(
+        self, clip: SlottedClip, reference: Reference | None, x: Float32, mask: Float32, rng: np.random.Generator
+    ) -> None:
+        """One clip into a window: a part of it, somewhere, with holes."""
+        settings, count = self._settings, len(clip.values)
+        length = min(self._slots, max(min(3, count), round(count * rng.uniform(0.5, 1.0))))
+        begin = int(rng.integers(0, count - length + 1))
+        at = int(rng.integers(0, self._slots - length + 1))
+        values = clip.values[begin : begin + length].copy()
+        seen = clip.observed[begin : begin + length] * (rng.random(length) >= settings.hidden)
+        if not seen.any():
+            seen = clip.observed[begin : begin + length]
+        if reference is None:
+            values[:, : ENERGY + 1] += np.float32(rng.normal(0.0, 1.0))  # nobody knows how far away the microphone is
+        noise = rng.standard_normal(STATE.stop - STATE.start, np.float32)
+        values[:, STATE] += settings.noise * noise * self._std[STATE]
+        x[at : at + length] = compare(values, reference)
+        x[at : at + length] *= (seen > 0)[:, None]
+        mask[at : at + length] = seen
+
+
+def _chances(clips: Sequence[Sample], settings: SpeechTraining) -> Float32:
+    """How often each clip is drawn: corpora by the fourth root of their size, emotions within them by `balance`."""
+    keys = [(clip.labels.corpus, clip.emotion) for clip in clips]
+    counts = {key: keys.count(key) for key in set(keys)}
+    emotions = {corpus: sum(key[0] == corpus for key in counts) for corpus, _ in counts}
+    weights = np.array(
+        [counts[key] ** -settings.balance * (settings.copies if clip.labels.copy else 1.0)
+         for key, clip in zip(keys, clips, strict=True)]
+    )  # fmt: skip
+    names = np.array([corpus for corpus, _ in keys])
+    for corpus, several in emotions.items():
+        ours = names == corpus
+        weights[ours] *= ours.sum() ** 0.25 * (1.0 if several > 1 else settings.neutral_corpora) / weights[ours].sum()
+    normal: Float32 = weights / weights.sum()
+    return normal
+
+
+def measure_audio(network: CMMSF, samples: Sequence[Sample], kind: str = NONE) -> dict[str, EmotionMetrics]:
+    """Emotion measures per corpus, each clip as a whole and compared with a reference of this kind."""
     by_corpus: dict[str, list[Sample]] = {}
     for sample in samples:
         by_corpus.setdefault(sample.labels.corpus, []).append(sample)
     return {
         corpus: emotion_metrics(
-            [s.emotion or 0 for s in members], torch.softmax(audio_logits(network, members, spec), 1).numpy()
+            [s.emotion or 0 for s in members], torch.softmax(audio_logits(network, members, kind), 1).numpy()
         )
         for corpus, members in sorted(by_corpus.items())
     }
 
 
 @torch.inference_mode()
-def audio_logits(network: CMMSF, samples: Sequence[Sample], spec: ModalitySpec) -> Tensor:
-    """(n, 7), from the last window of each clip."""
+def audio_logits(network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0) -> Tensor:
+    """(n, 7), from the last window of each clip, compared with a reference of this kind made of other clips.
+
+    A speaker's references come from among `samples`, ten clips for a running one and three for a neutral one.
+    """
     network.eval()
+    slots = network.config.slots
+    rows = network.specs[0].steps // slots
+    speakers = Speakers(samples) if kind != NONE else None
     logits = []
     for begin in range(0, len(samples), 64):
-        windows = [_last_window(sample, spec.steps) for sample in samples[begin : begin + 64]]
-        x = torch.from_numpy(np.stack([values for values, _ in windows]))
-        mask = torch.from_numpy(np.stack([seen for _, seen in windows]))
-        logits.append(network.raw({AUDIO: x}, {AUDIO: mask}).logits)
+        part = samples[begin : begin + 64]
+        x, mask = np.zeros((len(part), slots, ROW), np.float32), np.zeros((len(part), slots), np.float32)
+        for row, sample in enumerate(part):
+            reference = None
+            if speakers is not None:
+                random = np.random.default_rng((seed, begin + row))
+                reference = speakers.draw(sample, kind, random, AFTER)
+            clip = slotted(sample, rows)
+            values, seen = compare(clip.values[-slots:], reference), clip.observed[-slots:]
+            x[row, slots - len(values) :], mask[row, slots - len(values) :] = values * (seen > 0)[:, None], seen
+        logits.append(network.raw({AUDIO: torch.from_numpy(x)}, {AUDIO: torch.from_numpy(mask)}).logits)
     return torch.cat(logits)
-
-
-def calibrated_folds(
-    folds: Sequence[tuple[Sequence[Sample], Tensor]],
-) -> dict[str, tuple[EmotionMetrics, list[ReliabilityBin]]]:
-    """Measures and the confidence curve per corpus, over all folds, each calibrated by a temperature of the others.
-
-    The few speakers of one fold cannot show how well confidence fits; those of all folds can.
-
-    Args:
-        folds: samples that a network has never heard, and what it says of them (n, 7). Two at least.
-    """
-    targets = [F.one_hot(torch.tensor([s.emotion or 0 for s in samples]), len(EMOTIONS)) for samples, _ in folds]
-    said: dict[str, list[tuple[int, Tensor]]] = {}
-    for fold, (samples, logits) in enumerate(folds):
-        others = [other for other in range(len(folds)) if other != fold]
-        theirs = torch.cat([folds[other][1] for other in others])
-        temperature = fit_temperature(
-            theirs, torch.ones(len(theirs), 1), torch.cat([targets[other] for other in others]).float()
-        )
-        for sample, shares in zip(samples, torch.softmax(logits / temperature, 1), strict=True):
-            said.setdefault(sample.labels.corpus, []).append((sample.emotion or 0, shares))
-    measured = {}
-    for corpus, made in sorted(said.items()):
-        truth, shares = np.array([emotion for emotion, _ in made]), torch.stack([shares for _, shares in made]).numpy()
-        curve = confidence_curve(shares.argmax(1) == truth, shares.max(1))
-        measured[corpus] = emotion_metrics(truth, shares), curve
-    return measured
-
-
-def speaker_folds(dataset: Dataset, count: int) -> list[Dataset]:
-    """The dataset with other speakers in "valid" each time: every speaker of "train" and "valid" once.
-
-    Speakers of each corpus are dealt out in order. The split "test" is left out.
-    """
-    samples = [s for s in dataset.samples if s.labels.split in ("train", "valid") and s.labels.speaker is not None]
-    fold_of: dict[tuple[str, str], int] = {}
-    for corpus in sorted({s.labels.corpus for s in samples}):
-        speakers = sorted({_speaker(s) for s in samples if s.labels.corpus == corpus})
-        fold_of |= {(corpus, speaker): index * count // len(speakers) for index, speaker in enumerate(speakers)}
-    folds = []
-    for fold in range(count):
-        moved = []
-        for sample in samples:
-            held = fold_of[sample.labels.corpus, _speaker(sample)] == fold
-            if held and sample.labels.copy:
-                continue
-            labels = msgspec.structs.replace(sample.labels, split="valid" if held else "train")
-            moved.append(Sample(labels, sample.tracks))
-        folds.append(Dataset(dataset.specs, moved))
-    return folds
-
-
-def _speaker(sample: Sample) -> str:
-    return sample.labels.speaker or ""
-
-
-def _copies(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
-    """Clips with their perturbed copies, so that a clip with many is not drawn more often."""
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in samples:
-        name = sample.labels.id.partition("~")[0] if sample.labels.copy else sample.labels.id
-        groups.setdefault((sample.labels.corpus, name), []).append(sample)
-    return groups
-
-
-def _chances(clips: Sequence[Sample], balance: float) -> Float32:
-    """How often each clip is drawn: corpora by the root of their size, emotions within them by `balance`."""
-    keys = [(clip.labels.corpus, clip.emotion) for clip in clips]
-    counts = {key: keys.count(key) for key in set(keys)}
-    chances = np.array([counts[key] ** -balance for key in keys])
-    normal: Float32 = chances / chances.sum()
-    return normal
-
-
-def _batch(
-    groups: Sequence[Sequence[Sample]],
-    chances: Float32,
-    mean: Float32,
-    settings: SpeechTraining,
-    rng: np.random.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (B, window, dim), mask (B, window) and targets (B, 7)."""
-    windows, emotions = [], []
-    for index in rng.choice(len(groups), settings.batch, p=chances):
-        sample = groups[index][int(rng.integers(len(groups[index])))]
-        track = sample.tracks[AUDIO]
-        windows.append(perturb_rows(track.values, track.mask, mean, SPECTRUM, settings.rows, rng))
-        emotions.append(sample.emotion or 0)
-    x = torch.from_numpy(np.stack([values for values, _ in windows]))
-    mask = torch.from_numpy(np.stack([seen for _, seen in windows]))
-    targets = F.one_hot(torch.tensor(emotions), len(EMOTIONS)).float()
-    if settings.mixup > 0:
-        share = float(rng.beta(settings.mixup, settings.mixup))
-        share = max(share, 1.0 - share)
-        other = torch.from_numpy(rng.permutation(len(x)))
-        x = share * x + (1.0 - share) * x[other]
-        mask = torch.maximum(mask, mask[other])
-        targets = share * targets + (1.0 - share) * targets[other]
-    return x, mask, targets
-
-
-def _last_window(sample: Sample, steps: int) -> tuple[Float32, Float32]:
-    """The newest `steps` rows up to the last voice, as a live window ends while somebody speaks."""
-    track = sample.tracks[AUDIO]
-    voiced = np.flatnonzero(track.mask)
-    end = int(voiced[-1]) + 1 if len(voiced) else len(track.mask)
-    values, mask = track.values[max(0, end - steps) : end], track.mask[max(0, end - steps) : end]
-    missing = steps - len(values)
-    return np.pad(values, ((missing, 0), (0, 0))), np.pad(mask, (missing, 0))
 
 
 def _follow(average: CMMSF, network: CMMSF, decay: float) -> None:
@@ -291,47 +303,3 @@ def _follow(average: CMMSF, network: CMMSF, decay: float) -> None:
             kept.lerp_(current[name], 1.0 - decay)
         else:
             kept.copy_(current[name])
-
-
-def main() -> None:
-    """`python -m mien.models.speech_training DATASET...`: speaker-independent folds, or the encoder to a file."""
-    parser = argparse.ArgumentParser(description="Train the audio encoder on emotional speech.")
-    parser.add_argument("datasets", type=Path, nargs="+", help="as `mien extract` and `mien train` write them")
-    parser.add_argument(
-        "--folds", type=int, default=0, help="measure by so many folds of speakers, and train nothing else"
-    )
-    parser.add_argument("--out", type=Path, help="where the weights go, .safetensors")
-    parser.add_argument("--steps", type=int, default=SpeechTraining().steps)
-    parser.add_argument("--seed", type=int, default=SpeechTraining().seed)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    options = parser.parse_args()
-    if options.folds == 1:
-        parser.error("--folds needs two at least: one trains, another is measured")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings, device = SpeechTraining(seed=options.seed, steps=options.steps), training_device(options.device)
-    dataset = join_datasets([read_dataset(folder) for folder in options.datasets])
-    if options.folds:
-        measures, said = [], []
-        for fold in speaker_folds(dataset, options.folds):
-            trained = pretrain_audio(fold, settings, device=device)
-            heard = [s for s in fold.split("valid") if s.emotion is not None and AUDIO in s.tracks]
-            measures.append(trained.measures)
-            said.append((heard, audio_logits(trained.network, heard, dataset.specs[AUDIO])))
-        calibrated = calibrated_folds(said)
-        for corpus, (over_all, curve) in calibrated.items():
-            recalls = [measured[corpus].uar for measured in measures if corpus in measured]
-            spread = float(np.std(recalls, ddof=1)) if len(recalls) > 1 else 0.0
-            listed = " ".join(f"{recall:.3f}" for recall in recalls)
-            print(f"{corpus}: UAR {np.mean(recalls):.3f} +- {spread:.3f} over {len(recalls)} folds ({listed})")
-            print(f"  all {over_all.count} clips: ECE {over_all.ece:.3f}, by chance {over_all.ece_by_chance:.3f}")
-            rising = " ".join(f"{part.accuracy:.3f}" for part in curve)
-            print(f"  accuracy from the least to the most confident fifth: {rising}")
-        return
-    trained = pretrain_audio(dataset, settings, device=device)
-    print(json.dumps({corpus: round(measure.uar, 4) for corpus, measure in trained.measures.items()}))
-    if options.out is not None:
-        write_tensors(options.out, trained.reader)
-
-
-if __name__ == "__main__":
-    main()

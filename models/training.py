@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,20 @@ from torch.nn import functional as F
 from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
+from mien.models.audio_columns import ROW
 from mien.models.batches import Batch, Perturbation, Perturber, plain_batches
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, Sample, Statistics, make_statistics
-from mien.models.fusion import Fused
+from mien.models.encodings import EncodedItems
+from mien.models.fusion import Encoding, Fused
 from mien.models.pairing import Group, Pairing, paired_set, single
+from mien.models.speakers import Speakers
 from mien.models.tensors import write_tensors
 from mien.models.training_device import mixed_precision
 
 log = logging.getLogger(__name__)
 
+BEYOND = 0.5  # how much stronger than usual a sentiment may be of which only the sign is known
 OWN = "own"  # items that have several modalities themselves
 SEPARATOR = "+"
 
@@ -48,6 +52,14 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pair_emotions: how often a pair is of which emotion, 1 where it is not named: what is drawn as often as
             everything else is also said as often.
         composed: how often one member of a pair is neutral and the others are not, and the others are right.
+        conflict, damaged: the same with a member of another emotion, and with a damaged one.
+        damaged_alone: how often a modality alone is a damaged one.
+        alone_weight, reliability_weight: of the emotions that a modality shows by itself, and of the probability that
+            it is right; nothing in a model without reliability.
+        views: training windows of every item that are encoded once and for all; 0 trains encoders too, and encodes
+            every window anew. With views the encoders stay as their readers left them; a modality that has no reader
+            gets one, of `reader_steps`.
+        reliability_steps: on the "valid" split, for that probability: what was trained on is right too often.
         trained_rate: learning rate of parts that come trained, as a share of `learning_rate`.
         keep_weight: how much a modality alone is held to what its reader said of it (Li & Hoiem, ECCV 2016): it is to
             learn its company, and not to forget.
@@ -79,6 +91,14 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by_valence: float = 0.4
     pair_emotions: dict[str, float] = {}
     composed: float = 0.2
+    conflict: float = 0.1
+    damaged: float = 0.3
+    damaged_alone: float = 0.15
+    alone_weight: float = 0.5
+    reliability_weight: float = 0.5
+    views: int = 0
+    reader_steps: int = 400
+    reliability_steps: int = 300
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25
@@ -145,12 +165,15 @@ def train_fusion(
     if not train or not valid:
         raise DataError("training needs items in the splits `train` and `valid`; give a corpus that has both")
     specs = dataset.specs
-    statistics = make_statistics(train, specs)
+    if settings.views:
+        readers = _with_readers(dataset, settings, readers or {}, device)
+    statistics = make_statistics([s for s in train if s.labels.damage is None], specs)
     network = CMMSF(list(specs.values()), settings.model)
     network.normalise({n: (torch.tensor(s.mean), torch.tensor(s.std)) for n, s in statistics.items()})
     trained_parts = load_readers(network, readers or {})
     keepers = {name: keeper.to(device) for name, keeper in _keepers(specs, settings.model, readers or {}).items()}
     network.to(device)
+    network.encoders.requires_grad_(settings.views == 0)
     average = CMMSF(list(specs.values()), settings.model).to(device).requires_grad_(False)
     average.load_state_dict(network.state_dict())
     run = _Run(network, average, _optimizer(network, settings, trained_parts))
@@ -159,6 +182,10 @@ def train_fusion(
         run.restore(state, plan)
     source = _Source(train, specs, statistics, settings)
     checks = [(kind, [b.to(device) for b in made]) for kind, made in _validation(valid, specs, settings)]
+    source.errors = _errors(keepers, checks)
+    if settings.views:
+        source.encode(network, keepers)
+        checks = [(kind, [_encoded(network, b) for b in made]) for kind, made in checks]
     weights = _class_weights(train, settings.temper).to(device)
     writer = _writer(log_dir)
     while run.step < settings.steps and run.stale < settings.patience:
@@ -168,12 +195,18 @@ def train_fusion(
         kind, batch = source.draw(random)
         batch = batch.to(device)
         network.train()
+        if settings.views:
+            network.encoders.eval()
         with mixed_precision(device, settings.bf16):
-            fused = network.raw(batch.features, batch.mask)
+            encodings = _encodings(network, batch)
+            fused = network.raw_of(encodings)
         fused = fused.in_float32()
         loss = _loss(fused, batch, settings, weights)
+        if fused.judgement is not None:
+            loss = loss + reliability_loss(network, encodings, fused, batch, settings)
         if kind in keepers and settings.keep_weight > 0:
-            loss = loss + settings.keep_weight * _strayed(fused, keepers[kind], batch, kind == next(iter(keepers)))
+            said = batch.said.get(kind) or _said(keepers[kind], batch)
+            loss = loss + settings.keep_weight * _strayed(fused, said, kind == next(iter(keepers)))
         run.descend(loss, settings)
         evaluation = None
         if run.step % settings.evaluate_every == 0 or run.step == settings.steps:
@@ -198,6 +231,35 @@ def train_fusion(
     average.load_state_dict(run.best_weights)
     assert run.best is not None, "the last step is validated"
     return Trained(average.cpu().eval(), run.best, run.history)
+
+
+def reliability_loss(
+    network: CMMSF, encodings: Mapping[str, Encoding], fused: Fused, batch: Batch, settings: FusionTraining
+) -> Tensor:
+    """Of what each modality shows by itself, and of the probability that it is right: that the very model, with nothing
+    else to look at, says what the group is labelled with."""
+    judgement = fused.judgement
+    assert judgement is not None
+    total = fused.logits.new_zeros(())
+    known = batch.emotions.sum(1) > 0
+    truth = batch.emotions.argmax(1)
+    for name, made in encodings.items():
+        encoding = Encoding(made.hidden.float(), made.observed.float())
+        column = network.names.index(name)
+        there = encoding.observed.amax(1) > 0
+        shows = there & (batch.own[name].sum(1) > 0)
+        if shows.any() and settings.alone_weight > 0:
+            errors = -(batch.own[name][shows] * F.log_softmax(judgement.alone[shows, column], 1)).sum(1)
+            total = total + settings.alone_weight * errors.mean() / len(encodings)
+        judged = there & known
+        if judged.any():
+            with torch.no_grad():
+                said = fused.logits if len(encodings) == 1 else network.raw_of({name: encoding}).logits
+                right = (said.argmax(1) == truth)[judged].to(judgement.own.dtype)
+            for logit in (judgement.own, judgement.logit):
+                error = F.binary_cross_entropy_with_logits(logit[judged, column], right)
+                total = total + settings.reliability_weight * error / len(encodings)
+    return total
 
 
 def load_readers(network: CMMSF, readers: Mapping[str, Mapping[str, Tensor]]) -> set[str]:
@@ -244,12 +306,71 @@ def _keepers(
     return keepers
 
 
-def _strayed(fused: Fused, keeper: CMMSF, batch: Batch, first: bool) -> Tensor:
+@torch.no_grad()
+def _said(keeper: CMMSF, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Emotion logits (B, 7) and sentiment (B,) of a batch of one modality, as its reader says them."""
+    said = keeper.raw(batch.features, batch.mask)
+    return said.logits, said.sentiment
+
+
+def _strayed(fused: Fused, said: tuple[Tensor, Tensor], first: bool) -> Tensor:
     """How far a batch of one modality is from what its reader says: of emotions, and for the first reader, which
     brought the way to the decision, of sentiment too."""
-    said = keeper.raw(batch.features, batch.mask)  # nothing in it asks for a gradient
-    strayed = F.kl_div(F.log_softmax(fused.logits, 1), said.logits.softmax(1), reduction="batchmean")
-    return strayed + (fused.sentiment - said.sentiment).abs().mean() if first else strayed
+    logits, sentiment = said
+    strayed = F.kl_div(F.log_softmax(fused.logits, 1), logits.softmax(1), reduction="batchmean")
+    return strayed + (fused.sentiment - sentiment).abs().mean() if first else strayed
+
+
+def _errors(keepers: Mapping[str, CMMSF], checks: Sequence[tuple[str, Sequence[Batch]]]) -> dict[str, float]:
+    """How often each reader is wrong about validation items, every emotion counted alike."""
+    made = {}
+    for name, batches in checks:
+        if name not in keepers:
+            continue
+        said = torch.cat([_said(keepers[name], batch)[0].argmax(1) for batch in batches])
+        emotions = torch.cat([batch.emotions for batch in batches])
+        known = emotions.sum(1) > 0
+        truth = emotions[known].argmax(1)
+        recalls = [float((said[known][truth == e] == e).float().mean()) for e in sorted(set(truth.tolist()))]
+        made[name] = 1.0 - sum(recalls) / len(recalls) if recalls else 0.0
+    log.info("readers are wrong in %s", " ".join(f"{name} {error:.2f}" for name, error in made.items()))
+    return made
+
+
+def _encodings(network: CMMSF, batch: Batch) -> dict[str, Encoding]:
+    """Of a batch, made now unless they were made before."""
+    return batch.encodings or {
+        name: network.encode(name, batch.features[name], batch.mask[name]) for name in batch.features
+    }
+
+
+@torch.no_grad()
+def _encoded(network: CMMSF, batch: Batch) -> Batch:
+    network.eval()
+    return replace(batch, features={}, mask={}, encodings=_encodings(network, batch))
+
+
+def _with_readers(
+    dataset: Dataset, settings: FusionTraining, readers: Mapping[str, Mapping[str, Tensor]], device: torch.device
+) -> dict[str, Mapping[str, Tensor]]:
+    """The readers, and one more for every modality that has none, in the order of the readers given."""
+    made = dict(readers)
+    for name, spec in dataset.specs.items():
+        if name in made:
+            continue
+        alone = msgspec.structs.replace(
+            settings,
+            views=0,
+            kinds={name: 1.0},
+            steps=settings.reader_steps,
+            evaluate_every=max(1, settings.reader_steps // 4),
+            model=msgspec.structs.replace(settings.model, reliability=False),
+        )
+        ours = [Sample(s.labels, {name: s.tracks[name]}) for s in dataset.samples if name in s.tracks]
+        log.info("reader of %s", name)
+        network = train_fusion(Dataset({name: spec}, ours), alone, device=device).network
+        made[name] = network.state_dict()
+    return made
 
 
 def _place(key: str, name: str, first: bool) -> str | None:
@@ -275,6 +396,8 @@ def _widened(gate: Tensor, wide: Tensor, index: int, count: int) -> Tensor:
 def _optimizer(network: CMMSF, settings: FusionTraining, trained: set[str]) -> torch.optim.AdamW:
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         groups.setdefault((name in trained, parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -300,12 +423,19 @@ class _Source:
         statistics: Mapping[str, Statistics],
         settings: FusionTraining,
     ) -> None:
-        self._settings = settings
-        self._perturber = Perturber(specs, statistics, settings.perturbation)
+        self._settings, self._train = settings, train
+        self._encoded: EncodedItems | None = None
+        self.errors: dict[str, float] = {}
+        voices = "audio" in specs and specs["audio"].dim == ROW
+        speakers = Speakers(train) if voices else None
+        self._perturber = Perturber(specs, statistics, settings.perturbation, speakers)
         self._pairing = Pairing(train)
         self._singles: dict[str, list[tuple[float, list[Sample]]]] = {}
+        self._damaged: dict[str, list[Sample]] = {}
         for kind in [*specs, OWN]:
-            pools = _by_corpus([s for s in train if _is_of_kind(s, kind)], settings.corpora)
+            ours = [s for s in train if _is_of_kind(s, kind)]
+            self._damaged[kind] = [s for s in ours if s.labels.damage is not None]
+            pools = _by_corpus([s for s in ours if s.labels.damage is None], settings.corpora)
             if pools:
                 self._singles[kind] = pools
         self.kinds = {
@@ -314,18 +444,25 @@ class _Source:
         if not self.kinds:
             raise DataError("no kind of training batch can be made; the training split has no labelled rows")
 
+    def encode(self, network: CMMSF, readers: Mapping[str, CMMSF]) -> None:
+        """From here on, batches are of windows that are encoded now."""
+        random = np.random.default_rng((self._settings.seed, 7))
+        self._encoded = EncodedItems(network, self._train, self._perturber, self._settings.views, random, readers)
+
     def draw(self, random: np.random.Generator) -> tuple[str, Batch]:
         """A kind, and a batch of it."""
         shares = np.array(list(self.kinds.values()))
         kind = list(self.kinds)[int(random.choice(len(shares), p=shares / shares.sum()))]
         groups = [self._group(kind, random) for _ in range(self._settings.batch)]
-        return kind, self._perturber.batch(groups, random)
+        return kind, (self._encoded or self._perturber).batch(groups, random)
 
     def _group(self, kind: str, random: np.random.Generator) -> Group:
         if kind in self._singles:
             pools = self._singles[kind]
             shares = np.array([share for share, _ in pools])
             pool = pools[int(random.choice(len(pools), p=shares / shares.sum()))][1]
+            if self._damaged[kind] and random.random() < self._settings.damaged_alone:
+                pool = self._damaged[kind]
             return single(pool[int(random.integers(len(pool)))], None if kind == OWN else (kind,))
         return self._pairing.draw(
             kind.split(SEPARATOR),
@@ -333,6 +470,9 @@ class _Source:
             self._settings.by_valence,
             composed=self._settings.composed,
             shares=self._settings.pair_emotions,
+            conflict=self._settings.conflict,
+            damaged=self._settings.damaged,
+            errors=self.errors,
         )
 
     def _possible(self, kind: str, names: set[str]) -> bool:
@@ -391,10 +531,10 @@ def _loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: Tensor)
     coarse = torch.isfinite(batch.sentiment) & batch.coarse
     if coarse.any():
         guess, truth = fused.sentiment[coarse], batch.sentiment[coarse]
-        # Only the sign is known: up to the usual strength a stronger guess is better, and beyond it no worse.
-        error = torch.where(
-            truth == 0, settings.neutral_weight * guess.abs(), F.relu(truth.abs() - guess * truth.sign())
-        )
+        # Only the sign is known: up to the usual strength a stronger guess is better, somewhat beyond it no worse.
+        agreeing = guess * truth.sign()
+        short, beyond = F.relu(truth.abs() - agreeing), F.relu(agreeing - truth.abs() - BEYOND)
+        error = torch.where(truth == 0, settings.neutral_weight * guess.abs(), short + beyond)
         total = total + settings.coarse_weight * error.mean()
     return total
 
@@ -402,7 +542,7 @@ def _loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: Tensor)
 def _class_weights(train: Sequence[Sample], temper: float) -> Tensor:
     counts = np.zeros(7)
     for sample in train:
-        if sample.labels.emotions is not None:
+        if sample.labels.emotions is not None and sample.labels.damage is None:
             counts += sample.labels.emotions
     counts = np.maximum(counts, 1.0)
     return torch.tensor((counts.mean() / counts) ** temper, dtype=torch.float32)
@@ -501,11 +641,14 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 @torch.inference_mode()
 def _evaluate(run: _Run, checks: Sequence[tuple[str, Sequence[Batch]]], settings: FusionTraining) -> Evaluation:
     run.average.eval()
-    plain = msgspec.structs.replace(settings, label_smoothing=0.0, variance_weight=0.0)
+    plain = msgspec.structs.replace(settings, label_smoothing=0.0, variance_weight=0.0, neutral_weight=1.0)
     even = torch.ones(7, device=run.device)
     by_kind = {}
     for kind, batches in checks:
-        losses = [float(_loss(run.average.raw(b.features, b.mask), b, plain, even)) * len(b.sentiment) for b in batches]
+        losses = [
+            float(_loss(run.average.raw_of(_encodings(run.average, b)), b, plain, even)) * len(b.sentiment)
+            for b in batches
+        ]
         by_kind[kind] = sum(losses) / sum(len(b.sentiment) for b in batches)
     return Evaluation(run.step, sum(by_kind.values()) / len(by_kind), by_kind)
 

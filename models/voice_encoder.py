@@ -18,7 +18,7 @@ LATER_FRAMES = 10  # heard after that: a sound is understood by what follows it
 WINDOW_FRAMES = 100
 BLOCK, WINDOW = BLOCK_FRAMES * FRAME, WINDOW_FRAMES * FRAME  # samples
 VOICE_DIM = 384
-ENCODER_VERSION = 1  # of what is above, and of `mien.models.whisper`
+ENCODER_VERSION = 2  # of what is above, and of `mien.models.whisper`
 
 
 def mel_filters(bands: int, n_fft: int) -> Float32:

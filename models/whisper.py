@@ -29,6 +29,7 @@ BANDS, N_FFT, HOP = 80, 400, 160  # of Whisper's spectrogram
 CT2_VERSION = 6  # of the file format
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _FLOOR, _RANGE = 1e-10, 8.0  # power, and decades below the loudest that are kept
+_LOUDEST = 1.0  # what the loudest becomes: about what it is in speech as Whisper was given it
 
 
 class LogMel(nn.Module):
@@ -54,8 +55,9 @@ class LogMel(nn.Module):
         real, imaginary = parts.chunk(2, 1)
         power = self.filters @ (real.square() + imaginary.square())
         log = torch.log10(power.clamp(min=_FLOOR))
-        log = torch.maximum(log, log.amax((1, 2), keepdim=True) - _RANGE)
-        return (log + 4.0) / 4.0
+        loudest = log.amax((1, 2), keepdim=True)
+        # Less the loudest of the window: how far away somebody sits, and how a microphone is set, is not heard.
+        return torch.maximum(log - loudest, torch.full_like(loudest, -_RANGE)) / 4.0 + _LOUDEST
 
 
 class VoiceLayer(nn.Module):

@@ -2,13 +2,15 @@
 
 A row k speaks for the samples [320 k, 320 (k + 1)) and is made from a window around their centre, so it is ready
 22 ms after they are. Beside it is how the voice sounded until then: the newest state of the voice encoder, which has
-one every 200 ms. Silence is masked, never a made-up zero: `valid` follows the voice activity with hysteresis.
+one every 200 ms, compared with how this voice usually sounds (`mien.models.voice_reference`). Silence is masked, never
+a made-up zero: `valid` follows the voice activity with hysteresis.
 The same extractor makes training data from files; in whatever chunks the sound comes, the rows are the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +21,9 @@ from mien.assets import asset_path
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.messages import Bool, Float32, ModalitySpec
+from mien.models.audio_columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice_encoder import BLOCK, ENCODER_VERSION, mel_filters
-from mien.stream.modalities.audio_columns import ENERGY, F0, N_MELS, PERIODICITY, STATE, VAD, ZCR
+from mien.models.voice_reference import Reference, RunningReference, compare, read_reference
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.modality import Health, Modality, Rows, SoundPiece
 from mien.stream.session import source_origin
@@ -42,10 +45,10 @@ VOICED = 0.5  # periodicity from which a pitch is believed
 ENCODER = "whisper-tiny.en"
 SPEC = ModalitySpec(
     name="audio",
-    dim=STATE.stop,
+    dim=ROW,
     rate_hz=RATE_HZ,
     steps=250,
-    extractor=f"mien-audio-3/mel64-yin-silero6/voice-{ENCODER_VERSION}-{ASSETS[ENCODER].files[0].sha256[:8]}",
+    extractor=f"mien-audio-4/mel64-yin-silero6/voice-{ENCODER_VERSION}-{ASSETS[ENCODER].files[0].sha256[:8]}",
 )
 
 ROWS_AT_ONCE = 256  # bounds memory on whole files
@@ -62,17 +65,21 @@ class AudioExtractor:
     """Sound to rows. Push samples in any chunking; the rows come as soon as their windows are complete.
 
     Columns: 64 log-mel bands (natural log of power), log energy, pitch in octaves from 150 Hz (unvoiced: the last
-    one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech, and 384 numbers of the voice
-    encoder's state.
+    one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech, 384 numbers of the voice
+    encoder's state, and four that tell what it was compared with (`mien.models.audio_columns`).
 
     Args:
         assets: where pretrained files are.
+        reference: what rows are compared with; a running one learns from them. None: nothing, as for training data.
 
     Raises:
         AssetError: the voice encoder is not to be had.
     """
 
-    def __init__(self, assets: AssetsConfig | None = None) -> None:
+    def __init__(
+        self, assets: AssetsConfig | None = None, reference: Reference | RunningReference | None = None
+    ) -> None:
+        self._reference = reference
         self._vad = VoiceActivity()
         self._voice = VoiceStates(asset_path(ENCODER, assets or AssetsConfig()))
         self._hangover = Hangover()
@@ -80,8 +87,15 @@ class AudioExtractor:
         self._window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
         self.reset()
 
-    def reset(self) -> None:
-        """Begin a new stream: the next sample is sample 0 of row 0."""
+    @property
+    def reference(self) -> Reference | None:
+        """What the next row is compared with."""
+        return self._reference.reference if isinstance(self._reference, RunningReference) else self._reference
+
+    def reset(self, *, same_voice: bool = False) -> None:
+        """Begin a new stream: the next sample is sample 0 of row 0. The same voice keeps its running reference."""
+        if isinstance(self._reference, RunningReference) and not same_voice:
+            self._reference.reset()
         self._vad.reset()
         self._voice.reset()
         self._samples = np.zeros(BEFORE, np.float32)  # from `BEFORE` samples before the next row's span
@@ -123,7 +137,7 @@ class AudioExtractor:
         self._unheard = unheard[whole:]
 
     def _make(self, count: int) -> AudioRows:
-        values = np.empty((count, SPEC.dim), np.float32)
+        values = np.empty((count, WEIGHT), np.float32)
         if count:
             frames = sliding_window_view(self._samples, SPAN)[::HOP]
             for begin in range(0, count, ROWS_AT_ONCE):
@@ -140,7 +154,9 @@ class AudioExtractor:
         keep = (self._row * HOP + CENTRE) // FRAME
         del self._speech[: keep - self._speech_begin]
         self._speech_begin = max(keep, self._speech_begin)
-        return AudioRows(values, valid)
+        if isinstance(self._reference, RunningReference):
+            return AudioRows(self._reference(values, valid), valid)
+        return AudioRows(compare(values, self._reference), valid)
 
     def _acoustics(self, frames: Float32) -> Float32:
         """Frames (n, SPAN) to columns up to the zero-crossing rate. Row by row arithmetic: no BLAS, whose bits
@@ -162,6 +178,15 @@ class AudioExtractor:
         return rows
 
 
+def voice_reference(path: str = "") -> Reference | RunningReference:
+    """What a live voice is compared with: the user's reference if its file is named, or a running one.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    return read_reference(Path(path).expanduser(), SPEC.extractor) if path else RunningReference()
+
+
 class Audio(Modality):
     """A microphone or a clip's sound, and its rows. One message per chunk of sound."""
 
@@ -181,7 +206,7 @@ class Audio(Modality):
         self._voice = False
 
     def prepare(self) -> None:
-        self._extractor = AudioExtractor(self._config.assets)
+        self._extractor = AudioExtractor(self._config.assets, voice_reference(self._config.audio.reference))
         self._source = open_audio(self._config, self._clock)
 
     def start(self, start_ns: int) -> None:
@@ -199,7 +224,7 @@ class Audio(Modality):
                     yield None
                 continue
             if not chunk.continuous:
-                self._extractor.reset()
+                self._extractor.reset(same_voice=True)
                 self._pushed = self._made = 0
             # From the newest chunk, since a device's times follow the session's clock while the samples count on.
             self._begin_ns = chunk.t_start_ns - self._pushed * NS_PER_SAMPLE
@@ -225,9 +250,17 @@ class Audio(Modality):
                 "origin": source_origin(self._config.audio.source),
                 "level_db": self._level_db,
                 "voice": self._voice,
+                **self._compared_with(),
                 "realigned_rows": self._slots.slips,
             },
         )
+
+    def _compared_with(self) -> dict[str, str | float]:
+        reference = self._extractor.reference
+        if reference is None:
+            return {"reference": "none", "reference_weight": 0.0}
+        kind = "given" if reference.given else "running"
+        return {"reference": kind, "reference_weight": round(reference.weight, 3)}
 
     def take_sound(self) -> list[SoundPiece]:
         pieces, self._pieces = self._pieces, []

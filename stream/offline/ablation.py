@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,15 +13,18 @@ import torch
 
 from mien.models.datasets import Dataset
 from mien.models.evaluation import figures, score, torch_runner
-from mien.models.pairing import paired_set, single
+from mien.models.pairing import Pairing, paired_set, single
 from mien.models.training import FusionTraining, train_fusion
 from mien.models.training_device import training_device
 from mien.models.weights import weight_set
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.offline.pipeline import Progress, TrainPlan, output_folder
 
-PARTS = {"whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
-         "no mask": {"mask": False}, "no gate": {"gate": False}}  # fmt: skip
+PARTS: dict[str, dict[str, Any]] = {
+    "whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
+    "no mask": {"mask": False}, "no gate": {"gate": False, "reliability": False},
+    "no reliability": {"reliability": False}, "complement from pairs": {"complement": "pairs"},
+}  # fmt: skip
 
 
 def ablate(
@@ -82,6 +86,17 @@ def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -
     if pairs:
         found = figures(pairs, score(run, dataset.specs, pairs, names))
         made["paired UAR"] = found["emotion"]["uar"]
+        everything = [*valid, *(s for s in dataset.split("valid") if s.labels.damage is not None)]
+        for what, damaged in (("damaged", 1.0), ("conflicting", 0.0)):
+            pairing, random = Pairing(everything), np.random.default_rng(1)
+            emotions = pairing.emotions(names)
+            odd = [
+                pairing.draw(
+                    names, random, emotion=emotions[k % len(emotions)], conflict=1.0 - damaged, damaged=damaged
+                )
+                for k in range(700)
+            ]
+            made[f"{what} pairs UAR"] = figures(odd, score(run, dataset.specs, odd, names))["emotion"]["uar"]
     return made
 
 

@@ -42,9 +42,10 @@ from mien.models.datasets import (
     write_shard,
 )
 from mien.models.weights import SHIPPED, WeightSet
+from mien.stream.offline.damage import Bystanders, Damaging, damaged_copies
 from mien.stream.offline.helpers import helpers
 from mien.stream.recording.stretch import is_recording, recorded_rows
-from mien.stream.sources.clip import BrokenClipError, open_clip, read_sound
+from mien.stream.sources.clip import BrokenClipError, open_clip, read_sound, segment
 from mien.stream.sources.geometry import upright_bgr
 from mien.stream.sources.source import SAMPLE_RATE
 
@@ -75,6 +76,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
         asr: recogniser for clips that come without a text; empty or "none" leaves their words out.
         limit: items per corpus and split, for trying things out; 0 takes all.
         train_limits: training items per corpus, by its name; they are drawn by `seed`.
+        damaging: items that are taken once more with damage, by which reliability is learned and measured.
         seed: of the copies.
     """
 
@@ -85,6 +87,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
     asr: str = ""
     limit: int = 0
     train_limits: dict[str, int] = {}
+    damaging: Damaging = Damaging()
     seed: int = 1111
 
     def __post_init__(self) -> None:
@@ -143,7 +146,7 @@ def wordless_sound(sources: Sequence[Path], options: ExtractOptions) -> tuple[in
         if is_dataset(source) or source.suffix.lower() in (".pkl", ".pickle"):
             continue
         corpus = read_corpus(source)
-        if corpus.name != "clips":
+        if not corpus.clips:
             continue
         items = [corpus.items[position] for position in _chosen(corpus, options)]
         items = [i for i in items if i.text is None and i.audio is not None and not is_recording(i.audio)]
@@ -334,6 +337,7 @@ class _Worker:
     def __init__(self, plan: _Plan, out: Path, weights: WeightSet) -> None:
         self._plan, self._out = plan, out
         self._corpora: dict[str, Corpus] = {}
+        self._bystanders: dict[Path, Bystanders] = {}
         self.extractors = Extractors([spec.name for spec in plan.specs], plan.options.asr, plan.assets, weights)
 
     def make(self, chunk: _Chunk) -> None:
@@ -371,6 +375,8 @@ class _Worker:
         yield labels, rows
         if item.split == "train":
             yield from self._copies(corpus, item, labels)
+        others = self._bystanders.setdefault(corpus.path, Bystanders(corpus))
+        yield from damaged_copies(self.extractors, corpus, others, item, labels, self._plan.options.damaging)
 
     def _copies(self, corpus: Corpus, item: CorpusItem, labels: Labels) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
         options = self._plan.options
@@ -411,12 +417,6 @@ def shortened(words: list[str], random: np.random.Generator) -> list[str]:
     return part
 
 
-def segment(samples: Float32, start_s: float | None, end_s: float | None) -> Float32:
-    """A part of a recording."""
-    first = round((start_s or 0.0) * SAMPLE_RATE)
-    return samples[first : None if end_s is None else round(end_s * SAMPLE_RATE)]
-
-
 class Extractors:
     """The live extractors, opened when they are first needed.
 
@@ -432,9 +432,10 @@ class Extractors:
         asr: str = "",
         assets: AssetsConfig | None = None,
         weights: WeightSet = SHIPPED,
+        reference: str | None = None,
         tracks: ClipConfig | None = None,
     ) -> None:
-        self.weights, self.tracks = weights, tracks
+        self.weights, self._reference, self.tracks = weights, reference, tracks
         self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
         self._opened: dict[str, Any] = {}
 
@@ -554,9 +555,10 @@ class Extractors:
     def audio(self) -> AudioExtractor:
         """Sound to rows."""
         if "audio" not in self._opened:
-            from mien.stream.modalities.audio import AudioExtractor
+            from mien.stream.modalities.audio import AudioExtractor, voice_reference
 
-            self._opened["audio"] = AudioExtractor(self._assets)
+            compared = None if self._reference is None else voice_reference(self._reference)
+            self._opened["audio"] = AudioExtractor(self._assets, compared)
         extractor: AudioExtractor = self._opened["audio"]
         return extractor
 

@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -39,9 +39,14 @@ from mien.stream.offline.extraction import ExtractOptions
 from mien.stream.offline.faces import labelled_faces
 from mien.stream.offline.helpers import helpers
 
+if TYPE_CHECKING:
+    from mien.models.cmmsf import CMMSF
+
 log = logging.getLogger(__name__)
 
 STAGES = ("text", "face", "extract", "speech", "fusion")
+OUTSIDE = "speech-outside.json"  # how much surer a modality is inside its corpora than outside
+FEWEST_CORPORA = 3  # of emotional speech, for a temperature from those that were left out
 Progress = Callable[[str, int, int], None]
 Stage: TypeAlias = "Callable[[TrainPlan, Progress | None], Any]"
 Reports: TypeAlias = "multiprocessing.queues.Queue[tuple[str, int, int]]"
@@ -189,7 +194,7 @@ def _corpora(plan: TrainPlan) -> list[Corpus]:
 def _train_text(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.text_training import TextTraining, train_text
 
-    corpora = [c for c in _corpora(plan) if any(item.text for item in c.items) and c.name != "clips"]
+    corpora = [c for c in _corpora(plan) if any(item.text for item in c.items) and c.path.suffix.lower() == ".csv"]
     if not corpora:
         return None
     try:
@@ -265,7 +270,7 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.tensors import write_tensors
 
     dataset = _dataset(plan, progress)
-    spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None]
+    spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None and s.labels.damage is None]
     if not any(s.labels.split == "train" for s in spoken):
         return None
     weights, note = Path(plan.work) / "speech.safetensors", Path(plan.work) / "speech.json"
@@ -279,10 +284,59 @@ def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
         if progress is not None:
             progress("speech", done, total)
 
-    trained = pretrain_audio(audio, plan.speech, model, device=training_device(plan.device), report=step)
+    device = training_device(plan.device)
+    trained = pretrain_audio(audio, plan.speech, model, device=device, report=step)
     write_tensors(weights, trained.reader)
+    write_file(Path(plan.work) / OUTSIDE, msgspec.json.encode(_outside(audio, trained.network, plan, model, progress)))
     _note(note, key, weights)
     return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
+
+
+def _outside(
+    audio: Dataset, network: CMMSF, plan: TrainPlan, model: ModelConfig, progress: Progress | None
+) -> dict[str, float]:
+    """How much hotter confidence in a voice must be outside of all corpora than on validation parts."""
+    from mien.models.leave_out import leave_out as judge
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("leaving out", done, total)
+
+    valid = [s for s in audio.split("valid") if not s.labels.copy]
+    several: dict[str, set[int | None]] = {}
+    for sample in audio.samples:
+        several.setdefault(sample.labels.corpus, set()).add(sample.emotion)
+    if not valid or sum(len(emotions) > 1 for emotions in several.values()) < FEWEST_CORPORA:
+        return {}
+    left = judge(audio, (), plan.speech, model, device=training_device(plan.device), report=step)
+    return {"audio": left.hotter_than(network, valid)}
+
+
+def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None = None) -> str:
+    """Judge the encoder of voices on corpora that it was not trained on. Writes no weights.
+
+    Args:
+        corpora: names; "all" stands for every one that has several emotions.
+
+    Returns:
+        A table in Markdown.
+
+    Raises:
+        DataError: a corpus is not there, or too few are.
+    """
+    from mien.models.leave_out import leave_out as judge
+
+    dataset = _dataset(plan, progress)
+    if "audio" not in dataset.specs:
+        raise DataError("there is no speech among the data, and --leave-out judges voices")
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("leaving out", done, total)
+
+    chosen = [] if "all" in corpora else corpora
+    model = msgspec.structs.replace(plan.fusion.model, encoders=_of(plan.fusion.model, "audio"))
+    return judge(dataset, chosen, plan.speech, model, device=training_device(plan.device), report=step).table()
 
 
 def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
@@ -306,7 +360,9 @@ def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
         dataset, plan.fusion, readers=readers, state=work / "fusion.state", log_dir=work / "tensorboard",
         device=training_device(plan.device), report=step,
     )  # fmt: skip
-    calibrate(trained.network, dataset, plan.fusion)
+    outside = work / OUTSIDE
+    known = msgspec.json.decode(outside.read_bytes(), type=dict[str, float]) if outside.is_file() else {}
+    calibrate(trained.network, dataset, plan.fusion, known)
     path = output_folder(plan) / FUSION
     corpora = sorted({s.labels.corpus for s in dataset.samples})
     figures = {"step": trained.best.step, "loss": trained.best.loss, **trained.best.by_kind}

@@ -25,6 +25,7 @@ from mien.errors import SourceError
 from mien.messages import Float32
 from mien.stream.sources.address import is_file, printable
 from mien.stream.sources.geometry import Decoded, pixel_shape
+from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.sources.timeline import Stamp, Timeline, trace
 from mien.stream.sources.waveform import Waveform
 
@@ -331,3 +332,9 @@ def _ns(ticks: int, base: Any) -> int:
 def _is_cover(stream: Any) -> bool:
     """A music file's cover is a video stream of one picture; it is no picture to watch."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def segment(samples: Float32, start_s: float | None, end_s: float | None) -> Float32:
+    """A part of a recording."""
+    first = round((start_s or 0.0) * SAMPLE_RATE)
+    return samples[first : None if end_s is None else round(end_s * SAMPLE_RATE)]

@@ -8,10 +8,11 @@ from torch import nn
 
 from mien.engines.base import Network
 from mien.messages import ModalitySpec
+from mien.models.audio_columns import ROW
 
 SPECS = (
     ModalitySpec("text", 24, 0, 20, snapshot=True, extractor="t/1"),
-    ModalitySpec("audio", 10, 50, 50, extractor="a/1"),
+    ModalitySpec("audio", ROW, 50, 50, extractor="a/1"),  # with this many columns it is read as a voice
     ModalitySpec("vision", 14, 10, 20, extractor="v/1"),
 )
 

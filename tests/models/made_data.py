@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import ModalitySpec
-from mien.models.datasets import Dataset, Labels, RawRows, Sample, make_track, word_times_ns
+from mien.models.datasets import Dataset, Labels, RawRows, Sample, Track, make_track, word_times_ns
 
 SPECS = {
     "text": ModalitySpec("text", 10, 0, 20, snapshot=True, extractor="t"),
@@ -42,3 +43,22 @@ def made_dataset(count: int = 12, seed: int = 0, noise: float = 1.0, valid_from:
                     track = make_track(spec, RawRows(values, np.ones(rows, np.bool_), times))
                     samples.append(Sample(labels, {name: track}))
     return Dataset(dict(SPECS), samples)
+
+
+STRENGTHS = (1.0, 3.0, 8.0)
+
+
+def with_damage(dataset: Dataset, seed: int = 1) -> Dataset:
+    """The same and, of every item, copies in which more and more noise lies over what it shows."""
+    random = np.random.default_rng(seed)
+    copies = []
+    for sample in dataset.samples:
+        (name, track), *_ = sample.tracks.items()
+        for strength in STRENGTHS:
+            noise = random.standard_normal(track.values.shape).astype(np.float32) * strength
+            labels = msgspec.structs.replace(
+                sample.labels, id=f"{sample.labels.id}~noise {strength:g}", copy=True, damage="noise", strength=strength
+            )
+            spoilt = Track((track.values + noise) * track.mask[:, None], track.mask, track.times_ns)
+            copies.append(Sample(labels, {name: spoilt}))
+    return Dataset(dataset.specs, [*dataset.samples, *copies])

@@ -7,13 +7,15 @@ from hypothesis import strategies as st
 
 from mien.messages import Float32
 from mien.models.augmentation import (
-    RowPerturbation,
+    CODECS,
+    add_babble,
     add_noise,
     change_speed,
     colour,
-    perturb_rows,
     perturb_waveform,
     reverberate,
+    telephone,
+    transcode,
 )
 
 RATE = 16_000
@@ -75,26 +77,30 @@ def test_the_same_generator_gives_the_same_copy() -> None:
     assert not np.array_equal(first[:1000], perturb_waveform(tone(), np.random.default_rng(6))[:1000])
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), count=st.integers(1, 400), voiced=st.floats(0.05, 1.0))
-def test_rows_fill_a_window_and_hide_what_is_not_observed(seed: int, count: int, voiced: float) -> None:
-    rng = np.random.default_rng(seed)
-    values = rng.normal(5.0, 1.0, (count, 69)).astype(np.float32)
-    mask = (rng.random(count) < voiced).astype(np.float32)
-    mask[0] = 1.0
-    window, seen = perturb_rows(values, mask, np.zeros(69, np.float32), 64, RowPerturbation(), rng)
-    assert window.shape == (160, 69)
-    assert seen.shape == (160,)
-    assert seen.sum() > 0
-    assert not window[seen == 0].any()
-    assert set(np.unique(seen)) <= {0.0, 1.0}
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec[1]}-{codec[2]}")
+def test_a_codec_leaves_the_length_and_most_of_a_voice(codec: tuple[str, str, int]) -> None:
+    t = np.arange(RATE) / RATE
+    clean = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 15)) * 0.1 * (np.sin(2 * np.pi * 3 * t) > 0)
+    heard = transcode(clean.astype(np.float32), *codec)
+    assert heard.shape == clean.shape
+    assert heard.dtype == np.float32
+    lags = [np.corrcoef(clean[4000:12000], heard[4000 + lag : 12000 + lag])[0, 1] for lag in range(0, 1500, 2)]
+    assert 0.8 < max(lags) < 0.99999
 
 
-def test_without_perturbation_rows_are_moved_and_nothing_else() -> None:
-    still = RowPerturbation(tempo=0.0, bands=0, level=0.0, hidden_bands=0, hidden_steps=0)
-    values = np.random.default_rng(0).normal(0, 1, (50, 69)).astype(np.float32)
-    mask = np.ones(50, np.float32)
-    window, seen = perturb_rows(values, mask, np.zeros(69, np.float32), 64, still, np.random.default_rng(1))
-    first = int(np.flatnonzero(seen)[0])
-    assert np.array_equal(window[first : first + 50], values)
-    assert seen.sum() == 50
+def test_a_telephone_keeps_the_middle_of_the_spectrum() -> None:
+    assert np.sqrt(np.mean(telephone(tone(1000.0)) ** 2)) == pytest.approx(0.1 / np.sqrt(2), rel=0.05)
+    for hz in (100.0, 5000.0):
+        assert np.sqrt(np.mean(telephone(tone(hz)) ** 2)) < 0.003
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 10.0])
+def test_babble_has_the_power_that_was_asked_for(snr_db: float) -> None:
+    clean = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    babble = add_babble(clean, snr_db, np.random.default_rng(1)).astype(np.float64) - clean
+    assert 10 * np.log10(np.mean(clean**2) / np.mean(babble**2)) == pytest.approx(snr_db, abs=0.1)
+
+
+def test_nothing_stays_nothing() -> None:
+    for seed in range(20):
+        assert len(perturb_waveform(np.zeros(0, np.float32), np.random.default_rng(seed))) == 0

@@ -12,10 +12,11 @@ import torch
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.models.architecture import ModelConfig
-from mien.models.batches import Perturbation, Perturber, whole_windows
+from mien.models.batches import Perturbation, Perturber, plain_batches, whole_windows
 from mien.models.calibration import calibrate, fit_temperature, fit_temperatures
 from mien.models.cmmsf import CMMSF
 from mien.models.datasets import Dataset, make_statistics
+from mien.models.encodings import EncodedItems
 from mien.models.evaluation import Scores, figures, score, torch_runner
 from mien.models.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.protocols import fusion, robustness, streaming
@@ -255,6 +256,39 @@ def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
     only = fit_temperatures(shown[8000:], shares[8000:], targets[8000:], torch.ones(4000))
     assert only[:2].tolist() == [1.0, 1.0]
     assert float(only[2]) == pytest.approx(1.44, rel=0.2)
+
+
+def test_with_views_encoders_stay_as_their_readers_left_them(dataset: Dataset) -> None:
+    settings = msgspec.structs.replace(QUICK, views=2, reader_steps=12)
+    torch.manual_seed(1)
+    reader = CMMSF([SPECS["text"]], settings.model).eval()
+    reader.normalise({"text": (torch.full((10,), 0.3), torch.full((10,), 1.7))})
+    trained = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).network
+    before, after = reader.state_dict(), weights(trained)
+    for name, tensor in before.items():
+        if name.startswith("encoders."):
+            assert torch.equal(after[name], tensor), name
+    assert not torch.equal(after["fusion.emotions.weight"], before["fusion.emotions.weight"])
+    again = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).network
+    assert all(torch.equal(a, b) for a, b in zip(after.values(), weights(again).values(), strict=True))
+
+
+def test_windows_that_were_encoded_before_are_those_that_are_encoded_now(dataset: Dataset) -> None:
+    torch.manual_seed(2)
+    network = CMMSF(list(SPECS.values()), QUICK.model).eval()
+    statistics = make_statistics(dataset.split("train"), SPECS)
+    still = Perturbation(cut_end=0, cut_start=0, tail=0, block=0, columns=0, noise=0, drop=0, jitter=0)
+    items = dataset.split("train")[:60]
+    encoded = EncodedItems(network, items, Perturber(SPECS, statistics, still), 1, np.random.default_rng(0))
+    groups = paired_set(items, list(SPECS), 12)
+    batch = encoded.batch(groups, np.random.default_rng(1))
+    plain = plain_batches(SPECS, groups)[0]
+    with torch.no_grad():
+        for a, b in zip(network.raw_of(batch.encodings)[:4], network.raw(plain.features, plain.mask)[:4], strict=True):
+            torch.testing.assert_close(a, b, atol=5e-3, rtol=0)  # kept in half precision
+    assert torch.equal(batch.emotions, plain.emotions)
+    for name in SPECS:
+        assert torch.equal(batch.own[name], plain.own[name])
 
 
 def test_corpora_together_are_judged_as_one(dataset: Dataset, trained: CMMSF) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 
 from mien.clock import Clock
 from mien.config import load_config
+from mien.errors import ConfigError
 from mien.messages import Float32
+from mien.models.audio_columns import GIVEN, STATE, WEIGHT
 from mien.models.voice_encoder import mel_filters
+from mien.models.voice_reference import make_reference
 from mien.stream.modalities.audio import (
     ENERGY,
     F0,
@@ -25,6 +29,7 @@ from mien.stream.modalities.audio import (
     ZCR,
     AudioExtractor,
     create,
+    voice_reference,
 )
 from mien.stream.modality import Rows
 from mien.stream.sources.clip import read_sound
@@ -33,6 +38,12 @@ from mien.stream.speech.voice_activity import HANGOVER, OFF, ON, Hangover
 from tests.stream.sounds import spoken, tone, write_wav
 
 SECONDS = 1.3
+
+
+@cache
+def read_spoken() -> Float32:
+    """A sentence, mono 16 kHz."""
+    return spoken("What a terrible day. I am so happy to see you.")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +69,43 @@ def test_any_chunking_gives_the_same_bits(extractor: AudioExtractor, noisy: Floa
     made.append(extractor.finish())
     assert np.array_equal(np.concatenate([rows.values for rows in made]), whole.values)
     assert np.array_equal(np.concatenate([rows.valid for rows in made]), whole.valid)
+
+
+def test_any_chunking_gives_the_same_bits_after_a_running_reference(noisy: Float32) -> None:
+    sound = np.concatenate([read_spoken(), noisy, read_spoken()])
+    extractor = AudioExtractor(reference=voice_reference())
+    whole = extractor.extract(sound)
+    assert 0.0 < whole.values[-1, WEIGHT] < 1.0
+    for cut in (1, 5000, len(sound) - 321):
+        extractor.reset()
+        made = [extractor.push(sound[:cut]), extractor.push(sound[cut:]), extractor.finish()]
+        assert np.array_equal(np.concatenate([rows.values for rows in made]), whole.values)
+
+
+def test_a_reference_of_the_user_is_what_a_voice_is_compared_with(tmp_path: Path, extractor: AudioExtractor) -> None:
+    sound = np.tile(read_spoken(), 3)
+    raw = extractor.extract(sound)
+    make_reference(raw.values, raw.valid, tmp_path / "me.json", SPEC.extractor)
+    compared = AudioExtractor(reference=voice_reference(str(tmp_path / "me.json"))).extract(sound)
+    assert (compared.values[:, WEIGHT] == 1.0).all()
+    assert (compared.values[:, GIVEN] == 1.0).all()
+    assert np.array_equal(compared.valid, raw.valid)
+    mean = compared.values[compared.valid][:, STATE].mean(0)
+    assert np.abs(mean).mean() < 0.2 * np.abs(raw.values[raw.valid][:, STATE].mean(0)).mean()
+    config = load_config(None, {"audio.source": "x.wav", "audio.reference": str(tmp_path / "none.json")})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        create(config, Clock()).prepare()
+
+
+def test_a_hole_in_the_sound_is_no_new_voice() -> None:
+    extractor = AudioExtractor(reference=voice_reference())
+    extractor.extract(np.concatenate([read_spoken(), np.zeros(16_000, np.float32)]))
+    known = extractor.reference
+    assert known is not None
+    extractor.reset(same_voice=True)
+    assert extractor.reference is known
+    extractor.reset()
+    assert extractor.reference is None
 
 
 def test_single_samples_give_the_same_bits(extractor: AudioExtractor, noisy: Float32) -> None:
@@ -172,9 +220,9 @@ def test_one_row_in_every_slot_wherever_the_stream_begins(tmp_path: Path, start_
     assert all(rows.t_start_ns <= rows.times_ns[0] and rows.times_ns[-1] < rows.t_end_ns for rows in made)
 
 
-def test_paced_fast_and_offline_rows_are_the_same_bits(tmp_path: Path, extractor: AudioExtractor) -> None:
+def test_paced_fast_and_offline_rows_are_the_same_bits(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "speech.wav", spoken("What a terrible day."), rate=16_000)
-    offline = extractor.extract(read_sound(path))
+    offline = AudioExtractor(reference=voice_reference()).extract(read_sound(path))
     for fast in (True, False):
         made = rows_of(path, fast)
         assert np.array_equal(np.concatenate([rows.values for rows in made]), offline.values)

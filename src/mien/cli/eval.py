@@ -42,6 +42,10 @@ def command(
     missing: Annotated[str, typer.Option(help="Rates of random missing steps, for instance 0:0.9.")] = "",
     stream: Annotated[bool, typer.Option("--stream", help="With the first 10 %, 20 % ... of each item seen.")] = False,
     fused: Annotated[bool, typer.Option("--fused", help="Items of several corpora, paired by label.")] = False,
+    damage: Annotated[bool, typer.Option("--damage", help="Each modality under noise, blur, wrong words ...")] = False,
+    natural: Annotated[
+        bool, typer.Option("--natural", help="DATA is clips of people who just talk, or folders of them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",
@@ -60,6 +64,7 @@ def command(
     from mien.models.pairing import single
     from mien.models.protocols import fusion, robustness, streaming
     from mien.models.weights import weight_set
+    from mien.stream.offline.damage import Damaging
     from mien.stream.offline.extraction import ExtractOptions, live_specs
     from mien.stream.offline.faces import encoder_figures
     from mien.stream.offline.labelled import read_labelled
@@ -72,8 +77,12 @@ def command(
             raise DataError(f"{loaded.path} has no modality {name}; it has {', '.join(known)}")
     wanted = (split,) if split in ("train", "valid", "test") else ()
     options = ExtractOptions(
-        modalities=tuple(m for m in ("text", "audio", "vision") if m in names), splits=wanted, limit=limit
-    )
+        modalities=tuple(m for m in ("text", "audio", "vision") if m in names), splits=wanted, limit=limit,
+        damaging=Damaging(table=damage),
+    )  # fmt: skip
+    if natural:
+        _natural(loaded, data, options, asr, weights, engine, as_json)
+        return
     options = _recogniser.choose_recogniser(data, options, asr, jobs)
     with item_progress("reading") as progress:
         dataset = read_labelled(data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress)
@@ -112,6 +121,12 @@ def command(
         report["together"] = figures(
             [group for groups, _ in judged for group in groups], Scores.joined([scores for _, scores in judged])
         )
+    if damage:
+        from mien.models.shares import damage_table
+
+        copies = [s for s in dataset.samples if s.labels.damage is not None]
+        with item_progress("damage") as progress:
+            report["damage"] = damage_table(run, specs, [*everything, *copies], names, progress=progress)
     if fused:
         scales = {name: loaded.normalisation(name) for name in names}
         report["fused"] = fusion(run, specs, everything, names, scales)
@@ -124,6 +139,35 @@ def command(
         typer.echo(json.dumps(report, indent=1))
     else:
         _print(report)
+
+
+def _natural(
+    checkpoint: Any, data: list[Path], options: Any, asr: str, weights: Any, engine: str, as_json: bool
+) -> None:
+    """What is said of people who just talk; nothing of it needs a label."""
+    import json
+
+    import msgspec
+    from rich.console import Console
+
+    from mien.cli._progress import item_progress
+    from mien.cli._trust import print_natural
+    from mien.models.natural import natural
+    from mien.stream.offline.footage import read_clips
+
+    if asr != "none" and "text" in options.modalities:
+        options = msgspec.structs.replace(options, asr=asr or _recogniser.DEFAULT)
+    specs = {spec.name: spec for spec in checkpoint.specs}
+    with item_progress("reading") as progress:
+        samples = read_clips(data, options, weights=weights, progress=progress)
+    report = {
+        "checkpoint": checkpoint.id,
+        "natural": natural(_runner(checkpoint, engine), specs, samples, list(options.modalities)),
+    }
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        print_natural(Console(), report["natural"])
 
 
 def _runner(checkpoint: Any, engine: str) -> Runner:
@@ -240,6 +284,10 @@ def _print(report: dict[str, Any]) -> None:
     if "emotion" in report.get("together", {}):
         m = report["together"]["emotion"]
         console.print(f"all {m['count']} items with an emotion: accuracy {m['accuracy']:.4f}  ECE {m['ece']:.4f}")
+    if "damage" in report:
+        from mien.cli._trust import print_damage
+
+        print_damage(console, report["damage"])
     if "fused" in report:
         _print_fused(console, report["fused"])
     if report["skipped"]:
@@ -286,6 +334,7 @@ def _print_fused(console: Any, made: dict[str, Any]) -> None:
     from rich.table import Table
 
     from mien.cli._terminal import print_table
+    from mien.cli._trust import print_shares
 
     table = Table(
         "modalities", "UAR", "accuracy", "ECE", "by chance", "confidence",
@@ -295,6 +344,7 @@ def _print_fused(console: Any, made: dict[str, Any]) -> None:
     for name, m in (made["subsets"] | noisy).items():
         table.add_row(name, *(f"{m[k]:.4f}" for k in ("uar", "accuracy", "ece", "ece_by_chance", "confidence")))
     print_table(console, table)
+    print_shares(console, made["shares"])
     console.print(f"gain over the best single modality {made['gain_over_best_single']:+.4f}")
     for what in ("without_one_over_best_remaining", "noise_in_one_over_best_remaining"):
         console.print(f"{what.replace('_', ' ')}: " + "  ".join(f"{m} {d:+.4f}" for m, d in made[what].items()))

@@ -16,6 +16,7 @@ def command(
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
+    reference: Annotated[str, typer.Option(help="Neutral speech of the voice, as `audio.reference` names it.")] = "",
     audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
     video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
 ) -> None:  # fmt: skip
@@ -43,7 +44,9 @@ def command(
     clips = clips_in(path)
     predictor = Predictor(loaded, engine)
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
-    extractors = Extractors(tuple(specs), "" if asr == "none" else asr, weights=weights, tracks=tracks)
+    extractors = Extractors(
+        tuple(specs), "" if asr == "none" else asr, weights=weights, reference=reference, tracks=tracks
+    )
     text = io.StringIO()
     gates = [f"gate_{name}" for name in predictor.specs]
     columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]

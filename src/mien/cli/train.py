@@ -26,6 +26,10 @@ def command(
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say what every stage does.")] = False,
     ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Train the voice on the other corpora, and judge it on this one; or all. Repeatable."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the ablations.")] = "1111,1112,1113",
 ) -> None:  # fmt: skip
     """Train the models on labelled data, into a folder that --checkpoint takes."""
@@ -55,6 +59,13 @@ def command(
         allow_pickle=allow_pickle or plan.allow_pickle,
         fusion=fusion,
     )
+    if leave_out:
+        from mien.stream.offline.pipeline import leave_out as judge
+
+        with stage_progress() as progress:
+            table = judge(plan, leave_out, progress)
+        typer.echo(table)
+        return
     if ablations:
         from mien.stream.offline.ablation import ablate, ablation_table
 

@@ -1,0 +1,286 @@
+"""Damage to sound, pictures and words, in known kinds and strengths, done to the media before anything is extracted.
+
+Training learns from it when a modality is not to be relied upon, and `mien eval --damage` measures what comes of it.
+Everything is drawn from the generator that is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from mien.messages import Float32
+from mien.models.corpora import Corpus, CorpusItem
+from mien.models.datasets import Labels, RawRows
+from mien.stream.sources.clip import read_sound, segment
+from mien.stream.sources.source import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from mien.stream.offline.extraction import Extractors
+
+UInt8 = npt.NDArray[np.uint8]
+Reals = npt.NDArray[np.floating[Any]]
+
+# Kinds of each modality, and strengths from least to worst.
+DAMAGE: dict[str, dict[str, tuple[float, ...]]] = {
+    "audio": {
+        "white": (20, 10, 5, 0, -5),  # dB of speech over noise
+        "babble": (20, 10, 5, 0, -5),  # dB over a few other speakers
+        "room": (0.3, 0.7, 1.5),  # s in which an echo falls by 60 dB
+        "band": (3400, 2000, 1000),  # Hz that are left
+        "clipping": (6, 15, 30),  # dB beyond full scale
+        "codec": (24, 12, 6),  # kbit/s of Opus
+    },
+    "vision": {
+        "pixels": (32, 24, 16, 12, 8),  # of the face's side that are left
+        "blur": (0.03, 0.06, 0.1),  # standard deviation, as a part of the face's side
+        "dark": (0.4, 0.15, 0.05),  # of the light that is left, and the noise of a sensor
+        "occlusion": (0.2, 0.4, 0.6),  # of the face that is covered
+        "side light": (0.5, 0.8, 0.95),  # by how much one half is darker
+    },
+    "text": {
+        "errors": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),  # words that are wrong, missing or too many
+    },
+}
+UNIT = {
+    "white": "dB", "babble": "dB", "room": "s", "band": "Hz", "clipping": "dB", "codec": "kbit/s",
+    "pixels": "pixels", "blur": "of the side", "dark": "of the light", "occlusion": "of the face",
+    "side light": "darker", "errors": "of the words",
+}  # fmt: skip
+VOICES = 4  # of babble
+
+
+class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which items are extracted once more with damage.
+
+    Attributes:
+        share: of all items, one copy of each, kind and strength drawn. table: every kind and strength of each item.
+        seed: of what is drawn.
+    """
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    table: bool = False
+    seed: int = 1111
+
+
+class Bystanders:
+    """What damage is made of: other voices and other words, of the corpus that an item is from."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._spoken = [item for item in corpus.items if item.audio is not None and item.video is None]
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """Words of the corpus, each as often as it is said."""
+        texts = [item.text for item in self._corpus.items[:2000] if item.text]
+        return [w.strip('.,;:!?"()-').lower() or w for text in texts for w in text.split()] or ["the"]
+
+    def voices(self, item: CorpusItem, random: np.random.Generator) -> list[Float32]:
+        """Clips of a few other speakers."""
+        others = [other for other in self._spoken if other.speaker != item.speaker] or self._spoken
+        chosen = [others[int(random.integers(len(others)))] for _ in range(VOICES)]
+        return [read_sound(other.audio) for other in chosen if other.audio is not None]
+
+
+def damaged_copies(
+    extractors: Extractors, corpus: Corpus, bystanders: Bystanders, item: CorpusItem, labels: Labels, options: Damaging
+) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
+    """Labels and rows of an item's damaged copies; none where it has several modalities itself."""
+    modality = _only_modality(item)
+    if modality is None or modality not in extractors.modalities or not (options.share or options.table):
+        return
+    digest = hashlib.sha256(f"damage {options.seed} {corpus.name} {item.id}".encode()).digest()
+    random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    drawn = random.random() < options.share
+    wanted = [draw_damage(modality, random)] if drawn and not options.table else []
+    if options.table:
+        wanted = [(kind, strength) for kind, all_of_it in DAMAGE[modality].items() for strength in all_of_it]
+    for kind, strength in wanted:
+        duration_ns, text = labels.duration_ns, labels.text
+        if modality == "audio":
+            assert item.audio is not None
+            sound = segment(read_sound(item.audio), item.start_s, item.end_s)
+            voices = bystanders.voices(item, random) if kind == "babble" else ()
+            rows = extractors.sound_rows(damage_sound(sound, kind, strength, random, voices))
+        elif modality == "vision":
+            assert corpus.images is not None
+            assert item.image is not None
+            values, valid, _ = extractors.vision.still(
+                damage_picture(corpus.images[item.image], kind, strength, random)
+            )
+            rows = RawRows(values[None], np.array([valid]), np.zeros(1, np.int64))
+        else:
+            text = " ".join(damage_words((item.text or "").split(), strength, bystanders.vocabulary, random))
+            made, duration_ns, _ = extractors.rows(replace(item, text=text), corpus)
+            rows = made["text"]
+        yield (
+            msgspec.structs.replace(
+                labels, id=f"{labels.id}~{kind} {strength:g}", duration_ns=duration_ns, text=text, copy=True,
+                damage=kind, strength=strength,
+            ),
+            {modality: rows},
+        )  # fmt: skip
+
+
+def _only_modality(item: CorpusItem) -> str | None:
+    if item.video is not None:
+        return None
+    if item.audio is not None:
+        return "audio"
+    return "vision" if item.image is not None else "text" if item.text else None
+
+
+def draw_damage(modality: str, random: np.random.Generator) -> tuple[str, float]:
+    """A kind and a strength, every kind as often as any other."""
+    kinds = list(DAMAGE[modality])
+    kind = kinds[int(random.integers(len(kinds)))]
+    strengths = DAMAGE[modality][kind]
+    return kind, float(strengths[int(random.integers(len(strengths)))])
+
+
+def damage_sound(
+    samples: Float32, kind: str, strength: float, random: np.random.Generator, voices: Sequence[Float32] = ()
+) -> Float32:
+    """Mono sound of 16 kHz, shape (n,), with one kind of damage; as long as before, and no louder than full scale.
+
+    Args:
+        voices: of others, for babble.
+    """
+    if not len(samples):
+        return samples
+    made: Reals
+    if kind == "white":
+        made = _mixed(samples, random.standard_normal(len(samples)), strength)
+    elif kind == "babble":
+        made = _mixed(samples, _babble(len(samples), voices, random), strength)
+    elif kind == "room":
+        made = _echo(samples, strength, random)
+    elif kind == "band":
+        spectrum = np.fft.rfft(samples)
+        hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+        made = np.fft.irfft(spectrum / np.sqrt(1.0 + (hertz / strength) ** 16), len(samples))
+    elif kind == "clipping":
+        peak = float(np.quantile(np.abs(samples), 0.999)) + 1e-6
+        made = np.clip(samples * (10.0 ** (strength / 20.0) / peak), -1.0, 1.0) * 0.5
+    elif kind == "codec":
+        made = _coded(samples, round(strength * 1000))
+    else:
+        raise ValueError(f"sound knows no damage {kind!r}")
+    return (made / max(1.0, float(np.abs(made).max()))).astype(np.float32)
+
+
+def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.Generator) -> UInt8:
+    """A picture that is all face, (H, W) grey or (H, W, 3), with one kind of damage; of the same size."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    made: Reals
+    if kind == "pixels":
+        small = max(2, round(strength * width / side)), max(2, round(strength * height / side))
+        made = cv2.resize(cv2.resize(image, small, interpolation=cv2.INTER_AREA), (width, height)).astype(np.float64)
+    elif kind == "blur":
+        made = cv2.GaussianBlur(image, (0, 0), strength * side).astype(np.float64)
+    elif kind == "dark":
+        made = image * strength + random.normal(0.0, 4.0, image.shape)
+    elif kind == "occlusion":
+        made = image.astype(np.float64)
+        # A hand, a mask, hair: from one of the sides.
+        edge = int(random.integers(4))
+        covered = round(strength * (height if edge < 2 else width))
+        part = (slice(0, covered), slice(height - covered, height))[edge % 2]
+        made[part if edge < 2 else (slice(None), part)] = random.uniform(20, 200)
+    elif kind == "side light":
+        ramp = 1.0 - strength * np.clip((np.arange(width) - 0.3 * width) / (0.4 * width), 0.0, 1.0)
+        if random.random() < 0.5:
+            ramp = ramp[::-1]
+        made = image * (ramp[None, :] if image.ndim == 2 else ramp[None, :, None])
+    else:
+        raise ValueError(f"pictures know no damage {kind!r}")
+    pixels: UInt8 = np.clip(np.rint(made), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def damage_words(
+    words: Sequence[str], rate: float, vocabulary: Sequence[str], random: np.random.Generator
+) -> list[str]:
+    """Words as a recogniser writes them that mishears `rate` of them: two thirds of its errors are other words, a
+    sixth are missing words and a sixth are too many. At least one word is left, lower case and without punctuation.
+    """
+    plain = [word for word in (w.strip('.,;:!?"()-').lower() for w in words) if word] or list(words)
+    made: list[str] = []
+    for word in plain:
+        fate = random.random() / rate if rate > 0 else 1.0
+        if fate >= 1.0:
+            made.append(word)
+            continue
+        other = vocabulary[int(random.integers(len(vocabulary)))]
+        if fate < 4 / 6:
+            made.append(other)
+        elif fate >= 5 / 6:
+            made += [word, other]
+    return made or [vocabulary[int(random.integers(len(vocabulary)))]]
+
+
+def _mixed(samples: Float32, noise: Reals, snr_db: float) -> Reals:
+    """Speech and noise. The power of speech is that of its louder half: pauses are none."""
+    frames = samples[: len(samples) // 320 * 320].reshape(-1, 320).astype(np.float64)
+    power = np.square(frames).mean(1) if len(frames) else np.square(samples.astype(np.float64))
+    speech = float(power[power >= np.median(power)].mean())
+    gain = np.sqrt(speech * 10.0 ** (-snr_db / 10.0) / max(float(np.mean(noise * noise)), 1e-20))
+    mixed: Reals = samples + noise * gain
+    return mixed
+
+
+def _babble(size: int, voices: Sequence[Float32], random: np.random.Generator) -> Reals:
+    total = np.zeros(size)
+    for voice in voices:
+        if not len(voice):
+            continue
+        level = np.sqrt(np.mean(np.square(voice.astype(np.float64)))) + 1e-6
+        total += np.roll(np.resize(voice / level, size), int(random.integers(size)))
+    return total if total.any() else random.standard_normal(size)
+
+
+def _echo(samples: Float32, decay_s: float, random: np.random.Generator) -> Reals:
+    t = np.arange(int(decay_s * SAMPLE_RATE)) / SAMPLE_RATE
+    tail = random.normal(0.0, 1.0, len(t)) * 10.0 ** (-3.0 * t / decay_s)
+    tail /= np.sqrt(np.sum(tail * tail))  # as loud as what comes straight
+    tail[0] += 1.0
+    size = len(samples) + len(tail) - 1
+    wet: npt.NDArray[np.float64] = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(tail, size), size)
+    return wet[: len(samples)]
+
+
+def _coded(samples: Float32, bit_rate: int) -> Float32:
+    """Opus there and back."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as output:
+        stream = output.add_stream("libopus", rate=48_000, layout="mono")
+        stream.bit_rate = bit_rate
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="flt", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        resampler = av.AudioResampler("flt", "mono", 48_000, frame_size=960)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            for packet in stream.encode(part):
+                output.mux(packet)
+        for packet in stream.encode(None):
+            output.mux(packet)
+    file.seek(0)
+    back = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+    with av.open(file) as coded:
+        parts = [part.to_ndarray()[0] for f in coded.decode(audio=0) for part in back.resample(f)]
+        parts += [part.to_ndarray()[0] for part in back.resample(None)]
+    sound = np.concatenate(parts).astype(np.float32)
+    return np.pad(sound, (0, max(0, len(samples) - len(sound))))[: len(samples)]

@@ -1,0 +1,136 @@
+"""What is learned about when a modality is right, on data that were made for it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from mien.errors import DataError
+from mien.models.architecture import ModelConfig
+from mien.models.calibration import calibrate
+from mien.models.cmmsf import CMMSF
+from mien.models.datasets import Dataset
+from mien.models.evaluation import torch_runner
+from mien.models.pairing import Pairing, paired_set
+from mien.models.protocols import fusion
+from mien.models.shares import auroc, damage_table, share_quality
+from mien.models.training import FusionTraining, train_fusion
+from tests.models.made_data import SPECS, STRENGTHS, made_dataset, with_damage
+
+NAMES = list(SPECS)
+SETTINGS = FusionTraining(
+    steps=240, batch=24, evaluate_every=80, warm_up=5, ema=0.9, valid_items=42, learning_rate=4e-3, bf16=False,
+    model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1, complement="mean", reliability=True),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return with_damage(made_dataset(8, noise=1.5))
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Dataset) -> CMMSF:
+    network = train_fusion(dataset, SETTINGS).network
+    calibrate(network, dataset, SETTINGS)
+    return network
+
+
+@pytest.fixture(scope="module")
+def table(dataset: Dataset, trained: CMMSF) -> dict[str, Any]:
+    valid = dataset.split("valid")
+    return damage_table(torch_runner(trained), SPECS, valid, NAMES, size=84)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_share_falls_with_damage(table: dict[str, Any], name: str) -> None:
+    levels = table[name]["kinds"]["noise"]
+    assert [level["strength"] for level in levels] == list(STRENGTHS)
+    shares = [table[name]["whole"]["share"], *(level["share"] for level in levels)]
+    assert all(before > after for before, after in itertools.pairwise(shares)), shares
+    assert shares[-1] < shares[0] / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_share_tells_whether_a_modality_alone_is_right(dataset: Dataset, trained: CMMSF, name: str) -> None:
+    pairing, random = Pairing(dataset.split("valid")), np.random.default_rng(3)
+    groups = [pairing.draw(NAMES, random, conflict=0.3, damaged=0.4) for _ in range(300)]
+    quality = share_quality(torch_runner(trained), SPECS, groups, NAMES)[name]
+    assert quality["auroc"] > 0.58
+    assert quality["share_when_right"] > quality["share_when_wrong"]
+
+
+def test_a_damaged_modality_that_says_something_else_is_not_followed(table: dict[str, Any]) -> None:
+    for name in NAMES:
+        worst = table[name]["kinds"]["noise"][-1]
+        assert worst["conflict"]["follows_the_odd_one"] < 0.2
+        assert worst["company"]["accuracy"] > table[name]["without"]["accuracy"] - 0.1
+        assert worst["alone"]["accuracy"] < table[name]["whole"]["alone"]["accuracy"]
+
+
+def test_only_what_says_how_reliable_it_is_learns_from_the_validation_part(dataset: Dataset) -> None:
+    settings = msgspec.structs.replace(SETTINGS, steps=8, evaluate_every=8, reliability_steps=10)
+    network = train_fusion(dataset, settings).network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    calibrate(network, dataset, settings)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert "fusion.temperature" in changed
+    assert any(name.startswith("fusion.reliability.own.") for name in changed)
+    learned = ("fusion.temperature", "fusion.reliability.own.", "fusion.reliability.company.")
+    assert all(name.startswith(learned) for name in changed), changed
+    again = train_fusion(dataset, settings).network
+    calibrate(again, dataset, settings)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def test_damaged_copies_take_no_part_in_what_is_clean(dataset: Dataset) -> None:
+    valid = dataset.split("valid")
+    groups = paired_set(valid, NAMES, 70)
+    assert all(member.labels.damage is None for group in groups for member in group.members.values())
+    pairing, random = Pairing(valid), np.random.default_rng(0)
+    drawn = [pairing.draw(NAMES, random, emotion=1, damaged=1.0) for _ in range(200)]
+    spoilt = [[m for m in group.members.values() if m.labels.damage] for group in drawn]
+    assert all(len(members) == 1 for members in spoilt)
+    own = [members[0].emotion == 1 for members in spoilt]
+    assert 0.4 < np.mean(own) < 0.75
+    assert all(np.argmax(group.emotions) == 1 for group in drawn if group.emotions is not None)
+
+
+def test_in_a_conflict_the_others_are_right() -> None:
+    pairing, random = Pairing(made_dataset(2).split("train")), np.random.default_rng(0)
+    for _ in range(50):
+        group = pairing.draw(NAMES, random, emotion=2, conflict=1.0)
+        assert sorted(member.emotion == 2 for member in group.members.values()) == [False, True, True]
+        assert np.argmax(group.emotions or ()) == 2
+    two = pairing.draw(NAMES[:2], random, emotion=2, conflict=1.0)
+    assert all(member.emotion == 2 for member in two.members.values())
+
+
+def test_the_figures_of_pairs_say_how_good_the_shares_are(dataset: Dataset, trained: CMMSF) -> None:
+    scales = {name: (np.zeros(SPECS[name].dim, np.float32), np.ones(SPECS[name].dim, np.float32)) for name in NAMES}
+    made = fusion(torch_runner(trained), SPECS, dataset.split("valid"), NAMES, scales, size=70)
+    assert set(made["shares"]["all agree"]) == set(NAMES)
+
+
+def test_a_table_of_damage_needs_damage() -> None:
+    samples = made_dataset(2).split("valid")
+    network = CMMSF(list(SPECS.values()), SETTINGS.model).eval()
+    with pytest.raises(DataError, match="damaged"):
+        damage_table(torch_runner(network), SPECS, samples, NAMES)
+
+
+def test_auroc_is_the_chance_that_what_is_right_ranks_higher() -> None:
+    right = np.array([True, True, False, False, True])
+    assert auroc(np.array([0.9, 0.8, 0.1, 0.2, 0.7]), right) == 1.0
+    assert auroc(np.array([0.5] * 5), right) == 0.5
+    score = np.array([0.3, 0.6, 0.3, 0.5, 0.1])
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[right] for b in score[~right]]
+    assert auroc(score, right) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auroc(score, np.ones(5, np.bool_)))
