@@ -26,6 +26,8 @@ def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
     Returns:
         shape (m,), m between 0.87 n and 1.15 n, within full scale.
     """
+    if len(samples) == 0:
+        return samples
     changed = change_speed(samples, float(rng.uniform(0.87, 1.15)))
     if rng.random() < 0.35:
         changed = reverberate(changed, rng)

@@ -270,7 +270,7 @@ def measure_audio(network: CMMSF, samples: Sequence[Sample], kind: str = NONE) -
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: temperatures are fitted on what comes out
 def audio_logits(network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0) -> Tensor:
     """(n, 7), from the last window of each clip, compared with a reference of this kind made of other clips.
 

@@ -129,6 +129,8 @@ def test_every_corpus_is_left_out_once_and_calibrated_by_the_others() -> None:
     assert all(each.metrics.count == 45 for each in made.judged)
     assert all(sum(each.said) == pytest.approx(1.0) for each in made.judged)
     assert 0.2 <= made.temperature <= 5.0
+    network = pretrain_audio(Dataset({"audio": SPEC}, samples), settings, MODEL).network
+    assert made.hotter_than(network, samples) >= 1.0
     table = made.table()
     assert "| **mean of 3** | three neutral clips |" in table
     assert table.count("\n") == 1 + 5 * 4
