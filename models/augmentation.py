@@ -126,7 +126,7 @@ def transcode(samples: Float32, container: str, codec: str, bits_per_s: int) -> 
     """What a lossy codec leaves of a sound: encoded and decoded again, as long as before."""
     import av  # where it is needed: training from extracted rows does without
 
-    if len(samples) == 0:
+    if len(samples) < SAMPLE_RATE // 10:  # no whole packet of some codecs
         return samples
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:

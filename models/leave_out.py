@@ -73,15 +73,14 @@ class LeaveOut:
         for reference in KINDS:
             rows = self.of(reference)
             for each in rows:
-                numbers = [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence]
-                cells = [f"{n:.3f}" for n in numbers] + [f"{share:.2f}" for share in each.said]
+                measured = [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence]
+                cells = [f"{n:.3f}" for n in measured] + [f"{share:.2f}" for share in each.said]
                 lines.append(f"| {each.corpus} | {NAMES[reference]} | " + " | ".join(cells) + " |")
             if rows:
-                columns = zip(
-                    *((e.metrics.uar, e.metrics.accuracy, e.metrics.ece, e.confidence) for e in rows), strict=True
-                )
-                means = [float(np.mean(column)) for column in columns]
-                cells = [f"**{mean:.3f}**" for mean in means] + [""] * len(EMOTIONS)
+                numbers = [
+                    [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence] for each in rows
+                ]
+                cells = [f"**{mean:.3f}**" for mean in np.mean(numbers, 0)] + [""] * len(EMOTIONS)
                 lines.append(f"| **mean of {len(rows)}** | {NAMES[reference]} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
 

@@ -241,6 +241,7 @@ class Audio(Modality):
         source = self._source
         if source is None:
             return Health(state="starting")
+        reference = self._extractor.reference
         return Health(
             state=source.state,
             drops=dict(source.drops),
@@ -250,17 +251,11 @@ class Audio(Modality):
                 "origin": source_origin(self._config.audio.source),
                 "level_db": self._level_db,
                 "voice": self._voice,
-                **self._compared_with(),
+                "reference": "none" if reference is None else "given" if reference.given else "running",
+                "reference_weight": 0.0 if reference is None else round(reference.weight, 3),
                 "realigned_rows": self._slots.slips,
             },
         )
-
-    def _compared_with(self) -> dict[str, str | float]:
-        reference = self._extractor.reference
-        if reference is None:
-            return {"reference": "none", "reference_weight": 0.0}
-        kind = "given" if reference.given else "running"
-        return {"reference": kind, "reference_weight": round(reference.weight, 3)}
 
     def take_sound(self) -> list[SoundPiece]:
         pieces, self._pieces = self._pieces, []

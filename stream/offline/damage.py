@@ -58,6 +58,7 @@ UNIT = {
     "side light": "darker", "errors": "of the words",
 }  # fmt: skip
 VOICES = 4  # of babble
+SHORTEST = SAMPLE_RATE // 10  # samples that a codec takes
 
 
 class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,7 +158,7 @@ def damage_sound(
     Args:
         voices: of others, for babble.
     """
-    if not len(samples):
+    if not len(samples) or (kind == "codec" and len(samples) < SHORTEST):
         return samples
     made: Reals
     if kind == "white":
