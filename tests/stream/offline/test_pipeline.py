@@ -191,4 +191,4 @@ def test_progress_that_goes_to_a_file_is_a_line_now_and_then(capsys: pytest.Capt
 
 def test_the_shipped_plan_is_valid() -> None:
     plan = load_plan(Path(__file__).parents[3] / "configs" / "train.toml")
-    assert len(plan.data) == 10
+    assert len(plan.data) == 19
