@@ -141,7 +141,7 @@ class TestWeb:
         numbers = [prediction["seq"] for prediction in predictions]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert predictions[0]["top_emotion"] == "happy"
-        assert predictions[0]["transcript"] == {"committed": "hello", "tentative": "there"}
+        assert predictions[0]["transcript"] == {"committed": "hello", "tentative": "there", "uncertain": ""}
 
     def test_filters_are_applied_for_one_client_alone(self, web_port: int) -> None:
         from websockets.sync.client import connect
