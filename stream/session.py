@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,7 +14,9 @@ from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import Origin
 from mien.stream.sources.address import Address, File, Url, address_of
-from mien.stream.sources.clip import Clip, open_clip
+
+if TYPE_CHECKING:
+    from mien.stream.sources.clip import Clip
 
 SAMPLE = Path(mien.__file__).resolve().parent / "sample.mp4"
 
@@ -110,7 +113,12 @@ def _origin_of(address: Address | None) -> str:
 
 
 def _clip(address: Address | None, config: Config) -> Clip | None:
-    return open_clip(address.path, config.clip) if isinstance(address, File) else None
+    if not isinstance(address, File):
+        return None
+    # The decoder takes 20 MB, which a supervisor of devices does without.
+    from mien.stream.sources.clip import open_clip
+
+    return open_clip(address.path, config.clip)
 
 
 def _source(address: Address | None, written: str) -> str:

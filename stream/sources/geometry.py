@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -42,6 +41,8 @@ def upright_bgr(decoded: Decoded) -> UInt8:
         height, width = image.shape[:2]
         size = (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
         if max(size) <= _LARGEST:
+            import cv2
+
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
     turns, mirrored = _orientation(frame)
     if mirrored:
