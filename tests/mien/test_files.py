@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,19 @@ posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of 
 ordinary = pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to root")
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """As `ulimit -f` sets it: no file grows beyond a thousand bytes. What a full disk says comes the same way."""
+    """As `ulimit -f` sets it: no file grows beyond a thousand bytes. What a full disk says comes the same way.
+
+    Only within a test's body: pytest's own output may be a file.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -108,13 +114,12 @@ def test_an_unfinished_file_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.usefixtures("small_files")
 def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     write_file(path, b"old")
-    with pytest.raises(DataError, match=r"manifest\.json: the file may not grow any more"):
+    with small_files(), pytest.raises(DataError, match=r"manifest\.json: the file may not grow any more"):
         write_file(path, bytes(2000), error=DataError)
-    with pytest.raises(FileError, match="may not grow any more"):
+    with small_files(), pytest.raises(FileError, match="may not grow any more"):
         check_target(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["manifest.json"]
