@@ -504,11 +504,11 @@ def test_demo_prints_where_its_page_is(tmp_path: Path) -> None:
     """And a page whose port is taken is one clear line: the stream goes on."""
     port = free_ports()
     summary = tmp_path / "summary.json"
-    arguments = ("demo", "--sample", "--port", str(port), "--no-browser", "--summary", str(summary))
+    arguments = ("demo", "--sample", "--port", str(port), "--no-browser")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        demo = Program(*arguments, "--dashboard-port", str(taken.getsockname()[1]))
+        demo = Program(*arguments, "--summary", str(summary), "--dashboard-port", str(taken.getsockname()[1]))
         said = demo.says(r"(no dashboard: .*)", 120)
         assert "in use" in said
         assert "the stream goes on" in said
