@@ -28,7 +28,7 @@ def main() -> None:
     for arguments in (["--help"], ["--version"], ["doctor"]):
         subprocess.run(["mien", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=60)
     refused = subprocess.run(["mien", "run"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    if refused.returncode != 1 or 'pip install "mien[live]"' not in refused.stderr or "Traceback" in refused.stderr:
+    if refused.returncode != 1 or 'pip install "mien[live]' not in refused.stderr or "Traceback" in refused.stderr:
         sys.exit(f"`mien run` does not say what it needs: {refused.stderr}")
     print(f"mien {mien.__version__}: base install is complete, and has none of {', '.join(HEAVY)}")
 

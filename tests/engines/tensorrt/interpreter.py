@@ -58,6 +58,7 @@ _REDUCTIONS: dict[Any, Callable[..., Tensor]] = {
 }
 _UNARY: dict[Any, Callable[[Tensor], Tensor]] = {
     _Unary.EXP: torch.exp,
+    _Unary.LOG: torch.log,
     _Unary.SQRT: torch.sqrt,
     _Unary.RECIP: torch.reciprocal,
     _Unary.ABS: torch.abs,
