@@ -4,8 +4,7 @@
 #   scripts/setup.sh [EXTRAS [FOLDER]]     EXTRAS: live (default), dev, ...   FOLDER: .venv (default)
 #
 # Does nothing, in a fraction of a second, when nothing changed since the last time. PYTHON names the interpreter to
-# use; SYSTEM_LIBRARIES=skip leaves system libraries alone; TORCH=cpu or TORCH=cuda chooses torch's build. pip's own
-# settings (PIP_EXTRA_INDEX_URL, ...) are respected.
+# use; SYSTEM_LIBRARIES=skip leaves system libraries alone. pip's own settings (PIP_EXTRA_INDEX_URL, ...) are respected.
 set -eu
 cd "$(dirname "$0")/.."
 extras=${1:-live}
@@ -70,23 +69,19 @@ install_system_libraries() {
         fail "the system libraries could not be installed: ${packages% }"
 }
 
-# On Linux the package index has torch for CUDA alone, with 4 GB of NVIDIA's libraries. Where there is no such GPU the
-# publisher's own build for CPUs is taken; where pip has other indexes than the usual one, they decide.
-wants_cpu_torch() {
-    case ${TORCH:-auto} in cpu) return 0 ;; cuda) return 1 ;; esac
+# On Linux the package index has torch for CUDA alone, with 4 GB of NVIDIA's libraries. True where that is about to be
+# installed for nothing: no NVIDIA GPU here, and pip knows no other index that may have the build for CPUs.
+needs_no_cuda() {
     [ "$(uname -s)" = Linux ] || return 1
     ! command -v nvidia-smi >/dev/null && [ ! -e /dev/nvidia0 ] || return 1
     ! "$1" -m pip config list 2>/dev/null | grep -q -e index-url -e find-links -e no-index || return 1
     [ -z "${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}${PIP_NO_INDEX:-}" ]
 }
 
-install_cpu_torch() {
+suggest_cpu_torch() {
     "$1" -c 'import torch' 2>/dev/null && return
-    pin=$(grep '^torch==' constraints.txt)
-    say "no NVIDIA GPU here: installing $pin for CPUs (TORCH=cuda takes the one for GPUs, 4 GB more)"
-    "$1" -m pip install --quiet --disable-pip-version-check --no-input --timeout 20 --retries 1 \
-        --index-url https://download.pytorch.org/whl/cpu "$pin" >&2 ||
-        say "it could not be had from download.pytorch.org; the package index's build is taken"
+    say "no NVIDIA GPU here, but torch for CUDA will be installed, 4 GB more than needed. To avoid it, press Ctrl-C, set" \
+        "PIP_EXTRA_INDEX_URL to the index of CPU builds that pytorch.org names under 'Start locally', and run this again"
 }
 
 python=$(find_python)
@@ -109,7 +104,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv" || fail "the virtual environment $venv could not be made"
 fi
 rm -f "$stamp"
-case ",$extras," in ",base,") ;; *) ! wants_cpu_torch "$venv/bin/python" || install_cpu_torch "$venv/bin/python" ;; esac
+case ",$extras," in ",base,") ;; *) ! needs_no_cuda "$venv/bin/python" || suggest_cpu_torch "$venv/bin/python" ;; esac
 say "installing pinned packages (mien[$extras]); the first time takes a few minutes"
 # A person wants to see that it goes on; a log does not.
 quiet=
