@@ -106,9 +106,14 @@ class CueMaker:
     def _is_clear(self, waiting: _Waiting, now_ns: int) -> bool:
         """Whether it is known what the first prediction that waits was made from, or never will be."""
         entry, prediction = waiting[0]
-        if self._breaks(prediction) and self._unknown(waiting):
+        breaks = self._breaks(prediction)
+        if breaks and self._unknown(waiting):
             return now_ns - entry.log_ns > _SLOWEST_NS
-        return self._is_here(prediction) or now_ns - entry.log_ns > _LOOK_AHEAD_NS
+        here = self._is_here(prediction)
+        if here and breaks and prediction.run != self._run:
+            # A worker's rows from before the recorder came may be written down after the first predictions.
+            here = self._covers_window(self._taken_before(waiting), waiting)
+        return here or now_ns - entry.log_ns > _LOOK_AHEAD_NS
 
     def _sent(self, entry: Entry) -> Sent | None:
         if entry.channel.startswith(channels.FEATURES):
