@@ -17,10 +17,9 @@ from types import TracebackType
 import zmq
 
 from mien.errors import BusError, WireError
-from mien.messages import Prediction, Status
+from mien.messages import WORKERS, Prediction, Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status, topic
-from mien.stream.modality import WORKERS
 
 _MAX_SESSIONS = 1024  # whatever names somebody invents, what is kept of them is bounded
 _MAX_WORKERS = 256

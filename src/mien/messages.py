@@ -22,6 +22,12 @@ Origin = Literal["live", "clip", "sample", "replay"]
 # Messages of one modality by number: run of its worker, first and last.
 Span = tuple[int, int, int]
 
+# Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
+WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
+
+# Why there are no words that count, although somebody speaks.
+NOT_UNDERSTOOD = "speech not understood: unclear, or another language"
+
 
 class ModalitySpec(msgspec.Struct, frozen=True):
     """What a modality is.

@@ -20,15 +20,14 @@ import zmq
 from mien.clock import NS_PER_S, Clock
 from mien.config import BusConfig, Config, InferenceConfig, load_config
 from mien.errors import WorkerError
-from mien.messages import FeatureWindow, ModalitySpec
+from mien.messages import WORKERS, FeatureWindow, ModalitySpec
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_prediction, encode_features, topic
-from mien.stream.child import Child, Event
-from mien.stream.modality import WORKERS
-from mien.stream.process import Assignment
+from mien.stream.processes.child import Child, Event
+from mien.stream.processes.control import Assignment
 from mien.stream.subscriber import Subscriber
 
 _READY_S = 180.0

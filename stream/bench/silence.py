@@ -18,7 +18,7 @@ import numpy as np
 from mien.clock import Clock
 from mien.config import load_config
 from mien.messages import Float32, Word
-from mien.stream.modality import create_modality
+from mien.stream.modalities.base import create_modality
 from mien.stream.sources.source import SAMPLE_RATE
 
 _PIECE_S = 10.0  # a level holds for so long

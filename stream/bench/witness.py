@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from mien.messages import Prediction, Status
-from mien.stream.modality import WORKERS
+from mien.messages import WORKERS, Prediction, Status
 
 SILENCE_S = 0.5  # without a prediction: a gap that must be explained
 _BEHIND_MS = 2500.0  # a worker whose rows are so late says so by its lag

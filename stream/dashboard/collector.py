@@ -13,10 +13,10 @@ from mien.config import BusConfig
 from mien.errors import WireError
 from mien.messages import About, Prediction, Status
 from mien.models.audio_columns import ENERGY, VAD
+from mien.stream.bus.preview import Preview, decode_edges, decode_preview
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_about, decode_features, topic
 from mien.stream.dashboard.history import History
-from mien.stream.preview import Preview, decode_edges, decode_preview
 from mien.stream.subscriber import Subscriber
 
 STALE_S = 2.0  # without a prediction

@@ -18,11 +18,11 @@ import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mien.clock import NS_PER_MS
+from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import row_of
 from mien.stream.dashboard.keeping import Keeping
-from mien.stream.preview import Preview
 
 INTERVAL_S = 1 / 15
 _clients = itertools.count()

@@ -8,7 +8,7 @@ from collections import deque
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import Prediction, Word
-from mien.stream.preview import Preview
+from mien.stream.bus.preview import Preview
 from mien.stream.speech.phrases import PhraseReader
 
 MODALITIES = ("vision", "audio", "text")

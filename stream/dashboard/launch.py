@@ -17,8 +17,8 @@ from typing import Any
 from mien.clock import Clock
 from mien.config import Config
 from mien.errors import BusError
-from mien.stream.child import Child, Event
-from mien.stream.process import Assignment, Control, run_supervised
+from mien.stream.processes.child import Child, Event
+from mien.stream.processes.control import Assignment, Control, run_supervised
 
 _STOP_S = 2.0
 

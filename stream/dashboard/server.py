@@ -17,7 +17,7 @@ from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.keeping import Keeping, Label
-from mien.stream.process import give_way
+from mien.stream.processes.priority import give_way
 
 ASSETS = Path(__file__).parent / "static"
 _POLL_S = 0.1

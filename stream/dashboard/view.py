@@ -7,10 +7,9 @@ import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mien.messages import Status
+from mien.messages import WORKERS, Status
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import MODALITIES
-from mien.stream.modality import WORKERS
 
 SILENT_S = 2.0  # a process says how it is once a second
 PICTURE_S = 2.0

@@ -10,12 +10,11 @@ import zmq
 from mien.clock import NS_PER_MS, Clock
 from mien.config import Config
 from mien.errors import WireError
-from mien.messages import Cue, FeatureWindow, Status
+from mien.messages import WORKERS, Cue, FeatureWindow, Status
 from mien.stream.bus.clock_exchange import ClockExchange
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_cue, decode_features, decode_status, topic
 from mien.stream.inference.refusals import Refusals
-from mien.stream.modality import WORKERS
 
 
 class Received(NamedTuple):

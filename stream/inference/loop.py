@@ -17,6 +17,7 @@ from mien.config import Config
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
 from mien.errors import ConfigError
+from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher, make_room
@@ -25,9 +26,8 @@ from mien.stream.inference.postprocess import Answer
 from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import Session
 from mien.stream.inference.shards import infer_in_processes
-from mien.stream.modality import WORKERS
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
-from mien.stream.process import Control
+from mien.stream.processes.control import Control
 
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
 _TURNS = 5  # it takes so many of them to look after all sessions

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mien.clock import NS_PER_S
-from mien.messages import Cue, FeatureWindow, Status
+from mien.messages import WORKERS, Cue, FeatureWindow, Status
 from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger
 from mien.stream.inference.session import Session
-from mien.stream.modality import WORKERS
-from mien.stream.process import Control
+from mien.stream.processes.control import Control
 
 _AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
 

@@ -22,8 +22,8 @@ from mien.messages import Status
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import encode_status
-from mien.stream.child import BACKOFF_S, PEACE_S, Child, Event
-from mien.stream.process import Control
+from mien.stream.processes.child import BACKOFF_S, PEACE_S, Child, Event
+from mien.stream.processes.control import Control
 
 _READY_S = 180.0
 _STOP_S = 2.0

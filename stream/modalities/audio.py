@@ -24,9 +24,9 @@ from mien.messages import Bool, Float32, ModalitySpec
 from mien.models.audio_columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice_encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice_reference import Reference, RunningReference, compare, read_reference
+from mien.stream.modalities.base import Health, Modality, Rows, SoundPiece
 from mien.stream.modalities.slots import SlotClock
-from mien.stream.modality import Health, Modality, Rows, SoundPiece
-from mien.stream.session import source_origin
+from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
 from mien.stream.speech.pitch import FLOOR, SPAN, yin

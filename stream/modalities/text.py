@@ -20,7 +20,7 @@ from mien.config import AssetsConfig, Config, TextConfig
 from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, ConfigError
-from mien.messages import Float32, ModalitySpec, Word
+from mien.messages import NOT_UNDERSTOOD, Float32, ModalitySpec, Word
 from mien.models.text_encoder import (
     DEFAULT_ADAPTERS,
     TEXT_DIM,
@@ -30,8 +30,8 @@ from mien.models.text_encoder import (
     text_extractor,
 )
 from mien.models.weights import weight_set
-from mien.stream.modality import NOT_UNDERSTOOD, Health, Modality, Rows
-from mien.stream.process import give_way, threads
+from mien.stream.modalities.base import Health, Modality, Rows
+from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
 from mien.stream.speech.asr import Heard, Recogniser

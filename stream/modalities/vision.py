@@ -26,9 +26,9 @@ from mien.engines.selection import open_engine
 from mien.errors import CheckpointError
 from mien.messages import Float32, ModalitySpec
 from mien.models.weights import SHIPPED, weight_set
+from mien.stream.modalities.base import Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
-from mien.stream.modality import Health, Modality, Picture, Rows
-from mien.stream.session import source_origin
+from mien.stream.processes.plan import source_origin
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import open_video
 

@@ -13,8 +13,7 @@ from typing import Literal
 import msgspec
 
 from mien.clock import NS_PER_S
-from mien.messages import Prediction, Status
-from mien.stream.modality import WORKERS
+from mien.messages import WORKERS, Prediction, Status
 from mien.stream.subscriber import Subscriber
 
 SILENT_S = 3.0  # no prediction for so long: down

@@ -15,7 +15,7 @@ from mien.models.corpora import MEDIA_SUFFIXES, CorpusItem
 from mien.models.datasets import RawRows
 from mien.stream.inference.assembler import Assembler
 from mien.stream.inference.schedule import begins_ns
-from mien.stream.modality import Rows
+from mien.stream.modalities.base import Rows
 from mien.stream.offline.extraction import Extractors
 from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound

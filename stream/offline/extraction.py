@@ -51,9 +51,9 @@ from mien.stream.sources.source import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from mien.stream.modalities.audio import AudioExtractor
+    from mien.stream.modalities.base import Rows
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
-    from mien.stream.modality import Rows
     from mien.stream.speech.asr import Heard, Recogniser
 
 log = logging.getLogger(__name__)
@@ -447,7 +447,9 @@ class Extractors:
             DataError: there is nothing in it.
         """
         if item.audio is not None and is_recording(item.audio):
-            return recorded_rows(item.audio, item, self)
+            specs = live_specs([name for name in self.modalities if name != "text"], self.weights)
+            encode = (lambda words: self.text.encode(words)) if "text" in self.modalities else None
+            return recorded_rows(item.audio, item, specs, encode)
         rows: dict[str, RawRows] = {}
         duration_ns = 0
         if item.start_s is not None and item.end_s is not None:

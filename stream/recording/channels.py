@@ -23,6 +23,8 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.messages import About, Prediction, Status, Word
+from mien.stream.bus.preview import Preview
+from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import (
     VERSION_BYTE,
     FeatureHeader,
@@ -32,8 +34,6 @@ from mien.stream.bus.wire import (
     open_frames,
     topic,
 )
-from mien.stream.preview import Preview
-from mien.stream.sound import Sound
 
 PROFILE = "mien"
 METADATA = "mien"

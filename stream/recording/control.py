@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from mien.config import BusConfig
-from mien.stream.child import PROGRAM
+from mien.stream.processes.child import PROGRAM
 from mien.stream.recording.recorder import RecorderState
 
 _STOP_S = 10.0  # for the last chunk and the index

@@ -14,14 +14,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mien.clock import NS_PER_S
-from mien.messages import Cue, Prediction, Span
+from mien.messages import NOT_UNDERSTOOD, WORKERS, Cue, Prediction, Span
+from mien.stream.bus.preview import encode_preview
+from mien.stream.bus.sound import encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, Frames, topic
 from mien.stream.inference.schedule import spans_of
-from mien.stream.modality import NOT_UNDERSTOOD, WORKERS
-from mien.stream.preview import encode_preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Entry, Recording
-from mien.stream.sound import sound_frames
 from mien.windowing import WINDOW_NS
 
 _SETTLE_NS = NS_PER_S  # an encoder's steps, and rows that were on their way
@@ -129,7 +128,7 @@ class CueMaker:
             name = topic("preview", self._recording.session, "edges")
             return Sent(entry.log_ns, "video", [name, VERSION_BYTE, channels.mesh_edges_of(entry.data)])
         elif entry.channel == channels.AUDIO:
-            return Sent(entry.log_ns, "audio", sound_frames(entry.sound()))
+            return Sent(entry.log_ns, "audio", encode_sound(entry.sound()))
         return None
 
     def _features(self, entry: Entry) -> Sent:

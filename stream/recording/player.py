@@ -12,10 +12,9 @@ import zmq
 from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.errors import MienError, WireError, WorkerError
-from mien.messages import Prediction
+from mien.messages import WORKERS, Prediction
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_prediction, encode_cue, topic
-from mien.stream.modality import WORKERS
 from mien.stream.recording.cues import Cued, CueMaker, Sent
 from mien.stream.recording.reader import Recording
 

@@ -18,11 +18,11 @@ from mcap.stream_reader import CRCValidationError, StreamReader
 from mien.errors import RecordingError, WireError
 from mien.messages import About, Prediction, Status
 from mien.stream.bus.limits import check_about, check_prediction, check_status
+from mien.stream.bus.preview import Preview
+from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import Frames
-from mien.stream.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
-from mien.stream.sound import Sound
 
 _RECORD_LIMIT = 1 << 30
 _END_NS = (1 << 63) - 1

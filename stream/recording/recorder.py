@@ -15,16 +15,15 @@ import zmq
 from mien.clock import NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.errors import RecordingError, WireError
-from mien.messages import About, Prediction, Status
+from mien.messages import WORKERS, About, Prediction, Status
+from mien.stream.bus.preview import decode_edges, decode_preview
+from mien.stream.bus.recent import decode_recent
 from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.sound import decode_sound
 from mien.stream.bus.wire import decode_about, decode_prediction, decode_status, topic
-from mien.stream.modality import WORKERS
-from mien.stream.preview import decode_edges, decode_preview
-from mien.stream.recent import decode_recent
 from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
 from mien.stream.recording.writer import RecordingWriter
-from mien.stream.sound import decode_sound
 from mien.stream.subscriber import explain_silence, misdirected
 
 _QUEUE = 10_000  # messages that wait while the disk is slow

@@ -9,9 +9,9 @@ import msgspec
 from mien.config import Config, InferenceConfig
 from mien.errors import CheckpointError, RecordingError
 from mien.models.checkpoint import Checkpoint, load_checkpoint
+from mien.stream.processes.plan import Session
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording
-from mien.stream.session import Session
 
 
 def plan_replay(

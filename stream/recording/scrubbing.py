@@ -7,7 +7,7 @@ import wave
 from pathlib import Path
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.stream.preview import Preview
+from mien.stream.bus.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.table import Table, read_table

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
-from mien.messages import Bool, Float32, Int64, Word
+from mien.messages import Bool, Float32, Int64, ModalitySpec, Word
 from mien.models.corpora import RECORDING_SUFFIX, CorpusItem
 from mien.models.datasets import RawRows, word_times_ns
-from mien.models.weights import WeightSet
 from mien.stream.bus.wire import decode_features
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.table import zero_ns_of
 
-if TYPE_CHECKING:
-    from mien.stream.modalities.text import TextEncoder
-
 _SLOT_NS = 100 * NS_PER_MS  # the longest slot of any modality: rows stay in theirs
 _LATE_NS = 12 * NS_PER_S  # words may be committed so long after they were said
-
-
-class _Extractors(Protocol):
-    """What of `mien.stream.offline.extraction.Extractors` is needed here."""
-
-    modalities: tuple[str, ...]
-    weights: WeightSet
-
-    @property
-    def text(self) -> TextEncoder: ...
 
 
 def is_recording(path: Path) -> bool:
@@ -40,24 +26,28 @@ def is_recording(path: Path) -> bool:
     return path.suffix.lower() == RECORDING_SUFFIX
 
 
-def recorded_rows(path: Path, item: CorpusItem, extractors: _Extractors) -> tuple[dict[str, RawRows], int, str | None]:
+def recorded_rows(
+    path: Path, item: CorpusItem, specs: Mapping[str, ModalitySpec], encode: Callable[[list[str]], Float32] | None
+) -> tuple[dict[str, RawRows], int, str | None]:
     """Rows of each modality between `start_s` and `end_s` of a recording, their length in ns, and what was said.
 
-    Words are encoded anew, as for any labelled text, from the item's text or else from what was recognised.
+    Args:
+        path, item: the recording, and which part of it.
+        specs: of the modalities besides text whose rows are wanted.
+        encode: makes rows of words, which are encoded anew, as for any labelled text, from the item's text or else
+            from what was recognised; None: no rows of text are wanted.
 
     Raises:
         RecordingError: it cannot be read.
         DataError: nothing is there, or it was made by other extractors than those of this mien.
     """
-    from mien.stream.offline.extraction import live_specs
-
     recording = open_recording(path)
     zero_ns = zero_ns_of(recording)
     start_ns = zero_ns + round((item.start_s or 0.0) * NS_PER_S)
     start_ns = start_ns // _SLOT_NS * _SLOT_NS
     end_ns = recording_end_ns(recording) if item.end_s is None else zero_ns + round(item.end_s * NS_PER_S)
     rows: dict[str, RawRows] = {}
-    for name, spec in live_specs([m for m in extractors.modalities if m != "text"], extractors.weights).items():
+    for name, spec in specs.items():
         found = _rows(recording, name, spec.extractor, start_ns, end_ns)
         if found is not None:
             rows[name] = found
@@ -65,8 +55,8 @@ def recorded_rows(path: Path, item: CorpusItem, extractors: _Extractors) -> tupl
     if item.text and item.text.split() != words:
         words = item.text.split()
         times_ns = word_times_ns(len(words), end_ns - start_ns)
-    if words and "text" in extractors.modalities:
-        values = extractors.text.encode(words)
+    if words and encode is not None:
+        values = encode(words)
         rows["text"] = RawRows(values, (values != 0).any(1), np.asarray(times_ns, np.int64))
     if not rows:
         raise DataError("nothing was recorded in this stretch")

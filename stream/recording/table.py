@@ -12,8 +12,7 @@ import msgspec
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
-from mien.messages import About, Prediction
-from mien.stream.modality import WORKERS
+from mien.messages import WORKERS, About, Prediction
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.speech.phrases import PhraseReader, PhraseWord

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mien.models.weights import SHIPPED
 from tests.e2e.conftest import SAMPLE, command
-from tests.stream.test_session import make_clip
+from tests.stream.processes.test_plan import make_clip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.assets]
 

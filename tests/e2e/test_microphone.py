@@ -17,7 +17,7 @@ import pytest
 from mien.clock import NS_PER_S, Clock
 from mien.config import load_config
 from mien.stream.modalities.audio import F0, F0_REFERENCE_HZ, PERIODICITY, create
-from mien.stream.modality import Rows
+from mien.stream.modalities.base import Rows
 from tests.stream.sounds import spoken, tone, write_wav
 
 PATIENCE_S = 30.0

@@ -19,8 +19,8 @@ from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, SourceError
 from mien.messages import FeatureWindow
 from mien.stream.inference.assembler import Assembler
+from mien.stream.modalities.base import Modality, Rows
 from mien.stream.modalities.vision import SPEC, create
-from mien.stream.modality import Modality, Rows
 from mien.stream.sources.video import open_video
 from tests.ports import free_ports
 from tests.stream.pictures import UInt8, portrait

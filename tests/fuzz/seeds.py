@@ -14,8 +14,7 @@ import numpy as np
 import zmq
 
 from mien.messages import About, Cue, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Word
-from mien.stream import preview, sound
-from mien.stream.bus import clock_exchange, wire
+from mien.stream.bus import clock_exchange, preview, sound, wire
 from mien.stream.bus.keyring import to_hex
 from tests.fuzz.targets import NOW_NS, SPECS, join
 

@@ -34,7 +34,7 @@ def test_encoders_of_a_folder_make_rows_of_their_own_name(tmp_path: Path) -> Non
     from mien.clock import Clock
     from mien.config import load_config
     from mien.models.checkpoint import check_extractors, load_checkpoint
-    from mien.stream.modality import create_modality
+    from mien.stream.modalities.base import create_modality
     from mien.stream.offline.extraction import live_specs
 
     for name in (FUSION, FACE, TEXT):

@@ -136,7 +136,7 @@ def run_session(
     """`mien bench paced` and `mien bench soak`: all processes, on a clip in a loop, filmed at `fps` (0: its own)."""
     from mien.stream.bench.benchmark import free_port
     from mien.stream.bench.paced import record, slopes, summarise, timeline
-    from mien.stream.session import plan_session
+    from mien.stream.processes.plan import plan_session
 
     source = str(clip) if clip else str(Path(__file__).parents[1] / "sample.mp4")
     overrides = {
@@ -202,7 +202,7 @@ def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float
     """`mien bench watchers`: what it costs to be watched, in three rounds of turns."""
     from mien.stream.bench.benchmark import free_port
     from mien.stream.bench.watchers import measure_watchers
-    from mien.stream.session import SAMPLE, plan_session
+    from mien.stream.processes.plan import SAMPLE, plan_session
 
     source = str(clip or SAMPLE)
     overrides = {

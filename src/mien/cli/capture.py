@@ -28,8 +28,8 @@ def command(
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Capture one modality and publish its features, until Ctrl-C."""
-    from mien.stream.capture import capture
-    from mien.stream.process import run_alone, run_supervised
+    from mien.stream.capture.process import capture
+    from mien.stream.processes.control import run_alone, run_supervised
 
     if supervised:
         run_supervised(lambda control: capture(worker.value, control))

@@ -33,7 +33,7 @@ def command(
     from mien.config import load_config
     from mien.install import install_command
     from mien.stream.dashboard.launch import Companion, has_page
-    from mien.stream.session import find_camera, find_microphone, plan_session
+    from mien.stream.processes.plan import find_camera, find_microphone, plan_session
 
     overrides: dict[str, object] = {"bus.port": port, "dashboard.port": dashboard_port, "text.asr": asr}
     chosen = load_config(config)

@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Turn the features that capture workers publish into predictions, until Ctrl-C."""
     from mien.stream.inference.loop import infer
-    from mien.stream.process import run_alone, run_supervised
+    from mien.stream.processes.control import run_alone, run_supervised
 
     if supervised:
         run_supervised(lambda control: infer(control, control.assignment.others))

@@ -38,7 +38,7 @@ def command(
 
     from mien.cli._session import Output, RecordingChoice, run_session
     from mien.config import load_config
-    from mien.stream.session import plan_session
+    from mien.stream.processes.plan import plan_session
     from mien.stream.sources.address import clip_source
 
     played = clip_source(clip) if clip else None

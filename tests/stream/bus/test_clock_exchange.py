@@ -105,8 +105,8 @@ CAPTURE = """
 import sys
 from mien.clock import Clock
 from mien.config import load_config
-from mien.stream.capture import capture
-from mien.stream.process import run_alone
+from mien.stream.capture.process import capture
+from mien.stream.processes.control import run_alone
 clip, port, ahead_ns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 config = load_config(overrides={"audio.source": clip, "clip.loop": True, "bus.port": port})
 run_alone(config, lambda control: capture("audio", control), clock=Clock(Clock().anchor_ns + ahead_ns))

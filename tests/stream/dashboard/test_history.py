@@ -7,8 +7,8 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import Prediction, Word
+from mien.stream.bus.preview import Preview
 from mien.stream.dashboard.history import History
-from mien.stream.preview import Preview
 
 FRAME_NS = 40 * NS_PER_MS
 HAPPY = {name: 0.4 if name == "happy" else 0.1 for name in EMOTIONS}

@@ -17,12 +17,13 @@ from mien.config import BusConfig
 from mien.emotions import EMOTIONS
 from mien.messages import About, FeatureWindow, Float32, Origin, Prediction, Status, WorkerState
 from mien.models.audio_columns import VAD
+from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_about, encode_features, encode_prediction, encode_status
+from mien.stream.capture.preview import encode_jpeg
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import STALE_S, Collector
 from mien.stream.modalities.audio import RATE_HZ, SPEC, AudioExtractor
-from mien.stream.preview import Preview, encode_jpeg, encode_preview
 from mien.stream.sources.source import SAMPLE_RATE
 from tests.ports import free_ports
 

@@ -11,7 +11,7 @@ from mien.stream.monitoring.report import Report
 STEP = """
 import sys
 from mien.clock import Clock
-from mien.stream.process import _step_wall_clock
+from mien.stream.processes.control import _step_wall_clock
 from mien.stream.monitoring.report import Report
 clock = Clock()
 report = Report("s", clock)

@@ -19,12 +19,12 @@ from mcap.writer import Writer
 
 from mien.errors import RecordingError
 from mien.messages import FeatureWindow, Prediction
+from mien.stream.bus.preview import Preview
+from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import decode_features, encode_features
-from mien.stream.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.writer import RecordingWriter, rewrite
-from mien.stream.sound import Sound
 from tests.stream.recording.sessions import ABOUT, live, write
 
 

@@ -15,8 +15,9 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
 from mien.messages import Prediction
 from mien.models.corpora import read_corpus
+from mien.stream.bus.preview import Preview
+from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import encode_prediction
-from mien.stream.preview import Preview
 from mien.stream.recording import channels
 from mien.stream.recording.labels import LabelFile
 from mien.stream.recording.reader import open_recording
@@ -24,7 +25,6 @@ from mien.stream.recording.scrubbing import Scrubber
 from mien.stream.recording.stretch import _rows, spoken_words
 from mien.stream.recording.table import read_table, zero_ns_of
 from mien.stream.recording.writer import RecordingWriter
-from mien.stream.sound import Sound
 from tests.stream.recording.sessions import START_NS, live, messages, write
 
 

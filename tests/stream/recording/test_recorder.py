@@ -14,17 +14,19 @@ import pytest
 
 from mien.config import BusConfig, Config, load_config
 from mien.errors import RecordingError, WireError
-from mien.messages import FeatureWindow, Prediction, Status
+from mien.messages import WORKERS, FeatureWindow, Prediction, Status
+from mien.stream.bus.preview import Preview, encode_preview
+from mien.stream.bus.recent import decode_recent
 from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.sound import decode_sound, encode_sound
 from mien.stream.bus.wire import encode_about, encode_features, encode_prediction, encode_status
-from mien.stream.modality import WORKERS, SoundPiece
-from mien.stream.preview import Preview, encode_preview
-from mien.stream.recent import RecentFeatures, decode_recent
+from mien.stream.capture.recent import RecentFeatures
+from mien.stream.capture.sound import SoundPublisher
+from mien.stream.modalities.base import SoundPiece
 from mien.stream.recording import channels
 from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.recorder import Recorder
-from mien.stream.sound import SoundPublisher, decode_sound, sound_frames
 from tests.stream.recording.sessions import ABOUT, START_NS, live
 
 STATUS = Status(session="default", worker="video", run=1, t_ns=START_NS, state="running", pid=1)
@@ -227,12 +229,12 @@ def test_broken_messages_are_refused(broken: bytes) -> None:
 
 
 def test_sound_comes_back_as_it_was() -> None:
-    from mien.stream.sound import Sound
+    from mien.stream.bus.sound import Sound
 
     sound = Sound(session="default", run=3, seq=4, t_start_ns=START_NS, rate_hz=16_000, pcm=b"\x01\x02\x03\x04")
-    assert decode_sound(sound_frames(sound)) == sound
+    assert decode_sound(encode_sound(sound)) == sound
     with pytest.raises(WireError, match="int16"):
-        decode_sound([*sound_frames(sound)[:2], b"\x01"])
+        decode_sound([*encode_sound(sound)[:2], b"\x01"])
 
 
 def test_without_a_mien_it_ends_when_it_was_told_to(tmp_path: Path, port: int) -> None:

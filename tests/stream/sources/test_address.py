@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mien.config import load_config
-from mien.stream.session import plan_session
+from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import Device, File, Url, address_of, clip_source, printable
 from mien.stream.sources.clip import open_clip
 from tests.stream.pictures import numbered, write_clip

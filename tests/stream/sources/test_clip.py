@@ -13,7 +13,7 @@ from mien.clock import NS_PER_S, Clock
 from mien.config import ClipConfig, load_config
 from mien.errors import SourceError
 from mien.messages import Float32
-from mien.stream.session import plan_session
+from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import Url
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.camera import NetworkCamera

@@ -12,6 +12,7 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, CheckpointError
 from mien.messages import Float32
+from mien.stream.modalities.base import Rows
 from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
 from mien.stream.modalities.face_mesh import FaceMesh, overlap
 from mien.stream.modalities.face_search import Box
@@ -26,7 +27,6 @@ from mien.stream.modalities.vision import (
     find_in_still,
     head_pose,
 )
-from mien.stream.modality import Rows
 from tests.stream.pictures import UInt8, beside, head, portrait, write_clip
 
 assets = pytest.mark.assets

@@ -17,9 +17,10 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import BusConfig, ClipConfig, Config, VideoConfig
 from mien.errors import WireError
 from mien.messages import Float32
+from mien.stream.bus.preview import decode_edges, decode_preview, encode_preview
 from mien.stream.bus.sockets import Publisher, Receiver
-from mien.stream.modality import Picture
-from mien.stream.preview import PreviewPublisher, decode_edges, decode_preview, encode_preview
+from mien.stream.capture.preview import PreviewPublisher
+from mien.stream.modalities.base import Picture
 from tests.stream.pictures import portrait
 
 EDGES = np.array([(0, 1), (1, 2)], np.uint16)
@@ -192,7 +193,7 @@ def test_what_is_no_preview_is_refused(frames: list[bytes], header: bytes) -> No
 
 
 def test_refusals_name_their_cause() -> None:
-    from mien.stream.preview import Preview
+    from mien.stream.bus.preview import Preview
 
     def frames(**changes: object) -> list[bytes]:
         fields: dict[str, object] = {

@@ -10,7 +10,7 @@ import pytest
 
 from mien.config import load_config
 from mien.errors import SourceError
-from mien.stream.session import plan_session
+from mien.stream.processes.plan import plan_session
 
 
 def make_clip(path: Path, *, picture: bool = True, sound: bool = True) -> Path:

@@ -1,7 +1,7 @@
 """What every modality offers to the capture process that runs it.
 
 A new modality is one file in `stream/modalities/` with a `create(config, clock)` function that returns a `Modality`.
-`stream/capture.py` does the rest: sockets, sequence numbers, status, stopping.
+`stream/capture/` does the rest: sockets, sequence numbers, status, stopping.
 """
 
 from __future__ import annotations
@@ -17,13 +17,7 @@ import numpy.typing as npt
 
 from mien.clock import Clock
 from mien.config import Config
-from mien.messages import Bool, Float32, Int64, ModalitySpec, Word, WorkerState
-
-# Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
-WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
-
-# Why there are no words that count, although somebody speaks.
-NOT_UNDERSTOOD = "speech not understood: unclear, or another language"
+from mien.messages import WORKERS, Bool, Float32, Int64, ModalitySpec, Word, WorkerState
 
 
 @dataclass(frozen=True)

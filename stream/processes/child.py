@@ -1,7 +1,7 @@
 """One process of a session, as its supervisor holds it: started anew, told by a pipe, heard by another.
 
 Each process is this very program (`python -m mien capture video --supervised`): the same on every system, and nothing
-is inherited by accident. See `mien.stream.process` for the other end of the pipes.
+is inherited by accident. See `mien.stream.processes.control` for the other end of the pipes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import platformdirs
 from mien.config import Config
 from mien.errors import MienError
 from mien.files import reason
-from mien.stream.process import PATIENCE_S, Assignment
+from mien.stream.processes.control import PATIENCE_S, Assignment
 
 # One thread a library: on a small machine threads that spin for work cost more than they bring.
 _ENVIRONMENT = {

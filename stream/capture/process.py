@@ -12,12 +12,12 @@ from mien.messages import FeatureWindow, Status, WorkerState
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_features, encode_status, topic
-from mien.stream.modality import Modality, Rows, create_modality
+from mien.stream.capture.preview import PreviewPublisher
+from mien.stream.capture.recent import RecentFeatures
+from mien.stream.capture.sound import SoundPublisher
+from mien.stream.modalities.base import Modality, Rows, create_modality
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
-from mien.stream.preview import PreviewPublisher
-from mien.stream.process import BUSY_PATIENCE_S, PATIENCE_S, Control
-from mien.stream.recent import RecentFeatures
-from mien.stream.sound import SoundPublisher
+from mien.stream.processes.control import BUSY_PATIENCE_S, PATIENCE_S, Control
 
 _STATUS_INTERVAL_S = 1.0
 _LISTENER_PATIENCE_S = 10.0

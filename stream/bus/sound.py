@@ -1,21 +1,13 @@
-"""Sound for a recorder: what the microphone heard, as it was analysed.
-
-It leaves the audio worker only if the session was told to share it (`audio.share`), only on loopback, and only while
-somebody subscribes to it by name. The bytes are in `stream/protocol.md`.
-"""
+"""Sound messages: what the microphone heard, as it was analysed, for a recorder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
-from mien.config import Config
 from mien.errors import WireError
-from mien.stream.bus.curve import host_of, is_loopback
 from mien.stream.bus.limits import MAX_TIME_NS, NAME
-from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -24,9 +16,6 @@ from mien.stream.bus.wire import (
     open_frames,
     topic,
 )
-from mien.stream.modality import SoundPiece
-
-_PREFIX = b"sound/"
 
 
 class Sound(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,36 +48,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Header).decode
 
 
-class SoundPublisher:
-    """Sends sound on the audio worker's socket while it is wanted and allowed.
-
-    Args:
-        publisher: the worker's socket. config: the session's. run: of the worker.
-    """
-
-    def __init__(self, publisher: Publisher, config: Config, run: int) -> None:
-        self._publisher = publisher
-        self._session, self._run, self._seq = config.session, run, 0
-        self._topic = topic("sound", config.session)
-        self._allowed = config.audio.share and is_loopback(host_of(publisher.endpoint))
-
-    def offer(self, piece: SoundPiece) -> None:
-        """Send a piece of sound, if somebody asked for it."""
-        if not self._allowed or not len(piece.samples) or not self._is_wanted():
-            return
-        pcm = (np.clip(piece.samples, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
-        header = _Header(self._session, self._run, self._seq, max(piece.t_start_ns, 0), piece.rate_hz)
-        self._publisher.send([self._topic, VERSION_BYTE + _encode(header), pcm], keep=False)
-        self._seq += 1
-
-    def _is_wanted(self) -> bool:
-        """Only a subscription that names sound counts: whoever takes everything has not asked for it."""
-        self._publisher.service()
-        return any(
-            prefix.startswith(_PREFIX) and self._topic.startswith(prefix) for prefix in self._publisher.subscriptions
-        )
-
-
 def decode_sound(frames: Sequence[bytes]) -> Sound:
     """The sound of a message.
 
@@ -118,7 +77,7 @@ def decode_sound(frames: Sequence[bytes]) -> Sound:
     )
 
 
-def sound_frames(sound: Sound) -> Frames:
-    """A piece of sound as a message."""
+def encode_sound(sound: Sound) -> Frames:
+    """A sound message."""
     header = _Header(sound.session, sound.run, sound.seq, sound.t_start_ns, sound.rate_hz)
     return [topic("sound", sound.session), VERSION_BYTE + _encode(header), sound.pcm]

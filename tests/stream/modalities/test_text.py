@@ -14,8 +14,8 @@ from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, Word
 from mien.models.text_encoder import TEXT_DIM
 from mien.stream.modalities import text
+from mien.stream.modalities.base import Health, Rows, create_modality
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within
-from mien.stream.modality import Health, Rows, create_modality
 from mien.stream.offline.extraction import Extractors
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import SAMPLE_RATE

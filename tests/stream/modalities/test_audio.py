@@ -31,7 +31,7 @@ from mien.stream.modalities.audio import (
     create,
     voice_reference,
 )
-from mien.stream.modality import Rows
+from mien.stream.modalities.base import Rows
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.voice_activity import HANGOVER, OFF, ON, Hangover

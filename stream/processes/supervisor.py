@@ -1,7 +1,7 @@
 """Starts a session's processes, keeps them running, and ends them all.
 
 Each process is this very program, started anew (`python -m mien capture video --supervised`): the same on every system,
-and nothing is inherited by accident. Two pipes tie it to us, see `mien.stream.process`.
+and nothing is inherited by accident. Two pipes tie it to us, see `mien.stream.processes.control`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mien.clock import NS_PER_MS, Clock
 from mien.errors import MienError, SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
-from mien.stream.child import BACKOFF_S, PEACE_S, Child, Event, log_path
 from mien.stream.monitoring.report import Report
-from mien.stream.process import PATIENCE_S, Assignment, Order
-from mien.stream.session import Session
+from mien.stream.processes.child import BACKOFF_S, PEACE_S, Child, Event, log_path
+from mien.stream.processes.control import PATIENCE_S, Assignment, Order
+from mien.stream.processes.plan import Session
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks
 _LEAD_MS = 150  # between the order to start and a clip's time zero: every process is listening by then
@@ -65,7 +65,7 @@ class Supervisor:
         self._report = Report(session.config.session, self.clock)
         self._due: dict[str, float] = {}
         self._tended_s = self._reported_s = 0.0
-        # On Linux a process dies with the thread that started it (see mien.stream.process): one that stays.
+        # On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._notes: list[str] = []
         self._specs: dict[str, ModalitySpec] = {}

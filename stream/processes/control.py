@@ -8,7 +8,6 @@ signals between processes, nothing inherited but two pipes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -17,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -33,7 +32,6 @@ PATIENCE_S = 1.5  # without a sign of life a process counts as hung
 BUSY_PATIENCE_S = 12.0  # likewise, while it waits for what may block: opening a device, a slow reader of a clip
 _SAY_S = 1.0  # to say something to a supervisor that does not read
 _PR_SET_PDEATHSIG = 1
-_NICE = 5
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -184,31 +182,6 @@ def run_supervised(body: Callable[[Control], None]) -> None:
         control.say("failed", error=f"{type(error).__name__}: {error}"[:1000], exit_code=1)
         raise
     control.say("stopped")
-
-
-def threads() -> frozenset[int]:
-    """The threads of this process that have priorities of their own; none where the system knows no such thing."""
-    return frozenset(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else frozenset()
-
-
-def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
-    """Where there is too little of the processor, let others go first: a row that is late is late by milliseconds, and
-    words and pictures for people are not.
-
-    Args:
-        thread: only the calling thread; without effect where threads have no priorities of their own.
-        spared: of `threads()`, those that do not give way.
-    """
-    if sys.platform == "linux":
-        for number in [threading.get_native_id()] if thread else threads() - set(spared):
-            with contextlib.suppress(OSError):  # it may just have ended
-                os.setpriority(os.PRIO_PROCESS, number, max(_NICE, os.getpriority(os.PRIO_PROCESS, number)))
-    elif not thread and sys.platform == "win32":
-        import psutil
-
-        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
-    elif not thread:
-        os.nice(max(0, _NICE - os.nice(0)))  # whoever has given way already does not do so twice
 
 
 def _private_stdout() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mien.errors import MienError
-from mien.stream.child import open_log
+from mien.stream.processes.child import open_log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
@@ -19,7 +19,7 @@ def test_giving_way_is_of_one_thread_or_of_all_but_some() -> None:
     """In a process of its own: what was given way cannot be taken back."""
     code = (
         "import os, threading\n"
-        "from mien.stream.process import give_way, threads\n"
+        "from mien.stream.processes.priority import give_way, threads\n"
         "look = lambda: os.getpriority(os.PRIO_PROCESS, 0)\n"
         "said, running, go_on = [look()], threading.Event(), threading.Event()\n"
         "def one():\n"

@@ -1,0 +1,1 @@
+"""The capture process: one modality run, and what it publishes."""

@@ -1,0 +1,1 @@
+"""The processes of a session: planned, started, watched, told what to do."""

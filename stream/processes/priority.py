@@ -1,0 +1,36 @@
+"""Priorities of processes and threads: what may be late gives way to the rows of features."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Collection
+
+_NICE = 5
+
+
+def threads() -> frozenset[int]:
+    """The threads of this process that have priorities of their own; none where the system knows no such thing."""
+    return frozenset(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else frozenset()
+
+
+def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
+    """Where there is too little of the processor, let others go first: a row that is late is late by milliseconds, and
+    words and pictures for people are not.
+
+    Args:
+        thread: only the calling thread; without effect where threads have no priorities of their own.
+        spared: of `threads()`, those that do not give way.
+    """
+    if sys.platform == "linux":
+        for number in [threading.get_native_id()] if thread else threads() - set(spared):
+            with contextlib.suppress(OSError):  # it may just have ended
+                os.setpriority(os.PRIO_PROCESS, number, max(_NICE, os.getpriority(os.PRIO_PROCESS, number)))
+    elif not thread and sys.platform == "win32":
+        import psutil
+
+        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+    elif not thread:
+        os.nice(max(0, _NICE - os.nice(0)))  # whoever has given way already does not do so twice
