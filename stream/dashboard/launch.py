@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import queue
 import signal
@@ -70,6 +71,8 @@ def look(
 
     def ready(url: str) -> None:
         say(f"dashboard at {url}   (looking at {config.bus.address()}; Ctrl-C ends)")
+        if "token=" in url:
+            say(qr_code(url))
         if browser:
             open_browser(url)
 
@@ -130,6 +133,7 @@ class Companion:
             if event.state == "ready" and "url" in event.facts:
                 self.url = str(event.facts["url"])
                 notes.append(f"dashboard at {self.url}")
+                notes += [qr_code(self.url)] if "token=" in self.url else []
                 if self._browser:
                     open_browser(self.url)
             elif event.state == "failed":
@@ -147,6 +151,17 @@ class Companion:
         except subprocess.TimeoutExpired:
             self._child.process.kill()
             self._child.process.wait(_STOP_S)
+
+
+def qr_code(url: str) -> str:
+    """A QR code of an address, in half blocks, for a phone; the address alone where `segno` is missing."""
+    try:
+        import segno
+    except ImportError:
+        return url
+    drawn = io.StringIO()
+    segno.make_qr(url, error="m").terminal(drawn, compact=True)
+    return drawn.getvalue().rstrip("\n")
 
 
 def has_page() -> bool:

@@ -34,8 +34,8 @@ class Place:
 
     @property
     def url(self) -> str:
-        """What a person types, with the token where one is asked for."""
-        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        """What a person types, here or on another machine, with the token where one is asked for."""
+        host = _own_address(self.host)
         name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.port}" + (f"/?token={self.token}" if self.token else "")
 
@@ -46,6 +46,19 @@ class RecordOrder(msgspec.Struct, frozen=True):
     on: bool
     video: bool = False
     audio: bool = False
+
+
+def _own_address(host: str) -> str:
+    """The address at which others find what listens at `host`: where that is all addresses, the one of the way out."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    family, elsewhere = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # asks for the route; nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
 
 
 def take_place(address: str, port: int, token: str, advice: str) -> Place:

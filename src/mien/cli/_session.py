@@ -201,6 +201,8 @@ class _Show:
                     per_second=self._summary.predictions_per_s,
                     p99_ms=total.percentile_ms(99) if total.count else None,
                     silent_s=now_s - self._heard_s,
+                    width=self._live.console.width,
+                    height=self._live.console.height,
                 ),
                 refresh=True,
             )

@@ -1,8 +1,10 @@
-"""What commands print for people: text as it is, and tables that are never cut."""
+"""What commands print for people, text as it is and tables that are never cut, and the keys that they press."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -53,3 +55,34 @@ def cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(cell, value))
     return str(value)
+
+
+@contextlib.contextmanager
+def pressed_keys() -> Iterator[Callable[[], str]]:
+    """Keys as they are pressed, without Return: gives a function that returns those since its last call.
+
+    Where standard input is no terminal there are none. Ctrl-C stays what it is.
+    """
+    if not sys.stdin.isatty():
+        yield lambda: ""
+    elif sys.platform == "win32":
+        import msvcrt
+
+        yield lambda: "".join(iter(lambda: msvcrt.getwch() if msvcrt.kbhit() else "", ""))
+    else:
+        import os
+        import select
+        import termios
+        import tty
+
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+        try:
+            tty.setcbreak(terminal)
+            yield (
+                lambda: (
+                    os.read(terminal, 64).decode(errors="replace") if select.select([terminal], [], [], 0)[0] else ""
+                )
+            )
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Annotated
 
 import typer
+
+_SILENT_S = 3.0  # without a prediction: then it is said why
+_HISTORY, _STEP_S = 400, 0.5  # points of the sentiment's curve, and the time between two
 
 
 def command(
@@ -16,55 +20,69 @@ def command(
     keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
     timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds without one.")] = None,
 ) -> None:
-    """Show the predictions of a running mien, in the terminal or as JSON lines."""
+    """Show the predictions of a running mien, in the terminal (q quits) or as JSON lines."""
+    import contextlib
     import sys
 
     import msgspec
     from rich.live import Live
 
     from mien.cli import _view
-    from mien.cli._terminal import make_console
+    from mien.cli._terminal import make_console, pressed_keys
     from mien.errors import BusError
     from mien.stream.subscriber import Subscriber, explain_silence
 
     seen = 0
-    began_s = heard_s = time.monotonic()
+    began_s = heard_s = drawn_s = time.monotonic()
     rate_since_s, rate_seen, per_second = began_s, 0, 0.0
     last = None
-    live = None if as_json or not sys.stdout.isatty() else Live(console=make_console(), auto_refresh=False)
-    with Subscriber(endpoint, session=session, keys=keys) as subscriber:
-        try:
+    note = ""
+    history: deque[float | None] = deque(maxlen=_HISTORY)
+    console = make_console()
+    live = None if as_json or not sys.stdout.isatty() else Live(console=console, auto_refresh=False, screen=True)
+    with contextlib.ExitStack() as stack:
+        subscriber = stack.enter_context(Subscriber(endpoint, session=session, keys=keys))
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        take_keys = stack.enter_context(pressed_keys()) if live is not None else lambda: ""
+        if live is not None:
+            stack.enter_context(live)
+        while (count is None or seen < count) and "q" not in take_keys().lower():
+            for prediction in subscriber.wait(0.1):
+                last, heard_s, note = prediction, time.monotonic(), ""
+                seen += 1
+                if as_json:
+                    sys.stdout.buffer.write(msgspec.json.encode(prediction) + b"\n")
+                    sys.stdout.buffer.flush()
+                elif live is None:
+                    print(_view.line(prediction), flush=True)
+                if seen == count:
+                    break
+            now_s = time.monotonic()
+            if now_s - rate_since_s >= 1.0:
+                per_second = (seen - rate_seen) / (now_s - rate_since_s)
+                rate_since_s, rate_seen = now_s, seen
+            if timeout is not None and now_s - heard_s > timeout:
+                raise BusError(explain_silence(endpoint, session, timeout, keys))
+            if not note and now_s - heard_s > _SILENT_S:
+                # It may come yet, so this is no error; but nobody should wait for a name that is misspelt.
+                note = explain_silence(endpoint, session, round(now_s - heard_s), keys)
+                if live is None:
+                    typer.echo(f"mien: {note}; waiting", err=True)
             if live is not None:
-                live.start()
-            while count is None or seen < count:
-                for prediction in subscriber.wait(0.1):
-                    last, heard_s = prediction, time.monotonic()
-                    seen += 1
-                    if as_json:
-                        sys.stdout.buffer.write(msgspec.json.encode(prediction) + b"\n")
-                        sys.stdout.buffer.flush()
-                    elif live is None:
-                        print(_view.line(prediction), flush=True)
-                    if seen == count:
-                        break
-                now_s = time.monotonic()
-                if now_s - rate_since_s >= 1.0:
-                    per_second = (seen - rate_seen) / (now_s - rate_since_s)
-                    rate_since_s, rate_seen = now_s, seen
-                if live is not None:
-                    view = _view.render(
-                        last,
-                        subscriber.statuses,
-                        badge="WATCH",
-                        label=endpoint,
-                        per_second=per_second,
-                        silent_s=now_s - heard_s,
-                    )
-                    live.update(view, refresh=True)
-                if timeout is not None and now_s - heard_s > timeout:
-                    raise BusError(explain_silence(endpoint, session, timeout, keys))
-        except KeyboardInterrupt:
-            pass
-        finally:
-            if live is not None:
-                live.stop()
+                if now_s - drawn_s >= _STEP_S:
+                    drawn_s = now_s
+                    history.append(last.sentiment_smooth if last is not None and now_s - heard_s < _STEP_S else None)
+                view = _view.render(
+                    last,
+                    subscriber.statuses,
+                    badge="WATCH",
+                    label=endpoint,
+                    per_second=per_second,
+                    silent_s=now_s - heard_s,
+                    width=console.width,
+                    height=console.height,
+                    fill=True,
+                    note=note,
+                    history=history,
+                )
+                live.update(view, refresh=True)
