@@ -87,6 +87,7 @@ class Session(ABC):
         self._said_last = False
         self._taken_in: dict[str, list[tuple[int, int]]] = {}
         self._seq = 0
+        self._predicted_ns = 0  # the newest instant
         self._meter = RateMeter()
         self._state: WorkerState = "starting"
 
@@ -118,7 +119,7 @@ class Session(ABC):
         """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
         marks = [self.assembler.watermark_ns(WORKERS[worker]) for worker in self.workers]
         end_ns = max((mark for mark in marks if mark is not None), default=None)
-        return Trigger(end_ns) if end_ns is not None else None
+        return Trigger(max(end_ns, self._predicted_ns)) if end_ns is not None else None
 
     def holds_back(self, worker: str) -> bool:
         """Whether a worker's messages have to wait for those of others."""
@@ -234,6 +235,7 @@ class Session(ABC):
             latency=latency_ms(trigger, began_ns, done_ns, captured=self.captured),
         )
         self._taken_in.clear()
+        self._predicted_ns = max(self._predicted_ns, t_end_ns)
         self._seq += 1
         self._meter.tick()
         return encode_prediction(prediction)

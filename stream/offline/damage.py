@@ -111,7 +111,7 @@ def damaged_copies(
         duration_ns, text = labels.duration_ns, labels.text
         if modality == "audio":
             assert item.audio is not None
-            sound = segment(read_sound(item.audio), item.start_s, item.end_s)
+            sound = segment(read_sound(item.audio, extractors.tracks), item.start_s, item.end_s)
             voices = bystanders.voices(item, random) if kind == "babble" else ()
             rows = extractors.sound_rows(damage_sound(sound, kind, strength, random, voices))
         elif modality == "vision":

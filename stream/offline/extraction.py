@@ -75,6 +75,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
             stream often holds.
         asr: recogniser for clips that come without a text; empty or "none" leaves their words out.
         limit: items per corpus and split, for trying things out; 0 takes all.
+        audio_track, video_track: which of a clip's tracks, counted from 1; 0 takes the one that a live session would.
         train_limits: training items per corpus, by its name; they are drawn by `seed`.
         damaging: items that are taken once more with damage, by which reliability is learned and measured.
         seed: of the copies.
@@ -86,6 +87,8 @@ class ExtractOptions(msgspec.Struct, frozen=True):
     partial_texts: float = 0.0
     asr: str = ""
     limit: int = 0
+    audio_track: int = 0
+    video_track: int = 0
     train_limits: dict[str, int] = {}
     damaging: Damaging = Damaging()
     seed: int = 1111
@@ -338,7 +341,9 @@ class _Worker:
         self._plan, self._out = plan, out
         self._corpora: dict[str, Corpus] = {}
         self._bystanders: dict[Path, Bystanders] = {}
-        self.extractors = Extractors([spec.name for spec in plan.specs], plan.options.asr, plan.assets, weights)
+        tracks = ClipConfig(audio_track=plan.options.audio_track, video_track=plan.options.video_track)
+        names = [spec.name for spec in plan.specs]
+        self.extractors = Extractors(names, plan.options.asr, plan.assets, weights, tracks=tracks)
 
     def make(self, chunk: _Chunk) -> None:
         if chunk.source not in self._corpora:
@@ -394,7 +399,9 @@ class _Worker:
             from mien.models.augmentation import perturb_waveform
 
             for copy in range(options.audio_copies):
-                sound = perturb_waveform(segment(read_sound(item.audio), item.start_s, item.end_s), random)
+                sound = perturb_waveform(
+                    segment(read_sound(item.audio, self.extractors.tracks), item.start_s, item.end_s), random
+                )
                 audio = self.extractors.sound_rows(sound)
                 changed = msgspec.structs.replace(
                     labels, id=f"{item.id}~{copy + 1}", duration_ns=len(sound) * NS_PER_S // SAMPLE_RATE, copy=True

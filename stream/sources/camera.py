@@ -40,6 +40,8 @@ _CONNECT_S, _SILENCE_S = 3.0, 2.5  # network: to connect, and between two packet
 _ABANDONED = 4  # threads that may still hang in a camera that was given up
 _DEVICES = 8  # indices that "auto" tries where the system does not list its cameras
 
+av.logging.set_level(av.logging.PANIC)  # as for clips: damaged packets are common, and are told by our own errors
+
 
 class Camera(Protocol):
     """An open camera."""

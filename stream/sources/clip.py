@@ -36,6 +36,9 @@ _LISTEN_S = 1800.0  # how far into a track it is looked for something that can b
 _TAIL_S = 1.0  # a stream whose decoding fails for this long at the end has broken off
 _TRACED_BYTES = 2 << 30  # larger files are taken as their headers describe them: reading all of one takes too long
 
+# FFmpeg prints a line to the terminal for every damaged packet; a clip's own errors say what could not be read.
+av.logging.set_level(av.logging.PANIC)
+
 
 class BrokenClipError(SourceError):
     """A stream of a clip cannot be read to its end. What came before is good."""

@@ -37,8 +37,8 @@ class FilmedClip(VideoSource):
         self._frames = self._decoded(0)
         self._shown: Any = None
         self._next = next(self._frames, None)
-        if self._next is None:
-            raise SourceError(f"the picture of clip {path} cannot be decoded; choose another file")
+        if self._next is None and not self._clip.has_audio:
+            raise SourceError(f"{self.error or f'the picture of clip {path} cannot be decoded'}; choose another file")
 
     def start(self, start_ns: int) -> None:
         self._start_ns = start_ns

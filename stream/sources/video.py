@@ -78,8 +78,8 @@ class ClipPicture(VideoSource):
         self._from_ns = 0  # time since `start_ns` from which frames are wanted
         self._joining = False
         self._waiting: deque[tuple[int, Decoded]] = deque()  # time since `start_ns`, decoded frame
-        if not self._decode():
-            raise SourceError(f"the picture of clip {path} cannot be decoded; choose another file")
+        if not self._decode() and not self._clip.has_audio:
+            raise SourceError(f"{self.error or f'the picture of clip {path} cannot be decoded'}; choose another file")
 
     def start(self, start_ns: int) -> None:
         self._start_ns = start_ns

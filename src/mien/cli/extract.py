@@ -27,6 +27,8 @@ def command(
         str, typer.Option(help="Folder of `mien train`, whose text and face encoders make the rows; else the shipped.")
     ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split; 0 takes all.")] = 0,
+    audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
+    video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
 ) -> None:  # fmt: skip
     """Extract labelled corpora through the extractors of the live stream."""
@@ -40,6 +42,8 @@ def command(
         audio_copies=audio_copies,
         partial_texts=partial_texts,
         limit=limit,
+        audio_track=audio_track,
+        video_track=video_track,
     )
     options = _recogniser.choose_recogniser(sources, options, asr, jobs)
     with item_progress("extracting") as progress:

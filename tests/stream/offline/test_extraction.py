@@ -23,6 +23,7 @@ from mien.stream.offline import labelled
 from mien.stream.offline.extraction import ExtractOptions, extract, shortened
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.sources.clip import read_sound
+from tests.stream.sources.media import RATE, write_tracks
 
 AUDIO = ExtractOptions(modalities=("audio",))
 
@@ -147,6 +148,21 @@ def test_a_stopped_run_goes_on_and_gives_the_same(clips: Path, tmp_path: Path) -
     seen.clear()
     extract([clips], tmp_path / "out", options, jobs=1, progress=lambda done, _: seen.append(done))
     assert len(seen) == 1  # everything was there
+
+
+def test_another_track_can_be_chosen(tmp_path: Path) -> None:
+    (folder := tmp_path / "clips").mkdir()
+    write_tracks(folder / "two.mkv", [np.repeat(tone(1.0, 200), RATE // 16_000), np.zeros(RATE, np.float32)])
+    (folder / "labels.csv").write_text("file,emotion\ntwo.mkv,sad\n")
+    rows = []
+    for track in (0, 1, 2):
+        options = ["--modalities", "audio", "--jobs", "1", "--audio-track", str(track)]
+        result = CliRunner().invoke(app, ["extract", str(folder), "-o", str(tmp_path / str(track)), *options])
+        assert result.exit_code == 0, result.output
+        (sample,) = read_dataset(tmp_path / str(track)).samples
+        rows.append(sample.tracks["audio"].values)
+    assert np.array_equal(rows[0], rows[1])
+    assert not np.allclose(rows[0], rows[2])
 
 
 def test_a_folder_of_another_run_is_refused(clips: Path, tmp_path: Path) -> None:

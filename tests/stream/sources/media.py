@@ -157,3 +157,21 @@ def orient_clip(path: Path, matrix: tuple[int, int, int, int], height: int, widt
     at = content.index(identity, content.index(b"tkhd"))
     content[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, x << 16, y << 16, unit)
     path.write_bytes(content)
+
+
+def without_pictures(clip: Path, path: Path) -> Path:
+    """The clip with packets of its picture in which nothing can be decoded."""
+    random = np.random.default_rng(0)
+    with av.open(str(clip)) as source, av.open(str(path), "w") as container:
+        streams = {stream.index: container.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            written = packet
+            if packet.stream.type == "video":
+                written = av.Packet(random.bytes(packet.size))
+                written.pts, written.dts, written.time_base = packet.pts, packet.dts, packet.time_base
+                written.is_keyframe = packet.is_keyframe
+            written.stream = streams[packet.stream_index]
+            container.mux(written)
+    return path

@@ -30,6 +30,7 @@ from tests.stream.sources.media import (
     lag_s,
     melody,
     orient_clip,
+    without_pictures,
     write_part,
     write_picture,
     write_tracks,
@@ -275,6 +276,20 @@ def test_what_breaks_off_ends_with_its_reason_and_what_came_before_is_kept(tmp_p
         assert source.ended, "it begins again and again"
         assert "breaks off after" in str(source.error)
         assert "Error number" not in str(source.error)
+
+
+def test_a_picture_that_cannot_be_decoded_at_all_leaves_the_sound(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = [np.zeros((64, 64, 3), np.uint8)] * 50
+    path = without_pictures(write_part(tmp_path / "whole.mkv", melody(2.0), images), tmp_path / "broken.mkv")
+    assert len(read_sound(path)) / SAMPLE_RATE == pytest.approx(2.0, abs=0.1)
+    for options in ({"clip.fast": True}, {"clip.fps": 30.0}):
+        source = open_video(load_config(None, {"video.source": str(path)} | options), Clock())
+        source.start(0)
+        assert source.read(0.0) is None
+        assert "the picture of clip broken.mkv cannot be decoded" in str(source.error)
+    assert not capfd.readouterr().err  # FFmpeg's own complaints
 
 
 # --- channels ---------------------------------------------------------------------------------------------------
