@@ -136,6 +136,6 @@ def _code_digest() -> str:
 
     folder = Path(str(architecture.__file__)).parent
     digest = hashlib.sha256()
-    for name in ("cmmsf.py", "fusion.py", "architecture.py", "checkpoint.py"):
+    for name in ("cmmsf.py", "fusion.py", "voice_reader.py", "architecture.py", "checkpoint.py"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]

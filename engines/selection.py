@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 BACKENDS = {
     "onnx": ("mien.engines.onnx", "backend"),
     "openvino": ("mien.engines.openvino", "backend"),
-    "tensorrt": ("mien.engines.tensorrt", "backend"),
+    "tensorrt": ("mien.engines.tensorrt.engine", "backend"),
     "onnx-cuda": ("mien.engines.onnx", "cuda_backend"),
     "torch-cuda": ("mien.engines.torch_eager", "cuda_backend"),
     "torch": ("mien.engines.torch_eager", "backend"),

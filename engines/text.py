@@ -10,7 +10,7 @@ import numpy as np
 
 from mien.engines.base import Network, Origin
 from mien.errors import AssetError
-from mien.models.text_encoder import DEFAULT_ADAPTERS, WordTokenizer, text_extractor
+from mien.models.text.encoder import DEFAULT_ADAPTERS, WordTokenizer, text_extractor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def text_network(folder: Path | str, adapters: Path | str | None = DEFAULT_ADAPT
     folder, adapters = Path(folder), None if adapters is None else Path(adapters)
 
     def build() -> nn.Module:
-        from mien.models.minilm import load_minilm
+        from mien.models.text.minilm import load_minilm
 
         return load_minilm(folder, adapters)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mien.engines.base import Network, Origin
 from mien.errors import AssetError
-from mien.models.voice_encoder import ENCODER_VERSION, SAMPLE_RATE, WINDOW
+from mien.models.voice.encoder import ENCODER_VERSION, SAMPLE_RATE, WINDOW
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ def voice_network(folder: Path | str) -> Network:
     folder = Path(folder)
 
     def build() -> nn.Module:
-        from mien.models.whisper import load_voice
+        from mien.models.voice.whisper import load_voice
 
         return load_voice(folder)
 

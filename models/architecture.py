@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from mien.errors import ConfigError
 from mien.messages import ModalitySpec
-from mien.models.audio_columns import ROW
+from mien.models.voice.columns import ROW
 
 LONGEST = 100  # steps of a recurrence, which costs its length on every engine
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
-from mien.models.tensors import write_tensors
+from mien.models.weights.tensors import write_tensors
 
 _METADATA = "mien-face"
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.audio_columns import GIVEN, HIGHER, LOUDER, STATE, WEIGHT
 from mien.models.fusion import Encoding, pool_to_slots
+from mien.models.voice.columns import GIVEN, HIGHER, LOUDER, STATE, WEIGHT
 
 MAX_DEVIATIONS = 10.0
 OF_REFERENCE = (WEIGHT, GIVEN, LOUDER, HIGHER)
 
 
 class VoiceReader(nn.Module):
-    """Rows of `mien.models.audio_columns` (B, T, ROW) and mask (B, T) to an encoding.
+    """Rows of `mien.models.voice.columns` (B, T, ROW) and mask (B, T) to an encoding.
 
     Normalisation happens in here, after masking, with the statistics of training rows that are not compared with
     anything: of what a reference took away, as much of the population's mean is not taken away again.

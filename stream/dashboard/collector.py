@@ -12,7 +12,7 @@ from typing import Any
 from mien.config import BusConfig
 from mien.errors import WireError
 from mien.messages import About, Prediction, Status
-from mien.models.audio_columns import ENERGY, VAD
+from mien.models.voice.columns import ENERGY, VAD
 from mien.stream.bus.preview import Preview, decode_edges, decode_preview
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_about, decode_features, topic

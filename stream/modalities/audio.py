@@ -2,7 +2,7 @@
 
 A row k speaks for the samples [320 k, 320 (k + 1)) and is made from a window around their centre, so it is ready
 22 ms after they are. Beside it is how the voice sounded until then: the newest state of the voice encoder, which has
-one every 200 ms, compared with how this voice usually sounds (`mien.models.voice_reference`). Silence is masked, never
+one every 200 ms, compared with how this voice usually sounds (`mien.models.voice.reference`). Silence is masked, never
 a made-up zero: `valid` follows the voice activity with hysteresis.
 The same extractor makes training data from files; in whatever chunks the sound comes, the rows are the same bits.
 """
@@ -21,9 +21,9 @@ from mien.assets import asset_path
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.messages import Bool, Float32, ModalitySpec
-from mien.models.audio_columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
-from mien.models.voice_encoder import BLOCK, ENCODER_VERSION, mel_filters
-from mien.models.voice_reference import Reference, RunningReference, compare, read_reference
+from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
+from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
+from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
 from mien.stream.modalities.base import Health, Modality, Rows, SoundPiece
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.processes.plan import source_origin
@@ -66,7 +66,7 @@ class AudioExtractor:
 
     Columns: 64 log-mel bands (natural log of power), log energy, pitch in octaves from 150 Hz (unvoiced: the last
     one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech, 384 numbers of the voice
-    encoder's state, and four that tell what it was compared with (`mien.models.audio_columns`).
+    encoder's state, and four that tell what it was compared with (`mien.models.voice.columns`).
 
     Args:
         assets: where pretrained files are.

@@ -21,7 +21,7 @@ from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, ConfigError
 from mien.messages import NOT_UNDERSTOOD, Float32, ModalitySpec, Word
-from mien.models.text_encoder import (
+from mien.models.text.encoder import (
     DEFAULT_ADAPTERS,
     TEXT_DIM,
     TEXT_STEPS,

@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import torch
 
-from mien.models.datasets import Dataset
-from mien.models.evaluation import figures, score, torch_runner
-from mien.models.pairing import Pairing, paired_set, single
-from mien.models.training import FusionTraining, train_fusion
-from mien.models.training_device import training_device
+from mien.models.data.datasets import Dataset
+from mien.models.data.pairing import Pairing, paired_set, single
+from mien.models.evaluation.scores import figures, score, torch_runner
+from mien.models.training.device import training_device
+from mien.models.training.fusion import FusionTraining, train_fusion
 from mien.models.weights import weight_set
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.offline.pipeline import Progress, TrainPlan, output_folder

@@ -11,8 +11,8 @@ from mien.config import InferenceConfig
 from mien.engines.predictor import Outputs, Predictor
 from mien.errors import SourceError
 from mien.messages import FeatureWindow, ModalitySpec, Word
-from mien.models.corpora import MEDIA_SUFFIXES, CorpusItem
-from mien.models.datasets import RawRows
+from mien.models.data.corpora import MEDIA_SUFFIXES, CorpusItem
+from mien.models.data.datasets import RawRows
 from mien.stream.inference.assembler import Assembler
 from mien.stream.inference.schedule import begins_ns
 from mien.stream.modalities.base import Rows

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from mien.messages import Float32
-from mien.models.corpora import Corpus, CorpusItem
-from mien.models.datasets import Labels, RawRows
+from mien.models.data.corpora import Corpus, CorpusItem
+from mien.models.data.datasets import Labels, RawRows
 from mien.stream.sources.clip import read_sound, segment
 from mien.stream.sources.source import SAMPLE_RATE
 

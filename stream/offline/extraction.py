@@ -27,8 +27,8 @@ from mien.emotions import EMOTIONS
 from mien.errors import DataError, MienError
 from mien.files import write_file
 from mien.messages import Float32, Int64, ModalitySpec, Word
-from mien.models.corpora import Corpus, CorpusItem, read_corpus
-from mien.models.datasets import (
+from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
+from mien.models.data.datasets import (
     PLAN,
     Labels,
     Manifest,
@@ -396,7 +396,7 @@ class _Worker:
                 rows,
             )
         if item.audio is not None and item.video is None and "audio" in self.extractors.modalities:
-            from mien.models.augmentation import perturb_waveform
+            from mien.models.data.augmentation import perturb_waveform
 
             for copy in range(options.audio_copies):
                 sound = perturb_waveform(

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.models.corpora import Corpus
+from mien.models.data.corpora import Corpus
 
 if TYPE_CHECKING:
-    from mien.models.datasets import Sample
-    from mien.models.face_training import Faces
+    from mien.models.data.datasets import Sample
+    from mien.models.training.face import Faces
 
 UInt8 = npt.NDArray[np.uint8]
 _CHUNK = 256
@@ -38,7 +38,7 @@ def labelled_faces(
     Raises:
         DataError: there are none.
     """
-    from mien.models.face_training import Faces
+    from mien.models.training.face import Faces
 
     images: list[UInt8] = []
     shares: list[tuple[float, ...]] = []
@@ -73,8 +73,8 @@ def encoder_figures(samples: Sequence[Sample], weights: Path) -> dict[str, Any] 
     """
     import torch
 
+    from mien.models.evaluation.metrics import emotion_metrics
     from mien.models.face import load_face
-    from mien.models.metrics import emotion_metrics
     from mien.stream.modalities.vision import EMBEDDING
 
     stills = [s for s in samples if s.labels.still and "vision" in s.tracks and s.tracks["vision"].mask.any()]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mien.errors import DataError, MienError
-from mien.models.corpora import AUDIO_SUFFIXES, VIDEO_SUFFIXES, CorpusItem, read_corpus
-from mien.models.datasets import Labels, Sample, make_track
+from mien.models.data.corpora import AUDIO_SUFFIXES, VIDEO_SUFFIXES, CorpusItem, read_corpus
+from mien.models.data.datasets import Labels, Sample, make_track
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, Extractors, live_specs
 

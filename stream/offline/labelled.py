@@ -14,9 +14,9 @@ from platformdirs import user_cache_path
 from mien.engines.cache import remove_oldest
 from mien.errors import DataError
 from mien.messages import ModalitySpec
-from mien.models.corpora import content_digest, read_corpus
-from mien.models.datasets import PLAN, Dataset, is_dataset, join_datasets, read_dataset
-from mien.models.mmsa import read_mmsa
+from mien.models.data.corpora import content_digest, read_corpus
+from mien.models.data.datasets import PLAN, Dataset, is_dataset, join_datasets, read_dataset
+from mien.models.data.mmsa import read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
 

@@ -28,12 +28,12 @@ from mien.config import AssetsConfig, explain
 from mien.errors import ConfigError, DataError
 from mien.files import write_file
 from mien.models.architecture import EncoderConfig, ModelConfig
-from mien.models.corpora import Corpus, content_digest, read_corpus
-from mien.models.datasets import Dataset, is_dataset
-from mien.models.face_training import FaceTraining
-from mien.models.speech_training import SpeechTraining
-from mien.models.training import FusionTraining
-from mien.models.training_device import device_name, training_device
+from mien.models.data.corpora import Corpus, content_digest, read_corpus
+from mien.models.data.datasets import Dataset, is_dataset
+from mien.models.training.device import device_name, training_device
+from mien.models.training.face import FaceTraining
+from mien.models.training.fusion import FusionTraining
+from mien.models.training.speech import SpeechTraining
 from mien.models.weights import FACE, FUSION, SHIPPED_FOLDER, TEXT, weight_set
 from mien.stream.offline.extraction import ExtractOptions
 from mien.stream.offline.faces import labelled_faces
@@ -64,7 +64,7 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         replace_shipped: write into the installation instead, over the weights that came with mien.
         device: "auto", an NVIDIA GPU where there is one, "cpu" or "cuda".
         stages: of STAGES, in that order whatever is written here.
-        text: fields of `mien.models.text_training.TextTraining`.
+        text: fields of `mien.models.training.text.TextTraining`.
     """
 
     data: tuple[str, ...] = ()
@@ -192,7 +192,7 @@ def _corpora(plan: TrainPlan) -> list[Corpus]:
 
 
 def _train_text(plan: TrainPlan, progress: Progress | None) -> Any:
-    from mien.models.text_training import TextTraining, train_text
+    from mien.models.training.text import TextTraining, train_text
 
     corpora = [c for c in _corpora(plan) if any(item.text for item in c.items) and c.path.suffix.lower() == ".csv"]
     if not corpora:
@@ -220,7 +220,7 @@ def _of(model: ModelConfig, name: str) -> dict[str, EncoderConfig]:
 
 def _train_face(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.face import FaceConfig
-    from mien.models.face_training import Faces, train_face
+    from mien.models.training.face import Faces, train_face
     from mien.stream.modalities.face_crop import CROP_VERSION
 
     corpora = [c for c in _corpora(plan) if c.images is not None]
@@ -266,8 +266,8 @@ def _extract(plan: TrainPlan, progress: Progress | None) -> Any:
 
 
 def _train_speech(plan: TrainPlan, progress: Progress | None) -> Any:
-    from mien.models.speech_training import pretrain_audio
-    from mien.models.tensors import write_tensors
+    from mien.models.training.speech import pretrain_audio
+    from mien.models.weights.tensors import write_tensors
 
     dataset = _dataset(plan, progress)
     spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None and s.labels.damage is None]
@@ -296,7 +296,7 @@ def _outside(
     audio: Dataset, network: CMMSF, plan: TrainPlan, model: ModelConfig, progress: Progress | None
 ) -> dict[str, float]:
     """How much hotter confidence in a voice must be outside of all corpora than on validation parts."""
-    from mien.models.leave_out import leave_out as judge
+    from mien.models.training.leave_out import leave_out as judge
 
     def step(done: int, total: int) -> None:
         if progress is not None:
@@ -324,7 +324,7 @@ def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None
     Raises:
         DataError: a corpus is not there, or too few are.
     """
-    from mien.models.leave_out import leave_out as judge
+    from mien.models.training.leave_out import leave_out as judge
 
     dataset = _dataset(plan, progress)
     if "audio" not in dataset.specs:
@@ -342,10 +342,10 @@ def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None
 def _train_fusion(plan: TrainPlan, progress: Progress | None) -> Any:
     from safetensors.torch import load_file
 
-    from mien.models.calibration import calibrate
     from mien.models.checkpoint import save_checkpoint
-    from mien.models.text_training import READER
-    from mien.models.training import train_fusion
+    from mien.models.training.calibration import calibrate
+    from mien.models.training.fusion import train_fusion
+    from mien.models.training.text import READER
 
     dataset = _dataset(plan, progress)
     made = {"text": Path(plan.work) / "text" / READER, "audio": Path(plan.work) / "speech.safetensors"}

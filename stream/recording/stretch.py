@@ -10,8 +10,8 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
 from mien.messages import Bool, Float32, Int64, ModalitySpec, Word
-from mien.models.corpora import RECORDING_SUFFIX, CorpusItem
-from mien.models.datasets import RawRows, word_times_ns
+from mien.models.data.corpora import RECORDING_SUFFIX, CorpusItem
+from mien.models.data.datasets import RawRows, word_times_ns
 from mien.stream.bus.wire import decode_features
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording

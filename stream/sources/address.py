@@ -10,7 +10,7 @@ from typing import TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
-from mien.models.corpora import MEDIA_SUFFIXES
+from mien.models.data.corpora import MEDIA_SUFFIXES
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:// is a drive
 _VIDEO_DEVICE = re.compile(r"(?:/dev/video)?(\d+)")

@@ -9,7 +9,7 @@ import numpy as np
 from mien.engines.selection import open_engine
 from mien.engines.voice import voice_network
 from mien.messages import Float32, Int64
-from mien.models.voice_encoder import BLOCK, VOICE_DIM, WINDOW
+from mien.models.voice.encoder import BLOCK, VOICE_DIM, WINDOW
 
 
 class VoiceStates:

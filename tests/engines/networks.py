@@ -8,7 +8,7 @@ from torch import nn
 
 from mien.engines.base import Network
 from mien.messages import ModalitySpec
-from mien.models.audio_columns import ROW
+from mien.models.voice.columns import ROW
 
 SPECS = (
     ModalitySpec("text", 24, 0, 20, snapshot=True, extractor="t/1"),

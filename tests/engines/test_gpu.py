@@ -143,7 +143,7 @@ def test_what_matters_makes_another_entry(network: Network) -> None:
 def test_engine_that_cannot_be_used_is_built_anew(
     network: Network, reference: Engine, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mien.engines.tensorrt import PLAN
+    from mien.engines.tensorrt.engine import PLAN
 
     opened(("tensorrt", "fp32"), network, tmp_path)
     (plan,) = tmp_path.glob(f"*/{PLAN}")
@@ -159,8 +159,8 @@ def plan(network: Network, store: Path, _tensorrt: None) -> tuple[bytes, object]
     """A TensorRT engine's bytes, and its ports."""
     import msgspec
 
-    from mien.engines.tensorrt import PLAN, PORTS
-    from mien.engines.tensorrt_binding import Ports
+    from mien.engines.tensorrt.binding import Ports
+    from mien.engines.tensorrt.engine import PLAN, PORTS
 
     opened(("tensorrt", "fp32"), network, store)
     folder = next(
@@ -180,7 +180,7 @@ def test_numbers_are_the_same_with_and_without_a_graph(
 ) -> None:
     import torch
 
-    from mien.engines.tensorrt import TensorRtEngine
+    from mien.engines.tensorrt.engine import TensorRtEngine
 
     if how == "capture fails":
 
@@ -238,7 +238,7 @@ def test_torchs_numbers_are_the_same_with_and_without_a_graph(
 def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network, plan: tuple[bytes, object]) -> None:
     import torch
 
-    from mien.engines.tensorrt import TensorRtEngine
+    from mien.engines.tensorrt.engine import TensorRtEngine
 
     engine = TensorRtEngine("tensorrt", network, *plan)  # type: ignore[arg-type]
     engine.infer(network.example)
@@ -248,7 +248,7 @@ def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network
 
 
 def test_batch_beyond_the_profile_is_refused(network: Network, plan: tuple[bytes, object]) -> None:
-    from mien.engines.tensorrt import TensorRtEngine
+    from mien.engines.tensorrt.engine import TensorRtEngine
 
     engine = TensorRtEngine("tensorrt", network, *plan)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="outside"):

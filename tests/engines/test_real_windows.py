@@ -24,8 +24,8 @@ from mien.engines.selection import find_backend, open_backend, open_engine
 from mien.errors import EngineError
 from mien.messages import ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint, load_checkpoint
-from mien.models.corpora import CorpusItem, read_corpus
-from mien.models.datasets import Labels, Sample, make_track, window
+from mien.models.data.corpora import CorpusItem, read_corpus
+from mien.models.data.datasets import Labels, Sample, make_track, window
 from mien.stream.offline.extraction import Extractors
 from tests.engines.test_engines import PAIRS
 

@@ -23,7 +23,7 @@ from mien.config import load_config
 from mien.errors import MienError
 from mien.messages import FeatureWindow, ModalitySpec
 from mien.models.checkpoint import load_checkpoint
-from mien.models.mmsa import read_mmsa
+from mien.models.data.mmsa import read_mmsa
 from mien.stream.bus import clock_exchange, limits, preview, sound, wire
 from mien.stream.bus.keyring import Keyring, parse_public
 from mien.stream.inference.assembler import Assembler

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mien.errors import DataError, MienError, RecordingError, WireError
-from mien.models.mmsa import read_mmsa
+from mien.models.data.mmsa import read_mmsa
 from mien.stream.bus import wire
 from mien.stream.bus.keyring import parse_public
 from mien.stream.recording.reader import Entry, open_recording

@@ -15,8 +15,15 @@ ROOT = Path(__file__).parents[2]
 # Package -> its folder, from the bottom up: a file imports from its own floor and from those before it.
 FLOORS = {
     "mien": ROOT / "src" / "mien",
+    "mien.models.weights": ROOT / "models" / "weights",
+    "mien.models.voice": ROOT / "models" / "voice",
+    "mien.models.text": ROOT / "models" / "text",
     "mien.models": ROOT / "models",
+    "mien.models.data": ROOT / "models" / "data",
+    "mien.models.evaluation": ROOT / "models" / "evaluation",
+    "mien.models.training": ROOT / "models" / "training",
     "mien.engines": ROOT / "engines",
+    "mien.engines.tensorrt": ROOT / "engines" / "tensorrt",
     "mien.stream": ROOT / "stream",
     "mien.cli": ROOT / "src" / "mien" / "cli",
 }

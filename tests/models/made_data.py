@@ -8,7 +8,7 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.emotions import EMOTIONS
 from mien.messages import ModalitySpec
-from mien.models.datasets import Dataset, Labels, RawRows, Sample, Track, make_track, word_times_ns
+from mien.models.data.datasets import Dataset, Labels, RawRows, Sample, Track, make_track, word_times_ns
 
 SPECS = {
     "text": ModalitySpec("text", 10, 0, 20, snapshot=True, extractor="t"),

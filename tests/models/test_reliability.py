@@ -12,14 +12,14 @@ import torch
 
 from mien.errors import DataError
 from mien.models.architecture import ModelConfig
-from mien.models.calibration import calibrate
 from mien.models.cmmsf import CMMSF
-from mien.models.datasets import Dataset
-from mien.models.evaluation import torch_runner
-from mien.models.pairing import Pairing, paired_set
-from mien.models.protocols import fusion
-from mien.models.shares import auroc, damage_table, share_quality
-from mien.models.training import FusionTraining, train_fusion
+from mien.models.data.datasets import Dataset
+from mien.models.data.pairing import Pairing, paired_set
+from mien.models.evaluation.protocols import fusion
+from mien.models.evaluation.scores import torch_runner
+from mien.models.evaluation.shares import auroc, damage_table, share_quality
+from mien.models.training.calibration import calibrate
+from mien.models.training.fusion import FusionTraining, train_fusion
 from tests.models.made_data import SPECS, STRENGTHS, made_dataset, with_damage
 
 NAMES = list(SPECS)

@@ -6,11 +6,11 @@ import torch
 
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.audio_columns import ROW, STATE, WEIGHT
-from mien.models.datasets import Labels, RawRows, Sample, make_track
-from mien.models.speech_training import slotted
+from mien.models.data.datasets import Labels, RawRows, Sample, make_track
+from mien.models.training.speech import slotted
+from mien.models.voice.columns import ROW, STATE, WEIGHT
+from mien.models.voice.reference import Reference, compare
 from mien.models.voice_reader import VoiceReader
-from mien.models.voice_reference import Reference, compare
 
 SPEC = ModalitySpec(name="audio", dim=ROW, rate_hz=50, steps=250, extractor="made")
 

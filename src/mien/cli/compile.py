@@ -43,8 +43,8 @@ def command(
     weights = load_checkpoint(checkpoint)
     started = time.perf_counter()
     if target_sm is not None:
-        from mien.engines.tensorrt import backend as tensorrt
-        from mien.engines.tensorrt import build_plan
+        from mien.engines.tensorrt.engine import backend as tensorrt
+        from mien.engines.tensorrt.engine import build_plan
 
         kind = next(name for name in PRECISIONS if name == precision)
         if engine not in ("auto", tensorrt.name) or kind not in tensorrt.precisions:

@@ -10,9 +10,9 @@ import typer
 from mien.cli import _recogniser
 
 if TYPE_CHECKING:
-    from mien.models.datasets import Dataset, Sample
-    from mien.models.evaluation import Runner, Scores
-    from mien.models.pairing import Group
+    from mien.models.data.datasets import Dataset, Sample
+    from mien.models.data.pairing import Group
+    from mien.models.evaluation.scores import Runner, Scores
 
 # Published Has0 / Non0 Acc-2 on the standard test splits, for orientation.
 PUBLISHED = {
@@ -60,9 +60,9 @@ def command(
     from mien.cli._progress import item_progress
     from mien.errors import DataError
     from mien.models.checkpoint import check_extractors, load_checkpoint
-    from mien.models.evaluation import Scores, figures, score
-    from mien.models.pairing import single
-    from mien.models.protocols import fusion, robustness, streaming
+    from mien.models.data.pairing import single
+    from mien.models.evaluation.protocols import fusion, robustness, streaming
+    from mien.models.evaluation.scores import Scores, figures, score
     from mien.models.weights import weight_set
     from mien.stream.offline.damage import Damaging
     from mien.stream.offline.extraction import ExtractOptions, live_specs
@@ -122,7 +122,7 @@ def command(
             [group for groups, _ in judged for group in groups], Scores.joined([scores for _, scores in judged])
         )
     if damage:
-        from mien.models.shares import damage_table
+        from mien.models.evaluation.shares import damage_table
 
         copies = [s for s in dataset.samples if s.labels.damage is not None]
         with item_progress("damage") as progress:
@@ -132,7 +132,7 @@ def command(
         report["fused"] = fusion(run, specs, everything, names, scales)
     report["skipped"] = [{"id": s.id, "reason": s.reason} for s in dataset.skipped]
     if plots is not None:
-        from mien.models.plots import save_plots
+        from mien.models.evaluation.plots import save_plots
 
         report["plots"] = [str(path) for path in save_plots(report, plots)]
     if as_json:
@@ -152,7 +152,7 @@ def _natural(
 
     from mien.cli._progress import item_progress
     from mien.cli._trust import print_natural
-    from mien.models.natural import natural
+    from mien.models.evaluation.natural import natural
     from mien.stream.offline.footage import read_clips
 
     if asr != "none" and "text" in options.modalities:
@@ -172,7 +172,7 @@ def _natural(
 
 def _runner(checkpoint: Any, engine: str) -> Runner:
     if engine == "torch":
-        from mien.models.evaluation import torch_runner
+        from mien.models.evaluation.scores import torch_runner
 
         return torch_runner(checkpoint.network())
     import numpy as np
@@ -240,7 +240,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     from mien.cli._terminal import make_console, print_table
-    from mien.models.plots import present_classes
+    from mien.models.evaluation.plots import present_classes
 
     console = make_console()
     console.print(f"{report['checkpoint']} on {report['engine']}, looking at {', '.join(report['modalities'])}")

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from mien.engines import tensorrt_network
 from mien.engines.base import Array, Network, Precision
 from mien.engines.cmmsf import whole_network
-from mien.engines.tensorrt_import import import_torch_tensorrt
+from mien.engines.tensorrt import conversion
+from mien.engines.tensorrt.importing import import_torch_tensorrt
 from mien.engines.torch_eager import build_module, run_module
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
@@ -56,12 +56,12 @@ class Form:
     precision: Precision
     batch: int | None
     graph: Any
-    definition: tensorrt_network.Definition
+    definition: conversion.Definition
 
 
 def compile_form(network: Network, precision: Precision, batch: int | None) -> Form:
-    graph = tensorrt_network.lower(tensorrt_network.export(network, precision, batch))
-    return Form(network, precision, batch, graph, tensorrt_network.define(network, graph))
+    graph = conversion.lower(conversion.export(network, precision, batch))
+    return Form(network, precision, batch, graph, conversion.define(network, graph))
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mien.engines import tensorrt_lstm, tensorrt_network
 from mien.engines.base import Array
 from mien.engines.golden import REDUCED_TOLERANCE
+from mien.engines.tensorrt import conversion, lstm
 from mien.errors import EngineError
 from tests.engines.tensorrt.conftest import FORMS, Form, reference, windows
 from tests.engines.tensorrt.interpreter import Interpreter
@@ -32,7 +32,7 @@ def run_definition(form: Form, inputs: dict[str, Array]) -> dict[str, Array]:
 
 def rows_of(form: Form) -> tuple[int, ...]:
     """How many windows to run it on: its own number, or several where that is open."""
-    return (1, 3, tensorrt_network.MAX_BATCH) if form.batch is None else (form.batch,) * 2
+    return (1, 3, conversion.MAX_BATCH) if form.batch is None else (form.batch,) * 2
 
 
 def largest_difference(got: dict[str, Array], want: dict[str, Array]) -> float:
@@ -41,7 +41,7 @@ def largest_difference(got: dict[str, Array], want: dict[str, Array]) -> float:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_all_of_it_is_one_engine(form: FormOf, module: nn.Module, name: str) -> None:
-    coverage = tensorrt_network.measure_coverage(form(name).graph)
+    coverage = conversion.measure_coverage(form(name).graph)
     assert coverage.unsupported == ()
     assert (coverage.engines, coverage.torch_blocks) == (1, 0)
     assert coverage.is_whole
@@ -104,7 +104,7 @@ def test_open_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
         tensor = net.get_input(index)
         assert tensor.shape[0] == -1
         least, _, most = profile.get_shape(tensor.name)
-        assert (least[0], most[0]) == (1, tensorrt_network.MAX_BATCH) == (1, 512)
+        assert (least[0], most[0]) == (1, conversion.MAX_BATCH) == (1, 512)
         assert tuple(least[1:]) == tuple(most[1:]) == tuple(tensor.shape[1:])
         assert tensor.dtype == tensorrt.float32
 
@@ -112,7 +112,7 @@ def test_open_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", FORMS)
 def test_engine_is_built_ahead_of_time(form: FormOf, name: str, capability: str) -> None:
-    plan = tensorrt_network.serialise(form(name).definition, capability)
+    plan = conversion.serialise(form(name).definition, capability)
     weights = sum(parameter.numel() for parameter in form(name).network.build().parameters())
     assert len(plan) > weights * (2 if FORMS[name][0] == "fp16" else 4) * 0.9
 
@@ -121,7 +121,7 @@ def test_engine_is_built_ahead_of_time(form: FormOf, name: str, capability: str)
 def test_capability_it_cannot_build_for_is_an_error(form: FormOf, capability: str) -> None:
     """TensorRT for RTX knows no Hopper; standard TensorRT builds for those where they are."""
     with pytest.raises(EngineError, match=rf"cannot build for SM {capability}, only for .*8\.9.*12\.0"):
-        tensorrt_network.serialise(form("static").definition, capability)
+        conversion.serialise(form("static").definition, capability)
 
 
 def test_nine_point_zero_is_refused_by_tensorrt_itself() -> None:
@@ -150,30 +150,30 @@ def test_without_the_converter_it_falls_apart(form: FormOf, monkeypatch: pytest.
 
     compiled = form("static")
     monkeypatch.delitem(registry.DYNAMO_ATEN_CONVERTERS, torch.ops.aten.lstm.input)
-    coverage = tensorrt_network.measure_coverage(compiled.graph)
+    coverage = conversion.measure_coverage(compiled.graph)
     assert "aten.lstm.input" in coverage.unsupported
     assert coverage.engines > 1
     assert coverage.torch_blocks > 1
     with pytest.raises(EngineError, match=r"no converter for .*aten\.lstm\.input"):
-        tensorrt_network.define(compiled.network, compiled.graph)
+        conversion.define(compiled.network, compiled.graph)
 
 
 def test_swapped_gates_are_noticed(form: FormOf, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the numeric check sees a converter that takes the input gate for the forget gate."""
     compiled = form("static")
-    right = tensorrt_lstm._array
+    right = lstm._array
 
     def swapped(weight: object) -> Array:
         gates = np.split(right(weight), 4)
         return np.concatenate([gates[1], gates[0], gates[2], gates[3]])
 
-    monkeypatch.setattr(tensorrt_lstm, "_array", swapped)
+    monkeypatch.setattr(lstm, "_array", swapped)
     wrong = Form(
         compiled.network,
         compiled.precision,
         compiled.batch,
         compiled.graph,
-        tensorrt_network.define(compiled.network, compiled.graph),
+        conversion.define(compiled.network, compiled.graph),
     )
     inputs = windows(compiled.network, 1)
     want = reference(module, compiled.network, inputs)

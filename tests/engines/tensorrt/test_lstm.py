@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mien.engines import tensorrt_lstm, tensorrt_network
 from mien.engines.base import Network, Precision
+from mien.engines.tensorrt import conversion, lstm
 from mien.engines.torch_eager import build_module, run_module
 from tests.engines.tensorrt.conftest import compile_form
 from tests.engines.tensorrt.test_conversion import run_definition
@@ -74,7 +74,7 @@ def test_half(precision: Precision) -> None:
     ],
 )
 def test_takes_only_what_it_reproduces(options: dict[str, Any], convertible: bool) -> None:
-    graph = tensorrt_network.lower(tensorrt_network.export(make(**options), "fp32", 1))
+    graph = conversion.lower(conversion.export(make(**options), "fp32", 1))
     (node,) = (node for node in graph.graph.nodes if node.target is torch.ops.aten.lstm.input)
-    assert tensorrt_lstm.is_convertible(node) is convertible
-    assert tensorrt_network.measure_coverage(graph).is_whole is convertible
+    assert lstm.is_convertible(node) is convertible
+    assert conversion.measure_coverage(graph).is_whole is convertible

@@ -16,7 +16,7 @@ from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.emotions import EMOTIONS
 from mien.messages import About, FeatureWindow, Float32, Origin, Prediction, Status, WorkerState
-from mien.models.audio_columns import VAD
+from mien.models.voice.columns import VAD
 from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_about, encode_features, encode_prediction, encode_status

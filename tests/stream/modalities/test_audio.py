@@ -14,9 +14,9 @@ from mien.clock import Clock
 from mien.config import load_config
 from mien.errors import ConfigError
 from mien.messages import Float32
-from mien.models.audio_columns import GIVEN, STATE, WEIGHT
-from mien.models.voice_encoder import mel_filters
-from mien.models.voice_reference import make_reference
+from mien.models.voice.columns import GIVEN, STATE, WEIGHT
+from mien.models.voice.encoder import mel_filters
+from mien.models.voice.reference import make_reference
 from mien.stream.modalities.audio import (
     ENERGY,
     F0,

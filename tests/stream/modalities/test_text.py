@@ -12,7 +12,7 @@ from mien.clock import NS_PER_S, Clock
 from mien.config import AssetsConfig, Config, load_config
 from mien.errors import AssetError, ConfigError
 from mien.messages import Float32, Word
-from mien.models.text_encoder import TEXT_DIM
+from mien.models.text.encoder import TEXT_DIM
 from mien.stream.modalities import text
 from mien.stream.modalities.base import Health, Rows, create_modality
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from mien.models.corpora import read_corpus
-from mien.models.datasets import Labels, RawRows
+from mien.models.data.corpora import read_corpus
+from mien.models.data.datasets import Labels, RawRows
 from mien.stream.offline.damage import (
     DAMAGE,
     UNIT,

@@ -17,7 +17,7 @@ from mien.cli import app
 from mien.cli._progress import stage_progress
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import load_checkpoint
-from mien.models.metrics import sentiment_metrics
+from mien.models.evaluation.metrics import sentiment_metrics
 from mien.models.weights import FILES, SHIPPED_FOLDER, digest
 from mien.stream.offline.pipeline import Progress, TrainPlan, in_own_process, load_plan, output_folder, train
 

@@ -14,7 +14,7 @@ import pytest
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
 from mien.messages import Prediction
-from mien.models.corpora import read_corpus
+from mien.models.data.corpora import read_corpus
 from mien.stream.bus.preview import Preview
 from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import encode_prediction

@@ -8,7 +8,7 @@ import pytest
 from mien.assets import asset_path
 from mien.config import AssetsConfig
 from mien.messages import Float32
-from mien.models.voice_encoder import BLOCK, VOICE_DIM, WINDOW
+from mien.models.voice.encoder import BLOCK, VOICE_DIM, WINDOW
 from mien.stream.speech.voice_states import VoiceStates
 from tests.stream.sounds import tone
 

@@ -1,0 +1,140 @@
+"""TensorRT on an NVIDIA GPU, through torch-tensorrt or, with the same code, torch-tensorrt-rtx.
+
+The whole network is one engine (see `mien.engines.tensorrt.conversion`), run by TensorRT's own runtime (see
+`mien.engines.tensorrt.binding`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mien.engines.base import Array, Artifact, Engine, Network, Precision
+from mien.engines.gpu_engine import GpuEngine
+from mien.engines.tensorrt import conversion
+from mien.engines.tensorrt.binding import Ports, TensorRtBinding
+from mien.engines.tensorrt.importing import import_torch_tensorrt
+from mien.errors import EngineError
+from mien.install import install_command
+
+PLAN = "engine.plan"
+PORTS = "ports.json"
+_PACKAGES = ("torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt_rtx", "torch")
+
+
+class TensorRtEngine(GpuEngine):
+    """A deserialised engine.
+
+    Args:
+        plan: what `build_plan` made. ports: likewise.
+        graphs: False launches kernels one by one.
+
+    Raises:
+        EngineError: the plan is of another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
+    """
+
+    def __init__(self, id: str, network: Network, plan: bytes, ports: Ports, *, graphs: bool = True) -> None:
+        import tensorrt
+
+        super().__init__(id, network)
+        self._ports, self._graphs = ports, graphs
+        # Contexts and runtime are referenced by the engine, not owned by it.
+        self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError("TensorRT refuses the compiled engine; it was built for another GPU or version")
+
+    def bind(self, arrays: Sequence[Array]) -> TensorRtBinding:
+        return TensorRtBinding(self._engine, self.network, self._ports, arrays, graphs=self._graphs)
+
+
+class TensorRtBackend:
+    """torch-tensorrt or torch-tensorrt-rtx, whichever is installed."""
+
+    name = "tensorrt"
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    cached = True
+
+    def missing(self) -> str | None:
+        if not importlib.util.find_spec("torch_tensorrt"):
+            return (
+                f"torch-tensorrt is not installed: {install_command('tensorrt')}; for RTX cards the extra tensorrt-rtx"
+            )
+        import torch
+
+        return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
+
+    def versions(self) -> dict[str, str]:
+        import torch
+
+        versions = {"converter": _source_digest()}
+        for name in _PACKAGES:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        if torch.cuda.is_available():
+            properties = torch.cuda.get_device_properties(0)
+            versions |= {
+                "cuda": str(torch.version.cuda),
+                "driver": str(getattr(torch._C, "_cuda_getDriverVersion", int)()),
+                "gpu": properties.name,
+                "sm": f"{properties.major}.{properties.minor}",
+            }
+        return versions
+
+    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+        plan, ports = build_plan(network, precision, fixed_batch(network))
+        (folder / PLAN).write_bytes(plan)
+        (folder / PORTS).write_bytes(msgspec.json.encode(ports))
+        return Artifact(network, precision, folder)
+
+    def load(self, artifact: Artifact, threads: int) -> Engine:
+        del threads  # the GPU has its own
+        # The import brings TensorRT under the one name `tensorrt`, whichever of the two it is.
+        import_torch_tensorrt()
+        ports = msgspec.json.decode((artifact.folder / PORTS).read_bytes(), type=Ports)
+        plan = (artifact.folder / PLAN).read_bytes()
+        try:
+            return TensorRtEngine(f"{self.name}-{artifact.precision}", artifact.network, plan, ports)
+        except RuntimeError as error:
+            raise EngineError(f"TensorRT cannot start: {error}") from error
+
+
+def build_plan(
+    network: Network, precision: Precision, batch: int | None, target_sm: str | None = None
+) -> tuple[bytes, Ports]:
+    """A serialised engine for a fixed batch or, with None, for 1 to `MAX_BATCH` rows.
+
+    Args:
+        target_sm: compute capability of the GPU to build for, which need not be here; None for the one that is.
+
+    Raises:
+        EngineError: TensorRT cannot run all of the network, or cannot build for that GPU.
+    """
+    program = conversion.export(network, precision, batch)
+    definition = conversion.define(network, conversion.lower(program))
+    plan = conversion.serialise(definition, target_sm)
+    return plan, Ports(definition.inputs, definition.outputs)
+
+
+def fixed_batch(network: Network) -> int | None:
+    """The example's rows where the network takes no other number of them, else None."""
+    return None if network.dynamic else len(next(iter(network.example.values())))
+
+
+def _source_digest() -> str:
+    """Of the code that decides what the engine computes."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in ("engine.py", "conversion.py", "lstm.py"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+backend = TensorRtBackend()

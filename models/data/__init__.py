@@ -1,0 +1,1 @@
+"""Labelled corpora and datasets of rows, as training and evaluation read them."""

@@ -1,0 +1,267 @@
+"""Groups of samples to tensors: windows, the perturbations of training, and targets.
+
+A live window is rarely whole: it opens in the middle of a sentence, the face is lost, the voice falls silent. Training
+windows are therefore cut at either end, and stretches of them are taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from mien.clock import NS_PER_S
+from mien.emotions import EMOTIONS
+from mien.messages import Float32, ModalitySpec
+from mien.models.data.datasets import Sample, Statistics, window
+from mien.models.data.pairing import Group
+from mien.models.data.speakers import AUDIO, Speakers
+from mien.models.fusion import Encoding
+from mien.models.voice.columns import ROW
+from mien.models.voice.reference import compare
+from mien.windowing import WINDOW_NS
+
+
+class Perturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How training windows differ from whole ones. Every number is a probability, of one modality of one item.
+
+    Attributes:
+        cut_end, cut_start: the window ends before the item does, or opens after it began.
+        tail: the item is over, and the window goes on.
+        block: a stretch of steps is not observed.
+        columns: a run of columns shows nothing.
+        noise: everything is replaced by noise, while other modalities are there.
+        drop: it is missing as a whole, while others are there.
+        jitter: deviations of white noise added to rows, in standard deviations.
+    """
+
+    cut_end: float = 0.35
+    cut_start: float = 0.25
+    tail: float = 0.3
+    block: float = 0.3
+    columns: float = 0.5
+    noise: float = 0.08
+    drop: float = 0.12
+    jitter: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs of the modalities that are there, and targets.
+
+    Attributes:
+        features: (B, T, D) per modality. mask: (B, T).
+        sentiment: (B,), NaN where unknown. coarse: (B,) bool.
+        emotions: (B, 7), all zero where unknown.
+        own: (B, 7) per modality, the emotions of that member by itself; all zero where unknown, or nothing is left.
+        encodings: of what was encoded before; there are no features then. said: emotion logits (B, 7) and sentiment
+            (B,) that each modality alone is held to.
+    """
+
+    features: dict[str, Tensor]
+    mask: dict[str, Tensor]
+    sentiment: Tensor
+    coarse: Tensor
+    emotions: Tensor
+    own: dict[str, Tensor] = field(default_factory=dict)
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    said: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(
+            {name: rows.to(device) for name, rows in self.features.items()},
+            {name: mask.to(device) for name, mask in self.mask.items()},
+            self.sentiment.to(device),
+            self.coarse.to(device),
+            self.emotions.to(device),
+            {name: emotions.to(device) for name, emotions in self.own.items()},
+            {name: Encoding(*(part.to(device) for part in made)) for name, made in self.encodings.items()},
+            {name: (logits.to(device), sentiment.to(device)) for name, (logits, sentiment) in self.said.items()},
+        )
+
+
+def whole_windows(sample: Sample, modalities: Sequence[str]) -> list[tuple[int, int]]:
+    """(start, end) in ns of the windows that an item is judged by: one, or for a long clip one every half window."""
+    timed = [m for m in modalities if m in sample.tracks and m != "text"]
+    length = sample.labels.duration_ns
+    if not timed or sample.labels.still or length <= WINDOW_NS:
+        return [(0, length)]
+    ends = [*range(WINDOW_NS, length, WINDOW_NS // 2), length]
+    return [(end - WINDOW_NS, end) for end in ends]
+
+
+def plain_batch(
+    specs: Mapping[str, ModalitySpec], views: Sequence[tuple[Group, int, int]], modalities: Sequence[str]
+) -> Batch:
+    """Windows as they are. `views`: group, start and end in ns; words count by the start, other rows by the window."""
+    features: dict[str, Tensor] = {}
+    mask: dict[str, Tensor] = {}
+    for name in modalities:
+        if not any(name in group.members for group, _, _ in views):
+            continue
+        rows = [_plain(specs[name], group.members.get(name), start, end) for group, start, end in views]
+        features[name] = torch.from_numpy(np.stack([values for values, _ in rows]))
+        mask[name] = torch.from_numpy(np.stack([seen for _, seen in rows]))
+    groups = [group for group, _, _ in views]
+    return Batch(features, mask, *batch_targets(groups), {name: own_emotions(name, groups) for name in features})
+
+
+def plain_batches(specs: Mapping[str, ModalitySpec], groups: Sequence[Group], size: int = 64) -> list[Batch]:
+    """The last whole window of every group, in batches."""
+    names = [n for n in specs if any(n in g.members for g in groups)]
+    views = [(g, *whole_windows(next(iter(g.members.values())), names)[-1]) for g in groups]
+    return [plain_batch(specs, views[k : k + size], names) for k in range(0, len(views), size)]
+
+
+def _plain(spec: ModalitySpec, sample: Sample | None, start_ns: int, end_ns: int) -> tuple[Float32, Float32]:
+    if sample is None:
+        return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
+    # In a group, every member has a length of its own; a view of the whole means the whole of each.
+    length = sample.labels.duration_ns
+    return window(sample, spec, length if start_ns == 0 else end_ns, start_ns if spec.rate_hz == 0 else 0)
+
+
+def batch_targets(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sentiment (n,), whether it is coarse (n,), and emotions (n, 7) of groups."""
+    nothing = (0.0,) * len(EMOTIONS)
+    return (
+        torch.tensor([float("nan") if g.sentiment is None else g.sentiment for g in groups]),
+        torch.tensor([g.coarse for g in groups]),
+        torch.tensor([g.emotions or nothing for g in groups]),
+    )
+
+
+def own_emotions(name: str, groups: Sequence[Group]) -> Tensor:
+    """Emotions (n, 7) of one member of each group by itself, all zero where there is none or none is known."""
+    nothing = (0.0,) * len(EMOTIONS)
+    return torch.tensor(
+        [(g.members[name].labels.emotions or nothing) if name in g.members else nothing for g in groups]
+    )
+
+
+class Perturber:
+    """Makes training batches. Everything is drawn from the generator that it is given.
+
+    Args:
+        statistics: of the training rows, for noise on their scale.
+        speakers: what rows of mien's own voices are compared with; None compares them with nothing.
+
+    Attributes:
+        settings: what is done to windows.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, ModalitySpec], statistics: Mapping[str, Statistics], settings: Perturbation,
+        speakers: Speakers | None = None,
+    ) -> None:  # fmt: skip
+        self._specs, self.settings, self._speakers = specs, settings, speakers
+        self._mean = {name: np.array(s.mean, np.float32) for name, s in statistics.items()}
+        self._std = {name: np.array(s.std, np.float32) for name, s in statistics.items()}
+
+    def batch(self, groups: Sequence[Group], random: np.random.Generator) -> Batch:
+        """A training batch of the modalities that any of the groups has."""
+        names = [name for name in self._specs if any(name in group.members for group in groups)]
+        features = {n: np.zeros((len(groups), self._specs[n].steps, self._specs[n].dim), np.float32) for n in names}
+        mask = {n: np.zeros((len(groups), self._specs[n].steps), np.float32) for n in names}
+        own = {n: own_emotions(n, groups) for n in names}
+        for row, group in enumerate(groups):
+            kept = self.kept(group, random)
+            for name in group.members:
+                if name not in kept:
+                    continue
+                values, seen = self._window(name, group.members[name], random)
+                if len(kept) > 1 and random.random() < self.settings.noise:
+                    noise = random.standard_normal(values.shape, np.float32)
+                    values, seen = noise * self._std[name] + self._mean[name], np.ones_like(seen)
+                    own[name][row] = 0.0
+                features[name][row], mask[name][row] = values, seen
+        for name in names:
+            features[name] += self._noise(name, features[name].shape, random)
+            features[name] *= mask[name][..., None]
+        tensors = (
+            {n: torch.from_numpy(x) for n, x in features.items()},
+            {n: torch.from_numpy(x) for n, x in mask.items()},
+        )
+        return Batch(*tensors, *batch_targets(groups), own)
+
+    def noise(self, name: str, count: int, random: np.random.Generator) -> Batch:
+        """Windows of one modality that are nothing but noise on the scale of its rows."""
+        spec = self._specs[name]
+        noise = random.standard_normal((count, spec.steps, spec.dim), np.float32) * self._std[name] + self._mean[name]
+        features = {name: torch.from_numpy(noise.astype(np.float32))}
+        nothing = torch.zeros(count, len(EMOTIONS))
+        return Batch(
+            features,
+            {name: torch.ones(count, spec.steps)},
+            torch.full((count,), float("nan")),
+            torch.zeros(count, dtype=torch.bool),
+            nothing,
+            {name: nothing},
+        )
+
+    def kept(self, group: Group, random: np.random.Generator) -> list[str]:
+        """The modalities of a group that are not dropped as a whole; at least one."""
+        names = list(group.members)
+        kept = [name for name in names if random.random() >= self.settings.drop]
+        return kept or [names[int(random.integers(len(names)))]]
+
+    def _noise(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> Float32:
+        noise: Float32 = random.standard_normal(shape, np.float32) * (self._std[name] * self.settings.jitter)
+        return noise
+
+    def _window(self, name: str, sample: Sample, random: np.random.Generator) -> tuple[Float32, Float32]:
+        spec, chance = self._specs[name], self.settings
+        start, end = 0, sample.labels.duration_ns
+        if sample.labels.still or spec.rate_hz == 0:
+            values, mask = window(sample, spec, end)
+            if sample.labels.still:
+                mask = self._lasting(mask, random)
+        else:
+            if end > WINDOW_NS:
+                end = int(random.integers(WINDOW_NS, end + 1))
+                start = end - WINDOW_NS
+            length = end - start
+            if random.random() < chance.cut_end:
+                end = start + int(length * random.uniform(0.25, 1.0))
+            elif random.random() < chance.tail:
+                end += int(random.uniform(0.0, 1.5) * NS_PER_S)
+            if random.random() < chance.cut_start:
+                start += int((min(end, start + length) - start) * random.uniform(0.0, 0.6))
+            values, mask = window(sample, spec, end, start)
+            if not mask.any():  # nothing but silence is left
+                values, mask = window(sample, spec, sample.labels.duration_ns)
+        if random.random() < chance.block:
+            mask = self._without_block(mask, random)
+        if name != "text" and random.random() < chance.columns:
+            width = int(random.integers(1, max(2, spec.dim // 6)))
+            first = int(random.integers(0, spec.dim - width + 1))
+            values = values.copy()
+            values[:, first : first + width] = self._mean[name][first : first + width]
+        if self._speakers is not None and name == AUDIO and spec.dim == ROW:
+            values = compare(values, self._speakers.draw_any(sample, random)) * mask[:, None]
+        return values, mask
+
+    @staticmethod
+    def _lasting(mask: Float32, random: np.random.Generator) -> Float32:
+        """How long a face that does not move has been there."""
+        if random.random() < 0.5:
+            return mask
+        mask = mask.copy()
+        mask[: int(random.integers(0, len(mask)))] = 0.0
+        return mask
+
+    @staticmethod
+    def _without_block(mask: Float32, random: np.random.Generator) -> Float32:
+        seen = np.flatnonzero(mask)
+        if len(seen) < 4:
+            return mask
+        length = int(random.integers(1, max(2, len(seen) // 2)))
+        first = int(random.integers(0, len(seen) - length + 1))
+        mask = mask.copy()
+        mask[seen[first : first + length]] = 0.0
+        return mask

@@ -1,0 +1,399 @@
+"""Readers of labelled corpora. Training, extraction and evaluation all see the same items.
+
+`read_corpus` recognises a layout by itself: a CSV by its columns, a folder by its file names or its `labels.csv`,
+an npz by its arrays. What puts the whole corpus in doubt (an unknown column, a label that does not exist) is an
+error; an item that carries nothing (no text, no clip, no duration) is skipped, and listed with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.data.face_files import read_faces, vote
+from mien.models.data.labels import (
+    MELD_SENTIMENT,
+    EmptyItemError,
+    nearest,
+    parse_emotion,
+    parse_goemotions,
+    parse_segment,
+    parse_sentiment,
+    parse_split,
+    split_of_name,
+)
+
+AUDIO_SUFFIXES = frozenset(
+    {".aac", ".aif", ".aiff", ".amr", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
+RECORDING_SUFFIX = ".mcap"  # of mien itself: the rows that were made live
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
+    | {".webm", ".wmv"}
+)
+MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+
+_RAVDESS = re.compile(r"0[123](-\d\d){6}")
+_RAVDESS_EMOTIONS = dict(
+    zip(
+        ("01", "02", "03", "04", "05", "06", "07", "08"),
+        ("neutral", "neutral", "happy", "sad", "angry", "fear", "disgust", "surprise"),
+        strict=True,
+    )
+)
+_EMODB = re.compile(r"(\d\d)[a-z]\d\d([WLEAFTN])[a-z]?")
+_EMODB_EMOTIONS = dict(zip("WLEAFTN", ("angry", "neutral", "disgust", "fear", "happy", "sad", "neutral"), strict=True))
+
+# Speakers that no training may hear. Everybody else trains.
+HELD_OUT_SPEAKERS: dict[str, dict[str, frozenset[str]]] = {
+    "ravdess": {"valid": frozenset({"17", "18", "19", "20"}), "test": frozenset({"21", "22", "23", "24"})},
+    "emodb": {"valid": frozenset({"13", "14"}), "test": frozenset({"15", "16"})},
+}
+
+_CSV_COLUMNS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # layout: (required, optional)
+    "mosi": (frozenset({"text", "sentiment"}), frozenset({"id", "video_id", "clip_id", "start", "end", "split"})),
+    "goemotions": (frozenset({"text", "labels"}), frozenset({"id", "split"})),
+    "meld": (
+        frozenset({"Utterance", "Emotion"}),
+        frozenset({"Sr No.", "Speaker", "Sentiment", "Dialogue_ID", "Utterance_ID", "Season", "Episode",
+                   "StartTime", "EndTime"}),
+    ),
+    "clips": (
+        frozenset({"file"}),
+        frozenset({"id", "text", "sentiment", "emotion", "speaker", "split", "start", "end"}),
+    ),
+}  # fmt: skip
+# Tables of one layout, told apart by a part of the file's name.
+_MOSI_LIKE = {"mosei": "mosei", "mosi": "mosi", "sst": "sst5"}
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusItem:
+    """One labelled utterance, clip or face.
+
+    Attributes:
+        split: "train", "valid", "test", or None where the layout does not say.
+        image: row of `Corpus.images`.
+        start_s, end_s: the segment within the file, or None for all of it.
+        sentiment: -3 ... 3. emotion: one of the seven.
+        emotions: a soft label in the order of EMOTIONS, summing to 1, for an item that was given several, or voted on;
+            `emotion` is then what annotators agree on, or None.
+        own_emotion: the label that the corpus had before it was voted on.
+        coarse: the sentiment is a sign without a strength.
+    """
+
+    id: str
+    split: str | None = None
+    speaker: str | None = None
+    text: str | None = None
+    audio: Path | None = None
+    video: Path | None = None
+    image: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    sentiment: float | None = None
+    emotion: str | None = None
+    emotions: tuple[float, ...] | None = None
+    own_emotion: str | None = None
+    coarse: bool = False
+
+    @property
+    def emotion_target(self) -> tuple[float, ...] | None:
+        """Probability per emotion in the order of EMOTIONS; None without an emotion label."""
+        if self.emotions is None and self.emotion is not None:
+            return tuple(float(name == self.emotion) for name in EMOTIONS)
+        return self.emotions
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What was read. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013", "ferplus",
+    or for a folder of clips with a labels.csv (`clips`) that folder's own.
+
+    `images` is (n, height, width) uint8, for corpora of faces. `skipped` lists (id, reason).
+    """
+
+    name: str
+    path: Path
+    items: tuple[CorpusItem, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    images: npt.NDArray[np.uint8] | None = None
+    clips: bool = False
+
+    def split(self, name: str) -> tuple[CorpusItem, ...]:
+        """The items of one split, in the order of the file."""
+        return tuple(item for item in self.items if item.split == name)
+
+
+def read_corpus(path: Path) -> Corpus:
+    """Read a corpus of any layout that `Corpus.name` lists.
+
+    Files called `*_train`, `*_valid` or `*_test` hold that split. RAVDESS and EmoDB are split by speaker.
+
+    Raises:
+        DataError: nothing there, an unknown layout, or a label outside its range or list.
+    """
+    path = Path(path)
+    if path.is_dir():
+        corpus = _read_clips(path) if (path / "labels.csv").is_file() else _read_speech(path)
+    elif not path.exists():
+        raise DataError(f"{path} does not exist; give a corpus file or folder")
+    elif path.suffix.lower() == ".npz":
+        corpus = _read_faces(path)
+    elif path.name == "labels.csv":
+        corpus = _read_clips(path.parent)
+    elif path.suffix.lower() == ".csv":
+        corpus = _read_text(path)
+    else:
+        raise DataError(f"{path} is not a corpus: expected a .csv, an .npz, or a folder of clips")
+    if not corpus.items:
+        reasons = "; ".join(f"{n} x {why}" for why, n in Counter(why for _, why in corpus.skipped).most_common(3))
+        raise DataError(f"{path} holds no usable item" + (f" ({reasons})" if reasons else ""))
+    return corpus
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of what is in a file, or of the names and contents of all files below a folder.
+
+    A copy has its original's digest, and no time of day is in it.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            whole.update(f"{file.relative_to(path).as_posix()}\0".encode())
+            whole.update(hashlib.file_digest(content, "sha256").digest())
+    return whole.hexdigest()
+
+
+def split_by_speaker(corpus: Corpus, valid: Collection[str], test: Collection[str] = ()) -> Corpus:
+    """The same corpus, split anew so that no speaker is in two splits. Use it for folds.
+
+    Raises:
+        DataError: an item has no speaker, or nothing is left in "train" or "valid".
+    """
+
+    def split_of(item: CorpusItem) -> str:
+        if item.speaker is None:
+            raise DataError(f"{corpus.path}: {item.id} names no speaker, so it cannot be split by speaker")
+        return "test" if item.speaker in test else "valid" if item.speaker in valid else "train"
+
+    items = tuple(replace(item, split=split_of(item)) for item in corpus.items)
+    if not {"train", "valid"} <= {item.split for item in items}:
+        raise DataError(f"{corpus.path}: speakers {sorted(valid)} leave nothing to train or to validate on")
+    return replace(corpus, items=items)
+
+
+def speakers(corpus: Corpus) -> tuple[str, ...]:
+    """Everyone who speaks in it, sorted."""
+    return tuple(sorted({item.speaker for item in corpus.items if item.speaker is not None}))
+
+
+def _read_text(path: Path) -> Corpus:
+    """MOSI, MOSEI, GoEmotions and MELD tables."""
+    columns, rows = _read_rows(path)
+    layouts = [name for name, (required, _) in _CSV_COLUMNS.items() if required <= columns and name != "clips"]
+    if not layouts:
+        known = "; ".join(f"{name}: {', '.join(sorted(need))}" for name, (need, _) in _CSV_COLUMNS.items())
+        raise DataError(f"{path} has columns {', '.join(sorted(columns))}, which no layout has ({known})")
+    layout = layouts[0]
+    _refuse_unknown(path, layout, columns)
+    name = layout
+    if layout == "mosi":
+        stem = path.stem.lower()
+        unnamed = "mosi" if "id" in columns else "mosei"
+        name = next((name for part, name in _MOSI_LIKE.items() if part in stem), unnamed)
+    split = split_of_name(path)
+    items: list[CorpusItem] = []
+    skipped: list[tuple[str, str]] = []
+    for line, row in rows:
+        where = f"{path}, row {line}"
+        item_id = _row_id(row, line)
+        try:
+            text = row["Utterance" if layout == "meld" else "text"].strip()
+            if not text:
+                raise EmptyItemError("empty text")
+            item = CorpusItem(item_id, split=parse_split(row.get("split", ""), where) or split, text=text)
+            if layout == "mosi":
+                start_s, end_s = parse_segment(row, where)
+                sentiment = parse_sentiment(row["sentiment"], where)
+                if sentiment is None:
+                    raise EmptyItemError("no label")
+                item = replace(
+                    item,
+                    speaker=row.get("video_id") or None,
+                    start_s=start_s,
+                    end_s=end_s,
+                    sentiment=sentiment,
+                )
+            elif layout == "goemotions":
+                emotion, emotions = parse_goemotions(row["labels"], where)
+                item = replace(item, emotion=emotion, emotions=emotions)
+            else:
+                weak = row.get("Sentiment", "").strip().lower()
+                if weak and weak not in MELD_SENTIMENT:
+                    raise DataError(f"{where}: sentiment {weak!r} is none of {', '.join(MELD_SENTIMENT)}")
+                emotion = parse_emotion(row["Emotion"], where)
+                if emotion is None:
+                    raise EmptyItemError("no label")
+                item = replace(item, speaker=row.get("Speaker") or None, emotion=emotion,
+                               sentiment=MELD_SENTIMENT.get(weak), coarse=True)  # fmt: skip
+            items.append(item)
+        except EmptyItemError as skip:
+            skipped.append((item_id, str(skip)))
+    return Corpus(name, path, tuple(items), tuple(skipped))
+
+
+def _read_clips(folder: Path) -> Corpus:
+    """A folder of clips with labels.csv (see _CSV_COLUMNS)."""
+    table = folder / "labels.csv"
+    columns, rows = _read_rows(table)
+    _refuse_unknown(table, "clips", columns)
+    if "file" not in columns or not columns & {"sentiment", "emotion"}:
+        raise DataError(f"{table} needs a column `file` and a column `sentiment` or `emotion`")
+    items: list[CorpusItem] = []
+    skipped: list[tuple[str, str]] = []
+    for line, row in rows:
+        where = f"{table}, row {line}"
+        clip = folder / row["file"].strip()
+        item_id = row.get("id") or row["file"].strip() or f"row {line}"
+        try:
+            sentiment, emotion = (
+                parse_sentiment(row.get("sentiment", ""), where),
+                parse_emotion(row.get("emotion", ""), where),
+            )
+            if sentiment is None and emotion is None:
+                raise EmptyItemError("no label")
+            if not clip.is_file():
+                raise EmptyItemError("clip missing")
+            suffix = clip.suffix.lower()
+            if suffix not in MEDIA_SUFFIXES | {RECORDING_SUFFIX}:
+                raise EmptyItemError(f"not a clip: {suffix or 'no suffix'}")
+            start_s, end_s = parse_segment(row, where)
+            items.append(
+                CorpusItem(
+                    item_id,
+                    split=parse_split(row.get("split", ""), where),
+                    speaker=row.get("speaker") or None,
+                    text=row.get("text", "").strip() or None,
+                    audio=clip,
+                    video=clip if suffix in VIDEO_SUFFIXES | {RECORDING_SUFFIX} else None,
+                    start_s=start_s,
+                    end_s=end_s,
+                    sentiment=sentiment,
+                    emotion=emotion,
+                )
+            )
+        except EmptyItemError as skip:
+            skipped.append((item_id, str(skip)))
+    return Corpus(folder.resolve().name or "clips", folder, tuple(items), tuple(skipped), clips=True)
+
+
+def _read_speech(folder: Path) -> Corpus:
+    """RAVDESS or EmoDB: everything is in the file names. Sub-folders (one an actor) are searched too."""
+    clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES)
+    counts = {
+        "ravdess": sum(_RAVDESS.fullmatch(clip.stem) is not None for clip in clips),
+        "emodb": sum(_EMODB.fullmatch(clip.stem) is not None for clip in clips),
+    }
+    name = max(counts, key=counts.__getitem__)
+    if not counts[name]:
+        found = f"{len(clips)} clips, none named as RAVDESS or EmoDB name theirs" if clips else "no clips"
+        raise DataError(f"{folder} holds {found}; put a labels.csv beside the clips (columns file, sentiment, emotion)")
+    items: list[CorpusItem] = []
+    skipped: list[tuple[str, str]] = []
+    for clip in clips:
+        parsed = _ravdess_name(clip.stem) if name == "ravdess" else _emodb_name(clip.stem)
+        if parsed is None:
+            skipped.append((clip.name, f"file name is not one of {name}"))
+            continue
+        speaker, emotion = parsed
+        held_out = HELD_OUT_SPEAKERS[name]
+        split = next((part for part, who in held_out.items() if speaker in who), "train")
+        video = clip if clip.suffix.lower() in VIDEO_SUFFIXES else None
+        items.append(CorpusItem(clip.stem, split, speaker, audio=clip, video=video, emotion=emotion))
+    return Corpus(name, folder, tuple(items), tuple(skipped))
+
+
+def _ravdess_name(stem: str) -> tuple[str, str] | None:
+    """(actor, emotion) of names like 03-01-05-01-02-01-12."""
+    fields = stem.split("-")
+    if _RAVDESS.fullmatch(stem) is None or fields[2] not in _RAVDESS_EMOTIONS:
+        return None
+    return fields[6], _RAVDESS_EMOTIONS[fields[2]]
+
+
+def _emodb_name(stem: str) -> tuple[str, str] | None:
+    """(speaker, emotion) of names like 03a01Fa."""
+    match = _EMODB.fullmatch(stem)
+    return (match[1], _EMODB_EMOTIONS[match[2]]) if match else None
+
+
+def _read_faces(path: Path) -> Corpus:
+    """FER2013 and FER+ as npz (see `mien.models.data.face_files`)."""
+    faces = read_faces(path)
+    split, items, skipped = split_of_name(path), list[CorpusItem](), list[tuple[str, str]]()
+    for row, own in enumerate(faces.labels):
+        item = CorpusItem(f"{path.stem}_{row:05d}", split, image=row, emotion=own)
+        if faces.votes is not None:
+            said = vote(faces.votes[row])
+            if isinstance(said, str):
+                skipped.append((item.id, said))
+                continue
+            item = replace(item, emotion=said.emotion, emotions=said.shares, own_emotion=own)
+        elif own is None:
+            skipped.append((item.id, "no label"))
+            continue
+        items.append(item)
+    name = "fer2013" if faces.votes is None else "ferplus"
+    return Corpus(name, path, tuple(items), tuple(skipped), faces.images)
+
+
+def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Columns, and (row number, fields) of a CSV; the header is row 1."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            table = list(csv.reader(stream, strict=True))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from error
+    header = [name.strip() for name in table[0]] if table else []
+    if not header or len(set(header)) != len(header):
+        raise DataError(f"{path} has no header row with distinct column names")
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, fields in enumerate(table[1:], start=2):
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DataError(f"{path}, row {number}: {len(fields)} fields where the header has {len(header)}")
+            yield number, dict(zip(header, fields, strict=True))
+
+    return frozenset(header), rows()
+
+
+def _refuse_unknown(path: Path, layout: str, columns: Collection[str]) -> None:
+    required, optional = _CSV_COLUMNS[layout]
+    for column in sorted(set(columns) - required - optional):
+        raise DataError(f"{path} has an unknown column `{column}`; {nearest(column, sorted(required | optional))}")
+
+
+def _row_id(row: dict[str, str], line: int) -> str:
+    if row.get("id"):
+        return row["id"]
+    if row.get("video_id"):
+        return f"{row['video_id']}_{row.get('clip_id', line)}"
+    if row.get("Dialogue_ID"):
+        return f"dia{row['Dialogue_ID']}_utt{row.get('Utterance_ID', line)}"
+    return f"row {line}"

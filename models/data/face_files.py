@@ -1,0 +1,122 @@
+"""Files of faces: FER2013 with one label a picture, and FER+ with the votes of ten annotators on the same pictures.
+
+FER+ has three columns that are none of the seven emotions. Contempt is left out, and not counted as anger or disgust:
+annotators agree on it in one picture of 200. Unknown and "no face" (NF) are no emotions.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.data.labels import parse_emotion
+
+UInt8 = npt.NDArray[np.uint8]
+
+OTHER_COLUMNS = ("contempt", "unknown", "NF")
+LEAST_VOTES = 4  # for the seven, single votes left out; with fewer, annotators do not see any of them
+MAJORITY = 5
+
+
+@dataclass(frozen=True, eq=False)
+class FaceFile:
+    """What is in one file.
+
+    Attributes:
+        images: (n, height, width) uint8.
+        labels: (n,) the corpus's own label of each, one of EMOTIONS or None.
+        votes: (n, 7 + 3) votes for EMOTIONS and OTHER_COLUMNS; None if nobody voted.
+    """
+
+    images: UInt8
+    labels: tuple[str | None, ...]
+    votes: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What annotators see in one face.
+
+    Attributes:
+        shares: of the votes for the seven, in the order of EMOTIONS; single votes are left out.
+        emotion: that a majority agrees on, or None.
+    """
+
+    shares: tuple[float, ...]
+    emotion: str | None
+
+
+def read_faces(path: Path) -> FaceFile:
+    """Read `images` (n, height, width) uint8 and `labels` (n,) names, or `jpeg` (bytes of all pictures), `ends` (n,),
+    `votes` (n, columns), `columns` and `labels`.
+
+    Raises:
+        DataError: neither, or arrays that do not belong together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = {"jpeg", "ends", "votes", "columns"} if "votes" in file else {"images"}
+            arrays = {name: np.asarray(file[name]) for name in (*names, "labels")}
+    except KeyError as error:
+        raise DataError(
+            f"{path} needs the arrays `images` and `labels`, or as FER+ `jpeg`, `ends`, `votes`, `columns` and `labels`"
+        ) from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as npz of plain arrays: {error}") from error
+    images = arrays["images"] if "images" in arrays else _decoded(path, arrays["jpeg"], arrays["ends"])
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise DataError(f"{path}: images must be (n, height, width) uint8, not {images.shape} {images.dtype}")
+    labels = arrays["labels"]
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "US":
+        raise DataError(f"{path}: labels must be {len(images)} names, not {labels.shape} {labels.dtype}")
+    known = {str(name): parse_emotion(str(name), str(path)) for name in np.unique(labels.astype(str))}
+    own = tuple(known[str(name)] for name in labels.astype(str))
+    votes = _votes(path, arrays["votes"], arrays["columns"], len(images)) if "votes" in arrays else None
+    return FaceFile(images, own, votes)
+
+
+def vote(votes: npt.NDArray[np.int64]) -> Vote | str:
+    """What one row of `FaceFile.votes` says, or the reason why it says nothing."""
+    seven, others = votes[: len(EMOTIONS)], votes[len(EMOTIONS) :]
+    if others.max() > seven.max():
+        return f"most annotators say {OTHER_COLUMNS[int(others.argmax())]}"
+    counted = np.where(seven > 1, seven, 0)
+    if counted.sum() < LEAST_VOTES:
+        return "annotators see no emotion in it"
+    agreed = EMOTIONS[int(seven.argmax())] if seven.max() >= MAJORITY else None
+    return Vote(tuple((counted / counted.sum()).tolist()), agreed)
+
+
+def _decoded(path: Path, content: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) -> UInt8:
+    import cv2
+
+    if content.ndim != 1 or content.dtype != np.uint8 or ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends):
+        raise DataError(f"{path}: `jpeg` must be bytes (m,) uint8, and `ends` whole numbers (n,)")
+    starts = np.concatenate([[0], ends[:-1]])
+    if (ends <= starts).any() or ends[-1] > len(content):
+        raise DataError(f"{path}: `ends` must rise, and end within the {len(content)} bytes of `jpeg`")
+    decoded = [cv2.imdecode(content[a:b], cv2.IMREAD_GRAYSCALE) for a, b in zip(starts, ends, strict=True)]
+    pictures = [picture for picture in decoded if picture is not None]
+    shapes = {picture.shape for picture in pictures}
+    if len(shapes) != 1 or len(pictures) != len(decoded):
+        raise DataError(f"{path}: `jpeg` must hold pictures of one size; it holds sizes {shapes}, or none")
+    return np.asarray(np.stack(pictures), np.uint8)
+
+
+def _votes(
+    path: Path, votes: npt.NDArray[np.generic], columns: npt.NDArray[np.generic], count: int
+) -> npt.NDArray[np.int64]:
+    names = [str(name) for name in columns.astype(str)] if columns.ndim == 1 else []
+    if votes.shape != (count, len(names)) or votes.dtype.kind not in "iu" or not names:
+        raise DataError(f"{path}: votes must be whole numbers ({count}, {len(names)}), not {votes.shape} {votes.dtype}")
+    ours = [name if name in OTHER_COLUMNS else parse_emotion(name, f"{path}, columns") for name in names]
+    order = (*EMOTIONS, *OTHER_COLUMNS)
+    if sorted(map(str, ours)) != sorted(order):
+        raise DataError(f"{path}: columns must be the seven emotions, {', '.join(OTHER_COLUMNS)}; not {names}")
+    return votes[:, [ours.index(name) for name in order]].astype(np.int64)

@@ -1,0 +1,196 @@
+"""Label-consistent pairing: items of different corpora that say the same, put together.
+
+No corpus at hand has words, voice and face of one moment with labels. Fusion is therefore learned from groups: a
+sentence, a voice and a face that were labelled alike, though by different people at different times. A sentence with a
+sentiment and no emotion goes with a voice or a face whose emotion has that valence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.data.datasets import Sample
+
+# Sentiment that goes with an emotion on the -3 ... 3 scale, where an item names no sentiment of its own. Surprise may
+# be either, so that it is no evidence for one.
+VALENCE = {
+    "neutral": 0.0, "happy": 1.5, "sad": -1.5, "angry": -1.5, "fear": -1.2, "disgust": -1.5, "surprise": 0.0,
+}  # fmt: skip
+NEUTRAL = EMOTIONS.index("neutral")
+NEUTRAL_BAND = 0.5  # a sentence within it goes with a neutral voice and face
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Samples of different modalities that are seen together, and what they are to be taken for.
+
+    Attributes:
+        members: modality -> the sample whose rows of that modality are used.
+        sentiment: -3 ... 3, or None. coarse: it is what the emotion suggests, or only its sign is known.
+        emotions: probability per emotion, or None. emotion: number of the one that it is, or None.
+    """
+
+    members: dict[str, Sample]
+    sentiment: float | None
+    coarse: bool
+    emotions: tuple[float, ...] | None
+    emotion: int | None
+
+
+def single(sample: Sample, modalities: Sequence[str] | None = None) -> Group:
+    """One sample alone, with its own labels, and the valence of its emotion where it has no sentiment."""
+    labels = sample.labels
+    members = {m: sample for m in sample.tracks if modalities is None or m in modalities}
+    sentiment, coarse = labels.sentiment, labels.coarse
+    if sentiment is None and sample.emotion is not None and "text" not in members:
+        sentiment, coarse = VALENCE[EMOTIONS[sample.emotion]], True
+    return Group(members, sentiment, coarse, labels.emotions, sample.emotion)
+
+
+class Pairing:
+    """Draws groups from samples, each emotion as often as any other if nothing else is said.
+
+    Args:
+        samples: of one split only, so that nothing from another is ever seen.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._by_emotion: dict[str, list[list[Sample]]] = {}
+        self._texts_by_valence: list[list[Sample]] = [[] for _ in EMOTIONS]
+        self._damaged: dict[str, list[list[Sample]]] = {}
+        for sample in samples:
+            if sample.labels.damage is not None:
+                for modality in sample.tracks:
+                    if sample.emotion is not None:
+                        self._damaged.setdefault(modality, [[] for _ in EMOTIONS])[sample.emotion].append(sample)
+                continue
+            for modality in sample.tracks:
+                if sample.emotion is not None:
+                    by_emotion = self._by_emotion.setdefault(modality, [[] for _ in EMOTIONS])
+                    by_emotion[sample.emotion].append(sample)
+            if "text" in sample.tracks and sample.emotion is None and sample.labels.sentiment is not None:
+                for emotion in emotions_of_valence(sample.labels.sentiment):
+                    self._texts_by_valence[emotion].append(sample)
+
+    def emotions(self, modalities: Sequence[str]) -> list[int]:
+        """Emotions of which every one of the modalities has an example."""
+        return [e for e in range(len(EMOTIONS)) if all(self._pool(m, e, False) for m in modalities)]
+
+    def draw(
+        self,
+        modalities: Sequence[str],
+        random: np.random.Generator,
+        by_valence: float = 0.0,
+        emotion: int | None = None,
+        composed: float = 0.0,
+        shares: Mapping[str, float] | None = None,
+        conflict: float = 0.0,
+        damaged: float = 0.0,
+        errors: Mapping[str, float] | None = None,
+    ) -> Group:
+        """A group over the modalities.
+
+        Args:
+            by_valence: how often its sentence is one that has a sentiment instead of an emotion.
+            emotion: of the group; drawn evenly when not given.
+            composed: how often one member shows nothing of the emotion: people say sad things in an even voice, and
+                happy ones with a still face. A neutral member is then no evidence against the others.
+            shares: how often each emotion is drawn, 1 where it is not named.
+            conflict: how often one member of three or more shows another emotion: the others are right.
+            damaged: how often a member is a damaged one, half of the time of another emotion, and the others are right.
+            errors: how often each modality shows another emotion: as often as its reader is wrong about items that it
+                never met. About those that it was trained on it is right too often to be a lesson.
+
+        Raises:
+            DataError: no emotion has examples of all of the modalities.
+        """
+        if emotion is None:
+            possible = self.emotions(modalities)
+            if not possible:
+                raise DataError(f"no emotion has examples of all of {', '.join(modalities)}; add such corpora")
+            weights = np.array([(shares or {}).get(EMOTIONS[e], 1.0) for e in possible])
+            emotion = possible[int(random.choice(len(possible), p=weights / weights.sum()))]
+        scored = "text" in modalities and bool(self._texts_by_valence[emotion]) and random.random() < by_valence
+        members = {}
+        for modality in modalities:
+            pool = self._pool(modality, emotion, scored)
+            members[modality] = pool[int(random.integers(len(pool)))]
+        if errors and len(members) > 1:
+            members.update(self._wrong(modalities, emotion, random, errors))
+        odd = self._odd(modalities, emotion, random, composed, conflict, damaged) if len(members) > 1 else {}
+        if not (scored and "text" in odd):
+            members.update(odd)
+        own = [s.labels for s in members.values() if s.labels.sentiment is not None and not s.labels.coarse]
+        sentiment = own[0].sentiment if own else VALENCE[EMOTIONS[emotion]]
+        return Group(members, sentiment, not own, tuple(float(e == emotion) for e in range(len(EMOTIONS))), emotion)
+
+    def _wrong(
+        self, modalities: Sequence[str], emotion: int, random: np.random.Generator, errors: Mapping[str, float]
+    ) -> dict[str, Sample]:
+        """Members of other emotions, often neutral; one at least is left as it is."""
+        chosen = [m for m in modalities if random.random() < errors.get(m, 0.0)]
+        if len(chosen) == len(modalities):
+            chosen.pop(int(random.integers(len(chosen))))
+        wrong = {}
+        for modality in chosen:
+            others = [e for e in self.emotions([modality]) if e != emotion]
+            if not others:
+                continue
+            other = others[int(random.integers(len(others)))]
+            if NEUTRAL in others and random.random() < 0.3:
+                other = NEUTRAL
+            pool = self._pool(modality, other, False)
+            wrong[modality] = pool[int(random.integers(len(pool)))]
+        return wrong
+
+    def _odd(
+        self,
+        modalities: Sequence[str],
+        emotion: int,
+        random: np.random.Generator,
+        composed: float,
+        conflict: float,
+        damaged: float,
+    ) -> dict[str, Sample]:
+        """A member that is not to be relied upon, if there is to be one."""
+        modality = modalities[int(random.integers(len(modalities)))]
+        chance = random.random()
+        pool: list[Sample] = []
+        if chance < damaged:
+            by_emotion = self._damaged.get(modality, [[]] * len(EMOTIONS))
+            other = emotion if random.random() < 0.5 else int(random.integers(len(EMOTIONS)))
+            pool = by_emotion[other]
+        elif chance < damaged + conflict:
+            others = [e for e in self.emotions([modality]) if e != emotion]
+            if others and len(modalities) > 2:  # of two that contradict each other, neither is known to be right
+                pool = self._pool(modality, others[int(random.integers(len(others)))], False)
+        elif chance < damaged + conflict + composed and emotion != NEUTRAL:
+            pool = self._pool(modality, NEUTRAL, False)
+        return {modality: pool[int(random.integers(len(pool)))]} if pool else {}
+
+    def _pool(self, modality: str, emotion: int, scored: bool) -> list[Sample]:
+        if modality == "text" and scored:
+            return self._texts_by_valence[emotion]
+        return self._by_emotion.get(modality, [[]] * len(EMOTIONS))[emotion]
+
+
+def emotions_of_valence(sentiment: float) -> list[int]:
+    """Emotions that a sentence of this sentiment may go with."""
+    if abs(sentiment) < NEUTRAL_BAND:
+        return [NEUTRAL]
+    sign = np.sign(sentiment)
+    return [e for e, name in enumerate(EMOTIONS) if VALENCE[name] * sign > 0]
+
+
+def paired_set(samples: Sequence[Sample], modalities: Sequence[str], size: int, seed: int = 0) -> list[Group]:
+    """`size` groups for evaluation, the same for one seed; every emotion equally often, as far as they divide."""
+    pairing, random = Pairing(samples), np.random.default_rng(seed)
+    emotions = pairing.emotions(modalities)
+    if not emotions:
+        raise DataError(f"no emotion has examples of all of {', '.join(modalities)}; name corpora that have them")
+    return [pairing.draw(modalities, random, emotion=emotions[k % len(emotions)]) for k in range(size)]

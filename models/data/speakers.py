@@ -1,0 +1,78 @@
+"""References for training and measuring: what the speakers of labelled clips have said elsewhere.
+
+A corpus holds many clips of one person, in no order. Any of them may stand for what was heard before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mien.emotions import EMOTIONS
+from mien.models.data.datasets import Sample
+from mien.models.voice.reference import Reference, Utterance, given_reference, running_reference, utterances
+
+AUDIO = "audio"
+NONE, RUNNING, LASTING, NEUTRAL, CORPUS = KINDS = ("none", "running", "lasting", "neutral", "corpus")
+# How often a training clip is compared with which.
+SHARES = {NONE: 0.4, RUNNING: 0.25, LASTING: 0.1, NEUTRAL: 0.2, CORPUS: 0.05}
+FEWEST = 8  # clips of a speaker from which a running reference is made
+AFTER, GIVEN = 10, 3  # clips that a running and a neutral reference are measured with
+_NEUTRAL = EMOTIONS.index("neutral")
+
+
+class Speakers:
+    """Draws references for samples.
+
+    Kinds: "none"; "running", after unlabelled clips of the same speaker; "lasting", after clips of the same speaker in
+    the very mood of the sample; "neutral", of a few neutral clips, as a user gives it; "corpus", the mean of all.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._said: dict[tuple[str, str], list[Utterance]] = {}
+        self._clips: dict[tuple[str, str], list[tuple[str, int | None]]] = {}
+        self._corpora: dict[str, Reference | None] = {}
+        everything: dict[str, list[Utterance]] = {}
+        for sample in samples:
+            labels, track = sample.labels, sample.tracks.get(AUDIO)
+            if track is None or labels.copy or labels.speaker is None:
+                continue
+            said = [Utterance.of(rows) for rows in utterances(track.values, track.mask > 0)]
+            if said:
+                self._said[labels.corpus, labels.id] = said
+                self._clips.setdefault((labels.corpus, labels.speaker), []).append((labels.id, sample.emotion))
+                everything.setdefault(labels.corpus, []).extend(said)
+        for corpus, said in everything.items():
+            reference = given_reference(said)
+            self._corpora[corpus] = None if reference is None else reference._replace(given=False)
+
+    def draw(
+        self, sample: Sample, kind: str, random: np.random.Generator, clips: int | None = None
+    ) -> Reference | None:
+        """A reference for one sample; None for "none", and where its speaker has said too little else.
+
+        Args:
+            clips: how many a running one is made of; at random between 1 and 12 if not given.
+        """
+        labels = sample.labels
+        if kind == CORPUS:
+            return self._corpora.get(labels.corpus)
+        own = labels.id.partition("~")[0] if labels.copy else labels.id
+        known = self._clips.get((labels.corpus, labels.speaker or ""), [])
+        others = [clip for clip in known if clip[0] != own]
+        if kind == NEUTRAL:
+            chosen, count = [name for name, emotion in others if emotion == _NEUTRAL], GIVEN
+        else:
+            if kind == NONE or len(known) < FEWEST:
+                return None
+            chosen = [name for name, emotion in others if kind == RUNNING or emotion == sample.emotion]
+            count = clips or int(random.integers(1, 13))
+        order = random.permutation(len(chosen))[:count]
+        said = [utterance for place in order for utterance in self._said[labels.corpus, chosen[place]]]
+        return given_reference(said) if kind == NEUTRAL else running_reference(said)
+
+    def draw_any(self, sample: Sample, random: np.random.Generator) -> Reference | None:
+        """A reference of a kind by SHARES."""
+        kind = random.choice(list(SHARES), p=list(SHARES.values()))
+        return self.draw(sample, str(kind), random)

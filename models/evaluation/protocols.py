@@ -1,0 +1,215 @@
+"""Evaluation protocols beyond whole windows: missing steps, partial clips, label-paired fusion, calibration.
+
+No accepted protocol exists for streaming. Ours: a clip is predicted when its first tenth, second tenth ... has been
+seen, each time from the window that ends there, and nothing later is known, not even to the text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mien.clock import NS_PER_S
+from mien.emotions import EMOTIONS
+from mien.messages import Float32, ModalitySpec
+from mien.models.data.datasets import Sample, Track, word_times_ns
+from mien.models.data.pairing import Group, Pairing, single
+from mien.models.evaluation.scores import Damage, Runner, Scores, figures, missing_steps, noise_instead, score
+from mien.models.evaluation.shares import share_quality
+from mien.windowing import WINDOW_NS
+
+TENTHS = tuple(k / 10 for k in range(1, 11))
+Normalisation = Mapping[str, tuple[Float32, Float32]]  # mean and standard deviation (D,) per modality
+EncodeWords = Callable[[Sequence[str]], Float32]
+
+
+def robustness(
+    run: Runner,
+    specs: Mapping[str, ModalitySpec],
+    groups: Sequence[Group],
+    modalities: Sequence[str],
+    rates: Sequence[float],
+) -> dict[str, Any]:
+    """Figures at each rate of random missing steps, one checkpoint, and their mean over the rates."""
+    by_rate = {
+        f"{rate:.1f}": figures(groups, score(run, specs, groups, modalities, damage=missing_steps(rate)))
+        for rate in rates
+    }
+    means: dict[str, Any] = {}
+    for part, names in (
+        ("sentiment", ("has0_accuracy", "non0_accuracy", "mae", "correlation")),
+        ("emotion", ("uar", "accuracy")),
+    ):
+        if all(part in made for made in by_rate.values()):
+            means[part] = {name: float(np.mean([made[part][name] for made in by_rate.values()])) for name in names}
+    return {"rates": by_rate, "mean": means}
+
+
+def streaming(
+    run: Runner,
+    specs: Mapping[str, ModalitySpec],
+    samples: Sequence[Sample],
+    modalities: Sequence[str],
+    encode_words: EncodeWords | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Figures with the first 10 %, 20 % ... 100 % of each item seen; sign flips per minute; time to the final sign.
+
+    Args:
+        encode_words: the text encoder, so that a part of a sentence is read as that part; without it, rows of the whole
+            sentence are cut.
+    """
+    by_share: dict[str, Any] = {}
+    rolling: list[Scores] = []
+    for done, share in enumerate(TENTHS, start=1):
+        groups = [single(partial(sample, specs, share, encode_words), modalities) for sample in samples]
+        scores = score(run, specs, groups, modalities)
+        rolling.append(scores)
+        by_share[f"{share:.1f}"] = figures(groups, scores)
+        if progress is not None:
+            progress(done, len(TENTHS))
+    minutes = np.array([max(s.labels.duration_ns, NS_PER_S) for s in samples]) / (60 * NS_PER_S)
+    sentiment = np.stack([scores.sentiment for scores in rolling])  # (10, n)
+    signs = sentiment >= 0
+    flips = (signs[1:] != signs[:-1]).sum(0)
+    changed = np.array([np.flatnonzero(column != column[-1]) for column in signs.T], dtype=object)
+    settled = np.array([TENTHS[int(at[-1]) + 1] if len(at) else TENTHS[0] for at in changed])
+    return {
+        "shares": by_share,
+        "sign_flips_per_minute": float(flips.sum() / minutes.sum()),
+        "seconds_to_final_sign": float((settled * minutes * 60).mean()),
+        "share_to_final_sign": float(settled.mean()),
+        "largest_sentiment_of_neutral": _of_neutral(samples, sentiment),
+    }
+
+
+def _of_neutral(samples: Sequence[Sample], sentiment: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float] | None:
+    neutral = [i for i, s in enumerate(samples) if s.emotion == EMOTIONS.index("neutral")]
+    if not neutral:
+        return None
+    largest = np.abs(sentiment[:, neutral]).max(0)
+    return {
+        "mean": float(largest.mean()),
+        "p95": float(np.percentile(largest, 95)),
+        "within_half_a_point": float((largest <= 0.5).mean()),
+    }
+
+
+def partial(
+    sample: Sample, specs: Mapping[str, ModalitySpec], share: float, encode_words: EncodeWords | None
+) -> Sample:
+    """What has been seen of an item when `share` of it is over."""
+    end_ns = round(sample.labels.duration_ns * share)
+    tracks: dict[str, Track] = {}
+    for name, track in sample.tracks.items():
+        spec = specs[name]
+        if sample.labels.still and spec.rate_hz:
+            # A moment that lasts: seen for this share of a window.
+            steps = max(1, round(spec.steps * share))
+            tracks[name] = Track(
+                np.repeat(track.values[:1], steps, 0), np.repeat(track.mask[:1], steps), np.zeros(steps, np.int64)
+            )
+            end_ns = steps * NS_PER_S // round(spec.rate_hz) - 1
+        elif spec.rate_hz:
+            begin_ns = max(0, end_ns - WINDOW_NS)
+            kept = (track.times_ns <= end_ns) & (track.times_ns >= begin_ns)
+            tracks[name] = Track(track.values * kept[:, None], track.mask * kept, track.times_ns)
+        elif encode_words is not None and sample.labels.text:
+            words = sample.labels.text.split()
+            words = words[: max(1, round(len(words) * share))]
+            values = encode_words(words)
+            tracks[name] = Track(values, np.ones(len(words), np.float32), word_times_ns(len(words), end_ns))
+        else:
+            count = max(1, round(len(track.values) * share))
+            tracks[name] = Track(track.values[:count], track.mask[:count], track.times_ns[:count])
+    return Sample(msgspec.structs.replace(sample.labels, duration_ns=end_ns, still=False), tracks)
+
+
+def fusion(
+    run: Runner,
+    specs: Mapping[str, ModalitySpec],
+    samples: Sequence[Sample],
+    modalities: Sequence[str],
+    normalisation: Normalisation,
+    size: int = 1400,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Label-paired items of one emotion: every subset of modalities, each one as noise, and two in conflict.
+
+    Args:
+        samples: never seen in training.
+        normalisation: the scale of the noise.
+    """
+    pairing, random = Pairing(samples), np.random.default_rng(seed)
+    emotions = pairing.emotions(modalities)
+    groups = [pairing.draw(modalities, random, emotion=emotions[k % len(emotions)]) for k in range(size)]
+    mixed = [
+        pairing.draw(modalities, random, emotion=emotions[k % len(emotions)], conflict=0.3, damaged=0.4)
+        for k in range(size)
+    ]
+
+    def measured(names: Sequence[str], damage: Damage | None = None) -> dict[str, Any]:
+        made = figures(groups, score(run, specs, groups, names, damage=damage))
+        return {k: made["emotion"][k] for k in ("uar", "accuracy", "weighted_f1", "ece", "ece_by_chance")} | {
+            "confidence": made["confidence"], "gates": made["gates"]
+        }  # fmt: skip
+
+    subsets = {
+        "+".join(names): measured(names)
+        for count in range(1, len(modalities) + 1)
+        for names in combinations(modalities, count)
+    }
+    noisy = {m: measured(modalities, noise_instead(m, *normalisation[m])) for m in modalities}
+    confidence = {
+        str(count): float(
+            np.mean([made["confidence"] for names, made in subsets.items() if names.count("+") == count - 1])
+        )
+        for count in range(1, len(modalities) + 1)
+    }
+    best = max(subsets[m]["uar"] for m in modalities)
+    whole = subsets["+".join(modalities)]["uar"]
+    left = {m: max(subsets[n]["uar"] for n in modalities if n != m) for m in modalities}
+    without = {m: subsets["+".join(n for n in modalities if n != m)]["uar"] - left[m] for m in modalities}
+    return {
+        "count": size,
+        "subsets": subsets,
+        "gain_over_best_single": whole - best,
+        "without_one_over_best_remaining": without,
+        "noise_in_one_over_best_remaining": {m: noisy[m]["uar"] - left[m] for m in modalities},
+        "noise": noisy,
+        "confidence_by_modalities": confidence,
+        "shares": {
+            "all agree": share_quality(run, specs, groups, modalities),
+            "one is often damaged or of another emotion": share_quality(run, specs, mixed, modalities),
+        },
+        "conflict": {m: _conflict(run, specs, pairing, modalities, m, seed) for m in modalities},
+    }
+
+
+def _conflict(
+    run: Runner, specs: Mapping[str, ModalitySpec], pairing: Pairing, modalities: Sequence[str], odd: str, seed: int
+) -> dict[str, Any]:
+    """One modality says one thing and all others another: whom the model follows, and the gates."""
+    random = np.random.default_rng(seed + 1)
+    emotions = pairing.emotions(modalities)
+    groups, ours, theirs = [], [], []
+    for k in range(50 * len(emotions)):
+        common = emotions[k % len(emotions)]
+        other = emotions[(k + 1 + int(random.integers(len(emotions) - 1))) % len(emotions)]
+        group = pairing.draw(modalities, random, emotion=common)
+        group.members.update(pairing.draw([odd], random, emotion=other).members)
+        groups.append(group)
+        ours.append(common)
+        theirs.append(other)
+    scores = score(run, specs, groups, modalities)
+    top = scores.emotions.argmax(1)
+    return {
+        "follows_the_others": float((top == np.array(ours)).mean()),
+        "follows_the_odd_one": float((top == np.array(theirs)).mean()),
+        "confidence": float(scores.confidence.mean()),
+        "gates": scores.gates.mean(0).tolist(),
+    }

@@ -1,0 +1,184 @@
+"""What a model says of labelled samples, and the figures made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mien.emotions import EMOTIONS
+from mien.messages import Float32, ModalitySpec
+from mien.models.cmmsf import CMMSF
+from mien.models.data.batches import plain_batch, whole_windows
+from mien.models.data.pairing import Group
+from mien.models.evaluation.metrics import confidence_curve, emotion_metrics, reliability, sentiment_metrics
+from mien.windowing import WINDOW_NS
+
+Doubles = npt.NDArray[np.float64]
+# features and mask per modality -> sentiment (B,), emotions (B, 7), confidence (B,), gates (B, M)
+Runner = Callable[[Mapping[str, Float32], Mapping[str, Float32]], tuple[Float32, Float32, Float32, Float32]]
+# Changes features and mask in place; it is given the generator of the evaluation.
+Damage = Callable[[dict[str, Float32], dict[str, Float32], np.random.Generator], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What was said of n groups: `sentiment` (n,), `emotions` (n, 7), `confidence` (n,), `gates` (n, M), and whether
+    anything was `observed` (n,)."""
+
+    sentiment: Doubles
+    emotions: Doubles
+    confidence: Doubles
+    gates: Doubles
+    observed: npt.NDArray[np.bool_]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of several sets of groups, one after the other."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def torch_runner(network: CMMSF) -> Runner:
+    """The torch reference as a runner; it does not encode what a batch does not have."""
+    network.eval()
+
+    @torch.inference_mode()
+    def run(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tuple[Float32, Float32, Float32, Float32]:
+        tensors = (
+            {n: torch.from_numpy(x) for n, x in features.items()},
+            {n: torch.from_numpy(x) for n, x in mask.items()},
+        )
+        sentiment, emotions, confidence, gates = network.fusion.calibrated(network.raw(*tensors))
+        return sentiment.numpy(), emotions.numpy(), confidence.numpy(), gates.numpy()
+
+    return run
+
+
+def score(
+    run: Runner,
+    specs: Mapping[str, ModalitySpec],
+    groups: Sequence[Group],
+    modalities: Sequence[str],
+    *,
+    seen: float = 1.0,
+    damage: Damage | None = None,
+    batch: int = 128,
+    seed: int = 0,
+) -> Scores:
+    """Run a model over groups.
+
+    Args:
+        modalities: that are looked at; others are missing.
+        seen: only this first share of every item is seen.
+        damage: done to every batch before the model sees it.
+    """
+    views = [(i, g, start, end) for i, g in enumerate(groups) for start, end in _views(g, modalities, seen)]
+    # Long and short, or with and without a modality, apart: a batch then has only what it needs.
+    views.sort(key=lambda view: sorted(view[1].members))
+    random = np.random.default_rng(seed)
+    parts: list[tuple[Float32, Float32, Float32, Float32]] = []
+    observed: list[npt.NDArray[np.bool_]] = []
+    for begin in range(0, len(views), batch):
+        chunk = plain_batch(specs, [view[1:] for view in views[begin : begin + batch]], modalities)
+        features = {n: x.numpy() for n, x in chunk.features.items()}
+        mask = {n: x.numpy() for n, x in chunk.mask.items()}
+        if damage is not None:
+            damage(features, mask, random)
+        if not features:
+            name = modalities[0]
+            size = len(chunk.sentiment)
+            features = {name: np.zeros((size, specs[name].steps, specs[name].dim), np.float32)}
+            mask = {name: np.zeros((size, specs[name].steps), np.float32)}
+        parts.append(run(features, mask))
+        observed.append(np.asarray(np.stack([m.any(1) for m in mask.values()]).any(0), np.bool_))
+    owner = np.array([view[0] for view in views])
+    return _averaged(
+        [np.concatenate(column) for column in zip(*parts, strict=True)], np.concatenate(observed), owner, len(groups)
+    )
+
+
+def _views(group: Group, modalities: Sequence[str], seen: float) -> list[tuple[int, int]]:
+    sample = max(group.members.values(), key=lambda s: s.labels.duration_ns)
+    if len({id(s) for s in group.members.values()}) > 1:
+        return [(0, sample.labels.duration_ns)]
+    if seen >= 1.0:
+        return whole_windows(sample, modalities)
+    end = round(sample.labels.duration_ns * seen)
+    return [(max(1, end - WINDOW_NS), end)]
+
+
+def _averaged(
+    columns: list[Float32], observed: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64], count: int
+) -> Scores:
+    """Windows of one item to one answer, the windows without evidence left out."""
+    seen = np.zeros(count, np.bool_)
+    np.logical_or.at(seen, owner, observed)
+    weight = np.where(seen[owner], observed, True).astype(np.float64)
+    total = np.bincount(owner, weight, count)
+    means = []
+    for column in columns:
+        wide = column.astype(np.float64).reshape(len(column), -1)
+        summed = np.stack([np.bincount(owner, weight * wide[:, k], count) for k in range(wide.shape[1])], 1)
+        mean = summed / total[:, None]
+        means.append(mean if column.ndim > 1 else mean[:, 0])
+    sentiment, emotions, confidence, gates = means
+    return Scores(sentiment, emotions, confidence, gates, seen)
+
+
+def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
+    """Metrics by what the groups are labelled with: `sentiment` where its strength is known, `emotion` where it is one
+    of the seven, `own_labels` where their corpus named another before it was voted on, and the share of items in which
+    nothing was observed."""
+    made: dict[str, Any] = {"count": len(groups), "nothing_observed": float(1 - scores.observed.mean())}
+    truth = np.array([np.nan if g.sentiment is None or g.coarse else g.sentiment for g in groups])
+    known = np.isfinite(truth)
+    if known.any():
+        made["sentiment"] = asdict(sentiment_metrics(truth[known], scores.sentiment[known]))
+    labels = np.array([-1 if g.emotion is None else g.emotion for g in groups])
+    known = labels >= 0
+    if known.any():
+        metrics = emotion_metrics(labels[known], scores.emotions[known])
+        made["emotion"] = asdict(metrics) | {"confusion": metrics.confusion.tolist(), "labels": list(EMOTIONS)}
+        right = scores.emotions[known].argmax(1) == labels[known]
+        made["calibration"] = [asdict(b) for b in reliability(right, scores.confidence[known])]
+        made["confidence_curve"] = [asdict(b) for b in confidence_curve(right, scores.confidence[known])]
+    own = np.array([_own(g) for g in groups])
+    if (own >= 0).any():
+        metrics = emotion_metrics(own[own >= 0], scores.emotions[own >= 0])
+        made["own_labels"] = {"uar": metrics.uar, "accuracy": metrics.accuracy, "count": metrics.count}
+    made["confidence"] = float(scores.confidence.mean())
+    made["gates"] = scores.gates.mean(0).tolist()
+    return made
+
+
+def _own(group: Group) -> int:
+    """Number of the emotion that its corpus named before it was voted on, -1 for none."""
+    owns = [sample.labels.own for sample in group.members.values()]
+    return owns[0] if len(owns) == 1 and owns[0] is not None else -1
+
+
+def missing_steps(rate: float) -> Damage:
+    """Damage that takes away each observed step with probability `rate`."""
+
+    def damage(features: dict[str, Float32], mask: dict[str, Float32], random: np.random.Generator) -> None:
+        for name in mask:
+            mask[name] *= random.random(mask[name].shape) >= rate
+            features[name] *= mask[name][..., None]
+
+    return damage
+
+
+def noise_instead(name: str, mean: Float32, std: Float32) -> Damage:
+    """Damage that replaces one modality by white noise on the scale of its training rows."""
+
+    def damage(features: dict[str, Float32], mask: dict[str, Float32], random: np.random.Generator) -> None:
+        if name in features:
+            noise = random.standard_normal(features[name].shape).astype(np.float32)
+            features[name][:] = noise * std + mean
+            mask[name][:] = 1.0
+
+    return damage

@@ -1,0 +1,188 @@
+"""Whether the share of a modality follows how far it is to be relied upon: damage, conflict, and who is right.
+
+Groups are items of different corpora, put together by their labels. A damaged copy takes the place of the very item
+that it was made from, so that a table changes one thing at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.errors import DataError
+from mien.messages import ModalitySpec
+from mien.models.data.datasets import Sample
+from mien.models.data.pairing import Group, Pairing
+from mien.models.evaluation.metrics import emotion_metrics
+from mien.models.evaluation.scores import Runner, Scores, score
+
+Bools = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
+
+
+def auroc(score: Doubles, positive: Bools) -> float:
+    """How often a positive has a higher score than a negative (area under the ROC curve); ties count half.
+
+    NaN without one of either.
+    """
+    if positive.all() or not positive.any():
+        return float("nan")
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # of ties: their mean
+    hits, misses = int(positive.sum()), int((~positive).sum())
+    return float((rank[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def share_quality(
+    run: Runner, specs: Mapping[str, ModalitySpec], groups: Sequence[Group], modalities: Sequence[str]
+) -> dict[str, Any]:
+    """How well the share of each modality tells whether that modality alone would be right."""
+    truth = _truth(groups)
+    shares = score(run, specs, groups, modalities).gates
+    known = list(specs)
+    made: dict[str, Any] = {}
+    for name in modalities:
+        right = score(run, specs, groups, [name]).emotions.argmax(1) == truth
+        share = shares[:, known.index(name)]
+        made[name] = {
+            "auroc": auroc(share, right),
+            "right_alone": float(right.mean()),
+            "share_when_right": float(np.median(share[right])) if right.any() else None,
+            "share_when_wrong": float(np.median(share[~right])) if not right.all() else None,
+        }
+    return made
+
+
+def damage_table(
+    run: Runner,
+    specs: Mapping[str, ModalitySpec],
+    samples: Sequence[Sample],
+    modalities: Sequence[str],
+    size: int = 420,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Each modality under each kind and strength of damage: alone and in company.
+
+    Args:
+        samples: clean items, and copies of some with every damage of the table.
+        size: groups, of which every emotion has as many as any other.
+
+    Returns:
+        Per modality, under "whole" the figures without damage, under "without" the decision of the others, and under
+        "kinds" per kind a list of figures by strength, from least to worst; "conflict" says whom the decision follows
+        where the damaged one shows another emotion.
+
+    Raises:
+        DataError: no damaged copies.
+    """
+    damaged: dict[str, dict[tuple[str, float], dict[str, Sample]]] = {}
+    for sample in samples:
+        if sample.labels.damage is not None:
+            base = sample.labels.id.rpartition("~")[0]
+            for name in sample.tracks:
+                level = damaged.setdefault(name, {}).setdefault((sample.labels.damage, sample.labels.strength), {})
+                level[f"{sample.labels.corpus} {base}"] = sample
+    if not damaged:
+        raise DataError("no item has damaged copies; `mien eval --damage` makes them of corpora, not of datasets")
+    clean = [s for s in samples if s.labels.damage is None]
+    made: dict[str, Any] = {}
+    total = sum(len(levels) for levels in damaged.values())
+    done = 0
+    for name in [m for m in modalities if m in damaged]:
+        levels = damaged[name]
+        there = set.intersection(*(set(copies) for copies in levels.values()))
+        pairing = Pairing([s for s in clean if name not in s.tracks or _key(s) in there])
+        groups, conflicts, odd = _groups(pairing, modalities, name, size, seed)
+        others = [m for m in modalities if m != name]
+        table: dict[str, Any] = {
+            "items": len(there),
+            "whole": _level(run, specs, groups, conflicts, odd, modalities, name),
+            "without": _decision(score(run, specs, groups, others), _truth(groups)) if others else None,
+            "kinds": {},
+        }
+        for (kind, strength), copies in levels.items():
+            table["kinds"].setdefault(kind, []).append(
+                {"strength": strength}
+                | _level(
+                    run,
+                    specs,
+                    [_with(group, name, copies) for group in groups],
+                    [_with(group, name, copies) for group in conflicts],
+                    odd,
+                    modalities,
+                    name,
+                )
+            )
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        made[name] = table
+    return made
+
+
+def _key(sample: Sample) -> str:
+    return f"{sample.labels.corpus} {sample.labels.id}"
+
+
+def _with(group: Group, name: str, copies: Mapping[str, Sample]) -> Group:
+    return replace(group, members=group.members | {name: copies[_key(group.members[name])]})
+
+
+def _groups(
+    pairing: Pairing, modalities: Sequence[str], name: str, size: int, seed: int
+) -> tuple[list[Group], list[Group], npt.NDArray[np.int64]]:
+    """Groups that agree, groups in which one member shows another emotion, and which."""
+    random = np.random.default_rng(seed)
+    emotions = pairing.emotions(modalities)
+    if not emotions:
+        raise DataError(f"no emotion has examples of all of {', '.join(modalities)}; name corpora that have them")
+    groups = [pairing.draw(modalities, random, emotion=emotions[k % len(emotions)]) for k in range(size)]
+    conflicts, odd = [], []
+    for k, group in enumerate(groups):
+        if len(emotions) > 1:
+            other = emotions[(k + 1 + int(random.integers(len(emotions) - 1))) % len(emotions)]
+            member = pairing.draw([name], random, emotion=other).members
+            conflicts.append(replace(group, members=group.members | member))
+            odd.append(other)
+    return groups, conflicts, np.array(odd)
+
+
+def _truth(groups: Sequence[Group]) -> npt.NDArray[np.int64]:
+    return np.array([int(np.argmax(group.emotions)) for group in groups if group.emotions is not None])
+
+
+def _decision(scores: Scores, truth: npt.NDArray[np.int64]) -> dict[str, float]:
+    metrics = emotion_metrics(truth, scores.emotions)
+    return {"accuracy": metrics.accuracy, "uar": metrics.uar, "confidence": float(scores.confidence.mean())}
+
+
+def _level(
+    run: Runner,
+    specs: Mapping[str, ModalitySpec],
+    groups: Sequence[Group],
+    conflicts: Sequence[Group],
+    odd: npt.NDArray[np.int64],
+    modalities: Sequence[str],
+    name: str,
+) -> dict[str, Any]:
+    truth, column = _truth(groups), list(specs).index(name)
+    together = score(run, specs, groups, modalities)
+    made: dict[str, Any] = {
+        "alone": _decision(score(run, specs, groups, [name]), truth),
+        "company": _decision(together, truth),
+        "share": float(np.median(together.gates[:, column])),
+    }
+    if len(conflicts) and len(modalities) > 1:
+        scores = score(run, specs, conflicts, modalities)
+        top = scores.emotions.argmax(1)
+        made["conflict"] = {
+            "follows_the_others": float((top == _truth(conflicts)).mean()),
+            "follows_the_odd_one": float((top == odd).mean()),
+            "share": float(np.median(scores.gates[:, column])),
+        }
+    return made

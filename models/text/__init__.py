@@ -1,0 +1,1 @@
+"""The text encoder: words to vectors."""

@@ -1,0 +1,1 @@
+"""Training of CM-MSF and of its encoders."""

@@ -1,0 +1,208 @@
+"""How far what the model says is to be believed, fitted on data that nothing was trained on: the reliability of each
+modality, and then temperatures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mien.models.cmmsf import CMMSF
+from mien.models.data.batches import Perturber, plain_batches
+from mien.models.data.datasets import Dataset, Statistics
+from mien.models.data.pairing import Pairing, paired_set, single
+from mien.models.fusion import Encoding, evidence
+from mien.models.training.encodings import EncodedItems
+from mien.models.training.fusion import FusionTraining
+
+BATCH = 128
+MOST = 2000  # items of each modality that reliability is learned from
+
+
+def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> None:
+    """Learn on the "valid" split, damaged copies and pairs in conflict included, when each modality is right.
+
+    Nothing but the last layers that say so changes. A model without reliability is left as it is.
+    """
+    valid = [s for s in dataset.split("valid") if s.emotion is not None and (s.labels.damage or not s.labels.copy)]
+    module, names = network.fusion.reliability, list(dataset.specs)
+    if module is None or settings.reliability_steps == 0 or not valid:
+        return
+    random = np.random.default_rng((settings.seed, 77))
+    torch.manual_seed(settings.seed)
+    order = random.permutation(len(valid))
+    valid = [
+        s
+        for name in names
+        for s in [valid[k] for k in order if name in valid[k].tracks and len(valid[k].tracks) == 1][:MOST]
+    ] + [s for s in valid if len(s.tracks) > 1][:MOST]
+    network.eval()
+    statistics = {name: Statistics(0, *network.normalisation(name)) for name in names}
+    perturber = Perturber(dataset.specs, statistics, msgspec.structs.replace(settings.perturbation, drop=0.0))
+    encoded = EncodedItems(network, valid, perturber, 1, random)
+    pairing = Pairing(valid)
+    kinds = [
+        chosen
+        for count in range(1, len(encoded.modalities) + 1)
+        for chosen in combinations(encoded.modalities, count)
+        if pairing.emotions(chosen)
+    ]
+    if not kinds:
+        return
+    layers = [*module.own.parameters(), *module.company.parameters()]
+    trainable = [layer.requires_grad for layer in layers]
+    for layer in layers:
+        layer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(layers, lr=2e-3, weight_decay=0.05)
+    module.train()
+    for step in range(settings.reliability_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1.0 - step / settings.reliability_steps)
+        kind = kinds[-1] if random.random() < 0.5 else kinds[int(random.integers(len(kinds)))]
+        groups = [
+            pairing.draw(kind, random, composed=settings.composed, conflict=settings.conflict, damaged=settings.damaged)
+            for _ in range(BATCH)
+        ]
+        batch = encoded.batch(groups, random)
+        truth = batch.emotions.argmax(1)
+        some = next(iter(batch.encodings.values()))
+        missing = Encoding(torch.zeros_like(some.hidden), torch.zeros_like(some.observed))
+        whole = {name: batch.encodings.get(name, missing) for name in network.names}
+        available = {name: (made.observed.amax(1) > 0).float() for name, made in whole.items()}
+        judgement = module(
+            {name: made.hidden for name, made in whole.items()},
+            {name: made.observed for name, made in whole.items()},
+            available,
+        )
+        loss = torch.zeros(())
+        for name in batch.encodings:
+            column, there = network.names.index(name), available[name] > 0
+            right = (batch.said[name][0].argmax(1) == truth).float()
+            for logit in (judgement.own, judgement.logit):
+                loss = loss + F.binary_cross_entropy_with_logits(logit[there, column], right[there])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for layer, before in zip(layers, trainable, strict=True):
+        layer.requires_grad_(before)
+    network.eval()
+
+
+def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Temperatures (K,) with the lowest cross-entropy (after Guo et al., ICML 2017).
+
+    Args:
+        logits: (n, 7). evidence: (n, K), the exponent of each temperature. targets: (n, 7). weights: (n,), of items.
+    """
+    weights = torch.ones(len(logits)) if weights is None else weights
+    log_temperature = torch.zeros(evidence.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def cost() -> Tensor:
+        optimizer.zero_grad()
+        calibrated = logits / torch.exp(evidence @ log_temperature)[:, None]
+        errors = -(targets * F.log_softmax(calibrated, 1)).sum(1)
+        # What no item has stays at 1.
+        loss = (weights * errors).sum() / weights.sum() + 1e-4 * log_temperature.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(cost)  # type: ignore[no-untyped-call]
+    return torch.exp(log_temperature.detach()).clamp(0.2, 5.0)
+
+
+def fit_temperatures(
+    logits: Tensor, shares: Tensor, targets: Tensor, weights: Tensor, reliability: Tensor | None = None
+) -> Tensor:
+    """A temperature for each of M modalities, where it is alone, one for how likely it is wrong, and then one for how
+    much a decision is shared.
+
+    One after the other: pairs, of which there are as many of each emotion, would otherwise have a say in what a
+    modality deserves that is alone.
+
+    Args:
+        logits: (n, 7). shares: (n, M). targets: (n, 7). weights: (n,). reliability: (n, M), of a model that has it.
+
+    Returns:
+        (M + 1,) or, with `reliability`, (M + 2,), see `mien.models.fusion.Fusion`; 1 for a modality that is never
+        alone.
+    """
+    index = evidence(shares, reliability)
+    count = shares.shape[1]
+    apart = [column for column in range(index.shape[1]) if column != count]
+    alone = shares.amax(1) == 1
+    temperature = torch.ones(index.shape[1])
+    if alone.any():
+        temperature[apart] = fit_temperature(logits[alone], index[alone][:, apart], targets[alone], weights[alone])
+    if not alone.all():
+        together = logits / torch.exp(index[:, apart] @ temperature[apart].log())[:, None]
+        shared, both = ~alone, index[:, count : count + 1]
+        temperature[count : count + 1] = fit_temperature(
+            together[shared], both[shared], targets[shared], weights[shared]
+        )
+    return temperature
+
+
+def calibrate(
+    network: CMMSF, dataset: Dataset, settings: FusionTraining, outside: Mapping[str, float] | None = None
+) -> tuple[float, ...]:
+    """Fit reliability and then temperatures on the "valid" split, and set them.
+
+    Every corpus counts alike, and so does every combination of modalities: neither the largest corpus nor the least
+    certain sense decides for the others.
+
+    Args:
+        outside: by modality, how many times the temperature that fits the "valid" split one must be that fits corpora
+            which were left out (`mien.models.training.leave_out`). People are met outside of all corpora.
+
+    Returns:
+        The temperatures; 1 where no validation item has an emotion.
+    """
+    labelled = [s for s in dataset.split("valid") if s.labels.emotions is not None]
+    valid = [s for s in labelled if not s.labels.copy]
+    damaged = [s for s in labelled if s.labels.damage is not None]
+    names = list(dataset.specs)
+    pairings = [chosen for count in range(2, len(names) + 1) for chosen in combinations(names, count)]
+    sets = [
+        [single(s) for s in valid if s.labels.corpus == corpus][: settings.calibration_items]
+        for corpus in sorted({s.labels.corpus for s in valid})
+    ]
+    possible = [chosen for chosen in pairings if Pairing(valid).emotions(chosen)]
+    size = settings.valid_items // 3
+    sets += [paired_set(valid, chosen, size) for chosen in possible]
+    if damaged:
+        spoilt = [[single(s) for s in damaged if name in s.tracks][: settings.calibration_items] for name in names]
+        sets += [groups for groups in spoilt if groups]
+        both, random = Pairing([*valid, *damaged]), np.random.default_rng(settings.seed)
+        sets += [[both.draw(chosen, random, conflict=0.2, damaged=0.5) for _ in range(size)] for chosen in possible]
+    fit_reliability(network, dataset, settings)
+    network.eval()
+    logits, shares, reliability, targets, weights = [], [], [], [], []
+    for groups in sets:
+        for batch in plain_batches(dataset.specs, groups):
+            with torch.no_grad():
+                fused = network.raw(batch.features, batch.mask)
+            logits.append(fused.logits)
+            shares.append(fused.shares)
+            if fused.judgement is not None:
+                reliability.append(fused.judgement.reliability)
+            targets.append(batch.emotions)
+            weights.append(torch.full((len(fused.logits),), 1.0 / len(groups)))
+    if sets:
+        temperature = fit_temperatures(
+            torch.cat(logits),
+            torch.cat(shares),
+            torch.cat(targets),
+            torch.cat(weights),
+            torch.cat(reliability) if reliability else None,
+        )
+        for name, ratio in (outside or {}).items():
+            if name in names:
+                temperature[names.index(name)] *= ratio
+        network.fusion.temperature.copy_(temperature)
+    return tuple(network.fusion.temperature.tolist())

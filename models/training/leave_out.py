@@ -1,0 +1,163 @@
+"""Judged on corpora that nothing was trained on: one after the other is left out, and the voices of it are measured.
+
+People meet the model outside of all corpora, where sentences, rooms, microphones and languages are others. What is
+measured inside, be it on other speakers, says little about that. Confidence is calibrated in the same way: what is said
+of one corpus is divided by a temperature that fits the others as they were when they were left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.architecture import ModelConfig
+from mien.models.cmmsf import CMMSF
+from mien.models.data.datasets import Dataset, Sample
+from mien.models.data.speakers import AUDIO, CORPUS, KINDS, LASTING, NEUTRAL, NONE, RUNNING
+from mien.models.evaluation.metrics import EmotionMetrics, emotion_metrics
+from mien.models.training.calibration import fit_temperature
+from mien.models.training.speech import SpeechTraining, audio_logits, pretrain_audio
+
+NAMES = {
+    NONE: "nothing", RUNNING: "ten clips of the speaker", LASTING: "ten clips in the same mood",
+    NEUTRAL: "three neutral clips", CORPUS: "the corpus",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One corpus, compared with one kind of reference.
+
+    Attributes:
+        metrics: over the emotions that the corpus has. confidence: the mean.
+        said: share of clips of which each emotion is said, in the order of EMOTIONS.
+    """
+
+    corpus: str
+    reference: str
+    metrics: EmotionMetrics
+    confidence: float
+    said: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """Every corpus with every kind of reference, and the temperature that fits all of them."""
+
+    judged: tuple[LeftOut, ...]
+    temperature: float
+
+    def hotter_than(self, network: CMMSF, valid: Sequence[Sample]) -> float:
+        """How many times the temperature that fits a network's own validation clips this one is, at least 1."""
+        logits = audio_logits(network, valid)
+        targets = F.one_hot(torch.tensor([s.emotion or 0 for s in valid]), len(EMOTIONS)).float()
+        inside = float(fit_temperature(logits, torch.ones(len(logits), 1), targets))
+        return max(1.0, self.temperature / inside)
+
+    def of(self, reference: str) -> tuple[LeftOut, ...]:
+        """Of one kind."""
+        return tuple(each for each in self.judged if each.reference == reference)
+
+    def table(self) -> str:
+        """In Markdown."""
+        head = ["corpus", "compared with", "UAR", "accuracy", "ECE", "confidence", *EMOTIONS]
+        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for reference in KINDS:
+            rows = self.of(reference)
+            for each in rows:
+                measured = [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence]
+                cells = [f"{n:.3f}" for n in measured] + [f"{share:.2f}" for share in each.said]
+                lines.append(f"| {each.corpus} | {NAMES[reference]} | " + " | ".join(cells) + " |")
+            if rows:
+                numbers = [
+                    [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence] for each in rows
+                ]
+                cells = [f"**{mean:.3f}**" for mean in np.mean(numbers, 0)] + [""] * len(EMOTIONS)
+                lines.append(f"| **mean of {len(rows)}** | {NAMES[reference]} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+def leave_out(
+    dataset: Dataset,
+    corpora: Sequence[str] = (),
+    settings: SpeechTraining | None = None,
+    model: ModelConfig | None = None,
+    *,
+    device: torch.device | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> LeaveOut:
+    """Train the encoder of voices once for each corpus, on all the others, and measure it there.
+
+    Args:
+        corpora: to leave out; none means every one that has several emotions.
+        report: called after every step with its number and their count.
+
+    Raises:
+        DataError: a corpus is not there, or fewer than two are left.
+    """
+    settings = settings or SpeechTraining()
+    spoken = [s for s in dataset.samples if AUDIO in s.tracks and s.emotion is not None and s.tracks[AUDIO].mask.any()]
+    emotions: dict[str, set[int | None]] = {}
+    for sample in spoken:
+        emotions.setdefault(sample.labels.corpus, set()).add(sample.emotion)
+    chosen = list(corpora) or sorted(name for name, several in emotions.items() if len(several) > 1)
+    for name in chosen:
+        if name not in emotions:
+            raise DataError(f"no emotional speech of {name} is there to leave out; there is {', '.join(emotions)}")
+    if len(emotions) < 2:
+        raise DataError("with one corpus there is nothing to train on when it is left out; give several")
+    said: dict[tuple[str, str], Tensor] = {}
+    truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
+    for number, name in enumerate(chosen):
+
+        def step(done: int, total: int, begun: int = number) -> None:
+            if report is not None:
+                report(begun * total + done, len(chosen) * total)
+
+        network = pretrain_audio(_without(dataset, spoken, name), settings, model, device=device, report=step).network
+        held = [s for s in spoken if s.labels.corpus == name and not s.labels.copy]
+        truth[name] = np.array([s.emotion or 0 for s in held])
+        for kind in KINDS:
+            said[name, kind] = audio_logits(network, held, kind)
+    judged = []
+    for name in chosen:
+        others = [other for other in chosen if other != name]
+        temperature = _temperature(said, truth, others) if others else 1.0
+        for kind in KINDS:
+            shares = torch.softmax(said[name, kind] / temperature, 1).numpy()
+            counts = np.bincount(shares.argmax(1), minlength=len(EMOTIONS)) / len(shares)
+            judged.append(
+                LeftOut(name, kind, emotion_metrics(truth[name], shares), float(shares.max(1).mean()), tuple(counts))
+            )
+    return LeaveOut(tuple(judged), _temperature(said, truth, chosen))
+
+
+def _without(dataset: Dataset, spoken: Sequence[Sample], corpus: str) -> Dataset:
+    """All clips of the others, to train on: what is measured is none of them."""
+    samples = [
+        Sample(msgspec.structs.replace(s.labels, split="train"), s.tracks)
+        for s in spoken
+        if s.labels.corpus != corpus and s.labels.split != "test"
+    ]
+    return Dataset(dataset.specs, samples)
+
+
+def _temperature(said: dict[tuple[str, str], Tensor], truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
+                 corpora: Sequence[str]) -> float:  # fmt: skip
+    """One for all kinds of references; corpora count alike."""
+    logits, targets, weights = [], [], []
+    for (corpus, _), each in said.items():
+        if corpus in corpora:
+            logits.append(each)
+            targets.append(F.one_hot(torch.from_numpy(truth[corpus]), len(EMOTIONS)).float())
+            weights.append(torch.full((len(each),), 1.0 / len(each)))
+    joined = torch.cat(logits)
+    return float(fit_temperature(joined, torch.ones(len(joined), 1), torch.cat(targets), torch.cat(weights)))

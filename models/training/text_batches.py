@@ -1,0 +1,195 @@
+"""Sentences of several corpora, cut into shuffled batches.
+
+Live text is often partial, bare and misheard. Part of the training text is therefore cut, stripped to what a recogniser
+writes, and given a recogniser's errors; a label then holds the less, the more words are wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.messages import Float32
+from mien.models.data.corpora import Corpus, CorpusItem
+from mien.models.text.encoder import TEXT_STEPS, Pieces, WordTokenizer
+from mien.models.training.text_errors import Mishearing, certainty, plain_words
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What an epoch is made of.
+
+    Attributes:
+        batch: sentences in a batch.
+        repeats: times that a corpus is seen in an epoch, 1 if not named; a fraction takes a new part each time.
+        bare, cut: share of sentences stripped of punctuation, and cut to a part of their words.
+        misheard: share of sentences with a recogniser's errors, in a share of their words drawn from `word_errors`.
+    """
+
+    batch: int = 32
+    repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("meld", 1.25), ("goemotions", 0.25), ("sst5", 1.0))
+    bare: float = 0.35
+    cut: float = 0.2
+    misheard: float = 0.25
+    word_errors: tuple[float, float] = (0.1, 0.6)
+
+    def repeats_of(self, corpus: str) -> float:
+        """Times that a corpus is seen in an epoch."""
+        return dict(self.repeats).get(corpus, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What teachers say of texts.
+
+    Attributes:
+        rows: row of each text. sentiment: (n,), -3 ... 3, NaN where nobody teaches it. emotions: (n, 7), shares, all
+            zero likewise.
+    """
+
+    rows: dict[str, int]
+    sentiment: Float32
+    emotions: Float32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded pieces (B, T) and the labels of B sentences. `words` (B, T) is each piece's word, -1 for none."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    words: Tensor
+    sentiment: Tensor  # (B,), NaN where there is none
+    coarse: Tensor  # (B,), bool
+    emotions: Tensor  # (B, 7), all zero where there is none
+    taught_sentiment: Tensor  # (B,), NaN where nobody teaches it
+    taught_emotions: Tensor  # (B, 7), all zero likewise
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """As a recogniser may write them: no punctuation but apostrophes, and now and then a word lost."""
+    kept = plain_words(words)
+    return [word for word in kept if rng.random() > 0.04] or kept or list(words)
+
+
+def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """A stretch of at least half of the words, and of 4."""
+    least = min(len(words), max(4, math.ceil(0.5 * len(words))))
+    length = int(rng.integers(least, len(words) + 1))
+    start = int(rng.integers(0, len(words) - length + 1))
+    return list(words[start : start + length])
+
+
+def sentences(corpora: Sequence[Corpus], split: str) -> dict[str, list[CorpusItem]]:
+    """Items with text of one split, by corpus.
+
+    Raises:
+        DataError: there are none.
+    """
+    parts: dict[str, list[CorpusItem]] = {}
+    for corpus in corpora:
+        items = [item for item in corpus.split(split) if item.text]
+        if items:
+            parts.setdefault(corpus.name, []).extend(items)
+    if not parts:
+        raise DataError(f"none of the corpora has text in a split `{split}`")
+    return parts
+
+
+def epoch_items(corpora: dict[str, list[CorpusItem]], diet: Diet, seed: int, epoch: int) -> Iterator[CorpusItem]:
+    """What an epoch is made of: whole copies of a corpus, and a random part where the repeats have a fraction."""
+    for name, items in sorted(corpora.items()):
+        rng = np.random.default_rng([seed, epoch, len(items)])
+        whole, part = divmod(diet.repeats_of(name), 1.0)
+        for _ in range(int(whole)):
+            yield from items
+        for n in rng.permutation(len(items))[: round(part * len(items))]:
+            yield items[n]
+
+
+def batches(
+    corpora: dict[str, list[CorpusItem]],
+    tokenizer: WordTokenizer,
+    diet: Diet,
+    seed: int,
+    epoch: int,
+    lessons: Lessons | None = None,
+) -> Iterator[Batch]:
+    """An epoch, shuffled, with sentences of like length together so that little is padding."""
+    rng = np.random.default_rng([seed, epoch])
+    mishear = Mishearing(item.text or "" for _, items in sorted(corpora.items()) for item in items)
+    drawn: list[tuple[CorpusItem, Pieces]] = []
+    certain: list[float] = []
+    for item in epoch_items(corpora, diet, seed, epoch):
+        words = (item.text or "").split()
+        if rng.random() < diet.bare:
+            words = bare_words(words, rng)
+        if rng.random() < diet.cut:
+            words = cut_words(words, rng)
+        errors = rng.uniform(*diet.word_errors) if rng.random() < diet.misheard else 0.0
+        if errors:
+            words = mishear(words, errors, rng)
+        drawn.append((item, tokenizer.tokenize_words(words)))
+        certain.append(certainty(errors))
+    order = rng.permutation(len(drawn))
+    pool = diet.batch * 64
+    groups: list[list[int]] = []
+    for start in range(0, len(order), pool):
+        near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
+        groups += [near[n : n + diet.batch] for n in range(0, len(near), diet.batch)]
+    for number in rng.permutation(len(groups)):
+        yield collate([drawn[n] for n in groups[number]], lessons, [certain[n] for n in groups[number]])
+
+
+def collate(
+    chosen: Sequence[tuple[CorpusItem, Pieces]], lessons: Lessons | None = None, certain: Sequence[float] = ()
+) -> Batch:
+    """Pad sentences to the longest of them. `certain`: how far the labels of each hold, wholly if not given; what is
+    missing goes to no sentiment and to an even share of all emotions."""
+    size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
+    ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
+    words = np.full((size, length), -1, np.int64)
+    sentiment, emotions = np.full(size, np.nan, np.float32), np.zeros((size, len(EMOTIONS)), np.float32)
+    taught_sentiment, taught_emotions = np.full_like(sentiment, np.nan), np.zeros_like(emotions)
+    for row, (item, pieces) in enumerate(chosen):
+        own = len(pieces.input_ids)
+        ids[row, :own], mask[row, :own] = pieces.input_ids, 1
+        # The newest words, as a window of the model holds them; words that have no pieces left are not counted.
+        inside = pieces.word_index >= 0
+        _, number = np.unique(pieces.word_index[inside], return_inverse=True)
+        words[row, :own][inside] = np.maximum(number - max(0, int(number.max(initial=-1)) + 1 - TEXT_STEPS), -1)
+        if item.sentiment is not None:
+            sentiment[row] = item.sentiment
+        target = item.emotion_target
+        if target is not None:
+            emotions[row] = target
+        if lessons is not None:
+            lesson = lessons.rows[item.text or ""]
+            taught_sentiment[row], taught_emotions[row] = lessons.sentiment[lesson], lessons.emotions[lesson]
+    if certain:
+        holds = np.array(certain, np.float32)
+        sentiment, taught_sentiment = sentiment * holds, taught_sentiment * holds
+        for shares in (emotions, taught_emotions):
+            given = shares.sum(1) > 0
+            shares[given] = shares[given] * holds[given, None] + (1 - holds[given, None]) / len(EMOTIONS)
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        words=torch.from_numpy(words),
+        sentiment=torch.from_numpy(sentiment),
+        coarse=torch.tensor([item.coarse for item, _ in chosen]),
+        emotions=torch.from_numpy(emotions),
+        taught_sentiment=torch.from_numpy(taught_sentiment),
+        taught_emotions=torch.from_numpy(taught_emotions),
+    )

@@ -1,0 +1,1 @@
+"""The voice: what a row of sound holds, the encoder that hears it, and what it is compared with."""

@@ -1,0 +1,217 @@
+"""What a voice is compared with: how the same person, microphone and room usually sound.
+
+The states of a recogniser's encoder tell voices, rooms and languages apart more readily than emotions. Compared with
+other speech of the same person they say more, about corpora and people that no training has heard. A reference is the
+mean of such speech; a row is compared with it by a weight between 0, nothing is known of this voice, and 1:
+
+- A running reference is the mean of what was said until now. Its weight grows with that, so slowly that moods stay, and
+  only as far as the voice has varied: somebody who has always sounded the same may always have been in one mood, which
+  a comparison would take away.
+- A reference that the user gave is neutral speech, and has the weight 1.
+
+Live rows and training rows come from the same `compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mien.errors import ConfigError
+from mien.files import write_file
+from mien.messages import Bool, Float32
+from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
+
+ROWS_A_SECOND = 50
+SHORTEST, LONGEST = 10, 150  # rows of voice that count as one utterance; what is longer counts as several
+HALF_S = 3.0  # seconds of voice with which a running reference has half of its weight
+LASTING_S = 300.0  # older speech fades behind so much of newer
+# Variance of pitch between utterances, in octaves squared, with which it has half of its weight. Ten clips of one
+# speaker have 0.04 to 0.16 (medians of seven corpora) if their emotions differ, and 0.01 to 0.06 if they do not;
+# loudness varies nearly as much within one emotion. The cube tells the two from each other best.
+HALF_VARIETY = 0.1
+SHORTEST_GIVEN_S = 3.0
+FORMAT = 1
+
+
+class Reference(NamedTuple):
+    """`mean` (D,) float32 of raw rows without the reference's own columns; its `weight`; whether the user gave it."""
+
+    mean: Float32
+    weight: float
+    given: bool = False
+
+
+def compare(values: Float32, reference: Reference | None) -> Float32:
+    """Rows compared with a reference.
+
+    Args:
+        values: (n, WEIGHT or more), as they are without one. What is beyond WEIGHT is not read.
+
+    Returns:
+        (n, ROW): states less the weighted reference's, and the last columns set. None leaves the states as they are.
+    """
+    made = np.zeros((len(values), ROW), np.float32)
+    made[:, :WEIGHT] = values[:, :WEIGHT]
+    if reference is not None and reference.weight > 0:
+        weight = np.float32(reference.weight)
+        made[:, STATE] -= weight * reference.mean[STATE]
+        made[:, WEIGHT], made[:, GIVEN] = weight, float(reference.given)
+        made[:, LOUDER] = weight * (values[:, ENERGY] - reference.mean[ENERGY])
+        made[:, HIGHER] = weight * (values[:, F0] - reference.mean[F0])
+    return made
+
+
+def utterances(values: Float32, valid: Bool) -> list[Float32]:
+    """Stretches of voice of a whole recording, (n, D) each, as `RunningReference` takes them."""
+    found: list[Float32] = []
+    begin = None
+    for row in range(len(valid) + 1):
+        voice = row < len(valid) and bool(valid[row])
+        if begin is not None and (not voice or row - begin == LONGEST):
+            found.append(values[begin:row])
+            begin = None
+        if voice and begin is None:
+            begin = row
+    return [part for part in found if len(part) >= SHORTEST]
+
+
+class Utterance(NamedTuple):
+    """What a reference keeps of an utterance: the `mean` (D,) of its rows, and how long it is."""
+
+    mean: npt.NDArray[np.float64]
+    seconds: float
+
+    @classmethod
+    def of(cls, rows: Float32) -> Utterance:
+        return cls(rows[:, :WEIGHT].mean(0, dtype=np.float64), len(rows) / ROWS_A_SECOND)
+
+
+class RunningReference:
+    """The mean of what one voice has said until now. Silence and what is not voice do not count."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """A new voice, or a new microphone."""
+        self._rows: list[Float32] = []  # of the utterance that goes on
+        self._seconds = 0.0
+        self._sum = np.zeros(WEIGHT)
+        self._squares = 0.0  # of pitch
+        self._reference: Reference | None = None
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the next row is compared with; None before the first utterance has ended."""
+        return self._reference
+
+    def __call__(self, values: Float32, valid: Bool) -> Float32:
+        """The next rows, (n, WEIGHT) and (n,), compared with what was said before each of them: (n, ROW)."""
+        made = [compare(values[:0], None)]
+        begin = 0
+        for row in range(len(values)):
+            if valid[row]:
+                self._rows.append(values[row])
+            if self._rows and (not valid[row] or len(self._rows) == LONGEST):
+                made.append(compare(values[begin : row + 1], self._reference))
+                begin = row + 1
+                rows, self._rows = self._rows, []
+                if len(rows) >= SHORTEST:
+                    self.add(Utterance.of(np.stack(rows)))
+        made.append(compare(values[begin:], self._reference))
+        return np.concatenate(made)
+
+    def add(self, utterance: Utterance) -> None:
+        """One more utterance of this voice."""
+        kept = min(1.0, max(0.0, LASTING_S - utterance.seconds) / max(self._seconds, 1e-9))
+        self._seconds = kept * self._seconds + utterance.seconds
+        self._sum = kept * self._sum + utterance.seconds * utterance.mean
+        self._squares = kept * self._squares + utterance.seconds * float(utterance.mean[F0]) ** 2
+        mean = self._sum / self._seconds
+        spread = max(0.0, self._squares / self._seconds - float(mean[F0]) ** 2)
+        self._reference = Reference(mean.astype(np.float32), _weight(self._seconds, spread))
+
+
+def running_reference(said: Sequence[Utterance]) -> Reference | None:
+    """What is known of a voice after these utterances, in whatever order; of as much speech as does not fade yet."""
+    if not said:
+        return None
+    seconds = np.array([utterance.seconds for utterance in said])
+    means = np.stack([utterance.mean for utterance in said])
+    total = float(seconds.sum())
+    mean = seconds @ means / total
+    spread = float(seconds @ (means[:, F0] - mean[F0]) ** 2 / total)
+    return Reference(mean.astype(np.float32), _weight(total, spread))
+
+
+def _weight(seconds: float, variety: float) -> float:
+    """Of a running reference, from how much was said and how much pitch varied from one utterance to another."""
+    return seconds / (seconds + HALF_S) * variety**3 / (variety**3 + HALF_VARIETY**3)
+
+
+def given_reference(said: Sequence[Utterance]) -> Reference | None:
+    """The reference of weight 1 that is the mean of these utterances of neutral speech; None without any."""
+    seconds = sum(utterance.seconds for utterance in said)
+    if not seconds:
+        return None
+    mean = sum((utterance.seconds * utterance.mean for utterance in said), np.zeros(WEIGHT)) / seconds
+    return Reference(mean.astype(np.float32), 1.0, True)
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """The file of a reference, JSON."""
+
+    format: int
+    extractor: str
+    seconds: float
+    mean: list[float]
+
+
+def make_reference(values: Float32, valid: Bool, path: Path, extractor: str) -> float:
+    """Keep neutral speech of one voice as the reference that `audio.reference` names; only its owner may read it.
+
+    Args:
+        values: raw rows (n, WEIGHT or more) of the recording. valid: (n,), voice active.
+        extractor: name of what made the rows.
+
+    Returns:
+        Seconds of voice in it.
+
+    Raises:
+        ConfigError: there is too little voice in it.
+        MienError: it cannot be written.
+    """
+    said = [Utterance.of(rows) for rows in utterances(values, valid)]
+    seconds = sum(utterance.seconds for utterance in said)
+    reference = given_reference(said)
+    if reference is None or seconds < SHORTEST_GIVEN_S:
+        raise ConfigError(f"{seconds:.1f} s of voice were heard, {SHORTEST_GIVEN_S:.0f} are needed; speak for longer")
+    stored = _Stored(FORMAT, extractor, seconds, reference.mean.tolist())
+    write_file(path, msgspec.json.encode(stored), private=True)
+    return seconds
+
+
+def read_reference(path: Path, extractor: str) -> Reference:
+    """What `make_reference` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, is damaged, or was made by another extractor.
+    """
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
+    except OSError as error:
+        raise ConfigError(f"the voice's reference {path} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} is no reference of a voice: {error}") from error
+    mean = np.array(stored.mean, np.float32)
+    if stored.format != FORMAT or stored.extractor != extractor or mean.shape != (WEIGHT,):
+        raise ConfigError(f"{path} was made by another version of mien ({stored.extractor}); make the reference again")
+    if not np.isfinite(mean).all():
+        raise ConfigError(f"{path} is damaged: it holds numbers that are not finite")
+    return Reference(mean, 1.0, True)

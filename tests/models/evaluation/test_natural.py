@@ -1,0 +1,51 @@
+"""People who just talk: what is counted, and when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mien.clock import NS_PER_S
+from mien.emotions import EMOTIONS
+from mien.models.data.datasets import Labels, RawRows, Sample, make_track
+from mien.models.evaluation.natural import natural
+from tests.models.made_data import SPECS
+
+
+def clip(seconds: int, level: float, corpus: str) -> Sample:
+    """The level rises by 1 a second."""
+    times = np.arange(seconds * 10, dtype=np.int64) * (NS_PER_S // 10)
+    values = np.repeat((level + times[:, None] // NS_PER_S).astype(np.float32), SPECS["vision"].dim, 1)
+    track = make_track(SPECS["vision"], RawRows(values, np.ones(len(times), np.bool_), times))
+    return Sample(Labels(id=f"{corpus} {level}", corpus=corpus, duration_ns=seconds * NS_PER_S), {"vision": track})
+
+
+def newest(features, mask):  # type: ignore[no-untyped-def]
+    """Says the emotion that the newest row names, and is as sure as the number of seconds it saw."""
+    size = len(features["vision"])
+    said = np.array([x[m > 0][-1, 0] for x, m in zip(features["vision"], mask["vision"], strict=True)]).astype(int)
+    confidence = mask["vision"].sum(1) / 50
+    return np.zeros(size), np.eye(7)[said % 7], confidence, np.tile([0.0, 0.0, 1.0], (size, 1))
+
+
+def test_every_second_counts_and_sees_nothing_later() -> None:
+    made = natural(newest, SPECS, [clip(3, 0, "calm"), clip(2, 5, "other")], list(SPECS))
+    # At the end of a second the window holds the first row of the next one.
+    assert made["calm"]["seconds"] == 3
+    assert made["other"]["seconds"] == 2
+    assert made["all"]["seconds"] == 5
+    assert made["calm"]["said"][EMOTIONS[1]] == pytest.approx(1 / 3)
+    assert made["calm"]["neutral"] == 0.0
+    assert made["calm"]["shares"] == {"text": 0.0, "audio": 0.0, "vision": 1.0}
+
+
+def test_only_what_is_sure_and_not_neutral_counts_as_sure_and_wrong() -> None:
+    made = natural(newest, SPECS, [clip(6, 1, "long")], list(SPECS))["long"]
+    said = [2, 3, 4, 5, 6, 6]
+    assert [round(6 * made["said"][name]) for name in EMOTIONS] == [said.count(k) for k in range(7)]
+    assert made["sure_and_wrong"] == pytest.approx(3 / 6)  # sure from the fourth second on
+
+
+def test_nothing_observed_is_no_second() -> None:
+    empty = Sample(Labels(id="x", corpus="none", duration_ns=2 * NS_PER_S), {})
+    assert natural(newest, SPECS, [empty], list(SPECS)) == {}

@@ -1,0 +1,327 @@
+"""Training of the fusion: it learns, the same way every time, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from mien.emotions import EMOTIONS
+from mien.errors import DataError
+from mien.models.architecture import ModelConfig
+from mien.models.cmmsf import CMMSF
+from mien.models.data.batches import Perturbation, Perturber, plain_batches, whole_windows
+from mien.models.data.datasets import Dataset, make_statistics
+from mien.models.data.pairing import Pairing, emotions_of_valence, paired_set, single
+from mien.models.evaluation.protocols import fusion, robustness, streaming
+from mien.models.evaluation.scores import Scores, figures, score, torch_runner
+from mien.models.training.calibration import calibrate, fit_temperature, fit_temperatures
+from mien.models.training.encodings import EncodedItems
+from mien.models.training.fusion import (
+    Evaluation,
+    FusionTraining,
+    load_readers,
+    train_fusion,
+)
+from tests.models.made_data import SPECS, made_dataset
+
+QUICK = FusionTraining(
+    steps=24, batch=16, evaluate_every=8, warm_up=5, ema=0.9, valid_items=42, learning_rate=4e-3, bf16=False,
+    model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return made_dataset()
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Dataset) -> CMMSF:
+    settings = msgspec.structs.replace(QUICK, steps=160, evaluate_every=40)
+    network = train_fusion(dataset, settings).network
+    calibrate(network, dataset, settings)
+    return network
+
+
+def weights(network: CMMSF) -> dict[str, torch.Tensor]:
+    return network.state_dict()
+
+
+def test_it_learns_each_modality_and_their_pairs(dataset: Dataset, trained: CMMSF) -> None:
+    run, valid = torch_runner(trained), dataset.split("valid")
+    for name in SPECS:
+        groups = [single(s) for s in valid if name in s.tracks]
+        assert figures(groups, score(run, SPECS, groups, [name]))["emotion"]["uar"] > 0.5
+    groups = paired_set(valid, list(SPECS), 70)
+    scores = score(run, SPECS, groups, list(SPECS))
+    assert figures(groups, scores)["emotion"]["uar"] > 0.7
+    np.testing.assert_allclose(scores.gates.sum(1), 1, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(dataset: Dataset) -> None:
+    first, again = train_fusion(dataset, QUICK), train_fusion(dataset, QUICK)
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(first.network).values(), weights(again.network).values(), strict=True)
+    )
+    assert first.history == again.history
+    other = train_fusion(dataset, msgspec.structs.replace(QUICK, seed=7))
+    assert other.best.loss != first.best.loss
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(dataset: Dataset, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(step: int, _: int, __: Evaluation | None) -> None:
+        if step == 18:
+            raise StoppedError
+
+    whole = train_fusion(dataset, QUICK)
+    with pytest.raises(StoppedError):
+        train_fusion(dataset, QUICK, state=tmp_path / "state", report=stop)
+    resumed = train_fusion(dataset, QUICK, state=tmp_path / "state")
+    assert resumed.history == whole.history
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(whole.network).values(), weights(resumed.network).values(), strict=True)
+    )
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_run_that_stops_early_reports_the_steps_it_did(dataset: Dataset) -> None:
+    """Without a learning rate and an average nothing changes, so that no validation is better than the first."""
+    told: list[tuple[int, int]] = []
+    still = msgspec.structs.replace(QUICK, steps=80, patience=2, learning_rate=0.0)
+    train_fusion(dataset, still, report=lambda step, steps, _: told.append((step, steps)))
+    assert told == [(n, 80) for n in range(1, 24)] + [(24, 24)]
+
+
+def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    def stop(step: int, _: int, __: Evaluation | None) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_fusion(dataset, QUICK, state=tmp_path / "state", report=stop)
+    with pytest.raises(DataError, match="other settings"):
+        train_fusion(dataset, msgspec.structs.replace(QUICK, batch=8), state=tmp_path / "state")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_alone_a_modality_is_read_as_its_reader_did(name: str) -> None:
+    torch.manual_seed(5)
+    reader, whole = (CMMSF(specs, QUICK.model).eval() for specs in ([SPECS[name]], list(SPECS.values())))
+    torch.nn.init.normal_(reader.fusion.sentiment.weight)
+    found = load_readers(whole, {name: reader.state_dict()})
+    assert "fusion.emotions.weight" in found
+    assert not any(f"encoders.{other}." in key for other in SPECS if other != name for key in found)
+    features = {name: torch.randn(4, SPECS[name].steps, SPECS[name].dim)}
+    mask = {name: (torch.rand(4, SPECS[name].steps) < 0.7).float()}
+    for before, after in zip(reader.raw(features, mask)[:3], whole.raw(features, mask)[:3], strict=True):
+        torch.testing.assert_close(after, before)
+
+
+def test_the_first_reader_decides_and_the_others_bring_their_encoders() -> None:
+    names = list(SPECS)[:2]
+    readers = {name: CMMSF([SPECS[name]], QUICK.model).state_dict() for name in names}
+    whole = CMMSF(list(SPECS.values()), QUICK.model)
+    load_readers(whole, readers)
+    assert torch.equal(whole.fusion.emotions.weight, readers[names[0]]["fusion.emotions.weight"])
+    for name in names:
+        own = {k: v for k, v in readers[name].items() if k.startswith("encoders.")}
+        assert own
+        assert all(torch.equal(whole.state_dict()[key], value) for key, value in own.items())
+
+
+def test_a_reader_of_other_sizes_is_refused() -> None:
+    name = next(iter(SPECS))
+    other = CMMSF([SPECS[name]], msgspec.structs.replace(QUICK.model, dim=24)).state_dict()
+    with pytest.raises(DataError, match=f"reader of {name} does not fit this model"):
+        load_readers(CMMSF(list(SPECS.values()), QUICK.model), {name: other})
+
+
+def test_a_modality_alone_is_held_to_what_its_reader_said(dataset: Dataset) -> None:
+    """The reader is of another opinion than the labels, so that forgetting shows."""
+    turned = made_dataset(seed=3)
+    for sample in turned.samples:
+        shares = sample.labels.emotions or ()
+        labels = msgspec.structs.replace(sample.labels, emotions=(*shares[3:], *shares[:3]))
+        object.__setattr__(sample, "labels", labels)
+    text = Dataset({"text": SPECS["text"]}, [s for s in turned.samples if "text" in s.tracks])
+    reader = train_fusion(text, msgspec.structs.replace(QUICK, steps=80, evaluate_every=40)).network
+    settings = msgspec.structs.replace(QUICK, steps=60, evaluate_every=30, trained_rate=1.0)
+    groups = [single(s) for s in dataset.split("valid") if "text" in s.tracks]
+    said = score(torch_runner(reader), {"text": SPECS["text"]}, groups, ["text"]).emotions
+    strayed = []
+    for weight in (0.0, 10.0):
+        held = msgspec.structs.replace(settings, keep_weight=weight)
+        network = train_fusion(dataset, held, readers={"text": reader.state_dict()}).network
+        now = score(torch_runner(network), SPECS, groups, ["text"]).emotions
+        strayed.append(float(np.abs(now - said).sum(1).mean()))
+    assert strayed[1] < 0.6 * strayed[0]
+
+
+def test_validation_items_are_never_trained_on(dataset: Dataset) -> None:
+    poisoned = Dataset(dataset.specs, [*dataset.split("train"), *dataset.split("valid")])
+    settings = msgspec.structs.replace(QUICK, steps=8)
+    clean = train_fusion(poisoned, settings).network
+    for sample in poisoned.split("valid"):
+        for track in sample.tracks.values():
+            track.values[:] = 5.0
+    try:
+        dirty = train_fusion(poisoned, settings).network
+    finally:
+        dataset.samples[:] = made_dataset().samples
+    assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(dirty).values(), strict=True))
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_missing_split_is_an_error(dataset: Dataset, split: str) -> None:
+    with pytest.raises(DataError, match="`train` and `valid`"):
+        train_fusion(Dataset(dataset.specs, dataset.split(split)), QUICK)
+
+
+def test_pairs_are_of_one_emotion_and_of_the_samples_given(dataset: Dataset) -> None:
+    train = dataset.split("train")
+    pairing, random = Pairing(train), np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        group = pairing.draw(list(SPECS), random)
+        emotions = {s.emotion for s in group.members.values()}
+        assert len(emotions) == 1
+        assert all(s.labels.split == "train" for s in group.members.values())
+        assert group.emotions is not None
+        assert group.emotions[emotions.pop()] == 1
+        seen.add(group.emotions)
+    assert len(seen) == 7
+
+
+def test_pairs_are_of_each_emotion_as_often_as_asked(dataset: Dataset) -> None:
+    pairing, random, names = Pairing(dataset.split("train")), np.random.default_rng(0), list(SPECS)
+    shares = dict.fromkeys(EMOTIONS[2:], 0.0) | {EMOTIONS[0]: 3.0}
+    drawn = [pairing.draw(names, random, shares=shares).emotions or () for _ in range(400)]
+    counts = np.sum(drawn, 0)
+    assert not counts[2:].any()
+    assert counts[0] / counts[1] == pytest.approx(3.0, rel=0.3)
+
+
+def test_a_sentence_goes_with_emotions_of_its_valence() -> None:
+    named = [[EMOTIONS[e] for e in emotions_of_valence(s)] for s in (-2.0, 0.2, 1.0)]
+    assert named == [["sad", "angry", "fear", "disgust"], ["neutral"], ["happy"]]
+
+
+def test_training_windows_lose_parts_and_keep_at_least_something(dataset: Dataset) -> None:
+    perturber = Perturber(SPECS, make_statistics(dataset.split("train"), SPECS), Perturbation())
+    pairing, random = Pairing(dataset.split("train")), np.random.default_rng(0)
+    groups = [pairing.draw(list(SPECS), random) for _ in range(200)]
+    batch = perturber.batch(groups, random)
+    there = torch.stack([mask.any(1) for mask in batch.mask.values()])
+    assert there.any(0).all()
+    assert 0.05 < 1 - there.float().mean() < 0.25
+    for name, features in batch.features.items():
+        assert (features[batch.mask[name] == 0] == 0).all()
+        assert torch.isfinite(features).all()
+
+
+def test_long_clips_are_judged_by_several_windows(dataset: Dataset) -> None:
+    sample = next(s for s in dataset.samples if "audio" in s.tracks)
+    long = type(sample)(msgspec.structs.replace(sample.labels, duration_ns=11_000_000_000), sample.tracks)
+    ends = [end for _, end in whole_windows(long, ["audio"])]
+    assert ends == [5_000_000_000, 7_500_000_000, 10_000_000_000, 11_000_000_000]
+
+
+def test_temperature_undoes_the_overconfidence_of_each_modality() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(8000, 7, generator=random)
+    targets = torch.nn.functional.one_hot(torch.distributions.Categorical(logits=logits).sample(), 7).float()
+    shares = torch.eye(2).repeat_interleave(4000, 0)
+    temperature = fit_temperature(logits * torch.where(shares[:, :1] > 0, 2.5, 0.8), shares, targets)
+    assert temperature.tolist() == pytest.approx([2.5, 0.8], rel=0.1)
+
+
+def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(12000, 7, generator=random)
+    targets = torch.nn.functional.one_hot(torch.distributions.Categorical(logits=logits).sample(), 7).float()
+    shares = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]).repeat_interleave(4000, 0)
+    shown = logits * torch.tensor([2.5, 0.8, 1.2]).repeat_interleave(4000)[:, None]
+    temperature = fit_temperatures(shown, shares, targets, torch.ones(12000))
+    assert temperature[:2].tolist() == pytest.approx([2.5, 0.8], rel=0.1)
+    # The two geometric means and the last one's share of a half make up what is left.
+    assert float(torch.sqrt(temperature[:2].prod() * temperature[2])) == pytest.approx(1.2, rel=0.1)
+    only = fit_temperatures(shown[8000:], shares[8000:], targets[8000:], torch.ones(4000))
+    assert only[:2].tolist() == [1.0, 1.0]
+    assert float(only[2]) == pytest.approx(1.44, rel=0.2)
+
+
+def test_with_views_encoders_stay_as_their_readers_left_them(dataset: Dataset) -> None:
+    settings = msgspec.structs.replace(QUICK, views=2, reader_steps=12)
+    torch.manual_seed(1)
+    reader = CMMSF([SPECS["text"]], settings.model).eval()
+    reader.normalise({"text": (torch.full((10,), 0.3), torch.full((10,), 1.7))})
+    trained = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).network
+    before, after = reader.state_dict(), weights(trained)
+    for name, tensor in before.items():
+        if name.startswith("encoders."):
+            assert torch.equal(after[name], tensor), name
+    assert not torch.equal(after["fusion.emotions.weight"], before["fusion.emotions.weight"])
+    again = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).network
+    assert all(torch.equal(a, b) for a, b in zip(after.values(), weights(again).values(), strict=True))
+
+
+def test_windows_that_were_encoded_before_are_those_that_are_encoded_now(dataset: Dataset) -> None:
+    torch.manual_seed(2)
+    network = CMMSF(list(SPECS.values()), QUICK.model).eval()
+    statistics = make_statistics(dataset.split("train"), SPECS)
+    still = Perturbation(cut_end=0, cut_start=0, tail=0, block=0, columns=0, noise=0, drop=0, jitter=0)
+    items = dataset.split("train")[:60]
+    encoded = EncodedItems(network, items, Perturber(SPECS, statistics, still), 1, np.random.default_rng(0))
+    groups = paired_set(items, list(SPECS), 12)
+    batch = encoded.batch(groups, np.random.default_rng(1))
+    plain = plain_batches(SPECS, groups)[0]
+    with torch.no_grad():
+        for a, b in zip(network.raw_of(batch.encodings)[:4], network.raw(plain.features, plain.mask)[:4], strict=True):
+            torch.testing.assert_close(a, b, atol=5e-3, rtol=0)  # kept in half precision
+    assert torch.equal(batch.emotions, plain.emotions)
+    for name in SPECS:
+        assert torch.equal(batch.own[name], plain.own[name])
+
+
+def test_corpora_together_are_judged_as_one(dataset: Dataset, trained: CMMSF) -> None:
+    run, valid = torch_runner(trained), dataset.split("valid")
+    groups = [[single(s) for s in valid if name in s.tracks][: 20 + 10 * n] for n, name in enumerate(SPECS)]
+    scores = [score(run, SPECS, part, list(SPECS)) for part in groups]
+    apart = [figures(part, said)["emotion"] for part, said in zip(groups, scores, strict=True)]
+    together = figures([g for part in groups for g in part], Scores.joined(scores))["emotion"]
+    assert together["count"] == 20 + 30 + 40
+    assert together["accuracy"] == pytest.approx(sum(m["accuracy"] * m["count"] for m in apart) / 90)
+    assert together["confusion"] == np.sum([m["confusion"] for m in apart], 0).tolist()
+
+
+def test_protocols_report_what_they_promise(dataset: Dataset, trained: CMMSF) -> None:
+    run, valid, names = torch_runner(trained), dataset.split("valid"), list(SPECS)
+    texts = [s for s in valid if "text" in s.tracks]
+    groups = [single(s) for s in texts]
+    robust = robustness(run, SPECS, groups, names, [0.0, 0.9])
+    assert robust["rates"]["0.0"]["emotion"]["uar"] >= robust["rates"]["0.9"]["emotion"]["uar"]
+    assert robust["mean"]["emotion"]["uar"] == pytest.approx(
+        np.mean([robust["rates"][r]["emotion"]["uar"] for r in ("0.0", "0.9")])
+    )
+    live = streaming(run, SPECS, texts, names)
+    whole = figures(groups, score(run, SPECS, groups, names))
+    assert live["shares"]["1.0"]["emotion"]["uar"] == pytest.approx(whole["emotion"]["uar"])
+    assert next(iter(live["shares"])) == "0.1"
+    scales = {n: (np.array(s.mean, np.float32), np.array(s.std, np.float32))
+              for n, s in make_statistics(dataset.split("train"), SPECS).items()}  # fmt: skip
+    made = fusion(run, SPECS, valid, names, scales, size=70)
+    assert set(made["subsets"]) == {
+        "text", "audio", "vision", "text+audio", "text+vision", "audio+vision", "text+audio+vision"
+    }  # fmt: skip
+    assert made["subsets"]["text"]["gates"] == pytest.approx([1, 0, 0])
+    assert made["gain_over_best_single"] == pytest.approx(
+        made["subsets"]["text+audio+vision"]["uar"] - max(made["subsets"][n]["uar"] for n in names)
+    )

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mien.errors import ConfigError
+from mien.messages import Float32
+from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
+from mien.models.voice.reference import (
+    LASTING_S,
+    Reference,
+    RunningReference,
+    Utterance,
+    compare,
+    given_reference,
+    make_reference,
+    read_reference,
+    running_reference,
+    utterances,
+)
+
+
+def speech(count: int, seed: int = 0, vary: float = 1.0) -> tuple[Float32, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """Rows of a voice that pauses, and is louder or higher in every utterance."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((count, WEIGHT)).astype(np.float32)
+    values[:, ENERGY : F0 + 1] *= 0.1
+    valid = np.zeros(count, np.bool_)
+    row = 5
+    while row < count:
+        length = int(random.integers(15, 60))
+        valid[row : row + length] = True
+        values[row : row + length, ENERGY] += vary * random.normal(0, 1.5)
+        values[row : row + length, F0] += vary * random.normal(0, 0.6)
+        row += length + int(random.integers(1, 30))
+    return values, valid
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 400), max_size=40))
+def test_any_chunking_gives_the_same_bits(cuts: list[int]) -> None:
+    values, valid = speech(400)
+    whole = RunningReference()(values, valid)
+    running = RunningReference()
+    bounds = [0, *sorted(cuts), 400]
+    parts = [running(values[a:b], valid[a:b]) for a, b in itertools.pairwise(bounds)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert whole.shape == (400, ROW)
+
+
+def test_the_first_words_are_compared_with_nothing_and_later_ones_more_and_more() -> None:
+    values, valid = speech(6000)
+    made = RunningReference()(values, valid)
+    end = int(np.flatnonzero(valid[:-1] & ~valid[1:])[0]) + 2
+    assert np.array_equal(made[:end, :WEIGHT], values[:end])
+    assert not made[:end, WEIGHT:].any()
+    weights = made[:, WEIGHT]
+    assert 0.5 < weights[-1] < 1.0
+    assert weights[3000] > weights[500] > 0
+    assert not made[:, GIVEN].any()
+
+
+def test_silence_leaves_a_reference_as_it_is() -> None:
+    values, valid = speech(2000)
+    running = RunningReference()
+    running(values, valid)
+    running(values[:1], np.array([False]))  # ends the last utterance
+    before = running.reference
+    running(values, np.zeros(2000, np.bool_))
+    assert before is not None
+    assert running.reference is before
+
+
+def test_a_voice_that_has_never_varied_keeps_its_mood() -> None:
+    lively, flat = (
+        running_reference([Utterance.of(r) for r in utterances(*speech(6000, vary=v))]) for v in (1.0, 0.05)
+    )
+    assert lively is not None
+    assert flat is not None
+    assert flat.weight < 0.5 * lively.weight
+
+
+def test_the_same_utterances_give_the_same_reference_at_once_and_one_by_one() -> None:
+    said = [Utterance.of(rows) for rows in utterances(*speech(3000))]
+    running = RunningReference()
+    for utterance in said:
+        running.add(utterance)
+    at_once = running_reference(said)
+    assert at_once is not None
+    assert running.reference is not None
+    np.testing.assert_allclose(at_once.mean, running.reference.mean, rtol=1e-5, atol=1e-6)
+    assert at_once.weight == pytest.approx(running.reference.weight, rel=1e-6)
+
+
+def test_old_speech_fades() -> None:
+    running = RunningReference()
+    for level in (0.0, 1.0):
+        for _ in range(round(2 * LASTING_S)):
+            running.add(Utterance(np.full(WEIGHT, level), 1.0))
+    assert running.reference is not None
+    assert running.reference.mean[STATE].mean() > 0.8
+
+
+def test_what_is_compared_is_less_the_weighted_reference() -> None:
+    values, _ = speech(20)
+    reference = Reference(np.random.default_rng(1).standard_normal(WEIGHT).astype(np.float32), 0.5)
+    made = compare(values, reference)
+    np.testing.assert_allclose(made[:, STATE], values[:, STATE] - 0.5 * reference.mean[STATE], atol=1e-6)
+    assert np.array_equal(made[:, : STATE.start], values[:, : STATE.start])
+    np.testing.assert_allclose(made[:, LOUDER], 0.5 * (values[:, ENERGY] - reference.mean[ENERGY]), atol=1e-6)
+    np.testing.assert_allclose(made[:, HIGHER], 0.5 * (values[:, F0] - reference.mean[F0]), atol=1e-6)
+    assert (made[:, WEIGHT] == 0.5).all()
+    assert given_reference([]) is None
+    assert running_reference([]) is None
+
+
+def test_a_stored_reference_comes_back_and_is_private(tmp_path: Path) -> None:
+    values, valid = speech(600)
+    path = tmp_path / "me.json"
+    seconds = make_reference(values, valid, path, "e-1")
+    assert 3.0 < seconds < 12.0
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+    reference = read_reference(path, "e-1")
+    assert reference.given
+    assert reference.weight == 1.0
+    expected = np.concatenate(utterances(values, valid)).mean(0)
+    np.testing.assert_allclose(reference.mean, expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="make the reference again"):
+        read_reference(path, "e-2")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"format":1,"extractor":"e","seconds":1,"mean":[1]}'])
+def test_a_damaged_reference_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "me.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        read_reference(path, "e")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_reference(tmp_path / "none", "e")
+
+
+def test_too_little_voice_makes_no_reference(tmp_path: Path) -> None:
+    values, valid = speech(600)
+    valid[60:] = False
+    with pytest.raises(ConfigError, match="speak for longer"):
+        make_reference(values, valid, tmp_path / "me.json", "e")
+    assert not list(tmp_path.iterdir())
