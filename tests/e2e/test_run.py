@@ -16,14 +16,19 @@ import av
 import numpy as np
 import psutil
 import pytest
+import soxr
 import zmq
 
 import mien
 from mien.messages import FeatureWindow
+from mien.models.datasets import read_dataset
 from mien.stream.bus.wire import decode_features, json_schema
+from mien.stream.sources.clip import open_clip, read_sound
+from mien.stream.sources.geometry import upright_bgr
 from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command, comparable, run_json
 from tests.stream.pictures import write_clip
+from tests.stream.sources.media import RATE, write_tracks
 
 pytestmark = [pytest.mark.e2e, pytest.mark.assets]
 PARTS = json.loads(SAMPLE.with_suffix(".json").read_text())["parts"]
@@ -162,6 +167,41 @@ def test_at_its_own_pace_and_in_full_the_features_are_equal(port: int) -> None:
         pytest.skip("this machine is too busy to play the sample at its own pace")
     for name, values in in_full.items():
         assert max(float(np.abs(values[t] - paced[name][t]).max()) for t in values) <= 1e-5, name
+
+
+@pytest.mark.long
+def test_an_awkward_clip_is_the_same_to_run_predict_and_extract(port: int, tmp_path: Path) -> None:
+    """Two sound tracks, the first silent, the other of opposite channels, and with more samples than time."""
+    sound = np.concatenate([soxr.resample(read_sound(SAMPLE)[: 6 * 16_000], 16_000, RATE / 0.97)])
+    images = [upright_bgr(picture) for t_ns, picture in open_clip(SAMPLE).pictures() if t_ns < 6e9]
+    (folder := tmp_path / "clips").mkdir()
+    tracks = [np.zeros(6 * RATE, np.float32), np.stack([sound, -sound]).astype(np.float32)]
+    clip = write_tracks(folder / "awkward.mkv", tracks, images=images, factor=0.97)
+    (folder / "labels.csv").write_text("file,emotion\nawkward.mkv,neutral\n")
+
+    run, said = run_json(port, "--clip", str(clip), "--fast")
+    assert "sound track 2 of 2" in said
+    live = {p["t_end_ns"]: p for p in run}
+    predicted = mien_json("predict", str(clip), "--hop", "0.2", "--json")
+    assert len(predicted) == 30
+    for row in predicted:
+        instant = live[round(row["t_s"] * 1e9)]
+        said = f"{instant['transcript']['committed']} {instant['transcript']['tentative']}"
+        assert said.split() == row["words"].split(), row["t_s"]
+        for emotion, share in (instant["emotions"] or {}).items():
+            assert row[emotion] == pytest.approx(share, abs=1e-4), (row["t_s"], emotion)
+    assert "meeting" in predicted[-1]["words"]
+
+    mien_json("extract", str(folder), "-o", str(tmp_path / "dataset"), "--jobs", "1")
+    (sample,) = read_dataset(tmp_path / "dataset").samples
+    committed = {w["t_start_ns"]: w["text"].strip() for p in run for w in p["words"] if w["committed"]}
+    assert (sample.labels.text or "").split() == [committed[t_ns] for t_ns in sorted(committed)]
+
+
+def mien_json(*arguments: str) -> list[dict[str, Any]]:
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
 @contextmanager
