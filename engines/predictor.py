@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mien.emotions import EMOTIONS
 from mien.engines.base import MAX_BATCH as GPU_BATCH
 from mien.engines.base import Array
 from mien.engines.cmmsf import OUTPUTS, encoder_network, fusion_network, whole_network
@@ -25,7 +24,7 @@ from mien.engines.gpu_windows import GpuWindows
 from mien.engines.rings import Look, Windows
 from mien.engines.selection import choose_engine, open_engine
 from mien.errors import EngineError
-from mien.messages import Bool, Float32, Int64, ModalitySpec, Window
+from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint
 
 MAX_SESSIONS = 256

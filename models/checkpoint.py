@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
 from mien.files import write_file
-from mien.messages import Float32, ModalitySpec
+from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.weights import weight_set
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
+from mien.messages import EMOTIONS
 from mien.models.weights.tensors import write_tensors
 
 _METADATA = "mien-face"

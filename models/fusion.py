@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mien.emotions import EMOTIONS, SENTIMENT_MAX
+from mien.messages import EMOTIONS, SENTIMENT_MAX
 from mien.models.architecture import ModelConfig
 
 

@@ -16,7 +16,7 @@ def main() -> None:
     if present:
         sys.exit(f"the base install brings {', '.join(present)}")
     import mien
-    from mien.stream import subscriber
+    from mien.stream.bus import subscriber
 
     if Path(sys.prefix) not in Path(mien.__file__).parents:
         sys.exit(f"mien comes from {mien.__file__}, not from this environment")

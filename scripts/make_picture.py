@@ -27,7 +27,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 import mien
 from mien.cli import _view
 from mien.messages import Prediction, Status
-from mien.stream.subscriber import Subscriber
+from mien.stream.bus.subscriber import Subscriber
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = Path(mien.__file__).parent / "sample.mp4"

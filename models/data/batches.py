@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import Float32, ModalitySpec
+from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.data.datasets import Sample, Statistics, window
 from mien.models.data.pairing import Group
 from mien.models.data.speakers import AUDIO, Speakers

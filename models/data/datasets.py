@@ -25,10 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
 from mien.files import write_file
-from mien.messages import Bool, Float32, Int64, ModalitySpec
+from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec
 from mien.windowing import average_slots, last_rows, slot_ns, slot_of
 
 FORMAT = 1

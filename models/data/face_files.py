@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import EMOTIONS
 from mien.models.data.labels import parse_emotion
 
 UInt8 = npt.NDArray[np.uint8]

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mien.emotions import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
 from mien.errors import DataError
+from mien.messages import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
 
 SPLITS = ("train", "valid", "test")
 _OTHER_SPLITS = {"dev": "valid", "val": "valid", "validation": "valid"}

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.emotions import SENTIMENT_MAX
 from mien.errors import DataError
-from mien.messages import Bool, Float32, ModalitySpec
+from mien.messages import SENTIMENT_MAX, Bool, Float32, ModalitySpec
 from mien.models.data.datasets import Dataset, Labels, Sample, Skipped, Track
 
 _MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")

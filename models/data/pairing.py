@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import EMOTIONS
 from mien.models.data.datasets import Sample
 
 # Sentiment that goes with an emotion on the -3 ... 3 scale, where an item names no sentiment of its own. Surprise may

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mien.emotions import EMOTIONS
+from mien.messages import EMOTIONS
 from mien.models.data.datasets import Sample
 from mien.models.voice.reference import Reference, Utterance, given_reference, running_reference, utterances
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import ModalitySpec
+from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.data.batches import plain_batch
 from mien.models.data.datasets import Sample
 from mien.models.data.pairing import NEUTRAL, single

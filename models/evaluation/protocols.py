@@ -14,8 +14,7 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import Float32, ModalitySpec
+from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.data.datasets import Sample, Track, word_times_ns
 from mien.models.data.pairing import Group, Pairing, single
 from mien.models.evaluation.scores import Damage, Runner, Scores, figures, missing_steps, noise_instead, score

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mien.emotions import EMOTIONS
-from mien.messages import Float32, ModalitySpec
+from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import plain_batch, whole_windows
 from mien.models.data.pairing import Group

@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.messages import Float32
+from mien.messages import EMOTIONS, Float32
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
 from mien.models.training.device import mixed_precision
 from mien.models.training.face_augmentation import augment

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.messages import Float32, ModalitySpec
+from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.datasets import Dataset, Sample, make_statistics

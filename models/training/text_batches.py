@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.messages import Float32
+from mien.messages import EMOTIONS, Float32
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.text.encoder import TEXT_STEPS, Pieces, WordTokenizer
 from mien.models.training.text_errors import Mishearing, certainty, plain_words

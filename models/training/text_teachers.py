@@ -19,8 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from mien.emotions import EMOTIONS
-from mien.messages import Float32
+from mien.messages import EMOTIONS, Float32
 from mien.models.architecture import ModelConfig
 from mien.models.data.corpora import CorpusItem
 from mien.models.text.encoder import WordTokenizer

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError
-from mien.messages import ModalitySpec
+from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.corpora import CorpusItem

@@ -16,12 +16,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from mien.emotions import EMOTIONS
 from mien.errors import BusError, KeysError, MienError
-from mien.messages import FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Window, Word
+from mien.messages import EMOTIONS, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Window, Word
 
 if TYPE_CHECKING:
-    from mien.stream.subscriber import subscribe, subscribe_async
+    from mien.stream.bus.subscriber import subscribe, subscribe_async
 
 # ONNX Runtime reports to its maker from 1.31 on. It is asked not to before anything of mien can load it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -47,7 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The socket library is loaded by the first subscription, not by `import mien`.
     if name in ("subscribe", "subscribe_async"):
-        from mien.stream import subscriber
+        from mien.stream.bus import subscriber
 
         return getattr(subscriber, name)
     raise AttributeError(f"module 'mien' has no attribute {name!r}")

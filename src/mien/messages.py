@@ -7,6 +7,7 @@ where they enter (`mien.stream.bus.wire` for messages, the extractors for what t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +20,11 @@ Int64 = npt.NDArray[np.int64]
 
 WorkerState = Literal["starting", "ready", "running", "degraded", "ended", "stopped", "failed"]
 Origin = Literal["live", "clip", "sample", "replay"]
+# The seven emotions and their order, which every model, message and table follows.
+EMOTIONS = ("neutral", "happy", "sad", "angry", "fear", "disgust", "surprise")
+# The CMU-MOSI scale: -3 strongly negative ... +3 strongly positive.
+SENTIMENT_MIN, SENTIMENT_MAX = -3.0, 3.0
+
 # Messages of one modality by number: run of its worker, first and last.
 Span = tuple[int, int, int]
 
@@ -251,3 +257,17 @@ class Cue(msgspec.Struct, frozen=True, kw_only=True):
     reset: bool = False
     smoothed: tuple[float, int] | None = None
     end: bool = False
+
+
+def spans_of(numbers: Mapping[str, list[tuple[int, int]]]) -> dict[str, tuple[Span, ...]]:
+    """(run, seq) of messages per modality, in short: neighbours become one span."""
+    spans: dict[str, tuple[Span, ...]] = {}
+    for modality, pairs in numbers.items():
+        merged: list[Span] = []
+        for run, seq in pairs:
+            if merged and merged[-1][0] == run and merged[-1][2] + 1 == seq:
+                merged[-1] = (run, merged[-1][1], seq)
+            else:
+                merged.append((run, seq, seq))
+        spans[modality] = tuple(merged)
+    return spans

@@ -18,9 +18,8 @@ from typing import Any
 
 from mien.clock import Clock
 from mien.config import BusConfig
-from mien.emotions import EMOTIONS
 from mien.errors import BusError
-from mien.messages import Prediction, Word
+from mien.messages import EMOTIONS, Prediction, Word
 from mien.stream.bench.benchmark import free_port
 from mien.stream.bench.measurement import describe
 from mien.stream.bus.clock_exchange import answer_question

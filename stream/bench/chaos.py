@@ -23,9 +23,9 @@ from mien.messages import WORKERS, Prediction
 from mien.stream.bench.devices import CameraServer, SoundCard
 from mien.stream.bench.witness import SILENCE_S, Witness
 from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
-from mien.stream.subscriber import Subscriber
 
 WARM_UP_S = 15.0
 AWAY_S = 4.0  # how long a device is gone

@@ -25,10 +25,10 @@ from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
 from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import decode_prediction, encode_features, topic
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment
-from mien.stream.subscriber import Subscriber
 
 _READY_S = 180.0
 _SETTLE_S = 3.0

@@ -12,9 +12,9 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Prediction, Status
 from mien.stream.bench.measurement import describe
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
-from mien.stream.subscriber import Subscriber
 
 WARM_UP_S = 2.0
 SOAK_SETTLE_S = 120.0

@@ -14,11 +14,11 @@ from mien.config import DashboardConfig
 from mien.errors import WorkerError
 from mien.messages import Status
 from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import Companion
 from mien.stream.dashboard.watcher import Audience
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
-from mien.stream.subscriber import Subscriber
 
 CASES = {"nobody": (0, 0), "one": (1, 0), "five, one of them stalled": (4, 1)}
 _SETTLE_S = 4.0  # for those before to be forgotten (two seconds), and for the status to tell of it

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mien.clock import NS_PER_S
 from mien.messages import Prediction, Status
-from mien.stream.subscriber import DEFAULT_ENDPOINT, Subscriber
+from mien.stream.bus.subscriber import DEFAULT_ENDPOINT, Subscriber
 
 log = logging.getLogger(__name__)
 

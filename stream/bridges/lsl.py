@@ -16,9 +16,8 @@ from pathlib import Path
 import pylsl
 
 from mien.clock import NS_PER_S, Clock
-from mien.emotions import EMOTIONS
 from mien.errors import WireError
-from mien.messages import Prediction, Status
+from mien.messages import EMOTIONS, Prediction, Status
 from mien.stream.bridges.feed import Counts, Event
 from mien.stream.bus.clock_exchange import ClockExchange
 from mien.stream.bus.sockets import Receiver

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 
-from mien.emotions import SENTIMENT_MAX
 from mien.errors import WireError
-from mien.messages import About, Cue, Prediction, Span, Status
+from mien.messages import SENTIMENT_MAX, About, Cue, Prediction, Span, Status
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Years 1970 to about 2242; also keeps every sum of two times inside int64.

@@ -15,9 +15,9 @@ from mien.messages import About, Prediction, Status
 from mien.models.voice.columns import ENERGY, VAD
 from mien.stream.bus.preview import Preview, decode_edges, decode_preview
 from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import decode_about, decode_features, topic
 from mien.stream.dashboard.history import History
-from mien.stream.subscriber import Subscriber
 
 STALE_S = 2.0  # without a prediction
 _WATCH_S = 2.0  # a browser that has not asked for so long does not watch

@@ -6,10 +6,9 @@ from bisect import bisect_left
 from collections import deque
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import Prediction, Word
+from mien.messages import EMOTIONS, Prediction, Word
 from mien.stream.bus.preview import Preview
-from mien.stream.speech.phrases import PhraseReader
+from mien.stream.recording.phrases import PhraseReader
 
 MODALITIES = ("vision", "audio", "text")
 ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
-import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 from mien.clock import Clock
 from mien.config import Config
 from mien.errors import BusError
+from mien.stream.dashboard.screen import open_browser
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Control, run_supervised
 
@@ -167,21 +165,6 @@ def qr_code(url: str) -> str:
 def has_page() -> bool:
     """Whether what the page is made with is installed."""
     return importlib.util.find_spec("nicegui") is not None
-
-
-def has_screen() -> bool:
-    """Whether there is a screen for windows."""
-    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def open_browser(url: str) -> bool:
-    """Open a page where there is a browser with a screen; one that runs in the terminal would take it away."""
-    if not has_screen() or os.environ.get("SSH_CONNECTION"):
-        return False
-    try:
-        return webbrowser.open(url)
-    except (webbrowser.Error, OSError):
-        return False
 
 
 def _serve(

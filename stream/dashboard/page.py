@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from mien.emotions import EMOTIONS
+from mien.messages import EMOTIONS
 from mien.stream.dashboard.history import MODALITIES
 
 _NAMES = {"vision": "Face", "audio": "Voice", "text": "Words"}

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mien.config import Config
-from mien.emotions import EMOTIONS
 from mien.errors import SourceError
-from mien.messages import Prediction
+from mien.messages import EMOTIONS, Prediction
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import MODALITIES
-from mien.stream.dashboard.launch import has_screen
+from mien.stream.dashboard.screen import has_screen
 
 UInt8 = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]  # BGR

@@ -6,8 +6,7 @@ import math
 from typing import NamedTuple
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import Prediction, Span, Transcript, Word
+from mien.messages import EMOTIONS, Prediction, Span, Transcript, Word
 from mien.stream.inference.refusals import Refusals
 from mien.stream.inference.schedule import Trigger
 

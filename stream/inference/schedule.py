@@ -256,17 +256,3 @@ class CueSchedule:
             # Numbers only rise: what no cue has named by now was not taken in when it was recorded either.
             self._held[modality, run] = {seq: message for seq, message in held.items() if seq > last}
         return taken
-
-
-def spans_of(numbers: Mapping[str, list[tuple[int, int]]]) -> dict[str, tuple[Span, ...]]:
-    """(run, seq) of messages per modality, in short: neighbours become one span."""
-    spans: dict[str, tuple[Span, ...]] = {}
-    for modality, pairs in numbers.items():
-        merged: list[Span] = []
-        for run, seq in pairs:
-            if merged and merged[-1][0] == run and merged[-1][2] + 1 == seq:
-                merged[-1] = (run, merged[-1][1], seq)
-            else:
-                merged.append((run, seq, seq))
-        spans[modality] = tuple(merged)
-    return spans

@@ -10,7 +10,18 @@ import zmq
 
 from mien.engines.predictor import Predictor
 from mien.engines.rings import SPAN_NS, Snapshots, Windows
-from mien.messages import WORKERS, About, Cue, FeatureWindow, Prediction, Status, Transcript, Word, WorkerState
+from mien.messages import (
+    WORKERS,
+    About,
+    Cue,
+    FeatureWindow,
+    Prediction,
+    Status,
+    Transcript,
+    Word,
+    WorkerState,
+    spans_of,
+)
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
 from mien.stream.inference.about import published_config, versions
@@ -19,7 +30,7 @@ from mien.stream.inference.faults import Faults
 from mien.stream.inference.inbox import Inbox
 from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor, latency_ms
 from mien.stream.inference.refusals import Refusals
-from mien.stream.inference.schedule import Trigger, spans_of
+from mien.stream.inference.schedule import Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.processes.control import Control
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from mien.asset_manifest import ASSETS
 from mien.assets import asset_path
+from mien.assets.manifest import ASSETS
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.messages import Bool, Float32, ModalitySpec

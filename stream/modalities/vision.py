@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mien.asset_manifest import ASSETS
 from mien.assets import asset_path
+from mien.assets.manifest import ASSETS
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.engines.base import Network, Origin

@@ -19,8 +19,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from mien.errors import BusError
 from mien.messages import Prediction
 from mien.stream.bus.curve import is_loopback
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.monitoring.observer import Condition, Observer
-from mien.stream.subscriber import Subscriber
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _LIVELY = ("running", "ready", "ended")

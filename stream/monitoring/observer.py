@@ -14,7 +14,7 @@ import msgspec
 
 from mien.clock import NS_PER_S
 from mien.messages import WORKERS, Prediction, Status
-from mien.stream.subscriber import Subscriber
+from mien.stream.bus.subscriber import Subscriber
 
 SILENT_S = 3.0  # no prediction for so long: down
 _STALE_NS = 4 * NS_PER_S  # a status so much older than the newest one is no longer true

@@ -23,10 +23,9 @@ import numpy as np
 from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig, TextConfig
-from mien.emotions import EMOTIONS
 from mien.errors import DataError, MienError
 from mien.files import write_file
-from mien.messages import Float32, Int64, ModalitySpec, Word
+from mien.messages import EMOTIONS, Float32, Int64, ModalitySpec, Word
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import (
     PLAN,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import EMOTIONS
 from mien.models.data.corpora import Corpus
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
-from mien.messages import Prediction
+from mien.messages import EMOTIONS, Prediction
 from mien.stream.recording.player import content
 from mien.stream.recording.predicted import is_predicted, read_predicted
 from mien.stream.recording.reader import open_recording

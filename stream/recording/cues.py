@@ -14,11 +14,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mien.clock import NS_PER_S
-from mien.messages import NOT_UNDERSTOOD, WORKERS, Cue, Prediction, Span
+from mien.messages import NOT_UNDERSTOOD, WORKERS, Cue, Prediction, Span, spans_of
 from mien.stream.bus.preview import encode_preview
 from mien.stream.bus.sound import encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, Frames, topic
-from mien.stream.inference.schedule import spans_of
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Entry, Recording
 from mien.windowing import WINDOW_NS

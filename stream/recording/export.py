@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from mien.emotions import EMOTIONS
+from mien.messages import EMOTIONS
 from mien.stream.recording.table import SpokenWord, Table, summarise
 
 FORMATS = ("csv", "json", "srt", "vtt")

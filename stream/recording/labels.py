@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
 from mien.errors import DataError, RecordingError
 from mien.files import write_file
+from mien.messages import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.stretch import recording_end_ns, spoken_words
 from mien.stream.recording.table import zero_ns_of

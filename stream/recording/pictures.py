@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
 from mien.files import whole_file
+from mien.messages import EMOTIONS
 from mien.stream.recording.table import Row, Table
 
 Floats = npt.NDArray[np.float64]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
+from mien.messages import EMOTIONS
 from mien.stream.recording.table import Row, Table
 
 _GATE = "gate_"

@@ -20,11 +20,11 @@ from mien.stream.bus.preview import decode_edges, decode_preview
 from mien.stream.bus.recent import decode_recent
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.sound import decode_sound
+from mien.stream.bus.subscriber import explain_silence, misdirected
 from mien.stream.bus.wire import decode_about, decode_prediction, decode_status, topic
 from mien.stream.recording import channels
 from mien.stream.recording.channels import FeaturesRecord
 from mien.stream.recording.writer import RecordingWriter
-from mien.stream.subscriber import explain_silence, misdirected
 
 _QUEUE = 10_000  # messages that wait while the disk is slow
 _DRAIN_S = 0.5  # for what is still under way when it is told to stop

@@ -10,12 +10,11 @@ from typing import Any
 import msgspec
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
-from mien.messages import WORKERS, About, Prediction
+from mien.messages import EMOTIONS, WORKERS, About, Prediction
 from mien.stream.recording import channels
+from mien.stream.recording.phrases import PhraseReader, PhraseWord
 from mien.stream.recording.reader import Recording, open_recording
-from mien.stream.speech.phrases import PhraseReader, PhraseWord
 
 UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
 

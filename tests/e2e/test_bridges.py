@@ -22,8 +22,7 @@ import pytest
 
 from mien.clock import Clock
 from mien.config import BusConfig
-from mien.emotions import EMOTIONS
-from mien.messages import Prediction, Status, Transcript, Word
+from mien.messages import EMOTIONS, Prediction, Status, Transcript, Word
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status

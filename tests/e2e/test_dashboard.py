@@ -27,8 +27,8 @@ from mien.config import AssetsConfig
 from mien.errors import AssetError
 from mien.install import install_command
 from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.watcher import Audience, Watcher
-from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
 from tests.ports import free_ports
 from tests.stream.pictures import UInt8, head, write_clip

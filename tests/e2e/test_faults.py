@@ -12,7 +12,7 @@ import pytest
 
 import mien
 from mien.messages import Prediction, Status
-from mien.stream.subscriber import Subscriber
+from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.test_run import family, running
 
 pytestmark = [

@@ -18,7 +18,7 @@ from mien.assets import asset_path
 from mien.config import AssetsConfig, BusConfig
 from mien.errors import AssetError
 from mien.stream.bus.sockets import Publisher
-from mien.stream.subscriber import Subscriber
+from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
 from tests.fuzz.mutation import mutate
 from tests.fuzz.seeds import seeds

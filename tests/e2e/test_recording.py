@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.recording.reader import open_recording
-from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
 from tests.ports import free_ports
 

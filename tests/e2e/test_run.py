@@ -22,10 +22,10 @@ import zmq
 import mien
 from mien.messages import FeatureWindow
 from mien.models.datasets import read_dataset
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import decode_features, json_schema
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
-from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command, comparable, run_json
 from tests.stream.pictures import write_clip
 from tests.stream.sources.media import RATE, write_tracks

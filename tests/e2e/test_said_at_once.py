@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.recording.reader import open_recording
-from mien.stream.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE
 
 pytestmark = [

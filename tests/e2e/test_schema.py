@@ -13,8 +13,7 @@ import msgspec
 import pytest
 
 from mien.config import BusConfig
-from mien.emotions import EMOTIONS
-from mien.messages import About, Prediction, Status, Transcript, Word
+from mien.messages import EMOTIONS, About, Prediction, Status, Transcript, Word
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import (
     Frames,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mien.messages import Prediction
-from mien.stream.subscriber import Subscriber
+from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
 from tests.ports import free_ports
 

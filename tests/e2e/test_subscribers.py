@@ -13,9 +13,8 @@ import pytest
 
 from mien.assets import asset_path
 from mien.config import AssetsConfig, BusConfig
-from mien.emotions import EMOTIONS
 from mien.errors import AssetError
-from mien.messages import Prediction, Transcript
+from mien.messages import EMOTIONS, Prediction, Transcript
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction
 from tests.ports import free_ports

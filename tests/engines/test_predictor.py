@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mien.emotions import EMOTIONS
 from mien.engines.cmmsf import whole_network
 from mien.engines.predictor import Outputs, Predictor
 from mien.engines.rings import Windows
 from mien.engines.selection import open_engine
-from mien.messages import Window
+from mien.messages import EMOTIONS, Window
 from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.synthetic import SyntheticStream
 from mien.stream.inference.assembler import Assembler

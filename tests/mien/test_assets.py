@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from mien.asset_manifest import ASSETS, Asset, AssetFile, Carrier, Part
 from mien.assets import asset_path, fetch, needed, status
+from mien.assets.manifest import ASSETS, Asset, AssetFile, Carrier, Part
 from mien.config import AssetsConfig, AudioConfig, Config, TextConfig, VideoConfig
 from mien.errors import AssetError
 

@@ -27,6 +27,24 @@ FLOORS = {
     "mien.stream": ROOT / "stream",
     "mien.cli": ROOT / "src" / "mien" / "cli",
 }
+# The same inside a package: its rooms, each of which imports from itself and from those before it.
+ROOMS = {
+    "mien.stream": [
+        "sources",
+        "speech",
+        "bus",
+        "monitoring",
+        "processes",
+        "modalities",
+        "capture",
+        "inference",
+        "recording",
+        "dashboard",
+        "bridges",
+        "offline",
+        "bench",
+    ],
+}
 # What a machine that only subscribes does not have; zmq it has, but loads with the first subscription.
 HEAVY = [
     "torch",
@@ -60,10 +78,15 @@ def files_of(floor: str) -> list[Path]:
     return [path for path in FLOORS[floor].rglob("*.py") if not any(path.is_relative_to(other) for other in others)]
 
 
-def mien_imports(path: Path) -> set[str]:
-    """What a file imports of mien, wherever in it, at run time or for types."""
+def mien_imports(path: Path, *, types: bool = True) -> set[str]:
+    """What a file imports of mien, wherever in it; at run time, or also for types."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not types:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECK" in ast.dump(node.test))
+        ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -99,17 +122,38 @@ def test_packages_are_imported_by_their_full_name(floor: str) -> None:
             assert not bare, f"{path.relative_to(ROOT)} imports {bare} as if it were installed under that name"
 
 
-@pytest.mark.parametrize("room", ["mien.stream.sources"])
+def rooms_of(floor: str) -> list[str]:
+    return [path.parent.name for path in sorted(FLOORS[floor].glob("*/__init__.py"))]
+
+
+@pytest.mark.parametrize("floor", ROOMS)
+def test_rooms_import_one_way(floor: str) -> None:
+    order = ROOMS[floor]
+    assert sorted(order) == rooms_of(floor), "name each room in ROOMS and in CONTRIBUTING.md"
+    for path in files_of(floor):
+        own = path.relative_to(FLOORS[floor]).parts[0]
+        inside = {name.split(".")[2] for name in mien_imports(path) if name.startswith(f"{floor}.")}
+        above = {room for room in inside if order.index(room) > order.index(own)}
+        assert not above, f"{path.relative_to(ROOT)} imports from {', '.join(sorted(above))}, which stands above it"
+
+
+@pytest.mark.parametrize("floor", ROOMS)
+def test_contributing_says_the_order(floor: str) -> None:
+    said = " <- ".join(f"`{room}`" for room in ROOMS[floor])
+    assert said in " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("room", [f"{floor}.{room}" for floor in ROOMS for room in rooms_of(floor)])
 def test_a_room_has_no_circle(room: str) -> None:
-    folder = FLOORS["mien.stream"] / room.rsplit(".", 1)[1]
-    inside = {path.stem: path for path in folder.glob("*.py")}
+    floor, name = room.rsplit(".", 1)
+    files = {path.stem: path for path in (FLOORS[floor] / name).glob("*.py")}
     needs = {
-        name: {n for n in inside if any(f"{i}.".startswith(f"{room}.{n}.") for i in mien_imports(path))}
-        for name, path in inside.items()
+        stem: {n for n in files if any(f"{i}.".startswith(f"{room}.{n}.") for i in mien_imports(path, types=False))}
+        for stem, path in files.items()
     }
-    while free := [name for name, others in needs.items() if not others & needs.keys()]:
-        for name in free:
-            del needs[name]
+    while free := [stem for stem, others in needs.items() if not others & needs.keys()]:
+        for stem in free:
+            del needs[stem]
     assert not needs, f"{', '.join(sorted(needs))} import each other in a circle"
 
 

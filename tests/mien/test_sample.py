@@ -12,8 +12,8 @@ import pytest
 import mien
 from mien.assets import asset_path
 from mien.config import AssetsConfig
-from mien.emotions import EMOTIONS
 from mien.errors import AssetError
+from mien.messages import EMOTIONS
 
 av = pytest.importorskip("av")
 

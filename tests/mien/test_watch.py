@@ -17,8 +17,7 @@ from rich.console import Console
 from mien.cli import _view
 from mien.clock import Clock
 from mien.config import BusConfig
-from mien.emotions import EMOTIONS
-from mien.messages import Prediction, Status, Word
+from mien.messages import EMOTIONS, Prediction, Status, Word
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
 

@@ -6,8 +6,7 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import ModalitySpec
+from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.data.datasets import Dataset, Labels, RawRows, Sample, Track, make_track, word_times_ns
 
 SPECS = {

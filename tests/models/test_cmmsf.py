@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mien.emotions import EMOTIONS
 from mien.errors import ConfigError
-from mien.messages import ModalitySpec
+from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig, PlaneLayer
 from mien.models.cmmsf import CMMSF, pool_to_slots
 

@@ -276,8 +276,8 @@ def check_session(config: Config) -> Iterator[Row]:
             served = probe.connect_ex(("127.0.0.1", port)) == 0
         yield Row("metrics", "ok", f"port {port} " + ("serves somebody already" if served else "is free"))
     try:
+        from mien.stream.bus.subscriber import Subscriber
         from mien.stream.monitoring.observer import Observer
-        from mien.stream.subscriber import Subscriber
     except ImportError:  # another check says what is missing
         return
     with Subscriber(config.bus.address(), session=config.session, keys=config.bus.keys) as subscriber:

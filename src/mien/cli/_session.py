@@ -26,6 +26,7 @@ from mien.cli._terminal import make_console
 from mien.errors import FileError, RecordingError
 from mien.files import check_target, write_file
 from mien.messages import Prediction
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import Companion
 from mien.stream.monitoring.summary import STAGES, Summary
 from mien.stream.processes.plan import Session
@@ -33,7 +34,6 @@ from mien.stream.processes.supervisor import Supervisor
 from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.player import Player
 from mien.stream.recording.recorder import RecorderState
-from mien.stream.subscriber import Subscriber
 
 _FRAME_S = 0.1
 _RECORDER_S = 15.0  # for a recorder to start and to hear the session

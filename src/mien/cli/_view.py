@@ -10,8 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from mien.emotions import EMOTIONS, SENTIMENT_MAX
-from mien.messages import Prediction, Status, Word
+from mien.messages import EMOTIONS, SENTIMENT_MAX, Prediction, Status, Word
 
 STALE_S = 2.0
 _FRAMED = 60, 20  # columns and rows from which there is room for a frame

@@ -26,10 +26,10 @@ def command(
     import json
 
     from mien.config import ClipConfig
-    from mien.emotions import EMOTIONS
     from mien.engines.predictor import Predictor
     from mien.errors import SourceError
     from mien.files import check_target, write_file
+    from mien.messages import EMOTIONS
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.weights import weight_set
     from mien.stream.offline.clips import clips_in, predict_clip, read_clip

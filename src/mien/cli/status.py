@@ -22,8 +22,8 @@ def command(
     import msgspec
 
     from mien.errors import BusError
+    from mien.stream.bus.subscriber import Subscriber, explain_silence, misdirected
     from mien.stream.monitoring.observer import Observer
-    from mien.stream.subscriber import Subscriber, explain_silence, misdirected
 
     with Subscriber(endpoint, session=session, keys=keys) as subscriber:
         observer = Observer(subscriber)

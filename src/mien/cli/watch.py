@@ -30,7 +30,7 @@ def command(
     from mien.cli import _view
     from mien.cli._terminal import make_console, pressed_keys
     from mien.errors import BusError
-    from mien.stream.subscriber import Subscriber, explain_silence
+    from mien.stream.bus.subscriber import Subscriber, explain_silence
 
     seen = 0
     began_s = heard_s = drawn_s = time.monotonic()

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import EMOTIONS
 from mien.models.data.corpora import content_digest, read_corpus, speakers, split_by_speaker
 from mien.models.data.labels import GOEMOTIONS
 

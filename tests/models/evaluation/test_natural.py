@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
+from mien.messages import EMOTIONS
 from mien.models.data.datasets import Labels, RawRows, Sample, make_track
 from mien.models.evaluation.natural import natural
 from tests.models.made_data import SPECS

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import mien.models
-from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError, DataError
+from mien.messages import EMOTIONS
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
 from mien.models.training import face as face_training
 from mien.models.training.face import Faces, FaceTraining, evaluate_face, train_face

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
+from mien.messages import EMOTIONS
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import Perturbation, Perturber, plain_batches, whole_windows

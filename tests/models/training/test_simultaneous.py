@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
 from mien.errors import DataError
-from mien.messages import ModalitySpec
+from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.data.datasets import Dataset, Labels, RawRows, Sample, make_track
 from mien.models.training.simultaneous import TRAINING, actor_folds, join_units, judge, table
 

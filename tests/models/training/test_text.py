@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from mien.emotions import EMOTIONS
 from mien.errors import CheckpointError, DataError
+from mien.messages import EMOTIONS
 from mien.models.architecture import ModelConfig
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.text.encoder import TEXT_STEPS, WordTokenizer, pool_words

@@ -17,7 +17,7 @@ from mien.config import BusConfig
 from mien.errors import WireError
 from mien.stream.bus.clock_exchange import ClockExchange, ClockOffset, answer_question, decode_answer, moved
 from mien.stream.bus.sockets import Publisher, Receiver
-from mien.stream.subscriber import Subscriber
+from mien.stream.bus.subscriber import Subscriber
 from tests.stream.bus.test_wire import features
 
 SAMPLE = Path(mien.__file__).parent / "sample.mp4"

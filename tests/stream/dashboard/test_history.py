@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import Prediction, Word
+from mien.messages import EMOTIONS, Prediction, Word
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard.history import History
 

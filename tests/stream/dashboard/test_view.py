@@ -14,8 +14,7 @@ import pytest
 
 from mien.clock import NS_PER_S
 from mien.config import BusConfig
-from mien.emotions import EMOTIONS
-from mien.messages import About, FeatureWindow, Float32, Origin, Prediction, Status, WorkerState
+from mien.messages import EMOTIONS, About, FeatureWindow, Float32, Origin, Prediction, Status, WorkerState
 from mien.models.voice.columns import VAD
 from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS
-from mien.messages import Cue, FeatureWindow
-from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule, spans_of
+from mien.messages import Cue, FeatureWindow, spans_of
+from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule
 from tests.stream.inference.test_assembler import at, frame, sound
 
 

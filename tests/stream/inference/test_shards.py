@@ -15,9 +15,9 @@ import pytest
 from mien.config import load_config
 from mien.errors import WorkerError
 from mien.stream.bench.multi import Served, measure_streams
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.inference.loop import processes_for
 from mien.stream.inference.shards import share_out
-from mien.stream.subscriber import Subscriber
 from tests.ports import free_ports
 
 PATIENCE_S = 120.0

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mien.asset_manifest import ASSETS
 from mien.assets import asset_path
+from mien.assets.manifest import ASSETS
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, CheckpointError

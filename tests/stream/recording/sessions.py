@@ -11,11 +11,9 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.emotions import EMOTIONS
-from mien.messages import About, FeatureWindow, ModalitySpec, Prediction, Transcript, Window, Word
+from mien.messages import EMOTIONS, About, FeatureWindow, ModalitySpec, Prediction, Transcript, Window, Word, spans_of
 from mien.stream.bus.wire import encode_about, encode_features, encode_prediction
 from mien.stream.inference.assembler import Assembler
-from mien.stream.inference.schedule import spans_of
 from mien.stream.recording import channels
 from mien.stream.recording.writer import RecordingWriter
 

@@ -18,9 +18,8 @@ import msgspec
 import pytest
 
 from mien.clock import NS_PER_S
-from mien.emotions import EMOTIONS
 from mien.errors import RecordingError
-from mien.messages import Prediction
+from mien.messages import EMOTIONS, Prediction
 from mien.stream.recording.comparison import compare, draw_comparison
 from mien.stream.recording.export import export, subtitles
 from mien.stream.recording.table import Table, read_table, summarise

@@ -1,6 +1,6 @@
 """Two ways to bring a file here: from its publisher, or out of a package that carries it.
 
-Neither is trusted: what arrives is compared with the manifest by `mien.assets`.
+Neither is trusted: what arrives is compared with the manifest by `mien.assets.cache`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from mien.asset_manifest import Asset, Carrier
+from mien.assets.manifest import Asset, Carrier
 
 # What is being done, bytes done, bytes in all.
 Progress = Callable[[str, int, int], None]

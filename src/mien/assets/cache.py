@@ -3,7 +3,7 @@
     asset_path("whisper-tiny.en")  # a folder, for CTranslate2
 
 A fetched asset is complete or not there: it is assembled in a folder beside its place, every file is compared with
-the SHA-256 of `mien.asset_manifest`, and only then the folder gets its name. Processes that want the same asset at
+the SHA-256 of `mien.assets.manifest`, and only then the folder gets its name. Processes that want the same asset at
 the same time wait for the first of them.
 """
 
@@ -24,13 +24,11 @@ from typing import Literal
 
 import platformdirs
 
-from mien.asset_manifest import ASSETS, Asset
-from mien.asset_source import Progress, SourceUnavailableError, from_package, from_publisher
+from mien.assets.manifest import ASSETS, Asset
+from mien.assets.source import Progress, SourceUnavailableError, from_package, from_publisher
 from mien.config import AssetsConfig, Config
 from mien.errors import AssetError, FileError
 from mien.files import write_file
-
-__all__ = ["ASSETS", "Asset", "AssetStatus", "asset_path", "cache_folder", "fetch", "needed", "status"]
 
 _DEFAULTS = AssetsConfig()
 _STAMP = ".verified"

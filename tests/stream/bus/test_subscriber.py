@@ -19,8 +19,8 @@ from mien.config import BusConfig
 from mien.errors import BusError
 from mien.messages import Prediction
 from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import encode_prediction, encode_status
-from mien.stream.subscriber import Subscriber
 from tests.stream.bus.test_sockets import wait_for
 from tests.stream.bus.test_wire import PREDICTION, STATUS
 

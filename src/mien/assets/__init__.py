@@ -1,0 +1,8 @@
+"""Pretrained files: which there are, where they come from, and where they lie on this machine."""
+
+from __future__ import annotations
+
+from mien.assets.cache import AssetStatus, asset_path, cache_folder, fetch, needed, status
+from mien.assets.manifest import ASSETS, Asset
+
+__all__ = ["ASSETS", "Asset", "AssetStatus", "asset_path", "cache_folder", "fetch", "needed", "status"]
