@@ -116,8 +116,9 @@ class ClockExchange:
             self._receiver.socket.unsubscribe(self._asked[0])
         question = topic("clock", self._session, secrets.token_hex(8))
         self._due_ns = now_ns + (_EAGER_NS if len(self._offset) < _EAGER else _CALM_NS)
-        self._receiver.socket.subscribe(question)
+        # Read before asking: an answer may come before this process goes on, and the bound must hold then too.
         self._asked = question, self._clock.now_ns()
+        self._receiver.socket.subscribe(question)
 
     def hear(self, frames: list[bytes], heard_ns: int) -> None:
         """An answer. One to another question, or twice, is ignored.

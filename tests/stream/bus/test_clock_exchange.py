@@ -101,6 +101,39 @@ def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(po
         publisher.close()
 
 
+def test_the_bound_holds_where_the_process_is_interrupted_while_it_asks(port: int) -> None:
+    ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
+    publisher.tell_time(lambda question: answer_question(question, 1, theirs))
+    receiver = Receiver(publisher.endpoint, (b"features/",))
+
+    class Interrupted:
+        """The receiver of a process that loses the processor right after it has asked."""
+
+        socket = property(lambda self: self)
+        unsubscribe = receiver.socket.unsubscribe
+
+        def subscribe(self, topic: bytes) -> None:
+            receiver.socket.subscribe(topic)
+            for _ in range(20):
+                publisher.service()
+                time.sleep(0.002)
+
+    exchange = ClockExchange(Interrupted(), "default", ours)  # type: ignore[arg-type]
+    try:
+        until_s = time.monotonic() + 30
+        while (estimate := exchange.estimate()) is None:
+            assert time.monotonic() < until_s
+            exchange.tick()
+            publisher.service()
+            for frames in receiver.drain():
+                exchange.hear(frames, ours.now_ns())
+    finally:
+        receiver.close()
+        publisher.close()
+    assert abs(estimate[0] - 3 * NS_PER_S) <= estimate[1]
+
+
 CAPTURE = """
 import sys
 from mien.clock import Clock
