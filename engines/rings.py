@@ -1,9 +1,9 @@
 """The windows of all sessions of a process: each row is written once, and a batch of windows is one gather.
 
 A row never changes its slot, so a modality of instants is kept as a ring over slots, all sessions in one array: a row
-that arrives changes one slot, and a window is a stretch of the ring. Whether a window has changed since it was last
-looked at is known from what was written meanwhile, not by comparing arrays. The numbers are those that
-`mien.windowing.place_rows` gives for the same rows in the order of their times, to the last bit.
+that arrives changes one slot, and a window is a stretch of the ring. What was written since the last look tells whether
+a window has changed; arrays are not compared. Windows equal those of `mien.windowing.place_rows` for the same rows in
+the order of their times, to the last bit. Words are kept in `mien.engines.snapshots`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import Bool, FeatureWindow, Float32, Int64, ModalitySpec, Transcript, Word
-from mien.windowing import WINDOW_NS, last_rows, place_rows, slot_ns
+from mien.clock import NS_PER_MS
+from mien.engines.snapshots import NEVER, SPAN_NS, Snapshots
+from mien.messages import Bool, Float32, Int64, ModalitySpec
+from mien.windowing import WINDOW_NS, slot_ns
 
-SPAN_NS = 10 * NS_PER_S  # rows kept of a live stream: a window, and what may be late or early beside it
-NEVER = -(1 << 62)
 _HOP_NS = 100 * NS_PER_MS  # dense modalities advance in these steps: their encoding is reused in between
 
 
@@ -34,8 +33,8 @@ class Ring:
         means: (places, width, dim), the mean of the rows of a slot. Slot k lies at k modulo capacity, and the first
             ones once more behind the last, so that every window is one stretch.
         version: (places,), a number that changes with the window.
-        written: flat numbers (place x width + position) of slots written since somebody emptied the list; None
-            while nobody wants to know.
+        written: flat numbers (place x width + position) of slots written since the list was last emptied; None
+            until a list is set.
     """
 
     def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS) -> None:
@@ -213,115 +212,6 @@ class Ring:
         return NEVER
 
 
-class Snapshots:
-    """Words of many sessions: each message replaces all words before it.
-
-    Args: as for `Ring`.
-
-    Attributes:
-        features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
-        words, transcripts: what is said in the window, per place. reasons: why none of it counts, if known.
-        written: places whose window was written since somebody emptied the list; None while nobody wants to know.
-    """
-
-    def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS) -> None:
-        self.spec = spec
-        self.features = np.zeros((places, spec.steps, spec.dim), np.float32)
-        self.mask = np.zeros((places, spec.steps), np.float32)
-        self.version = np.zeros(places, np.int64)
-        self.words: list[tuple[Word, ...]] = [()] * places
-        self.transcripts = [Transcript()] * places
-        self.reasons = [""] * places
-        self.written: list[int] | None = None
-        self._span_ns = span_ns
-        self._kept: list[deque[FeatureWindow]] = [deque() for _ in range(places)]
-        # The window stays as it is from the first to before the second of these.
-        self._since_ns = np.zeros(places, np.int64)
-        self._until_ns = np.full(places, NEVER, np.int64)
-        self._newest_ns = np.full(places, NEVER, np.int64)
-        self._fresh = np.ones(places, bool)
-
-    def clear(self, place: int) -> None:
-        """Forget a session's words."""
-        self._kept[place].clear()
-        self._until_ns[place] = NEVER
-
-    def write(self, place: int, message: FeatureWindow) -> None:
-        """A session's newest words."""
-        kept = self._kept[place]
-        kept.append(message)
-        while len(kept) > 1 and kept[1].t_end_ns < message.t_end_ns - self._span_ns:
-            kept.popleft()
-        self._until_ns[place] = NEVER
-
-    def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
-        """As `Ring.look`."""
-        stale = (t_end_ns >= self._until_ns[places]) | (t_end_ns < self._since_ns[places])
-        for index in np.flatnonzero(stale).tolist():
-            self._place(int(places[index]), int(t_end_ns[index]))
-        changed = self._fresh[places]
-        self._fresh[places] = False
-        self.version[places] += changed
-        return t_end_ns, changed
-
-    def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
-        """As `Ring.look_at_one`."""
-        if t_end_ns >= self._until_ns[place] or t_end_ns < self._since_ns[place]:
-            self._place(place, t_end_ns)
-        changed = bool(self._fresh[place])
-        if changed:
-            self._fresh[place] = False
-            self.version[place] += 1
-        return t_end_ns, changed, int(self._newest_ns[place])
-
-    def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
-        """As `Ring.gather`; the windows that were looked at last."""
-        del ends_ns, out
-        return self.features[places], self.mask[places]
-
-    def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
-        """End of the newest word in the window that was looked at last, NEVER if there is none."""
-        del t_end_ns
-        return self._newest_ns[places]
-
-    def _place(self, place: int, t_end_ns: int) -> None:
-        """Make the window at an instant, and find out how long it stays as it is."""
-        kept = self._kept[place]
-        at = next((index for index in reversed(range(len(kept))) if kept[index].t_end_ns <= t_end_ns), None)
-        changes = [kept[0].t_end_ns if at is None and kept else 1 << 62]
-        times_ns = np.zeros(0, np.int64)
-        features, mask = last_rows(self.spec, np.zeros((0, self.spec.dim), np.float32))
-        words: tuple[Word, ...] = ()
-        reason = ""
-        since_ns = NEVER
-        if at is not None:
-            snapshot = kept[at]
-            if at + 1 < len(kept):
-                changes.append(kept[at + 1].t_end_ns)
-            inside = snapshot.valid & (snapshot.times_ns > t_end_ns - WINDOW_NS)
-            features, mask = place_rows(self.spec, snapshot.values, inside, snapshot.times_ns, t_end_ns)
-            times_ns = snapshot.times_ns[inside & (snapshot.times_ns <= t_end_ns)]
-            words = tuple(word for word in snapshot.words if word.t_end_ns > t_end_ns - WINDOW_NS)
-            ends_ns = [*snapshot.times_ns.tolist(), *(word.t_end_ns for word in snapshot.words)]
-            changes += [at_ns for end_ns in ends_ns for at_ns in (end_ns, end_ns + WINDOW_NS) if at_ns > t_end_ns]
-            since_ns, reason = t_end_ns, "" if mask.any() else snapshot.reason
-        if not (np.array_equal(self.mask[place], mask) and np.array_equal(self.features[place], features)):
-            self.features[place], self.mask[place] = features, mask
-            self._fresh[place] = True
-            if self.written is not None:
-                self.written.append(place)
-        self._since_ns[place], self._until_ns[place] = since_ns, min(changes)
-        self._newest_ns[place] = int(times_ns.max()) if len(times_ns) else NEVER
-        self.reasons[place] = reason
-        if words != self.words[place]:
-            self.words[place] = words
-            self.transcripts[place] = Transcript(
-                " ".join(word.text for word in words if word.committed and not word.uncertain),
-                " ".join(word.text for word in words if not word.committed and not word.uncertain),
-                " ".join(word.text for word in words if word.uncertain),
-            )
-
-
 class Look(NamedTuple):
     """Windows of several sessions, each at an instant.
 
@@ -372,11 +262,11 @@ class Windows:
         return self._free.popleft()
 
     def show_all(self) -> None:
-        """Every window counts as changed the next time it is looked at: what was made of it is lost."""
+        """Count every window as changed at the next look: what was computed from them is lost."""
         self._pending[:] = True
 
     def look(self, places: Sequence[int], t_end_ns: Sequence[int]) -> Look:
-        """What is seen of sessions, each at an instant. A session stands in `places` once at most."""
+        """The windows of sessions, each at an instant. A session may be in `places` once."""
         if len(places) == 1:
             return self._look_at_one(places[0], t_end_ns[0])
         at, ends = np.array(places, np.int64), np.array(t_end_ns, np.int64)

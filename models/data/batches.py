@@ -57,8 +57,8 @@ class Batch:
         sentiment: (B,), NaN where unknown. coarse: (B,) bool.
         emotions: (B, 7), all zero where unknown.
         own: (B, 7) per modality, the emotions of that member by itself; all zero where unknown, or nothing is left.
-        encodings: of what was encoded before; there are no features then. said: emotion logits (B, 7) and sentiment
-            (B,) that each modality alone is held to.
+        encodings: of windows that were encoded before; there are no features then. reader_outputs: emotion logits
+            (B, 7) and sentiment (B,) of each modality's reader, for distillation.
     """
 
     features: dict[str, Tensor]
@@ -68,7 +68,7 @@ class Batch:
     emotions: Tensor
     own: dict[str, Tensor] = field(default_factory=dict)
     encodings: dict[str, Encoding] = field(default_factory=dict)
-    said: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    reader_outputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -80,7 +80,7 @@ class Batch:
             self.emotions.to(device),
             {name: emotions.to(device) for name, emotions in self.own.items()},
             {name: Encoding(*(part.to(device) for part in made)) for name, made in self.encodings.items()},
-            {name: (logits.to(device), sentiment.to(device)) for name, (logits, sentiment) in self.said.items()},
+            {name: (made[0].to(device), made[1].to(device)) for name, made in self.reader_outputs.items()},
         )
 
 

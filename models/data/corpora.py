@@ -176,29 +176,6 @@ def content_digest(path: Path) -> str:
     return whole.hexdigest()
 
 
-def split_by_speaker(corpus: Corpus, valid: Collection[str], test: Collection[str] = ()) -> Corpus:
-    """The same corpus, split anew so that no speaker is in two splits. Use it for folds.
-
-    Raises:
-        DataError: an item has no speaker, or nothing is left in "train" or "valid".
-    """
-
-    def split_of(item: CorpusItem) -> str:
-        if item.speaker is None:
-            raise DataError(f"{corpus.path}: {item.id} names no speaker, so it cannot be split by speaker")
-        return "test" if item.speaker in test else "valid" if item.speaker in valid else "train"
-
-    items = tuple(replace(item, split=split_of(item)) for item in corpus.items)
-    if not {"train", "valid"} <= {item.split for item in items}:
-        raise DataError(f"{corpus.path}: speakers {sorted(valid)} leave nothing to train or to validate on")
-    return replace(corpus, items=items)
-
-
-def speakers(corpus: Corpus) -> tuple[str, ...]:
-    """Everyone who speaks in it, sorted."""
-    return tuple(sorted({item.speaker for item in corpus.items if item.speaker is not None}))
-
-
 def _read_text(path: Path) -> Corpus:
     """MOSI, MOSEI, GoEmotions and MELD tables."""
     columns, rows = _read_rows(path)

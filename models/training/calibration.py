@@ -82,7 +82,7 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
         loss = torch.zeros(())
         for name in batch.encodings:
             column, there = network.names.index(name), available[name] > 0
-            right = (batch.said[name][0].argmax(1) == truth).float()
+            right = (batch.reader_outputs[name][0].argmax(1) == truth).float()
             for logit in (judgement.own, judgement.logit):
                 loss = loss + F.binary_cross_entropy_with_logits(logit[there, column], right[there])
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Items that were encoded once: what is trained or fitted behind the encoders need not encode them again."""
+"""Items encoded once, for training and fitting behind encoders that stay as they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EncodedModality:
 
     Attributes:
         hidden: (views + 1) n windows and NOISES of noise, (N, S, d) in half precision. observed: (N, S).
-        logits: (N, 7), sentiment: (N,), what is said of each by the network, or by `reader`, with nothing else to see.
+        logits: (N, 7), sentiment: (N,), outputs of `reader`, or of the network, on each window alone.
     """
 
     @torch.no_grad()
@@ -46,11 +46,11 @@ class EncodedModality:
             for batch in batches:
                 on = batch.to(device)
                 encoding = network.encode(name, on.features[name], on.mask[name])
-                said = (reader or network).raw_of({name: encoding})
+                fused = (reader or network).raw_of({name: encoding})
                 hidden.append(encoding.hidden.half().cpu())
                 observed.append(encoding.observed.cpu())
-                logits.append(said.logits.cpu())
-                sentiment.append(said.sentiment.cpu())
+                logits.append(fused.logits.cpu())
+                sentiment.append(fused.sentiment.cpu())
 
         network.eval()
         specs = {spec.name: spec for spec in network.specs}
@@ -77,7 +77,7 @@ class EncodedItems:
     """Batches of encoded windows.
 
     Args:
-        readers: what says of a modality alone what it is to be held to; the network itself where there is none.
+        readers: by modality, whose outputs come with the batches; the network's own where there is none.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class EncodedItems:
                     at[name][row] = self.modalities[name].noise(random)
                     own[name][row] = 0.0
         encodings: dict[str, Encoding] = {}
-        said: dict[str, tuple[Tensor, Tensor]] = {}
+        outputs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, rows in at.items():
             index, there = torch.from_numpy(np.maximum(rows, 0)), torch.from_numpy(rows >= 0).float()
             kept_rows = self.modalities[name]
             encodings[name] = Encoding(
                 kept_rows.hidden[index].float() * there[:, None, None], kept_rows.observed[index] * there[:, None]
             )
-            said[name] = kept_rows.logits[index], kept_rows.sentiment[index]
-        return Batch({}, {}, *batch_targets(groups), own, encodings, said)
+            outputs[name] = kept_rows.logits[index], kept_rows.sentiment[index]
+        return Batch({}, {}, *batch_targets(groups), own, encodings, outputs)

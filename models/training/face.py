@@ -1,14 +1,12 @@
-"""Training of the face encoder on aligned crops and what annotators voted for each.
+"""Training of the face encoder on aligned crops, labelled with the votes of annotators.
 
-A larger encoder is trained first. The smaller one, which ships, learns mostly what that one says of each crop that it
-sees (Hinton et al., 2015; Beyer et al., 2022).
+A larger encoder is trained first. The smaller one, which ships, learns mostly from that teacher's outputs on the crops
+that it sees (Hinton et al., 2015; Beyer et al., 2022).
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,9 +22,8 @@ from mien.messages import EMOTIONS, Float32
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
 from mien.models.training.device import mixed_precision
 from mien.models.training.face_augmentation import augment
-from mien.models.weights.tensors import write_tensors
+from mien.models.training.loop import Evaluation, Progress, Run, class_weights, decay_groups, fit, warm_cosine
 
-log = logging.getLogger(__name__)
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 
@@ -38,14 +34,13 @@ class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         epochs, teacher_epochs: of the encoder that ships, and of its teacher; without the latter there is no teacher.
         teacher_channels, teacher_blocks, teacher_dropout: see `FaceConfig`.
-        learning_rate: its peak; it rises over `warmup` (a share of all steps) and falls to zero along a cosine.
-        balance: exponent of the class weights `(mean share / share) ** balance`; 0 leaves classes as they are, 1 makes
-            them count alike.
-        taught: weight of what the teacher says, against the votes' `1 - taught`. temperature: at which it says it.
+        learning_rate: its peak, reached after a `warmup` share of all steps.
+        balance: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
+        taught: weight of the teacher's outputs, at `temperature`, against the votes' `1 - taught`.
         own: weight of the label that a corpus had before it was voted on.
         damaged: share of crops that are made hard to see (see `face_augmentation`). flattened: how far their votes are
-            moved towards an even share of all emotions where they are hardest to see.
-        ema: decay of the averaged weights, which are what is validated and kept.
+            moved towards a uniform distribution where they are hardest to see.
+        ema: decay of the averaged weights, which are validated and kept.
         bf16: compute in bfloat16; None: where the device multiplies in it.
     """
 
@@ -100,7 +95,7 @@ class Faces:
 
 @dataclass(frozen=True)
 class FaceMetrics:
-    """How an encoder does on faces.
+    """Metrics of an encoder on labelled faces.
 
     Attributes:
         loss: cross-entropy with the shares of votes.
@@ -117,20 +112,9 @@ class FaceMetrics:
     own_uar: float = math.nan
 
 
-@dataclass
-class _Run:
-    """What changes while training, and what a resumed run reads back."""
-
-    model: FaceCNN
-    average: FaceCNN
-    velocity: list[Tensor]
-    epoch: int = 0
-    best_loss: float = math.inf
-
-
 @dataclass(frozen=True, eq=False)
-class _Lesson:
-    """The training faces on the device, and who teaches. `weights`, `own_weights`: (7,) of the classes."""
+class _Targets:
+    """The training faces on the device, and their teacher. `weights`, `own_weights`: (7,) of the classes."""
 
     crops: Tensor
     shares: Tensor
@@ -138,9 +122,6 @@ class _Lesson:
     weights: Tensor
     own_weights: Tensor
     teacher: FaceCNN | None
-
-
-Report = Callable[[str, int, int], None]
 
 
 def train_face(
@@ -153,10 +134,10 @@ def train_face(
     training: FaceTraining | None = None,
     work: Path | None = None,
     device: torch.device | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
     notes: dict[str, str] | None = None,
 ) -> FaceMetrics:
-    """Train the teacher and the face encoder, and write the encoder's weights of the epoch with the lowest loss.
+    """Train the teacher and the face encoder, and write the weights of the encoder's best epoch.
 
     Args:
         train, valid: faces; those of `valid` are never trained on.
@@ -164,7 +145,7 @@ def train_face(
         work: folder of the teacher's weights and of the state that a stopped run is continued from; None: nothing is
             kept, and nothing is continued.
         device: where to compute, the processor by default (see `training_device`).
-        report: called after each epoch with who is trained, the epochs done, and all epochs.
+        report: called after each epoch with "face" or "teacher of faces", the epochs done, and all epochs.
         notes: that go into the weights.
 
     Returns:
@@ -178,143 +159,104 @@ def train_face(
     if training.teacher_epochs:
         large = msgspec.structs.replace(config, channels=training.teacher_channels, blocks=training.teacher_blocks,
                                         dropout=training.teacher_dropout)  # fmt: skip
-        taught = None if work is None else work / "face-teacher.safetensors"
-        teacher = _teacher(train, valid, taught, large, training, seed, device, report)
-    lesson = _lesson(train, training, teacher, device)
+        kept = None if work is None else work / "face-teacher.safetensors"
+        if kept is None or not kept.is_file():
+            data = _targets(train, training, None, device)
+            run = _train("teacher of faces", data, valid, large, training, training.teacher_epochs, seed,
+                         None if kept is None else kept.with_suffix(".state"), report)  # fmt: skip
+            teacher = run.averaged
+            if kept is not None:
+                save_face(teacher, kept)
+        if kept is not None:  # as a resumed run finds it: in half precision
+            teacher = _placed(load_face(kept), device)
+    data = _targets(train, training, teacher, device)
     state = None if work is None else work / "face.state"
-
-    def save(model: FaceCNN, epoch: int) -> None:
-        save_face(model, out, {"seed": str(seed), **(notes or {}), "epoch": str(epoch)})
-
-    _fit("face", lesson, valid, config, training, training.epochs, seed, device, state, report, save)
-    # What counts is what was written: half precision, evaluated in single precision as the live path does.
+    run = _train("face", data, valid, config, training, training.epochs, seed, state, report)
+    assert run.best is not None, "every epoch is validated"
+    epoch = run.history.index(run.best) + 1
+    save_face(run.best_network(), out, {"seed": str(seed), **(notes or {}), "epoch": str(epoch)})
+    # The weights that were written: half precision, evaluated in single precision as on the live path.
     return evaluate_face(load_face(out), valid)
 
 
-def _teacher(
-    train: Faces,
-    valid: Faces,
-    kept: Path | None,
-    config: FaceConfig,
-    training: FaceTraining,
-    seed: int,
-    device: torch.device,
-    report: Report | None,
-) -> FaceCNN:
-    if kept is not None and kept.is_file():
-        return _placed(load_face(kept), device)
-    state = None if kept is None else kept.with_suffix(".state")
-    run = _fit(
-        "teacher of faces", _lesson(train, training, None, device), valid, config, training,
-        training.teacher_epochs, seed, device, state, report, None,
-    )  # fmt: skip
-    if kept is not None:
-        save_face(run.average, kept)
-        return _placed(load_face(kept), device)
-    return run.average.eval()
-
-
-def _fit(
+def _train(
     name: str,
-    lesson: _Lesson,
+    data: _Targets,
     valid: Faces,
     config: FaceConfig,
     training: FaceTraining,
     epochs: int,
     seed: int,
-    device: torch.device,
     state: Path | None,
-    report: Report | None,
-    save: Callable[[FaceCNN, int], None] | None,
-) -> _Run:
-    """Train one encoder; `save` is given the averaged weights of each epoch that is the best so far."""
+    report: Progress | None,
+) -> Run[FaceCNN]:
     torch.manual_seed(seed)
-    model, average = _placed(FaceCNN(config), device), _placed(FaceCNN(config), device).requires_grad_(False)
-    average.load_state_dict(model.state_dict())
-    run = _Run(model, average, [torch.zeros_like(value) for value in model.parameters()])
-    plan = f"{name} {msgspec.json.encode(training).decode()} seed {seed} epochs {epochs} faces {len(lesson.crops)}"
-    if state is not None and state.exists():
-        _restore(run, state, plan)
-        log.info("continuing %s after epoch %d", state, run.epoch)
-    steps = len(lesson.crops) // training.batch or 1
-    while run.epoch < epochs:
-        # One generator an epoch, not one a run: a resumed epoch then draws what it would have drawn.
-        generator = torch.Generator(device).manual_seed(seed * 100_003 + run.epoch)
-        torch.manual_seed(seed * 100_003 + run.epoch)
-        order = torch.randperm(len(lesson.crops), generator=generator, device=device)
-        total = torch.zeros((), device=device)
-        model.train()
-        for index in range(steps):
-            rate = _learning_rate(training, (run.epoch * steps + index) / (epochs * steps))
-            chosen = order[index * training.batch : (index + 1) * training.batch]
-            loss = _loss(model, lesson, chosen, generator, training)
-            model.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            _descend(run, training, rate, run.epoch * steps + index)
-            total += loss.detach()
-        run.epoch += 1
-        metrics = evaluate_face(run.average, valid, bf16=training.bf16)
-        if metrics.loss < run.best_loss:
-            run.best_loss = metrics.loss
-            if save is not None:
-                save(run.average, run.epoch)
-        if state is not None:
-            _store(run, state, plan)
-        log.info(
-            "%s, epoch %d/%d: loss %.4f, valid loss %.4f, accuracy %.4f, UAR %.4f (own labels %.4f, %.4f)",
-            name, run.epoch, epochs, float(total) / steps, metrics.loss, metrics.accuracy, metrics.uar,
-            metrics.own_accuracy, metrics.own_uar,
-        )  # fmt: skip
-        if report is not None:
-            report(name, run.epoch, epochs)
-    if state is not None:
-        state.unlink(missing_ok=True)
+    device, count = data.crops.device, len(data.crops)
+    network = _placed(FaceCNN(config), device).train()
+    size = count // training.batch or 1  # steps of an epoch
+    groups = decay_groups(list(network.parameters()), training.weight_decay, training.learning_rate)
+    optimizer = torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
+    schedule = warm_cosine(epochs * size, training.warmup * epochs * size)
+    run = Run(network, optimizer, schedule, decay=training.ema, clip=5.0, ramp=50)
+    generator, order = torch.Generator(device), torch.arange(count, device=device)
+
+    def losses(step: int) -> tuple[str, Tensor]:
+        nonlocal order
+        if step % size == 0:
+            generator.manual_seed(seed * 100_003 + step // size)
+            order = torch.randperm(count, generator=generator, device=device)
+        chosen = order[step % size * training.batch :][: training.batch]
+        return name, _loss(network, data, chosen, generator, training)
+
+    def validate() -> tuple[float, dict[str, float]]:
+        metrics = evaluate_face(run.averaged, valid, bf16=training.bf16)
+        figures = {"accuracy": metrics.accuracy, "UAR": metrics.uar, "own UAR": metrics.own_uar}
+        return metrics.loss, figures
+
+    def epoch_done(step: int, _: int, evaluation: Evaluation | None) -> None:
+        if report is not None and evaluation is not None:
+            report(name, step // size, epochs)
+
+    plan = f"{name} {msgspec.json.encode(training).decode()} seed {seed} epochs {epochs} faces {count}"
+    fit(run, losses, epochs * size, seed, validate=validate, every=size, state=state, plan=plan, report=epoch_done)
     return run
 
 
-def _lesson(faces: Faces, training: FaceTraining, teacher: FaceCNN | None, device: torch.device) -> _Lesson:
+def _targets(faces: Faces, training: FaceTraining, teacher: FaceCNN | None, device: torch.device) -> _Targets:
     shares, own = torch.from_numpy(faces.shares), torch.from_numpy(faces.own)
     counted = torch.bincount(own[own >= 0], minlength=len(EMOTIONS)).float()
-    balanced = [_weights(counts, training.balance) for counts in (shares.sum(0), counted)]
-    parts = (part.to(device) for part in (torch.from_numpy(faces.crops), shares, own, *balanced))
-    crops, shares, own, weights, own_weights = parts
-    return _Lesson(crops, shares, own, weights, own_weights, teacher)
+    weights = [class_weights(counts, training.balance) for counts in (shares.sum(0), counted)]
+    parts = [part.to(device) for part in (torch.from_numpy(faces.crops), shares, own, *weights)]
+    return _Targets(*parts, teacher)
 
 
-def _weights(counts: Tensor, balance: float) -> Tensor:
-    weights = (counts.mean() / counts.clamp(min=1.0)) ** balance
-    return weights / (weights * counts).sum() * counts.sum()  # so that it changes no learning rate
-
-
-def _loss(
-    model: FaceCNN, lesson: _Lesson, chosen: Tensor, generator: torch.Generator, training: FaceTraining
-) -> Tensor:
+def _loss(model: FaceCNN, data: _Targets, chosen: Tensor, generator: torch.Generator, training: FaceTraining) -> Tensor:
     """Cross-entropy with the votes, weighted by class, and with the corpus's own label; divergence from the teacher."""
     with torch.no_grad():
-        crops, severity = augment(_as_input(lesson.crops[chosen]), generator, training.damaged)
+        crops, severity = augment(_as_input(data.crops[chosen]), generator, training.damaged)
         crops = crops.contiguous(memory_format=torch.channels_last)
         even = (training.flattened * severity.square())[:, None]
-        shares = lesson.shares[chosen] * (1 - even) + even / len(EMOTIONS)
+        shares = data.shares[chosen] * (1 - even) + even / len(EMOTIONS)
     with mixed_precision(crops.device, training.bf16):
         embedding, logits = model(crops)
         own = model.classify_own(embedding)
         with torch.no_grad():
-            said = None if lesson.teacher is None else lesson.teacher(crops)[1].float()
+            expected = None if data.teacher is None else data.teacher(crops)[1].float()
     logits, own = logits.float(), own.float()
-    loss: Tensor = -(shares * lesson.weights * logits.log_softmax(1)).sum(1).mean()
-    if said is not None:
+    loss: Tensor = -(shares * data.weights * logits.log_softmax(1)).sum(1).mean()
+    if expected is not None:
         hot = training.temperature
-        told = (said / hot).softmax(1) * (1 - even) + even / len(EMOTIONS)
-        apart = F.kl_div((logits / hot).log_softmax(1), told, reduction="batchmean")
-        loss = (1 - training.taught) * loss + training.taught * hot**2 * apart
-    labels = lesson.own[chosen]
-    wrong = F.cross_entropy(own, labels.clamp(min=0), lesson.own_weights, reduction="none", label_smoothing=0.1)
+        soft = (expected / hot).softmax(1) * (1 - even) + even / len(EMOTIONS)
+        divergence = F.kl_div((logits / hot).log_softmax(1), soft, reduction="batchmean")
+        loss = (1 - training.taught) * loss + training.taught * hot**2 * divergence
+    labels = data.own[chosen]
+    wrong = F.cross_entropy(own, labels.clamp(min=0), data.own_weights, reduction="none", label_smoothing=0.1)
     return loss + training.own * (wrong * (labels >= 0)).mean()
 
 
 @torch.inference_mode()
 def evaluate_face(model: FaceCNN, faces: Faces, *, bf16: bool | None = False) -> FaceMetrics:
-    """How an encoder does on faces, where the encoder is."""
+    """Metrics of an encoder, computed on its device."""
     model.eval()
     device = next(model.parameters()).device
     parts: list[tuple[Tensor, Tensor]] = []
@@ -345,55 +287,3 @@ def _placed(model: FaceCNN, device: torch.device) -> FaceCNN:
 def _as_input(crops: Tensor) -> Tensor:
     """(B, 48, 48) uint8 to what the network takes, channels last."""
     return crops[:, None].float().contiguous(memory_format=torch.channels_last)
-
-
-def _learning_rate(training: FaceTraining, progress: float) -> float:
-    """`progress`: share of all steps that are done."""
-    if progress < training.warmup:
-        return training.learning_rate * (0.04 + 0.96 * progress / training.warmup)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - training.warmup) / (1 - training.warmup)))
-
-
-@torch.no_grad()
-def _descend(run: _Run, training: FaceTraining, rate: float, step: int) -> None:
-    """One step of SGD with Nesterov momentum, on gradients of a norm of at most 5, and of the averaged weights."""
-    values: list[Tensor] = list(run.model.parameters())
-    torch.nn.utils.clip_grad_norm_(values, 5.0)
-    gradients = [value.grad for value in values if value.grad is not None]
-    assert len(gradients) == len(values)
-    matrices = [n for n, value in enumerate(values) if value.ndim > 1]
-    torch._foreach_add_([gradients[n] for n in matrices], [values[n] for n in matrices], alpha=training.weight_decay)
-    torch._foreach_mul_(run.velocity, training.momentum)
-    torch._foreach_add_(run.velocity, gradients)
-    torch._foreach_add_(gradients, run.velocity, alpha=training.momentum)
-    torch._foreach_add_(values, gradients, alpha=-rate)
-    # The average follows quickly at first, or it would remember the random start for epochs.
-    decay = min(training.ema, (1 + step) / (50 + step))
-    pairs = zip(run.average.state_dict().values(), run.model.state_dict().values(), strict=True)
-    kept, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-    torch._foreach_lerp_(list(kept), list(current), 1 - decay)
-
-
-def _store(run: _Run, path: Path, plan: str) -> None:
-    tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in run.average.state_dict().items()}
-    tensors |= {f"velocity.{n}": value for n, value in enumerate(run.velocity)}
-    metadata = {"plan": plan, "epoch": str(run.epoch), "best": repr(run.best_loss)}
-    write_tensors(path, tensors, metadata)
-
-
-def _restore(run: _Run, path: Path, plan: str) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot continue from {path}: {error}; remove it to begin anew") from error
-    if metadata.get("plan") != plan:
-        raise DataError(f"{path} belongs to a run with other settings; remove it to begin anew")
-    for part, module in (("model.", run.model), ("average.", run.average)):
-        module.load_state_dict({name.removeprefix(part): v for name, v in tensors.items() if name.startswith(part)})
-    for n, value in enumerate(run.velocity):
-        value.copy_(tensors[f"velocity.{n}"])
-    run.epoch = int(metadata["epoch"])
-    run.best_loss = float(metadata["best"])

@@ -118,7 +118,7 @@ def leave_out(
     truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
     for number, name in enumerate(chosen):
 
-        def step(done: int, total: int, begun: int = number) -> None:
+        def step(done: int, total: int, _: object, begun: int = number) -> None:
             if report is not None:
                 report(begun * total + done, len(chosen) * total)
 

@@ -24,12 +24,15 @@ from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.architecture import EncoderConfig, ModelConfig
 from mien.models.data.batches import Perturbation
-from mien.models.data.datasets import Dataset, Sample, Track, join_datasets, read_dataset
+from mien.models.data.dataset_files import read_dataset
+from mien.models.data.datasets import Dataset, Sample, Track, join_datasets
 from mien.models.data.pairing import single
 from mien.models.evaluation.metrics import emotion_metrics
 from mien.models.evaluation.scores import Doubles, score, torch_runner
 from mien.models.training.device import training_device
-from mien.models.training.fusion import OWN, FusionTraining, train_fusion
+from mien.models.training.fusion import FusionTraining, train_fusion
+from mien.models.training.sampling import OWN
+from mien.windowing import average_slots
 
 RATE_HZ, STEPS = 10, 50
 VOICE, FACE = "audio", "vision"
@@ -86,14 +89,11 @@ def join_units(dataset: Dataset, units: Path) -> Dataset:
 
 
 def _averaged(track: Track, width: int) -> Track:
-    """Every `width` rows as one: the mean of those that are observed."""
-    missing = -len(track.mask) % width
-    mask = np.pad(track.mask, (0, missing)).reshape(-1, width)
-    values = np.pad(track.values, ((0, missing), (0, 0))).reshape(len(mask), width, -1)
-    seen = mask.sum(1)
-    rows = (values * mask[..., None]).sum(1) / np.maximum(seen, 1.0)[:, None]
-    times = np.arange(len(mask), dtype=np.int64) * (NS_PER_S // RATE_HZ)
-    return Track(rows.astype(np.float32), (seen > 0).astype(np.float32), times)
+    """Every `width` rows as one: the mean of the observed ones."""
+    count = -(-len(track.mask) // width)
+    seen = np.flatnonzero(track.mask)
+    rows, mask = average_slots(track.values[seen], seen // width, count)
+    return Track(rows, mask, np.arange(count, dtype=np.int64) * (NS_PER_S // RATE_HZ))
 
 
 def actor_folds(dataset: Dataset, count: int) -> list[tuple[Dataset, list[Sample]]]:
@@ -122,7 +122,7 @@ def judge(
     made: dict[str, list[float]] = {}
     for split, judged in actor_folds(dataset, folds):
         truth = np.array([s.emotion for s in judged])
-        alone = {m: _said(_only(split, m), settings, judged, [m], device) for m in (VOICE, FACE)}
+        alone = {m: _said(split.only([m]), settings, judged, [m], device) for m in (VOICE, FACE)}
         said = {"voice": alone[VOICE], "face": alone[FACE], "mean of both": (alone[VOICE] + alone[FACE]) / 2}
         for name, switches in variants.items():
             changed = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, **switches))
@@ -131,11 +131,6 @@ def judge(
             made.setdefault(name, []).append(emotion_metrics(truth, emotions).uar)
         logging.info("%s", {name: round(values[-1], 3) for name, values in made.items()})
     return made
-
-
-def _only(dataset: Dataset, name: str) -> Dataset:
-    samples = [Sample(s.labels, {name: s.tracks[name]}) for s in dataset.samples]
-    return Dataset({name: dataset.specs[name]}, samples)
 
 
 def _said(

@@ -11,9 +11,7 @@ the same to it as the rows, and a tenth of the work.
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -30,10 +28,10 @@ from mien.models.data.datasets import Dataset, Sample, make_statistics
 from mien.models.data.speakers import AFTER, AUDIO, NONE, SHARES, Speakers
 from mien.models.evaluation.metrics import EmotionMetrics, emotion_metrics
 from mien.models.training.device import mixed_precision
+from mien.models.training.loop import Report, Run, fit, warm_cosine
 from mien.models.voice.columns import ENERGY, ROW, STATE, WEIGHT
 from mien.models.voice.reference import Reference, compare
-
-log = logging.getLogger(__name__)
+from mien.windowing import average_slots
 
 
 class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,11 +41,13 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         references: how often a clip is compared with which kind of reference.
         neutral_corpora: how much a corpus without any emotion counts against one with several.
         balance: exponent with which rarer emotions of a corpus are drawn more often; 0 as they are, 1 equally.
-        prior: how far the shares with which emotions are drawn are not learned (Menon et al., ICLR 2021); 1 wholly.
-        copies: how often a clip's perturbed copies are drawn, against the clip itself.
-        noise: deviation of what is added to a clip's states, in deviations of them. hidden: share of slots not shown.
+        prior: how much of the frequencies of emotions is kept out of the logits (logit adjustment, Menon et al., ICLR
+            2021): 0 nothing, 1 all.
+        copies: how often a clip's perturbed copies are drawn, relative to the clip itself.
+        noise: standard deviation of noise added to a clip's states, in deviations of them. hidden: share of slots that
+            are masked.
         mixup: parameter of the Beta distribution that mixes two clips (Zhang et al., ICLR 2018); 0 for none.
-        average: decay of the running mean of weights, which is what is kept.
+        average: decay of the averaged weights, which are kept.
     """
 
     seed: int = 1111
@@ -98,14 +98,10 @@ def slotted(sample: Sample, rows: int) -> SlottedClip:
     track = sample.tracks[AUDIO]
     voiced = np.flatnonzero(track.mask)
     first, last = (int(voiced[0]), int(voiced[-1]) + 1) if len(voiced) else (0, len(track.mask))
-    values, mask = track.values[first:last, :WEIGHT], track.mask[first:last]
-    count = max(1, -(-len(mask) // rows))
-    padding = count * rows - len(mask)
-    mask = np.pad(mask, (0, padding)).reshape(count, rows)
-    values = np.pad(values, ((0, padding), (0, 0))).reshape(count, rows, -1)
-    seen = mask.sum(1)
-    means = np.einsum("nr,nrd->nd", mask, values) / np.maximum(seen, 1.0)[:, None]
-    return SlottedClip(sample, means.astype(np.float32), (seen / rows).astype(np.float32))
+    count = max(1, -(-(last - first) // rows))
+    slots = (voiced - first) // rows
+    means, _ = average_slots(track.values[voiced, :WEIGHT], slots, count)
+    return SlottedClip(sample, means, (np.bincount(slots, minlength=count) / rows).astype(np.float32))
 
 
 def pretrain_audio(
@@ -114,7 +110,7 @@ def pretrain_audio(
     model: ModelConfig | None = None,
     *,
     device: torch.device | None = None,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
 ) -> TrainedAudio:
     """Train on the "train" split with its perturbed copies, and measure on "valid".
 
@@ -124,7 +120,7 @@ def pretrain_audio(
     Args:
         dataset: with the modality "audio"; samples without it or without an emotion are left out.
         device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
-        report: called after every step with its number and their count.
+        report: see `fit`.
 
     Raises:
         DataError: nothing to train on.
@@ -143,37 +139,25 @@ def pretrain_audio(
     config = msgspec.structs.replace(model, dropout=settings.dropout).fitted([spec])
     statistics = {name: (torch.tensor(s.mean), torch.tensor(s.std)) for name, s in
                   make_statistics([s for s in train if not s.labels.copy], {AUDIO: spec}).items()}  # fmt: skip
-    network, average = (CMMSF([spec], config) for _ in range(2))
+    network = CMMSF([spec], config)
     network.normalise(statistics)
-    for either in (network, average):
-        either.to(device)
-    average.requires_grad_(False).load_state_dict(network.state_dict())
+    network.to(device).train()
     batches = _Batches(train, spec, config, settings, statistics[AUDIO][1].numpy())
     prior = settings.prior * torch.log(torch.from_numpy(batches.shares)).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    for step in range(settings.steps):
+    schedule = warm_cosine(settings.steps, settings.warm_up)
+    run = Run(network, optimizer, schedule, decay=settings.average, clip=settings.gradient_clip)
+
+    def losses(step: int) -> tuple[str, Tensor]:
         rng = np.random.default_rng((settings.seed, step))
-        torch.manual_seed(settings.seed * 1_000_003 + step)
         x, mask, targets = (part.to(device) for part in batches.draw(rng))
-        network.train()
         # In float32 on a processor: the model is small, and bfloat16 gains nothing.
         with mixed_precision(device, None if device.type == "cuda" else False):
             logits = network.raw({AUDIO: x}, {AUDIO: mask}).logits.float() + prior
-        smooth = targets * (1.0 - settings.label_smoothing) + settings.label_smoothing / len(EMOTIONS)
-        loss = -(smooth * F.log_softmax(logits, 1)).sum(1).mean()
-        rate = settings.learning_rate * min(1.0, (step + 1) / settings.warm_up)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
-        optimizer.step()
-        _follow(average, network, min(settings.average, (1 + step) / (10 + step)))
-        if step % 100 == 99:
-            log.info("step %d loss %.3f", step + 1, float(loss.detach()))
-        if report is not None:
-            report(step + 1, settings.steps)
-    average.cpu().eval()
+        return AUDIO, F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+
+    fit(run, losses, settings.steps, settings.seed, report=report)
+    average = run.averaged.cpu()
     valid = [s for s in dataset.split("valid") if AUDIO in s.tracks and s.emotion is not None and not s.labels.copy]
     return TrainedAudio(average, measure_audio(average, valid))
 
@@ -231,7 +215,7 @@ class _Batches:
         if not seen.any():
             seen = clip.observed[begin : begin + length]
         if reference is None:
-            values[:, : ENERGY + 1] += np.float32(rng.normal(0.0, 1.0))  # nobody knows how far away the microphone is
+            values[:, : ENERGY + 1] += np.float32(rng.normal(0.0, 1.0))  # the distance of the microphone is unknown
         noise = rng.standard_normal(STATE.stop - STATE.start, np.float32)
         values[:, STATE] += settings.noise * noise * self._std[STATE]
         x[at : at + length] = compare(values, reference)
@@ -293,12 +277,3 @@ def audio_logits(network: CMMSF, samples: Sequence[Sample], kind: str = NONE, se
             x[row, slots - len(values) :], mask[row, slots - len(values) :] = values * (seen > 0)[:, None], seen
         logits.append(network.raw({AUDIO: torch.from_numpy(x)}, {AUDIO: torch.from_numpy(mask)}).logits)
     return torch.cat(logits)
-
-
-def _follow(average: CMMSF, network: CMMSF, decay: float) -> None:
-    current = network.state_dict()
-    for name, kept in average.state_dict().items():
-        if kept.is_floating_point():
-            kept.lerp_(current[name], 1.0 - decay)
-        else:
-            kept.copy_(current[name])

@@ -1,7 +1,7 @@
 """Sentences of several corpora, cut into shuffled batches.
 
-Live text is often partial, bare and misheard. Part of the training text is therefore cut, stripped to what a recogniser
-writes, and given a recogniser's errors; a label then holds the less, the more words are wrong.
+Live text is often partial, without punctuation and misheard. Part of the training text is therefore cut, stripped to
+what a recogniser writes, and given a recogniser's errors; the more words are wrong, the softer its labels become.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mien.models.training.text_errors import Mishearing, certainty, plain_words
 
 
 @dataclass(frozen=True)
-class Diet:
+class SamplingConfig:
     """What an epoch is made of.
 
     Attributes:
@@ -45,12 +45,12 @@ class Diet:
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
-    """What teachers say of texts.
+class TeacherTargets:
+    """Outputs of the teachers on texts.
 
     Attributes:
-        rows: row of each text. sentiment: (n,), -3 ... 3, NaN where nobody teaches it. emotions: (n, 7), shares, all
-            zero likewise.
+        rows: row of each text. sentiment: (n,), -3 ... 3, NaN without a teacher of it. emotions: (n, 7), probabilities,
+            all zero without a teacher of them.
     """
 
     rows: dict[str, int]
@@ -68,8 +68,8 @@ class Batch:
     sentiment: Tensor  # (B,), NaN where there is none
     coarse: Tensor  # (B,), bool
     emotions: Tensor  # (B, 7), all zero where there is none
-    taught_sentiment: Tensor  # (B,), NaN where nobody teaches it
-    taught_emotions: Tensor  # (B, 7), all zero likewise
+    taught_sentiment: Tensor  # (B,), NaN without a teacher
+    taught_emotions: Tensor  # (B, 7), all zero without a teacher
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -77,7 +77,7 @@ class Batch:
 
 
 def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """As a recogniser may write them: no punctuation but apostrophes, and now and then a word lost."""
+    """As a recogniser may write them: no punctuation but apostrophes, and 4 % of the words lost."""
     kept = plain_words(words)
     return [word for word in kept if rng.random() > 0.04] or kept or list(words)
 
@@ -106,11 +106,13 @@ def sentences(corpora: Sequence[Corpus], split: str) -> dict[str, list[CorpusIte
     return parts
 
 
-def epoch_items(corpora: dict[str, list[CorpusItem]], diet: Diet, seed: int, epoch: int) -> Iterator[CorpusItem]:
-    """What an epoch is made of: whole copies of a corpus, and a random part where the repeats have a fraction."""
+def epoch_items(
+    corpora: dict[str, list[CorpusItem]], sampling: SamplingConfig, seed: int, epoch: int
+) -> Iterator[CorpusItem]:
+    """The items of an epoch: whole copies of a corpus, and a random part where the repeats have a fraction."""
     for name, items in sorted(corpora.items()):
         rng = np.random.default_rng([seed, epoch, len(items)])
-        whole, part = divmod(diet.repeats_of(name), 1.0)
+        whole, part = divmod(sampling.repeats_of(name), 1.0)
         for _ in range(int(whole)):
             yield from items
         for n in rng.permutation(len(items))[: round(part * len(items))]:
@@ -120,42 +122,42 @@ def epoch_items(corpora: dict[str, list[CorpusItem]], diet: Diet, seed: int, epo
 def batches(
     corpora: dict[str, list[CorpusItem]],
     tokenizer: WordTokenizer,
-    diet: Diet,
+    sampling: SamplingConfig,
     seed: int,
     epoch: int,
-    lessons: Lessons | None = None,
+    targets: TeacherTargets | None = None,
 ) -> Iterator[Batch]:
-    """An epoch, shuffled, with sentences of like length together so that little is padding."""
+    """The batches of an epoch, shuffled, with sentences of like length together so that little is padding."""
     rng = np.random.default_rng([seed, epoch])
     mishear = Mishearing(item.text or "" for _, items in sorted(corpora.items()) for item in items)
     drawn: list[tuple[CorpusItem, Pieces]] = []
     certain: list[float] = []
-    for item in epoch_items(corpora, diet, seed, epoch):
+    for item in epoch_items(corpora, sampling, seed, epoch):
         words = (item.text or "").split()
-        if rng.random() < diet.bare:
+        if rng.random() < sampling.bare:
             words = bare_words(words, rng)
-        if rng.random() < diet.cut:
+        if rng.random() < sampling.cut:
             words = cut_words(words, rng)
-        errors = rng.uniform(*diet.word_errors) if rng.random() < diet.misheard else 0.0
+        errors = rng.uniform(*sampling.word_errors) if rng.random() < sampling.misheard else 0.0
         if errors:
             words = mishear(words, errors, rng)
         drawn.append((item, tokenizer.tokenize_words(words)))
         certain.append(certainty(errors))
     order = rng.permutation(len(drawn))
-    pool = diet.batch * 64
+    pool = sampling.batch * 64
     groups: list[list[int]] = []
     for start in range(0, len(order), pool):
         near = sorted(order[start : start + pool], key=lambda n: len(drawn[n][1].input_ids))
-        groups += [near[n : n + diet.batch] for n in range(0, len(near), diet.batch)]
+        groups += [near[n : n + sampling.batch] for n in range(0, len(near), sampling.batch)]
     for number in rng.permutation(len(groups)):
-        yield collate([drawn[n] for n in groups[number]], lessons, [certain[n] for n in groups[number]])
+        yield collate([drawn[n] for n in groups[number]], targets, [certain[n] for n in groups[number]])
 
 
 def collate(
-    chosen: Sequence[tuple[CorpusItem, Pieces]], lessons: Lessons | None = None, certain: Sequence[float] = ()
+    chosen: Sequence[tuple[CorpusItem, Pieces]], targets: TeacherTargets | None = None, certain: Sequence[float] = ()
 ) -> Batch:
-    """Pad sentences to the longest of them. `certain`: how far the labels of each hold, wholly if not given; what is
-    missing goes to no sentiment and to an even share of all emotions."""
+    """Pad sentences to the longest of them. `certain`: how far the labels of each hold, 1 if not given; the rest is
+    neutral sentiment and a uniform distribution of emotions."""
     size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
     ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
     words = np.full((size, length), -1, np.int64)
@@ -170,12 +172,11 @@ def collate(
         words[row, :own][inside] = np.maximum(number - max(0, int(number.max(initial=-1)) + 1 - TEXT_STEPS), -1)
         if item.sentiment is not None:
             sentiment[row] = item.sentiment
-        target = item.emotion_target
-        if target is not None:
-            emotions[row] = target
-        if lessons is not None:
-            lesson = lessons.rows[item.text or ""]
-            taught_sentiment[row], taught_emotions[row] = lessons.sentiment[lesson], lessons.emotions[lesson]
+        if item.emotion_target is not None:
+            emotions[row] = item.emotion_target
+        if targets is not None:
+            known = targets.rows[item.text or ""]
+            taught_sentiment[row], taught_emotions[row] = targets.sentiment[known], targets.emotions[known]
     if certain:
         holds = np.array(certain, np.float32)
         sentiment, taught_sentiment = sentiment * holds, taught_sentiment * holds

@@ -1,7 +1,4 @@
-"""Sentences as a speech recogniser writes them down when it hears badly.
-
-Words are lost, put in, and taken for others that sound alike; the more of them, the less of the sentence is left.
-"""
+"""Errors of a speech recogniser in sentences: words deleted, inserted, and replaced by others that sound alike."""
 
 from __future__ import annotations
 
@@ -11,23 +8,23 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-# Of all errors of small recognisers on noisy speech, about so many.
+# Shares of the errors of small recognisers on noisy speech, about.
 SUBSTITUTED, DELETED = 0.6, 0.25  # the rest is inserted
 _SOUNDS = {c: code for code, letters in enumerate(("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for c in letters}
-_RARE = 2  # a word that occurs less often in the corpora is no word that a recogniser puts in a sentence
+_RARE = 2  # words that occur less often in the corpora are not inserted
 
 
 class Mishearing:
-    """Makes errors of a recogniser whose words are those of some texts.
+    """Makes the errors of a recogniser with the vocabulary of some texts.
 
     Args:
-        texts: from which it takes its words, each as often as it occurs.
+        texts: of the vocabulary, with the frequency of each word.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         counted = Counter(word for text in texts for word in plain_words(text.split()))
         words = sorted(word for word, count in counted.items() if count >= _RARE) or sorted(counted) or ["the"]
-        # A recogniser's language model prefers common words, less than in proportion.
+        # A recogniser's language model prefers common words, though less than in proportion.
         weights = np.array([counted[word] or 1 for word in words], np.float64) ** 0.5
         self._words, self._share = words, np.cumsum(weights) / weights.sum()
         self._common = [word for word, _ in sorted(counted.most_common(60))] or words
@@ -40,7 +37,7 @@ class Mishearing:
         }
 
     def __call__(self, words: Sequence[str], rate: float, rng: np.random.Generator) -> list[str]:
-        """The words with errors in a share `rate` of them, on average; never none at all."""
+        """The words with errors in a share `rate` of them, on average; at least one word is left."""
         heard: list[str] = []
         kinds = rng.random(len(words)) / max(rate, 1e-9)  # below 1: an error, and the part of the interval says which
         for word, kind in zip(words, kinds, strict=True):
@@ -55,7 +52,7 @@ class Mishearing:
     def _taken_for(self, word: str, rng: np.random.Generator) -> str:
         plain = "".join(plain_words([word]))
         near, share = self._alike.get(_sound(plain), ([], np.ones(0)))
-        # Half of the time nothing alike is written, but whatever the language model expects.
+        # Half of the time a word that sounds alike, else any that the language model expects.
         if len(near) > 1 and rng.random() < 0.5:
             return near[_drawn(share, rng)]
         return self._words[_drawn(self._share, rng)]
@@ -68,8 +65,7 @@ def plain_words(words: Sequence[str]) -> list[str]:
 
 
 def certainty(rate: float) -> float:
-    """How far the label of a sentence still holds if a share `rate` of its words is wrong: 1 without errors, a half
-    at 60 %."""
+    """How far the label of a sentence holds if a share `rate` of its words is wrong: 1 without errors, 0.5 at 60 %."""
     return 1.0 - 0.5 * min(1.0, rate / 0.6) ** 2
 
 

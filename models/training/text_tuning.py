@@ -1,16 +1,15 @@
-"""How a text encoder is tuned under CM-MSF: one loop for whoever is tuned, as a whole or by low-rank adapters.
+"""Tuning of the text encoder under CM-MSF, as a whole or by low-rank adapters.
 
-Several corpora at once: each item brings the labels that it has. What reads the word states meanwhile is CM-MSF with
-this one modality, so that the fusion can go on from it: a reader trained afterwards, on states of sentences that the
-encoder has learned by heart, trusts them more than it should.
+Several corpora at once: each item has the labels that it has. The word states are read by CM-MSF with text as its only
+modality, and training of the fusion starts from that reader: one trained afterwards, on states of sentences that the
+encoder has memorised, would trust them more than it should.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,10 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mien.errors import CheckpointError
 from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
@@ -31,12 +28,10 @@ from mien.models.fusion import Fused
 from mien.models.text.encoder import TEXT_STEPS, WordTokenizer
 from mien.models.text.minilm import MiniLM
 from mien.models.training.device import mixed_precision
-from mien.models.training.text_batches import Batch, Diet, Lessons, batches, collate, epoch_items
-from mien.models.weights.tensors import write_tensors
+from mien.models.training.loop import Progress, Run, class_weights, decay_groups, fit, part, warm_cosine
+from mien.models.training.losses import variance_loss
+from mien.models.training.text_batches import Batch, SamplingConfig, TeacherTargets, batches, collate, epoch_items
 
-log = logging.getLogger(__name__)
-
-LOG_STEPS = 100
 STATISTICS_BATCHES = 30
 TEXT = "text"
 
@@ -48,10 +43,10 @@ class Tuning:
     Attributes:
         encoder_rate: learning rate of the encoder's weights, as a share of `learning_rate`, the reader's.
         temper: exponent of the inverse class frequency that weighs emotions; 0 = none, 1 = fully balanced.
-        coarse_weight: of items that say the sign of the sentiment only, relative to those that say its strength.
-        taught_weight: of what teachers say, relative to what is written in the corpora.
-        average: decay of the running mean of weights, which is what is validated and kept.
-        patience: epochs without a lower validation loss before it stops.
+        coarse_weight: of items of which only the sign of the sentiment is known, relative to the others.
+        taught_weight: of the teachers' outputs, relative to the labels of the corpora.
+        average: decay of the averaged weights, which are validated and kept.
+        patience: epochs without a lower validation loss that end the run.
     """
 
     seed: int = 1111
@@ -69,7 +64,7 @@ class Tuning:
     variance_weight: float = 0.1
     taught_weight: float = 0.0
     average: float = 0.997
-    diet: Diet = field(default_factory=Diet)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 class SentenceTuner(nn.Module):
@@ -101,100 +96,60 @@ class SentenceTuner(nn.Module):
 
 
 def tune(
+    name: str,
     tuner: SentenceTuner,
     tuned: Sequence[nn.Parameter],
     train: dict[str, list[CorpusItem]],
     valid: dict[str, list[CorpusItem]],
     tokenizer: WordTokenizer,
     options: Tuning,
-    work: Path,
-    keep: Callable[[int, dict[str, float]], None],
-    lessons: Lessons | None = None,
-    after_epoch: Callable[[int, dict[str, float]], None] | None = None,
-    report: Callable[[int, int], None] | None = None,
-) -> list[dict[str, float]]:
-    """Tune the encoder's parameters `tuned`, and the whole reader.
+    state: Path,
+    targets: TeacherTargets | None = None,
+    report: Progress | None = None,
+) -> Run[SentenceTuner]:
+    """Tune the encoder's parameters `tuned`, and the whole reader; validate after each epoch.
 
     Args:
-        work: for the state of the run; one that finds its own there goes on from it.
-        keep: called after each epoch with its number and its validation figures, while the tuner holds the averaged
-            weights.
-        lessons: what teachers say of the texts.
-        after_epoch: told the same once the state of the run is written.
-        report: called after each step with the steps done and the steps of all epochs. After the last step of a run
-            that stops early the latter are the steps done.
+        name: of what is tuned, for logs and reports.
+        state: file that a stopped run resumes from (see `fit`).
+        targets: outputs of teachers on the training texts.
 
     Returns:
-        validation figures of each epoch.
+        The run; the figures of its validations are those of `validate`.
 
     Raises:
-        CheckpointError: `work` holds a run with other options.
+        DataError: the state is of a run with other options.
     """
-    encoder, reader = list(tuned), list(tuner.reader.parameters())
-    parameters = [*encoder, *reader]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in part if (p.ndim > 1) == matrix], "scale": scale, "weight_decay": decay}
-            for part, scale in ((encoder, options.encoder_rate), (reader, 1.0))
-            for matrix, decay in ((True, options.weight_decay), (False, 0.0))
-        ],
-        lr=options.learning_rate,
-        fused=True,
-    )
-    mean = [p.detach().clone() for p in parameters]
-    class_weights = _class_weights(train, options).to(tuner.device)
-    work.mkdir(parents=True, exist_ok=True)
-    state = work / "resume.safetensors"
-    history = _resume(state, options, parameters, mean, optimizer)
-    steps = max(1, sum(1 for _ in epoch_items(train, options.diet, options.seed, 0)) // options.diet.batch)
-    for epoch in range(len(history), options.epochs):
-        if _is_stale(history, options):
-            break
-        torch.manual_seed(options.seed * 1000 + epoch)
-        drawn = list(batches(train, tokenizer, options.diet, options.seed, epoch, lessons))
-        tuner.train()
-        running = 0.0
-        for number, batch in enumerate(drawn):
-            step = epoch * steps + number
-            rate = options.learning_rate * _schedule(step / (options.epochs * steps), options.warm_up)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
-            batch = batch.to(tuner.device)
-            loss = _loss(tuner(batch), batch, class_weights, options)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            decay = min(options.average, (step + 1) / (step + 10))
-            torch._foreach_lerp_(mean, [p.detach() for p in parameters], 1 - decay)
-            running += loss.item() / LOG_STEPS
-            # Only validation tells whether an epoch was the last, so its last step is reported after that.
-            if report is not None and number + 1 < len(drawn):
-                report(epoch * len(drawn) + number + 1, options.epochs * len(drawn))
-            if (number + 1) % LOG_STEPS == 0:
-                log.info("epoch %d, batch %d/%d, loss %.4f", epoch + 1, number + 1, len(drawn), running)
-                running = 0.0
-        live = [p.detach().clone() for p in parameters]
-        _assign(parameters, mean)
-        figures = validate(tuner, valid, tokenizer)
-        log.info("epoch %d: %s", epoch + 1, json.dumps(figures))
-        history.append(figures)
-        keep(epoch, figures)
-        _assign(parameters, live)
-        _save_resume(state, options, parameters, mean, optimizer, history)
-        if report is not None:
-            done = (epoch + 1) * len(drawn)
-            report(done, done if _is_stale(history, options) else options.epochs * len(drawn))
-        if after_epoch is not None:
-            after_epoch(epoch, figures)
-    if len(history) < options.epochs:
-        log.info("no lower validation loss for %d epochs: stopped after %d", options.patience, len(history))
-    _assign(parameters, mean)
-    return history
+    sampling, seed = options.sampling, options.seed
+    groups = [
+        group
+        for members, rate in ((list(tuned), options.encoder_rate), (list(tuner.reader.parameters()), 1.0))
+        for group in decay_groups(members, options.weight_decay, rate * options.learning_rate)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+    size = math.ceil(sum(1 for _ in epoch_items(train, sampling, seed, 0)) / sampling.batch)  # steps of an epoch
+    schedule = warm_cosine(options.epochs * size, options.warm_up * options.epochs * size)
+    run = Run(tuner.train(), optimizer, schedule, decay=options.average, clip=1.0)
+    counts = sum((torch.tensor(item.emotion_target) * sampling.repeats_of(corpus) for corpus, items in train.items()
+                  for item in items if item.emotion_target is not None), torch.ones(len(EMOTIONS)))  # fmt: skip
+    weights = class_weights(counts, options.temper).to(tuner.device)
+    epoch: Iterator[Batch] = iter(())
 
+    def losses(step: int) -> tuple[str, Tensor]:
+        nonlocal epoch
+        if step % size == 0:
+            epoch = batches(train, tokenizer, sampling, seed, step // size, targets)
+        batch = next(epoch).to(tuner.device)
+        return name, _loss(tuner(batch), batch, weights, options)
 
-def _is_stale(history: Sequence[dict[str, float]], options: Tuning) -> bool:
-    return len(history) - best_epoch(history) > options.patience
+    def validated() -> tuple[float, dict[str, float]]:
+        figures = validate(run.averaged, valid, tokenizer)
+        return figures["loss"], figures
+
+    state.parent.mkdir(parents=True, exist_ok=True)
+    fit(run, losses, options.epochs * size, seed, validate=validated, every=size, patience=options.patience,
+        state=state, plan=json.dumps(asdict(options)), report=part(report, name))  # fmt: skip
+    return run
 
 
 @torch.no_grad()
@@ -203,7 +158,7 @@ def normalise(tuner: SentenceTuner, drawn: Iterator[Batch]) -> None:
     tuner.eval()
     shown = (tuner.rows(batch.to(tuner.device)) for batch in islice(drawn, STATISTICS_BATCHES))
     states = torch.cat([rows[mask > 0] for rows, mask in shown])
-    # Some columns of the base model hardly move, and what tuning does to them is not to be blown up.
+    # Some columns of the base model hardly vary; without a bound, tuning would move them by many deviations.
     tuner.reader.normalise({TEXT: (states.mean(0), states.std(0).clamp(min=0.05))})
 
 
@@ -248,18 +203,15 @@ def validate(
 
 
 def _loss(fused: Fused, batch: Batch, class_weights: Tensor, options: Tuning) -> Tensor:
-    """Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy; and
-    the same against what teachers say."""
+    """Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy of
+    emotions; and the error and cross-entropy against the teachers."""
     sentiment, logits = fused.sentiment, fused.logits
     size = len(sentiment)
     known = ~batch.sentiment.isnan()
     fine, coarse = known & ~batch.coarse, known & batch.coarse
     error = (sentiment - batch.sentiment)[fine].abs()
     loss = error.sum() / size
-    # The variance learns from the error and not the error from the variance.
-    log_variance = fused.log_variance[fine].clamp(-6, 6)
-    spread = 0.5 * (error.detach().square() * torch.exp(-log_variance) + log_variance)
-    loss = loss + options.variance_weight * spread.sum() / size
+    loss = loss + options.variance_weight * variance_loss(fused.log_variance[fine], error).sum() / size
     if int(fine.sum()) >= 4:
         pair = torch.stack([sentiment[fine], batch.sentiment[fine]])
         pair = pair - pair.mean(1, keepdim=True)
@@ -273,84 +225,6 @@ def _loss(fused: Fused, batch: Batch, class_weights: Tensor, options: Tuning) ->
     if options.taught_weight > 0:
         taught = ~batch.taught_sentiment.isnan()
         gap = (sentiment - batch.taught_sentiment)[taught].abs().sum()
-        said = (batch.taught_emotions * log_shares).sum()
-        loss = loss + options.taught_weight * (gap - options.emotion_weight * said) / size
+        likelihood = (batch.taught_emotions * log_shares).sum()
+        loss = loss + options.taught_weight * (gap - options.emotion_weight * likelihood) / size
     return loss
-
-
-def _class_weights(corpora: dict[str, list[CorpusItem]], options: Tuning) -> Tensor:
-    counts = np.ones(len(EMOTIONS))
-    for name, items in corpora.items():
-        for item in items:
-            target = item.emotion_target
-            if target is not None:
-                counts += np.array(target) * options.diet.repeats_of(name)
-    weights = (counts.sum() / counts) ** options.temper
-    return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32)
-
-
-def best_epoch(history: Sequence[dict[str, float]]) -> int:
-    """The epoch with the lowest validation loss."""
-    return min(range(len(history)), key=lambda epoch: history[epoch]["loss"], default=0)
-
-
-def _schedule(progress: float, warm_up: float) -> float:
-    """Linear rise, then cosine to zero."""
-    if progress < warm_up:
-        return progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
-
-
-@torch.no_grad()
-def _assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
-
-
-def _save_resume(
-    path: Path,
-    options: Tuning,
-    parameters: Sequence[nn.Parameter],
-    mean: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-    history: Sequence[dict[str, float]],
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    for n, (parameter, average) in enumerate(zip(parameters, mean, strict=True)):
-        tensors |= {f"{n}.value": parameter.detach(), f"{n}.mean": average}
-        tensors |= {f"{n}.{name}": value for name, value in optimizer.state[parameter].items()}
-    metadata = {"options": json.dumps(asdict(options)), "history": json.dumps(history)}
-    write_tensors(path, tensors, metadata)
-
-
-@torch.no_grad()
-def _resume(
-    path: Path,
-    options: Tuning,
-    parameters: Sequence[nn.Parameter],
-    mean: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> list[dict[str, float]]:
-    """Lay a saved run over a fresh one. Returns the epochs that it has done."""
-    if not path.exists():
-        return []
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if metadata["options"] != json.dumps(asdict(options)):
-                raise CheckpointError(f"{path} is of a run with other options; give another work folder")
-            stored = set(file.keys())
-            for n, (parameter, average) in enumerate(zip(parameters, mean, strict=True)):
-                parameter.copy_(file.get_tensor(f"{n}.value"))
-                average.copy_(file.get_tensor(f"{n}.mean"))
-                if f"{n}.step" not in stored:
-                    continue  # a part of CM-MSF that a single modality does not use
-                optimizer.state[parameter] = {
-                    name: file.get_tensor(f"{n}.{name}").to(parameter.device)
-                    for name in ("step", "exp_avg", "exp_avg_sq")
-                }
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot resume from {path}: {error}") from error
-    history: list[dict[str, float]] = json.loads(metadata["history"])
-    log.info("resumed after %d epochs", len(history))
-    return history

@@ -11,7 +11,8 @@ import psutil
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.engines.predictor import Predictor
-from mien.engines.rings import NEVER, Windows
+from mien.engines.rings import Windows
+from mien.engines.snapshots import NEVER
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
 from mien.stream.inference.assembler import Assembler

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.engines.rings import NEVER, Snapshots, Windows
+from mien.engines.rings import Windows
+from mien.engines.snapshots import NEVER, Snapshots
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Window, Word
 from mien.stream.sources.pace import Pace
 from mien.windowing import WINDOW_NS

@@ -9,7 +9,8 @@ from collections import Counter
 import zmq
 
 from mien.engines.predictor import Predictor
-from mien.engines.rings import SPAN_NS, Snapshots, Windows
+from mien.engines.rings import Windows
+from mien.engines.snapshots import SPAN_NS, Snapshots
 from mien.messages import (
     WORKERS,
     About,

@@ -16,9 +16,10 @@ from mien.models.data.pairing import Pairing, paired_set, single
 from mien.models.evaluation.scores import figures, score, torch_runner
 from mien.models.training.device import training_device
 from mien.models.training.fusion import FusionTraining, train_fusion
+from mien.models.training.loop import Progress
 from mien.models.weights import weight_set
 from mien.stream.offline.labelled import read_labelled
-from mien.stream.offline.pipeline import Progress, TrainPlan, output_folder
+from mien.stream.offline.plan import TrainPlan, output_folder
 
 PARTS: dict[str, dict[str, Any]] = {
     "whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
@@ -53,20 +54,10 @@ def ablate(
     for number, (name, settings, subset) in enumerate(variants):
         for index, seed in enumerate(seeds):
             seeded = msgspec.structs.replace(settings, seed=seed)
-            results.setdefault(name, []).append(_measure(_only(dataset, subset), seeded, device))
+            results.setdefault(name, []).append(_measure(dataset.only(subset), seeded, device))
             if progress is not None:
                 progress("ablations", number * len(seeds) + index + 1, len(variants) * len(seeds))
     return results
-
-
-def _only(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    specs = {name: dataset.specs[name] for name in names}
-    samples = [
-        type(s)(s.labels, {name: track for name, track in s.tracks.items() if name in specs})
-        for s in dataset.samples
-        if any(name in specs for name in s.tracks)
-    ]
-    return Dataset(specs, samples, dataset.skipped)
 
 
 def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -> dict[str, float]:

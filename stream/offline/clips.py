@@ -16,7 +16,7 @@ from mien.models.data.datasets import RawRows
 from mien.stream.inference.assembler import Assembler
 from mien.stream.inference.schedule import begins_ns
 from mien.stream.modalities.base import Rows
-from mien.stream.offline.extraction import Extractors
+from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.windowing import slot_ns

@@ -26,7 +26,7 @@ from mien.stream.sources.clip import read_sound, segment
 from mien.stream.sources.source import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from mien.stream.offline.extraction import Extractors
+    from mien.stream.offline.extractors import Extractors
 
 UInt8 = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.floating[Any]]
@@ -117,10 +117,7 @@ def damaged_copies(
         elif modality == "vision":
             assert corpus.images is not None
             assert item.image is not None
-            values, valid, _ = extractors.vision.still(
-                damage_picture(corpus.images[item.image], kind, strength, random)
-            )
-            rows = RawRows(values[None], np.array([valid]), np.zeros(1, np.int64))
+            rows = extractors.still_rows(damage_picture(corpus.images[item.image], kind, strength, random))
         else:
             text = " ".join(damage_words((item.text or "").split(), strength, bystanders.vocabulary, random))
             made, duration_ns, _ = extractors.rows(replace(item, text=text), corpus)

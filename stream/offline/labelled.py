@@ -15,7 +15,8 @@ from mien.engines.cache import remove_oldest
 from mien.errors import DataError
 from mien.messages import ModalitySpec
 from mien.models.data.corpora import content_digest, read_corpus
-from mien.models.data.datasets import PLAN, Dataset, is_dataset, join_datasets, read_dataset
+from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
+from mien.models.data.datasets import Dataset, join_datasets
 from mien.models.data.mmsa import read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs

@@ -196,7 +196,7 @@ def test_labelled_stretches_are_extracted_and_trained_on(sample_recording: Path,
         mien("label", str(path), "--add", *stretch, "-s", sentiment, "-e", part["emotion"])
     dataset = tmp_path / "dataset"
     assert "train 2, valid 1" in mien("extract", str(folder), "-o", str(dataset), "--jobs", "1").stdout
-    from mien.models.data.datasets import read_dataset
+    from mien.models.data.dataset_files import read_dataset
 
     samples = read_dataset(dataset).samples
     assert [s.labels.sentiment for s in samples] == [0, 2, -2]

@@ -21,7 +21,7 @@ import zmq
 
 import mien
 from mien.messages import FeatureWindow
-from mien.models.data.datasets import read_dataset
+from mien.models.data.dataset_files import read_dataset
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import decode_features, json_schema
 from mien.stream.sources.clip import open_clip, read_sound

@@ -26,7 +26,7 @@ from mien.messages import ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint, load_checkpoint
 from mien.models.data.corpora import CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, Sample, make_track, window
-from mien.stream.offline.extraction import Extractors
+from mien.stream.offline.extractors import Extractors
 from tests.engines.test_engines import PAIRS
 
 pytestmark = pytest.mark.assets
@@ -57,7 +57,7 @@ def clip_of(extractors: Extractors, path: Path) -> Sample:
 
 
 def sample_of(extractors: Extractors, item: CorpusItem, rows: dict, duration_ns: int) -> Sample:  # type: ignore[type-arg]
-    from mien.stream.offline.extraction import live_specs
+    from mien.stream.offline.extractors import live_specs
 
     specs = live_specs(extractors.modalities)
     labels = Labels(id=item.id, corpus="", duration_ns=max(duration_ns, 1), still=item.image is not None)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.engines.rings import NEVER, SPAN_NS, Ring, Snapshots, Windows
+from mien.engines.rings import Ring, Windows
+from mien.engines.snapshots import NEVER, SPAN_NS, Snapshots
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
 from mien.windowing import WINDOW_NS, place_rows
 

@@ -35,7 +35,7 @@ def test_encoders_of_a_folder_make_rows_of_their_own_name(tmp_path: Path) -> Non
     from mien.config import load_config
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.stream.modalities.base import create_modality
-    from mien.stream.offline.extraction import live_specs
+    from mien.stream.offline.extractors import live_specs
 
     for name in (FUSION, FACE, TEXT):
         shutil.copy(weights.SHIPPED_FOLDER / name, tmp_path)

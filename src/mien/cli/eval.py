@@ -65,7 +65,8 @@ def command(
     from mien.models.evaluation.scores import Scores, figures, score
     from mien.models.weights import weight_set
     from mien.stream.offline.damage import Damaging
-    from mien.stream.offline.extraction import ExtractOptions, live_specs
+    from mien.stream.offline.extraction import ExtractOptions
+    from mien.stream.offline.extractors import live_specs
     from mien.stream.offline.faces import encoder_figures
     from mien.stream.offline.labelled import read_labelled
 
@@ -228,7 +229,7 @@ def _rates(missing: str) -> list[float]:
 
 def _text_encoder(checkpoint: Any, weights: Any) -> Any:
     """What encodes parts of sentences; None where the checkpoint's words are not those of the live text encoder."""
-    from mien.stream.offline.extraction import Extractors, live_specs
+    from mien.stream.offline.extractors import Extractors, live_specs
 
     text = next((spec for spec in checkpoint.specs if spec.name == "text"), None)
     if text is None or live_specs(["text"], weights)["text"] != text:

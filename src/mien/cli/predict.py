@@ -33,7 +33,7 @@ def command(
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.weights import weight_set
     from mien.stream.offline.clips import clips_in, predict_clip, read_clip
-    from mien.stream.offline.extraction import Extractors, live_specs
+    from mien.stream.offline.extractors import Extractors, live_specs
 
     if out is not None:
         check_target(out)

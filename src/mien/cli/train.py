@@ -39,7 +39,8 @@ def command(
     import msgspec
 
     from mien.cli._progress import stage_progress
-    from mien.stream.offline.pipeline import load_plan, output_folder, train
+    from mien.stream.offline.pipeline import train
+    from mien.stream.offline.plan import load_plan, output_folder
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     plan = load_plan(config)
@@ -60,7 +61,7 @@ def command(
         fusion=fusion,
     )
     if leave_out:
-        from mien.stream.offline.pipeline import leave_out as judge
+        from mien.stream.offline.stages import leave_out as judge
 
         with stage_progress() as progress:
             table = judge(plan, leave_out, progress)

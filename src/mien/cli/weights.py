@@ -59,7 +59,7 @@ def _report(choice: str) -> dict[str, Any]:
     try:
         loaded = load_checkpoint(choice)
         report |= {"id": loaded.id, "trained": loaded.header.training, "figures": loaded.header.figures}
-        from mien.stream.offline.extraction import live_specs
+        from mien.stream.offline.extractors import live_specs
 
         known = {spec.name for spec in loaded.specs}
         check_extractors(loaded, [spec for spec in live_specs(weights=used).values() if spec.name in known])

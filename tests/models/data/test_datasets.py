@@ -10,22 +10,17 @@ import pytest
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
 from mien.messages import ModalitySpec
+from mien.models.data.dataset_files import PLAN, finish_dataset, is_dataset, read_dataset, read_shard, write_shard
 from mien.models.data.datasets import (
-    PLAN,
     Labels,
     RawRows,
     Sample,
     Skipped,
-    finish_dataset,
-    is_dataset,
     join_datasets,
     make_statistics,
     make_track,
-    read_dataset,
-    read_shard,
     window,
     word_times_ns,
-    write_shard,
 )
 from mien.windowing import place_rows
 
@@ -116,7 +111,7 @@ def test_statistics_are_of_valid_training_rows(tmp_path: Path) -> None:
     other = RawRows(frames(40).values + 100, np.ones(40, np.bool_), frames(40).times_ns)
     write(tmp_path, [(Labels(id="a", corpus="c", split="train"), {"vision": train}),
                      (Labels(id="b", corpus="c", split="valid"), {"vision": other})])  # fmt: skip
-    from mien.models.data.datasets import read_manifest
+    from mien.models.data.dataset_files import read_manifest
 
     statistics = read_manifest(tmp_path).statistics["vision"]
     np.testing.assert_allclose(statistics.mean, train.values[train.valid].mean(0), rtol=1e-5)

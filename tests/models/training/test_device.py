@@ -15,7 +15,7 @@ from mien.models.data.corpora import Corpus
 from mien.models.data.datasets import Dataset
 from mien.models.training.calibration import calibrate
 from mien.models.training.device import mixed_precision, multiplies_bf16, training_device
-from mien.models.training.face import FaceTraining, train_face
+from mien.models.training.face import train_face
 from mien.models.training.fusion import train_fusion
 from mien.models.training.speech import pretrain_audio
 from mien.models.training.text import READER
@@ -106,15 +106,15 @@ def test_a_text_encoder_is_tuned_on_a_gpu_teachers_too(base: Path, corpora: list
     first, second = (load_file(tmp_path / name / READER) for name in ("one", "again"))
     assert equal(first, second)
 
-    def stop(epoch: int, figures: dict[str, float]) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt(figures)
+    def stop(name: str, done: int, _: int) -> None:
+        if (name, done) == ("text", 80):
+            raise KeyboardInterrupt
 
     work = tmp_path / "parts"
     for stopped in (True, False):
         with pytest.raises(KeyboardInterrupt) if stopped else nullcontext():
             test_text.train(
-                corpora, base, work / "out", work, options, after_epoch=stop if stopped else None,
+                corpora, base, work / "out", work, options, report=stop if stopped else None,
                 device=training_device("cuda"),
             )  # fmt: skip
     assert (work / "out").read_bytes() == (tmp_path / "one" / "out").read_bytes()
@@ -123,11 +123,11 @@ def test_a_text_encoder_is_tuned_on_a_gpu_teachers_too(base: Path, corpora: list
 @pytest.mark.gpu
 @needs_gpu
 def test_faces_are_learned_on_a_gpu(tmp_path: Path) -> None:
-    images, labels = test_face.bars(256, 0)
+    training = msgspec.structs.replace(test_face.TRAINING, bf16=None)
     for name in ("one", "again"):
         metrics = train_face(
-            images, labels, *test_face.bars(64, 1), tmp_path / name, seed=1, epochs=3, config=test_face.SMALL,
-            training=FaceTraining(batch=32), device=training_device("cuda"),
+            test_face.bars(256, 0), test_face.bars(64, 1), tmp_path / name, seed=1, config=test_face.SMALL,
+            training=training, device=training_device("cuda"),
         )  # fmt: skip
         assert metrics.accuracy > 0.9
     assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes()

@@ -181,6 +181,15 @@ def test_a_face_that_is_hard_to_see_lowers_confidence(tmp_path: Path, monkeypatc
     assert confidence(0.9) < 0.35 < confidence(0.0)
 
 
+def test_faces_without_labels_of_their_own_corpus_are_learned(tmp_path: Path) -> None:
+    faces, held_out = bars(128, 0), bars(64, 1)
+    mute = Faces(faces.crops, faces.shares, faces.sure, np.full_like(faces.own, -1))
+    training = msgspec.structs.replace(TRAINING, teacher_epochs=0)
+    metrics = train_face(mute, held_out, tmp_path / "face", seed=1, config=SMALL, training=training)
+    assert np.isfinite(metrics.loss)
+    assert metrics.accuracy > 0.7
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     faces, held_out = bars(96, 0), bars(64, 1)
 

@@ -16,7 +16,7 @@ from mien.models.text.encoder import TEXT_DIM
 from mien.stream.modalities import text
 from mien.stream.modalities.base import Health, Rows, create_modality
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within
-from mien.stream.offline.extraction import Extractors
+from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.asr import Heard

@@ -11,7 +11,7 @@ from mien.engines.predictor import Predictor
 from mien.errors import AssetError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.offline.clips import predict_clip, read_clip
-from mien.stream.offline.extraction import Extractors, live_specs
+from mien.stream.offline.extractors import Extractors, live_specs
 from tests.stream.pictures import portrait, write_clip
 from tests.stream.sources.media import RATE, melody, write_tracks
 

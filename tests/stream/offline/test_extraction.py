@@ -17,7 +17,7 @@ import mien
 from mien.cli import app
 from mien.engines.cache import disk_use
 from mien.errors import DataError
-from mien.models.data.datasets import read_dataset, read_manifest
+from mien.models.data.dataset_files import read_dataset, read_manifest
 from mien.stream.modalities.audio import AudioExtractor
 from mien.stream.offline import labelled
 from mien.stream.offline.extraction import ExtractOptions, extract, shortened

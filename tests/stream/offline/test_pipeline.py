@@ -18,8 +18,10 @@ from mien.cli._progress import stage_progress
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import load_checkpoint
 from mien.models.evaluation.metrics import sentiment_metrics
+from mien.models.training.loop import Progress
 from mien.models.weights import FILES, SHIPPED_FOLDER, digest
-from mien.stream.offline.pipeline import Progress, TrainPlan, in_own_process, load_plan, output_folder, train
+from mien.stream.offline.pipeline import in_own_process, train
+from mien.stream.offline.plan import TrainPlan, load_plan, output_folder
 
 TOML = """
 data = ["{pickle}"]

@@ -1,4 +1,4 @@
-"""Processes that work for another one."""
+"""A pool of processes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import psutil
 
 _MAIN = """
 import os, sys, time
-from mien.stream.offline.helpers import helpers
+from mien.stream.offline.pool import worker_pool
 
 def work(seconds):
     print(os.getpid(), flush=True)
     time.sleep(seconds)
 
 if __name__ == "__main__":
-    with helpers(2) as pool:
+    with worker_pool(2) as pool:
         list(pool.map(work, [600, 600]))
 """
 
 
-def test_helpers_end_with_whoever_is_killed(tmp_path: Path) -> None:
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(_MAIN, encoding="utf-8")
     main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

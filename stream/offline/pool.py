@@ -1,4 +1,4 @@
-"""Processes that work for another one, and end with it."""
+"""A pool of processes that end with the one that started it, even if that is killed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 
-def helpers(count: int | None, initialise: Callable[..., object] | None = None, *args: Any) -> ProcessPoolExecutor:
-    """A pool of spawned processes; one that is killed does not leave them behind, at work for nobody for hours.
+def worker_pool(count: int | None, initialise: Callable[..., object] | None = None, *args: Any) -> ProcessPoolExecutor:
+    """A pool of spawned processes.
 
     Args:
         count: how many; None for one a core.

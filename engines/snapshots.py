@@ -1,0 +1,124 @@
+"""The words of all sessions of a process: the newest message of each holds all words of its window."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from mien.clock import NS_PER_S
+from mien.messages import Bool, FeatureWindow, Float32, Int64, ModalitySpec, Transcript, Word
+from mien.windowing import WINDOW_NS, last_rows, place_rows
+
+SPAN_NS = 10 * NS_PER_S  # time kept of a live stream: a window, and a margin for rows that are late or early
+NEVER = -(1 << 62)
+
+
+class Snapshots:
+    """Words of many sessions: each message replaces all words before it.
+
+    Args:
+        spec: the modality. places: how many sessions there is room for. span_ns: how much time is kept of each.
+
+    Attributes:
+        features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
+        words, transcripts: of the window, per place. reasons: why none of its words counts, if known.
+        written: places whose window was written since the list was last emptied; None until a list is set.
+    """
+
+    def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS) -> None:
+        self.spec = spec
+        self.features = np.zeros((places, spec.steps, spec.dim), np.float32)
+        self.mask = np.zeros((places, spec.steps), np.float32)
+        self.version = np.zeros(places, np.int64)
+        self.words: list[tuple[Word, ...]] = [()] * places
+        self.transcripts = [Transcript()] * places
+        self.reasons = [""] * places
+        self.written: list[int] | None = None
+        self._span_ns = span_ns
+        self._kept: list[deque[FeatureWindow]] = [deque() for _ in range(places)]
+        # The window stays the same from the first of these until before the second.
+        self._since_ns = np.zeros(places, np.int64)
+        self._until_ns = np.full(places, NEVER, np.int64)
+        self._newest_ns = np.full(places, NEVER, np.int64)
+        self._fresh = np.ones(places, bool)
+
+    def clear(self, place: int) -> None:
+        """Forget a session's words."""
+        self._kept[place].clear()
+        self._until_ns[place] = NEVER
+
+    def write(self, place: int, message: FeatureWindow) -> None:
+        """A session's newest words."""
+        kept = self._kept[place]
+        kept.append(message)
+        while len(kept) > 1 and kept[1].t_end_ns < message.t_end_ns - self._span_ns:
+            kept.popleft()
+        self._until_ns[place] = NEVER
+
+    def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
+        """As `Ring.look`."""
+        stale = (t_end_ns >= self._until_ns[places]) | (t_end_ns < self._since_ns[places])
+        for index in np.flatnonzero(stale).tolist():
+            self._place(int(places[index]), int(t_end_ns[index]))
+        changed = self._fresh[places]
+        self._fresh[places] = False
+        self.version[places] += changed
+        return t_end_ns, changed
+
+    def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
+        """As `Ring.look_at_one`."""
+        if t_end_ns >= self._until_ns[place] or t_end_ns < self._since_ns[place]:
+            self._place(place, t_end_ns)
+        changed = bool(self._fresh[place])
+        if changed:
+            self._fresh[place] = False
+            self.version[place] += 1
+        return t_end_ns, changed, int(self._newest_ns[place])
+
+    def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
+        """As `Ring.gather`; the windows that were looked at last."""
+        del ends_ns, out
+        return self.features[places], self.mask[places]
+
+    def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
+        """End of the newest word in the window that was looked at last, NEVER if there is none."""
+        del t_end_ns
+        return self._newest_ns[places]
+
+    def _place(self, place: int, t_end_ns: int) -> None:
+        """Place the window at an instant, and note until when it stays the same."""
+        kept = self._kept[place]
+        at = next((index for index in reversed(range(len(kept))) if kept[index].t_end_ns <= t_end_ns), None)
+        changes = [kept[0].t_end_ns if at is None and kept else 1 << 62]
+        times_ns = np.zeros(0, np.int64)
+        features, mask = last_rows(self.spec, np.zeros((0, self.spec.dim), np.float32))
+        words: tuple[Word, ...] = ()
+        reason = ""
+        since_ns = NEVER
+        if at is not None:
+            snapshot = kept[at]
+            if at + 1 < len(kept):
+                changes.append(kept[at + 1].t_end_ns)
+            inside = snapshot.valid & (snapshot.times_ns > t_end_ns - WINDOW_NS)
+            features, mask = place_rows(self.spec, snapshot.values, inside, snapshot.times_ns, t_end_ns)
+            times_ns = snapshot.times_ns[inside & (snapshot.times_ns <= t_end_ns)]
+            words = tuple(word for word in snapshot.words if word.t_end_ns > t_end_ns - WINDOW_NS)
+            ends_ns = [*snapshot.times_ns.tolist(), *(word.t_end_ns for word in snapshot.words)]
+            changes += [at_ns for end_ns in ends_ns for at_ns in (end_ns, end_ns + WINDOW_NS) if at_ns > t_end_ns]
+            since_ns, reason = t_end_ns, "" if mask.any() else snapshot.reason
+        if not (np.array_equal(self.mask[place], mask) and np.array_equal(self.features[place], features)):
+            self.features[place], self.mask[place] = features, mask
+            self._fresh[place] = True
+            if self.written is not None:
+                self.written.append(place)
+        self._since_ns[place], self._until_ns[place] = since_ns, min(changes)
+        self._newest_ns[place] = int(times_ns.max()) if len(times_ns) else NEVER
+        self.reasons[place] = reason
+        if words != self.words[place]:
+            self.words[place] = words
+            self.transcripts[place] = Transcript(
+                " ".join(word.text for word in words if word.committed and not word.uncertain),
+                " ".join(word.text for word in words if not word.committed and not word.uncertain),
+                " ".join(word.text for word in words if word.uncertain),
+            )

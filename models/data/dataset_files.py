@@ -1,0 +1,214 @@
+"""Datasets on disk, as `mien extract` writes them: rows of labelled items.
+
+A dataset is a folder:
+
+    plan.json                what is extracted, from what, by which extractors: a resumed run must match it
+    shard-00000.safetensors  per modality `m`: `m.values` (rows, dim), `m.valid`, `m.times_ns`, and `m.lengths`,
+                             the rows of each item; the items themselves, labels and all, are JSON in its metadata
+    manifest.json            written last: specs, counts, statistics of the training rows, and what was skipped
+
+Every file is written whole or not at all, and a folder without a manifest is not a dataset yet. Only the owner may read
+the files (mode 0600): they hold what people said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from mien.errors import DataError
+from mien.files import write_file
+from mien.messages import ModalitySpec
+from mien.models.data.datasets import (
+    Dataset,
+    Labels,
+    RawRows,
+    RunningSums,
+    Sample,
+    Skipped,
+    Statistics,
+    make_track,
+)
+
+FORMAT = 1
+MANIFEST, PLAN = "manifest.json", "plan.json"
+
+
+class _Contents(msgspec.Struct, frozen=True):
+    """The metadata of a shard."""
+
+    items: list[Labels]
+    skipped: list[Skipped]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished dataset holds. `counts` is by corpus and split."""
+
+    format: int = FORMAT
+    specs: tuple[ModalitySpec, ...]
+    shards: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
+    statistics: dict[str, Statistics]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def write_shard(
+    path: Path,
+    specs: Mapping[str, ModalitySpec],
+    items: Sequence[tuple[Labels, Mapping[str, RawRows]]],
+    skipped: Sequence[Skipped] = (),
+) -> None:
+    """Write items and their rows as one shard.
+
+    Raises:
+        DataError: rows of the wrong shape or with numbers that are not finite, or a disk that is full.
+    """
+    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    for name, spec in specs.items():
+        every = [rows.get(name) for _, rows in items]
+        for (labels, _), rows in zip(items, every, strict=True):
+            if rows is None:
+                continue
+            if rows.values.ndim != 2 or rows.values.shape[1] != spec.dim or len(rows.values) != len(rows.valid):
+                raise DataError(f"{labels.id}: {name} rows are {rows.values.shape}, not (n, {spec.dim})")
+            if not np.isfinite(rows.values).all():
+                raise DataError(f"{labels.id}: {name} rows hold numbers that are not finite")
+        there = [rows for rows in every if rows is not None]
+        tensors[f"{name}.values"] = _joined([r.values for r in there], np.zeros((0, spec.dim), np.float32))
+        tensors[f"{name}.valid"] = _joined([r.valid for r in there], np.zeros(0, np.bool_))
+        tensors[f"{name}.times_ns"] = _joined([r.times_ns for r in there], np.zeros(0, np.int64))
+        # -1: the item does not have this modality. 0: it has, and nothing was there.
+        tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
+    # One entry: safetensors writes several in no order, and the same items are to make the same bytes.
+    contents = _Contents([labels for labels, _ in items], list(skipped))
+    write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), private=True, error=DataError)
+
+
+def _joined(parts: list[npt.NDArray[np.generic]], empty: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    return np.ascontiguousarray(np.concatenate([empty, *parts]).astype(empty.dtype, copy=False))
+
+
+def read_shard(
+    path: Path, specs: Iterable[ModalitySpec]
+) -> tuple[list[tuple[Labels, dict[str, RawRows]]], list[Skipped]]:
+    """Items, their rows, and what was skipped while they were made.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="np") as tensors:
+            metadata = tensors.metadata() or {}
+            contents = msgspec.json.decode(metadata["mien"], type=_Contents)
+            labels, skipped = contents.items, contents.skipped
+            rows: list[dict[str, RawRows]] = [{} for _ in labels]
+            for spec in specs:
+                values, valid, times_ns, lengths = (
+                    tensors.get_tensor(f"{spec.name}.{part}") for part in ("values", "valid", "times_ns", "lengths")
+                )
+                begin = 0
+                for each, length in zip(rows, lengths.tolist(), strict=True):
+                    if length >= 0:
+                        part = slice(begin, begin + length)
+                        each[spec.name] = RawRows(values[part], valid[part], times_ns[part])
+                        begin += length
+    except (SafetensorError, OSError, KeyError, ValueError, msgspec.DecodeError) as error:
+        raise DataError(f"shard {path} is damaged ({error}); remove it and run `mien extract` again") from error
+    return list(zip(labels, rows, strict=True)), skipped
+
+
+class NothingExtractedError(DataError):
+    """A dataset of nothing but skipped items."""
+
+    def __init__(self, skipped: Sequence[Skipped]) -> None:
+        count, first = len(skipped), skipped[0]
+        super().__init__(f"nothing was extracted: all {count} items were skipped, first {first.id}: {first.reason}")
+
+
+def finish_dataset(
+    folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequence[Path], left_out: Sequence[Skipped] = ()
+) -> Manifest:
+    """Sum up all shards and write the manifest: from here on the folder is a dataset.
+
+    Args:
+        left_out: items that came into no shard.
+
+    Raises:
+        DataError: every item was skipped (NothingExtractedError), or the manifest cannot be written.
+    """
+    counts: dict[str, Counter[str]] = {}
+    sums = {name: RunningSums(spec.dim) for name, spec in specs.items()}
+    skipped = list(left_out)
+    for shard in shards:
+        items, unread = read_shard(shard, specs.values())
+        skipped += unread
+        for labels, rows in items:
+            if not labels.copy:
+                counts.setdefault(labels.corpus, Counter())[labels.split or "all"] += 1
+            if labels.split in ("train", None):
+                for name, part in rows.items():
+                    sums[name].add(part.values[part.valid])
+    if not counts and skipped:
+        raise NothingExtractedError(skipped)
+    manifest = Manifest(
+        specs=tuple(specs.values()),
+        shards=tuple(shard.name for shard in shards),
+        counts={corpus: dict(splits) for corpus, splits in counts.items()},
+        statistics={name: total.statistics() for name, total in sums.items() if total.count},
+        skipped=tuple(skipped),
+    )
+    write_file(
+        folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1), private=True, error=DataError
+    )
+    return manifest
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a folder is, or is becoming, a dataset of `mien extract`."""
+    return path.is_dir() and ((path / MANIFEST).is_file() or (path / PLAN).is_file())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished dataset.
+
+    Raises:
+        DataError: the folder is no dataset, or its extraction has not finished.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError as error:
+        if (folder / PLAN).is_file():
+            raise DataError(f"{folder} is half extracted; run the same `mien extract` again to finish it") from error
+        raise DataError(f"{folder} is no dataset; make one with `mien extract SOURCE -o {folder}`") from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataError(f"cannot read {folder / MANIFEST}: {error}") from error
+    if manifest.format != FORMAT:
+        raise DataError(f"{folder} has dataset format {manifest.format}, this mien reads {FORMAT}; extract it again")
+    return manifest
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """All samples of a finished dataset.
+
+    Raises:
+        DataError: the folder is no finished dataset, or damaged.
+    """
+    manifest = read_manifest(folder)
+    specs = {spec.name: spec for spec in manifest.specs}
+    samples = [
+        Sample(labels, {name: make_track(specs[name], part) for name, part in rows.items()})
+        for labels, rows in _items(folder, manifest)
+    ]
+    return Dataset(specs, samples, list(manifest.skipped))
+
+
+def _items(folder: Path, manifest: Manifest) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
+    for shard in manifest.shards:
+        yield from read_shard(folder / shard, manifest.specs)[0]

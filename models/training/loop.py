@@ -1,0 +1,266 @@
+"""The training loop of every network: descend, average the weights, validate, log, and resume where a run stopped.
+
+Averages of weights do better than the weights themselves (Polyak & Juditsky, 1992); what is validated and kept is the
+exponential moving average. The same seed gives the same weights on one machine, bit for bit, resumed or not: all that
+is random is drawn from generators that follow from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from mien.errors import DataError
+from mien.models.weights.tensors import write_tensors
+
+log = logging.getLogger(__name__)
+
+LOG_STEPS = 100
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Validation of the averaged weights after `step` steps: the loss that decides, and figures to show."""
+
+    step: int
+    loss: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+# After each step: its number, the number of all steps (of those done, once a run stops early), and the validation that
+# followed it, if one did.
+Report = Callable[[int, int, Evaluation | None], None]
+# What is trained, how much of it is done, and how much there is to do.
+Progress = Callable[[str, int, int], None]
+
+
+def part(progress: Progress | None, name: str) -> Callable[..., None] | None:
+    """The report of one part of a longer task, for those that report only numbers."""
+    return None if progress is None else lambda done, total, *_: progress(name, done, total)
+
+
+def warm_cosine(steps: int, warm_up: float, floor: float = 0.0) -> Callable[[int], float]:
+    """Factor of the learning rate by step: a linear rise over `warm_up` steps, then a cosine from 1 to `floor`."""
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / (warm_up + 1)
+        done = min(1.0, (step - warm_up) / max(1.0, steps - warm_up))
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    return factor
+
+
+def decay_groups(parameters: Sequence[Tensor], weight_decay: float, learning_rate: float) -> list[dict[str, Any]]:
+    """Parameter groups of an optimiser: matrices decay, biases and norms do not."""
+    groups = [([p for p in parameters if (p.ndim > 1) == matrix], decay) for matrix, decay in
+              ((True, weight_decay), (False, 0.0))]  # fmt: skip
+    return [{"params": part, "weight_decay": decay, "lr": learning_rate} for part, decay in groups if part]
+
+
+def class_weights(counts: Tensor, exponent: float) -> Tensor:
+    """Weights (K,) of classes that occur `counts` (K,) times: `count ** -exponent`, with a mean of 1 over all items, so
+    that they change no learning rate. 0 leaves classes as they are, 1 makes them count alike."""
+    counts = counts.clamp(min=1.0)
+    weights = counts**-exponent
+    return weights * counts.sum() / (weights * counts).sum()
+
+
+class Run(Generic[Network]):
+    """A network in training: its optimiser, schedule and averaged weights.
+
+    Args:
+        network: on its device. What does not require a gradient is neither stored nor changed.
+        schedule: factor of every group's learning rate, by step.
+        decay: of the average; smaller at first, `(1 + n) / (ramp + n)` after n steps, or it would remember the random
+            start.
+        clip: largest norm of the gradients.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        *,
+        decay: float,
+        clip: float,
+        ramp: int = 10,
+    ) -> None:
+        @torch.no_grad()
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
+            if averaged[0].is_floating_point():
+                keep = min(decay, (1 + int(number)) / (ramp + int(number)))
+                torch._foreach_lerp_(list(averaged), list(current), 1.0 - keep)
+            else:
+                torch._foreach_copy_(list(averaged), list(current))
+
+        self.network, self._optimizer, self._clip = network, optimizer, clip
+        self._average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self._schedule = LambdaLR(optimizer, schedule)
+        self._frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        self._best = self._changing(self.averaged)
+        self.step = 0
+        self.history: list[Evaluation] = []
+
+    @property
+    def averaged(self) -> Network:
+        """The network with averaged weights, in evaluation mode."""
+        return cast(Network, self._average.module.eval())
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The validation with the lowest loss, the first of equal ones."""
+        return min(self.history, key=lambda evaluation: evaluation.loss, default=None)
+
+    @property
+    def stale(self) -> int:
+        """Validations since the best one."""
+        return len(self.history) - 1 - self.history.index(self.best) if self.best else 0
+
+    def best_network(self) -> Network:
+        """The averaged network, with the weights of the best validation from here on."""
+        self.averaged.load_state_dict(self._best, strict=False)
+        return self.averaged
+
+    def descend(self, loss: Tensor) -> None:
+        """One step down the gradient of `loss`."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
+        self._optimizer.step()
+        self._schedule.step()
+        self._average.update_parameters(self.network)
+        self.step += 1
+
+    def judge(self, loss: float, figures: Mapping[str, float]) -> Evaluation:
+        """Note a validation, and keep the averaged weights if it is the best so far."""
+        evaluation = Evaluation(self.step, loss, dict(figures))
+        self.history.append(evaluation)
+        if self.stale == 0:
+            self._best = self._changing(self.averaged)
+        return evaluation
+
+    def _changing(self, network: nn.Module) -> dict[str, Tensor]:
+        return {name: t.detach().clone() for name, t in network.state_dict().items() if name not in self._frozen}
+
+    def store(self, path: Path, plan: str) -> None:
+        """Write all that changes to `path`. `plan` names the settings and the data of the run."""
+        tensors = {f"network.{name}": tensor for name, tensor in self._changing(self.network).items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self._changing(self.averaged).items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        for index, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        state = {"schedule": self._schedule.state_dict(), "history": [asdict(entry) for entry in self.history]}
+        write_tensors(path, tensors, {"plan": plan, "step": str(self.step), "state": json.dumps(state)})
+
+    def restore(self, path: Path, plan: str) -> None:
+        """Resume where `store` was called.
+
+        Raises:
+            DataError: the file is damaged, or of a run with other settings or data.
+        """
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"cannot resume from {path}: {error}; remove it to start again") from error
+        if metadata.get("plan") != plan:
+            raise DataError(f"{path} is of a run with other settings or data; remove it to start again")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."), strict=False)
+        self.averaged.load_state_dict(part("average."), strict=False)
+        self._best = part("best.")
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            index, key = name.split(".")
+            optimizer.setdefault(int(index), {})[key] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": optimizer})
+        state = json.loads(metadata["state"])
+        self._schedule.load_state_dict(state["schedule"])
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.step = int(metadata["step"])
+        self._average.n_averaged.fill_(self.step)
+        self.history = [Evaluation(**entry) for entry in state["history"]]
+        log.info("resumed after step %d", self.step)
+
+
+def fit(
+    run: Run[Any],
+    losses: Callable[[int], tuple[str, Tensor]],
+    steps: int,
+    seed: int,
+    *,
+    validate: Callable[[], tuple[float, dict[str, float]]] | None = None,
+    every: int = 0,
+    patience: int | None = None,
+    state: Path | None = None,
+    plan: str = "",
+    log_dir: Path | None = None,
+    report: Report | None = None,
+) -> None:
+    """Train until `steps` are done, or validation has not improved `patience` times.
+
+    Args:
+        losses: by step, the name of what it trains and its loss. After a resumed run it is first called for a step
+            that follows a validation.
+        validate: loss and figures of `run.averaged`, every `every` steps and after the last one.
+        state: file that a stopped run resumes from, written after each validation and removed at the end.
+        log_dir: for TensorBoard.
+
+    Raises:
+        DataError: the state is of another run.
+    """
+    if state is not None and state.exists():
+        run.restore(state, plan)
+    writer = None
+    if log_dir is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(log_dir))
+
+    def is_stale() -> bool:
+        return patience is not None and run.stale >= patience
+
+    while run.step < steps and not is_stale():
+        torch.manual_seed(seed * 1_000_003 + run.step)
+        name, loss = losses(run.step)
+        run.descend(loss)
+        evaluation = None
+        if validate is not None and (run.step == steps or run.step % every == 0):
+            evaluation = run.judge(*validate())
+            shown = " ".join(f"{key} {value:.4f}" for key, value in evaluation.figures.items())
+            log.info("step %d/%d: %s %.4f, valid %.4f: %s", run.step, steps, name, loss, evaluation.loss, shown)
+            if state is not None:
+                run.store(state, plan)
+        elif run.step % LOG_STEPS == 0:
+            log.info("step %d/%d: %s %.4f", run.step, steps, name, loss)
+        if writer is not None:
+            writer.add_scalar(f"train/{name}", float(loss.detach()), run.step)
+            if evaluation is not None:
+                for key, value in {"loss": evaluation.loss, **evaluation.figures}.items():
+                    writer.add_scalar(f"valid/{key}", value, run.step)
+        if report is not None:
+            report(run.step, run.step if is_stale() else steps, evaluation)
+    if writer is not None:
+        writer.close()
+    if state is not None:
+        state.unlink(missing_ok=True)

@@ -1,0 +1,212 @@
+"""The live extractors on files: words, sound and pictures of an item to rows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.assets import asset_path
+from mien.clock import NS_PER_S
+from mien.config import AssetsConfig, ClipConfig, TextConfig
+from mien.errors import DataError
+from mien.messages import Float32, Int64, ModalitySpec, Word
+from mien.models.data.corpora import Corpus, CorpusItem
+from mien.models.data.datasets import RawRows, word_times_ns
+from mien.models.weights import SHIPPED, WeightSet
+from mien.stream.recording.stretch import is_recording, recorded_rows
+from mien.stream.sources.clip import BrokenClipError, open_clip, read_sound, segment
+from mien.stream.sources.geometry import upright_bgr
+from mien.windowing import slot_ns
+
+if TYPE_CHECKING:
+    from mien.stream.modalities.audio import AudioExtractor
+    from mien.stream.modalities.base import Rows
+    from mien.stream.modalities.text import TextEncoder
+    from mien.stream.modalities.vision import VisionExtractor
+    from mien.stream.speech.asr import Heard, Recogniser
+
+log = logging.getLogger(__name__)
+
+UInt8 = npt.NDArray[np.uint8]
+
+MODALITIES = ("text", "audio", "vision")
+
+
+def live_specs(modalities: Collection[str] = MODALITIES, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
+    """Specs of the rows that the extractors make with these weights."""
+    specs: dict[str, ModalitySpec] = {}
+    if "text" in modalities:
+        from mien.stream.modalities import text
+
+        specs["text"] = text.text_spec(weights.text)
+    if "audio" in modalities:
+        from mien.stream.modalities import audio
+
+        specs["audio"] = audio.SPEC
+    if "vision" in modalities:
+        from mien.stream.modalities import vision
+
+        specs["vision"] = vision.vision_spec(weights.face)
+    return specs
+
+
+class Extractors:
+    """The live extractors, opened when they are first needed.
+
+    Attributes:
+        modalities: to extract of every item.
+        weights: of the text and face encoders.
+        tracks: which of a file's tracks to read.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        asr: str = "",
+        assets: AssetsConfig | None = None,
+        weights: WeightSet = SHIPPED,
+        reference: str | None = None,
+        tracks: ClipConfig | None = None,
+    ) -> None:
+        self.weights, self._reference, self.tracks = weights, reference, tracks
+        self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
+
+    def rows(self, item: CorpusItem, corpus: Corpus | None = None) -> tuple[dict[str, RawRows], int, str | None]:
+        """All rows of one item, its length in ns, and the words in it.
+
+        Raises:
+            SourceError: its clip cannot be read.
+            DataError: there is nothing in it.
+        """
+        if item.audio is not None and is_recording(item.audio):
+            specs = live_specs([name for name in self.modalities if name != "text"], self.weights)
+            encode = (lambda words: self.text.encode(words)) if "text" in self.modalities else None
+            return recorded_rows(item.audio, item, specs, encode)
+        rows: dict[str, RawRows] = {}
+        duration_ns = 0
+        if item.start_s is not None and item.end_s is not None:
+            duration_ns = round((item.end_s - item.start_s) * NS_PER_S)
+        words, word_times = (item.text or "").split(), None
+        if item.audio is not None:
+            clip = open_clip(item.audio, self.tracks)
+            for note in clip.notes:
+                log.warning("%s", note)
+            duration_ns = duration_ns or round((clip.duration_s - (item.start_s or 0.0)) * NS_PER_S)
+            if clip.has_audio:
+                sound = segment(read_sound(item.audio, self.tracks), item.start_s, item.end_s)
+                if not len(sound) and not clip.has_video:
+                    raise DataError("zero duration")
+                if "audio" in self.modalities:
+                    rows["audio"] = self.sound_rows(sound)
+                if self._asr and not words and "text" in self.modalities:
+                    words, word_times = self.recognise(sound)
+            if clip.has_video and item.video is not None and "vision" in self.modalities:
+                rows["vision"] = self.picture_rows(item)
+        if item.image is not None and "vision" in self.modalities:
+            assert corpus is not None, "an image is a row of its corpus"
+            assert corpus.images is not None
+            rows["vision"] = self.still_rows(corpus.images[item.image])
+        if words and "text" in self.modalities:
+            times = word_times if word_times is not None else word_times_ns(len(words), duration_ns)
+            values = self.text.encode(words)
+            # Words beyond what the encoder reads at once have no row.
+            rows["text"] = RawRows(values, (values != 0).any(1), np.asarray(times, np.int64))
+            duration_ns = duration_ns or int(times[-1]) + 1
+        return rows, duration_ns, " ".join(words) or None
+
+    def close(self) -> None:
+        """Release the extractors that were opened."""
+        if "vision" in vars(self):
+            self.vision.close()
+        for name in ("text", "audio", "vision", "recogniser"):
+            vars(self).pop(name, None)
+
+    def sound_rows(self, sound: Float32) -> RawRows:
+        """Rows of a whole recording, mono 16 kHz."""
+        from mien.stream.modalities.audio import SPEC
+
+        made, step_ns = self.audio.extract(sound), slot_ns(SPEC)
+        return RawRows(made.values, made.valid, np.arange(len(made.values), dtype=np.int64) * step_ns + step_ns // 2)
+
+    def still_rows(self, image: UInt8) -> RawRows:
+        """The row of a photograph, at 0 s."""
+        values, valid, _ = self.vision.still(image)
+        return RawRows(values[None], np.array([valid]), np.zeros(1, np.int64))
+
+    def picture_rows(self, item: CorpusItem) -> RawRows:
+        """Rows of the pictures of an item's clip."""
+        from mien.stream.modalities import vision
+
+        assert item.video is not None
+        start_ns = round((item.start_s or 0.0) * NS_PER_S)
+        end_ns = None if item.end_s is None else round(item.end_s * NS_PER_S)
+        self.vision.reset()
+        values, valid = [np.zeros((0, vision.SPEC.dim), np.float32)], []
+        times: list[int] = []
+        with contextlib.suppress(BrokenClipError):  # frames before the fault are good
+            for t_ns, frame in open_clip(item.video, self.tracks).pictures():
+                if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
+                    continue
+                if end_ns is not None and t_ns >= end_ns:
+                    break
+                row, seen, _ = self.vision.row(upright_bgr(frame), t_ns - start_ns)
+                values.append(row[None])
+                valid.append(seen)
+                times.append(t_ns - start_ns)
+        return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
+
+    def heard(self, sound: Float32) -> Iterator[Heard]:
+        """Hypotheses of the live recogniser over a whole recording, step by step."""
+        return self.recogniser.whole(sound, TextConfig().step_ms)
+
+    def said(self, sound: Float32) -> Iterator[Rows]:
+        """The messages of a live text worker over a whole recording."""
+        from mien.stream.modalities.text import WordReader
+
+        reader = WordReader(self.text)
+        return (reader.rows(heard) for heard in self.heard(sound))
+
+    def recognise(self, sound: Float32) -> tuple[list[str], Int64]:
+        """The words that a live session commits in a recording with certainty, and the end of each in ns."""
+        committed: list[Word] = []
+        for heard in self.heard(sound):
+            committed += heard.committed
+            # Later words decide whether a committed one is certain.
+            recent = [word for word in heard.words if word.committed]
+            committed[len(committed) - len(recent) :] = recent
+        words = [word for word in committed if not word.uncertain]
+        return [word.text.strip() for word in words], np.array([word.t_end_ns for word in words], np.int64)
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """Words to rows."""
+        from mien.stream.modalities.text import TextEncoder
+
+        return TextEncoder(asset_path("minilm-l6-v2", self._assets), "onnx", adapters=self.weights.text)
+
+    @cached_property
+    def audio(self) -> AudioExtractor:
+        """Sound to rows."""
+        from mien.stream.modalities.audio import AudioExtractor, voice_reference
+
+        return AudioExtractor(self._assets, None if self._reference is None else voice_reference(self._reference))
+
+    @cached_property
+    def vision(self) -> VisionExtractor:
+        """Pictures to rows."""
+        from mien.stream.modalities.vision import VisionExtractor
+
+        return VisionExtractor(self._assets, weights=self.weights.face)
+
+    @cached_property
+    def recogniser(self) -> Recogniser:
+        """Sound to words, for clips without a text."""
+        from mien.stream.modalities.text import open_recogniser
+
+        return open_recogniser(TextConfig(asr=self._asr), self._assets)

@@ -1,0 +1,81 @@
+"""The plan of `mien train`: data, folders, and the settings of every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mien.config import AssetsConfig, explain
+from mien.errors import ConfigError
+from mien.models.training.face import FaceTraining
+from mien.models.training.fusion import FusionTraining
+from mien.models.training.speech import SpeechTraining
+from mien.models.weights import SHIPPED_FOLDER
+from mien.stream.offline.extraction import ExtractOptions
+
+STAGES = ("text", "face", "extract", "speech", "fusion")
+
+
+class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `mien train` does; `configs/train.toml` shows it.
+
+    Attributes:
+        data: corpora, datasets of `mien extract`, or MMSA pickles.
+        work: working directory; a stopped run resumes from it.
+        out: folder of the weights, a set as `mien.models.weights` describes it; empty means `weights` in `work`.
+        replace_shipped: write into the installation instead, over the weights that came with mien.
+        device: "auto", an NVIDIA GPU where there is one, "cpu" or "cuda".
+        stages: of STAGES, run in that order.
+        text: fields of `mien.models.training.text.TextTraining`.
+    """
+
+    data: tuple[str, ...] = ()
+    work: str = "runs/train"
+    out: str = ""
+    replace_shipped: bool = False
+    device: str = "auto"
+    stages: tuple[str, ...] = STAGES
+    allow_pickle: bool = False
+    jobs: int = 0
+    text: dict[str, Any] = msgspec.field(default_factory=dict)
+    face: FaceTraining = FaceTraining()
+    extract: ExtractOptions = ExtractOptions(splits=("train", "valid"), audio_copies=12, partial_texts=0.3)
+    speech: SpeechTraining = SpeechTraining()
+    fusion: FusionTraining = FusionTraining()
+    assets: AssetsConfig = AssetsConfig()
+
+
+def load_plan(path: Path | None) -> TrainPlan:
+    """Read a TOML file, or take the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
+    """
+    if path is None:
+        return TrainPlan()
+    try:
+        return msgspec.convert(msgspec.toml.decode(path.read_bytes()), TrainPlan)
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(explain(str(error), TrainPlan, path)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def output_folder(plan: TrainPlan) -> Path:
+    """Where a plan's weights go.
+
+    Raises:
+        ConfigError: it holds the shipped weights, and `replace_shipped` is not set.
+    """
+    if plan.replace_shipped:
+        if plan.out:
+            raise ConfigError("either a folder for the weights (`out`) or `replace_shipped`, not both")
+        return SHIPPED_FOLDER
+    folder = Path(plan.out).expanduser() if plan.out else Path(plan.work) / "weights"
+    if folder.resolve() == SHIPPED_FOLDER.resolve():
+        raise ConfigError(f"{folder} holds the weights that came with mien; --replace-shipped writes over them")
+    return folder
