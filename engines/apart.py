@@ -1,6 +1,6 @@
-"""Compiling and measuring in a process that ends: what they need, torch above all, does not stay with those that run.
+"""Compiling and measuring in a process that ends, so that torch does not stay in the memory of those that run.
 
-A network names the function that makes it (`Origin`), so that another process can make it, too.
+A network names the function that makes it (`Origin`), so that another process can make it too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _here = False  # whether this process is one that ends
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What is to be done apart: all networks compiled into the cache at `root`.
+    """A request to compile networks into the cache at `root`.
 
     Attributes:
         engine: "auto" first chooses one for the first network, by measuring.
@@ -38,18 +38,18 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What came of it. `choice`: of "auto", as JSON of `mien.engines.selection.Choice`. `error`: why it cannot be."""
+    """The reply. `choice`: of "auto", as JSON of `mien.engines.selection.Choice`. `error`: why it failed."""
 
     choice: msgspec.Raw = msgspec.Raw(b"null")
     error: str | None = None
 
 
 def do_apart(networks: Sequence[Network], engine: str, precision: str, threads: int, root: Path) -> Reply | None:
-    """Have the networks compiled by a process of its own.
+    """Compile networks in a process of its own.
 
     Returns:
-        None where that is not possible: this is that process, a network does not say how it is made, or the process
-        could not be started or died. The work is then to be done here.
+        None where that is not possible: this is that process, a network has no origin, or the process could not be
+        started or died. The caller then does the work itself.
 
     Raises:
         EngineError: a network cannot be compiled.
@@ -71,7 +71,7 @@ def do_apart(networks: Sequence[Network], engine: str, precision: str, threads: 
 
 
 def make(origin: Origin) -> Network:
-    """The network that an origin tells of."""
+    """The network of an origin."""
     module, _, function = origin.function.partition(":")
     network: Network = getattr(importlib.import_module(module), function)(**origin.arguments)
     return network
@@ -94,7 +94,7 @@ def _follow(order: Order) -> Reply:
 
 
 def main() -> None:
-    """Follow the order on standard input; the reply is the last line on standard output."""
+    """Do what standard input requests; the reply is the last line on standard output."""
     global _here
     _here = True
     try:

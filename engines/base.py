@@ -1,8 +1,8 @@
-"""What a network is to an engine, and what an engine is to everyone else.
+"""The interfaces of networks, backends and engines.
 
 A `Network` says how to build a torch module and what goes in and out. A `Backend` (one file each) compiles it to an
-`Artifact`, files in a folder, and loads that into an `Engine`, which maps named arrays to named arrays. Nobody but a
-backend knows what runs underneath; `mien.engines.selection.open_engine` is the way in.
+`Artifact`, files in a folder, and loads that into an `Engine`, which maps named arrays to named arrays. Callers use
+`mien.engines.selection.open_engine`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Engine(Protocol):
 
     Attributes:
         id: backend and precision, for instance "onnx-fp32"; part of every prediction's model id.
-        reason: why this engine was taken, or what it stands in for.
+        reason: why this engine was chosen, or which one it replaces.
     """
 
     id: str
@@ -107,7 +107,7 @@ class Backend(Protocol):
     cached: bool
 
     def missing(self) -> str | None:
-        """What this machine lacks to run it, and what to do about that; None if it can run."""
+        """What this machine lacks to run it, and how to get it; None if it can run."""
         ...
 
     def versions(self) -> dict[str, str]:
@@ -134,7 +134,7 @@ class Backend(Protocol):
 def padded(array: Array) -> Array:
     """Rows up to the next power of two, the last one repeated: few sizes need contexts, buffers and graphs.
 
-    More rows than an engine takes are left as they are, for it to refuse.
+    More rows than an engine takes stay as they are, for it to refuse.
     """
     rows = len(array)
     size = 1 << max(rows - 1, 0).bit_length()
@@ -144,7 +144,7 @@ def padded(array: Array) -> Array:
 
 
 def check_inputs(network: Network, inputs: Mapping[str, Array]) -> None:
-    """Refuse inputs that the network was not made for, naming the offender.
+    """Refuse inputs that do not fit the network.
 
     Raises:
         EngineError: an input is missing, or has another dtype or number of axes.

@@ -1,9 +1,9 @@
-"""Compiled forms on disk: found again, verified, or made anew. Never a wrong number.
+"""Compiled forms on disk: found, verified, or compiled again.
 
 An entry is a folder named by the SHA-256 of everything that the compiled form depends on. It holds the backend's
 files, `golden.npz`, and `manifest.json` with a hash of every file. An entry is made beside its place and moved there
-when it is whole, under a lock that the system releases when its owner dies; whoever opens it checks the hashes, then
-that the engine reproduces the golden outputs.
+when it is whole, under a lock that the system releases when its owner dies. Opening it checks the hashes, and that the
+engine reproduces the golden outputs.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ FORMAT = 1
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 LOCK_TIMEOUT_S = 900.0  # longer than the slowest compile
-# The ones that were opened last; every new checkpoint makes some anew.
+# The most recently opened ones are kept; every new checkpoint adds some.
 MOST_ENTRIES, MOST_BYTES = 64, 1 << 30
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What an entry says of itself. `files` maps name to SHA-256; `identity` is what the key is made of."""
+    """The manifest of an entry. `files` maps name to SHA-256; the key is made of `identity`."""
 
     format: int
     identity: dict[str, str]
@@ -149,7 +149,7 @@ class Cache:
 
 
 def identify(network: Network, backend: Backend, precision: Precision) -> dict[str, str]:
-    """Everything that a compiled form depends on."""
+    """All that a compiled form depends on."""
     return {
         "format": str(FORMAT),
         "network": network.name,
@@ -201,7 +201,7 @@ def _open_locked(
     except OSError as error:
         raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # what cannot be used now is not there for the next either
+        shutil.rmtree(folder, ignore_errors=True)  # an entry that cannot be used now cannot be used later
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -243,7 +243,7 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
 
 
 def disk_use(root: Path) -> int:
-    """Bytes that the files below a folder take; one that has several names counts once."""
+    """Bytes of the files below a folder; a file with several names counts once."""
     sizes: dict[tuple[int, int], int] = {}
     for path in root.rglob("*"):
         with contextlib.suppress(OSError):
@@ -273,7 +273,7 @@ def _prune(root: Path) -> None:
 
 
 def _share_files(folder: Path, root: Path) -> None:
-    """Let files that another entry has too, byte for byte, be the same file on disk: versions often differ in one."""
+    """Link files that another entry has too, byte for byte: versions often differ in one file."""
     manifest = _read_manifest(folder)
     if manifest is None:
         return
@@ -283,7 +283,7 @@ def _share_files(folder: Path, root: Path) -> None:
         known |= {digest: path.parent / name for name, digest in (other.files if other else {}).items()}
     for name, digest in manifest.files.items():
         twin = known.get(digest)
-        # Where it was damaged, or the disk knows no links, the entry keeps its own.
+        # A damaged file, or one on a disk without links, stays.
         with contextlib.suppress(OSError):
             if twin is not None and _sha256(twin) == digest:
                 linked = folder / f".{name}.link"

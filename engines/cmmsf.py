@@ -1,7 +1,7 @@
 """CM-MSF cut into networks: an encoder for each modality, the fusion of what they return, and the whole in one.
 
-A stream runs the parts, so that a modality whose window has not changed is not encoded again; the whole is what
-engines are compared on and what one compiles for batches.
+A stream runs the parts, so that a modality whose window has not changed is not encoded again; engines are compared
+on the whole, which is also compiled for batches.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _version(checkpoint: Checkpoint) -> str:
 
 @cache
 def _code_digest() -> str:
-    """Of the files that turn weights into numbers: a compiled form of older code is not this network."""
+    """Digest of the code of the network: a form compiled from other code is not this network."""
     from mien.models import architecture
 
     folder = Path(str(architecture.__file__)).parent

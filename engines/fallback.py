@@ -1,4 +1,4 @@
-"""An engine that is replaced when it fails, at the start or in the middle of a stream, and says so."""
+"""An engine that is replaced when it fails, at the start or during a stream."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mien.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-IN_PLACE_OF = "in place of "  # begins the reason of an engine that stands in for another
+IN_PLACE_OF = "in place of "  # begins the reason of a replacement
 
 
 class FallbackEngine(Engine):
-    """The first of several engines that opens; when it fails on inputs that are as they should be, the next one.
+    """The first of several engines that opens; when it fails on valid inputs, the next one.
 
-    A GPU that runs out of memory, or is taken away, ends neither a stream nor a worker: the same inputs are given to
-    the next engine at once, and `id` and `reason` say so from then on.
+    A GPU that runs out of memory, or is removed, ends neither a stream nor a worker: the next engine gets the same
+    inputs at once, and `id` and `reason` name it from then on.
 
     Args:
-        network: what all of them run.
+        network: that all of them run.
         candidates: a name each, and how to open it; a later one is opened only when it is needed.
         reason: why the first one was chosen.
 
@@ -40,7 +40,7 @@ class FallbackEngine(Engine):
         try:
             return self._engine.infer(inputs)
         except EngineError as error:
-            check_inputs(self.network, inputs)  # what the caller did wrong is no reason for another engine
+            check_inputs(self.network, inputs)  # a fault of the caller is no reason for another engine
             self._note(self.id, error)
         # Outside the handler, whose traceback holds on to the memory of what failed.
         self._engine = self._open_next()
@@ -49,11 +49,11 @@ class FallbackEngine(Engine):
 
     @property
     def engine(self) -> Engine:
-        """The one that runs now."""
+        """The current engine."""
         return self._engine
 
     def give_up(self, error: EngineError) -> None:
-        """Go on with the next engine: the one that runs has failed where it was used directly.
+        """Switch to the next engine, after the current one failed where it was used directly.
 
         Raises:
             EngineError: there is no other.

@@ -1,4 +1,4 @@
-"""Golden inputs and outputs: the proof that a compiled network still is the network.
+"""Golden inputs and outputs, which prove that a compiled form equals its network.
 
 Inputs are derived from the network's example; outputs are the torch reference's, stored when the network is compiled.
 No engine is used before it has reproduced them.
@@ -16,8 +16,8 @@ from mien.errors import EngineError
 
 FP32_TOLERANCE = 1e-4
 REDUCED_TOLERANCE = 0.01  # of the output's standard deviation
-# Golden cases are few, and a stream brings others: reduced precision that needs more than this share of what it is
-# allowed here was seen to need more than all of it on recordings.
+# Golden cases are few: engines in reduced precision that need more than this share of the tolerance here needed more
+# than all of it on recordings.
 REDUCED_GATE = 0.5
 ROWS = 4
 
@@ -61,7 +61,7 @@ def golden_inputs(network: Network) -> list[Case]:
 
 
 class Golden:
-    """Inputs and what the reference makes of them.
+    """Inputs, and the outputs of the reference.
 
     Args:
         inputs: one mapping a case. outputs: one mapping a case, by output name.
@@ -79,7 +79,7 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path) -> Golden:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
             OSError, ValueError, KeyError: the file is not one.
@@ -93,7 +93,7 @@ class Golden:
         return cls(ordered["in"], ordered["out"])
 
     def check(self, engine: Engine, precision: Precision) -> float:
-        """The largest difference from the reference, as a share of what is allowed.
+        """The largest difference from the reference, as a share of the tolerance.
 
         Raises:
             EngineError: the engine gives other numbers than the reference, or none.

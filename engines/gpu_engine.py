@@ -1,4 +1,4 @@
-"""What engines of a GPU have in common: memory, and often a CUDA graph, for each set of input shapes."""
+"""Base of engines on a GPU: memory, and often a CUDA graph, for each set of input shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_SHAPES = MAX_BATCH.bit_length() + 2  # for which memory and graphs are kept:
 
 
 class GpuEngine(Engine):
-    """An engine with bindings for the shapes that were seen last.
+    """An engine with bindings for the most recent shapes.
 
     Args:
         device: "cuda"; "cpu" computes the same without a GPU, for tests.
@@ -170,11 +170,11 @@ class GpuBinding:
         plain = [tensor.clone() for tensor in self.launch()]
         torch.cuda.synchronize()
         try:
-            # On a stream of its own, which a capture that fails may leave unusable.
+            # On a stream of its own, since a failed capture may leave it unusable.
             capturing = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             with torch.cuda.graph(captured, stream=capturing, capture_error_mode="thread_local"):
                 self.outputs = self.launch()
-            # Whatever the graph does not do again shows.
+            # So that work that the graph does not repeat shows.
             for tensor in (*self.inputs, *self.outputs):
                 tensor.fill_(7)
             torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Windows and encodings of all sessions in a GPU's memory: only rows that are new travel, in one copy a batch.
+"""Windows and encodings of all sessions in a GPU's memory: only new rows are copied, at once for each batch.
 
 Kernels of all parts run on one stream, one after the other; the host waits once, for the answers.
 """
@@ -24,10 +24,10 @@ _ALIGNED = 16  # bytes: a tensor may begin there whatever its type
 
 
 class GpuWindows:
-    """The windows of sessions as a GPU's engines see them.
+    """The windows of sessions in the memory of a GPU.
 
     Args:
-        windows: what is written to. encoders: an engine a modality. fusion: of what they return.
+        windows: in host memory. encoders: by modality. fusion: of their outputs.
         slots, dim: of an encoding.
 
     Raises:
@@ -79,7 +79,7 @@ class GpuWindows:
             raise EngineError(f"{self._fusion.id} failed: {error}") from error
 
     def predict(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> list[Array]:
-        """What the model says.
+        """Predictions for sessions.
 
         Args:
             look: of at most `MAX_BATCH` sessions. observed: per modality by place, whether its window shows anything;
@@ -129,7 +129,7 @@ class GpuWindows:
         return [output[: len(look.places)] for output in binding.take(outputs)]
 
     def _pack_rows(self, name: str, track: Ring | Snapshots) -> None:
-        """Put what was written since the last batch into the parcel."""
+        """Add the rows written since the last batch to the parcel."""
         if not track.written:
             return
         written = np.unique(np.array(track.written, np.int64))
@@ -143,7 +143,7 @@ class GpuWindows:
         self._parcel.add(f"{name}.values", values)
 
     def _pack_windows(self, name: str, track: Ring | Snapshots, places: Int64, ends_ns: Int64) -> Float32:
-        """Put where windows lie into the parcel. Returns their mask."""
+        """Add the positions of windows to the parcel. Returns their mask."""
         if isinstance(track, Ring):
             flat, mask, partial = track.find(places, ends_ns)
             behind = len(self._rows[name]) - MAX_BATCH
@@ -196,7 +196,7 @@ class _Parcel:
         self._arrays[name] = array
 
     def send(self) -> None:
-        """Copy all that was added, on the current stream; what was sent before is gone."""
+        """Copy all that was added, on the current stream; overwrites the previous copy."""
         import torch
 
         places, size = [], 0

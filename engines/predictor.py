@@ -1,7 +1,7 @@
-"""Windows in, predictions out, without doing any work twice.
+"""From windows to predictions, without repeated work.
 
-While a face moves thirty times a second, words change once and sound ten times: a modality is encoded only when its
-window is not the one that was encoded last. Streams that are due together share a batch.
+Pictures change thirty times a second, sound ten times, words once: a modality is encoded only when its window has
+changed. Streams that are due together share a batch.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MAX_BATCH = 32  # windows for one call of an engine on a CPU; more are predicted
 
 @dataclass(frozen=True)
 class Outputs:
-    """What CM-MSF says of one window.
+    """The prediction for one window.
 
     Attributes:
         sentiment: -3 ... 3. emotions: probability per emotion. confidence: of the top emotion.
         gates: share of each modality, summing to 1, exactly 0 for a missing one; all 0 when nothing was observed.
         model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
         infer_ms: time of the call; of windows that were predicted together, the time of all of them.
-        encoded: modalities that had to be encoded for it.
+        encoded: modalities that were encoded for it.
     """
 
     sentiment: float
@@ -53,7 +53,7 @@ class Outputs:
 
 
 class Answers(NamedTuple):
-    """What CM-MSF says of B windows: as in `Outputs`, with emotions (B, 7) and shares (B, M) in the models' order.
+    """Predictions for B windows: as in `Outputs`, with emotions (B, 7) and shares (B, M) in the model's order.
 
     `is_observed` (B,): whether there was anything to predict from.
     """
@@ -66,10 +66,9 @@ class Answers(NamedTuple):
 
 
 class Encoded:
-    """What the windows of sessions were encoded to, in host memory: hidden (places, S, d), observed (places, S).
+    """Encodings of the windows of sessions, in host memory: hidden (places, S, d), observed (places, S).
 
-    The last place is that of a window in which nothing was observed. `anything` (places,) says whether a window is not
-    like that.
+    The last place is that of a window in which nothing was observed. `anything` (places,): whether anything was.
     """
 
     def __init__(self, places: int, slots: int, dim: int) -> None:
@@ -89,7 +88,7 @@ class Predictor:
         cache: folder of compiled forms; by default in mien's cache folder of this user.
 
     Attributes:
-        specs: the modalities that it knows, by name.
+        specs: its modalities, by name.
 
     Raises:
         EngineError: no engine can run the checkpoint. CheckpointError: the weights cannot be used.
@@ -138,7 +137,7 @@ class Predictor:
 
     @property
     def trouble(self) -> str | None:
-        """What failed, so that another engine than the chosen one had to take its place; None if nothing did."""
+        """Why the chosen engine was replaced; None if it was not."""
         causes = dict.fromkeys(part.reason for part in self._parts() if part.reason.startswith(IN_PLACE_OF))
         return "; ".join(causes) or None
 
@@ -148,10 +147,10 @@ class Predictor:
         return all(isinstance(part.engine, GpuEngine) for part in self._parts())
 
     def predict_look(self, windows: Windows, look: Look) -> Answers:
-        """What is seen of the sessions of a process, all of it together.
+        """Predictions for the windows of the sessions of a process.
 
         Args:
-            windows: always the same object. look: what it gave.
+            windows: always the same object. look: that it returned.
 
         Raises:
             EngineError: no engine can run them any more.
@@ -166,7 +165,7 @@ class Predictor:
         fused = self._predict_on_gpu(look, at)
         if fused is None and self._lost_gpu:
             self._lost_gpu = False
-            windows.show_all()  # what the GPU has encoded is gone with it
+            windows.show_all()  # encodings on the GPU are lost
             look = look._replace(changed=look.present)
         if fused is None:
             self._encode_on_host(windows, look)
@@ -200,14 +199,14 @@ class Predictor:
         ]
 
     def forget(self, session: str) -> None:
-        """Drop what is kept of a session that has ended."""
+        """Drop the encodings of a session that has ended."""
         self._kept.pop(session, None)
 
     def _parts(self) -> list[FallbackEngine]:
         return [*self._encoders.values(), self._fusion]
 
     def prepare(self, windows: Windows) -> None:
-        """Get ready to predict from these windows, which takes seconds on a GPU; `predict_look` does so if need be."""
+        """Prepare to predict from these windows, which takes seconds on a GPU; `predict_look` does it if needed."""
         if self._windows is windows:
             return
         self._windows = windows
@@ -249,7 +248,7 @@ class Predictor:
         return {name: np.concatenate(pieces) for name, pieces in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
 
     def _leave_gpu(self, error: EngineError) -> None:
-        """Go on with the next engines, and with windows in host memory."""
+        """Switch to the next engines, and to windows in host memory."""
         self._gpu, self._lost_gpu = None, True
         for part in self._parts():
             part.give_up(error)

@@ -1,9 +1,9 @@
-"""Sizes and switches of CM-MSF, as a checkpoint carries them. Light: no torch, so that anyone may read a checkpoint."""
+"""Sizes and switches of CM-MSF, as a checkpoint carries them. Light: no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,9 +12,16 @@ from mien.errors import ConfigError
 from mien.messages import ModalitySpec
 from mien.models.voice.columns import ROW
 
-LONGEST = 100  # steps of a recurrence, which costs its length on every engine
+LONGEST = 100  # steps of a recurrence, whose cost grows with its length on every engine
 
 Count = Annotated[int, Meta(ge=1)]
+
+# Fields of `ModelConfig` that take a part out, by its name.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
+    "no mask": {"mask": False}, "no gate": {"gate": False, "reliability": False},
+    "no reliability": {"reliability": False}, "complement from pairs": {"complement": "pairs"},
+}  # fmt: skip
 
 
 class ConvLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,16 +48,16 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one modality is encoded.
 
     Attributes:
-        centre: leading columns that lose their mean over the window: what a voice does counts there, and not how
-            loud it, its room and its microphone are.
-        tilt: what was taken away by `centre` comes back as one row for the whole window, less its own mean: how the
-            level differs from band to band, and not how high it is. Needs `planes`.
-        bands: leading columns that are a spectrum. `planes`: layers that see it as a plane of bands x time, so that
-            a pattern means the same a little higher or lower; the other columns join after them.
+        centre: leading columns whose mean over the window is subtracted, so that level, room and microphone do not
+            count.
+        tilt: the subtracted means come back as one row for the whole window, less their own mean: how the level
+            differs from band to band. Needs `planes`.
+        bands: leading columns that are a spectrum. `planes`: layers over bands x time, so that a pattern means the
+            same a little higher or lower; the other columns join after them.
         front: strided layers before the recurrence, for modalities with many more steps than the grid has slots.
-        kernel: of the Conv1d that stands beside the BiLSTM.
+        kernel: of the Conv1d beside the BiLSTM.
         hidden: of the BiLSTM, per direction; None is half of the model's dimension.
-        voice: read the rows as a voice's (`mien.models.voice_reader`); nothing of the above then counts.
+        voice: use `mien.models.voice_reader` instead; the fields above then have no effect.
     """
 
     centre: Annotated[int, Meta(ge=0)] = 0
@@ -85,7 +92,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         dim: width d of every hidden row. slots: S, steps of the common time grid. stages: L, cascaded stages.
         encoders: per modality; one that is not named gets `EncoderConfig()`.
-        bilstm, conv, cascade, mask, gate: False takes that part out, for ablation.
+        bilstm, conv, cascade, mask, gate: False removes that part, for ablation (see ABLATIONS).
         complement: "pairs", each modality is complemented by every other one by itself, 2 x 6 BiLSTMs in two stages of
             three modalities; "mean", by the mean of the others, half as many.
         reliability: whether the probability that each modality alone is right is estimated, and scales its gating

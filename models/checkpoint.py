@@ -1,7 +1,7 @@
 """Checkpoints: half-precision safetensors that carry their own configuration.
 
-The metadata of the file holds one JSON text: what the model is, which extractors made the rows it was trained on, the
-order of its labels and its measured figures. Reading it needs no torch; only `Checkpoint.network()` does.
+The metadata of the file holds one JSON text: the model's configuration, the extractors of its training rows, the order
+of its labels and its measured figures. Reading it needs no torch; only `Checkpoint.network()` does.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _METADATA_KEY = "mien"
 
 
 class CheckpointHeader(msgspec.Struct, frozen=True):
-    """What the metadata of a checkpoint says.
+    """The metadata of a checkpoint.
 
     Attributes:
-        kind, format: what the file is; anything else is refused.
+        kind, format: of the file; other ones are refused.
         specs: the modalities in the order of the model's inputs and shares, with the extractors of their rows.
         labels: order of the emotion outputs.
         temperature: of each modality and of several together, see `mien.models.cmmsf.Fusion`.
-        figures: what was measured on validation parts, for people.
-        training: seed, corpora and versions, for people.
+        figures: measured on validation parts, for display.
+        training: seed, corpora and versions, for display.
     """
 
     kind: str
@@ -195,7 +195,7 @@ def save_checkpoint(
         figures=dict(figures or {}),
         training=dict(training or {}),
     )
-    # There and back once, so that a rate given as 10 and one as 10.0 make the same file.
+    # Decoded and encoded once more, so that a rate of 10 and one of 10.0 give the same file.
     header = msgspec.json.decode(msgspec.json.encode(header), type=CheckpointHeader)
     content = save(state, {_METADATA_KEY: msgspec.json.encode(header, order="sorted").decode()})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from mien.models.architecture import ModelConfig, PlaneLayer
 from mien.models.fusion import BiLSTM, Encoding, Fused, Fusion, TimeConv, pool_to_slots
 from mien.models.voice_reader import VoiceReader
 
-MAX_DEVIATIONS = 10.0  # a normalised feature further out than this is a fault of a sensor, not evidence
+MAX_DEVIATIONS = 10.0  # bound of normalised features: beyond it they are sensor faults
 
 
 def shortened(mask: Tensor, stride: int) -> Tensor:
@@ -37,7 +37,7 @@ def shortened(mask: Tensor, stride: int) -> Tensor:
 
 
 def around(steps: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding with which each output looks at its own `stride` inputs and as far to either side; the newest too."""
+    """Padding for which each output sees its own `stride` inputs and as many to either side; the newest too."""
     outside = max(kernel - stride, 0)
     return outside // 2, outside - outside // 2 + -steps % stride
 
@@ -63,8 +63,7 @@ class PlaneFront(nn.Module):
     """Conv2d over the plane of bands x time, so that a pattern means the same a little higher or lower.
 
     Rows (B, T, D) whose first `bands` columns are a spectrum -> (B, T / stride, width), and the mask of those steps.
-    The other columns join in after the layers, averaged over the same steps, and so does what is known of the window as
-    a whole.
+    The other columns join after the layers, averaged over the same steps, and so do those of the window as a whole.
     """
 
     def __init__(self, dim: int, bands: int, planes: Sequence[PlaneLayer], width: int, whole: int = 0) -> None:
@@ -103,8 +102,8 @@ class PlaneFront(nn.Module):
 class ModalityEncoder(nn.Module):
     """Parallel extraction of one modality: Conv1d beside BiLSTM, joined, then pooled to the common grid.
 
-    Inputs are `features` (B, T, D) as the extractor made them and `mask` (B, T), 1 = observed. Normalisation happens
-    in here, after masking, with the statistics of the training set.
+    Inputs are raw `features` (B, T, D) and `mask` (B, T), 1 = observed. Normalises after masking, with the statistics
+    of the training set.
     """
 
     mean: Tensor
@@ -149,7 +148,7 @@ class ModalityEncoder(nn.Module):
             if self.tilt:
                 tilt = level - level.mean(1, keepdim=True)
                 if self.training:
-                    # Half of the time without: it is the microphone's as much as the voice's.
+                    # Dropped half of the time: it belongs to the microphone as much as to the voice.
                     tilt = tilt * (torch.rand_like(tilt[:, :1]) < 0.5)
         x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
         steps = mask
@@ -173,7 +172,7 @@ class ModalityEncoder(nn.Module):
 class CMMSF(nn.Module):
     """The whole model. Inputs and outputs are named by the modalities of `specs`, in their order.
 
-    A live stream calls `encoders[m]` only when the window of m has changed, and `fusion` on what they returned.
+    A live stream calls `encoders[m]` only when the window of m has changed, and then `fusion` on all encodings.
     """
 
     def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
@@ -214,14 +213,14 @@ class CMMSF(nn.Module):
         return self.fusion.calibrated(self.fusion.raw(encodings))
 
     def raw(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Fused:
-        """Uncalibrated heads of a batch in which a modality may be left out altogether, for training and evaluation.
+        """Uncalibrated heads of a batch that may lack modalities, for training and evaluation.
 
-        The same numbers as with that modality's mask all zero, for less work.
+        Equal to the outputs with their masks all zero, for less work.
         """
         return self.raw_of({name: self.encode(name, features[name], mask[name]) for name in features})
 
     def raw_of(self, encodings: Mapping[str, Encoding]) -> Fused:
-        """The same of what is encoded already."""
+        """The same, from encodings."""
         some = next(iter(encodings.values()))
         missing = Encoding(torch.zeros_like(some.hidden), torch.zeros_like(some.observed))
         whole = {name: encodings.get(name, missing) for name in self.names}

@@ -1,6 +1,6 @@
 """The face encoder: a small residual CNN from an aligned grey crop to an embedding and seven emotions.
 
-The embedding is what joins the vision row; the logits are what it is trained by.
+The embedding is part of the vision row; the logits are for training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         channels: of the stages at 24 x 24, 12 x 12, 6 x 6. blocks: residual blocks of each.
-        embedding: numbers that join the vision row.
+        embedding: columns of the vision row.
         dropout: of pooled features, in training.
         crop: version of the crop that the weights were trained on.
     """
@@ -38,14 +38,14 @@ class FaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FaceMetadata(msgspec.Struct, frozen=True):
-    """What a weights file says of itself. `notes`: how it was trained."""
+    """The metadata of a weights file. `notes`: how it was trained."""
 
     config: FaceConfig
     notes: dict[str, str] = {}
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut. Starts as the identity, which lets a high learning rate begin."""
+    """Two 3 x 3 convolutions around a shortcut. Starts as the identity, which allows a high learning rate."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class FaceCNN(nn.Module):
             nn.Linear(width, config.embedding, bias=False), nn.BatchNorm1d(config.embedding), nn.Tanh()
         )
         self.classify = nn.Linear(config.embedding, len(config.emotions))
-        # Guesses the label that a corpus had before it was voted on. Live, nothing reads it.
+        # Predicts the label that a corpus had before it was voted on; not used live.
         self.classify_own = nn.Linear(config.embedding, len(config.emotions))
 
     def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,14 +92,13 @@ class FaceCNN(nn.Module):
         Returns:
             embedding (B, 64) in -1 ... 1, and logits (B, 7) in the order of EMOTIONS.
         """
-        # A face and its mirror image show the same: what both look like is worth a point of accuracy, and a camera that
-        # mirrors changes nothing.
+        # Averaging a face and its mirror image is worth a point of accuracy, and a camera that mirrors changes nothing.
         embedding = self._embed(crop) if self.training else (self._embed(crop) + self._embed(crop.flip(3))) / 2
         return embedding, self.classify(embedding)
 
     def _embed(self, crop: Tensor) -> Tensor:
         centred = crop - crop.mean(dim=(2, 3), keepdim=True)
-        # A flat picture stays flat instead of its noise being blown up: one grey level is the least contrast.
+        # At least one grey level of contrast, or the noise of a flat picture would be amplified.
         contrast = (centred.square().mean(dim=(2, 3), keepdim=True) + 1.0).sqrt()
         pooled = self.features(centred / contrast).mean(dim=(2, 3))
         embedding: Tensor = self.embed(self.dropout(pooled))
@@ -148,7 +147,7 @@ def load_face(path: Path) -> FaceCNN:
     if config.emotions != EMOTIONS:
         raise CheckpointError(f"{path} was trained for other emotions: {', '.join(config.emotions)}")
     if "classify.weight" in tensors and "classify_own.weight" not in tensors:
-        # Weights from before there were votes: they know only the corpus's own labels.
+        # Older weights have only the head of the corpus's own labels.
         tensors |= {f"classify_own.{part}": tensors[f"classify.{part}"] for part in ("weight", "bias")}
     model = FaceCNN(config)
     try:

@@ -1,8 +1,8 @@
-"""The fusion of CM-MSF: how sure each modality may be, cascade, layer mixing, gates, heads, calibration.
+"""The fusion of CM-MSF: reliability of each modality, cascade, layer mixing, gates, heads, calibration.
 
 hidden (B, S, d), observed (B, S)  per modality
-    --Reliability-->      probability that each modality alone is right           learned from right and wrong
-    --CrossModalStage-->  hidden of every depth, each complemented by the others  the reliable ones more
+    --Reliability-->      probability that each modality alone is right           learned from its errors
+    --CrossModalStage-->  hidden of every depth, each complemented by the others  weighted by reliability
     --LayerMixing-->      one semantic sequence per modality                      learned weights over depths
     --MaskGatedFusion-->  z (B, d) and each modality's share                      availability x reliability x gate
     --heads-->            sentiment, emotions, log-variance
@@ -28,11 +28,11 @@ class Encoding(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What is thought of each modality by itself.
+    """An assessment of each modality by itself.
 
     `alone` (B, M, 7): emotion logits from that modality only. `own` (B, M): logit of the probability that it is right,
-    as far as it shows itself. `reliability` (B, M): that probability when the other modalities are known too, 0 for a
-    missing one; `logit` (B, M): its logit.
+    estimated from itself. `reliability` (B, M): that probability given the other modalities too, 0 for a missing one;
+    `logit` (B, M): its logit.
     """
 
     alone: Tensor
@@ -42,7 +42,7 @@ class Judgement(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """What the heads say, before calibration, for training.
+    """Outputs of the heads before calibration, for training.
 
     `sentiment` (B,) in -3 ... 3; `logits` (B, 7); `log_variance` (B,) of the sentiment; `shares` (B, M), summing to
     1, or to 0 where nothing was observed; `judgement` of the modalities, None in a model without reliability.
@@ -63,7 +63,7 @@ class Fused(NamedTuple):
 
     @property
     def evidence(self) -> Tensor:
-        """What temperatures go by."""
+        """Exponents of the temperatures (see `evidence`)."""
         return evidence(self.shares, None if self.judgement is None else self.judgement.reliability)
 
 
@@ -79,7 +79,7 @@ def pool_to_slots(x: Tensor, mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 
 def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
     """(slots, steps): which part of a slot each step fills. Rows sum to 1."""
-    # In whole numbers: a rest of rounding would make an unobserved slot look observed. Made on the device: a CUDA graph
+    # In whole numbers: a rounding error would make an unobserved slot look observed. Made on the device: a CUDA graph
     # takes no copies from elsewhere.
     step = torch.arange(steps, device=device) * slots
     slot = torch.arange(slots, device=device)[:, None] * steps
@@ -204,9 +204,9 @@ class MaskedAttentionPool(nn.Module):
 
 class Reliability(nn.Module):
     """The probability that each modality alone is right, learned as such (true class probability; Corbiere et al.,
-    NeurIPS 2019), from what it shows itself and from whether the others agree with it.
+    NeurIPS 2019), from its own encoding and from whether the others agree with it.
 
-    Made of what the encoders return, before any modality has heard of another.
+    Uses the encoders' outputs, before the cascade mixes modalities.
     """
 
     HIDDEN = 32
@@ -217,7 +217,7 @@ class Reliability(nn.Module):
         self.pools = nn.ModuleDict({m: MaskedAttentionPool(d) for m in names})
         self.alone = nn.ModuleDict({m: nn.Linear(d, emotions) for m in names})
         self.own = nn.ModuleDict({m: self._layers(d + emotions + 1) for m in names})
-        # Its own probabilities, those of the others, how far they agree, and what each shows of itself.
+        # Own probabilities, those of the others, their agreement, and every modality's own reliability and presence.
         self.company = nn.ModuleDict({m: self._layers(2 * emotions + 1 + 2 * count) for m in names})
         self.dropout = nn.Dropout(config.dropout)
 
@@ -232,7 +232,7 @@ class Reliability(nn.Module):
         for m, h in hidden.items():
             pooled = self.dropout(self.pools[m](h, observed[m]))
             alone[m] = self.alone[m](pooled)
-            # Right and wrong are learned here, and what is said is learned elsewhere.
+            # Detached: this branch learns whether the logits are right and must not change them.
             likely[m] = torch.softmax(alone[m].detach(), -1) * available[m][:, None]
             own[m] = self.own[m](torch.cat([pooled, likely[m], observed[m].mean(1)[:, None]], -1))[:, 0]
         trust = {m: torch.sigmoid(own[m].detach()) * available[m] for m in hidden}
@@ -296,10 +296,9 @@ class Fusion(nn.Module):
     """Everything after the encoders.
 
     `temperature` divides the emotion logits: (M + 1,), or (M + 2,) in a model with reliability. Each modality's counts
-    by its share in the decision (a weighted geometric mean): a voice never heard before deserves less trust than a
-    sentence. The next is for how much the decision is shared between modalities: several that agree deserve more than
-    any of them. The last is for how likely it is that the modalities are wrong. They are fitted on data that nothing
-    was trained on.
+    by its share in the decision (a weighted geometric mean): an unknown voice is less certain than a sentence. The next
+    is for how much the decision is shared between modalities: several that agree are more certain than any of them. The
+    last is for the probability that the modalities are wrong. They are fitted on held-out data.
     """
 
     temperature: Tensor
@@ -323,8 +322,8 @@ class Fusion(nn.Module):
 
         Args:
             encodings: of every modality.
-            complement: the modalities that anything in the batch has; the cascade leaves out the others, which would
-                add exactly nothing. None: all, whatever the batch has, as an exported graph must.
+            complement: the modalities that occur in the batch; the cascade skips the others, which would add exactly
+                nothing. None: all of them, as an exported graph must.
         """
         hidden = {m: encodings[m].hidden for m in self.names}
         observed = {m: encodings[m].observed for m in self.names}
@@ -344,8 +343,8 @@ class Fusion(nn.Module):
         return Fused(sentiment, self.emotions(z), self.log_variance(z)[:, 0], shares, judgement)
 
     def _scale(self, judgement: Judgement, available: Mapping[str, Tensor]) -> Tensor:
-        """(B, M): reliability to the power of `sharpness`, as a part of that of the most reliable one: how far apart
-        they are counts, and a modality alone is as it would be without."""
+        """(B, M): reliability to the power of `sharpness`, relative to that of the most reliable modality: only the
+        ratio counts, and a modality alone has 1."""
         there = torch.stack([*available.values()], -1)
         # The logarithm of a sigmoid, in operators that every engine has.
         logarithm = judgement.logit.clamp(max=0.0) - torch.log(1.0 + torch.exp(-judgement.logit.abs()))
@@ -370,7 +369,7 @@ class Fusion(nn.Module):
 
 
 def evidence(shares: Tensor, reliability: Tensor | None = None) -> Tensor:
-    """What temperatures go by, (B, M) to (B, M + 1), or to (B, M + 2) with the reliability (B, M).
+    """Exponents of the temperatures: (B, M) to (B, M + 1), or to (B, M + 2) with the reliability (B, M).
 
     Each modality's share; how much the decision is shared (Simpson's index, 1 minus the sum of squares: 0 for one
     modality, 2/3 for three alike); and how likely the modalities are wrong, on average over their shares.

@@ -1,10 +1,10 @@
-"""The encoder of a voice in CM-MSF: how somebody sounds over a window, compared with how they usually sound.
+"""The encoder of a voice in CM-MSF: the sound of a voice over a window, compared with how it usually sounds.
 
-The states of a recogniser's encoder know the words, and a network that sees their order learns the sentences of its
-corpora instead of emotions. So they count as their mean over the window, and nothing else of them is seen. Pitch and
-loudness count as far as there is a reference to compare them with: by themselves they are the speaker's and the
-microphone's. Their course over time, and that of the spectrum, through Conv1d beside BiLSTM as in CM-MSF's other
-encoders, was right hardly more often than chance on corpora never heard and made the whole worse.
+The states of a recogniser's encoder contain the words, and a network that sees their order learns the sentences of its
+corpora instead of emotions. So only their mean over the window is used. Pitch and loudness are used as far as there is
+a reference to compare them with: by themselves they belong to the speaker and the microphone. Their course over time,
+and that of the spectrum, through Conv1d beside BiLSTM as in CM-MSF's other encoders, was hardly better than chance on
+unseen corpora and made the whole worse.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ OF_REFERENCE = (WEIGHT, GIVEN, LOUDER, HIGHER)
 class VoiceReader(nn.Module):
     """Rows of `mien.models.voice.columns` (B, T, ROW) and mask (B, T) to an encoding.
 
-    Normalisation happens in here, after masking, with the statistics of training rows that are not compared with
-    anything: of what a reference took away, as much of the population's mean is not taken away again.
+    Normalises after masking, with the statistics of training rows without a reference. The part of a state that was
+    subtracted with a reference of weight w replaces the same part of the population's mean: only 1 - w of it is
+    subtracted here.
     """
 
     mean: Tensor
@@ -57,5 +58,5 @@ class VoiceReader(nn.Module):
         states = (states - (1.0 - reference[:, :1]) * self.mean[STATE]) / self.std[STATE]
         seen = self.dropout(torch.cat([states, reference], 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS))
         sound = self.norm(self.direct(seen) + self.layers(seen))
-        # The same for all slots in which there is a voice.
+        # The same encoding for all slots with voice.
         return Encoding(sound[:, None] * (observed > 0).to(sound.dtype)[..., None], observed)

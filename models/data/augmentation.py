@@ -1,4 +1,4 @@
-"""Perturbations of training data: what changes in a recording while the emotion in it stays.
+"""Perturbations of training sound that change the recording and not the emotion in it.
 
 Waveforms are perturbed before extraction, into several copies of every clip. Everything is driven by a generator that
 the caller seeds.
@@ -12,13 +12,12 @@ import numpy as np
 import soxr
 
 from mien.messages import Float32
-
-SAMPLE_RATE = 16_000
+from mien.models.voice.encoder import SAMPLE_RATE
 
 
 def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
     """Another speaker, room, microphone, surroundings and transmission: each by chance, in the order in which sound
-    meets them. Loudness and codec tell corpora apart, and must not tell emotions apart.
+    meets them. Loudness and codec differ between corpora, and must not become cues of emotions.
 
     Args:
         samples: shape (n,), mono, 16 kHz.
@@ -48,7 +47,7 @@ def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
 
 
 def change_speed(samples: Float32, factor: float) -> Float32:
-    """Play `factor` times as fast, pitch and formants with it: a longer or a shorter vocal tract."""
+    """Play `factor` times as fast, which also moves pitch and formants: a longer or a shorter vocal tract."""
     if factor == 1.0 or len(samples) == 0:
         return samples
     faster: Float32 = soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)
@@ -90,7 +89,7 @@ def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Floa
 
 def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Float32:
     """Other voices at once, `snr_db` under the mean power of the sound: the sound itself, several times over, backwards
-    and at other speeds and moments, so that it is speech and nothing in it is understood."""
+    and at other speeds and moments: speech without intelligible words."""
     if len(samples) == 0:
         return samples
     babble = np.zeros(len(samples), np.float32)
@@ -123,8 +122,8 @@ CODECS = (
 
 
 def transcode(samples: Float32, container: str, codec: str, bits_per_s: int) -> Float32:
-    """What a lossy codec leaves of a sound: encoded and decoded again, as long as before."""
-    import av  # where it is needed: training from extracted rows does without
+    """Encode and decode with a lossy codec; of the same length."""
+    import av  # here, because training from extracted rows does not need it
 
     if len(samples) < SAMPLE_RATE // 10:  # no whole packet of some codecs
         return samples

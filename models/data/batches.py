@@ -30,11 +30,11 @@ class Perturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         cut_end, cut_start: the window ends before the item does, or opens after it began.
-        tail: the item is over, and the window goes on.
+        tail: the window ends after the item.
         block: a stretch of steps is not observed.
-        columns: a run of columns shows nothing.
+        columns: a run of columns has its mean value.
         noise: everything is replaced by noise, while other modalities are there.
-        drop: it is missing as a whole, while others are there.
+        drop: the modality is missing, while others are there.
         jitter: deviations of white noise added to rows, in standard deviations.
     """
 
@@ -85,7 +85,7 @@ class Batch:
 
 
 def whole_windows(sample: Sample, modalities: Sequence[str]) -> list[tuple[int, int]]:
-    """(start, end) in ns of the windows that an item is judged by: one, or for a long clip one every half window."""
+    """(start, end) in ns of the windows that an item is evaluated on: one, or for a long clip one every half window."""
     timed = [m for m in modalities if m in sample.tracks and m != "text"]
     length = sample.labels.duration_ns
     if not timed or sample.labels.still or length <= WINDOW_NS:
@@ -120,7 +120,7 @@ def plain_batches(specs: Mapping[str, ModalitySpec], groups: Sequence[Group], si
 def _plain(spec: ModalitySpec, sample: Sample | None, start_ns: int, end_ns: int) -> tuple[Float32, Float32]:
     if sample is None:
         return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
-    # In a group, every member has a length of its own; a view of the whole means the whole of each.
+    # Members of a group have different lengths; a view from 0 is of the whole of each.
     length = sample.labels.duration_ns
     return window(sample, spec, length if start_ns == 0 else end_ns, start_ns if spec.rate_hz == 0 else 0)
 
@@ -148,7 +148,7 @@ class Perturber:
 
     Args:
         statistics: of the training rows, for noise on their scale.
-        speakers: what rows of mien's own voices are compared with; None compares them with nothing.
+        speakers: references for audio rows; None leaves the rows without.
 
     Attributes:
         settings: what is done to windows.
@@ -232,7 +232,7 @@ class Perturber:
             if random.random() < chance.cut_start:
                 start += int((min(end, start + length) - start) * random.uniform(0.0, 0.6))
             values, mask = window(sample, spec, end, start)
-            if not mask.any():  # nothing but silence is left
+            if not mask.any():  # only silence is left
                 values, mask = window(sample, spec, sample.labels.duration_ns)
         if random.random() < chance.block:
             mask = self._without_block(mask, random)
@@ -247,7 +247,7 @@ class Perturber:
 
     @staticmethod
     def _lasting(mask: Float32, random: np.random.Generator) -> Float32:
-        """How long a face that does not move has been there."""
+        """The mask of a still face that may have appeared within the window."""
         if random.random() < 0.5:
             return mask
         mask = mask.copy()

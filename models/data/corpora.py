@@ -1,8 +1,8 @@
 """Readers of labelled corpora. Training, extraction and evaluation all see the same items.
 
 `read_corpus` recognises a layout by itself: a CSV by its columns, a folder by its file names or its `labels.csv`,
-an npz by its arrays. What puts the whole corpus in doubt (an unknown column, a label that does not exist) is an
-error; an item that carries nothing (no text, no clip, no duration) is skipped, and listed with the reason.
+an npz by its arrays. A fault of the whole corpus (an unknown column, a label that does not exist) is an error; an
+empty item (no text, no clip, no duration) is skipped, and listed with the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mien.models.data.labels import (
 AUDIO_SUFFIXES = frozenset(
     {".aac", ".aif", ".aiff", ".amr", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
 )
-RECORDING_SUFFIX = ".mcap"  # of mien itself: the rows that were made live
+RECORDING_SUFFIX = ".mcap"  # of mien itself, with the rows of the live session
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
     | {".webm", ".wmv"}
@@ -54,7 +54,7 @@ _RAVDESS_EMOTIONS = dict(
 _EMODB = re.compile(r"(\d\d)[a-z]\d\d([WLEAFTN])[a-z]?")
 _EMODB_EMOTIONS = dict(zip("WLEAFTN", ("angry", "neutral", "disgust", "fear", "happy", "sad", "neutral"), strict=True))
 
-# Speakers that no training may hear. Everybody else trains.
+# Speakers of the other splits; all others are in "train".
 HELD_OUT_SPEAKERS: dict[str, dict[str, frozenset[str]]] = {
     "ravdess": {"valid": frozenset({"17", "18", "19", "20"}), "test": frozenset({"21", "22", "23", "24"})},
     "emodb": {"valid": frozenset({"13", "14"}), "test": frozenset({"15", "16"})},
@@ -87,7 +87,7 @@ class CorpusItem:
         start_s, end_s: the segment within the file, or None for all of it.
         sentiment: -3 ... 3. emotion: one of the seven.
         emotions: a soft label in the order of EMOTIONS, summing to 1, for an item that was given several, or voted on;
-            `emotion` is then what annotators agree on, or None.
+            `emotion` is then the one that annotators agree on, or None.
         own_emotion: the label that the corpus had before it was voted on.
         coarse: the sentiment is a sign without a strength.
     """
@@ -117,7 +117,7 @@ class CorpusItem:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What was read. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013", "ferplus",
+    """A corpus. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013", "ferplus",
     or for a folder of clips with a labels.csv (`clips`) that folder's own.
 
     `images` is (n, height, width) uint8, for corpora of faces. `skipped` lists (id, reason).
@@ -165,7 +165,7 @@ def read_corpus(path: Path) -> Corpus:
 def content_digest(path: Path) -> str:
     """SHA-256 of what is in a file, or of the names and contents of all files below a folder.
 
-    A copy has its original's digest, and no time of day is in it.
+    Independent of paths and times: a copy has its original's digest.
     """
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     whole = hashlib.sha256()

@@ -84,9 +84,9 @@ def write_shard(
         tensors[f"{name}.values"] = _joined([r.values for r in there], np.zeros((0, spec.dim), np.float32))
         tensors[f"{name}.valid"] = _joined([r.valid for r in there], np.zeros(0, np.bool_))
         tensors[f"{name}.times_ns"] = _joined([r.times_ns for r in there], np.zeros(0, np.int64))
-        # -1: the item does not have this modality. 0: it has, and nothing was there.
+        # -1: the item lacks this modality. 0: it has the modality, and no rows.
         tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
-    # One entry: safetensors writes several in no order, and the same items are to make the same bytes.
+    # One entry: safetensors writes several in no order, and equal items shall give equal bytes.
     contents = _Contents([labels for labels, _ in items], list(skipped))
     write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), private=True, error=DataError)
 

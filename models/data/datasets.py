@@ -11,9 +11,9 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.errors import DataError
 from mien.messages import Bool, Float32, Int64, ModalitySpec
-from mien.windowing import average_slots, last_rows, slot_ns, slot_of
+from mien.windowing import average_slots, cut_window, last_rows, slot_ns
 
-WORD_S = 0.35  # how long a word of a text without times is taken to last
+WORD_S = 0.35  # assumed length of a word in a text without times
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,9 +25,9 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
         agreed: if `emotions` are shares of votes: number of the emotion that a majority voted for, -1 for none.
         own: number of the emotion that the corpus itself named before it was voted on.
         still: its rows are of one moment that lasts, such as a photograph.
-        text: what is said, for evaluation with only a part of it.
+        text: its words, for evaluation with only a part of them.
         copy: this is a perturbed, shortened or damaged copy of an item.
-        damage: what was done to it, see `mien.stream.offline.damage`, and how much: `strength`; None for nothing.
+        damage, strength: kind and amount of damage (see `mien.stream.offline.damage`); None for none.
     """
 
     id: str
@@ -74,7 +74,7 @@ class RawRows(msgspec.Struct, frozen=True):
 class Track:
     """Rows on the model's time axis from slot 0 on: values (n, dim), zero where `mask` (n,) is zero.
 
-    For words, all rows are observed and `times_ns` says when; for instants, row k is slot k.
+    For words, all rows are observed and `times_ns` are their times; for instants, row k is slot k.
     """
 
     values: Float32
@@ -122,7 +122,7 @@ class Dataset:
 
 
 def window(sample: Sample, spec: ModalitySpec, t_end_ns: int, t_start_ns: int = 0) -> tuple[Float32, Float32]:
-    """One modality of a sample as the model sees it at `t_end_ns`, knowing nothing from before `t_start_ns`.
+    """One modality of a sample as the model sees it at `t_end_ns`, without rows before `t_start_ns`.
 
     The same numbers as `mien.windowing.place_rows` gives for the sample's rows.
 
@@ -130,22 +130,13 @@ def window(sample: Sample, spec: ModalitySpec, t_end_ns: int, t_start_ns: int = 
         features (steps, dim), zero where nothing was observed, and mask (steps,).
     """
     track = sample.tracks.get(spec.name)
-    if spec.rate_hz == 0 and track is not None:
+    if track is None:
+        return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
+    if spec.rate_hz == 0:
         return last_rows(spec, track.values[(track.times_ns <= t_end_ns) & (track.times_ns >= t_start_ns)])
-    features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
-    if track is None or not len(track.values):
-        return features, mask
-    if sample.labels.still:
-        features[:], mask[:] = track.values[0], track.mask[0]
-    else:
-        last = slot_of(spec, t_end_ns)
-        begin = max(last - spec.steps + 1, slot_of(spec, t_start_ns), 0)
-        end = min(last + 1, len(track.values))
-        if end > begin:
-            at = begin - (last - spec.steps + 1)
-            features[at : at + end - begin] = track.values[begin:end]
-            mask[at : at + end - begin] = track.mask[begin:end]
-    return features, mask
+    if sample.labels.still and len(track.values):
+        return np.repeat(track.values[:1], spec.steps, 0), np.repeat(track.mask[:1], spec.steps)
+    return cut_window(spec, track.values, track.mask, t_end_ns, t_start_ns)
 
 
 def make_track(spec: ModalitySpec, rows: RawRows) -> Track:
@@ -164,7 +155,7 @@ def make_track(spec: ModalitySpec, rows: RawRows) -> Track:
 
 
 def word_times_ns(words: int, duration_ns: int = 0) -> Int64:
-    """Times for words that come without: spread evenly over the item, or WORD_S each where it has no length."""
+    """Times for words without any: spread evenly over the item, or WORD_S apart where it has no length."""
     step = duration_ns / words if duration_ns and words else WORD_S * NS_PER_S
     return (np.arange(words) * step).astype(np.int64)
 

@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mien.errors import DataError
-from mien.messages import EMOTIONS
+from mien.messages import EMOTIONS, UInt8
 from mien.models.data.labels import parse_emotion
-
-UInt8 = npt.NDArray[np.uint8]
 
 OTHER_COLUMNS = ("contempt", "unknown", "NF")
 LEAST_VOTES = 4  # for the seven, single votes left out; with fewer, annotators do not see any of them
@@ -26,12 +24,12 @@ MAJORITY = 5
 
 @dataclass(frozen=True, eq=False)
 class FaceFile:
-    """What is in one file.
+    """The contents of one file.
 
     Attributes:
         images: (n, height, width) uint8.
         labels: (n,) the corpus's own label of each, one of EMOTIONS or None.
-        votes: (n, 7 + 3) votes for EMOTIONS and OTHER_COLUMNS; None if nobody voted.
+        votes: (n, 7 + 3) votes for EMOTIONS and OTHER_COLUMNS; None without votes.
     """
 
     images: UInt8
@@ -41,7 +39,7 @@ class FaceFile:
 
 @dataclass(frozen=True)
 class Vote:
-    """What annotators see in one face.
+    """The votes on one face.
 
     Attributes:
         shares: of the votes for the seven, in the order of EMOTIONS; single votes are left out.
@@ -82,7 +80,7 @@ def read_faces(path: Path) -> FaceFile:
 
 
 def vote(votes: npt.NDArray[np.int64]) -> Vote | str:
-    """What one row of `FaceFile.votes` says, or the reason why it says nothing."""
+    """The vote in one row of `FaceFile.votes`, or the reason why there is none."""
     seven, others = votes[: len(EMOTIONS)], votes[len(EMOTIONS) :]
     if others.max() > seven.max():
         return f"most annotators say {OTHER_COLUMNS[int(others.argmax())]}"

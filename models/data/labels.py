@@ -17,7 +17,7 @@ from mien.messages import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
 SPLITS = ("train", "valid", "test")
 _OTHER_SPLITS = {"dev": "valid", "val": "valid", "validation": "valid"}
 
-# Other names of the seven emotions. Calm and boredom are what a neutral state sounds like when acted.
+# Other names of the seven emotions. Acted calm and boredom sound like a neutral state.
 SYNONYMS = {
     "anger": "angry", "happiness": "happy", "joy": "happy", "sadness": "sad", "fearful": "fear",
     "disgusted": "disgust", "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
@@ -41,7 +41,7 @@ MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
 
 
 class EmptyItemError(Exception):
-    """This item carries nothing to learn from; the message says why. Readers skip and list it."""
+    """An item without anything to learn from, with the reason. Readers skip and list it."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.errors import DataError
-from mien.messages import SENTIMENT_MAX, Bool, Float32, ModalitySpec
+from mien.messages import MODALITIES, SENTIMENT_MAX, Bool, Float32, ModalitySpec
 from mien.models.data.datasets import Dataset, Labels, Sample, Skipped, Track
 
 _MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -26,7 +26,7 @@ _PLAIN_TYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[SU][0-9]{1,6}|O8?)")
 
 
 class _Type:
-    """What a pickle says of an array's numbers. numpy's own type would believe a forged one, and crash."""
+    """The dtype that a pickle gives for an array. numpy's own type would trust a forged one, and crash."""
 
     def __init__(self, name: str, *_: object) -> None:
         self._name, self._order = str(name), ""
@@ -42,7 +42,7 @@ class _Type:
 
 
 class _Array:
-    """What a pickle says of an array, until all of it is known and can be checked."""
+    """An array of a pickle, until all of it is known and can be checked."""
 
     def __init__(self, *_: object) -> None:
         self._shape: tuple[int, ...] = ()
@@ -173,7 +173,7 @@ def _read_split(
         raise DataError(f"{where}: `regression_labels` is missing")
     truth = np.asarray(part["regression_labels"], np.float64).reshape(-1)
     arrays: dict[str, tuple[Float32, Bool]] = {}
-    for name in ("text", "audio", "vision"):
+    for name in MODALITIES:
         if name in part:
             arrays[name] = _rows(where, name, part, len(truth))
             steps, dim = arrays[name][0].shape[1:]

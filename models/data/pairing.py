@@ -1,4 +1,4 @@
-"""Label-consistent pairing: items of different corpora that say the same, put together.
+"""Label-consistent pairing: groups of items of different corpora with the same label.
 
 No corpus at hand has words, voice and face of one moment with labels. Fusion is therefore learned from groups: a
 sentence, a voice and a face that were labelled alike, though by different people at different times. A sentence with a
@@ -13,26 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from mien.errors import DataError
-from mien.messages import EMOTIONS
+from mien.messages import EMOTIONS, NEUTRAL
 from mien.models.data.datasets import Sample
 
-# Sentiment that goes with an emotion on the -3 ... 3 scale, where an item names no sentiment of its own. Surprise may
-# be either, so that it is no evidence for one.
+# Sentiment that goes with an emotion on the -3 ... 3 scale, where an item has no sentiment of its own. Surprise may be
+# either, so that it is evidence for neither.
 VALENCE = {
     "neutral": 0.0, "happy": 1.5, "sad": -1.5, "angry": -1.5, "fear": -1.2, "disgust": -1.5, "surprise": 0.0,
 }  # fmt: skip
-NEUTRAL = EMOTIONS.index("neutral")
 NEUTRAL_BAND = 0.5  # a sentence within it goes with a neutral voice and face
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Samples of different modalities that are seen together, and what they are to be taken for.
+    """Samples of different modalities that are seen together, and their common label.
 
     Attributes:
         members: modality -> the sample whose rows of that modality are used.
-        sentiment: -3 ... 3, or None. coarse: it is what the emotion suggests, or only its sign is known.
-        emotions: probability per emotion, or None. emotion: number of the one that it is, or None.
+        sentiment: -3 ... 3, or None. coarse: it follows from the emotion, or only its sign is known.
+        emotions: probability per emotion, or None. emotion: number of its emotion, or None.
     """
 
     members: dict[str, Sample]
@@ -53,10 +52,10 @@ def single(sample: Sample, modalities: Sequence[str] | None = None) -> Group:
 
 
 class Pairing:
-    """Draws groups from samples, each emotion as often as any other if nothing else is said.
+    """Draws groups from samples, by default each emotion equally often.
 
     Args:
-        samples: of one split only, so that nothing from another is ever seen.
+        samples: of one split only, so that splits do not mix.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -98,13 +97,13 @@ class Pairing:
         Args:
             by_valence: how often its sentence is one that has a sentiment instead of an emotion.
             emotion: of the group; drawn evenly when not given.
-            composed: how often one member shows nothing of the emotion: people say sad things in an even voice, and
-                happy ones with a still face. A neutral member is then no evidence against the others.
+            composed: how often one member is neutral: people say sad things in an even voice, and happy ones with a
+                still face, so that a neutral member is no evidence against the others.
             shares: how often each emotion is drawn, 1 where it is not named.
             conflict: how often one member of three or more shows another emotion: the others are right.
             damaged: how often a member is a damaged one, half of the time of another emotion, and the others are right.
-            errors: how often each modality shows another emotion: as often as its reader is wrong about items that it
-                never met. About those that it was trained on it is right too often to be a lesson.
+            errors: how often each modality shows another emotion: the error rate of its reader on unseen items. On
+                items that it was trained on it is right too often for the fusion to learn when not to rely on it.
 
         Raises:
             DataError: no emotion has examples of all of the modalities.
@@ -132,7 +131,7 @@ class Pairing:
     def _wrong(
         self, modalities: Sequence[str], emotion: int, random: np.random.Generator, errors: Mapping[str, float]
     ) -> dict[str, Sample]:
-        """Members of other emotions, often neutral; one at least is left as it is."""
+        """Members of other emotions, often neutral; at least one member stays."""
         chosen = [m for m in modalities if random.random() < errors.get(m, 0.0)]
         if len(chosen) == len(modalities):
             chosen.pop(int(random.integers(len(chosen))))
@@ -157,7 +156,7 @@ class Pairing:
         conflict: float,
         damaged: float,
     ) -> dict[str, Sample]:
-        """A member that is not to be relied upon, if there is to be one."""
+        """An unreliable member, if one is drawn."""
         modality = modalities[int(random.integers(len(modalities)))]
         chance = random.random()
         pool: list[Sample] = []

@@ -1,6 +1,6 @@
-"""References for training and measuring: what the speakers of labelled clips have said elsewhere.
+"""Voice references for training and evaluation, made of other clips of the same speaker.
 
-A corpus holds many clips of one person, in no order. Any of them may stand for what was heard before.
+A corpus holds many clips of one person, in no order. Any of them can stand for earlier speech.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mien.messages import EMOTIONS
+from mien.messages import NEUTRAL as NEUTRAL_EMOTION
 from mien.models.data.datasets import Sample
 from mien.models.voice.reference import Reference, Utterance, given_reference, running_reference, utterances
 
 AUDIO = "audio"
 NONE, RUNNING, LASTING, NEUTRAL, CORPUS = KINDS = ("none", "running", "lasting", "neutral", "corpus")
-# How often a training clip is compared with which.
+# How often a training clip gets which kind of reference.
 SHARES = {NONE: 0.4, RUNNING: 0.25, LASTING: 0.1, NEUTRAL: 0.2, CORPUS: 0.05}
 FEWEST = 8  # clips of a speaker from which a running reference is made
 AFTER, GIVEN = 10, 3  # clips that a running and a neutral reference are measured with
-_NEUTRAL = EMOTIONS.index("neutral")
 
 
 class Speakers:
     """Draws references for samples.
 
-    Kinds: "none"; "running", after unlabelled clips of the same speaker; "lasting", after clips of the same speaker in
-    the very mood of the sample; "neutral", of a few neutral clips, as a user gives it; "corpus", the mean of all.
+    Kinds: "none"; "running", after any clips of the same speaker; "lasting", after clips of the same speaker with the
+    sample's emotion; "neutral", of a few neutral clips, as a user gives it; "corpus", the mean of all.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -50,7 +49,7 @@ class Speakers:
     def draw(
         self, sample: Sample, kind: str, random: np.random.Generator, clips: int | None = None
     ) -> Reference | None:
-        """A reference for one sample; None for "none", and where its speaker has said too little else.
+        """A reference for one sample; None for "none", and where its speaker has too little other speech.
 
         Args:
             clips: how many a running one is made of; at random between 1 and 12 if not given.
@@ -62,7 +61,7 @@ class Speakers:
         known = self._clips.get((labels.corpus, labels.speaker or ""), [])
         others = [clip for clip in known if clip[0] != own]
         if kind == NEUTRAL:
-            chosen, count = [name for name, emotion in others if emotion == _NEUTRAL], GIVEN
+            chosen, count = [name for name, emotion in others if emotion == NEUTRAL_EMOTION], GIVEN
         else:
             if kind == NONE or len(known) < FEWEST:
                 return None

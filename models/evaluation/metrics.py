@@ -1,6 +1,6 @@
-"""The field's metrics, computed as it computes them (MMSA's definitions), in plain numpy.
+"""The field's metrics, by MMSA's definitions, in plain numpy.
 
-Every function takes the truth first. Numbers are exact; rounding to four decimals is for whoever prints them.
+Every function takes the truth first. Nothing is rounded; callers print four decimals.
 """
 
 from __future__ import annotations

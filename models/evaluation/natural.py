@@ -1,4 +1,4 @@
-"""People who just talk: how often they are taken for something else than neutral, and with what confidence."""
+"""Natural speech without emotion: how often something other than neutral is predicted, and how confidently."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 import torch
 
 from mien.clock import NS_PER_S
-from mien.messages import EMOTIONS, ModalitySpec
+from mien.messages import EMOTIONS, NEUTRAL, ModalitySpec
 from mien.models.data.batches import plain_batch
 from mien.models.data.datasets import Sample
-from mien.models.data.pairing import NEUTRAL, single
+from mien.models.data.pairing import single
 from mien.models.evaluation.scores import Runner
 from mien.windowing import WINDOW_NS
 
-SURE = 0.7  # confidence from which somebody believes what is said
+SURE = 0.7  # confidence from which users take a prediction for certain
 BATCH = 64
 
 
 def natural(
     run: Runner, specs: Mapping[str, ModalitySpec], samples: Sequence[Sample], modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """What is said at every full second of items in which nobody shows a feeling, and at the end of shorter ones.
+    """Predictions at every full second of items without emotion, and at the end of shorter ones.
 
     Returns:
         Per corpus, and under "all", the seconds in which anything was observed, the share that was called neutral, the
-        share that was called something else with a confidence above `SURE`, the mean confidence, the share of every
+        share of other emotions with a confidence above `SURE`, the mean confidence, the share of every
         emotion, and the mean share of every modality.
     """
     rows: dict[str, list[tuple[int, float, np.ndarray[Any, np.dtype[np.float64]]]]] = {}

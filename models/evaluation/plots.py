@@ -13,7 +13,7 @@ from mien.files import whole_file
 
 
 def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Two pictures for every corpus with emotions, and one of damage. `report` is what `mien eval --json` prints."""
+    """Two pictures for every corpus with emotions, and one of damage. `report`: the output of `mien eval --json`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for corpus, made in report["corpora"].items():
@@ -27,7 +27,7 @@ def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def present_classes(metrics: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The classes that items are of, and what was said of them, (classes, labels): one without items has no shares."""
+    """The classes that occur, and their rows of the confusion matrix (classes, labels)."""
     table = np.array(metrics["confusion"], np.int64)
     present = table.sum(1) > 0
     return [name for name, there in zip(metrics["labels"], present, strict=True) if there], table[present]

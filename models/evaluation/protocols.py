@@ -1,7 +1,7 @@
 """Evaluation protocols beyond whole windows: missing steps, partial clips, label-paired fusion, calibration.
 
 No accepted protocol exists for streaming. Ours: a clip is predicted when its first tenth, second tenth ... has been
-seen, each time from the window that ends there, and nothing later is known, not even to the text encoder.
+seen, each time from the window that ends there, without any later information, not even in the text encoder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.messages import EMOTIONS, Float32, ModalitySpec
+from mien.messages import NEUTRAL, Float32, ModalitySpec
 from mien.models.data.datasets import Sample, Track, word_times_ns
 from mien.models.data.pairing import Group, Pairing, single
 from mien.models.evaluation.scores import Damage, Runner, Scores, figures, missing_steps, noise_instead, score
@@ -87,7 +87,7 @@ def streaming(
 
 
 def _of_neutral(samples: Sequence[Sample], sentiment: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float] | None:
-    neutral = [i for i, s in enumerate(samples) if s.emotion == EMOTIONS.index("neutral")]
+    neutral = [i for i, s in enumerate(samples) if s.emotion == NEUTRAL]
     if not neutral:
         return None
     largest = np.abs(sentiment[:, neutral]).max(0)
@@ -101,13 +101,13 @@ def _of_neutral(samples: Sequence[Sample], sentiment: np.ndarray[Any, np.dtype[n
 def partial(
     sample: Sample, specs: Mapping[str, ModalitySpec], share: float, encode_words: EncodeWords | None
 ) -> Sample:
-    """What has been seen of an item when `share` of it is over."""
+    """The part of an item that is seen when `share` of it is over."""
     end_ns = round(sample.labels.duration_ns * share)
     tracks: dict[str, Track] = {}
     for name, track in sample.tracks.items():
         spec = specs[name]
         if sample.labels.still and spec.rate_hz:
-            # A moment that lasts: seen for this share of a window.
+            # A photograph: seen for this share of a window.
             steps = max(1, round(spec.steps * share))
             tracks[name] = Track(
                 np.repeat(track.values[:1], steps, 0), np.repeat(track.mask[:1], steps), np.zeros(steps, np.int64)
@@ -192,7 +192,7 @@ def fusion(
 def _conflict(
     run: Runner, specs: Mapping[str, ModalitySpec], pairing: Pairing, modalities: Sequence[str], odd: str, seed: int
 ) -> dict[str, Any]:
-    """One modality says one thing and all others another: whom the model follows, and the gates."""
+    """One modality shows one emotion and all others another: which the model follows, and the gates."""
     random = np.random.default_rng(seed + 1)
     emotions = pairing.emotions(modalities)
     groups, ours, theirs = [], [], []

@@ -1,4 +1,4 @@
-"""What a model says of labelled samples, and the figures made of it."""
+"""Predictions of a model on labelled samples, and their metrics."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mien.windowing import WINDOW_NS
 Doubles = npt.NDArray[np.float64]
 # features and mask per modality -> sentiment (B,), emotions (B, 7), confidence (B,), gates (B, M)
 Runner = Callable[[Mapping[str, Float32], Mapping[str, Float32]], tuple[Float32, Float32, Float32, Float32]]
-# Changes features and mask in place; it is given the generator of the evaluation.
+# Changes features and mask in place, with the generator of the evaluation.
 Damage = Callable[[dict[str, Float32], dict[str, Float32], np.random.Generator], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What was said of n groups: `sentiment` (n,), `emotions` (n, 7), `confidence` (n,), `gates` (n, M), and whether
+    """Predictions for n groups: `sentiment` (n,), `emotions` (n, 7), `confidence` (n,), `gates` (n, M), and whether
     anything was `observed` (n,)."""
 
     sentiment: Doubles
@@ -37,12 +37,12 @@ class Scores:
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Those of several sets of groups, one after the other."""
+        """The scores of several sets of groups, concatenated."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def torch_runner(network: CMMSF) -> Runner:
-    """The torch reference as a runner; it does not encode what a batch does not have."""
+    """The torch reference as a runner; it skips modalities that a batch lacks."""
     network.eval()
 
     @torch.inference_mode()
@@ -71,12 +71,12 @@ def score(
     """Run a model over groups.
 
     Args:
-        modalities: that are looked at; others are missing.
+        modalities: to use; others are missing.
         seen: only this first share of every item is seen.
         damage: done to every batch before the model sees it.
     """
     views = [(i, g, start, end) for i, g in enumerate(groups) for start, end in _views(g, modalities, seen)]
-    # Long and short, or with and without a modality, apart: a batch then has only what it needs.
+    # Sorted by modalities, so that a batch has only those that it needs.
     views.sort(key=lambda view: sorted(view[1].members))
     random = np.random.default_rng(seed)
     parts: list[tuple[Float32, Float32, Float32, Float32]] = []
@@ -113,7 +113,7 @@ def _views(group: Group, modalities: Sequence[str], seen: float) -> list[tuple[i
 def _averaged(
     columns: list[Float32], observed: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64], count: int
 ) -> Scores:
-    """Windows of one item to one answer, the windows without evidence left out."""
+    """The mean over the windows of each item, without windows in which nothing was observed."""
     seen = np.zeros(count, np.bool_)
     np.logical_or.at(seen, owner, observed)
     weight = np.where(seen[owner], observed, True).astype(np.float64)

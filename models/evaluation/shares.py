@@ -1,4 +1,4 @@
-"""Whether the share of a modality follows how far it is to be relied upon: damage, conflict, and who is right.
+"""Whether the share of a modality follows its reliability: under damage, in conflict, and when it is wrong.
 
 Groups are items of different corpora, put together by their labels. A damaged copy takes the place of the very item
 that it was made from, so that a table changes one thing at a time.
@@ -11,20 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mien.errors import DataError
-from mien.messages import ModalitySpec
+from mien.messages import Bool, Int64, ModalitySpec
 from mien.models.data.datasets import Sample
 from mien.models.data.pairing import Group, Pairing
 from mien.models.evaluation.metrics import emotion_metrics
-from mien.models.evaluation.scores import Runner, Scores, score
-
-Bools = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
+from mien.models.evaluation.scores import Doubles, Runner, Scores, score
 
 
-def auroc(score: Doubles, positive: Bools) -> float:
+def auroc(score: Doubles, positive: Bool) -> float:
     """How often a positive has a higher score than a negative (area under the ROC curve); ties count half.
 
     NaN without one of either.
@@ -66,16 +62,16 @@ def damage_table(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Each modality under each kind and strength of damage: alone and in company.
+    """Each modality under each kind and strength of damage: alone and with the others.
 
     Args:
         samples: clean items, and copies of some with every damage of the table.
-        size: groups, of which every emotion has as many as any other.
+        size: groups, equally many of every emotion.
 
     Returns:
         Per modality, under "whole" the figures without damage, under "without" the decision of the others, and under
-        "kinds" per kind a list of figures by strength, from least to worst; "conflict" says whom the decision follows
-        where the damaged one shows another emotion.
+        "kinds" per kind a list of figures by strength, from least to worst; "conflict" tells which members the
+        decision follows where the damaged one shows another emotion.
 
     Raises:
         DataError: no damaged copies.
@@ -135,7 +131,7 @@ def _with(group: Group, name: str, copies: Mapping[str, Sample]) -> Group:
 
 def _groups(
     pairing: Pairing, modalities: Sequence[str], name: str, size: int, seed: int
-) -> tuple[list[Group], list[Group], npt.NDArray[np.int64]]:
+) -> tuple[list[Group], list[Group], Int64]:
     """Groups that agree, groups in which one member shows another emotion, and which."""
     random = np.random.default_rng(seed)
     emotions = pairing.emotions(modalities)
@@ -152,11 +148,11 @@ def _groups(
     return groups, conflicts, np.array(odd)
 
 
-def _truth(groups: Sequence[Group]) -> npt.NDArray[np.int64]:
+def _truth(groups: Sequence[Group]) -> Int64:
     return np.array([int(np.argmax(group.emotions)) for group in groups if group.emotions is not None])
 
 
-def _decision(scores: Scores, truth: npt.NDArray[np.int64]) -> dict[str, float]:
+def _decision(scores: Scores, truth: Int64) -> dict[str, float]:
     metrics = emotion_metrics(truth, scores.emotions)
     return {"accuracy": metrics.accuracy, "uar": metrics.uar, "confidence": float(scores.confidence.mean())}
 
@@ -166,7 +162,7 @@ def _level(
     specs: Mapping[str, ModalitySpec],
     groups: Sequence[Group],
     conflicts: Sequence[Group],
-    odd: npt.NDArray[np.int64],
+    odd: Int64,
     modalities: Sequence[str],
     name: str,
 ) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Words to vectors, the same for training texts and for live speech recognition.
 
-A sequence of words becomes word pieces, MiniLM gives each piece a state, and a word is the mean of its pieces' states.
-Nothing here needs torch: a live worker tokenizes, runs `mien.engines.text.text_network` compiled, and pools.
+Words are split into word pieces, MiniLM gives each piece a state, and a word's vector is the mean of its pieces'
+states. Needs no torch: a live worker tokenizes, runs `mien.engines.text.text_network` compiled, and pools.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXT_STEPS = 50  # words in a window of the model
 ENCODER_VERSION = 1  # of the code below: what counts as a word, how pieces become a row
 DEFAULT_ADAPTERS = SHIPPED.text
 
-# What a keyboard writes and what a recogniser writes are one character here.
+# Typographic and plain apostrophes are one character here.
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "."})
 
 

@@ -1,6 +1,6 @@
 """The text encoder's network: MiniLM (a 6-layer BERT of width 384) and the low-rank adapters that tune it.
 
-The adapters are a few megabytes and are merged into the base weights when the network is built, so that an engine
+The adapters take a few megabytes and are merged into the base weights when the network is built, so that an engine
 runs plain MiniLM. Base weights: sentence-transformers/all-MiniLM-L6-v2. LoRA: Hu et al., ICLR 2022.
 """
 
@@ -166,7 +166,7 @@ def save_adapters(state: dict[str, Tensor], base: MiniLM, path: Path, card: dict
     """Write `adapter_state` as fp16: factors as they are, biases and norms as differences from `base`.
 
     Args:
-        card: what to tell about them (corpora, validation figures), kept as JSON in the file's metadata.
+        card: corpora, options and validation figures, kept as JSON in the file's metadata.
     """
     plain = dict(base.named_parameters())
     tensors = {

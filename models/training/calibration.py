@@ -1,5 +1,4 @@
-"""How far what the model says is to be believed, fitted on data that nothing was trained on: the reliability of each
-modality, and then temperatures."""
+"""Calibration on held-out data: the reliability of each modality, and then temperatures."""
 
 from __future__ import annotations
 
@@ -21,13 +20,13 @@ from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion import FusionTraining
 
 BATCH = 128
-MOST = 2000  # items of each modality that reliability is learned from
+MOST = 2000  # items of each modality for fitting reliability
 
 
 def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> None:
-    """Learn on the "valid" split, damaged copies and pairs in conflict included, when each modality is right.
+    """Fit the last layers of reliability on the "valid" split, with its damaged copies and pairs in conflict.
 
-    Nothing but the last layers that say so changes. A model without reliability is left as it is.
+    No other parameter changes; a model without reliability stays as it is.
     """
     valid = [s for s in dataset.split("valid") if s.emotion is not None and (s.labels.damage or not s.labels.copy)]
     module, names = network.fusion.reliability, list(dataset.specs)
@@ -107,7 +106,7 @@ def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: 
         optimizer.zero_grad()
         calibrated = logits / torch.exp(evidence @ log_temperature)[:, None]
         errors = -(targets * F.log_softmax(calibrated, 1)).sum(1)
-        # What no item has stays at 1.
+        # The temperature of evidence that no item has stays at 1.
         loss = (weights * errors).sum() / weights.sum() + 1e-4 * log_temperature.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -119,11 +118,10 @@ def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: 
 def fit_temperatures(
     logits: Tensor, shares: Tensor, targets: Tensor, weights: Tensor, reliability: Tensor | None = None
 ) -> Tensor:
-    """A temperature for each of M modalities, where it is alone, one for how likely it is wrong, and then one for how
-    much a decision is shared.
+    """Temperatures of each of M modalities where it is alone and of their unreliability, then the one of how much a
+    decision is shared.
 
-    One after the other: pairs, of which there are as many of each emotion, would otherwise have a say in what a
-    modality deserves that is alone.
+    In this order, or pairs, whose emotions are balanced, would change the temperature of a modality that is alone.
 
     Args:
         logits: (n, 7). shares: (n, M). targets: (n, 7). weights: (n,). reliability: (n, M), of a model that has it.
@@ -153,12 +151,11 @@ def calibrate(
 ) -> tuple[float, ...]:
     """Fit reliability and then temperatures on the "valid" split, and set them.
 
-    Every corpus counts alike, and so does every combination of modalities: neither the largest corpus nor the least
-    certain sense decides for the others.
+    Every corpus counts alike, and so does every combination of modalities.
 
     Args:
-        outside: by modality, how many times the temperature that fits the "valid" split one must be that fits corpora
-            which were left out (`mien.models.training.leave_out`). People are met outside of all corpora.
+        outside: by modality, ratio of the temperature on corpora that were left out of training to the one on the
+            "valid" split (`mien.models.training.leave_out`): users differ from all corpora.
 
     Returns:
         The temperatures; 1 where no validation item has an emotion.

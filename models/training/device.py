@@ -1,7 +1,7 @@
 """Where training computes: on an NVIDIA GPU in mixed precision, else on the processor.
 
-Weights are drawn on the processor, so that a seed means the same start anywhere; batches are drawn there too, but for
-those of faces. What a GPU then makes of them are other bits than a processor's, and the same ones each time.
+Weights are drawn on the processor, so that a seed means the same start anywhere; batches are drawn there too, except
+those of faces. A GPU's results differ from a processor's in their last bits, and are the same each time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def training_device(name: str = AUTO) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What weights say that they were trained on: "NVIDIA H100 80GB HBM3", or "processor"."""
+    """Name of the device for the notes of weights: "NVIDIA H100 80GB HBM3", or "processor"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
 
 

@@ -12,20 +12,16 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mien.errors import DataError
-from mien.messages import EMOTIONS, Float32
+from mien.messages import EMOTIONS, Float32, Int64, UInt8
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
 from mien.models.training.device import mixed_precision
 from mien.models.training.face_augmentation import augment
 from mien.models.training.loop import Evaluation, Progress, Run, class_weights, decay_groups, fit, warm_cosine
-
-UInt8 = npt.NDArray[np.uint8]
-Int64 = npt.NDArray[np.int64]
 
 
 class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,6 +1,6 @@
-"""Crops of faces as another camera, another head and worse light would have shown them.
+"""Augmentation of face crops: other cameras, poses and light, and damage.
 
-Everything is computed where the crops are, and drawn from one generator of that device.
+Computed on the crops' device, with one generator of that device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def augment(crops: Tensor, generator: torch.Generator, damaged: float) -> tuple[
     """Vary every crop, and damage some of them.
 
     Every crop is mirrored, turned, scaled, shifted and toned at random, with some blur, noise and a covered patch. A
-    share of them is damaged in one of the ways of `DAMAGES`, so much that a person would be less sure of the emotion.
+    share of them is damaged in one of the ways of `DAMAGES`, enough to make people less certain of the emotion.
 
     Args:
         crops: (B, 1, 48, 48) float32, 0 ... 255.
@@ -90,7 +90,7 @@ def _warp(crops: Tensor, affine: Tensor, yaw: Tensor) -> Tensor:
     # The crop is cut by eyes and mouth: they stay in its middle and at their distance, whichever way the head turns.
     closer = yaw.cos().sqrt()
     shown = grid[..., 0] * closer / _RADIUS + yaw.sin()
-    # Beyond the profile lies whatever is behind the head; a reflection is as good as anything.
+    # Beyond the profile is the background, for which a reflection will do.
     shown = torch.where(shown.abs() > 1, shown.sign() * (2 - shown.abs()), shown).clamp(-0.999, 0.999)
     across = torch.where(yaw == 0, grid[..., 0], _RADIUS * torch.sin(torch.asin(shown) - yaw))
     grid = torch.stack([across, grid[..., 1] * closer], 3)
@@ -148,7 +148,7 @@ def _cover(crops: Tensor, draw: _Draw, severity: Tensor) -> Tensor:
 
 
 def _dark(crops: Tensor, draw: _Draw, severity: Tensor) -> Tensor:
-    """Little light: a hundredth of it at worst, with the noise of a sensor and its whole numbers."""
+    """Little light, at worst a hundredth, with sensor noise and quantisation."""
     severity = severity[:, None, None, None]
     light = torch.exp(-severity * math.log(100.0))
     noise = draw.normal(crops.shape) * 2.0 * (severity > 0)

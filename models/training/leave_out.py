@@ -1,8 +1,8 @@
-"""Judged on corpora that nothing was trained on: one after the other is left out, and the voices of it are measured.
+"""Leave-one-corpus-out evaluation of the encoder of voices.
 
-People meet the model outside of all corpora, where sentences, rooms, microphones and languages are others. What is
-measured inside, be it on other speakers, says little about that. Confidence is calibrated in the same way: what is said
-of one corpus is divided by a temperature that fits the others as they were when they were left out.
+Users differ from all corpora in sentences, rooms, microphones and languages. Figures on a corpus that was trained on,
+even on other speakers, say little about them. Confidence is calibrated in the same way: the logits on one corpus are
+divided by a temperature fitted on the others, each as it was when it was left out.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class LeftOut:
 
     Attributes:
         metrics: over the emotions that the corpus has. confidence: the mean.
-        said: share of clips of which each emotion is said, in the order of EMOTIONS.
+        predicted: share of clips predicted as each emotion, in the order of EMOTIONS.
     """
 
     corpus: str
     reference: str
     metrics: EmotionMetrics
     confidence: float
-    said: tuple[float, ...]
+    predicted: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,25 @@ class LeaveOut:
     temperature: float
 
     def hotter_than(self, network: CMMSF, valid: Sequence[Sample]) -> float:
-        """How many times the temperature that fits a network's own validation clips this one is, at least 1."""
+        """Ratio of this temperature to the one on a network's own validation clips, at least 1."""
         logits = audio_logits(network, valid)
         targets = F.one_hot(torch.tensor([s.emotion or 0 for s in valid]), len(EMOTIONS)).float()
         inside = float(fit_temperature(logits, torch.ones(len(logits), 1), targets))
         return max(1.0, self.temperature / inside)
 
     def of(self, reference: str) -> tuple[LeftOut, ...]:
-        """Of one kind."""
+        """The corpora with one kind of reference."""
         return tuple(each for each in self.judged if each.reference == reference)
 
     def table(self) -> str:
-        """In Markdown."""
+        """The figures as a table in Markdown."""
         head = ["corpus", "compared with", "UAR", "accuracy", "ECE", "confidence", *EMOTIONS]
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for reference in KINDS:
             rows = self.of(reference)
             for each in rows:
                 measured = [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence]
-                cells = [f"{n:.3f}" for n in measured] + [f"{share:.2f}" for share in each.said]
+                cells = [f"{n:.3f}" for n in measured] + [f"{share:.2f}" for share in each.predicted]
                 lines.append(f"| {each.corpus} | {NAMES[reference]} | " + " | ".join(cells) + " |")
             if rows:
                 numbers = [
@@ -94,14 +94,14 @@ def leave_out(
     device: torch.device | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> LeaveOut:
-    """Train the encoder of voices once for each corpus, on all the others, and measure it there.
+    """Train the encoder of voices once for each corpus, on all the others, and evaluate it there.
 
     Args:
         corpora: to leave out; none means every one that has several emotions.
         report: called after every step with its number and their count.
 
     Raises:
-        DataError: a corpus is not there, or fewer than two are left.
+        DataError: a corpus is missing, or there is only one.
     """
     settings = settings or SpeechTraining()
     spoken = [s for s in dataset.samples if AUDIO in s.tracks and s.emotion is not None and s.tracks[AUDIO].mask.any()]
@@ -141,7 +141,7 @@ def leave_out(
 
 
 def _without(dataset: Dataset, spoken: Sequence[Sample], corpus: str) -> Dataset:
-    """All clips of the others, to train on: what is measured is none of them."""
+    """The clips of the other corpora, as a training split."""
     samples = [
         Sample(msgspec.structs.replace(s.labels, split="train"), s.tracks)
         for s in spoken
@@ -152,7 +152,7 @@ def _without(dataset: Dataset, spoken: Sequence[Sample], corpus: str) -> Dataset
 
 def _temperature(said: dict[tuple[str, str], Tensor], truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
                  corpora: Sequence[str]) -> float:  # fmt: skip
-    """One for all kinds of references; corpora count alike."""
+    """One temperature for all kinds of references; corpora count alike."""
     logits, targets, weights = [], [], []
     for (corpus, _), each in said.items():
         if corpus in corpora:

@@ -244,6 +244,7 @@ def fit(
         torch.manual_seed(seed * 1_000_003 + run.step)
         name, loss = losses(run.step)
         run.descend(loss)
+        loss = loss.detach()
         evaluation = None
         if validate is not None and (run.step == steps or run.step % every == 0):
             evaluation = run.judge(*validate())
@@ -254,7 +255,7 @@ def fit(
         elif run.step % LOG_STEPS == 0:
             log.info("step %d/%d: %s %.4f", run.step, steps, name, loss)
         if writer is not None:
-            writer.add_scalar(f"train/{name}", float(loss.detach()), run.step)
+            writer.add_scalar(f"train/{name}", float(loss), run.step)
             if evaluation is not None:
                 for key, value in {"loss": evaluation.loss, **evaluation.figures}.items():
                     writer.add_scalar(f"valid/{key}", value, run.step)

@@ -1,9 +1,10 @@
-"""CM-MSF on faces and voices of the same moment: RAVDESS clips and the action units of the very same performances.
+"""CM-MSF on simultaneous faces and voices: RAVDESS clips and the action units of the same performances.
 
     python -m mien.models.training.simultaneous DATASET --units ravdess_au.npz [--ablations] [--seeds 1111,1112,1113]
 
-Pairs by label are made up; these are not. Over folds of actors: the voice alone, the face alone, the mean of what both
-say, and CM-MSF, each trained on the same clips. The last weights of a run are kept, so that no fold chooses its own.
+Pairs by label are artificial; these are real. Over folds of actors: the voice alone, the face alone, the mean of both
+predictions, and CM-MSF, each trained on the same clips. The last weights of a run are kept, so that no fold selects its
+own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from mien.clock import NS_PER_S
 from mien.errors import DataError
 from mien.messages import ModalitySpec
-from mien.models.architecture import EncoderConfig, ModelConfig
+from mien.models.architecture import ABLATIONS, EncoderConfig, ModelConfig
 from mien.models.data.batches import Perturbation
 from mien.models.data.dataset_files import read_dataset
 from mien.models.data.datasets import Dataset, Sample, Track, join_datasets
@@ -36,12 +37,6 @@ from mien.windowing import average_slots
 
 RATE_HZ, STEPS = 10, 50
 VOICE, FACE = "audio", "vision"
-PARTS: dict[str, dict[str, Any]] = {
-    "CM-MSF": {}, "no reliability": {"reliability": False}, "complement from pairs": {"complement": "pairs"},
-    "no gate": {"gate": False, "reliability": False}, "no cascade": {"cascade": False}, "no BiLSTM": {"bilstm": False},
-    "no Conv1d": {"conv": False}, "no mask": {"mask": False},
-}  # fmt: skip
-
 TRAINING = FusionTraining(
     steps=400, batch=48, evaluate_every=400, kinds={VOICE: 0.25, FACE: 0.2, OWN: 0.55}, sentiment_weight=0.0,
     coarse_weight=0.0, temper=0.0, damaged_alone=0.0, perturbation=Perturbation(noise=0.1),
@@ -97,7 +92,7 @@ def _averaged(track: Track, width: int) -> Track:
 
 
 def actor_folds(dataset: Dataset, count: int) -> list[tuple[Dataset, list[Sample]]]:
-    """(what is trained on, what is judged) per fold; every actor is judged once, by somebody who never met them."""
+    """(dataset, held-out samples) per fold; every actor is held out once."""
     actors = sorted({s.labels.speaker for s in dataset.samples if s.labels.speaker is not None})
     if len(actors) < count:
         raise DataError(f"{len(actors)} actors cannot make {count} folds")
@@ -118,7 +113,7 @@ def judge(
     dataset: Dataset, settings: FusionTraining, folds: int, variants: Mapping[str, Mapping[str, Any]],
     device: torch.device | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """UAR of each way to decide, one number a fold."""
+    """UAR of each method, one number a fold."""
     made: dict[str, list[float]] = {}
     for split, judged in actor_folds(dataset, folds):
         truth = np.array([s.emotion for s in judged])
@@ -146,7 +141,7 @@ def _said(
 
 
 def table(made: Mapping[str, Sequence[float]]) -> str:
-    """In Markdown: mean and standard deviation over folds, and the difference from the mean of both, fold by fold."""
+    """A table in Markdown: mean and standard deviation over folds, and the difference from the mean of both."""
     reference = np.array(made["mean of both"])
     lines = ["| | UAR | against the mean of both |", "|---|---|---|"]
     for name, values in made.items():
@@ -159,7 +154,7 @@ def table(made: Mapping[str, Sequence[float]]) -> str:
 
 
 def main() -> None:
-    """Read, train, print."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("datasets", type=Path, nargs="+", help="as `mien extract` writes them, with RAVDESS")
     parser.add_argument("--units", type=Path, required=True, help="npz of action units")
@@ -172,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = join_units(join_datasets([read_dataset(folder) for folder in options.datasets]), options.units)
-    variants = PARTS if options.ablations else {"CM-MSF": {}}
+    variants = {"CM-MSF": {}, **(ABLATIONS if options.ablations else {})}
     made: dict[str, list[float]] = {}
     for seed in map(int, options.seeds.split(",")):
         settings = msgspec.structs.replace(TRAINING, seed=seed, steps=options.steps, evaluate_every=options.steps)

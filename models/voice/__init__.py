@@ -1,1 +1,1 @@
-"""The voice: what a row of sound holds, the encoder that hears it, and what it is compared with."""
+"""The voice: columns of an audio row, the encoder of its states, and references to compare it with."""

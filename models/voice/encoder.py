@@ -1,4 +1,4 @@
-"""What the voice encoder hears and how often: the same for training clips and for a live microphone. Light: no torch.
+"""Timing of the voice encoder, the same for training clips and for a live microphone. Light: no torch.
 
 Sound is cut into blocks. As soon as one is complete, the encoder (`mien.models.voice.whisper`) is given the last two
 seconds and returns the state of a block near their end. Blocks are counted from a stream's first sample, so that a
@@ -13,12 +13,12 @@ from mien.messages import Float32
 
 SAMPLE_RATE = 16_000
 FRAME = 320  # samples of one of the encoder's steps, 20 ms
-BLOCK_FRAMES = 10  # what one state speaks of
-LATER_FRAMES = 10  # heard after that: a sound is understood by what follows it
+BLOCK_FRAMES = 10  # that one state describes
+LATER_FRAMES = 10  # of context after the block
 WINDOW_FRAMES = 100
 BLOCK, WINDOW = BLOCK_FRAMES * FRAME, WINDOW_FRAMES * FRAME  # samples
 VOICE_DIM = 384
-ENCODER_VERSION = 2  # of what is above, and of `mien.models.voice.whisper`
+ENCODER_VERSION = 2  # of this file and of `mien.models.voice.whisper`
 
 
 def mel_filters(bands: int, n_fft: int) -> Float32:

@@ -1,12 +1,12 @@
-"""What a voice is compared with: how the same person, microphone and room usually sound.
+"""References of a voice: how the same person, microphone and room usually sound.
 
 The states of a recogniser's encoder tell voices, rooms and languages apart more readily than emotions. Compared with
-other speech of the same person they say more, about corpora and people that no training has heard. A reference is the
-mean of such speech; a row is compared with it by a weight between 0, nothing is known of this voice, and 1:
+other speech of the same person they predict emotions of unseen people and corpora better. A reference is the mean of
+such speech; a row is compared with it by a weight between 0 (the voice is unknown) and 1:
 
-- A running reference is the mean of what was said until now. Its weight grows with that, so slowly that moods stay, and
-  only as far as the voice has varied: somebody who has always sounded the same may always have been in one mood, which
-  a comparison would take away.
+- A running reference is the mean of the speech so far. Its weight grows with the amount of speech, slowly enough to
+  keep moods, and with the variation of the voice: a voice that has always sounded the same may have been in one mood
+  all the time, which the comparison would remove.
 - A reference that the user gave is neutral speech, and has the weight 1.
 
 Live rows and training rows come from the same `compare`.
@@ -28,12 +28,12 @@ from mien.messages import Bool, Float32
 from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
 
 ROWS_A_SECOND = 50
-SHORTEST, LONGEST = 10, 150  # rows of voice that count as one utterance; what is longer counts as several
+SHORTEST, LONGEST = 10, 150  # rows of voice in one utterance; longer speech counts as several
 HALF_S = 3.0  # seconds of voice with which a running reference has half of its weight
-LASTING_S = 300.0  # older speech fades behind so much of newer
+LASTING_S = 300.0  # of newer speech, after which older speech no longer counts
 # Variance of pitch between utterances, in octaves squared, with which it has half of its weight. Ten clips of one
 # speaker have 0.04 to 0.16 (medians of seven corpora) if their emotions differ, and 0.01 to 0.06 if they do not;
-# loudness varies nearly as much within one emotion. The cube tells the two from each other best.
+# loudness varies nearly as much within one emotion. The cube separates the two best.
 HALF_VARIETY = 0.1
 SHORTEST_GIVEN_S = 3.0
 FORMAT = 1
@@ -51,7 +51,7 @@ def compare(values: Float32, reference: Reference | None) -> Float32:
     """Rows compared with a reference.
 
     Args:
-        values: (n, WEIGHT or more), as they are without one. What is beyond WEIGHT is not read.
+        values: (n, WEIGHT or more), without a reference. Columns from WEIGHT on are not read.
 
     Returns:
         (n, ROW): states less the weighted reference's, and the last columns set. None leaves the states as they are.
@@ -82,7 +82,7 @@ def utterances(values: Float32, valid: Bool) -> list[Float32]:
 
 
 class Utterance(NamedTuple):
-    """What a reference keeps of an utterance: the `mean` (D,) of its rows, and how long it is."""
+    """The `mean` (D,) of an utterance's rows, and its length."""
 
     mean: npt.NDArray[np.float64]
     seconds: float
@@ -93,14 +93,14 @@ class Utterance(NamedTuple):
 
 
 class RunningReference:
-    """The mean of what one voice has said until now. Silence and what is not voice do not count."""
+    """The mean of the voice so far. Silence and other sounds do not count."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """A new voice, or a new microphone."""
-        self._rows: list[Float32] = []  # of the utterance that goes on
+        self._rows: list[Float32] = []  # of the current utterance
         self._seconds = 0.0
         self._sum = np.zeros(WEIGHT)
         self._squares = 0.0  # of pitch
@@ -108,11 +108,11 @@ class RunningReference:
 
     @property
     def reference(self) -> Reference | None:
-        """What the next row is compared with; None before the first utterance has ended."""
+        """The reference of the next row; None before the first utterance has ended."""
         return self._reference
 
     def __call__(self, values: Float32, valid: Bool) -> Float32:
-        """The next rows, (n, WEIGHT) and (n,), compared with what was said before each of them: (n, ROW)."""
+        """The next rows, (n, WEIGHT) and (n,), each compared with the speech before it: (n, ROW)."""
         made = [compare(values[:0], None)]
         begin = 0
         for row in range(len(values)):
@@ -139,7 +139,7 @@ class RunningReference:
 
 
 def running_reference(said: Sequence[Utterance]) -> Reference | None:
-    """What is known of a voice after these utterances, in whatever order; of as much speech as does not fade yet."""
+    """The running reference after these utterances, in any order, of less than `LASTING_S` in all."""
     if not said:
         return None
     seconds = np.array([utterance.seconds for utterance in said])
@@ -151,7 +151,7 @@ def running_reference(said: Sequence[Utterance]) -> Reference | None:
 
 
 def _weight(seconds: float, variety: float) -> float:
-    """Of a running reference, from how much was said and how much pitch varied from one utterance to another."""
+    """Weight of a running reference, from the length of the speech and the variance of pitch between utterances."""
     return seconds / (seconds + HALF_S) * variety**3 / (variety**3 + HALF_VARIETY**3)
 
 
@@ -198,7 +198,7 @@ def make_reference(values: Float32, valid: Bool, path: Path, extractor: str) -> 
 
 
 def read_reference(path: Path, extractor: str) -> Reference:
-    """What `make_reference` wrote.
+    """The reference in a file of `make_reference`.
 
     Raises:
         ConfigError: it cannot be read, is damaged, or was made by another extractor.

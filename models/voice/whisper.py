@@ -1,7 +1,7 @@
-"""The voice encoder: the lower half of Whisper's audio encoder, which has heard far more voices than we have clips.
+"""The voice encoder: the lower half of Whisper's audio encoder, trained on far more voices than any emotion corpus has.
 
-Its middle knows how something is said; its end knows what is said, and forgets the rest. A linear classifier on the
-mean state of a clip, on speakers never heard (four folds), has a UAR of .53, .69, .74, .72 and .68 on RAVDESS and of
+Its middle layers hold how something is said; its last ones hold the words and drop the rest. A linear classifier on the
+mean state of a clip, on unseen speakers (four folds), has a UAR of .53, .69, .74, .72 and .68 on RAVDESS and of
 .69, .81, .85, .79 and .77 on EmoDB after 0, 1, 2, 3 and 4 of its layers. So it is cut after the second, which is half
 of the work, too.
 
@@ -29,7 +29,7 @@ BANDS, N_FFT, HOP = 80, 400, 160  # of Whisper's spectrogram
 CT2_VERSION = 6  # of the file format
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _FLOOR, _RANGE = 1e-10, 8.0  # power, and decades below the loudest that are kept
-_LOUDEST = 1.0  # what the loudest becomes: about what it is in speech as Whisper was given it
+_LOUDEST = 1.0  # value of the loudest bin: about that of the speech that Whisper was trained on
 
 
 class LogMel(nn.Module):
@@ -56,7 +56,7 @@ class LogMel(nn.Module):
         power = self.filters @ (real.square() + imaginary.square())
         log = torch.log10(power.clamp(min=_FLOOR))
         loudest = log.amax((1, 2), keepdim=True)
-        # Less the loudest of the window: how far away somebody sits, and how a microphone is set, is not heard.
+        # Relative to the loudest of the window, so that distance and gain of the microphone do not count.
         return torch.maximum(log - loudest, torch.full_like(loudest, -_RANGE)) / 4.0 + _LOUDEST
 
 
@@ -82,7 +82,7 @@ class VoiceLayer(nn.Module):
 
 
 class VoiceEncoder(nn.Module):
-    """The newest sound to the state of one block of it."""
+    """The newest sound to the mean state of one block."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ _SUMS = SHIPPED_FOLDER / "SHA256SUMS"
 
 @dataclass(frozen=True)
 class WeightSet:
-    """Where the weights in use are.
+    """Paths of the weights in use.
 
     Attributes:
         fusion: CM-MSF. text: adapters of the text encoder. face: the face CNN. A file need not exist.
@@ -70,7 +70,7 @@ def shipped_digests() -> dict[str, str]:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a file has the content of one that ships, wherever it lies."""
+    """Whether a file has the content of the shipped one of its name."""
     try:
         return digest(path) == shipped_digests().get(path.name)
     except OSError:
@@ -97,7 +97,7 @@ def _committed(path: Path) -> bytes:
     """What the checkout's last commit has as `path`, if it is what ships."""
     again = "install mien again from where it came (pip install --force-reinstall --no-deps ...)"
     try:
-        # A folder that lies in somebody else's repository has no such file there, and ends in the error below.
+        # A folder inside another repository has no such file there, and ends in the error below.
         shown = subprocess.run(
             ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"], capture_output=True, check=False
         )

@@ -14,13 +14,13 @@ from mien.files import whole_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, from wherever they are, as a safetensors file; folders that are missing are made.
+    """Write tensors, from any device, as a safetensors file; creates missing folders.
 
     Args:
-        metadata: more than one entry is written in an order that changes from run to run.
+        metadata: several entries are written in an order that changes from run to run.
 
     Raises:
-        FileError: there is no room or no permission; what was there before is still there.
+        FileError: there is no room or no permission; an existing file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:

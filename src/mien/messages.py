@@ -17,11 +17,13 @@ import numpy.typing as npt
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
 
 WorkerState = Literal["starting", "ready", "running", "degraded", "ended", "stopped", "failed"]
 Origin = Literal["live", "clip", "sample", "replay"]
 # The seven emotions and their order, which every model, message and table follows.
 EMOTIONS = ("neutral", "happy", "sad", "angry", "fear", "disgust", "surprise")
+NEUTRAL = EMOTIONS.index("neutral")
 # The CMU-MOSI scale: -3 strongly negative ... +3 strongly positive.
 SENTIMENT_MIN, SENTIMENT_MAX = -3.0, 3.0
 
@@ -30,6 +32,7 @@ Span = tuple[int, int, int]
 
 # Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
+MODALITIES = ("text", "audio", "vision")
 
 # Why there are no words that count, although somebody speaks.
 NOT_UNDERSTOOD = "speech not understood: unclear, or another language"

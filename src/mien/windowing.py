@@ -61,6 +61,26 @@ def last_rows(spec: ModalitySpec, values: Float32) -> tuple[Float32, Float32]:
     return features, mask
 
 
+def cut_window(
+    spec: ModalitySpec, values: Float32, mask: Float32, t_end_ns: int, t_start_ns: int = 0
+) -> tuple[Float32, Float32]:
+    """Rows that were placed before, one a slot from slot 0 on, to one window without slots before that of `t_start_ns`.
+
+    Args:
+        values: (n, dim). mask: (n,).
+
+    Returns:
+        features and mask as `place_rows`.
+    """
+    features, seen = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
+    first = slot_of(spec, t_end_ns) - spec.steps + 1
+    begin = max(first, slot_of(spec, t_start_ns), 0)
+    end = min(first + spec.steps, len(values))
+    if end > begin:
+        features[begin - first : end - first], seen[begin - first : end - first] = values[begin:end], mask[begin:end]
+    return features, seen
+
+
 def place_rows(
     spec: ModalitySpec, values: Float32, valid: Bool, times_ns: Int64, t_end_ns: int
 ) -> tuple[Float32, Float32]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
+from mien.models.architecture import ABLATIONS
 from mien.models.data.datasets import Dataset
 from mien.models.data.pairing import Pairing, paired_set, single
 from mien.models.evaluation.scores import figures, score, torch_runner
@@ -20,12 +20,6 @@ from mien.models.training.loop import Progress
 from mien.models.weights import weight_set
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.offline.plan import TrainPlan, output_folder
-
-PARTS: dict[str, dict[str, Any]] = {
-    "whole": {}, "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
-    "no mask": {"mask": False}, "no gate": {"gate": False, "reliability": False},
-    "no reliability": {"reliability": False}, "complement from pairs": {"complement": "pairs"},
-}  # fmt: skip
 
 
 def ablate(
@@ -45,7 +39,7 @@ def ablate(
     device = training_device(plan.device)
     names = list(dataset.specs)
     variants: list[tuple[str, FusionTraining, Sequence[str]]] = []
-    for name, switches in PARTS.items():
+    for name, switches in {"whole": {}, **ABLATIONS}.items():
         model = msgspec.structs.replace(plan.fusion.model, **switches)
         variants.append((name, msgspec.structs.replace(plan.fusion, model=model), names))
     for count in range(1, len(names)):

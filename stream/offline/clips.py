@@ -21,14 +21,14 @@ from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.windowing import slot_ns
 
-_PIECE_NS = 40_000_000  # of rows that come often: as long as a chunk of sound
+_PIECE_NS = 40_000_000  # of messages with dense rows: the length of a chunk of sound
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What the model says at `t_s` seconds into a clip; None where nothing was observed.
+    """The prediction at `t_s` seconds into a clip; None where nothing was observed.
 
-    `uncertain` words are shown only: the model does not see them.
+    `uncertain` words are for display: the model does not see them.
     """
 
     t_s: float
@@ -39,7 +39,7 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A clip's length, and all that its workers would say of it in a live session, in order of time."""
+    """A clip's length, and the messages of its workers in a live session, in order of time."""
 
     name: str
     duration_ns: int
@@ -51,7 +51,7 @@ def clips_in(path: Path) -> list[Path]:
     """The clip, or all clips in a folder and below it, sorted.
 
     Raises:
-        SourceError: nothing is there.
+        SourceError: there is none.
     """
     if path.is_file():
         return [path]
@@ -84,7 +84,7 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
 
 
 def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterator[Moment]:
-    """A prediction every `hop_s` seconds, the last one at the clip's end, each from what a live session would know."""
+    """A prediction every `hop_s` seconds and at the clip's end, each from what a live session has by then."""
     hop_ns = round(hop_s * NS_PER_S)
     assembler = Assembler(predictor.specs, InferenceConfig().max_age_ms)
     coming = iter(clip.messages)
@@ -109,9 +109,9 @@ def _messages(clip: str, spec: ModalitySpec, said: Iterator[Rows]) -> list[Featu
 
 
 def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[Rows]:
-    """Rows as a worker sends them: a frame's each, or those of a chunk of sound."""
+    """Rows in a worker's messages: one for each frame, or those of a chunk of sound."""
     size = max(1, _PIECE_NS // slot_ns(spec))
-    after_ns = slot_ns(spec) // 2 if size > 1 else 0  # a row of sound stands in the middle of its slot
+    after_ns = slot_ns(spec) // 2 if size > 1 else 0  # the time of a row of sound is the middle of its slot
     for at in range(0, len(rows.values), size):
         part = slice(at, at + size)
         times_ns = rows.times_ns[part]

@@ -1,7 +1,7 @@
-"""Damage to sound, pictures and words, in known kinds and strengths, done to the media before anything is extracted.
+"""Damage to sound, pictures and words before extraction, in known kinds and strengths.
 
-Training learns from it when a modality is not to be relied upon, and `mien eval --damage` measures what comes of it.
-Everything is drawn from the generator that is given.
+Training learns from it when a modality is unreliable, and `mien eval --damage` measures its effect. All randomness is
+drawn from the caller's generator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from mien.messages import Float32
+from mien.messages import Float32, UInt8
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.data.datasets import Labels, RawRows
 from mien.stream.sources.clip import read_sound, segment
@@ -28,7 +28,6 @@ from mien.stream.sources.source import SAMPLE_RATE
 if TYPE_CHECKING:
     from mien.stream.offline.extractors import Extractors
 
-UInt8 = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.floating[Any]]
 
 # Kinds of each modality, and strengths from least to worst.
@@ -49,7 +48,7 @@ DAMAGE: dict[str, dict[str, tuple[float, ...]]] = {
         "side light": (0.5, 0.8, 0.95),  # by how much one half is darker
     },
     "text": {
-        "errors": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),  # words that are wrong, missing or too many
+        "errors": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),  # words that are wrong, missing or inserted
     },
 }
 UNIT = {
@@ -62,11 +61,11 @@ SHORTEST = SAMPLE_RATE // 10  # samples that a codec takes
 
 
 class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which items are extracted once more with damage.
+    """Which items get damaged copies.
 
     Attributes:
-        share: of all items, one copy of each, kind and strength drawn. table: every kind and strength of each item.
-        seed: of what is drawn.
+        share: of all items, one copy each, of random kind and strength. table: every kind and strength of each item.
+        seed: of the choice.
     """
 
     share: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -75,7 +74,7 @@ class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Bystanders:
-    """What damage is made of: other voices and other words, of the corpus that an item is from."""
+    """Material for damage: other voices and words of the corpus of an item."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -83,7 +82,7 @@ class Bystanders:
 
     @cached_property
     def vocabulary(self) -> list[str]:
-        """Words of the corpus, each as often as it is said."""
+        """Words of the corpus, each as often as it occurs."""
         texts = [item.text for item in self._corpus.items[:2000] if item.text]
         return [w.strip('.,;:!?"()-').lower() or w for text in texts for w in text.split()] or ["the"]
 
@@ -192,7 +191,7 @@ def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.G
         made = image * strength + random.normal(0.0, 4.0, image.shape)
     elif kind == "occlusion":
         made = image.astype(np.float64)
-        # A hand, a mask, hair: from one of the sides.
+        # From one of the sides, like a hand, a mask or hair.
         edge = int(random.integers(4))
         covered = round(strength * (height if edge < 2 else width))
         part = (slice(0, covered), slice(height - covered, height))[edge % 2]
@@ -211,8 +210,8 @@ def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.G
 def damage_words(
     words: Sequence[str], rate: float, vocabulary: Sequence[str], random: np.random.Generator
 ) -> list[str]:
-    """Words as a recogniser writes them that mishears `rate` of them: two thirds of its errors are other words, a
-    sixth are missing words and a sixth are too many. At least one word is left, lower case and without punctuation.
+    """Words with a recogniser's errors in a share `rate` of them: two thirds are substitutions, a sixth deletions and a
+    sixth insertions. At least one word is left, in lower case and without punctuation.
     """
     plain = [word for word in (w.strip('.,;:!?"()-').lower() for w in words) if word] or list(words)
     made: list[str] = []
@@ -230,7 +229,7 @@ def damage_words(
 
 
 def _mixed(samples: Float32, noise: Reals, snr_db: float) -> Reals:
-    """Speech and noise. The power of speech is that of its louder half: pauses are none."""
+    """Speech plus noise. The power of speech is that of its louder half, without pauses."""
     frames = samples[: len(samples) // 320 * 320].reshape(-1, 320).astype(np.float64)
     power = np.square(frames).mean(1) if len(frames) else np.square(samples.astype(np.float64))
     speech = float(power[power >= np.median(power)].mean())
@@ -252,7 +251,7 @@ def _babble(size: int, voices: Sequence[Float32], random: np.random.Generator) -
 def _echo(samples: Float32, decay_s: float, random: np.random.Generator) -> Reals:
     t = np.arange(int(decay_s * SAMPLE_RATE)) / SAMPLE_RATE
     tail = random.normal(0.0, 1.0, len(t)) * 10.0 ** (-3.0 * t / decay_s)
-    tail /= np.sqrt(np.sum(tail * tail))  # as loud as what comes straight
+    tail /= np.sqrt(np.sum(tail * tail))  # as loud as the direct sound
     tail[0] += 1.0
     size = len(samples) + len(tail) - 1
     wet: npt.NDArray[np.float64] = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(tail, size), size)
@@ -260,7 +259,7 @@ def _echo(samples: Float32, decay_s: float, random: np.random.Generator) -> Real
 
 
 def _coded(samples: Float32, bit_rate: int) -> Float32:
-    """Opus there and back."""
+    """Encode with Opus and decode."""
     import av
 
     file = io.BytesIO()

@@ -22,7 +22,7 @@ from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig
 from mien.errors import DataError, MienError
 from mien.files import write_file
-from mien.messages import EMOTIONS, ModalitySpec
+from mien.messages import EMOTIONS, MODALITIES, ModalitySpec
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.dataset_files import (
     PLAN,
@@ -36,7 +36,7 @@ from mien.models.data.dataset_files import (
 from mien.models.data.datasets import Labels, RawRows, Skipped
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.damage import Bystanders, Damaging, damaged_copies
-from mien.stream.offline.extractors import MODALITIES, Extractors, live_specs
+from mien.stream.offline.extractors import Extractors, live_specs
 from mien.stream.offline.pool import worker_pool
 from mien.stream.recording.stretch import is_recording
 from mien.stream.sources.clip import open_clip, read_sound, segment

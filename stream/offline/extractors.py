@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig, TextConfig
 from mien.errors import DataError
-from mien.messages import Float32, Int64, ModalitySpec, Word
+from mien.messages import MODALITIES, Float32, Int64, ModalitySpec, UInt8, Word
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.data.datasets import RawRows, word_times_ns
 from mien.models.weights import SHIPPED, WeightSet
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
     from mien.stream.speech.asr import Heard, Recogniser
 
 log = logging.getLogger(__name__)
-
-UInt8 = npt.NDArray[np.uint8]
-
-MODALITIES = ("text", "audio", "vision")
 
 
 def live_specs(modalities: Collection[str] = MODALITIES, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:

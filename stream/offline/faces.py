@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mien.errors import DataError
-from mien.messages import EMOTIONS
+from mien.messages import EMOTIONS, UInt8
 from mien.models.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from mien.models.data.datasets import Sample
     from mien.models.training.face import Faces
 
-UInt8 = npt.NDArray[np.uint8]
 _CHUNK = 256
 
 
@@ -29,11 +27,11 @@ def labelled_faces(
     pool: Executor,
     progress: Callable[[int, int], None] | None = None,
 ) -> Faces:
-    """All faces of a split, aligned, with what is known of their emotions.
+    """All faces of a split, aligned, with their labels.
 
     Args:
         landmarker: MediaPipe's `face_landmarker.task`.
-        progress: told the faces done and all faces.
+        progress: called with the faces done and all faces.
 
     Raises:
         DataError: there are none.
@@ -52,7 +50,7 @@ def labelled_faces(
             images.append(corpus.images[item.image])
             shares.append(target)
             sure.append(_number(item.emotion))
-            # One label alone is the corpus's own.
+            # A label without votes is the corpus's own.
             own.append(_number(item.emotion if item.emotions is None else item.own_emotion))
     if not images:
         raise DataError(f"no face with an emotion is in the split `{split}`")
@@ -66,7 +64,7 @@ def labelled_faces(
 
 
 def encoder_figures(samples: Sequence[Sample], weights: Path) -> dict[str, Any] | None:
-    """How the face encoder alone does on stills, from the embeddings in their rows.
+    """Metrics of the face encoder alone on stills, from the embeddings in their rows.
 
     `emotion` by what annotators agree on, `own_labels` by the second head on the labels that the corpus had before
     they voted. None without stills that have one of both.

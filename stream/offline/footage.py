@@ -1,4 +1,4 @@
-"""Clips of people as samples, whether or not anybody labelled them."""
+"""Clips as samples, with or without labels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def read_clips(
     weights: WeightSet = SHIPPED,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
-    """Clips as samples, whether or not they are labelled.
+    """Clips as samples, with or without labels.
 
     Args:
         sources: clips, folders of clips, or folders of clips with labels.
-        options: `limit` clips of each source are taken, evenly spread; `asr` hears their words.
+        options: `limit` clips of each source are taken, evenly spread; `asr` recognises their words.
 
     Raises:
         DataError: a source is missing, or none has a clip that can be read.

@@ -1,4 +1,4 @@
-"""Labelled data of any form, ready to be evaluated: extracted datasets, corpora as they are, MMSA pickles."""
+"""Labelled data of any form as one dataset: extracted datasets, corpora, MMSA pickles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mien.models.data.mmsa import read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
 
-MOST_DATASETS, MOST_BYTES = 64, 2 << 30  # in the user's cache folder; the ones that were used last
+MOST_DATASETS, MOST_BYTES = 64, 2 << 30  # kept in the user's cache folder, most recently used first
 
 
 def read_labelled(
@@ -36,8 +36,8 @@ def read_labelled(
 ) -> Dataset:
     """All samples of the sources.
 
-    A corpus that is not extracted yet is extracted into `cache`, or the user's cache folder, and found there the next
-    time, as long as what is in its files and the extractors stay the same. The latter is bounded, and the user's alone.
+    A corpus is extracted into `cache`, or the user's cache folder, and read from there the next time if its files and
+    the extractors are the same. The user's cache folder is bounded and private.
 
     Raises:
         DataError: a source is missing, unknown, or was extracted by other extractors than another one.
@@ -62,14 +62,14 @@ def read_labelled(
 
 
 def cache_folder() -> Path:
-    """Where corpora that were not extracted by the user's own hand are kept, between runs."""
+    """Where extracted corpora are kept between runs."""
     return user_cache_path("mien") / "datasets"
 
 
 def _open_cache() -> Path:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    # What people said and looked like: nobody else's, whatever the files within allow.
+    # It holds what people said and looked like: private, whatever the modes of its files.
     folder.chmod(0o700)
     return folder
 
@@ -82,7 +82,7 @@ def _keep_newest(folder: Path) -> None:
 
 
 def _key(source: Path, options: ExtractOptions, specs: Sequence[ModalitySpec]) -> str:
-    """A name that changes with what is in the files, what is taken from them, and the extractors."""
+    """A name that depends on the files' contents, the options and the extractors."""
     source = source.resolve()
     content = msgspec.json.encode([str(source), content_digest(source), options, specs])
     return f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from mien.clock import NS_PER_S
 from mien.messages import Prediction, Word
+from mien.windowing import WINDOW_NS
 
-_WINDOW_NS = 5 * NS_PER_S
 _PAUSE_NS = 7 * NS_PER_S // 10  # from one word to the next; a longer one ends a phrase
 _SAME_NS = NS_PER_S // 2  # a word that is recognised again moves by no more
 _KEPT = 256
@@ -58,7 +58,7 @@ class PhraseReader:
             known = self._first(word)
             if known is None:
                 # What was said before the window has no reading of its own.
-                read = prediction if prediction.t_end_ns - word.t_end_ns <= _WINDOW_NS else None
+                read = prediction if prediction.t_end_ns - word.t_end_ns <= WINDOW_NS else None
                 known = _Known(word, read.sentiment, read.top_emotion) if read else _Known(word, None, None)
                 self._seen.append(known)
             if not word.committed or (self._last is not None and word.t_start_ns <= self._last.t_start_ns):

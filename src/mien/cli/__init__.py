@@ -51,7 +51,7 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) i
 
 
 _EXTRAS = {
-    "matplotlib": "train", "sklearn": "train", "tensorboard": "train", "nicegui": "dashboard",
+    "matplotlib": "train", "tensorboard": "train", "nicegui": "dashboard",
     "aiomqtt": "bridges", "pylsl": "bridges", "pythonosc": "bridges", "starlette": "bridges", "uvicorn": "bridges",
 }  # fmt: skip
 

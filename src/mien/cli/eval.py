@@ -59,6 +59,7 @@ def command(
 
     from mien.cli._progress import item_progress
     from mien.errors import DataError
+    from mien.messages import MODALITIES
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.data.pairing import single
     from mien.models.evaluation.protocols import fusion, robustness, streaming
@@ -78,7 +79,7 @@ def command(
             raise DataError(f"{loaded.path} has no modality {name}; it has {', '.join(known)}")
     wanted = (split,) if split in ("train", "valid", "test") else ()
     options = ExtractOptions(
-        modalities=tuple(m for m in ("text", "audio", "vision") if m in names), splits=wanted, limit=limit,
+        modalities=tuple(m for m in MODALITIES if m in names), splits=wanted, limit=limit,
         damaging=Damaging(table=damage),
     )  # fmt: skip
     if natural:

@@ -127,7 +127,7 @@ def test_every_corpus_is_left_out_once_and_calibrated_by_the_others() -> None:
     assert steps[-1] == (120, 120)
     assert [each.corpus for each in made.of(NONE)] == ["a", "bb", "ccc"]
     assert all(each.metrics.count == 45 for each in made.judged)
-    assert all(sum(each.said) == pytest.approx(1.0) for each in made.judged)
+    assert all(sum(each.predicted) == pytest.approx(1.0) for each in made.judged)
     assert 0.2 <= made.temperature <= 5.0
     network = pretrain_audio(Dataset({"audio": SPEC}, samples), settings, MODEL).network
     assert made.hotter_than(network, samples) >= 1.0
