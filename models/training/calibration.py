@@ -17,7 +17,7 @@ from mien.models.data.datasets import Dataset, Statistics
 from mien.models.data.pairing import Pairing, paired_set, single
 from mien.models.fusion import Encoding, evidence
 from mien.models.training.encodings import EncodedItems
-from mien.models.training.fusion import FusionTraining
+from mien.models.training.fusion_settings import FusionTraining
 
 BATCH = 128
 MOST = 2000  # items of each modality for fitting reliability

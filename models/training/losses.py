@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from torch.nn import functional as F
 from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import Batch
 from mien.models.fusion import Encoding, Fused
-
-if TYPE_CHECKING:
-    from mien.models.training.fusion import FusionTraining
+from mien.models.training.fusion_settings import FusionTraining
 
 MARGIN = 0.5  # by which an answer may exceed the usual strength where only the sign of a sentiment is known
 

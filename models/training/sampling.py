@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,12 +15,9 @@ from mien.models.data.datasets import Sample, Statistics
 from mien.models.data.pairing import Group, Pairing, paired_set, single
 from mien.models.data.speakers import Speakers
 from mien.models.training.encodings import EncodedItems
+from mien.models.training.fusion_settings import OWN, FusionTraining
 from mien.models.voice.columns import ROW
 
-if TYPE_CHECKING:
-    from mien.models.training.fusion import FusionTraining
-
-OWN = "own"  # items that have several modalities themselves
 SEPARATOR = "+"
 
 

@@ -31,8 +31,8 @@ from mien.models.data.pairing import single
 from mien.models.evaluation.metrics import emotion_metrics
 from mien.models.evaluation.scores import Doubles, score, torch_runner
 from mien.models.training.device import training_device
-from mien.models.training.fusion import FusionTraining, train_fusion
-from mien.models.training.sampling import OWN
+from mien.models.training.fusion import train_fusion
+from mien.models.training.fusion_settings import OWN, FusionTraining
 from mien.windowing import average_slots
 
 RATE_HZ, STEPS = 10, 50

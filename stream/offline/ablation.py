@@ -15,7 +15,8 @@ from mien.models.data.datasets import Dataset
 from mien.models.data.pairing import Pairing, paired_set, single
 from mien.models.evaluation.scores import figures, score, torch_runner
 from mien.models.training.device import training_device
-from mien.models.training.fusion import FusionTraining, train_fusion
+from mien.models.training.fusion import train_fusion
+from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.loop import Progress
 from mien.models.weights import weight_set
 from mien.stream.offline.labelled import read_labelled

@@ -10,7 +10,7 @@ import msgspec
 from mien.config import AssetsConfig, explain
 from mien.errors import ConfigError
 from mien.models.training.face import FaceTraining
-from mien.models.training.fusion import FusionTraining
+from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.speech import SpeechTraining
 from mien.models.weights import SHIPPED_FOLDER
 from mien.stream.offline.extraction import ExtractOptions

@@ -19,7 +19,8 @@ from mien.models.evaluation.protocols import fusion
 from mien.models.evaluation.scores import torch_runner
 from mien.models.evaluation.shares import auroc, damage_table, share_quality
 from mien.models.training.calibration import calibrate
-from mien.models.training.fusion import FusionTraining, train_fusion
+from mien.models.training.fusion import train_fusion
+from mien.models.training.fusion_settings import FusionTraining
 from tests.models.made_data import SPECS, STRENGTHS, made_dataset, with_damage
 
 NAMES = list(SPECS)

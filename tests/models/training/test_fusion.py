@@ -20,7 +20,8 @@ from mien.models.evaluation.protocols import fusion, robustness, streaming
 from mien.models.evaluation.scores import Scores, figures, score, torch_runner
 from mien.models.training.calibration import calibrate, fit_temperature, fit_temperatures
 from mien.models.training.encodings import EncodedItems
-from mien.models.training.fusion import FusionTraining, train_fusion
+from mien.models.training.fusion import train_fusion
+from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.loop import Evaluation
 from mien.models.training.readers import load_readers
 from tests.models.made_data import SPECS, made_dataset
