@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mien.engines.base import MAX_BATCH, Array
+from mien.engines.base import MAX_BATCH, Array, padded
 from mien.engines.gpu_engine import GpuEngine, on_stream
 from mien.engines.rings import Look, Ring, Windows
 from mien.engines.snapshots import Snapshots
@@ -111,14 +111,14 @@ class GpuWindows:
                 mask = self._pack_windows(name, track, places, look.ends_ns[name][part])
                 observed[name][places] = mask.any(1)
         for name, places in at.items():
-            parcel.add(f"{name}.at", _padded(places))
+            parcel.add(f"{name}.at", padded(places))
         parcel.send()
         for name in self._rows:
             if f"{name}.written" in parcel:
                 self._rows[name].index_copy_(0, parcel[f"{name}.written"], parcel[f"{name}.values"])
         for name, rows in wanted.items():
             self._encode(name, rows)
-        binding = self._fusion.binding_for(len(_padded(look.places)))
+        binding = self._fusion.binding_for(len(padded(look.places)))
         for index, name in enumerate(at):
             there = parcel[f"{name}.at"]
             # Copies, since TensorRT may hold its inputs in half precision.
@@ -153,8 +153,8 @@ class GpuWindows:
                 self._parcel.add(f"{name}.partial", np.stack(list(partial.values())))
         else:
             flat, mask = places[:, None] * track.spec.steps + np.arange(track.spec.steps), track.mask[places]
-        self._parcel.add(f"{name}.flat", _padded(flat).reshape(-1))
-        self._parcel.add(f"{name}.mask", _padded(mask))
+        self._parcel.add(f"{name}.flat", padded(flat).reshape(-1))
+        self._parcel.add(f"{name}.mask", padded(mask))
         self._parcel.add(f"{name}.places", places)
         return mask
 
@@ -223,9 +223,3 @@ class _Parcel:
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=self._device == "cuda")
         self._host_array = self._host.numpy()
         self._there = torch.empty(size, dtype=torch.uint8, device=self._device)
-
-
-def _padded(array: Array) -> Array:
-    """Rows up to the next power of two, the last one repeated."""
-    missing = (1 << max(len(array) - 1, 0).bit_length()) - len(array)
-    return np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing else array

@@ -221,9 +221,14 @@ def _train(
 def _targets(faces: Faces, training: FaceTraining, teacher: FaceCNN | None, device: torch.device) -> _Targets:
     shares, own = torch.from_numpy(faces.shares), torch.from_numpy(faces.own)
     counted = torch.bincount(own[own >= 0], minlength=len(EMOTIONS)).float()
-    weights = [class_weights(counts, training.balance) for counts in (shares.sum(0), counted)]
-    parts = [part.to(device) for part in (torch.from_numpy(faces.crops), shares, own, *weights)]
-    return _Targets(*parts, teacher)
+    return _Targets(
+        torch.from_numpy(faces.crops).to(device),
+        shares.to(device),
+        own.to(device),
+        class_weights(shares.sum(0), training.balance).to(device),
+        class_weights(counted, training.balance).to(device),
+        teacher,
+    )
 
 
 def _loss(model: FaceCNN, data: _Targets, chosen: Tensor, generator: torch.Generator, training: FaceTraining) -> Tensor:

@@ -154,7 +154,7 @@ def _missing_readers(
     dataset: Dataset, settings: FusionTraining, readers: Mapping[str, Weights], device: torch.device
 ) -> dict[str, Weights]:
     """Readers of the modalities that have none, trained now."""
-    made = {}
+    made: dict[str, Weights] = {}
     for name in [name for name in dataset.specs if name not in readers]:
         alone = msgspec.structs.replace(
             settings,

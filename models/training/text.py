@@ -6,8 +6,6 @@ a whole and each on one task, come first; the adapters learn from their outputs 
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +13,9 @@ from pathlib import Path
 import torch
 
 from mien.models.architecture import ModelConfig
-from mien.models.data.corpora import Corpus, read_corpus
+from mien.models.data.corpora import Corpus
 from mien.models.text.encoder import WordTokenizer
 from mien.models.text.minilm import adapter_state, add_adapters, load_minilm, save_adapters
-from mien.models.training.device import training_device
 from mien.models.training.loop import Progress
 from mien.models.training.text_batches import batches, sentences
 from mien.models.training.text_teachers import TEACHERS, Teacher, teacher_targets
@@ -81,30 +78,3 @@ def train_text(
     save_adapters(adapter_state(best.encoder), load_minilm(base), out, card)
     write_tensors(work / READER, best.reader.state_dict())
     return [evaluation.figures for evaluation in run.history]
-
-
-def main() -> None:
-    """`python -m mien.models.training.text CORPUS... --base FOLDER --work FOLDER --out FILE`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpora", type=Path, nargs="+", help="MOSI, MOSEI, GoEmotions and MELD tables")
-    parser.add_argument("--base", type=Path, required=True, help="folder of MiniLM")
-    parser.add_argument("--out", type=Path, required=True, help="where the adapters go, .safetensors")
-    parser.add_argument("--work", type=Path, required=True, help="working directory; resumes from it")
-    parser.add_argument("--seed", type=int, default=1111)
-    parser.add_argument("--epochs", type=int, default=TextTraining.epochs)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        handlers=[logging.FileHandler(given.work / "training.log", encoding="utf-8"), logging.StreamHandler()],
-    )
-    options = TextTraining(seed=given.seed, epochs=given.epochs, threads=given.threads)
-    train_text([read_corpus(path) for path in given.corpora], given.base, given.out, given.work, options,
-               device=training_device(given.device))  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

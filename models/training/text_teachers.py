@@ -21,8 +21,8 @@ from mien.models.data.corpora import CorpusItem
 from mien.models.text.encoder import WordTokenizer
 from mien.models.text.minilm import load_minilm
 from mien.models.training.loop import Progress
-from mien.models.training.text_batches import SamplingConfig, TeacherTargets, batches, collate
-from mien.models.training.text_tuning import SentenceTuner, Tuning, normalise, tune
+from mien.models.training.text_batches import SamplingConfig, TeacherTargets, batches
+from mien.models.training.text_tuning import SentenceTuner, Tuning, normalise, predict, tune
 from mien.models.weights.tensors import write_tensors
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,24 @@ def teacher_targets(
     for teacher in teachers:
         own = {name: items for name, items in train.items() if name in teacher.corpora}
         checked = {name: items for name, items in valid.items() if name in teacher.corpora}
-        if own and checked:
-            made = _outputs_on(texts, teacher, own, checked, tokenizer, base, work, model, device, report)
-            outputs[teacher.teaches].append(made)
+        if not (own and checked):
+            continue
+        key = hashlib.sha256(json.dumps([asdict(teacher), texts, str(model)]).encode()).hexdigest()
+        path = work / f"{teacher.name}-{key[:16]}.safetensors"
+        try:
+            made: Float32 = load_file(path)[teacher.teaches]
+        except (OSError, SafetensorError, KeyError):
+            log.info("teacher of %s", teacher.name)
+            torch.manual_seed(teacher.seed)
+            tuner = SentenceTuner(load_minilm(base, dropout=teacher.dropout), model).to(device)
+            normalise(tuner, batches(own, tokenizer, teacher.sampling, teacher.seed, 0))
+            whole = list(tuner.encoder.parameters())
+            run = tune(f"teacher of {teacher.name}", tuner, whole, own, checked, tokenizer, teacher,
+                       path.with_suffix(".state"), report=report)  # fmt: skip
+            sentiments, logits = predict(run.averaged, texts, tokenizer)
+            made = sentiments if teacher.teaches == SENTIMENT else torch.from_numpy(logits).softmax(1).numpy()
+            write_tensors(path, {teacher.teaches: torch.from_numpy(made)})
+        outputs[teacher.teaches].append(made)
     if not any(outputs.values()):
         return None
     sentiment = np.full(len(texts), np.nan, np.float32)
@@ -86,51 +101,3 @@ def teacher_targets(
     if outputs[EMOTION]:
         emotions = np.mean(outputs[EMOTION], axis=0)
     return TeacherTargets({text: row for row, text in enumerate(texts)}, sentiment, emotions)
-
-
-def _outputs_on(
-    texts: Sequence[str],
-    teacher: Teacher,
-    train: dict[str, list[CorpusItem]],
-    valid: dict[str, list[CorpusItem]],
-    tokenizer: WordTokenizer,
-    base: Path,
-    work: Path,
-    model: ModelConfig,
-    device: torch.device,
-    report: Progress | None,
-) -> Float32:
-    """Sentiment (n,) or emotion probabilities (n, 7) of n texts, from `work` or from a teacher trained now."""
-    key = hashlib.sha256(json.dumps([asdict(teacher), list(texts), str(model)]).encode()).hexdigest()
-    path = work / f"{teacher.name}-{key[:16]}.safetensors"
-    try:
-        kept: Float32 = load_file(path)[teacher.teaches]
-        return kept
-    except (OSError, SafetensorError, KeyError):
-        log.info("teacher of %s", teacher.name)
-    torch.manual_seed(teacher.seed)
-    tuner = SentenceTuner(load_minilm(base, dropout=teacher.dropout), model).to(device)
-    normalise(tuner, batches(train, tokenizer, teacher.sampling, teacher.seed, 0))
-    whole = list(tuner.encoder.parameters())
-    run = tune(f"teacher of {teacher.name}", tuner, whole, train, valid, tokenizer, teacher,
-               path.with_suffix(".state"), report=report)  # fmt: skip
-    made = _outputs(run.averaged, texts, tokenizer)[teacher.teaches]
-    write_tensors(path, {teacher.teaches: torch.from_numpy(made)})
-    return made
-
-
-@torch.no_grad()
-def _outputs(
-    tuner: SentenceTuner, texts: Sequence[str], tokenizer: WordTokenizer, batch: int = 64
-) -> dict[str, Float32]:
-    tuner.eval()
-    pieces = [tokenizer.tokenize_words(text.split()) for text in texts]
-    order = sorted(range(len(texts)), key=lambda n: len(pieces[n].input_ids))
-    sentiment = np.zeros(len(texts), np.float32)
-    emotions = np.zeros((len(texts), len(EMOTIONS)), np.float32)
-    for begin in range(0, len(order), batch):
-        chosen = order[begin : begin + batch]
-        fused = tuner(collate([(CorpusItem("", text=texts[n]), pieces[n]) for n in chosen]).to(tuner.device))
-        sentiment[chosen] = fused.sentiment.numpy(force=True)
-        emotions[chosen] = fused.logits.softmax(1).numpy(force=True)
-    return {SENTIMENT: sentiment, EMOTION: emotions}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mien.messages import EMOTIONS, ModalitySpec
+from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.corpora import CorpusItem
@@ -33,6 +33,7 @@ from mien.models.training.losses import variance_loss
 from mien.models.training.text_batches import Batch, SamplingConfig, TeacherTargets, batches, collate, epoch_items
 
 STATISTICS_BATCHES = 30
+PREDICT_BATCH = 64
 TEXT = "text"
 
 
@@ -163,23 +164,25 @@ def normalise(tuner: SentenceTuner, drawn: Iterator[Batch]) -> None:
 
 
 @torch.no_grad()
-def validate(
-    tuner: SentenceTuner,
-    corpora: dict[str, list[CorpusItem]],
-    tokenizer: WordTokenizer,
-) -> dict[str, float]:
-    """Figures by corpus, and "loss": mean of every corpus's own (absolute error, or cross-entropy)."""
+def predict(tuner: SentenceTuner, texts: Sequence[str], tokenizer: WordTokenizer) -> tuple[Float32, Float32]:
+    """Sentiment (n,) and emotion logits (n, 7) of n texts."""
     tuner.eval()
+    pieces = [tokenizer.tokenize_words(text.split()) for text in texts]
+    order = sorted(range(len(texts)), key=lambda n: len(pieces[n].input_ids))
+    sentiment, logits = np.zeros(len(texts), np.float32), np.zeros((len(texts), len(EMOTIONS)), np.float32)
+    for begin in range(0, len(order), PREDICT_BATCH):
+        chosen = order[begin : begin + PREDICT_BATCH]
+        fused = tuner(collate([(CorpusItem("", text=texts[n]), pieces[n]) for n in chosen]).to(tuner.device))
+        sentiment[chosen], logits[chosen] = fused.sentiment.numpy(force=True), fused.logits.numpy(force=True)
+    return sentiment, logits
+
+
+def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer) -> dict[str, float]:
+    """Figures by corpus, and "loss": mean of every corpus's own (absolute error, or cross-entropy)."""
     figures: dict[str, float] = {}
     losses: list[float] = []
     for name, items in sorted(corpora.items()):
-        order = sorted(range(len(items)), key=lambda n: len(items[n].text or ""))
-        sentiment, logits = np.zeros(len(items)), np.zeros((len(items), len(EMOTIONS)))
-        for start in range(0, len(order), 64):
-            chosen = order[start : start + 64]
-            batch = collate([(items[n], tokenizer.tokenize_words((items[n].text or "").split())) for n in chosen])
-            fused = tuner(batch.to(tuner.device))
-            sentiment[chosen], logits[chosen] = fused.sentiment.numpy(force=True), fused.logits.numpy(force=True)
+        sentiment, logits = predict(tuner, [item.text or "" for item in items], tokenizer)
         fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
         if fine:
             felt = sentiment_metrics([items[n].sentiment or 0.0 for n in fine], sentiment[fine].clip(-3, 3))
