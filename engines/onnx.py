@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,28 +30,40 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with GELU as one operator
 MODEL = "model.onnx"
+_AT_ONCE = 8  # windows a run on a CPU: 16 are no faster, 32 slower for want of cache, and each takes 4 MB while it runs
 
 
 class OnnxEngine(Engine):
-    """A session of ONNX Runtime."""
+    """A session of ONNX Runtime. Larger batches than `at_once` are run in parts."""
 
-    def __init__(self, id: str, network: Network, session: Any) -> None:
+    def __init__(self, id: str, network: Network, session: Any, at_once: int) -> None:
         self.id = id
         self.reason = ""
         self.network = network
-        self._session = session
+        self._session, self._at_once = session, at_once
         self._names = list(network.outputs)
         # What the exporter found to be without effect on any output is no input of the graph.
         self._inputs = [value.name for value in session.get_inputs()]
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.network, inputs)
+        given = {name: inputs[name] for name in self._inputs}
         try:
-            values = self._session.run(self._names, {name: inputs[name] for name in self._inputs})
+            runs = [self._session.run(self._names, part) for part in self._in_parts(given)]
+            values = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
         except Exception as error:
             # ONNX Runtime raises classes of its own without a common public base.
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
         return dict(zip(self._names, values, strict=True))
+
+    def _in_parts(self, inputs: dict[str, Array]) -> list[dict[str, Array]]:
+        """The inputs, a large batch of them cut up."""
+        count = max((len(array) for array in inputs.values()), default=0)
+        whole = any(self.network.dynamic.get(name, {}).get(0) != "batch" for name in inputs)
+        if whole or count <= self._at_once:
+            return [inputs]
+        cuts = [slice(at, at + self._at_once) for at in range(0, count, self._at_once)]
+        return [{name: array[cut] for name, array in inputs.items()} for cut in cuts]
 
 
 class OnnxBackend:
@@ -93,7 +106,8 @@ class OnnxBackend:
 
     def load(self, artifact: Artifact, threads: int) -> Engine:
         session = self._open((artifact.folder / MODEL).read_bytes(), threads, optimised=None)
-        return OnnxEngine(f"{self.name}-{artifact.precision}", artifact.network, session)
+        at_once = _AT_ONCE if self.provider == "CPUExecutionProvider" else sys.maxsize
+        return OnnxEngine(f"{self.name}-{artifact.precision}", artifact.network, session, at_once)
 
     def _open(self, model: bytes, threads: int, optimised: Path | None) -> Any:
         import onnxruntime
