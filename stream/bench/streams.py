@@ -144,9 +144,9 @@ def compare_batching(predictor: Predictor, streams: int, seconds: float) -> dict
 def find_most_streams(
     run: Callable[[int], Trial], most: int = 128, report: Callable[[Trial], None] | None = None
 ) -> dict[str, Any]:
-    """The largest number of streams with which a trial, or a second one, holds 33 ms at p99, by doubling, then halving steps.
+    """The largest number of streams with which a trial, or a second one, holds 33 ms at p99.
 
-    Memory by stream is the slope of a line through the trials.
+    It is found by doubling, then by halving steps. Memory by stream is the slope of a line through the trials.
     """
     trials: list[Trial] = []
 
