@@ -21,7 +21,7 @@ from rich.console import Console
 
 from mien.cli._terminal import figure_table, print_table
 from mien.stream.bench.benchmark import free_port
-from mien.stream.processes.plan import SAMPLE
+from mien.stream.sources.devices import SAMPLE
 
 ALLOWED = 1.10
 

@@ -40,13 +40,15 @@ class BusConfig(_Section, frozen=True):
     """Where processes meet. Predictions on `port`; video, audio and text features on the three ports after it.
 
     `host` is the address that is bound. Beyond this machine keys are needed: those in the folder `keys`, empty for the
-    user's own; a folder that is named is used on this machine too.
+    user's own; a folder that is named is used on this machine too. `control` is who may choose camera, microphone and
+    face while it runs: programs of this machine, also machines with keys, or nobody.
     """
 
     host: Host = "127.0.0.1"
     port: Port = 5560
     high_water_mark: Annotated[int, Meta(ge=1, le=10_000)] = 64
     keys: str = ""
+    control: Literal["local", "keys", "none"] = "local"
     workers: WorkersConfig = WorkersConfig()
 
     def endpoint(self, worker: str = "inference") -> str:
@@ -70,7 +72,8 @@ class BusConfig(_Section, frozen=True):
 class VideoConfig(_Section, frozen=True):
     """The picture. `source` is "auto", a device index, a URL (rtsp, http), a file, or "none".
 
-    `preview` is what people who watch may get of it: "picture", "mesh" (landmarks alone), or "none".
+    `preview` is what people who watch may get of it: "picture", "mesh" (landmarks alone), or "none". `choices` are
+    further sources, such as files and addresses, to choose from besides the cameras that are there.
     """
 
     source: str = "auto"
@@ -79,6 +82,7 @@ class VideoConfig(_Section, frozen=True):
     fps: Positive = 30.0
     max_faces: Annotated[int, Meta(ge=1, le=8)] = 2
     preview: Literal["picture", "mesh", "none"] = "picture"
+    choices: list[str] = []
 
 
 class AudioConfig(_Section, frozen=True):
@@ -86,13 +90,15 @@ class AudioConfig(_Section, frozen=True):
 
     `share` lets the sound itself leave its worker, for a recorder on this machine that asks for it. `reference` is a
     file with neutral speech of the person before the microphone, summed up, which the voice is compared with; empty:
-    with what was said until now.
+    with what was said until now. `choices` are further sources, such as files, to choose from besides the microphones
+    that are there.
     """
 
     source: str = "auto"
     reference: str = ""
     chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 40
     share: bool = False
+    choices: list[str] = []
 
 
 class TextConfig(_Section, frozen=True):
@@ -142,7 +148,8 @@ class InferenceConfig(_Section, frozen=True):
 class DashboardConfig(_Section, frozen=True):
     """The page. Beyond this machine it asks for `token`; empty means a new one each time it starts. Port 0 is any.
 
-    `minutes` is how far back it remembers; `recordings` is the folder for those that it makes, empty for "mien" among
+    `control` lets whoever has that token choose camera, microphone and face. `minutes` is how far back it remembers;
+    `recordings` is the folder for those that it makes, empty for "mien" among
     the user's documents.
     """
 
@@ -150,6 +157,7 @@ class DashboardConfig(_Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 5580
     minutes: Annotated[float, Meta(ge=1, le=60)] = 5.0
     token: str = ""
+    control: bool = False
     recordings: str = ""
 
 

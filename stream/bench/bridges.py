@@ -115,13 +115,18 @@ Peer = tuple[list[str], Callable[[], None]]  # options of the bridge, and what r
 
 @contextlib.contextmanager
 def _web(arrivals: Arrivals, stopping: threading.Event) -> Iterator[Peer]:
+    from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect
 
     port = free_port()
 
     def receive() -> None:
         while not stopping.is_set():
-            with contextlib.suppress(OSError), connect(f"ws://127.0.0.1:{port}/ws", origin=_origin(port)) as client:
+            # Nobody listens yet, or the bridge has ended.
+            with (
+                contextlib.suppress(OSError, ConnectionClosed),
+                connect(f"ws://127.0.0.1:{port}/ws", origin=_origin(port)) as client,
+            ):
                 while not stopping.is_set():
                     with contextlib.suppress(TimeoutError):
                         event = json.loads(client.recv(0.1))
@@ -183,7 +188,7 @@ def _mqtt(arrivals: Arrivals, stopping: threading.Event) -> Iterator[Peer]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "mosquitto.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n", encoding="utf-8")
+        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n", encoding="utf-8")
         broker = subprocess.Popen([mosquitto, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         client = paho.Client(CallbackAPIVersion.VERSION2)
 

@@ -10,6 +10,7 @@ that is measured by the exchange of `mien.stream.bus.clock_exchange`, also where
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -81,22 +82,25 @@ class _Session:
 
     def push(self, event: Event) -> int:
         """Returns how many samples were pushed."""
+        pushed = self._push(event)
+        # After the samples, which are not to wait for it.
         self._exchange.tick()
         for frames in self._receiver.drain():
-            try:
+            with contextlib.suppress(WireError):
                 self._exchange.hear(frames, self._clock.now_ns())
-            except WireError:
-                continue
+        return pushed
+
+    def _push(self, event: Event) -> int:
         if isinstance(event, Status):
             self._markers.push_sample([f"status:{event.worker}:{event.state}"], self._lsl_time(event.t_ns))
             return 1
+        self._predictions.push_sample(sample(event), self._lsl_time(event.t_end_ns))
         words = [
             word for word in event.words if word.committed and not word.uncertain and word.t_end_ns > self._worded_ns
         ]
         for word in words:
             self._worded_ns = word.t_end_ns
             self._markers.push_sample([f"word:{word.text}"], self._lsl_time(word.t_end_ns))
-        self._predictions.push_sample(sample(event), self._lsl_time(event.t_end_ns))
         return 1 + len(words)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import re
+import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class MqttOutlet:
                     tls_context=ssl.create_default_context() if broker.tls else None,
                     will=aiomqtt.Will(availability, "offline", qos=1, retain=True),
                     timeout=10,
+                    # Small messages one after the other: none is to wait until the broker has acknowledged the last.
+                    socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
                 ) as client:
                     self._counts.connects += 1
                     pause_s, failed = _FIRST_PAUSE_S, False

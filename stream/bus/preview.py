@@ -16,6 +16,9 @@ from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_fr
 MAX_JPEG_BYTES = 512 << 10
 MAX_LANDMARKS = 4096
 
+MAX_FACES = 8
+_NO_FACES = np.zeros((0, 4), np.float32)
+
 Edges = npt.NDArray[np.uint16]
 
 
@@ -28,6 +31,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
         features_seq: `seq` of the features message that was made from it.
         width, height: of the frame as captured, pixels.
         landmarks: shape (n, 2), float32, x and y as fractions of width and height; n is 0 without a face.
+        faces: shape (n, 4), float32, left, top, right and bottom of each face in view, likewise; from left to right.
+        chosen: whether the face that is followed was chosen.
         jpeg: the frame, at most 480 pixels long; empty where only landmarks were asked for or allowed.
     """
 
@@ -40,9 +45,11 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     landmarks: Float32
     jpeg: bytes = b""
+    faces: Float32 = _NO_FACES
+    chosen: bool = False
 
 
-class _Header(msgspec.Struct, frozen=True):
+class _Header(msgspec.Struct, frozen=True, omit_defaults=True):
     session: str
     run: int
     seq: int
@@ -51,6 +58,8 @@ class _Header(msgspec.Struct, frozen=True):
     width: int
     height: int
     landmarks: bytes
+    faces: bytes = b""
+    chosen: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -68,6 +77,8 @@ def encode_preview(preview: Preview, kind: str) -> Frames:
         width=preview.width,
         height=preview.height,
         landmarks=np.ascontiguousarray(preview.landmarks, "<f4").tobytes(),
+        faces=np.ascontiguousarray(preview.faces, "<f4").tobytes(),
+        chosen=preview.chosen,
     )
     return [topic("preview", preview.session, kind), VERSION_BYTE + _encode(header), preview.jpeg]
 
@@ -94,8 +105,11 @@ def decode_preview(frames: Sequence[bytes]) -> Preview:
     if len(header.landmarks) % 8 or len(header.landmarks) > MAX_LANDMARKS * 8:
         raise WireError("truncated: landmarks are pairs of float32")
     landmarks = np.frombuffer(header.landmarks, "<f4").reshape(-1, 2)
-    if not np.isfinite(landmarks).all():
-        raise WireError("nonfinite: a landmark")
+    if len(header.faces) % 16 or len(header.faces) > MAX_FACES * 16:
+        raise WireError("truncated: faces are four float32 each")
+    faces = np.frombuffer(header.faces, "<f4").reshape(-1, 4)
+    if not (np.isfinite(landmarks).all() and np.isfinite(faces).all()):
+        raise WireError("nonfinite: a landmark or face")
     return Preview(
         session=header.session,
         run=header.run,
@@ -106,6 +120,8 @@ def decode_preview(frames: Sequence[bytes]) -> Preview:
         height=header.height,
         landmarks=landmarks,
         jpeg=jpeg,
+        faces=faces,
+        chosen=header.chosen,
     )
 
 

@@ -19,6 +19,7 @@ import zmq
 
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
+from mien.stream.bus.choices import MAX_CHOICE_BYTES
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded, is_loopback
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
@@ -88,6 +89,7 @@ class Publisher:
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self._tell_time: Callable[[bytes], list[bytes]] | None = None
+        self._hear: Callable[[bytes, bool], None] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self._lossless = lossless
@@ -95,8 +97,8 @@ class Publisher:
         self.socket.setsockopt(zmq.LINGER, 200)
         self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark * sessions)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-        # Subscribers have nothing long to say: a topic at most, or the handshake of CURVE.
-        self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else 160)
+        # Subscribers have nothing long to say: a topic or a choice at most, or the handshake of CURVE.
+        self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else MAX_CHOICE_BYTES)
         if lossless:
             self.socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
@@ -137,14 +139,21 @@ class Publisher:
         """Have a question for the time answered, see `mien.stream.bus.clock_exchange`."""
         self._tell_time = make
 
+    def hear_choices(self, take: Callable[[bytes, bool], None]) -> None:
+        """Have choices taken (`mien.stream.bus.choices`): called with each frame, and whether it is of this machine."""
+        self._hear = take
+
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
         for _ in range(_MAX_EVENTS):
             try:
-                event = self.socket.recv(zmq.DONTWAIT)
+                frame = self.socket.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 break
+            event = frame.bytes
             if not event or event[0] not in (0, 1):
+                if self._hear is not None and event.startswith(b"{"):
+                    self._hear(event, is_loopback(str(frame.get("Peer-Address"))))
                 continue
             prefix = event[1:]
             if prefix.startswith(b"clock/"):

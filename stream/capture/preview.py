@@ -20,7 +20,7 @@ from mien.stream.bus.curve import host_of, is_loopback
 from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import VERSION_BYTE, topic
-from mien.stream.modalities.base import Picture
+from mien.stream.modalities.base import Faces, Picture
 from mien.stream.processes.priority import give_way
 
 MAX_HZ = 15.0
@@ -40,6 +40,7 @@ class _Moment(NamedTuple):
     width: int
     height: int
     landmarks: Float32
+    faces: Faces | None
 
 
 class PreviewPublisher:
@@ -96,7 +97,7 @@ class PreviewPublisher:
         if picture.landmarks is not None:
             size = np.array([width, height], np.float32)
             landmarks = np.asarray((picture.landmarks + np.float32(0.5)) / size, np.float32)
-        moment = _Moment(wanted, t_ns, features_seq, width, height, landmarks)
+        moment = _Moment(wanted, t_ns, features_seq, width, height, landmarks, picture.faces)
         if self._pictures and "picture" in wanted:
             self._pending = self._encoder.submit(encode_jpeg, picture.image), moment
         else:
@@ -129,6 +130,8 @@ class PreviewPublisher:
                 height=moment.height,
                 landmarks=moment.landmarks,
                 jpeg=jpeg if kind == "picture" else b"",
+                faces=np.array(moment.faces.boxes if moment.faces is not None else (), np.float32).reshape(-1, 4),
+                chosen=moment.faces is not None and moment.faces.following == "chosen",
             )
             frames = encode_preview(preview, kind)
             self._publisher.send(frames, keep=False)  # a picture is never kept for somebody who comes later

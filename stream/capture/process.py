@@ -12,6 +12,7 @@ from mien.messages import FeatureWindow, Status, WorkerState
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_features, encode_status, topic
+from mien.stream.capture.choosing import Choosing
 from mien.stream.capture.preview import PreviewPublisher
 from mien.stream.capture.recent import RecentFeatures
 from mien.stream.capture.sound import SoundPublisher
@@ -58,6 +59,7 @@ class _CaptureProcess:
         publisher.answer(self._recent.topic, self._recent.message)
         publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
         self._sound = SoundPublisher(publisher, control.assignment.config, control.run)
+        self._choosing = Choosing(publisher, worker, control.assignment.config, control.run, control.clock, modality)
         self._meter = RateMeter()
         self._resources = ResourceMeter()
         self._seq = 0
@@ -91,6 +93,10 @@ class _CaptureProcess:
                 self._sound.offer(piece)
             self._previews.deliver()
             self._publisher.service()
+            if self._choosing.is_opening():
+                self._control.beat(BUSY_PATIENCE_S)
+            if self._choosing.take(lambda section, source: self._control.say("using", section=section, source=source)):
+                self.publish_status(self._state)
             state = self._modality.health().state
             # A source may be over while its last rows are still being made; only `rows()` knows when all is said.
             self._report_if_due("running" if state == "ended" else state)
@@ -103,6 +109,7 @@ class _CaptureProcess:
 
     def close(self) -> None:
         """Nothing more is published."""
+        self._choosing.close()
         self._previews.close()
 
     def publish_status(self, state: WorkerState) -> None:
@@ -118,6 +125,8 @@ class _CaptureProcess:
             drops["unknown_key"] = self._publisher.refused
         if self._publisher.shaken_off:
             drops["subscription_flood"] = self._publisher.shaken_off
+        if self._choosing.refused:
+            drops["refused_choices"] = self._choosing.refused
         live = not self._control.assignment.config.clip.fast and self._t_end_ns is not None
         status = Status(
             session=self._session,

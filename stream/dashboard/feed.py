@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mien.clock import NS_PER_MS
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
+from mien.stream.dashboard.choosing import Choosing
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import row_of
 from mien.stream.dashboard.keeping import Keeping
@@ -50,7 +51,9 @@ _decode = msgspec.json.Decoder(Question).decode
 _encode = msgspec.json.Encoder().encode
 
 
-async def serve_feed(socket: WebSocket, collector: Collector, keeping: Keeping, span_ms: int) -> None:
+async def serve_feed(
+    socket: WebSocket, collector: Collector, keeping: Keeping, choosing: Choosing, span_ms: int
+) -> None:
     """Answer one browser until it goes away."""
     await socket.accept()
     client = next(_clients)
@@ -67,7 +70,7 @@ async def serve_feed(socket: WebSocket, collector: Collector, keeping: Keeping, 
             await asyncio.sleep(answered_s + INTERVAL_S - time.monotonic())
             answered_s = time.monotonic()
             with collector.lock:
-                reply = answer(question, collector, keeping, span_ms)
+                reply = answer(question, collector, keeping, choosing, span_ms)
             await socket.send_bytes(reply)
     except (WebSocketDisconnect, RuntimeError):
         pass  # it left, also in the middle of an answer
@@ -76,7 +79,7 @@ async def serve_feed(socket: WebSocket, collector: Collector, keeping: Keeping, 
             collector.unwatch(client)
 
 
-def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: int) -> bytes:
+def answer(question: Question, collector: Collector, keeping: Keeping, choosing: Choosing, span_ms: int) -> bytes:
     """What is new for a page. Called under the collector's lock."""
     history = collector.history
     known = question.era == history.era
@@ -100,6 +103,7 @@ def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: 
         "endpoint": collector.endpoint,
         "facts": view.facts(collector),
         "record": keeping.state(view.shared(collector)),
+        "choosers": choosing.workers,
         "labels": keeping.can_label,
         "marks": keeping.marks,
         "note": _note(question, collector),
@@ -123,6 +127,8 @@ def answer(question: Question, collector: Collector, keeping: Keeping, span_ms: 
             "width": preview.width,
             "height": preview.height,
             "points": len(preview.landmarks),
+            "faces": preview.faces.round(4).tolist(),
+            "chosen": preview.chosen,
         }
         blob = np.ascontiguousarray(preview.landmarks, "<f4").tobytes() + jpeg
     text = _encode(told)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mien.clock import Clock
-from mien.config import Config
+from mien.config import BusConfig, Config
 from mien.errors import BusError
 from mien.stream.dashboard.screen import open_browser
 from mien.stream.processes.child import Child, Event
@@ -35,6 +35,16 @@ def bus_overrides(endpoint: str | None) -> dict[str, Any]:
     if scheme != "tcp" or not host or not port.isdigit():
         raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560")
     return {"bus.host": host.strip("[]"), "bus.port": int(port)}
+
+
+def bus_config(endpoint: str, keys: str = "") -> BusConfig:
+    """The bus of the mien whose predictions are at `endpoint`.
+
+    Raises:
+        BusError: it is not an address.
+    """
+    host, port = bus_overrides(endpoint).values()
+    return BusConfig(host=host, port=port, keys=keys)
 
 
 def look(

@@ -36,6 +36,11 @@ _EXPLANATIONS = (
         "Nothing. Pictures reach this page only while it is open, and nothing is kept unless you record.",
     ),
     (
+        "Where it comes from",
+        "This page listens on {endpoint}. When nothing comes, start mien run or mien demo on that port. Camera and"
+        " microphone are chosen below the picture; of several faces, a click on one follows it.",
+    ),
+    (
         "The law",
         "People must be told that an emotion recognition system is in use; at work and in education it is prohibited in"
         " the European Union, except for medical or safety reasons.",
@@ -61,6 +66,8 @@ def build_page(version: str) -> None:
         with _box("div", "m-grid"):
             with _box("div", "m-column"):
                 _picture()
+                _sound()
+                _devices()
                 _now()
             with _box("div", "m-column"):
                 _timeline()
@@ -89,19 +96,36 @@ def _head() -> None:
 
 def _picture() -> None:
     with _box("section", "m-panel m-picture").props('aria-label="picture"'):
-        _box("canvas", "js-canvas")
-        with _box("div", "m-note"):
-            _box("span", "js-note")
-            with _box("span", "m-eyes"):
-                _text("button", "Mirror", "m-eye js-mirror").props(
-                    'type="button" aria-pressed="false" title="only on this page; nothing that is measured changes"'
-                )
-                _text("button", "Hide picture", "m-eye js-eye").props('type="button"')
+        with _box("div", "m-screen"):
+            _box("canvas", "js-canvas")
+            with _box("div", "m-note"):
+                _box("span", "js-note")
+                with _box("span", "m-eyes"):
+                    _text("button", "Mirror", "m-eye js-mirror").props(
+                        'type="button" aria-pressed="false" title="only on this page; nothing that is measured changes"'
+                    )
+                    _text("button", "Hide picture", "m-eye js-eye").props('type="button"')
+        with _box("div", "m-faces js-faces").props('role="toolbar" aria-label="the face that is followed" hidden'):
+            _box("span", "js-faces-said").props('role="status"')
+            _box("span", "m-eyes js-faces-choices")
+
+
+def _sound() -> None:
     with _box("div", "m-panel m-sound"):
         _text("span", "sound", "")
         with _box("div", "m-level").props('role="img" aria-label="sound level"'):
             _box("i", "js-level")
         _box("span", "js-heard").props('role="status"')
+
+
+def _devices() -> None:
+    """What is captured; hidden where the page may not choose it."""
+    with _box("section", "m-panel m-devices js-devices").props('aria-label="camera and microphone" hidden'):
+        for worker, name in (("video", "Camera"), ("audio", "Microphone")):
+            with _box("label", f"js-pick-{worker}"):
+                _text("span", name, "")
+                _box("select", "m-select")
+        _box("p", "js-devices-said").props('role="status"')
 
 
 def _now() -> None:
@@ -192,7 +216,12 @@ def _help() -> None:
         _text("h2", "What this page shows", "").props('id="help-title"')
         for title, text in _EXPLANATIONS:
             _text("h3", title, "")
-            _text("p", text, "")
+            with _box("p", ""):
+                before, _, after = text.partition("{endpoint}")
+                _text("span", before, "")
+                if after:
+                    _box("span", "js-endpoint")
+                    _text("span", after, "")
         with _box("footer", ""):
             _button("Close", "js-help-close").props("autofocus")
 

@@ -15,6 +15,7 @@ import msgspec
 from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
+from mien.stream.dashboard.choosing import Choosing, Wish
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.keeping import Keeping, Label
 from mien.stream.processes.priority import give_way
@@ -109,7 +110,8 @@ def serve(
     give_way()
     collector = Collector(bus, session, config.minutes, pictures=not place.token)
     keeping = Keeping(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
-    app = _build(place, config, collector, keeping)
+    choosing = Choosing(collector, bus, allowed=not place.token or config.control)
+    app = _build(place, config, collector, keeping, choosing)
     collector.start()
     try:
         asyncio.run(serve_app(app, place, is_stopping, ready))
@@ -118,7 +120,7 @@ def serve(
         collector.stop()
 
 
-def _build(place: Place, config: DashboardConfig, collector: Collector, keeping: Keeping) -> object:
+def _build(place: Place, config: DashboardConfig, collector: Collector, keeping: Keeping, choosing: Choosing) -> object:
     from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import JSONResponse
     from nicegui import ui
@@ -134,7 +136,14 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
     app.mount("/assets", StaticFiles(directory=ASSETS))
 
     async def feed(socket: WebSocket) -> None:
-        await serve_feed(socket, collector, keeping, round(config.minutes * 60_000))
+        await serve_feed(socket, collector, keeping, choosing, round(config.minutes * 60_000))
+
+    async def choose(request: Request) -> JSONResponse:
+        try:
+            wish = msgspec.json.decode(await request.body(), type=Wish)
+            return JSONResponse(await asyncio.to_thread(choosing.carry_out, wish))
+        except (MienError, msgspec.MsgspecError) as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
 
     async def record(request: Request) -> JSONResponse:
         try:
@@ -157,6 +166,7 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
 
     app.router.add_websocket_route("/feed", feed)
     app.router.add_route("/record", record, methods=["POST"])
+    app.router.add_route("/choices", choose, methods=["POST"])
     app.router.add_route("/labels", label, methods=["POST"])
     newest = max(file.stat().st_mtime_ns for file in ASSETS.iterdir())
     ui.run_with(

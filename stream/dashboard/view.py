@@ -50,9 +50,11 @@ def origin(collector: Collector) -> str:
 
 def source(collector: Collector) -> str:
     """What is captured, in words."""
-    if collector.about is not None and collector.about.label:
-        return collector.about.label
     statuses = collector.statuses
+    # What was chosen while it runs, the workers alone know.
+    chosen = any(statuses[worker].detail.get("chosen") for worker in ("video", "audio") if worker in statuses)
+    if collector.about is not None and collector.about.label and not chosen:
+        return collector.about.label
     names: list[str] = []
     for worker in ("video", "audio"):
         name = statuses[worker].detail.get("source") if worker in statuses else None

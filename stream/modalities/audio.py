@@ -25,10 +25,11 @@ from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STAT
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
 from mien.stream.modalities.base import Health, Modality, Rows, SoundPiece
+from mien.stream.modalities.hearing import Hearing
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
-from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE
 from mien.stream.speech.pitch import FLOOR, SPAN, yin
 from mien.stream.speech.voice_activity import FRAME, Hangover, VoiceActivity
 from mien.stream.speech.voice_states import VoiceStates
@@ -187,15 +188,13 @@ def voice_reference(path: str = "") -> Reference | RunningReference:
     return read_reference(Path(path).expanduser(), SPEC.extractor) if path else RunningReference()
 
 
-class Audio(Modality):
+class Audio(Hearing):
     """A microphone or a clip's sound, and its rows. One message per chunk of sound."""
 
     spec = SPEC
 
     def __init__(self, config: Config, clock: Clock) -> None:
-        self._config = config
-        self._clock = clock
-        self._source: AudioSource | None = None
+        super().__init__(config, clock)
         self._slots = SlotClock(SPEC.rate_hz)
         self._pushed = self._made = 0  # samples and rows of the present stretch without a hole
         self._begin_ns = 0  # capture time of its first sample
@@ -204,6 +203,11 @@ class Audio(Modality):
         self._level_db: float | None = None
         self._pieces: list[SoundPiece] = []
         self._voice = False
+        self._is_changed = False
+
+    def use(self, source: str) -> None:
+        super().use(source)
+        self._is_changed = True
 
     def prepare(self) -> None:
         self._extractor = AudioExtractor(self._config.assets, voice_reference(self._config.audio.reference))
@@ -211,20 +215,21 @@ class Audio(Modality):
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"
-        self._sent_ns = start_ns
+        self._start_ns = self._sent_ns = start_ns
         self._source.start(start_ns)
 
     def rows(self) -> Iterator[Rows | None]:
-        source = self._source
-        assert source is not None, "prepare() comes first"
-        while not source.ended:
+        assert self._source is not None, "prepare() comes first"
+        while not (source := self._source).ended:
             chunk = source.read(timeout=0.1)
             if chunk is None:
                 if not source.ended:
                     yield None
                 continue
             if not chunk.continuous:
-                self._extractor.reset(same_voice=True)
+                # Another microphone makes another sound of the same voice.
+                self._extractor.reset(same_voice=not self._is_changed)
+                self._is_changed = False
                 self._pushed = self._made = 0
             # From the newest chunk, since a device's times follow the session's clock while the samples count on.
             self._begin_ns = chunk.t_start_ns - self._pushed * NS_PER_SAMPLE
@@ -249,6 +254,7 @@ class Audio(Modality):
             detail={
                 "source": source.name,
                 "origin": source_origin(self._config.audio.source),
+                "chosen": self._chosen,
                 "level_db": self._level_db,
                 "voice": self._voice,
                 "reference": "none" if reference is None else "given" if reference.given else "running",

@@ -10,13 +10,14 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mien.clock import Clock
 from mien.config import Config
+from mien.errors import SourceError
 from mien.messages import WORKERS, Bool, Float32, Int64, ModalitySpec, Word, WorkerState
 
 
@@ -34,6 +35,19 @@ class Rows:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Faces:
+    """The faces in view, where one of them can be chosen.
+
+    Attributes:
+        boxes: left, top, right and bottom of each as fractions of the picture, from left to right.
+        following: the largest, or one that somebody chose.
+    """
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+    following: Literal["largest", "chosen"]
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """The frame that a row was made from, for previews.
@@ -42,11 +56,13 @@ class Picture:
         image: (H, W, 3) uint8, BGR.
         landmarks: (n, 2) float32, pixels, the centre of the first pixel is (0, 0); None without a face.
         edges: gives the pairs of landmarks that a line joins, (n, 2).
+        faces: those in view.
     """
 
     image: npt.NDArray[np.uint8]
     landmarks: Float32 | None
     edges: Callable[[], npt.NDArray[Any]]
+    faces: Faces | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +92,31 @@ class Modality(ABC):
     """A source and its extractor, in one capture process."""
 
     spec: ModalitySpec
+
+    @property
+    @abstractmethod
+    def used(self) -> str:
+        """The source that is used now, as the configuration writes it."""
+
+    @abstractmethod
+    def use(self, source: str) -> None:
+        """Take another source from now on. Called between two rows, from the same thread.
+
+        Raises:
+            SourceError: it cannot be opened; the one before is used further.
+        """
+
+    def faces(self) -> Faces | None:
+        """The faces that `follow` chooses among; None where there is no such choice."""
+        return None
+
+    def follow(self, place: tuple[float, float] | None) -> None:
+        """Follow the face at a place, x and y as fractions of the picture, while it is there; None: the largest.
+
+        Raises:
+            SourceError: no faces are looked for here.
+        """
+        raise SourceError(f"there are no faces to choose among in {self.spec.name} (place {place})")
 
     @abstractmethod
     def prepare(self) -> None:

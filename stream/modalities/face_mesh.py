@@ -10,6 +10,7 @@ part of it (see `face_search`).
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import zipfile
@@ -28,6 +29,7 @@ from mien.stream.modalities.face_search import SURE, Box, Region, Search, region
 from mien.stream.modalities.mediapipe_tasks import BaseOptions, mp, vision
 
 UInt8 = npt.NDArray[np.uint8]
+Place = tuple[float, float]
 
 BLENDSHAPES = 52
 EDGES = np.array(
@@ -37,6 +39,8 @@ LOOK_NS = 500 * NS_PER_MS
 LARGER = 1.5  # times the area of the face that is followed: then the largest is followed instead
 _SAME = 0.2  # intersection over union of two boxes that are one face
 _PATIENCE = 5  # frames in which only the largest face is shown, or a face is waited for in its part
+_GONE_NS = 3 * NS_PER_S  # for which a chosen face is waited for, before the largest is followed again
+_NEAR = 1.0  # widths of the chosen face within which it is looked for again
 _UNCLEAR_NS = 2 * NS_PER_S  # for which a face that was seen without landmarks is spoken of
 _QUIET = threading.Lock()
 
@@ -74,6 +78,7 @@ class FaceMesh:
 
     Attributes:
         faces: how many were in view at the last look, at most `max_faces`.
+        boxes: of the largest of them, at most `max_faces`, from left to right; empty where only one is looked for.
 
     Raises:
         AssetError: MediaPipe cannot use the file.
@@ -81,6 +86,7 @@ class FaceMesh:
 
     def __init__(self, task: Path, *, moving: bool, max_faces: int = 1) -> None:
         self.faces = 0
+        self.boxes: tuple[Box, ...] = ()
         self._moving = moving
         self._max_faces = max_faces
         self._first_ns: int | None = None
@@ -89,6 +95,10 @@ class FaceMesh:
         self._followed: Box | None = None
         self._wanted: Box | None = None
         self._patience = 0
+        self._place: Place | None = None  # where a face was chosen that has not been looked for yet
+        self._chosen: Box | None = None
+        self._chosen_ns = 0  # when it was seen last
+        self._prefers_largest = False
         self._task = task
         self._search = Search()
         self._region: Region | None = None  # in which a small face is followed
@@ -125,8 +135,26 @@ class FaceMesh:
         face = self._landmarks(rgb, t_ns)
         if self._moving:
             face = self._followed_closely(rgb, face)
-        self._follow(face)
+        if face is not None and self._chosen is not None:
+            if overlap(face.box, self._chosen) < _SAME:
+                face = None  # somebody else: nothing is known of the one who was chosen
+            else:
+                self._chosen, self._chosen_ns = face.box, t_ns
+        self._track(face)
         return face
+
+    def follow(self, place: Place | None) -> None:
+        """Follow the face at a place, x and y as fractions of the picture, until it is gone for seconds.
+
+        None: the largest, as before anything was chosen.
+        """
+        self._place, self._chosen, self._prefers_largest = place, None, place is None
+        self._chosen_ns, self._looked_ns = self._now_ns, None  # looked for in the next frame
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a face is followed because it was chosen."""
+        return self._chosen is not None or self._place is not None
 
     @property
     def is_unclear(self) -> bool:
@@ -138,7 +166,7 @@ class FaceMesh:
         self._now_ns = t_ns
         if rgb.shape[:2] != self._size:
             self._size = rgb.shape[0], rgb.shape[1]
-            self._region = self._wanted = self._followed = None
+            self._region = self._wanted = self._followed = self._chosen = None
 
     def _landmarks(self, rgb: UInt8, t_ns: int) -> Face | None:
         """What the landmarker makes of a picture, or of the part of it that holds a small face."""
@@ -194,22 +222,57 @@ class FaceMesh:
         self._landmarker = self._detector = None
 
     def _look(self, rgb: UInt8) -> None:
-        """Count the faces, and want the largest if it is not the one that is followed."""
+        """Count the faces, and want the one that was chosen, or the largest, if another one is followed."""
         boxes = self._detected(rgb)
         self.faces = min(len(boxes), self._max_faces)
+        self.boxes = tuple(sorted(sorted(boxes, key=_area)[-self._max_faces :]))
         if boxes and self._followed is None:
             self._seen_ns = self._now_ns
-        if len(boxes) < 2:
+        if self.is_chosen and self._look_for_chosen(boxes):
             return
-        largest = max(boxes, key=_area)
+        largest = max(boxes, key=_area, default=None)
+        prefers, self._prefers_largest = self._prefers_largest, False
+        if largest is None or (len(boxes) < 2 and not prefers):
+            return
         followed = self._followed
         if followed is not None:
             same = max(boxes, key=lambda box: overlap(box, followed))
-            if overlap(same, followed) >= _SAME and _area(largest) <= LARGER * _area(same):
+            least = 1.0 if prefers else LARGER
+            if overlap(same, followed) >= _SAME and _area(largest) <= least * _area(same):
                 return
-        self._wanted, self._patience = largest, _PATIENCE
+        self._want(largest)
 
-    def _follow(self, face: Face | None) -> None:
+    def _look_for_chosen(self, boxes: list[Box]) -> bool:
+        """Find the face that was chosen; False once it is gone for so long that it is given up."""
+        found: Box | None = None
+        if self._place is not None and boxes:
+            x, y = self._place[0] * self._size[1], self._place[1] * self._size[0]
+            found = min(boxes, key=lambda box: _distance(box, x, y))
+            self._place = None
+        elif (chosen := self._chosen) is not None and boxes:
+            x, y = _centre(chosen)
+            best = max(boxes, key=lambda box: overlap(box, chosen))
+            if overlap(best, chosen) < _SAME:
+                best = min(boxes, key=lambda box: math.dist(_centre(box), (x, y)))
+            if math.dist(_centre(best), (x, y)) <= _NEAR * (chosen[2] - chosen[0]):
+                found = best
+        if found is not None:
+            self._chosen, self._chosen_ns = found, self._now_ns
+            if self._followed is None or overlap(found, self._followed) < _SAME:
+                self._want(found)
+        elif self._now_ns - self._chosen_ns >= _GONE_NS:
+            self._chosen = self._place = None
+            self._prefers_largest = True
+        return self.is_chosen
+
+    def _want(self, box: Box) -> None:
+        """Show the landmarker this face alone until it has it."""
+        self._wanted, self._patience = box, _PATIENCE
+        if self._moving and (self._region is not None or self._chosen is not None):
+            height, width = self._size
+            self._region = region_for(region_around(box, width, height), box, width, height)
+
+    def _track(self, face: Face | None) -> None:
         if face is not None:
             self._followed = face.box
             self.faces = max(self.faces, 1)
@@ -233,6 +296,16 @@ def overlap(one: Box, other: Box) -> float:
 
 def _area(box: Box) -> float:
     return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+
+def _centre(box: Box) -> Place:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _distance(box: Box, x: float, y: float) -> float:
+    """From a point to a box's centre; within the box, all are nearer than any outside of one."""
+    inside = box[0] <= x <= box[2] and box[1] <= y <= box[3]
+    return math.dist(_centre(box), (x, y)) - (1e6 if inside else 0.0)
 
 
 def _only(rgb: UInt8, box: Box) -> UInt8:

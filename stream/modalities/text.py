@@ -31,9 +31,10 @@ from mien.models.text.encoder import (
 )
 from mien.models.weights import weight_set
 from mien.stream.modalities.base import Health, Modality, Rows
+from mien.stream.modalities.hearing import Hearing
 from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
-from mien.stream.sources.source import SAMPLE_RATE, AudioSource
+from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.voice_activity import VoiceActivity
@@ -166,7 +167,7 @@ def asr_folder(asr: str, assets: AssetsConfig) -> Path:
     )
 
 
-class Text(Modality):
+class Text(Hearing):
     """A microphone or a clip's sound, and the words in it.
 
     The sound is read here, at all times; recognition runs in a thread of its own, one step at a time.
@@ -175,10 +176,8 @@ class Text(Modality):
     def __init__(self, config: Config, clock: Clock) -> None:
         self._adapters = weight_set(config.inference.checkpoint).text
         self.spec = text_spec(self._adapters)
-        self._config = config
-        self._clock = clock
+        super().__init__(config, clock)
         self._fast = config.clip.fast
-        self._source: AudioSource | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._backlog = Backlog(config.text.step_ms, None if self._fast else BACKLOG_S)
         self._recogniser: Recogniser | None = None
@@ -202,15 +201,17 @@ class Text(Modality):
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"
+        self._start_ns = start_ns
         self._source.start(start_ns)
 
     def rows(self) -> Iterator[Rows | None]:
-        source, thread = self._source, self._thread
-        assert source is not None, "prepare() comes first"
+        thread = self._thread
+        assert self._source is not None, "prepare() comes first"
         assert thread is not None
         job: Future[Rows] | None = None
         said = self._fast  # a clip in full begins with its first words; nobody waits to hear that there are none
         while True:
+            source = self._source
             if job is not None and job.done():
                 yield job.result()
                 job = None
@@ -260,6 +261,7 @@ class Text(Modality):
             last_error=self._error or source.error,
             detail={
                 "source": source.name,
+                "chosen": self._chosen,
                 "asr": self._config.text.asr,
                 "real_time_factor": round(work_s / sound_s, 3) if sound_s else None,
                 "lag_ms": lag_ms,

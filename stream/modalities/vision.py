@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,12 @@ from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.engines.base import Network, Origin
 from mien.engines.selection import open_engine
-from mien.errors import CheckpointError
+from mien.errors import CheckpointError, SourceError
 from mien.messages import Float32, ModalitySpec
 from mien.models.weights import SHIPPED, weight_set
-from mien.stream.modalities.base import Health, Modality, Picture, Rows
+from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
-from mien.stream.processes.plan import source_origin
+from mien.stream.processes.plan import source_origin, with_source
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import open_video
 
@@ -76,6 +76,8 @@ class FaceView:
         crop: (48, 48) uint8, what the face CNN saw; None if it saw nothing.
         logits: (7,) what the face CNN makes of it, in the order of EMOTIONS; None likewise.
         landmarks: (478, 2) pixels; None without a face.
+        all_faces: boxes of the faces that were seen at the last look, from left to right, and whether one was chosen;
+            None where no others are looked for.
         unclear: there is a face, but too small or turned away for a row.
     """
 
@@ -84,6 +86,7 @@ class FaceView:
     crop: UInt8 | None = None
     logits: Float32 | None = None
     landmarks: Float32 | None = None
+    all_faces: Faces | None = None
     unclear: bool = False
 
 
@@ -131,9 +134,18 @@ class VisionExtractor:
         """
         assert self._stream is not None, "closed"
         face = self._stream.find(np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), np.uint8), t_ns)
+        others = self._faces_of(self._stream, image_bgr)
         if face is None:
-            return np.zeros(SPEC.dim, np.float32), False, FaceView(self._stream.faces, unclear=self._stream.is_unclear)
-        return self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
+            unclear = self._stream.is_unclear
+            view = FaceView(self._stream.faces, all_faces=others, unclear=unclear)
+            return np.zeros(SPEC.dim, np.float32), False, view
+        values, valid, view = self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
+        return values, valid, replace(view, all_faces=others)
+
+    def follow(self, place: tuple[float, float] | None) -> None:
+        """Follow the face at a place, x and y as fractions of the picture; None: the largest."""
+        assert self._stream is not None, "closed"
+        self._stream.follow(place)
 
     def still(self, image: UInt8) -> Row:
         """The row of a picture that is all face, as data sets of cropped faces have it.
@@ -158,6 +170,14 @@ class VisionExtractor:
             if mesh is not None:
                 mesh.close()
         self._stream = self._stills = None
+
+    def _faces_of(self, mesh: FaceMesh, image: UInt8) -> Faces | None:
+        if self._max_faces < 2:
+            return None
+        height, width = image.shape[:2]
+        boxes = tuple((left / width, top / height, right / width, bottom / height)
+                      for left, top, right, bottom in mesh.boxes)  # fmt: skip
+        return Faces(boxes, "chosen" if mesh.is_chosen else "largest")
 
     def _mesh(self, *, moving: bool, max_faces: int) -> FaceMesh:
         from mien.stream.modalities.face_mesh import FaceMesh
@@ -272,6 +292,33 @@ class Vision(Modality):
         self._unclear = False
         self._size: tuple[int, int] | None = None
         self._picture: Picture | None = None
+        self._all_faces: Faces | None = None
+        self._start_ns = 0
+        self._chosen = False
+
+    @property
+    def used(self) -> str:
+        return self._config.video.source
+
+    def use(self, source: str) -> None:
+        assert self._source is not None, "prepare() comes first"
+        assert self._extractor is not None
+        config = with_source(self._config, "video", source)
+        opened = open_video(config, self._clock)
+        self._source.close()
+        self._source, self._config, self._chosen = opened, config, True
+        self._extractor.reset()
+        opened.start(self._start_ns)
+
+    def faces(self) -> Faces | None:
+        return self._all_faces
+
+    def follow(self, place: tuple[float, float] | None) -> None:
+        if self._config.video.max_faces < 2 or self._extractor is None:
+            raise SourceError("only one face is looked for (video.max_faces = 1); allow more to choose among them")
+        self._extractor.follow(place)
+        boxes = self._all_faces.boxes if self._all_faces is not None else ()
+        self._all_faces = Faces(boxes, "largest" if place is None else "chosen")
 
     def prepare(self) -> None:
         self._source = open_video(self._config, self._clock)
@@ -279,14 +326,14 @@ class Vision(Modality):
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"
-        self._sent_ns = start_ns
+        self._start_ns = self._sent_ns = start_ns
         self._source.start(start_ns)
 
     def rows(self) -> Iterator[Rows | None]:
-        source, extractor = self._source, self._extractor
-        assert source is not None, "prepare() comes first"
+        extractor = self._extractor
+        assert self._source is not None, "prepare() comes first"
         assert extractor is not None
-        while not source.ended:
+        while not (source := self._source).ended:
             frame = source.read(timeout=0.1)
             if frame is None:
                 if source.state == "degraded":
@@ -294,10 +341,14 @@ class Vision(Modality):
                 if not source.ended:
                     yield None
                 continue
+            if self._chosen and frame.t_ns <= self._sent_ns:
+                yield None  # what another source has been asked for already
+                continue
             values, valid, view = extractor.row(frame.image, frame.t_ns)
             self._faces, self._unclear = view.faces, view.unclear
             self._size = frame.image.shape[1], frame.image.shape[0]
-            self._picture = Picture(frame.image, view.landmarks, mesh_edges)
+            self._all_faces = view.all_faces
+            self._picture = Picture(frame.image, view.landmarks, mesh_edges, view.all_faces)
             t_start_ns, self._sent_ns = min(self._sent_ns, frame.t_ns), frame.t_ns
             yield Rows(
                 t_start_ns=t_start_ns,
@@ -320,11 +371,13 @@ class Vision(Modality):
             detail={
                 "source": source.name,
                 "faces": self._faces,
+                "following": self._all_faces.following if self._all_faces is not None else None,
                 "unclear": UNCLEAR if self._unclear else None,
                 "width": width,
                 "height": height,
                 "reopened": source.reopened,
                 "origin": source_origin(self._config.video.source),
+                "chosen": self._chosen,
             },
         )
 

@@ -24,7 +24,11 @@ Verdict = Literal["ok", "degraded", "down"]
 
 
 class ProcessCondition(msgspec.Struct, frozen=True, kw_only=True):
-    """One process. Fields as in `mien.Status`; `state` may also be "silent", "late", "down" or "crash loop"."""
+    """One process. Fields as in `mien.Status`; `state` may also be "silent", "late", "down" or "crash loop".
+
+    Attributes:
+        source: what a worker captures. following: which face, "largest" or "chosen"; None where it says neither.
+    """
 
     worker: str
     state: str
@@ -36,6 +40,8 @@ class ProcessCondition(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int | None
     drops: dict[str, int]
     last_error: str | None
+    source: str | None = None
+    following: str | None = None
 
 
 class ModalityCondition(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +180,8 @@ class Observer:
                 restarts=restarts if isinstance(restarts, int) else None,
                 drops=status.drops,
                 last_error=status.last_error,
+                source=_text(status.detail.get("source")),
+                following=_text(status.detail.get("following")),
             )
 
     def _modalities(self) -> Iterable[ModalityCondition]:
@@ -183,3 +191,7 @@ class Observer:
             yield ModalityCondition(
                 name=name, share=share, age_ms=self.newest.age_ms.get(name), masked=self.newest.absent.get(name)
             )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-import mien
 from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import Origin
 from mien.stream.sources.address import Address, File, Url, address_of
+from mien.stream.sources.devices import SAMPLE
 
 if TYPE_CHECKING:
     from mien.stream.sources.clip import Clip
-
-SAMPLE = Path(mien.__file__).resolve().parent / "sample.mp4"
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,20 @@ def plan_session(config: Config) -> Session:
 def source_origin(source: str) -> str:
     """Where picture or sound come from: "device", "clip", or "sample", which is the built-in clip."""
     return _origin_of(address_of(source))
+
+
+def with_source(config: Config, section: str, source: str) -> Config:
+    """A configuration with another source for "video" or "audio".
+
+    The one before can be chosen again. A file stands in for a device, which does not end: it is played again and again.
+    """
+    before = getattr(config, section)
+    choices = list(dict.fromkeys((*before.choices, before.source)))
+    changed = msgspec.structs.replace(before, source=source, choices=choices)
+    clip = config.clip
+    if isinstance(address_of(source), File):
+        clip = msgspec.structs.replace(clip, loop=True, **{f"{section}_track": 0})
+    return msgspec.structs.replace(config, clip=clip, **{section: changed})
 
 
 def _origin_of(address: Address | None) -> str:

@@ -24,7 +24,7 @@ from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.monitoring.report import Report
 from mien.stream.processes.child import BACKOFF_S, PEACE_S, Child, Event, log_path
 from mien.stream.processes.control import PATIENCE_S, Assignment, Order
-from mien.stream.processes.plan import Session
+from mien.stream.processes.plan import Session, with_source
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks
 _LEAD_MS = 150  # between the order to start and a clip's time zero: every process is listening by then
@@ -260,6 +260,10 @@ class Supervisor:
             self._acquit(event.worker)
             if "spec" in event.facts:
                 self._specs[event.worker] = msgspec.convert(event.facts["spec"], ModalitySpec)
+        elif event.state == "using":
+            # Whatever is started again goes on with what was chosen.
+            config = with_source(self._assignment.config, event.facts["section"], event.facts["source"])
+            self._assignment = msgspec.structs.replace(self._assignment, config=config)
         elif event.state == "ended":
             child.ended = True
             if event.worker == "inference":

@@ -280,10 +280,7 @@ class Microphone(AudioSource):
 
     def _reopen(self) -> None:
         try:
-            with _quiet():
-                # PortAudio lists devices once, when it starts: only so does one that came back appear.
-                self._sd._terminate()
-                self._sd._initialize()
+            look_anew()  # only so does one that came back appear
             self._open()
             with _quiet():
                 self._stream.start()
@@ -297,6 +294,15 @@ class Microphone(AudioSource):
             with contextlib.suppress(self._sd.PortAudioError), _quiet():
                 stream.abort(ignore_errors=True)
                 stream.close(ignore_errors=True)
+
+
+def look_anew() -> None:
+    """Have PortAudio look for devices, which it does only when it starts. Every stream must be closed before."""
+    import sounddevice
+
+    with _quiet():
+        sounddevice._terminate()
+        sounddevice._initialize()
 
 
 def _reason(error: Exception) -> str:

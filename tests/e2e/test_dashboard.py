@@ -6,14 +6,12 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,161 +19,21 @@ import numpy as np
 import psutil
 import pytest
 
-from mien.assets import asset_path
 from mien.clock import NS_PER_MS
 from mien.config import AssetsConfig
-from mien.errors import AssetError
 from mien.install import install_command
+from mien.messages import EMOTIONS
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.watcher import Audience, Watcher
+from tests.e2e.browser import Page, Program, assets, await_predictions, chromium, dashboard, open_page, run, station
 from tests.e2e.conftest import SAMPLE, command
 from tests.ports import free_ports
 from tests.stream.pictures import UInt8, head, write_clip
 
 pytest.importorskip("nicegui", reason="needs the dashboard's packages")
-pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(420)]
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE_S = 60.0
-_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _assets() -> None:
-    for name in ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2"):
-        try:
-            asset_path(name, AssetsConfig(offline=True))
-        except AssetError as error:
-            pytest.skip(str(error))
-
-
-class Program:
-    """A mien in a process of its own, and what it says on standard error."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            command(*arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            self.lines.extend(lines)
-
-    def says(self, pattern: str, timeout_s: float = PATIENCE_S) -> str:
-        """Wait for a line that matches; its first group."""
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s:
-            for line in list(self.lines):
-                if found := re.search(pattern, line):
-                    return found.group(1)
-            time.sleep(0.05)
-        raise AssertionError(f"no line like {pattern!r} in: {''.join(self.lines)}")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._thread.join(5)
-
-
-def run(port: int, *arguments: str) -> Program:
-    return Program("run", "--quiet", "--port", str(port), *arguments)
-
-
-def dashboard(port: int, *arguments: str) -> tuple[Program, str]:
-    program = Program("dashboard", f"tcp://127.0.0.1:{port}", "--no-browser", *(arguments or ("--port", "0")))
-    return program, program.says(r"dashboard at (\S+)")
-
-
-def await_predictions(port: int, session: Program) -> None:
-    """Until a session predicts; one that has ended says why."""
-    with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-        until_s = time.monotonic() + 120
-        while not subscriber.wait(0.5):
-            assert session.process.poll() is None, session.lines
-            assert time.monotonic() < until_s, session.lines
-
-
-@pytest.fixture(scope="module")
-def station() -> Iterator[tuple[int, Program, str]]:
-    """The sample in a loop, and a dashboard: port of the bus, the dashboard's process, the page's address."""
-    port = free_ports()
-    session = run(port, "--clip", str(SAMPLE), "--loop")
-    page, url = dashboard(port)
-    await_predictions(port, session)
-    yield port, page, url
-    page.stop()
-    session.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-class Page:
-    """A page that notes what goes wrong in it, and every host that it speaks to."""
-
-    def __init__(self, chromium: Any, url: str, width: int = 1440) -> None:
-        self.problems: list[str] = []
-        self.hosts: set[str] = set()
-        self.tab = chromium.new_page(viewport={"width": width, "height": 900})
-        self.tab.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.tab.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.tab.goto(url)
-        self.tab.wait_for_function("window.mien && window.mien.state.rows.length > 2", timeout=60_000)
-
-    def text(self, name: str) -> str:
-        return str(self.tab.inner_text(f".js-{name}"))
-
-    def badges(self) -> list[str]:
-        return list(self.tab.eval_on_selector_all(".m-badge", "all => all.map(each => each.dataset.kind)"))
-
-    def wait(self, condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> None:
-        """Until a condition holds, while the page lives on."""
-        until_s = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < until_s, f"{self.badges()} {self.text('keys')} {self.problems}"
-            self.tab.wait_for_timeout(100)
-
-
-@pytest.fixture
-def open_page(chromium: Any) -> Iterator[Callable[..., Page]]:
-    pages: list[Page] = []
-
-    def opened(url: str, width: int = 1440) -> Page:
-        pages.append(Page(chromium, url, width))
-        return pages[-1]
-
-    yield opened
-    for page in pages:
-        page.tab.close()
+__all__ = ["assets", "chromium", "open_page", "station"]  # fixtures
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(420), pytest.mark.usefixtures("assets")]
 
 
 def preview_bytes(port: int, seconds: float) -> tuple[int, int]:
@@ -282,12 +140,57 @@ def test_the_page_explains_itself(station: tuple[int, Program, str], open_page: 
     assert page.problems == []
 
 
+def test_words_have_the_colour_of_what_was_said(
+    station: tuple[int, Program, str], open_page: Callable[..., Page]
+) -> None:
+    """Of the sample's phrases, not of the sentiment that lags behind them."""
+    _, _, url = station
+    page = open_page(url)
+
+    def sentiments(*phrase: str) -> list[float]:
+        """Those of the words of a phrase, once all of it has been said."""
+        said = page.tab.evaluate(
+            "[...document.querySelectorAll('.js-said span')].map((each) => [each.textContent.trim().toLowerCase()"
+            ".replace(/[.,!?]/g, ''), each.title, getComputedStyle(each).color])"
+        )
+        for at in range(len(said) - len(phrase) + 1):
+            words, titles, colours = zip(*said[at : at + len(phrase)], strict=True)
+            if words == phrase and all(titles):
+                assert len(set(colours)) == 1, "a phrase has one colour"
+                return [float(re.findall(r"[-+]\d\.\d\d", title.replace("−", "-"))[0]) for title in titles]
+        return []
+
+    page.wait(lambda: sentiments("this", "is", "terrible"), 150)
+    assert max(sentiments("this", "is", "terrible")) < -0.5
+    page.wait(lambda: sentiments("the", "report", "has", "four", "parts"), 150)
+    assert max(map(abs, sentiments("the", "report", "has", "four", "parts"))) < 0.5
+    assert page.problems == []
+
+
+def test_the_page_says_where_it_listens_and_what_to_start(open_page: Callable[..., Page]) -> None:
+    port = free_ports()
+    program, url = dashboard(port)
+    try:
+        page = open_page(url, rows=0)
+        page.wait(lambda: f"tcp://127.0.0.1:{port}" in page.text("empty"))
+        assert "mien run" in page.text("empty")
+        assert f"tcp://127.0.0.1:{port}" in page.text("source")
+        page.tab.keyboard.press("?")
+        assert f"tcp://127.0.0.1:{port}" in page.tab.locator(".js-help-dialog").inner_text()
+    finally:
+        program.stop()
+
+
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_the_page_is_accessible(station: tuple[int, Program, str], open_page: Callable[..., Page], width: int) -> None:
     """No violation that axe-core finds, in both themes: contrast, names, headings, language."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
     _, _, url = station
     page = open_page(url, width)
+    names = page.tab.locator(".m-legend > span")
+    assert names.all_inner_texts() == list(EMOTIONS)
+    assert all(name.is_visible() for name in names.all())
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
     for _ in ("light", "dark"):
         found = axe.Axe().run(page.tab).response["violations"]
         assert not found, [(each["id"], [node["target"] for node in each["nodes"]]) for each in found]
@@ -309,9 +212,10 @@ def test_looking_back_and_returning(station: tuple[int, Program, str], open_page
     page.wait(
         lambda: abs(page.tab.evaluate("window.mien.drawn ? window.mien.drawn.t_us / 1000 : 0") - moment_ms) < 1000
     )
-    shown = page.text("number")
+    shown = page.text("number"), page.text("badges"), page.text("ago")
     page.tab.wait_for_timeout(1500)
-    assert page.text("number") == shown
+    assert (page.text("number"), page.text("badges"), page.text("ago")) == shown, "one clock, which stands still"
+    assert page.text("badges").split()[-2] == page.text("ago").split()[0]
     assert "SAMPLE" not in page.badges()
     page.tab.keyboard.press(" ")
     page.wait(lambda: page.badges() == ["SAMPLE"])
@@ -525,10 +429,12 @@ def test_demo_prints_where_its_page_is(tmp_path: Path) -> None:
     assert b"dashboard.js" in body
 
 
-def request(url: str, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def request(
+    url: str, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     host, _, port = url.split("/")[2].rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=20)
-    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(method, path, body, headers={name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     result = answer.status, dict(answer.getheaders()), answer.read()
     connection.close()
@@ -582,6 +488,12 @@ def test_beyond_this_machine_it_asks_for_its_token(tmp_path: Path) -> None:
         assert status == 400
         assert "error" in json.loads(body)
         assert request(here, "GET", "/", Cookie="mien-token=wrong")[0] == 403
+        # Nor choose what this machine sees and hears.
+        wish = b'{"worker": "video", "face": "largest"}'
+        status, _, body = request(here, "POST", "/choices", wish, Cookie=cookie, **origin)
+        assert status == 400
+        assert "dashboard.control" in json.loads(body)["error"]
+        assert request(here, "POST", "/choices", wish, Cookie=cookie, Origin="http://attacker.example")[0] == 403
     finally:
         program.stop()
 
@@ -610,6 +522,58 @@ def test_what_is_missing_is_one_line() -> None:
 def press(page: Page, *keys: str) -> None:
     for key in keys:
         page.tab.keyboard.press(key)
+
+
+def test_a_recording_and_its_labels_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    """On a phone's screen, with nothing but taps."""
+    port = free_ports()
+    config = tmp_path / "here.toml"
+    config.write_text(f"[dashboard]\nport = 0\nrecordings = '{tmp_path / 'kept'}'\n", encoding="utf-8")
+    session = run(port, "--clip", str(SAMPLE), "--loop", "--asr", "none")
+    page_program, url = dashboard(port, "--config", str(config))
+    try:
+        await_predictions(port, session)
+        page = open_page(url, 390, has_touch=True, is_mobile=True)
+        page.wait(lambda: page.badges() == ["SAMPLE"], 120)
+        page.tab.tap(".js-record")
+        page.tab.tap(".js-start")
+        page.wait(lambda: page.badges() == ["SAMPLE", "REC"])
+        page.tab.wait_for_timeout(9_000)
+        page.tab.tap(".js-pause")
+        page.wait(lambda: page.badges() == ["PAUSED", "REC"])
+
+        def go_back(seconds: float) -> None:
+            page.tab.locator(".js-slider").scroll_into_view_if_needed()
+            slider = page.tab.locator(".js-slider").bounding_box()
+            span_s = page.tab.evaluate("-document.querySelector('.js-slider').min / 1000")
+            x = slider["x"] + slider["width"] * (1 - seconds / span_s)
+            page.tab.touchscreen.tap(x, slider["y"] + slider["height"] / 2)
+            moved = "Math.abs(window.mien.state.anchor - window.mien.state.cursor - {0}) < 1000"
+            page.wait(lambda: page.tab.evaluate(moved.format(1000 * seconds)), 10)
+
+        go_back(5)
+        page.tab.tap(".js-labels button:has-text('Begin here')")
+        go_back(2)
+        page.tab.tap(".js-labels button:has-text('End here')")
+        page.tab.tap(".js-labels button:has-text('sad')")
+        page.wait(lambda: "labelled sad" in page.text("keys"))
+        page.tab.tap(".js-labels button:has-text('Take the last back')")
+        page.wait(lambda: "taken back" in page.text("keys"))
+        page.tab.tap(".js-labels button:has-text('Begin here')")
+        go_back(4)
+        page.tab.tap(".js-labels button:has-text('End here')")
+        page.tab.tap(".js-labels button:has-text('−2')")
+        page.wait(lambda: "labelled sentiment -2" in page.text("keys"))
+        page.tab.tap(".js-pause")
+        page.tab.tap(".js-record")
+        page.wait(lambda: "The recording is in" in page.text("keys"))
+        assert page.problems == []
+    finally:
+        page_program.stop()
+        session.stop()
+    rows = (tmp_path / "kept" / "labels.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2
+    assert "-2" in rows[1]
 
 
 def test_labels_by_keyboard_become_training_data(tmp_path: Path, open_page: Callable[..., Page]) -> None:

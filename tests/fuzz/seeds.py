@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 
 from mien.messages import About, Cue, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Word
-from mien.stream.bus import clock_exchange, preview, sound, wire
+from mien.stream.bus import choices, clock_exchange, preview, sound, wire
 from mien.stream.bus.keyring import to_hex
 from tests.fuzz.targets import NOW_NS, SPECS, join
 
@@ -31,6 +31,8 @@ def seeds() -> dict[str, list[bytes]]:
         "status": [_untopiced(wire.encode_status(_STATUS))],
         "about": [_untopiced(wire.encode_about(_ABOUT))],
         "cue": [_untopiced(wire.encode_cue(_CUE))],
+        "choice": [choices.encode_choice(choice) for choice in _CHOICES],
+        "offer": [_untopiced(choices.encode_offer(_OFFER))],
         "preview": [join(preview.encode_preview(_preview(), "picture"))],
         "edges": [join([b"preview/default/edges", wire.VERSION_BYTE, np.arange(8, dtype="<u2").tobytes()])],
         "sound": [join([b"sound/default/", wire.VERSION_BYTE + sound._encode(_SOUND), bytes(64)])],
@@ -109,6 +111,14 @@ _ABOUT = About(
 _CUE = Cue(
     session="default", seq=3, t_end_ns=NOW_NS, inputs={"vision": ((7, 0, 3),)}, absent={"text": "off"}, reset=True,
     smoothed=(0.5, NOW_NS),
+)  # fmt: skip
+_CHOICES = (
+    choices.Choice(session="default", worker="video", nonce="a1", face=(0.25, 0.5)),
+    choices.Choice(session="default", worker="audio", nonce="a2", source="0123456789abcdef"),
+)
+_OFFER = choices.Offer(
+    session="default", worker="video", run=7, t_ns=NOW_NS, sources=(choices.SourceOffer("0123456789abcdef", "0"),),
+    used="0123456789abcdef", faces=((0.1, 0.2, 0.3, 0.4),), following="largest", answers="a1",
 )  # fmt: skip
 _SOUND = sound._Header("default", 7, 3, NOW_NS, 16_000)
 

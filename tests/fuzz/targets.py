@@ -24,7 +24,7 @@ from mien.errors import MienError
 from mien.messages import FeatureWindow, ModalitySpec
 from mien.models.checkpoint import load_checkpoint
 from mien.models.data.mmsa import read_mmsa
-from mien.stream.bus import clock_exchange, limits, preview, sound, wire
+from mien.stream.bus import choices, clock_exchange, limits, preview, sound, wire
 from mien.stream.bus.keyring import Keyring, parse_public
 from mien.stream.inference.assembler import Assembler
 
@@ -139,6 +139,17 @@ def _refusing(decode: Callable[[Frames], object]) -> Target:
     return target
 
 
+def _choice(data: bytes) -> bool:
+    """What somebody chooses while a session runs."""
+    try:
+        choice = choices.decode_choice(data)
+    except MienError:
+        return False
+    assert limits.NAME.fullmatch(choice.session)
+    assert choices.decode_choice(choices.encode_choice(choice)) == choice
+    return True
+
+
 def _file(read: Callable[[Path], object], suffix: str) -> Target:
     folder = tempfile.TemporaryDirectory(prefix="mien-fuzz-")  # removed when the process ends
     path = Path(folder.name) / f"input{suffix}"
@@ -192,6 +203,8 @@ TARGETS: dict[str, Target] = {
     "status": _json("status", wire.decode_status, wire.encode_status, "worker"),
     "about": _json("about", wire.decode_about, wire.encode_about),
     "cue": _json("cue", wire.decode_cue, wire.encode_cue),
+    "choice": _choice,
+    "offer": _json("offer", choices.decode_offer, choices.encode_offer, "worker"),
     "preview": _refusing(preview.decode_preview),
     "edges": _refusing(preview.decode_edges),
     "sound": _refusing(sound.decode_sound),

@@ -202,7 +202,8 @@ def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float
     """`mien bench watchers`: what it costs to be watched, in three rounds of turns."""
     from mien.stream.bench.benchmark import free_port
     from mien.stream.bench.watchers import measure_watchers
-    from mien.stream.processes.plan import SAMPLE, plan_session
+    from mien.stream.processes.plan import plan_session
+    from mien.stream.sources.devices import SAMPLE
 
     source = str(clip or SAMPLE)
     overrides = {

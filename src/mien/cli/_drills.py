@@ -20,7 +20,8 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
     """`mien bench chaos`: a looped clip as camera and microphone, and something that happens every `every_s`."""
     from mien.stream.bench.chaos import Chaos, Outcome
     from mien.stream.bench.devices import CameraServer, SoundCard
-    from mien.stream.processes.plan import SAMPLE, plan_session
+    from mien.stream.processes.plan import plan_session
+    from mien.stream.sources.devices import SAMPLE
 
     console = make_console(stderr=True)
     source = clip or SAMPLE

@@ -50,6 +50,7 @@ def _show(condition: Condition, endpoint: str) -> None:
     from rich.text import Text
 
     from mien.cli._terminal import make_console, print_table
+    from mien.cli._view import plain
 
     console = make_console()
     colour = {"ok": "green", "degraded": "yellow", "down": "red"}[condition.verdict]
@@ -87,6 +88,10 @@ def _show(condition: Condition, endpoint: str) -> None:
             )
         print_table(console, table)
     for process in condition.processes:
+        if process.source is not None:
+            faces = {"chosen": ", following a face that was chosen", "largest": ", following the largest face"}
+            used = f"{process.worker} takes {process.source}{faces.get(process.following or '', '')}"
+            console.print(plain(used), style="dim", soft_wrap=True)
         if process.last_error:
             console.print(f"last error of {process.worker}: {process.last_error}", soft_wrap=True)
     if condition.lost:

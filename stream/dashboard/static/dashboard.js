@@ -1,10 +1,12 @@
 // The page: asks for what is new when it has drawn the last, so a slow browser gets less, never a backlog.
 
+import { drawChoosing, drawFaces, follow, placeOf, wireChoosing } from "./choosing.js";
 import { clearFrame, drawFrame, setEdges } from "./picture.js";
 import { AGE, CONFIDENCE, EMOTION, EMOTIONS, GATE, MODALITIES, RAW, SMOOTH, T, Timeline, colour } from "./timeline.js";
 
 const WINDOW_MS = 60000;
 const STALE_MS = 2000;
+const EMPTY_MS = 5000; // without a prediction: then it is said what to start
 const CHART_MS = 200;
 const $ = (name) => document.querySelector(`.js-${name}`);
 const $$ = (name) => document.querySelectorAll(`.js-${name}`);
@@ -12,7 +14,7 @@ const $$ = (name) => document.querySelectorAll(`.js-${name}`);
 const state = {
   era: -1, row: 0, sound: 0, words: -1, edges: 0, rows: [], sounds: [], said: [], tentative: [], now: null, facts: null,
   heard: 0, silent: null, stale: true, connected: false, cursor: null, anchor: 0, picture: true, drawn: 0, frame: null,
-  begin: null, end: null, marks: [], labels: null, record: null, origin: "", endpoint: "",
+  begin: null, end: null, marks: [], labels: null, record: null, origin: "", endpoint: "", choosers: [],
   mirrored: localStorage.getItem("mien-mirrored"),
 };
 // What tests and curious people may look at: what has been drawn last.
@@ -92,7 +94,7 @@ async function take(buffer) {
     if (keep > 50) list.splice(0, keep);
   }
   Object.assign(state, { now: news.now, facts: news.facts, silent: news.silent_ms, stale: news.stale, heard: performance.now(),
-    badges: news.badges, source: news.source, origin: news.origin, endpoint: news.endpoint, record: news.record, labels: news.labels, note: news.note,
+    badges: news.badges, source: news.source, origin: news.origin, endpoint: news.endpoint, choosers: news.choosers, record: news.record, labels: news.labels, note: news.note,
     marks: news.marks.map(([from, to]) => ({ from, to })) });
   if (news.edges) {
     setEdges(news.edges);
@@ -146,21 +148,25 @@ function draw() {
   drawRow();
   drawSound();
   drawMirror();
+  drawFaces(state, isMirrored());
+  drawChoosing(state);
   drawEmpty();
   drawTable();
   drawFacts();
   drawRecord();
+  offerLabels();
   $("note").textContent = state.note || "";
   if (performance.now() - chartDrawn >= Math.max(CHART_MS, 4 * chartCost)) drawChart(false);
 }
 
 function drawBadges() {
+  set($("source"), [state.source, state.endpoint && `listening on ${state.endpoint}`].filter(Boolean).join(" · "));
   let badges = state.badges || [];
   if (isLost()) {
     const seconds = state.heard ? Math.round((performance.now() - state.heard) / 1000) : 0;
     badges = [["STALE", state.connected ? `STALE ${seconds} s` : "STALE · the dashboard has stopped"]];
   } else if (state.cursor !== null) {
-    const ago = ((newest() - state.cursor) / 1000).toFixed(1);
+    const ago = ((zero() - state.cursor) / 1000).toFixed(1);
     // What is looked at is not of now: only what is going on all the same stays.
     badges = [["PAUSED", `PAUSED −${ago} s`], ...badges.filter(([kind]) => kind === "REC")];
     if (rowAt(state.cursor)?.[SMOOTH] === null) badges.push(["ABSTAINS", "ABSTAINED"]);
@@ -176,11 +182,15 @@ function drawBadges() {
     badge.textContent = label;
     return badge;
   }));
-  $("source").textContent = state.source || "";
 }
 
 function newest() {
   return state.rows.at(-1)?.[T] ?? 0;
+}
+
+/** What all times on the page count from: now, or while paused the moment of the pause. */
+function zero() {
+  return state.cursor === null ? newest() : state.anchor;
 }
 
 function rowAt(t) {
@@ -244,16 +254,23 @@ function drawSound() {
 }
 
 /** People expect to see themselves as in a mirror; a clip is shown as it is. */
+function isMirrored() {
+  return (state.mirrored ?? (state.origin === "LIVE" ? "1" : "0")) === "1";
+}
+
 function drawMirror() {
-  const on = (state.mirrored ?? (state.origin === "LIVE" ? "1" : "0")) === "1";
+  const on = isMirrored();
   $("canvas").classList.toggle("is-mirrored", on);
   $("mirror").setAttribute("aria-pressed", `${on}`);
 }
 
 function drawEmpty() {
   const empty = $("empty");
-  empty.hidden = state.rows.length > 0 || !state.endpoint;
-  if (!empty.hidden) set(empty, `Listening on ${state.endpoint}. Nothing comes yet: start \`mien run\` or \`mien demo\` on this port.`);
+  const silent = (state.silent ?? 0) + (performance.now() - state.heard);
+  const nothing = !state.rows.length || (state.stale && state.cursor === null && silent > EMPTY_MS);
+  empty.hidden = !state.endpoint || isLost() || !nothing;
+  if (!empty.hidden) set(empty, `Listening on ${state.endpoint}. Nothing comes${state.rows.length ? " any more" : " yet"}: start \`mien run\` or \`mien demo\` on this port.`);
+  set($("endpoint"), state.endpoint);
 }
 
 let tableDrawn = 0;
@@ -268,13 +285,13 @@ function drawTable() {
     return line;
   };
   const table = document.createElement("table");
-  table.append(cells("th", ["seconds ago", "sentiment", "emotion", "sure", "face", "voice", "words"]));
+  table.append(cells("th", [state.cursor === null ? "seconds ago" : "seconds before the pause", "sentiment", "emotion", "sure", "face", "voice", "words"]));
   for (let ago = 0; ago <= 10; ago++) {
     const row = rowAt(end - 1000 * ago);
     const percent = (value) => (value === null ? "–" : `${Math.round(100 * value)} %`);
     if (!row) continue;
     const shares = row[EMOTION] === null ? null : row.slice(EMOTION, EMOTION + 7);
-    table.append(cells("td", [`${ago}`, row[SMOOTH] === null ? "–" : signed(row[SMOOTH]),
+    table.append(cells("td", [((zero() - row[T]) / 1000).toFixed(state.cursor === null ? 0 : 1), row[SMOOTH] === null ? "–" : signed(row[SMOOTH]),
       shares ? EMOTIONS[shares.indexOf(Math.max(...shares))] : "–", percent(row[CONFIDENCE]),
       ...[0, 1, 2].map((m) => percent(row[GATE + m]))]));
   }
@@ -288,7 +305,7 @@ function point(t, x) {
   tip.hidden = !row;
   if (!row) return;
   const shares = row[EMOTION] === null ? null : row.slice(EMOTION, EMOTION + 7).map((share, i) => [share, EMOTIONS[i]]);
-  const lines = [`${((newest() - row[T]) / 1000).toFixed(1)} s ago`];
+  const lines = [`${((zero() - row[T]) / 1000).toFixed(1)} s ${state.cursor === null ? "ago" : "before the pause"}`];
   lines.push(row[SMOOTH] === null ? "no prediction" : `sentiment ${signed(row[SMOOTH])} (raw ${signed(row[RAW])})`);
   if (shares) {
     for (const [share, name] of shares.sort((a, b) => b[0] - a[0]).slice(0, 3)) lines.push(`${name} ${Math.round(100 * share)} %`);
@@ -491,6 +508,7 @@ const LETTERS = { n: "neutral", h: "happy", s: "sad", a: "angry", f: "fear", d: 
 
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open || $("help-dialog").open) return;
+  if (event.target.closest("select")) return;
   // Space and Enter on a control are the control's own.
   if ([" ", "Enter"].includes(event.key) && event.target.closest("button, summary, input")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -603,6 +621,12 @@ function wire() {
     localStorage.setItem("mien-mirrored", state.mirrored);
     drawMirror();
   });
+  $("canvas").addEventListener("click", (event) => {
+    const drawn = window.mien.drawn;
+    const place = drawn && $("canvas").classList.contains("is-choosing") ? placeOf(event, $("canvas"), drawn.place, isMirrored()) : null;
+    if (place) follow(place);
+  });
+  wireChoosing();
   $("help").addEventListener("click", () => $("help-dialog").showModal());
   $("help-close").addEventListener("click", () => $("help-dialog").close());
   $("help-dialog").addEventListener("close", () => localStorage.setItem("mien-explained", "1"));

@@ -17,7 +17,10 @@ export function setEdges(pairs) {
   edges = Uint16Array.from(unique);
 }
 
-/** Draws a frame {width, height, jpeg: Uint8Array, points: Float32Array} so that it fits; black around it. */
+/**
+ * Draws a frame {width, height, jpeg: Uint8Array, points: Float32Array, faces} so that it fits; black around it. Of several
+ * faces, each has a frame.
+ */
 export async function drawFrame(canvas, frame) {
   const image = frame.jpeg.length ? await createImageBitmap(new Blob([frame.jpeg], { type: "image/jpeg" })) : null;
   const pen = fitted(canvas);
@@ -45,6 +48,11 @@ export async function drawFrame(canvas, frame) {
     pen.lineWidth = Math.max(0.8, canvas.width / 620);
     pen.strokeStyle = image ? "rgba(190, 248, 236, 0.6)" : "rgba(120, 205, 192, 0.75)";
     pen.stroke();
+  }
+  if (frame.faces?.length > 1) {
+    pen.lineWidth = Math.max(1, canvas.width / 480);
+    pen.strokeStyle = "rgba(255, 255, 255, 0.75)";
+    for (const [l, t, r, b] of frame.faces) pen.strokeRect(left + l * width, top + t * height, (r - l) * width, (b - t) * height);
   }
   return { left, top, width, height };
 }

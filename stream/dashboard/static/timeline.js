@@ -38,6 +38,7 @@ function within(rows, from, to) {
 export class Timeline {
   constructor(chart, onPick, onPoint) {
     this.chart = chart;
+    this.zero = "now"; // what the axis' zero is called
     chart.getZr().on("click", (event) => {
       if (this.scale) onPick(this.scale(event.offsetX));
     });
@@ -57,7 +58,7 @@ export class Timeline {
       gridIndex: index, type: "value", min: -60, max: 0, axisLine: { show: false }, axisTick: { show: false },
       splitLine: { show: true, lineStyle: { color: line } }, splitNumber: 6, minInterval: 5,
       axisLabel: index === LANES.length - 1
-        ? { color: faint, fontSize: 11, hideOverlap: true, formatter: (x) => (Math.abs(x) < 1e-9 ? "now" : `${+x.toFixed(1)} s`.replace("-", "−")) }
+        ? { color: faint, fontSize: 11, hideOverlap: true, formatter: (x) => (Math.abs(x) < 1e-9 ? this.zero : `${+x.toFixed(1)} s`.replace("-", "−")) }
         : { show: false },
       axisPointer: { label: { show: false } },
     });
@@ -105,6 +106,7 @@ export class Timeline {
    * @param view {from, to, anchor, cursor, marks}: ms; `anchor` is the axis' zero, `cursor` null while live.
    */
   draw(rows, sound, view) {
+    this.zero = view.cursor === null ? "now" : "pause";
     const x = (t) => (t - view.anchor) / 1000;
     const shown = within(rows, view.from - 1000, view.to);
     const holes = missing(shown, view);

@@ -21,6 +21,7 @@ from mien.stream.modalities.vision import (
     EMBEDDING,
     POSE,
     SPEC,
+    FaceView,
     VisionExtractor,
     create,
     face_network,
@@ -315,3 +316,48 @@ def test_a_clip_through_the_modality_is_the_extractors_rows(
         for rows, frame in zip(first, container.decode(video=0), strict=True):
             image = np.ascontiguousarray(frame.to_ndarray(format="bgr24"))
             assert np.array_equal(extractor.row(image, int(frame.time * NS_PER_S))[0], rows.values[0])
+
+
+@assets
+def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: VisionExtractor) -> None:
+    """Not the larger one beside it, also while both move; nobody else in its absence; after seconds the largest."""
+
+    def play(pictures: list[UInt8], seconds: float) -> list[bool | None]:
+        """Whether the right one was followed, for each frame; None for one without a row."""
+        nonlocal t_ns
+        followed: list[bool | None] = []
+        for index in range(round(seconds * 25)):
+            t_ns += 40 * NS_PER_MS
+            _, valid, view = extractor.row(pictures[index % len(pictures)], t_ns)
+            followed.append(view.box[0] > 320 if valid and view.box is not None else None)
+            seen.append(view)
+        return followed
+
+    t_ns = 0
+    seen: list[FaceView] = []
+    both = beside(head(180), head(300))
+    assert play([both], 0.4)[-1] is True
+    assert seen[-1].all_faces is not None
+    assert len(seen[-1].all_faces.boxes) == 2
+    assert seen[-1].all_faces.following == "largest"
+    left = seen[-1].all_faces.boxes[0]
+    assert left[2] < 0.5
+
+    extractor.follow(((left[0] + left[2]) / 2, (left[1] + left[3]) / 2))
+    chosen = play([both], 1.2)
+    assert chosen[-1] is False
+    assert chosen.count(None) <= 5
+    swaying = [np.roll(both, 4 * step, axis=1) for step in (*range(8), *range(8, 0, -1))]
+    assert set(play(swaying, 2.0)) == {False}
+    assert seen[-1].all_faces.following == "chosen"
+
+    alone = beside(np.full((180, 180, 3), 128, np.uint8), head(300))
+    assert set(play([alone], 1.5)[10:]) == {None}, "what is seen now is somebody else"
+    assert play([both], 1.2)[-1] is False, "it came back"
+    assert play([alone], 5.0)[-1] is True
+    assert seen[-1].all_faces.following == "largest"
+
+    extractor.follow((0.25, 0.5))
+    assert play([both], 1.2)[-1] is False
+    extractor.follow(None)
+    assert play([both], 1.2)[-1] is True

@@ -10,7 +10,7 @@ import pytest
 
 from mien.config import load_config
 from mien.errors import SourceError
-from mien.stream.processes.plan import plan_session
+from mien.stream.processes.plan import plan_session, with_source
 
 
 def make_clip(path: Path, *, picture: bool = True, sound: bool = True) -> Path:
@@ -105,3 +105,12 @@ def test_devices_cannot_be_played_fast(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "both.mp4")
     with pytest.raises(SourceError, match="--fast plays files"):
         plan("0", clip, **{"clip.fast": True})
+
+
+def test_a_source_that_was_changed_can_be_changed_back(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "both.mp4")
+    config = with_source(load_config(None, {"video.source": "0", "clip.video_track": 2}), "video", str(clip))
+    assert (config.video.source, config.video.choices) == (str(clip), ["0"])
+    assert config.clip.loop, "a file in place of a camera does not end either"
+    assert config.clip.video_track == 0
+    assert with_source(config, "video", "0").video.choices == ["0", str(clip)]

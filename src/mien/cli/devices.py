@@ -1,0 +1,26 @@
+"""`mien devices`: the cameras and microphones that are there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def command(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+    """List cameras and microphones, with what `--camera` and `--mic` take. Nothing is opened."""
+    import json
+
+    from mien.stream.sources.devices import cameras, microphones
+
+    found = {"camera": cameras(), "mic": microphones()}
+    if as_json:
+        typer.echo(
+            json.dumps({k: [{"name": each.name, "source": each.source} for each in v] for k, v in found.items()})
+        )
+        return
+    for option, devices in found.items():
+        kind = "camera" if option == "camera" else "microphone"
+        typer.echo(f"{kind}s:" if devices else f"no {kind} found")
+        for device in devices:
+            typer.echo(f"  --{option} {device.source!r}  {device.name}")

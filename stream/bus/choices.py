@@ -1,0 +1,140 @@
+"""What a person chooses while a session runs: the source of a capture worker, and the face that is followed.
+
+A worker offers what there is (`offer/<session>/<worker>`) to subscribers that ask for it by name. A choice goes the
+other way, as one frame that an XSUB socket sends. The bytes are in `stream/protocol.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from mien.errors import WireError
+from mien.stream.bus.limits import NAME, check_count, check_time
+from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION, VERSION_BYTE, Frames, open_frames, topic
+
+MAX_CHOICE_BYTES = 512
+MAX_SOURCES = 64
+MAX_FACES = 8
+_MAX_TEXT = 512
+
+Place = tuple[float, float]
+
+
+class SourceOffer(msgspec.Struct, frozen=True):
+    """A device, file or address that a worker can take. `id` stands for it in a choice; `name` is for people."""
+
+    id: str
+    name: str
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be chosen at a worker, and what became of the last choice.
+
+    Attributes:
+        run: of the worker. t_ns: session time at which this held.
+        sources: what there is, with the one that is used now; `used` is its id.
+        faces: left, top, right and bottom of each face in view as fractions of the picture, from left to right.
+        following: "largest" or "chosen"; empty where no face can be chosen.
+        answers: `nonce` of the choice that this answers; empty if it answers none.
+        refused: why that was not done; empty if it was.
+    """
+
+    session: str
+    worker: str
+    run: int
+    t_ns: int
+    sources: tuple[SourceOffer, ...] = ()
+    used: str = ""
+    faces: tuple[tuple[float, float, float, float], ...] = ()
+    following: Literal["", "largest", "chosen"] = ""
+    answers: str = ""
+    refused: str = ""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A choice, of a source or of a face.
+
+    Attributes:
+        version: of the protocol.
+        nonce: any name; the offer that answers carries it.
+        source: `id` of a source. face: x and y in the face to follow, as fractions of the picture, or "largest".
+    """
+
+    session: str
+    worker: str
+    nonce: str
+    version: int = VERSION
+    source: str | None = None
+    face: Place | Literal["largest"] | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_choice = msgspec.json.Decoder(Choice).decode
+_decode_offer = msgspec.json.Decoder(Offer).decode
+
+
+def encode_choice(choice: Choice) -> bytes:
+    """The one frame of a choice."""
+    # Always with its version: it begins with a brace, and the byte of other messages would make it a subscription.
+    return _encode(msgspec.to_builtins(choice) | {"version": choice.version})
+
+
+def decode_choice(frame: bytes) -> Choice:
+    """The choice in a frame.
+
+    Raises:
+        WireError: any deviation from the protocol.
+    """
+    if len(frame) > MAX_CHOICE_BYTES:
+        raise WireError("oversized: choice")
+    try:
+        choice = _decode_choice(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed: choice: {error}") from None
+    if choice.version != VERSION:
+        raise WireError(f"version: {choice.version}, this mien speaks {VERSION}")
+    names = [choice.session, choice.worker, choice.nonce] + ([choice.source] if choice.source is not None else [])
+    if not all(NAME.fullmatch(name) for name in names):
+        raise WireError("malformed: a name in a choice")
+    if (choice.source is None) == (choice.face is None):
+        raise WireError("malformed: a choice is of a source or of a face")
+    if isinstance(choice.face, tuple) and not all(0.0 <= part <= 1.0 for part in choice.face):
+        raise WireError("malformed: a face is outside of the picture")
+    return choice
+
+
+def offer_topic(session: str, worker: str) -> bytes:
+    """The topic of a worker's offers."""
+    return topic("offer", session, worker)
+
+
+def encode_offer(offer: Offer) -> Frames:
+    """An offer message."""
+    return [offer_topic(offer.session, offer.worker), VERSION_BYTE, _encode(offer)]
+
+
+def decode_offer(frames: Sequence[bytes]) -> Offer:
+    """The offer of a message, or WireError."""
+    _, payload = open_frames(frames)
+    if len(payload) > MAX_HEADER_BYTES:
+        raise WireError("oversized: offer")
+    try:
+        offer = _decode_offer(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed: offer: {error}") from None
+    names = (offer.session, offer.worker, *(each.id for each in offer.sources))
+    if not all(NAME.fullmatch(name) for name in names) or bytes(frames[0]) != offer_topic(offer.session, offer.worker):
+        raise WireError("malformed: a name in an offer, or its topic")
+    check_count("run", offer.run)
+    check_time("t_ns", offer.t_ns)
+    if len(offer.sources) > MAX_SOURCES or len(offer.faces) > MAX_FACES:
+        raise WireError("oversized: sources or faces")
+    texts = (offer.used, offer.answers, offer.refused, *(each.name for each in offer.sources))
+    if any(len(text) > _MAX_TEXT for text in texts):
+        raise WireError("oversized: a text in an offer")
+    if not all(-2.0 <= edge <= 3.0 for face in offer.faces for edge in face):
+        raise WireError("malformed: a face is far outside of the picture")
+    return offer

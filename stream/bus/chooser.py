@@ -1,0 +1,104 @@
+"""Choosing at a capture worker that runs: asks what there is, says what is wanted, and waits for the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from pathlib import Path
+from types import TracebackType
+
+import zmq
+
+from mien.errors import BusError, KeysError, WireError
+from mien.stream.bus.choices import Choice, Offer, Place, decode_offer, encode_choice
+from mien.stream.bus.curve import Link, host_of, is_guarded
+
+PATIENCE_S = 15.0  # opening a device may take ten
+
+
+class Chooser:
+    """A connection to one capture worker.
+
+    Args:
+        endpoint: of the worker. session: its session's name; None for whichever is there.
+        keys: folder of keys, empty for the user's; beyond this machine they are needed.
+
+    Raises:
+        BusError: not an endpoint. KeysError: keys are needed and not there.
+    """
+
+    def __init__(self, endpoint: str, worker: str, session: str | None = None, keys: str | Path = "") -> None:
+        self._endpoint = endpoint
+        self._worker = worker
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.RCVHWM, 64)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
+        self._socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+        try:
+            if is_guarded(endpoint, keys):
+                self._link = Link(self._socket, endpoint, keys)
+            self._socket.connect(endpoint)
+        except KeysError:
+            self._socket.close(0)
+            raise
+        except zmq.ZMQError as error:
+            self._socket.close(0)
+            raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
+        self._socket.send(b"\x01offer/" + (f"{session}/{worker}".encode() if session else b""))
+
+    def offer(self, timeout_s: float = PATIENCE_S) -> Offer:
+        """What there is.
+
+        Raises:
+            BusError: no worker answers.
+        """
+        return self._wait("", timeout_s)
+
+    def choose(
+        self, offer: Offer, *, source: str | None = None, face: Place | str | None = None, timeout_s: float = PATIENCE_S
+    ) -> Offer:
+        """Choose a source by its id, or a face by a place in it, as fractions of the picture ("largest": the largest).
+
+        Returns:
+            How it is now.
+
+        Raises:
+            BusError: it was refused, or no answer came.
+        """
+        nonce = secrets.token_hex(8)
+        wanted = {"source": source, "face": face}
+        frame = {"session": offer.session, "worker": self._worker, "nonce": nonce} | wanted
+        self._socket.send(encode_choice(Choice(**frame)))  # type: ignore[arg-type]
+        answer = self._wait(nonce, timeout_s)
+        if answer.refused:
+            raise BusError(answer.refused)
+        return answer
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._socket.close()
+
+    def __enter__(self) -> Chooser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait(self, nonce: str, timeout_s: float) -> Offer:
+        until_s = time.monotonic() + timeout_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            if not self._socket.poll(max(int(left_s * 1000), 1), zmq.POLLIN):
+                continue
+            frames = self._socket.recv_multipart()
+            with contextlib.suppress(WireError):
+                offer = decode_offer(frames)
+                if offer.worker == self._worker and (not nonce or offer.answers == nonce):
+                    return offer
+        raise BusError(
+            f"no {self._worker} worker answers at {self._endpoint}; is `mien run` up, and on that port, and may others "
+            "choose there (bus.control)?"
+        )

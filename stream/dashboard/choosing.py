@@ -1,0 +1,72 @@
+"""Camera, microphone and face, as they are chosen on the page: asked of the capture workers, and told to them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from mien.config import BusConfig
+from mien.errors import BusError
+from mien.stream.bus.choices import Place
+from mien.stream.bus.chooser import Chooser
+from mien.stream.dashboard.collector import Collector
+
+_OFFER_S = 10.0  # listing devices takes a moment
+_ALIVE_S = 3.0  # a worker says how it is once a second
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What the page wants: the id of a source, or a face; only `worker`: what there is."""
+
+    worker: Literal["video", "audio"]
+    source: str | None = None
+    face: Place | Literal["largest"] | None = None
+
+
+class Choosing:
+    """Chooses for the page, where that is allowed.
+
+    Args:
+        collector: knows which workers are there. bus: where they are.
+        allowed: False where the page is served beyond this machine and `dashboard.control` does not let it.
+    """
+
+    def __init__(self, collector: Collector, bus: BusConfig, *, allowed: bool) -> None:
+        self._collector = collector
+        self._bus = bus
+        self._allowed = allowed
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers at which something can be chosen; none for a replay. Called under the collector's lock."""
+        about = self._collector.about
+        if not self._allowed or (about is not None and about.origin == "replay"):
+            return []
+        names = ("video", "audio", "text")
+        return [name for name in names if self._collector.status_age_s(name) < _ALIVE_S]
+
+    def carry_out(self, wish: Wish) -> dict[str, Any]:
+        """Do what the page wants, and say how it is now. Takes as long as a device takes to open.
+
+        Raises:
+            BusError: it is not allowed here, no such worker is there, or it refused.
+        """
+        with self._collector.lock:
+            workers = self.workers
+            session = next((status.session for status in self._collector.statuses.values()), None)
+        if not self._allowed:
+            raise BusError("the page is served beyond this machine; dashboard.control = true lets it choose")
+        if wish.worker not in workers:
+            raise BusError(f"no {wish.worker} worker is there")
+        # Words are heard from a source of their own.
+        followers = ["text"] if wish.worker == "audio" and wish.source is not None and "text" in workers else []
+        offer = None
+        for worker in (wish.worker, *followers):
+            with Chooser(self._bus.address(worker), worker, session, self._bus.keys) as chooser:
+                found = chooser.offer(_OFFER_S)
+                if wish.source is not None or wish.face is not None:
+                    found = chooser.choose(found, source=wish.source, face=wish.face)
+                offer = offer or found
+        answer: dict[str, Any] = msgspec.to_builtins(offer)
+        return answer

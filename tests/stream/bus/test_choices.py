@@ -1,0 +1,213 @@
+"""Choices over real sockets: who may make them, what is refused, and that nobody else notices."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mien.clock import Clock
+from mien.config import BusConfig, ClipConfig, Config, VideoConfig
+from mien.errors import BusError, SourceError, WireError
+from mien.stream.bus.choices import (
+    MAX_CHOICE_BYTES,
+    Choice,
+    Place,
+    decode_choice,
+    decode_offer,
+    encode_choice,
+    encode_offer,
+)
+from mien.stream.bus.chooser import Chooser
+from mien.stream.bus.keyring import Keyring
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.capture.choosing import Choosing
+from mien.stream.modalities.base import Faces, Modality
+from tests.stream.bus.test_sockets import wait_for
+
+CHOICE: dict[str, Any] = {"version": 1, "session": "default", "worker": "video", "nonce": "a1", "face": "largest"}
+
+
+class Capturing(Modality):
+    """Notes what it is told, as a modality that captures would do it."""
+
+    def __init__(self) -> None:
+        self.source = "one.mp4"
+        self.followed: list[Place | None] = []
+
+    @property
+    def used(self) -> str:
+        return self.source
+
+    def use(self, source: str) -> None:
+        if source == "broken.mp4":
+            raise SourceError("clip broken.mp4 cannot be read")
+        self.source = source
+
+    def faces(self) -> Faces:
+        return Faces(((0.1, 0.2, 0.3, 0.4),), "chosen" if self.followed and self.followed[-1] else "largest")
+
+    def follow(self, place: Place | None) -> None:
+        self.followed.append(place)
+
+    prepare = start = rows = health = close = None  # type: ignore[assignment]
+
+
+Capturing.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def worker(config: Config) -> Iterator[tuple[Publisher, Capturing, Choosing]]:
+    """A video worker's socket that is served as its process does it."""
+    publisher = Publisher(config.bus.endpoint("video"), config.bus)
+    modality, ended = Capturing(), threading.Event()
+    choosing = Choosing(publisher, "video", config, 7, Clock(), modality)
+
+    def serve() -> None:
+        while not ended.wait(0.005):
+            publisher.service()
+            choosing.take(lambda *_: None)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield publisher, modality, choosing
+    finally:
+        ended.set()
+        thread.join()
+        choosing.close()
+        publisher.close()
+
+
+def config(port: int, **changes: Any) -> Config:
+    bus = BusConfig(port=port, **changes)
+    return Config(bus=bus, video=VideoConfig(choices=["two.mp4", "broken.mp4"]))
+
+
+def test_sources_and_faces_are_offered_and_chosen(port: int) -> None:
+    set_up = config(port)
+    with worker(set_up) as (_, modality, choosing), Chooser(set_up.bus.address("video"), "video") as chooser:
+        offer = chooser.offer()
+        names = {source.name: source.id for source in offer.sources}
+        assert names.keys() >= {"one.mp4", "two.mp4", "broken.mp4"}
+        assert offer.used == names["one.mp4"]
+        assert chooser.choose(offer, source=names["two.mp4"]).used == names["two.mp4"]
+        assert modality.source == "two.mp4"
+        with pytest.raises(BusError, match=r"broken\.mp4 cannot be read"):
+            chooser.choose(offer, source=names["broken.mp4"])
+        with pytest.raises(BusError, match="not there any more"):
+            chooser.choose(offer, source="0" * 16)
+        assert chooser.choose(offer, face=(0.25, 0.5)).following == "chosen"
+        assert chooser.choose(offer, face="largest").following == "largest"
+        assert modality.followed == [(0.25, 0.5), None]
+        assert choosing.refused == 0
+
+
+def test_other_subscribers_see_no_offers(port: int) -> None:
+    """Neither one that takes everything nor one of features: an offer is sent to those who ask by name."""
+    set_up = config(port)
+    with worker(set_up) as (publisher, _, _):
+        receiver = Receiver(publisher.endpoint, (b"features/", b"status/"))
+        wait_for(lambda: b"status/" in publisher.subscriptions)
+        with Chooser(publisher.endpoint, "video") as chooser:
+            chooser.offer()
+        time.sleep(0.2)
+        assert not list(receiver.drain())
+        receiver.close()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"{}",
+        b"{" * 500,
+        msgspec.json.encode(CHOICE | {"session": "another"}),
+        msgspec.json.encode(CHOICE | {"worker": "audio"}),
+        msgspec.json.encode(CHOICE | {"version": 2}),
+        msgspec.json.encode(CHOICE | {"face": [0.5, 1.5]}),
+        msgspec.json.encode(CHOICE | {"source": "../etc/passwd", "face": None}),
+        msgspec.json.encode(CHOICE | {"source": "a1"}),
+    ],
+)
+def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) -> None:
+    set_up = config(port)
+    with worker(set_up) as (publisher, modality, choosing):
+        sender = zmq.Context.instance().socket(zmq.XSUB)
+        sender.connect(publisher.endpoint)
+        sender.send(frame)
+        wait_for(lambda: choosing.refused == 1)
+        sender.send(b"{" + b" " * MAX_CHOICE_BYTES)  # libzmq cuts this connection, and the worker goes on
+        with Chooser(publisher.endpoint, "video") as chooser:
+            assert chooser.offer().used
+        assert (modality.source, modality.followed) == ("one.mp4", [])
+        sender.close(0)
+
+
+@pytest.mark.parametrize("changed", [{"control": "none"}, {"fast": True}])
+def test_where_nobody_may_choose_nothing_is_offered(port: int, changed: dict[str, Any]) -> None:
+    fast = changed.pop("fast", False)
+    set_up = msgspec.structs.replace(config(port, **changed), clip=ClipConfig(fast=fast))
+    with (
+        worker(set_up) as (_, modality, _),
+        Chooser(set_up.bus.address("video"), "video") as chooser,
+        pytest.raises(BusError, match=r"bus\.control"),
+    ):
+        chooser.offer(1.0)
+    assert modality.source == "one.mp4"
+
+
+@pytest.mark.parametrize("control", ["local", "keys"])
+def test_beyond_this_machine_keys_and_leave_are_needed(tmp_path: Path, port: int, control: str) -> None:
+    here = _own_address()
+    if here is None:
+        pytest.skip("this machine has no address but that of loopback")
+    keyring = Keyring(tmp_path)
+    keyring.create()
+    set_up = config(port, host="0.0.0.0", keys=str(tmp_path), control=control)
+    keyring.add("itself", keyring.identity().public, host=here)
+    with worker(set_up) as (_, modality, choosing):
+        with Chooser(f"tcp://{here}:{port + 1}", "video", keys=tmp_path) as chooser:
+            offer = chooser.offer()
+            if control == "keys":
+                assert chooser.choose(offer, face=(0.25, 0.5)).following == "chosen"
+            else:
+                with pytest.raises(BusError):
+                    chooser.choose(offer, face=(0.25, 0.5), timeout_s=1.0)
+                assert choosing.refused == 1
+                assert modality.followed == []
+        with Chooser(f"tcp://127.0.0.1:{port + 1}", "video", keys=tmp_path) as chooser:
+            assert chooser.choose(chooser.offer(), face="largest").following == "largest"
+
+
+def _own_address() -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return None if address.startswith("127.") else address
+
+
+@given(st.binary(max_size=600))
+def test_random_bytes_are_no_choice(frame: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_choice(frame)
+
+
+def test_a_choice_and_an_offer_come_back_as_they_were(port: int) -> None:
+    choice = Choice(session="default", worker="video", nonce="a1", face=(0.25, 0.5))
+    assert decode_choice(encode_choice(choice)) == choice
+    with worker(config(port)) as (publisher, _, _), Chooser(publisher.endpoint, "video") as chooser:
+        offer = chooser.offer()
+    assert decode_offer(encode_offer(offer)) == offer
