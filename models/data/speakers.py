@@ -44,7 +44,7 @@ class Speakers:
                 everything.setdefault(labels.corpus, []).extend(said)
         for corpus, said in everything.items():
             reference = given_reference(said)
-            self._corpora[corpus] = None if reference is None else reference._replace(given=False)
+            self._corpora[corpus] = None if reference is None else reference._replace(given=0.0)
 
     def draw(
         self, sample: Sample, kind: str, random: np.random.Generator, clips: int | None = None

@@ -25,12 +25,12 @@ from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.datasets import Dataset, Sample, make_statistics
-from mien.models.data.speakers import AFTER, AUDIO, NONE, SHARES, Speakers
+from mien.models.data.speakers import AFTER, AUDIO, NEUTRAL, NONE, SHARES, Speakers
 from mien.models.evaluation.metrics import EmotionMetrics, emotion_metrics
 from mien.models.training.device import mixed_precision
 from mien.models.training.loop import Report, Run, fit, warm_cosine
 from mien.models.voice.columns import ENERGY, ROW, STATE, WEIGHT
-from mien.models.voice.reference import Reference, compare
+from mien.models.voice.reference import GIVEN_SHARE, Reference, compare, partial
 from mien.windowing import average_slots
 
 
@@ -240,24 +240,34 @@ def _chances(clips: Sequence[Sample], settings: SpeechTraining) -> Float32:
     return normal
 
 
-def measure_audio(network: CMMSF, samples: Sequence[Sample], kind: str = NONE) -> dict[str, EmotionMetrics]:
-    """Emotion measures per corpus, each clip as a whole and compared with a reference of this kind."""
+def measure_audio(
+    network: CMMSF, samples: Sequence[Sample], kind: str = NONE, given: float = GIVEN_SHARE
+) -> dict[str, EmotionMetrics]:
+    """Emotion measures per corpus, each clip as a whole and compared with a reference of this kind.
+
+    Args:
+        given: part of a neutral reference that is taken.
+    """
     by_corpus: dict[str, list[Sample]] = {}
     for sample in samples:
         by_corpus.setdefault(sample.labels.corpus, []).append(sample)
     return {
         corpus: emotion_metrics(
-            [s.emotion or 0 for s in members], torch.softmax(audio_logits(network, members, kind), 1).numpy()
+            [s.emotion or 0 for s in members],
+            torch.softmax(audio_logits(network, members, kind, given=given), 1).numpy(),
         )
         for corpus, members in sorted(by_corpus.items())
     }
 
 
 @torch.no_grad()  # not inference_mode: temperatures are fitted on what comes out
-def audio_logits(network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0) -> Tensor:
+def audio_logits(
+    network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0, given: float = GIVEN_SHARE
+) -> Tensor:
     """(n, 7), from the last window of each clip, compared with a reference of this kind made of other clips.
 
-    A speaker's references come from among `samples`, ten clips for a running one and three for a neutral one.
+    A speaker's references come from among `samples`, ten clips for a running one and three for a neutral one, of which
+    the part `given` is taken, as of a live voice's.
     """
     network.eval()
     slots = network.config.slots
@@ -272,6 +282,8 @@ def audio_logits(network: CMMSF, samples: Sequence[Sample], kind: str = NONE, se
             if speakers is not None:
                 random = np.random.default_rng((seed, begin + row))
                 reference = speakers.draw(sample, kind, random, AFTER)
+                if reference is not None and kind == NEUTRAL:
+                    reference = partial(reference, given)
             clip = slotted(sample, rows)
             values, seen = compare(clip.values[-slots:], reference), clip.observed[-slots:]
             x[row, slots - len(values) :], mask[row, slots - len(values) :] = values * (seen > 0)[:, None], seen

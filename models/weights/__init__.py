@@ -18,6 +18,7 @@ from mien.files import write_file
 FUSION, TEXT, FACE = "cmmsf.safetensors", "text.safetensors", "face.safetensors"
 FILES = {"fusion": FUSION, "text": TEXT, "face": FACE}
 SHIPPED_FOLDER = Path(__file__).parent
+REST = SHIPPED_FOLDER / "rest.json"  # how faces look at rest in general, to the shipped face CNN
 _SUMS = SHIPPED_FOLDER / "SHA256SUMS"
 
 

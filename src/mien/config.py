@@ -22,6 +22,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*\[\]-]{1,253}$")]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5})?$")]
 SessionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+PersonName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_+-]{0,63})?$")]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,6 +113,18 @@ class TextConfig(_Section, frozen=True):
     cpu_threads: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
+class PersonConfig(_Section, frozen=True):
+    """Who is before the camera and the microphone. `name`: somebody whom `mien calibrate` has measured at rest; face
+    and voice are compared with that.
+
+    `adapt` compares a face that was not measured with how it has looked in this session, slowly and by half at most.
+    Who smiles all the time then smiles less.
+    """
+
+    name: PersonName = ""
+    adapt: bool = False
+
+
 class ClipConfig(_Section, frozen=True):
     """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock.
 
@@ -192,6 +205,7 @@ class Config(_Section, frozen=True):
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     text: TextConfig = TextConfig()
+    person: PersonConfig = PersonConfig()
     clip: ClipConfig = ClipConfig()
     inference: InferenceConfig = InferenceConfig()
     dashboard: DashboardConfig = DashboardConfig()

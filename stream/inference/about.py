@@ -11,6 +11,7 @@ import msgspec
 
 import mien
 from mien.config import Config
+from mien.models.baseline import Person
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ before a path: passwords may hold one
 _PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "mediapipe", "faster-whisper", "ctranslate2")
@@ -28,6 +29,32 @@ def published_config(config: Config) -> dict[str, Any]:
     tree["dashboard"].pop("token", None)
     tree.get("dashboard", {}).pop("token", None)
     return tree
+
+
+def person_tag(config: Config, *, replayed: bool = False) -> str:
+    """How predictions name the person whose rest rows are compared with; empty without one.
+
+    Where capture runs on other machines, the baseline lies there and only the name is known here. What is replayed was
+    compared when it was recorded, and `person.name` is the tag that it had.
+
+    Raises:
+        ConfigError: the person's baseline cannot be used.
+    """
+    name, workers = config.person.name, config.bus.workers
+    if name and not replayed and not (workers.video or workers.audio):
+        name = Person.load(name).tag
+    return "+".join(filter(None, (name, "adapt" if config.person.adapt and not replayed else "")))
+
+
+def with_person(model: str, tag: str) -> str:
+    """ "CHECKPOINT/ENGINE" and a tag as "CHECKPOINT+TAG/ENGINE"."""
+    checkpoint, slash, engine = model.partition("/")
+    return f"{checkpoint}+{tag}{slash}{engine}" if tag else model
+
+
+def tag_of(model: str) -> str:
+    """The tag in what `with_person` made; empty without one."""
+    return model.partition("/")[0].partition("+")[2]
 
 
 def versions() -> dict[str, str]:

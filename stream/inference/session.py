@@ -25,7 +25,7 @@ from mien.messages import (
 )
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_about, encode_prediction, encode_status
-from mien.stream.inference.about import published_config, versions
+from mien.stream.inference.about import person_tag, published_config, versions, with_person
 from mien.stream.inference.assembler import Assembler, ages_ms
 from mien.stream.inference.faults import Faults
 from mien.stream.inference.inbox import Inbox
@@ -91,6 +91,7 @@ class Session(ABC):
         self.post = Postprocessor(
             config.session, tuple(predictor.specs), config.inference.smoothing_s, control.run, self.refusals
         )
+        self._tag = person_tag(config, replayed=self.replayed)
         self._words = next((track for track in windows.tracks.values() if isinstance(track, Snapshots)), None)
         self._faults = Faults()
         self._absent: dict[str, str] = {}
@@ -185,7 +186,7 @@ class Session(ABC):
         """Say that it is ready, and for what."""
         self._publish_about()
         self.publish_status("ready")
-        self.control.say("ready", model=self._predictor.id)
+        self.control.say("ready", model=self.named(self._predictor.id))
 
     def hear(self, worker: str) -> None:
         """Take in what a worker has sent."""
@@ -242,7 +243,7 @@ class Session(ABC):
             answer,
             Evidence(ages, absent, words, transcript),
             seq=self._seq,
-            model=model,
+            model=self.named(model),
             inputs=spans_of(self._taken_in),
             latency=latency_ms(trigger, began_ns, done_ns, captured=self.captured),
         )
@@ -251,6 +252,10 @@ class Session(ABC):
         self._seq += 1
         self._meter.tick()
         return encode_prediction(prediction)
+
+    def named(self, model: str) -> str:
+        """Checkpoint and engine, and whose rest this session's rows are compared with."""
+        return with_person(model, self._tag)
 
     def settle(self) -> None:
         """Look after the connections; say that all is said, once it is, and now and then how this is."""
@@ -292,7 +297,7 @@ class Session(ABC):
             cpu_percent=cpu_percent,
             rss_mb=rss_mb,
             detail={
-                "model": self._predictor.id,
+                "model": self.named(self._predictor.id),
                 "engine": self._predictor.reason,
                 "predictions": self._meter.total,
                 "origin": self.control.assignment.origin,
@@ -331,7 +336,7 @@ class Session(ABC):
             t_ns=self.control.clock.now_ns(),
             origin=assignment.origin,
             label=assignment.label,
-            model=self._predictor.id,
+            model=self.named(self._predictor.id),
             config=published_config(self.config),
             versions=versions(),
             modalities=tuple(self._predictor.specs.values()),

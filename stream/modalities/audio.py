@@ -20,7 +20,9 @@ from mien.assets import asset_path
 from mien.assets.manifest import ASSETS
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
+from mien.errors import ConfigError
 from mien.messages import Bool, Float32, ModalitySpec
+from mien.models.baseline import Person, find_person
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
@@ -179,13 +181,18 @@ class AudioExtractor:
         return rows
 
 
-def voice_reference(path: str = "") -> Reference | RunningReference:
-    """What a live voice is compared with: the user's reference if its file is named, or a running one.
+def voice_reference(path: str = "", person: Person | None = None) -> Reference | RunningReference:
+    """What a live voice is compared with: the reference in a file or that of a person, or a running one.
 
     Raises:
-        ConfigError: the file cannot be used.
+        ConfigError: the file or the person's baseline cannot be used, or both are given.
     """
-    return read_reference(Path(path).expanduser(), SPEC.extractor) if path else RunningReference()
+    if path and person is not None:
+        raise ConfigError("audio.reference and person.name both say what the voice is compared with; give one")
+    if path:
+        return read_reference(Path(path).expanduser(), SPEC.extractor)
+    at_rest = person.voice(SPEC.extractor) if person is not None else None
+    return RunningReference() if at_rest is None else at_rest
 
 
 class Audio(Hearing):
@@ -210,7 +217,8 @@ class Audio(Hearing):
         self._is_changed = True
 
     def prepare(self) -> None:
-        self._extractor = AudioExtractor(self._config.assets, voice_reference(self._config.audio.reference))
+        reference = voice_reference(self._config.audio.reference, find_person(self._config.person.name))
+        self._extractor = AudioExtractor(self._config.assets, reference)
         self._source = open_audio(self._config, self._clock)
 
     def start(self, start_ns: int) -> None:

@@ -25,6 +25,7 @@ from mien.engines.base import Network, Origin
 from mien.engines.selection import open_engine
 from mien.errors import CheckpointError, SourceError
 from mien.messages import Float32, ModalitySpec
+from mien.models.baseline import Person, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
@@ -101,15 +102,23 @@ class VisionExtractor:
         max_faces: how far faces are counted; with 1, no others are looked for, and the one that is found first
             counts as the largest.
         weights: of the face CNN.
+        rest: what is subtracted from every row of a stream for how this person looks at rest, (122,), or what learns it
+            from them; None: nothing. Stills are not compared.
 
     Raises:
         AssetError: the face landmarker is not to be had.
         CheckpointError: the face CNN's weights are missing or unusable.
     """
 
-    def __init__(self, assets: AssetsConfig | None = None, max_faces: int = 2, weights: Path = SHIPPED.face) -> None:
+    def __init__(
+        self,
+        assets: AssetsConfig | None = None,
+        max_faces: int = 2,
+        weights: Path = SHIPPED.face,
+        rest: Float32 | RunningRest | None = None,
+    ) -> None:
         self._task = asset_path("face-landmarker", assets or AssetsConfig())
-        self._max_faces = max_faces
+        self._max_faces, self._rest = max_faces, rest
         # One engine everywhere: rows must not depend on what the fusion model runs on.
         self._cnn = open_engine(face_network(weights), "onnx", "fp32", threads=1)
         self._stream: FaceMesh | None = None
@@ -120,6 +129,8 @@ class VisionExtractor:
         """Begin a new stream: nothing of the last one is tracked or smoothed into it."""
         if self._stream is not None:
             self._stream.close()
+        if isinstance(self._rest, RunningRest):
+            self._rest.reset()
         self._stream = self._mesh(moving=True, max_faces=self._max_faces)
 
     def row(self, image_bgr: UInt8, t_ns: int) -> Row:
@@ -140,6 +151,8 @@ class VisionExtractor:
             view = FaceView(self._stream.faces, all_faces=others, unclear=unclear)
             return np.zeros(SPEC.dim, np.float32), False, view
         values, valid, view = self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
+        if self._rest is not None:
+            values = values - (self._rest(values, t_ns) if isinstance(self._rest, RunningRest) else self._rest)
         return values, valid, replace(view, all_faces=others)
 
     def follow(self, place: tuple[float, float] | None) -> None:
@@ -277,6 +290,16 @@ def face_network(weights: Path | str = SHIPPED.face) -> Network:
     )
 
 
+def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> Float32 | RunningRest | None:
+    """What a live face is compared with: this person at rest, with `adapt` itself until now, or nothing.
+
+    Raises:
+        ConfigError: the person's baseline cannot be used.
+    """
+    at_rest = person.face(extractor) if person is not None else None
+    return RunningRest(extractor) if at_rest is None and adapt else at_rest
+
+
 class Vision(Modality):
     """A camera or a clip's picture, and its rows. One message a frame."""
 
@@ -322,7 +345,9 @@ class Vision(Modality):
 
     def prepare(self) -> None:
         self._source = open_video(self._config, self._clock)
-        self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces, self._weights)
+        person = self._config.person
+        rest = face_rest(find_person(person.name), self.spec.extractor, adapt=person.adapt)
+        self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces, self._weights, rest)
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"

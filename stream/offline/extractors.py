@@ -15,6 +15,7 @@ from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig, TextConfig
 from mien.errors import DataError
 from mien.messages import MODALITIES, Float32, Int64, ModalitySpec, UInt8, Word
+from mien.models.baseline import Person
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.data.datasets import RawRows, word_times_ns
 from mien.models.weights import SHIPPED, WeightSet
@@ -58,6 +59,11 @@ class Extractors:
         modalities: to extract of every item.
         weights: of the text and face encoders.
         tracks: which of a file's tracks to read.
+
+    Args:
+        reference: file that voices are compared with, as `audio.reference`; None compares with nothing, as for training
+            data.
+        person: whose face and voice are compared with their rest.
     """
 
     def __init__(
@@ -67,9 +73,11 @@ class Extractors:
         assets: AssetsConfig | None = None,
         weights: WeightSet = SHIPPED,
         reference: str | None = None,
+        person: Person | None = None,
         tracks: ClipConfig | None = None,
     ) -> None:
         self.weights, self._reference, self.tracks = weights, reference, tracks
+        self._person = person
         self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
 
     def rows(self, item: CorpusItem, corpus: Corpus | None = None) -> tuple[dict[str, RawRows], int, str | None]:
@@ -190,14 +198,17 @@ class Extractors:
         """Sound to rows."""
         from mien.stream.modalities.audio import AudioExtractor, voice_reference
 
-        return AudioExtractor(self._assets, None if self._reference is None else voice_reference(self._reference))
+        is_compared = self._reference is not None or self._person is not None
+        compared = voice_reference(self._reference or "", self._person) if is_compared else None
+        return AudioExtractor(self._assets, compared)
 
     @cached_property
     def vision(self) -> VisionExtractor:
         """Pictures to rows."""
-        from mien.stream.modalities.vision import VisionExtractor
+        from mien.stream.modalities.vision import VisionExtractor, face_rest, vision_spec
 
-        return VisionExtractor(self._assets, weights=self.weights.face)
+        rest = face_rest(self._person, vision_spec(self.weights.face).extractor)
+        return VisionExtractor(self._assets, weights=self.weights.face, rest=rest)
 
     @cached_property
     def recogniser(self) -> Recogniser:

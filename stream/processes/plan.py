@@ -12,6 +12,7 @@ import msgspec
 from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import Origin
+from mien.models.baseline import Person
 from mien.stream.sources.address import Address, File, Url, address_of
 from mien.stream.sources.devices import SAMPLE
 
@@ -44,6 +45,7 @@ def plan_session(config: Config) -> Session:
 
     Raises:
         SourceError: a clip is missing or unreadable, or there is nothing at all to capture.
+        ConfigError: the person's baseline cannot be used.
     """
     absent: dict[str, str] = {}
     video, audio = address_of(config.video.source), address_of(config.audio.source)
@@ -79,6 +81,10 @@ def plan_session(config: Config) -> Session:
         )
     if config.clip.fast and not all(isinstance(each, File) for each in (video, audio) if each is not None):
         raise SourceError("--fast plays files; give one with --clip FILE")
+    people: tuple[str, ...] = ()
+    if config.person.name:
+        person = Person.load(config.person.name)
+        people = (f"compared with {person.name} at rest ({person.known})",)
     return Session(
         config=msgspec.structs.replace(
             config,
@@ -93,7 +99,7 @@ def plan_session(config: Config) -> Session:
         ),
         workers=tuple(workers),
         absent=absent,
-        notes=(*reasons, *tracks),
+        notes=(*reasons, *tracks, *people),
         label=_label(video, audio),
         origin=_origin(video, audio),
     )

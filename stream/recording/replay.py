@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from mien.config import Config, InferenceConfig
+from mien.config import Config, InferenceConfig, PersonConfig
 from mien.errors import CheckpointError, RecordingError
 from mien.models.checkpoint import Checkpoint, load_checkpoint
+from mien.stream.inference.about import tag_of
 from mien.stream.processes.plan import Session
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording
@@ -54,6 +55,7 @@ def plan_replay(
         config=msgspec.structs.replace(
             config,
             session=recording.session,
+            person=recorded_person(recording),
             inference=inference,
             clip=msgspec.structs.replace(config.clip, fast=speed == 0, loop=False),
         ),
@@ -80,6 +82,11 @@ def recorded_inference(recording: Recording) -> InferenceConfig:
         return msgspec.convert(known, InferenceConfig)
     except msgspec.ValidationError:
         return InferenceConfig()
+
+
+def recorded_person(recording: Recording) -> PersonConfig:
+    """Whose rest the recorded rows are compared with already; what is named is the tag of the predictions."""
+    return PersonConfig(name=tag_of(recording.about.model) if recording.about is not None else "")
 
 
 def recorded_engine(recording: Recording) -> str:

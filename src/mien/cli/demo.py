@@ -16,6 +16,7 @@ def command(
     mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
     clip: Annotated[str | None, typer.Option(help="Play a file instead of the devices.")] = None,
     asr: Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")] = None,
+    person: Annotated[str | None, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
     headless: Annotated[bool, typer.Option("--headless", help="Print lines; no live view, no dashboard.")] = False,
     window: Annotated[bool, typer.Option("--window", help="A window with overlay instead of the dashboard.")] = False,
@@ -35,7 +36,12 @@ def command(
     from mien.stream.dashboard.launch import Companion, has_page
     from mien.stream.processes.plan import find_camera, find_microphone, plan_session
 
-    overrides: dict[str, object] = {"bus.port": port, "dashboard.port": dashboard_port, "text.asr": asr}
+    overrides: dict[str, object] = {
+        "bus.port": port,
+        "dashboard.port": dashboard_port,
+        "text.asr": asr,
+        "person.name": person,
+    }
     chosen = load_config(config)
     is_chosen = any((camera, mic, clip)) or (chosen.video.source, chosen.audio.source) != ("auto", "auto")
     badge = "CLIP" if clip else "LIVE"

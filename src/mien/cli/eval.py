@@ -46,6 +46,10 @@ def command(
     natural: Annotated[
         bool, typer.Option("--natural", help="DATA is clips of people who just talk, or folders of them.")
     ] = False,
+    baseline: Annotated[
+        float, typer.Option(min=0, help="With --natural: the first seconds of each clip are its person's rest.")
+    ] = 0.0,
+    person: Annotated[str, typer.Option(help="With --natural: whose rest, as `mien calibrate` measured it.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",
@@ -82,6 +86,13 @@ def command(
         modalities=tuple(m for m in MODALITIES if m in names), splits=wanted, limit=limit,
         damaging=Damaging(table=damage),
     )  # fmt: skip
+    if (baseline or person) and not natural:
+        raise DataError("--baseline and --person go with --natural; corpora left out: mien train --leave-out")
+    if natural and (baseline or person):
+        from mien.cli._resting import print_resting
+
+        print_resting(loaded, data, names, asr, weights, engine, baseline, person, as_json)
+        return
     if natural:
         _natural(loaded, data, options, asr, weights, engine, as_json)
         return

@@ -17,6 +17,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
     reference: Annotated[str, typer.Option(help="Neutral speech of the voice, as `audio.reference` names it.")] = "",
+    person: Annotated[str, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = "",
     audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
     video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
 ) -> None:  # fmt: skip
@@ -30,8 +31,10 @@ def command(
     from mien.errors import SourceError
     from mien.files import check_target, write_file
     from mien.messages import EMOTIONS
+    from mien.models.baseline import find_person
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.weights import weight_set
+    from mien.stream.inference.about import with_person
     from mien.stream.offline.clips import clips_in, predict_clip, read_clip
     from mien.stream.offline.extractors import Extractors, live_specs
 
@@ -41,11 +44,16 @@ def command(
     weights = weight_set(checkpoint)
     specs = {name: spec for name, spec in live_specs(weights=weights).items() if name in {s.name for s in loaded.specs}}
     check_extractors(loaded, specs.values())
-    clips = clips_in(path)
+    clips, who = clips_in(path), find_person(person)
     predictor = Predictor(loaded, engine)
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
     extractors = Extractors(
-        tuple(specs), "" if asr == "none" else asr, weights=weights, reference=reference, tracks=tracks
+        tuple(specs),
+        "" if asr == "none" else asr,
+        weights=weights,
+        reference=reference,
+        tracks=tracks,
+        person=who,
     )
     text = io.StringIO()
     gates = [f"gate_{name}" for name in predictor.specs]
@@ -73,7 +81,7 @@ def command(
                     row |= {"sentiment": said.sentiment, "emotion": max(said.emotions, key=said.emotions.__getitem__)}
                     row |= said.emotions
                     row |= {f"gate_{name}": share for name, share in said.gates.items()}
-                    row |= {"confidence": said.confidence, "model": said.model}
+                    row |= {"confidence": said.confidence, "model": with_person(said.model, who.tag if who else "")}
                 if as_json:
                     text.write(json.dumps(row) + "\n")
                 else:

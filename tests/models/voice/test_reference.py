@@ -13,6 +13,7 @@ from mien.errors import ConfigError
 from mien.messages import Float32
 from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
 from mien.models.voice.reference import (
+    GIVEN_SHARE,
     LASTING_S,
     Reference,
     RunningReference,
@@ -128,9 +129,10 @@ def test_a_stored_reference_comes_back_and_is_private(tmp_path: Path) -> None:
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
     reference = read_reference(path, "e-1")
-    assert reference.given
+    assert reference.given == GIVEN_SHARE
     assert reference.weight == 1.0
     expected = np.concatenate(utterances(values, valid)).mean(0)
+    expected[STATE] *= GIVEN_SHARE
     np.testing.assert_allclose(reference.mean, expected, atol=1e-5)
     with pytest.raises(ConfigError, match="make the reference again"):
         read_reference(path, "e-2")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mien.config import load_config
-from mien.stream.inference.about import published_config
+from mien.errors import ConfigError
+from mien.stream.inference.about import person_tag, published_config, tag_of, with_person
 
 
 @pytest.mark.parametrize("password", ["secret", "s@cret", "s:cret@x", "%40secret"])
@@ -20,3 +22,24 @@ def test_no_token_and_no_password_leaves_the_process(password: str) -> None:
     assert "token-of-mine" not in published
     assert "admin" not in published
     assert "cret" not in published
+
+
+def test_a_person_is_named_beside_the_checkpoint() -> None:
+    model = with_person("cmmsf-1a2b3c4d/onnx-fp32", "ada-00ff00ff")
+    assert model == "cmmsf-1a2b3c4d+ada-00ff00ff/onnx-fp32"
+    assert tag_of(model) == "ada-00ff00ff"
+    assert with_person("cmmsf-1a2b3c4d/onnx-fp32", "") == "cmmsf-1a2b3c4d/onnx-fp32"
+    assert tag_of("cmmsf-1a2b3c4d/onnx-fp32") == ""
+
+
+def test_a_person_who_is_not_there_is_no_silent_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platformdirs.user_config_path", lambda *_, **__: tmp_path)
+    config = load_config(overrides={"person.name": "ada"})
+    with pytest.raises(ConfigError, match="mien calibrate ada"):
+        person_tag(config)
+    elsewhere = load_config(overrides={"person.name": "ada", "bus.workers.video": "tcp://10.0.0.2:5561"})
+    # What is replayed is compared already; where capture runs elsewhere, so is the baseline.
+    assert person_tag(config, replayed=True) == "ada"
+    assert person_tag(elsewhere) == "ada"
+    assert person_tag(load_config(overrides={"person.adapt": True})) == "adapt"
+    assert person_tag(load_config()) == ""

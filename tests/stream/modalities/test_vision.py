@@ -12,6 +12,8 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, CheckpointError
 from mien.messages import Float32
+from mien.models.baseline import EMBEDDING as AT_REST
+from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
 from mien.stream.modalities.base import Rows
 from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
 from mien.stream.modalities.face_mesh import FaceMesh, overlap
@@ -25,6 +27,7 @@ from mien.stream.modalities.vision import (
     VisionExtractor,
     create,
     face_network,
+    face_rest,
     find_in_still,
     head_pose,
 )
@@ -32,6 +35,11 @@ from tests.stream.pictures import UInt8, beside, head, portrait, write_clip
 
 assets = pytest.mark.assets
 YAW, PITCH, ROLL, X, Y, SCALE = range(POSE.start, POSE.stop)
+
+
+def test_how_faces_look_at_rest_is_known_of_the_shipped_encoder() -> None:
+    assert faces_at_rest(SPEC.extractor).shape == (ROW,) == (SPEC.dim,)
+    assert EMBEDDING == AT_REST
 
 
 @pytest.fixture
@@ -361,3 +369,33 @@ def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: Vision
     assert play([both], 1.2)[-1] is False
     extractor.follow(None)
     assert play([both], 1.2)[-1] is True
+
+
+@assets
+def test_a_face_in_a_stream_is_compared_with_its_rest_and_a_still_is_not(extractor: VisionExtractor) -> None:
+    picture = portrait()
+    raw, valid, _ = extractor.row(picture, 0)
+    assert valid
+    person = Person("ada", Baseline(1, "", Rest(SPEC.extractor, 15.0, raw.tolist())))
+    rest = face_rest(person, SPEC.extractor)
+    assert isinstance(rest, np.ndarray)
+    compared = VisionExtractor(AssetsConfig(offline=True), rest=rest)
+    row, valid, _ = compared.row(picture, 0)
+    assert valid
+    general = faces_at_rest(SPEC.extractor)
+    halfway = raw - np.float32(FACE_SHARE) * (raw - general)
+    np.testing.assert_allclose(row[EMBEDDING], halfway[EMBEDDING], atol=1e-5)
+    assert np.array_equal(row[: EMBEDDING.start], raw[: EMBEDDING.start])
+    nobody, valid, _ = compared.row(np.zeros_like(picture), NS_PER_S)
+    assert not valid
+    assert not nobody.any()
+    assert np.array_equal(compared.still(picture)[0], extractor.still(picture)[0])
+    compared.close()
+
+
+def test_a_session_is_compared_with_itself_only_where_asked_to() -> None:
+    known = Person("ada", Baseline(1, "", Rest(SPEC.extractor, 15.0, [0.0] * SPEC.dim)))
+    assert face_rest(None, SPEC.extractor) is None
+    assert isinstance(face_rest(None, SPEC.extractor, adapt=True), RunningRest)
+    assert isinstance(face_rest(Person("bob", Baseline(1, "")), SPEC.extractor, adapt=True), RunningRest)
+    assert isinstance(face_rest(known, SPEC.extractor, adapt=True), np.ndarray)

@@ -1,0 +1,293 @@
+"""How a person's face and voice are at rest, kept in a file of theirs, so that it can be taken away.
+
+A resting face is called sad or angry because of how it is built, and a resting voice because of its pitch, its
+microphone and its language. `mien calibrate` measures both once. From then on rows are compared with them, where they
+are made: what a recording holds is compared already, and replays to the same bits.
+
+- Voice: a reference that the user gave, see `mien.models.voice.reference`.
+- Face: the embedding is moved back by FACE_SHARE of how far this face at rest lies from faces at rest in general
+  (`rest.json` beside the weights). Blendshapes and pose stay: moving them told nothing more of people who talk.
+
+Only means are kept, no picture and no sound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import platformdirs
+
+from mien.clock import NS_PER_S
+from mien.errors import ConfigError
+from mien.files import reason, write_file
+from mien.messages import Bool, Float32
+from mien.models.voice.columns import WEIGHT
+from mien.models.voice.reference import Reference, measured_reference, partial
+from mien.models.weights import REST
+
+FORMAT = 1
+FACE_SHARE = 0.5
+LEAST_FACE_S = 3.0
+HALF_S, LASTING_S, LONGEST_STEP_S = 60.0, 300.0, 1.0
+ROW, EMBEDDING = 122, slice(58, 122)  # of a row of vision: its size, and what the face CNN makes
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_LARGEST_BYTES = 1 << 20
+_LARGEST = 1e4  # no mean of a row is anywhere near
+_AGAIN = "calibrate again with: mien calibrate {}"
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """One modality at rest: the `mean` (D,) of rows of `extractor` over so many `seconds`."""
+
+    extractor: str
+    seconds: float
+    mean: list[float]
+
+    def values(self) -> Float32:
+        """The mean as an array."""
+        return np.array(self.mean, np.float32)
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """A person at rest: `made` is the day in UTC; a modality that was not measured is None."""
+
+    format: int
+    made: str
+    face: Rest | None = None
+    voice: Rest | None = None
+
+
+def check_name(name: str) -> str:
+    """The name.
+
+    Raises:
+        ConfigError: it is none for a person.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for a person: up to 32 letters, digits, dashes and underscores")
+    return name
+
+
+def people_folder() -> Path:
+    """Where baselines are kept, beside the user's configuration."""
+    return platformdirs.user_config_path("mien", appauthor=False) / "people"
+
+
+def baseline_path(name: str) -> Path:
+    """The file of a person.
+
+    Raises:
+        ConfigError: it is no name.
+    """
+    return people_folder() / f"{check_name(name)}.json"
+
+
+def people() -> Iterator[str]:
+    """The names of those who have a baseline, sorted."""
+    for path in sorted(people_folder().glob("*.json")):
+        if _NAME.fullmatch(path.stem):
+            yield path.stem
+
+
+def voice_at_rest(values: Float32, valid: Bool, extractor: str) -> Rest:
+    """What is kept of raw rows (n, WEIGHT or more) of calm speech, of which `valid` (n,) are voice.
+
+    Raises:
+        ConfigError: there is too little voice.
+    """
+    reference, seconds = measured_reference(values, valid)
+    return Rest(extractor, round(seconds, 2), reference.mean.tolist())
+
+
+def face_at_rest(values: Float32, valid: Bool, seconds: float, extractor: str) -> Rest:
+    """What is kept of rows (n, D) of a resting face over so many seconds, of which `valid` (n,) show one.
+
+    Raises:
+        ConfigError: a face was in view for too short a time.
+    """
+    seen_s = seconds * float(valid.mean()) if len(valid) else 0.0
+    if seen_s < LEAST_FACE_S:
+        raise ConfigError(
+            f"a face was in view for {seen_s:.1f} s, {LEAST_FACE_S:.0f} are needed: look into the camera, with light "
+            "from the front"
+        )
+    return Rest(extractor, round(seen_s, 2), values[valid].mean(0, dtype=np.float64).tolist())
+
+
+def keep(name: str, face: Rest | None, voice: Rest | None) -> Path:
+    """Write a person's baseline, over one that there is; only its owner may read it.
+
+    Raises:
+        ConfigError: it is no name. MienError: it cannot be written.
+    """
+    path = baseline_path(name)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make {path.parent}: {reason(error)}") from error
+    today = datetime.now(UTC).date().isoformat()
+    write_file(path, msgspec.json.encode(Baseline(FORMAT, today, face, voice)), private=True)
+    return path
+
+
+def forget(name: str) -> None:
+    """Delete a person's baseline.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        baseline_path(name).unlink()
+    except OSError as error:
+        raise _missing(name, error) from error
+
+
+class Person:
+    """Somebody whose rest is known.
+
+    Attributes:
+        name: of the person. baseline: what is known of them.
+        tag: name and the first digits of the file's SHA-256: what predictions carry beside the model.
+    """
+
+    def __init__(self, name: str, baseline: Baseline, tag: str = "") -> None:
+        self.name, self.baseline, self.tag = name, baseline, tag or name
+
+    @classmethod
+    def load(cls, name: str) -> Person:
+        """Whom `mien calibrate` has measured.
+
+        Raises:
+            ConfigError: there is no such person, or the file is damaged or open to others.
+        """
+        path = baseline_path(name)
+        try:
+            with path.open("rb") as file:
+                content = file.read(_LARGEST_BYTES)
+                mode = os.fstat(file.fileno()).st_mode
+        except OSError as error:
+            raise _missing(name, error) from error
+        if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+            raise ConfigError(f"others can read {path}; run: chmod 600 '{path}'")
+        try:
+            baseline = msgspec.json.decode(content, type=Baseline)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{path} is damaged ({error}); {_AGAIN.format(name)}") from error
+        if baseline.format != FORMAT:
+            raise ConfigError(f"{path} was made by another version of mien; {_AGAIN.format(name)}")
+        return cls(name, baseline, f"{name}-{hashlib.sha256(content).hexdigest()[:8]}")
+
+    def voice(self, extractor: str) -> Reference | None:
+        """What rows of this extractor are compared with; None if the voice was not measured.
+
+        Raises:
+            ConfigError: it was measured with another extractor, or is damaged.
+        """
+        rest = self.baseline.voice
+        if rest is None:
+            return None
+        return partial(Reference(self._checked(rest, extractor, WEIGHT), 1.0, 1.0))
+
+    def face(self, extractor: str) -> Float32 | None:
+        """What is subtracted from rows (D,) of this extractor; None if the face was not measured.
+
+        Raises:
+            ConfigError: it was measured with another extractor, is damaged, or faces at rest are not known of it.
+        """
+        rest = self.baseline.face
+        if rest is None:
+            return None
+        mean = self._checked(rest, extractor, ROW)
+        general = faces_at_rest(extractor)
+        moved = np.zeros_like(general)
+        moved[EMBEDDING] = np.float32(FACE_SHARE) * (mean - general)[EMBEDDING]
+        return moved
+
+    @property
+    def known(self) -> str:
+        """What was measured, in words, and when."""
+        parts = [name for name, rest in (("face", self.baseline.face), ("voice", self.baseline.voice)) if rest]
+        return f"{' and '.join(parts)}, {self.baseline.made}"
+
+    def _checked(self, rest: Rest, extractor: str, size: int) -> Float32:
+        mean = rest.values()
+        if rest.extractor != extractor or mean.shape != (size,):
+            raise ConfigError(
+                f"{self.name} was calibrated with other weights or another version of mien ({rest.extractor}, now "
+                f"{extractor}); {_AGAIN.format(self.name)}"
+            )
+        if not (np.abs(mean) < _LARGEST).all():
+            raise ConfigError(f"the baseline of {self.name} is damaged; {_AGAIN.format(self.name)}")
+        return mean
+
+
+class RunningRest:
+    """How a face has looked in this session until now: as `Person.face`, from rows as they come.
+
+    Its part grows with the time that the face was in view, to half of FACE_SHARE after HALF_S, and what is older than
+    LASTING_S fades, so that what lasts for a while is not taken for rest.
+    """
+
+    def __init__(self, extractor: str) -> None:
+        self._general = faces_at_rest(extractor)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new stream."""
+        self._seconds, self._mean = 0.0, np.zeros(len(self._general))
+        self._before_ns: int | None = None
+
+    def __call__(self, row: Float32, t_ns: int) -> Float32:
+        """What is subtracted from this row of a face in view, (D,), before the row is learned from."""
+        moved = np.zeros(len(row), np.float32)
+        if self._seconds > 0:
+            share = FACE_SHARE * self._seconds / (self._seconds + HALF_S)
+            moved[EMBEDDING] = (share * (self._mean - self._general))[EMBEDDING]
+        before_ns, self._before_ns = self._before_ns, t_ns
+        if before_ns is not None:
+            step_s = min((t_ns - before_ns) / NS_PER_S, LONGEST_STEP_S)
+            self._seconds = min(self._seconds + step_s, LASTING_S)
+            self._mean += (row - self._mean) * (step_s / self._seconds)
+        return moved
+
+
+def faces_at_rest(extractor: str) -> Float32:
+    """How rows (D,) of faces look at rest in general: the mean of neutral faces.
+
+    Raises:
+        ConfigError: it is not known of this extractor, which another face encoder is part of.
+    """
+    general = msgspec.json.decode(REST.read_bytes(), type=Rest)
+    if general.extractor != extractor:
+        raise ConfigError(
+            "how faces look at rest is known of the shipped face encoder alone; use that, or leave out --person and "
+            f"person.adapt ({general.extractor}, not {extractor})"
+        )
+    return general.values()
+
+
+def find_person(name: str) -> Person | None:
+    """Whom a setting names; None for an empty one.
+
+    Raises:
+        ConfigError: as `Person.load`.
+    """
+    return Person.load(name) if name else None
+
+
+def _missing(name: str, error: OSError) -> ConfigError:
+    if not isinstance(error, FileNotFoundError):
+        return ConfigError(f"the baseline of {name} cannot be used: {reason(error)}")
+    known = ", ".join(people())
+    return ConfigError(
+        f"nobody called {name!r} was calibrated" + (f"; there is {known}" if known else "")
+        + f"; do so with: mien calibrate {name}"
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""`mien calibrate`: how a person's face and voice are at rest, so that it can be taken away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mien.stream.capture.rest import Measured
+    from mien.stream.processes.plan import Session
+
+# The rainbow passage (Fairbanks, 1940), read aloud in speech laboratories ever since; it says nothing of feelings.
+SENTENCE = (
+    "When the sunlight strikes raindrops in the air, they act as a prism and form a rainbow. "
+    "The rainbow is a division of white light into many beautiful colors."
+)
+SECONDS = 15.0
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="What you call the person.")] = "me",
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")] = None,
+    mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Measure in a file instead: a calm face and voice.")] = None,
+    seconds: Annotated[float, typer.Option(min=5, max=300, help="How long to look and listen.")] = SECONDS,
+    list_all: Annotated[bool, typer.Option("--list", help="Show who was measured.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show what is kept of NAME.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is kept of NAME.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a resting face and a calm voice, for `--person NAME`."""
+    import json
+
+    from mien.errors import ConfigError
+    from mien.models import baseline
+
+    if list_all + show + delete > 1:
+        raise ConfigError("--list, --show and --delete go one at a time")
+    if list_all:
+        _list(as_json)
+        return
+    baseline.check_name(name)
+    if delete:
+        baseline.forget(name)
+        typer.echo(f"what was kept of {name} is deleted", err=True)
+        return
+    if not show:
+        _calibrate(name, config, camera, mic, clip, seconds)
+    kept = _summary(name)
+    typer.echo(json.dumps(kept, indent=2) if as_json else "\n".join(f"{key:<7} {value}" for key, value in kept.items()))
+
+
+def _calibrate(
+    name: str, config: Path | None, camera: str | None, mic: str | None, clip: str | None, seconds: float
+) -> None:
+    from mien.config import load_config
+    from mien.models import baseline
+    from mien.stream.processes.plan import plan_session
+    from mien.stream.sources.address import clip_source
+
+    played = clip_source(clip) if clip else None
+    overrides = {
+        "video.source": camera or played, "audio.source": mic or played, "clip.fast": bool(clip) or None,
+        "text.asr": "none", "person.name": "",
+    }  # fmt: skip
+    session = plan_session(load_config(config, overrides))
+    for note in session.notes:
+        typer.echo(note, err=True)
+    measured = _measure(session, seconds, is_clip=bool(clip))
+    path = baseline.keep(name, measured.face, measured.voice)
+    typer.echo(f"kept in {path}, for you alone; use it with --person {name}", err=True)
+
+
+def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
+    import time
+
+    from mien.cli._progress import item_progress
+    from mien.cli._terminal import make_console
+    from mien.stream.capture.rest import Measurement
+
+    measurement = Measurement(session.config, session.workers, seconds)
+    try:
+        if not is_clip:
+            _instruct(make_console(stderr=True), session.workers, seconds)
+        begun_s = time.monotonic()
+        measurement.start()
+        with item_progress("measuring") as update:
+            while not measurement.done:
+                passed_s = time.monotonic() - begun_s
+                if not is_clip and passed_s > seconds + 2.0:
+                    break  # a device that gives nothing does not end by itself
+                update(min(round(passed_s), round(seconds)), round(seconds) + 1)
+                time.sleep(0.05)
+            update(round(seconds) + 1, round(seconds) + 1)
+        measurement.stop()
+        return measurement.result()
+    finally:
+        measurement.close()
+
+
+def _instruct(console: Any, workers: tuple[str, ...], seconds: float) -> None:
+    if "video" in workers:
+        console.print("Look into the camera with a relaxed face, as if nobody was there.", style="bold")
+    if "audio" in workers:
+        console.print("Read this aloud, in the voice that you have every day (or any calm sentence of your language):")
+        console.print(f"\n  {SENTENCE}\n", style="bold")
+    console.print(f"It takes {seconds:.0f} s. Only means of features are kept, no picture and no sound.", style="dim")
+
+
+def _list(as_json: bool) -> None:
+    import json
+
+    from mien.errors import ConfigError
+    from mien.models import baseline
+
+    found: dict[str, Any] = {}
+    for name in baseline.people():
+        try:
+            found[name] = _summary(name)
+        except ConfigError as error:
+            found[name] = {"error": str(error)}
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, kept in found.items():
+        facts = kept.get("error") or f"{kept['made']}  face {kept['face']}  voice {kept['voice']}  {kept['state']}"
+        typer.echo(f"{name:<20} {facts}")
+    if not found:
+        typer.echo("nobody was calibrated yet; do so with: mien calibrate NAME", err=True)
+
+
+def _summary(name: str) -> dict[str, Any]:
+    """What is kept of somebody, and whether it can be used with the shipped weights."""
+    from mien.errors import ConfigError
+    from mien.models.baseline import Person, baseline_path
+    from mien.stream.modalities.audio import SPEC as AUDIO
+    from mien.stream.modalities.vision import SPEC as VISION
+
+    person = Person.load(name)
+    kept: dict[str, Any] = {"name": name, "tag": person.tag, "made": person.baseline.made}
+    for what, rest in (("face", person.baseline.face), ("voice", person.baseline.voice)):
+        kept[what] = None if rest is None else f"{rest.seconds:.1f} s"
+    try:
+        person.voice(AUDIO.extractor)
+        person.face(VISION.extractor)
+        kept["state"] = "can be used"
+    except ConfigError as error:
+        kept["state"] = str(error)
+    return kept | {"path": str(baseline_path(name))}
