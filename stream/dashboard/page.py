@@ -41,6 +41,11 @@ _EXPLANATIONS = (
         " microphone are chosen below the picture; of several faces, a click on one follows it.",
     ),
     (
+        "A resting face",
+        "Many faces and voices are called something when nothing is going on. mien calibrate NAME, in a terminal,"
+        " measures yours at rest; mien run --person NAME takes that away and says so beside the model.",
+    ),
+    (
         "The law",
         "People must be told that an emotion recognition system is in use; at work and in education it is prohibited in"
         " the European Union, except for medical or safety reasons.",
