@@ -6,7 +6,7 @@
 # PYTHON=... names another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint types check docs bench fuzz test-gpu test-tensorrt clean
+.PHONY: help demo test test-long test-fleet lint types check docs bench fuzz test-gpu test-tensorrt clean
 
 BIN := .venv/bin
 # One thread a library: on a machine that is busy, threads that spin for each other make torch 20 times slower.
@@ -24,12 +24,17 @@ demo:  ## predictions from camera and microphone, or from the built-in sample (S
 test:  ## all tests that need no GPU, but for those of test-long
 	@sh scripts/setup.sh dev
 	@$(BIN)/mien assets --quiet
-	$(PYTEST) -m "not gpu and not long" --ignore tests/engines/tensorrt $(ARGS)
+	$(PYTEST) -m "not gpu and not long and not fleet" --ignore tests/engines/tensorrt $(ARGS)
 
 test-long:  ## faults, recordings, the page in a browser: real sessions that take their time
 	@sh scripts/setup.sh dev
 	@$(BIN)/mien assets --quiet
 	$(PYTEST) -m "long and not gpu" tests/e2e $(ARGS)
+
+test-fleet:  ## Ray with nodes that are killed, on this one machine; some minutes
+	@sh scripts/setup.sh dev
+	@$(BIN)/mien assets --quiet
+	$(PYTEST) -m "fleet" tests/fleet $(ARGS)
 
 lint:  ## style and formatting
 	@sh scripts/setup.sh dev

@@ -261,6 +261,14 @@ class Windows:
         """
         return self._free.popleft()
 
+    def give_back(self, place: int) -> None:
+        """A session has ended: its rows are forgotten, and another may take its place."""
+        for track in self.tracks.values():
+            track.clear(place)
+        self.until_ns[place] = NEVER
+        self._pending[place] = True
+        self._free.append(place)
+
     def show_all(self) -> None:
         """Count every window as changed at the next look: what was computed from them is lost."""
         self._pending[:] = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,11 +31,15 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkersConfig(_Section, frozen=True):
-    """Where capture workers on other machines publish, as "tcp://10.0.0.2:5561"; empty for this machine's own."""
+    """Where capture workers on other machines publish, as "tcp://10.0.0.2:5561"; empty for this machine's own.
+
+    `inference` is where predictions are heard, where those of the session come from elsewhere.
+    """
 
     video: Endpoint = ""
     audio: Endpoint = ""
     text: Endpoint = ""
+    inference: Endpoint = ""
 
 
 class BusConfig(_Section, frozen=True):
@@ -231,16 +236,29 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
             raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for key, value in (overrides or {}).items():
+    return merge(tree, overrides or {}, path)
+
+
+def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any], path: Path | None = None) -> Config:
+    """The configuration of a tree of tables with `overrides` laid over it, as `load_config`.
+
+    Args:
+        path: the file that the tree is from, for messages.
+
+    Raises:
+        ConfigError: a key does not exist, or a value has the wrong type.
+    """
+    laid: dict[str, Any] = deepcopy(dict(tree))
+    for key, value in overrides.items():
         if value is None:
             continue
         *sections, leaf = key.split(".")
-        branch = tree
+        branch = laid
         for section in sections:
             branch = branch.setdefault(section, {})
         branch[leaf] = value
     try:
-        return msgspec.convert(tree, Config)
+        return msgspec.convert(laid, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(explain(str(error), Config, path)) from error
 

@@ -79,3 +79,9 @@ class FileError(MienError):
     """A file that cannot be written: no room, no permission, or one of that name is there."""
 
     exit_code = 13
+
+
+class FleetError(MienError):
+    """A fleet that cannot be started, found or changed."""
+
+    exit_code = 14

@@ -34,27 +34,32 @@ class Task(msgspec.Struct, frozen=True):
     specs: tuple[ModalitySpec, ...]
     first: int
     total: int
+    frame_hz: float = FRAME_HZ
+    bus: BusConfig = BusConfig()
 
 
-def due_ns(begin_ns: int, stream: int, total: int, frame: int) -> int:
+def due_ns(begin_ns: int, stream: int, total: int, frame: int, frame_hz: float = FRAME_HZ) -> int:
     """When a stream's frame is captured, in `time.monotonic_ns()`; its first `LEAD_S` lie before `begin_ns`."""
-    start_ns = begin_ns - LEAD_S * NS_PER_S + stream * NS_PER_S // FRAME_HZ // total
-    return start_ns + frame * NS_PER_S // FRAME_HZ
+    start_ns = begin_ns - LEAD_S * NS_PER_S + int(stream * NS_PER_S / frame_hz) // total
+    return start_ns + int(frame * NS_PER_S / frame_hz)
 
 
 class _Lane:
     """One session's stream and its publishers."""
 
-    def __init__(self, name: str, specs: dict[str, ModalitySpec], number: int, clock: Clock) -> None:
+    def __init__(self, name: str, specs: dict[str, ModalitySpec], number: int, clock: Clock, task: Task) -> None:
         self.number, self._clock, self._specs, self._name = number, clock, specs, name
+        self._hz = task.frame_hz
         self.stream: SyntheticStream | None = None
-        self.publishers = {spec: Publisher("tcp://127.0.0.1:*", BusConfig()) for spec in specs}
+        anywhere = task.bus.endpoint().rpartition(":")[0] + ":*"
+        self.publishers = {spec: Publisher(anywhere, task.bus) for spec in specs}
         for publisher in self.publishers.values():
             publisher.tell_time(lambda question: answer_question(question, RUN, clock))
 
     def begin(self, start_ns: int) -> None:
         """The first frame is captured at `start_ns` of `time.monotonic_ns()`."""
-        self.stream = SyntheticStream(self._name, self._specs, self.number, start_ns + self._clock.anchor_ns)
+        at_ns = start_ns + self._clock.anchor_ns
+        self.stream = SyntheticStream(self._name, self._specs, self.number, at_ns, self._hz)
 
     def send(self) -> int:
         """Send what comes with the next frame. Returns when the one after it is captured."""
@@ -72,7 +77,7 @@ def main() -> None:
     task = msgspec.json.decode(sys.stdin.readline(), type=Task)
     make_room(len(task.sessions))
     clock, specs = Clock(), {spec.name: spec for spec in task.specs}
-    lanes = [_Lane(name, specs, task.first + number, clock) for number, name in enumerate(task.sessions)]
+    lanes = [_Lane(name, specs, task.first + number, clock, task) for number, name in enumerate(task.sessions)]
     endpoints = {
         name: {
             modality: publisher.socket.get_string(zmq.LAST_ENDPOINT) for modality, publisher in lane.publishers.items()
@@ -100,8 +105,9 @@ def _until_end(over: threading.Event) -> None:
 def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) -> None:
     waiting = []
     for lane in lanes:
-        lane.begin(due_ns(begin_ns, lane.number, task.total, 0))
-        waiting.append((due_ns(begin_ns, lane.number, task.total, 0), lane.number, lane))
+        first_ns = due_ns(begin_ns, lane.number, task.total, 0, task.frame_hz)
+        lane.begin(first_ns)
+        waiting.append((first_ns, lane.number, lane))
     heapq.heapify(waiting)
     while not over.is_set():
         captured_ns, number, lane = waiting[0]

@@ -22,11 +22,16 @@ class SyntheticStream:
 
     Args:
         specs: the modalities, by name. seed: of the rows.
-        start_ns: session time of the first frame.
+        start_ns: session time of the first frame. frame_hz: frames a second, at most 30.
     """
 
     def __init__(
-        self, session: str, specs: Mapping[str, ModalitySpec], seed: int = 0, start_ns: int = _START_NS
+        self,
+        session: str,
+        specs: Mapping[str, ModalitySpec],
+        seed: int = 0,
+        start_ns: int = _START_NS,
+        frame_hz: float = FRAME_HZ,
     ) -> None:
         self.session = session
         self._specs = dict(specs)
@@ -36,14 +41,14 @@ class SyntheticStream:
             name: random.standard_normal((_POOL, spec.dim)).astype(np.float32) for name, spec in self._specs.items()
         }
         self._start_ns = start_ns
-        self._frame = 0
+        self._frame, self._hz = 0, frame_hz
         self._sent: dict[str, int] = dict.fromkeys(self._specs, 0)
         self._until_ns: dict[str, int] = dict.fromkeys(self._specs, start_ns)
 
     @property
     def due_ns(self) -> int:
         """When the next frame is captured."""
-        return self._start_ns + self._frame * NS_PER_S // FRAME_HZ
+        return self._start_ns + int(self._frame * NS_PER_S / self._hz)
 
     def next(self) -> list[FeatureWindow]:
         """The messages that become ready with the next frame, the frame's own last."""
@@ -53,7 +58,7 @@ class SyntheticStream:
         for name, spec in self._specs.items():
             pace_hz = WORDS_HZ if spec.snapshot else FRAME_HZ if spec.rate_hz <= FRAME_HZ else SOUND_HZ
             # To the nearest frame: frames are not whole nanoseconds apart.
-            period_ns = NS_PER_S * (1 / pace_hz - 0.5 / FRAME_HZ)
+            period_ns = NS_PER_S * (1 / pace_hz - 0.5 / self._hz)
             if t_ns - self._until_ns[name] >= period_ns or not self._sent[name]:
                 messages.append(self._message(spec, t_ns))
         return sorted(messages, key=lambda message: self._specs[message.modality].rate_hz == FRAME_HZ)

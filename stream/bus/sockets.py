@@ -88,7 +88,7 @@ class Publisher:
         self._questions = 0
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
-        self._tell_time: Callable[[bytes], list[bytes]] | None = None
+        self._tell_time: Callable[[bytes], list[bytes] | None] | None = None
         self._hear: Callable[[bytes, bool], None] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
@@ -131,12 +131,18 @@ class Publisher:
         """Where it is bound, with the port that the system chose for "*"."""
         return self.socket.get_string(zmq.LAST_ENDPOINT)
 
+    def forget(self, session: str) -> None:
+        """Nothing of a session is sent again: it is published elsewhere from now on."""
+        for name in [name for name in self._last if name.split(b"/")[1:2] == [session.encode()]]:
+            del self._last[name]
+            self._due.discard(name)
+
     def answer(self, topic: bytes, make: Callable[[], list[bytes] | None]) -> None:
         """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
         self._answers[topic] = make
 
-    def tell_time(self, make: Callable[[bytes], list[bytes]]) -> None:
-        """Have a question for the time answered, see `mien.stream.bus.clock_exchange`."""
+    def tell_time(self, make: Callable[[bytes], list[bytes] | None]) -> None:
+        """Have a question for the time answered, see `mien.stream.bus.clock_exchange`; None leaves it to others."""
         self._tell_time = make
 
     def hear_choices(self, take: Callable[[bytes, bool], None]) -> None:
@@ -158,8 +164,9 @@ class Publisher:
             prefix = event[1:]
             if prefix.startswith(b"clock/"):
                 self._questions = max(self._questions + (1 if event[0] else -1), 0)
-                if event[0] == 1 and self._tell_time is not None:
-                    self._send(self._tell_time(prefix))
+                answer = self._tell_time(prefix) if event[0] == 1 and self._tell_time is not None else None
+                if answer is not None:
+                    self._send(answer)
                 continue
             if event[0] == 1:
                 self.subscriptions[prefix] = self.subscriptions.get(prefix, 0) + 1

@@ -66,6 +66,8 @@ class Inbox:
             self._receivers[worker] = receiver
             if self._is_elsewhere(worker):
                 self._exchanges[worker] = ClockExchange(receiver, session, self._clock)
+        # Only now: where one cannot be connected to, the poller knows of none.
+        for receiver in self._receivers.values():
             poller.register(receiver.socket, zmq.POLLIN)
         return {receiver.socket: worker for worker, receiver in self._receivers.items()}
 

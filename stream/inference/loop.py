@@ -16,7 +16,8 @@ from mien.clock import NS_PER_MS
 from mien.config import Config
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
-from mien.errors import ConfigError
+from mien.engines.snapshots import SPAN_NS
+from mien.errors import ConfigError, MienError
 from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
@@ -27,10 +28,11 @@ from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
-from mien.stream.processes.control import Control
+from mien.stream.processes.control import Assignment, Control
 
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
 _TURNS = 5  # it takes so many of them to look after all sessions
+_NEVER_NS = np.iinfo(np.int64).max
 
 
 def infer(control: Control, others: Sequence[Config] = ()) -> None:
@@ -44,27 +46,23 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         ConfigError: two sessions have one name, or one worker.
         MienError: the checkpoint or the engine cannot be used, or the port is taken.
     """
-    config = control.assignment.config
-    check_apart([config, *others])
-    make_room(1 + len(others))
-    processes = 1 if control.assignment.endpoint else processes_for(config, 1 + len(others))
+    config, room = control.assignment.config, control.assignment.room
+    controls = [] if room else [control, *(control.sibling(other) for other in others)]
+    check_apart([each.assignment.config for each in controls])
+    places = room or len(controls)
+    make_room(places)
+    processes = 1 if control.assignment.endpoint else processes_for(config, places)
     if processes > 1:
         infer_in_processes(control, others, processes)
         return
     endpoint = control.assignment.endpoint or config.bus.endpoint("inference")
-    publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=1 + len(others))
-    publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
+    publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=places)
     control.say("bound", endpoint=publisher.address)
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
-        controls = [control, *(control.sibling(other) for other in others)]
-        modes = [mode_of(each) for each in controls]
-        steps = StepMeter()
-        windows = Windows(predictor.specs, len(controls), max(mode.span_ns for mode in modes))
-        shared = publisher, predictor, windows, ResourceMeter(), steps
-        sessions = [mode(each, *shared) for mode, each in zip(modes, controls, strict=True)]
-        Loop(control, publisher, predictor, windows, sessions, steps).run()
+        span_ns = max((mode_of(each).span_ns for each in controls), default=SPAN_NS)
+        Loop(control, publisher, predictor, Windows(predictor.specs, places, span_ns)).run(controls)
     finally:
         publisher.close()
 
@@ -93,56 +91,121 @@ def check_apart(configs: Sequence[Config]) -> None:
 
 
 class Loop:
-    """Predicts all sessions of a process; what is due together is predicted together."""
+    """Predicts all sessions of a process; what is due together is predicted together.
 
-    def __init__(
-        self,
-        control: Control,
-        publisher: Publisher,
-        predictor: Predictor,
-        windows: Windows,
-        sessions: Sequence[Session],
-        steps: StepMeter,
-    ) -> None:
+    Args:
+        windows: with a place for each session; where the process has room, sessions come and go.
+    """
+
+    def __init__(self, control: Control, publisher: Publisher, predictor: Predictor, windows: Windows) -> None:
         self._control, self._publisher = control, publisher
-        self._predictor, self._windows, self._sessions = predictor, windows, sessions
+        self._predictor, self._windows = predictor, windows
+        self._resources, self._steps = ResourceMeter(), StepMeter()
+        self._sessions: dict[int, Session] = {}  # by their place in the windows
         self._poller = zmq.Poller()
         self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
-        self._wake_ns = np.zeros(len(sessions), np.int64)
+        self._wake_ns = np.full(windows.places, _NEVER_NS, np.int64)
         self._tended_ns = 0
         self._turn = 0
-        self._steps = steps
 
-    def run(self) -> None:
-        """Until told to stop."""
+    def run(self, controls: Sequence[Control]) -> None:
+        """Until told to stop.
+
+        Args:
+            controls: the process's view of each session that it begins with.
+        """
         config, clock = self._control.assignment.config, self._control.clock
         self._poller.register(self._publisher.socket, zmq.POLLIN)
+        self._publisher.tell_time(self._tell_time)
         try:
-            for number, session in enumerate(self._sessions):
-                for socket, worker in session.open(self._poller).items():
-                    self._heard_at[socket] = number, worker
+            for control in controls:
+                self._open(control)
             self._predictor.prepare(self._windows)
             # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
             gc.collect()
             gc.freeze()
-            for session in self._sessions:
+            for session in self._sessions.values():
                 session.announce()
+            if not controls:
+                self._control.say("ready", model=self._predictor.id)
             wait_ms = 1 if config.clip.fast else min(config.inference.hop_ms, 50)
             while not self._control.stopping.is_set():
                 self._control.beat()
                 self._take_in(wait_ms)
-                self._sessions[0].obey()
+                self._obey()
                 now_ns = clock.now_ns()
                 if now_ns - self._tended_ns >= _TEND_NS or config.clip.fast:
                     self._tended_ns = now_ns
                     self._tend()
                 while self._predict():
                     pass
-            for session in self._sessions:
+            for session in self._sessions.values():
                 session.publish_status("stopped")
         finally:
-            for session in self._sessions:
+            for session in self._sessions.values():
                 session.close()
+
+    def _open(self, control: Control) -> Session:
+        """Begin to listen to a session's workers."""
+        shared = self._publisher, self._predictor, self._windows, self._resources, self._steps
+        session = mode_of(control)(control, *shared)
+        self._sessions[session.place] = session
+        self._wake_ns[session.place] = 0
+        for socket, worker in session.open(self._poller).items():
+            self._heard_at[socket] = session.place, worker
+        return session
+
+    def _obey(self) -> None:
+        for order in self._control.take_orders():
+            if order.serve is not None:
+                self._serve(order.serve)
+            elif order.release:
+                self._release(order.release)
+            else:
+                session = self._named(order.session)
+                if session is not None:
+                    session.obey(order)
+
+    def _named(self, name: str) -> Session | None:
+        """The session of this name; the first for none."""
+        return next((s for s in self._sessions.values() if not name or s.config.session == name), None)
+
+    def _serve(self, assignment: Assignment) -> None:
+        """Take a session on. One that cannot be served is refused; the others go on."""
+        name = assignment.config.session
+        self._release(name)
+        try:
+            if len(self._sessions) >= self._windows.places:
+                raise ConfigError(f"there is room for {self._windows.places} sessions")
+            self._open(self._control.beside(assignment)).announce()
+        except MienError as error:
+            self._control.say("refused", session=name, run=assignment.run, error=str(error)[:1000])
+            self._release(name)
+            return
+        self._control.say("serving", session=name, run=assignment.run)
+
+    def _release(self, name: str) -> None:
+        """Let a session go. Nothing of it is sent again to those who subscribe later."""
+        session = self._named(name) if name else None
+        if session is None:
+            return
+        del self._sessions[session.place]
+        self._wake_ns[session.place] = _NEVER_NS
+        for socket in [socket for socket, (place, _) in self._heard_at.items() if place == session.place]:
+            self._poller.unregister(socket)
+            del self._heard_at[socket]
+        session.publish_status("stopped")
+        session.close()
+        self._publisher.forget(name)
+        self._windows.give_back(session.place)
+        self._control.say("released", session=name, run=session.control.run)
+
+    def _tell_time(self, question: bytes) -> list[bytes] | None:
+        """The answer to a question for the time; of several processes behind one address, one answers."""
+        name = question.split(b"/")[1].decode("ascii", "replace") if question.count(b"/") > 1 else ""
+        if self._control.assignment.room and (not name or self._named(name) is None):
+            return None
+        return answer_question(question, self._control.run, self._control.clock)
 
     def _take_in(self, wait_ms: int) -> None:
         """Wait for messages and take them in."""
@@ -160,7 +223,8 @@ class Loop:
 
     def _tend(self) -> None:
         self._turn = (self._turn + 1) % _TURNS
-        for number, session in list(enumerate(self._sessions))[self._turn % len(self._sessions) :: _TURNS]:
+        turns = min(_TURNS, max(len(self._sessions), 1))
+        for number, session in list(self._sessions.items())[self._turn % turns :: _TURNS]:
             session.settle()
             self._wake_ns[number] = min(self._wake_ns[number], session.wake_ns())
 

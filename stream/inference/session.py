@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 
+import numpy as np
 import zmq
 
 from mien.engines.predictor import Predictor
@@ -33,9 +34,10 @@ from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor, l
 from mien.stream.inference.refusals import Refusals
 from mien.stream.inference.schedule import Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
-from mien.stream.processes.control import Control
+from mien.stream.processes.control import Control, Order
 
 _STATUS_INTERVAL_S = 1.0
+_RECENT = 300  # predictions whose latency a status sums up
 _SILENT = Transcript()
 
 
@@ -102,6 +104,7 @@ class Session(ABC):
         self._seq = 0
         self._predicted_ns = 0  # the newest instant
         self._meter = RateMeter()
+        self._totals_ms: deque[float] = deque(maxlen=_RECENT)
         self._state: WorkerState = "starting"
 
     # --- what a mode decides ---------------------------------------------------------------------------------------
@@ -249,6 +252,7 @@ class Session(ABC):
         )
         self._taken_in.clear()
         self._predicted_ns = max(self._predicted_ns, t_end_ns)
+        self._totals_ms.append(prediction.latency.get("total", 0.0))
         self._seq += 1
         self._meter.tick()
         return encode_prediction(prediction)
@@ -300,6 +304,7 @@ class Session(ABC):
                 "model": self.named(self._predictor.id),
                 "engine": self._predictor.reason,
                 "predictions": self._meter.total,
+                **self._latency(),
                 "origin": self.control.assignment.origin,
                 **self._inbox.clock_offsets(),
                 **{f"absent.{modality}": reason for modality, reason in self._absent.items()},
@@ -309,20 +314,26 @@ class Session(ABC):
         )
         self._publisher.send(encode_status(status))
 
-    def obey(self) -> None:
-        """What the supervisor says: statuses to publish, and which processes are not well."""
-        for order in self.control.take_orders():
-            if order.status is not None:
-                self._publisher.send(encode_status(order.status))
-            modality = WORKERS.get(order.worker or "")
-            if modality is None:
-                continue
-            if order.fault is None:
-                self._faults.answers(modality)
-            else:
-                self._faults.blame(modality, order.fault, dead=order.dead)
-                self.lose(modality)
-            self._note_faults()
+    def _latency(self) -> dict[str, float]:
+        """Of the newest predictions, from frame read to published, in ms."""
+        if not self._totals_ms or not self.captured:
+            return {}
+        p50, p99 = np.percentile(self._totals_ms, (50, 99))
+        return {"latency_p50_ms": round(float(p50), 2), "latency_p99_ms": round(float(p99), 2)}
+
+    def obey(self, order: Order) -> None:
+        """What the supervisor says: a status to publish, or which process is not well."""
+        if order.status is not None:
+            self._publisher.send(encode_status(order.status))
+        modality = WORKERS.get(order.worker or "")
+        if modality is None:
+            return
+        if order.fault is None:
+            self._faults.answers(modality)
+        else:
+            self._faults.blame(modality, order.fault, dead=order.dead)
+            self.lose(modality)
+        self._note_faults()
 
     def _note_faults(self) -> None:
         if not self.replayed:

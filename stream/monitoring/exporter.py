@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -44,7 +44,7 @@ class Exporter:
         self._observer = Observer(Subscriber(endpoint, session=session, keys=keys))
         self._figures = _Figures(self._observer, session)
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(self._figures))
+            self._server = ThreadingHTTPServer((host, port), handler(self._figures.registry, self._figures.health))
         except OSError as error:
             self._observer.close()
             raise BusError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another port") from error
@@ -100,6 +100,11 @@ class _Figures:
 
     def condition(self) -> Condition:
         return self._observer.condition()
+
+    def health(self) -> tuple[int, bytes]:
+        """The answer to /health: a code, and JSON."""
+        condition = self.condition()
+        return 503 if condition.verdict == "down" else 200, msgspec.json.encode(condition)
 
     def collect(self) -> Iterator[Metric]:
         """The present state, as the registry asks for it."""
@@ -169,7 +174,9 @@ def _is_ours(host: str | None) -> bool:
         return False
 
 
-def _handler(figures: _Figures) -> type[BaseHTTPRequestHandler]:
+def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]) -> type[BaseHTTPRequestHandler]:
+    """Answers /metrics from a registry and /health with a code and JSON, to whoever knows this machine's own name."""
+
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0  # whoever connects and says nothing
 
@@ -178,11 +185,10 @@ def _handler(figures: _Figures) -> type[BaseHTTPRequestHandler]:
             if not _is_ours(self.headers.get("Host")):
                 self._answer(421, "text/plain", b"this server goes by names of this machine only\n")
             elif path == "/metrics":
-                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(figures.registry))
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif path == "/health":
-                condition = figures.condition()
-                code = 503 if condition.verdict == "down" else 200
-                self._answer(code, "application/json", msgspec.json.encode(condition))
+                code, said = health()
+                self._answer(code, "application/json", said)
             else:
                 self._answer(404, "text/plain", b"/metrics or /health\n")
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mien.clock import NS_PER_S
-from mien.config import InferenceConfig
+from mien.config import ClipConfig, InferenceConfig
 from mien.engines.predictor import Outputs, Predictor
 from mien.errors import SourceError
 from mien.messages import FeatureWindow, ModalitySpec, Word
+from mien.models.baseline import Person
+from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.models.data.corpora import MEDIA_SUFFIXES, CorpusItem
 from mien.models.data.datasets import RawRows
+from mien.models.weights import weight_set
+from mien.stream.inference.about import with_person
 from mien.stream.inference.assembler import Assembler
 from mien.stream.inference.schedule import begins_ns
 from mien.stream.modalities.base import Rows
-from mien.stream.offline.extractors import Extractors
+from mien.stream.offline.extractors import Extractors, live_specs
 from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.windowing import slot_ns
@@ -96,6 +101,96 @@ def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterat
         seen = assembler.window(clip.name, end_ns)
         outputs = predictor.predict(seen) if any(mask.any() for mask in seen.mask.values()) else None
         yield Moment(end_ns / NS_PER_S, outputs, _text(seen.words, uncertain=False), _text(seen.words, uncertain=True))
+
+
+class ClipRows(NamedTuple):
+    """What `mien predict` writes of a clip: a row a prediction; or why there is none."""
+
+    rows: list[dict[str, object]]
+    notes: tuple[str, ...] = ()
+    error: str = ""
+
+
+class ClipPredictor:
+    """Predicts clips one by one, and loads what that needs with the first. Until then it can be sent elsewhere.
+
+    Args:
+        checkpoint: folder or file, empty for the shipped one. asr: recogniser, or "none". hop_s: between predictions.
+        reference: neutral speech of the voice, see `audio.reference`. tracks: which of a file's tracks are taken.
+        person: whose face and voice are compared with their rest.
+
+    Attributes:
+        modalities: of the model.
+
+    Raises:
+        CheckpointError: the model was trained on rows of other extractors.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        engine: str,
+        asr: str,
+        hop_s: float,
+        reference: str = "",
+        tracks: ClipConfig | None = None,
+        person: Person | None = None,
+    ) -> None:
+        loaded = load_checkpoint(checkpoint)
+        self.modalities = tuple(spec.name for spec in loaded.specs)
+        made = live_specs(weights=weight_set(checkpoint))
+        self._specs = {name: spec for name, spec in made.items() if name in self.modalities}
+        check_extractors(loaded, self._specs.values())
+        self._checkpoint, self._engine, self._asr, self._hop_s = checkpoint, engine, asr, hop_s
+        self._reference, self._tracks, self._person = reference, tracks, person
+        self._opened: tuple[Predictor, Extractors] | None = None
+
+    def open(self) -> tuple[Predictor, Extractors]:
+        """Load the model; extractors load when they are first needed."""
+        if self._opened is None:
+            predictor = Predictor(load_checkpoint(self._checkpoint), self._engine)
+            words = "" if self._asr == "none" else self._asr
+            weights = weight_set(self._checkpoint)
+            extractors = Extractors(
+                tuple(self._specs),
+                words,
+                weights=weights,
+                reference=self._reference,
+                tracks=self._tracks,
+                person=self._person,
+            )
+            self._opened = predictor, extractors
+        return self._opened
+
+    def make(self, path: str) -> ClipRows:
+        """The rows of a clip."""
+        predictor, extractors = self.open()
+        try:
+            read = read_clip(Path(path), self._specs, extractors, self._asr != "none")
+        except SourceError as error:
+            return ClipRows([], error=str(error))
+        tag = self._person.tag if self._person is not None else ""
+        rows = [_row(read.name, moment, tag) for moment in predict_clip(read, predictor, self._hop_s)]
+        predictor.forget(read.name)
+        return ClipRows(rows, read.notes)
+
+    def close(self) -> None:
+        """Release what was opened."""
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+
+def _row(name: str, moment: Moment, person: str) -> dict[str, object]:
+    row: dict[str, object] = {"clip": name, "t_s": round(moment.t_s, 3), "words": moment.words}
+    row["uncertain_words"] = moment.uncertain
+    said = moment.outputs
+    if said is not None:
+        row |= {"sentiment": said.sentiment, "emotion": max(said.emotions, key=said.emotions.__getitem__)}
+        row |= said.emotions
+        row |= {f"gate_{name}": share for name, share in said.gates.items()}
+        row |= {"confidence": said.confidence, "model": with_person(said.model, person)}
+    return row
 
 
 def _messages(clip: str, spec: ModalitySpec, said: Iterator[Rows]) -> list[FeatureWindow]:

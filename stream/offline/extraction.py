@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -90,6 +91,10 @@ class _Chunk(msgspec.Struct, frozen=True):
     shard: str
 
 
+# Has items, each a source and a position in it, made somewhere, in any order.
+Spread = Callable[[Sequence[tuple[str, int]], "ItemMaker"], Iterator[tuple[tuple[str, int], "MadeItem"]]]
+
+
 class _Plan(msgspec.Struct, frozen=True):
     specs: tuple[ModalitySpec, ...]
     options: ExtractOptions
@@ -143,6 +148,7 @@ def extract(
     weights: WeightSet = SHIPPED,
     jobs: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    spread: Spread | None = None,
 ) -> Manifest:
     """Extract corpora into the dataset folder `out`, or resume a run that was stopped.
 
@@ -151,6 +157,7 @@ def extract(
         weights: of the text and face encoders.
         jobs: processes; 0 is one per core.
         progress: called with items done and items in all.
+        spread: has items made elsewhere, in place of processes here; the dataset is the same.
 
     Returns:
         The manifest; it lists what was skipped, with the reason.
@@ -168,8 +175,12 @@ def extract(
     done = total - sum(len(chunk.ids) for chunk in todo)
     if progress is not None:
         progress(done, total)
-    for chunk in _run(todo, plan, out, weights, min(jobs or os.cpu_count() or 1, len(todo))):
-        done += len(chunk.ids)
+    if spread is not None:
+        made = _gather(spread, todo, plan, out, weights)
+    else:
+        made = _run(todo, plan, out, weights, min(jobs or os.cpu_count() or 1, len(todo)))
+    for count in made:
+        done += count
         if progress is not None:
             progress(done, total)
     shards = [out / chunk.shard for chunk in plan.chunks]
@@ -261,66 +272,101 @@ def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
     return True
 
 
-def _run(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, jobs: int) -> Iterator[_Chunk]:
+def _gather(spread: Spread, todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet) -> Iterator[int]:
+    """Have items made one by one elsewhere, in any order, and write a shard once all of its items are there."""
+    of = {(chunk.source, position): chunk for chunk in todo for position in chunk.ids}
+    found: dict[str, dict[int, MadeItem]] = {chunk.shard: {} for chunk in todo}
+    for (source, position), item in spread(list(of), ItemMaker(plan, weights)):
+        chunk = of[source, position]
+        have = found[chunk.shard]
+        have[position] = item
+        if len(have) == len(chunk.ids):
+            _write(out, plan, chunk, [have[position] for position in chunk.ids])
+            del found[chunk.shard]
+        yield 1
+
+
+def _run(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, jobs: int) -> Iterator[int]:
     if jobs <= 1:
-        worker = _Worker(plan, out, weights)
+        maker = ItemMaker(plan, weights)
         try:
             for chunk in todo:
-                worker.make(chunk)
-                yield chunk
+                _write(out, plan, chunk, [maker.make(chunk.source, position) for position in chunk.ids])
+                yield len(chunk.ids)
         finally:
-            worker.extractors.close()
+            maker.close()
         return
     with worker_pool(jobs, _start_worker, plan, out, weights) as pool:
         futures = {pool.submit(_work, chunk): chunk for chunk in todo}
         try:
             for future in as_completed(futures):
                 future.result()
-                yield futures[future]
+                yield len(futures[future].ids)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-_worker: _Worker | None = None
+_worker: tuple[ItemMaker, _Plan, Path] | None = None
 
 
 def _start_worker(plan: _Plan, out: Path, weights: WeightSet) -> None:
     global _worker
-    _worker = _Worker(plan, out, weights)
+    maker = ItemMaker(plan, weights)
+    _worker = maker, plan, out
     # MediaPipe must be closed before the interpreter is: a spawned process runs finalizers, not `atexit`.
-    multiprocessing.util.Finalize(None, _worker.extractors.close, exitpriority=10)
+    multiprocessing.util.Finalize(None, maker.close, exitpriority=10)
 
 
 def _work(chunk: _Chunk) -> None:
     assert _worker is not None
-    _worker.make(chunk)
+    maker, plan, out = _worker
+    _write(out, plan, chunk, [maker.make(chunk.source, position) for position in chunk.ids])
 
 
-class _Worker:
-    """One process: makes shards, and opens each extractor when it is first needed."""
+def _write(out: Path, plan: _Plan, chunk: _Chunk, items: Sequence[MadeItem]) -> None:
+    made = [pair for item in items for pair in item.made]
+    skipped = [item.skipped for item in items if item.skipped is not None]
+    write_shard(out / chunk.shard, {spec.name: spec for spec in plan.specs}, made, skipped)
 
-    def __init__(self, plan: _Plan, out: Path, weights: WeightSet) -> None:
-        self._plan, self._out = plan, out
+
+class MadeItem(NamedTuple):
+    """What was made of an item, and why it was skipped; with it, what came of it before."""
+
+    made: list[tuple[Labels, dict[str, RawRows]]]
+    skipped: Skipped | None
+
+
+class ItemMaker:
+    """Makes rows of items, and opens each corpus and each extractor when it is first needed.
+
+    It may be sent to another process before its first item; corpora are then read there, at the same paths.
+    """
+
+    def __init__(self, plan: _Plan, weights: WeightSet) -> None:
+        self._plan, self._weights = plan, weights
         self._corpora: dict[str, Corpus] = {}
         self._bystanders: dict[Path, Bystanders] = {}
         tracks = ClipConfig(audio_track=plan.options.audio_track, video_track=plan.options.video_track)
         names = [spec.name for spec in plan.specs]
         self.extractors = Extractors(names, plan.options.asr, plan.assets, weights, tracks=tracks)
 
-    def make(self, chunk: _Chunk) -> None:
-        if chunk.source not in self._corpora:
-            self._corpora[chunk.source] = read_corpus(Path(chunk.source))
-        corpus = self._corpora[chunk.source]
+    def make(self, source: str, position: int) -> MadeItem:
+        """Rows of the item at a position of a corpus."""
+        if source not in self._corpora:
+            self._corpora[source] = read_corpus(Path(source))
+        corpus = self._corpora[source]
+        item = corpus.items[position]
         made: list[tuple[Labels, dict[str, RawRows]]] = []
-        skipped: list[Skipped] = []
-        for position in chunk.ids:
-            item = corpus.items[position]
-            try:
-                made += self._rows(corpus, item)
-            except MienError as error:
-                skipped.append(Skipped(item.id, str(error)))
-        write_shard(self._out / chunk.shard, {s.name: s for s in self._plan.specs}, made, skipped)
+        try:
+            made += self._rows(corpus, item)
+        except MienError as error:
+            return MadeItem(made, Skipped(item.id, str(error)))
+        return MadeItem(made, None)
+
+    def close(self) -> None:
+        """Release what was opened."""
+        self.extractors.close()
 
     def _rows(self, corpus: Corpus, item: CorpusItem) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
         rows, duration_ns, text = self.extractors.rows(item, corpus)

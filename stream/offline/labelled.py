@@ -19,7 +19,7 @@ from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
 from mien.models.data.datasets import Dataset, join_datasets
 from mien.models.data.mmsa import read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
-from mien.stream.offline.extraction import ExtractOptions, extract, needed_specs
+from mien.stream.offline.extraction import ExtractOptions, Spread, extract, needed_specs
 
 MOST_DATASETS, MOST_BYTES = 64, 2 << 30  # kept in the user's cache folder, most recently used first
 
@@ -33,11 +33,15 @@ def read_labelled(
     cache: Path | None = None,
     jobs: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    spread: Spread | None = None,
 ) -> Dataset:
     """All samples of the sources.
 
     A corpus is extracted into `cache`, or the user's cache folder, and read from there the next time if its files and
     the extractors are the same. The user's cache folder is bounded and private.
+
+    Args:
+        jobs, progress, spread: as for `extract`.
 
     Raises:
         DataError: a source is missing, unknown, or was extracted by other extractors than another one.
@@ -54,7 +58,7 @@ def read_labelled(
         else:
             specs = needed_specs(read_corpus(source), options, weights)
             folder = (cache or _open_cache()) / _key(source, options, list(specs.values()))
-            extract([source], folder, options, weights=weights, jobs=jobs, progress=progress)
+            extract([source], folder, options, weights=weights, jobs=jobs, progress=progress, spread=spread)
             datasets.append(read_dataset(folder))
             if cache is None:
                 _keep_newest(folder)

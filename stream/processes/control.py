@@ -46,6 +46,8 @@ class Assignment(msgspec.Struct, frozen=True):
         label: their name, for people.
         others: further sessions, with workers elsewhere, that an inference process serves.
         endpoint: where an inference process publishes that is one of several; they are heard at one address.
+        room: for an inference process whose sessions come and go by `Order`: how many it can hold at once.
+        run: of the session's predictions; 0 draws one at random.
     """
 
     config: Config
@@ -56,6 +58,8 @@ class Assignment(msgspec.Struct, frozen=True):
     label: str = ""
     others: tuple[Config, ...] = ()
     endpoint: str = ""
+    room: int = 0
+    run: int = 0
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -65,12 +69,17 @@ class Order(msgspec.Struct, frozen=True):
         status: to be published: a supervisor has no socket of its own.
         worker, fault: why this worker's modality is to be masked. No fault: its process answers.
         dead: the process is gone for good: the mask stays until its successor sends rows.
+        session: whose worker it is; empty for the only session, or the first.
+        serve: a session to predict from now on, in a process with room. release: the name of one to let go.
     """
 
     status: Status | None = None
     worker: str | None = None
     fault: str | None = None
     dead: bool = False
+    session: str = ""
+    serve: Assignment | None = None
+    release: str = ""
 
 
 class Control:
@@ -85,7 +94,7 @@ class Control:
     def __init__(self, assignment: Assignment, supervised: bool) -> None:
         self.assignment = assignment
         self.clock = Clock(assignment.anchor_ns)
-        self.run = secrets.randbits(48)
+        self.run = assignment.run or secrets.randbits(48)
         self.stopping = threading.Event()
         self.started = threading.Event()
         self.start_ns = 0
@@ -138,8 +147,12 @@ class Control:
         self.started.set()
 
     def sibling(self, config: Config) -> Control:
+        """The same process's view of another session that it serves, with all workers elsewhere."""
+        return self.beside(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}))
+
+    def beside(self, assignment: Assignment) -> Control:
         """The same process's view of another session that it serves: begun and stopped together."""
-        other = Control(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}), False)
+        other = Control(msgspec.structs.replace(assignment, anchor_ns=self.assignment.anchor_ns), False)
         other.stopping, other.started, other.start_ns = self.stopping, self.started, self.start_ns
         return other
 

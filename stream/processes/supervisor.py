@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,17 @@ class Supervisor:
 
     Args:
         session: what to run.
+        inference: where inference runs elsewhere, who takes the orders for it; None runs it here.
 
     Attributes:
         model: checkpoint and engine, once inference is ready.
         ended: whether every clip has been played and predicted to its end; `predictions` is then how many there were.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, inference: Callable[[Order], None] | None = None) -> None:
         self.session = session
+        self._elsewhere = inference
+        self._workers = session.workers if inference is not None else ("inference", *session.workers)
         self.clock = Clock()
         self.model = ""
         self.ended = False
@@ -72,7 +76,7 @@ class Supervisor:
 
     def launch(self) -> None:
         """Start all processes. They load their models at the same time."""
-        for worker in ("inference", *self.session.workers):
+        for worker in self._workers:
             self._spawn(worker)
 
     def waiting_for(self) -> list[str]:
@@ -228,6 +232,9 @@ class Supervisor:
         self._publish_report()
 
     def _order(self, order: Order) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere(msgspec.structs.replace(order, session=self.session.config.session))
+            return
         child = self._children.get("inference")
         if child is not None and child.ready and not child.late and child.process.poll() is None:
             child.tell({"order": order})
@@ -237,7 +244,7 @@ class Supervisor:
         note = self._report.wall_step()
         if note:
             self._notes.append(note)
-        states = {worker: self._state(worker) for worker in ("inference", *self.session.workers)}
+        states = {worker: self._state(worker) for worker in self._workers}
         self._order(Order(status=self._report.of_session(states)))
 
     def _state(self, worker: str) -> str:
@@ -266,7 +273,9 @@ class Supervisor:
             self._assignment = msgspec.structs.replace(self._assignment, config=config)
         elif event.state == "ended":
             child.ended = True
-            if event.worker == "inference":
+            if self._elsewhere is not None:
+                self.ended = all(each.ended for each in self._children.values())
+            elif event.worker == "inference":
                 self.ended = True
                 self.predictions = int(event.facts.get("predictions", 0))
         elif event.state == "failed" and self._start_ns is not None:

@@ -43,6 +43,7 @@ ROOMS = {
         "bridges",
         "offline",
         "bench",
+        "fleet",
     ],
 }
 # What a machine that only subscribes does not have; zmq it has, but loads with the first subscription.
@@ -64,6 +65,7 @@ HEAVY = [
     "av",
     "matplotlib",
     "nicegui",
+    "ray",
     "zmq",
 ]
 

@@ -53,6 +53,7 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) i
 _EXTRAS = {
     "matplotlib": "train", "tensorboard": "train", "nicegui": "dashboard",
     "aiomqtt": "bridges", "pylsl": "bridges", "pythonosc": "bridges", "starlette": "bridges", "uvicorn": "bridges",
+    "ray": "fleet",
 }  # fmt: skip
 
 

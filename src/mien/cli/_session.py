@@ -91,7 +91,7 @@ def run_session(
     for note in session.notes:
         journal.note(note, console)
     stopping = threading.Event()
-    with _signals(stopping):
+    with ending_signals(stopping):
         supervisor = Supervisor(session)
         summary = Summary()
         recorder = beside = None
@@ -295,7 +295,7 @@ def _report_recording(state: RecorderState, console: Console) -> str | None:
 
 
 @contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
+def ending_signals(stopping: threading.Event) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the session in order instead of in the middle of something."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

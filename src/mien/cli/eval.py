@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mien.cli import _recogniser
+from mien.cli import _cluster, _recogniser
 
 if TYPE_CHECKING:
     from mien.models.data.datasets import Dataset, Sample
@@ -56,6 +56,7 @@ def command(
     limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split that are extracted; 0 takes all.")] = 0,
     asr: Annotated[str, typer.Option(help=_recogniser.HELP)] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes for extraction; 0 is one per core.")] = 0,
+    ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
 ) -> None:  # fmt: skip
     """Measure a checkpoint on labelled data."""
@@ -97,8 +98,10 @@ def command(
         _natural(loaded, data, options, asr, weights, engine, as_json)
         return
     options = _recogniser.choose_recogniser(data, options, asr, jobs)
-    with item_progress("reading") as progress:
-        dataset = read_labelled(data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress)
+    with _cluster.spread_at(ray) as spread, item_progress("reading") as progress:
+        dataset = read_labelled(
+            data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress, spread=spread
+        )
     check_extractors(loaded, [spec for name, spec in dataset.specs.items() if name in names])
     run = _runner(loaded, engine)
     specs = {spec.name: spec for spec in loaded.specs}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mien.cli import _recogniser
+from mien.cli import _cluster, _recogniser
 
 
 def command(
@@ -30,6 +30,7 @@ def command(
     audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
     video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
+    ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
 ) -> None:  # fmt: skip
     """Extract labelled corpora through the extractors of the live stream."""
     from mien.cli._progress import item_progress
@@ -46,8 +47,10 @@ def command(
         video_track=video_track,
     )
     options = _recogniser.choose_recogniser(sources, options, asr, jobs)
-    with item_progress("extracting") as progress:
-        manifest = extract(sources, out, options, weights=weight_set(checkpoint), jobs=jobs, progress=progress)
+    with _cluster.spread_at(ray) as spread, item_progress("extracting") as progress:
+        manifest = extract(
+            sources, out, options, weights=weight_set(checkpoint), jobs=jobs, progress=progress, spread=spread
+        )
     for corpus, splits in manifest.counts.items():
         typer.echo(f"{corpus}: " + ", ".join(f"{split} {count}" for split, count in splits.items()))
     if manifest.skipped:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mien.cli import _cluster
+
+if TYPE_CHECKING:
+    from mien.stream.offline.clips import ClipPredictor, ClipRows
 
 
 def command(
@@ -20,6 +26,7 @@ def command(
     person: Annotated[str, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = "",
     audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
     video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
+    ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
 ) -> None:  # fmt: skip
     """Predict over clips, with the features and the model of the stream."""
     import csv
@@ -27,36 +34,19 @@ def command(
     import json
 
     from mien.config import ClipConfig
-    from mien.engines.predictor import Predictor
     from mien.errors import SourceError
     from mien.files import check_target, write_file
     from mien.messages import EMOTIONS
     from mien.models.baseline import find_person
-    from mien.models.checkpoint import check_extractors, load_checkpoint
-    from mien.models.weights import weight_set
-    from mien.stream.inference.about import with_person
-    from mien.stream.offline.clips import clips_in, predict_clip, read_clip
-    from mien.stream.offline.extractors import Extractors, live_specs
+    from mien.stream.offline.clips import ClipPredictor, clips_in
 
     if out is not None:
         check_target(out)
-    loaded = load_checkpoint(checkpoint)
-    weights = weight_set(checkpoint)
-    specs = {name: spec for name, spec in live_specs(weights=weights).items() if name in {s.name for s in loaded.specs}}
-    check_extractors(loaded, specs.values())
-    clips, who = clips_in(path), find_person(person)
-    predictor = Predictor(loaded, engine)
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
-    extractors = Extractors(
-        tuple(specs),
-        "" if asr == "none" else asr,
-        weights=weights,
-        reference=reference,
-        tracks=tracks,
-        person=who,
-    )
+    maker = ClipPredictor(checkpoint, engine, asr, hop, reference, tracks, find_person(person))
+    clips = [str(clip) for clip in clips_in(path)]
     text = io.StringIO()
-    gates = [f"gate_{name}" for name in predictor.specs]
+    gates = [f"gate_{name}" for name in maker.modalities]
     columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]
     columns.append("uncertain_words")
     table = csv.DictWriter(text, columns, lineterminator="\n")
@@ -64,36 +54,44 @@ def command(
         table.writeheader()
     failed = 0
     try:
-        for clip in clips:
-            try:
-                read = read_clip(clip, specs, extractors, asr != "none")
-            except SourceError as error:
+        for made in _in_order(clips, maker, ray):
+            if made.error:
                 failed += 1
-                typer.secho(f"skipped: {error}", fg=typer.colors.YELLOW, err=True)
+                typer.secho(f"skipped: {made.error}", fg=typer.colors.YELLOW, err=True)
                 continue
-            for note in read.notes:
+            for note in made.notes:
                 typer.secho(note, err=True)
-            for moment in predict_clip(read, predictor, hop):
-                row: dict[str, object] = {"clip": read.name, "t_s": round(moment.t_s, 3), "words": moment.words}
-                row["uncertain_words"] = moment.uncertain
-                said = moment.outputs
-                if said is not None:
-                    row |= {"sentiment": said.sentiment, "emotion": max(said.emotions, key=said.emotions.__getitem__)}
-                    row |= said.emotions
-                    row |= {f"gate_{name}": share for name, share in said.gates.items()}
-                    row |= {"confidence": said.confidence, "model": with_person(said.model, who.tag if who else "")}
+            for row in made.rows:
                 if as_json:
                     text.write(json.dumps(row) + "\n")
                 else:
                     table.writerow(row)
-            predictor.forget(read.name)
             if out is None:
                 typer.echo(text.getvalue().encode(), nl=False)
                 text.seek(0)
                 text.truncate()
     finally:
-        extractors.close()
+        maker.close()
     if out is not None:
         write_file(out, text.getvalue(), private=True)
     if failed == len(clips):
         raise SourceError("no clip could be read")
+
+
+def _in_order(clips: list[str], maker: ClipPredictor, ray: str) -> Iterator[ClipRows]:
+    """The clips' rows, in the clips' order, wherever they are made."""
+    if not ray:
+        yield from (maker.make(clip) for clip in clips)
+        return
+    from mien.cli._progress import item_progress
+    from mien.stream.fleet.tasks import tasks_at
+
+    with tasks_at(ray) as tasks, item_progress("predicting") as progress:
+        came: dict[str, ClipRows] = {}
+        next_one = 0
+        for done, ((path,), made) in enumerate(tasks.spread([(clip,) for clip in clips], maker), 1):
+            came[path] = made
+            progress(done, len(clips))
+            while next_one < len(clips) and clips[next_one] in came:
+                yield came.pop(clips[next_one])
+                next_one += 1

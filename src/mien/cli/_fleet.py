@@ -1,0 +1,226 @@
+"""What `mien fleet` does besides its options: start, follow, show and end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from mien.cli._session import ending_signals
+from mien.cli._terminal import make_console, print_table
+from mien.errors import FleetError
+from mien.stream.fleet import cluster
+from mien.stream.fleet.node import state_folder
+from mien.stream.fleet.plan import Plan
+from mien.stream.fleet.report import FleetCondition, SessionCondition
+from mien.stream.processes.child import PROGRAM
+
+_LOOK_S = 0.5
+_START_S = 60.0
+_MOST_ROWS = 60
+_COLOURS = {"running": "green", "ended": "green", "degraded": "yellow", "starting": "yellow"}
+
+
+@contextmanager
+def connected(fleet: str, address: str) -> Iterator[tuple[Any, Any]]:
+    """Ray, and the directory of a fleet that runs.
+
+    Raises:
+        FleetError: there is none.
+    """
+    ray = cluster.join(fleet, address or cluster.whereabouts(fleet))
+    try:
+        yield ray, cluster.directory_of(ray, fleet)
+    finally:
+        ray.shutdown()
+
+
+def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_json: bool) -> None:
+    """Start a fleet, and say what happens to its sessions until it has ended or nobody wants to know.
+
+    Raises:
+        FleetError: it cannot be started, or runs already.
+    """
+    stopping = threading.Event()
+    with ending_signals(stopping):
+        ray = cluster.join(plan.fleet, address) if address else cluster.start_embedded(plan.fleet)
+        directory, last, over = None, None, not address
+        try:
+            for door in cluster.open_doors(ray):
+                typer.secho(f"mien: {door}", fg=typer.colors.YELLOW, err=True)
+            if address:
+                cluster.remember(plan.fleet, address)
+            from mien.stream.fleet.directory import open_directory
+
+            directory = open_directory(ray, plan.fleet, msgspec.msgpack.encode(plan), bool(address))
+            last = _wait_gateway(ray, directory, stopping)
+            typer.echo(f"the fleet {plan.fleet} publishes at {last.gateway}: {len(last.sessions)} sessions", err=True)
+            if detach:
+                typer.echo(f"it goes on; look with: mien fleet status {plan.fleet}", err=True)
+                return
+            last, ended = _watch(ray, directory, last, stopping, seconds)
+            over = over or ended
+            if not over:
+                typer.echo(f"the fleet goes on; end it with: mien fleet stop {plan.fleet}", err=True)
+        finally:
+            if over and directory is not None:
+                with suppress(FleetError):
+                    end(ray, directory, plan.fleet)
+            ray.shutdown()
+    if last is not None and as_json:
+        typer.echo(msgspec.json.encode(last).decode())
+    elif last is not None:
+        for session in last.sessions:
+            typer.echo(f"{session.name}: {session.predictions} predictions, {session.state}")
+
+
+def _wait_gateway(ray: Any, directory: Any, stopping: threading.Event) -> FleetCondition:
+    until_s = time.monotonic() + _START_S
+    while True:
+        found = _condition(ray, directory, _START_S)
+        if found.gateway:
+            return found
+        if found.problem:
+            raise FleetError(found.problem)
+        if stopping.wait(_LOOK_S) or time.monotonic() > until_s:
+            raise FleetError("the fleet's gateway did not start")
+
+
+def _watch(
+    ray: Any, directory: Any, last: FleetCondition, stopping: threading.Event, seconds: float | None
+) -> tuple[FleetCondition, bool]:
+    """Say what changes. Returns how it was last, and whether the fleet has done all there was to do."""
+    said: dict[str, tuple[str, str]] = {}
+    began_s = time.monotonic()
+    while not stopping.wait(_LOOK_S):
+        try:
+            last = _condition(ray, directory, 10.0)
+        except FleetError:
+            if not _is_there(ray, directory):
+                return last, True  # `mien fleet stop`
+            continue
+        for session in last.sessions:
+            state = session.state, session.note
+            if said.get(session.name) != state:
+                said[session.name] = state
+                where = f" on {session.node}" if session.node else ""
+                note = f": {session.note}" if session.note else ""
+                typer.echo(f"{session.name} {session.state}{where}{note}", err=True)
+        if last.sessions and all(session.state == "ended" for session in last.sessions):
+            return last, True
+        if seconds is not None and time.monotonic() - began_s >= seconds:
+            return last, True
+    return last, False
+
+
+def _condition(ray: Any, directory: Any, timeout_s: float) -> FleetCondition:
+    raw = cluster.ask(ray, directory.condition.remote, timeout_s, "the directory")
+    return msgspec.json.decode(raw, type=FleetCondition)
+
+
+def _is_there(ray: Any, directory: Any) -> bool:
+    try:
+        ray.get(directory.processes.remote(), timeout=10.0)
+    except ray.exceptions.ActorDiedError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+def end(ray: Any, directory: Any, fleet: str) -> int:
+    """End a fleet. Returns how many actors there were."""
+    ended: int = cluster.ask(ray, directory.stop.remote, 30.0, "the directory")
+    with suppress(Exception):
+        ray.kill(directory)
+    cluster.forget(fleet)
+    return ended + 1
+
+
+def start_behind(file: Path, fleet: str) -> None:
+    """Start a fleet, with Ray on this machine, in a process that goes on when this one ends.
+
+    Raises:
+        FleetError: it does not start; says what it said.
+    """
+    log = state_folder(fleet) / "fleet.log"
+    cluster.forget(fleet)
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [*PROGRAM, "fleet", "run", str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=sys.platform != "win32",
+        )
+    until_s = time.monotonic() + _START_S
+    while time.monotonic() < until_s and process.poll() is None:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if "publishes at" in text:
+            typer.echo(text.strip(), err=True)
+            typer.echo(f"it goes on; look with: mien fleet status {fleet}; its log is {log}", err=True)
+            return
+        time.sleep(0.2)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise FleetError(f"the fleet did not start: {lines[-1] if lines else 'it said nothing'}; see {log}")
+
+
+def show(found: FleetCondition, *, every: bool) -> None:
+    """A fleet for people: what is amiss first."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = make_console()
+    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    headline = Text(found.fleet, style="bold").append(f"  {found.gateway or 'no gateway'}  {states}", style="not bold")
+    console.print(headline, soft_wrap=True)
+    if found.gateway_key and not found.gateway.startswith("tcp://127."):
+        console.print(f"the gateway's key is {found.gateway_key}", soft_wrap=True)
+    if found.problem:
+        console.print(found.problem, style="red", soft_wrap=True)
+    for problem in found.problems:
+        console.print(f"{problem.session} does not run: {problem.reason}", style="yellow", soft_wrap=True)
+    right: dict[str, Any] = {"justify": "right"}
+    nodes = Table("node", "state", *(Column(name, **right) for name in ("captured", "pools", "cpus", "free")),
+                  "labels", box=None, pad_edge=False)  # fmt: skip
+    for node in found.nodes:
+        labels = " ".join(f"{k}={v}" for k, v in node.labels.items() if k != "host" and not k.startswith("ray.io/"))
+        nodes.add_row(f"{node.name} ({node.id[:8]})", node.state, str(node.captures), str(node.pools),
+                      f"{node.cpus:g}", f"{node.free_cpus:g}", labels)  # fmt: skip
+    print_table(console, nodes)
+    pools = Table("pool", "node", "state", *(Column(name, **right) for name in ("sessions", "cpu", "memory")),
+                  box=None, pad_edge=False)  # fmt: skip
+    for pool in found.pools:
+        pools.add_row(pool.name, pool.node, pool.state, f"{pool.sessions}/{pool.room}",
+                      f"{pool.cpu_percent:.0f} %", f"{pool.rss_mb:.0f} MB")  # fmt: skip
+    print_table(console, pools)
+    rows = sorted(found.sessions, key=lambda session: session.state in ("running", "ended"))
+    shown = rows if every else rows[:_MOST_ROWS]
+    table = Table("session", "state", "node", "pool", *(Column(name, **right) for name in ("rate", "p99", "moves")),
+                  "", box=None, pad_edge=False)  # fmt: skip
+    for session in shown:
+        table.add_row(*_row(session, Text))
+    print_table(console, table)
+    if len(shown) < len(rows):
+        console.print(f"and {len(rows) - len(shown)} more; --all shows them")
+
+
+def _row(session: SessionCondition, text: Any) -> list[Any]:
+    return [
+        session.name,
+        text(session.state, style=_COLOURS.get(session.state, "red")),
+        session.node,
+        session.pool,
+        f"{session.per_second:.0f}/s" if session.per_second else "",
+        "" if session.p99_ms is None else f"{session.p99_ms:.0f} ms",
+        str(session.moves or ""),
+        session.note,
+    ]

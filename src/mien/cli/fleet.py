@@ -1,0 +1,112 @@
+"""`mien fleet`: many cameras on many machines, run by Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mien.stream.fleet.report import FleetCondition
+
+group = typer.Typer(help="Many cameras on many machines, run by Ray.", no_args_is_help=True)
+
+Fleet = Annotated[str, typer.Argument(help="The fleet's name, as its file has it.")]
+Address = Annotated[str, typer.Option(help="Of the Ray cluster; without it, where the fleet was started from here.")]
+
+
+@group.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The plan, as configs/fleet/demo.toml shows it.")],
+    address: Annotated[
+        str, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; else Ray runs on this machine.")
+    ] = "",
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the fleet runs; it goes on.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=1, help="End the fleet after so many seconds.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print how the fleet was at its end as JSON.")] = False,
+) -> None:
+    """Start a fleet. It ends with its last clip; Ctrl-C ends one that runs on this machine alone, and leaves others."""
+    from mien.cli._fleet import follow, start_behind
+    from mien.stream.fleet.plan import read_plan
+
+    plan = read_plan(file)
+    for problem in plan.problems:
+        typer.secho(f"mien: {problem.session} does not run: {problem.reason}", fg=typer.colors.YELLOW, err=True)
+    if detach and not address:
+        start_behind(file, plan.fleet)
+    else:
+        follow(plan, address, detach=detach, seconds=seconds, as_json=as_json)
+
+
+@group.command()
+def status(
+    fleet: Fleet = "fleet",
+    address: Address = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also sessions that are well, however many.")] = False,
+) -> None:
+    """Look once: nodes, pools, sessions. Exits with 1 if something is amiss."""
+    import msgspec
+
+    from mien.cli._fleet import connected, show
+    from mien.stream.fleet.cluster import ask
+    from mien.stream.fleet.report import FleetCondition
+
+    with connected(fleet, address) as (ray, directory):
+        raw: bytes = ask(ray, directory.condition.remote, 10.0, "the directory")
+    found = msgspec.json.decode(raw, type=FleetCondition)
+    if as_json:
+        typer.echo(raw.decode())
+    else:
+        show(found, every=every)
+    if _is_amiss(found):
+        raise typer.Exit(1)
+
+
+@group.command()
+def stop(fleet: Fleet = "fleet", address: Address = "") -> None:
+    """End a fleet: all its actors, on all nodes. The cluster stays, unless `mien fleet run` started it."""
+    from mien.cli._fleet import connected, end
+
+    with connected(fleet, address) as (ray, directory):
+        ended = end(ray, directory, fleet)
+    typer.echo(f"{fleet} has ended: {ended} actors", err=True)
+
+
+@group.command()
+def move(
+    session: Annotated[str, typer.Argument(help="The session's name.")],
+    fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "fleet",
+    to: Annotated[str, typer.Option(help="The node's name, address or id; else the least loaded.")] = "",
+    capture: Annotated[bool, typer.Option("--capture", help="Its capture too, not only its inference.")] = False,
+    address: Address = "",
+) -> None:
+    """Predict a session elsewhere, with a gap of about a second."""
+    from mien.cli._fleet import connected
+    from mien.stream.fleet.cluster import ask
+
+    with connected(fleet, address) as (ray, directory):
+        said = ask(ray, lambda: directory.move.remote(session, to, capture), 10.0, "the directory")
+    typer.echo(said, err=True)
+
+
+@group.command()
+def drain(
+    node: Annotated[str, typer.Argument(help="The node's name, address or id, as `mien fleet status` shows it.")],
+    fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "fleet",
+    back: Annotated[bool, typer.Option("--undo", help="Let the node be used again.")] = False,
+    address: Address = "",
+) -> None:
+    """Take everything from a node, for instance before it is switched off, and put nothing new there."""
+    from mien.cli._fleet import connected
+    from mien.stream.fleet.cluster import ask
+
+    with connected(fleet, address) as (ray, directory):
+        said = ask(ray, lambda: directory.drain.remote(node, back), 10.0, "the directory")
+    typer.echo(said, err=True)
+
+
+def _is_amiss(found: FleetCondition) -> bool:
+    well = all(session.state in ("running", "ended") for session in found.sessions)
+    return bool(found.problem or found.problems) or not well

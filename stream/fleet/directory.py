@@ -1,0 +1,323 @@
+"""The directory: who serves which session now, and what is to change. One actor, named, detached, started again.
+
+It keeps nothing on a disk. The plan comes with it; what runs is asked of the actors that run. Ray is told where each
+actor is to be, and tells when one is gone; an actor that does not answer is given up here, sooner than Ray would.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from mien.errors import FleetError
+from mien.stream.fleet import report as reports
+from mien.stream.fleet.cluster import DIRECTORY, ON_HEAD, namespace, quiet_ray
+from mien.stream.fleet.line import Line
+from mien.stream.fleet.orders import CaptureReport, GatewayReport, PoolReport, Trusted
+from mien.stream.fleet.placement import Placement
+from mien.stream.fleet.plan import Plan
+from mien.stream.fleet.roster import Member, Node
+from mien.stream.fleet.wanted import gateway_order, member_order
+from mien.stream.processes.control import Order
+
+_TURN_S = 0.2
+_NODES_S = 1.0
+_UNAVAILABLE_S = 1.2  # an actor whose connection broke is given so long to come back
+_BORN_S = 60.0  # an actor that Ray has not placed by then is placed elsewhere
+_SUSPECT_S = 15.0  # a node whose actors do not answer gets nothing new for so long
+_AGAIN_S = 3.0  # before a gateway that could not start is tried again
+
+
+class Directory(Placement):
+    """Keeps a fleet as its plan says.
+
+    Args:
+        plan: as msgpack. guarded: whether actors serve beyond their machine, and so need keys.
+    """
+
+    def __init__(self, plan: bytes, guarded: bool) -> None:
+        super().__init__(quiet_ray(), msgspec.msgpack.decode(plan, type=Plan), guarded)
+        self._guarded = guarded
+        self._problem = self._gateway_key = ""
+        self._keys: dict[str, Trusted] = {}
+        self._orders: dict[str, list[Order]] = {}
+        self._suspect_until_s: dict[str, float] = {}
+        self._looked_s = 0.0
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._began_s = time.time()
+        self._adopt()
+        self._thread = threading.Thread(target=self._run, name="directory", daemon=True)
+        self._thread.start()
+        self._exporter: Any = None
+        if self._plan.gateway.metrics_port:
+            from mien.stream.fleet.metrics import FleetExporter
+
+            self._exporter = FleetExporter(self.condition, self._plan.gateway.metrics_port)
+
+    # --- what is asked of it -----------------------------------------------------------------------------------------
+
+    def condition(self) -> bytes:
+        """A `report.FleetCondition`, as JSON."""
+        with self._lock:
+            said = reports.condition(self._roster, self._address, self._began_s, os.getpid(), self._problem)
+            return msgspec.json.encode(msgspec.structs.replace(said, gateway_key=self._gateway_key))
+
+    def move(self, session: str, to: str = "", capture: bool = False) -> str:
+        """Predict a session elsewhere; with `capture`, capture it elsewhere too. `to` is a node's name or id.
+
+        Raises:
+            FleetError: there is no such session or node, or it may not run there.
+        """
+        with self._lock:
+            held = self._roster.sessions.get(session)
+            if held is None:
+                raise FleetError(f"no session is called {session}")
+            node = self._node(to) if to else None
+            if node is not None and capture and not node.fits(held.planned.place):
+                raise FleetError(f"{session} may not run on {to}: its place is {held.planned.place}")
+            held.wish = node.id if node is not None else ""
+            if not held.pool and not held.capture:
+                raise FleetError(f"{session} does not run: {held.problem or held.gap}")
+            self._roster.leave_pool(held, "it is moved to another pool")
+            if capture:
+                self._roster.leave_capture(held, "its capture is moved to another node")
+            self._touch(held)
+            return f"{session} is moved"
+
+    def drain(self, node: str, back: bool = False) -> str:
+        """Take everything from a node, and put nothing new there; `back` lets it be used again.
+
+        Raises:
+            FleetError: there is no such node.
+        """
+        with self._lock:
+            found = self._node(node)
+            found.drained = not back
+            return f"{node} is {'used again' if back else 'drained'}"
+
+    def stop(self) -> int:
+        """End all actors but this one. Returns how many there were."""
+        self._stopping.set()
+        self._thread.join(10.0)
+        with self._lock:
+            lines = [*self._lines.values(), *([self._gateway] if self._gateway else [])]
+            refs = [line.handle.close.remote() for line in lines]
+            with suppress(Exception):
+                self._ray.wait(refs, num_returns=len(refs), timeout=8.0)
+            for line in lines:
+                with suppress(Exception):
+                    self._ray.kill(line.handle)
+        if self._exporter is not None:
+            self._exporter.close()
+        return len(lines)
+
+    def processes(self) -> list[int]:
+        """Of this actor."""
+        return [os.getpid()]
+
+    # --- keeping it so -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            began_s = time.monotonic()
+            try:
+                nodes = self._ray.nodes() if began_s - self._looked_s >= _NODES_S else None
+                with self._lock:
+                    if nodes is not None:
+                        self._looked_s = began_s
+                        self._see(nodes)
+                    self._hear()
+                    self._decide()
+                    self._tell()
+            except Exception as error:  # the fleet goes on; what is wrong is seen in its status
+                self._problem = f"the directory: {type(error).__name__}: {error}"
+                traceback.print_exc()
+            self._stopping.wait(max(_TURN_S - (time.monotonic() - began_s), 0.02))
+
+    def _see(self, nodes: list[dict[str, Any]]) -> None:
+        """Which nodes there are; what ran on those that are gone is lost."""
+        known, now_s = self._roster.nodes, time.monotonic()
+        alive = {node["NodeID"]: node for node in nodes if node["Alive"]}
+        for id_ in known.keys() - alive.keys():
+            gone = known.pop(id_)
+            for member in [m for m in self._roster.members.values() if m.node == id_]:
+                self._give_up(member, f"the node {gone.labels['host']} is lost")
+        for id_, seen in alive.items():
+            resources = seen["Resources"]
+            labels = {**seen.get("Labels", {}), "host": seen["NodeManagerHostname"]}
+            before = known.get(id_)
+            known[id_] = Node(
+                id_, seen["NodeManagerAddress"], labels, resources.get("CPU", 0.0), resources.get("GPU", 0.0),
+                drained=before is not None and before.drained,
+                suspect=self._suspect_until_s.get(id_, 0.0) > now_s,
+            )  # fmt: skip
+
+    def _hear(self) -> None:
+        """Take in what the actors have answered."""
+        now_s = time.monotonic()
+        for name, line in list(self._lines.items()):
+            member = self._roster.members[name]
+            answer = line.hear(self._ray)
+            if answer is not None:
+                self._suspect_until_s.pop(member.node, None)
+                self._take(member, line, answer)
+            elif line.died:
+                self._give_up(member, f"the {member.kind} {name} died")
+            elif line.broken_s and now_s - line.broken_s > _UNAVAILABLE_S:
+                self._lose(member, f"the {member.kind} {name} is lost")
+            elif now_s - line.heard_s > (self._plan.health.silence_s if line.has_answered else _BORN_S):
+                self._lose(member, f"the {member.kind} {name} does not answer")
+        if self._gateway is not None:
+            answer = self._gateway.hear(self._ray)
+            if answer is not None:
+                said = msgspec.json.decode(answer, type=GatewayReport)
+                self._address, self._gateway_key = said.address, said.key
+                self._gateway.version_there = said.version
+                self._gateway.dirty |= said.pools < len(self._gateway.pools_there or ())
+                self._problem = ""
+            elif self._gateway.died and now_s - self._gateway.heard_s > _AGAIN_S:
+                self._problem, self._address = f"the gateway: {self._gateway.error}", ""
+                self._gateway = None
+
+    def _take(self, member: Member, line: Line, answer: bytes) -> None:
+        if member.kind == "capture":
+            said = msgspec.json.decode(answer, type=CaptureReport)
+            key, line.version_there, member.ready = said.key, said.version, True
+            for name, captured in said.sessions.items():
+                held = self._roster.sessions.get(name)
+                if held is None or held.capture != member.name or held.incarnation != captured.incarnation:
+                    continue
+                if captured.orders and held.pool:
+                    self._orders.setdefault(held.pool, []).extend(captured.orders)
+                before, held.captured = held.captured, msgspec.structs.replace(captured, orders=())
+                if before is None or (before.endpoints, before.workers) != (captured.endpoints, captured.workers):
+                    held.run = self._issue()
+                    self._touch(held)
+                if captured.state == "failed" or not captured.endpoints:
+                    held.gap = held.gap if not captured.error else captured.error
+            gone = line.settled and member.name
+        else:
+            pool = msgspec.json.decode(answer, type=PoolReport)
+            key, line.version_there, member.report = pool.key, pool.version, pool
+            member.ready = pool.state == "ready"
+            for name, served in pool.sessions.items():
+                held = self._roster.sessions.get(name)
+                if held is None or held.pool != member.name or held.run != served.run:
+                    continue
+                held.count(served)
+                if not held.heard and served.state in ("ready", "running"):
+                    held.heard = True
+                    self._touch(held)
+                if served.predictions:
+                    held.gap, held.avoid, held.wish = "", "", ""
+            gone = line.settled and member.name
+            if pool.state == "dead":
+                self._give_up(member, pool.error or f"the pool {member.name} died")
+                return
+        for held in self._roster.sessions.values() if gone else ():
+            held.left_capture = "" if held.left_capture == gone else held.left_capture
+            held.left_pool = "" if held.left_pool == gone else held.left_pool
+        self._trust(member, key)
+
+    def _trust(self, member: Member, key: str) -> None:
+        """The key of a member's machine is to be known to the others."""
+        node = self._roster.nodes.get(member.node)
+        if self._guarded and node is not None and key:
+            self._keys[f"node-{node.host.replace(':', '_')}"] = Trusted(key, node.host)
+
+    def _give_up(self, member: Member, why: str) -> None:
+        """A member is gone, or as good as: whatever it may still send is cut off, and its sessions go elsewhere."""
+        for held in self._roster.drop(member, why):
+            held.run = self._issue()
+            if member.kind == "capture":
+                self._touch(held)
+        line = self._lines.pop(member.name, None)
+        self._orders.pop(member.name, None)
+        if line is not None:
+            with suppress(Exception):
+                self._ray.kill(line.handle)
+        if self._gateway is not None and member.kind == "pool":
+            self._gateway.dirty = True
+            self._tell_gateway()
+
+    def _lose(self, member: Member, why: str) -> None:
+        """Likewise, where the node itself may be gone: others there may answer yet, but nothing new goes there."""
+        self._suspect_until_s[member.node] = time.monotonic() + _SUSPECT_S
+        node = self._roster.nodes.get(member.node)
+        if node is not None:
+            node.suspect = True
+        self._give_up(member, why)
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        for name, line in self._lines.items():
+            if line.is_free:
+                said = self._orders.pop(name, ())
+                line.ask(member_order(self._roster, self._roster.members[name], line, self._keys, said))
+        self._tell_gateway()
+
+    def _tell_gateway(self) -> None:
+        if self._gateway is not None and self._gateway.is_free:
+            allowed = {name: Trusted(key) for name, key in self._plan.gateway.allow.items()}
+            self._gateway.ask(gateway_order(self._roster, self._gateway, {**self._keys, **allowed}))
+
+    # --- who is there ------------------------------------------------------------------------------------------------
+
+    def _node(self, name: str) -> Node:
+        for node in self._roster.nodes.values():
+            if name in (node.id, node.labels["host"], node.host) or (len(name) >= 8 and node.id.startswith(name)):
+                return node
+        known = ", ".join(f"{node.labels['host']} ({node.id[:8]})" for node in self._roster.nodes.values())
+        raise FleetError(f"no node is called {name}; there are: {known}")
+
+    def _adopt(self) -> None:
+        """What a directory before this one has left running goes on."""
+        self._see(self._ray.nodes())
+        for about, handle, answer in self._staff.found():
+            member, line = self._enter(about, handle), self._lines[about.name]
+            member.ready = line.has_answered = True
+            self._number = max(self._number, int(about.name.rpartition("-")[2]))
+            if about.kind == "capture":
+                captures = msgspec.json.decode(answer, type=CaptureReport)
+                version, key = captures.version, captures.key
+                issued = self._roster.resume_captures(member, captures)
+            else:
+                pool = msgspec.json.decode(answer, type=PoolReport)
+                version, key = pool.version, pool.key
+                issued = self._roster.resume_pool(member, pool)
+            line.version = line.version_there = version
+            self._last_number = max(self._last_number, issued)
+            # Known before anybody is told whom to trust: who is left out would be disconnected.
+            self._trust(member, key)
+        for held in self._roster.sessions.values() if self._lines else ():
+            if not held.pool:
+                held.gap, held.moves = "it was lost while the directory was, too", 1
+
+
+def open_directory(ray: Any, fleet: str, plan: bytes, guarded: bool) -> Any:
+    """Start a fleet's directory, which starts everything else.
+
+    Raises:
+        FleetError: the fleet runs already.
+    """
+    made = ray.remote(Directory).options(
+        name=DIRECTORY,
+        namespace=namespace(fleet),
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=16,
+        resources=ON_HEAD,
+    )
+    try:
+        return made.remote(plan, guarded)
+    except ValueError as error:
+        raise FleetError(f"a fleet called {fleet} runs there already; first: mien fleet stop {fleet}") from error

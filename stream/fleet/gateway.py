@@ -1,0 +1,162 @@
+"""One address for all sessions of a fleet: pools come and go behind it.
+
+Messages are forwarded by libzmq alone (`zmq_proxy`): no payload is seen by Python, however many there are. What is
+forwarded changes rarely; then the proxy is ended, connections are made and cut, and it goes on with the same sockets.
+A pool that has been given up is cut off here first, so nothing that it may still send reaches a subscriber.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import msgspec
+import zmq
+
+from mien.config import BusConfig
+from mien.errors import BusError, KeysError
+from mien.stream.bus.curve import Guard, Link, host_of, is_guarded
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_status
+from mien.stream.fleet.node import NodeKeys
+from mien.stream.fleet.orders import GatewayOrder, GatewayReport
+
+_QUEUED = 100_000  # messages, of all sessions
+_TICK_S = 0.05
+_GATEWAYS = itertools.count()
+
+
+class Gateway:
+    """Forwards what pools publish, and says why a session is silent.
+
+    Args:
+        fleet: its name. bus: where to serve.
+        guarded: whether pools are on other machines, and so need keys.
+
+    Raises:
+        BusError: the address cannot be served, or it is beyond this machine and there are no keys.
+    """
+
+    def __init__(self, fleet: str, bus: BusConfig, *, guarded: bool) -> None:
+        self._keys = NodeKeys(fleet, "gateway")
+        self._folder = self._keys.folder if guarded else ""
+        number = next(_GATEWAYS)
+        self._gaps = Publisher(f"inproc://fleet-gaps-{number}", BusConfig())
+        self._told: dict[str, bytes] = {}
+        self._wanted: frozenset[str] = frozenset()
+        self._pools: frozenset[str] = frozenset()
+        self._version = -1
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._front: zmq.Socket[bytes] = context.socket(zmq.XPUB)
+        self._back: zmq.Socket[bytes] = context.socket(zmq.XSUB)
+        self._orders: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        self._ordered: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        self._bind(bus)
+        self._back.setsockopt(zmq.RCVHWM, _QUEUED)
+        self._back.setsockopt(zmq.SNDHWM, _QUEUED)
+        self._back.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._back.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._back.setsockopt(zmq.LINGER, 0)
+        self._back.connect(self._gaps.endpoint)
+        self._ordered.bind(f"inproc://fleet-orders-{number}")
+        self._orders.connect(f"inproc://fleet-orders-{number}")
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._forward, name="gateway", daemon=True),
+            threading.Thread(target=self._tend, name="gaps", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def address(self) -> str:
+        """Where it serves."""
+        return self._address
+
+    def sync(self, order: bytes) -> bytes:
+        """Make what is forwarded what is wanted; returns once it is."""
+        wanted = msgspec.json.decode(order, type=GatewayOrder)
+        with self._lock:
+            if wanted.trusted is not None:
+                self._keys.trust(wanted.trusted)
+            if wanted.pools is not None:
+                self._version = wanted.version
+                self._wanted = frozenset(wanted.pools)
+                self._orders.send(b"TERMINATE")
+                self._changed.wait_for(lambda: self._pools == self._wanted, 2.0)
+            if wanted.gaps is not None:
+                self._tell({name: encode_status(status)[2] for name, status in wanted.gaps.items()}, wanted)
+            return msgspec.json.encode(GatewayReport(self._version, self._keys.public, self.address, len(self._pools)))
+
+    def close(self) -> None:
+        """Serve no longer."""
+        self._stopping.set()
+        with self._lock:
+            self._orders.send(b"TERMINATE")
+        for thread in self._threads:
+            thread.join(2.0)
+        for socket in (self._front, self._back, self._ordered, self._orders):
+            socket.close(0)
+        self._gaps.close()
+
+    def _bind(self, bus: BusConfig) -> None:
+        endpoint = bus.endpoint()
+        keys = self._keys.folder if is_guarded(endpoint, "") or self._folder else ""
+        self._front.setsockopt(zmq.XPUB_VERBOSER, 1)
+        self._front.setsockopt(zmq.SNDHWM, bus.high_water_mark * 16)
+        self._front.setsockopt(zmq.LINGER, 200)
+        # Subscribers have nothing long to say: a topic at most, or the handshake of CURVE.
+        self._front.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, "") else 160)
+        self._front.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+        self._guard = Guard(self._front, keys) if is_guarded(endpoint, "") else None
+        try:
+            self._front.bind(endpoint)
+        except zmq.ZMQError as error:
+            for socket in (self._front, self._back, self._orders, self._ordered, self._gaps.socket):
+                socket.close(0)
+            raise BusError(
+                f"cannot serve the fleet at {endpoint}: {error.strerror}; choose another gateway.port"
+            ) from error
+        self._address = self._front.get_string(zmq.LAST_ENDPOINT)
+
+    def _forward(self) -> None:
+        """Forward, and change what is forwarded in between: sockets are of one thread."""
+        while not self._stopping.is_set():
+            with self._lock:
+                wanted = self._wanted
+            for endpoint in self._pools - wanted:
+                self._back.disconnect(endpoint)
+            failed = {endpoint for endpoint in wanted - self._pools if not self._connect(endpoint)}
+            with self._changed:
+                self._pools = wanted
+                if failed:
+                    self._wanted = self._pools = wanted - failed
+                self._changed.notify_all()
+                if wanted != self._wanted and not failed:
+                    continue
+            zmq.proxy_steerable(self._back, self._front, None, self._ordered)
+
+    def _connect(self, endpoint: str) -> bool:
+        try:
+            if is_guarded(endpoint, self._folder):
+                Link(self._back, endpoint, self._folder)
+            self._back.connect(endpoint)
+        except (KeysError, zmq.ZMQError):
+            return False  # the directory sees that it is missing, and asks again
+        return True
+
+    def _tend(self) -> None:
+        """Whoever subscribes in a gap is told why nothing comes."""
+        while not self._stopping.wait(_TICK_S):
+            with self._lock:
+                self._gaps.service()
+
+    def _tell(self, gaps: dict[str, bytes], wanted: GatewayOrder) -> None:
+        for name in self._told.keys() - gaps.keys():
+            self._gaps.forget(name)
+        for name, payload in gaps.items():
+            if self._told.get(name) != payload and wanted.gaps is not None:
+                self._gaps.send(encode_status(wanted.gaps[name]))
+        self._told = gaps

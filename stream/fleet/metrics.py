@@ -1,0 +1,108 @@
+"""Figures of a whole fleet for Prometheus at `/metrics`: by session, node and pool."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from mien.errors import BusError
+from mien.stream.fleet.report import FleetCondition
+from mien.stream.monitoring.exporter import handler
+
+_WELL = ("running", "ended")
+
+
+class FleetExporter:
+    """Serves a fleet's figures until it is closed, to its own machine.
+
+    Args:
+        look: gives a `FleetCondition` as JSON. port: where to serve; 0 takes any, see `port`.
+
+    Raises:
+        BusError: the port is in use.
+    """
+
+    def __init__(self, look: Callable[[], bytes], port: int) -> None:
+        self._look = look
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler(registry, self._health))
+        except OSError as error:
+            raise BusError(f"cannot serve metrics on port {port}: {error.strerror}; choose another") from error
+        self.port: int = self._server.server_address[1]
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2.0)
+
+    def collect(self) -> Iterator[Metric]:
+        """The present state, as the registry asks for it."""
+        found = msgspec.json.decode(self._look(), type=FleetCondition)
+        yield from _of_sessions(found)
+        yield from _of_pools(found)
+        cpus = GaugeMetricFamily("mien_fleet_node_cpus", "CPUs of a node.", labels=["node"])
+        free = GaugeMetricFamily("mien_fleet_node_cpus_free", "CPUs that no actor was given.", labels=["node"])
+        captured = GaugeMetricFamily("mien_fleet_node_sessions", "Sessions captured on a node.", labels=["node"])
+        up = GaugeMetricFamily("mien_fleet_node_up", "1 while a node is used.", labels=["node"])
+        for node in found.nodes:
+            name = [f"{node.name}/{node.id[:8]}"]
+            cpus.add_metric(name, node.cpus)
+            free.add_metric(name, node.free_cpus)
+            captured.add_metric(name, node.captures)
+            up.add_metric(name, float(node.state == "up"))
+        yield from (cpus, free, captured, up)
+
+    def _health(self) -> tuple[int, bytes]:
+        said = self._look()
+        found = msgspec.json.decode(said, type=FleetCondition)
+        alive = found.gateway and (not found.sessions or any(s.state in (*_WELL, "degraded") for s in found.sessions))
+        return 200 if alive else 503, said
+
+
+def _of_sessions(found: FleetCondition) -> Iterator[Metric]:
+    states = GaugeMetricFamily("mien_fleet_sessions", "Sessions by state.", labels=["state"])
+    for state in ("waiting", "starting", "running", "degraded", "ended", "failed"):
+        states.add_metric([state], found.states.get(state, 0))
+    labels = ["session", "node", "pool"]
+    up = GaugeMetricFamily("mien_fleet_session_up", "1 while a session is predicted.", labels=labels)
+    rate = GaugeMetricFamily("mien_fleet_session_predictions_per_second", "Of the last second.", labels=labels)
+    p50 = GaugeMetricFamily("mien_fleet_session_latency_p50_seconds", "Frame read to published.", labels=labels)
+    p99 = GaugeMetricFamily("mien_fleet_session_latency_p99_seconds", "Frame read to published.", labels=labels)
+    made = CounterMetricFamily("mien_fleet_session_predictions", "Predictions made.", labels=["session"])
+    moves = CounterMetricFamily("mien_fleet_session_moves", "Times it went elsewhere.", labels=["session"])
+    for session in found.sessions:
+        where = [session.name, session.node, session.pool]
+        up.add_metric(where, float(session.state in (*_WELL, "degraded")))
+        rate.add_metric(where, session.per_second)
+        if session.p50_ms is not None and session.p99_ms is not None:
+            p50.add_metric(where, session.p50_ms / 1e3)
+            p99.add_metric(where, session.p99_ms / 1e3)
+        made.add_metric([session.name], session.predictions)
+        moves.add_metric([session.name], session.moves)
+    yield from (states, up, rate, p50, p99, made, moves)
+
+
+def _of_pools(found: FleetCondition) -> Iterator[Metric]:
+    labels = ["pool", "node"]
+    sessions = GaugeMetricFamily("mien_fleet_pool_sessions", "Sessions of a pool.", labels=labels)
+    room = GaugeMetricFamily("mien_fleet_pool_room", "Sessions that a pool can hold.", labels=labels)
+    cpu = GaugeMetricFamily("mien_fleet_pool_cpu_ratio", "Share of one core.", labels=labels)
+    memory = GaugeMetricFamily("mien_fleet_pool_memory_bytes", "Resident memory.", labels=labels)
+    for pool in found.pools:
+        where = [pool.name, pool.node]
+        sessions.add_metric(where, pool.sessions)
+        room.add_metric(where, pool.room)
+        cpu.add_metric(where, pool.cpu_percent / 100)
+        memory.add_metric(where, pool.rss_mb * 2**20)
+    yield from (sessions, room, cpu, memory)

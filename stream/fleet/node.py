@@ -1,0 +1,83 @@
+"""What the actors of a fleet share on one machine: its keys, and ports that are free."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+
+from mien.errors import BusError, KeysError
+from mien.files import write_file
+from mien.stream.bus.keyring import Keyring, parse_public, to_hex
+from mien.stream.fleet.orders import Trusted
+
+_TRIES = 200
+
+
+def state_folder(fleet: str) -> Path:
+    """Where a fleet keeps files on this machine; the user's alone."""
+    folder = platformdirs.user_state_path("mien", appauthor=False) / "fleet" / fleet
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+class NodeKeys:
+    """The key pair of this machine in a fleet, made when it is first needed, and who may connect.
+
+    Args:
+        fleet: its name.
+        door: for a socket that others may use than the fleet's machines; it has a list of its own.
+
+    Attributes:
+        folder: of the keys, as `bus.keys` names it. public: this machine's, in hex.
+    """
+
+    def __init__(self, fleet: str, door: str = "") -> None:
+        keyring = Keyring(state_folder(fleet) / "keys")
+        with suppress(KeysError):  # another actor on this machine was first
+            keyring.create()
+        if door:
+            own = Keyring(state_folder(fleet) / f"keys-{door}")
+            own.folder.mkdir(mode=0o700, exist_ok=True)
+            write_file(own.identity_path, keyring.identity_path.read_bytes(), private=True)
+            keyring = own
+        self.folder = str(keyring.folder)
+        self.public = to_hex(keyring.identity().public)
+        self._keyring = keyring
+
+    def trust(self, trusted: Mapping[str, Trusted]) -> None:
+        """Exactly these may connect from now on, besides this machine itself."""
+        known = self._keyring.peers()
+        others = {name: peer for name, peer in trusted.items() if peer.key != self.public}
+        for name in known.keys() - others.keys():
+            with suppress(KeysError):
+                self._keyring.revoke(name)
+        for name, peer in others.items():
+            before = known.get(name)
+            if before is not None and (to_hex(before.public), before.host) == (peer.key, peer.host):
+                continue
+            with suppress(KeysError):
+                if before is not None and before.public != parse_public(peer.key):
+                    self._keyring.revoke(name)
+                self._keyring.add(name, peer.key, peer.host)
+
+
+def free_ports(host: str, first: int, count: int = 4) -> int:
+    """The first of so many free ports in a row, from `first` on.
+
+    Raises:
+        BusError: there are none.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(first, min(first + _TRIES * count, 65_530), count):
+        try:
+            for port in range(candidate, candidate + count):
+                with socket.socket(family) as probe:
+                    probe.bind((host, port))
+        except OSError:
+            continue
+        return candidate
+    raise BusError(f"no {count} free ports in a row on {host} from {first} on; choose another capture.port")

@@ -1,0 +1,188 @@
+"""What a directory decides: who captures and predicts which session, and who is made or ended for it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mien.stream.fleet.actors import About
+from mien.stream.fleet.line import Line
+from mien.stream.fleet.plan import Plan
+from mien.stream.fleet.roster import Held, Kind, Member, Node, Roster, demand
+from mien.stream.fleet.staff import Staff
+
+_BUSY_S = 10.0
+_DEMAND_S = 5.0
+
+
+class Placement:
+    """Places sessions with members, and members on nodes.
+
+    Args:
+        ray: the module, connected. guarded: as for `Staff`.
+    """
+
+    def __init__(self, ray: Any, plan: Plan, guarded: bool) -> None:
+        self._ray, self._plan = ray, plan
+        self._roster, self._staff = Roster(plan), Staff(ray, plan, guarded)
+        self._lines: dict[str, Line] = {}
+        self._gateway: Line | None = None
+        self._address = ""
+        self._number, self._last_number = 0, int(time.time() * 1000)
+        self._demanded: Any = None
+        self._demanded_s = 0.0
+
+    def _decide(self) -> None:
+        roster, now_s = self._roster, time.monotonic()
+        if self._gateway is None:
+            self._gateway = Line(self._staff.gateway(list(roster.nodes.values())))
+        for node in roster.nodes.values():
+            if node.drained:
+                self._empty(node)
+        while len([p for p in roster.of("pool") if not p.leaving]) < self._plan.pools.fewest and self._add_pool():
+            pass
+        for held in roster.sessions.values():
+            if not held.capture and not held.left_capture:
+                self._place_capture(held)
+            if held.capture and not held.pool and not held.left_pool and held.captured is not None:
+                self._place_pool(held)
+        for member in list(roster.members.values()):
+            if member.kind == "pool":
+                self._relieve(member, now_s)
+            else:
+                member.leaving = not member.sessions
+                if member.leaving and self._is_left(member):
+                    self._end(member)
+        self._demand(now_s)
+
+    def _demand(self, now_s: float) -> None:
+        """What the fleet needs in all, for an autoscaler; said again when it has changed."""
+        if now_s - self._demanded_s < _DEMAND_S:
+            return
+        self._demanded_s = now_s
+        bundles = demand(self._roster)
+        if bundles != self._demanded and (bundles or self._demanded):
+            from ray.autoscaler.sdk import request_resources
+
+            self._demanded = bundles
+            request_resources(bundles=bundles)
+
+    def _place_capture(self, held: Held) -> None:
+        if self._plan.recording.folder and not self._address:
+            return  # a recorder hears predictions there
+        choice = self._roster.choose_capture(held)
+        if isinstance(choice, str):
+            held.problem = choice
+            return
+        if isinstance(choice, tuple):
+            node, room = choice
+            choice = self._add("capture", node, room)
+        held.problem, held.capture = "", choice.name
+        held.incarnation, held.heard = self._issue(), False
+        choice.sessions.add(held.planned.name)
+        choice.leaving = False
+        self._lines[choice.name].dirty = True
+
+    def _place_pool(self, held: Held) -> None:
+        if held.captured is None or not held.captured.endpoints:
+            return
+        if held.moves and self._gateway is not None and not self._gateway.settled:
+            return  # what the pool before may still send is cut off first
+        pool = self._roster.choose_pool(held)
+        if pool is None:
+            pool = self._add_pool()
+            if pool is None and held.avoid:
+                held.avoid = ""  # better the old one than none
+                pool = self._roster.choose_pool(held)
+        if pool is None:
+            why = self._roster.choose_pool_node()
+            held.problem = why if isinstance(why, str) else "no pool has room"
+            return
+        held.problem, held.pool, held.run = "", pool.name, self._issue()
+        pool.sessions.add(held.planned.name)
+        self._lines[pool.name].dirty = True
+
+    def _relieve(self, pool: Member, now_s: float) -> None:
+        """Take from a pool that has too much to do, and end one that has had nothing to do."""
+        plan, said = self._plan.pools, pool.report
+        pool.idle_since_s = None if pool.sessions else pool.idle_since_s or now_s
+        spare = len([p for p in self._roster.of("pool") if not p.leaving]) > plan.fewest
+        if pool.leaving or (pool.idle_since_s and spare and now_s - pool.idle_since_s > plan.idle_s):
+            pool.leaving = True
+            if not pool.sessions and self._is_left(pool):
+                self._end(pool)
+            return
+        if said is None or len(pool.sessions) < 2:
+            pool.busy_since_s = None
+            return
+        worst = max((s.p99_ms or 0.0 for s in said.sessions.values()), default=0.0)
+        if said.cpu_percent <= plan.use * 100 and worst <= plan.p99_ms:
+            pool.busy_since_s = None
+            return
+        pool.busy_since_s = pool.busy_since_s or now_s
+        if now_s - pool.busy_since_s < _BUSY_S:
+            return
+        pool.busy_since_s = now_s
+        others = [p for p in self._roster.of("pool") if p is not pool and not p.leaving and p.busy_since_s is None]
+        roomy = [p for p in others if len(p.sessions) < min(p.room, len(pool.sessions) - 1)]
+        if roomy or self._add_pool(pool.node) is not None:
+            held = self._roster.sessions[min(pool.sessions)]
+            self._roster.leave_pool(held, "its pool had too much to do")
+            self._lines[pool.name].dirty = True
+
+    def _empty(self, node: Node) -> None:
+        """Take from a drained node what can be elsewhere, once somebody there is ready for it."""
+        why = f"the node {node.labels['host']} is drained"
+        for member in [m for m in self._roster.members.values() if m.node == node.id]:
+            member.leaving = True
+            for name in list(member.sessions):
+                held = self._roster.sessions[name]
+                if member.kind == "pool":
+                    other = self._roster.choose_pool(held)
+                    if other is None:
+                        self._add_pool(node.id)
+                        break
+                    if not other.ready:
+                        break
+                    self._roster.leave_pool(held, why)
+                elif any(each.fits(held.planned.place) for each in self._roster.usable({})):
+                    self._roster.leave_capture(held, why)
+                self._touch(held)
+            if not member.sessions and self._is_left(member):
+                self._end(member)
+
+    def _is_left(self, member: Member) -> bool:
+        return all(member.name not in (h.left_capture, h.left_pool) for h in self._roster.sessions.values())
+
+    def _end(self, member: Member) -> None:
+        line = self._lines.pop(member.name)
+        self._roster.drop(member, "")
+        line.end(self._ray)
+        if self._gateway is not None:
+            self._gateway.dirty = True
+
+    def _touch(self, held: Held) -> None:
+        """What members are to do about a session has changed."""
+        for name in (held.capture, held.pool, held.left_capture, held.left_pool):
+            if name in self._lines:
+                self._lines[name].dirty = True
+
+    def _issue(self) -> int:
+        """A number larger than all before, also of a directory that was here before."""
+        self._last_number = max(self._last_number + 1, int(time.time() * 1000))
+        return self._last_number
+
+    def _add_pool(self, avoid: str = "") -> Member | None:
+        node = self._roster.choose_pool_node(avoid)
+        return None if isinstance(node, str) else self._add("pool", node, self._plan.pools.sessions)
+
+    def _add(self, kind: Kind, node: Node, room: int) -> Member:
+        self._number += 1
+        about, handle = self._staff.member(kind, f"{kind}-{self._number}", node, room, self._address)
+        return self._enter(about, handle)
+
+    def _enter(self, about: About, handle: Any) -> Member:
+        member = Member(about.name, about.kind, about.node, about.room, about.cpus, about.gpus)
+        self._roster.members[about.name] = member
+        self._lines[about.name] = Line(handle)
+        return member

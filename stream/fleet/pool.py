@@ -1,0 +1,205 @@
+"""A pool: one inference process whose sessions come and go, and what it says of them."""
+
+from __future__ import annotations
+
+import math
+import queue
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import zmq
+
+from mien.clock import read_anchor_ns
+from mien.config import BusConfig, Config
+from mien.errors import WireError
+from mien.messages import Status
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_status
+from mien.stream.fleet.node import NodeKeys
+from mien.stream.fleet.orders import PoolOrder, PoolReport, Served
+from mien.stream.processes.child import Child, Event
+from mien.stream.processes.control import Assignment, Order
+
+_READY_S = 180.0
+_STOP_S = 2.0
+_POLL_MS = 100
+_AGAIN_S = 2.0  # before a session that was refused is tried again
+
+
+class PoolHost:
+    """Runs `mien infer` with room for sessions, and lets it serve those that it is told to.
+
+    Args:
+        fleet, host, guarded: as for `CaptureHost`. name: the pool's. base: what its process is configured by.
+        room: how many sessions it holds.
+    """
+
+    def __init__(self, fleet: str, name: str, host: str, base: bytes, room: int, *, guarded: bool) -> None:
+        self._keys = NodeKeys(fleet)
+        keys = self._keys.folder if guarded else ""
+        config = msgspec.json.decode(base, type=Config)
+        bus = BusConfig(host=host, keys=keys, high_water_mark=config.bus.high_water_mark)
+        self._config = msgspec.structs.replace(config, session=f"{fleet}-{name}", bus=bus)
+        anywhere = bus.endpoint().rpartition(":")[0] + ":*"
+        assignment = Assignment(self._config, read_anchor_ns(), endpoint=anywhere, room=room)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        # On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
+        self._spawner = ThreadPoolExecutor(1, "spawner")
+        self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
+        self._version = -1
+        self._wanted: dict[str, Assignment] = {}
+        self._told: dict[str, Assignment] = {}
+        self._refused: dict[str, tuple[int, str, float]] = {}  # run, why, and when to try again
+        self._statuses: dict[str, Status] = {}
+        self._endpoint = self._model = self._error = ""
+        self._dead = False
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="pool", daemon=True)
+        self._thread.start()
+
+    def sync(self, order: bytes) -> bytes:
+        """Make what is served what is wanted; says how it is."""
+        wanted = msgspec.json.decode(order, type=PoolOrder)
+        with self._lock:
+            if wanted.trusted is not None:
+                self._keys.trust(wanted.trusted)
+            if wanted.assignments is not None:
+                self._version = wanted.version
+                self._wanted = {each.config.session: each for each in wanted.assignments}
+            self._match()
+            if self._child.ready:
+                for each in wanted.orders:
+                    if each.session in self._told:
+                        self._child.tell({"order": each})
+            return msgspec.json.encode(self._report())
+
+    def process(self) -> int:
+        """The process that predicts."""
+        return self._child.process.pid
+
+    def close(self) -> None:
+        """End the process: kindly, then firmly."""
+        self._stopping.set()
+        self._child.release()
+        try:
+            self._child.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._child.process.kill()
+            self._child.process.wait(_STOP_S)
+        self._child.sweep()
+        self._thread.join(2.0)
+        for stream in (self._child.process.stdin, self._child.process.stdout):
+            if stream is not None:
+                stream.close()
+        self._spawner.shutdown()
+
+    def _match(self) -> None:
+        if not self._child.ready or self._dead:
+            return
+        for name in self._told.keys() - self._wanted.keys():
+            self._child.tell({"order": Order(release=name)})
+            del self._told[name]
+        for name, assignment in self._wanted.items():
+            _, _, again_s = self._refused.get(name, (0, "", math.inf))
+            if self._told.get(name) != assignment or time.monotonic() >= again_s:
+                self._statuses.pop(name, None)
+                self._refused.pop(name, None)
+                bus = msgspec.structs.replace(assignment.config.bus, keys=self._config.bus.keys)
+                local = msgspec.structs.replace(assignment.config, bus=bus)
+                self._child.tell({"order": Order(serve=msgspec.structs.replace(assignment, config=local))})
+                self._told[name] = assignment
+
+    def _report(self) -> PoolReport:
+        state = "dead" if self._dead else "ready" if self._child.ready else "starting"
+        newest = max(self._statuses.values(), key=lambda status: status.t_ns, default=None)
+        return PoolReport(
+            version=self._version,
+            key=self._keys.public,
+            state=state,  # type: ignore[arg-type]
+            endpoint=self._endpoint,
+            model=self._model,
+            error=self._error,
+            cpu_percent=(newest and newest.cpu_percent) or 0.0,
+            rss_mb=(newest and newest.rss_mb) or 0.0,
+            sessions={name: self._served(name, assignment) for name, assignment in self._told.items()},
+        )
+
+    def _served(self, name: str, assignment: Assignment) -> Served:
+        run, error, _ = self._refused.get(name, (0, "", 0.0))
+        if error and run == assignment.run:
+            return Served(run, "failed", error=error)
+        status = self._statuses.get(name)
+        if status is None or status.run != assignment.run:
+            return Served(assignment.run)
+        absent = {key.removeprefix("absent."): str(why) for key, why in status.detail.items() if key[:7] == "absent."}
+        return Served(
+            status.run,
+            status.state,
+            status.fps,
+            _number(status.detail.get("latency_p50_ms")),
+            _number(status.detail.get("latency_p99_ms")),
+            int(_number(status.detail.get("predictions")) or 0),
+            status.last_error or "",
+            absent,
+        )
+
+    def _follow(self) -> None:
+        """Hear what the process says, by its pipe and on its socket."""
+        receiver: Receiver | None = None
+        while not self._stopping.is_set() and not self._dead:
+            while not self._events.empty():
+                event = self._events.get_nowait()
+                if event.state == "bound":
+                    endpoint = str(event.facts["endpoint"])
+                    receiver = Receiver(endpoint, (b"status/",), 4096, self._config.bus.keys)
+                    self._endpoint = endpoint
+                self._note(event)
+            child = self._child
+            silent_s = time.monotonic() - child.heard_s
+            if not child.hung and silent_s > (child.patience_s if child.ready else _READY_S):
+                child.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
+                child.process.kill()
+            if receiver is None:
+                time.sleep(_POLL_MS / 1e3)
+                continue
+            receiver.socket.poll(_POLL_MS, zmq.POLLIN)
+            for frames in receiver.drain(4096):
+                self._hear(frames)
+        if receiver is not None:
+            receiver.close()
+
+    def _hear(self, frames: list[bytes]) -> None:
+        if not frames[0].endswith(b"/inference"):
+            return
+        try:
+            status = decode_status(frames)
+        except WireError:
+            return
+        with self._lock:
+            if status.session in self._told:
+                self._statuses[status.session] = status
+
+    def _note(self, event: Event) -> None:
+        with self._lock:
+            if event.state == "ready":
+                self._child.ready, self._child.ready_s = True, time.monotonic()
+                self._model = str(event.facts.get("model", ""))
+                self._child.start(0)
+                self._match()
+            elif event.state == "refused":
+                name, again_s = str(event.facts["session"]), time.monotonic() + _AGAIN_S
+                self._refused[name] = int(event.facts["run"]), str(event.facts["error"]), again_s
+            elif event.state == "failed":
+                self._error = str(event.facts.get("error"))
+            elif event.state == "exited":
+                code = event.facts.get("code")
+                self._error = self._error or f"the inference process {self._child.hung or f'died (exit code {code})'}"
+                self._dead = True
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,169 @@
+"""How a fleet is: what `mien fleet status`, the metrics and the dashboard tell."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import msgspec
+
+from mien.stream.fleet.plan import Problem
+from mien.stream.fleet.roster import Held, Roster, counts
+
+State = Literal["waiting", "starting", "running", "degraded", "ended", "failed"]
+
+
+class SessionCondition(msgspec.Struct, frozen=True):
+    """One session.
+
+    Attributes:
+        state: "waiting" for a node or a pool, "starting", "running", "degraded" (a modality is missing that is
+            captured, or its capture says what is wrong), "ended" (its clip), "failed" (its capture does not start).
+        node, pool: where it is captured, and by whom predicted. run: of its predictions.
+        moves: how often it had to go elsewhere. note: what is amiss, or was last.
+    """
+
+    name: str
+    state: State
+    node: str = ""
+    pool: str = ""
+    run: int = 0
+    per_second: float = 0.0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    predictions: int = 0
+    moves: int = 0
+    source: str = ""
+    note: str = ""
+
+
+class PoolCondition(msgspec.Struct, frozen=True):
+    """One pool. `cpu_percent` is of one core, `rss_mb` in MiB."""
+
+    name: str
+    node: str
+    state: str
+    sessions: int
+    room: int
+    cpu_percent: float
+    rss_mb: float
+    model: str = ""
+
+
+class NodeCondition(msgspec.Struct, frozen=True):
+    """One node."""
+
+    name: str
+    id: str
+    host: str
+    state: Literal["up", "drained", "suspect"]
+    captures: int
+    pools: int
+    cpus: float
+    free_cpus: float
+    labels: dict[str, str]
+
+
+class FleetCondition(msgspec.Struct, frozen=True):
+    """A fleet.
+
+    Attributes:
+        gateway: where its sessions are subscribed to. since_s: for how long the directory runs.
+        states: how many sessions are in each. problems: sessions of the plan that cannot run.
+        problem: what ails the whole fleet; empty if nothing does.
+        gateway_key: public, for those who subscribe from elsewhere.
+    """
+
+    fleet: str
+    gateway: str
+    since_s: float
+    states: dict[str, int]
+    sessions: tuple[SessionCondition, ...]
+    pools: tuple[PoolCondition, ...]
+    nodes: tuple[NodeCondition, ...]
+    problems: tuple[Problem, ...]
+    directory_pid: int
+    problem: str = ""
+    gateway_key: str = ""
+
+
+def condition(roster: Roster, gateway: str, began_s: float, pid: int, problem: str = "") -> FleetCondition:
+    """How everything is now. `began_s` is the directory's beginning, in Unix time; `problem`, what ails the whole."""
+    sessions = tuple(_session(held, roster) for held in roster.sessions.values())
+    pools = tuple(
+        PoolCondition(
+            pool.name,
+            _host(roster, pool.node),
+            "leaving" if pool.leaving else pool.report.state if pool.report else "starting",
+            len(pool.sessions),
+            pool.room,
+            pool.report.cpu_percent if pool.report else 0.0,
+            pool.report.rss_mb if pool.report else 0.0,
+            pool.report.model if pool.report else "",
+        )
+        for pool in roster.of("pool")
+    )
+    nodes = tuple(
+        NodeCondition(
+            node.labels["host"],
+            node.id,
+            node.host,
+            "drained" if node.drained else "suspect" if node.suspect else "up",
+            sum(len(m.sessions) for m in roster.of("capture") if m.node == node.id),
+            sum(1 for m in roster.of("pool") if m.node == node.id),
+            node.cpus,
+            round(roster.free_cpus(node), 3),
+            node.labels,
+        )
+        for node in roster.nodes.values()
+    )
+    states = counts(session.state for session in sessions)
+    since_s = time.time() - began_s
+    problems = roster.plan.problems
+    return FleetCondition(roster.plan.fleet, gateway, since_s, states, sessions, pools, nodes, problems, pid, problem)
+
+
+def _session(held: Held, roster: Roster) -> SessionCondition:
+    said = held.captured
+    member = roster.members.get(held.capture)
+    pool = roster.members.get(held.pool)
+    served = pool.report.sessions.get(held.planned.name) if pool and pool.report else None
+    served = served if served is not None and served.run == held.run else None
+    state: State
+    if held.problem and not (held.capture and held.pool):
+        state = "waiting"
+    elif said is not None and said.state == "failed":
+        state = "failed"
+    elif served is not None and served.state == "ended":
+        state = "ended"
+    elif served is not None and served.error and served.state == "failed":
+        state = "failed"
+    elif held.gap or served is None or not served.predictions:
+        state = "starting"
+    else:
+        missing = [name for name in served.absent if said is None or name not in said.absent]
+        state = "degraded" if missing else "running"
+    notes = [held.problem, held.gap if state in ("starting", "failed") else "", said.error if said else ""]
+    if served is not None:
+        known = said.absent if said else {}
+        notes += [f"{name}: {why}" for name, why in served.absent.items() if name not in known]
+        notes += [served.error] if served.state == "failed" else []
+    return SessionCondition(
+        held.planned.name,
+        state,
+        _host(roster, member.node) if member else "",
+        held.pool,
+        held.run,
+        served.per_second if served else 0.0,
+        served.p50_ms if served else None,
+        served.p99_ms if served else None,
+        held.predictions,
+        held.moves,
+        said.label if said else "",
+        "; ".join(dict.fromkeys(filter(None, notes))),
+    )
+
+
+def _host(roster: Roster, node: str) -> str:
+    found = roster.nodes.get(node)
+    return f"{found.labels['host']}/{node[:8]}" if found else node[:8]

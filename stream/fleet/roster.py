@@ -1,0 +1,276 @@
+"""Who is there in a fleet, and who could take what. Pure: no clock, no Ray, no socket.
+
+Nodes and members (capture hosts and pools) are facts that the directory keeps; here it is decided where a session or a
+new member goes: to the least loaded of those that may have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from mien.stream.fleet.orders import Captured, CaptureReport, PoolReport, Served
+from mien.stream.fleet.plan import Plan, Planned
+
+Kind = Literal["capture", "pool"]
+NO_ROOM = "no node has"  # what a problem begins with that more nodes would solve
+
+
+@dataclass
+class Node:
+    """A machine of the cluster.
+
+    Attributes:
+        id: Ray's. host: its address. labels: Ray's, and "host", its name.
+        cpus, gpus: of it. drained: whether it is to be left. suspect: an actor there does not answer.
+    """
+
+    id: str
+    host: str
+    labels: dict[str, str]
+    cpus: float
+    gpus: float
+    drained: bool = False
+    suspect: bool = False
+
+    def fits(self, place: Mapping[str, str]) -> bool:
+        """Whether a session of this place may run here."""
+        return all(self.labels.get(key) == value for key, value in place.items())
+
+
+@dataclass
+class Member:
+    """A capture host or a pool.
+
+    Attributes:
+        room: how many sessions it holds. cpus, gpus: what it was given.
+        sessions: that it is to have. leaving: whether it is to be ended once it has none.
+        idle_since_s, busy_since_s: since when it has had none, or too much to do.
+    """
+
+    name: str
+    kind: Kind
+    node: str
+    room: int
+    cpus: float
+    gpus: float
+    sessions: set[str] = field(default_factory=set)
+    leaving: bool = False
+    ready: bool = False
+    idle_since_s: float | None = None
+    busy_since_s: float | None = None
+    report: PoolReport | None = None
+
+
+@dataclass
+class Held:
+    """A session and where it is.
+
+    Attributes:
+        incarnation, run: of its capture and of its predictions; larger ones are newer.
+        capture, pool: names of members; empty while there is none.
+        left_capture, left_pool: members that still have to let it go.
+        captured: what its capture says. gap: why it is not predicted; empty while it is.
+        problem: why it waits. avoid: a member that it was just moved away from. wish: the node it is to go to.
+        heard: whether a pool listens to its capture. moves: how often it had to go elsewhere.
+        predictions: in all its runs.
+    """
+
+    planned: Planned
+    incarnation: int = 0
+    run: int = 0
+    capture: str = ""
+    pool: str = ""
+    left_capture: str = ""
+    left_pool: str = ""
+    captured: Captured | None = None
+    gap: str = "it has not begun"
+    problem: str = ""
+    avoid: str = ""
+    wish: str = ""
+    heard: bool = False
+    moves: int = 0
+    predictions: int = 0
+    counted: tuple[int, int] = (0, 0)
+
+    def count(self, served: Served) -> None:
+        """Take in how many predictions its run has had."""
+        before = self.counted[1] if self.counted[0] == served.run else 0
+        self.predictions += max(served.predictions - before, 0)
+        self.counted = served.run, served.predictions
+
+
+class Roster:
+    """Nodes, members and sessions."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.nodes: dict[str, Node] = {}
+        self.members: dict[str, Member] = {}
+        self.sessions = {name: Held(planned) for name, planned in plan.sessions.items()}
+
+    def of(self, kind: Kind) -> list[Member]:
+        """All members of a kind."""
+        return [member for member in self.members.values() if member.kind == kind]
+
+    def usable(self, place: Mapping[str, str]) -> list[Node]:
+        """Nodes that may take something new."""
+        return [n for n in self.nodes.values() if n.fits(place) and not n.drained and not n.suspect]
+
+    def free_cpus(self, node: Node) -> float:
+        """Of a node, what no member of this fleet was given."""
+        return node.cpus - sum(member.cpus for member in self.members.values() if member.node == node.id)
+
+    def free_gpus(self, node: Node) -> float:
+        """As `free_cpus`."""
+        return node.gpus - sum(member.gpus for member in self.members.values() if member.node == node.id)
+
+    def choose_capture(self, held: Held) -> Member | tuple[Node, int] | str:
+        """Who is to capture a session: a member, or a new one on a node with room for so many; or why nobody can."""
+        plan, place = self.plan.capture, held.planned.place
+        fitting = [node for node in self.nodes.values() if node.fits(place)]
+        if not fitting:
+            return f"nothing in the cluster has {_worded(place)}" if place else "the cluster has no nodes"
+        nodes = [node for node in fitting if not node.drained and not node.suspect]
+        if not nodes:
+            return "every node that it may run on is drained or does not answer"
+        waiting = sum(1 for other in self.sessions.values() if not other.capture and other.planned.place == place)
+        best: tuple[tuple[bool, bool, int], Member | tuple[Node, int]] | None = None
+        for node in nodes:
+            members = [m for m in self.of("capture") if m.node == node.id]
+            load = sum(len(member.sessions) for member in members)
+            open_ = [m for m in members if len(m.sessions) < m.room and not m.leaving and m.name != held.avoid]
+            found: Member | tuple[Node, int] | None = min(open_, key=lambda m: len(m.sessions), default=None)
+            if found is None:
+                most = int(self.free_cpus(node) / plan.cpus + 1e-9) if plan.cpus else plan.sessions
+                room = min(plan.sessions, most, max(waiting, 1) if plan.cpus else plan.sessions)
+                if room < 1:
+                    continue
+                found = node, min(plan.sessions, most)
+            rank = (bool(held.wish) and node.id != held.wish, held.avoid in {m.name for m in members}, load)
+            if best is None or rank < best[0]:
+                best = rank, found
+        if best is None:
+            return f"{NO_ROOM} {plan.cpus:g} CPUs free for its capture"
+        return best[1]
+
+    def choose_pool(self, held: Held) -> Member | None:
+        """Which pool is to predict a session; None if none has room."""
+        dropped = {node.id for node in self.nodes.values() if node.drained or node.suspect}
+        pools = [
+            pool
+            for pool in self.of("pool")
+            if len(pool.sessions) < pool.room and not pool.leaving and pool.node not in dropped
+            and pool.name != held.avoid
+        ]  # fmt: skip
+        # One that runs before one that starts: a session that is moved is to be predicted at once.
+        return min(
+            pools,
+            key=lambda p: (bool(held.wish) and p.node != held.wish, not p.ready, len(p.sessions) / p.room),
+            default=None,
+        )
+
+    def choose_pool_node(self, avoid: str = "") -> Node | str:
+        """Where a new pool is to be; or why nowhere."""
+        plan = self.plan.pools
+        if plan.most and len([pool for pool in self.of("pool") if not pool.leaving]) >= plan.most:
+            return f"there are {plan.most} pools, as many as `pools.most` allows"
+        nodes = [
+            node for node in self.usable({})
+            if self.free_cpus(node) >= plan.cpus - 1e-9 and self.free_gpus(node) >= plan.gpus - 1e-9
+        ]  # fmt: skip
+        if not nodes:
+            need = f"{plan.cpus:g} CPUs" + (f" and {plan.gpus:g} GPUs" if plan.gpus else "")
+            return f"{NO_ROOM} {need} free for a pool"
+        return min(nodes, key=lambda node: (node.id == avoid, self._pools_on(node), -self.free_cpus(node)))
+
+    def drop(self, member: Member, why: str) -> list[Held]:
+        """A member is gone. Returns the sessions that are predicted no longer."""
+        self.members.pop(member.name, None)
+        hit = []
+        for name in member.sessions:
+            held = self.sessions[name]
+            if member.kind == "capture" and held.capture == member.name:
+                held.capture, held.captured = "", None
+            elif member.kind == "pool" and held.pool == member.name:
+                held.pool = ""
+            else:
+                continue
+            held.gap = why
+            held.moves += 1
+            hit.append(held)
+        for held in self.sessions.values():
+            held.left_capture = "" if held.left_capture == member.name else held.left_capture
+            held.left_pool = "" if held.left_pool == member.name else held.left_pool
+            held.avoid = "" if held.avoid == member.name else held.avoid
+        return hit
+
+    def leave_pool(self, held: Held, why: str) -> None:
+        """Take a session from its pool, which has to let it go before another has it."""
+        if held.pool:
+            pool = self.members[held.pool]
+            pool.sessions.discard(held.planned.name)
+            held.left_pool, held.avoid, held.pool = held.pool, held.pool, ""
+            held.gap, held.moves = why, held.moves + 1
+
+    def leave_capture(self, held: Held, why: str) -> None:
+        """Likewise from its capture: a camera is opened once at a time."""
+        if held.capture:
+            member = self.members[held.capture]
+            member.sessions.discard(held.planned.name)
+            held.left_capture, held.avoid, held.capture = held.capture, held.capture, ""
+            held.captured, held.gap, held.moves = None, why, held.moves + 1
+
+    def resume_captures(self, member: Member, said: CaptureReport) -> int:
+        """A capture host was there before its directory. Returns the largest number that its sessions have."""
+        for name, captured in said.sessions.items():
+            held = self.sessions.get(name)
+            if held is not None and not held.capture:
+                held.capture, held.incarnation = member.name, captured.incarnation
+                held.captured = msgspec.structs.replace(captured, orders=())
+                member.sessions.add(name)
+        return max((captured.incarnation for captured in said.sessions.values()), default=0)
+
+    def resume_pool(self, member: Member, said: PoolReport) -> int:
+        """Likewise a pool."""
+        member.report = said
+        for name, served in said.sessions.items():
+            held = self.sessions.get(name)
+            if held is not None and not held.pool:
+                held.pool, held.run, held.gap = member.name, served.run, ""
+                held.count(served)
+                member.sessions.add(name)
+        return max((served.run for served in said.sessions.values()), default=0)
+
+    def _pools_on(self, node: Node) -> int:
+        return sum(1 for pool in self.of("pool") if pool.node == node.id)
+
+
+def demand(roster: Roster) -> list[dict[str, float]]:
+    """What a cluster needs for what runs and for what waits for room, one entry a member; empty while nothing waits."""
+    capture, pools = roster.plan.capture, roster.plan.pools
+    waiting = [
+        held for held in roster.sessions.values() if held.problem.startswith("no node has") and " CPUs" in held.problem
+    ]
+    if not waiting:
+        return []
+    bundles = [{"CPU": m.cpus, "GPU": m.gpus} for m in roster.members.values()]
+    uncaptured = sum(1 for held in waiting if not held.capture)
+    bundles += [{"CPU": capture.cpus, "GPU": 0.0}] * uncaptured
+    bundles += [{"CPU": pools.cpus, "GPU": pools.gpus}] * -(-len(waiting) // pools.sessions)
+    return [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles if any(bundle.values())]
+
+
+def _worded(place: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(place.items()))
+
+
+def counts(states: Iterable[str]) -> dict[str, int]:
+    """How many are in each state, the most frequent first."""
+    found: dict[str, int] = {}
+    for state in states:
+        found[state] = found.get(state, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -1,0 +1,122 @@
+"""Sessions without cameras, for trying a fleet out: rows of the right shape and pace, from generator processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from mien.clock import NS_PER_S
+from mien.config import BusConfig
+from mien.messages import WORKERS
+from mien.models.checkpoint import load_checkpoint
+from mien.stream.bench.generator import Task
+from mien.stream.bench.synthetic import FRAME_HZ
+from mien.stream.fleet.orders import Captured, CaptureTask
+from mien.stream.fleet.plan import SYNTHETIC
+
+_BEGIN_S = 0.5
+_WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
+
+
+class SyntheticCapture:
+    """Generators, one for the sessions that were asked for together."""
+
+    def __init__(self) -> None:
+        self._batches: list[_Batch] = []
+
+    def match(self, tasks: Mapping[str, CaptureTask], bus: BusConfig) -> None:
+        """Send what these sessions would send, and nothing else."""
+        sent: dict[str, int] = {}
+        for batch in list(self._batches):
+            batch.keep({name: task.incarnation for name, task in tasks.items()})
+            if batch.sessions:
+                sent |= batch.sessions
+            else:
+                batch.end()
+                self._batches.remove(batch)
+        new: dict[str, dict[str, CaptureTask]] = {}
+        for name, task in tasks.items():
+            if name not in sent:
+                new.setdefault(f"{task.config.video.source} {task.config.audio.source}", {})[name] = task
+        self._batches += [_Batch(tasks, bus) for tasks in new.values()]
+
+    def report(self) -> dict[str, Captured]:
+        """As `Captured`, by session."""
+        return {name: said for batch in self._batches for name, said in batch.report().items()}
+
+
+class _Batch:
+    def __init__(self, tasks: Mapping[str, CaptureTask], bus: BusConfig) -> None:
+        self.sessions = {name: task.incarnation for name, task in tasks.items()}
+        first = next(iter(tasks.values())).config
+        found = SYNTHETIC.fullmatch(first.video.source)
+        hz = float((found and found.group(1)) or FRAME_HZ)
+        specs = load_checkpoint(first.inference.checkpoint).specs
+        if first.audio.source == "none":
+            specs = tuple(spec for spec in specs if spec.name == "vision")
+        self._task = Task(tuple(tasks), tuple(specs), 0, len(tasks), hz, bus)
+        # On Linux a process dies with the thread that started it: one that stays.
+        self._spawner = ThreadPoolExecutor(1, "generator")
+        self._process = self._spawner.submit(self._start).result()
+        self._endpoints: dict[str, dict[str, str]] | None = None
+        self._reader = self._spawner.submit(self._begin)
+
+    def keep(self, wanted: Mapping[str, int]) -> None:
+        self.sessions = {name: number for name, number in self.sessions.items() if wanted.get(name) == number}
+
+    def report(self) -> dict[str, Captured]:
+        alive = self._process.poll() is None
+        endpoints = self._endpoints or {}
+        said = {}
+        for name, number in self.sessions.items():
+            if not alive:
+                said[name] = Captured(number, "failed", error="the generator of synthetic rows died")
+                continue
+            at = {_WORKER_OF[modality]: address for modality, address in endpoints.get(name, {}).items()}
+            absent = {modality: "switched off" for modality, worker in _WORKER_OF.items() if worker not in at}
+            state = "running" if at else "starting"
+            said[name] = Captured(number, state, at, tuple(at), absent, "sample", "synthetic")  # type: ignore[arg-type]
+        return said
+
+    def end(self) -> None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(2.0)
+        self._reader.result()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._spawner.shutdown(wait=False)
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "mien.stream.bench.generator"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=os.name == "posix",
+        )
+
+    def _begin(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(self._task).decode() + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+            begin_ns = time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)
+            self._process.stdin.write(f"{begin_ns}\n")
+            self._process.stdin.flush()
+            self._endpoints = msgspec.json.decode(line, type=dict[str, dict[str, str]]) if line else {}
+        except (OSError, ValueError):
+            self._endpoints = {}

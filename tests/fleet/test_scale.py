@@ -1,0 +1,96 @@
+"""Many sessions on one directory: registered, listed, moved, drained; it answers quickly and memory grows evenly."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fleet.conftest import Marked
+from tests.fleet.test_failures import Driver
+from tests.ports import free_ports
+
+pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(900)]
+SESSIONS = int(os.environ.get("MIEN_TEST_SESSIONS", "120"))
+PATIENCE_S = 400.0
+PLAN = """
+fleet = "many"
+[capture]
+cpus = 0.0
+sessions = 1000
+[pools]
+cpus = 0.1
+sessions = 1000
+fewest = 2
+most = 2
+use = 1.0
+p99_ms = 1000000
+[health]
+silence_s = 30
+[gateway]
+port = {port}
+[defaults.inference]
+max_hz = 1
+hop_ms = 1000
+max_age_ms = 3000
+[[sessions]]
+pattern = "s-{{n:04}}"
+count = {count}
+source = "synthetic:1"
+"""
+
+
+def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(PLAN.format(port=free_ports(1), count=SESSIONS), encoding="utf-8")
+    driver = Driver(marked, tmp_path, nodes=2)
+    try:
+        before = driver("usage")
+        began_s = time.monotonic()
+        driver("start", str(path))
+        registered_s = timed(driver, "condition")[0]
+        found = driver.wait(lambda f: settled(f) >= 0.98, PATIENCE_S)
+        took_s = time.monotonic() - began_s
+        print(f"\n{SESSIONS} sessions: known after {registered_s:.2f} s, predicted after {took_s:.0f} s")
+        assert len(found["sessions"]) == SESSIONS
+        asked = [timed(driver, "condition")[0] for _ in range(10)]
+        moved_s, _ = timed(driver, "call", "move", "s-0001")
+        driver.wait(lambda f: by_name(f)["s-0001"]["moves"] == 1 and settled(f) >= 0.98, PATIENCE_S)
+        node = next(node for node in found["nodes"] if node["pools"])["id"]
+        drained_s, _ = timed(driver, "call", "drain", node)
+        began_s = time.monotonic()
+        driver.wait(lambda f: not left_on(f, node) and settled(f) >= 0.98, PATIENCE_S)
+        print(f"status answers in {max(asked):.2f} s at most, move in {moved_s:.2f}, drain in {drained_s:.2f}; "
+              f"the node was empty and all predicted after {time.monotonic() - began_s:.0f} s")  # fmt: skip
+        for kind, (cpu_s, memory, count) in sorted(driver("usage").items()):
+            was = before.get(kind, [0, 0, 0])
+            print(f"  {kind}: {count:.0f} processes, {memory:.0f} MiB (before {was[1]:.0f}), {cpu_s:.0f} s of CPU")
+    finally:
+        driver.close()
+    assert marked.wait_gone(30) == []
+
+
+def timed(driver: Driver, *call: Any) -> tuple[float, Any]:
+    """Seconds, and the answer."""
+    began_s = time.monotonic()
+    said = driver(*call)
+    return time.monotonic() - began_s, said
+
+
+def settled(found: Any) -> float:
+    """The share of sessions that are predicted; on a machine that is too busy, some are always late."""
+    return sum(s["state"] in ("running", "degraded") for s in found["sessions"]) / len(found["sessions"])
+
+
+def by_name(found: Any) -> dict[str, Any]:
+    """Sessions."""
+    return {session["name"]: session for session in found["sessions"]}
+
+
+def left_on(found: Any, node: str) -> bool:
+    """Whether anything is on a node."""
+    entry = next(each for each in found["nodes"] if each["id"] == node)
+    return bool(entry["captures"] or entry["pools"])

@@ -1,0 +1,44 @@
+"""Files for clusters: Ray's launcher accepts one by its own schema; the other has what a fleet needs of Kubernetes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[3] / "configs" / "fleet"
+
+
+def test_rays_launcher_knows_every_key() -> None:
+    found = importlib.util.find_spec("ray")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip("Ray is not installed")
+    schema = json.loads((Path(found.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
+    config = yaml.safe_load((FOLDER / "ray-cluster.yaml").read_text())
+    jsonschema.validate(config, schema)
+    head = " ".join(config["head_start_ray_commands"])
+    assert "RAY_AUTH_MODE=token" in head
+    assert "RAY_USAGE_STATS_ENABLED=0" in head
+
+
+def test_kubernetes_gets_a_cluster_with_a_token_and_closed_ports() -> None:
+    documents: dict[str, Any] = {
+        each["kind"]: each for each in yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text())
+    }
+    assert set(documents) == {"RayCluster", "Service", "NetworkPolicy"}
+    spec = documents["RayCluster"]["spec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for group in groups:
+        container = group["template"]["spec"]["containers"][0]
+        values = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert values["RAY_AUTH_MODE"] == "token"
+        assert values["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+    open_to_all = [rule for rule in documents["NetworkPolicy"]["spec"]["ingress"] if "from" not in rule]
+    assert [port["port"] for rule in open_to_all for port in rule["ports"]] == [5560]

@@ -1,0 +1,122 @@
+"""The gateway: one address, pools behind it that come and go, and why a session is silent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from mien.config import BusConfig
+from mien.messages import Status
+from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import decode_status
+from mien.stream.fleet.gateway import Gateway
+from mien.stream.fleet.orders import GatewayOrder, GatewayReport
+from tests.ports import free_ports
+
+TOPIC = b"prediction/a/"
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    opened = Gateway("test", BusConfig(port=free_ports(1)), guarded=False)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pools() -> Iterator[list[Publisher]]:
+    opened = [Publisher("tcp://127.0.0.1:*", BusConfig()) for _ in range(2)]
+    yield opened
+    for pool in opened:
+        pool.close()
+
+
+def tell(gateway: Gateway, version: int, *pools: Publisher, **more) -> GatewayReport:  # type: ignore[no-untyped-def]
+    order = GatewayOrder(version, tuple(pool.address for pool in pools), **more)
+    return msgspec.json.decode(gateway.sync(msgspec.json.encode(order)), type=GatewayReport)
+
+
+def wait_for(receiver: Receiver, pools: list[Publisher], wanted: bytes, send: dict[int, bytes]) -> list[bytes]:
+    """Payloads until the wanted one, while pools send theirs again and again."""
+    got: list[bytes] = []
+    until_s = time.monotonic() + 10
+    while time.monotonic() < until_s:
+        for number, payload in send.items():
+            pools[number].send([TOPIC, b"\1", payload], keep=False)
+        receiver.socket.poll(20)
+        got += [frames[2] for frames in receiver.drain()]
+        if wanted in got:
+            return got
+    raise AssertionError(f"{wanted!r} did not come; got {got[-5:]}")
+
+
+def test_pools_change_behind_a_subscriber(gateway: Gateway, pools: list[Publisher]) -> None:
+    receiver = Receiver(gateway.address, (b"prediction/",))
+    try:
+        assert tell(gateway, 1, pools[0]).pools == 1
+        wait_for(receiver, pools, b"first", {0: b"first"})
+        assert tell(gateway, 2, pools[1]).pools == 1
+        list(receiver.drain(10_000))
+        time.sleep(0.1)
+        list(receiver.drain(10_000))
+        # The pool that was given up goes on sending, and nothing of it comes any more.
+        got = wait_for(receiver, pools, b"new", {0: b"old", 1: b"new"})
+        assert b"old" not in got
+    finally:
+        receiver.close()
+
+
+def test_who_subscribes_late_is_sent_the_last_value(gateway: Gateway, pools: list[Publisher]) -> None:
+    tell(gateway, 1, pools[0])
+    pools[0].send([TOPIC, b"\1", b"kept"])
+    receiver = Receiver(gateway.address, (TOPIC,))
+    try:
+        until_s = time.monotonic() + 10
+        got: list[bytes] = []
+        while not got and time.monotonic() < until_s:
+            pools[0].service()
+            receiver.socket.poll(20)
+            got = [frames[2] for frames in receiver.drain()]
+        assert got[0] == b"kept"
+    finally:
+        receiver.close()
+
+
+def test_a_gap_is_explained_also_to_who_comes_later(gateway: Gateway) -> None:
+    status = Status(
+        session="a", worker="inference", run=5, t_ns=time.time_ns(), state="failed", pid=0, last_error="a node is lost"
+    )
+    tell(gateway, 1, gaps={"a": status})
+    receiver = Receiver(gateway.address, (b"status/a/",))
+    try:
+        until_s = time.monotonic() + 10
+        got = []
+        while not got and time.monotonic() < until_s:
+            receiver.socket.poll(20)
+            got = [decode_status(frames) for frames in receiver.drain()]
+        assert got[0].last_error == "a node is lost"
+    finally:
+        receiver.close()
+    tell(gateway, 2, gaps={})
+    later = Receiver(gateway.address, (b"status/a/",))
+    try:
+        time.sleep(0.5)
+        assert list(later.drain()) == []
+    finally:
+        later.close()
+
+
+def test_a_port_that_is_taken_is_said(gateway: Gateway) -> None:
+    from mien.errors import BusError
+
+    port = int(gateway.address.rpartition(":")[2])
+    with pytest.raises(BusError, match=r"gateway\.port"):
+        Gateway("test", BusConfig(port=port), guarded=False)

@@ -1,0 +1,61 @@
+"""Figures of a fleet: every name that the Grafana dashboard asks for is served."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import msgspec
+
+from mien.stream.fleet.metrics import FleetExporter
+from mien.stream.fleet.plan import Problem
+from mien.stream.fleet.report import FleetCondition, NodeCondition, PoolCondition, SessionCondition
+
+ROOT = Path(__file__).parents[3]
+
+
+def condition(state: str = "running") -> bytes:
+    session = SessionCondition("a", state, "vm/1", "pool-1", 7, 30.0, 12.0, 30.0, 900, 2)  # type: ignore[arg-type]
+    pool = PoolCondition("pool-1", "vm/1", "ready", 1, 6, 15.0, 130.0)
+    node = NodeCondition("vm", "12345678", "10.0.0.1", "up", 1, 1, 8.0, 6.0, {})
+    problems = (Problem("b", "no source"),)
+    return msgspec.json.encode(
+        FleetCondition("f", "tcp://10.0.0.1:5560", 1.0, {state: 1}, (session,), (pool,), (node,), problems, 1)
+    )
+
+
+def fetch(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_dashboard_asks_for_what_is_served() -> None:
+    exporter = FleetExporter(condition, 0)
+    try:
+        code, text = fetch(exporter.port, "/metrics")
+    finally:
+        exporter.close()
+    assert code == 200
+    served = set(re.findall(r"^(mien_fleet_\w+)[{ ]", text, re.MULTILINE))
+    asked = set(re.findall(r"mien_fleet_\w+", (ROOT / "configs" / "fleet" / "grafana.json").read_text()))
+    assert asked
+    assert asked <= served
+    assert 'mien_fleet_session_predictions_total{session="a"} 900.0' in text
+    assert 'mien_fleet_session_latency_p99_seconds{node="vm/1",pool="pool-1",session="a"} 0.03' in text
+
+
+def test_health_tells_whether_anything_is_predicted() -> None:
+    for state, code in (("running", 200), ("starting", 503)):
+        exporter = FleetExporter(lambda state=state: condition(state), 0)  # type: ignore[misc]
+        try:
+            said = fetch(exporter.port, "/health")
+        finally:
+            exporter.close()
+        assert said[0] == code
+        assert json.loads(said[1])["fleet"] == "f"

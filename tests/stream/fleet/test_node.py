@@ -1,0 +1,53 @@
+"""Keys of a fleet on one machine: made once, trusted as told, and a gateway's list is its own."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import zmq
+
+from mien.stream.bus.keyring import Keyring, to_hex
+from mien.stream.fleet.node import NodeKeys, free_ports
+from mien.stream.fleet.orders import Trusted
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+def public() -> str:
+    return to_hex(zmq.curve_keypair()[0].decode())
+
+
+def test_actors_of_a_machine_share_a_pair_that_others_cannot_read() -> None:
+    first, second = NodeKeys("f"), NodeKeys("f")
+    assert first.public == second.public
+    assert NodeKeys("g").public != first.public
+    assert stat.S_IMODE((Path(first.folder) / "identity.json").stat().st_mode) == 0o600
+
+
+def test_exactly_those_are_trusted_that_are_named() -> None:
+    keys, one, two = NodeKeys("f"), public(), public()
+    keys.trust({"node-a": Trusted(one, "10.0.0.1"), "node-b": Trusted(two, "10.0.0.2"), "own": Trusted(keys.public)})
+    assert {name: peer.host for name, peer in Keyring(keys.folder).peers().items()} == {
+        "node-a": "10.0.0.1", "node-b": "10.0.0.2",
+    }  # fmt: skip
+    keys.trust({"node-a": Trusted(two, "10.0.0.3")})
+    peers = Keyring(keys.folder).peers()
+    assert {name: (to_hex(peer.public), peer.host) for name, peer in peers.items()} == {"node-a": (two, "10.0.0.3")}
+
+
+def test_who_may_subscribe_at_the_gateway_may_not_connect_to_workers() -> None:
+    keys, door = NodeKeys("f"), NodeKeys("f", "gateway")
+    assert door.public == keys.public
+    door.trust({"wall": Trusted(public())})
+    assert set(Keyring(door.folder).peers()) == {"wall"}
+    assert not Keyring(keys.folder).peers()
+
+
+def test_ports_are_free_and_in_a_row() -> None:
+    first = free_ports("127.0.0.1", 12_000)
+    assert 12_000 <= first < 13_000

@@ -1,0 +1,139 @@
+"""A pool and a capture host without Ray: a real inference process whose sessions come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mien.config import Config, merge
+from mien.messages import Prediction
+from mien.stream.bus.subscriber import Subscriber
+from mien.stream.fleet.capture import CaptureHost
+from mien.stream.fleet.orders import Captured, CaptureOrder, CaptureReport, CaptureTask, PoolOrder, PoolReport
+from mien.stream.fleet.plan import RecordingPlan
+from mien.stream.fleet.pool import PoolHost
+from mien.stream.processes.control import Assignment
+
+PATIENCE_S = 90.0
+encode = msgspec.json.encode
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def pool() -> Iterator[PoolHost]:
+    opened = PoolHost("test", "pool-1", "127.0.0.1", encode(Config()), 2, guarded=False)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def captures() -> Iterator[CaptureHost]:
+    opened = CaptureHost("test", "127.0.0.1", guarded=False, recording=RecordingPlan())
+    yield opened
+    opened.close()
+
+
+def config_of(name: str) -> Config:
+    return merge({}, {"session": name, "video.source": "synthetic:10", "audio.source": "none"})
+
+
+def until(found: Callable[[], object]) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not found():
+        assert time.monotonic() < until_s, "it did not happen"
+        time.sleep(0.05)
+
+
+def capture(captures: CaptureHost, *names: str) -> dict[str, Captured]:
+    """Have these sessions captured, and nothing else."""
+    order = encode(CaptureOrder(len(names), tuple(CaptureTask(config_of(name), 1, 19_000) for name in names)))
+    said: list[CaptureReport] = []
+
+    def all_run() -> bool:
+        said.append(msgspec.json.decode(captures.sync(order), type=CaptureReport))
+        return all(said[-1].sessions[name].state == "running" for name in names)
+
+    until(all_run)
+    return said[-1].sessions
+
+
+def assignment(name: str, captured: Captured, run: int) -> Assignment:
+    config = config_of(name)
+    workers = msgspec.structs.replace(config.bus.workers, **captured.endpoints)
+    config = msgspec.structs.replace(config, bus=msgspec.structs.replace(config.bus, workers=workers))
+    return Assignment(config, 0, captured.workers, captured.absent, captured.origin, captured.label, run=run)
+
+
+def tell(pool: PoolHost, version: int, *assignments: Assignment) -> PoolReport:
+    return msgspec.json.decode(pool.sync(encode(PoolOrder(version, assignments))), type=PoolReport)
+
+
+def ask(pool: PoolHost) -> PoolReport:
+    return msgspec.json.decode(pool.sync(encode(PoolOrder(0))), type=PoolReport)
+
+
+def test_sessions_come_and_go_and_runs_are_as_they_are_told(pool: PoolHost, captures: CaptureHost) -> None:
+    captured = capture(captures, "a", "b", "c")
+    until(lambda: ask(pool).state == "ready")
+    heard: list[Prediction] = []
+    with Subscriber(ask(pool).endpoint) as subscriber:
+
+        def comes(name: str, run: int) -> bool:
+            ask(pool)  # as a directory does all the time: what was refused is tried again
+            heard.extend(subscriber.wait(0.05))
+            return any((p.session, p.run) == (name, run) and p.abstains is None for p in heard)
+
+        tell(pool, 1, assignment("a", captured["a"], 101))
+        until(lambda: comes("a", 101))
+        tell(pool, 2, assignment("a", captured["a"], 102), assignment("b", captured["b"], 103))
+        until(lambda: comes("a", 102) and comes("b", 103))
+        runs = [p.run for p in heard if p.session == "a"]
+        assert runs == sorted(runs)
+        # Room is for two: the third is refused, and the others are none the worse for it.
+        three = [assignment(name, captured[name], run) for name, run in (("a", 102), ("b", 103), ("c", 104))]
+        tell(pool, 3, *three)
+        until(lambda: "room for 2" in ask(pool).sessions["c"].error)
+        # One leaves: its place is taken by the third, whose windows begin with nothing.
+        tell(pool, 4, three[0], three[2])
+        until(lambda: comes("c", 104))
+        until(lambda: subscriber.wait(0.05) is not None and "b" not in ask(pool).sessions)
+        heard.clear()
+        until(lambda: comes("a", 102) and comes("c", 104))
+        assert not [p for p in heard[20:] if p.session == "b"]
+    with Subscriber(ask(pool).endpoint) as late:
+        until(lambda: heard.extend(late.wait(0.05)) or len({p.session for p in heard[-50:]}) == 2)
+        assert "b" not in {p.session for p in late.wait(0.5)}
+    served = ask(pool).sessions["a"]
+    assert (served.run, served.state) == (102, "running")
+    assert served.p99_ms is not None
+
+
+def test_a_pool_whose_process_dies_says_so(pool: PoolHost) -> None:
+    import os
+    import signal
+
+    until(lambda: ask(pool).state == "ready")
+    os.kill(pool.process(), signal.SIGKILL)
+    until(lambda: ask(pool).state == "dead")
+    assert "died" in ask(pool).error
+
+
+def test_a_clip_that_is_not_there_is_said_and_tried_again(captures: CaptureHost) -> None:
+    config = merge({}, {"session": "gone", "video.source": "/nowhere/clip.mp4", "audio.source": "none"})
+    order = encode(CaptureOrder(1, (CaptureTask(config, 1, 19_000),)))
+    said: list[Captured] = []
+
+    def failed() -> bool:
+        said.append(msgspec.json.decode(captures.sync(order), type=CaptureReport).sessions["gone"])
+        return said[-1].state == "failed"
+
+    until(failed)
+    assert "clip.mp4" in said[-1].error

@@ -1,0 +1,105 @@
+"""Where sessions go: spread, by place, never to a node that is drained or does not answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mien.stream.fleet.plan import Plan, read_plan
+from mien.stream.fleet.roster import Member, Node, Roster, demand
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        "[capture]\ncpus = 0.5\nsessions = 2\n[pools]\nsessions = 2\nmost = 2\n"
+        "[[sessions]]\npattern = 's-{n}'\ncount = 3\nsource = 'synthetic'\n"
+        "[[sessions]]\nname = 'usb'\nsource = '0'\nplace = {host = 'b'}\n"
+    )
+    return read_plan(path)
+
+
+def roster_of(plan: Plan) -> Roster:
+    roster = Roster(plan)
+    for name in ("a", "b"):
+        roster.nodes[name] = Node(name, f"10.0.0.{ord(name)}", {"host": name}, cpus=2.0, gpus=0.0)
+    return roster
+
+
+def hire(roster: Roster, name: str, kind: str, node: str, room: int = 2, cpus: float = 1.0) -> Member:
+    member = Member(name, kind, node, room, cpus, 0.0, ready=True)  # type: ignore[arg-type]
+    roster.members[name] = member
+    return member
+
+
+def test_capture_goes_where_the_least_is_captured(plan: Plan) -> None:
+    roster = roster_of(plan)
+    member = hire(roster, "capture-1", "capture", "a")
+    member.sessions = {"s-1"}
+    roster.sessions["s-1"].capture = "capture-1"
+    choice = roster.choose_capture(roster.sessions["s-2"])
+    assert isinstance(choice, tuple)
+    assert choice[0].id == "b"
+
+
+def test_a_place_is_kept_or_said_to_be_nowhere(plan: Plan) -> None:
+    roster = roster_of(plan)
+    choice = roster.choose_capture(roster.sessions["usb"])
+    assert isinstance(choice, tuple)
+    assert choice[0].id == "b"
+    roster.nodes["b"].drained = True
+    assert "drained" in str(roster.choose_capture(roster.sessions["usb"]))
+    del roster.nodes["b"]
+    assert "nothing in the cluster has host=b" in str(roster.choose_capture(roster.sessions["usb"]))
+
+
+def test_without_room_it_is_said_and_asked_for(plan: Plan) -> None:
+    roster = roster_of(plan)
+    hire(roster, "other-1", "pool", "a", cpus=2.0)
+    hire(roster, "other-2", "pool", "b", cpus=2.0)
+    held = roster.sessions["s-1"]
+    held.problem = str(roster.choose_capture(held))
+    assert "0.5 CPUs" in held.problem
+    assert {"CPU": 0.5} in demand(roster)
+    held.problem = ""
+    assert demand(roster) == []
+
+
+def test_a_lost_pool_gives_its_sessions_back(plan: Plan) -> None:
+    roster = roster_of(plan)
+    first, second = hire(roster, "pool-1", "pool", "a"), hire(roster, "pool-2", "pool", "b")
+    held = roster.sessions["s-1"]
+    held.pool, first.sessions = "pool-1", {"s-1"}
+    assert roster.drop(first, "the node a is lost") == [held]
+    assert (held.pool, held.gap, held.moves) == ("", "the node a is lost", 1)
+    assert roster.choose_pool(held) is second
+    second.sessions = {"s-2", "s-3"}
+    assert roster.choose_pool(held) is None
+    roster.nodes["a"].suspect = True
+    found = roster.choose_pool_node()
+    assert not isinstance(found, str)
+    assert found.id == "b"
+
+
+def test_a_session_that_is_moved_waits_until_its_pool_has_let_it_go(plan: Plan) -> None:
+    roster = roster_of(plan)
+    first, second = hire(roster, "pool-1", "pool", "a"), hire(roster, "pool-2", "pool", "b")
+    held = roster.sessions["s-1"]
+    held.pool, first.sessions = "pool-1", {"s-1"}
+    roster.leave_pool(held, "moved")
+    assert (held.pool, held.left_pool, first.sessions) == ("", "pool-1", set())
+    assert roster.choose_pool(held) is second
+    roster.drop(first, "")
+    assert held.left_pool == ""
+
+
+def test_pools_are_spread_and_bounded(plan: Plan) -> None:
+    roster = roster_of(plan)
+    hire(roster, "pool-1", "pool", "a")
+    found = roster.choose_pool_node()
+    assert not isinstance(found, str)
+    assert found.id == "b"
+    hire(roster, "pool-2", "pool", "b")
+    assert "pools.most" in str(roster.choose_pool_node())
