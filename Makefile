@@ -11,6 +11,7 @@
 BIN := .venv/bin
 # One thread a library: on a machine that is busy, threads that spin for each other make torch 20 times slower.
 PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+NO_TENSORRT := --ignore tests/engines/tensorrt
 export PYTHON
 
 help:  ## what there is
@@ -24,12 +25,16 @@ demo:  ## predictions from camera and microphone, or from the built-in sample (S
 test:  ## all tests that need no GPU, but for those of test-long
 	@sh scripts/setup.sh dev
 	@$(BIN)/mien assets --quiet
-	$(PYTEST) -m "not gpu and not long and not fleet" --ignore tests/engines/tensorrt $(ARGS)
+	@# Sessions of real processes one after the other, all else in several processes. Code 5: no test of that kind is chosen.
+	@failed=0; \
+	$(PYTEST) -m "not e2e and not gpu and not long and not fleet" -n logical --maxprocesses 4 --dist loadfile $(NO_TENSORRT) $(ARGS) || [ $$? = 5 ] || failed=1; \
+	$(PYTEST) -m "e2e and not gpu and not long and not fleet" $(NO_TENSORRT) $(ARGS) || [ $$? = 5 ] || failed=1; \
+	exit $$failed
 
 test-long:  ## faults, recordings, the page in a browser: real sessions that take their time
 	@sh scripts/setup.sh dev
 	@$(BIN)/mien assets --quiet
-	$(PYTEST) -m "long and not gpu" tests/e2e $(ARGS)
+	$(PYTEST) -m "long and not gpu and not fleet" $(NO_TENSORRT) $(ARGS)
 
 test-fleet:  ## Ray with nodes that are killed, on this one machine; some minutes
 	@sh scripts/setup.sh dev

@@ -72,6 +72,7 @@ def _check(command: click.Command, words: list[str], line: str) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.assets
 @pytest.mark.parametrize(("place", "codes", "body"), [(b[0], b[2], b[3]) for b in TO_RUN], ids=lambda v: str(v)[:50])
 def test_marked_blocks_run(place: str, codes: tuple[int, ...], body: str, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_sentiment_and_emotion_move_the_right_way_between_the_parts(fast_sample:
         assert right > len(seen) / 2, f"{expected} is on top in {right} of {len(seen)} predictions of its part"
 
 
+@pytest.mark.long
 def test_a_still_neutral_face_in_silence_stays_neutral(port: int, tmp_path: Path) -> None:
     """For half a minute, on the same path as a camera's pictures: neither drift nor a mood that comes and goes.
 
@@ -94,6 +95,7 @@ def test_predictions_are_well_formed(fast_sample: list[dict[str, Any]]) -> None:
             assert -4 < prediction["sentiment"] < 4
 
 
+@pytest.mark.long
 def test_played_in_full_twice_the_predictions_are_bit_equal(port: int, fast_sample: list[dict[str, Any]]) -> None:
     again, _ = run_json(port, "--clip", str(SAMPLE), "--fast")
     assert comparable(again) == comparable(fast_sample)
@@ -152,6 +154,7 @@ def record_rows(port: int, *arguments: str) -> dict[str, dict[int, np.ndarray]]:
     return {name: rows(messages) for name, messages in record_features(port, *arguments).items()}
 
 
+@pytest.mark.long
 def test_at_its_own_pace_and_in_full_the_features_are_equal(port: int) -> None:
     in_full = {
         name: rows(messages) for name, messages in record_features(port, "--clip", str(SAMPLE), "--fast").items()

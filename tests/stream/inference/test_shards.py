@@ -101,6 +101,7 @@ def test_a_process_that_dies_is_started_again_and_the_others_go_on(tmp_path: Pat
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_streams_are_measured_over_real_sockets(processes: int) -> None:
