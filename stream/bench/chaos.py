@@ -24,6 +24,7 @@ from mien.stream.bench.devices import CameraServer, SoundCard
 from mien.stream.bench.witness import SILENCE_S, Witness
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.subscriber import Subscriber
+from mien.stream.processes import child
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
 
@@ -91,6 +92,7 @@ class Chaos:
         self._report = report
         self._camera, self._card = camera, card
         self._random = np.random.default_rng(seed)
+        child.PROGRAM = (*child.PROGRAM[:-1], "mien.stream.bench.stepped")
         self._supervisor = Supervisor(session)
         self._witness = Witness(session.workers)
         self._started_s = 0.0
@@ -138,13 +140,9 @@ class Chaos:
             faults.append(Fault("microphone gone", self._card.pull_out, "audio", self._card.plug_in))
         faults.append(Fault("1000 garbage messages", lambda: self._in_background(self._throw_garbage)))
         faults.append(Fault("subscriber that never reads", lambda: self._in_background(self._never_read)))
-        stepped = str(self._random.choice(workers))
-        faults.append(
-            Fault(
-                f"wall clock of {stepped} an hour on",
-                lambda: self._supervisor.drill(stepped, {"wall_step_s": 3600.0}),
-            )
-        )
+        if hasattr(signal, "SIGUSR1"):
+            stepped = str(self._random.choice(workers))
+            faults.append(Fault(f"wall clock of {stepped} an hour on", lambda: self._signal(stepped, "SIGUSR1")))
         return faults
 
     def _suffer(self, fault: Fault, stopping: threading.Event) -> Outcome:

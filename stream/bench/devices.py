@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import wave
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,29 +30,18 @@ _QUALITY = 90
 
 
 class CameraServer:
-    """A clip as multipart JPEG, at its own pace in a loop, while it is switched on.
+    """Pictures as multipart JPEG, at a pace in a loop, while it is switched on.
 
-    A sensor's noise is added: a camera never delivers the same picture twice, and one that does counts as frozen.
+    Args:
+        jpegs: the pictures; no two alike in a row, since a camera that repeats a picture counts as frozen.
+        period_s: time between two of them.
 
     Attributes:
         url: where it is found, also while it is off.
     """
 
-    def __init__(self, clip: Path, seconds: float = 30.0) -> None:
-        noise = np.random.default_rng(0)
-        self._jpegs: list[bytes] = []
-        times_ns: list[int] = []
-        for t_ns, frame in open_clip(clip).pictures():
-            image = upright_bgr(frame).astype(np.int16)
-            image += noise.integers(-3, 4, image.shape, np.int16)
-            clean = np.clip(image, 0, 255).astype(np.uint8)
-            self._jpegs.append(cv2.imencode(".jpg", clean, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())
-            times_ns.append(t_ns)
-            if t_ns > seconds * 1e9:
-                break
-        if len(times_ns) < 2:
-            raise SourceError(f"clip {clip} has no pictures to serve; choose another file")
-        self._period_s = (times_ns[-1] - times_ns[0]) / 1e9 / (len(times_ns) - 1)
+    def __init__(self, jpegs: Sequence[bytes], period_s: float) -> None:
+        self._jpegs, self._period_s = jpegs, period_s
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
@@ -94,6 +84,28 @@ class CameraServer:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+def clip_camera(clip: Path, seconds: float = 30.0) -> CameraServer:
+    """A camera that films a clip's first `seconds` at the clip's own pace, with a sensor's noise.
+
+    Raises:
+        SourceError: it has no pictures.
+    """
+    noise = np.random.default_rng(0)
+    jpegs: list[bytes] = []
+    times_ns: list[int] = []
+    for t_ns, frame in open_clip(clip).pictures():
+        image = upright_bgr(frame).astype(np.int16)
+        image += noise.integers(-3, 4, image.shape, np.int16)
+        clean = np.clip(image, 0, 255).astype(np.uint8)
+        jpegs.append(cv2.imencode(".jpg", clean, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())
+        times_ns.append(t_ns)
+        if t_ns > seconds * 1e9:
+            break
+    if len(times_ns) < 2:
+        raise SourceError(f"clip {clip} has no pictures to serve; choose another file")
+    return CameraServer(jpegs, (times_ns[-1] - times_ns[0]) / 1e9 / (len(times_ns) - 1))
 
 
 class SoundCard:

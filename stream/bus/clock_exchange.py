@@ -17,7 +17,7 @@ from mien.errors import WireError
 from mien.messages import FeatureWindow
 from mien.stream.bus.limits import MAX_TIME_NS
 from mien.stream.bus.sockets import Receiver
-from mien.stream.bus.wire import VERSION_BYTE, open_frames, topic
+from mien.stream.bus.wire import VERSION_BYTE, open_frames, parse, topic
 
 _KEPT = 64
 _EAGER = 24  # exchanges at first, before one a second is enough
@@ -52,13 +52,7 @@ def answer_question(question: bytes, run: int, clock: Clock) -> list[bytes]:
 
 def decode_answer(frames: list[bytes]) -> ClockAnswer:
     """The answer in a message, or WireError."""
-    _, payload = open_frames(frames)
-    if len(payload) > _ANSWER_BYTES:
-        raise WireError("oversized: clock answer")
-    try:
-        answer = _decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"malformed: {error}") from None
+    answer = parse(_decode, open_frames(frames)[1], _ANSWER_BYTES)
     if not 0 <= answer.received_ns <= answer.sent_ns <= MAX_TIME_NS:
         raise WireError("time: of a clock answer")
     return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from mien.errors import WireError
 from mien.messages import Float32
 from mien.stream.bus.limits import MAX_TIME_NS, NAME
-from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames, topic
+from mien.stream.bus.wire import VERSION_BYTE, Frames, open_frames, parse, topic
 
 MAX_JPEG_BYTES = 512 << 10
 MAX_LANDMARKS = 4096
@@ -22,8 +23,8 @@ _NO_FACES = np.zeros((0, 4), np.float32)
 Edges = npt.NDArray[np.uint16]
 
 
-class Preview(msgspec.Struct, frozen=True, kw_only=True):
-    """One frame, as it was analysed.
+class Preview(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One frame, as it was analysed. The header of its message is this struct without `jpeg`, which is the payload.
 
     Attributes:
         run, seq: of the video worker; `seq` counts previews of one kind, without gaps.
@@ -49,37 +50,24 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     chosen: bool = False
 
 
-class _Header(msgspec.Struct, frozen=True, omit_defaults=True):
-    session: str
-    run: int
-    seq: int
-    t_ns: int
-    features_seq: int
-    width: int
-    height: int
-    landmarks: bytes
-    faces: bytes = b""
-    chosen: bool = False
+def _floats(_: type, data: Any) -> Float32:
+    """An array of a header: little-endian float32, not yet in its shape."""
+    return np.frombuffer(data, "<f4")
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Header).decode
+def _float_bytes(array: Float32) -> bytes:
+    return np.ascontiguousarray(array, "<f4").tobytes()
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_float_bytes).encode
+_decode = msgspec.msgpack.Decoder(Preview, dec_hook=_floats).decode
 
 
 def encode_preview(preview: Preview, kind: str) -> Frames:
     """A preview message; `kind` is "picture" or "mesh"."""
-    header = _Header(
-        session=preview.session,
-        run=preview.run,
-        seq=preview.seq,
-        t_ns=preview.t_ns,
-        features_seq=preview.features_seq,
-        width=preview.width,
-        height=preview.height,
-        landmarks=np.ascontiguousarray(preview.landmarks, "<f4").tobytes(),
-        faces=np.ascontiguousarray(preview.faces, "<f4").tobytes(),
-        chosen=preview.chosen,
-    )
+    # What is empty is left out of the header: the default itself is.
+    faces = preview.faces if len(preview.faces) else _NO_FACES
+    header = msgspec.structs.replace(preview, jpeg=b"", faces=faces)
     return [topic("preview", preview.session, kind), VERSION_BYTE + _encode(header), preview.jpeg]
 
 
@@ -89,39 +77,22 @@ def decode_preview(frames: Sequence[bytes]) -> Preview:
     Raises:
         WireError: any deviation from the protocol.
     """
-    header_bytes, jpeg = open_frames(frames)
-    if len(header_bytes) > MAX_HEADER_BYTES:
-        raise WireError("oversized: header")
-    try:
-        header = _decode(header_bytes)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise WireError(f"malformed: header: {error}") from None
-    if not NAME.fullmatch(header.session) or min(header.run, header.seq, header.features_seq) < 0:
+    header, jpeg = open_frames(frames)
+    preview = parse(_decode, header)
+    if not NAME.fullmatch(preview.session) or min(preview.run, preview.seq, preview.features_seq) < 0:
         raise WireError("malformed: session, run or seq")
-    if not 0 <= header.t_ns <= MAX_TIME_NS:
+    if not 0 <= preview.t_ns <= MAX_TIME_NS:
         raise WireError("time: out of range")
-    if not (1 <= header.width <= 1 << 15 and 1 <= header.height <= 1 << 15) or len(jpeg) > MAX_JPEG_BYTES:
+    if not (1 <= preview.width <= 1 << 15 and 1 <= preview.height <= 1 << 15) or len(jpeg) > MAX_JPEG_BYTES:
         raise WireError("oversized: picture")
-    if len(header.landmarks) % 8 or len(header.landmarks) > MAX_LANDMARKS * 8:
+    if preview.landmarks.size % 2 or preview.landmarks.size > MAX_LANDMARKS * 2:
         raise WireError("truncated: landmarks are pairs of float32")
-    landmarks = np.frombuffer(header.landmarks, "<f4").reshape(-1, 2)
-    if len(header.faces) % 16 or len(header.faces) > MAX_FACES * 16:
+    if preview.faces.size % 4 or preview.faces.size > MAX_FACES * 4:
         raise WireError("truncated: faces are four float32 each")
-    faces = np.frombuffer(header.faces, "<f4").reshape(-1, 4)
-    if not (np.isfinite(landmarks).all() and np.isfinite(faces).all()):
+    if not (np.isfinite(preview.landmarks).all() and np.isfinite(preview.faces).all()):
         raise WireError("nonfinite: a landmark or face")
-    return Preview(
-        session=header.session,
-        run=header.run,
-        seq=header.seq,
-        t_ns=header.t_ns,
-        features_seq=header.features_seq,
-        width=header.width,
-        height=header.height,
-        landmarks=landmarks,
-        jpeg=jpeg,
-        faces=faces,
-        chosen=header.chosen,
+    return msgspec.structs.replace(
+        preview, landmarks=preview.landmarks.reshape(-1, 2), faces=preview.faces.reshape(-1, 4), jpeg=jpeg
     )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from mien.errors import WireError
-from mien.stream.bus.wire import MAX_PAYLOAD_BYTES, VERSION_BYTE, Frames, decode_feature_header, open_frames
+from mien.stream.bus.wire import MAX_PAYLOAD_BYTES, VERSION_BYTE, Frames, decode_feature_header, open_frames, parse
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]]).decode
@@ -24,13 +23,7 @@ def decode_recent(frames: Sequence[bytes]) -> list[Frames]:
     Raises:
         WireError: any deviation from the protocol.
     """
-    _, payload = open_frames(frames)
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise WireError("oversized: payload")
-    try:
-        pairs = _decode(payload)
-    except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
-        raise WireError(f"malformed: {error}") from None
+    pairs = parse(_decode, open_frames(frames)[1], MAX_PAYLOAD_BYTES)
     name = b"features/" + bytes(frames[0]).removeprefix(b"recent/")
     messages = [[name, header, inner] for header, inner in pairs]
     for message in messages:

@@ -8,18 +8,11 @@ import msgspec
 
 from mien.errors import WireError
 from mien.stream.bus.limits import MAX_TIME_NS, NAME
-from mien.stream.bus.wire import (
-    MAX_HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
-    VERSION_BYTE,
-    Frames,
-    open_frames,
-    topic,
-)
+from mien.stream.bus.wire import VERSION_BYTE, Frames, open_frames, parse, topic
 
 
-class Sound(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of sound.
+class Sound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of sound. The header of its message is this struct without `pcm`, which is the payload.
 
     Attributes:
         run, seq: of the audio worker; `seq` counts pieces without gaps.
@@ -33,19 +26,17 @@ class Sound(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     t_start_ns: int
     rate_hz: int
-    pcm: bytes
-
-
-class _Header(msgspec.Struct, frozen=True):
-    session: str
-    run: int
-    seq: int
-    t_start_ns: int
-    rate_hz: int
+    pcm: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Header).decode
+_decode = msgspec.msgpack.Decoder(Sound).decode
+
+
+def encode_sound(sound: Sound) -> Frames:
+    """A sound message."""
+    header = msgspec.structs.replace(sound, pcm=b"")
+    return [topic("sound", sound.session), VERSION_BYTE + _encode(header), sound.pcm]
 
 
 def decode_sound(frames: Sequence[bytes]) -> Sound:
@@ -54,30 +45,12 @@ def decode_sound(frames: Sequence[bytes]) -> Sound:
     Raises:
         WireError: any deviation from the protocol.
     """
-    header_bytes, pcm = open_frames(frames)
-    if len(header_bytes) > MAX_HEADER_BYTES or len(pcm) > MAX_PAYLOAD_BYTES:
-        raise WireError("oversized: header or payload")
-    try:
-        header = _decode(header_bytes)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise WireError(f"malformed: header: {error}") from None
-    if not NAME.fullmatch(header.session) or min(header.run, header.seq) < 0:
+    header, pcm = open_frames(frames)
+    sound = msgspec.structs.replace(parse(_decode, header), pcm=pcm)
+    if not NAME.fullmatch(sound.session) or min(sound.run, sound.seq) < 0:
         raise WireError("malformed: session, run or seq")
-    if not 0 <= header.t_start_ns <= MAX_TIME_NS or not 1000 <= header.rate_hz <= 384_000:
+    if not 0 <= sound.t_start_ns <= MAX_TIME_NS or not 1000 <= sound.rate_hz <= 384_000:
         raise WireError("time: out of range")
     if len(pcm) % 2:
         raise WireError("truncated: samples are int16")
-    return Sound(
-        session=header.session,
-        run=header.run,
-        seq=header.seq,
-        t_start_ns=header.t_start_ns,
-        rate_hz=header.rate_hz,
-        pcm=pcm,
-    )
-
-
-def encode_sound(sound: Sound) -> Frames:
-    """A sound message."""
-    header = _Header(sound.session, sound.run, sound.seq, sound.t_start_ns, sound.rate_hz)
-    return [topic("sound", sound.session), VERSION_BYTE + _encode(header), sound.pcm]
+    return sound

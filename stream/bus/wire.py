@@ -38,6 +38,7 @@ _SLACK_US = 2_000_000  # a row may lie so far after the span of its message; a l
 
 Frames = list[bytes]
 _JsonMessage = TypeVar("_JsonMessage", Prediction, Status, About, Cue)
+_Message = TypeVar("_Message")
 
 
 class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
@@ -58,6 +59,14 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
     uncertain: bytes = b""
     reason: str = ""
     stamps: dict[str, int] = {}
+
+    @property
+    def said(self) -> tuple[Word, ...]:
+        """The words as `mien.FeatureWindow` has them; `uncertain` holds one bit a word, or nothing: all are certain."""
+        if not self.uncertain:  # numpy makes up bits where there are none to unpack
+            return tuple(Word(*word) for word in self.words)
+        bits = np.unpackbits(np.frombuffer(self.uncertain, np.uint8), count=len(self.words), bitorder="little")
+        return tuple(Word(*word, uncertain=bool(bit)) for word, bit in zip(self.words, bits, strict=True))
 
 
 _encode_msgpack = msgspec.msgpack.Encoder().encode
@@ -134,18 +143,10 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
         values=values if sys.byteorder == "little" else values.astype(np.float32),
         valid=valid,
         times_ns=_times(header),
-        words=header_words(header.words, header.uncertain),
+        words=header.said,
         stamps=header.stamps,
         reason=header.reason,
     )
-
-
-def header_words(words: Sequence[tuple[str, int, int, bool, float]], uncertain: bytes) -> tuple[Word, ...]:
-    """The words of a header; `uncertain` holds one bit a word, or nothing where all are certain."""
-    if not uncertain:  # numpy makes up bits where there are none to unpack
-        return tuple(Word(*word) for word in words)
-    bits = np.unpackbits(np.frombuffer(uncertain, np.uint8), count=len(words), bitorder="little")
-    return tuple(Word(*word, uncertain=bool(bit)) for word, bit in zip(words, bits, strict=True))
 
 
 def decode_feature_header(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes]:
@@ -155,12 +156,7 @@ def decode_feature_header(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes
         WireError: as `decode_features`.
     """
     header_bytes, payload = open_frames(frames)
-    if len(header_bytes) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
-        raise WireError("oversized: header or payload")
-    try:
-        header = _decode_features(header_bytes)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise WireError(f"malformed: header: {error}") from None
+    header = parse(_decode_features, header_bytes)
     _check_header(header)
     _check_topic(frames[0], "features", header.session, header.modality)
     if len(payload) != header.rows * header.dim * 4:
@@ -222,15 +218,35 @@ def json_schema() -> dict[str, object]:
 
 
 def open_frames(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """A message's header without its version byte, and its payload; WireError if it is not one of three frames."""
+    """A message's header without its version byte, and its payload.
+
+    Raises:
+        WireError: it is not of three frames, of another version, or its payload is too large.
+    """
     if len(frames) != 3:
         raise WireError(f"malformed: {len(frames)} frames instead of 3")
     header, payload = frames[1], frames[2]
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise WireError("oversized: payload")
     if not header:
         raise WireError("malformed: empty header")
     if header[0] != VERSION:
         raise WireError(f"version: {header[0]}, this mien speaks {VERSION}")
     return header[1:], payload
+
+
+def parse(decode: Callable[[bytes], _Message], data: bytes, limit: int = MAX_HEADER_BYTES) -> _Message:
+    """Bytes as `decode` reads them.
+
+    Raises:
+        WireError: there are more than `limit`, or `decode` refuses them.
+    """
+    if len(data) > limit:
+        raise WireError(f"oversized: more than {limit} bytes")
+    try:
+        return decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise WireError(f"malformed: {error}") from None
 
 
 def _decode_json(
@@ -239,13 +255,7 @@ def _decode_json(
     decode: Callable[[bytes], _JsonMessage],
     check: Callable[[_JsonMessage], tuple[str, str]],
 ) -> _JsonMessage:
-    _, payload = open_frames(frames)
-    if len(payload) > MAX_HEADER_BYTES:
-        raise WireError("oversized: payload")
-    try:
-        message = decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"malformed: {error}") from None
+    message = parse(decode, open_frames(frames)[1])
     _check_topic(frames[0], kind, *check(message))
     return message
 

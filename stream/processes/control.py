@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from mien.clock import NS_PER_S, Clock
+from mien.clock import Clock
 from mien.config import Config
 from mien.errors import MienError
 from mien.messages import Origin, Status
@@ -165,8 +165,6 @@ class Control:
                 self.started.set()
             elif "order" in order:
                 self._orders.put(msgspec.convert(order["order"], Order))
-            elif "wall_step_s" in order:
-                _step_wall_clock(float(order["wall_step_s"]))
             elif order.get("stop"):
                 break
         self.stopping.set()
@@ -216,13 +214,6 @@ def _die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _step_wall_clock(seconds: float) -> None:
-    """A drill (`mien bench chaos`): for this process, the time of day is another one from now on."""
-    read, read_ns = time.time, time.time_ns
-    time.time = lambda: read() + seconds
-    time.time_ns = lambda: read_ns() + int(seconds * NS_PER_S)
 
 
 def run_alone(

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -119,10 +118,6 @@ class Supervisor:
             child.start(self._start_ns)
         self._tended_s = time.monotonic()
         self._publish_report()
-
-    def drill(self, worker: str, order: dict[str, Any]) -> None:
-        """Tell a process something out of the ordinary, to see how it takes it (`mien bench chaos`)."""
-        self._children[worker].tell(order)
 
     def processes(self) -> dict[str, int]:
         """Process ids of what runs now, by worker."""

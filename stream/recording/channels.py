@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.messages import About, Prediction, Status, Word
+from mien.messages import About, Prediction, Status
 from mien.stream.bus.preview import Preview
 from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import (
@@ -30,7 +30,6 @@ from mien.stream.bus.wire import (
     FeatureHeader,
     Frames,
     decode_feature_header,
-    header_words,
     open_frames,
     topic,
 )
@@ -47,34 +46,8 @@ ABOUT, PREDICTION, TRANSCRIPT, VIDEO, MESH, AUDIO = (
 FEATURES, STATUS = PREFIX + "features/", PREFIX + "status/"
 
 
-class FeaturesRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A features message in a recording: header and payload of the wire, `valid` and `values` as base64.
-
-    Attributes:
-        valid: one bit a row, least significant bit first. values: rows * dim float32, little-endian, row-major.
-    """
-
-    session: str
-    modality: str
-    run: int
-    seq: int
-    t_start_ns: int
-    t_end_ns: int
-    extractor: str
-    rows: int
-    dim: int
-    valid: bytes
+class _Values(msgspec.Struct, frozen=True):
     values: bytes
-    offsets_us: list[int] | None = None
-    words: list[tuple[str, int, int, bool, float]] = []
-    uncertain: bytes = b""
-    reason: str = ""
-    stamps: dict[str, int] = {}
-
-    @property
-    def said(self) -> tuple[Word, ...]:
-        """The words as `mien.FeatureWindow` has them."""
-        return header_words(self.words, self.uncertain)
 
 
 class _Time(msgspec.Struct, frozen=True):
@@ -113,7 +86,8 @@ class _Audio(msgspec.Struct, frozen=True):
 
 _encode = msgspec.json.Encoder().encode
 _encode_header = msgspec.msgpack.Encoder().encode
-_decode_record = msgspec.json.Decoder(FeaturesRecord).decode
+_decode_header = msgspec.json.Decoder(FeatureHeader).decode
+_decode_values = msgspec.json.Decoder(_Values).decode
 _decode_image = msgspec.json.Decoder(_Image).decode
 _decode_mesh = msgspec.json.Decoder(_Mesh).decode
 _decode_audio = msgspec.json.Decoder(_Audio).decode
@@ -126,30 +100,27 @@ _TIME = {
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 
 
-def record_features(frames: Sequence[bytes]) -> tuple[FeaturesRecord, bytes]:
-    """A features message of the wire as it is recorded. Lossless: see `features_frames`.
+def record_features(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes]:
+    """A features message of the wire as it is recorded: the fields of its header, and its payload as `values`.
+
+    Lossless: see `features_frames`.
 
     Raises:
         WireError: it does not follow the protocol.
     """
     header, payload = decode_feature_header(frames)
-    record = FeaturesRecord(values=payload, **{name: getattr(header, name) for name in FeatureHeader.__struct_fields__})
-    return record, _encode(record)
+    return header, _encode(header)[:-1] + b"," + _encode(_Values(payload))[1:]
 
 
-def features_frames(data: bytes) -> tuple[FeaturesRecord, Frames]:
+def features_frames(data: bytes) -> tuple[FeatureHeader, Frames]:
     """A recorded features message as it was on the wire.
 
     Raises:
         msgspec.MsgspecError: it is no such record.
     """
-    record = _decode_record(data)
-    header = FeatureHeader(**{name: getattr(record, name) for name in FeatureHeader.__struct_fields__})
-    return record, [
-        topic("features", record.session, record.modality),
-        VERSION_BYTE + _encode_header(header),
-        record.values,
-    ]
+    header, payload = _decode_header(data), _decode_values(data).values
+    name = topic("features", header.session, header.modality)
+    return header, [name, VERSION_BYTE + _encode_header(header), payload]
 
 
 def json_payload(frames: Sequence[bytes]) -> bytes:
@@ -239,7 +210,9 @@ def sound_of(data: bytes) -> Sound:
 def schema_of(name: str) -> tuple[str, bytes]:
     """Name and JSON Schema of a channel's messages."""
     if name.startswith(FEATURES):
-        return "mien.Features", _encode(_schema(FeaturesRecord))
+        schema = _schema(FeatureHeader)
+        schema["properties"]["values"] = _BASE64 | {"description": "rows * dim float32, little-endian, row-major"}
+        return "mien.Features", _encode(schema | {"required": [*schema["required"], "values"]})
     if name.startswith(STATUS):
         return "mien.Status", _encode(_schema(Status))
     if name == PREDICTION:

@@ -20,9 +20,8 @@ from mien.messages import About, Prediction, Status
 from mien.stream.bus.limits import check_about, check_prediction, check_status
 from mien.stream.bus.preview import Preview
 from mien.stream.bus.sound import Sound
-from mien.stream.bus.wire import Frames
+from mien.stream.bus.wire import FeatureHeader, Frames
 from mien.stream.recording import channels
-from mien.stream.recording.channels import FeaturesRecord
 
 _RECORD_LIMIT = 1 << 30
 _END_NS = (1 << 63) - 1
@@ -53,7 +52,7 @@ class Entry(NamedTuple):
         self._read(lambda _: check_status(message))
         return message
 
-    def features(self) -> tuple[FeaturesRecord, Frames]:
+    def features(self) -> tuple[FeatureHeader, Frames]:
         """The features, and the message as it was on the wire."""
         return self._read(channels.features_frames)
 

@@ -21,9 +21,8 @@ from mien.stream.bus.recent import decode_recent
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.sound import decode_sound
 from mien.stream.bus.subscriber import explain_silence, misdirected
-from mien.stream.bus.wire import decode_about, decode_prediction, decode_status, topic
+from mien.stream.bus.wire import FeatureHeader, decode_about, decode_prediction, decode_status, topic
 from mien.stream.recording import channels
-from mien.stream.recording.channels import FeaturesRecord
 from mien.stream.recording.writer import RecordingWriter
 
 _QUEUE = 10_000  # messages that wait while the disk is slow
@@ -238,7 +237,7 @@ class Recorder:
                 self._older.add((*key, record.seq))
                 self._write(channels.FEATURES + record.modality, data, now_ns, record.t_end_ns)
 
-    def _take_words(self, record: FeaturesRecord, now_ns: int) -> None:
+    def _take_words(self, record: FeatureHeader, now_ns: int) -> None:
         if record.words and record.words[-1][1] < self._last_word_ns - 60 * NS_PER_S:
             self._last_word_ns = -1  # the clip began again
         fresh = [word for word in record.said if word.committed and word.t_start_ns > self._last_word_ns]

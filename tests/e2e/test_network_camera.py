@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,67 +15,24 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, SourceError
 from mien.messages import FeatureWindow
+from mien.stream.bench.devices import CameraServer
 from mien.stream.inference.assembler import Assembler
 from mien.stream.modalities.base import Modality, Rows
 from mien.stream.modalities.vision import SPEC, create
 from mien.stream.sources.video import open_video
-from tests.ports import free_ports
-from tests.stream.pictures import UInt8, portrait
+from tests.stream.pictures import portrait
 
 PATIENCE_S = 60.0
 pytestmark = pytest.mark.e2e
 
 
-class CameraServer:
-    """Serves a portrait with a sensor's noise as multipart JPEG, 20 a second, while it is switched on."""
-
-    def __init__(self, image: UInt8) -> None:
-        self.port = free_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}/video"
-        noise = np.random.default_rng(0).normal(0, 3, (8, *image.shape))
-        pictures = np.clip(image + noise, 0, 255).astype(np.uint8)
-        self._jpegs = [cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures]
-        self._server: ThreadingHTTPServer | None = None
-        self._on = threading.Event()
-
-    def switch_on(self) -> None:
-        jpegs, on = self._jpegs, self._on
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=picture")
-                self.end_headers()
-                number = 0
-                try:
-                    while on.is_set():
-                        jpeg = jpegs[number % len(jpegs)]
-                        head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                        self.wfile.write(head.encode() + jpeg + b"\r\n")
-                        number += 1
-                        time.sleep(0.05)
-                except OSError:
-                    return
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        on.set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def switch_off(self) -> None:
-        self._on.clear()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-
 @pytest.fixture
 def server() -> Iterator[CameraServer]:
-    server = CameraServer(portrait(320))
+    """A camera before a portrait, with a sensor's noise, at 20 pictures a second."""
+    image = portrait(320)
+    noise = np.random.default_rng(0).normal(0, 3, (8, *image.shape))
+    pictures = np.clip(image + noise, 0, 255).astype(np.uint8)
+    server = CameraServer([cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures], 0.05)
     server.switch_on()
     yield server
     server.switch_off()

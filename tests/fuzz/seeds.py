@@ -35,7 +35,7 @@ def seeds() -> dict[str, list[bytes]]:
         "offer": [_untopiced(choices.encode_offer(_OFFER))],
         "preview": [join(preview.encode_preview(_preview(), "picture"))],
         "edges": [join([b"preview/default/edges", wire.VERSION_BYTE, np.arange(8, dtype="<u2").tobytes()])],
-        "sound": [join([b"sound/default/", wire.VERSION_BYTE + sound._encode(_SOUND), bytes(64)])],
+        "sound": [join(sound.encode_sound(_SOUND))],
         "clock": [join(clock_exchange.answer_question(b"clock/default/00", 7, _Clock()))],  # type: ignore[arg-type]
         "config": [
             b'session = "studio"\n[video]\nsource = "0"\nfps = 25\n[bus]\nport = 6000\n[bus.workers]\nvideo = ""\n'
@@ -120,7 +120,7 @@ _OFFER = choices.Offer(
     session="default", worker="video", run=7, t_ns=NOW_NS, sources=(choices.SourceOffer("0123456789abcdef", "0"),),
     used="0123456789abcdef", faces=((0.1, 0.2, 0.3, 0.4),), following="largest", answers="a1",
 )  # fmt: skip
-_SOUND = sound._Header("default", 7, 3, NOW_NS, 16_000)
+_SOUND = sound.Sound(session="default", run=7, seq=3, t_start_ns=NOW_NS, rate_hz=16_000, pcm=bytes(64))
 
 
 def _preview() -> preview.Preview:

@@ -19,14 +19,14 @@ from mien.errors import SourceError
 def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float, seed: int = 0) -> dict[str, Any]:
     """`mien bench chaos`: a looped clip as camera and microphone, and something that happens every `every_s`."""
     from mien.stream.bench.chaos import Chaos, Outcome
-    from mien.stream.bench.devices import CameraServer, SoundCard
+    from mien.stream.bench.devices import SoundCard, clip_camera
     from mien.stream.processes.plan import plan_session
     from mien.stream.sources.devices import SAMPLE
 
     console = make_console(stderr=True)
     source = clip or SAMPLE
     with ExitStack() as stack, _interruptible() as stopping:
-        camera = CameraServer(source)
+        camera = clip_camera(source)
         camera.switch_on()
         stack.callback(camera.switch_off)
         card = None

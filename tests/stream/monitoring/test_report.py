@@ -11,13 +11,13 @@ from mien.stream.monitoring.report import Report
 STEP = """
 import sys
 from mien.clock import Clock
-from mien.stream.processes.control import _step_wall_clock
+from mien.stream.bench.stepped import step_wall_clock
 from mien.stream.monitoring.report import Report
 clock = Clock()
 report = Report("s", clock)
 assert report.wall_step() is None
 before_ns = clock.now_ns()
-_step_wall_clock(float(sys.argv[1]))
+step_wall_clock(float(sys.argv[1]))
 print(report.wall_step())
 assert report.wall_step() is None, "said once"
 assert 0 <= clock.now_ns() - before_ns < 60e9, "session time is not moved"
