@@ -1,8 +1,8 @@
 """One time line for all processes of a session.
 
 Capture times look like Unix time in nanoseconds, but advance with the monotonic clock: an NTP step or a user who
-sets the wall clock cannot move them. The anchor is read once, by whoever starts the session, and handed to every
-process of it, so that times of two processes on one host can be compared to the microsecond.
+sets the wall clock cannot move them. The anchor is read once, by the process that starts the session, and handed to all
+its processes, so that times of two processes on one host can be compared to the microsecond.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NS_PER_MS = 1_000_000
 
 
 def read_anchor_ns() -> int:
-    """The offset that turns `time.monotonic_ns()` into Unix time, as of now. Unit: ns."""
+    """The offset that turns `time.monotonic_ns()` into Unix time, measured now. Unit: ns."""
     tries = []
     for _ in range(5):
         before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()

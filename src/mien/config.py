@@ -133,7 +133,7 @@ class PersonConfig(_Section, frozen=True):
 class ClipConfig(_Section, frozen=True):
     """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock.
 
-    `fps` is the pace of a camera that films the clip as it plays, and loses what nobody reads in time; 0 takes the
+    `fps` is the pace of a camera that films the clip as it plays, and loses what is not read in time; 0 takes the
     clip's own frames. `audio_track` and `video_track` choose among several tracks of a file, counted from 1; 0 takes
     the default, and of the sound one that is not silent.
     """

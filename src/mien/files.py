@@ -106,7 +106,7 @@ def check_target(path: Path, *, new: bool = False, error: type[MienError] = File
 
 
 def _beside(path: Path) -> Path:
-    """A name in the same folder that nobody else uses; not longer than the path's own may be."""
+    """A name in the same folder that no other file has; not longer than the path's own may be."""
     return path.with_name(f".{path.name[:30]}.{secrets.token_hex(6)}.tmp")
 
 

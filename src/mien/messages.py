@@ -196,8 +196,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         lag_ms: how far behind capture the newest published row was.
         cpu_percent: of one core, over the last second. rss_mb: resident memory, MiB.
         detail: what else this worker has to say, for instance the number of faces.
-        next_seq: the number that its next features message or prediction of this run will have: whoever has heard
-            all below it has missed nothing, and what he does not hear is silence.
+        next_seq: the number that its next features message or prediction of this run will have: a
+            subscriber that has every number below it has missed nothing.
     """
 
     session: str
@@ -217,7 +217,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session is. Published by inference when it is ready; whoever subscribes later is sent it then.
+    """What a session is. Published by inference when it is ready, and sent again to later subscribers.
 
     Attributes:
         run: of inference, as in its predictions.

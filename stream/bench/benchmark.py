@@ -94,7 +94,7 @@ def bench_bus(seconds: float = 5.0, dim: int = 119) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody uses at this moment."""
+    """A TCP port on loopback that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

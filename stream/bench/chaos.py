@@ -1,4 +1,4 @@
-"""A session to which something happens every few seconds, seen by a subscriber: what was masked, lost, and recovered.
+"""A session into which faults are injected every few seconds, as a subscriber sees it: masked, lost, recovered.
 
 Nothing is simulated: processes are killed and stopped by signals, the camera is a server that goes away, the microphone
 a sound card that is unloaded, and garbage comes over real sockets. Only the wall clock's step is made inside the
@@ -21,7 +21,7 @@ import zmq
 
 from mien.messages import WORKERS, Prediction
 from mien.stream.bench.devices import CameraServer, SoundCard
-from mien.stream.bench.witness import SILENCE_S, Witness
+from mien.stream.bench.gaps import SILENCE_S, GapLog
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.processes import child
@@ -37,7 +37,7 @@ _RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens.
+    """A fault and its repair.
 
     Attributes:
         modality: what it should mask; "" for what should stop predictions for a while, None for what should not.
@@ -70,7 +70,7 @@ class Outcome:
 
 
 class Chaos:
-    """Runs a session and lets things happen to it.
+    """Runs a session and injects faults.
 
     Args:
         session: what runs; on `camera` and `card`, where they are given.
@@ -94,7 +94,7 @@ class Chaos:
         self._random = np.random.default_rng(seed)
         child.PROGRAM = (*child.PROGRAM[:-1], "mien.stream.bench.stepped")
         self._supervisor = Supervisor(session)
-        self._witness = Witness(session.workers)
+        self._log = GapLog(session.workers)
         self._started_s = 0.0
 
     def run(self, seconds: float, stopping: threading.Event) -> dict[str, Any]:
@@ -114,13 +114,13 @@ class Chaos:
                 self._supervisor.start()
                 self._follow(WARM_UP_S, stopping, lambda _: False)
                 faults = self._faults()
-                deck: list[Fault] = []
+                pending: list[Fault] = []
                 self._started_s = time.monotonic()
                 until_s = self._started_s + seconds
                 while not stopping.is_set() and time.monotonic() < until_s:
-                    if not deck:
-                        deck = [faults[index] for index in self._random.permutation(len(faults))]
-                    outcomes.append(self._suffer(deck.pop(), stopping))
+                    if not pending:
+                        pending = [faults[index] for index in self._random.permutation(len(faults))]
+                    outcomes.append(self._run_fault(pending.pop(), stopping))
                     self._report(outcomes[-1])
         finally:
             self._supervisor.stop()
@@ -145,9 +145,9 @@ class Chaos:
             faults.append(Fault(f"wall clock of {stepped} an hour on", lambda: self._signal(stepped, "SIGUSR1")))
         return faults
 
-    def _suffer(self, fault: Fault, stopping: threading.Event) -> Outcome:
+    def _run_fault(self, fault: Fault, stopping: threading.Event) -> Outcome:
         begun_s = time.monotonic()
-        before = [p for at_s, p in self._witness.arrivals if at_s > begun_s - 5.0]
+        before = [p for at_s, p in self._log.arrivals if at_s > begun_s - 5.0]
         rate_hz = len(before) / 5.0
         lost_mark = self._subscriber.lost
         outcome = Outcome(fault.name, begun_s - self._started_s)
@@ -168,17 +168,17 @@ class Chaos:
         if self._follow(max(self._every_s - (repaired_s - begun_s), _PATIENCE_S), stopping, well):
             outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
         self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
-        silences = [end_s - start_s for start_s, end_s in self._witness.silences(begun_s)]
+        silences = [end_s - start_s for start_s, end_s in self._log.silences(begun_s)]
         outcome.longest_silence_s = max(silences, default=0.0)
         lost = self._subscriber.lost - lost_mark
         outcome.lost = lost + sum(int(silence_s * rate_hz) for silence_s in silences if silence_s > SILENCE_S)
-        outcome.unexplained = self._witness.unexplained(begun_s)
+        outcome.unexplained = self._log.unexplained(begun_s)
         if lost:
             outcome.unexplained.append(f"{lost} numbers missing")
         if fault.modality is None and outcome.longest_silence_s > SILENCE_S:
             outcome.recovered_s = outcome.longest_silence_s
-        outcome.memory_mb = sum(values[-1][1] for values in self._witness.memory.values())
-        self._witness.forget()
+        outcome.memory_mb = sum(values[-1][1] for values in self._log.memory.values())
+        self._log.forget()
         return outcome
 
     def _watch(self, outcome: Outcome, fault: Fault, begun_s: float, seconds: float, stopping: threading.Event) -> None:
@@ -202,9 +202,9 @@ class Chaos:
             self._supervisor.take_notes()  # its statuses say the same
             met = False
             for prediction in self._subscriber.wait(0.02):
-                self._witness.see(prediction)
+                self._log.add_prediction(prediction)
                 met = met or condition(prediction)
-            self._witness.hear(self._subscriber.statuses)
+            self._log.add_statuses(self._subscriber.statuses)
             if met:
                 return True
         return False
@@ -249,11 +249,11 @@ class Chaos:
         recovered = [o.recovered_s for o in outcomes if o.recovered_s is not None]
         masked = [o.masked_s for o in outcomes if o.masked_s is not None]
         p95_s = float(np.percentile(recovered, 95)) if recovered else None
-        growth = self._witness.growth()
+        growth = self._log.growth()
         unexplained = [text for outcome in outcomes for text in outcome.unexplained]
         return {
             "faults": [outcome.to_dict() for outcome in outcomes],
-            "predictions": self._witness.count,
+            "predictions": self._log.count,
             "lost": sum(outcome.lost for outcome in outcomes),
             "masked_max_s": round(max(masked), 3) if masked else None,
             "recovered_p95_s": round(p95_s, 3) if p95_s is not None else None,

@@ -15,7 +15,7 @@ from mien.errors import WorkerError
 from mien.messages import Status
 from mien.stream.bench.measurement import Turns, describe, ratio
 from mien.stream.bus.subscriber import Subscriber
-from mien.stream.dashboard.launch import Companion
+from mien.stream.dashboard.launch import DashboardProcess
 from mien.stream.dashboard.watcher import Audience
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
@@ -39,7 +39,7 @@ def measure_watchers(session: Session, seconds: float, rounds: int, stopping: th
         MienError: a process could not start.
     """
     session = _with_any_port(session)
-    supervisor, companion = Supervisor(session), None
+    supervisor, dashboard = Supervisor(session), None
     turns = Turns(list(CASES))
     latency_ms: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
@@ -52,8 +52,8 @@ def measure_watchers(session: Session, seconds: float, rounds: int, stopping: th
             return {}
         with Subscriber(session.config.bus.address(), session=session.config.session) as subscriber:
             supervisor.start()
-            companion = Companion(session.config, browser=False)
-            url = _await_page(companion, supervisor, subscriber, stopping)
+            dashboard = DashboardProcess(session.config, browser=False)
+            url = _await_page(dashboard, supervisor, subscriber, stopping)
             for _ in range(rounds):
                 for case in turns.order():
                     if stopping.is_set():
@@ -65,12 +65,12 @@ def measure_watchers(session: Session, seconds: float, rounds: int, stopping: th
                     latency_ms[case] += [p.latency["total"] for p in predictions if "total" in p.latency]
                     rates[case].append(round(len(predictions) / took_s, 2))
                     preview_bytes[case] += _bytes_since(before, _sent_bytes(subscriber.statuses))
-                    memory_mb.append(round(psutil.Process(companion.pid).memory_info().rss / 2**20, 1))
+                    memory_mb.append(round(psutil.Process(dashboard.pid).memory_info().rss / 2**20, 1))
                     answers[case] += audience.answers
                     audience.leave()
     finally:
-        if companion is not None:
-            companion.stop()
+        if dashboard is not None:
+            dashboard.stop()
         supervisor.stop()
     described = {case: describe(latency_ms[case]) for case in CASES}
     base = "nobody"
@@ -91,14 +91,16 @@ def _with_any_port(session: Session) -> Session:
     return type(session)(**{name: getattr(session, name) for name in session.__dataclass_fields__} | {"config": config})
 
 
-def _await_page(companion: Companion, supervisor: Supervisor, subscriber: Subscriber, stopping: threading.Event) -> str:
+def _await_page(
+    dashboard: DashboardProcess, supervisor: Supervisor, subscriber: Subscriber, stopping: threading.Event
+) -> str:
     until_s = time.monotonic() + _READY_S
-    while companion.url is None:
-        notes = companion.take_notes()
-        if companion.failed or time.monotonic() > until_s or stopping.is_set():
+    while dashboard.url is None:
+        notes = dashboard.take_notes()
+        if dashboard.failed or time.monotonic() > until_s or stopping.is_set():
             raise WorkerError("; ".join(notes) or "the dashboard is not ready after a minute")
         _listen(supervisor, subscriber, 0.1, stopping)
-    return companion.url
+    return dashboard.url
 
 
 def _listen(

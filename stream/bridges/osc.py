@@ -56,7 +56,7 @@ class OscOutlet:
             self._counts.sent += 1
         except BlockingIOError:
             self._counts.dropped += 1
-        except OSError:  # nobody listens there; UDP may say so, and the next datagram may be welcome
+        except OSError:  # no program listens there; UDP may say so, and the next datagram may arrive
             self._counts.errors += 1
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 Inference asks by subscribing to a topic that nobody else has, `clock/<session>/<nonce>`; the publisher answers on it
 with the time at which it saw the question and the time at which it answered. So it needs no port of its own, and
-whoever may not subscribe may not ask either.
+only those who may subscribe may ask.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sockets that only known machines can use: encrypted and authenticated by CURVE, admitted by an allow-list (ZAP).
 
-libzmq asks one handler per process whom to let in, over an inproc socket; without one it would let everybody in, so
+libzmq asks one handler per process about each connection, over an inproc socket; without one it would accept all, so
 sockets demand it (`ZMQ_ZAP_ENFORCE_DOMAIN`). The handler answers from a `Keyring`, which follows its files.
 """
 
@@ -21,7 +21,7 @@ from mien.stream.bus.keyring import Keyring, keys_folder
 
 _LOG = logging.getLogger(__name__)
 _LOG_INTERVAL_S = 10.0
-_HANDSHAKE_MS = 5000  # whoever connects and says nothing is shown out
+_HANDSHAKE_MS = 5000  # CURVE handshake timeout
 _HEARTBEAT_MS = 2000
 _SILENCE_MS = 6000  # a machine that was cut off is noticed, and connected to anew
 
@@ -84,7 +84,7 @@ class Guard:
         return self._doorkeeper.refused.get(self._domain, 0)
 
     def has_revoked(self) -> bool:
-        """Whether somebody who may have connected may no longer: said once."""
+        """Whether a key was removed from the list since the last call."""
         before, self._allowed = self._allowed, self._keyring.allowed()
         return bool(before - self._allowed)
 

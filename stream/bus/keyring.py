@@ -185,7 +185,7 @@ class Keyring:
         try:
             self._peer_path(name).unlink()
         except FileNotFoundError:
-            known = ", ".join(sorted(self.peers())) or "nobody"
+            known = ", ".join(sorted(self.peers())) or "none"
             raise KeysError(f"no machine is called {name}; known: {known}") from None
         except OSError as error:
             raise KeysError(f"cannot remove {name} from {self.folder}: {error.strerror}") from None
@@ -200,7 +200,7 @@ class Keyring:
             if time.monotonic() - self._looked_s < _FRESH_S:
                 return
             peers = {}
-            # A file that cannot be read lets nobody in; `mien keys list` says which one it is.
+            # A file that cannot be read admits no machine; `mien keys list` says which one it is.
             with suppress(OSError):
                 for path in sorted((self.folder / "peers").glob("*.json")):
                     peer = self._read(path)
@@ -210,7 +210,7 @@ class Keyring:
             self._looked_s = time.monotonic()
 
     def unreadable(self) -> list[Path]:
-        """Files of machines that cannot be read, and so let nobody in."""
+        """Files of machines that cannot be read, and so admit none."""
         return [path for path in sorted((self.folder / "peers").glob("*.json")) if self._read(path) is None]
 
     @staticmethod

@@ -1,6 +1,6 @@
 """What a decoded JSON message must hold besides its types: names, counts, times and numbers within reason.
 
-JSON knows integers of any size and objects of any number of keys. Whoever reads a message may divide, add, keep and
+JSON knows integers of any size and objects of any number of keys. Readers of a message divide, add, keep and
 show what is in it, so it is bounded here, once, where it enters.
 """
 

@@ -72,8 +72,8 @@ class Publisher:
         sessions: how many publish here; each has the high-water mark and its topics for itself.
 
     Attributes:
-        subscriptions: prefixes that somebody wants, with how many do. dropped: messages that nobody waited for.
-        shaken_off: how often all connections were cut because somebody subscribed to far too much.
+        subscriptions: prefixes subscribed to, with how many connections do. dropped: messages no connection took.
+        subscription_flood_resets: how often all connections were closed because one had far too many subscriptions.
 
     Raises:
         BusError: the port is in use, or the address is beyond this machine and there are no keys.
@@ -84,7 +84,7 @@ class Publisher:
         self._max_topics = _MAX_TOPICS * sessions
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
-        self.shaken_off = 0
+        self.subscription_flood_resets = 0
         self._questions = 0
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
@@ -138,7 +138,7 @@ class Publisher:
             self._due.discard(name)
 
     def answer(self, topic: bytes, make: Callable[[], list[bytes] | None]) -> None:
-        """Have a message made for whoever subscribes to a topic by name; who takes everything has not asked for it."""
+        """Have a message made for each subscription to a topic by name; wildcard subscriptions do not trigger it."""
         self._answers[topic] = make
 
     def tell_time(self, make: Callable[[bytes], list[bytes] | None]) -> None:
@@ -178,7 +178,7 @@ class Publisher:
                     del self.subscriptions[prefix]
         if len(self.subscriptions) + self._questions > _MAX_SUBSCRIPTIONS:
             # libzmq would keep them all, 10 KB each. It forgets them with the connections, and honest ones come back.
-            self.shaken_off += 1
+            self.subscription_flood_resets += 1
             self.subscriptions.clear()
             self._questions = 0
             self._rebind()
@@ -186,7 +186,7 @@ class Publisher:
         if self._guard is not None and now_s - self._looked_s >= _LOOK_INTERVAL_S:
             self._looked_s = now_s
             if self._guard.has_revoked():
-                # Everybody is disconnected, and whoever is still on the list comes back at once.
+                # All are disconnected; those still on the list reconnect at once.
                 self.socket.unbind(self.socket.get_string(zmq.LAST_ENDPOINT))
                 self._bind()
         if self._due and now_s - self._resent_s >= _RESEND_INTERVAL_S:
@@ -198,13 +198,13 @@ class Publisher:
                     self._send(frames)
 
     def has_subscriber(self, topic: bytes) -> bool:
-        """Whether somebody listens to a topic now."""
+        """Whether there is a subscription to a topic now."""
         self.service()
         return any(topic.startswith(prefix) for prefix in self.subscriptions)
 
     @property
     def refused(self) -> int:
-        """Connections that were refused because nobody here knows their key."""
+        """Connections refused because their key is not on the list."""
         return self._guard.refused if self._guard is not None else 0
 
     def close(self) -> None:
@@ -224,12 +224,12 @@ class Publisher:
             ) from error
 
     def _rebind(self) -> None:
-        """Disconnect everybody; whoever may connect comes back at once."""
+        """Close all connections; permitted ones reconnect at once."""
         self.socket.unbind(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self._bind()
 
     def _bind(self) -> None:
-        # Whoever had the port may just be leaving: a session that is started again at once must not fail for that.
+        # The process that had the port may still be closing it: restarting a session at once must not fail.
         give_up_s = time.monotonic() + _REBIND_S
         while True:
             try:
@@ -316,7 +316,7 @@ class Receiver:
         monitored = f"inproc://receiver-{next(_RECEIVERS)}"
         self.socket.monitor(monitored, _BROKEN | _TRYING)
         self._events.connect(monitored)
-        # Whoever forgets a receiver closes it too, in the one order that is safe.
+        # A receiver that was not closed is closed here, in the one order that is safe.
         self._let_go = weakref.finalize(self, _close_monitored, self.socket, self._events)
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
@@ -350,7 +350,7 @@ class Receiver:
         """Leave a machine that is trusted no longer; connect anew where libzmq has given up.
 
         libzmq connects again when a connection breaks, but never when the other side broke the protocol: one message
-        that is too long, or somebody else on the port for a moment, and it would be deaf for good.
+        that is too long, or another program on the port for a moment, and nothing would be received from then on.
         """
         self._looked_s = time.monotonic()
         if self._link is not None and self._link.is_revoked():
@@ -371,7 +371,7 @@ class Receiver:
 
 
 def _close_monitored(socket: zmq.Socket[bytes], events: zmq.Socket[bytes]) -> None:
-    """Close a socket and its monitor: events with nobody to take them would stop libzmq, with all its connections."""
+    """Close a socket and its monitor: events that are not read would stop libzmq, with all its connections."""
     socket.disable_monitor()
     events.close(0)
     socket.close(0)

@@ -21,7 +21,7 @@ from mien.messages import WORKERS, Prediction, Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status, topic
 
-_MAX_SESSIONS = 1024  # whatever names somebody invents, what is kept of them is bounded
+_MAX_SESSIONS = 1024  # a publisher may invent names: what is kept of them is bounded
 _MAX_WORKERS = 256
 _MOST_NAMED = 20  # sessions in a message
 _PROBE_S = 1.0  # what a publisher sent last it sends again at once; another machine may be far away

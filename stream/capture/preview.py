@@ -1,6 +1,6 @@
-"""Pictures for people who watch: the frame that was analysed, small, with the landmarks found in that very frame.
+"""Pictures for viewers: the frame that was analysed, small, with the landmarks found in that very frame.
 
-They leave the video worker only while somebody subscribes to them by name, only on loopback, at most 15 a second and
+They leave the video worker only while there is a subscription by name, only on loopback, at most 15 a second and
 480 pixels long; `video.preview` allows the landmarks alone, or nothing. The bytes are in `stream/protocol.md`.
 """
 
@@ -62,7 +62,7 @@ class PreviewPublisher:
         self._session = config.session
         self._run = run
         self._pictures = config.video.preview == "picture"
-        # A clip in full waits for slow readers; nobody who only watches may hold it up.
+        # A clip in full waits for slow readers; a viewer must not hold it up.
         self._allowed = (
             config.video.preview != "none" and is_loopback(host_of(publisher.endpoint)) and not config.clip.fast
         )
@@ -77,8 +77,8 @@ class PreviewPublisher:
     def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
         """Take what is wanted of the frame that the last row was made from; `deliver` sends it when it is ready.
 
-        A picture is made small in a thread that gives way to everybody: the moment after a row has left is when others
-        need the processor. One that comes while another is made is left out.
+        A picture is scaled and encoded in a low-priority thread: right after a row was sent, other processes need the
+        processor. A frame that comes while another is encoded is skipped.
         """
         self.deliver()
         if picture is None or not self._allowed or self.is_busy or t_ns + _JITTER_NS < self._due_ns:
@@ -134,13 +134,13 @@ class PreviewPublisher:
                 chosen=moment.faces is not None and moment.faces.following == "chosen",
             )
             frames = encode_preview(preview, kind)
-            self._publisher.send(frames, keep=False)  # a picture is never kept for somebody who comes later
+            self._publisher.send(frames, keep=False)  # a picture is never kept for later subscribers
             self._seq[kind] += 1
             self.sent += 1
             self.sent_bytes += sum(map(len, frames))
 
     def _is_wanted(self, kind: str) -> bool:
-        """Only a subscription that names previews counts: whoever takes everything has not asked for pictures."""
+        """Only a subscription that names previews counts: wildcard subscriptions do not trigger them."""
         self._publisher.service()
         name = self._topics[kind]
         return any(prefix.startswith(_PREFIX) and name.startswith(prefix) for prefix in self._publisher.subscriptions)

@@ -28,7 +28,7 @@ def capture(worker: str, control: Control) -> None:
     """Run a capture worker ("video", "audio", "text") until its clip ends or it is told to stop.
 
     Raises:
-        MienError: the source, an asset or the port is not to be had.
+        MienError: the source, an asset or the port is not available.
     """
     config = control.assignment.config
     publisher = Publisher(config.bus.endpoint(worker), config.bus, lossless=config.clip.fast)
@@ -68,7 +68,7 @@ class _CaptureProcess:
         self._reported_s = 0.0
 
     def wait_for_start(self) -> None:
-        """Until whoever started us says so; and, playing a clip in full, until somebody listens."""
+        """Wait for the order to begin; when playing a clip in full, also for a subscriber."""
         while not self._control.started.wait(0.05) and not self._control.stopping.is_set():
             self._control.beat()
             self._report_if_due("ready")
@@ -123,8 +123,8 @@ class _CaptureProcess:
             drops["unread"] += self._publisher.dropped
         if self._publisher.refused:
             drops["unknown_key"] = self._publisher.refused
-        if self._publisher.shaken_off:
-            drops["subscription_flood"] = self._publisher.shaken_off
+        if self._publisher.subscription_flood_resets:
+            drops["subscription_flood"] = self._publisher.subscription_flood_resets
         if self._choosing.refused:
             drops["refused_choices"] = self._choosing.refused
         live = not self._control.assignment.config.clip.fast and self._t_end_ns is not None
@@ -165,7 +165,7 @@ class _CaptureProcess:
             stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
             reason=rows.reason,
         )
-        # Rows that append are not sent again to whoever subscribes later: everybody else would get them twice.
+        # Rows that append are not sent again to later subscribers: all others would get them twice.
         frames = encode_features(message)
         self._publisher.send(frames, keep=spec.snapshot)
         self._recent.add(frames, rows.t_end_ns)

@@ -1,7 +1,7 @@
 """Sound for a recorder: what the microphone heard, as it was analysed.
 
 It leaves the audio worker only if the session was told to share it (`audio.share`), only on loopback, and only while
-somebody subscribes to it by name. The bytes are in `stream/protocol.md`.
+there is a subscription by name. The bytes are in `stream/protocol.md`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SoundPublisher:
         self._allowed = config.audio.share and is_loopback(host_of(publisher.endpoint))
 
     def offer(self, piece: SoundPiece) -> None:
-        """Send a piece of sound, if somebody asked for it."""
+        """Send a piece of sound, if it is wanted."""
         if not self._allowed or not len(piece.samples) or not self._is_wanted():
             return
         pcm = (np.clip(piece.samples, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
@@ -48,7 +48,7 @@ class SoundPublisher:
         self._seq += 1
 
     def _is_wanted(self) -> bool:
-        """Only a subscription that names sound counts: whoever takes everything has not asked for it."""
+        """Only a subscription that names sound counts: wildcard subscriptions do not trigger it."""
         self._publisher.service()
         return any(
             prefix.startswith(_PREFIX) and self._topic.startswith(prefix) for prefix in self._publisher.subscriptions

@@ -39,7 +39,7 @@ class Collector:
         lock: held while anything below is read or changed.
         history: the last minutes.
         prediction: the newest, None before the first. about: what the session says of itself.
-        preview: the newest picture with its landmarks; None while nobody watches.
+        preview: the newest picture with its landmarks; None without a viewer.
         edges: the mesh's lines, pairs of landmark numbers.
         preview_bytes: of all previews that came.
     """
@@ -67,7 +67,7 @@ class Collector:
         self._watchers: dict[int, tuple[float, bool]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
-        # Made here, so that what is wrong with an endpoint or its keys is an error of whoever starts us.
+        # Made here, so that what is wrong with an endpoint or its keys is an error of the caller.
         self._subscriber = Subscriber(bus.address(), session=session, keys=bus.keys)
         sound_topic = topic("features", session, "audio") if session else b"features/"
         self._audio = Receiver(bus.address("audio"), (sound_topic,), keys=bus.keys)
@@ -225,7 +225,7 @@ class Collector:
             if prefix not in self._subscribed:
                 self._video.socket.subscribe(prefix)
         if self._subscribed and not wanted:
-            self.preview = None  # it would be shown as if it were of now to whoever comes next
+            self.preview = None  # the next viewer would take it for current
         self._subscribed = wanted
 
 

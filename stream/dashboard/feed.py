@@ -23,7 +23,7 @@ from mien.stream.dashboard import view
 from mien.stream.dashboard.choosing import Choosing
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import row_of
-from mien.stream.dashboard.keeping import Keeping
+from mien.stream.dashboard.recordings import Recordings
 
 INTERVAL_S = 1 / 15
 _clients = itertools.count()
@@ -52,7 +52,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def serve_feed(
-    socket: WebSocket, collector: Collector, keeping: Keeping, choosing: Choosing, span_ms: int
+    socket: WebSocket, collector: Collector, recordings: Recordings, choosing: Choosing, span_ms: int
 ) -> None:
     """Answer one browser until it goes away."""
     await socket.accept()
@@ -70,7 +70,7 @@ async def serve_feed(
             await asyncio.sleep(answered_s + INTERVAL_S - time.monotonic())
             answered_s = time.monotonic()
             with collector.lock:
-                reply = answer(question, collector, keeping, choosing, span_ms)
+                reply = answer(question, collector, recordings, choosing, span_ms)
             await socket.send_bytes(reply)
     except (WebSocketDisconnect, RuntimeError):
         pass  # it left, also in the middle of an answer
@@ -79,7 +79,7 @@ async def serve_feed(
             collector.unwatch(client)
 
 
-def answer(question: Question, collector: Collector, keeping: Keeping, choosing: Choosing, span_ms: int) -> bytes:
+def answer(question: Question, collector: Collector, recordings: Recordings, choosing: Choosing, span_ms: int) -> bytes:
     """What is new for a page. Called under the collector's lock."""
     history = collector.history
     known = question.era == history.era
@@ -97,15 +97,15 @@ def answer(question: Question, collector: Collector, keeping: Keeping, choosing:
         "now": row_of(collector.prediction) if collector.prediction is not None else None,
         "silent_ms": None if silent_s is None else round(silent_s * 1000),
         "stale": collector.is_stale,
-        "badges": view.badges(collector, keeping.recording is not None),
+        "badges": view.badges(collector, recordings.recording is not None),
         "source": view.source(collector),
         "origin": view.origin(collector),
         "endpoint": collector.endpoint,
         "facts": view.facts(collector),
-        "record": keeping.state(view.shared(collector)),
+        "record": recordings.state(view.shared(collector)),
         "choosers": choosing.workers,
-        "labels": keeping.can_label,
-        "marks": keeping.marks,
+        "labels": recordings.can_label,
+        "marks": recordings.marks,
         "note": _note(question, collector),
     }
     if not known or question.words != history.words_version:
@@ -138,7 +138,7 @@ def answer(question: Question, collector: Collector, keeping: Keeping, choosing:
 def _note(question: Question, collector: Collector) -> str:
     if question.at is None:
         return view.picture_note(collector, question.picture)
-    return "" if _picture(question, collector) is not None else "no picture was kept: nobody watched then"
+    return "" if _picture(question, collector) is not None else "no picture was kept: the page was not open then"
 
 
 def _picture(question: Question, collector: Collector) -> Preview | None:

@@ -1,4 +1,4 @@
-"""Who may see the page: on this machine whoever can open it here, beyond it whoever has the token.
+"""Who may see the page: on this machine every user who can open it, beyond it those with the token.
 
 Loopback is not enough by itself: any web page that the user visits can send requests to 127.0.0.1. So the Host header
 must name this server (a foreign name that resolves to us does not), and what another page's script sends, which its

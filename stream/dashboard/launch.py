@@ -1,4 +1,4 @@
-"""Opening the dashboard: by itself, or as a companion of `mien demo` that may fail without the stream noticing."""
+"""Opening the dashboard: by itself, or beside `mien demo`, where it may fail without harm to the stream."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def look(
 
 
 def look_supervised(*, window: bool) -> None:
-    """The same as a companion: told by a pipe what to look at and when to end."""
+    """The same beside a session: a pipe says what to look at and when to end."""
 
     def body(control: Control) -> None:
         config = control.assignment.config
@@ -104,7 +104,7 @@ def look_supervised(*, window: bool) -> None:
     run_supervised(body)
 
 
-class Companion:
+class DashboardProcess:
     """A dashboard beside a session, in a process of its own.
 
     Args:

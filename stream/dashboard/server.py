@@ -17,7 +17,7 @@ from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.dashboard.choosing import Choosing, Wish
 from mien.stream.dashboard.collector import Collector
-from mien.stream.dashboard.keeping import Keeping, Label
+from mien.stream.dashboard.recordings import Label, Recordings
 from mien.stream.processes.priority import give_way
 
 ASSETS = Path(__file__).parent / "static"
@@ -109,18 +109,18 @@ def serve(
     """
     give_way()
     collector = Collector(bus, session, config.minutes, pictures=not place.token)
-    keeping = Keeping(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
+    recordings = Recordings(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
     choosing = Choosing(collector, bus, allowed=not place.token or config.control)
-    app = _build(place, config, collector, keeping, choosing)
+    app = _build(place, config, collector, recordings, choosing)
     collector.start()
     try:
         asyncio.run(serve_app(app, place, is_stopping, ready))
     finally:
-        keeping.stop()
+        recordings.stop()
         collector.stop()
 
 
-def _build(place: Place, config: DashboardConfig, collector: Collector, keeping: Keeping, choosing: Choosing) -> object:
+def _build(place: Place, config: DashboardConfig, collector: Collector, recordings: Recordings, choosing: Choosing) -> object:
     from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import JSONResponse
     from nicegui import ui
@@ -136,7 +136,7 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
     app.mount("/assets", StaticFiles(directory=ASSETS))
 
     async def feed(socket: WebSocket) -> None:
-        await serve_feed(socket, collector, keeping, choosing, round(config.minutes * 60_000))
+        await serve_feed(socket, collector, recordings, choosing, round(config.minutes * 60_000))
 
     async def choose(request: Request) -> JSONResponse:
         try:
@@ -149,9 +149,9 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
         try:
             order = msgspec.json.decode(await request.body(), type=RecordOrder)
             if order.on:
-                path = await asyncio.to_thread(keeping.start, video=order.video, audio=order.audio)
+                path = await asyncio.to_thread(recordings.start, video=order.video, audio=order.audio)
                 return JSONResponse({"path": str(path)})
-            await asyncio.to_thread(keeping.stop)
+            await asyncio.to_thread(recordings.stop)
         except (MienError, msgspec.MsgspecError) as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         return JSONResponse({})
@@ -159,7 +159,7 @@ def _build(place: Place, config: DashboardConfig, collector: Collector, keeping:
     async def label(request: Request) -> JSONResponse:
         try:
             order = msgspec.json.decode(await request.body(), type=Label | None)
-            said = await asyncio.to_thread(keeping.take_back if order is None else lambda: keeping.label(order))
+            said = await asyncio.to_thread(recordings.take_back if order is None else lambda: recordings.label(order))
         except (MienError, msgspec.MsgspecError) as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         return JSONResponse({"said": said})
@@ -196,7 +196,7 @@ async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], 
         ws_ping_interval=None,
     )
     server = uvicorn.Server(config)
-    # Ctrl-C belongs to whoever started us.
+    # Ctrl-C is handled by the process that started this one.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     serving = asyncio.create_task(server.serve(sockets=[place.socket]))
     told = False

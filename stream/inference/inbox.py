@@ -126,7 +126,7 @@ class Inbox:
         self._check_sender(worker, message.modality)
         number = message.run, message.seq
         if self._newest.get(message.modality) == number:
-            return None  # sent again, since somebody else has subscribed: the protocol has it so
+            return None  # sent again, for another new subscriber, as the protocol says
         self._newest[message.modality] = number
         return self._in_our_time(worker, message)
 

@@ -150,7 +150,7 @@ class CompleteSchedule:
         self._ended.add(modality)
 
     def due(self, watermarks_ns: Mapping[str, int | None]) -> Trigger | None:
-        """The next instant that everybody has spoken up to; the watermarks are of those that have not ended."""
+        """The next instant that all workers have reached; the watermarks are of those that have not ended."""
         while (leader := self._next_leader()) is not None:
             trigger = self._pending[leader][0]
             if any(mark is None or mark < trigger.t_end_ns for mark in watermarks_ns.values()):

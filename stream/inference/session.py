@@ -360,5 +360,5 @@ class Session(ABC):
         drops.update(self.dropped)
         drops["unread"] = self._publisher.dropped
         drops["unknown_key"] = self._publisher.refused
-        drops["subscription_flood"] = self._publisher.shaken_off
+        drops["subscription_flood"] = self._publisher.subscription_flood_resets
         return {cause: count for cause, count in drops.items() if count}

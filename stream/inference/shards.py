@@ -22,7 +22,7 @@ from mien.messages import Status
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import encode_status
-from mien.stream.processes.child import BACKOFF_S, PEACE_S, Child, Event
+from mien.stream.processes.child import BACKOFF_S, STABLE_AFTER_S, Child, Event
 from mien.stream.processes.control import Control
 
 _READY_S = 180.0
@@ -164,9 +164,9 @@ class _Shard:
         elif event.state == "failed" and not self.model:
             raise _as_error(event)
         elif event.state == "exited":
-            self._bury(event, poller)
+            self._on_exit(event, poller)
 
-    def _bury(self, event: Event, poller: zmq.Poller) -> None:
+    def _on_exit(self, event: Event, poller: zmq.Poller) -> None:
         cause = self._child.hung or f"died (exit code {event.facts.get('code')})"
         if not self.model:
             raise WorkerError(f"the process {self._name} {cause}; see {self._child.log}")
@@ -174,7 +174,7 @@ class _Shard:
         self._child.sweep()
         self._disconnect(poller)
         lived_s = now_s - self._child.ready_s if self._child.ready else 0.0
-        self._deaths = 1 if lived_s >= PEACE_S else self._deaths + 1
+        self._deaths = 1 if lived_s >= STABLE_AFTER_S else self._deaths + 1
         self._restarts += 1
         self._due_s = now_s + BACKOFF_S[min(self._deaths, len(BACKOFF_S)) - 1]
         for config in self._configs:

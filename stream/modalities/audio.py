@@ -76,7 +76,7 @@ class AudioExtractor:
         reference: what rows are compared with; a running one learns from them. None: nothing, as for training data.
 
     Raises:
-        AssetError: the voice encoder is not to be had.
+        AssetError: the voice encoder is not available.
     """
 
     def __init__(

@@ -128,7 +128,7 @@ def open_recogniser(config: TextConfig, assets: AssetsConfig, device: str | None
         device: in place of `config.device`.
 
     Raises:
-        AssetError: the model is not to be had.
+        AssetError: the model is not available.
         ConfigError: there is no such model, language, device or compute type.
     """
     whisper = Whisper(
@@ -145,13 +145,13 @@ def asr_folder(asr: str, assets: AssetsConfig) -> Path:
     """The folder of a speech model: a name in ASR_MODELS, or a folder as it is.
 
     Raises:
-        AssetError: a known model that is not to be had.
+        AssetError: a known model that is not available.
         ConfigError: neither a known name nor a folder.
     """
     if asr in ASR_MODELS and f"whisper-{asr}" in ASSETS:
         return asset_path(f"whisper-{asr}", assets)
     if asr in ASR_MODELS:
-        # Known, but no source of it could be verified: it is used where somebody has put it, and never fetched.
+        # Known, but no source of it could be verified: it is used where it was put by hand, and never fetched.
         placed = Path(assets.paths.get(f"whisper-{asr}") or cache_folder(assets) / f"whisper-{asr}").expanduser()
         if placed.is_dir():
             return placed
@@ -209,7 +209,7 @@ class Text(Hearing):
         assert self._source is not None, "prepare() comes first"
         assert thread is not None
         job: Future[Rows] | None = None
-        said = self._fast  # a clip in full begins with its first words; nobody waits to hear that there are none
+        said = self._fast  # a clip in full begins with its first words; an empty first message would be of no use
         while True:
             source = self._source
             if job is not None and job.done():
@@ -277,7 +277,7 @@ class Text(Hearing):
 
     def _open(self) -> None:
         text, assets = self._config.text, self._config.assets
-        # Side by side: whoever waits for words again waits for the longer of the two.
+        # Side by side: the wait for words after a restart is the longer of the two.
         with ThreadPoolExecutor(1, "text-encoder") as beside:
             encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
             recogniser = open_recogniser(text, assets, self._device)

@@ -106,7 +106,7 @@ class VisionExtractor:
             from them; None: nothing. Stills are not compared.
 
     Raises:
-        AssetError: the face landmarker is not to be had.
+        AssetError: the face landmarker is not available.
         CheckpointError: the face CNN's weights are missing or unusable.
     """
 

@@ -74,7 +74,7 @@ class Exporter:
 
 
 class _Figures:
-    """What was counted, and what is asked for when somebody looks."""
+    """Counters, and gauges that are read when they are scraped."""
 
     def __init__(self, observer: Observer, session: str) -> None:
         self._observer = observer
@@ -178,7 +178,7 @@ def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]
     """Answers /metrics from a registry and /health with a code and JSON, to whoever knows this machine's own name."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10.0  # whoever connects and says nothing
+        timeout = 10.0  # a client that connects and sends nothing
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]

@@ -116,7 +116,7 @@ class Observer:
             for process in processes
             if process.state not in ("running", "ready", "starting", "ended")
         ]
-        # A modality that nobody captures is missing on purpose.
+        # A modality that is not captured is missing on purpose.
         captured = {modality for worker, modality in WORKERS.items() if worker in self.statuses}
         problems += [
             f"{modality.name} is masked: {modality.masked}"

@@ -1,7 +1,7 @@
-"""How a session's processes are, as their supervisor knows it, for everybody who subscribes.
+"""The state of a session's processes, as their supervisor knows it, for subscribers.
 
-A supervisor has no socket of its own. What it has to say goes down the pipe to inference, which publishes it; while
-inference itself is away, nothing can be heard anyway, and the first thing said after is why.
+A supervisor has no socket of its own. Its statuses go down the pipe to inference, which publishes them; while
+inference itself is down nothing is published, and its first status afterwards says why.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ _ENVIRONMENT = {
 PROGRAM = (sys.executable, "-P", "-m", "mien")
 
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a process that died is started again
-PEACE_S = 30.0  # one that ran so long has got over whatever killed it before
+STABLE_AFTER_S = 30.0  # a process that ran so long counts as healthy again
 
 # What is started under a name, up to a dot; any other name is that of a capture worker.
 _COMMANDS = {"inference": ["infer"], "dashboard": ["dashboard"], "window": ["dashboard", "--window"]}

@@ -1,4 +1,4 @@
-"""What every mien process has in common: how it is told what to do, when to stop, and how it says how it is.
+"""What every mien process has in common: its orders, its end, and its signs of life.
 
 Under a supervisor, a process reads JSON lines from its standard input: first the configuration, later the moment to
 start. The pipe is also a lifeline: when the supervisor goes away, however it goes, the pipe ends and so does the
@@ -41,7 +41,7 @@ class Assignment(msgspec.Struct, frozen=True):
         config: the session's configuration.
         anchor_ns: the session clock's anchor.
         workers: capture workers that run in this session.
-        absent: for each modality that nobody captures, why.
+        absent: for each modality that is not captured, why.
         origin: where pictures and sound come from; "replay": features are those of a recording, predicted by cue.
         label: their name, for people.
         others: further sessions, with workers elsewhere, that an inference process serves.
@@ -83,7 +83,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Control:
-    """A process's view of whoever started it.
+    """A process's connection to the supervisor that started it, if any.
 
     Attributes:
         stopping: set when the process should end.
@@ -169,7 +169,7 @@ class Control:
                 break
         self.stopping.set()
         time.sleep(_GRACE_S)
-        # Blocked in a driver or a native library: nobody is left to wait for it.
+        # Blocked in a driver or a native library: there is no process left to wait for it.
         os._exit(0)
 
 

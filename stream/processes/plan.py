@@ -26,7 +26,7 @@ class Session:
 
     Attributes:
         workers: capture workers to run.
-        absent: per modality that nobody captures, why.
+        absent: per modality that is not captured, why.
         notes: one line each for the person who started it.
         label: what plays, in words.
         origin: where it comes from.

@@ -33,4 +33,4 @@ def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
 
         psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
     elif not thread:
-        os.nice(max(0, _NICE - os.nice(0)))  # whoever has given way already does not do so twice
+        os.nice(max(0, _NICE - os.nice(0)))  # not twice

@@ -22,7 +22,7 @@ from mien.errors import MienError, SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.monitoring.report import Report
-from mien.stream.processes.child import BACKOFF_S, PEACE_S, Child, Event, log_path
+from mien.stream.processes.child import BACKOFF_S, STABLE_AFTER_S, Child, Event, log_path
 from mien.stream.processes.control import PATIENCE_S, Assignment, Order
 from mien.stream.processes.plan import Session, with_source
 
@@ -32,9 +32,9 @@ _START_STEP_NS = 100 * NS_PER_MS  # the longest slot of any modality
 _RESTART_TIMEOUT_S = 60.0
 _STOP_S = 1.2
 CRASH_LOOP = 5  # deaths in a row
-_SOURCE_BACKOFF_S = 2.0  # for a device that is not there now: it may be back at any time
-_LATE_S = 0.4  # without a sign of life a process is said to be late, and its modality is masked
-_AWAY_S = 0.3  # between two looks at the processes; more is not their fault
+_SOURCE_BACKOFF_S = 2.0  # for a device that is missing: it may return at any time
+_LATE_S = 0.4  # without a sign of life a process counts as late, and its modality is masked
+_AWAY_S = 0.3  # between two checks of the processes; a longer gap is our own
 _STATUS_S = 1.0
 
 
@@ -103,13 +103,13 @@ class Supervisor:
             if event.state == "failed":
                 raise _as_error(event)
             if event.state == "exited":
-                raise WorkerError(self._obituary(event))
+                raise WorkerError(self._describe_exit(event))
         # Before the first row is sent: a model that was trained on other rows would give wrong numbers, not errors.
         check_extractors(load_checkpoint(self.session.config.inference.checkpoint), self._specs.values())
         return True
 
     def start(self) -> None:
-        """Order everybody to begin, at one and the same moment."""
+        """Order all processes to begin at one and the same time."""
         fast = self.session.config.clip.fast
         # On a multiple of every slot's length, a clip's rows fall into the same slots however and whenever it plays.
         first_ns = self.clock.now_ns() + _LEAD_MS * NS_PER_MS
@@ -137,7 +137,7 @@ class Supervisor:
             self._note_event(event)
             child = self._children.get(event.worker)
             if event.state == "exited" and child is not None and child.process.pid == event.pid and not child.ended:
-                self._bury(event)
+                self._on_exit(event)
         now_s = time.monotonic()
         # While we ourselves did not run (Ctrl-Z, suspend, a machine with too much to do), the silence was ours.
         away_s = now_s - self._tended_s
@@ -155,12 +155,12 @@ class Supervisor:
             self._publish_report()
 
     def report_recording(self, error: str) -> None:
-        """Have it said in the statuses that the session is not recorded any more, and why."""
+        """Say in the statuses that the session is no longer recorded, and why."""
         self._report.recording_error = error
         self._publish_report()
 
     def stop(self) -> None:
-        """End all processes: kindly, then firmly. Takes at most about two seconds."""
+        """End all processes: asked, then terminated, then killed. Takes at most about two seconds."""
         self._due.clear()
         for child in self._children.values():
             child.release()
@@ -202,26 +202,26 @@ class Supervisor:
         elif (silent_s > _LATE_S and child.patience_s <= PATIENCE_S) != child.late:
             child.late = not child.late
             if child.late:
-                self._blame(child.worker, f"the {child.worker} process does not answer", dead=False)
+                self._mark_unhealthy(child.worker, f"the {child.worker} process does not answer", dead=False)
             else:
-                self._acquit(child.worker)
+                self._mark_healthy(child.worker)
 
-    def _blame(self, worker: str, fault: str, *, dead: bool) -> None:
-        """Say that a process is not well, and have its modality masked."""
+    def _mark_unhealthy(self, worker: str, fault: str, *, dead: bool) -> None:
+        """Report a faulty process, and have its modality masked."""
         self._report.blame(worker, fault)
         if worker != "inference":
             status = self._report.of_worker(worker, "failed" if dead else "degraded")
             self._order(Order(status=status, worker=worker, fault=fault, dead=dead))
         self._publish_report()
 
-    def _acquit(self, worker: str) -> None:
-        """It answers again."""
+    def _mark_healthy(self, worker: str) -> None:
+        """Report that a process answers again."""
         self._report.faults.pop(worker, None)
         if worker == "inference":
             # It may have just begun, and know of nothing that happened before.
             for other, fault in list(self._report.faults.items()):
                 child = self._children.get(other)
-                self._blame(other, fault, dead=child is None or not child.late)
+                self._mark_unhealthy(other, fault, dead=child is None or not child.late)
         else:
             self._order(Order(worker=worker))
         self._publish_report()
@@ -259,7 +259,7 @@ class Supervisor:
             child.ready_s = child.heard_s = time.monotonic()
             if event.worker == "inference":
                 self.model = str(event.facts.get("model", ""))
-            self._acquit(event.worker)
+            self._mark_healthy(event.worker)
             if "spec" in event.facts:
                 self._specs[event.worker] = msgspec.convert(event.facts["spec"], ModalitySpec)
         elif event.state == "using":
@@ -276,30 +276,30 @@ class Supervisor:
         elif event.state == "failed" and self._start_ns is not None:
             self._notes.append(f"{event.worker}: {event.facts.get('error')}")
 
-    def _bury(self, event: Event) -> None:
+    def _on_exit(self, event: Event) -> None:
         if self.session.config.clip.fast:
-            raise WorkerError(self._obituary(event))
+            raise WorkerError(self._describe_exit(event))
         worker, now_s = event.worker, time.monotonic()
         child = self._children[worker]
         child.sweep()
         lived_s = now_s - child.ready_s if child.ready else 0.0
-        self._deaths[worker] = 1 if lived_s >= PEACE_S else self._deaths[worker] + 1
+        self._deaths[worker] = 1 if lived_s >= STABLE_AFTER_S else self._deaths[worker] + 1
         self._report.restarts[worker] += 1
         delay_s = BACKOFF_S[min(self._deaths[worker], len(BACKOFF_S)) - 1]
         if event.facts.get("code") == SourceError.exit_code:
             delay_s = min(delay_s, _SOURCE_BACKOFF_S)
         self._due[worker] = now_s + delay_s
-        obituary = self._obituary(event)
+        note = self._describe_exit(event)
         if self._deaths[worker] >= CRASH_LOOP:
-            obituary += f"; it keeps dying ({self._deaths[worker]} times in a row), the others go on without it"
-        self._notes.append(f"{obituary}; starting it again in {delay_s:g} s")
-        self._blame(worker, f"{self._cause(event)}; it is started again", dead=True)
+            note += f"; it keeps dying ({self._deaths[worker]} times in a row), the others go on without it"
+        self._notes.append(f"{note}; starting it again in {delay_s:g} s")
+        self._mark_unhealthy(worker, f"{self._cause(event)}; it is started again", dead=True)
 
     def _cause(self, event: Event) -> str:
         hung = self._children[event.worker].hung
         return f"the {event.worker} process {hung or 'died (exit code ' + str(event.facts.get('code')) + ')'}"
 
-    def _obituary(self, event: Event) -> str:
+    def _describe_exit(self, event: Event) -> str:
         return f"{self._cause(event)}, see {self._children[event.worker].log}"
 
     def _log_folder(self) -> Path:

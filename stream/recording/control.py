@@ -4,7 +4,7 @@
     recorder.state        # RecorderState: "waiting", "recording", "ended" or "failed", with size, seconds and error
     recorder.stop()
 
-It ends when the file has been closed in order; if whoever started it dies, it closes the file and ends too.
+It ends when the file has been closed in order; if the process that started it dies, it closes the file and ends too.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class CueMaker:
         record, frames = entry.features()
         held = self._open.setdefault((record.modality, record.run), {})
         held[record.seq] = frames
-        if len(held) > _MOST_OPEN:  # nobody names them: the model does not know this modality
+        if len(held) > _MOST_OPEN:  # no prediction names them: the model does not know this modality
             oldest = next(iter(held))
             del held[oldest]
             self._times_ns.pop((record.modality, record.run, oldest), None)

@@ -144,7 +144,7 @@ class _File:
         self.written = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
-            self._descriptor = os.open(path, flags, 0o600)  # what was said and shown is nobody else's business
+            self._descriptor = os.open(path, flags, 0o600)  # what was said and shown is private
         except FileExistsError as error:
             raise RecordingError(f"{path} exists; choose another name or remove it") from error
         except OSError as error:

@@ -1,6 +1,6 @@
 """Cameras, at the computer or in the network: always the newest picture, and found again when they are lost.
 
-A thread of its own reads, so that a camera that blocks, blocks nobody. It keeps the newest frame only. A watchdog
+A thread of its own reads, so that a camera that blocks delays no other work. It keeps the newest frame only. A watchdog
 tells a camera that is silent, or that delivers one picture again and again, from one that works.
 """
 
@@ -96,7 +96,7 @@ class LiveCamera(VideoSource):
     """Any camera, with a thread that reads it and a watchdog that opens it again.
 
     Drops: "skipped", frames that were older than the newest when a reader came; "frozen", copies of one picture.
-    A copy is never returned: it is no evidence of now, whatever it shows.
+    A copy is never returned: it is no evidence of the present.
     """
 
     def __init__(self, name: str, open_camera: Callable[[], Camera]) -> None:

@@ -1,4 +1,4 @@
-"""A clip as a camera in front of its screen takes it: so many pictures a second, and nobody waits for a slow reader."""
+"""A clip as a camera in front of its screen takes it: so many pictures a second, without waiting for a slow reader."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def trace(stamps: Iterable[Stamp]) -> Timeline:
                 raw_ns.append(stamp_ns)
                 ends_ns.append(stamp_ns)
             elif (later_ns := place_ns - stamp_ns - shifts[segment]) > 0 and segment > line.segment:
-                # The other stream was shifted by less: nobody may overlap what was before.
+                # The other stream was shifted by less: neither may overlap what was before.
                 shifts[segment] += later_ns
                 head_ns += later_ns
                 for other in lines.values():

@@ -12,7 +12,7 @@ from mien.messages import Bool, Float32
 
 FRAME, CONTEXT = 512, 64  # samples at 16 kHz that the network hears anew and again
 # Below the network's usual 0.5 / 0.35, which misses a distant voice in a noisy room altogether. On clean speech this
-# changes one row in a hundred, and noise and tones stay silent (tests/stream/test_audio.py).
+# changes one row in a hundred, and noise and tones stay silent (tests/stream/modalities/test_audio.py).
 ON, OFF = 0.4, 0.25
 HANGOVER = 16  # rows, 320 ms: the gap of a stop consonant or a short breath does not cut a sentence
 

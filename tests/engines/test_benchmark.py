@@ -14,7 +14,7 @@ from mien.engines.predictor import Predictor
 from mien.errors import ConfigError, DataError
 from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.benchmark import bench_bus, bench_single
-from mien.stream.bench.contest import bench_engines
+from mien.stream.bench.engines import bench_engines
 from mien.stream.bench.measurement import compare_reports, describe, ratio
 from mien.stream.bench.streams import bench_multi, compare_batching, find_most_streams, measure_batches
 from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows

@@ -1,7 +1,7 @@
 """The pretrained files that mien uses, and where the very same bytes can be had.
 
 Every file is known by its SHA-256, so it does not matter who delivers it: its publisher, or a package in which
-somebody else carries it. The second way is for machines that reach nothing but a package index.
+another package carries it. The second way is for machines that reach nothing but a package index.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str,
 def run_engines(checkpoint: str, seconds: float) -> dict[str, Any]:
     """`mien bench engines`."""
     from mien.models.checkpoint import load_checkpoint
-    from mien.stream.bench.contest import bench_engines
+    from mien.stream.bench.engines import bench_engines
 
     return bench_engines(load_checkpoint(checkpoint), seconds)
 

@@ -27,7 +27,7 @@ from mien.errors import FileError, RecordingError
 from mien.files import check_target, write_file
 from mien.messages import Prediction
 from mien.stream.bus.subscriber import Subscriber
-from mien.stream.dashboard.launch import Companion
+from mien.stream.dashboard.launch import DashboardProcess
 from mien.stream.monitoring.summary import STAGES, Summary
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
@@ -70,7 +70,7 @@ def run_session(
     summary_path: Path | None = None,
     record: RecordingChoice | None = None,
     player: Player | None = None,
-    companion: Callable[[], Companion] | None = None,
+    dashboard: Callable[[], DashboardProcess] | None = None,
 ) -> Summary:
     """Run a session until its clips end, `seconds` have passed, or Ctrl-C; then print its summary.
 
@@ -80,7 +80,7 @@ def run_session(
         summary_path: JSON file to create. record: keep the session in a file. Both are tried before anything starts; if
             recording fails later, that is said at once and the session goes on without.
         player: publishes a recording in place of capture workers; closed at the end.
-        companion: starts a dashboard once the session runs; if that fails, the session goes on without.
+        dashboard: starts a dashboard once the session runs; if that fails, the session goes on without.
 
     Raises:
         MienError: a process could not start, or died and cannot be replaced; or a file could not be written.
@@ -111,7 +111,7 @@ def run_session(
                     if player is not None:
                         player.start()
                     show = _Show(session, badge, output, summary)
-                    beside = companion() if companion is not None else None
+                    beside = dashboard() if dashboard is not None else None
                     service.ready()
                     _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside, journal, service,
                             recorder)  # fmt: skip
@@ -242,7 +242,7 @@ def _follow(
     stopping: threading.Event,
     seconds: float | None,
     player: Player | None,
-    beside: Companion | None,
+    beside: DashboardProcess | None,
     journal: Journal,
     service: Service,
     recorder: RecorderProcess | None,

@@ -61,7 +61,7 @@ class _Output(io.RawIOBase):
     """A stream's file. `essential`: that it cannot be written is an error."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase, *, essential: bool) -> None:
-        self._stream = stream  # closes its file when nobody holds it
+        self._stream = stream  # closes its file when it is collected
         self._raw = raw
         self.essential = essential
 

@@ -33,8 +33,8 @@ _HELP = """What to measure.
 
 engines: all of them side by side. single: one stream, as fast as possible. paced: the whole session at the pace of a
 camera. multi: streams of 30 a second sent to one inference process, the most that hold, or exactly -n. soak MINUTES: a
-looped session. bus: ZeroMQ alone. watchers: the session while nobody, one and five watch its dashboard. chaos: a
-session to which something happens all the time. flood: features ten times too fast. subscribers: 100 that read, 20 slow
+looped session. bus: ZeroMQ alone. watchers: the session with no, one and five viewers of its dashboard. chaos: a
+session under injected faults. flood: features ten times too fast. subscribers: 100 that read, 20 slow
 ones and one that never does. bridges: the latency that each bridge adds. silence: words that are heard in ten minutes
 each of silence, hum, noise, music, typing and coughs, of which there must be none. compare A.json B.json: ratios of two
 reports with their spread."""

@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Show mien's caches and their sizes, or clear them.
 
-    datasets: rows of data that `mien eval` was given, and what was said in it. engines: compiled networks. assets: the
+    datasets: features and transcripts of data that `mien eval` was given. engines: compiled networks. assets: the
     pretrained files.
     """
     import json

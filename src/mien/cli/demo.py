@@ -33,7 +33,7 @@ def command(
     from mien.cli._session import Output, run_session
     from mien.config import load_config
     from mien.install import install_command
-    from mien.stream.dashboard.launch import Companion, has_page
+    from mien.stream.dashboard.launch import DashboardProcess, has_page
     from mien.stream.processes.plan import find_camera, find_microphone, plan_session
 
     overrides: dict[str, object] = {
@@ -64,5 +64,5 @@ def command(
         seconds=seconds,
         output=output,
         summary_path=summary,
-        companion=(lambda: Companion(session.config, window=window, browser=browser)) if wanted else None,
+        dashboard=(lambda: DashboardProcess(session.config, window=window, browser=browser)) if wanted else None,
     )

@@ -12,7 +12,7 @@ def command(
     config: Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Look at versions, devices, engines, assets, checkpoint and ports. Exits with 1 if something needed is broken."""
+    """Check versions, devices, engines, assets, checkpoint and ports. Exits with 1 if something needed is broken."""
     from mien.cli._checks import run_checks
     from mien.config import load_config
 

@@ -14,10 +14,10 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and what they come to.")] = False,
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
     vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
-    mcap: Annotated[bool, typer.Option("--mcap", help="One that was cut off, made whole; needs --out.")] = False,
+    mcap: Annotated[bool, typer.Option("--mcap", help="Repair a truncated recording; needs --out.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
 ) -> None:
-    """Export a recording as CSV, JSON or subtitles, or made whole."""
+    """Export a recording as CSV, JSON or subtitles, or repair one that was cut off."""
     import sys
 
     from mien.errors import ConfigError

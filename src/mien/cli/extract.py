@@ -17,7 +17,7 @@ def command(
                             "FER2013, or a folder of clips with a labels.csv (columns file, text, sentiment, emotion, "
                             "speaker, split, start, end)."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset. A stopped run goes on there.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset. A stopped run resumes there.")],
     modalities: Annotated[str, typer.Option(help="What to extract, where an item has it.")] = "text,audio,vision",
     split: Annotated[str, typer.Option(help="Only these splits, for instance train,valid.")] = "",
     asr: Annotated[str, typer.Option(help=_recogniser.HELP)] = "",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mien.stream.bus.keyring import Keyring
 
 group = typer.Typer(
-    help="Keys of this machine and of those that may connect to it; beyond one machine nothing goes without them.",
+    help="Keys of this machine and of those that may connect to it; required beyond one machine.",
     no_args_is_help=True,
 )
 
@@ -74,7 +74,7 @@ def list_all(
         for name, peer in peers.items():
             typer.echo(f"{name:<20} {peer['key']}" + (f"  at {peer['host']}" if peer["host"] else ""))
     for path in keyring.unreadable():
-        typer.secho(f"mien: {path} cannot be read and lets nobody in", fg=typer.colors.YELLOW, err=True)
+        typer.secho(f"mien: {path} cannot be read and admits no machine", fg=typer.colors.YELLOW, err=True)
 
 
 @group.command()

@@ -81,7 +81,7 @@ def _show_page(
     replays: list[subprocess.Popen[str]] = []
 
     def begin(line: str) -> None:
-        """The page is there: now there is somebody to see the recording from its beginning."""
+        """The page is open: play the recording from its beginning."""
         typer.echo(line, err=True)
         replays.append(
             subprocess.Popen(

@@ -33,7 +33,7 @@ def command(
 
     stopping = threading.Event()
     if supervised:
-        # Ctrl-C reaches the whole terminal group; whoever started us decides what it means.
+        # Ctrl-C reaches the whole terminal group; the process that started this one decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         bus = msgspec.json.decode(sys.stdin.buffer.readline(), type=BusConfig)
 
@@ -77,7 +77,7 @@ def _say(state: object) -> None:
 
     from mien.cli._streams import ReaderGoneError
 
-    with contextlib.suppress(ReaderGoneError):  # nobody follows any more; the file matters more
+    with contextlib.suppress(ReaderGoneError):  # the reader is gone; the file matters more
         sys.stdout.buffer.write(msgspec.json.encode(state) + b"\n")
         sys.stdout.buffer.flush()
 

@@ -15,10 +15,10 @@ def command(
     endpoint: Annotated[str, typer.Argument(help="Where it publishes.")] = "tcp://127.0.0.1:5560",
     session: Annotated[str | None, typer.Option(help="One session only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a sign of it.")] = 3.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
 ) -> None:
-    """Look once: processes, modalities, rates, drops, last errors. Exits with 1 if something is amiss, 6 if silent."""
+    """Show processes, modalities, rates, drops and last errors once. Exits with 1 if one is amiss, 6 if silent."""
     import msgspec
 
     from mien.errors import BusError
@@ -28,7 +28,7 @@ def command(
     with Subscriber(endpoint, session=session, keys=keys) as subscriber:
         observer = Observer(subscriber)
         began_s = time.monotonic()
-        # Statuses come at once to whoever subscribes, and once a second; a rate takes a moment.
+        # Statuses are sent on subscription and once a second; a rate takes a moment longer.
         while time.monotonic() - began_s < min(timeout, 1.3) or (
             observer.condition().verdict == "down" and time.monotonic() - began_s < timeout
         ):

@@ -15,9 +15,9 @@ def command(
         list[Path] | None, typer.Option(help="Corpora, datasets of `mien extract`, or MMSA pickles. Repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the weights; `weights` in --work if not given.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for everything in between, and to go on from.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Working directory; a stopped run resumes from it.")] = None,
     replace_shipped: Annotated[
-        bool, typer.Option("--replace-shipped", help="Write over the weights that came with mien.")
+        bool, typer.Option("--replace-shipped", help="Overwrite the weights that came with mien.")
     ] = False,
     stages: Annotated[str, typer.Option(help="Only these of text,face,extract,speech,fusion.")] = "",
     device: Annotated[str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = None,

@@ -64,7 +64,7 @@ def command(
             if timeout is not None and now_s - heard_s > timeout:
                 raise BusError(explain_silence(endpoint, session, timeout, keys))
             if not note and now_s - heard_s > _SILENT_S:
-                # It may come yet, so this is no error; but nobody should wait for a name that is misspelt.
+                # It may still start, so this is no error; but a misspelt name should be noticed.
                 note = explain_silence(endpoint, session, round(now_s - heard_s), keys)
                 if live is None:
                     typer.echo(f"mien: {note}; waiting", err=True)

@@ -17,9 +17,9 @@ def command(
     restore: Annotated[bool, typer.Option("--restore", help="Put back shipped files that were replaced.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which weights are in use, whether they are the shipped ones, and whether they fit each other.
+    """Show which weights are in use, whether they are the shipped ones, and whether they fit each other.
 
-    With --restore, a checkout gets back the files that ship. Exits with 1 if the weights do not fit each other.
+    With --restore, the shipped files of a checkout are put back. Exits with 1 if the weights do not fit each other.
     """
     import json
 

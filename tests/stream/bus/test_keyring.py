@@ -88,7 +88,7 @@ def test_a_machine_is_added_listed_and_revoked(tmp_path: Path) -> None:
     keyring.revoke("desk")
     assert not keyring.is_allowed(PUBLIC)
     assert keyring.peers() == {}
-    with pytest.raises(KeysError, match="no machine is called desk; known: nobody"):
+    with pytest.raises(KeysError, match="no machine is called desk; known: none"):
         keyring.revoke("desk")
 
 

@@ -231,7 +231,7 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
     before_mb = process.memory_info().rss / 2**20
     attacker = subprocess.Popen([sys.executable, "-c", _FLOOD, publisher.endpoint, prefix])
     try:
-        wait_for(lambda: publisher.shaken_off, publisher, timeout_s=60)
+        wait_for(lambda: publisher.subscription_flood_resets, publisher, timeout_s=60)
         receiver = Receiver(publisher.endpoint, (b"prediction/",))
 
         def arrived() -> bool:

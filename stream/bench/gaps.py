@@ -1,4 +1,4 @@
-"""What a subscriber saw of a session to which things happened, and whether it was told why."""
+"""Gaps in the predictions of a session under faults, and whether a status explained each of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OLD_ENOUGH_S = 20.0  # a process whose memory is compared has loaded everything
 _KEPT = 1000
 
 
-class Witness:
+class GapLog:
     """Remembers predictions with when they came, and what statuses said.
 
     Args:
@@ -37,12 +37,12 @@ class Witness:
         self._newest: dict[str, Status] = {}
         self._since_s: dict[tuple[str, int], float] = {}
 
-    def see(self, prediction: Prediction) -> None:
+    def add_prediction(self, prediction: Prediction) -> None:
         """A prediction came now."""
         self.arrivals.append((time.monotonic(), prediction))
         self.count += 1
 
-    def hear(self, statuses: Mapping[str, Status]) -> None:
+    def add_statuses(self, statuses: Mapping[str, Status]) -> None:
         """The newest status of each process."""
         now_s = time.monotonic()
         for worker, status in statuses.items():

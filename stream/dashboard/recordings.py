@@ -29,14 +29,14 @@ class Label(msgspec.Struct, frozen=True):
     emotion: str | None = None
 
 
-class Keeping:
+class Recordings:
     """Recordings of the session that the dashboard looks at.
 
     Args:
         bus: where the session is.
         session: its name; None for whichever is there.
         folder: where recordings go; empty for "mien" among the user's documents.
-        allowed: False where the page is served beyond this machine: nobody elsewhere may fill this disk.
+        allowed: False where the page is served beyond this machine: others must not fill this disk.
         replayed: the recording that is looked at, where a replay is: labels go to it.
 
     Attributes:
@@ -82,7 +82,7 @@ class Keeping:
         """What the page is told; None where recording is not allowed.
 
         Args:
-            shared: whether the session lets out "video" and "audio" to whoever asks for them.
+            shared: whether the session lets out "video" and "audio" to those who ask for them.
         """
         if not self._allowed:
             return None
