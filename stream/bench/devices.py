@@ -126,7 +126,6 @@ class SoundCard:
         if sys.platform != "linux" or missing:
             raise SourceError(f"no microphone to pull out: needs PulseAudio on Linux ({', '.join(missing) or 'Linux'})")
         folder.chmod(0o700)
-        self._folder = folder
         self._wave = folder / "clip.wav"
         samples = (np.clip(read_sound(clip), -1, 1) * 32767).astype("<i2")
         with wave.open(str(self._wave), "wb") as file:

@@ -60,7 +60,7 @@ class Collector:
         self._wanted_session = session
         self._heard_s = -math.inf
         self._status_s: dict[str, float] = {}
-        self._preview_s = self._sound_s = -math.inf
+        self._preview_s = -math.inf
         self._software_ms: deque[float] = deque(maxlen=_LATENCIES)
         self._end_to_end_ms: deque[float] = deque(maxlen=_LATENCIES)
         self._arrivals_s: deque[float] = deque(maxlen=256)
@@ -119,19 +119,9 @@ class Collector:
         """Seconds since the last picture came."""
         return time.monotonic() - self._preview_s
 
-    def sound_age_s(self) -> float:
-        """Seconds since the last sound came."""
-        return time.monotonic() - self._sound_s
-
     def latencies(self) -> dict[str, Any]:
         """p50 and p99 in ms over half a minute: frame read to published, and captured to published."""
         return {"software": _percentiles(self._software_ms), "end_to_end": _percentiles(self._end_to_end_ms)}
-
-    def watchers(self) -> int:
-        """Browsers that asked for something within the last two seconds. Called under the lock."""
-        now_s = time.monotonic()
-        self._watchers = {key: seen for key, seen in self._watchers.items() if now_s - seen[0] < 60}
-        return sum(now_s - at_s < _WATCH_S for at_s, _ in self._watchers.values())
 
     def _run(self) -> None:
         try:
@@ -190,7 +180,6 @@ class Collector:
                 voice = bool(message.valid[index : index + _DECIMATE].any())
                 self.history.add_sound(int(message.times_ns[index]), level_db, speech, voice)
                 self.sound = (level_db, speech, voice)
-            self._sound_s = time.monotonic()
 
     def _hear_pictures(self) -> None:
         for frames in self._video.drain():

@@ -108,10 +108,6 @@ class History:
         best = min(near, key=lambda preview: abs(preview.t_ns - t_ns), default=None)
         return best if best is not None and abs(best.t_ns - t_ns) <= NS_PER_S else None
 
-    def forget_pictures(self) -> None:
-        """Let go of all pictures."""
-        self._pictures.clear()
-
     def clear(self) -> None:
         """Begin anew: another session, or a time line that starts again."""
         self.era += 1

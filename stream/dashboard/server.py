@@ -120,7 +120,9 @@ def serve(
         collector.stop()
 
 
-def _build(place: Place, config: DashboardConfig, collector: Collector, recordings: Recordings, choosing: Choosing) -> object:
+def _build(
+    place: Place, config: DashboardConfig, collector: Collector, recordings: Recordings, choosing: Choosing
+) -> object:
     from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import JSONResponse
     from nicegui import ui

@@ -135,37 +135,17 @@ def log_entry(t_ns: int, text: str) -> bytes:
 
 def image_record(preview: Preview) -> bytes:
     """A preview's picture as foxglove.CompressedImage, and beside it what only mien knows of it."""
-    return _encode(
-        {
-            "timestamp": _time(preview.t_ns),
-            "frame_id": "camera",
-            "data": preview.jpeg,
-            "format": "jpeg",
-            "session": preview.session,
-            "run": preview.run,
-            "seq": preview.seq,
-            "features_seq": preview.features_seq,
-            "width": preview.width,
-            "height": preview.height,
-            "landmarks": np.ascontiguousarray(preview.landmarks, "<f4").tobytes(),
-        }
-    )
+    fields = msgspec.structs.asdict(preview)
+    del fields["faces"], fields["chosen"]  # for the page alone
+    image = {"timestamp": _time(fields.pop("t_ns")), "frame_id": "camera", "data": fields.pop("jpeg"), "format": "jpeg"}
+    return _encode(image | fields | {"landmarks": np.ascontiguousarray(preview.landmarks, "<f4").tobytes()})
 
 
 def preview_of(data: bytes) -> Preview:
     """A recorded picture."""
-    record = _decode_image(data)
-    return Preview(
-        session=record.session,
-        run=record.run,
-        seq=record.seq,
-        t_ns=record.timestamp.ns,
-        features_seq=record.features_seq,
-        width=record.width,
-        height=record.height,
-        landmarks=np.frombuffer(record.landmarks, "<f4").reshape(-1, 2),
-        jpeg=record.data,
-    )
+    fields = msgspec.structs.asdict(_decode_image(data))
+    fields["landmarks"] = np.frombuffer(fields["landmarks"], "<f4").reshape(-1, 2)
+    return Preview(t_ns=fields.pop("timestamp").ns, jpeg=fields.pop("data"), **fields)
 
 
 def mesh_record(edges: bytes) -> bytes:
@@ -180,31 +160,16 @@ def mesh_edges_of(data: bytes) -> bytes:
 
 def sound_record(sound: Sound) -> bytes:
     """A piece of sound as foxglove.RawAudio, and beside it what only mien knows of it."""
-    return _encode(
-        {
-            "timestamp": _time(sound.t_start_ns),
-            "data": sound.pcm,
-            "format": "pcm-s16",
-            "sample_rate": sound.rate_hz,
-            "number_of_channels": 1,
-            "session": sound.session,
-            "run": sound.run,
-            "seq": sound.seq,
-        }
-    )
+    fields = msgspec.structs.asdict(sound)
+    audio = {"timestamp": _time(fields.pop("t_start_ns")), "data": fields.pop("pcm"), "format": "pcm-s16"}
+    return _encode(audio | {"sample_rate": fields.pop("rate_hz"), "number_of_channels": 1} | fields)
 
 
 def sound_of(data: bytes) -> Sound:
     """A recorded piece of sound."""
-    record = _decode_audio(data)
-    return Sound(
-        session=record.session,
-        run=record.run,
-        seq=record.seq,
-        t_start_ns=record.timestamp.ns,
-        rate_hz=record.sample_rate,
-        pcm=record.data,
-    )
+    fields = msgspec.structs.asdict(_decode_audio(data))
+    start_ns, rate_hz, pcm = fields.pop("timestamp").ns, fields.pop("sample_rate"), fields.pop("data")
+    return Sound(t_start_ns=start_ns, rate_hz=rate_hz, pcm=pcm, **fields)
 
 
 def schema_of(name: str) -> tuple[str, bytes]:

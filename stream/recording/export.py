@@ -14,7 +14,6 @@ import msgspec
 from mien.messages import EMOTIONS
 from mien.stream.recording.table import SpokenWord, Table, summarise
 
-FORMATS = ("csv", "json", "srt", "vtt")
 _PAUSE_S = 0.8  # a subtitle ends where nobody speaks for so long,
 _LONGEST_S = 5.0  # when it has been there for so long,
 _LONGEST_CHARS = 74  # or when it is full: two lines
@@ -26,7 +25,7 @@ _VTT_STYLE = """STYLE
 
 
 def export(table: Table, kind: str) -> str:
-    """A recording as text of one of FORMATS."""
+    """A recording as text: "csv", "json", "srt" or "vtt"."""
     return {"csv": _csv, "json": _json, "srt": _srt, "vtt": _vtt}[kind](table)
 
 

@@ -28,6 +28,7 @@ from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
 from tests.e2e.conftest import command
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -104,17 +105,6 @@ def bridge(kind: str, station: Station, *options: str) -> Iterator[subprocess.Po
         assert "Traceback" not in said
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    """What a condition returns once it holds."""
-    until_s = time.monotonic() + timeout_s
-    while time.monotonic() < until_s:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it never happened")
-
-
 def is_open(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -126,7 +116,7 @@ def web_port(station: Station) -> Iterator[int]:
     pytest.importorskip("starlette")
     port = free_ports(1)
     with bridge("ws", station, "--port", str(port), "--origin", "null"):
-        eventually(lambda: is_open(port))
+        wait_until(lambda: is_open(port))
         yield port
 
 
@@ -298,7 +288,7 @@ class TestMqtt:
                 process.terminate()
                 process.wait(10)
             running[:] = [subprocess.Popen([mosquitto, "-c", str(config)], stderr=subprocess.DEVNULL)]
-            eventually(lambda: is_open(port))
+            wait_until(lambda: is_open(port))
 
         start()
         yield port, start
@@ -352,7 +342,7 @@ class TestMqtt:
         finally:
             process.kill()
             process.wait(10)
-        eventually(lambda: self.retained(port, "mien/bridge")["mien/bridge"] == "offline")
+        wait_until(lambda: self.retained(port, "mien/bridge")["mien/bridge"] == "offline")
 
 
 @pytest.mark.parametrize(

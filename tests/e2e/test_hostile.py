@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.e2e.conftest import SAMPLE, command
 from tests.fuzz.mutation import mutate
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import split
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -43,12 +43,11 @@ def inference(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     assert b"Traceback" not in (tmp_path / "inference.log").read_bytes()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    def is_alive() -> None:
         assert process.poll() is None, "it died"
-        assert time.monotonic() < until_s, "it never happened"
-        time.sleep(0.01)
+
+    wait_until(condition, timeout_s=120, meanwhile=is_alive)
 
 
 def nonsense(chance: random.Random) -> list[bytes]:

@@ -19,6 +19,7 @@ from mien.config import load_config
 from mien.stream.modalities.audio import F0, F0_REFERENCE_HZ, PERIODICITY, create
 from mien.stream.modalities.base import Rows
 from tests.stream.sounds import spoken, tone, write_wav
+from tests.waiting import wait_until
 
 PATIENCE_S = 30.0
 MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if not shutil.which(name)]
@@ -68,13 +69,6 @@ class SoundServer:
 
     def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["pactl", *arguments], env=self.environment, capture_output=True, text=True)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.05)
 
 
 @pytest.fixture

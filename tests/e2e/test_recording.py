@@ -22,6 +22,7 @@ from mien.stream.bus.subscriber import Subscriber
 from mien.stream.recording.reader import open_recording
 from tests.e2e.conftest import SAMPLE, command
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]
 
@@ -103,9 +104,7 @@ def test_a_recorder_that_comes_late_and_is_killed_loses_a_second_at_most(port: i
     with running(*arguments), Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         await_predictions(subscriber, 60)
         with running("record", str(path), "--port", str(port)) as recorder:
-            until_s = time.monotonic() + 60
-            while not path.exists() and time.monotonic() < until_s:
-                await_predictions(subscriber, 1)
+            wait_until(path.exists, meanwhile=lambda: await_predictions(subscriber, 1))
             came = await_predictions(subscriber, 150)
             recorder.kill()
             killed_s = time.time()
@@ -157,9 +156,7 @@ def test_a_port_in_use_and_files_that_are_no_recordings_are_one_line(
     assert "exists; choose another name" in said
     nothing = tmp_path / "nothing.mcap"
     with running("record", str(nothing), "--port", str(port)) as recorder:
-        until_s = time.monotonic() + 60
-        while not nothing.exists() and time.monotonic() < until_s:
-            time.sleep(0.05)
+        wait_until(nothing.exists)
         recorder.send_signal(signal.SIGINT)
         said = recorder.communicate(timeout=60)[1]
         assert recorder.returncode == 12
@@ -218,9 +215,7 @@ def test_ctrl_c_closes_the_file_in_order(port: int, tmp_path: Path) -> None:
     with running(*arguments), Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         await_predictions(subscriber, 5)
         with running("record", str(path), "--port", str(port)) as recorder:
-            until_s = time.monotonic() + 60
-            while not path.exists() and time.monotonic() < until_s:
-                await_predictions(subscriber, 1)
+            wait_until(path.exists, meanwhile=lambda: await_predictions(subscriber, 1))
             await_predictions(subscriber, 30)
             recorder.send_signal(signal.SIGINT)
             said = recorder.communicate(timeout=60)[1]

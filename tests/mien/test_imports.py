@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -179,6 +180,35 @@ def test_a_subscriber_needs_the_base_install_only() -> None:
     code = f"import mien, json, sys; mien.subscribe; print(json.dumps(sorted(m for m in {HEAVY} if m in sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == ["zmq"]
+
+
+def test_folders_are_tied_by_few_imports() -> None:
+    """A folder is a room; an arrow is a folder that imports from another, however often."""
+    rooms = [path.parent for folder in FLOORS.values() for path in folder.rglob("__init__.py")]
+    names = {room_name(room): room for room in rooms}
+    arrows = set()
+    for room in rooms:
+        for path in room.glob("*.py"):
+            for name in mien_imports(path):
+                while name not in names:
+                    name = name.rpartition(".")[0]
+                arrows.add((room, names[name]))
+    assert len({(a, b) for a, b in arrows if a != b}) <= 150
+
+
+def room_name(folder: Path) -> str:
+    floor, top = max(((n, f) for n, f in FLOORS.items() if folder.is_relative_to(f)), key=lambda each: len(each[0]))
+    return ".".join((floor, *folder.relative_to(top).parts))
+
+
+def test_files_that_the_documents_name_are_there() -> None:
+    for document in (ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        text = document.read_text("utf-8")
+        for name in re.findall(r"`((?:src|models|engines|stream|tests|configs)/[a-z_/]+\.\w+)`", text):
+            assert (ROOT / name).exists(), f"{document.name} names {name}, which is not there"
+    path = (ROOT / "docs" / "how-it-works.md").read_text("utf-8").split("```text")[1].split("```")[0]
+    for name in re.findall(r"[a-z_]+/[a-z_]+\.py", path):
+        assert (ROOT / name).exists() or (ROOT / "stream" / name).exists(), f"the path of a frame names {name}"
 
 
 def test_every_package_is_packed() -> None:

@@ -33,7 +33,7 @@ from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.capture.choosing import Choosing
 from mien.stream.modalities.base import Faces, Modality
-from tests.stream.bus.test_sockets import wait_for
+from tests.waiting import wait_until
 
 CHOICE: dict[str, Any] = {"version": 1, "session": "default", "worker": "video", "nonce": "a1", "face": "largest"}
 
@@ -118,7 +118,7 @@ def test_other_subscribers_see_no_offers(port: int) -> None:
     set_up = config(port)
     with worker(set_up) as (publisher, _, _):
         receiver = Receiver(publisher.endpoint, (b"features/", b"status/"))
-        wait_for(lambda: b"status/" in publisher.subscriptions)
+        wait_until(lambda: b"status/" in publisher.subscriptions)
         with Chooser(publisher.endpoint, "video") as chooser:
             chooser.offer()
         time.sleep(0.2)
@@ -145,7 +145,7 @@ def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) 
         sender = zmq.Context.instance().socket(zmq.XSUB)
         sender.connect(publisher.endpoint)
         sender.send(frame)
-        wait_for(lambda: choosing.refused == 1)
+        wait_until(lambda: choosing.refused == 1)
         sender.send(b"{" + b" " * MAX_CHOICE_BYTES)  # libzmq cuts this connection, and the worker goes on
         with Chooser(publisher.endpoint, "video") as chooser:
             assert chooser.offer().used

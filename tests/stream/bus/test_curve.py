@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import host_of, is_guarded
 from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.sockets import Publisher, Receiver
+from tests.waiting import wait_until
 
 MESSAGE = [b"prediction/default/", b"\x01", b"{}"]
 
@@ -196,10 +196,3 @@ def test_hosts_of_endpoints() -> None:
     assert host_of("tcp://[fe80::1]:5560") == "fe80::1"
     assert host_of("tcp://camera.local:5560") == "camera.local"
     assert host_of("ipc:///tmp/x") == ""
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until_s, "it never happened"
-        time.sleep(0.01)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from zmq.utils import z85
 
 from mien.errors import KeysError
 from mien.stream.bus.keyring import Keyring, parse_public, to_hex
+from tests.waiting import wait_until
 
 PUBLIC = zmq.curve_keypair()[0].decode()
 
@@ -79,10 +79,7 @@ def test_a_machine_is_added_listed_and_revoked(tmp_path: Path) -> None:
     keyring, other = Keyring(tmp_path), Keyring(tmp_path)
     assert not other.is_allowed(PUBLIC)
     keyring.add("desk", to_hex(PUBLIC), host="10.0.0.2")
-    until_s = time.monotonic() + 5
-    while not other.is_allowed(PUBLIC):  # another process sees it without being told
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
+    wait_until(lambda: other.is_allowed(PUBLIC), "the key, of which another process is not told")
     assert other.key_of("10.0.0.2") == PUBLIC
     assert other.key_of("10.0.0.3") is None
     keyring.revoke("desk")

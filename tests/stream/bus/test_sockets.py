@@ -16,18 +16,14 @@ from mien.config import BusConfig
 from mien.errors import BusError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.bus.sockets import Publisher, Receiver
+from tests.waiting import wait_until
 
 CONFIG = BusConfig(high_water_mark=8)
 
 
-def wait_for(condition: Callable[[], object], publisher: Publisher | None = None, timeout_s: float = 10.0) -> None:
-    """Until a condition holds; the publisher answers subscriptions meanwhile."""
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, "it never happened"
-        if publisher is not None:
-            publisher.service()
-        time.sleep(0.001)
+def wait_for(condition: Callable[[], object], publisher: Publisher | None = None) -> None:
+    """`wait_until`, while a publisher answers subscriptions."""
+    wait_until(condition, meanwhile=publisher.service if publisher is not None else None)
 
 
 def message(number: int, topic: bytes = b"prediction/default/") -> list[bytes]:
@@ -46,7 +42,7 @@ def test_a_late_subscriber_gets_the_last_value_of_each_topic(port: int) -> None:
         got.update({frames[0]: frames[2] for frames in receiver.drain()})
         return len(got) == 2
 
-    wait_for(both, publisher)
+    wait_until(both, meanwhile=publisher.service)
     assert got == {b"prediction/default/": b"2", b"status/default/video": b"20"}
     receiver.close()
     publisher.close()
@@ -58,7 +54,7 @@ def test_a_subscriber_gets_only_its_topics(port: int) -> None:
     publisher.send(message(2, b"prediction/mine/"))
     receiver = Receiver(publisher.endpoint, (b"prediction/mine/",))
     got: list[list[bytes]] = []
-    wait_for(lambda: got.extend(receiver.drain()) or got, publisher)
+    wait_until(lambda: got.extend(receiver.drain()) or got, meanwhile=publisher.service)
     assert {frames[0] for frames in got} == {b"prediction/mine/"}
     receiver.close()
     publisher.close()
@@ -68,7 +64,7 @@ def test_a_stalled_subscriber_loses_messages_and_costs_the_publisher_nothing(por
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     stalled = Receiver(publisher.endpoint, (b"prediction/",), high_water_mark=4)
     reader = Receiver(publisher.endpoint, (b"prediction/",), high_water_mark=4)
-    wait_for(lambda: publisher.subscriptions.get(b"prediction/") == 2, publisher)
+    wait_until(lambda: publisher.subscriptions.get(b"prediction/") == 2, meanwhile=publisher.service)
     big = b"x" * 65_536
     got = 0
     for number in range(500):
@@ -82,7 +78,7 @@ def test_a_stalled_subscriber_loses_messages_and_costs_the_publisher_nothing(por
     def arrived() -> bool:
         return any(frames[1] == b"newest" for frames in reader.drain()) or publisher.send(newest) is not None
 
-    wait_for(arrived, publisher)
+    wait_until(arrived, meanwhile=publisher.service)
     assert len(list(stalled.drain(1000))) < 500, "the queue of a subscriber that does not read is bounded"
     for endpoint in (stalled, reader):
         endpoint.close()
@@ -94,7 +90,7 @@ def test_lossless_waits_for_a_slow_subscriber(port: int) -> None:
 
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG, lossless=True)
     receiver = Receiver(publisher.endpoint, (b"features/",), high_water_mark=4)
-    wait_for(lambda: publisher.has_subscriber(b"features/default/audio"))
+    wait_until(lambda: publisher.has_subscriber(b"features/default/audio"))
     payload = b"x" * 32_768
     numbers: list[int] = []
 
@@ -120,7 +116,7 @@ def test_a_receiver_outlives_its_publisher(port: int) -> None:
         publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
         publisher.send(message(number))
         got: list[bytes] = []
-        wait_for(lambda g=got: g.extend(f[2] for f in receiver.drain()) or g, publisher)  # type: ignore[misc]
+        wait_until(lambda g=got: g.extend(f[2] for f in receiver.drain()) or g, meanwhile=publisher.service)  # type: ignore[misc]
         assert got[-1] == str(number).encode()
         publisher.close()
     receiver.close()
@@ -158,7 +154,7 @@ def test_a_storm_of_subscriptions_does_not_multiply_messages(port: int) -> None:
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     publisher.send(message(1))
     receiver = Receiver(publisher.endpoint, (b"",), high_water_mark=1000)
-    wait_for(lambda: publisher.subscriptions, publisher)
+    wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
     began_s = time.monotonic()
     count = 0
     for _ in range(2000):
@@ -187,7 +183,7 @@ def test_a_receiver_gets_over_a_stranger_on_the_port(port: int) -> None:
                 pass
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     publisher.send(message(1))
-    wait_for(lambda: list(receiver.drain()), publisher)
+    wait_until(lambda: list(receiver.drain()), meanwhile=publisher.service)
     receiver.close()
     publisher.close()
 
@@ -195,7 +191,7 @@ def test_a_receiver_gets_over_a_stranger_on_the_port(port: int) -> None:
 def test_a_message_that_is_too_long_silences_its_sender_for_a_moment_only(port: int) -> None:
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     receiver = Receiver(publisher.endpoint, (b"",))
-    wait_for(lambda: publisher.subscriptions, publisher)
+    wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
     publisher.send([b"features/default/vision", b"x" * (6 << 20)], keep=False)
     got: list[list[bytes]] = []
 
@@ -204,8 +200,8 @@ def test_a_message_that_is_too_long_silences_its_sender_for_a_moment_only(port: 
         got.extend(receiver.drain())
         return bool(got)
 
-    wait_for(lambda: not publisher.subscriptions, publisher)
-    wait_for(arrived, publisher)
+    wait_until(lambda: not publisher.subscriptions, meanwhile=publisher.service)
+    wait_until(arrived, meanwhile=publisher.service)
     assert all(len(frames) == 3 for frames in got)
     receiver.close()
     publisher.close()
@@ -231,14 +227,14 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
     before_mb = process.memory_info().rss / 2**20
     attacker = subprocess.Popen([sys.executable, "-c", _FLOOD, publisher.endpoint, prefix])
     try:
-        wait_for(lambda: publisher.subscription_flood_resets, publisher, timeout_s=60)
+        wait_until(lambda: publisher.subscription_flood_resets, meanwhile=publisher.service)
         receiver = Receiver(publisher.endpoint, (b"prediction/",))
 
         def arrived() -> bool:
             publisher.send(message(1))
             return bool(list(receiver.drain()))
 
-        wait_for(arrived, publisher, timeout_s=60)
+        wait_until(arrived, meanwhile=publisher.service)
         assert len(publisher.subscriptions) <= 1024
         # All of them take 466 MB.
         assert process.memory_info().rss / 2**20 < before_mb + 250
@@ -256,7 +252,7 @@ def test_receivers_that_were_forgotten_are_in_nobodys_way(port: int) -> None:
     time.sleep(0.2)
     publisher = Publisher("tcp://127.0.0.1:*", BusConfig())
     receiver = Receiver(publisher.socket.get_string(zmq.LAST_ENDPOINT), (b"",))
-    wait_for(lambda: publisher.subscriptions, publisher)
+    wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
     receiver.close()
     receiver.close()
     assert receiver.socket.closed
@@ -271,6 +267,6 @@ def test_a_receiver_closed_while_it_tries_to_connect_is_in_nobodys_way(port: int
             receiver.close()
     publisher = Publisher("tcp://127.0.0.1:*", BusConfig())
     receiver = Receiver(publisher.socket.get_string(zmq.LAST_ENDPOINT), (b"",))
-    wait_for(lambda: publisher.subscriptions, publisher)
+    wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
     receiver.close()
     publisher.close()

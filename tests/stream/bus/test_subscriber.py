@@ -21,8 +21,8 @@ from mien.messages import Prediction
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import encode_prediction, encode_status
-from tests.stream.bus.test_sockets import wait_for
 from tests.stream.bus.test_wire import PREDICTION, STATUS
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def numbered(seq: int, run: int = 1) -> Prediction:
 
 def collect(publisher: Publisher, subscriber: Subscriber, count: int) -> list[Prediction]:
     got: list[Prediction] = []
-    wait_for(lambda: got.extend(subscriber.poll()) or len(got) >= count, publisher)
+    wait_until(lambda: got.extend(subscriber.poll()) or len(got) >= count, meanwhile=publisher.service)
     return got
 
 
 def test_predictions_arrive_once_and_in_order_though_the_last_is_sent_again(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint) as subscriber:
-        wait_for(lambda: publisher.subscriptions, publisher)
+        wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         for seq in range(5):
             publisher.send(encode_prediction(numbered(seq)))
         assert [p.seq for p in collect(publisher, subscriber, 5)] == list(range(5))
@@ -76,7 +76,7 @@ def test_predictions_arrive_once_and_in_order_though_the_last_is_sent_again(publ
 
 def test_gaps_are_counted_and_a_restart_is_none(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint) as subscriber:
-        wait_for(lambda: publisher.subscriptions, publisher)
+        wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         for seq, run in ((0, 1), (1, 1), (5, 1), (0, 2), (1, 2)):
             publisher.send(encode_prediction(numbered(seq, run)))
         collect(publisher, subscriber, 5)
@@ -87,13 +87,13 @@ def test_what_was_lost_last_is_told_from_silence(publisher: Publisher) -> None:
     """Inference says how far it has counted: no prediction after the missing ones is needed to know of them."""
     inference = msgspec.structs.replace(STATUS, worker="inference", run=1)
     with Subscriber(publisher.endpoint) as subscriber:
-        wait_for(lambda: publisher.subscriptions, publisher)
+        wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         publisher.send(encode_prediction(numbered(0)))
         publisher.send(encode_status(msgspec.structs.replace(inference, next_seq=1)))
-        wait_for(lambda: subscriber.poll() is None or "inference" in subscriber.statuses, publisher)
+        wait_until(lambda: subscriber.poll() is None or "inference" in subscriber.statuses, meanwhile=publisher.service)
         assert subscriber.lost == 0, "it is silent, and nothing is missing"
         publisher.send(encode_status(msgspec.structs.replace(inference, next_seq=4)))
-        wait_for(lambda: subscriber.poll() is None or subscriber.lost, publisher)
+        wait_until(lambda: subscriber.poll() is None or subscriber.lost, meanwhile=publisher.service)
         assert subscriber.lost == 3
         publisher.send(encode_status(msgspec.structs.replace(inference, run=2, next_seq=9)))
         publisher.send(encode_prediction(numbered(4)))
@@ -103,7 +103,7 @@ def test_what_was_lost_last_is_told_from_silence(publisher: Publisher) -> None:
 
 def test_garbage_is_refused_and_counted_and_the_rest_arrives(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint) as subscriber:
-        wait_for(lambda: publisher.subscriptions, publisher)
+        wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         publisher.send([b"prediction/default/", b"\x01", b"{nonsense"], keep=False)
         publisher.send([b"prediction/default/", b"\x63", b"{}"], keep=False)
         publisher.send([b"status/default/video", b"\x01"], keep=False)
@@ -116,7 +116,7 @@ def test_garbage_is_refused_and_counted_and_the_rest_arrives(publisher: Publishe
 
 def test_newest_only_skips_and_counts(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint, newest_only=True) as subscriber:
-        wait_for(lambda: publisher.subscriptions, publisher)
+        wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         for seq in range(10):
             publisher.send(encode_prediction(numbered(seq)))
         time.sleep(0.3)
@@ -127,7 +127,7 @@ def test_newest_only_skips_and_counts(publisher: Publisher) -> None:
 
 def test_one_session_only(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint, session="mine") as subscriber:
-        wait_for(lambda: publisher.subscriptions, publisher)
+        wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         publisher.send(encode_prediction(msgspec.structs.replace(PREDICTION, session="other")))
         publisher.send(encode_prediction(msgspec.structs.replace(PREDICTION, session="mine")))
         assert [p.session for p in collect(publisher, subscriber, 1)] == ["mine"]

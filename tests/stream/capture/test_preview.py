@@ -22,6 +22,7 @@ from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.capture.preview import PreviewPublisher
 from mien.stream.modalities.base import Picture
 from tests.stream.pictures import portrait
+from tests.waiting import wait_until
 
 EDGES = np.array([(0, 1), (1, 2)], np.uint16)
 FRAME_NS = 33_333_333
@@ -47,10 +48,7 @@ class Camera:
             self.settle()
 
     def settle(self) -> None:
-        until_s = time.monotonic() + 10
-        while self.previews.is_busy and time.monotonic() < until_s:
-            self.previews.deliver()
-            time.sleep(0.0005)
+        wait_until(lambda: not self.previews.is_busy, meanwhile=self.previews.deliver)
 
 
 def config(preview: str = "picture", *, fast: bool = False) -> Config:
@@ -69,10 +67,7 @@ def publisher() -> Iterator[Publisher]:
 def connect(publisher: Publisher, *prefixes: bytes) -> Receiver:
     """A receiver whose subscriptions have arrived."""
     receiver = Receiver(publisher.endpoint, prefixes)
-    until_s = time.monotonic() + 5
-    while not all(prefix in publisher.subscriptions for prefix in prefixes) and time.monotonic() < until_s:
-        publisher.service()
-        time.sleep(0.01)
+    wait_until(lambda: all(p in publisher.subscriptions for p in prefixes), meanwhile=publisher.service)
     return receiver
 
 
@@ -151,10 +146,7 @@ def test_a_watcher_who_leaves_ends_it(publisher: Publisher) -> None:
     sent = filming.previews.sent
     assert sent
     receiver.close()
-    until_s = time.monotonic() + 5
-    while publisher.subscriptions and time.monotonic() < until_s:
-        publisher.service()
-        time.sleep(0.01)
+    wait_until(lambda: not publisher.subscriptions, meanwhile=publisher.service)
     filming.film(30)
     assert filming.previews.sent == sent
 

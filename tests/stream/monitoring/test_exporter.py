@@ -25,6 +25,7 @@ from mien.stream.bus.wire import encode_prediction, encode_status
 from mien.stream.monitoring.exporter import Exporter
 from mien.stream.monitoring.notify import ServiceManager
 from tests.stream.bus.test_wire import PREDICTION, STATUS
+from tests.waiting import wait_until
 
 PATIENCE_S = 30.0
 INFERENCE = msgspec.structs.replace(STATUS, worker="inference", state="running", last_error=None)
@@ -114,9 +115,8 @@ def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter)
     station.statuses = [measured, video, supervisor]
     condition = health(exporter, "ok")
     assert condition["problems"] == []
-    until_s = time.monotonic() + PATIENCE_S
-    while ("mien_process_restarts_total", ("video",)) not in (seen := figures(exporter)):
-        assert time.monotonic() < until_s
+    wait_until(lambda: ("mien_process_restarts_total", ("video",)) in figures(exporter))
+    seen = figures(exporter)
     assert seen["mien_up", (PREDICTION.session,)] == 1
     assert seen["mien_process_restarts_total", ("video",)] == 3
     assert seen["mien_clock_offset_seconds", ("video",)] == 3
@@ -127,8 +127,7 @@ def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter)
     assert before > 0
     assert seen["mien_latency_seconds_bucket", ("0.015", "total")] == seen["mien_latency_seconds_count", ("total",)]
     assert seen["mien_latency_seconds_bucket", ("0.01", "total")] == 0
-    while figures(exporter)["mien_predictions_total", ()] <= before:
-        assert time.monotonic() < until_s
+    wait_until(lambda: figures(exporter)["mien_predictions_total", ()] > before)
 
 
 def test_what_is_amiss_is_said_and_its_end_too(station: Station, exporter: Exporter) -> None:

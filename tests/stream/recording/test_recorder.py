@@ -28,6 +28,7 @@ from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.recorder import Recorder
 from tests.stream.recording.sessions import ABOUT, START_NS, live
+from tests.waiting import wait_until
 
 STATUS = Status(session="default", worker="video", run=1, t_ns=START_NS, state="running", pid=1)
 EVENTS = [what for _, what in live(4)]
@@ -50,10 +51,7 @@ class Bus:
         time.sleep(0.0005)
 
     def await_subscriber(self, topics: dict[str, bytes]) -> None:
-        until_s = time.monotonic() + 20
-        while not all(self.sockets[name].has_subscriber(topic) for name, topic in topics.items()):
-            assert time.monotonic() < until_s
-            time.sleep(0.01)
+        wait_until(lambda: all(self.sockets[name].has_subscriber(topic) for name, topic in topics.items()))
 
     def close(self) -> None:
         for socket in self.sockets.values():
@@ -95,10 +93,7 @@ def test_what_is_published_is_in_the_file_once(bus: Bus, tmp_path: Path) -> None
             bus.send(what)
         # Somebody else subscribes, and everybody is sent the last values again.
         other = Receiver(bus.config.address(), (b"",))
-        until_s = time.monotonic() + 10
-        while time.monotonic() < until_s and not list(other.drain()):
-            bus.sockets["inference"].service()
-            time.sleep(0.01)
+        wait_until(lambda: list(other.drain()), meanwhile=bus.sockets["inference"].service)
         other.close()
     predictions = [what for what in EVENTS if isinstance(what, Prediction)]
     assert list(open_recording(path).predictions()) == predictions
@@ -142,10 +137,7 @@ def test_a_recorder_in_a_process_of_its_own_says_how_far_it_is_and_closes_its_fi
     path = tmp_path / "a.mcap"
     bus.sockets["inference"].send(encode_about(ABOUT))
     recorder = RecorderProcess(path, bus.config, "default")
-    until_s = time.monotonic() + 60
-    while not recorder.wait_recording(0.05):
-        bus.sockets["inference"].service()
-        assert time.monotonic() < until_s, recorder.state
+    wait_until(lambda: recorder.wait_recording(0.05), "the recorder", meanwhile=bus.sockets["inference"].service)
     for what in EVENTS:
         bus.send(what)
     ended = recorder.stop()
@@ -154,8 +146,7 @@ def test_a_recorder_in_a_process_of_its_own_says_how_far_it_is_and_closes_its_fi
     assert not open_recording(path).cut_off
     assert ended.predictions == len(list(open_recording(path).predictions())) > 0
     again = RecorderProcess(path, bus.config)
-    while again.is_running and time.monotonic() < until_s + 60:
-        time.sleep(0.05)
+    wait_until(lambda: not again.is_running)
     assert again.stop().state == "failed"
     assert "exists; choose another name" in str(again.state.error)
 

@@ -1,0 +1,31 @@
+"""Waiting in tests for what other processes and threads do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
+
+
+def wait_until(
+    condition: Callable[[], _Value],
+    what: str = "the condition",
+    *,
+    timeout_s: float = 60.0,
+    meanwhile: Callable[[], object] | None = None,
+) -> _Value:
+    """What a condition returns once it is true.
+
+    Args:
+        what: named in the failure. timeout_s: far more than it takes on a machine that is busy.
+        meanwhile: called between two looks.
+    """
+    until_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < until_s, f"{what} did not come within {timeout_s:g} s"
+        if meanwhile is not None:
+            meanwhile()
+        time.sleep(0.01)
+    return value
