@@ -27,7 +27,7 @@ _EXPLANATIONS = (
     (
         "The numbers",
         "They describe the last five seconds: what the face, the voice and the words express, as people labelled it in"
-        " recordings. They do not say what somebody feels. Sentiment goes from −3 (negative) to +3 (positive);"
+        " recordings. They do not say what a person feels. Sentiment goes from −3 (negative) to +3 (positive);"
         " “sure” is the probability that the top emotion is right; the shares say how much the face, the voice and the"
         " words counted.",
     ),

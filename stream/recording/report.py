@@ -49,7 +49,7 @@ def report(table: Table) -> str:
         _transcript(table),
         f"<div class=two>{_latency(figures, table)}{_made_by(table, figures)}</div>",
         "<p class=note>mien estimates what a face, a voice and words express, as people labelled it in corpora of "
-        "mostly acted speech. It does not know what somebody feels, and must not be used to decide anything about a "
+        "mostly acted speech. It does not know what a person feels, and must not be used to decide anything about a "
         "person.</p>",
     ]
     label = f" content='mien {mien.__version__}'"
@@ -173,7 +173,7 @@ def _swatch(value: float) -> str:
 
 
 def _tint(sentiment: float | None) -> str:
-    """From red over grey to blue, which everybody can tell apart; white where there is none."""
+    """From red over grey to blue, which colour-blind readers can tell apart, too; white where there is none."""
     if sentiment is None:
         return "#fff"
     share = min(abs(sentiment) / 2.0, 1.0)

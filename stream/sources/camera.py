@@ -298,7 +298,7 @@ class DeviceCamera:
 
     def read(self) -> Frame:
         if not self._capture.grab():
-            raise SourceError(f"{self._name} has stopped to deliver pictures; connect it again")
+            raise SourceError(f"{self._name} has stopped delivering pictures; connect it again")
         now_ns = self._clock.now_ns()
         t_ns = driver_time_ns(self._capture.get(cv2.CAP_PROP_POS_MSEC), time.monotonic_ns(), now_ns)
         ok, image = self._capture.retrieve()

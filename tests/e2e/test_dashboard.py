@@ -120,7 +120,7 @@ def test_the_page_explains_itself(station: tuple[int, Program, str], open_page: 
     page.tab.keyboard.press("?")
     panel = page.tab.locator(".js-help-dialog")
     panel.wait_for(state="visible")
-    assert "do not say what somebody feels" in panel.inner_text()
+    assert "do not say what a person feels" in panel.inner_text()
     page.tab.keyboard.press("Escape")
     panel.wait_for(state="hidden")
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import command
+from mien.stream.bus.subscriber import Subscriber
+from tests.e2e.conftest import SAMPLE, command
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -65,3 +69,23 @@ def test_a_subscriber_that_never_reads_costs_the_others_nothing(tmp_path: Path) 
     # Of 150: on a machine that is busy, one or two are under way when it ends.
     assert results["share of predictions, worst fast subscriber"] >= 0.95
     assert results["age at slow subscribers_ms"]["n"] > 20
+
+
+def test_a_signal_steps_the_time_of_day_of_one_process(port: int) -> None:
+    """What chaos does to a worker, done to the supervisor: it says so, and session time goes on unmoved."""
+    arguments = ("run", "--clip", str(SAMPLE), "--loop", "--asr", "none", "--quiet", "--port", str(port))
+    stepped = [sys.executable, "-m", "mien.stream.bench.stepped", *arguments]
+    session = subprocess.Popen(stepped, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
+            wait_until(lambda: subscriber.wait(0.2) and "supervisor" in subscriber.statuses, timeout_s=180)
+            assert subscriber.statuses["supervisor"].detail["clock_step_ms"] == 0
+            before_ns = subscriber.statuses["supervisor"].t_ns
+            session.send_signal(signal.SIGUSR1)
+            wait_until(lambda: subscriber.wait(0.2) and subscriber.statuses["supervisor"].detail["clock_step_ms"])
+            after = subscriber.statuses["supervisor"]
+        assert abs(int(after.detail["clock_step_ms"] or 0) - 3_600_000) < 1000
+        assert 0 < after.t_ns - before_ns < 300e9
+    finally:
+        session.terminate()
+        session.wait(30)

@@ -85,7 +85,7 @@ def asset_path(
         )
     if config.offline:
         raise AssetError(
-            f"asset `{name}`: {state.problem}, and `assets.offline` forbids to fetch it; run `mien assets {name}` "
+            f"asset `{name}`: {state.problem}, and `assets.offline` forbids fetching it; run `mien assets {name}` "
             f"while there is a network, or point `assets.paths.{name}` to a copy"
         )
     return fetch(name, config, progress, manifest)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import stat
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +11,12 @@ import pytest
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import DataError
-from mien.messages import Prediction
 from mien.models.data.corpora import read_corpus
-from mien.stream.bus.preview import Preview
-from mien.stream.bus.sound import Sound
-from mien.stream.bus.wire import encode_prediction
-from mien.stream.recording import channels
 from mien.stream.recording.labels import LabelFile
 from mien.stream.recording.reader import open_recording
-from mien.stream.recording.scrubbing import Scrubber
 from mien.stream.recording.stretch import _rows, spoken_words
-from mien.stream.recording.table import read_table, zero_ns_of
-from mien.stream.recording.writer import RecordingWriter
-from tests.stream.recording.sessions import START_NS, live, messages, write
+from mien.stream.recording.table import zero_ns_of
+from tests.stream.recording.sessions import live, messages, write
 
 
 @pytest.fixture
@@ -129,45 +120,3 @@ def test_the_rows_of_a_stretch_are_those_that_were_made_live(path: Path) -> None
     assert words == sorted(set(words), key=words.index)
     assert len(words) in (3, 4)
     assert (np.diff(times_ns) == 800 * NS_PER_MS).all()
-
-
-def test_scrubbing_shows_the_nearest_picture_and_gives_the_very_samples(tmp_path: Path) -> None:
-    writer = RecordingWriter(tmp_path / "a.mcap")
-    first = next(what for _, what in live(2) if isinstance(what, Prediction))
-    writer.write(channels.PREDICTION, encode_prediction(first)[2], START_NS, first.t_end_ns)
-    zero_ns = first.t_end_ns
-    for number in range(10):
-        t_ns = zero_ns + number * 100 * NS_PER_MS
-        preview = Preview(
-            session="default", run=1, seq=number, t_ns=t_ns, features_seq=number, width=8, height=8,
-            landmarks=np.zeros((0, 2), np.float32), jpeg=bytes([number]),
-        )  # fmt: skip
-        log_ns = t_ns + 70 * NS_PER_MS
-        writer.write(channels.VIDEO, channels.image_record(preview), log_ns, t_ns)
-        samples = np.arange(number * 1600, (number + 1) * 1600, dtype="<i2")
-        sound = Sound(session="default", run=1, seq=number, t_start_ns=t_ns, rate_hz=16_000, pcm=samples.tobytes())
-        writer.write(channels.AUDIO, channels.sound_record(sound), log_ns, t_ns)
-    writer.close()
-    scrubber = Scrubber(tmp_path / "a.mcap")
-    assert scrubber.has_pictures
-    assert scrubber.has_sound
-    for t_s, number in ((0.0, 0), (0.34, 3), (0.37, 4), (1.2, 9)):
-        picture = scrubber.picture_at(t_s)
-        assert picture is not None
-        assert picture.jpeg == bytes([number])
-    assert scrubber.picture_at(5.0) is None
-    sound = scrubber.sound_between(0.25, 0.5)
-    assert sound is not None
-    with wave.open(io.BytesIO(sound)) as file:
-        heard = np.frombuffer(file.readframes(16_000), "<i2")
-        assert (file.getframerate(), file.getnchannels()) == (16_000, 1)
-    np.testing.assert_array_equal(heard, np.arange(4000, 8000))
-
-
-def test_scrubbing_a_recording_without_pictures_and_sound(path: Path) -> None:
-    scrubber = Scrubber(path)
-    assert scrubber.table.rows == read_table(path).rows
-    assert not scrubber.has_pictures
-    assert not scrubber.has_sound
-    assert scrubber.picture_at(3.0) is None
-    assert scrubber.sound_between(1.0, 2.0) is None
