@@ -26,7 +26,6 @@ def published_config(config: Config) -> dict[str, Any]:
         return _CREDENTIALS.sub("", value) if isinstance(value, str) else value
 
     tree: dict[str, Any] = clean(msgspec.to_builtins(config))
-    tree["dashboard"].pop("token", None)
     tree.get("dashboard", {}).pop("token", None)
     return tree
 

@@ -23,7 +23,7 @@ class Report:
 
     Attributes:
         restarts: how often each process was started again.
-        faults: per process that is not well, why.
+        faults: per faulty process, why.
         last_error: the newest of them, also when it is over.
         recording_error: why the session is not recorded any more, if it was to be.
     """
@@ -40,8 +40,8 @@ class Report:
         self._wall_step_ns = 0
         self._resources = ResourceMeter()
 
-    def blame(self, worker: str, fault: str) -> None:
-        """A process is not well."""
+    def add_fault(self, worker: str, fault: str) -> None:
+        """A process is faulty, late or dead."""
         self.faults[worker] = self.last_error = fault
 
     def wall_step(self) -> str | None:

@@ -208,7 +208,7 @@ class Supervisor:
 
     def _mark_unhealthy(self, worker: str, fault: str, *, dead: bool) -> None:
         """Report a faulty process, and have its modality masked."""
-        self._report.blame(worker, fault)
+        self._report.add_fault(worker, fault)
         if worker != "inference":
             status = self._report.of_worker(worker, "failed" if dead else "degraded")
             self._order(Order(status=status, worker=worker, fault=fault, dead=dead))

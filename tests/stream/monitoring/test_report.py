@@ -36,7 +36,7 @@ def test_a_step_of_the_wall_clock_is_said_once_and_moves_nothing() -> None:
 def test_a_session_is_as_well_as_its_processes() -> None:
     report = Report("s", Clock())
     assert report.of_session({"video": "running", "text": "ended"}).state == "running"
-    report.blame("video", "the video process died")
+    report.add_fault("video", "the video process died")
     report.restarts["video"] += 1
     degraded = report.of_session({"video": "down", "text": "running"})
     assert degraded.state == "degraded"
