@@ -28,7 +28,7 @@ from mien.engines.apart import do_apart
 from mien.engines.base import Artifact, Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
-from mien.files import write_file
+from mien.files import sha256_of, write_file
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _compile(
     manifest = Manifest(
         format=FORMAT,
         identity=identity,
-        files={path.name: _sha256(path) for path in _files(folder)},
+        files={path.name: sha256_of(path) for path in _files(folder)},
         compile_s=round(time.perf_counter() - started, 3),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -233,7 +233,7 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
     manifest = _read_manifest(folder)
     if manifest is None:
         raise EngineError("its manifest is missing or damaged")
-    if {path.name: _sha256(path) for path in _files(folder)} != manifest.files:
+    if {path.name: sha256_of(path) for path in _files(folder)} != manifest.files:
         raise EngineError("its files are not the ones that were stored")
     engine = backend.load(Artifact(network, precision, folder), threads)
     Golden.load(folder / GOLDEN).check(engine, precision)
@@ -285,7 +285,7 @@ def _share_files(folder: Path, root: Path) -> None:
         twin = known.get(digest)
         # A damaged file, or one on a disk without links, stays.
         with contextlib.suppress(OSError):
-            if twin is not None and _sha256(twin) == digest:
+            if twin is not None and sha256_of(twin) == digest:
                 linked = folder / f".{name}.link"
                 linked.hardlink_to(twin)
                 linked.replace(folder / name)
@@ -300,8 +300,3 @@ def _read_manifest(folder: Path) -> Manifest | None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.iterdir()) if path.name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -114,11 +114,7 @@ def _origin(checkpoint: Checkpoint, part: str, batch: int | None = None) -> Orig
 
 def _window_example(checkpoint: Checkpoint, spec: ModalitySpec) -> tuple[Array, Array]:
     """A window drawn from the training set's mean and deviation, its oldest quarter not observed."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint.path, framework="np") as tensors:
-        mean = tensors.get_tensor(f"encoders.{spec.name}.mean")
-        std = tensors.get_tensor(f"encoders.{spec.name}.std")
+    mean, std = checkpoint.normalisation(spec.name)
     mask = np.ones((1, spec.steps), np.float32)
     mask[:, : spec.steps // 4] = 0
     rows = mean + std * np.random.default_rng(0).standard_normal((1, spec.steps, spec.dim))

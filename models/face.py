@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mien.errors import CheckpointError
 from mien.messages import EMOTIONS
-from mien.models.weights.tensors import write_tensors
+from mien.models.weights.tensors import read_tensors, write_tensors
 
 _METADATA = "mien-face"
 
@@ -132,12 +131,7 @@ def load_face(path: Path) -> FaceCNN:
     Raises:
         CheckpointError: no such file, no face weights, or weights that do not fit their config.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read face weights {path}: {error}") from error
+    tensors, metadata = read_tensors(path, "face weights", CheckpointError)
     if _METADATA not in metadata:
         raise CheckpointError(f"{path} holds no face weights")
     try:

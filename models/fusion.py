@@ -240,14 +240,14 @@ class Reliability(nn.Module):
         logits = []
         for m in hidden:
             others = [n for n in hidden if n != m]
-            said, company = torch.zeros_like(likely[m]), torch.zeros_like(available[m])
+            consensus, company = torch.zeros_like(likely[m]), torch.zeros_like(available[m])
             for n in others:
-                said = said + trust[n][:, None] * likely[n]
+                consensus = consensus + trust[n][:, None] * likely[n]
                 company = torch.maximum(company, available[n])
-            said = said / said.sum(-1, keepdim=True).clamp(min=1e-6)
-            agreement = (said * likely[m]).sum(-1, keepdim=True)
-            heard = self.company[m](torch.cat([likely[m], said, agreement, apart], -1))[:, 0]
-            logits.append(own[m] + heard * company)
+            consensus = consensus / consensus.sum(-1, keepdim=True).clamp(min=1e-6)
+            agreement = (consensus * likely[m]).sum(-1, keepdim=True)
+            correction = self.company[m](torch.cat([likely[m], consensus, agreement, apart], -1))[:, 0]
+            logits.append(own[m] + correction * company)
         logit = torch.stack(logits, -1)
         present = torch.stack(list(available.values()), -1)
         return Judgement(

@@ -323,11 +323,11 @@ def _read_faces(path: Path) -> Corpus:
     for row, own in enumerate(faces.labels):
         item = CorpusItem(f"{path.stem}_{row:05d}", split, image=row, emotion=own)
         if faces.votes is not None:
-            said = vote(faces.votes[row])
-            if isinstance(said, str):
-                skipped.append((item.id, said))
+            voted = vote(faces.votes[row])
+            if isinstance(voted, str):
+                skipped.append((item.id, voted))
                 continue
-            item = replace(item, emotion=said.emotion, emotions=said.shares, own_emotion=own)
+            item = replace(item, emotion=voted.emotion, emotions=voted.shares, own_emotion=own)
         elif own is None:
             skipped.append((item.id, "no label"))
             continue

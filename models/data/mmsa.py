@@ -80,7 +80,7 @@ class _Array:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """What was unpickled, with arrays made of what was said of them."""
+    """The unpickled value, with its arrays made."""
     if depth > _MAX_DEPTH:
         raise DataError("it is nested too deeply")
     if isinstance(value, _Array):
@@ -125,6 +125,11 @@ class _ArraysOnly(pickle._Unpickler):
         if stand_in is None:
             raise DataError(f"the pickle wants to run {module}.{name}, which is no array; it is refused")
         return stand_in
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by its suffix."""
+    return path.suffix.lower() in (".pkl", ".pickle")
 
 
 def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:

@@ -55,14 +55,14 @@ def natural(
 def _summary(
     rows: Sequence[tuple[int, float, np.ndarray[Any, np.dtype[np.float64]]]], names: Sequence[str]
 ) -> dict[str, Any]:
-    said = np.array([row[0] for row in rows])
+    predicted = np.array([row[0] for row in rows])
     confidence = np.array([row[1] for row in rows])
     shares = np.stack([row[2] for row in rows]).mean(0)
     return {
         "seconds": len(rows),
-        "neutral": float((said == NEUTRAL).mean()),
-        "sure_and_wrong": float(((said != NEUTRAL) & (confidence > SURE)).mean()),
+        "neutral": float((predicted == NEUTRAL).mean()),
+        "sure_and_wrong": float(((predicted != NEUTRAL) & (confidence > SURE)).mean()),
         "confidence": float(confidence.mean()),
-        "said": {name: float((said == k).mean()) for k, name in enumerate(EMOTIONS)},
+        "said": {name: float((predicted == k).mean()) for k, name in enumerate(EMOTIONS)},
         "shares": dict(zip(names, shares.tolist(), strict=True)),
     }

@@ -71,7 +71,7 @@ def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(metrics["labels"])), metrics["labels"], rotation=45, ha="right")
     axes.set_yticks(range(len(counts)), [f"{name} ({n})" for name, n in zip(truths, counts.sum(1), strict=True)])
-    axes.set_xlabel("said")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     axes.set_title(f"{corpus}: UAR {metrics['uar']:.3f}, {metrics['count']} items")
     for (row, column), share in np.ndenumerate(shares):

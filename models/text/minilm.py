@@ -15,12 +15,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mien.errors import AssetError, CheckpointError
-from mien.models.weights.tensors import write_tensors
+from mien.models.weights.tensors import read_tensors, write_tensors
 
 ADAPTER_FORMAT = "mien-text-adapters-1"
 
@@ -184,15 +184,11 @@ def load_adapters(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     Raises:
         CheckpointError: not such a file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("mien", "{}"))
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read text adapters {path}: {error}") from error
+    tensors, metadata = read_tensors(path, "text adapters", CheckpointError)
+    about = json.loads(metadata.get("mien", "{}"))
     if about.get("format") != ADAPTER_FORMAT:
         raise CheckpointError(f"{path} does not hold text adapters of this version; train them anew")
-    return tensors, about["config"]
+    return {name: tensor.float() for name, tensor in tensors.items()}, about["config"]
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def leave_out(
             raise DataError(f"no emotional speech of {name} is there to leave out; there is {', '.join(emotions)}")
     if len(emotions) < 2:
         raise DataError("with one corpus there is nothing to train on when it is left out; give several")
-    said: dict[tuple[str, str], Tensor] = {}
+    logits_of: dict[tuple[str, str], Tensor] = {}
     truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
     for number, name in enumerate(chosen):
 
@@ -126,18 +126,18 @@ def leave_out(
         held = [s for s in spoken if s.labels.corpus == name and not s.labels.copy]
         truth[name] = np.array([s.emotion or 0 for s in held])
         for kind in KINDS:
-            said[name, kind] = audio_logits(network, held, kind)
+            logits_of[name, kind] = audio_logits(network, held, kind)
     judged = []
     for name in chosen:
         others = [other for other in chosen if other != name]
-        temperature = _temperature(said, truth, others) if others else 1.0
+        temperature = _temperature(logits_of, truth, others) if others else 1.0
         for kind in KINDS:
-            shares = torch.softmax(said[name, kind] / temperature, 1).numpy()
+            shares = torch.softmax(logits_of[name, kind] / temperature, 1).numpy()
             counts = np.bincount(shares.argmax(1), minlength=len(EMOTIONS)) / len(shares)
             judged.append(
                 LeftOut(name, kind, emotion_metrics(truth[name], shares), float(shares.max(1).mean()), tuple(counts))
             )
-    return LeaveOut(tuple(judged), _temperature(said, truth, chosen))
+    return LeaveOut(tuple(judged), _temperature(logits_of, truth, chosen))
 
 
 def _without(dataset: Dataset, spoken: Sequence[Sample], corpus: str) -> Dataset:
@@ -150,11 +150,11 @@ def _without(dataset: Dataset, spoken: Sequence[Sample], corpus: str) -> Dataset
     return Dataset(dataset.specs, samples)
 
 
-def _temperature(said: dict[tuple[str, str], Tensor], truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
+def _temperature(logits_of: dict[tuple[str, str], Tensor], truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
                  corpora: Sequence[str]) -> float:  # fmt: skip
     """One temperature for all kinds of references; corpora count alike."""
     logits, targets, weights = [], [], []
-    for (corpus, _), each in said.items():
+    for (corpus, _), each in logits_of.items():
         if corpus in corpora:
             logits.append(each)
             targets.append(F.one_hot(torch.from_numpy(truth[corpus]), len(EMOTIONS)).float())

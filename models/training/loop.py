@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from mien.errors import DataError
-from mien.models.weights.tensors import write_tensors
+from mien.models.weights.tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -173,12 +172,7 @@ class Run(Generic[Network]):
         Raises:
             DataError: the file is damaged, or of a run with other settings or data.
         """
-        try:
-            with safe_open(path, framework="pt") as stored:
-                metadata = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"cannot resume from {path}: {error}; remove it to start again") from error
+        tensors, metadata = read_tensors(path, "the state of a stopped run (remove it to start again),", DataError)
         if metadata.get("plan") != plan:
             raise DataError(f"{path} is of a run with other settings or data; remove it to start again")
 

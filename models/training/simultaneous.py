@@ -98,10 +98,10 @@ def actor_folds(dataset: Dataset, count: int) -> list[tuple[Dataset, list[Sample
         raise DataError(f"{len(actors)} actors cannot make {count} folds")
     folds = []
     for fold in range(count):
-        judged = set(actors[fold::count])
+        held_out = set(actors[fold::count])
         split = [
             Sample(
-                msgspec.structs.replace(s.labels, split="valid" if s.labels.speaker in judged else "train"), s.tracks
+                msgspec.structs.replace(s.labels, split="valid" if s.labels.speaker in held_out else "train"), s.tracks
             )
             for s in dataset.samples
         ]
@@ -115,28 +115,28 @@ def judge(
 ) -> dict[str, list[float]]:  # fmt: skip
     """UAR of each method, one number a fold."""
     made: dict[str, list[float]] = {}
-    for split, judged in actor_folds(dataset, folds):
-        truth = np.array([s.emotion for s in judged])
-        alone = {m: _said(split.only([m]), settings, judged, [m], device) for m in (VOICE, FACE)}
-        said = {"voice": alone[VOICE], "face": alone[FACE], "mean of both": (alone[VOICE] + alone[FACE]) / 2}
+    for split, held_out in actor_folds(dataset, folds):
+        truth = np.array([s.emotion for s in held_out])
+        alone = {m: _predicted(split.only([m]), settings, held_out, [m], device) for m in (VOICE, FACE)}
+        predicted = {"voice": alone[VOICE], "face": alone[FACE], "mean of both": (alone[VOICE] + alone[FACE]) / 2}
         for name, switches in variants.items():
             changed = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, **switches))
-            said[name] = _said(split, changed, judged, [VOICE, FACE], device)
-        for name, emotions in said.items():
+            predicted[name] = _predicted(split, changed, held_out, [VOICE, FACE], device)
+        for name, emotions in predicted.items():
             made.setdefault(name, []).append(emotion_metrics(truth, emotions).uar)
         logging.info("%s", {name: round(values[-1], 3) for name, values in made.items()})
     return made
 
 
-def _said(
+def _predicted(
     dataset: Dataset,
     settings: FusionTraining,
-    judged: Sequence[Sample],
+    held_out: Sequence[Sample],
     names: Sequence[str],
     device: torch.device | None,
 ) -> Doubles:
     network = train_fusion(dataset, settings, device=device).network
-    groups = [single(sample, names) for sample in judged]
+    groups = [single(sample, names) for sample in held_out]
     return score(torch_runner(network), dataset.specs, groups, names).emotions
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mien.errors import CheckpointError
-from mien.files import write_file
+from mien.files import sha256_of, write_file
 
 FUSION, TEXT, FACE = "cmmsf.safetensors", "text.safetensors", "face.safetensors"
 FILES = {"fusion": FUSION, "text": TEXT, "face": FACE}
@@ -54,16 +54,6 @@ def weight_set(choice: str | Path = "") -> WeightSet:
     return WeightSet(path / FUSION, text if text.is_file() else SHIPPED.text, face if face.is_file() else SHIPPED.face)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def shipped_digests() -> dict[str, str]:
     """SHA-256 of each file of the shipped set, by the file's name."""
     lines = (line.split(maxsplit=1) for line in _SUMS.read_text(encoding="ascii").splitlines() if line.strip())
@@ -73,7 +63,7 @@ def shipped_digests() -> dict[str, str]:
 def is_shipped(path: Path) -> bool:
     """Whether a file has the content of the shipped one of its name."""
     try:
-        return digest(path) == shipped_digests().get(path.name)
+        return sha256_of(path) == shipped_digests().get(path.name)
     except OSError:
         return False
 

@@ -1,15 +1,15 @@
-"""Files of tensors: written whole or not at all."""
+"""Files of tensors, written whole or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mien.errors import FileError
+from mien.errors import FileError, MienError
 from mien.files import whole_file
 
 
@@ -29,3 +29,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             save_file(kept, unfinished, dict(metadata) if metadata is not None else None)
         except SafetensorError as error:
             raise FileError(f"cannot write {path}: {error}") from error
+
+
+def read_tensors(path: Path, what: str, error: type[MienError]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Args:
+        what: it holds, for the message. error: to raise.
+
+    Raises:
+        MienError: of the given type: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as cause:
+        raise error(f"cannot read {what} {path}: {cause}") from cause

@@ -8,18 +8,16 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import EMOTIONS, Prediction
+from mien.messages import EMOTIONS, Prediction, UInt8
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import MODALITIES
 from mien.stream.dashboard.screen import has_screen
 
-UInt8 = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]  # BGR
 
 WIDTH, HEIGHT = 1000, 480

@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mien.messages import Float32
+from mien.messages import Float32, UInt8
 
 CROP_VERSION = "1"
 CROP_SIZE = 48
 MESH_POINTS = 478
 
-UInt8 = npt.NDArray[np.uint8]
 
 # Corners of the two eyes and of the mouth in MediaPipe's face mesh, as they stand in the picture from left to right.
 _CORNERS = np.array([(33, 133), (362, 263), (61, 291)])

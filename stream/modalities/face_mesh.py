@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import AssetError
-from mien.messages import Float32
+from mien.messages import Float32, UInt8
 from mien.stream.modalities.face_search import SURE, Box, Region, Search, region_around, region_for
 from mien.stream.modalities.mediapipe_tasks import BaseOptions, mp, vision
 
-UInt8 = npt.NDArray[np.uint8]
 Place = tuple[float, float]
 
 BLENDSHAPES = 52

@@ -11,13 +11,9 @@ import math
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
-import numpy.typing as npt
-
 from mien.clock import NS_PER_MS
-from mien.messages import Float32
+from mien.messages import Float32, UInt8
 
-UInt8 = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 PART_NS = 60 * NS_PER_MS  # between two parts; one costs about 2 ms

@@ -24,7 +24,7 @@ from mien.config import AssetsConfig, Config
 from mien.engines.base import Network, Origin
 from mien.engines.selection import open_engine
 from mien.errors import CheckpointError, SourceError
-from mien.messages import Float32, ModalitySpec
+from mien.messages import Float32, ModalitySpec, UInt8
 from mien.models.baseline import Person, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from mien.stream.modalities.face_mesh import Face, FaceMesh
     from mien.stream.modalities.face_search import Box
 
-UInt8 = npt.NDArray[np.uint8]
 
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
 _NEAR_CM = 10.0  # a face is never nearer to the camera; keeps the pose finite

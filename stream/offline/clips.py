@@ -80,7 +80,7 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
         if "audio" in specs:
             messages += _messages(name, specs["audio"], _pieces(specs["audio"], extractors.sound_rows(sound)))
         if words and "text" in specs:
-            messages += _messages(name, specs["text"], extractors.said(sound))
+            messages += _messages(name, specs["text"], extractors.word_messages(sound))
     if clip.has_video and "vision" in specs:
         rows = extractors.picture_rows(CorpusItem(str(path), audio=path, video=path))
         messages += _messages(name, specs["vision"], _pieces(specs["vision"], rows))

@@ -35,6 +35,7 @@ from mien.models.data.dataset_files import (
     write_shard,
 )
 from mien.models.data.datasets import Labels, RawRows, Skipped
+from mien.models.data.mmsa import is_pickle
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.damage import Bystanders, Damaging, damaged_copies
 from mien.stream.offline.extractors import Extractors, live_specs
@@ -116,7 +117,7 @@ def wordless_sound(sources: Sequence[Path], options: ExtractOptions) -> tuple[in
     """
     count, seconds = 0, 0.0
     for source in sources:
-        if is_dataset(source) or source.suffix.lower() in (".pkl", ".pickle"):
+        if is_dataset(source) or is_pickle(source):
             continue
         corpus = read_corpus(source)
         if not corpus.clips:

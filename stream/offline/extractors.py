@@ -168,7 +168,7 @@ class Extractors:
         """Hypotheses of the live recogniser over a whole recording, step by step."""
         return self.recogniser.whole(sound, TextConfig().step_ms)
 
-    def said(self, sound: Float32) -> Iterator[Rows]:
+    def word_messages(self, sound: Float32) -> Iterator[Rows]:
         """The messages of a live text worker over a whole recording."""
         from mien.stream.modalities.text import WordReader
 

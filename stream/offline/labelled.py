@@ -17,7 +17,7 @@ from mien.messages import ModalitySpec
 from mien.models.data.corpora import content_digest, read_corpus
 from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
 from mien.models.data.datasets import Dataset, join_datasets
-from mien.models.data.mmsa import read_mmsa
+from mien.models.data.mmsa import is_pickle, read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import ExtractOptions, Spread, extract, needed_specs
 
@@ -51,7 +51,7 @@ def read_labelled(
     for source in sources:
         if not source.exists():
             raise DataError(f"{source} does not exist; give a corpus, a dataset of `mien extract`, or an MMSA pickle")
-        if source.suffix.lower() in (".pkl", ".pickle"):
+        if is_pickle(source):
             datasets.append(read_mmsa(source, allow_pickle))
         elif is_dataset(source):
             datasets.append(read_dataset(source))

@@ -14,11 +14,12 @@ import msgspec
 
 from mien.assets import asset_path
 from mien.errors import ConfigError, DataError
-from mien.files import write_file
+from mien.files import sha256_of, write_file
 from mien.models.architecture import ModelConfig
 from mien.models.data.corpora import Corpus, content_digest, read_corpus
 from mien.models.data.dataset_files import is_dataset
 from mien.models.data.datasets import Dataset
+from mien.models.data.mmsa import is_pickle
 from mien.models.training.device import device_name, training_device
 from mien.models.training.loop import Progress, part
 from mien.models.weights import FACE, FUSION, TEXT, weight_set
@@ -51,7 +52,7 @@ class _Result:
         self.key = hashlib.sha256(msgspec.json.encode(made_from)).hexdigest()
 
     def _content(self) -> str:
-        return f"{self.key} {hashlib.sha256(self.path.read_bytes()).hexdigest()}"
+        return f"{self.key} {sha256_of(self.path)}"
 
     @property
     def is_current(self) -> bool:
@@ -221,7 +222,7 @@ def _outside(
 def _corpora(plan: TrainPlan) -> list[Corpus]:
     """The sources that are corpora, and not datasets or pickles."""
     paths = [Path(source) for source in plan.data]
-    return [read_corpus(path) for path in paths if not is_dataset(path) and path.suffix not in (".pkl", ".pickle")]
+    return [read_corpus(path) for path in paths if not is_dataset(path) and not is_pickle(path)]
 
 
 def _contents(corpora: Sequence[Corpus]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mien.stream.sources.source import UInt8
+from mien.messages import UInt8
 
 _OBLONG = 8  # pixels more oblong than this are a broken header
 _LARGEST = 8192  # width or height that a picture is stretched to at most

@@ -5,17 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from mien.clock import NS_PER_S
-from mien.messages import Float32, WorkerState
+from mien.messages import Float32, UInt8, WorkerState
 
 SAMPLE_RATE = 16_000
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE  # 62,500 exactly: integer time never drifts
 JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
-
-UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

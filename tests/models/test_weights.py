@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 import mien.models.weights as weights
 from mien.cli import app
 from mien.errors import CheckpointError
+from mien.files import sha256_of
 from mien.models.weights import FACE, FILES, FUSION, SHIPPED, TEXT, is_shipped, restore_shipped, weight_set
 
 
 def test_the_list_is_of_the_files_that_ship() -> None:
     listed = weights.shipped_digests()
-    found = {name: weights.digest(weights.SHIPPED_FOLDER / name) for name in FILES.values()}
+    found = {name: sha256_of(weights.SHIPPED_FOLDER / name) for name in FILES.values()}
     assert listed == found, "new default weights? cd models/weights && sha256sum *.safetensors > SHA256SUMS"
 
 

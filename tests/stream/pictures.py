@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-UInt8 = npt.NDArray[np.uint8]
+from mien.messages import UInt8
+
 MS = Fraction(1, 1000)
 
 

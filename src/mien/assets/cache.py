@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import shutil
 import sys
@@ -28,7 +27,7 @@ from mien.assets.manifest import ASSETS, Asset
 from mien.assets.source import Progress, SourceUnavailableError, from_package, from_publisher
 from mien.config import AssetsConfig, Config
 from mien.errors import AssetError, FileError
-from mien.files import write_file
+from mien.files import sha256_of, write_file
 
 _DEFAULTS = AssetsConfig()
 _STAMP = ".verified"
@@ -207,8 +206,7 @@ def _mismatch(asset: Asset, folder: Path, names: Mapping[str, str]) -> str | Non
         size = path.stat().st_size
         if size != file.size:
             return f"{path.name} has {size} bytes instead of {file.size}"
-        with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != file.sha256:
             return f"{path.name} has the wrong hash (SHA-256 {found[:12]}..., expected {file.sha256[:12]}...)"
     return None

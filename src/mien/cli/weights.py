@@ -44,8 +44,9 @@ def command(
 
 def _report(choice: str) -> dict[str, Any]:
     from mien.errors import MienError
+    from mien.files import sha256_of
     from mien.models.checkpoint import check_extractors, load_checkpoint
-    from mien.models.weights import FILES, digest, is_shipped, weight_set
+    from mien.models.weights import FILES, is_shipped, weight_set
 
     used = weight_set(choice)
     report: dict[str, Any] = {"checkpoint": choice, "files": {}, "problem": ""}
@@ -53,7 +54,7 @@ def _report(choice: str) -> dict[str, Any]:
         path: Path = getattr(used, what)
         there = path.is_file()
         report["files"][what] = {
-            "path": str(path), "sha256": digest(path) if there else None, "shipped": there and is_shipped(path)
+            "path": str(path), "sha256": sha256_of(path) if there else None, "shipped": there and is_shipped(path)
         }  # fmt: skip
     report["shipped"] = all(file["shipped"] for file in report["files"].values())
     try:

@@ -105,7 +105,7 @@ def test_a_run_that_does_not_improve_ends_early() -> None:
     assert run.best == run.history[0]
 
 
-@pytest.mark.parametrize(("damage", "complaint"), [(False, "other settings"), (True, "cannot resume")])
+@pytest.mark.parametrize(("damage", "complaint"), [(False, "other settings"), (True, "remove it to start again")])
 def test_a_state_that_cannot_be_used_is_refused(damage: bool, complaint: str, tmp_path: Path) -> None:
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):

@@ -161,7 +161,7 @@ def test_a_clip_gives_the_same_rows_every_time(clip: Path) -> None:
 def test_a_clip_read_offline_has_the_rows_of_the_live_worker(clip: Path) -> None:
     live, _ = play(config_of(clip))
     extractors = Extractors(("text",), "tiny.en")
-    offline = list(extractors.said(read_sound(clip)))
+    offline = list(extractors.word_messages(read_sound(clip)))
     assert [r.t_end_ns for r in offline] == [r.t_end_ns - START_NS for r in live]
     for a, b in zip(offline, live, strict=True):
         assert [(w.text, w.t_start_ns, w.committed) for w in a.words] == [

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from mien.cli import app
 from mien.cli._progress import stage_progress
 from mien.errors import ConfigError, DataError
+from mien.files import sha256_of
 from mien.models.checkpoint import load_checkpoint
 from mien.models.evaluation.metrics import sentiment_metrics
 from mien.models.training.loop import Progress
-from mien.models.weights import FILES, SHIPPED_FOLDER, digest
+from mien.models.weights import FILES, SHIPPED_FOLDER
 from mien.stream.offline.pipeline import in_own_process, train
 from mien.stream.offline.plan import TrainPlan, load_plan, output_folder
 
@@ -84,13 +85,13 @@ def test_the_checkpoint_carries_the_dimensions_of_the_data(folder: Path) -> None
 
 
 def test_a_run_without_a_folder_leaves_what_ships_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = {name: digest(SHIPPED_FOLDER / name) for name in FILES.values()}
+    shipped = {name: sha256_of(SHIPPED_FOLDER / name) for name in FILES.values()}
     monkeypatch.chdir(folder)
     text = re.sub("(?m)^(work|out) = .*$", "", (folder / "train.toml").read_text())
     (folder / "plain.toml").write_text(text.replace("steps = 30", "steps = 2"))
     result = CliRunner().invoke(app, ["train", "--config", "plain.toml"])
     assert result.exit_code == 0, result.output
-    assert {name: digest(SHIPPED_FOLDER / name) for name in FILES.values()} == shipped
+    assert {name: sha256_of(SHIPPED_FOLDER / name) for name in FILES.values()} == shipped
     assert "mien run --checkpoint runs/train/weights" in result.stderr
     assert load_checkpoint(folder / "runs" / "train" / "weights").id == json.loads(result.stdout)["fusion"]["id"]
 
