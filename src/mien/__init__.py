@@ -7,20 +7,40 @@ Subscribing to a running session:
     for prediction in mien.subscribe("tcp://127.0.0.1:5560"):
         print(prediction.sentiment, prediction.top_emotion)
 
+Recognising your own frames and sound, or a file, in this process:
+
+    with mien.Recognizer() as recognizer:
+        recognizer.frame(bgr, t)
+        print(recognizer.predict().top_emotion)
+    mien.analyze("talk.mp4").to_pandas()
+
 `BusError` says that the address is none, or that nothing came within `timeout_s`; `KeysError` that another machine is
 asked without keys. Both are a `MienError`, whose text says what to do. A mien that stops and comes back is no error.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from mien.errors import BusError, KeysError, MienError
+from mien.errors import (
+    AssetError,
+    BusError,
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    InputError,
+    KeysError,
+    MienError,
+    SourceError,
+)
 from mien.messages import EMOTIONS, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Window, Word
 
 if TYPE_CHECKING:
     from mien.stream.bus.subscriber import subscribe, subscribe_async
+    from mien.stream.direct.analysis import Analysis, analyze
+    from mien.stream.direct.recognizer import Frame, Recognizer, Sound
 
 # ONNX Runtime reports to its maker from 1.31 on. It is asked not to before anything of mien can load it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -28,28 +48,54 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 __all__ = [
     "EMOTIONS",
+    "Analysis",
+    "AssetError",
     "BusError",
+    "CheckpointError",
+    "ConfigError",
+    "EngineError",
     "FeatureWindow",
+    "Frame",
+    "InputError",
     "KeysError",
     "MienError",
     "ModalitySpec",
     "Prediction",
+    "Recognizer",
+    "Sound",
+    "SourceError",
     "Status",
     "Transcript",
     "Window",
     "Word",
+    "analyze",
     "subscribe",
     "subscribe_async",
 ]
 
+# Loaded when they are first used: a subscriber has none of the libraries of a recogniser, and may not need sockets.
+_LATER = {
+    "Analysis": "mien.stream.direct.analysis",
+    "Frame": "mien.stream.direct.recognizer",
+    "Recognizer": "mien.stream.direct.recognizer",
+    "Sound": "mien.stream.direct.recognizer",
+    "analyze": "mien.stream.direct.analysis",
+    "subscribe": "mien.stream.bus.subscriber",
+    "subscribe_async": "mien.stream.bus.subscriber",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The socket library is loaded by the first subscription, not by `import mien`.
-    if name in ("subscribe", "subscribe_async"):
-        from mien.stream.bus import subscriber
+    if name not in _LATER:
+        raise AttributeError(f"module 'mien' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "mien":
+            raise
+        from mien.install import install_command
 
-        return getattr(subscriber, name)
-    raise AttributeError(f"module 'mien' has no attribute {name!r}")
+        raise ConfigError(f"mien.{name} needs the package {error.name}; {install_command('live')}") from error
 
 
 def __dir__() -> list[str]:

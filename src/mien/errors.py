@@ -85,3 +85,9 @@ class FleetError(MienError):
     """A fleet that cannot be started, found or changed."""
 
     exit_code = 14
+
+
+class InputError(MienError, ValueError):
+    """A frame, sound or time given to `Recognizer` or `analyze` that cannot be used; nothing of it was taken in."""
+
+    exit_code = 15

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from mien.errors import WireError
-from mien.messages import About, Cue, FeatureWindow, Prediction, Status, Word
+from mien.messages import About, Cue, FeatureWindow, Int64, Prediction, Status, Word
 from mien.stream.bus.limits import (
     MAX_WORDS,
     NAME,
@@ -85,6 +85,16 @@ def topic(kind: str, session: str, part: str = "") -> bytes:
     The slash at the end lets a subscriber ask for one session without also getting those whose names begin alike.
     """
     return f"{kind}/{session}/{part}".encode()
+
+
+def sent_times_ns(times_ns: Int64, t_start_ns: int, t_end_ns: int) -> Int64:
+    """The times of rows as their reader has them: in whole microseconds after the start, unless they are evenly spread.
+
+    Where a row lies on the model's time axis hangs on it, so whatever stays in one process takes these times too.
+    """
+    if np.array_equal(times_ns, even_times_ns(t_start_ns, t_end_ns, len(times_ns))):
+        return times_ns
+    return t_start_ns + (times_ns - t_start_ns) // 1000 * 1000
 
 
 def even_times_ns(t_start_ns: int, t_end_ns: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

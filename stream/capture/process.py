@@ -8,7 +8,7 @@ from collections import Counter
 import msgspec
 
 from mien.clock import NS_PER_MS
-from mien.messages import FeatureWindow, Status, WorkerState
+from mien.messages import Status, WorkerState
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_features, encode_status, topic
@@ -16,7 +16,7 @@ from mien.stream.capture.choosing import Choosing
 from mien.stream.capture.preview import PreviewPublisher
 from mien.stream.capture.recent import RecentFeatures
 from mien.stream.capture.sound import SoundPublisher
-from mien.stream.modalities.base import Modality, Rows, create_modality
+from mien.stream.modalities.base import Modality, Rows, create_modality, message_of
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
 from mien.stream.processes.control import BUSY_PATIENCE_S, PATIENCE_S, Control
 
@@ -150,20 +150,13 @@ class _CaptureProcess:
 
     def _publish(self, rows: Rows) -> None:
         spec = self._modality.spec
-        message = FeatureWindow(
+        message = message_of(
+            rows,
+            spec,
             session=self._session,
-            modality=spec.name,
             run=self._control.run,
             seq=self._seq,
-            t_start_ns=rows.t_start_ns,
-            t_end_ns=rows.t_end_ns,
-            extractor=spec.extractor,
-            values=rows.values,
-            valid=rows.valid,
-            times_ns=rows.times_ns,
-            words=rows.words,
-            stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
-            reason=rows.reason,
+            stamps={"sent": self._control.clock.now_ns()},
         )
         # Rows that append are not sent again to later subscribers: all others would get them twice.
         frames = encode_features(message)

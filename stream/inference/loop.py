@@ -148,11 +148,11 @@ class Loop:
     def _open(self, control: Control) -> Session:
         """Begin to listen to a session's workers."""
         shared = self._publisher, self._predictor, self._windows, self._resources, self._steps
-        session = mode_of(control)(control, *shared)
-        self._sessions[session.place] = session
-        self._wake_ns[session.place] = 0
+        session = Session(control, mode_of(control), *shared)
+        self._sessions[session.mode.place] = session
+        self._wake_ns[session.mode.place] = 0
         for socket, worker in session.open(self._poller).items():
-            self._heard_at[socket] = session.place, worker
+            self._heard_at[socket] = session.mode.place, worker
         return session
 
     def _obey(self) -> None:
@@ -189,15 +189,15 @@ class Loop:
         session = self._named(name) if name else None
         if session is None:
             return
-        del self._sessions[session.place]
-        self._wake_ns[session.place] = _NEVER_NS
-        for socket in [socket for socket, (place, _) in self._heard_at.items() if place == session.place]:
+        del self._sessions[session.mode.place]
+        self._wake_ns[session.mode.place] = _NEVER_NS
+        for socket in [socket for socket, (place, _) in self._heard_at.items() if place == session.mode.place]:
             self._poller.unregister(socket)
             del self._heard_at[socket]
         session.publish_status("stopped")
         session.close()
         self._publisher.forget(name)
-        self._windows.give_back(session.place)
+        self._windows.give_back(session.mode.place)
         self._control.say("released", session=name, run=session.control.run)
 
     def _tell_time(self, question: bytes) -> list[bytes] | None:
@@ -226,7 +226,7 @@ class Loop:
         turns = min(_TURNS, max(len(self._sessions), 1))
         for number, session in list(self._sessions.items())[self._turn % turns :: _TURNS]:
             session.settle()
-            self._wake_ns[number] = min(self._wake_ns[number], session.wake_ns())
+            self._wake_ns[number] = min(self._wake_ns[number], session.mode.wake_ns())
 
     def _predict(self) -> bool:
         """One prediction for each session that is due. Returns whether any was."""
@@ -235,15 +235,15 @@ class Loop:
         due: list[tuple[Session, Trigger]] = []
         for number in np.flatnonzero(self._wake_ns <= now_ns).tolist():
             session = self._sessions[number]
-            trigger = session.due(now_ns) if session.is_on else None
+            trigger = session.mode.due(now_ns) if session.is_on else None
             if trigger is None:
-                self._wake_ns[number] = max(session.wake_ns(), now_ns + (NS_PER_MS if session.is_on else _TEND_NS))
+                self._wake_ns[number] = max(session.mode.wake_ns(), now_ns + (NS_PER_MS if session.is_on else _TEND_NS))
             else:
                 due.append((session, trigger))
         if not due:
             return False
         began_ns = clock.now_ns()
-        look = self._windows.look([session.place for session, _ in due], [trigger.t_end_ns for _, trigger in due])
+        look = self._windows.look([session.mode.place for session, _ in due], [trigger.t_end_ns for _, trigger in due])
         marks_ns.append(time.perf_counter_ns())
         answers = self._predictor.predict_look(self._windows, look)
         done_ns = clock.now_ns()

@@ -163,6 +163,11 @@ class CompleteSchedule:
                 return trigger
         return None
 
+    def pass_over(self, t_end_ns: int) -> None:
+        """Leave out the instants up to one."""
+        while (leader := self._next_leader()) is not None and self._pending[leader][0].t_end_ns <= t_end_ns:
+            self._pass(leader)
+
     @property
     def finished(self) -> bool:
         """Whether nothing is left and nothing more will come."""

@@ -9,7 +9,7 @@ The same extractor makes training data from files; in whatever chunks the sound 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from mien.stream.modalities.hearing import Hearing
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
-from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
 from mien.stream.speech.pitch import FLOOR, SPAN, yin
 from mien.stream.speech.voice_activity import FRAME, Hangover, VoiceActivity
 from mien.stream.speech.voice_states import VoiceStates
@@ -196,12 +196,19 @@ def voice_reference(path: str = "", person: Person | None = None) -> Reference |
 
 
 class Audio(Hearing):
-    """A microphone or a clip's sound, and its rows. One message per chunk of sound."""
+    """A microphone or a clip's sound, and its rows. One message per chunk of sound.
+
+    Args:
+        open_source: gives the sound.
+    """
 
     spec = SPEC
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, clock: Clock, open_source: Callable[[Config, Clock], AudioSource] = open_audio
+    ) -> None:
         super().__init__(config, clock)
+        self._open_source = open_source
         self._slots = SlotClock(SPEC.rate_hz)
         self._pushed = self._made = 0  # samples and rows of the present stretch without a hole
         self._begin_ns = 0  # capture time of its first sample
@@ -219,7 +226,7 @@ class Audio(Hearing):
     def prepare(self) -> None:
         reference = voice_reference(self._config.audio.reference, find_person(self._config.person.name))
         self._extractor = AudioExtractor(self._config.assets, reference)
-        self._source = open_audio(self._config, self._clock)
+        self._source = self._open_source(self._config, self._clock)
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ import numpy.typing as npt
 from mien.clock import Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import WORKERS, Bool, Float32, Int64, ModalitySpec, Word, WorkerState
+from mien.messages import WORKERS, Bool, FeatureWindow, Float32, Int64, ModalitySpec, Word, WorkerState
+from mien.stream.bus.wire import sent_times_ns
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,31 @@ class Faces:
 
     boxes: tuple[tuple[float, float, float, float], ...]
     following: Literal["largest", "chosen"]
+
+
+def message_of(
+    rows: Rows, spec: ModalitySpec, *, session: str, run: int, seq: int, stamps: Mapping[str, int] | None = None
+) -> FeatureWindow:
+    """Rows as their worker publishes them.
+
+    Args:
+        stamps: beside those that the rows have.
+    """
+    return FeatureWindow(
+        session=session,
+        modality=spec.name,
+        run=run,
+        seq=seq,
+        t_start_ns=rows.t_start_ns,
+        t_end_ns=rows.t_end_ns,
+        extractor=spec.extractor,
+        values=rows.values,
+        valid=rows.valid,
+        times_ns=sent_times_ns(rows.times_ns, rows.t_start_ns, rows.t_end_ns),
+        words=rows.words,
+        stamps={**rows.stamps, **(stamps or {})},
+        reason=rows.reason,
+    )
 
 
 @dataclass(frozen=True, eq=False)

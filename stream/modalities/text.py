@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from mien.stream.modalities.base import Health, Modality, Rows
 from mien.stream.modalities.hearing import Hearing
 from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
-from mien.stream.sources.source import SAMPLE_RATE
+from mien.stream.sources.source import SAMPLE_RATE, AudioSource
 from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.voice_activity import VoiceActivity
@@ -171,9 +171,21 @@ class Text(Hearing):
     """A microphone or a clip's sound, and the words in it.
 
     The sound is read here, at all times; recognition runs in a thread of its own, one step at a time.
+
+    Args:
+        open_source: gives the sound.
+        gives_way: whether recognition lets everything else of the machine go first, as its own process does.
     """
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        open_source: Callable[[Config, Clock], AudioSource] = open_audio,
+        *,
+        gives_way: bool = True,
+    ) -> None:
+        self._open_source, self._gives_way = open_source, gives_way
         self._adapters = weight_set(config.inference.checkpoint).text
         self.spec = text_spec(self._adapters)
         super().__init__(config, clock)
@@ -196,8 +208,9 @@ class Text(Hearing):
         self._thread.submit(self._open).result()
         # A step of recognition keeps a core busy for 0.1 to 0.3 s, and a frame of the picture must not wait for it. But
         # a worker that died is to be back soon, so its models are opened like everything else.
-        give_way(spared=others)
-        self._source = open_audio(self._config, self._clock)
+        if self._gives_way:
+            give_way(spared=others)
+        self._source = self._open_source(self._config, self._clock)
 
     def start(self, start_ns: int) -> None:
         assert self._source is not None, "prepare() comes first"

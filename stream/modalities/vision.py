@@ -31,7 +31,7 @@ from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
 from mien.stream.processes.plan import source_origin, with_source
 from mien.stream.sources.source import VideoSource
-from mien.stream.sources.video import open_video
+from mien.stream.sources.video import OpenVideo, open_video
 
 if TYPE_CHECKING:
     from torch import nn
@@ -300,9 +300,10 @@ def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> 
 
 
 class Vision(Modality):
-    """A camera or a clip's picture, and its rows. One message a frame."""
+    """A camera or a clip's picture, or the frames of another source, and its rows. One message a frame."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, open_source: OpenVideo = open_video) -> None:
+        self._open_source = open_source
         self._weights = weight_set(config.inference.checkpoint).face
         self.spec = vision_spec(self._weights)
         self._config = config
@@ -343,7 +344,7 @@ class Vision(Modality):
         self._all_faces = Faces(boxes, "largest" if place is None else "chosen")
 
     def prepare(self) -> None:
-        self._source = open_video(self._config, self._clock)
+        self._source = self._open_source(self._config, self._clock)
         person = self._config.person
         rest = face_rest(find_person(person.name), self.spec.extractor, adapt=person.adapt)
         self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces, self._weights, rest)

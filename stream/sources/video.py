@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from mien.clock import NS_PER_S, Clock
@@ -19,6 +20,8 @@ from mien.stream.sources.address import File, Url, address_of
 from mien.stream.sources.clip import open_clip
 from mien.stream.sources.geometry import Decoded, upright_bgr
 from mien.stream.sources.source import JOIN_NS, Frame, VideoSource
+
+OpenVideo = Callable[[Config, Clock], VideoSource]
 
 _BACKLOG = 8  # frames of a paced clip that may wait for a slow reader
 

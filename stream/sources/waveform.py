@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import soxr
 
 from mien.messages import Float32
@@ -85,7 +86,7 @@ class Waveform:
     """
 
     def __init__(self) -> None:
-        self._rate = 0
+        self._rate = 0.0
         self._base_s = 0.0  # time at which the present rate begins
         self._count = 0  # samples at this rate since then
         self._begun = False
@@ -97,12 +98,15 @@ class Waveform:
 
     def push(self, frame: Any, t_s: float | None) -> list[Float32]:
         """Samples of a decoded frame (`av.AudioFrame`) that begins `t_s` seconds after time zero, if that is known."""
-        channels = _channels(frame)
+        return self.push_channels(_channels(frame), frame.sample_rate, t_s)
+
+    def push_channels(self, channels: Float32, rate: float, t_s: float | None) -> list[Float32]:
+        """Likewise of samples (channels, n) at `rate` a second, full scale is 1, finite."""
         out: list[Float32] = []
-        if frame.sample_rate != self._rate:
+        if rate != self._rate:
             out += self.finish()
             self._base_s, self._count = self.end_s, 0
-            self._begin(frame.sample_rate)
+            self._begin(rate)
         samples = self._fit(self._downmix(channels), t_s)
         self._count += len(samples)
         if len(samples):
@@ -113,7 +117,7 @@ class Waveform:
         """What the filters still hold."""
         return [self._resampled(np.zeros(0, np.float32), last=True)] if self._rate else []
 
-    def _begin(self, rate: int) -> None:
+    def _begin(self, rate: float) -> None:
         self._rate = rate
         self._downmix = Downmix(rate)
         self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
@@ -204,15 +208,18 @@ class Waveform:
         return out.astype(np.float32)
 
 
+def to_float(data: npt.NDArray[Any]) -> Float32:
+    """Samples of any type that decoders and sound cards have, as float32 with full scale 1."""
+    if data.dtype == np.uint8:
+        return (data.astype(np.float32) - 128.0) / 128.0
+    if np.issubdtype(data.dtype, np.integer):
+        return (data / -float(np.iinfo(data.dtype).min)).astype(np.float32)
+    return data.astype(np.float32)
+
+
 def _channels(frame: Any) -> Float32:
     """One decoded frame: shape (channels, n), full scale is 1, finite."""
     data = frame.to_ndarray()
     data = data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
-    if data.dtype == np.uint8:
-        scaled = (data.astype(np.float32) - 128.0) / 128.0
-    elif np.issubdtype(data.dtype, np.integer):
-        scaled = (data / -float(np.iinfo(data.dtype).min)).astype(np.float32)
-    else:
-        scaled = data.astype(np.float32)
-    finite: Float32 = np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0, copy=False)
+    finite: Float32 = np.nan_to_num(to_float(data), nan=0.0, posinf=0.0, neginf=0.0, copy=False)
     return finite

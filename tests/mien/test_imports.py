@@ -39,6 +39,7 @@ ROOMS = {
         "modalities",
         "capture",
         "inference",
+        "direct",
         "recording",
         "dashboard",
         "bridges",

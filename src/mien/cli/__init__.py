@@ -52,6 +52,7 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) i
 
 _EXTRAS = {
     "matplotlib": "train", "tensorboard": "train", "nicegui": "dashboard",
+    "pandas": "features", "pyarrow": "features",
     "aiomqtt": "bridges", "pylsl": "bridges", "pythonosc": "bridges", "starlette": "bridges", "uvicorn": "bridges",
     "ray": "fleet",
 }  # fmt: skip

@@ -1,0 +1,225 @@
+"""`mien.analyze`: the predictions of a file, a picture or arrays, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mien.clock import NS_PER_S
+from mien.config import Config
+from mien.errors import InputError, SourceError
+from mien.install import install_command
+from mien.messages import EMOTIONS, Prediction
+from mien.stream.direct.given import checked_picture, checked_sound
+from mien.stream.direct.recognizer import Frame, Recognizer, Sound, settings_of
+from mien.stream.direct.running import Running
+from mien.stream.modalities.base import Rows
+from mien.stream.processes.plan import plan_session
+from mien.stream.sources.address import clip_source, printable
+
+if TYPE_CHECKING:
+    import pandas
+
+Samples = npt.NDArray[Any]
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_LOOKED_S = 5.0  # for which a still picture is looked at: the model's window
+_LOOKS_HZ = 10
+_PIECE_S = 1.0  # of an array of sound
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What mien says of something from beginning to end.
+
+    Attributes:
+        name: of what.
+        predictions: one for each frame (without pictures, for each piece of sound), as `mien run --fast` gives them,
+            and a last one that has seen everything; of a picture, one.
+        notes: what there is to know of the file, for people; for instance which of its sound tracks was taken.
+    """
+
+    name: str
+    predictions: tuple[Prediction, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with a row for each prediction: `t_s` (seconds), `sentiment`, `sentiment_smooth`, `top_emotion`, a
+        column for each emotion, `confidence`, `gate_` and `age_ms_` of each modality, `words` and `abstains`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise InputError(f"to_pandas() needs the package pandas; {install_command('features')}") from error
+        return pandas.DataFrame([_row(prediction) for prediction in self.predictions])
+
+
+def analyze(
+    source: Any,
+    *,
+    rate: float | None = None,
+    fps: float | None = None,
+    asr: str | None = None,
+    language: str | None = None,
+    checkpoint: str | Path | None = None,
+    engine: str | None = None,
+    reference: str | Path | None = None,
+    person: str | None = None,
+    config: str | Path | None = None,
+    progress: Callable[[Prediction], None] | None = None,
+) -> Analysis:
+    """Predict a file, a picture or an array.
+
+    Args:
+        source: a file with picture, sound or both, or of a picture; or an array of uint8, (height, width, 3) for a
+            picture or (frames, height, width, 3) with `fps`; or an array of sound, (n,) or (n, channels), with `rate`.
+            A picture is looked at for five seconds, as a camera before it would.
+        rate: samples per second of an array of sound. fps: frames per second of an array of frames.
+        asr, language, checkpoint, engine, reference, person, config: as for `Recognizer`.
+        progress: called with each prediction as it is made.
+
+    Returns:
+        The predictions. For a file they are those of `mien run --fast`.
+
+    Raises:
+        SourceError: the file cannot be read. InputError: the array cannot be used.
+        AssetError, ConfigError, CheckpointError, EngineError: as for `Recognizer`.
+    """
+    options: dict[str, Any] = {
+        "asr": asr,
+        "language": language,
+        "checkpoint": checkpoint,
+        "engine": engine,
+        "reference": reference,
+    }
+    options["person"] = person
+    if isinstance(source, np.ndarray):
+        return _analyze_array(source, rate, fps, progress, {**options, "config": config})
+    if not isinstance(source, str | Path):
+        raise InputError(f"analyze takes a file's path or a NumPy array, not {type(source).__name__}")
+    path = Path(source).expanduser()
+    if path.suffix.lower() in PICTURES:
+        return _analyze_picture(_read_picture(path), str(path.name), progress, {**options, "config": config})
+    with analyzing(path, settings_of(config, **options)) as (running, name, notes):
+        return Analysis(name, tuple(_told(running.predictions(), progress)), notes)
+
+
+@contextmanager
+def analyzing(
+    path: Path, settings: Config, listener: Callable[[str, Rows], None] | None = None
+) -> Iterator[tuple[Running, str, tuple[str, ...]]]:
+    """A file's session at work, its name, and notes for people.
+
+    Args:
+        settings: of the session; the file takes the place of its devices.
+        listener: told of the rows of each modality, from a thread.
+    """
+    played = clip_source(str(path))
+    settings = msgspec.structs.replace(
+        settings,
+        video=msgspec.structs.replace(settings.video, source=played),
+        audio=msgspec.structs.replace(settings.audio, source=played),
+        clip=msgspec.structs.replace(settings.clip, fast=True, loop=False),
+    )
+    plan = plan_session(settings)
+    running = Running(plan, listener=listener)
+    try:
+        running.start(streams=True)
+        yield running, plan.label, plan.notes
+    finally:
+        running.close()
+
+
+def _told(predictions: Iterator[Prediction], progress: Callable[[Prediction], None] | None) -> Iterator[Prediction]:
+    for prediction in predictions:
+        if progress is not None:
+            progress(prediction)
+        yield prediction
+
+
+def _analyze_array(
+    array: Samples,
+    rate: float | None,
+    fps: float | None,
+    progress: Callable[[Prediction], None] | None,
+    options: dict[str, Any],
+) -> Analysis:
+    if rate is not None:
+        return _analyze_sound(array, rate, progress, options)
+    if array.ndim == 4:
+        if fps is None or not 0 < fps <= 1000:
+            raise InputError(f"an array of frames needs fps, frames per second; not {fps!r}")
+        return _analyze_frames(array, fps, progress, options)
+    if array.ndim < 3:
+        raise InputError("an array of sound needs its rate: mien.analyze(samples, rate=16000)")
+    return _analyze_picture(array, "picture", progress, options)
+
+
+def _analyze_sound(
+    array: Samples, rate: float, progress: Callable[[Prediction], None] | None, options: dict[str, Any]
+) -> Analysis:
+    checked_sound(array, rate)
+    step = max(1, round(_PIECE_S * rate))
+    pieces = (Sound(array[at : at + step], rate, at / rate) for at in range(0, len(array), step))
+    with Recognizer(video=False, **options) as recognizer:
+        return Analysis("sound", tuple(_told(recognizer.every(pieces), progress)))
+
+
+def _analyze_frames(
+    array: Samples, fps: float, progress: Callable[[Prediction], None] | None, options: dict[str, Any]
+) -> Analysis:
+    if not len(array):
+        raise InputError("there are no frames in the array")
+    checked_picture(array[0])
+    frames = (Frame(image, number / fps) for number, image in enumerate(array))
+    with Recognizer(audio=False, **options) as recognizer:
+        return Analysis("frames", tuple(_told(recognizer.every(frames), progress)))
+
+
+def _analyze_picture(
+    image: Samples, name: str, progress: Callable[[Prediction], None] | None, options: dict[str, Any]
+) -> Analysis:
+    checked_picture(image)
+    with Recognizer(audio=False, **options) as recognizer:
+        for look in range(round(_LOOKED_S * _LOOKS_HZ)):
+            recognizer.frame(image, look / _LOOKS_HZ)
+        return Analysis(name, tuple(_told(iter([recognizer.predict()]), progress)))
+
+
+def _read_picture(path: Path) -> Samples:
+    import cv2
+
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # cv2.imread does not know every path
+    except OSError as error:
+        raise SourceError(f"picture {printable(str(path))} cannot be read: {error.strerror}") from error
+    except cv2.error:
+        image = None
+    if image is None:
+        raise SourceError(f"picture {printable(str(path))} cannot be read; choose another file")
+    return np.asarray(image, np.uint8)
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "t_s": prediction.t_end_ns / NS_PER_S,
+        "sentiment": prediction.sentiment,
+        "sentiment_smooth": prediction.sentiment_smooth,
+        "top_emotion": prediction.top_emotion,
+    }
+    row |= {emotion: (prediction.emotions or {}).get(emotion) for emotion in EMOTIONS}
+    row["confidence"] = prediction.confidence
+    row |= {f"gate_{name}": share for name, share in prediction.gates.items()}
+    row |= {f"age_ms_{name}": age for name, age in prediction.age_ms.items()}
+    row["words"] = " ".join(word.text.strip() for word in prediction.words if not word.uncertain)
+    row["abstains"] = prediction.abstains
+    return row

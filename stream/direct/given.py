@@ -1,0 +1,338 @@
+"""Pictures and sound that a program gives in place of a device: checked, put in order, and read by their workers.
+
+What is given out of order is sorted for as long as nothing `ORDER_NS` newer of its kind has come, and no prediction
+beyond it was asked for. Whether something is too late depends on what was given before alone, never on how fast it is
+worked on.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mien.clock import NS_PER_MS, NS_PER_S
+from mien.errors import InputError
+from mien.messages import Float32, UInt8
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk, Frame, VideoSource
+from mien.stream.sources.waveform import GAP_S, Waveform, to_float
+
+ORDER_NS = 500 * NS_PER_MS
+PAUSE_NS = NS_PER_S  # without sound for longer, what follows is a new stretch; shorter gaps are silence, as in clips
+_GRID_NS = 20 * NS_PER_MS  # on which a stretch begins, as clips do, so that its rows lie on the model's time axis
+_ROOM = 64  # items that may wait for their worker; a caller that gives more waits
+_LAST_NS = 1 << 62
+_SIDES = (16, 16_384)  # pixels
+_RATES = (4_000, 768_000)  # samples per second
+_MOST_CHANNELS = 64
+_LOUDEST = 16.0  # of floating-point samples, whose full scale is 1
+
+T = TypeVar("T")
+
+
+class Waiting(Generic[T]):
+    """Items on their way to one worker. Knows when the worker has done with all of them."""
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._finished = self._left = self._idle = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing waits and nothing more will come."""
+        with self._changed:
+            return self._left or (self._finished and not self._items)
+
+    def put(self, item: T) -> None:
+        """Add an item; waits for room. Nothing happens once the worker is gone."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or len(self._items) < _ROOM)
+            if not self._left:
+                self._items.append(item)
+                self._changed.notify_all()
+
+    def take(self, timeout: float) -> T | None:
+        """The next item, None after `timeout` seconds without one. Asking says that the last one is done with."""
+        with self._changed:
+            if not self._items:
+                self._idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._items or self._finished or self._left, timeout)
+            if not self._items:
+                return None
+            self._idle = False
+            self._changed.notify_all()
+            return self._items.popleft()
+
+    def settle(self) -> None:
+        """Wait until the worker has done with all that was put."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or (self._idle and not self._items and not self._finished))
+
+    def finish(self) -> None:
+        """Nothing more will be put."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """The worker is gone: nobody waits for it any more."""
+        with self._changed:
+            self._left = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class GivenFrames(VideoSource):
+    """Frames that wait for the vision worker."""
+
+    name = "given frames"
+
+    def __init__(self, waiting: Waiting[Frame]) -> None:
+        super().__init__()
+        self._waiting = waiting
+
+    def start(self, start_ns: int) -> None:
+        del start_ns
+        self.state = "running"
+
+    def read(self, timeout: float) -> Frame | None:
+        frame = self._waiting.take(timeout)
+        if frame is None and self._waiting.is_over:
+            self.state = "ended"
+        return frame
+
+    def close(self) -> None:
+        self.state = "ended"
+
+
+class GivenSound(AudioSource):
+    """Chunks of sound that wait for the audio or the text worker."""
+
+    name = "given sound"
+
+    def __init__(self, waiting: Waiting[Chunk]) -> None:
+        super().__init__()
+        self._waiting = waiting
+
+    def start(self, start_ns: int) -> None:
+        del start_ns
+        self.state = "running"
+
+    def read(self, timeout: float) -> Chunk | None:
+        chunk = self._waiting.take(timeout)
+        if chunk is None and self._waiting.is_over:
+            self.state = "ended"
+        return chunk
+
+    def close(self) -> None:
+        self.state = "ended"
+
+
+class Frames:
+    """Where frames are given.
+
+    Attributes:
+        newest_ns: time of the newest frame; None before the first.
+    """
+
+    def __init__(self, out: Waiting[Frame]) -> None:
+        self.newest_ns: int | None = None
+        self._out = out
+        self._held: list[tuple[int, UInt8]] = []
+        self._released_ns = -1
+        self._lock = threading.Lock()
+
+    def give(self, image: Any, t_ns: int) -> None:
+        """Add a frame; waits for the worker where it is far behind.
+
+        Raises:
+            InputError: it is no picture, or it is too late, or there is one of this time.
+        """
+        picture = checked_picture(image)
+        with self._lock:
+            if t_ns <= self._released_ns:
+                raise InputError(
+                    f"the frame of {seconds(t_ns)} comes after one of {seconds(self._released_ns)} was worked on; "
+                    f"frames may be out of order by {ORDER_NS / NS_PER_S:g} s, and not before a prediction beyond them"
+                )
+            at = bisect_right(self._held, t_ns, key=_time)
+            if at and self._held[at - 1][0] == t_ns:
+                raise InputError(f"there is a frame of {seconds(t_ns)} already; each needs a time of its own")
+            self._held.insert(at, (t_ns, picture.copy()))  # the caller may use its memory again
+            self.newest_ns = max(t_ns, self.newest_ns or 0)
+            self._release(self.newest_ns - ORDER_NS)
+
+    def release(self, until_ns: int = _LAST_NS) -> None:
+        """Have frames up to a time worked on; those before it are too late from now on."""
+        with self._lock:
+            self._release(until_ns)
+
+    def _release(self, until_ns: int) -> None:
+        while self._held and self._held[0][0] <= until_ns:
+            t_ns, picture = self._held.pop(0)
+            self._released_ns = t_ns
+            self._out.put(Frame(picture, t_ns, t_ns))
+
+
+class Sounds:
+    """Where sound is given: any rate, number of channels and length of piece.
+
+    It is mixed and resampled as a clip's sound (`Waveform`), a gap of at most `PAUSE_NS` is filled with silence, and
+    it is cut into chunks.
+
+    Args:
+        outs: what takes the chunks. chunk_ms: their length.
+
+    Attributes:
+        newest_ns: end of the newest sound; None before the first.
+    """
+
+    def __init__(self, outs: Sequence[Waiting[Chunk]], chunk_ms: int) -> None:
+        self.newest_ns: int | None = None
+        self._outs = outs
+        self._size = chunk_ms * SAMPLE_RATE // 1000
+        self._held: list[tuple[int, Float32, float]] = []
+        self._end_ns: int | None = None  # of what was released
+        self._waveform: Waveform | None = None
+        self._begin_ns = 0  # of the present stretch
+        self._rest = np.zeros(0, np.float32)  # of it, not yet a chunk
+        self._cut = 0  # samples of it that became chunks
+        self._lock = threading.Lock()
+
+    def give(self, samples: Any, rate: float, t_ns: int) -> None:
+        """Add sound; waits for the workers where they are far behind.
+
+        Raises:
+            InputError: it is no sound, too late, or overlaps what was given before.
+        """
+        channels = checked_sound(samples, rate)
+        with self._lock:
+            end_ns = t_ns + _length_ns(channels, rate)
+            slack_ns = int(GAP_S * NS_PER_S)
+            if self._end_ns is not None and t_ns < self._end_ns - slack_ns:
+                raise InputError(
+                    f"the sound of {seconds(t_ns)} comes after sound up to {seconds(self._end_ns)} was worked on; "
+                    f"pieces may be out of order by {ORDER_NS / NS_PER_S:g} s, and not before a prediction beyond them"
+                )
+            at = bisect_right(self._held, t_ns, key=_time)
+            before = self._held[at - 1] if at else None
+            after = self._held[at] if at < len(self._held) else None
+            if (before is not None and t_ns < before[0] + _length_ns(before[1], before[2]) - slack_ns) or (
+                after is not None and after[0] < end_ns - slack_ns
+            ):
+                raise InputError(f"the sound of {seconds(t_ns)} to {seconds(end_ns)} overlaps sound that was given")
+            insort(self._held, (t_ns, channels, float(rate)), key=_time)
+            self.newest_ns = max(end_ns, self.newest_ns or 0)
+            self._release(self.newest_ns - ORDER_NS)
+
+    def release(self, until_ns: int = _LAST_NS) -> None:
+        """Have the pieces that begin up to a time worked on."""
+        with self._lock:
+            self._release(until_ns)
+
+    def finish(self) -> None:
+        """The sound is over: all of it is worked on, with what the filters still hold."""
+        with self._lock:
+            self._release(_LAST_NS)
+            self._end_stretch()
+
+    def _release(self, until_ns: int) -> None:
+        while self._held and self._held[0][0] <= until_ns:
+            t_ns, channels, rate = self._held.pop(0)
+            if self._end_ns is not None and t_ns > self._end_ns + PAUSE_NS:
+                self._end_stretch()
+            if self._waveform is None:
+                self._waveform, self._begin_ns = Waveform(), t_ns // _GRID_NS * _GRID_NS
+            self._end_ns = t_ns + _length_ns(channels, rate)
+            self._add(self._waveform.push_channels(channels, rate, (t_ns - self._begin_ns) / NS_PER_S))
+
+    def _end_stretch(self) -> None:
+        if self._waveform is None:
+            return
+        self._add(self._waveform.finish())
+        if len(self._rest):
+            self._send(self._rest)
+        self._waveform, self._rest, self._cut = None, np.zeros(0, np.float32), 0
+
+    def _add(self, pieces: Sequence[Float32]) -> None:
+        self._rest = np.concatenate([self._rest, *pieces])
+        while len(self._rest) >= self._size:
+            chunk, self._rest = self._rest[: self._size].copy(), self._rest[self._size :]
+            self._send(chunk)
+
+    def _send(self, samples: Float32) -> None:
+        t_ns = self._begin_ns + self._cut * NS_PER_SAMPLE
+        chunk = Chunk(samples, t_ns, t_ns + len(samples) * NS_PER_SAMPLE, continuous=self._cut > 0)
+        self._cut += len(samples)
+        for out in self._outs:
+            out.put(chunk)
+
+
+def checked_picture(image: Any) -> UInt8:
+    """A picture as the extractors take it.
+
+    Raises:
+        InputError: it is not (height, width, 3) uint8.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"a frame is a NumPy array (height, width, 3) of uint8, not {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise InputError(f"a frame is uint8, 0 to 255; this one is {image.dtype}: scale it, then .astype(numpy.uint8)")
+    if image.ndim != 3 or image.shape[2] != 3:
+        hint = {2: "; a grey one becomes BGR by cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"}.get(image.ndim, "")
+        if image.ndim == 3 and image.shape[2] == 4:
+            hint = "; leave the fourth channel out: image[:, :, :3]"
+        raise InputError(f"a frame is (height, width, 3) in the order blue, green, red, not {image.shape}{hint}")
+    if not all(_SIDES[0] <= side <= _SIDES[1] for side in image.shape[:2]):
+        raise InputError(
+            f"a frame's sides are {_SIDES[0]} to {_SIDES[1]} pixels, not {image.shape[1]} x {image.shape[0]}"
+        )
+    return image
+
+
+def checked_sound(samples: Any, rate: Any) -> Float32:
+    """Sound as (channels, n) float32, full scale is 1.
+
+    Raises:
+        InputError: it is not (n,) or (n, channels) of numbers, or the rate is none.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not _RATES[0] <= rate <= _RATES[1]:
+        raise InputError(f"a rate is {_RATES[0]} to {_RATES[1]} samples per second, not {rate!r}")
+    if not isinstance(samples, np.ndarray):
+        raise InputError(f"sound is a NumPy array (n,) or (n, channels), not {type(samples).__name__}")
+    if samples.ndim not in (1, 2) or samples.size == 0:
+        raise InputError(f"sound is (n,) or (n, channels) with at least one sample, not {samples.shape}")
+    columns: npt.NDArray[Any] = samples[:, None] if samples.ndim == 1 else samples
+    if columns.shape[1] > _MOST_CHANNELS:
+        raise InputError(f"sound is (n, channels), and {columns.shape[1]} channels are too many; is it transposed?")
+    if columns.dtype.kind == "f":
+        if not np.isfinite(columns).all():
+            raise InputError("the sound has samples that are not finite (NaN or infinite)")
+        if np.abs(columns).max() > _LOUDEST:
+            raise InputError(
+                f"samples of {columns.dtype} are -1 to 1, and these reach {float(np.abs(columns).max()):g}; "
+                "give integers as they are (numpy.int16), or divide by their full scale"
+            )
+    elif columns.dtype not in (np.uint8, np.int16, np.int32):
+        raise InputError(f"sound is float, int16, int32 or uint8, not {columns.dtype}")
+    return np.ascontiguousarray(to_float(columns.T))
+
+
+def seconds(t_ns: int) -> str:
+    """A time for people."""
+    return f"{t_ns / NS_PER_S:.3f} s"
+
+
+def _length_ns(channels: Float32, rate: float) -> int:
+    return round(len(channels[0]) / rate * NS_PER_S)
+
+
+def _time(item: tuple[Any, ...]) -> int:
+    return int(item[0])

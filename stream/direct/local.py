@@ -1,0 +1,94 @@
+"""A session within one process: rows of its modalities in, predictions out. Not safe between threads; `running` is."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+
+from mien.clock import NS_PER_S
+from mien.engines.predictor import Predictor
+from mien.engines.rings import Windows
+from mien.messages import ModalitySpec, Prediction, Status
+from mien.stream.inference.about import person_tag, with_person
+from mien.stream.inference.modes import Complete
+from mien.stream.inference.postprocess import Answer
+from mien.stream.inference.refusals import Refusals
+from mien.stream.inference.schedule import Trigger
+from mien.stream.modalities.base import Health, Rows, message_of
+from mien.stream.processes.plan import Session
+
+LOOK_BACK_NS = 4 * NS_PER_S  # how far before the newest rows an instant may lie: they and its window fit into a ring
+
+
+class LocalSession:
+    """What the inference process does for a clip in full (`Complete`), for one session and without a bus.
+
+    Args:
+        plan: what is captured. predictor: the model.
+    """
+
+    def __init__(self, plan: Session, predictor: Predictor) -> None:
+        self._name = plan.config.session
+        self._person = person_tag(plan.config, replayed=False)
+        self._predictor = predictor
+        self._windows = Windows(predictor.specs)
+        self._run = secrets.randbits(48)
+        self._sent: Counter[str] = Counter()
+        self._mode = Complete(
+            plan.config, plan.workers, plan.absent, predictor.specs, self._windows, self._run, Refusals()
+        )
+        predictor.prepare(self._windows)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last prediction is made."""
+        return self._mode.is_over
+
+    def holds_back(self, worker: str) -> bool:
+        """Whether a worker is far ahead of the others and should wait for them."""
+        return self._mode.holds_back(worker)
+
+    def hear(self, worker: str, spec: ModalitySpec, rows: Rows) -> None:
+        """Take in what a worker has made."""
+        message = message_of(rows, spec, session=self._name, run=self._run, seq=self._sent[worker])
+        self._sent[worker] += 1
+        self._mode.take(message, 0)
+
+    def note(self, worker: str, health: Health) -> None:
+        """Take in how a worker is; "ended" says that no rows follow."""
+        self._mode.note_status(
+            Status(
+                session=self._name,
+                worker=worker,
+                run=self._run,
+                t_ns=0,
+                state=health.state,
+                pid=0,
+                last_error=health.last_error,
+                detail=health.detail,
+            )
+        )
+
+    def due(self) -> Prediction | None:
+        """The next instant's prediction, once every worker has spoken up to it; the last one has seen everything."""
+        trigger = self._mode.due(0)
+        return None if trigger is None else self._predict(trigger)
+
+    def at(self, t_end_ns: int) -> Prediction:
+        """The prediction for an instant, from what has been heard; at most `LOOK_BACK_NS` before the newest rows."""
+        self._mode.pass_over(t_end_ns)
+        return self._predict(Trigger(t_end_ns))
+
+    def settle(self, newest_ns: int) -> None:
+        """Let go of instants that nobody asks for any more, so that no rows wait for them."""
+        self._mode.pass_over(newest_ns - LOOK_BACK_NS)
+
+    def _predict(self, trigger: Trigger) -> Prediction:
+        began_ns = time.monotonic_ns()
+        look = self._windows.look([self._mode.place], [trigger.t_end_ns])
+        (row,) = zip(*(part.tolist() for part in self._predictor.predict_look(self._windows, look)), strict=True)
+        done_ns = time.monotonic_ns()
+        present, newest_ns = look.present.tolist()[0], look.newest_ns.tolist()[0]
+        model = with_person(self._predictor.id, self._person)
+        return self._mode.predicted(trigger, Answer(*row), present, newest_ns, model, began_ns, done_ns)

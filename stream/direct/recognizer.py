@@ -1,0 +1,379 @@
+"""`mien.Recognizer`: predictions of a program's own frames and sound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.config import Config, load_config
+from mien.errors import InputError
+from mien.messages import Prediction
+from mien.stream.direct.given import Frames, GivenFrames, GivenSound, Sounds, Waiting, seconds
+from mien.stream.direct.local import LOOK_BACK_NS
+from mien.stream.direct.running import Running
+from mien.stream.modalities.audio import Audio
+from mien.stream.modalities.base import Modality
+from mien.stream.modalities.text import Text
+from mien.stream.modalities.vision import Vision
+from mien.stream.processes.plan import Session
+from mien.stream.sources.source import Chunk
+from mien.stream.sources.source import Frame as SourceFrame
+
+APART_NS = 10 * NS_PER_S  # by which frames and sound of a stream may be apart
+BEYOND_NS = 100 * NS_PER_MS  # of sound after an instant, without which its last rows cannot be made
+_POLL_S = 0.005
+_MOST_S = 4e9  # the year 2096, and far below where nanoseconds end
+
+
+class Frame(NamedTuple):
+    """A picture for `Recognizer.stream`: arguments of `Recognizer.frame`."""
+
+    bgr: Any
+    t: float
+
+
+class Sound(NamedTuple):
+    """Sound for `Recognizer.stream`: arguments of `Recognizer.sound`."""
+
+    samples: Any
+    rate: float
+    t: float
+
+
+class Recognizer:
+    """Predictions of frames and sound that your program has, without sockets and without processes.
+
+    The extractors, windows and model are those of `mien run`; the same input gives the same numbers as
+    `mien run --fast`. Models are loaded when it is made, which takes seconds; then it works in threads of its own.
+    Its methods may be called from any thread.
+
+    Times are seconds on any clock, of the capture: the same clock for frames and sound. Frames may come out of order
+    by half a second, and so may pieces of sound.
+
+    Args:
+        video: whether frames will be given. audio: whether sound will.
+        asr: speech recogniser for the words, as `text.asr` of the configuration; "none" leaves words out.
+        language: that is spoken.
+        checkpoint: folder of `mien train` or a file of the fusion; empty for the weights that ship.
+        engine: "auto", or a name that `mien engines` lists.
+        reference: file with neutral speech of this voice, as `audio.reference` of the configuration.
+        person: who it is, as `mien calibrate` measured them at rest.
+        config: a TOML file, over which the other arguments are laid.
+
+    Raises:
+        AssetError: a pretrained file cannot be had; `mien assets` fetches them.
+        ConfigError: an argument or a key of the file cannot be used.
+        CheckpointError, EngineError: the model cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        video: bool = True,
+        audio: bool = True,
+        asr: str | None = None,
+        language: str | None = None,
+        checkpoint: str | Path | None = None,
+        engine: str | None = None,
+        reference: str | Path | None = None,
+        person: str | None = None,
+        config: str | Path | None = None,
+    ) -> None:
+        if not (video or audio):
+            raise InputError("a Recognizer needs frames, sound, or both: video=True, audio=True")
+        settings = settings_of(
+            config, asr=asr, language=language, checkpoint=checkpoint, engine=engine, reference=reference, person=person
+        )
+        self._clock = Clock()
+        workers = ["video"] if video else []
+        workers += ["audio"] if audio else []
+        workers += ["text"] if audio and settings.text.asr != "none" else []
+        absent = {"vision": "switched off", "audio": "switched off", "text": "switched off"}
+        plan = Session(settings, tuple(workers), absent, (), "given frames and sound")
+        self._for_vision: Waiting[SourceFrame] = Waiting()
+        self._for_sound: dict[str, Waiting[Chunk]] = {name: Waiting() for name in workers if name != "video"}
+        self._frames = Frames(self._for_vision) if video else None
+        self._sounds = Sounds(tuple(self._for_sound.values()), settings.audio.chunk_ms) if audio else None
+        self._began_ns: int | None = None
+        self._last_ns = -1
+        self._finished = self._streams = self._closed = False
+        self._lock = threading.RLock()
+        self._running = Running(plan, create=self._create, paced=False)
+        every: dict[str, Waiting[Any]] = {"video": self._for_vision, **self._for_sound}
+        self._queues = queues = {worker: every[worker] for worker in workers}
+        self._running.start(streams=False, left=lambda worker: queues[worker].leave())
+        self._end = weakref.finalize(self, _close, self._running, tuple(queues.values()))
+
+    def frame(self, bgr: Any, t: float | None = None) -> None:
+        """Give a picture. Returns at once, unless the extractors are far behind.
+
+        Args:
+            bgr: (height, width, 3) uint8, blue, green, red, as OpenCV has it; it is copied.
+            t: when it was captured, in seconds; now, if not given. Each frame has a time of its own.
+
+        Raises:
+            InputError: it cannot be used, and why; nothing of it was taken in.
+        """
+        t_ns = self._clock.now_ns() if t is None else nanoseconds(t)
+        self._check_open("video", self._frames)
+        assert self._frames is not None
+        self._check_apart(t_ns, self._sounds, "sound", "audio")
+        self._frames.give(bgr, t_ns)
+        self._began_ns = t_ns if self._began_ns is None else self._began_ns
+
+    def sound(self, samples: Any, rate: float, t: float | None = None) -> None:
+        """Give sound. Returns at once, unless the extractors are far behind.
+
+        Args:
+            samples: (n,) or (n, channels): float from -1 to 1, int16, int32, or uint8.
+            rate: samples per second, 4,000 to 768,000.
+            t: when the first sample was captured, in seconds; if not given, the last one was just now.
+
+        Raises:
+            InputError: it cannot be used, and why; nothing of it was taken in.
+        """
+        self._check_open("audio", self._sounds)
+        assert self._sounds is not None
+        if t is None:
+            length_s = len(samples) / rate if hasattr(samples, "__len__") and _is_positive(rate) else 0.0
+            t_ns = self._clock.now_ns() - round(length_s * NS_PER_S)
+        else:
+            t_ns = nanoseconds(t)
+        self._check_apart(t_ns, self._frames, "frames", "video")
+        self._sounds.give(samples, rate, t_ns)
+        self._began_ns = t_ns if self._began_ns is None else self._began_ns
+
+    def predict(self, t: float | None = None, *, wait: bool = True) -> Prediction:
+        """The prediction for an instant, from all that was given of the time up to it.
+
+        Where it is to be that of `mien run --fast` exactly, 0.1 s of sound after the instant is to be given before.
+
+        Args:
+            t: the instant, in seconds; the newest that anything was given of, if not given. Not before an instant that
+                was predicted, and at most 4 s before the newest frame or sound.
+            wait: whether to wait until the words up to it are recognised, which takes some tenths of a second now and
+                then. Without, the words are those that are known by now, and numbers depend on the machine's speed.
+
+        Raises:
+            InputError: nothing was given yet, or `t` cannot be used.
+        """
+        with self._lock:
+            self._check_open()
+            if self._streams:
+                raise InputError("predict() cannot be mixed with stream(), which predicts every instant itself")
+            newest_ns = self._newest_ns()
+            if newest_ns is None:
+                raise InputError("nothing to predict from yet: give a frame or sound before")
+            t_ns = newest_ns if t is None else nanoseconds(t)
+            if t_ns < self._last_ns:
+                raise InputError(f"{seconds(t_ns)} lies before {seconds(self._last_ns)}, which was predicted before")
+            if t_ns < newest_ns - LOOK_BACK_NS:
+                raise InputError(
+                    f"{seconds(t_ns)} is too long before the newest input, of {seconds(newest_ns)}; predict as you "
+                    "give, or use stream() or mien.analyze for every instant"
+                )
+            if not self._finished:
+                self._release(t_ns)
+            for worker, waiting in self._queues.items():
+                if wait or worker != "text":
+                    waiting.settle()
+            prediction = self._running.at(t_ns)
+            self._last_ns = t_ns
+            return prediction
+
+    async def stream(
+        self, inputs: Iterable[Frame | Sound] | AsyncIterable[Frame | Sound] | None = None
+    ) -> AsyncIterator[Prediction]:
+        """Every instant's prediction, as `mien run --fast` gives them: for each frame (without frames, for each piece
+        of sound), as soon as everything up to it was given, and a last one that has seen everything.
+
+        Args:
+            inputs: frames and sound, about in the order of their times; after them all is over. Without, they are
+                given by `frame` and `sound` from other threads, until `finish`. Within the event loop's own thread
+                these can wait for ever, as nobody takes the predictions then: use `inputs`.
+
+        Raises:
+            InputError: an input cannot be used.
+        """
+        await asyncio.to_thread(self._begin_stream)
+        feeding = asyncio.ensure_future(self._feed(inputs)) if inputs is not None else None
+        try:
+            while True:
+                predictions, over = self._running.poll()
+                for prediction in predictions:
+                    yield prediction
+                if over:
+                    break
+                if feeding is not None and feeding.done():
+                    feeding.result()
+                if not predictions:
+                    await asyncio.sleep(_POLL_S)
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await feeding
+
+    def every(self, inputs: Iterable[Frame | Sound]) -> Iterator[Prediction]:
+        """`stream` for programs without an event loop: what it yields for `inputs`."""
+        self._begin_stream()
+        failure: list[BaseException] = []
+
+        def feed() -> None:
+            try:
+                for item in inputs:
+                    self._give(item)
+                self.finish()
+            except BaseException as error:
+                failure.append(error)
+                self.close()
+
+        thread = threading.Thread(target=feed, name="mien-inputs", daemon=True)
+        thread.start()
+        yield from self._running.predictions()
+        if failure:
+            raise failure[0]
+        thread.join()
+
+    def finish(self) -> None:
+        """Nothing more will be given: `stream` comes to its end, and the last words are final. May be called twice."""
+        with self._lock:
+            if self._finished or self._closed:
+                return
+            self._finished = True
+            if self._frames is not None:
+                self._frames.release()
+            if self._sounds is not None:
+                self._sounds.finish()
+            for waiting in self._queues.values():
+                waiting.finish()
+
+    def close(self) -> None:
+        """Release the models, and end the threads. May be called twice."""
+        self._closed = True
+        self._end()
+
+    def __enter__(self) -> Recognizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _create(self, worker: str, config: Config, clock: Clock) -> Modality:
+        if worker == "video":
+            frames = GivenFrames(self._for_vision)
+            return Vision(config, clock, lambda *_: frames)
+        sound = GivenSound(self._for_sound[worker])
+        if worker == "audio":
+            return Audio(config, clock, lambda *_: sound)
+        return Text(config, clock, lambda *_: sound, gives_way=False)
+
+    def _begin_stream(self) -> None:
+        with self._lock:
+            self._check_open()
+            if self._streams:
+                raise InputError("one stream() at a time, and one only: make another Recognizer for another input")
+            self._streams = True
+        self._running.stream()
+
+    async def _feed(self, inputs: Iterable[Frame | Sound] | AsyncIterable[Frame | Sound]) -> None:
+        if isinstance(inputs, AsyncIterable):
+            async for item in inputs:
+                await asyncio.to_thread(self._give, item)
+        else:
+            each = iter(inputs)
+            while (following := await asyncio.to_thread(_following, each)) is not None:
+                await asyncio.to_thread(self._give, following)
+        await asyncio.to_thread(self.finish)
+
+    def _give(self, item: Frame | Sound) -> None:
+        if isinstance(item, Frame):
+            self.frame(*item)
+        elif isinstance(item, Sound):
+            self.sound(*item)
+        else:
+            raise InputError(f"stream() takes mien.Frame and mien.Sound, not {type(item).__name__}")
+
+    def _release(self, t_ns: int) -> None:
+        if self._frames is not None:
+            self._frames.release(t_ns)
+        if self._sounds is not None:
+            self._sounds.release(t_ns + BEYOND_NS)
+
+    def _newest_ns(self) -> int | None:
+        known = [each.newest_ns for each in (self._frames, self._sounds) if each is not None]
+        return max((each for each in known if each is not None), default=None)
+
+    def _check_open(self, switch: str = "", taken: Frames | Sounds | None = None) -> None:
+        if self._closed:
+            raise InputError("this Recognizer is closed; make another one")
+        if switch and taken is None:
+            raise InputError(f"this Recognizer was made with {switch}=False")
+        if switch and self._finished:
+            raise InputError("finish() was called: nothing more can be given; make another Recognizer")
+        self._running.check()
+
+    def _check_apart(self, t_ns: int, other: Frames | Sounds | None, what: str, switch: str) -> None:
+        """A stream predicts an instant once frames and sound have come up to it; neither is kept without bound."""
+        if not self._streams or other is None:
+            return
+        since_ns = self._began_ns if other.newest_ns is None else other.newest_ns
+        if since_ns is not None and t_ns > since_ns + APART_NS:
+            raise InputError(
+                f"{APART_NS / NS_PER_S:g} s without {what} up to {seconds(t_ns)}: stream() waits for both; give both "
+                f"about in the order of their times, or make the Recognizer with {switch}=False"
+            )
+
+
+def settings_of(config: str | Path | None, **options: Any) -> Config:
+    """The configuration of a call: a file, the options over it, and nothing dropped."""
+    keys = {
+        "asr": "text.asr",
+        "language": "text.language",
+        "checkpoint": "inference.checkpoint",
+        "engine": "inference.engine",
+        "reference": "audio.reference",
+        "person": "person.name",
+    }
+    laid = {keys[name]: None if value is None else str(value) for name, value in options.items()}
+    path = None if config is None else Path(config).expanduser()
+    return load_config(path, {**laid, "clip.fast": True, "clip.loop": False})
+
+
+def nanoseconds(t: Any) -> int:
+    """A time in seconds as ns.
+
+    Raises:
+        InputError: it is no time.
+    """
+    try:
+        value = float(t)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= _MOST_S:
+        raise InputError(f"a time is a number of seconds, 0 or more, not {t!r}")
+    return round(value * NS_PER_S)
+
+
+def _following(inputs: Iterator[Frame | Sound]) -> Frame | Sound | None:
+    return next(inputs, None)
+
+
+def _is_positive(rate: Any) -> bool:
+    return isinstance(rate, int | float) and rate > 0
+
+
+def _close(running: Running, queues: tuple[Waiting[Any], ...]) -> None:
+    for waiting in queues:
+        waiting.leave()
+    running.close()

@@ -1,0 +1,1 @@
+"""Recognition in the caller's own process."""
