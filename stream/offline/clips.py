@@ -11,16 +11,17 @@ from mien.clock import NS_PER_S
 from mien.config import ClipConfig, InferenceConfig
 from mien.engines.predictor import Outputs, Predictor
 from mien.errors import SourceError
-from mien.messages import FeatureWindow, ModalitySpec, Word
+from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
 from mien.models.baseline import Person
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.models.data.corpora import MEDIA_SUFFIXES, CorpusItem
 from mien.models.data.datasets import RawRows
 from mien.models.weights import weight_set
+from mien.stream.features.table import FeatureTable, boxes_of
 from mien.stream.inference.about import with_person
 from mien.stream.inference.assembler import Assembler
 from mien.stream.inference.schedule import begins_ns
-from mien.stream.modalities.base import Rows
+from mien.stream.modalities.base import Rows, message_of
 from mien.stream.offline.extractors import Extractors, live_specs
 from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound
@@ -44,12 +45,16 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A clip's length, and the messages of its workers in a live session, in order of time."""
+    """A clip's length, and the messages of its workers in a live session, in order of time.
+
+    `boxes` (n, 4) are of the face in each row of vision, in pixels (left, top, right, bottom), NaN without one.
+    """
 
     name: str
     duration_ns: int
     messages: tuple[FeatureWindow, ...]
     notes: tuple[str, ...] = ()
+    boxes: Float32 | None = None
 
 
 def clips_in(path: Path) -> list[Path]:
@@ -75,6 +80,7 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
     clip = open_clip(path, extractors.tracks)
     name = printable(str(path))
     messages: list[FeatureWindow] = []
+    boxes: Float32 | None = None
     if clip.has_audio:
         sound = read_sound(path, extractors.tracks)
         if "audio" in specs:
@@ -84,8 +90,9 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
     if clip.has_video and "vision" in specs:
         rows = extractors.picture_rows(CorpusItem(str(path), audio=path, video=path))
         messages += _messages(name, specs["vision"], _pieces(specs["vision"], rows))
+        boxes = boxes_of(extractors.boxes)
     messages.sort(key=begins_ns)
-    return Clip(name, round(clip.duration_s * NS_PER_S), tuple(messages), clip.notes)
+    return Clip(name, round(clip.duration_s * NS_PER_S), tuple(messages), clip.notes, boxes)
 
 
 def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterator[Moment]:
@@ -109,6 +116,7 @@ class ClipRows(NamedTuple):
     rows: list[dict[str, object]]
     notes: tuple[str, ...] = ()
     error: str = ""
+    features: FeatureTable | None = None
 
 
 class ClipPredictor:
@@ -118,6 +126,7 @@ class ClipPredictor:
         checkpoint: folder or file, empty for the shipped one. asr: recogniser, or "none". hop_s: between predictions.
         reference: neutral speech of the voice, see `audio.reference`. tracks: which of a file's tracks are taken.
         person: whose face and voice are compared with their rest.
+        features: whether tables of what was seen and heard are made, too.
 
     Attributes:
         modalities: of the model.
@@ -135,7 +144,10 @@ class ClipPredictor:
         reference: str = "",
         tracks: ClipConfig | None = None,
         person: Person | None = None,
+        *,
+        features: bool = False,
     ) -> None:
+        self._features = features
         loaded = load_checkpoint(checkpoint)
         self.modalities = tuple(spec.name for spec in loaded.specs)
         made = live_specs(weights=weight_set(checkpoint))
@@ -172,7 +184,10 @@ class ClipPredictor:
         tag = self._person.tag if self._person is not None else ""
         rows = [_row(read.name, moment, tag) for moment in predict_clip(read, predictor, self._hop_s)]
         predictor.forget(read.name)
-        return ClipRows(rows, read.notes)
+        seen = FeatureTable() if self._features else None
+        if seen is not None:
+            seen.add(read.name, read.messages, read.boxes)
+        return ClipRows(rows, read.notes, features=seen)
 
     def close(self) -> None:
         """Release what was opened."""
@@ -194,13 +209,7 @@ def _row(name: str, moment: Moment, person: str) -> dict[str, object]:
 
 
 def _messages(clip: str, spec: ModalitySpec, said: Iterator[Rows]) -> list[FeatureWindow]:
-    return [
-        FeatureWindow(
-            session=clip, modality=spec.name, run=0, seq=seq, t_start_ns=rows.t_start_ns, t_end_ns=rows.t_end_ns,
-            extractor=spec.extractor, values=rows.values, valid=rows.valid, times_ns=rows.times_ns, words=rows.words,
-        )
-        for seq, rows in enumerate(said)
-    ]  # fmt: skip
+    return [message_of(rows, spec, session=clip, run=0, seq=seq) for seq, rows in enumerate(said)]
 
 
 def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[Rows]:

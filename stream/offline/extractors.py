@@ -27,6 +27,7 @@ from mien.windowing import slot_ns
 if TYPE_CHECKING:
     from mien.stream.modalities.audio import AudioExtractor
     from mien.stream.modalities.base import Rows
+    from mien.stream.modalities.face_search import Box
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
     from mien.stream.speech.asr import Heard, Recogniser
@@ -59,6 +60,7 @@ class Extractors:
         modalities: to extract of every item.
         weights: of the text and face encoders.
         tracks: which of a file's tracks to read.
+        boxes: of the faces in the pictures that were read last, one for each row, None without a face.
 
     Args:
         reference: file that voices are compared with, as `audio.reference`; None compares with nothing, as for training
@@ -79,6 +81,7 @@ class Extractors:
         self.weights, self._reference, self.tracks = weights, reference, tracks
         self._person = person
         self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
+        self.boxes: list[Box | None] = []
 
     def rows(self, item: CorpusItem, corpus: Corpus | None = None) -> tuple[dict[str, RawRows], int, str | None]:
         """All rows of one item, its length in ns, and the words in it.
@@ -152,13 +155,15 @@ class Extractors:
         self.vision.reset()
         values, valid = [np.zeros((0, vision.SPEC.dim), np.float32)], []
         times: list[int] = []
+        self.boxes = []
         with contextlib.suppress(BrokenClipError):  # frames before the fault are good
             for t_ns, frame in open_clip(item.video, self.tracks).pictures():
                 if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
                     continue
                 if end_ns is not None and t_ns >= end_ns:
                     break
-                row, seen, _ = self.vision.row(upright_bgr(frame), t_ns - start_ns)
+                row, seen, view = self.vision.row(upright_bgr(frame), t_ns - start_ns)
+                self.boxes.append(view.box)
                 values.append(row[None])
                 valid.append(seen)
                 times.append(t_ns - start_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,18 +66,23 @@ def recorded_rows(
 def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list[str], Int64]:
     """Committed words that end within a stretch, without uncertain ones, and when each ends, in ns from its start."""
     said: dict[int, Word] = {}
-    last_ns = -1
     for entry in recording.entries({channels.FEATURES + "text"}):
         record, _ = entry.features()
         if record.t_end_ns > end_ns + _LATE_NS:
             break
-        for word in record.said:
-            # A newer message knows better whether a word is certain.
-            if word.committed and (word.t_start_ns in said or word.t_start_ns > last_ns):
-                said[word.t_start_ns] = word
-                last_ns = max(last_ns, word.t_start_ns)
+        take_words(said, record.said)
     words = [word for word in said.values() if not word.uncertain and start_ns <= word.t_end_ns < end_ns]
     return [word.text.strip() for word in words], np.array([word.t_end_ns - start_ns for word in words], np.int64)
+
+
+def take_words(said: dict[int, Word], words: Iterable[Word]) -> None:
+    """Add the committed words of a message to those that were said before, by the time that they begin."""
+    newest_ns = next(reversed(said), -1)
+    for word in words:
+        # A newer message knows better whether a word is certain.
+        if word.committed and (word.t_start_ns in said or word.t_start_ns > newest_ns):
+            said[word.t_start_ns] = word
+            newest_ns = max(newest_ns, word.t_start_ns)
 
 
 def recording_end_ns(recording: Recording) -> int:

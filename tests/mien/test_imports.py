@@ -41,6 +41,7 @@ ROOMS = {
         "inference",
         "direct",
         "recording",
+        "features",
         "dashboard",
         "bridges",
         "offline",

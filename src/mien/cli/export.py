@@ -15,9 +15,12 @@ def command(
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
     vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
     mcap: Annotated[bool, typer.Option("--mcap", help="Repair a truncated recording; needs --out.")] = False,
+    features: Annotated[
+        Path | None, typer.Option(help="What was seen and heard, in this file: .csv or .parquet.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
 ) -> None:
-    """Export a recording as CSV, JSON or subtitles, or repair one that was cut off."""
+    """Export a recording as CSV, JSON or subtitles, its features as a table, or repair one that was cut off."""
     import sys
 
     from mien.errors import ConfigError
@@ -31,6 +34,15 @@ def command(
     chosen = [kind for kind, wanted in formats if wanted]
     if len(chosen) > 1:
         raise ConfigError("one format at a time: " + " or ".join(f"--{kind}" for kind in chosen))
+    if features is not None:
+        if chosen or out is not None:
+            raise ConfigError("--features FILE names its own file; give it alone")
+        from mien.stream.features.recorded import recorded_features
+        from mien.stream.features.table import check_features
+
+        check_features(features)
+        recorded_features(path).write(features)
+        return
     if mcap:
         if out is None:
             raise ConfigError("--mcap needs a file to write: --out FILE")

@@ -26,6 +26,7 @@ def command(
     person: Annotated[str, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = "",
     audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
     video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
+    features: Annotated[Path | None, typer.Option(help="Write what was seen and heard: .csv or .parquet.")] = None,
     ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
 ) -> None:  # fmt: skip
     """Predict over clips, with the features and the model of the stream."""
@@ -38,12 +39,16 @@ def command(
     from mien.files import check_target, write_file
     from mien.messages import EMOTIONS
     from mien.models.baseline import find_person
+    from mien.stream.features.table import FeatureTable, check_features
     from mien.stream.offline.clips import ClipPredictor, clips_in
 
     if out is not None:
         check_target(out)
+    if features is not None:
+        check_features(features)
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
-    maker = ClipPredictor(checkpoint, engine, asr, hop, reference, tracks, find_person(person))
+    known, wanted = find_person(person), features is not None
+    maker = ClipPredictor(checkpoint, engine, asr, hop, reference, tracks, known, features=wanted)
     clips = [str(clip) for clip in clips_in(path)]
     text = io.StringIO()
     gates = [f"gate_{name}" for name in maker.modalities]
@@ -53,6 +58,7 @@ def command(
     if not as_json:
         table.writeheader()
     failed = 0
+    seen = FeatureTable()
     try:
         for made in _in_order(clips, maker, ray):
             if made.error:
@@ -61,6 +67,8 @@ def command(
                 continue
             for note in made.notes:
                 typer.secho(note, err=True)
+            if made.features is not None:
+                seen.extend(made.features)
             for row in made.rows:
                 if as_json:
                     text.write(json.dumps(row) + "\n")
@@ -74,6 +82,8 @@ def command(
         maker.close()
     if out is not None:
         write_file(out, text.getvalue(), private=True)
+    if features is not None and len(seen):
+        seen.write(features)
     if failed == len(clips):
         raise SourceError("no clip could be read")
 
