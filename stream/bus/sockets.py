@@ -19,14 +19,17 @@ import zmq
 
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
+from mien.messages import Prediction
 from mien.stream.bus.choices import MAX_CHOICE_BYTES
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded, is_loopback
+from mien.stream.bus.parts import KIND, Part, read_part
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
 _FEW = 32  # sessions whose sockets fit into every system's limits
 _FILES_A_SESSION = 24  # of three workers' connections, with a monitor each
 _MAX_TOPICS = 256  # of each session
 _MAX_SUBSCRIPTIONS = 1024
+_MAX_PARTS = 64  # different ones: each is encoded for itself
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
@@ -73,6 +76,7 @@ class Publisher:
 
     Attributes:
         subscriptions: prefixes subscribed to, with how many connections do. dropped: messages no connection took.
+        parts: of predictions that are subscribed to, by topic.
         subscription_flood_resets: how often all connections were closed because one had far too many subscriptions.
 
     Raises:
@@ -88,6 +92,7 @@ class Publisher:
         self._questions = 0
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
+        self.parts: dict[bytes, Part] = {}
         self._tell_time: Callable[[bytes], list[bytes] | None] | None = None
         self._hear: Callable[[bytes, bool], None] | None = None
         self._due: set[bytes] = set()
@@ -116,6 +121,13 @@ class Publisher:
         self.service()
         for frames in messages:
             self._publish(frames, keep=True)
+
+    def send_parts(self, prediction: Prediction) -> None:
+        """Publish the parts of a prediction that subscribers ask for."""
+        for part in self.parts.values():
+            frames = part.message(prediction)
+            if frames is not None:
+                self._send(frames)
 
     def forward(self, messages: Iterable[list[zmq.Frame]]) -> None:
         """Publish messages of another publisher and keep them, as `send`; what they hold is not copied."""
@@ -170,16 +182,22 @@ class Publisher:
                 continue
             if event[0] == 1:
                 self.subscriptions[prefix] = self.subscriptions.get(prefix, 0) + 1
+                if prefix.startswith(KIND) and len(self.parts) < _MAX_PARTS:
+                    part = self.parts.get(prefix) or read_part(prefix)
+                    if part is not None:
+                        self.parts[prefix] = part
                 self._due.update(topic for topic in self._last if topic.startswith(prefix))
                 self._due.update(topic for topic in self._answers if b"/" in prefix and topic.startswith(prefix))
             elif prefix in self.subscriptions:
                 self.subscriptions[prefix] -= 1
                 if self.subscriptions[prefix] <= 0:
                     del self.subscriptions[prefix]
+                    self.parts.pop(prefix, None)
         if len(self.subscriptions) + self._questions > _MAX_SUBSCRIPTIONS:
             # libzmq would keep them all, 10 KB each. It forgets them with the connections, and honest ones come back.
             self.subscription_flood_resets += 1
             self.subscriptions.clear()
+            self.parts.clear()
             self._questions = 0
             self._rebind()
         now_s = time.monotonic()

@@ -18,6 +18,7 @@ import zmq
 
 from mien.errors import BusError, WireError
 from mien.messages import WORKERS, Prediction, Status
+from mien.stream.bus.parts import KIND, decode_part, part_topic
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status, topic
 
@@ -36,15 +37,19 @@ class Subscriber:
         session: one session's name; None for all.
         newest_only: skip to the newest prediction whenever several wait; the skipped ones are counted.
         keys: folder of keys; without one, the user's are taken for an endpoint on another machine (`mien keys`).
+        fields: of `Prediction` that are wanted; only these are encoded and sent, and all others are None or empty.
+        rate_hz: at most so many predictions a second, chosen by the publisher. Both need a mien that knows them, from
+            the version that has them on; an older one sends nothing.
 
     Attributes:
-        lost: predictions that never arrived, known from gaps in their numbers.
+        lost: predictions that never arrived, known from gaps in their numbers; with `rate_hz` it stays 0.
         skipped: predictions that were passed over because newer ones waited.
         refused: messages that broke the protocol, by cause.
         statuses: the newest status of each process, by worker.
 
     Raises:
         BusError: `endpoint` is not an address. KeysError: it is on another machine, and keys are missing.
+        InputError: there is no such field, or the rate is none.
     """
 
     def __init__(
@@ -54,18 +59,19 @@ class Subscriber:
         session: str | None = None,
         newest_only: bool = False,
         keys: str | Path = "",
+        fields: Collection[str] | None = None,
+        rate_hz: float | None = None,
     ) -> None:
-        prefixes = (
-            (b"prediction/", b"status/")
-            if session is None
-            else (topic("prediction", session), topic("status", session))
-        )
+        predictions = b"prediction/" if session is None else topic("prediction", session)
+        if fields is not None or rate_hz is not None:
+            predictions = part_topic(session, fields, rate_hz)
+        prefixes = predictions, b"status/" if session is None else topic("status", session)
         self.lost = 0
         self.skipped = 0
         self.refused: Counter[str] = Counter()
         self.statuses: dict[str, Status] = {}
         self._receiver = Receiver(endpoint, prefixes, high_water_mark=256, keys=keys)
-        self._newest_only = newest_only
+        self._newest_only, self._has_rate = newest_only, rate_hz is not None
         self._newest: dict[str, tuple[int, int]] = {}
 
     def wait(self, timeout_s: float) -> list[Prediction]:
@@ -91,7 +97,8 @@ class Subscriber:
                     else:
                         self.refused["workers"] += 1
                     continue
-                prediction = decode_prediction(frames)
+                is_part = frames[0].startswith(KIND)
+                prediction = decode_part(frames) if is_part else decode_prediction(frames)
             except WireError as error:
                 self.refused[str(error).split(":")[0]] += 1
                 continue
@@ -116,6 +123,8 @@ class Subscriber:
 
     def _hear_numbers(self, status: Status) -> None:
         """Inference says how far it has counted: what was sent before and has not come is lost, not silence."""
+        if self._has_rate:
+            return
         run, seq = self._newest.get(status.session, (-1, -1))
         if status.worker == "inference" and status.next_seq is not None and run == status.run:
             missed = status.next_seq - seq - 1
@@ -129,7 +138,7 @@ class Subscriber:
         if prediction.run == run:
             if prediction.seq <= seq:
                 return False
-            self.lost += prediction.seq - seq - 1
+            self.lost += 0 if self._has_rate else prediction.seq - seq - 1
         elif prediction.session not in self._newest and len(self._newest) >= _MAX_SESSIONS:
             del self._newest[next(iter(self._newest))]
         self._newest[prediction.session] = (prediction.run, prediction.seq)
@@ -184,18 +193,23 @@ def subscribe(
     newest_only: bool = False,
     timeout_s: float | None = None,
     keys: str | Path = "",
+    fields: Collection[str] | None = None,
+    rate_hz: float | None = None,
 ) -> Iterator[Prediction]:
     """Predictions as they come, for ever; it reconnects by itself when mien is restarted.
 
     Args:
-        endpoint, session, newest_only, keys: as for `Subscriber`.
+        endpoint, session, newest_only, keys, fields, rate_hz: as for `Subscriber`.
         timeout_s: give up when nothing has come for so long; None waits for ever.
 
     Raises:
         BusError: `endpoint` is not an address, or nothing came within `timeout_s`; says which sessions are there.
         KeysError: it is on another machine, and keys are missing.
+        InputError: there is no such field, or the rate is none.
     """
-    with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
+    with Subscriber(
+        endpoint, session=session, newest_only=newest_only, keys=keys, fields=fields, rate_hz=rate_hz
+    ) as subscriber:
         heard_s = time.monotonic()
         while True:
             for prediction in subscriber.wait(0.25):
@@ -213,9 +227,13 @@ async def subscribe_async(
     newest_only: bool = False,
     timeout_s: float | None = None,
     keys: str | Path = "",
+    fields: Collection[str] | None = None,
+    rate_hz: float | None = None,
 ) -> AsyncIterator[Prediction]:
     """`subscribe` for asyncio, on any event loop. Arguments and errors are the same."""
-    with Subscriber(endpoint, session=session, newest_only=newest_only, keys=keys) as subscriber:
+    with Subscriber(
+        endpoint, session=session, newest_only=newest_only, keys=keys, fields=fields, rate_hz=rate_hz
+    ) as subscriber:
         heard_s = time.monotonic()
         while True:
             predictions = subscriber.poll()

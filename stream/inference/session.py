@@ -116,6 +116,8 @@ class Session:
         self._next_seq = self.mode.seq  # only now: a status that is heard before the prediction would call it lost
         self._totals_ms.append(prediction.latency.get("total", 0.0))
         self._meter.tick()
+        if self._publisher.parts:
+            self._publisher.send_parts(prediction)
         return encode_prediction(prediction)
 
     def settle(self) -> None:

@@ -96,6 +96,7 @@ class _Shard:
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._receiver: Receiver | None = None
+        self._parts: set[bytes] = set()  # topics that the process was asked for
         self._deaths = self._restarts = 0
         self._due_s: float | None = None
         self._started = False
@@ -128,8 +129,14 @@ class _Shard:
             self._child.start(self._control.start_ns)
 
     def forward(self) -> None:
-        """Publish what the process has published."""
+        """Publish what the process has published, and ask it for the parts that are wanted here."""
         if self._receiver is not None:
+            for topic in self._parts ^ self._publisher.parts.keys():
+                if topic in self._parts:
+                    self._receiver.socket.unsubscribe(topic)
+                else:
+                    self._receiver.socket.subscribe(topic)
+            self._parts = set(self._publisher.parts)
             self._publisher.forward(self._receiver.drain_frames(_AT_ONCE))
 
     def release(self) -> None:
@@ -197,6 +204,7 @@ class _Shard:
                 poller.unregister(self._receiver.socket)
             self._receiver.close()
             self._receiver = None
+            self._parts = set()
 
 
 def _as_error(event: Event) -> MienError:
