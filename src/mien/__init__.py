@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # ONNX Runtime reports to its maker from 1.31 on. It is asked not to before anything of mien can load it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "EMOTIONS",
     "Analysis",

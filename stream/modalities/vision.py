@@ -29,6 +29,8 @@ from mien.models.baseline import Person, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
+from mien.stream.modalities.face_search import find_in_still
+from mien.stream.modalities.head_pose import head_pose
 from mien.stream.processes.plan import source_origin, with_source
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import OpenVideo, open_video
@@ -41,10 +43,7 @@ if TYPE_CHECKING:
 
 
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
-_NEAR_CM = 10.0  # a face is never nearer to the camera; keeps the pose finite
-_SCALE_CM = 50.0  # distance at which a face has scale 1
 UNCLEAR = "face too small or turned away"
-_STILL_SIDE = 256  # pixels to which a small still is enlarged together with its margin
 
 
 def _digest(path: Path) -> str:
@@ -211,49 +210,6 @@ def mesh_edges() -> npt.NDArray[np.uint16]:
     from mien.stream.modalities.face_mesh import EDGES
 
     return EDGES
-
-
-def find_in_still(mesh: FaceMesh, image: UInt8) -> Face | None:
-    """The face in a picture that it fills, with landmarks in the picture's own pixels.
-
-    The detector knows faces with something around them: half of the picture's size in its mean colour is added on
-    every side, which finds 95 % of FER2013 instead of 84 %.
-    """
-    height, width = image.shape[:2]
-    colour = image.mean(axis=(0, 1)).round().tolist()
-    margin_y, margin_x = height // 2, width // 2
-    padded = cv2.copyMakeBorder(image, margin_y, margin_y, margin_x, margin_x, cv2.BORDER_CONSTANT, value=colour)
-    scale = max(1.0, _STILL_SIDE / max(padded.shape[:2]))
-    size = round(padded.shape[1] * scale), round(padded.shape[0] * scale)
-    large = cv2.resize(padded, size, interpolation=cv2.INTER_LINEAR)
-    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
-    face = mesh.find(np.asarray(cv2.cvtColor(large, code), np.uint8))
-    if face is None:
-        return None
-    stretch = np.array([padded.shape[1] / size[0], padded.shape[0] / size[1]], np.float32)
-    margin = np.array([margin_x, margin_y], np.float32)
-    # Pixels are squares and their centres are counted: the halves take the one to the other and back.
-    landmarks = (face.landmarks + np.float32(0.5)) * stretch - np.float32(0.5) - margin
-    return type(face)(landmarks, face.blendshapes, face.matrix)
-
-
-def head_pose(matrix: Float32) -> Float32:
-    """Yaw, pitch and roll in radians, and where the head is.
-
-    Args:
-        matrix: (4, 4) from the canonical face to the camera, cm; x right, y up, z towards the viewer.
-
-    Returns:
-        (6,): yaw (positive: the face turns to the right of the picture), pitch (positive: down) and roll (positive:
-        its top tilts to the left of the picture), taken about y, x, z in this order; x and y of the head's direction
-        from the optical axis, as tangents; and scale, 1 at half a metre and 2 at half of that.
-    """
-    yaw = np.arctan2(matrix[0, 2], matrix[2, 2])
-    pitch = np.arcsin(np.clip(-matrix[1, 2], -1.0, 1.0))
-    roll = np.arctan2(matrix[1, 0], matrix[1, 1])
-    depth_cm = max(-float(matrix[2, 3]), _NEAR_CM)
-    x, y = matrix[0, 3] / depth_cm, matrix[1, 3] / depth_cm
-    return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
 
 
 def face_network(weights: Path | str = SHIPPED.face) -> Network:

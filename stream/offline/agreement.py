@@ -20,7 +20,7 @@ from mien.errors import DataError
 from mien.messages import EMOTIONS
 from mien.stream.features.action_units import ACTION_UNITS, action_units
 from mien.stream.modalities.vision import BLENDSHAPES
-from mien.stream.offline.extraction import ExtractOptions
+from mien.stream.offline.items import ExtractOptions
 from mien.stream.offline.labelled import read_labelled
 
 Reals = npt.NDArray[np.float64]

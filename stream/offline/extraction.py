@@ -6,24 +6,20 @@ a stopped run resumes where it was.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from mien.clock import NS_PER_S
-from mien.config import AssetsConfig, ClipConfig
+from mien.config import AssetsConfig
 from mien.errors import DataError, MienError
 from mien.files import write_file
-from mien.messages import EMOTIONS, MODALITIES, ModalitySpec
+from mien.messages import MODALITIES, ModalitySpec
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.dataset_files import (
     PLAN,
@@ -34,53 +30,17 @@ from mien.models.data.dataset_files import (
     read_shard,
     write_shard,
 )
-from mien.models.data.datasets import Labels, RawRows, Skipped
+from mien.models.data.datasets import Skipped
 from mien.models.data.mmsa import is_pickle
 from mien.models.weights import SHIPPED, WeightSet
-from mien.stream.offline.damage import Bystanders, Damaging, damaged_copies
-from mien.stream.offline.extractors import Extractors, live_specs
+from mien.stream.offline.extractors import live_specs
+from mien.stream.offline.items import ExtractOptions, ItemMaker, MadeItem
 from mien.stream.offline.pool import worker_pool
 from mien.stream.recording.stretch import is_recording
-from mien.stream.sources.clip import open_clip, read_sound, segment
-from mien.stream.sources.source import SAMPLE_RATE
+from mien.stream.sources.clip import open_clip
 
 CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
 _MEASURED = 100  # clips whose length is read for an estimate
-SHORTEST_PART = 0.2  # of a sentence's words, in a shortened copy
-
-
-class ExtractOptions(msgspec.Struct, frozen=True):
-    """What is extracted.
-
-    Attributes:
-        modalities: to extract, where an item has them.
-        splits: of items; empty means all.
-        audio_copies: perturbed copies of every training clip's sound.
-        partial_texts: share of training texts that get a copy with only a part of their words, as a window of a live
-            stream often holds.
-        asr: recogniser for clips that come without a text; empty or "none" leaves their words out.
-        limit: items per corpus and split, for trying things out; 0 takes all.
-        train_limits: training items per corpus, by its name, drawn by `seed`.
-        damaging: copies with damage, from which reliability is learned and measured.
-        seed: of the copies.
-        audio_track, video_track: which of a clip's tracks, counted from 1; 0 takes the one that a live session would.
-    """
-
-    modalities: tuple[str, ...] = MODALITIES
-    splits: tuple[str, ...] = ()
-    audio_copies: int = 0
-    partial_texts: float = 0.0
-    asr: str = ""
-    limit: int = 0
-    train_limits: dict[str, int] = {}
-    damaging: Damaging = Damaging()
-    seed: int = 1111
-    audio_track: int = 0
-    video_track: int = 0
-
-    def __post_init__(self) -> None:
-        if self.asr == "none":  # one spelling, so that equal options make equal plans
-            msgspec.structs.force_setattr(self, "asr", "")
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -93,7 +53,7 @@ class _Chunk(msgspec.Struct, frozen=True):
 
 
 # Has items, each a source and a position in it, made somewhere, in any order.
-Spread = Callable[[Sequence[tuple[str, int]], "ItemMaker"], Iterator[tuple[tuple[str, int], "MadeItem"]]]
+Spread = Callable[[Sequence[tuple[str, int]], ItemMaker], Iterator[tuple[tuple[str, int], MadeItem]]]
 
 
 class _Plan(msgspec.Struct, frozen=True):
@@ -102,6 +62,9 @@ class _Plan(msgspec.Struct, frozen=True):
     chunks: tuple[_Chunk, ...]
     skipped: tuple[Skipped, ...]
     assets: AssetsConfig = AssetsConfig()
+
+    def maker(self, weights: WeightSet) -> ItemMaker:
+        return ItemMaker(self.options, [spec.name for spec in self.specs], self.assets, weights)
 
 
 def needed_specs(corpus: Corpus, options: ExtractOptions, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
@@ -277,7 +240,7 @@ def _gather(spread: Spread, todo: list[_Chunk], plan: _Plan, out: Path, weights:
     """Have items made one by one elsewhere, in any order, and write a shard once all of its items are there."""
     of = {(chunk.source, position): chunk for chunk in todo for position in chunk.ids}
     found: dict[str, dict[int, MadeItem]] = {chunk.shard: {} for chunk in todo}
-    for (source, position), item in spread(list(of), ItemMaker(plan, weights)):
+    for (source, position), item in spread(list(of), plan.maker(weights)):
         chunk = of[source, position]
         have = found[chunk.shard]
         have[position] = item
@@ -289,7 +252,7 @@ def _gather(spread: Spread, todo: list[_Chunk], plan: _Plan, out: Path, weights:
 
 def _run(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, jobs: int) -> Iterator[int]:
     if jobs <= 1:
-        maker = ItemMaker(plan, weights)
+        maker = plan.maker(weights)
         try:
             for chunk in todo:
                 _write(out, plan, chunk, [maker.make(chunk.source, position) for position in chunk.ids])
@@ -313,7 +276,7 @@ _worker: tuple[ItemMaker, _Plan, Path] | None = None
 
 def _start_worker(plan: _Plan, out: Path, weights: WeightSet) -> None:
     global _worker
-    maker = ItemMaker(plan, weights)
+    maker = plan.maker(weights)
     _worker = maker, plan, out
     # MediaPipe must be closed before the interpreter is: a spawned process runs finalizers, not `atexit`.
     multiprocessing.util.Finalize(None, maker.close, exitpriority=10)
@@ -329,106 +292,3 @@ def _write(out: Path, plan: _Plan, chunk: _Chunk, items: Sequence[MadeItem]) -> 
     made = [pair for item in items for pair in item.made]
     skipped = [item.skipped for item in items if item.skipped is not None]
     write_shard(out / chunk.shard, {spec.name: spec for spec in plan.specs}, made, skipped)
-
-
-class MadeItem(NamedTuple):
-    """What was made of an item, and why it was skipped; with it, what came of it before."""
-
-    made: list[tuple[Labels, dict[str, RawRows]]]
-    skipped: Skipped | None
-
-
-class ItemMaker:
-    """Makes rows of items, and opens each corpus and each extractor when it is first needed.
-
-    It may be sent to another process before its first item; corpora are then read there, at the same paths.
-    """
-
-    def __init__(self, plan: _Plan, weights: WeightSet) -> None:
-        self._plan, self._weights = plan, weights
-        self._corpora: dict[str, Corpus] = {}
-        self._bystanders: dict[Path, Bystanders] = {}
-        tracks = ClipConfig(audio_track=plan.options.audio_track, video_track=plan.options.video_track)
-        names = [spec.name for spec in plan.specs]
-        self.extractors = Extractors(names, plan.options.asr, plan.assets, weights, tracks=tracks)
-
-    def make(self, source: str, position: int) -> MadeItem:
-        """Rows of the item at a position of a corpus."""
-        if source not in self._corpora:
-            self._corpora[source] = read_corpus(Path(source))
-        corpus = self._corpora[source]
-        item = corpus.items[position]
-        made: list[tuple[Labels, dict[str, RawRows]]] = []
-        try:
-            made += self._rows(corpus, item)
-        except MienError as error:
-            return MadeItem(made, Skipped(item.id, str(error)))
-        return MadeItem(made, None)
-
-    def close(self) -> None:
-        """Release what was opened."""
-        self.extractors.close()
-
-    def _rows(self, corpus: Corpus, item: CorpusItem) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
-        rows, duration_ns, text = self.extractors.rows(item, corpus)
-        if not rows:
-            raise DataError("it has none of the modalities asked for")
-        labels = Labels(
-            id=item.id,
-            corpus=corpus.name,
-            split=item.split,
-            speaker=item.speaker,
-            sentiment=item.sentiment,
-            coarse=item.coarse,
-            emotions=item.emotion_target,
-            agreed=_number(item.emotion, -1) if item.emotions is not None and item.image is not None else None,
-            own=_number(item.own_emotion),
-            duration_ns=duration_ns,
-            still=item.image is not None,
-            text=text,
-        )
-        yield labels, rows
-        if item.split == "train":
-            yield from self._copies(corpus, item, labels)
-        others = self._bystanders.setdefault(corpus.path, Bystanders(corpus))
-        yield from damaged_copies(self.extractors, corpus, others, item, labels, self._plan.options.damaging)
-
-    def _copies(self, corpus: Corpus, item: CorpusItem, labels: Labels) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
-        options = self._plan.options
-        # Seeded by the item's name: the same copies in any process and any order.
-        digest = hashlib.sha256(f"{options.seed} {corpus.name} {item.id}".encode()).digest()
-        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        if labels.text and item.audio is None and random.random() < options.partial_texts:
-            part = " ".join(shortened(labels.text.split(), random))
-            rows, duration_ns, _ = self.extractors.rows(replace(item, text=part), corpus)
-            yield (
-                msgspec.structs.replace(labels, id=f"{item.id}~part", duration_ns=duration_ns, text=part, copy=True),
-                rows,
-            )
-        if item.audio is not None and item.video is None and "audio" in self.extractors.modalities:
-            from mien.models.data.augmentation import perturb_waveform
-
-            for copy in range(options.audio_copies):
-                sound = perturb_waveform(
-                    segment(read_sound(item.audio, self.extractors.tracks), item.start_s, item.end_s), random
-                )
-                audio = self.extractors.sound_rows(sound)
-                changed = msgspec.structs.replace(
-                    labels, id=f"{item.id}~{copy + 1}", duration_ns=len(sound) * NS_PER_S // SAMPLE_RATE, copy=True
-                )
-                yield changed, {"audio": audio}
-
-
-def _number(emotion: str | None, otherwise: int | None = None) -> int | None:
-    return otherwise if emotion is None else EMOTIONS.index(emotion)
-
-
-def shortened(words: list[str], random: np.random.Generator) -> list[str]:
-    """A run of the words, as in a window that opens late or closes early; half of the time in lower case without
-    punctuation, as a recogniser writes them."""
-    count = max(1, round(len(words) * random.uniform(SHORTEST_PART, 1.0)))
-    begin = int(random.integers(0, len(words) - count + 1)) if random.random() < 0.4 else 0
-    part = words[begin : begin + count]
-    if random.random() < 0.5:
-        part = [word for word in (w.strip('.,;:!?"()-').lower() for w in part) if word] or part
-    return part

@@ -10,8 +10,8 @@ from mien.errors import DataError, MienError
 from mien.models.data.corpora import AUDIO_SUFFIXES, VIDEO_SUFFIXES, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, Sample, make_track
 from mien.models.weights import SHIPPED, WeightSet
-from mien.stream.offline.extraction import ExtractOptions
 from mien.stream.offline.extractors import Extractors, live_specs
+from mien.stream.offline.items import ExtractOptions
 
 log = logging.getLogger(__name__)
 

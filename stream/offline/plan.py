@@ -13,7 +13,7 @@ from mien.models.training.face import FaceTraining
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.speech import SpeechTraining
 from mien.models.weights import SHIPPED_FOLDER
-from mien.stream.offline.extraction import ExtractOptions
+from mien.stream.offline.items import ExtractOptions
 
 STAGES = ("text", "face", "extract", "speech", "fusion")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from mien.stream.offline.extraction import ExtractOptions
+    from mien.stream.offline.items import ExtractOptions
 
 HELP = "Recogniser of clips without a text: tiny.en (the default), base, or none."
 DEFAULT = "tiny.en"

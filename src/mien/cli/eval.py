@@ -71,9 +71,9 @@ def command(
     from mien.models.evaluation.scores import Scores, figures, score
     from mien.models.weights import weight_set
     from mien.stream.offline.damage import Damaging
-    from mien.stream.offline.extraction import ExtractOptions
     from mien.stream.offline.extractors import live_specs
     from mien.stream.offline.faces import encoder_figures
+    from mien.stream.offline.items import ExtractOptions
     from mien.stream.offline.labelled import read_labelled
 
     loaded, weights = load_checkpoint(checkpoint), weight_set(checkpoint)

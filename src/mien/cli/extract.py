@@ -35,7 +35,8 @@ def command(
     """Extract labelled corpora through the extractors of the live stream."""
     from mien.cli._progress import item_progress
     from mien.models.weights import weight_set
-    from mien.stream.offline.extraction import ExtractOptions, extract
+    from mien.stream.offline.extraction import extract
+    from mien.stream.offline.items import ExtractOptions
 
     options = ExtractOptions(
         modalities=tuple(filter(None, modalities.split(","))),

@@ -12,7 +12,7 @@ from mien.config import AssetsConfig
 from mien.errors import AssetError
 from mien.stream.modalities.face_mesh import FaceMesh
 from mien.stream.modalities.face_search import Region, Search, region_around, region_for
-from mien.stream.modalities.vision import head_pose
+from mien.stream.modalities.head_pose import head_pose
 from tests.stream.pictures import UInt8, portrait
 
 WIDTH_IN_PORTRAIT = 89.5  # of the face among 512 pixels

@@ -17,7 +17,8 @@ from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, Runnin
 from mien.stream.modalities.base import Rows
 from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
 from mien.stream.modalities.face_mesh import FaceMesh, overlap
-from mien.stream.modalities.face_search import Box
+from mien.stream.modalities.face_search import Box, find_in_still
+from mien.stream.modalities.head_pose import head_pose
 from mien.stream.modalities.vision import (
     BLENDSHAPES,
     EMBEDDING,
@@ -28,8 +29,6 @@ from mien.stream.modalities.vision import (
     create,
     face_network,
     face_rest,
-    find_in_still,
-    head_pose,
 )
 from tests.stream.pictures import UInt8, beside, head, portrait, write_clip
 

@@ -20,7 +20,8 @@ from mien.errors import DataError
 from mien.models.data.dataset_files import read_dataset, read_manifest
 from mien.stream.modalities.audio import AudioExtractor
 from mien.stream.offline import labelled
-from mien.stream.offline.extraction import ExtractOptions, extract, shortened
+from mien.stream.offline.extraction import extract
+from mien.stream.offline.items import ExtractOptions, shortened
 from mien.stream.offline.labelled import read_labelled
 from mien.stream.sources.clip import read_sound
 from tests.stream.sources.media import RATE, write_tracks
