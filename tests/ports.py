@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 
-# Under those that a system gives to whoever connects: a port that was free a moment ago stays so.
+# Under those that a system gives to outgoing connections: a port that was free a moment ago stays so.
 RANGE = (10_000, 32_000)
 
 

@@ -166,7 +166,7 @@ class InferenceConfig(_Section, frozen=True):
 class DashboardConfig(_Section, frozen=True):
     """The page. Beyond this machine it asks for `token`; empty means a new one each time it starts. Port 0 is any.
 
-    `control` lets whoever has that token choose camera, microphone and face. `minutes` is how far back it remembers;
+    `control` lets anyone with that token choose camera, microphone and face. `minutes` is how far back it remembers;
     `recordings` is the folder for those that it makes, empty for "mien" among
     the user's documents.
     """

@@ -138,7 +138,7 @@ def directory_of(ray: Any, fleet: str) -> Any:
 
 
 def open_doors(ray: Any) -> list[str]:
-    """What lets strangers in: Ray runs any code for whoever reaches its ports, unless it asks for a token."""
+    """What lets strangers in: Ray runs any code for anyone who reaches its ports, unless it asks for a token."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return []
     hosts = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
@@ -146,12 +146,12 @@ def open_doors(ray: Any) -> list[str]:
     public = [host for host in beyond if _is_public(host)]
     if public:
         return [
-            f"Ray listens on {', '.join(public)}, an address of the internet, and asks for no token: whoever reaches "
+            f"Ray listens on {', '.join(public)}, an address of the internet, without a token: anyone who reaches "
             "its ports runs code here. Close them, and set RAY_AUTH_MODE=token on every node"
         ]
     if beyond:
         return [
-            f"Ray listens on {', '.join(beyond[:3])} and asks for no token: whoever reaches its ports runs code there. "
+            f"Ray listens on {', '.join(beyond[:3])} without a token: anyone who reaches its ports runs code there. "
             "Close them to all but the nodes, or set RAY_AUTH_MODE=token on every node"
         ]
     return []

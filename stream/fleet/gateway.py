@@ -148,7 +148,7 @@ class Gateway:
         return True
 
     def _tend(self) -> None:
-        """Whoever subscribes in a gap is told why nothing comes."""
+        """A subscriber that comes in a gap is told why nothing comes."""
         while not self._stopping.wait(_TICK_S):
             with self._lock:
                 self._gaps.service()

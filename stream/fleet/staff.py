@@ -20,7 +20,7 @@ _ANSWER_S = 3.0
 
 
 class Staff:
-    """Makes and finds actors. They are named and detached: they outlive whoever made them.
+    """Makes and finds actors. They are named and detached: they outlive their creator.
 
     Args:
         ray: the module, connected. guarded: whether they serve beyond their machine.

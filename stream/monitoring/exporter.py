@@ -175,7 +175,7 @@ def _is_ours(host: str | None) -> bool:
 
 
 def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]) -> type[BaseHTTPRequestHandler]:
-    """Answers /metrics from a registry and /health with a code and JSON, to whoever knows this machine's own name."""
+    """Answers /metrics from a registry and /health with a code and JSON, to requests for a name of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0  # a client that connects and sends nothing

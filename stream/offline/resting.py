@@ -36,7 +36,7 @@ def resting(
     words: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Read clips with and without the rest of whoever is in them.
+    """Read clips with and without the rest of the person in them.
 
     Args:
         extractors: that compare rows with nothing.

@@ -167,7 +167,7 @@ function drawBadges() {
     badges = [["STALE", state.connected ? `STALE ${seconds} s` : "STALE · the dashboard has stopped"]];
   } else if (state.cursor !== null) {
     const ago = ((zero() - state.cursor) / 1000).toFixed(1);
-    // What is looked at is not of now: only what is going on all the same stays.
+    // The past is on show: only what still goes on stays visible.
     badges = [["PAUSED", `PAUSED −${ago} s`], ...badges.filter(([kind]) => kind === "REC")];
     if (rowAt(state.cursor)?.[SMOOTH] === null) badges.push(["ABSTAINS", "ABSTAINED"]);
   }
@@ -203,7 +203,7 @@ function rowAt(t) {
   return best && Math.abs(best[T] - t) <= 600 ? best : null;
 }
 
-/** The numbers of one moment: of now, or of the one that is looked at. */
+/** The numbers of one moment: the current one, or the one on show. */
 function drawRow() {
   const row = state.cursor !== null ? rowAt(state.cursor) : state.stale || isLost() ? null : state.now;
   const smooth = row ? row[SMOOTH] : null;

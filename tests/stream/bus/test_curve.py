@@ -1,4 +1,4 @@
-"""Guarded sockets, over real ones: whoever is not on the list sees nothing and can send nothing."""
+"""Guarded sockets, over real ones: a host that is not on the list sees nothing and can send nothing."""
 
 from __future__ import annotations
 

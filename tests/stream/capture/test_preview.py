@@ -129,7 +129,7 @@ def test_frames_do_not_wait_for_a_picture_that_is_being_made(publisher: Publishe
     receiver.close()
 
 
-def test_whoever_comes_later_gets_the_edges_but_no_old_picture(publisher: Publisher) -> None:
+def test_a_late_subscriber_gets_the_edges_but_no_old_picture(publisher: Publisher) -> None:
     first = connect(publisher, b"preview/default/picture")
     camera(publisher).film(3)
     later = connect(publisher, b"preview/default/picture/", b"preview/")

@@ -185,7 +185,7 @@ def test_without_a_voice_time_goes_on_without_words(tmp_path: Path) -> None:
 
 @pytest.mark.assets
 def test_a_live_worker_says_at_once_that_it_listens(tmp_path: Path) -> None:
-    """Whoever waits for it to come back learns so before a first step of sound is complete."""
+    """A restarted worker says that it is back before a first step of sound is complete."""
     clock = Clock()
     modality = create(config_of(write_wav(tmp_path / "tone.wav", tone(330, 3.0)), **{"clip.fast": False}), clock)
     try:
