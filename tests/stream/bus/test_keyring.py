@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -107,7 +108,9 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a" * 63, "g" * 64, "a" * 65, PUBLIC[:-1], PUBLIC + "0", "~" * 40, "ü" * 40, "#" * 40]
+    "text",
+    ["", "a" * 63, "g" * 64, "a" * 65, PUBLIC[:-1], PUBLIC + "0", "~" * 40, "ü" * 40, "#" * 40],
+    ids=itertools.count(),  # a test's name is the same in every process; the key is a new one in each
 )
 def test_what_is_no_public_key_is_refused(text: str) -> None:
     with pytest.raises(KeysError, match="64 hex digits"):
