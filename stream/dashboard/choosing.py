@@ -23,6 +23,11 @@ class Wish(msgspec.Struct, frozen=True):
     source: str | None = None
     face: Place | Literal["largest"] | None = None
 
+    @property
+    def chooses(self) -> bool:
+        """Whether something is chosen, not only asked."""
+        return self.source is not None or self.face is not None
+
 
 class Choosing:
     """Chooses for the page, where that is allowed.
@@ -65,7 +70,7 @@ class Choosing:
         for worker in (wish.worker, *followers):
             with Chooser(self._bus.address(worker), worker, session, self._bus.keys) as chooser:
                 found = chooser.offer(_OFFER_S)
-                if wish.source is not None or wish.face is not None:
+                if wish.chooses:
                     found = chooser.choose(found, source=wish.source, face=wish.face)
                 offer = offer or found
         answer: dict[str, Any] = msgspec.to_builtins(offer)

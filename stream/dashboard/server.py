@@ -143,9 +143,13 @@ def _build(
     async def choose(request: Request) -> JSONResponse:
         try:
             wish = msgspec.json.decode(await request.body(), type=Wish)
-            return JSONResponse(await asyncio.to_thread(choosing.carry_out, wish))
-        except (MienError, msgspec.MsgspecError) as error:
+        except msgspec.MsgspecError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
+        try:
+            return JSONResponse(await asyncio.to_thread(choosing.carry_out, wish))
+        except MienError as error:
+            # That a worker is away for a moment is an answer to the question what there is, and no failure.
+            return JSONResponse({"error": str(error)}, status_code=400 if wish.chooses else 200)
 
     async def record(request: Request) -> JSONResponse:
         try:
