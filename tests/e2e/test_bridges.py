@@ -132,6 +132,7 @@ class TestWeb:
         assert predictions[0]["top_emotion"] == "happy"
         assert predictions[0]["transcript"] == {"committed": "hello", "tentative": "there", "uncertain": ""}
 
+    @pytest.mark.long
     def test_filters_are_applied_for_one_client_alone(self, web_port: int) -> None:
         from websockets.sync.client import connect
 
@@ -178,6 +179,7 @@ class TestWeb:
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(f"http://127.0.0.1:{web_port}/events?rate_hz=often", timeout=10)
 
+    @pytest.mark.long
     def test_a_client_that_never_reads_harms_nobody(self, web_port: int) -> None:
         from websockets.sync.client import connect
 

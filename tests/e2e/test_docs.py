@@ -86,6 +86,7 @@ def test_marked_blocks_run(place: str, codes: tuple[int, ...], body: str, tmp_pa
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
 def test_the_site_builds_strictly() -> None:
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")

@@ -25,6 +25,7 @@ PATIENCE_S = 30.0
 MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if not shutil.which(name)]
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.long,
     pytest.mark.audio_device,
     pytest.mark.skipif(sys.platform != "linux", reason="PulseAudio's null sink is the microphone of this test"),
     pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),

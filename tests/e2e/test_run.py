@@ -298,6 +298,7 @@ def test_a_second_run_on_the_same_ports_says_so(port: int) -> None:
         assert first_prediction(port, process).seq >= 0, "the first one goes on"
 
 
+@pytest.mark.long
 def test_demo_counts_its_predictions(port: int, tmp_path: Path) -> None:
     ran = subprocess.run(
         command(

@@ -53,6 +53,7 @@ def test_synthetic_stream_keeps_the_pace_of_each_modality(checkpoint: Checkpoint
     assert all(mask.all() for mask in (windows[0].mask["audio"], windows[0].mask["vision"]))
 
 
+@pytest.mark.long
 def test_engines_take_turns(checkpoint: Checkpoint, compiled: Path) -> None:
     report = bench_engines(checkpoint, seconds=0.1, cache=compiled)
     figures = report["engines"]
