@@ -16,14 +16,13 @@ def main() -> None:
     if present:
         sys.exit(f"the base install brings {', '.join(present)}")
     import mien
-    from mien.stream.bus import subscriber
 
     if Path(sys.prefix) not in Path(mien.__file__).parents:
         sys.exit(f"mien comes from {mien.__file__}, not from this environment")
-    folder = Path(subscriber.__file__).parent
-    if not (folder / "protocol.md").is_file():
+    folder = Path(mien.__file__).parent
+    if not (folder / "stream" / "protocol.md").is_file():
         sys.exit("the wheel lacks stream/protocol.md")
-    if not list((folder.parent / "models" / "weights").glob("*.safetensors")):
+    if not list((folder / "models" / "weights").glob("*.safetensors")):
         sys.exit("the wheel lacks the default weights")
     for arguments in (["--help"], ["--version"], ["doctor"]):
         subprocess.run(["mien", *arguments], check=True, stdin=subprocess.DEVNULL, timeout=60)
