@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ import pytest
 
 from mien.assets import asset_path, fetch, needed, status
 from mien.assets.manifest import ASSETS, Asset, AssetFile, Carrier, Part
+from mien.assets.source import folder_size
 from mien.config import AssetsConfig, AudioConfig, Config, TextConfig, VideoConfig
 from mien.errors import AssetError
 
@@ -384,3 +386,25 @@ def test_what_is_in_the_cache_is_right(name: str) -> None:
     if state.state == "missing":
         pytest.skip(f"{name} was not fetched here")
     assert state.problem is None
+
+
+def test_folders_that_vanish_while_they_are_measured_are_passed_over(tmp_path: Path) -> None:
+    """As pip's temporary ones do while it is watched."""
+    (tmp_path / "kept").write_bytes(b"12345")
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            for number in range(20):
+                (tmp_path / f"pip-{number}" / "inside").mkdir(parents=True)
+            for number in range(20):
+                shutil.rmtree(tmp_path / f"pip-{number}")
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(300):
+            assert folder_size(tmp_path) == 5
+    finally:
+        done.set()
+        other.join()

@@ -146,14 +146,14 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
     # pip's temporary files belong in our staging folder: they are counted there, and removed with it.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(watched))
     what = f"downloading {requirement} with pip"
-    progress(what, _folder_size(watched), total)
+    progress(what, folder_size(watched), total)
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=watched
         )
         try:
             while process.poll() is None:
-                progress(what, min(_folder_size(watched), total), total)
+                progress(what, min(folder_size(watched), total), total)
                 time.sleep(0.1)
         finally:
             if process.poll() is None:
@@ -179,10 +179,11 @@ def _pip() -> list[str]:
     return [on_path]
 
 
-def _folder_size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder that others are writing to."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):  # which passes over folders that vanish meanwhile, as pip's own do
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
