@@ -245,11 +245,12 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
 def disk_use(root: Path) -> int:
     """Bytes of the files below a folder; a file with several names counts once."""
     sizes: dict[tuple[int, int], int] = {}
-    for path in root.rglob("*"):
-        with contextlib.suppress(OSError):
-            found = path.lstat()
-            if stat.S_ISREG(found.st_mode):
-                sizes[found.st_dev, found.st_ino] = found.st_size
+    for place, _, names in os.walk(root):  # which passes over folders that another process removes meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(place, name))
+                if stat.S_ISREG(found.st_mode):
+                    sizes[found.st_dev, found.st_ino] = found.st_size
     return sum(sizes.values())
 
 
