@@ -133,29 +133,39 @@ def define(network: Network, graph: fx.GraphModule) -> Definition:
     return Definition(interpreter, inputs, _outputs_of(partitioned))
 
 
-def serialise(definition: Definition, target_sm: str | None = None) -> bytes:
+def capability_of(target_sm: str) -> Any:
+    """TensorRT's name of a compute capability, for instance "8.9".
+
+    Raises:
+        EngineError: torch-tensorrt cannot be used, or its TensorRT cannot build for such a GPU.
+    """
+    import_torch_tensorrt()
+    import tensorrt
+
+    capabilities = getattr(tensorrt, "ComputeCapability", None)
+    capability = getattr(capabilities, f"SM{target_sm.replace('.', '')}", None)
+    if capability is None:
+        known = sorted(int(name[2:]) for name in dir(capabilities) if name.startswith("SM"))
+        raise EngineError(
+            f"this TensorRT cannot build for SM {target_sm}, only for {', '.join(str(sm / 10) for sm in known)}"
+            if known
+            else "this TensorRT builds for the GPU of this machine only; mien[tensorrt-rtx] builds for others"
+        )
+    return capability
+
+
+def serialise(definition: Definition, capability: Any = None) -> bytes:
     """Build the engine.
 
     Args:
-        target_sm: compute capability to build for, for instance "8.9"; None for the GPU of this machine.
+        capability: what `capability_of` gives; None for the GPU of this machine.
 
     Raises:
-        EngineError: TensorRT cannot build it, or this TensorRT cannot build for another GPU.
+        EngineError: TensorRT cannot build it.
     """
-    import tensorrt
-
     interpreter = definition.interpreter
     options = interpreter._populate_trt_builder_config()
-    if target_sm is not None:
-        capabilities = getattr(tensorrt, "ComputeCapability", None)
-        capability = getattr(capabilities, f"SM{target_sm.replace('.', '')}", None)
-        if capability is None:
-            known = sorted(int(name[2:]) for name in dir(capabilities) if name.startswith("SM"))
-            raise EngineError(
-                f"this TensorRT cannot build for SM {target_sm}, only for {', '.join(str(sm / 10) for sm in known)}"
-                if known
-                else "this TensorRT builds for the GPU of this machine only; mien[tensorrt-rtx] builds for others"
-            )
+    if capability is not None:
         options.num_compute_capabilities = 1
         options.set_compute_capability(capability, 0)
     with quiet():

@@ -117,9 +117,10 @@ def build_plan(
     Raises:
         EngineError: TensorRT cannot run all of the network, or cannot build for that GPU.
     """
+    capability = None if target_sm is None else conversion.capability_of(target_sm)
     program = conversion.export(network, precision, batch)
     definition = conversion.define(network, conversion.lower(program))
-    plan = conversion.serialise(definition, target_sm)
+    plan = conversion.serialise(definition, capability)
     return plan, Ports(definition.inputs, definition.outputs)
 
 

@@ -120,6 +120,7 @@ class CompleteSchedule:
         self._paces = {m: Pace() for m in self._leaders}
         self._waiting: dict[str, deque[FeatureWindow]] = {}
         self._marks_ns: dict[str, int] = {}
+        self._taken_ns: dict[str, int] = {}  # end of the newest message that was taken
         self._ended: set[str] = set()
         self._last_ns: int | None = None
 
@@ -134,10 +135,18 @@ class CompleteSchedule:
             )
 
     def take(self, t_end_ns: int | None) -> list[FeatureWindow]:
-        """The messages that have something to say of the time up to an instant; None: all that are left."""
+        """The messages that have something to say of the time up to an instant; None: all that are left.
+
+        The last words of a clip are committed in a second message of the same end. An instant at that end is due after
+        the first, so it never takes the second, however early that has come.
+        """
         taken: list[FeatureWindow] = []
-        for waiting in self._waiting.values():
+        for modality, waiting in self._waiting.items():
             while waiting and (t_end_ns is None or begins_ns(waiting[0]) <= t_end_ns):
+                end_ns = waiting[0].t_end_ns
+                if end_ns == t_end_ns == self._taken_ns.get(modality):
+                    break
+                self._taken_ns[modality] = end_ns
                 taken.append(waiting.popleft())
         return taken
 

@@ -65,6 +65,7 @@ def test_engines_take_turns(checkpoint: Checkpoint, compiled: Path) -> None:
     assert all(gain["p10"] <= gain["ratio"] <= gain["p90"] for gain in report["gains"].values())
 
 
+@pytest.mark.long
 def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
     predictor = Predictor(checkpoint, "onnx", cache=compiled)
     single = bench_single(predictor, seconds=0.1)

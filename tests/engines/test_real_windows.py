@@ -124,7 +124,9 @@ def reference(compiled: Path) -> Engine:
     return open_engine(whole_network(load_checkpoint()), "torch", cache=compiled)
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
+@pytest.fixture(
+    params=[pytest.param(each, id="-".join(each), marks=[pytest.mark.long] * (each[1] != "fp32")) for each in PAIRS]
+)
 def pair(request: pytest.FixtureRequest) -> tuple[str, Precision]:
     missing = find_backend(request.param[0]).missing()
     if missing:

@@ -281,7 +281,7 @@ def test_training_of_one_modality_leaves_the_statistics_of_another_alone() -> No
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # nn.LSTM's own cache of its weights
-@pytest.mark.parametrize("form", [{}, NEW], ids=str)
+@pytest.mark.parametrize("form", [pytest.param({}, marks=pytest.mark.long), NEW], ids=str)
 def test_export_keeps_one_lstm_operation_per_lstm_and_a_free_batch(form: dict[str, object]) -> None:
     network, (features, mask) = model(stages=1, **form), batch()
     inputs = tuple(tensor for m in network.names for tensor in (features[m], mask[m]))

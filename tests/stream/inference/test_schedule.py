@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS
 from mien.messages import Cue, FeatureWindow, spans_of
 from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule
-from tests.stream.inference.test_assembler import at, frame, sound
+from tests.stream.inference.test_assembler import at, frame, sound, speech
 
 
 def live() -> LiveSchedule:
@@ -130,6 +131,21 @@ def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random:
         mixed.append(source.pop(0))
     assert play(mixed) == first
     assert first == sorted(first)
+
+
+@pytest.mark.parametrize("committed_before", [False, True])
+def test_in_full_an_instant_at_the_very_end_has_the_words_of_before_they_were_committed(committed_before: bool) -> None:
+    schedule = CompleteSchedule(["vision", "text"], max_hz=30)
+    schedule.hear(frame(0, 100), 0)
+    schedule.hear(speech(0, 100, ("on", 90)), 0)
+    assert schedule.due({"vision": at(100), "text": at(100)}) is not None
+    if committed_before:
+        schedule.hear(speech(1, 100, ("on", 90)), 0)
+    assert [(m.modality, m.seq) for m in schedule.take(at(100))] == [("vision", 0), ("text", 0)]
+    if not committed_before:
+        schedule.hear(speech(1, 100, ("on", 90)), 0)
+    assert schedule.take(at(100)) == []
+    assert [(m.modality, m.seq) for m in schedule.take(None)] == [("text", 1)]
 
 
 def test_triggers_carry_the_stamps_of_their_message() -> None:
