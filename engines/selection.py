@@ -193,17 +193,21 @@ def choose_engine(
 
 def _candidates(precision: Precision) -> tuple[list[tuple[Backend, Precision]], dict[str, str]]:
     """Backends that could run here, and why the others cannot. Reduced precision competes with float32."""
-    candidates: list[tuple[Backend, Precision]] = []
+    usable, refused = usable_backends()
+    kinds = dict.fromkeys((precision, known_precision("fp32")))
+    return [(backend, kind) for backend in usable for kind in kinds if kind in backend.precisions], refused
+
+
+def usable_backends() -> tuple[list[Backend], dict[str, str]]:
+    """The backends that can run on this machine, and why each of the others cannot."""
+    usable: list[Backend] = []
     refused: dict[str, str] = {}
     for name in BACKENDS:
         try:
-            backend = find_usable(name)
+            usable.append(find_usable(name))
         except EngineError as error:
             refused[name] = str(error)
-            continue
-        kinds = dict.fromkeys((precision, known_precision("fp32")))
-        candidates += [(backend, kind) for kind in kinds if kind in backend.precisions]
-    return candidates, refused
+    return usable, refused
 
 
 def _measure(network: Network, engines: Sequence[Engine]) -> dict[str, float]:

@@ -20,8 +20,8 @@ import platformdirs
 from rich.console import Console
 
 from mien.cli._terminal import figure_table, print_table
+from mien.install import SAMPLE
 from mien.stream.bench.benchmark import free_port
-from mien.stream.sources.devices import SAMPLE
 
 ALLOWED = 1.10
 

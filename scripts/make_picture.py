@@ -24,13 +24,12 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.terminal_theme import SVG_EXPORT_THEME
 
-import mien
 from mien.cli import _view
+from mien.install import SAMPLE
 from mien.messages import Prediction, Status
 from mien.stream.bus.subscriber import Subscriber
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = Path(mien.__file__).parent / "sample.mp4"
 SHOWN = ("happy", "sad")
 BEFORE_END_S = 0.35  # a part is shown so long before it ends
 FONT_PX, GAP_PX = 15, 14

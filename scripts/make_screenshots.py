@@ -19,10 +19,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-import mien
+from mien.install import SAMPLE
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = Path(mien.__file__).parent / "sample.mp4"
 MOMENT = "happy"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 

@@ -11,18 +11,20 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from mien.errors import ConfigError
+from mien.files import reason
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*\[\]-]{1,253}$")]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5})?$")]
 SessionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+T = TypeVar("T")
 PersonName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_+-]{0,63})?$")]
 
 
@@ -228,15 +230,23 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     Raises:
         ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = msgspec.toml.decode(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return merge(tree, overrides or {}, path)
+    return merge({} if path is None else read_toml(path, dict[str, Any]), overrides or {}, path)
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """The content of a TOML file as a `kind`.
+
+    Raises:
+        ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
+    """
+    try:
+        return msgspec.convert(msgspec.toml.decode(path.read_bytes()), kind)
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {reason(error)}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(explain(str(error), kind, path)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any], path: Path | None = None) -> Config:
@@ -263,15 +273,15 @@ def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any], path: Path | No
         raise ConfigError(explain(str(error), Config, path)) from error
 
 
-def explain(message: str, root: type[msgspec.Struct], path: Path | None = None) -> str:
+def explain(message: str, root: type[Any], path: Path | None = None) -> str:
     """Turn msgspec's message into one that names the key, and the nearest known one if the key does not exist."""
     where = f" in {path}" if path else ""
     located = re.search(r" - at `\$\.?(.*?)`$", message)
     prefix = located.group(1) if located else ""
     unknown = re.search(r"unknown field `(.*?)`", message)
     if not unknown:
-        reason = message.split(" - at ")[0]
-        return f"configuration key `{prefix}`{where}: {reason[:1].lower()}{reason[1:]}"
+        said = message.split(" - at ")[0]
+        return f"configuration key `{prefix}`{where}: {said[:1].lower()}{said[1:]}"
     names = msgspec.structs.fields(_section_type(root, prefix))
     near = difflib.get_close_matches(unknown.group(1), [field.name for field in names], n=1)
     key = f"{prefix}.{unknown.group(1)}" if prefix else unknown.group(1)

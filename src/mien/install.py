@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+SAMPLE = Path(__file__).resolve().parent / "sample.mp4"  # the clip that mien comes with
+
 
 def install_command(extra: str) -> str:
     """The command that adds an extra to this very installation, for instance `pip install -e "/home/me/mien[live]"`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from mien.engines.rings import Windows
 from mien.messages import ModalitySpec, Prediction, Transcript
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import SyntheticStream
+from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
 from mien.stream.inference.assembler import Assembler, ages_ms
@@ -91,14 +91,6 @@ def bench_bus(seconds: float = 5.0, dim: int = 119) -> dict[str, Any]:
         "received": received,
         "drops": {"beyond the high-water mark": sent - received},
     }
-
-
-def free_port() -> int:
-    """A TCP port on loopback that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _prediction_of_nothing() -> Prediction:

@@ -20,9 +20,9 @@ from mien.clock import Clock
 from mien.config import BusConfig
 from mien.errors import BusError
 from mien.messages import EMOTIONS, Prediction, Word
-from mien.stream.bench.benchmark import free_port
 from mien.stream.bench.measurement import describe
 from mien.stream.bus.clock_exchange import answer_question
+from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_prediction, encode_prediction
 

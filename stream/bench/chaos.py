@@ -24,7 +24,7 @@ from mien.stream.bench.devices import CameraServer, SoundCard
 from mien.stream.bench.gaps import SILENCE_S, GapLog
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.subscriber import Subscriber
-from mien.stream.processes import child
+from mien.stream.processes.child import PROGRAM
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
 
@@ -92,8 +92,7 @@ class Chaos:
         self._report = report
         self._camera, self._card = camera, card
         self._random = np.random.default_rng(seed)
-        child.PROGRAM = (*child.PROGRAM[:-1], "mien.stream.bench.stepped")
-        self._supervisor = Supervisor(session)
+        self._supervisor = Supervisor(session, program=(*PROGRAM[:-1], "mien.stream.bench.stepped"))
         self._log = GapLog(session.workers)
         self._started_s = 0.0
 

@@ -14,7 +14,7 @@ from mien.engines.base import PRECISIONS, Array, Engine, Network
 from mien.engines.cache import Cache
 from mien.engines.cmmsf import encoder_network, whole_network
 from mien.engines.predictor import Predictor
-from mien.engines.selection import BACKENDS, choose_engine, find_usable, open_backend, open_engine
+from mien.engines.selection import choose_engine, open_backend, open_engine, usable_backends
 from mien.errors import EngineError
 from mien.messages import Window
 from mien.models.checkpoint import Checkpoint
@@ -82,21 +82,16 @@ def _open_all(
     """Whole and rolling by engine and precision, and why the others are not there."""
     whole: dict[str, Engine] = {}
     rolling: dict[str, Predictor] = {}
-    refused: dict[str, str] = {}
+    usable, refused = usable_backends()
     network = whole_network(checkpoint)
-    for name in BACKENDS:
-        try:
-            backend = find_usable(name)
-        except EngineError as error:
-            refused[name] = str(error)
-            continue
+    for backend in usable:
         for precision in PRECISIONS:
             if precision not in backend.precisions:
                 continue
-            id = f"{name}-{precision}"
+            id = f"{backend.name}-{precision}"
             try:
                 engine = open_backend(network, backend, precision, 1, Cache(cache))
-                predictor = Predictor(checkpoint, name, precision, cache=cache)
+                predictor = Predictor(checkpoint, backend.name, precision, cache=cache)
             except EngineError as error:
                 refused[id] = str(error)
                 continue

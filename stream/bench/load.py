@@ -7,7 +7,6 @@ due, so the latency that predictions carry counts from there.
 from __future__ import annotations
 
 import queue
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -86,12 +85,7 @@ class InferenceUnderLoad:
 
     def close(self) -> None:
         """End the process and the publishers."""
-        self._child.release()
-        try:
-            self._child.process.wait(3.0)
-        except subprocess.TimeoutExpired:
-            self._child.process.kill()
-            self._child.process.wait(2.0)
+        self._child.end(3.0)
         for publisher in self._publishers.values():
             publisher.close()
 

@@ -21,11 +21,10 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import WorkerError
 from mien.messages import ModalitySpec, Span, Status
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.benchmark import free_port
 from mien.stream.bench.generator import RUN, Task, due_ns
-from mien.stream.bench.measurement import describe
-from mien.stream.bench.streams import P99_LIMIT_MS
+from mien.stream.bench.streams import stream_figures
 from mien.stream.bench.synthetic import FRAME_HZ
+from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
 
@@ -128,21 +127,15 @@ def _follow(
             for name, age in heard.age_ms.items():
                 if age is not None:
                     ages.setdefault(name, []).append(age)
-    figures, offered = describe(latencies), streams * FRAME_HZ
+    figures = stream_figures(streams, seconds, latencies, jitter, ages)
     drops = _drops(statuses) - first_drops
     return {
-        "streams": streams,
+        **figures,
         "model": model,
-        "offered_fps": offered,
-        "achieved_fps": round(len(latencies) / seconds, 1),
-        "latency_ms": figures,
-        "jitter_ms": describe(jitter),
-        "age_ms": {name: describe(values) for name, values in ages.items()},
         "drops": dict(drops) | ({"lost by the subscriber": lost} if lost else {}),
         "steps_us": _steps(statuses.values()),
         **family.read(len(latencies)),
         "warm_up_s": WARM_UP_S,
-        "holds": figures["n"] > 0.97 * offered * seconds and figures["p99"] <= P99_LIMIT_MS,
     }
 
 

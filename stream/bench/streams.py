@@ -85,16 +85,9 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
             for name, newest_ns in zip(ages, row, strict=True):
                 if newest_ns != NEVER:
                     ages[name].append((due_ns - newest_ns) / NS_PER_MS)
-    figures = describe(latencies)
-    offered = streams * FRAME_HZ
     return {
-        "streams": streams,
+        **stream_figures(streams, seconds, latencies, jitter, ages),
         "batched": batched,
-        "offered_fps": offered,
-        "achieved_fps": round(len(latencies) / seconds, 1),
-        "latency_ms": figures,
-        "jitter_ms": describe(jitter),
-        "age_ms": {name: describe(values) for name, values in ages.items()},
         "drops": {"overtaken": dropped},
         "mean_batch": round(float(np.mean(batches)), 2) if batches else 0.0,
         # What the process could serve if it were never idle: its time in the model alone.
@@ -102,7 +95,23 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
         "cpu_percent": process.cpu_percent(),
         "rss_mb": round(process.memory_info().rss / 2**20, 1),
         "warm_up_s": WARM_UP_S,
-        "holds": figures["n"] > 0.97 * offered * seconds and figures["p99"] <= P99_LIMIT_MS,
+    }
+
+
+def stream_figures(
+    streams: int, seconds: float, latencies: list[float], jitter: list[float], ages: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Rates, latencies, jitter and ages (ms) of a trial, and whether it holds the limit: nearly all frames were
+    predicted, 99 in a hundred in time."""
+    latency, offered = describe(latencies), streams * FRAME_HZ
+    return {
+        "streams": streams,
+        "offered_fps": offered,
+        "achieved_fps": round(len(latencies) / seconds, 1),
+        "latency_ms": latency,
+        "jitter_ms": describe(jitter),
+        "age_ms": {name: describe(values) for name, values in ages.items()},
+        "holds": latency["n"] > 0.97 * offered * seconds and latency["p99"] <= P99_LIMIT_MS,
     }
 
 

@@ -64,8 +64,8 @@ class Feed:
         keys: str | Path = "",
         rate_hz: float | None = None,
     ) -> None:
-        self._counts = counts
-        self._endpoint = endpoint
+        self.counts = counts
+        self.endpoint, self.keys = endpoint, keys
         self._subscriber = Subscriber(endpoint, session=session, keys=keys)
         self._interval_ns = round(NS_PER_S / rate_hz) if rate_hz else 0
         self._due_ns: dict[str, int] = {}
@@ -74,7 +74,7 @@ class Feed:
     def wait(self, timeout_s: float) -> list[Event]:
         """What arrived, oldest first; empty if nothing did within `timeout_s`."""
         predictions = self._subscriber.wait(timeout_s)
-        self._counts.received += len(predictions)
+        self.counts.received += len(predictions)
         events: list[Event] = []
         for status in self._subscriber.statuses.values():
             state = status.state, status.last_error
@@ -85,7 +85,7 @@ class Feed:
             if self._is_due(prediction):
                 events.append(prediction)
             else:
-                self._counts.thinned += 1
+                self.counts.thinned += 1
         return events
 
     def run(self, outlet: Outlet, is_stopping: Callable[[], bool]) -> None:
@@ -97,7 +97,7 @@ class Feed:
                 heard_s, is_silent = time.monotonic(), False
             elif not is_silent and time.monotonic() - heard_s > _SILENT_AFTER_S:
                 is_silent = True
-                log.warning("nothing comes from %s; is `mien run` up, and on that port? Waiting", self._endpoint)
+                log.warning("nothing comes from %s; is `mien run` up, and on that port? Waiting", self.endpoint)
             for event in events:
                 outlet.send(event)
 

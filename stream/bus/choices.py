@@ -13,7 +13,7 @@ import msgspec
 
 from mien.errors import WireError
 from mien.stream.bus.limits import NAME, check_count, check_time
-from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION, VERSION_BYTE, Frames, open_frames, topic
+from mien.stream.bus.wire import VERSION, VERSION_BYTE, Frames, open_frames, parse, topic
 
 MAX_CHOICE_BYTES = 512
 MAX_SOURCES = 64
@@ -88,12 +88,7 @@ def decode_choice(frame: bytes) -> Choice:
     Raises:
         WireError: any deviation from the protocol.
     """
-    if len(frame) > MAX_CHOICE_BYTES:
-        raise WireError("oversized: choice")
-    try:
-        choice = _decode_choice(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"malformed: choice: {error}") from None
+    choice = parse(_decode_choice, frame, MAX_CHOICE_BYTES)
     if choice.version != VERSION:
         raise WireError(f"version: {choice.version}, this mien speaks {VERSION}")
     names = [choice.session, choice.worker, choice.nonce] + ([choice.source] if choice.source is not None else [])
@@ -119,12 +114,7 @@ def encode_offer(offer: Offer) -> Frames:
 def decode_offer(frames: Sequence[bytes]) -> Offer:
     """The offer of a message, or WireError."""
     _, payload = open_frames(frames)
-    if len(payload) > MAX_HEADER_BYTES:
-        raise WireError("oversized: offer")
-    try:
-        offer = _decode_offer(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"malformed: offer: {error}") from None
+    offer = parse(_decode_offer, payload)
     names = (offer.session, offer.worker, *(each.id for each in offer.sources))
     if not all(NAME.fullmatch(name) for name in names) or bytes(frames[0]) != offer_topic(offer.session, offer.worker):
         raise WireError("malformed: a name in an offer, or its topic")

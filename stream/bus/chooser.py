@@ -6,18 +6,18 @@ import contextlib
 import secrets
 import time
 from pathlib import Path
-from types import TracebackType
 
 import zmq
 
-from mien.errors import BusError, KeysError, WireError
+from mien.closing import Closing
+from mien.errors import BusError, WireError
 from mien.stream.bus.choices import Choice, Offer, Place, decode_offer, encode_choice
-from mien.stream.bus.curve import Link, host_of, is_guarded
+from mien.stream.bus.curve import connect
 
 PATIENCE_S = 15.0  # opening a device may take ten
 
 
-class Chooser:
+class Chooser(Closing):
     """A connection to one capture worker.
 
     Args:
@@ -35,17 +35,7 @@ class Chooser:
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.RCVHWM, 64)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
-        self._socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
-        try:
-            if is_guarded(endpoint, keys):
-                self._link = Link(self._socket, endpoint, keys)
-            self._socket.connect(endpoint)
-        except KeysError:
-            self._socket.close(0)
-            raise
-        except zmq.ZMQError as error:
-            self._socket.close(0)
-            raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
+        self._link = connect(self._socket, endpoint, keys)
         self._socket.send(b"\x01offer/" + (f"{session}/{worker}".encode() if session else b""))
 
     def offer(self, timeout_s: float = PATIENCE_S) -> Offer:
@@ -79,14 +69,6 @@ class Chooser:
     def close(self) -> None:
         """Disconnect."""
         self._socket.close()
-
-    def __enter__(self) -> Chooser:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _wait(self, nonce: str, timeout_s: float) -> Offer:
         until_s = time.monotonic() + timeout_s

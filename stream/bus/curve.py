@@ -53,6 +53,28 @@ def is_guarded(endpoint: str, keys: str | Path) -> bool:
     return bool(host) and not is_loopback(host)
 
 
+def connect(socket: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> Link | None:
+    """Connect a socket, with keys where they are needed. One that cannot be connected is closed.
+
+    Returns:
+        The connection's keys; None if it needs none.
+
+    Raises:
+        BusError: not an endpoint. KeysError: keys are needed and not there.
+    """
+    socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+    try:
+        link = Link(socket, endpoint, keys) if is_guarded(endpoint, keys) else None
+        socket.connect(endpoint)
+    except KeysError:
+        socket.close(0)
+        raise
+    except zmq.ZMQError as error:
+        socket.close(0)
+        raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
+    return link
+
+
 class Guard:
     """Who may connect to a socket that we bind.
 

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from mien.clock import NS_PER_S
-from mien.errors import InputError, WireError
+from mien.errors import InputError
 from mien.messages import Prediction
 from mien.stream.bus.limits import NAME, check_prediction
-from mien.stream.bus.wire import MAX_HEADER_BYTES, VERSION_BYTE, Frames, open_frames
+from mien.stream.bus.wire import VERSION_BYTE, Frames, open_frames, parse
 
 KIND = b"part/"
 ALWAYS = ("session", "run", "seq", "t_end_ns")
@@ -88,15 +88,14 @@ def read_part(topic: bytes) -> Part | None:
 def decode_part(frames: Frames) -> Prediction:
     """A part as a prediction, in which everything else is None or empty; or WireError."""
     _, payload = open_frames(frames)
-    if len(payload) > MAX_HEADER_BYTES:
-        raise WireError("oversized: payload")
-    try:
-        part: dict[str, Any] = msgspec.json.decode(payload, type=dict[str, Any])
-        prediction = msgspec.convert({**_NOTHING, **part}, Prediction)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"malformed: {error}") from None
+    part, prediction = parse(_decode, payload)
     check_prediction(prediction)
     top = part.get("top_emotion")
     if prediction.emotions is None and isinstance(top, str) and len(top) <= 64:
         msgspec.structs.force_setattr(prediction, "top_emotion", top)
     return prediction
+
+
+def _decode(payload: bytes) -> tuple[dict[str, Any], Prediction]:
+    part: dict[str, Any] = msgspec.json.decode(payload, type=dict[str, Any])
+    return part, msgspec.convert({**_NOTHING, **part}, Prediction)

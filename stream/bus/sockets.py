@@ -21,7 +21,7 @@ from mien.config import BusConfig
 from mien.errors import BusError, KeysError
 from mien.messages import Prediction
 from mien.stream.bus.choices import MAX_CHOICE_BYTES
-from mien.stream.bus.curve import Guard, Link, host_of, is_guarded, is_loopback
+from mien.stream.bus.curve import Guard, connect, host_of, is_guarded, is_loopback
 from mien.stream.bus.parts import KIND, Part, read_part
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
@@ -311,19 +311,8 @@ class Receiver:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.setsockopt(zmq.MAXMSGSIZE, 5 << 20)
-        self.socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
-        self._link: Link | None = None
         self._looked_s = time.monotonic()
-        try:
-            if is_guarded(endpoint, keys):
-                self._link = Link(self.socket, endpoint, keys)
-            self.socket.connect(endpoint)
-        except KeysError:
-            self.socket.close(0)
-            raise
-        except zmq.ZMQError as error:
-            self.socket.close(0)
-            raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
+        self._link = connect(self.socket, endpoint, keys)
         for prefix in prefixes:
             self.socket.subscribe(prefix)
         self._broken_s: float | None = None

@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import zmq
 
+from mien.closing import Closing
 from mien.errors import BusError, WireError
 from mien.messages import WORKERS, Prediction, Status
 from mien.stream.bus.parts import KIND, decode_part, part_topic
@@ -29,7 +29,7 @@ _PROBE_S = 1.0  # what a publisher sent last it sends again at once; another mac
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
 
 
-class Subscriber:
+class Subscriber(Closing):
     """A connection to a mien that runs, will run, or comes and goes.
 
     Args:
@@ -112,14 +112,6 @@ class Subscriber:
     def close(self) -> None:
         """Disconnect."""
         self._receiver.close()
-
-    def __enter__(self) -> Subscriber:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _hear_numbers(self, status: Status) -> None:
         """Inference says how far it has counted: what was sent before and has not come is lost, not silence."""

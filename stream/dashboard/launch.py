@@ -6,7 +6,6 @@ import importlib.util
 import io
 import queue
 import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -153,12 +152,7 @@ class DashboardProcess:
 
     def stop(self) -> None:
         """End it."""
-        self._child.release()
-        try:
-            self._child.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._child.process.kill()
-            self._child.process.wait(_STOP_S)
+        self._child.end(_STOP_S)
 
 
 def qr_code(url: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -180,27 +180,23 @@ def _timeline() -> None:
 def _facts() -> None:
     with _box("section", "m-panel m-facts").props('aria-label="processes"'):
         for modality in MODALITIES:
-            with _box("div", "m-fact").props(f'data-fact="{modality}"'):
-                with _box("h3", ""):
-                    _box("i", "").style(f"background: var(--{modality})")
-                    _text("span", _NAMES[modality], "")
-                    _text("em", "", "").props('data-slot="state"')
-                with _box("dl", ""):
-                    for slot, name in _PAIRS:
-                        with _box("div", ""):
-                            _text("dt", name, "")
-                            _text("dd", "–", "").props(f'data-slot="{slot}"')
-                _text("p", "", "").props('data-slot="note"')
-        with _box("div", "m-fact"):
-            with _box("h3", ""):
-                _text("span", "Model", "")
-                _text("em", "", "").props('data-model="state"')
-            with _box("dl", ""):
-                for slot, name in _MODEL:
-                    with _box("div", ""):
-                        _text("dt", name, "")
-                        _text("dd", "–", "").props(f'data-model="{slot}"')
-            _text("p", "", "").props('data-model="note"')
+            _fact(_NAMES[modality], "slot", _PAIRS, modality)
+        _fact("Model", "model", _MODEL)
+
+
+def _fact(title: str, kind: str, pairs: Sequence[tuple[str, str]], modality: str = "") -> None:
+    with _box("div", "m-fact").props(f'data-fact="{modality}"' if modality else ""):
+        with _box("h3", ""):
+            if modality:
+                _box("i", "").style(f"background: var(--{modality})")
+            _text("span", title, "")
+            _text("em", "", "").props(f'data-{kind}="state"')
+        with _box("dl", ""):
+            for slot, name in pairs:
+                with _box("div", ""):
+                    _text("dt", name, "")
+                    _text("dd", "–", "").props(f'data-{kind}="{slot}"')
+        _text("p", "", "").props(f'data-{kind}="note"')
 
 
 def _dialog() -> None:

@@ -6,13 +6,13 @@ import contextlib
 import struct
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
+from mien.closing import Closing
 from mien.messages import Float32
 
 
@@ -34,7 +34,7 @@ def decode_answer(data: bytes) -> Answer:
     return Answer(facts, np.frombuffer(data, "<f4", 2 * points, 4 + length).reshape(-1, 2), data[middle:])
 
 
-class Watcher:
+class Watcher(Closing):
     """A connection to the feed.
 
     Args:
@@ -71,14 +71,6 @@ class Watcher:
     def close(self) -> None:
         """Go away."""
         self._stack.close()
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Audience:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import InputError
 from mien.messages import Float32, UInt8
-from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk, Frame, VideoSource
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk, Frame, Source, VideoSource
 from mien.stream.sources.waveform import GAP_S, Waveform, to_float
 
 ORDER_NS = 500 * NS_PER_MS
@@ -89,50 +89,37 @@ class Waiting(Generic[T]):
             self._changed.notify_all()
 
 
-class GivenFrames(VideoSource):
+class _Given(Source, Generic[T]):
+    """What waits for a worker, as a source of it."""
+
+    def __init__(self, waiting: Waiting[T]) -> None:
+        super().__init__()
+        self._waiting = waiting
+
+    def start(self, start_ns: int) -> None:
+        del start_ns
+        self.state = "running"
+
+    def read(self, timeout: float) -> T | None:
+        item = self._waiting.take(timeout)
+        if item is None and self._waiting.is_over:
+            self.state = "ended"
+        return item
+
+    def close(self) -> None:
+        self.state = "ended"
+
+
+class GivenFrames(_Given[Frame], VideoSource):
     """Frames that wait for the vision worker."""
 
     name = "given frames"
 
-    def __init__(self, waiting: Waiting[Frame]) -> None:
-        super().__init__()
-        self._waiting = waiting
 
-    def start(self, start_ns: int) -> None:
-        del start_ns
-        self.state = "running"
-
-    def read(self, timeout: float) -> Frame | None:
-        frame = self._waiting.take(timeout)
-        if frame is None and self._waiting.is_over:
-            self.state = "ended"
-        return frame
-
-    def close(self) -> None:
-        self.state = "ended"
-
-
-class GivenSound(AudioSource):
+class GivenSound(_Given[Chunk], AudioSource):
     """Chunks of sound that wait for the audio or the text worker."""
 
     name = "given sound"
-
-    def __init__(self, waiting: Waiting[Chunk]) -> None:
-        super().__init__()
-        self._waiting = waiting
-
-    def start(self, start_ns: int) -> None:
-        del start_ns
-        self.state = "running"
-
-    def read(self, timeout: float) -> Chunk | None:
-        chunk = self._waiting.take(timeout)
-        if chunk is None and self._waiting.is_over:
-            self.state = "ended"
-        return chunk
-
-    def close(self) -> None:
-        self.state = "ended"
 
 
 class Frames:

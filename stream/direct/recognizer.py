@@ -9,10 +9,10 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
+from mien.closing import Closing
 from mien.config import Config, load_config
 from mien.errors import InputError
 from mien.messages import Prediction
@@ -48,7 +48,7 @@ class Sound(NamedTuple):
     t: float
 
 
-class Recognizer:
+class Recognizer(Closing):
     """Predictions of frames and sound that your program has, without sockets and without processes.
 
     The extractors, windows and model are those of `mien run`; the same input gives the same numbers as
@@ -260,14 +260,6 @@ class Recognizer:
         """Release the models, and end the threads. May be called twice."""
         self._closed = True
         self._end()
-
-    def __enter__(self) -> Recognizer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _create(self, worker: str, config: Config, clock: Clock) -> Modality:
         if worker == "video":

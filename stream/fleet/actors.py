@@ -25,8 +25,8 @@ class About(msgspec.Struct, frozen=True):
     gpus: float
 
 
-class CaptureActor(CaptureHost):
-    """A capture host, on the node that it was placed on."""
+class _Described:
+    """An actor that knows what it was made with."""
 
     def __init__(self, about: bytes, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -41,16 +41,12 @@ class CaptureActor(CaptureHost):
         return [os.getpid()]
 
 
-class PoolActor(PoolHost):
+class CaptureActor(_Described, CaptureHost):
+    """A capture host, on the node that it was placed on."""
+
+
+class PoolActor(_Described, PoolHost):
     """A pool, on the node that it was placed on."""
-
-    def __init__(self, about: bytes, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._about = about
-
-    def describe(self) -> bytes:
-        """Its `About`."""
-        return self._about
 
     def processes(self) -> list[int]:
         """Of this actor, and of inference."""

@@ -11,7 +11,8 @@ import msgspec
 
 from mien.config import BusConfig, Config
 from mien.errors import MienError, SourceError
-from mien.stream.fleet.node import NodeKeys, free_ports
+from mien.stream.bus.ports import free_ports
+from mien.stream.fleet.node import NodeKeys
 from mien.stream.fleet.orders import Captured, CaptureOrder, CaptureReport, CaptureTask
 from mien.stream.fleet.plan import SYNTHETIC, RecordingPlan
 from mien.stream.fleet.synthetic import SyntheticCapture

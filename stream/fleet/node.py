@@ -1,20 +1,17 @@
-"""What the actors of a fleet share on one machine: its keys, and ports that are free."""
+"""What the actors of a fleet share on one machine: its folder and its keys."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
-from mien.errors import BusError, KeysError
+from mien.errors import KeysError
 from mien.files import write_file
 from mien.stream.bus.keyring import Keyring, parse_public, to_hex
 from mien.stream.fleet.orders import Trusted
-
-_TRIES = 200
 
 
 def state_folder(fleet: str) -> Path:
@@ -63,21 +60,3 @@ class NodeKeys:
                 if before is not None and before.public != parse_public(peer.key):
                     self._keyring.revoke(name)
                 self._keyring.add(name, peer.key, peer.host)
-
-
-def free_ports(host: str, first: int, count: int = 4) -> int:
-    """The first of so many free ports in a row, from `first` on.
-
-    Raises:
-        BusError: there are none.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in range(first, min(first + _TRIES * count, 65_530), count):
-        try:
-            for port in range(candidate, candidate + count):
-                with socket.socket(family) as probe:
-                    probe.bind((host, port))
-        except OSError:
-            continue
-        return candidate
-    raise BusError(f"no {count} free ports in a row on {host} from {first} on; choose another capture.port")

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from mien.config import Config, Host, Port, Positive, SessionName, explain, merge
+from mien.config import Config, Host, Port, Positive, SessionName, explain, merge, read_toml
 from mien.errors import ConfigError
-from mien.files import reason
+from mien.install import SAMPLE
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
@@ -160,15 +160,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ConfigError: the file cannot be read, or something that concerns the whole fleet is wrong.
     """
-    try:
-        tree = msgspec.toml.decode(path.read_bytes())
-        file = msgspec.convert(tree, _File)
-    except OSError as error:
-        raise ConfigError(f"cannot read the fleet {path}: {reason(error)}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(explain(str(error), _File, path)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    file = read_toml(path, _File)
     base = merge(file.defaults, {"session": f"{file.fleet}-pool"}, path)
     sessions: dict[str, Planned] = {}
     problems: list[Problem] = []
@@ -264,15 +256,9 @@ def _planned(
 def _located(source: str, folder: Path) -> str:
     """A file's path beside the plan is found from everywhere."""
     if "://" in source or source in ("auto", "none", "sample") or SYNTHETIC.fullmatch(source):
-        return _sample() if source == "sample" else source
+        return str(SAMPLE) if source == "sample" else source
     beside = folder / source
     return str(beside.resolve()) if beside.is_file() else source
-
-
-def _sample() -> str:
-    import mien
-
-    return str(Path(mien.__file__).resolve().parent / "sample.mp4")
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import queue
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -84,12 +83,7 @@ class PoolHost:
     def close(self) -> None:
         """End the process: kindly, then firmly."""
         self._stopping.set()
-        self._child.release()
-        try:
-            self._child.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._child.process.kill()
-            self._child.process.wait(_STOP_S)
+        self._child.end(_STOP_S)
         self._child.sweep()
         self._thread.join(2.0)
         for stream in (self._child.process.stdin, self._child.process.stdout):

@@ -8,7 +8,6 @@ and its sessions say so meanwhile.
 from __future__ import annotations
 
 import queue
-import subprocess
 import time
 import zlib
 from collections.abc import Sequence
@@ -145,11 +144,7 @@ class _Shard:
 
     def close(self) -> None:
         """See that it has ended."""
-        try:
-            self._child.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._child.process.kill()
-            self._child.process.wait(_STOP_S)
+        self._child.end(_STOP_S)
         self.forward()
         self._child.sweep()
         self._disconnect(None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from mien.config import AssetsConfig, explain
+from mien.config import AssetsConfig, read_toml
 from mien.errors import ConfigError
 from mien.models.training.face import FaceTraining
 from mien.models.training.fusion_settings import FusionTraining
@@ -53,16 +53,7 @@ def load_plan(path: Path | None) -> TrainPlan:
     Raises:
         ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
     """
-    if path is None:
-        return TrainPlan()
-    try:
-        return msgspec.convert(msgspec.toml.decode(path.read_bytes()), TrainPlan)
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(explain(str(error), TrainPlan, path)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return TrainPlan() if path is None else read_toml(path, TrainPlan)
 
 
 def output_folder(plan: TrainPlan) -> Path:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,13 +67,22 @@ class Event:
 class Child:
     """One process of the session.
 
+    Args:
+        program: runs `mien`; this very installation by default.
+
     Attributes:
         began_s, ready_s, heard_s: when it was started, was ready, and gave its last sign of life.
         patience_s: how long the next sign may take, as it said itself.
         hung: why it was killed by us.
     """
 
-    def __init__(self, worker: str, assignment: Assignment, events: queue.SimpleQueue[Event]) -> None:
+    def __init__(
+        self,
+        worker: str,
+        assignment: Assignment,
+        events: queue.SimpleQueue[Event],
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
         self.worker = worker
         self.ready = False
         self.ended = False
@@ -84,7 +94,7 @@ class Child:
         command = _COMMANDS.get(worker.partition(".")[0], ["capture", worker])
         with open_log(self.log) as log:
             self.process = subprocess.Popen(
-                [*PROGRAM, *command, "--supervised"],
+                [*program, *command, "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -112,6 +122,15 @@ class Child:
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(OSError):
                 stdin.close()
+
+    def end(self, patience_s: float) -> None:
+        """Let go of the process and wait until it has ended; one that takes longer than `patience_s` is killed."""
+        self.release()
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(patience_s)
 
     def sweep(self) -> None:
         """End what the process has left behind: a library may have forked, and a fork holds its sockets."""

@@ -11,10 +11,10 @@ import msgspec
 
 from mien.config import Config
 from mien.errors import SourceError
+from mien.install import SAMPLE
 from mien.messages import Origin
 from mien.models.baseline import Person
 from mien.stream.sources.address import Address, File, Url, address_of
-from mien.stream.sources.devices import SAMPLE
 
 if TYPE_CHECKING:
     from mien.stream.sources.clip import Clip

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from mien.errors import MienError, SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.monitoring.report import Report
-from mien.stream.processes.child import BACKOFF_S, STABLE_AFTER_S, Child, Event, log_path
+from mien.stream.processes.child import BACKOFF_S, PROGRAM, STABLE_AFTER_S, Child, Event, log_path
 from mien.stream.processes.control import PATIENCE_S, Assignment, Order
 from mien.stream.processes.plan import Session, with_source
 
@@ -43,16 +43,22 @@ class Supervisor:
 
     Args:
         session: what to run.
-        inference: where inference runs elsewhere, who takes the orders for it; None runs it here.
+        inference: where inference runs elsewhere, takes the orders for it; None runs it here.
+        program: what every process is started by, for instance another interpreter's `mien`.
 
     Attributes:
         model: checkpoint and engine, once inference is ready.
         ended: whether every clip has been played and predicted to its end; `predictions` is then how many there were.
     """
 
-    def __init__(self, session: Session, inference: Callable[[Order], None] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        inference: Callable[[Order], None] | None = None,
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
         self.session = session
-        self._elsewhere = inference
+        self._elsewhere, self._program = inference, program
         self._workers = session.workers if inference is not None else ("inference", *session.workers)
         self.clock = Clock()
         self.model = ""
@@ -183,7 +189,8 @@ class Supervisor:
         return notes
 
     def _spawn(self, worker: str) -> None:
-        self._children[worker] = self._spawner.submit(Child, worker, self._assignment, self._events).result()
+        started = self._spawner.submit(Child, worker, self._assignment, self._events, self._program)
+        self._children[worker] = started.result()
 
     def _look_after(self, child: Child, now_s: float) -> None:
         """Notice a process that is late, and kill one that hangs; its exit is then an event like any other."""

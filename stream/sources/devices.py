@@ -12,13 +12,11 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import mien
 from mien.config import Config
+from mien.install import SAMPLE
 from mien.stream.sources.address import File, Url, address_of
 
-SAMPLE = Path(mien.__file__).resolve().parent / "sample.mp4"
 _LISTING_S = 10.0
 
 

@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
-from mien.assets import asset_path
-from mien.config import AssetsConfig
-from mien.errors import AssetError
 from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
+from tests.needs import need_assets
 from tests.ports import free_ports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,11 +32,7 @@ _ARGUMENTS = [
 @pytest.fixture(scope="module")
 def assets() -> None:
     """Skips where a pretrained file is missing."""
-    for name in ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2"):
-        try:
-            asset_path(name, AssetsConfig(offline=True))
-        except AssetError as error:
-            pytest.skip(str(error))
+    need_assets()
 
 
 class Program:

@@ -6,15 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import mien
+from mien.install import SAMPLE
 from tests.ports import free_ports
 
-SAMPLE = Path(mien.__file__).parent / "sample.mp4"
 # What a clip does not decide: how long it took, names, and how rows were parted into messages.
 RUN_DEPENDENT = ("latency", "run", "session", "inputs")
 

@@ -19,7 +19,6 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
@@ -71,9 +70,7 @@ class Network:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.write(self._stopped, b".")
         self._thread.join()
         for descriptor in (*self._cards.values(), self._stop, self._stopped):

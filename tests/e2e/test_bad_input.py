@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,21 +16,15 @@ from safetensors.numpy import load_file, save_file
 
 from mien.models.weights import SHIPPED
 from tests.e2e.conftest import SAMPLE, command
+from tests.needs import run_program
 from tests.stream.processes.test_plan import make_clip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.assets]
 
 
 def assert_fails(port: int, code: int, *parts: str, arguments: tuple[str, ...], **environment: str) -> None:
-    ran = subprocess.run(
-        command("run", "--json", "--port", str(port), "--session", f"bad-{port}", *arguments),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | environment,
-        timeout=180,
-        check=False,
-    )
+    line = command("run", "--json", "--port", str(port), "--session", f"bad-{port}", *arguments)
+    ran = run_program(line, 180, environment)
     said = [line for line in ran.stderr.splitlines() if line.startswith("mien: ")]
     assert ran.returncode == code, ran.stderr
     assert len(said) == 1, ran.stderr

@@ -557,19 +557,19 @@ def test_a_recording_and_its_labels_by_touch(tmp_path: Path, open_page: Callable
             moved = "Math.abs(window.mien.state.anchor - window.mien.state.cursor - {0}) < 1000"
             page.wait(lambda: page.tab.evaluate(moved.format(1000 * seconds)), 10)
 
+        def press(*names: str, said: str = "") -> None:
+            for name in names:
+                page.tab.tap(f".js-labels button:has-text('{name}')")
+            page.wait(lambda: said in page.text("keys"))
+
         go_back(5)
-        page.tab.tap(".js-labels button:has-text('Begin here')")
+        press("Begin here")
         go_back(2)
-        page.tab.tap(".js-labels button:has-text('End here')")
-        page.tab.tap(".js-labels button:has-text('sad')")
-        page.wait(lambda: "labelled sad" in page.text("keys"))
-        page.tab.tap(".js-labels button:has-text('Take the last back')")
-        page.wait(lambda: "taken back" in page.text("keys"))
-        page.tab.tap(".js-labels button:has-text('Begin here')")
+        press("End here", "sad", said="labelled sad")
+        press("Take the last back", said="taken back")
+        press("Begin here")
         go_back(4)
-        page.tab.tap(".js-labels button:has-text('End here')")
-        page.tab.tap(".js-labels button:has-text('−2')")
-        page.wait(lambda: "labelled sentiment -2" in page.text("keys"))
+        press("End here", "−2", said="labelled sentiment -2")
         page.tab.tap(".js-pause")
         page.tab.tap(".js-record")
         page.wait(lambda: "The recording is in" in page.text("keys"))

@@ -15,12 +15,8 @@ from mien.messages import Prediction, Status
 from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.test_run import family, running
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.long,
-    pytest.mark.assets,
-    pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals"),
-]
+_POSIX = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets, _POSIX]
 PATIENCE_S = 90.0
 
 

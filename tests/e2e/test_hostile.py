@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -13,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from mien.assets import asset_path
-from mien.config import AssetsConfig, BusConfig
-from mien.errors import AssetError
+from mien.config import BusConfig
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.conftest import SAMPLE, command
 from tests.fuzz.mutation import mutate
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import split
+from tests.needs import need_asset, run_program
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -100,10 +98,7 @@ def test_nonsense_from_workers_is_refused_counted_and_predicts_nothing(
 @pytest.mark.timeout(400)
 def test_random_bytes_on_a_port_disturb_nobody(inference: subprocess.Popen[bytes], port: int) -> None:
     """Connections that say nonsense, or nothing, to the port of predictions; then a real worker is listened to."""
-    try:
-        asset_path("face-landmarker", AssetsConfig(offline=True))
-    except AssetError as error:
-        pytest.skip(str(error))
+    need_asset("face-landmarker")
     chance = random.Random(7)
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
@@ -140,15 +135,8 @@ def test_random_bytes_on_a_port_disturb_nobody(inference: subprocess.Popen[bytes
 
 @pytest.mark.parametrize("session", ["../../outside", "a/b", "..\\outside", "a" * 65, "a\nb", "", "\x1b[2J"])
 def test_a_session_name_that_leads_elsewhere_is_refused(session: str, tmp_path: Path) -> None:
-    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path / "state" / "mien")}
-    ran = subprocess.run(
-        [sys.executable, "-m", "mien", "run", "--clip", str(SAMPLE), "--session", session],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-        check=False,
-    )
+    line = [sys.executable, "-m", "mien", "run", "--clip", str(SAMPLE), "--session", session]
+    ran = run_program(line, environment={"XDG_STATE_HOME": str(tmp_path / "state" / "mien")})
     assert ran.returncode == 2
     assert "`session`" in ran.stderr
     assert "\x1b" not in ran.stderr

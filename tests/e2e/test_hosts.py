@@ -17,11 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from mien.assets import asset_path
-from mien.config import AssetsConfig
-from mien.errors import AssetError
 from tests.e2e.conftest import SAMPLE
 from tests.e2e.hosts import Network, lacking
+from tests.needs import need_asset
 
 pytestmark = [
     pytest.mark.e2e,
@@ -101,10 +99,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         pytest.skip(lack)
     if shutil.which("tcpdump") is None:
         pytest.skip("tcpdump is not installed")
-    try:
-        asset_path("face-landmarker", AssetsConfig(offline=True))
-    except AssetError as error:
-        pytest.skip(str(error))
+    need_asset("face-landmarker")
     with Network(*HOSTS, delay_ms=20, jitter_ms=5, loss=0.01) as network:
         made = Machines(network, tmp_path)
         yield made

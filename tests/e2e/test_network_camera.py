@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
-from mien.assets import asset_path
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
-from mien.config import AssetsConfig, load_config
-from mien.errors import AssetError, SourceError
+from mien.config import load_config
+from mien.errors import SourceError
 from mien.messages import FeatureWindow
 from mien.stream.bench.devices import CameraServer
 from mien.stream.inference.assembler import Assembler
 from mien.stream.modalities.base import Modality, Rows
 from mien.stream.modalities.vision import SPEC, create
 from mien.stream.sources.video import open_video
+from tests.needs import need_asset
 from tests.stream.pictures import portrait
 
 PATIENCE_S = 60.0
@@ -40,10 +40,7 @@ def server() -> Iterator[CameraServer]:
 
 @pytest.fixture
 def landmarker() -> Path:
-    try:
-        return asset_path("face-landmarker", AssetsConfig(offline=True))
-    except AssetError as error:
-        pytest.skip(str(error))
+    return need_asset("face-landmarker")
 
 
 class Receiver:

@@ -9,10 +9,8 @@ import sys
 
 import pytest
 
-from mien.assets import asset_path
-from mien.config import AssetsConfig
-from mien.errors import AssetError
 from tests.e2e.conftest import command
+from tests.needs import need_assets, run_program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]
 
@@ -35,14 +33,7 @@ ip -json -statistics link show dev outside >&2
 
 def run_apart(*arguments: str) -> tuple[str, int]:
     """Standard output of a command in a namespace of its own, and how many packets tried to leave it."""
-    ran = subprocess.run(
-        ["unshare", "--net", "sh", "-c", _OUTSIDE, "sh", *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=240,
-        check=False,
-    )
+    ran = run_program(["unshare", "--net", "sh", "-c", _OUTSIDE, "sh", *arguments], 240)
     assert ran.returncode == 0, ran.stderr
     [card] = json.loads(ran.stderr.splitlines()[-1])
     return ran.stdout, int(card["stats64"]["tx"]["packets"])
@@ -65,11 +56,7 @@ def test_a_packet_that_leaves_is_counted() -> None:
 
 @pytest.mark.timeout(400)
 def test_the_whole_demo_sends_nothing_out() -> None:
-    for name in ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2"):
-        try:
-            asset_path(name, AssetsConfig(offline=True))
-        except AssetError as error:
-            pytest.skip(str(error))
+    need_assets()
     demo = command("demo", "--sample", "--headless", "--json", "--seconds", "12")
     out, packets = run_apart(*demo)
     predictions = [json.loads(line) for line in out.splitlines()]

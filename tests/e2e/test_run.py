@@ -27,6 +27,7 @@ from mien.stream.bus.wire import decode_features, json_schema
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from tests.e2e.conftest import SAMPLE, command, comparable, run_json
+from tests.needs import run_program
 from tests.stream.pictures import write_clip
 from tests.stream.sources.media import RATE, write_tracks
 
@@ -284,14 +285,8 @@ def test_a_killed_worker_is_missed_said_to_be_missing_and_comes_back(port: int) 
 
 def test_a_second_run_on_the_same_ports_says_so(port: int) -> None:
     with running(port, "--session", "first") as process:
-        second = subprocess.run(
-            command("run", "--clip", str(SAMPLE), "--asr", "none", "--port", str(port), "--session", "second"),
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-            check=False,
-        )
+        line = command("run", "--clip", str(SAMPLE), "--asr", "none", "--port", str(port), "--session", "second")
+        second = run_program(line)
         assert second.returncode == 6
         assert "in use" in second.stderr
         assert "Traceback" not in second.stderr
@@ -300,24 +295,8 @@ def test_a_second_run_on_the_same_ports_says_so(port: int) -> None:
 
 @pytest.mark.long
 def test_demo_counts_its_predictions(port: int, tmp_path: Path) -> None:
-    ran = subprocess.run(
-        command(
-            "demo",
-            "--sample",
-            "--headless",
-            "--seconds",
-            "6",
-            "--port",
-            str(port),
-            "--summary",
-            str(tmp_path / "summary.json"),
-        ),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-        check=False,
-    )
+    options = ("--sample", "--headless", "--seconds", "6", "--port", str(port))
+    ran = run_program(command("demo", *options, "--summary", str(tmp_path / "summary.json")))
     assert ran.returncode == 0, ran.stderr
     assert "sentiment" in ran.stdout
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import SAMPLE, command
+from tests.needs import run_program
 from tests.ports import free_ports
 
 UNIT = Path(__file__).resolve().parents[2] / "configs" / "mien.service"
@@ -32,13 +33,7 @@ def options_of_the_unit() -> list[str]:
 
 
 def test_the_units_options_are_options_of_mien(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        command(*options_of_the_unit(), "--clip", str(tmp_path / "none.mp4")),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ran = run_program(command(*options_of_the_unit(), "--clip", str(tmp_path / "none.mp4")))
     assert ran.returncode == 3
     assert "does not exist" in ran.stderr
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mien.assets import asset_path
-from mien.config import AssetsConfig, BusConfig
-from mien.errors import AssetError
+from mien.config import BusConfig
 from mien.messages import EMOTIONS, Prediction, Transcript
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction
+from tests.needs import need_assets
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.e2e
@@ -164,11 +163,7 @@ def test_example_survives_a_restart(example: Command, endpoint: str) -> None:
 @pytest.mark.timeout(420)
 def test_example_prints_predictions_of_a_running_session(example: Command, tmp_path: Path) -> None:
     """Real capture workers on the sample, a real model."""
-    for name in ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2"):
-        try:
-            asset_path(name, AssetsConfig(offline=True))
-        except AssetError as error:
-            pytest.skip(str(error))
+    need_assets()
     port = free_ports()
     process = start(example, f"tcp://127.0.0.1:{port}", "40")
     log = tmp_path / "session.log"

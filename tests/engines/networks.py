@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from mien.engines.base import Network
+from mien.engines.base import Network, Precision
+from mien.engines.selection import find_backend
 from mien.messages import ModalitySpec
 from mien.models.voice.columns import ROW
 
@@ -56,3 +58,12 @@ def make_network(version: str = "1", seed: int = 0, dynamic: bool = True) -> Net
         outputs=("sentiment", "emotions"),
         dynamic={name: {0: "batch"} for name in ("x", "mask", "sentiment", "emotions")} if dynamic else {},
     )
+
+
+def usable_pair(request: pytest.FixtureRequest) -> tuple[str, Precision]:
+    """The engine and precision of a fixture's parameter; skips what cannot run here, and says why."""
+    name, precision = request.param
+    missing = find_backend(name).missing()
+    if missing:
+        pytest.skip(missing)
+    return name, precision

@@ -10,22 +10,10 @@ import pytest
 from mien.engines.base import Array, Engine, Network, Precision
 from mien.engines.cache import Cache
 from mien.engines.golden import golden_inputs, tolerance
-from mien.engines.selection import BACKENDS, find_backend, open_backend, open_engine
+from mien.engines.selection import find_backend, open_backend, open_engine
 from mien.engines.torch_eager import backend as torch_eager
 from mien.errors import EngineError
 from tests.engines.networks import make_network
-
-# Every pair that exists anywhere; what this machine cannot run is skipped with the reason that a user would see.
-PAIRS = [(name, precision) for name in BACKENDS for precision in find_backend(name).precisions]
-
-
-@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
-def pair(request: pytest.FixtureRequest) -> tuple[str, Precision]:
-    name, precision = request.param
-    missing = find_backend(name).missing()
-    if missing:
-        pytest.skip(missing)
-    return name, precision
 
 
 def open_pair(pair: tuple[str, Precision], network: Network, cache: Path) -> Engine:

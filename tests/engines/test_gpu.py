@@ -19,6 +19,7 @@ from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import Turns
+from tests.engines.networks import usable_pair
 
 pytestmark = pytest.mark.gpu
 # torch-cuda is the module as it is, whose LSTMs are cuDNN's.
@@ -43,13 +44,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
+@pytest.fixture(params=PAIRS, ids="-".join)
 def pair(request: pytest.FixtureRequest) -> tuple[str, Precision]:
-    name, precision = request.param
-    missing = find_backend(name).missing()
-    if missing:
-        pytest.skip(missing)
-    return name, precision
+    return usable_pair(request)
 
 
 @pytest.fixture

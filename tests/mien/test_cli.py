@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,11 @@ import pytest
 import mien
 from mien.assets import ASSETS
 from mien.install import commit
+from tests.needs import run_program
 
 
 def run_mien(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mien", *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | environment,
-        timeout=120,
-        check=False,
-    )
+    return run_program([sys.executable, "-m", "mien", *arguments], environment=environment)
 
 
 def assert_one_line(ran: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 import mien
-from mien.assets import asset_path
-from mien.config import AssetsConfig
-from mien.errors import AssetError
 from mien.messages import EMOTIONS
+from tests.needs import need_asset
 
 av = pytest.importorskip("av")
 
@@ -22,13 +20,6 @@ SAMPLE = FOLDER / "sample.mp4"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "sample.json").read_text(encoding="utf-8"))
 PARTS: list[dict[str, Any]] = MANIFEST["parts"]
 SETTLE_S = 1.0  # a part's expression is there after so long
-
-
-def asset(name: str) -> Path:
-    try:
-        return asset_path(name, AssetsConfig(offline=True))
-    except AssetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +38,7 @@ def blendshapes() -> dict[str, np.ndarray]:
     mediapipe = pytest.importorskip("mediapipe")
     tasks = mediapipe.tasks
     options = tasks.vision.FaceLandmarkerOptions(
-        base_options=tasks.BaseOptions(model_asset_path=str(asset("face-landmarker"))),
+        base_options=tasks.BaseOptions(model_asset_path=str(need_asset("face-landmarker"))),
         output_face_blendshapes=True,
         running_mode=tasks.vision.RunningMode.VIDEO,
     )
@@ -138,7 +129,7 @@ def test_mouth_moves_with_the_voice(blendshapes: dict[str, np.ndarray], sound: n
 def test_voice_is_understood(sound: np.ndarray) -> None:
     faster_whisper = pytest.importorskip("faster_whisper")
     jiwer = pytest.importorskip("jiwer")
-    folder = asset("whisper-tiny.en")
+    folder = need_asset("whisper-tiny.en")
     model = faster_whisper.WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
     heard = " ".join(segment.text for segment in model.transcribe(sound, beam_size=1)[0])
     said = " ".join(part["sentence"] for part in PARTS)

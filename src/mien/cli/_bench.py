@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psutil
 
-from mien.cli._terminal import make_console
+from mien.cli._terminal import ending_signals, make_console
 from mien.config import load_config
 from mien.errors import ConfigError, DataError
 from mien.files import whole_file
+from mien.install import SAMPLE
 from mien.stream.bench.measurement import load_per_core, surroundings
+from mien.stream.bus.ports import free_ports
+
+if TYPE_CHECKING:
+    from mien.stream.processes.plan import Session
 
 _FORMAT = 1
 
@@ -134,31 +137,13 @@ def run_session(
     soak: bool,
 ) -> dict[str, Any]:
     """`mien bench paced` and `mien bench soak`: all processes, on a clip in a loop, filmed at `fps` (0: its own)."""
-    from mien.stream.bench.benchmark import free_port
     from mien.stream.bench.paced import record, slopes, summarise, timeline
-    from mien.stream.processes.plan import plan_session
 
-    source = str(clip) if clip else str(Path(__file__).parents[1] / "sample.mp4")
-    overrides = {
-        "video.source": source,
-        "audio.source": source,
-        "clip.loop": True,
-        "clip.fps": fps,
-        "text.asr": asr,
-        "inference.engine": engine,
-        "inference.checkpoint": checkpoint,
-        "bus.port": _four_ports(free_port),
-        "session": "bench",
-    }
-    session = plan_session(load_config(overrides=overrides))
-    stopping = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
-    try:
+    session = _looped_session(clip, engine, checkpoint, {"clip.fps": fps, "text.asr": asr})
+    with ending_signals() as stopping:
         recording, model = record(session, seconds, stopping)
-    finally:
-        signal.signal(signal.SIGINT, before)
     report: dict[str, Any] = {"model": model, "clip": session.label, "workers": list(session.workers)}
-    report |= summarise(recording, fps or _frame_rate(source))
+    report |= summarise(recording, fps or _frame_rate(session.config.video.source))
     if soak:
         report["growth"] = slopes(recording, seconds)
     if plot is not None:
@@ -200,27 +185,27 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float) -> dict[str, Any]:
     """`mien bench watchers`: what it costs to be watched, in three rounds of turns."""
-    from mien.stream.bench.benchmark import free_port
     from mien.stream.bench.watchers import measure_watchers
+
+    with ending_signals() as stopping:
+        return measure_watchers(_looped_session(clip, engine, checkpoint, {}), seconds, 3, stopping)
+
+
+def _looped_session(clip: Path | None, engine: str, checkpoint: str, overrides: dict[str, Any]) -> Session:
+    """A clip that plays again and again; the sample if none is given."""
     from mien.stream.processes.plan import plan_session
-    from mien.stream.sources.devices import SAMPLE
 
     source = str(clip or SAMPLE)
-    overrides = {
+    overrides |= {
         "video.source": source,
         "audio.source": source,
         "clip.loop": True,
         "inference.engine": engine,
         "inference.checkpoint": checkpoint,
-        "bus.port": _four_ports(free_port),
+        "bus.port": free_ports(),
         "session": "bench",
     }
-    stopping = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
-    try:
-        return measure_watchers(plan_session(load_config(overrides=overrides)), seconds, 3, stopping)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return plan_session(load_config(overrides=overrides))
 
 
 def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
@@ -269,8 +254,3 @@ def _frame_rate(source: str) -> float | None:
     rate = float(capture.get(cv2.CAP_PROP_FPS))
     capture.release()
     return round(rate, 2) if rate > 0 else None
-
-
-def _four_ports(free_port: Callable[[], int]) -> int:
-    """The first of four ports in a row that are likely free: sessions rarely sit so high."""
-    return min(free_port(), 65_000)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mien.cli._terminal import make_console
+from mien.cli._terminal import ending_signals, make_console
 from mien.config import load_config
 from mien.errors import SourceError
+from mien.install import SAMPLE
+from mien.stream.bus.ports import free_ports
 
 
 def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float, seed: int = 0) -> dict[str, Any]:
@@ -21,11 +20,10 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
     from mien.stream.bench.chaos import Chaos, Outcome
     from mien.stream.bench.devices import SoundCard, clip_camera
     from mien.stream.processes.plan import plan_session
-    from mien.stream.sources.devices import SAMPLE
 
     console = make_console(stderr=True)
     source = clip or SAMPLE
-    with ExitStack() as stack, _interruptible() as stopping:
+    with ExitStack() as stack, ending_signals() as stopping:
         camera = clip_camera(source)
         camera.switch_on()
         stack.callback(camera.switch_off)
@@ -44,7 +42,7 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
                     "audio.source": "default" if card is not None else str(source),
                     "clip.loop": True,
                     "text.asr": asr,
-                    "bus.port": _port(),
+                    "bus.port": free_ports(),
                     "session": "chaos",
                 }
             )
@@ -67,32 +65,13 @@ def run_flood(seconds: float, engine: str, checkpoint: str, factor: int = 10) ->
     """`mien bench flood`: features at `factor` times their rate, after as long at their own."""
     from mien.stream.bench.load import measure_flood
 
-    with _interruptible() as stopping:
-        return measure_flood(_port(), seconds, factor, engine, checkpoint, stopping)
+    with ending_signals() as stopping:
+        return measure_flood(free_ports(), seconds, factor, engine, checkpoint, stopping)
 
 
 def run_subscribers(seconds: float, engine: str, checkpoint: str, fast: int = 100, slow: int = 20) -> dict[str, Any]:
     """`mien bench subscribers`: many that read, some that are slow, and one that never does."""
     from mien.stream.bench.load import measure_subscribers
 
-    with _interruptible() as stopping:
-        return measure_subscribers(_port(), seconds, fast, slow, engine, checkpoint, stopping)
-
-
-def _port() -> int:
-    from mien.stream.bench.benchmark import free_port
-
-    return min(free_port(), 65_000)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C ends a measurement in order, with the figures so far."""
-    stopping = threading.Event()
-    stop: Callable[..., None] = lambda *_: stopping.set()  # noqa: E731
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with ending_signals() as stopping:
+        return measure_subscribers(free_ports(), seconds, fast, slow, engine, checkpoint, stopping)

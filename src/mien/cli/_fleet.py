@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 import typer
 
-from mien.cli._session import ending_signals
-from mien.cli._terminal import make_console, print_table
+from mien.cli._terminal import ending_signals, make_console, print_table
 from mien.errors import FleetError
 from mien.stream.fleet import cluster
 from mien.stream.fleet.node import state_folder
@@ -49,8 +48,7 @@ def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_
     Raises:
         FleetError: it cannot be started, or runs already.
     """
-    stopping = threading.Event()
-    with ending_signals(stopping):
+    with ending_signals() as stopping:
         ray = cluster.join(plan.fleet, address) if address else cluster.start_embedded(plan.fleet)
         directory, last, over = None, None, not address
         try:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,7 +20,7 @@ from rich.text import Text
 
 from mien.cli import _view
 from mien.cli._service import Journal, Service
-from mien.cli._terminal import make_console
+from mien.cli._terminal import ending_signals, make_console
 from mien.errors import FileError, RecordingError
 from mien.files import check_target, write_file
 from mien.messages import Prediction
@@ -90,8 +88,7 @@ def run_session(
     console = make_console(stderr=True, quiet=journal.for_machines)
     for note in session.notes:
         journal.note(note, console)
-    stopping = threading.Event()
-    with ending_signals(stopping):
+    with ending_signals() as stopping:
         supervisor = Supervisor(session)
         summary = Summary()
         recorder = beside = None
@@ -292,19 +289,6 @@ def _report_recording(state: RecorderState, console: Console) -> str | None:
     text = f"recorded {state.predictions} predictions in {state.path}, {state.bytes / 1e6:.2f} MB{lost}"
     console.print(text, soft_wrap=True)
     return None
-
-
-@contextmanager
-def ending_signals(stopping: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the session in order instead of in the middle of something."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: stopping.set())
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def print_summary(summary: Summary, supervisor: Supervisor, console: Console) -> None:

@@ -1,9 +1,11 @@
-"""What commands print for people, text as it is and tables that are never cut, and the keys that they press."""
+"""What commands print for people, text as it is and tables that are never cut; keys that they press; Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +57,20 @@ def cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(cell, value))
     return str(value)
+
+
+@contextlib.contextmanager
+def ending_signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event, and so end a command in order instead of in the middle of something."""
+    stopping = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mien.stream.bridges.feed import Counts, Feed
+    from mien.stream.bridges.feed import Feed
 
 group = typer.Typer(
     help="Pass predictions on over WebSocket, OSC, LSL or MQTT, until Ctrl-C. Needs the extra `bridges`.",
@@ -21,12 +22,67 @@ Rate = Annotated[float | None, typer.Option("--rate-hz", min=0.01, help="Most pr
 Keys = Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")]
 AsJson = Annotated[bool, typer.Option("--json", help="At the end, print what was counted as JSON.")]
 Seconds = Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")]
-DEFAULT = "tcp://127.0.0.1:5560"
+Bridge = Callable[[Any, Callable[[], bool]], None]  # of a feed, until told to stop
 
 
-@group.command()
+def _run(
+    bridge: Bridge,
+    endpoint: Endpoint = "tcp://127.0.0.1:5560",
+    session: Session = None,
+    rate_hz: Rate = None,
+    keys: Keys = "",
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a bridge until Ctrl-C, and say what it did."""
+    import json
+    import logging
+    import time
+    from dataclasses import asdict
+
+    from mien.cli._terminal import ending_signals
+    from mien.stream.bridges.feed import Counts, Feed
+
+    logging.basicConfig(level=logging.WARNING, format="mien bridge: %(message)s")
+    until_s = time.monotonic() + seconds if seconds else None
+    with ending_signals() as stopping:
+        feed = Feed(Counts(), endpoint, session=session, keys=keys, rate_hz=rate_hz)
+        try:
+            bridge(feed, lambda: stopping.is_set() or (until_s is not None and time.monotonic() > until_s))
+        finally:
+            feed.close()
+    if as_json:
+        typer.echo(json.dumps(asdict(feed.counts)))
+    else:
+        typer.echo(str(feed.counts), err=True)
+
+
+def _command(rate_hz: float | None = None) -> Callable[[Callable[..., Bridge]], Callable[..., Bridge]]:
+    """A command of the group that runs the bridge which a function makes: its options, and those of `_run`.
+
+    Args:
+        rate_hz: the default of --rate-hz.
+    """
+
+    def register(make: Callable[..., Bridge]) -> Callable[..., Bridge]:
+        own = inspect.signature(make, eval_str=True).parameters
+        _, endpoint, *shared = inspect.signature(_run, eval_str=True).parameters.values()
+        shared = [each.replace(default=rate_hz) if each.name == "rate_hz" else each for each in shared]
+
+        def command(**given: Any) -> None:
+            _run(make(**{name: given.pop(name) for name in own}), **given)
+
+        parameters = [endpoint, *own.values(), *shared]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        group.command(make.__name__, help=make.__doc__)(command)
+        return make
+
+    return register
+
+
+@_command()
 def ws(
-    endpoint: Endpoint = DEFAULT,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine clients need a token.")
     ] = "127.0.0.1",
@@ -35,81 +91,62 @@ def ws(
         list[str] | None, typer.Option(help="Another page that may connect, such as http://localhost:8000. Repeatable.")
     ] = None,
     token: Annotated[str, typer.Option(envvar="MIEN_BRIDGE_TOKEN", help="Beyond this machine; else a new one.")] = "",
-    session: Session = None,
-    rate_hz: Rate = None,
-    keys: Keys = "",
-    seconds: Seconds = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Bridge:
     """JSON over WebSocket and server-sent events, and an overlay for streaming programs."""
     import asyncio
 
     from mien.stream.bridges.web import WebOutlet
     from mien.stream.dashboard.server import serve_app, take_place
 
-    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
+    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
         place = take_place(host, port, token, "choose another with --port")
 
         async def serve() -> None:
-            outlet = WebOutlet(place, frozenset(page.lower().rstrip("/") for page in origin or ()), counts)
+            outlet = WebOutlet(place, frozenset(page.lower().rstrip("/") for page in origin or ()), feed.counts)
             async with _reading(feed, outlet, is_stopping):
                 await serve_app(outlet.app, place, is_stopping, lambda url: typer.echo(_told(url), err=True))
 
         asyncio.run(serve())
 
-    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+    return bridge
 
 
-@group.command()
+@_command()
 def osc(
-    endpoint: Endpoint = DEFAULT,
     to: Annotated[str, typer.Option(help="HOST:PORT that the datagrams go to, unencrypted.")] = "127.0.0.1:9000",
-    session: Session = None,
-    rate_hz: Rate = None,
-    keys: Keys = "",
-    seconds: Seconds = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Bridge:
     """OSC messages over UDP, /mien/SESSION/..., for music, light and media programs."""
     from mien.stream.bridges.osc import OscOutlet
 
-    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
-        outlet = OscOutlet(*_host_and_port(to, 9000), counts)
+    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
+        outlet = OscOutlet(*_host_and_port(to, 9000), feed.counts)
         typer.echo(f"OSC to {to}; Ctrl-C ends", err=True)
         try:
             feed.run(outlet, is_stopping)
         finally:
             outlet.close()
 
-    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+    return bridge
 
 
-@group.command()
-def lsl(
-    endpoint: Endpoint = DEFAULT,
-    session: Session = None,
-    rate_hz: Rate = None,
-    keys: Keys = "",
-    seconds: Seconds = None,
-    as_json: AsJson = False,
-) -> None:
+@_command()
+def lsl() -> Bridge:
     """Lab Streaming Layer: the streams mien-prediction and mien-marker, on LSL's clock."""
     from mien.stream.bridges.lsl import LslOutlet
 
-    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
-        outlet = LslOutlet(endpoint, counts, keys)
+    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
+        outlet = LslOutlet(feed.endpoint, feed.counts, feed.keys)
         typer.echo("LSL streams mien-prediction and mien-marker; Ctrl-C ends", err=True)
         try:
             feed.run(outlet, is_stopping)
         finally:
             outlet.close()
 
-    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+    return bridge
 
 
-@group.command()
+@_command(rate_hz=2.0)
 def mqtt(
-    endpoint: Endpoint = DEFAULT,
     broker: Annotated[str, typer.Option(help="HOST:PORT of the broker.")] = "127.0.0.1:1883",
     prefix: Annotated[str, typer.Option(help="First part of all topics.")] = "mien",
     qos: Annotated[int, typer.Option(min=0, max=2, help="Quality of service.")] = 0,
@@ -118,12 +155,7 @@ def mqtt(
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypt, and check the broker's certificate.")] = False,
     discovery: Annotated[str, typer.Option(help="Home Assistant's discovery prefix; '' for none.")] = "homeassistant",
-    session: Session = None,
-    rate_hz: Rate = 2.0,
-    keys: Keys = "",
-    seconds: Seconds = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Bridge:
     """MQTT, retained last values, with discovery by Home Assistant."""
     import asyncio
     import os
@@ -134,9 +166,9 @@ def mqtt(
     password = os.environ.get("MIEN_MQTT_PASSWORD")
     target = Broker(host, port, username, password, tls, prefix.rstrip("/"), qos, discovery.rstrip("/"))
 
-    def bridge(feed: Feed, counts: Counts, is_stopping: Callable[[], bool]) -> None:
+    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
         async def serve() -> None:
-            outlet = MqttOutlet(target, counts)
+            outlet = MqttOutlet(target, feed.counts)
             serving = asyncio.create_task(outlet.serve())
             async with _reading(feed, outlet, is_stopping):
                 while not is_stopping() and not serving.done():
@@ -149,7 +181,7 @@ def mqtt(
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if os.name == "nt" else None) as runner:
             runner.run(serve())
 
-    _run(bridge, endpoint, session, keys, rate_hz, seconds, as_json)
+    return bridge
 
 
 def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
@@ -169,42 +201,6 @@ def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
             await task
 
     return reading()
-
-
-def _run(
-    bridge: Callable[[Feed, Counts, Callable[[], bool]], None],
-    endpoint: str,
-    session: str | None,
-    keys: str,
-    rate_hz: float | None,
-    seconds: float | None,
-    as_json: bool,
-) -> None:
-    """Run a bridge until Ctrl-C, and say what it did."""
-    import json
-    import logging
-    import signal
-    import threading
-    import time
-    from dataclasses import asdict
-
-    from mien.stream.bridges.feed import Counts, Feed
-
-    logging.basicConfig(level=logging.WARNING, format="mien bridge: %(message)s")
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    until_s = time.monotonic() + seconds if seconds else None
-    counts = Counts()
-    feed = Feed(counts, endpoint, session=session, keys=keys, rate_hz=rate_hz)
-    try:
-        bridge(feed, counts, lambda: stopping.is_set() or (until_s is not None and time.monotonic() > until_s))
-    finally:
-        feed.close()
-    if as_json:
-        typer.echo(json.dumps(asdict(counts)))
-    else:
-        typer.echo(str(counts), err=True)
 
 
 def _told(url: str) -> str:

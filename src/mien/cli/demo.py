@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-SAMPLE = Path(__file__).resolve().parent.parent / "sample.mp4"
-
 
 def command(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
@@ -32,7 +30,7 @@ def command(
 
     from mien.cli._session import Output, run_session
     from mien.config import load_config
-    from mien.install import install_command
+    from mien.install import SAMPLE, install_command
     from mien.stream.dashboard.launch import DashboardProcess, has_page
     from mien.stream.processes.plan import find_camera, find_microphone, plan_session
 

@@ -60,24 +60,15 @@ def _show_page(
 
     from mien.config import load_config
     from mien.errors import RecordingError
+    from mien.stream.bus.ports import free_ports
     from mien.stream.dashboard.launch import look
 
     # Ports of its own: a mien may be running.
-    first = _free_ports()
+    first = free_ports()
     minutes = math.ceil(labels.seconds / 60) + 1
     settings = load_config(config, {"bus.port": first, "dashboard.port": port, "dashboard.minutes": minutes})
-    command = [
-        sys.executable,
-        "-m",
-        "mien",
-        "replay",
-        str(path),
-        "--speed",
-        str(speed),
-        "--port",
-        str(first),
-        "--quiet",
-    ]
+    options = ["--speed", str(speed), "--port", str(first), "--quiet"]
+    command = [sys.executable, "-m", "mien", "replay", str(path), *options]
     replays: list[subprocess.Popen[str]] = []
 
     def begin(line: str) -> None:
@@ -103,20 +94,3 @@ def _show_page(
             said = replay.communicate()[1]
     if any(replay.returncode > 0 for replay in replays):
         raise RecordingError(said.strip().splitlines()[-1].removeprefix("mien: "))
-
-
-def _free_ports() -> int:
-    """The first of four ports in a row that are free, as far as one can know."""
-    import socket
-
-    from mien.errors import BusError
-
-    for first in range(5570, 5970, 10):
-        try:
-            for offset in range(4):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", first + offset))
-        except OSError:
-            continue
-        return first
-    raise BusError("no four free ports in a row between 5570 and 5970")

@@ -14,18 +14,14 @@ def command(
     keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
 ) -> None:
     """Serve /metrics and /health of a running session on this machine, until Ctrl-C."""
-    import signal
-    import threading
-
+    from mien.cli._terminal import ending_signals
     from mien.stream.monitoring.exporter import Exporter
 
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    exporter = Exporter(endpoint, session, port, keys=keys)
-    try:
-        typer.echo(f"http://127.0.0.1:{exporter.port}/metrics and /health; Ctrl-C ends", err=True)
-        while not stopping.wait(0.5):
-            pass
-    finally:
-        exporter.close()
+    with ending_signals() as stopping:
+        exporter = Exporter(endpoint, session, port, keys=keys)
+        try:
+            typer.echo(f"http://127.0.0.1:{exporter.port}/metrics and /health; Ctrl-C ends", err=True)
+            while not stopping.wait(0.5):
+                pass
+        finally:
+            exporter.close()

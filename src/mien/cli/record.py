@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mien.stream.recording.recorder import RecorderState
 
 
 def command(
@@ -27,12 +30,13 @@ def command(
 
     import msgspec
 
+    from mien.cli._terminal import ending_signals
     from mien.config import BusConfig, load_config
     from mien.errors import MienError
     from mien.stream.recording.recorder import Recorder, RecorderState
 
-    stopping = threading.Event()
     if supervised:
+        stopping = threading.Event()
         # Ctrl-C reaches the whole terminal group; the process that started this one decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         bus = msgspec.json.decode(sys.stdin.buffer.readline(), type=BusConfig)
@@ -55,11 +59,10 @@ def command(
             sys.exit(error.exit_code)
         return
     bus = load_config(config, {"bus.port": port, "bus.keys": keys}).bus
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    recorder = Recorder(path, bus, session, video=video, audio=audio)
-    typer.echo(f"recording {bus.address()} to {path}; Ctrl-C ends", err=True)
-    state = recorder.run(stopping, _Line().show, math.inf if seconds is None else seconds)
+    with ending_signals() as stopping:
+        recorder = Recorder(path, bus, session, video=video, audio=audio)
+        typer.echo(f"recording {bus.address()} to {path}; Ctrl-C ends", err=True)
+        state = recorder.run(stopping, _show, math.inf if seconds is None else seconds)
     typer.echo(
         f"\r{path}: {state.seconds:.1f} s, {state.predictions} predictions, {state.bytes / 1e6:.2f} MB"
         + (f", {state.lost} messages were lost on the way" if state.lost else ""),
@@ -82,17 +85,12 @@ def _say(state: object) -> None:
         sys.stdout.buffer.flush()
 
 
-class _Line:
+def _show(state: RecorderState) -> None:
     """One line on a terminal, written over once a second."""
+    import sys
 
-    def show(self, state: object) -> None:
-        import sys
-
-        from mien.stream.recording.recorder import RecorderState
-
-        assert isinstance(state, RecorderState)
-        if sys.stderr.isatty():
-            sys.stderr.write(
-                f"\r{state.state}  {state.seconds:6.1f} s  {state.predictions} predictions  {state.bytes / 1e6:.2f} MB "
-            )
-            sys.stderr.flush()
+    if sys.stderr.isatty():
+        sys.stderr.write(
+            f"\r{state.state}  {state.seconds:6.1f} s  {state.predictions} predictions  {state.bytes / 1e6:.2f} MB "
+        )
+        sys.stderr.flush()

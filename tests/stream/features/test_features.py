@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from mien.cli import app
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import ConfigError
+from mien.install import SAMPLE
 from mien.messages import FeatureWindow, Word
 from mien.models.voice.columns import ENERGY, F0, VAD
 from mien.stream.features.action_units import ACTION_UNITS, BLENDSHAPES, action_units
@@ -20,7 +21,6 @@ from mien.stream.features.table import FeatureTable, boxes_of, check_features
 from mien.stream.modalities.audio import SPEC as AUDIO
 from mien.stream.modalities.vision import SPEC as VISION
 from mien.stream.offline.agreement import compare, openface_means
-from mien.stream.processes.plan import SAMPLE
 
 ROOT = Path(__file__).parents[3]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -12,6 +11,7 @@ import msgspec
 from mien.stream.fleet.metrics import FleetExporter
 from mien.stream.fleet.plan import Problem
 from mien.stream.fleet.report import FleetCondition, NodeCondition, PoolCondition, SessionCondition
+from tests.needs import fetch
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,15 +24,6 @@ def condition(state: str = "running") -> bytes:
     return msgspec.json.encode(
         FleetCondition("f", "tcp://10.0.0.1:5560", 1.0, {state: 1}, (session,), (pool,), (node,), problems, 1)
     )
-
-
-def fetch(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def test_the_dashboard_asks_for_what_is_served() -> None:

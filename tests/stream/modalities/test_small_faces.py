@@ -6,13 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mien.assets import asset_path
 from mien.clock import NS_PER_MS
-from mien.config import AssetsConfig
-from mien.errors import AssetError
 from mien.stream.modalities.face_mesh import FaceMesh
 from mien.stream.modalities.face_search import Region, Search, region_around, region_for
 from mien.stream.modalities.head_pose import head_pose
+from tests.needs import need_asset
 from tests.stream.pictures import UInt8, portrait
 
 WIDTH_IN_PORTRAIT = 89.5  # of the face among 512 pixels
@@ -20,10 +18,7 @@ WIDTH_IN_PORTRAIT = 89.5  # of the face among 512 pixels
 
 @pytest.fixture
 def mesh() -> FaceMesh:
-    try:
-        return FaceMesh(asset_path("face-landmarker", AssetsConfig(offline=True)), moving=True, max_faces=2)
-    except AssetError as error:
-        pytest.skip(str(error))
+    return FaceMesh(need_asset("face-landmarker"), moving=True, max_faces=2)
 
 
 def scene(face_px: float, x: int, y: int, width: int = 1280, height: int = 720) -> UInt8:

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 
-from mien.assets import asset_path
 from mien.assets.manifest import ASSETS
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
@@ -30,6 +29,7 @@ from mien.stream.modalities.vision import (
     face_network,
     face_rest,
 )
+from tests.needs import need_asset
 from tests.stream.pictures import UInt8, beside, head, portrait, write_clip
 
 assets = pytest.mark.assets
@@ -43,10 +43,7 @@ def test_how_faces_look_at_rest_is_known_of_the_shipped_encoder() -> None:
 
 @pytest.fixture
 def task() -> Path:
-    try:
-        return asset_path("face-landmarker", AssetsConfig(offline=True))
-    except AssetError as error:
-        pytest.skip(str(error))
+    return need_asset("face-landmarker")
 
 
 @pytest.fixture

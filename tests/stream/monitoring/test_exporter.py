@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
 from mien.stream.monitoring.exporter import Exporter
 from mien.stream.monitoring.notify import ServiceManager
+from tests.needs import fetch
 from tests.stream.bus.test_wire import PREDICTION, STATUS
 from tests.waiting import wait_until
 
@@ -74,18 +73,9 @@ def exporter(station: Station) -> Iterator[Exporter]:
     exporter.close()
 
 
-def get(exporter: Exporter, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
 def figures(exporter: Exporter) -> dict[tuple[str, tuple[str, ...]], float]:
     """Every sample by name and label values, parsed as Prometheus does."""
-    _, text = get(exporter, "/metrics")
+    _, text = fetch(exporter.port, "/metrics")
     return {
         (sample.name, tuple(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(text)
@@ -97,7 +87,7 @@ def health(exporter: Exporter, verdict: str) -> dict[str, object]:
     """The answer of /health, once it has that verdict."""
     until_s = time.monotonic() + PATIENCE_S
     while True:
-        code, text = get(exporter, "/health")
+        code, text = fetch(exporter.port, "/health")
         condition: dict[str, object] = json.loads(text)
         assert code == (503 if condition["verdict"] == "down" else 200)
         if condition["verdict"] == verdict:
@@ -182,7 +172,7 @@ def test_a_name_that_somebody_else_lets_resolve_to_this_machine_is_refused(
 def test_other_paths_are_not_found_and_a_second_server_on_the_port_is_a_clear_error(
     station: Station, exporter: Exporter
 ) -> None:
-    assert get(exporter, "/etc/passwd")[0] == 404
+    assert fetch(exporter.port, "/etc/passwd")[0] == 404
     with pytest.raises(BusError, match="choose another port"):
         Exporter(station.endpoint, "default", exporter.port)
     with pytest.raises(BusError, match="this machine only"):

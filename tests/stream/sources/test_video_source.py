@@ -308,11 +308,16 @@ def test_only_the_newest_picture_is_kept_and_the_others_are_counted() -> None:
     assert source.read(0.0) is None
 
 
-def test_an_unplugged_camera_is_found_again() -> None:
+def camera_that_runs() -> tuple[FakeCamera, LiveCamera]:
     device = FakeCamera()
     source = LiveCamera("camera 0", device.open)
     source.start(0)
     wait_for(source, lambda frame: frame is not None, "a picture")
+    return device, source
+
+
+def test_an_unplugged_camera_is_found_again() -> None:
+    device, source = camera_that_runs()
     device.present, device.unplugged = False, True
     wait_for(source, lambda _: source.state == "degraded" and source.error == "camera 0 cannot be opened", "the loss")
     assert not source.ended
@@ -323,10 +328,7 @@ def test_an_unplugged_camera_is_found_again() -> None:
 
 
 def test_a_camera_that_blocks_blocks_nobody_and_is_opened_anew() -> None:
-    device = FakeCamera()
-    source = LiveCamera("camera 0", device.open)
-    source.start(0)
-    wait_for(source, lambda frame: frame is not None, "a picture")
+    device, source = camera_that_runs()
     device.unblocked.clear()
     wait_for(source, lambda _: source.state == "degraded", "the watchdog")
     assert "no picture for" in str(source.error)
@@ -338,10 +340,7 @@ def test_a_camera_that_blocks_blocks_nobody_and_is_opened_anew() -> None:
 
 
 def test_a_picture_that_stands_still_is_no_evidence() -> None:
-    device = FakeCamera()
-    source = LiveCamera("camera 0", device.open)
-    source.start(0)
-    wait_for(source, lambda frame: frame is not None, "a picture")
+    device, source = camera_that_runs()
     device.frozen = True
     wait_for(source, lambda _: source.state == "degraded", "the watchdog")
     assert "same picture" in str(source.error)

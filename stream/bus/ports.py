@@ -1,0 +1,37 @@
+"""TCP ports of this machine that are free, as far as one can know before binding them."""
+
+from __future__ import annotations
+
+import socket
+
+from mien.errors import BusError
+
+_TRIES = 200
+_HIGHEST = 65_530
+
+
+def free_port() -> int:
+    """A port on loopback that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def free_ports(host: str = "127.0.0.1", first: int = 0, count: int = 4) -> int:
+    """The first of `count` free ports in a row, from `first` on; 0: from a port that the system proposes.
+
+    Raises:
+        BusError: there are none.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    first = first or min(free_port(), _HIGHEST - _TRIES * count)
+    for candidate in range(first, min(first + _TRIES * count, _HIGHEST), count):
+        try:
+            for port in range(candidate, candidate + count):
+                with socket.socket(family) as probe:
+                    probe.bind((host, port))
+        except OSError:
+            continue
+        return candidate
+    raise BusError(f"no {count} free ports in a row on {host} from {first} on; choose another port")
