@@ -28,7 +28,6 @@ def text_network(folder: Path | str, adapters: Path | str | None = DEFAULT_ADAPT
     Raises:
         AssetError: the folder lacks the model or its tokenizer, or the adapters are missing.
     """
-
     folder, adapters = Path(folder), None if adapters is None else Path(adapters)
 
     def build() -> nn.Module:

@@ -25,7 +25,6 @@ def voice_network(folder: Path | str) -> Network:
     Raises:
         AssetError: the folder lacks the model.
     """
-
     folder = Path(folder)
 
     def build() -> nn.Module:

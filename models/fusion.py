@@ -152,8 +152,12 @@ class CrossModalStage(nn.Module):
         available: Mapping[str, Tensor],
         weight: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """`hidden` (B, S, d), `observed` (B, S), `available` (B,), 1 or 0, and `weight` (B,) of the modalities to
-        consider. A weight is 0 where the modality is missing, and 1 where it is fully relied upon."""
+        """The modalities, each complemented: (B, S, d).
+
+        Args:
+            hidden: (B, S, d). observed: (B, S). available: (B,), 1 or 0.
+            weight: (B,), 0 where the modality is missing, and 1 where it is fully relied upon.
+        """
         complemented = {}
         for m, own in hidden.items():
             others = [n for n in hidden if n != m]
@@ -203,10 +207,10 @@ class MaskedAttentionPool(nn.Module):
 
 
 class Reliability(nn.Module):
-    """The probability that each modality alone is right, learned as such (true class probability; Corbiere et al.,
-    NeurIPS 2019), from its own encoding and from whether the others agree with it.
+    """The probability that each modality alone is right, from its own encoding and whether the others agree with it.
 
-    Uses the encoders' outputs, before the cascade mixes modalities.
+    Learned as such: true class probability (Corbiere et al., NeurIPS 2019). Uses the encoders' outputs, before the
+    cascade mixes modalities.
     """
 
     HIDDEN = 32
@@ -343,8 +347,10 @@ class Fusion(nn.Module):
         return Fused(sentiment, self.emotions(z), self.log_variance(z)[:, 0], shares, judgement)
 
     def _scale(self, judgement: Judgement, available: Mapping[str, Tensor]) -> Tensor:
-        """(B, M): reliability to the power of `sharpness`, relative to that of the most reliable modality: only the
-        ratio counts, and a modality alone has 1."""
+        """Reliability to the power of `sharpness`, relative to that of the most reliable modality: (B, M).
+
+        Only the ratio counts, and a modality alone has 1.
+        """
         there = torch.stack([*available.values()], -1)
         # The logarithm of a sigmoid, in operators that every engine has.
         logarithm = judgement.logit.clamp(max=0.0) - torch.log(1.0 + torch.exp(-judgement.logit.abs()))

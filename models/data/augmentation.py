@@ -16,8 +16,10 @@ from mien.models.voice.encoder import SAMPLE_RATE
 
 
 def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
-    """Another speaker, room, microphone, surroundings and transmission: each by chance, in the order in which sound
-    meets them. Loudness and codec differ between corpora, and must not become cues of emotions.
+    """Another speaker, room, microphone, surroundings and transmission, each by chance.
+
+    In the order in which sound meets them. Loudness and codec differ between corpora, and must not become cues of
+    emotions.
 
     Args:
         samples: shape (n,), mono, 16 kHz.
@@ -88,8 +90,10 @@ def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Floa
 
 
 def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Float32:
-    """Other voices at once, `snr_db` under the mean power of the sound: the sound itself, several times over, backwards
-    and at other speeds and moments: speech without intelligible words."""
+    """Other voices at once, `snr_db` under the mean power of the sound: speech without intelligible words.
+
+    It is the sound itself, several times over, backwards and at other speeds and moments.
+    """
     if len(samples) == 0:
         return samples
     babble = np.zeros(len(samples), np.float32)

@@ -117,8 +117,10 @@ class CorpusItem:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A corpus. `name`: "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013", "ferplus",
-    or for a folder of clips with a labels.csv (`clips`) that folder's own.
+    """A corpus.
+
+    `name` is "mosi", "mosei", "sst5", "goemotions", "meld", "ravdess", "emodb", "fer2013", "ferplus", or for a folder
+    of clips with a labels.csv (`clips`) that folder's own.
 
     `images` is (n, height, width) uint8, for corpora of faces. `skipped` lists (id, reason).
     """

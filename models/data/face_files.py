@@ -51,8 +51,10 @@ class Vote:
 
 
 def read_faces(path: Path) -> FaceFile:
-    """Read `images` (n, height, width) uint8 and `labels` (n,) names, or `jpeg` (bytes of all pictures), `ends` (n,),
-    `votes` (n, columns), `columns` and `labels`.
+    """Read pictures of faces with their labels.
+
+    The file holds `images` (n, height, width) uint8 and `labels` (n,) names, or `jpeg` (bytes of all pictures), `ends`
+    (n,), `votes` (n, columns), `columns` and `labels`.
 
     Raises:
         DataError: neither, or arrays that do not belong together.

@@ -140,8 +140,10 @@ def weighted_f1(truth: Labels, guess: Labels) -> float:
 
 
 def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al., ICML 2017): the mean distance of accuracy from confidence over
-    equally wide bins of confidence, weighted by their counts."""
+    """Expected calibration error (Guo et al., ICML 2017).
+
+    The mean distance of accuracy from confidence over equally wide bins of confidence, weighted by their counts.
+    """
     if len(right) == 0:
         return float("nan")
     return float(
@@ -150,8 +152,11 @@ def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int
 
 
 def calibration_error_by_chance(confidence: Array, bins: int = 15, draws: int = 100) -> float:
-    """The mean calibration error of a model that is right exactly as often as it says, over `draws` samples of its
-    successes: the least that can be expected of so many items. The same confidences give the same figure."""
+    """The mean calibration error of a model that is right exactly as often as it says.
+
+    Over `draws` samples of its successes: the least that can be expected of so many items. The same confidences give
+    the same figure.
+    """
     if len(confidence) == 0:
         return float("nan")
     random = np.random.default_rng(0)

@@ -26,8 +26,10 @@ Damage = Callable[[dict[str, Float32], dict[str, Float32], np.random.Generator],
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Predictions for n groups: `sentiment` (n,), `emotions` (n, 7), `confidence` (n,), `gates` (n, M), and whether
-    anything was `observed` (n,)."""
+    """Predictions for n groups.
+
+    `sentiment` (n,), `emotions` (n, 7), `confidence` (n,), `gates` (n, M), and whether anything was `observed` (n,).
+    """
 
     sentiment: Doubles
     emotions: Doubles
@@ -129,9 +131,11 @@ def _averaged(
 
 
 def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
-    """Metrics by what the groups are labelled with: `sentiment` where its strength is known, `emotion` where it is one
-    of the seven, `own_labels` where their corpus named another before it was voted on, and the share of items in which
-    nothing was observed."""
+    """Metrics by what the groups are labelled with, and the share of items in which nothing was observed.
+
+    `sentiment` where its strength is known, `emotion` where it is one of the seven, `own_labels` where their corpus
+    named another before it was voted on.
+    """
     made: dict[str, Any] = {"count": len(groups), "nothing_observed": float(1 - scores.observed.mean())}
     truth = np.array([np.nan if g.sentiment is None or g.coarse else g.sentiment for g in groups])
     known = np.isfinite(truth)

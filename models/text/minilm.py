@@ -70,7 +70,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (B, T, width), bias (B, 1, 1, T) added to the attention logits -> (B, T, width)."""
+        """From `x` (B, T, width) and `bias` (B, 1, 1, T), added to the attention logits, to (B, T, width)."""
         query, key, value = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, width / heads)
             for project in (self.query, self.key, self.value)

@@ -118,8 +118,7 @@ def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: 
 def fit_temperatures(
     logits: Tensor, shares: Tensor, targets: Tensor, weights: Tensor, reliability: Tensor | None = None
 ) -> Tensor:
-    """Temperatures of each of M modalities where it is alone and of their unreliability, then the one of how much a
-    decision is shared.
+    """Temperatures of each of M modalities where it is alone, of their unreliability, and of shared decisions.
 
     In this order, or pairs, whose emotions are balanced, would change the temperature of a modality that is alone.
 

@@ -71,8 +71,11 @@ def decay_groups(parameters: Sequence[Tensor], weight_decay: float, learning_rat
 
 
 def class_weights(counts: Tensor, exponent: float) -> Tensor:
-    """Weights (K,) of classes that occur `counts` (K,) times: `count ** -exponent`, with a mean of 1 over all items, so
-    that they change no learning rate. 0 leaves classes as they are, 1 makes them count alike."""
+    """Weights (K,) of classes that occur `counts` (K,) times: `count ** -exponent`.
+
+    Their mean over all items is 1, so that they change no learning rate. An exponent of 0 leaves classes as they are, 1
+    makes them count alike.
+    """
     counts = counts.clamp(min=1.0)
     weights = counts**-exponent
     return weights * counts.sum() / (weights * counts).sum()

@@ -56,8 +56,10 @@ def fusion_loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: T
 def reliability_loss(
     network: CMMSF, encodings: Mapping[str, Encoding], fused: Fused, batch: Batch, settings: FusionTraining
 ) -> Tensor:
-    """Cross-entropy of the emotions that each modality shows by itself, and of the probability that it is right: that
-    this very network, given that modality alone, names the emotion of the group."""
+    """Cross-entropy of the emotions that each modality shows by itself, and of the probability that it is right.
+
+    It is right where this very network, given that modality alone, names the emotion of the group.
+    """
     judgement = fused.judgement
     assert judgement is not None
     total = fused.logits.new_zeros(())

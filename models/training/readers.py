@@ -57,8 +57,11 @@ def load_readers(network: CMMSF, readers: Mapping[str, Weights]) -> set[str]:
 
 
 def _widened(gate: Tensor, wide: Tensor, index: int, count: int) -> Tensor:
-    """Weights of a gate that saw one modality, (d, d + 2), placed in those of one that sees `count` of them,
-    (d, count d + 2 count). The columns of the other modalities stay: their inputs are zero when they are missing."""
+    """Weights (d, d + 2) of a gate that saw one modality, placed in those of one that sees `count` of them.
+
+    Those are (d, count d + 2 count). The columns of the other modalities stay: their inputs are zero when they are
+    missing.
+    """
     dim = gate.shape[0]
     if gate.shape[1] != dim + 2 or wide.shape != (dim, count * dim + 2 * count):
         return gate  # whose shape the caller then refuses
@@ -90,8 +93,10 @@ def reader_outputs(reader: CMMSF, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def distillation_loss(fused: Fused, outputs: tuple[Tensor, Tensor], sentiment: bool) -> Tensor:
-    """Divergence of emotions from a reader's outputs (Li & Hoiem, ECCV 2016) and, with `sentiment`, the absolute
-    difference of sentiments: fine-tuning for several modalities must not spoil each alone."""
+    """Divergence of emotions from a reader's outputs (Li & Hoiem, ECCV 2016), and with `sentiment` of sentiments.
+
+    Fine-tuning for several modalities must not spoil each alone.
+    """
     logits, expected = outputs
     loss = F.kl_div(F.log_softmax(fused.logits, 1), logits.softmax(1), reduction="batchmean")
     return loss + (fused.sentiment - expected).abs().mean() if sentiment else loss

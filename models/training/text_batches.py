@@ -156,8 +156,11 @@ def batches(
 def collate(
     chosen: Sequence[tuple[CorpusItem, Pieces]], targets: TeacherTargets | None = None, certain: Sequence[float] = ()
 ) -> Batch:
-    """Pad sentences to the longest of them. `certain`: how far the labels of each hold, 1 if not given; the rest is
-    neutral sentiment and a uniform distribution of emotions."""
+    """Pad sentences to the longest of them.
+
+    `certain`: how far the labels of each hold, 1 if not given; the rest is neutral sentiment and a uniform distribution
+    of emotions.
+    """
     size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
     ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
     words = np.full((size, length), -1, np.int64)

@@ -1,5 +1,7 @@
-"""Teachers of the text encoder: MiniLM tuned as a whole, each on one task. Their outputs on all training texts are soft
-labels for the adapters that ship (Hinton et al., 2015)."""
+"""Teachers of the text encoder: MiniLM tuned as a whole, each on one task.
+
+Their outputs on all training texts are soft labels for the adapters that ship (Hinton et al., 2015).
+"""
 
 from __future__ import annotations
 

@@ -206,8 +206,11 @@ def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokeniz
 
 
 def _loss(fused: Fused, batch: Batch, class_weights: Tensor, options: Tuning) -> Tensor:
-    """Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy of
-    emotions; and the error and cross-entropy against the teachers."""
+    """The loss of sentiment and emotions, against the labels and against the teachers.
+
+    Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy of
+    emotions; of the teachers, error and cross-entropy.
+    """
     sentiment, logits = fused.sentiment, fused.logits
     size = len(sentiment)
     known = ~batch.sentiment.isnan()

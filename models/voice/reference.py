@@ -44,8 +44,11 @@ FORMAT = 1
 
 
 class Reference(NamedTuple):
-    """`mean` (D,) float32 of raw rows without the reference's own columns; its `weight`; and `given`, how far the user
-    gave it, 0 to 1."""
+    """What a voice is compared with.
+
+    `mean` (D,) float32 of raw rows without the reference's own columns; its `weight`; and `given`, how far the user
+    gave it, 0 to 1.
+    """
 
     mean: Float32
     weight: float

@@ -33,8 +33,10 @@ _LOUDEST = 1.0  # value of the loudest bin: about that of the speech that Whispe
 
 
 class LogMel(nn.Module):
-    """Samples (B, n) to Whisper's log-mel spectrogram (B, 80, n / 160). The Fourier transform is a convolution, so that
-    any engine can run it."""
+    """Samples (B, n) to Whisper's log-mel spectrogram (B, 80, n / 160).
+
+    The Fourier transform is a convolution, so that any engine can run it.
+    """
 
     waves: Tensor
     filters: Tensor

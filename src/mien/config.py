@@ -121,11 +121,11 @@ class TextConfig(_Section, frozen=True):
 
 
 class PersonConfig(_Section, frozen=True):
-    """Who is before the camera and the microphone. `name`: somebody whom `mien calibrate` has measured at rest; face
-    and voice are compared with that.
+    """The person before the camera and the microphone.
 
-    `adapt` compares a face that was not measured with how it has looked in this session, slowly and by half at most.
-    Who smiles all the time then smiles less.
+    `name` is of a person whom `mien calibrate` has measured at rest; face and voice are compared with that. `adapt`
+    compares a face that was not measured with how it has looked in this session, slowly and by half at most: for a
+    person who smiles all the time, a smile then counts less.
     """
 
     name: PersonName = ""
@@ -148,11 +148,12 @@ class ClipConfig(_Section, frozen=True):
 
 
 class InferenceConfig(_Section, frozen=True):
-    """The model. `checkpoint` is a folder of `mien train`, whose text and face encoders are used too, or a file of
-    the fusion alone; empty means the weights that ship.
+    """The model.
 
-    `precision` is what an engine may compute in besides float32, where its outputs stay within bounds. `processes` is
-    how many share the sessions of `mien infer --also`; "auto" is one for each core, sessions permitting.
+    `checkpoint` is a folder of `mien train`, whose text and face encoders are used too, or a file of the fusion alone;
+    empty means the weights that ship. `precision` is what an engine may compute in besides float32, where its outputs
+    stay within bounds. `processes` is how many share the sessions of `mien infer --also`; "auto" is one for each core,
+    sessions permitting.
     """
 
     checkpoint: str = ""

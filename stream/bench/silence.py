@@ -141,8 +141,10 @@ def measure_silence(
 
 
 def count_words(sound: Float32, asr: str | None = None) -> dict[str, Any]:
-    """Words that the text worker hears in a sound: `words` that were committed, certain or not, `tentative` ones that
-    were shown for a while, and the committed `text`."""
+    """Words that the text worker hears in a sound.
+
+    `words` that were committed, certain or not, `tentative` ones that were shown for a while, and the committed `text`.
+    """
     committed: dict[int, Word] = {}
     tentative: set[tuple[str, int]] = set()
     for word in _words(sound, asr):

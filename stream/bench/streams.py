@@ -101,8 +101,10 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
 def stream_figures(
     streams: int, seconds: float, latencies: list[float], jitter: list[float], ages: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Rates, latencies, jitter and ages (ms) of a trial, and whether it holds the limit: nearly all frames were
-    predicted, 99 in a hundred in time."""
+    """Rates, latencies, jitter and ages (ms) of a trial, and whether it holds the limit.
+
+    It does if nearly all frames were predicted, 99 in a hundred of them in time.
+    """
     latency, offered = describe(latencies), streams * FRAME_HZ
     return {
         "streams": streams,

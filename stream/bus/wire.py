@@ -79,8 +79,10 @@ _decode_cue_json = msgspec.json.Decoder(Cue).decode
 
 
 def topic(kind: str, session: str, part: str = "") -> bytes:
-    """The topic of a message: `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`,
-    `about/<session>/`, `cue/<session>/`.
+    """The topic of a message.
+
+    `features/<session>/<modality>`, `prediction/<session>/`, `status/<session>/<worker>`, `about/<session>/`,
+    `cue/<session>/`.
 
     The slash at the end lets a subscriber ask for one session without also getting those whose names begin alike.
     """

@@ -163,8 +163,10 @@ class Recordings:
         self.marks = [(zero_ms + round(s.start_s * 1000), zero_ms + round(s.end_s * 1000)) for s in self._stretches]
 
     def _file(self) -> tuple[LabelFile, int]:
-        """The labels, and the session time of the recording's zero. A recording that is being made is read as far as
-        it is on the disk, which is up to a second ago."""
+        """The labels, and the session time of the recording's zero.
+
+        A recording that is being made is read as far as it is on the disk, which is up to a second ago.
+        """
         if not self.can_label or self.last is None:
             raise RecordingError("there is no recording to label; press Record first")
         return LabelFile(self.last), zero_ns_of(open_recording(self.last))

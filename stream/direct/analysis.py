@@ -50,8 +50,10 @@ class Analysis:
     notes: tuple[str, ...] = field(default=())
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with a row for each prediction: `t_s` (seconds), `sentiment`, `sentiment_smooth`, `top_emotion`, a
-        column for each emotion, `confidence`, `gate_` and `age_ms_` of each modality, `words` and `abstains`.
+        """A table with a row for each prediction.
+
+        Its columns are `t_s` (seconds), `sentiment`, `sentiment_smooth`, `top_emotion`, each emotion, `confidence`,
+        `gate_` and `age_ms_` of each modality, `words` and `abstains`.
 
         Raises:
             InputError: pandas is not installed.

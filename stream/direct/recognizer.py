@@ -192,8 +192,10 @@ class Recognizer(Closing):
     async def stream(
         self, inputs: Iterable[Frame | Sound] | AsyncIterable[Frame | Sound] | None = None
     ) -> AsyncIterator[Prediction]:
-        """Every instant's prediction, as `mien run --fast` gives them: for each frame (without frames, for each piece
-        of sound), as soon as everything up to it was given, and a last one that has seen everything.
+        """Every instant's prediction, as `mien run --fast` gives them.
+
+        One for each frame (without frames, for each piece of sound), as soon as everything up to it was given, and a
+        last one that has seen everything.
 
         Args:
             inputs: frames and sound, about in the order of their times; after them all is over. Without, they are

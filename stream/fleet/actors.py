@@ -5,24 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import msgspec
-
 from mien.stream.bus.curve import host_of
 from mien.stream.fleet.capture import CaptureHost
 from mien.stream.fleet.gateway import Gateway
 from mien.stream.fleet.pool import PoolHost
-from mien.stream.fleet.roster import Kind
-
-
-class About(msgspec.Struct, frozen=True):
-    """What an actor was made with."""
-
-    name: str
-    kind: Kind
-    node: str
-    room: int
-    cpus: float
-    gpus: float
 
 
 class _Described:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mien.stream.fleet.actors import About
 from mien.stream.fleet.line import Line
 from mien.stream.fleet.plan import Plan
-from mien.stream.fleet.roster import Held, Kind, Member, Node, Roster, demand
+from mien.stream.fleet.roster import About, Held, Kind, Member, Node, Roster, demand
 from mien.stream.fleet.staff import Staff
 
 _BUSY_S = 10.0

@@ -105,13 +105,16 @@ class SessionEntry(_Section, frozen=True):
     config: dict[str, Any] = {}
 
 
-class _File(_Section, frozen=True):
+class _Tables(_Section, frozen=True):
     fleet: Name = "fleet"
     capture: CapturePlan = CapturePlan()
     pools: PoolPlan = PoolPlan()
     gateway: GatewayPlan = GatewayPlan()
     health: HealthPlan = HealthPlan()
     recording: RecordingPlan = RecordingPlan()
+
+
+class _File(_Tables, frozen=True):
     defaults: dict[str, Any] = {}
     sessions: list[dict[str, Any]] = []
 
@@ -135,20 +138,14 @@ class Problem(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """A fleet.
+class Plan(_Tables, frozen=True, kw_only=True):
+    """A fleet: the tables of its file, and what they come to.
 
     Attributes:
         sessions: by name, those that can run. problems: of the others.
         base: the configuration that pools are started with.
     """
 
-    fleet: str
-    capture: CapturePlan
-    pools: PoolPlan
-    gateway: GatewayPlan
-    health: HealthPlan
-    recording: RecordingPlan
     base: Config
     sessions: dict[str, Planned]
     problems: tuple[Problem, ...] = ()
@@ -187,10 +184,8 @@ def read_plan(path: Path) -> Plan:
                 problems.append(Problem(name, str(error)))
     if not sessions and not problems:
         raise ConfigError(f"{path} has no sessions; add a table [[sessions]] with a name and a source")
-    return Plan(
-        file.fleet, file.capture, file.pools, file.gateway, file.health, file.recording,
-        base, sessions, tuple(problems),
-    )  # fmt: skip
+    tables: dict[str, Any] = {name: getattr(file, name) for name in _Tables.__struct_fields__}
+    return Plan(**tables, base=base, sessions=sessions, problems=tuple(problems))
 
 
 def _rows(entry: SessionEntry, folder: Path) -> Iterator[Mapping[str, str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Literal
 
 import msgspec
 
 from mien.stream.fleet.plan import Problem
-from mien.stream.fleet.roster import Held, Roster, counts
+from mien.stream.fleet.roster import Held, Roster
 
 State = Literal["waiting", "starting", "running", "degraded", "ended", "failed"]
 
@@ -117,7 +118,7 @@ def condition(roster: Roster, gateway: str, began_s: float, pid: int, problem: s
         )
         for node in roster.nodes.values()
     )
-    states = counts(session.state for session in sessions)
+    states = dict(Counter[str](session.state for session in sessions).most_common())
     since_s = time.time() - began_s
     problems = roster.plan.problems
     return FleetCondition(roster.plan.fleet, gateway, since_s, states, sessions, pools, nodes, problems, pid, problem)

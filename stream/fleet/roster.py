@@ -6,7 +6,7 @@ new member goes: to the least loaded of those that may have it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,13 +42,11 @@ class Node:
 
 
 @dataclass
-class Member:
-    """A capture host or a pool.
+class About:
+    """What an actor was made with: a capture host or a pool.
 
     Attributes:
         room: how many sessions it holds. cpus, gpus: what it was given.
-        sessions: that it is to have. leaving: whether it is to be ended once it has none.
-        idle_since_s, busy_since_s: since when it has had none, or too much to do.
     """
 
     name: str
@@ -57,6 +55,17 @@ class Member:
     room: int
     cpus: float
     gpus: float
+
+
+@dataclass
+class Member(About):
+    """A capture host or a pool, and what is known of it.
+
+    Attributes:
+        sessions: that it is to have. leaving: whether it is to be ended once it has none.
+        idle_since_s, busy_since_s: since when it has had none, or too much to do.
+    """
+
     sessions: set[str] = field(default_factory=set)
     leaving: bool = False
     ready: bool = False
@@ -266,11 +275,3 @@ def demand(roster: Roster) -> list[dict[str, float]]:
 
 def _worded(place: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(place.items()))
-
-
-def counts(states: Iterable[str]) -> dict[str, int]:
-    """How many are in each state, the most frequent first."""
-    found: dict[str, int] = {}
-    for state in states:
-        found[state] = found.get(state, 0) + 1
-    return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from mien.config import BusConfig
-from mien.stream.fleet.actors import About, CaptureActor, GatewayActor, PoolActor
+from mien.stream.fleet.actors import CaptureActor, GatewayActor, PoolActor
 from mien.stream.fleet.cluster import GATEWAY, ON_HEAD, namespace
 from mien.stream.fleet.orders import CaptureOrder, PoolOrder
 from mien.stream.fleet.plan import Plan
-from mien.stream.fleet.roster import Kind, Node
+from mien.stream.fleet.roster import About, Kind, Node
 
 _ANSWER_S = 3.0
 

@@ -46,7 +46,7 @@ def person_tag(config: Config, *, replayed: bool = False) -> str:
 
 
 def with_person(model: str, tag: str) -> str:
-    """ "CHECKPOINT/ENGINE" and a tag as "CHECKPOINT+TAG/ENGINE"."""
+    """The model `CHECKPOINT/ENGINE` with a tag: `CHECKPOINT+TAG/ENGINE`."""
     checkpoint, slash, engine = model.partition("/")
     return f"{checkpoint}+{tag}{slash}{engine}" if tag else model
 

@@ -162,8 +162,10 @@ class AudioExtractor:
         return AudioRows(compare(values, self._reference), valid)
 
     def _acoustics(self, frames: Float32) -> Float32:
-        """Frames (n, SPAN) to columns up to the zero-crossing rate. Row by row arithmetic: no BLAS, whose bits
-        depend on how many rows there are."""
+        """Frames (n, SPAN) to columns up to the zero-crossing rate.
+
+        Row by row arithmetic: no BLAS, whose bits depend on how many rows there are.
+        """
         rows = np.empty((len(frames), ZCR + 1), np.float32)
         middle = frames[:, (SPAN - N_FFT) // 2 : (SPAN + N_FFT) // 2]
         spectrum = np.fft.rfft(middle * self._window)

@@ -210,8 +210,10 @@ def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.G
 def damage_words(
     words: Sequence[str], rate: float, vocabulary: Sequence[str], random: np.random.Generator
 ) -> list[str]:
-    """Words with a recogniser's errors in a share `rate` of them: two thirds are substitutions, a sixth deletions and a
-    sixth insertions. At least one word is left, in lower case and without punctuation.
+    """Words with a recogniser's errors in a share `rate` of them.
+
+    Two thirds are substitutions, a sixth deletions and a sixth insertions. At least one word is left, in lower case and
+    without punctuation.
     """
     plain = [word for word in (w.strip('.,;:!?"()-').lower() for w in words) if word] or list(words)
     made: list[str] = []

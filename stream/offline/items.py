@@ -154,8 +154,10 @@ def _number(emotion: str | None, otherwise: int | None = None) -> int | None:
 
 
 def shortened(words: list[str], random: np.random.Generator) -> list[str]:
-    """A run of the words, as in a window that opens late or closes early; half of the time in lower case without
-    punctuation, as a recogniser writes them."""
+    """A run of the words, as in a window that opens late or closes early.
+
+    Half of the time in lower case without punctuation, as a recogniser writes them.
+    """
     count = max(1, round(len(words) * random.uniform(SHORTEST_PART, 1.0)))
     begin = int(random.integers(0, len(words) - count + 1)) if random.random() < 0.4 else 0
     part = words[begin : begin + count]

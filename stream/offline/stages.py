@@ -1,5 +1,8 @@
-"""The stages of training. Each writes a file, is skipped when that file is there and belongs to the same settings and
-data, and resumes where it was stopped."""
+"""The stages of training.
+
+Each writes a file, is skipped when that file is there and belongs to the same settings and data, and resumes where it
+was stopped.
+"""
 
 from __future__ import annotations
 
@@ -208,8 +211,10 @@ def _left_out(
 def _outside(
     audio: Dataset, network: CMMSF, plan: TrainPlan, model: ModelConfig, progress: Progress | None
 ) -> dict[str, float]:
-    """How many times the temperature on validation parts a voice needs outside of all corpora, as `calibrate` takes
-    it; nothing where there are too few corpora to tell."""
+    """How many times the temperature on validation parts a voice needs outside of all corpora, for `calibrate`.
+
+    Nothing where there are too few corpora to tell.
+    """
     valid = [s for s in audio.split("valid") if not s.labels.copy]
     several: dict[str, set[int | None]] = {}
     for sample in audio.samples:

@@ -17,8 +17,9 @@ def threads() -> frozenset[int]:
 
 
 def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
-    """Where there is too little of the processor, let others go first: a row that is late is late by milliseconds, and
-    words and pictures for people are not.
+    """Give way to others where there is too little of the processor.
+
+    A row that is late is late by milliseconds; words, and pictures for people, may wait longer.
 
     Args:
         thread: only the calling thread; without effect where threads have no priorities of their own.

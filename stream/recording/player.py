@@ -119,8 +119,10 @@ class Player:
             self.error = error
 
     def _await_inference(self) -> None:
-        """Until it listens on all ports and has answered our subscription with its last status: what is sent or
-        predicted before is lost."""
+        """Until it listens on all ports and has answered our subscription with its last status.
+
+        What is sent or predicted before is lost.
+        """
         until_s = time.monotonic() + _LISTENER_PATIENCE_S
         session = self._recording.session
         answered = False
@@ -176,8 +178,10 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def content(prediction: Prediction) -> bytes:
-    """What a prediction says, without what differs from run to run: numbers of run, message and inputs, and how long
-    it took. Equal bytes are equal numbers to the last bit."""
+    """What a prediction says, without what differs from run to run; equal bytes are equal numbers to the last bit.
+
+    Left out are the numbers of run, message and inputs, and how long it took.
+    """
     return _encode(msgspec.structs.replace(prediction, run=0, seq=0, latency={}, inputs={}))
 
 

@@ -106,8 +106,9 @@ class Recorder:
         report: Callable[[RecorderState], None] | None = None,
         seconds: float = math.inf,
     ) -> RecorderState:
-        """Record until told to stop, the session's clip has ended, or `seconds` have passed: since the first message,
-        or since the start while nothing comes.
+        """Record until told to stop, the session's clip has ended, or `seconds` have passed.
+
+        They count from the first message, or from the start while nothing comes.
 
         Args:
             report: called when the state changes, and once a second.

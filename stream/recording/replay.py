@@ -68,8 +68,11 @@ def plan_replay(
 
 
 def has_other_clocks(recording: Recording) -> bool:
-    """Whether capture ran on other machines: inference moved their times into its own, by an offset that is measured
-    as it goes and is not recorded, so that a replay is equal only where no row falls into another slot for it."""
+    """Whether capture ran on other machines.
+
+    Inference then moved their times into its own, by an offset that is measured as it goes and is not recorded, so that
+    a replay is equal only where no row falls into another slot for it.
+    """
     workers: dict[str, str] = recording.about.config.get("bus", {}).get("workers", {}) if recording.about else {}
     return any(workers.values())
 

@@ -168,8 +168,9 @@ def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
 
 
 def read_sound(path: str | Path, tracks: ClipConfig | None = None) -> Float32:
-    """A clip's whole sound: shape (n,), mono, 16 kHz, float32. The same samples as `Clip.sound` gives, as far as it
-    can be read.
+    """A clip's whole sound: shape (n,), mono, 16 kHz, float32.
+
+    The same samples as `Clip.sound` gives, as far as it can be read.
 
     Raises:
         SourceError: nothing of it can be read.

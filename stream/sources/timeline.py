@@ -20,8 +20,10 @@ _LONGEST_NS = NS_PER_S  # of a packet, for where the next one belongs: headers m
 
 
 class Stamp(NamedTuple):
-    """When a packet is decoded, in ns since the file's start (None where it does not say), how long it lasts, and how
-    much later it is shown."""
+    """When a packet is decoded, how long it lasts, and how much later it is shown, in ns.
+
+    The first counts from the file's start; None where the packet does not say.
+    """
 
     stream: int
     t_ns: int | None

@@ -105,8 +105,10 @@ class Recogniser:
         return self._heard(committed)
 
     def whole(self, samples: Float32, step_ms: int) -> Iterator[Heard]:
-        """What a live worker would know of a whole recording `samples` (n,), step by step; time counts from its first
-        sample. Whatever was heard before is forgotten."""
+        """What a live worker would know of a whole recording `samples` (n,), step by step.
+
+        Time counts from its first sample. Whatever was heard before is forgotten.
+        """
         self._forget()
         self._said.clear()
         self._certainty, self._unclear_ns = Certainty(), None

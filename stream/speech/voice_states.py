@@ -13,7 +13,9 @@ from mien.models.voice.encoder import BLOCK, VOICE_DIM, WINDOW
 
 
 class VoiceStates:
-    """State number j is what the encoder makes of the sound before sample j x BLOCK; before the first sample there was
+    """States of the speech recogniser's encoder, as sound comes.
+
+    State number j is what the encoder makes of the sound before sample j x BLOCK; before the first sample there was
     silence.
 
     Args:

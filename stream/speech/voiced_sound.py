@@ -105,8 +105,7 @@ class VoicedSound:
         return (start_s, end_s) if near.any() else None
 
     def pause_after(self, at_s: float, within_s: float) -> float | None:
-        """The middle of the first pause that begins at `at_s` or later, but not after `within_s` more; None if there is
-        none."""
+        """The middle of the first pause that begins between `at_s` and `within_s` later; None if there is none."""
         first, last = self._frame(at_s), self._frame(at_s + within_s)
         silent = self._probabilities < UNVOICED
         for index in range(first, min(last + 1, len(silent) - 1)):

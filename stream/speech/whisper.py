@@ -149,8 +149,10 @@ class Whisper:
     def _align(
         self, encoded: Any, known: list[int], said: list[int], frames: int
     ) -> tuple[tuple[HeardWord, ...], float]:
-        """Words of `said`, with the times at which the decoder's attention passes from one to the next, and the
-        mean log probability of their tokens."""
+        """Words of `said`, with their times, and the mean log probability of their tokens.
+
+        A word ends when the decoder's attention passes to the next.
+        """
         tokens = known + said
         aligned = self._model.align(encoded, self._tokenizer.sot_sequence, [tokens], max(frames, 2))[0]
         texts, groups = self._tokenizer.split_to_word_tokens([*tokens, self._tokenizer.eot])

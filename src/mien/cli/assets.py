@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -19,7 +21,7 @@ def command(
     names: Annotated[
         list[str] | None, typer.Argument(help="Assets to fetch; without one, those that the configuration needs.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")] = None,
+    config: options.ConfigFile = None,
     list_only: Annotated[bool, typer.Option("--list", help="Show all assets, and fetch nothing.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Fetch every asset there is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 STDOUT = Path("-")
 
 
@@ -57,7 +59,7 @@ def command(
     processes: Annotated[int, typer.Option(min=1, help="multi: inference processes that share the streams.")] = 1,
     python: Annotated[str, typer.Option(help="multi: the interpreter of another mien to measure.")] = "",
     engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
-    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
+    checkpoint: options.Checkpoint = "",
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file; - is standard output.")
     ] = None,

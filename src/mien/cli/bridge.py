@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.bridges.feed import Feed
 
@@ -17,21 +19,18 @@ group = typer.Typer(
 )
 
 Endpoint = Annotated[str, typer.Argument(help="Where mien publishes.")]
-Session = Annotated[str | None, typer.Option(help="One session only.")]
 Rate = Annotated[float | None, typer.Option("--rate-hz", min=0.01, help="Most predictions per second and session.")]
-Keys = Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")]
 AsJson = Annotated[bool, typer.Option("--json", help="At the end, print what was counted as JSON.")]
-Seconds = Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")]
 Bridge = Callable[[Any, Callable[[], bool]], None]  # of a feed, until told to stop
 
 
 def _run(
     bridge: Bridge,
     endpoint: Endpoint = "tcp://127.0.0.1:5560",
-    session: Session = None,
+    session: options.OneSession = None,
     rate_hz: Rate = None,
-    keys: Keys = "",
-    seconds: Seconds = None,
+    keys: options.Keys = "",
+    seconds: options.Seconds = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a bridge until Ctrl-C, and say what it did."""

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     names: Annotated[
@@ -14,7 +16,7 @@ def command(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is in them. It is made or fetched anew.")] = False,
     config: Annotated[str, typer.Option("--config", "-c", help="TOML configuration, for `assets.cache`.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show mien's caches and their sizes, or clear them.
 

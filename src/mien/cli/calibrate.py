@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.capture.rest import Measured
     from mien.stream.processes.plan import Session
@@ -21,15 +23,15 @@ SECONDS = 15.0
 
 def command(
     name: Annotated[str, typer.Argument(help="What you call the person.")] = "me",
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
-    camera: Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")] = None,
-    mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
+    config: options.Configuration = None,
+    camera: options.Camera = None,
+    mic: options.Mic = None,
     clip: Annotated[str | None, typer.Option(help="Measure in a file instead: a calm face and voice.")] = None,
     seconds: Annotated[float, typer.Option(min=5, max=300, help="How long to look and listen.")] = SECONDS,
     list_all: Annotated[bool, typer.Option("--list", help="Show who was measured.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Show what is kept of NAME.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is kept of NAME.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure a resting face and a calm voice, for `--person NAME`."""
     import json

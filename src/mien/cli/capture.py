@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mien.cli import _options as options
 
 
 class Worker(StrEnum):
@@ -19,13 +20,13 @@ class Worker(StrEnum):
 
 def command(
     worker: Annotated[Worker, typer.Argument(help="What to capture.")],
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    config: options.Configuration = None,
     source: Annotated[str | None, typer.Option(help="Camera, microphone, URL or file.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")] = None,
-    keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,
-    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
-    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
-    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    host: options.Host = None,
+    keys: options.KeysFolder = None,
+    port: options.Port = None,
+    session: options.SessionName = None,
+    supervised: options.Supervised = False,
 ) -> None:
     """Capture one modality and publish its features, until Ctrl-C."""
     from mien.stream.capture.process import capture

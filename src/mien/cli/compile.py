@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     engine: Annotated[str, typer.Option(help="Engine to compile for, or auto.")] = "auto",
@@ -15,7 +17,7 @@ def command(
     target_sm: Annotated[
         str | None, typer.Option("--target-sm", help="TensorRT: a GPU that is not here, by compute capability, as 8.9.")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
+    checkpoint: options.Checkpoint = "",
     output: Annotated[Path, typer.Option(help="Where engines for --target-sm are written.")] = Path(),
 ) -> None:
     """Compile the checkpoint's networks, so that the first run starts in a second.

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
-    camera: Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")] = None,
-    mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
+    config: options.Configuration = None,
+    camera: options.Camera = None,
+    mic: options.Mic = None,
     clip: Annotated[str | None, typer.Option(help="Play a file instead of the devices.")] = None,
-    asr: Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")] = None,
-    person: Annotated[str | None, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
+    asr: options.Asr = None,
+    person: options.Person = None,
+    seconds: options.Seconds = None,
     headless: Annotated[bool, typer.Option("--headless", help="Print lines; no live view, no dashboard.")] = False,
     window: Annotated[bool, typer.Option("--window", help="A window with overlay instead of the dashboard.")] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the dashboard in the browser.")] = True,
     sample: Annotated[bool, typer.Option("--sample", help="Play the sample even if there is a camera.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
-    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
+    as_json: options.JsonLines = False,
+    port: options.Port = None,
     dashboard_port: Annotated[int | None, typer.Option(help="Port of the dashboard; 0 takes any.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
+    summary: options.Summary = None,
 ) -> None:
     """See your own face, voice and words become a rolling prediction."""
     import sys

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    config: Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")] = None,
+    config: options.ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check versions, devices, engines, assets, checkpoint and ports. Exits with 1 if something needed is broken."""

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     clear: Annotated[bool, typer.Option("--clear", help="Remove every compiled form from the cache.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the inference engines of this machine and the cache of compiled networks."""
     import json

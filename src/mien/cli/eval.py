@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.cli import _cluster, _recogniser
+from mien.cli import _options as options
 
 if TYPE_CHECKING:
     from mien.models.data.datasets import Dataset, Sample
@@ -36,7 +37,7 @@ def command(
         list[Path],
         typer.Argument(help="Corpora in any layout of `mien extract`, datasets it wrote, or MMSA pickles."),
     ],
-    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
+    checkpoint: options.Checkpoint = "",
     split: Annotated[str, typer.Option(help="train, valid, test or all; test if there is one, else valid.")] = "",
     modalities: Annotated[str, typer.Option(help="The modalities to look at; others are missing.")] = "",
     missing: Annotated[str, typer.Option(help="Rates of random missing steps, for instance 0:0.9.")] = "",
@@ -50,14 +51,14 @@ def command(
         float, typer.Option(min=0, help="With --natural: the first seconds of each clip are its person's rest.")
     ] = 0.0,
     person: Annotated[str, typer.Option(help="With --natural: whose rest, as `mien calibrate` measured it.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",
     limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split that are extracted; 0 takes all.")] = 0,
-    asr: Annotated[str, typer.Option(help=_recogniser.HELP)] = "",
+    asr: options.ClipAsr = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes for extraction; 0 is one per core.")] = 0,
-    ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
+    ray: options.Ray = "",
+    allow_pickle: options.AllowPickle = False,
 ) -> None:  # fmt: skip
     """Measure a checkpoint on labelled data."""
     import json

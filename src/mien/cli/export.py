@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    path: options.Recording,
     as_csv: Annotated[bool, typer.Option("--csv", help="A row for each prediction; the default.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and what they come to.")] = False,
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
@@ -18,7 +20,7 @@ def command(
     features: Annotated[
         Path | None, typer.Option(help="What was seen and heard, in this file: .csv or .parquet.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
+    out: options.Out = None,
 ) -> None:
     """Export a recording as CSV, JSON or subtitles, its features as a table, or repair one that was cut off."""
     import sys

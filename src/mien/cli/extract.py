@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mien.cli import _cluster, _recogniser
+from mien.cli import _options as options
 
 
 def command(
@@ -20,17 +21,17 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset. A stopped run resumes there.")],
     modalities: Annotated[str, typer.Option(help="What to extract, where an item has it.")] = "text,audio,vision",
     split: Annotated[str, typer.Option(help="Only these splits, for instance train,valid.")] = "",
-    asr: Annotated[str, typer.Option(help=_recogniser.HELP)] = "",
+    asr: options.ClipAsr = "",
     audio_copies: Annotated[int, typer.Option(min=0, help="Perturbed copies of every training clip's sound.")] = 0,
     partial_texts: Annotated[float, typer.Option(min=0, max=1, help="Share of training texts to add shortened.")] = 0.0,
     checkpoint: Annotated[
         str, typer.Option(help="Folder of `mien train`, whose text and face encoders make the rows; else the shipped.")
     ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split; 0 takes all.")] = 0,
-    audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
-    video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
+    audio_track: options.AudioTrack = 0,
+    video_track: options.VideoTrack = 0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
-    ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
+    ray: options.Ray = "",
 ) -> None:  # fmt: skip
     """Extract labelled corpora through the extractors of the live stream."""
     from mien.cli._progress import item_progress

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.fleet.report import FleetCondition
 
@@ -77,7 +79,7 @@ def stop(fleet: Fleet = "fleet", address: Address = "") -> None:
 @group.command()
 def move(
     session: Annotated[str, typer.Argument(help="The session's name.")],
-    fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "fleet",
+    fleet: options.FleetName = "fleet",
     to: Annotated[str, typer.Option(help="The node's name, address or id; else the least loaded.")] = "",
     capture: Annotated[bool, typer.Option("--capture", help="Its capture too, not only its inference.")] = False,
     address: Address = "",
@@ -94,7 +96,7 @@ def move(
 @group.command()
 def drain(
     node: Annotated[str, typer.Argument(help="The node's name, address or id, as `mien fleet status` shows it.")],
-    fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "fleet",
+    fleet: options.FleetName = "fleet",
     back: Annotated[bool, typer.Option("--undo", help="Let the node be used again.")] = False,
     address: Address = "",
 ) -> None:

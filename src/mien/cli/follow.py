@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     whom: Annotated[
@@ -14,7 +16,7 @@ def command(
     ] = None,
     endpoint: Annotated[str, typer.Option(help="Where mien publishes its predictions.")] = "tcp://127.0.0.1:5560",
     session: Annotated[str | None, typer.Option(help="One session's name.")] = None,
-    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
+    keys: options.Keys = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the faces as JSON.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the video worker.")] = 5.0,
 ) -> None:

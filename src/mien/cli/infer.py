@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Folder of `mien train`, or a .safetensors file.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")] = None,
-    keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,
-    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
-    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
+    config: options.Configuration = None,
+    checkpoint: options.OtherCheckpoint = None,
+    engine: options.Engine = None,
+    host: options.Host = None,
+    keys: options.KeysFolder = None,
+    port: options.Port = None,
+    session: options.SessionName = None,
     also: Annotated[
         list[Path] | None, typer.Option(help="TOML of another session to predict in this process; may be repeated.")
     ] = None,
-    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    supervised: options.Supervised = False,
 ) -> None:
     """Turn the features that capture workers publish into predictions, until Ctrl-C."""
     from mien.stream.inference.loop import infer

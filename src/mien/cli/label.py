@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.recording.labels import LabelFile
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    path: options.Recording,
     add: Annotated[
         tuple[float, float] | None, typer.Option(help="Label from here to there, in seconds.", metavar="START END")
     ] = None,
@@ -22,12 +24,14 @@ def command(
     remove: Annotated[int | None, typer.Option(help="Take back a label, by its number in --list.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Show the labels.")] = False,
     speed: Annotated[float, typer.Option(min=0.1, help="Pace at which the page shows the recording.")] = 1.0,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the page; 0 takes any.")] = None,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    config: options.Configuration = None,
+    port: options.PagePort = None,
+    browser: options.Browser = True,
 ) -> None:
-    """Label stretches of a recording: on a page, by keyboard, or with --add. They go to labels.csv beside it, which
-    `mien extract` reads."""
+    """Label stretches of a recording: on a page, by keyboard, or with --add.
+
+    They go to labels.csv beside it, which `mien extract` reads.
+    """
     from mien.errors import DataError
     from mien.stream.recording.labels import LabelFile
 
@@ -67,8 +71,8 @@ def _show_page(
     first = free_ports()
     minutes = math.ceil(labels.seconds / 60) + 1
     settings = load_config(config, {"bus.port": first, "dashboard.port": port, "dashboard.minutes": minutes})
-    options = ["--speed", str(speed), "--port", str(first), "--quiet"]
-    command = [sys.executable, "-m", "mien", "replay", str(path), *options]
+    arguments = ["--speed", str(speed), "--port", str(first), "--quiet"]
+    command = [sys.executable, "-m", "mien", "replay", str(path), *arguments]
     replays: list[subprocess.Popen[str]] = []
 
     def begin(line: str) -> None:

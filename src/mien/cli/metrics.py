@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    endpoint: Annotated[str, typer.Argument(help="Where it publishes.")] = "tcp://127.0.0.1:5560",
+    endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
     session: Annotated[str, typer.Option(help="The session to look at.")] = "default",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve; 0 takes any.")] = 9464,
-    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
+    keys: options.Keys = "",
 ) -> None:
     """Serve /metrics and /health of a running session on this machine, until Ctrl-C."""
     from mien.cli._terminal import ending_signals

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mien.cli import _cluster
+from mien.cli import _options as options
 
 if TYPE_CHECKING:
     from mien.stream.offline.clips import ClipPredictor, ClipRows
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 def command(
     path: Annotated[Path, typer.Argument(help="A clip, or a folder with clips.")],
-    checkpoint: Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")] = "",
+    checkpoint: options.Checkpoint = "",
     hop: Annotated[float, typer.Option(min=0.02, help="Seconds between predictions.")] = 0.5,
     asr: Annotated[str, typer.Option(help="Recogniser: tiny.en, base, a folder, or none.")] = "tiny.en",
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")] = None,
+    out: options.Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
     reference: Annotated[str, typer.Option(help="Neutral speech of the voice, as `audio.reference` names it.")] = "",
     person: Annotated[str, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = "",
-    audio_track: Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")] = 0,
-    video_track: Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")] = 0,
+    audio_track: options.AudioTrack = 0,
+    video_track: options.VideoTrack = 0,
     features: Annotated[Path | None, typer.Option(help="Write what was seen and heard: .csv or .parquet.")] = None,
-    ray: Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)] = "",
+    ray: options.Ray = "",
 ) -> None:  # fmt: skip
     """Predict over clips, with the features and the model of the stream."""
     import csv

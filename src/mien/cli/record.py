@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.recording.recorder import RecorderState
 
@@ -18,9 +20,9 @@ def command(
     session: Annotated[str | None, typer.Option(help="Name of the session; else the first that is heard.")] = None,
     video: Annotated[bool, typer.Option("--video", help="Keep pictures too, as the dashboard shows them.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="Keep sound too; the session must share it.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
-    keys: Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")] = None,
-    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    seconds: options.Seconds = None,
+    keys: options.KeysFolder = None,
+    supervised: options.Supervised = False,
 ) -> None:  # fmt: skip
     """Record features, predictions, transcript and status of a running mien, until Ctrl-C or its clip's end."""
     import math

@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    path: options.Recording,
     speed: Annotated[float, typer.Option(min=0, help="1 is the recorded pace; 0 as fast as possible.")] = 1.0,
     checkpoint: Annotated[str | None, typer.Option(help="Another .safetensors checkpoint than the recorded.")] = None,
     engine: Annotated[str | None, typer.Option(help="Another engine than the recorded.")] = None,
     record: Annotated[Path | None, typer.Option("--record", "-o", help="Keep what comes out in this file.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration; its bus counts.")] = None,
-    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")] = False,
-    summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
+    port: options.Port = None,
+    as_json: options.JsonLines = False,
+    quiet: options.Quiet = False,
+    summary: options.Summary = None,
 ) -> None:  # fmt: skip
     """Replay a recording through the sockets and the inference of a live session."""
     import sys

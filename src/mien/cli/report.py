@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")],
+    path: options.Recording,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; else beside the recording.")] = None,
 ) -> None:
     """Write a report of a recording: one self-contained page that prints well."""

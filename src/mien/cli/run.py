@@ -7,24 +7,26 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
-    camera: Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")] = None,
-    mic: Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")] = None,
+    config: options.Configuration = None,
+    camera: options.Camera = None,
+    mic: options.Mic = None,
     clip: Annotated[str | None, typer.Option(help="Play a file's picture and sound instead of the devices.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Play the clip as fast as possible, without a drop.")] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Play the clip again and again.")] = False,
-    asr: Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")] = None,
+    asr: options.Asr = None,
     language: Annotated[str | None, typer.Option(help="Language that is spoken, for instance en.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Folder of `mien train`, or a .safetensors file.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Inference engine, or auto.")] = None,
-    port: Annotated[int | None, typer.Option(help="First of the four ports.")] = None,
-    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
-    person: Annotated[str | None, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")] = False,
+    checkpoint: options.OtherCheckpoint = None,
+    engine: options.Engine = None,
+    port: options.Port = None,
+    session: options.SessionName = None,
+    person: options.Person = None,
+    seconds: options.Seconds = None,
+    as_json: options.JsonLines = False,
+    quiet: options.Quiet = False,
     record: Annotated[Path | None, typer.Option(help="Keep features and predictions in this file (MCAP).")] = None,
     video: Annotated[bool, typer.Option("--video", help="With --record: keep pictures too.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="With --record: keep sound too.")] = False,
@@ -32,7 +34,7 @@ def command(
     log_json: Annotated[
         bool, typer.Option("--log-json", help="What happens, as JSON lines on standard error.")
     ] = False,
-    summary: Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")] = None,
+    summary: options.Summary = None,
 ) -> None:
     """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""
     import sys

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.monitoring.observer import Condition
 
 
 def command(
-    endpoint: Annotated[str, typer.Argument(help="Where it publishes.")] = "tcp://127.0.0.1:5560",
-    session: Annotated[str | None, typer.Option(help="One session only.")] = None,
+    endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
+    session: options.OneSession = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 3.0,
-    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
+    keys: options.Keys = "",
 ) -> None:
     """Show processes, modalities, rates, drops and last errors once. Exits with 1 if one is amiss, 6 if silent."""
     import msgspec

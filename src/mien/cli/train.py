@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     config: Annotated[Path | None, typer.Option(help="TOML file as configs/train.toml shows it.")] = None,
@@ -23,7 +25,7 @@ def command(
     device: Annotated[str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fusion.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the fusion.")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")] = False,
+    allow_pickle: options.AllowPickle = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say what every stage does.")] = False,
     ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
     leave_out: Annotated[

@@ -8,16 +8,18 @@ from typing import Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 _SILENT_S = 3.0  # without a prediction: then it is said why
 _HISTORY, _STEP_S = 400, 0.5  # points of the sentiment's curve, and the time between two
 
 
 def command(
-    endpoint: Annotated[str, typer.Argument(help="Where it publishes.")] = "tcp://127.0.0.1:5560",
-    session: Annotated[str | None, typer.Option(help="One session only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")] = False,
+    endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
+    session: options.OneSession = None,
+    as_json: options.JsonLines = False,
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many predictions.")] = None,
-    keys: Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")] = "",
+    keys: options.Keys = "",
     timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds without one.")] = None,
 ) -> None:
     """Show the predictions of a running mien, in the terminal (q quits) or as JSON lines."""

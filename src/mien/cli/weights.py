@@ -7,15 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     checkpoint: Annotated[
         str | None,
         typer.Argument(help="Folder of `mien train` or .safetensors file; else as configured."),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")] = None,
+    config: options.Configuration = None,
     restore: Annotated[bool, typer.Option("--restore", help="Put back shipped files that were replaced.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show which weights are in use, whether they are the shipped ones, and whether they fit each other.
 

@@ -9,7 +9,8 @@ import pytest
 import zmq
 
 from mien.stream.bus.keyring import Keyring, to_hex
-from mien.stream.fleet.node import NodeKeys, free_ports
+from mien.stream.bus.ports import free_ports
+from mien.stream.fleet.node import NodeKeys
 from mien.stream.fleet.orders import Trusted
 
 

@@ -6,13 +6,15 @@ import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import soxr
 
+from mien.config import Config, load_config
 from mien.messages import Float32
-from mien.stream.sources.source import SAMPLE_RATE
+from mien.stream.sources.source import SAMPLE_RATE, AudioSource, VideoSource
 
 RATE = 48_000
 
@@ -175,3 +177,18 @@ def without_pictures(clip: Path, path: Path) -> Path:
             written.stream = streams[packet.stream_index]
             container.mux(written)
     return path
+
+
+def configured(what: str, source: Path | str, **clip: Any) -> Config:
+    """A configuration whose "video" or "audio" is this source, with keys of `clip`."""
+    return load_config(None, {f"{what}.source": str(source), **{f"clip.{key}": value for key, value in clip.items()}})
+
+
+def drain(source: AudioSource | VideoSource, most: int = 10**9) -> list[Any]:
+    """What a source gives until it ends."""
+    taken: list[Any] = []
+    while not source.ended and len(taken) < most:
+        item = source.read(timeout=0.1)
+        if item is not None:
+            taken.append(item)
+    return taken

@@ -2,33 +2,19 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from mien.clock import NS_PER_S, Clock
-from mien.config import Config, load_config
 from mien.errors import SourceError
 from mien.messages import Float32
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.microphone import SampleClock
-from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 from tests.stream.sounds import tone, write_movie, write_wav
-
-
-def configured(source: Path | str, **clip: Any) -> Config:
-    return load_config(None, {"audio.source": str(source), **{f"clip.{key}": value for key, value in clip.items()}})
-
-
-def drain(source: AudioSource, most: int = 10**9) -> list[Chunk]:
-    chunks: list[Chunk] = []
-    while not source.ended and len(chunks) < most:
-        chunk = source.read(timeout=0.1)
-        if chunk is not None:
-            chunks.append(chunk)
-    return chunks
+from tests.stream.sources.media import configured, drain
 
 
 def joined(chunks: list[Chunk]) -> Float32:
@@ -48,7 +34,7 @@ def test_any_rate_becomes_16_khz_mono(tmp_path: Path, rate: int, channels: int) 
 
 def test_fast_delivers_all_at_exact_times(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "tone.wav", tone(300.0, 1.03, rate=44_100), 44_100)
-    source = open_audio(configured(path, fast=True), Clock())
+    source = open_audio(configured("audio", path, fast=True), Clock())
     source.start(123)
     chunks = drain(source)
     assert np.array_equal(joined(chunks), read_sound(path))
@@ -63,7 +49,7 @@ def test_fast_delivers_all_at_exact_times(tmp_path: Path) -> None:
 def test_paced_chunks_come_when_their_end_is_due(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "tone.wav", tone(300.0, 0.6))
     clock = Clock()
-    source = open_audio(configured(path), clock)
+    source = open_audio(configured("audio", path), clock)
     source.start(clock.now_ns())
     chunks = drain(source)
     assert np.array_equal(joined(chunks), read_sound(path))
@@ -72,7 +58,7 @@ def test_paced_chunks_come_when_their_end_is_due(tmp_path: Path) -> None:
 
 def test_a_clip_waits_for_its_start(tmp_path: Path) -> None:
     clock = Clock()
-    source = open_audio(configured(write_wav(tmp_path / "tone.wav", tone(300.0, 0.6))), clock)
+    source = open_audio(configured("audio", write_wav(tmp_path / "tone.wav", tone(300.0, 0.6))), clock)
     assert source.state == "ready"
     assert source.read(0.0) is None
     source.start(clock.now_ns() + 3600 * NS_PER_S)
@@ -88,7 +74,7 @@ def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s
     """As a worker does that is started again: nothing of what was missed is played."""
     path = write_wav(tmp_path / "tone.wav", tone(3.0, 2.0))
     clock = Clock()
-    source = open_audio(configured(path, loop=True), clock)
+    source = open_audio(configured("audio", path, loop=True), clock)
     began_ns = clock.now_ns()
     source.start(began_ns - round(late_s * NS_PER_S))
     chunks = drain(source, most=5)
@@ -109,7 +95,7 @@ def test_a_loop_is_as_long_as_the_clip(tmp_path: Path, sound_s: float) -> None:
     period = round(streams.duration_s * SAMPLE_RATE)
     assert period % 320 == 0
     assert streams.duration_s >= max(1.2, sound_s) - 0.02
-    source = open_audio(configured(path, fast=True, loop=True), Clock())
+    source = open_audio(configured("audio", path, fast=True, loop=True), Clock())
     source.start(0)
     chunks = drain(source, most=200)
     heard = joined(chunks)
@@ -161,7 +147,7 @@ def bad_clip(folder: Path, kind: str) -> Path:
 def test_unusable_clips_say_what_is_wrong(tmp_path: Path, kind: str, words: str) -> None:
     path = bad_clip(tmp_path, kind)
     with pytest.raises(SourceError, match=words) as caught:
-        open_audio(configured(path), Clock())
+        open_audio(configured("audio", path), Clock())
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -170,20 +156,20 @@ def test_a_clip_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path) -> N
     whole = write_wav(tmp_path / "whole.wav", tone(300.0, 2.0))
     broken = tmp_path / "broken.wav"
     broken.write_bytes(whole.read_bytes()[:30_001])
-    source = open_audio(configured(broken, fast=True), Clock())
+    source = open_audio(configured("audio", broken, fast=True), Clock())
     source.start(0)
     assert 0.8 < len(joined(drain(source))) / SAMPLE_RATE < 1.0
 
 
 def test_an_unknown_microphone_is_one_clear_line() -> None:
     with pytest.raises(SourceError, match="there is no microphone") as caught:
-        open_audio(configured("no such microphone"), Clock())
+        open_audio(configured("audio", "no such microphone"), Clock())
     assert "\n" not in str(caught.value)
 
 
 def test_no_sound_wanted_is_an_error_here() -> None:
     with pytest.raises(SourceError, match="turned off"):
-        open_audio(configured("none"), Clock())
+        open_audio(configured("audio", "none"), Clock())
 
 
 @pytest.mark.parametrize("ppm", [-200.0, 0.0, 200.0])

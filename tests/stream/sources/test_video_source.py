@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
-from mien.config import Config, load_config
+from mien.config import Config
 from mien.errors import SourceError
 from mien.stream.sources.camera import LiveCamera, driver_time_ns
 from mien.stream.sources.clip import open_clip
@@ -20,6 +19,7 @@ from mien.stream.sources.source import Frame, VideoSource
 from mien.stream.sources.video import open_video
 from tests.stream.pictures import UInt8, brightness, numbered, write_clip
 from tests.stream.sounds import tone, write_wav
+from tests.stream.sources.media import configured, drain
 
 PATIENCE_S = 30.0
 START_NS = 1_700_000_000 * NS_PER_S
@@ -44,19 +44,6 @@ class CountingClock(SetClock):
         return self.at_ns
 
 
-def configured(source: Path | str, **clip: Any) -> Config:
-    return load_config(None, {"video.source": str(source), **{f"clip.{key}": value for key, value in clip.items()}})
-
-
-def drain(source: VideoSource, most: int = 10**6) -> list[Frame]:
-    frames: list[Frame] = []
-    while not source.ended and len(frames) < most:
-        frame = source.read(timeout=0.1)
-        if frame is not None:
-            frames.append(frame)
-    return frames
-
-
 def wait_for(source: VideoSource, condition: Callable[[Frame | None], bool], what: str) -> Frame | None:
     """Read until the condition holds, of the source or of what it returned."""
     deadline = time.monotonic() + PATIENCE_S
@@ -76,7 +63,7 @@ def opened(config: Config, clock: Clock | None = None) -> VideoSource:
 def test_capture_times_are_the_containers_own(tmp_path: Path) -> None:
     times_ms = [0, 40, 120, 130, 400, 1000]
     clip = write_clip(tmp_path / "clip.mp4", numbered(6), times_ms)
-    frames = drain(opened(configured(clip, fast=True)))
+    frames = drain(opened(configured("video", clip, fast=True)))
     assert [frame.t_ns for frame in frames] == [START_NS + ms * NS_PER_MS for ms in times_ms]
     assert [frame.image.shape for frame in frames] == [(64, 64, 3)] * 6
     light = [brightness(frame.image) for frame in frames]
@@ -85,13 +72,13 @@ def test_capture_times_are_the_containers_own(tmp_path: Path) -> None:
 
 def test_time_zero_is_the_containers_start(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.ts", numbered(5))  # a transport stream begins at 1.4 s
-    frames = drain(opened(configured(clip, fast=True)))
+    frames = drain(opened(configured("video", clip, fast=True)))
     assert [frame.t_ns - START_NS for frame in frames] == [index * 40 * NS_PER_MS for index in range(5)]
 
 
 def test_fast_drops_nothing_whatever_the_time(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(60))
-    source = opened(configured(clip, fast=True), SetClock(START_NS + 100 * NS_PER_S))
+    source = opened(configured("video", clip, fast=True), SetClock(START_NS + 100 * NS_PER_S))
     assert len(drain(source)) == 60
     assert source.drops == {}
     assert source.ended
@@ -100,7 +87,7 @@ def test_fast_drops_nothing_whatever_the_time(tmp_path: Path) -> None:
 def test_a_loop_goes_on_in_time(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(10))
     loop_ns = round(open_clip(clip).duration_s * NS_PER_S)
-    source = opened(configured(clip, fast=True, loop=True))
+    source = opened(configured("video", clip, fast=True, loop=True))
     frames = drain(source, most=30)
     assert not source.ended
     expected = [START_NS + k * loop_ns + index * 40 * NS_PER_MS for k in range(3) for index in range(10)]
@@ -110,7 +97,7 @@ def test_a_loop_goes_on_in_time(tmp_path: Path) -> None:
 
 def test_a_paced_frame_comes_when_it_is_due_and_not_before(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(10))
-    source = opened(configured(clip), CountingClock())
+    source = opened(configured("video", clip), CountingClock())
     frames = []
     while not source.ended:
         frame = source.read(timeout=0.01)
@@ -124,7 +111,7 @@ def test_a_paced_frame_comes_when_it_is_due_and_not_before(tmp_path: Path) -> No
 def test_a_reader_that_is_late_gets_the_newest_eight_and_the_rest_is_counted(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(40))
     clock = SetClock()
-    source = opened(configured(clip), clock)
+    source = opened(configured("video", clip), clock)
     first = source.read(timeout=0.0)
     assert first is not None
     assert first.t_ns == START_NS
@@ -144,7 +131,7 @@ def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s
     loop_ns = round(open_clip(clip).duration_s * NS_PER_S)
     late_ns = round(late_s * NS_PER_S)
     clock = CountingClock(START_NS + late_ns)
-    source = opened(configured(clip, loop=True), clock)
+    source = opened(configured("video", clip, loop=True), clock)
     frame = wait_for(source, lambda frame: frame is not None, "a frame")
     assert frame is not None
     assert 0 <= frame.t_ns - START_NS - late_ns <= 60 * NS_PER_MS
@@ -155,7 +142,7 @@ def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s
 
 def test_started_after_its_end_a_clip_is_over(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(10))
-    source = opened(configured(clip), SetClock(START_NS + 60 * NS_PER_S))
+    source = opened(configured("video", clip), SetClock(START_NS + 60 * NS_PER_S))
     assert source.read(timeout=0.1) is None
     assert source.ended
 
@@ -166,7 +153,7 @@ def test_a_telephones_clip_stands_upright(tmp_path: Path, turned: int, corner: t
     image[:24, :24] = 255
     clip = write_clip(tmp_path / "clip.mp4", [image] * 3)
     turn_clip(clip, turned, image)
-    frame = opened(configured(clip, fast=True)).read(0.0)
+    frame = opened(configured("video", clip, fast=True)).read(0.0)
     assert frame is not None
     assert frame.image.shape == ((64, 96, 3) if turned in (0, 180) else (96, 64, 3))
     light = {(y, x): int(frame.image[y, x, 0]) for y in (0, -1) for x in (0, -1)}
@@ -194,7 +181,7 @@ def test_a_clip_cut_off_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
     images = [random.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(30)]
     clip = write_clip(tmp_path / "clip.ts", images)
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
-    frames = drain(opened(configured(clip, fast=True)))
+    frames = drain(opened(configured("video", clip, fast=True)))
     assert 5 < len(frames) < 30
 
 
@@ -220,7 +207,7 @@ def test_clips_that_cannot_be_played_are_one_clear_line(tmp_path: Path) -> None:
         ("none", "turned off"),
     ):
         with pytest.raises(SourceError, match=words) as caught:
-            open_video(configured(source), Clock())
+            open_video(configured("video", source), Clock())
         assert "\n" not in str(caught.value)
 
 
@@ -231,7 +218,7 @@ def test_cameras_that_are_not_there_are_one_clear_line() -> None:
         ("rtsp://user:secret@127.0.0.1:9/video", "rtsp://127.0.0.1:9/video cannot be opened"),
     ):
         with pytest.raises(SourceError, match=words) as caught:
-            open_video(configured(source), Clock())
+            open_video(configured("video", source), Clock())
         assert "\n" not in str(caught.value)
         assert "secret" not in str(caught.value)
 
@@ -241,7 +228,7 @@ def test_cameras_that_are_not_there_are_one_clear_line() -> None:
 )
 def test_auto_without_a_camera_says_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SourceError, match=r"connect one.*video\.source"):
-        open_video(configured("auto"), Clock())
+        open_video(configured("video", "auto"), Clock())
     assert capfd.readouterr() == ("", "")
 
 

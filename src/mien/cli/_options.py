@@ -1,0 +1,43 @@
+"""Options and arguments that several commands have: one spelling and one help text of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mien.cli import _cluster, _recogniser
+
+Configuration = Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")]
+Checkpoint = Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")]
+OtherCheckpoint = Annotated[str | None, typer.Option(help="Folder of `mien train`, or a .safetensors file.")]
+Engine = Annotated[str | None, typer.Option(help="Inference engine, or auto.")]
+Camera = Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")]
+Mic = Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")]
+Asr = Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")]
+Person = Annotated[str | None, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")]
+AudioTrack = Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")]
+VideoTrack = Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")]
+Recording = Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")]
+Endpoint = Annotated[str, typer.Argument(help="Where it publishes.")]
+SessionName = Annotated[str | None, typer.Option(help="Name of the session.")]
+OneSession = Annotated[str | None, typer.Option(help="One session only.")]
+Host = Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")]
+Port = Annotated[int | None, typer.Option(help="First of the four ports.")]
+PagePort = Annotated[int | None, typer.Option(help="Port of the page; 0 takes any.")]
+KeysFolder = Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")]
+Keys = Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")]
+FleetName = Annotated[str, typer.Option(help="The fleet's name.")]
+Seconds = Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")]
+Summary = Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")]
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")]
+Ray = Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)]
+ClipAsr = Annotated[str, typer.Option(help=_recogniser.HELP)]
