@@ -41,19 +41,19 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     whole, rolling, refused = _open_all(checkpoint, cache)
     windows = synthetic_windows({spec.name: spec for spec in checkpoint.specs}, 3 * FRAME_HZ)
     inputs = [_whole_inputs(window) for window in windows]
-    contestants = {f"whole {id}": _infer(engine, inputs) for id, engine in whole.items()}
-    contestants |= {f"rolling {id}": _predict(predictor, windows) for id, predictor in rolling.items()}
+    candidates = {f"whole {id}": _infer(engine, inputs) for id, engine in whole.items()}
+    candidates |= {f"rolling {id}": _predict(predictor, windows) for id, predictor in rolling.items()}
     chosen = choose_engine(whole_network(checkpoint), cache=cache)
     savings = _savings(checkpoint, f"{chosen.engine}-{chosen.precision}", windows, cache)
     for turns_of_pair in savings.values():
-        contestants |= turns_of_pair
-    turns = Turns(list(contestants))
+        candidates |= turns_of_pair
+    turns = Turns(list(candidates))
     until = time.perf_counter() + seconds
     rounds = 0
     while rounds < 2 * WARM_UP or time.perf_counter() < until:
         for name in turns.order():
             started = time.perf_counter()
-            contestants[name](rounds)
+            candidates[name](rounds)
             turns.add(name, started)
         rounds += 1
     figures = {name: describe(values[WARM_UP:]) for name, values in turns.durations_ms.items()}
@@ -63,8 +63,8 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     }
     gains = {}
     for saving, pair in savings.items():
-        plain, thrifty = pair
-        gains[saving] = ratio(figures[thrifty]["blocks"], figures[plain]["blocks"])
+        plain, saved = pair
+        gains[saving] = ratio(figures[saved]["blocks"], figures[plain]["blocks"])
     return {
         "warm_up": WARM_UP,
         "threads": 1,

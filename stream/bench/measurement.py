@@ -76,14 +76,14 @@ def load_per_core() -> float | None:
 
 
 class Turns:
-    """Durations of several contestants that take turns, so that whatever the machine does meets all of them alike."""
+    """Durations of several candidates that take turns, so that other load on the machine affects all of them alike."""
 
     def __init__(self, names: Sequence[str], seed: int = 0) -> None:
         self.durations_ms: dict[str, list[float]] = {name: [] for name in names}
         self._random = np.random.default_rng(seed)
 
     def order(self) -> list[str]:
-        """The contestants of the next round, in random order."""
+        """The candidates of the next round, in random order."""
         return [str(name) for name in self._random.permutation(list(self.durations_ms))]
 
     def add(self, name: str, started: float) -> None:

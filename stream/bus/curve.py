@@ -87,11 +87,11 @@ class Guard:
     """
 
     def __init__(self, bound: zmq.Socket[bytes], keys: str | Path) -> None:
-        self._doorkeeper = _doorkeeper(bound.context)
+        self._authenticator = _authenticator(bound.context)
         self._domain = str(keys_folder(keys).absolute()).encode()
-        self._keyring = self._doorkeeper.keyring(self._domain, keys)
+        self._keyring = self._authenticator.keyring(self._domain, keys)
         identity = self._keyring.identity()
-        self._doorkeeper.own[self._domain] = identity.public
+        self._authenticator.own[self._domain] = identity.public
         bound.setsockopt(zmq.CURVE_SERVER, 1)
         bound.setsockopt(zmq.CURVE_SECRETKEY, identity.secret.encode())
         bound.setsockopt(zmq.ZAP_DOMAIN, self._domain)
@@ -103,7 +103,7 @@ class Guard:
     @property
     def refused(self) -> int:
         """Connections of unknown machines that were refused since the start."""
-        return self._doorkeeper.refused.get(self._domain, 0)
+        return self._authenticator.refused.get(self._domain, 0)
 
     def has_revoked(self) -> bool:
         """Whether a key was removed from the list since the last call."""
@@ -142,7 +142,7 @@ class Link:
         _beat(connecting)
 
     def is_revoked(self) -> bool:
-        """Whether the machine at the other end is trusted no longer."""
+        """Whether the key of the machine at the other end was revoked."""
         return not self._is_own and self._keyring.key_of(self._host) != self._server
 
 
@@ -164,8 +164,8 @@ def _is_here(host: str) -> bool:
     return True
 
 
-class _Doorkeeper:
-    """Answers libzmq's question whom to let in (ZAP 1.0), in a thread of its own. One for each context."""
+class _Authenticator:
+    """libzmq's ZAP handler (ZeroMQ RFC 27), in a thread of its own: decides who may connect. One for each context."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.own: dict[bytes, str] = {}  # this machine's own processes come with its own key
@@ -179,7 +179,7 @@ class _Doorkeeper:
         except zmq.ZMQError as error:
             self._socket.close(0)
             raise BusError(f"another ZAP handler runs in this process: {error.strerror}") from error
-        threading.Thread(target=self._serve, name="doorkeeper", daemon=True).start()
+        threading.Thread(target=self._serve, name="zap", daemon=True).start()
 
     def keyring(self, domain: bytes, keys: str | Path) -> Keyring:
         """The keyring of a folder, one for all sockets that are guarded by it."""
@@ -215,12 +215,12 @@ class _Doorkeeper:
             _LOG.warning("refused %s: its key is not on the list; %d so far", shown, self.refused[domain])
 
 
-_doorkeepers: dict[int, _Doorkeeper] = {}
-_doorkeepers_lock = threading.Lock()
+_authenticators: dict[int, _Authenticator] = {}
+_authenticators_lock = threading.Lock()
 
 
-def _doorkeeper(context: zmq.Context[zmq.Socket[bytes]]) -> _Doorkeeper:
-    with _doorkeepers_lock:
-        if context.underlying not in _doorkeepers:
-            _doorkeepers[context.underlying] = _Doorkeeper(context)
-        return _doorkeepers[context.underlying]
+def _authenticator(context: zmq.Context[zmq.Socket[bytes]]) -> _Authenticator:
+    with _authenticators_lock:
+        if context.underlying not in _authenticators:
+            _authenticators[context.underlying] = _Authenticator(context)
+        return _authenticators[context.underlying]

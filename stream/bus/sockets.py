@@ -354,7 +354,7 @@ class Receiver:
         self._let_go()
 
     def _look_after(self) -> None:
-        """Leave a machine that is trusted no longer; connect anew where libzmq has given up.
+        """Disconnect from a machine whose key was revoked; connect anew where libzmq has given up.
 
         libzmq connects again when a connection breaks, but never when the other side broke the protocol: one message
         that is too long, or another program on the port for a moment, and nothing would be received from then on.

@@ -1,14 +1,26 @@
-"""The actors of a fleet as Ray has them: what exists, and what each was made with, for a directory that starts anew."""
+"""The actors of a fleet as Ray has them: made where they are to be, and found again by a directory that starts anew."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+import msgspec
+
+from mien.config import BusConfig
 from mien.stream.bus.curve import host_of
 from mien.stream.fleet.capture import CaptureHost
+from mien.stream.fleet.cluster import GATEWAY, ON_HEAD, namespace
 from mien.stream.fleet.gateway import Gateway
+from mien.stream.fleet.orders import CaptureOrder, PoolOrder
+from mien.stream.fleet.plan import Plan
 from mien.stream.fleet.pool import PoolHost
+from mien.stream.fleet.roster import About, Kind, Node
+
+_ANSWER_S = 3.0
 
 
 class _Described:
@@ -54,3 +66,84 @@ class GatewayActor(Gateway):
     def processes(self) -> list[int]:
         """Of this actor."""
         return [os.getpid()]
+
+
+class Actors:
+    """Makes and finds actors. They are named and detached: they outlive their creator.
+
+    Args:
+        ray: the module, connected. guarded: whether they serve beyond their machine.
+    """
+
+    def __init__(self, ray: Any, plan: Plan, guarded: bool) -> None:
+        self._ray, self._plan, self._guarded = ray, plan, guarded
+        self._namespace = namespace(plan.fleet)
+
+    def member(self, kind: Kind, name: str, node: Node, room: int, gateway: str) -> tuple[About, Any]:
+        """A capture host or a pool on a node."""
+        plan = self._plan
+        cpus = plan.capture.cpus * room if kind == "capture" else plan.pools.cpus
+        gpus = plan.pools.gpus if kind == "pool" else 0.0
+        about = About(name, kind, node.id, room, cpus, gpus)
+        made = self._ray.remote(CaptureActor if kind == "capture" else PoolActor).options(
+            name=name,
+            namespace=self._namespace,
+            lifetime="detached",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            max_concurrency=2,
+            scheduling_strategy=self._at(node.id, soft=False),
+        )
+        host = node.host if self._guarded else "127.0.0.1"
+        said = msgspec.json.encode(about)
+        if kind == "capture":
+            handle = made.remote(
+                said, plan.fleet, host, guarded=self._guarded, recording=plan.recording, gateway=gateway
+            )
+        else:
+            base = msgspec.json.encode(plan.base)
+            handle = made.remote(said, plan.fleet, name, host, base, room, guarded=self._guarded)
+        return about, handle
+
+    def gateway(self, nodes: list[Node]) -> Any:
+        """The gateway, where the plan places it; Ray starts it again when it dies."""
+        plan = self._plan.gateway
+        bus = BusConfig(host=plan.host, port=plan.port, high_water_mark=self._plan.base.bus.high_water_mark)
+        fitting = [node.id for node in nodes if plan.place and node.fits(plan.place)]
+        made = self._ray.remote(GatewayActor).options(
+            name=GATEWAY,
+            namespace=self._namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=4,
+            **({"scheduling_strategy": self._at(fitting[0], soft=False)} if fitting else {"resources": ON_HEAD}),
+        )
+        return made.remote(self._plan.fleet, bus, guarded=self._guarded)
+
+    def found(self) -> Iterator[tuple[About, Any, bytes]]:
+        """Members that a directory before this one has left running, and what they report."""
+        asked = {}
+        for actor in self._ray.util.list_named_actors(all_namespaces=True):
+            name = actor["name"]
+            if actor["namespace"] != self._namespace or not name.startswith(("capture-", "pool-")):
+                continue
+            with suppress(ValueError):
+                handle = self._ray.get_actor(name, namespace=self._namespace)
+                order = CaptureOrder(-1) if name.startswith("capture-") else PoolOrder(-1)
+                asked[name] = handle, handle.describe.remote(), handle.sync.remote(msgspec.json.encode(order))
+        until_s = time.monotonic() + _ANSWER_S  # for all together: a node that is lost has many
+        for handle, described, said in asked.values():
+            try:
+                left_s = max(until_s - time.monotonic(), 0.05)
+                about_bytes, answer = self._ray.get([described, said], timeout=left_s)
+                about = msgspec.json.decode(about_bytes, type=About)
+            except Exception:  # whatever is wrong with it: it is of no use
+                with suppress(Exception):
+                    self._ray.kill(handle)
+                continue
+            yield about, handle, answer
+
+    def _at(self, node: str, *, soft: bool) -> Any:
+        return self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=soft)

@@ -18,7 +18,7 @@ import msgspec
 from mien.errors import FleetError
 from mien.stream.fleet import report as reports
 from mien.stream.fleet.cluster import DIRECTORY, ON_HEAD, namespace, quiet_ray
-from mien.stream.fleet.line import Line
+from mien.stream.fleet.link import ActorLink
 from mien.stream.fleet.orders import CaptureReport, GatewayReport, PoolReport, Trusted
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import Plan
@@ -107,22 +107,22 @@ class Directory(Placement):
         self._stopping.set()
         self._thread.join(10.0)
         with self._lock:
-            lines = [*self._lines.values(), *([self._gateway] if self._gateway else [])]
-            refs = [line.handle.close.remote() for line in lines]
+            links = [*self._links.values(), *([self._gateway] if self._gateway else [])]
+            refs = [link.handle.close.remote() for link in links]
             with suppress(Exception):
                 self._ray.wait(refs, num_returns=len(refs), timeout=8.0)
-            for line in lines:
+            for link in links:
                 with suppress(Exception):
-                    self._ray.kill(line.handle)
+                    self._ray.kill(link.handle)
         if self._exporter is not None:
             self._exporter.close()
-        return len(lines)
+        return len(links)
 
     def processes(self) -> list[int]:
         """Of this actor."""
         return [os.getpid()]
 
-    # --- keeping it so -----------------------------------------------------------------------------------------------
+    # --- maintaining it -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -162,17 +162,17 @@ class Directory(Placement):
     def _hear(self) -> None:
         """Take in what the actors have answered."""
         now_s = time.monotonic()
-        for name, line in list(self._lines.items()):
+        for name, link in list(self._links.items()):
             member = self._roster.members[name]
-            answer = line.hear(self._ray)
+            answer = link.hear(self._ray)
             if answer is not None:
                 self._suspect_until_s.pop(member.node, None)
-                self._take(member, line, answer)
-            elif line.died:
+                self._take(member, link, answer)
+            elif link.died:
                 self._give_up(member, f"the {member.kind} {name} died")
-            elif line.broken_s and now_s - line.broken_s > _UNAVAILABLE_S:
+            elif link.broken_s and now_s - link.broken_s > _UNAVAILABLE_S:
                 self._lose(member, f"the {member.kind} {name} is lost")
-            elif now_s - line.heard_s > (self._plan.health.silence_s if line.has_answered else _BORN_S):
+            elif now_s - link.heard_s > (self._plan.health.silence_s if link.has_answered else _BORN_S):
                 self._lose(member, f"the {member.kind} {name} does not answer")
         if self._gateway is not None:
             answer = self._gateway.hear(self._ray)
@@ -186,10 +186,10 @@ class Directory(Placement):
                 self._problem, self._address = f"the gateway: {self._gateway.error}", ""
                 self._gateway = None
 
-    def _take(self, member: Member, line: Line, answer: bytes) -> None:
+    def _take(self, member: Member, link: ActorLink, answer: bytes) -> None:
         if member.kind == "capture":
             said = msgspec.json.decode(answer, type=CaptureReport)
-            key, line.version_there, member.ready = said.key, said.version, True
+            key, link.version_there, member.ready = said.key, said.version, True
             for name, captured in said.sessions.items():
                 held = self._roster.sessions.get(name)
                 if held is None or held.capture != member.name or held.incarnation != captured.incarnation:
@@ -202,10 +202,10 @@ class Directory(Placement):
                     self._touch(held)
                 if captured.state == "failed" or not captured.endpoints:
                     held.gap = held.gap if not captured.error else captured.error
-            gone = line.settled and member.name
+            gone = link.settled and member.name
         else:
             pool = msgspec.json.decode(answer, type=PoolReport)
-            key, line.version_there, member.report = pool.key, pool.version, pool
+            key, link.version_there, member.report = pool.key, pool.version, pool
             member.ready = pool.state == "ready"
             for name, served in pool.sessions.items():
                 held = self._roster.sessions.get(name)
@@ -217,7 +217,7 @@ class Directory(Placement):
                     self._touch(held)
                 if served.predictions:
                     held.gap, held.avoid, held.wish = "", "", ""
-            gone = line.settled and member.name
+            gone = link.settled and member.name
             if pool.state == "dead":
                 self._give_up(member, pool.error or f"the pool {member.name} died")
                 return
@@ -238,11 +238,11 @@ class Directory(Placement):
             held.run = self._issue()
             if member.kind == "capture":
                 self._touch(held)
-        line = self._lines.pop(member.name, None)
+        link = self._links.pop(member.name, None)
         self._orders.pop(member.name, None)
-        if line is not None:
+        if link is not None:
             with suppress(Exception):
-                self._ray.kill(line.handle)
+                self._ray.kill(link.handle)
         if self._gateway is not None and member.kind == "pool":
             self._gateway.dirty = True
             self._tell_gateway()
@@ -258,10 +258,10 @@ class Directory(Placement):
     # --- telling -----------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        for name, line in self._lines.items():
-            if line.is_free:
+        for name, link in self._links.items():
+            if link.is_free:
                 said = self._orders.pop(name, ())
-                line.ask(member_order(self._roster, self._roster.members[name], line, self._keys, said))
+                link.ask(member_order(self._roster, self._roster.members[name], link, self._keys, said))
         self._tell_gateway()
 
     def _tell_gateway(self) -> None:
@@ -281,9 +281,9 @@ class Directory(Placement):
     def _adopt(self) -> None:
         """What a directory before this one has left running goes on."""
         self._see(self._ray.nodes())
-        for about, handle, answer in self._staff.found():
-            member, line = self._enter(about, handle), self._lines[about.name]
-            member.ready = line.has_answered = True
+        for about, handle, answer in self._actors.found():
+            member, link = self._enter(about, handle), self._links[about.name]
+            member.ready = link.has_answered = True
             self._number = max(self._number, int(about.name.rpartition("-")[2]))
             if about.kind == "capture":
                 captures = msgspec.json.decode(answer, type=CaptureReport)
@@ -293,11 +293,11 @@ class Directory(Placement):
                 pool = msgspec.json.decode(answer, type=PoolReport)
                 version, key = pool.version, pool.key
                 issued = self._roster.resume_pool(member, pool)
-            line.version = line.version_there = version
+            link.version = link.version_there = version
             self._last_number = max(self._last_number, issued)
             # Known before anybody is told whom to trust: who is left out would be disconnected.
             self._trust(member, key)
-        for held in self._roster.sessions.values() if self._lines else ():
+        for held in self._roster.sessions.values() if self._links else ():
             if not held.pool:
                 held.gap, held.moves = "it was lost while the directory was, too", 1
 

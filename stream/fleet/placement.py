@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mien.stream.fleet.line import Line
+from mien.stream.fleet.actors import Actors
+from mien.stream.fleet.link import ActorLink
 from mien.stream.fleet.plan import Plan
 from mien.stream.fleet.roster import About, Held, Kind, Member, Node, Roster, demand
-from mien.stream.fleet.staff import Staff
 
 _BUSY_S = 10.0
 _DEMAND_S = 5.0
@@ -18,14 +18,14 @@ class Placement:
     """Places sessions with members, and members on nodes.
 
     Args:
-        ray: the module, connected. guarded: as for `Staff`.
+        ray: the module, connected. guarded: as for `Actors`.
     """
 
     def __init__(self, ray: Any, plan: Plan, guarded: bool) -> None:
         self._ray, self._plan = ray, plan
-        self._roster, self._staff = Roster(plan), Staff(ray, plan, guarded)
-        self._lines: dict[str, Line] = {}
-        self._gateway: Line | None = None
+        self._roster, self._actors = Roster(plan), Actors(ray, plan, guarded)
+        self._links: dict[str, ActorLink] = {}
+        self._gateway: ActorLink | None = None
         self._address = ""
         self._number, self._last_number = 0, int(time.time() * 1000)
         self._demanded: Any = None
@@ -34,7 +34,7 @@ class Placement:
     def _decide(self) -> None:
         roster, now_s = self._roster, time.monotonic()
         if self._gateway is None:
-            self._gateway = Line(self._staff.gateway(list(roster.nodes.values())))
+            self._gateway = ActorLink(self._actors.gateway(list(roster.nodes.values())))
         for node in roster.nodes.values():
             if node.drained:
                 self._empty(node)
@@ -80,7 +80,7 @@ class Placement:
         held.incarnation, held.heard = self._issue(), False
         choice.sessions.add(held.planned.name)
         choice.leaving = False
-        self._lines[choice.name].dirty = True
+        self._links[choice.name].dirty = True
 
     def _place_pool(self, held: Held) -> None:
         if held.captured is None or not held.captured.endpoints:
@@ -99,7 +99,7 @@ class Placement:
             return
         held.problem, held.pool, held.run = "", pool.name, self._issue()
         pool.sessions.add(held.planned.name)
-        self._lines[pool.name].dirty = True
+        self._links[pool.name].dirty = True
 
     def _relieve(self, pool: Member, now_s: float) -> None:
         """Take from a pool that has too much to do, and end one that has had nothing to do."""
@@ -127,7 +127,7 @@ class Placement:
         if roomy or self._add_pool(pool.node) is not None:
             held = self._roster.sessions[min(pool.sessions)]
             self._roster.leave_pool(held, "its pool had too much to do")
-            self._lines[pool.name].dirty = True
+            self._links[pool.name].dirty = True
 
     def _empty(self, node: Node) -> None:
         """Take from a drained node what can be elsewhere, once somebody there is ready for it."""
@@ -154,17 +154,17 @@ class Placement:
         return all(member.name not in (h.left_capture, h.left_pool) for h in self._roster.sessions.values())
 
     def _end(self, member: Member) -> None:
-        line = self._lines.pop(member.name)
+        link = self._links.pop(member.name)
         self._roster.drop(member, "")
-        line.end(self._ray)
+        link.end(self._ray)
         if self._gateway is not None:
             self._gateway.dirty = True
 
     def _touch(self, held: Held) -> None:
         """What members are to do about a session has changed."""
         for name in (held.capture, held.pool, held.left_capture, held.left_pool):
-            if name in self._lines:
-                self._lines[name].dirty = True
+            if name in self._links:
+                self._links[name].dirty = True
 
     def _issue(self) -> int:
         """A number larger than all before, also of a directory that was here before."""
@@ -177,11 +177,11 @@ class Placement:
 
     def _add(self, kind: Kind, node: Node, room: int) -> Member:
         self._number += 1
-        about, handle = self._staff.member(kind, f"{kind}-{self._number}", node, room, self._address)
+        about, handle = self._actors.member(kind, f"{kind}-{self._number}", node, room, self._address)
         return self._enter(about, handle)
 
     def _enter(self, about: About, handle: Any) -> Member:
         member = Member(about.name, about.kind, about.node, about.room, about.cpus, about.gpus)
         self._roster.members[about.name] = member
-        self._lines[about.name] = Line(handle)
+        self._links[about.name] = ActorLink(handle)
         return member

@@ -81,7 +81,7 @@ class PoolHost:
         return self._child.process.pid
 
     def close(self) -> None:
-        """End the process: kindly, then firmly."""
+        """End the process; one that does not end by itself is killed."""
         self._stopping.set()
         self._child.end(_STOP_S)
         self._child.sweep()

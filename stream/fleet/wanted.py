@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from mien.messages import Status
-from mien.stream.fleet.line import Line
+from mien.stream.fleet.link import ActorLink
 from mien.stream.fleet.orders import CaptureOrder, CaptureTask, GatewayOrder, PoolOrder, Trusted
 from mien.stream.fleet.roster import Held, Member, Roster
 from mien.stream.processes.control import Assignment, Order
@@ -17,29 +17,29 @@ _PORTS = 10_000
 
 
 def member_order(
-    roster: Roster, member: Member, line: Line, trusted: Mapping[str, Trusted], passed_on: Sequence[Order]
+    roster: Roster, member: Member, link: ActorLink, trusted: Mapping[str, Trusted], passed_on: Sequence[Order]
 ) -> bytes:
     """For a capture host or a pool. `passed_on` are orders of captures for the inference of their sessions."""
-    news, trust = line.take_news(), line.new_trust(trusted)
+    news, trust = link.take_news(), link.new_trust(trusted)
     sessions = [roster.sessions[name] for name in sorted(member.sessions)]
     if member.kind == "capture":
         tasks = tuple(_task(held, roster.plan.capture.port) for held in sessions) if news else None
-        return msgspec.json.encode(CaptureOrder(line.version, tasks, trust))
+        return msgspec.json.encode(CaptureOrder(link.version, tasks, trust))
     heard = [_assignment(held) for held in sessions if held.captured and held.captured.endpoints]
-    return msgspec.json.encode(PoolOrder(line.version, tuple(heard) if news else None, trust, tuple(passed_on)))
+    return msgspec.json.encode(PoolOrder(link.version, tuple(heard) if news else None, trust, tuple(passed_on)))
 
 
-def gateway_order(roster: Roster, line: Line, trusted: Mapping[str, Trusted]) -> bytes:
+def gateway_order(roster: Roster, link: ActorLink, trusted: Mapping[str, Trusted]) -> bytes:
     """For the gateway: pools that are cut off are those that are no longer named."""
     pools = tuple(m.report.endpoint for m in roster.of("pool") if m.report and m.report.endpoint)
     gaps = {name: _gap(held) for name, held in roster.sessions.items() if held.gap or held.problem}
     said = {name: gap.last_error for name, gap in gaps.items()}
-    line.dirty |= line.pools_there != pools
-    fresh = line.take_news()
-    new_gaps = gaps if fresh or said != line.gaps_there else None
-    line.pools_there, line.gaps_there = pools, said
-    trust = line.new_trust(trusted, always=fresh)
-    return msgspec.json.encode(GatewayOrder(line.version, pools if fresh else None, new_gaps, trust))
+    link.dirty |= link.pools_there != pools
+    fresh = link.take_news()
+    new_gaps = gaps if fresh or said != link.gaps_there else None
+    link.pools_there, link.gaps_there = pools, said
+    trust = link.new_trust(trusted, always=fresh)
+    return msgspec.json.encode(GatewayOrder(link.version, pools if fresh else None, new_gaps, trust))
 
 
 def _task(held: Held, first_port: int) -> CaptureTask:

@@ -1,8 +1,8 @@
-"""Which modalities must not be believed now, and why. Pure: no clock, no socket.
+"""Which modalities are masked because of a fault, and why. Pure: no clock, no socket.
 
-Two speak of a modality: its worker, whose device may be lost, and the supervisor, whose word counts when the worker
-cannot speak. Rows from a process that died may still be under way when its death is known, so only rows of its
-successor end that.
+Faults are reported by a modality's worker, whose device may be lost, and by the supervisor where the worker's process
+cannot report. Rows of a process that died may still arrive after its death is known, so only rows of its successor end
+that fault.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ class Faults:
     """Faults by modality."""
 
     def __init__(self) -> None:
-        self._said: dict[str, str] = {}  # by the worker
+        self._reported: dict[str, str] = {}  # by the worker
         self._late: dict[str, str] = {}  # by the supervisor, of a process that may yet answer
         self._dead: dict[str, str] = {}  # likewise, of one that is gone
         self._runs: dict[str, int] = {}
 
-    def say(self, modality: str, fault: str | None) -> None:
-        """What the worker says of itself; None: it is well."""
+    def note_worker(self, modality: str, fault: str | None) -> None:
+        """What the worker reports of itself; None: it is well."""
         if fault is None:
-            self._said.pop(modality, None)
+            self._reported.pop(modality, None)
         else:
-            self._said[modality] = fault
+            self._reported[modality] = fault
 
-    def blame(self, modality: str, fault: str, *, dead: bool) -> None:
-        """What the supervisor says of the worker's process."""
+    def note_process(self, modality: str, fault: str, *, dead: bool) -> None:
+        """What the supervisor reports of the worker's process."""
         if dead:
-            # What the dead one said last is no longer of interest.
-            self._said.pop(modality, None)
+            # Its own last report no longer counts.
+            self._reported.pop(modality, None)
             self._late.pop(modality, None)
             self._dead[modality] = fault
         else:
             self._late[modality] = fault
 
-    def answers(self, modality: str) -> None:
-        """The supervisor hears the process again."""
+    def clear_process(self, modality: str) -> None:
+        """The process responds again."""
         self._late.pop(modality, None)
 
-    def hear(self, modality: str, run: int) -> bool:
+    def note_run(self, modality: str, run: int) -> bool:
         """Rows came, from this run of the worker. Returns whether that ends a fault."""
         if self._runs.get(modality) == run:
             return False
@@ -47,4 +47,4 @@ class Faults:
 
     def reasons(self) -> dict[str, str]:
         """Per modality that is to be masked, why."""
-        return {**self._said, **self._late, **self._dead}
+        return {**self._reported, **self._late, **self._dead}

@@ -129,10 +129,10 @@ class Mode(ABC):
         if modality is None or modality not in self.assembler.specs:
             return
         if status.state in ("degraded", "failed", "stopped"):
-            self._faults.say(modality, status.last_error or status.state)
+            self._faults.note_worker(modality, status.last_error or status.state)
             self.lose(modality)
         else:
-            self._faults.say(modality, None)
+            self._faults.note_worker(modality, None)
         if unclear := status.detail.get("unclear"):
             self._unclear[modality] = str(unclear)
         else:
@@ -149,9 +149,9 @@ class Mode(ABC):
     def note_fault(self, modality: str, fault: str | None, *, dead: bool = False) -> None:
         """What the supervisor says of a modality's process; None: it answers."""
         if fault is None:
-            self._faults.answers(modality)
+            self._faults.clear_process(modality)
         else:
-            self._faults.blame(modality, fault, dead=dead)
+            self._faults.note_process(modality, fault, dead=dead)
             self.lose(modality)
         self._note_faults()
 
@@ -209,7 +209,7 @@ class Mode(ABC):
             self.refusals.last = self.assembler.last_refusal
             return False
         self._taken_in.setdefault(message.modality, []).append((message.run, message.seq))
-        if self._faults.hear(message.modality, message.run):
+        if self._faults.note_run(message.modality, message.run):
             self._note_faults()
         return True
 

@@ -73,7 +73,7 @@ class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 1111
 
 
-class Bystanders:
+class OtherItems:
     """Material for damage: other voices and words of the corpus of an item."""
 
     def __init__(self, corpus: Corpus) -> None:
@@ -94,7 +94,7 @@ class Bystanders:
 
 
 def damaged_copies(
-    extractors: Extractors, corpus: Corpus, bystanders: Bystanders, item: CorpusItem, labels: Labels, options: Damaging
+    extractors: Extractors, corpus: Corpus, others: OtherItems, item: CorpusItem, labels: Labels, options: Damaging
 ) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
     """Labels and rows of an item's damaged copies; none where it has several modalities itself."""
     modality = _only_modality(item)
@@ -111,14 +111,14 @@ def damaged_copies(
         if modality == "audio":
             assert item.audio is not None
             sound = segment(read_sound(item.audio, extractors.tracks), item.start_s, item.end_s)
-            voices = bystanders.voices(item, random) if kind == "babble" else ()
+            voices = others.voices(item, random) if kind == "babble" else ()
             rows = extractors.sound_rows(damage_sound(sound, kind, strength, random, voices))
         elif modality == "vision":
             assert corpus.images is not None
             assert item.image is not None
             rows = extractors.still_rows(damage_picture(corpus.images[item.image], kind, strength, random))
         else:
-            text = " ".join(damage_words((item.text or "").split(), strength, bystanders.vocabulary, random))
+            text = " ".join(damage_words((item.text or "").split(), strength, others.vocabulary, random))
             made, duration_ns, _ = extractors.rows(replace(item, text=text), corpus)
             rows = made["text"]
         yield (

@@ -117,7 +117,7 @@ class Child:
         self._tell(msgspec.json.encode(order).decode())
 
     def release(self) -> None:
-        """Let go of the process: it ends by itself, with time to say goodbye."""
+        """Let go of the process: it ends by itself, and can publish a last status."""
         stdin = self.process.stdin
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(OSError):

@@ -171,12 +171,12 @@ class Supervisor:
         for child in self._children.values():
             child.release()
         until_s = time.monotonic() + _STOP_S
-        for firmly in (False, True):
+        for kills in (False, True):
             for child in self._children.values():
                 try:
                     child.process.wait(max(until_s - time.monotonic(), 0.01))
                 except subprocess.TimeoutExpired:
-                    child.process.kill() if firmly else child.process.terminate()
+                    child.process.kill() if kills else child.process.terminate()
             until_s = time.monotonic() + 0.3
         for child in self._children.values():
             child.process.wait(2.0)

@@ -48,11 +48,11 @@ def _reachable(host: str, port: int) -> bool:
     """
     answer: list[bool] = []
 
-    def knock() -> None:
+    def probe() -> None:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S):
             answer.append(True)
 
-    thread = threading.Thread(target=knock, daemon=True)
+    thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(CONNECT_TIMEOUT_S)
     return bool(answer)

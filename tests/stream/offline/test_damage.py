@@ -14,8 +14,8 @@ from mien.models.data.datasets import Labels, RawRows
 from mien.stream.offline.damage import (
     DAMAGE,
     UNIT,
-    Bystanders,
     Damaging,
+    OtherItems,
     damage_picture,
     damage_sound,
     damage_words,
@@ -111,13 +111,13 @@ def test_copies_say_what_was_done_to_them_and_are_the_same_every_time(tmp_path: 
     path = tmp_path / "mosi.csv"
     path.write_text("text,sentiment,split\n" + "\n".join(f"this is sentence number {k},1.0,train" for k in range(40)))
     corpus = read_corpus(path)
-    bystanders = Bystanders(corpus)
+    others = OtherItems(corpus)
 
     def copies(options: Damaging) -> list[tuple[Labels, str]]:
         made = []
         for item in corpus.items:
             labels = Labels(id=item.id, corpus=corpus.name, split=item.split)
-            made += damaged_copies(Words(), corpus, bystanders, item, labels, options)  # type: ignore[arg-type]
+            made += damaged_copies(Words(), corpus, others, item, labels, options)  # type: ignore[arg-type]
         return [(labels, labels.text or "") for labels, _ in made]
 
     assert copies(Damaging()) == []

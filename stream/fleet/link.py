@@ -1,4 +1,4 @@
-"""The directory's line to one actor: one question at a time, and what is known of the one that answers."""
+"""The directory's connection to one actor: one call at a time, and what is known of the actor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mien.stream.fleet.orders import Trusted
 _EVERY_S = 0.5
 
 
-class Line:
+class ActorLink:
     """An actor with a method `sync`.
 
     Attributes:
