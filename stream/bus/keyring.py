@@ -177,7 +177,7 @@ class Keyring:
         return peer
 
     def revoke(self, name: str) -> None:
-        """Let a machine connect no longer. Processes that run drop it within a second.
+        """Revoke a machine's key. Running processes disconnect it within a second.
 
         Raises:
             KeysError: no machine has this name.

@@ -274,7 +274,7 @@ def check_session(config: Config) -> Iterator[Row]:
     if port:
         with socket.socket() as probe:
             served = probe.connect_ex(("127.0.0.1", port)) == 0
-        yield Row("metrics", "ok", f"port {port} " + ("serves somebody already" if served else "is free"))
+        yield Row("metrics", "ok", f"port {port} " + ("is in use already" if served else "is free"))
     try:
         from mien.stream.bus.subscriber import Subscriber
         from mien.stream.monitoring.observer import Observer

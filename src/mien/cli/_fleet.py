@@ -43,7 +43,7 @@ def connected(fleet: str, address: str) -> Iterator[tuple[Any, Any]]:
 
 
 def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_json: bool) -> None:
-    """Start a fleet, and say what happens to its sessions until it has ended or nobody wants to know.
+    """Start a fleet, and report what happens to its sessions until it ends or is detached from.
 
     Raises:
         FleetError: it cannot be started, or runs already.

@@ -22,7 +22,7 @@ def print_resting(
     person: str,
     as_json: bool,
 ) -> None:
-    """What is said of people who just talk, with and without their rest."""
+    """Predictions for people who just talk, with and without their rest."""
     from mien.cli._progress import item_progress
     from mien.cli._terminal import figure_table, make_console, print_table
     from mien.engines.predictor import Predictor

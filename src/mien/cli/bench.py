@@ -53,7 +53,7 @@ def command(
     asr: Annotated[str | None, typer.Option(help="paced, soak, silence: tiny.en, base ...")] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="chaos: how long.")] = 20.0,
     every: Annotated[float, typer.Option(min=5, help="chaos: seconds from one fault to the next.")] = 20.0,
-    streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: so many streams.")] = None,
+    streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: number of streams.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="multi: without sockets, in this process.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="multi: what batches of every size cost by step.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="multi: inference processes that share the streams.")] = 1,

@@ -39,7 +39,7 @@ def command(
     ],
     checkpoint: options.Checkpoint = "",
     split: Annotated[str, typer.Option(help="train, valid, test or all; test if there is one, else valid.")] = "",
-    modalities: Annotated[str, typer.Option(help="The modalities to look at; others are missing.")] = "",
+    modalities: Annotated[str, typer.Option(help="Modalities to use; the others count as missing.")] = "",
     missing: Annotated[str, typer.Option(help="Rates of random missing steps, for instance 0:0.9.")] = "",
     stream: Annotated[bool, typer.Option("--stream", help="With the first 10 %, 20 % ... of each item seen.")] = False,
     fused: Annotated[bool, typer.Option("--fused", help="Items of several corpora, paired by label.")] = False,
@@ -50,7 +50,7 @@ def command(
     baseline: Annotated[
         float, typer.Option(min=0, help="With --natural: the first seconds of each clip are its person's rest.")
     ] = 0.0,
-    person: Annotated[str, typer.Option(help="With --natural: whose rest, as `mien calibrate` measured it.")] = "",
+    person: Annotated[str, typer.Option(help="With --natural: a person that `mien calibrate` measured.")] = "",
     as_json: options.Json = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",

@@ -13,7 +13,7 @@ from mien.cli import _options as options
 def command(
     path: options.Recording,
     as_csv: Annotated[bool, typer.Option("--csv", help="A row for each prediction; the default.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and what they come to.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and a summary.")] = False,
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
     vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
     mcap: Annotated[bool, typer.Option("--mcap", help="Repair a truncated recording; needs --out.")] = False,

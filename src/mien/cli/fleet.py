@@ -25,7 +25,7 @@ def run(
         str, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; else Ray runs on this machine.")
     ] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Return once the fleet runs; it goes on.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=1, help="End the fleet after so many seconds.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="End the fleet after this many seconds.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print how the fleet was at its end as JSON.")] = False,
 ) -> None:
     """Start a fleet. It ends with its last clip; Ctrl-C ends one that runs on this machine alone, and leaves others."""
@@ -48,7 +48,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Also sessions that are well, however many.")] = False,
 ) -> None:
-    """Look once: nodes, pools, sessions. Exits with 1 if something is amiss."""
+    """Show nodes, pools and sessions once. Exits with 1 if something is wrong."""
     import msgspec
 
     from mien.cli._fleet import connected, show
@@ -100,7 +100,7 @@ def drain(
     back: Annotated[bool, typer.Option("--undo", help="Let the node be used again.")] = False,
     address: Address = "",
 ) -> None:
-    """Take everything from a node, for instance before it is switched off, and put nothing new there."""
+    """Move everything off a node, for instance before it is switched off, and place nothing new there."""
     from mien.cli._fleet import connected
     from mien.stream.fleet.cluster import ask
 

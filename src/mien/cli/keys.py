@@ -44,7 +44,7 @@ def add(
     host: Annotated[str, typer.Option(help="Its host, if this machine is to connect to it.")] = "",
     folder: Folder = "",
 ) -> None:
-    """Let a machine connect to this one. Processes that run know it at once."""
+    """Let a machine connect to this one. Running processes accept it at once."""
     peer = _keyring(folder).add(name, public, host)
     where = f", and is known at {peer.host}" if peer.host else ""
     typer.echo(f"{name} may connect{where}", err=True)
@@ -81,6 +81,6 @@ def list_all(
 def revoke(
     name: Annotated[str, typer.Argument(help="The machine that may connect no longer.")], folder: Folder = ""
 ) -> None:
-    """Let a machine connect no longer. Processes that run drop it within a second."""
+    """Revoke a machine's key. Running processes disconnect it within a second."""
     _keyring(folder).revoke(name)
     typer.echo(f"{name} may connect no longer", err=True)

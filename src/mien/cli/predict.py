@@ -23,7 +23,7 @@ def command(
     out: options.Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
     reference: Annotated[str, typer.Option(help="Neutral speech of the voice, as `audio.reference` names it.")] = "",
-    person: Annotated[str, typer.Option(help="Who it is, as `mien calibrate` measured them at rest.")] = "",
+    person: Annotated[str, typer.Option(help="A person whom `mien calibrate` has measured at rest.")] = "",
     audio_track: options.AudioTrack = 0,
     video_track: options.VideoTrack = 0,
     features: Annotated[Path | None, typer.Option(help="Write what was seen and heard: .csv or .parquet.")] = None,

@@ -17,7 +17,7 @@ def command(
     path: Annotated[Path, typer.Argument(help="File to create, for instance talk.mcap.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration of the session.")] = None,
     port: Annotated[int | None, typer.Option(help="First of the session's four ports.")] = None,
-    session: Annotated[str | None, typer.Option(help="Name of the session; else the first that is heard.")] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the session; else the first one found.")] = None,
     video: Annotated[bool, typer.Option("--video", help="Keep pictures too, as the dashboard shows them.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="Keep sound too; the session must share it.")] = False,
     seconds: options.Seconds = None,

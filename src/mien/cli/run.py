@@ -15,7 +15,9 @@ def command(
     camera: options.Camera = None,
     mic: options.Mic = None,
     clip: Annotated[str | None, typer.Option(help="Play a file's picture and sound instead of the devices.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Play the clip as fast as possible, without a drop.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Play the clip as fast as possible; no frame is dropped.")
+    ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Play the clip again and again.")] = False,
     asr: options.Asr = None,
     language: Annotated[str | None, typer.Option(help="Language that is spoken, for instance en.")] = None,

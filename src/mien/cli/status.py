@@ -20,7 +20,7 @@ def command(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     keys: options.Keys = "",
 ) -> None:
-    """Show processes, modalities, rates, drops and last errors once. Exits with 1 if one is amiss, 6 if silent."""
+    """Show processes, modalities, rates, drops and last errors once. Exits with 1 on a fault, 6 if silent."""
     import msgspec
 
     from mien.errors import BusError

@@ -26,11 +26,11 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Seed of the fusion.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the fusion.")] = None,
     allow_pickle: options.AllowPickle = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Say what every stage does.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log what every stage does.")] = False,
     ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(help="Train the voice on the other corpora, and judge it on this one; or all. Repeatable."),
+        typer.Option(help="Train the voice on the other corpora and evaluate it on this one; or all. Repeatable."),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the ablations.")] = "1111,1112,1113",
 ) -> None:  # fmt: skip

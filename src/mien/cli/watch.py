@@ -18,9 +18,9 @@ def command(
     endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
     session: options.OneSession = None,
     as_json: options.JsonLines = False,
-    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many predictions.")] = None,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after this many predictions.")] = None,
     keys: options.Keys = "",
-    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds without one.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds without one.")] = None,
 ) -> None:
     """Show the predictions of a running mien, in the terminal (q quits) or as JSON lines."""
     import contextlib
