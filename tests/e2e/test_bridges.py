@@ -180,7 +180,7 @@ class TestWeb:
             urllib.request.urlopen(f"http://127.0.0.1:{web_port}/events?rate_hz=often", timeout=10)
 
     @pytest.mark.long
-    def test_a_client_that_never_reads_harms_nobody(self, web_port: int) -> None:
+    def test_a_client_that_never_reads_affects_no_other(self, web_port: int) -> None:
         from websockets.sync.client import connect
 
         origin: Any = f"http://127.0.0.1:{web_port}"

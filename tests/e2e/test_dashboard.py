@@ -48,7 +48,7 @@ def preview_bytes(port: int, seconds: float) -> tuple[int, int]:
     return said[0], said[-1]
 
 
-def test_nobody_watches_and_no_picture_leaves(station: tuple[int, Program, str]) -> None:
+def test_no_picture_is_published_without_a_viewer(station: tuple[int, Program, str]) -> None:
     """Neither for a dashboard without a browser, nor for somebody who takes everything; then one comes, and goes."""
     port, _, url = station
     everything = Receiver(f"tcp://127.0.0.1:{port + 1}", (b"",), 1000)

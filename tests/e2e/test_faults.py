@@ -93,7 +93,7 @@ def test_a_hung_worker_does_not_outlive_its_supervisor(port: int) -> None:
         assert again.poll() is None
 
 
-def test_a_supervisor_that_was_stopped_itself_blames_nobody(port: int) -> None:
+def test_a_supervisor_that_was_paused_itself_reports_no_fault(port: int) -> None:
     """Ctrl-Z and a suspended machine look like silence of everybody else."""
     with running(port, "--session", "stopped") as session, Watch(port) as watch:
         before = watch.until(lambda p: bool(p.gates.get("vision")), "a face")

@@ -96,7 +96,7 @@ def test_nonsense_from_workers_is_refused_counted_and_predicts_nothing(
 
 @pytest.mark.assets
 @pytest.mark.timeout(400)
-def test_random_bytes_on_a_port_disturb_nobody(inference: subprocess.Popen[bytes], port: int) -> None:
+def test_random_bytes_on_a_port_affect_no_session(inference: subprocess.Popen[bytes], port: int) -> None:
     """Connections that say nonsense, or nothing, to the port of predictions; then a real worker is listened to."""
     need_asset("face-landmarker")
     chance = random.Random(7)

@@ -283,7 +283,7 @@ def test_a_killed_worker_is_missed_said_to_be_missing_and_comes_back(port: int) 
     assert b"the video process died" in said.replace(b"\n", b" ")
 
 
-def test_a_second_run_on_the_same_ports_says_so(port: int) -> None:
+def test_a_second_run_on_the_same_ports_is_an_error(port: int) -> None:
     with running(port, "--session", "first") as process:
         line = command("run", "--clip", str(SAMPLE), "--asr", "none", "--port", str(port), "--session", "second")
         second = run_program(line)

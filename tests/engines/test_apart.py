@@ -55,7 +55,7 @@ def test_what_cannot_be_compiled_apart_is_an_error(checkpoint: Checkpoint, cache
 
 
 @pytest.mark.parametrize("function", ["mien.engines.nosuch:network", "os:abort"])
-def test_a_process_that_dies_is_no_obstacle(
+def test_an_engine_opens_although_its_process_dies(
     network: Network, cache: Path, function: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

@@ -123,7 +123,7 @@ def test_a_part_that_is_no_dict_is_refused(tmp_path: Path) -> None:
         read_mmsa(path, allow_pickle=True)
 
 
-def test_what_a_file_says_of_itself_cannot_drive_a_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_a_pickles_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     name = b"\x1b[2J\nrun"
     path.write_bytes(b"\x80\x04\x8c\x02os\x8c" + bytes([len(name)]) + name + b"\x93.")

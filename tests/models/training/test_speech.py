@@ -105,7 +105,7 @@ def test_references_are_of_other_clips_of_the_same_speaker(speech: Dataset) -> N
     assert whole.weight == 1.0
 
 
-def test_who_has_said_too_little_has_no_running_reference() -> None:
+def test_too_little_speech_gives_no_running_reference() -> None:
     few = [sample(emotion, 0, "train", 0) for emotion in EMOTIONS]
     speakers = Speakers(few)
     assert speakers.draw(few[0], RUNNING, np.random.default_rng(0)) is None

@@ -27,7 +27,7 @@ def log_of(*statuses: Status) -> GapLog:
     return log
 
 
-def test_a_mask_of_which_nobody_said_why_is_unexplained() -> None:
+def test_a_mask_without_a_reason_is_unexplained() -> None:
     since_s = time.monotonic()
     assert log_of().unexplained(since_s) == ["vision masked for 0.0 s"]
     assert log_of(WELL).unexplained(since_s) == ["vision masked for 0.0 s"]
@@ -66,7 +66,7 @@ def test_an_error_explains_when_it_is_new_and_not_for_ever() -> None:
     assert log.unexplained(since_s) == ["vision masked for 0.0 s"]
 
 
-def test_masks_of_what_nobody_captures_are_on_purpose() -> None:
+def test_masks_of_modalities_that_are_not_captured_are_explained() -> None:
     log = GapLog(())
     since_s = time.monotonic()
     log.add_prediction(MASKED)

@@ -22,14 +22,14 @@ def test_sounds_are_made_from_their_seed_at_several_levels(name: str) -> None:
 
 
 @pytest.mark.assets
-def test_where_nobody_speaks_no_word_is_committed() -> None:
+def test_no_word_is_committed_without_speech() -> None:
     figures = measure_silence(10.0)
     assert list(figures) == list(SOUNDS)
     assert {name: sound["text"] for name, sound in figures.items()} == dict.fromkeys(SOUNDS, "")
 
 
 @pytest.mark.assets
-def test_words_are_counted_where_somebody_speaks() -> None:
+def test_words_are_counted_where_there_is_speech() -> None:
     counted = count_words(spoken("The weather is lovely today."))
     assert counted["words"] == 5
     assert "lovely" in counted["text"]

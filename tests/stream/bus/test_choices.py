@@ -154,7 +154,7 @@ def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) 
 
 
 @pytest.mark.parametrize("changed", [{"control": "none"}, {"fast": True}])
-def test_where_nobody_may_choose_nothing_is_offered(port: int, changed: dict[str, Any]) -> None:
+def test_nothing_is_offered_where_choosing_is_not_allowed(port: int, changed: dict[str, Any]) -> None:
     fast = changed.pop("fast", False)
     set_up = msgspec.structs.replace(config(port, **changed), clip=ClipConfig(fast=fast))
     with (

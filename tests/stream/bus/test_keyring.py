@@ -27,7 +27,7 @@ def test_new_keys_are_a_pair_and_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
-def test_nobody_else_can_read_the_files_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         keyring = Keyring(tmp_path / "keys")
@@ -124,7 +124,7 @@ def test_both_forms_of_a_key_are_one_key() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b'{"public": "short"}', b"\xff" * 10_000, b'{"public": 5}'])
-def test_a_damaged_entry_lets_nobody_in_and_the_others_stay(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_entry_admits_no_key_and_the_others_stay_valid(tmp_path: Path, content: bytes) -> None:
     keyring = Keyring(tmp_path)
     keyring.add("desk", PUBLIC)
     (tmp_path / "peers/broken.json").write_bytes(content)

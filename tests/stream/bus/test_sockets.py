@@ -167,7 +167,7 @@ def test_a_storm_of_subscriptions_does_not_multiply_messages(port: int) -> None:
     publisher.close()
 
 
-def test_a_receiver_gets_over_a_stranger_on_the_port(port: int) -> None:
+def test_a_receiver_reconnects_after_another_program_used_the_port(port: int) -> None:
     """libzmq itself would never connect again to a port on which somebody broke the protocol."""
     receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"",))
     with socket.socket() as stranger:
@@ -245,7 +245,7 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
     publisher.close()
 
 
-def test_receivers_that_were_forgotten_are_in_nobodys_way(port: int) -> None:
+def test_receivers_that_were_not_closed_block_nothing(port: int) -> None:
     """They try to connect all the while: an event that nobody takes would stop every connection of this process."""
     for _ in range(100):
         Receiver(f"tcp://127.0.0.1:{port}", (b"",))  # its place in memory is the next one's
@@ -259,7 +259,7 @@ def test_receivers_that_were_forgotten_are_in_nobodys_way(port: int) -> None:
     publisher.close()
 
 
-def test_a_receiver_closed_while_it_tries_to_connect_is_in_nobodys_way(port: int) -> None:
+def test_closing_a_receiver_while_it_connects_blocks_nothing(port: int) -> None:
     for _ in range(10):
         receivers = [Receiver(f"tcp://127.0.0.1:{port}", (b"",)) for _ in range(10)]
         time.sleep(0.055)  # about now they try again

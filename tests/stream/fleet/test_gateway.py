@@ -74,7 +74,7 @@ def test_pools_change_behind_a_subscriber(gateway: Gateway, pools: list[Publishe
         receiver.close()
 
 
-def test_who_subscribes_late_is_sent_the_last_value(gateway: Gateway, pools: list[Publisher]) -> None:
+def test_late_subscribers_are_sent_the_last_value(gateway: Gateway, pools: list[Publisher]) -> None:
     tell(gateway, 1, pools[0])
     pools[0].send([TOPIC, b"\1", b"kept"])
     receiver = Receiver(gateway.address, (TOPIC,))
@@ -90,7 +90,7 @@ def test_who_subscribes_late_is_sent_the_last_value(gateway: Gateway, pools: lis
         receiver.close()
 
 
-def test_a_gap_is_explained_also_to_who_comes_later(gateway: Gateway) -> None:
+def test_a_gap_is_explained_to_late_subscribers_too(gateway: Gateway) -> None:
     status = Status(
         session="a", worker="inference", run=5, t_ns=time.time_ns(), state="failed", pid=0, last_error="a node is lost"
     )

@@ -41,7 +41,7 @@ def test_exactly_those_are_trusted_that_are_named() -> None:
     assert {name: (to_hex(peer.public), peer.host) for name, peer in peers.items()} == {"node-a": (two, "10.0.0.3")}
 
 
-def test_who_may_subscribe_at_the_gateway_may_not_connect_to_workers() -> None:
+def test_subscribers_of_the_gateway_may_not_connect_to_workers() -> None:
     keys, door = NodeKeys("f"), NodeKeys("f", "gateway")
     assert door.public == keys.public
     door.trust({"wall": Trusted(public())})

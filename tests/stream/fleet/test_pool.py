@@ -116,7 +116,7 @@ def test_sessions_come_and_go_and_runs_are_as_they_are_told(pool: PoolHost, capt
     assert served.p99_ms is not None
 
 
-def test_a_pool_whose_process_dies_says_so(pool: PoolHost) -> None:
+def test_a_pool_reports_that_its_process_died(pool: PoolHost) -> None:
     import os
     import signal
 

@@ -32,7 +32,7 @@ def test_a_person_is_named_beside_the_checkpoint() -> None:
     assert tag_of("cmmsf-1a2b3c4d/onnx-fp32") == ""
 
 
-def test_a_person_who_is_not_there_is_no_silent_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unknown_person_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platformdirs.user_config_path", lambda *_, **__: tmp_path)
     config = load_config(overrides={"person.name": "ada"})
     with pytest.raises(ConfigError, match="mien calibrate ada"):

@@ -13,7 +13,7 @@ def test_a_worker_says_that_its_device_is_lost_and_that_it_is_back() -> None:
     assert faults.reasons() == {}
 
 
-def test_a_process_that_does_not_answer_is_believed_again_when_it_does() -> None:
+def test_a_process_that_responds_again_is_no_longer_masked() -> None:
     faults = Faults()
     faults.note_run("text", run=1)
     faults.note_process("text", "does not answer", dead=False)

@@ -90,7 +90,7 @@ def test_instants_never_go_back() -> None:
     assert schedule.due(at(508)) is None
 
 
-def test_in_full_an_instant_waits_for_everybody_who_has_not_ended() -> None:
+def test_complete_mode_waits_for_every_worker_that_has_not_ended() -> None:
     schedule = CompleteSchedule(["vision", "audio"], max_hz=30)
     schedule.hear(frame(0, 100), 0)
     assert schedule.due({"vision": at(100), "audio": None}) is None

@@ -157,9 +157,7 @@ def test_silence_is_down(station: Station, exporter: Exporter) -> None:
         ("", 421),
     ],
 )
-def test_a_name_that_somebody_else_lets_resolve_to_this_machine_is_refused(
-    exporter: Exporter, host: str, code: int
-) -> None:
+def test_a_foreign_host_name_that_resolves_to_this_machine_is_refused(exporter: Exporter, host: str, code: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
     connection.request("GET", "/metrics", headers={"Host": host})
     answer = connection.getresponse()

@@ -314,7 +314,7 @@ def test_an_unplugged_camera_is_found_again() -> None:
     source.close()
 
 
-def test_a_camera_that_blocks_blocks_nobody_and_is_opened_anew() -> None:
+def test_a_camera_that_blocks_does_not_block_the_reader_and_is_reopened() -> None:
     device, source = camera_that_runs()
     device.unblocked.clear()
     wait_for(source, lambda _: source.state == "degraded", "the watchdog")
