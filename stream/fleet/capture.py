@@ -12,7 +12,7 @@ import msgspec
 from mien.config import BusConfig, Config
 from mien.errors import MienError, SourceError
 from mien.stream.bus.ports import free_ports
-from mien.stream.fleet.node import NodeKeys
+from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import Captured, CaptureOrder, CaptureReport, CaptureTask
 from mien.stream.fleet.plan import SYNTHETIC, RecordingPlan
 from mien.stream.fleet.synthetic import SyntheticCapture
@@ -27,7 +27,7 @@ _MOST_ORDERS = 64
 _LISTENER_S = 30.0
 
 
-class CaptureHost:
+class CaptureHost(Ordered[CaptureOrder]):
     """Captures the sessions that it is told to.
 
     Args:
@@ -36,25 +36,18 @@ class CaptureHost:
     """
 
     def __init__(self, fleet: str, host: str, *, guarded: bool, recording: RecordingPlan, gateway: str = "") -> None:
-        self._keys = NodeKeys(fleet)
+        super().__init__(NodeKeys(fleet), CaptureOrder)
         self._host, self._guarded = host, guarded
         self._recording, self._gateway = recording, gateway
-        self._version = -1
         self._running: dict[str, _Run] = {}
         self._synthetic = SyntheticCapture()
-        self._lock = threading.Lock()
 
-    def sync(self, order: bytes) -> bytes:
-        """Make what runs what is wanted; says how it is. Starting and ending go on behind."""
-        wanted = msgspec.json.decode(order, type=CaptureOrder)
-        with self._lock:
-            if wanted.trusted is not None:
-                self._keys.trust(wanted.trusted)
-            if wanted.tasks is not None:
-                self._version = wanted.version
-                self._match({task.config.session: task for task in wanted.tasks})
-            sessions = {name: run.report() for name, run in self._running.items()} | self._synthetic.report()
-            return msgspec.json.encode(CaptureReport(self._version, self._keys.public, sessions))
+    def _apply(self, wanted: CaptureOrder) -> CaptureReport:
+        if wanted.tasks is not None:
+            self._version = wanted.version
+            self._match({task.config.session: task for task in wanted.tasks})
+        sessions = {name: run.report() for name, run in self._running.items()} | self._synthetic.report()
+        return CaptureReport(self._version, self._keys.public, sessions)
 
     def close(self) -> None:
         """End all."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import threading
 
-import msgspec
 import zmq
 
 from mien.config import BusConfig
@@ -18,7 +17,7 @@ from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_status
-from mien.stream.fleet.node import NodeKeys
+from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import GatewayOrder, GatewayReport
 
 _QUEUED = 100_000  # messages, of all sessions
@@ -26,7 +25,7 @@ _TICK_S = 0.05
 _GATEWAYS = itertools.count()
 
 
-class Gateway:
+class Gateway(Ordered[GatewayOrder]):
     """Forwards what pools publish, and says why a session is silent.
 
     Args:
@@ -38,14 +37,13 @@ class Gateway:
     """
 
     def __init__(self, fleet: str, bus: BusConfig, *, guarded: bool) -> None:
-        self._keys = NodeKeys(fleet, "gateway")
+        super().__init__(NodeKeys(fleet, "gateway"), GatewayOrder)
         self._folder = self._keys.folder if guarded else ""
         number = next(_GATEWAYS)
         self._gaps = Publisher(f"inproc://fleet-gaps-{number}", BusConfig())
         self._told: dict[str, bytes] = {}
         self._wanted: frozenset[str] = frozenset()
         self._pools: frozenset[str] = frozenset()
-        self._version = -1
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._front: zmq.Socket[bytes] = context.socket(zmq.XPUB)
         self._back: zmq.Socket[bytes] = context.socket(zmq.XSUB)
@@ -60,7 +58,6 @@ class Gateway:
         self._back.connect(self._gaps.endpoint)
         self._ordered.bind(f"inproc://fleet-orders-{number}")
         self._orders.connect(f"inproc://fleet-orders-{number}")
-        self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopping = threading.Event()
         self._threads = [
@@ -75,20 +72,15 @@ class Gateway:
         """Where it serves."""
         return self._address
 
-    def sync(self, order: bytes) -> bytes:
-        """Make what is forwarded what is wanted; returns once it is."""
-        wanted = msgspec.json.decode(order, type=GatewayOrder)
-        with self._lock:
-            if wanted.trusted is not None:
-                self._keys.trust(wanted.trusted)
-            if wanted.pools is not None:
-                self._version = wanted.version
-                self._wanted = frozenset(wanted.pools)
-                self._orders.send(b"TERMINATE")
-                self._changed.wait_for(lambda: self._pools == self._wanted, 2.0)
-            if wanted.gaps is not None:
-                self._tell({name: encode_status(status)[2] for name, status in wanted.gaps.items()}, wanted)
-            return msgspec.json.encode(GatewayReport(self._version, self._keys.public, self.address, len(self._pools)))
+    def _apply(self, wanted: GatewayOrder) -> GatewayReport:
+        if wanted.pools is not None:
+            self._version = wanted.version
+            self._wanted = frozenset(wanted.pools)
+            self._orders.send(b"TERMINATE")
+            self._changed.wait_for(lambda: self._pools == self._wanted, 2.0)
+        if wanted.gaps is not None:
+            self._tell({name: encode_status(status)[2] for name, status in wanted.gaps.items()}, wanted)
+        return GatewayReport(self._version, self._keys.public, self.address, len(self._pools))
 
     def close(self) -> None:
         """Serve no longer."""

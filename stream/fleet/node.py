@@ -1,17 +1,23 @@
-"""What the actors of a fleet share on one machine: its folder and its keys."""
+"""What the actors of a fleet share: how they take orders, and on one machine its folder and its keys."""
 
 from __future__ import annotations
 
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
 
+import msgspec
 import platformdirs
 
 from mien.errors import KeysError
 from mien.files import write_file
 from mien.stream.bus.keyring import Keyring, parse_public, to_hex
-from mien.stream.fleet.orders import Trusted
+from mien.stream.fleet.orders import CaptureOrder, GatewayOrder, PoolOrder, Trusted
+
+OrderT = TypeVar("OrderT", CaptureOrder, PoolOrder, GatewayOrder)
 
 
 def state_folder(fleet: str) -> Path:
@@ -60,3 +66,28 @@ class NodeKeys:
                 if before is not None and before.public != parse_public(peer.key):
                     self._keyring.revoke(name)
                 self._keyring.add(name, peer.key, peer.host)
+
+
+class Ordered(ABC, Generic[OrderT]):
+    """An actor that the directory tells what to do.
+
+    Args:
+        keys: of the machine. kind: of its orders.
+    """
+
+    def __init__(self, keys: NodeKeys, kind: type[OrderT]) -> None:
+        self._keys, self._kind = keys, kind
+        self._version = -1  # of the last order that changed what is to be done
+        self._lock = threading.Lock()
+
+    def sync(self, order: bytes) -> bytes:
+        """Take an order in, and answer how things are. What takes longer is done in the background."""
+        wanted = msgspec.json.decode(order, type=self._kind)
+        with self._lock:
+            if wanted.trusted is not None:
+                self._keys.trust(wanted.trusted)
+            return msgspec.json.encode(self._apply(wanted))
+
+    @abstractmethod
+    def _apply(self, wanted: OrderT) -> msgspec.Struct:
+        """Do what is wanted, with the lock held; the report."""

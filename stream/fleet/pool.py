@@ -17,7 +17,7 @@ from mien.errors import WireError
 from mien.messages import Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
-from mien.stream.fleet.node import NodeKeys
+from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import PoolOrder, PoolReport, Served
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Order
@@ -28,7 +28,7 @@ _POLL_MS = 100
 _AGAIN_S = 2.0  # before a session that was refused is tried again
 
 
-class PoolHost:
+class PoolHost(Ordered[PoolOrder]):
     """Runs `mien infer` with room for sessions, and lets it serve those that it is told to.
 
     Args:
@@ -37,7 +37,7 @@ class PoolHost:
     """
 
     def __init__(self, fleet: str, name: str, host: str, base: bytes, room: int, *, guarded: bool) -> None:
-        self._keys = NodeKeys(fleet)
+        super().__init__(NodeKeys(fleet), PoolOrder)
         keys = self._keys.folder if guarded else ""
         config = msgspec.json.decode(base, type=Config)
         bus = BusConfig(host=host, keys=keys, high_water_mark=config.bus.high_water_mark)
@@ -48,33 +48,26 @@ class PoolHost:
         # On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
-        self._version = -1
         self._wanted: dict[str, Assignment] = {}
         self._told: dict[str, Assignment] = {}
         self._refused: dict[str, tuple[int, str, float]] = {}  # run, why, and when to try again
         self._statuses: dict[str, Status] = {}
         self._endpoint = self._model = self._error = ""
         self._dead = False
-        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pool", daemon=True)
         self._thread.start()
 
-    def sync(self, order: bytes) -> bytes:
-        """Make what is served what is wanted; says how it is."""
-        wanted = msgspec.json.decode(order, type=PoolOrder)
-        with self._lock:
-            if wanted.trusted is not None:
-                self._keys.trust(wanted.trusted)
-            if wanted.assignments is not None:
-                self._version = wanted.version
-                self._wanted = {each.config.session: each for each in wanted.assignments}
-            self._match()
-            if self._child.ready:
-                for each in wanted.orders:
-                    if each.session in self._told:
-                        self._child.tell({"order": each})
-            return msgspec.json.encode(self._report())
+    def _apply(self, wanted: PoolOrder) -> PoolReport:
+        if wanted.assignments is not None:
+            self._version = wanted.version
+            self._wanted = {each.config.session: each for each in wanted.assignments}
+        self._match()
+        if self._child.ready:
+            for each in wanted.orders:
+                if each.session in self._told:
+                    self._child.tell({"order": each})
+        return self._report()
 
     def process(self) -> int:
         """The process that predicts."""
