@@ -108,13 +108,15 @@ def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Flo
 
 def telephone(samples: Float32) -> Float32:
     """A telephone line: 300 to 3400 Hz, eight bits a sample in the mu-law of ITU-T G.711."""
+    import librosa  # here, because it takes a second to load
+
     if len(samples) == 0:
         return samples
     spectrum = np.fft.rfft(samples)
     hz = np.linspace(0.0, SAMPLE_RATE / 2, len(spectrum))
     narrow = np.clip(np.fft.irfft(spectrum * ((hz > 300.0) & (hz < 3400.0)), len(samples)), -1.0, 1.0)
-    coded = np.round(np.sign(narrow) * np.log1p(255.0 * np.abs(narrow)) / np.log(256.0) * 127.0) / 127.0
-    heard: Float32 = (np.sign(coded) * (256.0 ** np.abs(coded) - 1.0) / 255.0).astype(np.float32)
+    coded = np.round(librosa.mu_compress(narrow, mu=255, quantize=False) * 127.0) / 127.0
+    heard: Float32 = librosa.mu_expand(coded, mu=255, quantize=False).astype(np.float32)
     return heard
 
 

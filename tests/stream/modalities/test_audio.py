@@ -34,6 +34,7 @@ from mien.stream.modalities.audio import (
 from mien.stream.modalities.base import Rows
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import SAMPLE_RATE
+from mien.stream.speech.pitch import F0_MAX_HZ, F0_MIN_HZ, SPAN, THRESHOLD, yin
 from mien.stream.speech.voice_activity import HANGOVER, OFF, ON, Hangover
 from tests.stream.sounds import spoken, tone, write_wav
 
@@ -140,6 +141,30 @@ def test_log_mel_is_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
     assert np.allclose(np.exp(rows[:, :N_MELS]), expected + 1e-10, rtol=1e-3, atol=1e-8)
     loud = expected > 1e-6
     assert np.abs(rows[:, :N_MELS] - np.log(expected + 1e-10))[loud].max() < 1e-3
+
+
+def test_pitch_is_librosas() -> None:
+    """Of a voice that glides over two octaves, with overtones and a little noise."""
+    hz = np.geomspace(90.0, 360.0, 4 * SAMPLE_RATE)
+    phase = 2 * np.pi * np.cumsum(hz) / SAMPLE_RATE
+    voice = sum(np.sin(number * phase) / number for number in range(1, 6))
+    sound = (0.1 * voice + 0.002 * np.random.default_rng(0).standard_normal(len(hz))).astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(sound, SPAN)[::HOP]
+    expected = librosa.yin(
+        sound, fmin=F0_MIN_HZ, fmax=F0_MAX_HZ, sr=SAMPLE_RATE, frame_length=SPAN, hop_length=HOP,
+        trough_threshold=THRESHOLD, center=False,
+    )  # fmt: skip
+    octaves = np.abs(np.log2(yin(frames)[0] / expected[: len(frames)]))
+    assert np.median(octaves) < 0.005
+    assert np.mean(octaves < 0.02) > 0.98
+
+
+def test_zero_crossings_are_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
+    rows = extractor.extract(noisy).values
+    padded = np.concatenate([np.zeros(96, np.float32), noisy, np.zeros(512, np.float32)])
+    shares = librosa.feature.zero_crossing_rate(padded, frame_length=512, hop_length=HOP, center=False, zero_pos=False)
+    # librosa counts the first sample of a frame as a pair, too.
+    np.testing.assert_allclose(rows[:, ZCR], shares[0, : len(rows)] * 512 / 511, atol=2 / 511)
 
 
 @pytest.mark.parametrize("hz", [65.0, 110.0, 220.0, 440.0, 590.0])
