@@ -34,7 +34,7 @@ Span = tuple[int, int, int]
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
 MODALITIES = ("text", "audio", "vision")
 
-# Why there are no words that count, although somebody speaks.
+# Why there are no words that count, although there is speech.
 NOT_UNDERSTOOD = "speech not understood: unclear, or another language"
 
 

@@ -178,7 +178,7 @@ def _asr(recording: Recording) -> dict[str, Any] | None:
     if text is None:
         return None
     lags: list[float] = []
-    # What the first prediction shows was committed before anybody measured.
+    # What the first prediction shows was committed before the measurement.
     seen = {(word.text, word.t_end_ns) for word in recording.predictions[0].words} if recording.predictions else set()
     for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True):
         for word in prediction.words:

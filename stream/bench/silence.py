@@ -1,4 +1,4 @@
-"""Words where nobody speaks: sounds made by a formula, through the text worker, and the words that it commits to.
+"""Words recognised without speech: sounds made by a formula, through the text worker, and the words that it commits to.
 
 All sounds are synthesised from a seed: (n,) float32, mono, 16 kHz. Their level changes as they go on, from hardly
 audible to loud, as no recogniser is wrong at one level only.

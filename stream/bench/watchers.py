@@ -1,4 +1,4 @@
-"""What watching costs: one session, and nobody, one and five watchers of its dashboard who take turns."""
+"""What viewers cost: one session with no, one and five viewers of its dashboard, in turns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READY_S = 60.0
 
 
 def measure_watchers(session: Session, seconds: float, rounds: int, stopping: threading.Event) -> dict[str, Any]:
-    """Latency, rate, and bytes of previews with nobody, one and five watching.
+    """Latency, rate, and bytes of previews with no, one and five viewers.
 
     Watchers take what a browser would and draw nothing: what drawing costs is the browser's machine's. The cases take
     turns in random order, so that what else the machine does meets all of them alike.

@@ -1,6 +1,6 @@
 """How far the clock of another host is from ours: the exchange of NTP (RFC 5905, section 8), over the bus.
 
-Inference asks by subscribing to a topic that nobody else has, `clock/<session>/<nonce>`; the publisher answers on it
+Inference asks by subscribing to a topic of its own, `clock/<session>/<nonce>`; the publisher answers on it
 with the time at which it saw the question and the time at which it answered. So it needs no port of its own, and
 only those who may subscribe may ask.
 """

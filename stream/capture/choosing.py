@@ -1,4 +1,4 @@
-"""A capture worker's choices: offers the sources and faces there are, and does what somebody chose among them."""
+"""A capture worker's choices: offers the sources and faces there are, and applies a choice among them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Choosing:
         config: the session's. modality: what captures.
 
     Attributes:
-        refused: choices that were malformed, for somebody else, or not allowed.
+        refused: choices that were malformed, for another worker, or not allowed.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ class Waiting(Generic[T]):
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """The worker is gone: nobody waits for it any more."""
+        """The worker has ended: nothing waits for it any more."""
         with self._changed:
             self._left = True
             self._items.clear()

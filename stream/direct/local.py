@@ -81,7 +81,7 @@ class LocalSession:
         return self._predict(Trigger(t_end_ns))
 
     def settle(self, newest_ns: int) -> None:
-        """Let go of instants that nobody asks for any more, so that no rows wait for them."""
+        """Discard instants that will not be asked for, so that no rows wait for them."""
         self._mode.pass_over(newest_ns - LOOK_BACK_NS)
 
     def _predict(self, trigger: Trigger) -> Prediction:

@@ -200,7 +200,7 @@ class Recognizer(Closing):
         Args:
             inputs: frames and sound, about in the order of their times; after them all is over. Without, they are
                 given by `frame` and `sound` from other threads, until `finish`. Within the event loop's own thread
-                these can wait for ever, as nobody takes the predictions then: use `inputs`.
+                these can wait for ever, as no prediction is taken then: use `inputs`.
 
         Raises:
             InputError: an input cannot be used.

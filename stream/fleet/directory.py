@@ -295,7 +295,7 @@ class Directory(Placement):
                 issued = self._roster.resume_pool(member, pool)
             link.version = link.version_there = version
             self._last_number = max(self._last_number, issued)
-            # Known before anybody is told whom to trust: who is left out would be disconnected.
+            # Before any trust is sent: an actor that is left out would be disconnected.
             self._trust(member, key)
         for held in self._roster.sessions.values() if self._links else ():
             if not held.pool:

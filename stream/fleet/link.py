@@ -92,7 +92,7 @@ class ActorLink:
         return answer
 
     def end(self, ray: Any) -> None:
-        """Let the actor end what it does, and end it; behind, so that nobody waits."""
+        """End the actor in order; in the background, so that nothing waits."""
         threading.Thread(target=self._end, args=(ray,), name="farewell", daemon=True).start()
 
     def _end(self, ray: Any) -> None:

@@ -115,7 +115,7 @@ class PoolReport(msgspec.Struct, frozen=True):
 
 
 class GatewayOrder(msgspec.Struct, frozen=True):
-    """What to forward, and statuses of sessions that nobody predicts at the moment.
+    """What to forward, and statuses of sessions that no pool predicts at the moment.
 
     Attributes:
         pools: endpoints. gaps: per session, the status that says why it is silent.

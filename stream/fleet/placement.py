@@ -130,7 +130,7 @@ class Placement:
             self._links[pool.name].dirty = True
 
     def _empty(self, node: Node) -> None:
-        """Take from a drained node what can be elsewhere, once somebody there is ready for it."""
+        """Move sessions off a drained node, once a member elsewhere is ready for them."""
         why = f"the node {node.labels['host']} is drained"
         for member in [m for m in self._roster.members.values() if m.node == node.id]:
             member.leaving = True

@@ -138,7 +138,7 @@ class Roster:
         return node.gpus - sum(member.gpus for member in self.members.values() if member.node == node.id)
 
     def choose_capture(self, held: Held) -> Member | tuple[Node, int] | str:
-        """Who is to capture a session: a member, or a new one on a node with room for so many; or why nobody can."""
+        """What captures a session: a member, or a new one on a node with room for so many; or why none can."""
         plan, place = self.plan.capture, held.planned.place
         fitting = [node for node in self.nodes.values() if node.fits(place)]
         if not fitting:

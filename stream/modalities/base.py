@@ -42,7 +42,7 @@ class Faces:
 
     Attributes:
         boxes: left, top, right and bottom of each as fractions of the picture, from left to right.
-        following: the largest, or one that somebody chose.
+        following: the largest, or one that was chosen.
     """
 
     boxes: tuple[tuple[float, float, float, float], ...]

@@ -18,7 +18,7 @@ class Hearing(Modality):
         self._clock = clock
         self._source: AudioSource | None = None
         self._start_ns = 0
-        self._chosen = False  # whether the source is one that somebody chose while it runs
+        self._chosen = False  # whether the source was chosen while it runs
 
     @property
     def used(self) -> str:

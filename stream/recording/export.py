@@ -14,7 +14,7 @@ import msgspec
 from mien.messages import EMOTIONS
 from mien.stream.recording.table import SpokenWord, Table, summarise
 
-_PAUSE_S = 0.8  # a subtitle ends where nobody speaks for so long,
+_PAUSE_S = 0.8  # a subtitle ends after a pause of this length,
 _LONGEST_S = 5.0  # when it has been there for so long,
 _LONGEST_CHARS = 74  # or when it is full: two lines
 _MILD = 0.3  # sentiments nearer to zero than this are neither

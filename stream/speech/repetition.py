@@ -1,6 +1,6 @@
 """Passages that follow themselves: a person who says them again, or a decoder that hears nothing more.
 
-Text alone does not tell the two apart; the sound does. Where somebody speaks, each saying takes a voice of its own.
+Text alone does not tell the two apart; the sound does. In speech, each repetition has its own stretch of voice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Voice activity: is somebody speaking?"""
+"""Voice activity detection."""
 
 from __future__ import annotations
 

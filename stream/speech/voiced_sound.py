@@ -1,4 +1,4 @@
-"""The sound that a recogniser keeps, and where in it somebody speaks.
+"""The sound that a recogniser keeps, and where in it there is speech.
 
 Positions are seconds since the stream began. The sound is cut at whole frames of the voice detector only.
 """

@@ -114,7 +114,7 @@ def run_bridges(seconds: float) -> dict[str, Any]:
 
 
 def run_silence(seconds: float, asr: str | None) -> dict[str, Any]:
-    """`mien bench silence`: words where nobody speaks."""
+    """`mien bench silence`: words that are recognised without speech."""
     from mien.stream.bench.silence import measure_silence
 
     console = make_console(stderr=True)
