@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import defaultdict
@@ -38,7 +39,8 @@ def measure_watchers(session: Session, seconds: float, rounds: int, stopping: th
     Raises:
         MienError: a process could not start.
     """
-    session = _with_any_port(session)
+    config = msgspec.structs.replace(session.config, dashboard=DashboardConfig(port=0))
+    session = dataclasses.replace(session, config=config)
     supervisor, dashboard = Supervisor(session), None
     turns = Turns(list(CASES))
     latency_ms: dict[str, list[float]] = defaultdict(list)
@@ -84,11 +86,6 @@ def measure_watchers(session: Session, seconds: float, rounds: int, stopping: th
         "answers": dict(answers),
         "dashboard_memory_mb": memory_mb,
     }
-
-
-def _with_any_port(session: Session) -> Session:
-    config = msgspec.structs.replace(session.config, dashboard=DashboardConfig(port=0))
-    return type(session)(**{name: getattr(session, name) for name in session.__dataclass_fields__} | {"config": config})
 
 
 def _await_page(
