@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 from mien.clock import NS_PER_S
 from mien.messages import Prediction, Status
@@ -38,13 +37,6 @@ class Counts:
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in asdict(self).items())
-
-
-class Outlet(Protocol):
-    """The other side of a bridge. `send` must not block; what it cannot pass on it drops and counts."""
-
-    def send(self, event: Event) -> None:
-        """Pass on a prediction, or a status that changed."""
 
 
 class Feed:
@@ -88,8 +80,12 @@ class Feed:
                 self.counts.thinned += 1
         return events
 
-    def run(self, outlet: Outlet, is_stopping: Callable[[], bool]) -> None:
-        """Forward everything until told to stop, which is looked at ten times a second."""
+    def run(self, send: Callable[[Event], object], is_stopping: Callable[[], bool]) -> None:
+        """Forward everything until told to stop, which is looked at ten times a second.
+
+        Args:
+            send: must not block; what it cannot pass on it drops and counts.
+        """
         heard_s, is_silent = time.monotonic(), False
         while not is_stopping():
             events = self.wait(0.1)
@@ -99,7 +95,7 @@ class Feed:
                 is_silent = True
                 log.warning("nothing received from %s; is `mien run` up, and on that port? Waiting", self.endpoint)
             for event in events:
-                outlet.send(event)
+                send(event)
 
     def close(self) -> None:
         """Disconnect from the bus."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,34 +22,6 @@ from mien.stream.fleet.roster import About, Kind, Node
 _ANSWER_S = 3.0
 
 
-class _Described:
-    """An actor that knows what it was made with."""
-
-    def __init__(self, about: bytes, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._about = about
-
-    def describe(self) -> bytes:
-        """Its `About`."""
-        return self._about
-
-    def processes(self) -> list[int]:
-        """Of this actor."""
-        return [os.getpid()]
-
-
-class CaptureActor(_Described, CaptureHost):
-    """A capture host, on the node that it was placed on."""
-
-
-class PoolActor(_Described, PoolHost):
-    """A pool, on the node that it was placed on."""
-
-    def processes(self) -> list[int]:
-        """Of this actor, and of inference."""
-        return [os.getpid(), self.process()]
-
-
 class GatewayActor(Gateway):
     """The gateway, at an address of the node that it was placed on."""
 
@@ -62,10 +33,6 @@ class GatewayActor(Gateway):
         served = super().address
         host, port = host_of(served), served.rpartition(":")[2]
         return f"tcp://{ray.util.get_node_ip_address()}:{port}" if host in ("0.0.0.0", "::", "*") else served
-
-    def processes(self) -> list[int]:
-        """Of this actor."""
-        return [os.getpid()]
 
 
 class Actors:
@@ -85,7 +52,7 @@ class Actors:
         cpus = plan.capture.cpus * room if kind == "capture" else plan.pools.cpus
         gpus = plan.pools.gpus if kind == "pool" else 0.0
         about = About(name, kind, node.id, room, cpus, gpus)
-        made = self._ray.remote(CaptureActor if kind == "capture" else PoolActor).options(
+        made = self._ray.remote(CaptureHost if kind == "capture" else PoolHost).options(
             name=name,
             namespace=self._namespace,
             lifetime="detached",
@@ -98,11 +65,11 @@ class Actors:
         said = msgspec.json.encode(about)
         if kind == "capture":
             handle = made.remote(
-                said, plan.fleet, host, guarded=self._guarded, recording=plan.recording, gateway=gateway
+                plan.fleet, host, guarded=self._guarded, recording=plan.recording, gateway=gateway, about=said
             )
         else:
             base = msgspec.json.encode(plan.base)
-            handle = made.remote(said, plan.fleet, name, host, base, room, guarded=self._guarded)
+            handle = made.remote(plan.fleet, name, host, base, room, guarded=self._guarded, about=said)
         return about, handle
 
     def gateway(self, nodes: list[Node]) -> Any:

@@ -35,8 +35,17 @@ class CaptureHost(Ordered[CaptureOrder]):
         recording: what is kept, and where. gateway: where predictions are heard, for a recorder.
     """
 
-    def __init__(self, fleet: str, host: str, *, guarded: bool, recording: RecordingPlan, gateway: str = "") -> None:
-        super().__init__(NodeKeys(fleet), CaptureOrder)
+    def __init__(
+        self,
+        fleet: str,
+        host: str,
+        *,
+        guarded: bool,
+        recording: RecordingPlan,
+        gateway: str = "",
+        about: bytes = b"",
+    ) -> None:
+        super().__init__(NodeKeys(fleet), CaptureOrder, about)
         self._host, self._guarded = host, guarded
         self._recording, self._gateway = recording, gateway
         self._running: dict[str, _Run] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -72,13 +73,21 @@ class Ordered(ABC, Generic[OrderT]):
     """An actor that the directory tells what to do.
 
     Args:
-        keys: of the machine. kind: of its orders.
+        keys: of the machine. kind: of its orders. about: what it was made with, for a directory that starts anew.
     """
 
-    def __init__(self, keys: NodeKeys, kind: type[OrderT]) -> None:
-        self._keys, self._kind = keys, kind
+    def __init__(self, keys: NodeKeys, kind: type[OrderT], about: bytes = b"") -> None:
+        self._keys, self._kind, self._about = keys, kind, about
         self._version = -1  # of the last order that changed what is to be done
         self._lock = threading.Lock()
+
+    def describe(self) -> bytes:
+        """What it was made with."""
+        return self._about
+
+    def processes(self) -> list[int]:
+        """Ids of the processes that it runs in and looks after."""
+        return [os.getpid()]
 
     def sync(self, order: bytes) -> bytes:
         """Take an order in, and answer how things are. What takes longer is done in the background."""

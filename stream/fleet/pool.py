@@ -36,8 +36,10 @@ class PoolHost(Ordered[PoolOrder]):
         room: how many sessions it holds.
     """
 
-    def __init__(self, fleet: str, name: str, host: str, base: bytes, room: int, *, guarded: bool) -> None:
-        super().__init__(NodeKeys(fleet), PoolOrder)
+    def __init__(
+        self, fleet: str, name: str, host: str, base: bytes, room: int, *, guarded: bool, about: bytes = b""
+    ) -> None:
+        super().__init__(NodeKeys(fleet), PoolOrder, about)
         keys = self._keys.folder if guarded else ""
         config = msgspec.json.decode(base, type=Config)
         bus = BusConfig(host=host, keys=keys, high_water_mark=config.bus.high_water_mark)
@@ -69,9 +71,9 @@ class PoolHost(Ordered[PoolOrder]):
                     self._child.tell({"order": each})
         return self._report()
 
-    def process(self) -> int:
-        """The process that predicts."""
-        return self._child.process.pid
+    def processes(self) -> list[int]:
+        """This one, and the one that predicts."""
+        return [*super().processes(), self._child.process.pid]
 
     def close(self) -> None:
         """End the process; one that does not end by itself is killed."""

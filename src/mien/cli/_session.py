@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
@@ -51,12 +50,7 @@ class RecordingChoice:
         return RecorderProcess(self.path, config.bus, config.session, video=self.video, audio=self.audio)
 
 
-class Output(Enum):
-    """How predictions are shown."""
-
-    VIEW = "view"
-    LINES = "lines"
-    JSON = "json"
+Output = Literal["view", "lines", "json"]  # how predictions are shown
 
 
 def run_session(
@@ -159,9 +153,7 @@ class _Show:
         self._summary = summary
         self._last: Prediction | None = None
         self._heard_s = self._drawn_s = time.monotonic()
-        self._live = (
-            Live(console=make_console(), auto_refresh=False, transient=False) if output is Output.VIEW else None
-        )
+        self._live = Live(console=make_console(), auto_refresh=False, transient=False) if output == "view" else None
 
     def __enter__(self) -> _Show:
         if self._live is not None:
@@ -176,14 +168,14 @@ class _Show:
     def add(self, prediction: Prediction) -> None:
         """Take in a prediction; JSON lines are written at once."""
         self._last, self._heard_s = prediction, time.monotonic()
-        if self._output is Output.JSON:
+        if self._output == "json":
             sys.stdout.buffer.write(msgspec.json.encode(prediction) + b"\n")
             sys.stdout.buffer.flush()
 
     def refresh(self) -> None:
         """Draw, if it is time to."""
         now_s = time.monotonic()
-        interval_s = 1.0 if self._output is Output.LINES else _FRAME_S
+        interval_s = 1.0 if self._output == "lines" else _FRAME_S
         if now_s - self._drawn_s < interval_s:
             return
         self._drawn_s = now_s
@@ -203,7 +195,7 @@ class _Show:
                 ),
                 refresh=True,
             )
-        elif self._output is Output.LINES and self._last is not None:
+        elif self._output == "lines" and self._last is not None:
             print(_view.line(self._last), flush=True)
 
 

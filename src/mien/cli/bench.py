@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,24 +12,10 @@ from mien.cli import _options as options
 STDOUT = Path("-")
 
 
-class Kind(StrEnum):
-    """What is measured."""
-
-    ENGINES = "engines"
-    SINGLE = "single"
-    PACED = "paced"
-    MULTI = "multi"
-    SOAK = "soak"
-    BUS = "bus"
-    WATCHERS = "watchers"
-    CHAOS = "chaos"
-    FLOOD = "flood"
-    SUBSCRIBERS = "subscribers"
-    BRIDGES = "bridges"
-    SILENCE = "silence"
-    COMPARE = "compare"
-
-
+Kind = Literal[
+    "engines", "single", "paced", "multi", "soak", "bus", "watchers", "chaos", "flood", "subscribers", "bridges",
+    "silence", "compare",
+]  # fmt: skip
 _HELP = """What to measure.
 
 engines: all of them side by side. single: one stream, as fast as possible. paced: the whole session at the pace of a
@@ -43,7 +28,7 @@ reports with their spread."""
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help=_HELP)] = Kind.PACED,
+    kind: Annotated[Kind, typer.Argument(help=_HELP)] = "paced",
     operands: Annotated[list[str] | None, typer.Argument(help="soak: minutes. compare: two reports.")] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="How long to measure, warm-up left out.")] = None,
     clip: Annotated[Path | None, typer.Option(help="paced, soak: what plays; the built-in sample by default.")] = None,
@@ -76,13 +61,13 @@ def command(
     from mien.files import check_target, write_file
 
     given = operands or []
-    wanted = {Kind.SOAK: 1, Kind.COMPARE: 2}.get(kind, 0)
+    wanted = {"soak": 1, "compare": 2}.get(kind, 0)
     if len(given) != wanted:
-        raise ConfigError(f"mien bench {kind.value} takes {wanted} operands, not {len(given)}; see mien bench --help")
-    if kind is Kind.COMPARE:
+        raise ConfigError(f"mien bench {kind} takes {wanted} operands, not {len(given)}; see mien bench --help")
+    if kind == "compare":
         _figures.show_comparison(*(_bench.read_report(Path(path)) for path in given))
         return
-    if plot_path is not None and kind not in (Kind.PACED, Kind.SOAK):
+    if plot_path is not None and kind not in ("paced", "soak"):
         raise ConfigError("--plot draws a session: use it with paced or soak")
 
     for path in (json_path, plot_path):
@@ -90,28 +75,26 @@ def command(
             check_target(path)  # before the minutes that it takes
 
     runs: dict[Kind, Callable[[], dict[str, Any]]] = {
-        Kind.ENGINES: lambda: _bench.run_engines(checkpoint, seconds or 20.0),
-        Kind.SINGLE: lambda: _bench.run_single(checkpoint, engine, seconds or 10.0),
-        Kind.MULTI: lambda: (
+        "engines": lambda: _bench.run_engines(checkpoint, seconds or 20.0),
+        "single": lambda: _bench.run_single(checkpoint, engine, seconds or 10.0),
+        "multi": lambda: (
             _bench.run_multi_in_process(checkpoint, engine, streams, seconds or 5.0, profile=profile)
             if in_process or profile
             else _bench.run_multi(checkpoint, engine, streams, seconds or 5.0, processes, python)
         ),
-        Kind.WATCHERS: lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
-        Kind.BUS: lambda: _bench.run_bus(seconds or 6.0),
-        Kind.BRIDGES: lambda: _bench.run_bridges(seconds or 10.0),
-        Kind.SILENCE: lambda: _bench.run_silence(seconds or 600.0, asr),
-        Kind.CHAOS: lambda: _drills.run_chaos(clip, asr, minutes, every),
-        Kind.FLOOD: lambda: _drills.run_flood(seconds or 30.0, engine, checkpoint),
-        Kind.SUBSCRIBERS: lambda: _drills.run_subscribers(seconds or 30.0, engine, checkpoint),
-        Kind.PACED: lambda: _bench.run_session(
-            clip, asr, engine, checkpoint, seconds or 30.0, fps, plot_path, soak=False
-        ),
-        Kind.SOAK: lambda: _bench.run_session(
+        "watchers": lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
+        "bus": lambda: _bench.run_bus(seconds or 6.0),
+        "bridges": lambda: _bench.run_bridges(seconds or 10.0),
+        "silence": lambda: _bench.run_silence(seconds or 600.0, asr),
+        "chaos": lambda: _drills.run_chaos(clip, asr, minutes, every),
+        "flood": lambda: _drills.run_flood(seconds or 30.0, engine, checkpoint),
+        "subscribers": lambda: _drills.run_subscribers(seconds or 30.0, engine, checkpoint),
+        "paced": lambda: _bench.run_session(clip, asr, engine, checkpoint, seconds or 30.0, fps, plot_path, soak=False),
+        "soak": lambda: _bench.run_session(
             clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, fps, plot_path, soak=True
         ),
     }
-    report = _bench.with_surroundings(kind.value, runs[kind])
+    report = _bench.with_surroundings(kind, runs[kind])
     _figures.show(report, make_console(stderr=json_path == STDOUT))
     if json_path is not None:
         text = json.dumps(report, indent=2) + "\n"

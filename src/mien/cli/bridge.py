@@ -121,7 +121,7 @@ def osc(
         outlet = OscOutlet(*_host_and_port(to, 9000), feed.counts)
         typer.echo(f"OSC to {to}; Ctrl-C ends", err=True)
         try:
-            feed.run(outlet, is_stopping)
+            feed.run(outlet.send, is_stopping)
         finally:
             outlet.close()
 
@@ -137,7 +137,7 @@ def lsl() -> Bridge:
         outlet = LslOutlet(feed.endpoint, feed.counts, feed.keys)
         typer.echo("LSL streams mien-prediction and mien-marker; Ctrl-C ends", err=True)
         try:
-            feed.run(outlet, is_stopping)
+            feed.run(outlet.send, is_stopping)
         finally:
             outlet.close()
 
@@ -192,7 +192,7 @@ def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
     @contextlib.asynccontextmanager
     async def reading() -> AsyncIterator[None]:
         ended = False
-        task = asyncio.create_task(asyncio.to_thread(feed.run, outlet, lambda: ended or is_stopping()))
+        task = asyncio.create_task(asyncio.to_thread(feed.run, outlet.send, lambda: ended or is_stopping()))
         try:
             yield
         finally:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mien.cli import _options as options
 
-
-class Worker(StrEnum):
-    """Capture workers."""
-
-    video = "video"
-    audio = "audio"
-    text = "text"
+Worker = Literal["video", "audio", "text"]
 
 
 def command(
@@ -33,11 +26,11 @@ def command(
     from mien.stream.processes.control import run_alone, run_supervised
 
     if supervised:
-        run_supervised(lambda control: capture(worker.value, control))
+        run_supervised(lambda control: capture(worker, control))
         return
     from mien.config import load_config
 
-    section = "video" if worker is Worker.video else "audio"
+    section = "video" if worker == "video" else "audio"
     settings = load_config(
         config,
         {
@@ -48,5 +41,5 @@ def command(
             "session": session,
         },
     )
-    typer.echo(f"publishing {worker.value} features on {settings.bus.endpoint(worker.value)}; Ctrl-C ends", err=True)
-    run_alone(settings, lambda control: capture(worker.value, control))
+    typer.echo(f"publishing {worker} features on {settings.bus.endpoint(worker)}; Ctrl-C ends", err=True)
+    run_alone(settings, lambda control: capture(worker, control))

@@ -51,7 +51,7 @@ def command(
             typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
         badge = "SAMPLE"
         overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
-    output = Output.JSON if as_json else Output.LINES if headless or not sys.stdout.isatty() else Output.VIEW
+    output: Output = "json" if as_json else "lines" if headless or not sys.stdout.isatty() else "view"
     session = plan_session(load_config(config, overrides))
     wanted = window or not headless
     if wanted and not window and not has_page():

@@ -41,7 +41,7 @@ def command(
     )
     same = checkpoint is None and session.config.inference.engine == recorded_engine(recording)
     player = Player(recording, session.config.bus, speed, prime=same)
-    output = Output.JSON if as_json else Output.LINES if quiet or not sys.stdout.isatty() else Output.VIEW
+    output: Output = "json" if as_json else "lines" if quiet or not sys.stdout.isatty() else "view"
     run_session(
         session,
         badge="REPLAY",

@@ -66,7 +66,7 @@ def command(
             "audio.share": (record is not None and audio) or None,
         },
     )
-    output = Output.JSON if as_json else Output.LINES if quiet or not sys.stdout.isatty() else Output.VIEW
+    output: Output = "json" if as_json else "lines" if quiet or not sys.stdout.isatty() else "view"
     badge = "CLIP" if clip else "LIVE"
     run_session(
         plan_session(settings),

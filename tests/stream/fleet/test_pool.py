@@ -121,7 +121,7 @@ def test_a_pool_reports_that_its_process_died(pool: PoolHost) -> None:
     import signal
 
     until(lambda: ask(pool).state == "ready")
-    os.kill(pool.process(), signal.SIGKILL)
+    os.kill(pool.processes()[-1], signal.SIGKILL)
     until(lambda: ask(pool).state == "dead")
     assert "died" in ask(pool).error
 
