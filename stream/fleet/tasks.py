@@ -7,17 +7,16 @@ was lost is done anew by Ray, and every item comes back once.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
 from mien.errors import FleetError, MienError
 from mien.stream.fleet import cluster
 
 _AHEAD = 4  # tasks that wait for each core
 _makers: dict[str, Any] = {}
-
-Item = TypeVar("Item", bound=tuple[Any, ...])
 
 
 class Maker(Protocol):
@@ -30,61 +29,50 @@ class Maker(Protocol):
         """Release what was opened."""
 
 
-class Tasks:
-    """A cluster that works on items.
-
-    Args:
-        ray: the module, connected.
-    """
-
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
-
-    def spread(self, items: Sequence[Item], maker: Maker) -> Iterator[tuple[Item, Any]]:
-        """Each item with what became of it, as they are done.
-
-        Raises:
-            MienError: as an item's task said it; FleetError if the cluster is lost.
-        """
-        ray, name = self._ray, secrets.token_hex(8)
-        sent = ray.put(maker)
-        # A node that is lost is no fault of the task's; an error of the task itself is not tried again.
-        make = ray.remote(_make).options(num_cpus=1, max_retries=-1, scheduling_strategy="SPREAD")
-        most = max(int(ray.cluster_resources().get("CPU", 1)) * _AHEAD, 1)
-        waiting: dict[Any, Item] = {}
-        coming = iter(items)
-        while True:
-            while len(waiting) < most and (item := next(coming, None)) is not None:
-                waiting[make.remote(name, [sent], item)] = item
-            if not waiting:
-                return
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            for done in ready:
-                yield waiting.pop(done), self._result(done)
-
-    def _result(self, done: Any) -> Any:
-        try:
-            return self._ray.get(done)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, MienError):
-                raise error.cause from None
-            raise
-        except self._ray.exceptions.RayError as error:
-            raise FleetError(f"the cluster could not do a part of the work: {error}") from error
+Spread = Callable[[Sequence[Any], Maker], Iterator[tuple[Any, Any]]]
 
 
 @contextmanager
-def tasks_at(address: str) -> Iterator[Tasks]:
-    """A cluster to work with.
+def tasks_at(address: str) -> Iterator[Spread]:
+    """Of a cluster, a function that gives each item with what became of it, as they are done.
 
     Raises:
-        FleetError: nothing answers there.
+        FleetError: nothing answers there, or from the function: the cluster is lost. MienError: as the task said it.
     """
     ray = cluster.join("tasks", address)
     try:
-        yield Tasks(ray)
+        yield partial(_spread, ray)
     finally:
         ray.shutdown()
+
+
+def _spread(ray: Any, items: Sequence[Any], maker: Maker) -> Iterator[tuple[Any, Any]]:
+    name = secrets.token_hex(8)
+    sent = ray.put(maker)
+    # A node that is lost is no fault of the task's; an error of the task itself is not tried again.
+    make = ray.remote(_make).options(num_cpus=1, max_retries=-1, scheduling_strategy="SPREAD")
+    most = max(int(ray.cluster_resources().get("CPU", 1)) * _AHEAD, 1)
+    waiting: dict[Any, Any] = {}
+    coming = iter(items)
+    while True:
+        while len(waiting) < most and (item := next(coming, None)) is not None:
+            waiting[make.remote(name, [sent], item)] = item
+        if not waiting:
+            return
+        ready, _ = ray.wait(list(waiting), num_returns=1)
+        for done in ready:
+            yield waiting.pop(done), _result(ray, done)
+
+
+def _result(ray: Any, done: Any) -> Any:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MienError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise FleetError(f"the cluster could not do a part of the work: {error}") from error
 
 
 def _make(name: str, sent: list[Any], item: tuple[Any, ...]) -> Any:

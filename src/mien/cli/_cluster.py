@@ -24,5 +24,5 @@ def spread_at(address: str) -> Iterator[Spread | None]:
         return
     from mien.stream.fleet.tasks import tasks_at
 
-    with tasks_at(address) as tasks:
-        yield tasks.spread
+    with tasks_at(address) as spread:
+        yield spread

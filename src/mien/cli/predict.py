@@ -96,10 +96,10 @@ def _in_order(clips: list[str], maker: ClipPredictor, ray: str) -> Iterator[Clip
     from mien.cli._progress import item_progress
     from mien.stream.fleet.tasks import tasks_at
 
-    with tasks_at(ray) as tasks, item_progress("predicting") as progress:
+    with tasks_at(ray) as spread, item_progress("predicting") as progress:
         came: dict[str, ClipRows] = {}
         next_one = 0
-        for done, ((path,), made) in enumerate(tasks.spread([(clip,) for clip in clips], maker), 1):
+        for done, ((path,), made) in enumerate(spread([(clip,) for clip in clips], maker), 1):
             came[path] = made
             progress(done, len(clips))
             while next_one < len(clips) and clips[next_one] in came:
