@@ -77,7 +77,8 @@ class Ordered(ABC, Generic[OrderT]):
     """
 
     def __init__(self, keys: NodeKeys, kind: type[OrderT], about: bytes = b"") -> None:
-        self._keys, self._kind, self._about = keys, kind, about
+        self._keys, self._about = keys, about
+        self._kind: type[OrderT] = kind
         self._version = -1  # of the last order that changed what is to be done
         self._lock = threading.Lock()
 
