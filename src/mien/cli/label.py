@@ -68,7 +68,7 @@ def _show_page(
     from mien.stream.dashboard.launch import look
 
     # Ports of its own: a mien may be running.
-    first = free_ports()
+    first = free_ports(first=5570)
     minutes = math.ceil(labels.seconds / 60) + 1
     settings = load_config(config, {"bus.port": first, "dashboard.port": port, "dashboard.minutes": minutes})
     arguments = ["--speed", str(speed), "--port", str(first), "--quiet"]
