@@ -8,14 +8,10 @@ import pytest
 import torch
 
 from mien.engines.base import Network, Precision
-from mien.engines.selection import BACKENDS, find_backend
 from mien.models.architecture import ModelConfig
 from mien.models.checkpoint import Checkpoint, save_checkpoint
 from mien.models.cmmsf import CMMSF
-from tests.engines.networks import SPECS, make_network, usable_pair
-
-# Every pair that exists anywhere; what this machine cannot run is skipped with the reason that a user would see.
-PAIRS = [(name, precision) for name in BACKENDS for precision in find_backend(name).precisions]
+from tests.engines.networks import PAIRS, SPECS, make_network, usable_pair
 
 # Threads that wait for each other are slower than one wherever cores are busy.
 torch.set_num_threads(1)

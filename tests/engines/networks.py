@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from mien.engines.base import Network, Precision
-from mien.engines.selection import find_backend
+from mien.engines.selection import BACKENDS, find_backend
 from mien.messages import ModalitySpec
 from mien.models.voice.columns import ROW
+
+# Every pair that exists anywhere; what this machine cannot run is skipped with the reason that a user would see.
+PAIRS = [(name, precision) for name in BACKENDS for precision in find_backend(name).precisions]
 
 SPECS = (
     ModalitySpec("text", 24, 0, 20, snapshot=True, extractor="t/1"),

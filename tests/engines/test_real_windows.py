@@ -27,7 +27,7 @@ from mien.models.checkpoint import Checkpoint, load_checkpoint
 from mien.models.data.corpora import CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, Sample, make_track, window
 from mien.stream.offline.extractors import Extractors
-from tests.engines.test_engines import PAIRS
+from tests.engines.networks import PAIRS
 
 pytestmark = pytest.mark.assets
 

@@ -12,7 +12,8 @@ from mien.stream.sources.filmed import FilmedClip
 from mien.stream.sources.video import open_video
 from tests.stream.pictures import brightness, numbered, write_clip
 from tests.stream.sounds import tone, write_wav
-from tests.stream.sources.test_video_source import START_NS, SetClock, configured
+from tests.stream.sources.media import configured
+from tests.stream.sources.test_video_source import START_NS, SetClock
 
 FPS = 30.0
 
@@ -24,7 +25,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def filmed(clip: Path, clock: SetClock, **options: object) -> FilmedClip:
-    source = open_video(configured(clip, fps=FPS, **options), clock)
+    source = open_video(configured("video", clip, fps=FPS, **options), clock)
     assert isinstance(source, FilmedClip)
     source.start(START_NS)
     return source
@@ -95,4 +96,4 @@ def test_sound_alone_cannot_be_filmed(tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     write_wav(path, tone(220.0, 1.0))
     with pytest.raises(SourceError, match="has no picture"):
-        open_video(configured(path, fps=FPS), SetClock())
+        open_video(configured("video", path, fps=FPS), SetClock())
