@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,7 +93,11 @@ class FaceCNN(nn.Module):
             embedding (B, 64) in -1 ... 1, and logits (B, 7) in the order of EMOTIONS.
         """
         # Averaging a face and its mirror image is worth a point of accuracy, and a camera that mirrors changes nothing.
-        embedding = self._embed(crop) if self.training else (self._embed(crop) + self._embed(crop.flip(3))) / 2
+        if self.training:
+            embedding = self._embed(crop)
+        else:
+            face, mirrored = self._embed(torch.cat([crop, crop.flip(3)])).chunk(2)
+            embedding = (face + mirrored) / 2
         return embedding, self.classify(embedding)
 
     def _embed(self, crop: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import AssetError
 from mien.messages import Float32, UInt8
 from mien.stream.modalities.face_search import SURE, Box, Region, Search, region_around, region_for
-from mien.stream.modalities.mediapipe_tasks import BaseOptions, mp, vision
+from mien.stream.modalities.mediapipe_tasks import BaseOptions, LandmarkReader, Landmarks, mp, vision
 
 Place = tuple[float, float]
 
@@ -119,6 +119,7 @@ class FaceMesh:
                 self._detector: Any = _detector(task) if max_faces > 1 else None
         except (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise AssetError(f"MediaPipe cannot use the face landmarker {task}: {error}") from error
+        self._reader = LandmarkReader(self._landmarker)
 
     def find(self, rgb: UInt8, t_ns: int = 0) -> Face | None:
         """The face in a picture (H, W, 3) RGB, or None. `t_ns`: its capture time, which must not fall."""
@@ -170,14 +171,12 @@ class FaceMesh:
         """What the landmarker makes of a picture, or of the part of it that holds a small face."""
         region = self._region
         shown = rgb if region is None else region.of(rgb)
-        # The network reads rows one after the other: a view with gaps between them would be read as noise.
-        picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(shown))
         if not self._moving:
-            return _face(self._landmarker.detect(picture), shown.shape)
+            return _face(self._reader.read(shown, None), shown.shape)
         # Times are counted from the first frame, so that a clip gives the same rows whenever it is played.
         assert self._first_ns is not None
         self._last_ms = max(self._last_ms + 1, (t_ns - self._first_ns) // NS_PER_MS)
-        face = _face(self._landmarker.detect_for_video(picture, self._last_ms), shown.shape)
+        face = _face(self._reader.read(shown, self._last_ms), shown.shape)
         if face is None or region is None:
             return face
         height, width = self._size
@@ -316,16 +315,13 @@ def _only(rgb: UInt8, box: Box) -> UInt8:
     return shown
 
 
-def _face(found: Any, shape: tuple[int, ...]) -> Face | None:
-    if not found.face_landmarks:
+def _face(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
+    if found is None:
         return None
-    points = np.array([(point.x, point.y) for point in found.face_landmarks[0]], np.float32)
-    landmarks = points * np.array([shape[1], shape[0]], np.float32) - np.float32(0.5)
-    blendshapes = np.array([shape.score for shape in found.face_blendshapes[0]], np.float32)
-    matrix = np.asarray(found.facial_transformation_matrixes[0], np.float32)
-    if not (np.isfinite(landmarks).all() and np.isfinite(blendshapes).all() and np.isfinite(matrix).all()):
+    landmarks = found.points * np.array([shape[1], shape[0]], np.float32) - np.float32(0.5)
+    if not all(np.isfinite(part).all() for part in (landmarks, found.blendshapes, found.matrix)):
         return None
-    return Face(landmarks, blendshapes, matrix)
+    return Face(landmarks, found.blendshapes, found.matrix)
 
 
 def _detector(task: Path) -> Any:

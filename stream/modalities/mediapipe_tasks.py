@@ -2,12 +2,22 @@
 
 Its drawing helpers import matplotlib's pyplot when the package is loaded: half of a video worker's start, and memory
 for as long as it runs. Nothing here draws with them, so for the moment of the import an empty module stands there.
+
+Its landmarker makes an object of each of 478 landmarks and 52 blendshapes, and hands every call to a thread of its own:
+a tenth of what a frame costs. `LandmarkReader` calls the same C function from the caller's thread and takes the same
+numbers out of its result as arrays. It depends on the layout of one release, which is why that is pinned.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mien.messages import Float32, UInt8
 
 _PLOTS = ("matplotlib", "matplotlib.pyplot")
 _stood_in = [] if "matplotlib" in sys.modules else [name for name in _PLOTS if name not in sys.modules]
@@ -16,8 +26,100 @@ for _name in _stood_in:
 try:
     import mediapipe as mp
     from mediapipe.tasks.python import BaseOptions, vision
+    from mediapipe.tasks.python.components.containers.category_c import CategoryC
+    from mediapipe.tasks.python.components.containers.landmark_c import NormalizedLandmarkC
+    from mediapipe.tasks.python.core.mediapipe_c_bindings import load_raw_library
+    from mediapipe.tasks.python.core.mediapipe_c_utils import handle_status
+    from mediapipe.tasks.python.vision.core import image as image_module
+    from mediapipe.tasks.python.vision.face_landmarker import FaceLandmarkerResultC
 finally:
     for _name in _stood_in:
         del sys.modules[_name]
 
-__all__ = ["BaseOptions", "mp", "vision"]
+__all__ = ["BaseOptions", "LandmarkReader", "Landmarks", "mp", "vision"]
+
+
+class Landmarks(NamedTuple):
+    """What the landmarker says of one face.
+
+    `points` (478, 2): x and y as fractions of the picture. `blendshapes` (52,). `matrix` (4, 4): from the canonical
+    face to the camera.
+    """
+
+    points: Float32
+    blendshapes: Float32
+    matrix: Float32
+
+
+class LandmarkReader:
+    """Calls a landmarker from one thread, without its conversions.
+
+    Args:
+        landmarker: a `vision.FaceLandmarker` that outputs blendshapes and matrices. Whoever made it closes it.
+    """
+
+    def __init__(self, landmarker: Any) -> None:
+        self._handle = landmarker._handle
+        self._lib: Any = load_raw_library(image_module._CTYPES_SIGNATURES)
+
+    def read(self, rgb: UInt8, t_ms: int | None) -> Landmarks | None:
+        """The first face in a picture (H, W, 3), or None.
+
+        Args:
+            t_ms: time of a frame, later than the one before; None for a still, where the landmarker is made for them.
+
+        Raises:
+            RuntimeError, ValueError and others, as MediaPipe: it failed on this picture.
+        """
+        # Rows are read one after the other: a view with gaps between them would be read as noise.
+        rgb = np.ascontiguousarray(rgb)
+        height, width = rgb.shape[:2]
+        picture = ctypes.c_void_p()
+        pixels = rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        self._call("MpImageCreateFromUint8Data", mp.ImageFormat.SRGB, width, height, pixels, rgb.size, _at(picture))
+        try:
+            result = FaceLandmarkerResultC()
+            if t_ms is None:
+                self._call("MpFaceLandmarkerDetectImage", self._handle, picture, None, _at(result))
+            else:
+                self._call("MpFaceLandmarkerDetectForVideo", self._handle, picture, None, t_ms, _at(result))
+            try:
+                return _landmarks(result)
+            finally:
+                self._lib.MpFaceLandmarkerCloseResult(_at(result))
+        finally:
+            self._lib.MpImageFree(picture)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        error = ctypes.c_char_p()
+        status = getattr(self._lib, name)(*arguments, _at(error))
+        try:
+            handle_status(status, error)
+        finally:
+            if error.value is not None:
+                self._lib.MpErrorFree(error)
+
+
+_at: Any = ctypes.byref
+
+
+def _landmarks(result: Any) -> Landmarks | None:
+    """The first face of a result, copied: its memory is the library's."""
+    if not result.face_landmarks_count:
+        return None
+    points, shapes = result.face_landmarks[0], result.face_blendshapes[0]
+    matrix = result.facial_transformation_matrixes[0]
+    x, score = NormalizedLandmarkC.x.offset, CategoryC.score.offset
+    assert NormalizedLandmarkC.y.offset == x + 4
+    return Landmarks(
+        _floats(points.landmarks, (points.landmarks_count, 2), (ctypes.sizeof(NormalizedLandmarkC), 4), x),
+        _floats(shapes.categories, (shapes.categories_count,), (ctypes.sizeof(CategoryC),), score),
+        # Column by column.
+        _floats(matrix.data, (matrix.rows, matrix.cols), (4, 4 * matrix.rows), 0),
+    )
+
+
+def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Float32:
+    size = max((n * stride for n, stride in zip(shape, strides, strict=True)), default=0)
+    memory = (ctypes.c_char * size).from_address(ctypes.addressof(pointer.contents))
+    return np.ndarray(shape, np.float32, memoryview(memory), offset, strides).copy(order="K")

@@ -237,7 +237,7 @@ def face_network(weights: Path | str = SHIPPED.face) -> Network:
 
     return Network(
         name="face",
-        version=f"1-{_digest(weights)}-crop-{CROP_VERSION}",
+        version=f"2-{_digest(weights)}-crop-{CROP_VERSION}",
         build=build,
         example={"crop": example},
         outputs=("embedding", "logits"),

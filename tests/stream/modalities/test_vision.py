@@ -18,6 +18,7 @@ from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
 from mien.stream.modalities.face_mesh import FaceMesh, overlap
 from mien.stream.modalities.face_search import Box, find_in_still
 from mien.stream.modalities.head_pose import head_pose
+from mien.stream.modalities.mediapipe_tasks import BaseOptions, LandmarkReader, mp, vision
 from mien.stream.modalities.vision import (
     BLENDSHAPES,
     EMBEDDING,
@@ -49,6 +50,44 @@ def task() -> Path:
 @pytest.fixture
 def extractor(task: Path) -> VisionExtractor:  # noqa: ARG001 - skips without it
     return VisionExtractor(AssetsConfig(offline=True))
+
+
+@assets
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_face_is_read_as_mediapipe_itself_gives_it(task: Path, moving: bool) -> None:
+    mode = vision.RunningMode.VIDEO if moving else vision.RunningMode.IMAGE
+    options = vision.FaceLandmarkerOptions(
+        base_options=BaseOptions(model_asset_path=str(task)),
+        running_mode=mode,
+        output_face_blendshapes=True,
+        output_facial_transformation_matrixes=True,
+    )
+    faces = 0
+    with (
+        vision.FaceLandmarker.create_from_options(options) as one,
+        vision.FaceLandmarker.create_from_options(options) as two,
+    ):
+        reader = LandmarkReader(two)
+        for number, picture in enumerate(
+            [portrait(), beside(head(160), head(90)), np.full((64, 90, 3), 128, np.uint8)]
+        ):
+            rgb = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+            image = mp.Image(image_format=mp.ImageFormat.SRGB, data=rgb)
+            theirs = one.detect_for_video(image, 33 * number) if moving else one.detect(image)
+            ours = reader.read(rgb, 33 * number if moving else None)
+            assert (ours is None) == (not theirs.face_landmarks)
+            if ours is None:
+                continue
+            faces += 1
+            points = np.array([(point.x, point.y) for point in theirs.face_landmarks[0]], np.float32)
+            assert np.array_equal(ours.points, points)
+            assert ours.blendshapes.tolist() == [shape.score for shape in theirs.face_blendshapes[0]]
+            matrix = theirs.facial_transformation_matrixes[0]
+            assert np.array_equal(ours.matrix, matrix)
+            assert ours.matrix.strides == matrix.strides
+        with pytest.raises(ValueError, match="timestamp" if moving else "video"):
+            reader.read(rgb, 0)  # a time that has been, or any at all where there are stills
+    assert faces
 
 
 def face_at(corners: list[tuple[float, float]]) -> Float32:
