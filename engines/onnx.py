@@ -165,7 +165,35 @@ def _export_traced(network: Network, module: nn.Module) -> bytes:
             opset_version=OPSET,
             dynamo=False,
         )
-        return path.read_bytes()
+        return _without_zero_states(path.read_bytes())
+
+
+def _without_zero_states(model: bytes) -> bytes:
+    """The graph without the states that its LSTMs begin with.
+
+    They are zeros, made of the batch's shape each time, and an LSTM without states begins with zeros.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    proto = onnx.load_from_string(model)
+    nodes = proto.graph.node
+    zeros = {
+        node.output[0]
+        for node in nodes
+        if node.op_type == "ConstantOfShape" and not any(numpy_helper.to_array(each.t).any() for each in node.attribute)
+    }
+    for node in nodes:
+        for place in range(5, len(node.input)) if node.op_type == "LSTM" else ():
+            if node.input[place] in zeros:
+                node.input[place] = ""
+    needed = {output.name for output in proto.graph.output}
+    for node in reversed(list(nodes)):
+        if needed.isdisjoint(node.output):
+            nodes.remove(node)  # ONNX Runtime would compute it
+        else:
+            needed.update(node.input)
+    return bytes(proto.SerializeToString())
 
 
 def _export_captured(network: Network, module: nn.Module) -> bytes:

@@ -156,6 +156,8 @@ class Predictor:
             EngineError: no engine can run them any more.
         """
         self.prepare(windows)
+        if len(look.places) == 1 and self._gpu is None and not self._lost_gpu:
+            return self._predict_one(windows, look)
         at = {
             name: np.where(look.present[:, column], look.places, windows.places)
             for column, name in enumerate(self.specs)
@@ -172,13 +174,23 @@ class Predictor:
         is_observed: Bool = np.logical_or.reduce([self._encoded[name].anything[places] for name, places in at.items()])
         if fused is None:
             fused = self._fuse_on_host(at, np.flatnonzero(is_observed))
-        return Answers(
-            sentiment=fused["sentiment"],
-            emotions=fused["emotions"],
-            confidence=fused["confidence"],
-            shares=fused["shares"],
-            is_observed=is_observed,
-        )
+        return _answers(fused, is_observed)
+
+    def _predict_one(self, windows: Windows, look: Look) -> Answers:
+        """The same for one session on a CPU: with views, where arrays of places would cost more than they save."""
+        place, inputs, is_observed = int(look.places[0]), dict[str, Array](), False
+        wanted = look.changed if self._reuse else look.present
+        for name, track, there, new in zip(
+            self.specs, windows.tracks.values(), look.present[0].tolist(), wanted[0].tolist(), strict=True
+        ):
+            if new:
+                self._keep(name, look.places, *track.gather(look.places, look.ends_ns[name], self._gathered.get(name)))
+            encoded, at = self._encoded[name], place if there else windows.places
+            inputs[f"{name}.hidden"] = encoded.hidden[at : at + 1]
+            inputs[f"{name}.observed"] = encoded.observed[at : at + 1]
+            is_observed |= bool(encoded.anything[at])
+        fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
+        return _answers(fused, np.array([is_observed]))
 
     def predict(self, window: Window) -> Outputs:
         """The prediction for one window."""
@@ -271,11 +283,7 @@ class Predictor:
 
     def _fuse_on_host(self, at: Mapping[str, Int64], observed: Int64) -> dict[str, Array]:
         """Outputs of the fusion for those of the batch in which anything is observed, zeros for the others."""
-        count = len(next(iter(at.values())))
-        shapes = ((), (len(EMOTIONS),), (), (len(at),))
-        fused: dict[str, Array] = {
-            name: np.zeros((count, *shape), np.float32) for name, shape in zip(OUTPUTS, shapes, strict=True)
-        }
+        fused = self._nothing(len(next(iter(at.values()))))
         for first in range(0, len(observed), MAX_BATCH):
             part = observed[first : first + MAX_BATCH]
             inputs: dict[str, Array] = {}
@@ -285,6 +293,11 @@ class Predictor:
             for name, values in self._fusion.infer(inputs).items():
                 fused[name][part] = values
         return fused
+
+    def _nothing(self, count: int) -> dict[str, Array]:
+        """Outputs for windows in which nothing is observed."""
+        shapes = ((), (len(EMOTIONS),), (), (len(self.specs),))
+        return {name: np.zeros((count, *shape), np.float32) for name, shape in zip(OUTPUTS, shapes, strict=True)}
 
     def _predict_batch(self, windows: Sequence[Window]) -> list[Outputs]:
         started = time.perf_counter()
@@ -335,6 +348,10 @@ class Predictor:
         self._kept.move_to_end(session)
         if len(self._kept) > MAX_SESSIONS:
             self._kept.popitem(last=False)
+
+
+def _answers(fused: Mapping[str, Array], is_observed: Bool) -> Answers:
+    return Answers(fused["sentiment"], fused["emotions"], fused["confidence"], fused["shares"], is_observed)
 
 
 def _modality(window: Window, spec: ModalitySpec) -> tuple[Float32, Float32]:

@@ -164,8 +164,8 @@ class ModalityEncoder(nn.Module):
         if self.bilstm is not None:
             branches.append(self.bilstm(x))
         h = self.norm(self.join(self.dropout(torch.cat(branches, -1))))
-        hidden, _ = pool_to_slots(h, steps, self.slots)
-        _, observed = pool_to_slots(mask[..., None], mask, self.slots)
+        hidden, _ = pool_to_slots(h, steps, self.slots, fixed=True)
+        _, observed = pool_to_slots(mask[..., None], mask, self.slots, fixed=True)
         return Encoding(hidden, observed)
 
 

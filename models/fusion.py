@@ -11,6 +11,7 @@ hidden (B, S, d), observed (B, S)  per modality
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -67,12 +68,15 @@ class Fused(NamedTuple):
         return evidence(self.shares, None if self.judgement is None else self.judgement.reliability)
 
 
-def pool_to_slots(x: Tensor, mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+def pool_to_slots(x: Tensor, mask: Tensor, slots: int, *, fixed: bool = False) -> tuple[Tensor, Tensor]:
     """Masked average of (B, T, d) over the steps of each of `slots` slots; a step across a border counts for both.
+
+    Args:
+        fixed: whether T is a constant of an exported graph, and with it what each step counts for.
 
     Returns the averages (B, slots, d), zero where nothing was observed, and the observed share of each slot.
     """
-    share = slot_shares(x.shape[1], slots, x.device).to(x)
+    share = slot_shares(int(x.shape[1]) if fixed else x.shape[1], slots, x.device).to(x)
     total, seen = share @ (x * mask[..., None]), mask @ share.T
     return total / seen.clamp(min=1e-6)[..., None], seen
 
@@ -85,6 +89,11 @@ def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
     slot = torch.arange(slots, device=device)[:, None] * steps
     overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
     return overlap.clamp(min=0) / steps
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    """Their sum, in their order: the same as of a stack of them, in fewer operators."""
+    return reduce(torch.add, terms)
 
 
 class BiLSTM(nn.Module):
@@ -164,11 +173,11 @@ class CrossModalStage(nn.Module):
             if not others:
                 complemented[m] = own
                 continue
-            count = torch.stack([available[n] for n in others]).sum(0)[:, None, None]
+            count = _sum([available[n] for n in others])[:, None, None]
             if self.of_mean:
                 seen = {n: (observed[n] > 0).to(own.dtype)[..., None] for n in others}
-                mean = sum((hidden[n] * seen[n] * weight[n][:, None, None] for n in others), torch.zeros_like(own))
-                added = self.others[m](own, mean / torch.stack(list(seen.values())).sum(0).clamp(min=1.0))
+                mean = _sum([hidden[n] * seen[n] * weight[n][:, None, None] for n in others])
+                added = self.others[m](own, mean / _sum(list(seen.values())).clamp(min=1.0))
             else:
                 # An unobserved n adds exactly nothing, and does not count in the mean.
                 added = torch.stack(
@@ -187,7 +196,7 @@ class LayerMixing(nn.Module):
 
     def forward(self, depths: list[Tensor]) -> Tensor:
         weights = torch.softmax(self.weights, 0)
-        return torch.stack([weight * h for weight, h in zip(weights.unbind(0), depths, strict=True)]).sum(0)
+        return _sum([weight * h for weight, h in zip(weights.unbind(0), depths, strict=True)])
 
 
 class MaskedAttentionPool(nn.Module):
@@ -245,9 +254,9 @@ class Reliability(nn.Module):
         for m in hidden:
             others = [n for n in hidden if n != m]
             consensus, company = torch.zeros_like(likely[m]), torch.zeros_like(available[m])
-            for n in others:
-                consensus = consensus + trust[n][:, None] * likely[n]
-                company = torch.maximum(company, available[n])
+            if others:
+                consensus = _sum([trust[n][:, None] * likely[n] for n in others])
+                company = reduce(torch.maximum, [available[n] for n in others])
             consensus = consensus / consensus.sum(-1, keepdim=True).clamp(min=1e-6)
             agreement = (consensus * likely[m]).sum(-1, keepdim=True)
             correction = self.company[m](torch.cat([likely[m], consensus, agreement, apart], -1))[:, 0]
@@ -293,7 +302,7 @@ class MaskGatedFusion(nn.Module):
             gated.append(gate * torch.tanh(self.values[m](p)))
             weights.append(gate.mean(-1))
         weight = torch.stack(weights, -1)
-        return self.norm(torch.stack(gated).sum(0)), weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+        return self.norm(_sum(gated)), weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
 
 
 class Fusion(nn.Module):

@@ -52,6 +52,7 @@ class VoiceReader(nn.Module):
         known = torch.where(
             mask[..., None] > 0, features[..., STATE.start :], torch.zeros_like(features[..., STATE.start :])
         )
+        # Not fixed: ONNX Runtime would then add ten shares of a tenth in another order, to other last bits.
         _, observed = pool_to_slots(mask[..., None], mask, self.slots)
         whole = (known * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1e-6)
         states, reference = whole[:, : WEIGHT - STATE.start], whole[:, WEIGHT - STATE.start :]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from mien.engines.base import Array, Engine, Network, Precision
 from mien.engines.cache import Cache
 from mien.engines.golden import golden_inputs, tolerance
+from mien.engines.onnx import export_graph
 from mien.engines.selection import find_backend, open_backend, open_engine
 from mien.engines.torch_eager import backend as torch_eager
 from mien.errors import EngineError
@@ -104,6 +106,15 @@ def test_other_inputs_are_refused(engine: Engine, network: Network, change: dict
     inputs = {name: array for name, array in (network.example | change).items() if array is not None}
     with pytest.raises(EngineError, match=says):
         engine.infer(inputs)
+
+
+def test_no_zeros_are_made_for_recurrences_to_begin_with(network: Network) -> None:
+    graph = onnx.load_from_string(export_graph(network, network.build().eval())).graph
+    recurrences = [node for node in graph.node if node.op_type == "LSTM"]
+    assert recurrences
+    assert not any(any(node.input[5:7]) for node in recurrences)
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    assert all(used.intersection(node.output) for node in graph.node)
 
 
 def test_static_network(pair: tuple[str, Precision], cache: Path) -> None:

@@ -137,6 +137,22 @@ def test_kept_windows_of_several_sessions_give_the_numbers_of_windows_made_one_b
             assert answers.confidence[index] == pytest.approx(want.confidence, abs=1e-5)
 
 
+def test_one_session_is_predicted_to_the_last_bit_as_its_windows(checkpoint: Checkpoint, compiled: Path) -> None:
+    kept, alone = (Predictor(checkpoint, "onnx", reuse=reuse, cache=compiled) for reuse in (True, False))
+    windows = Windows(kept.specs, 2)
+    quiet = Assembler(windows.specs, 400, windows)
+    for assembler, window, t_ns in kept_stream("1", 1, windows, 40):
+        answers = kept.predict_look(windows, windows.look([assembler.place], [t_ns]))
+        want = alone.predict(window)
+        assert answers.sentiment.tolist() == [want.sentiment]
+        assert answers.emotions.tolist() == [list(want.emotions.values())]
+        assert answers.shares.tolist() == [list(want.gates.values())]
+        assert (answers.confidence.tolist(), answers.is_observed.tolist()) == ([want.confidence], [True])
+        nothing = kept.predict_look(windows, windows.look([quiet.place], [t_ns]))
+        assert not any(part.any() for part in nothing)
+        assert [part.shape for part in nothing] == [part.shape for part in answers]
+
+
 def test_missing_modality_has_no_share(predictor: Predictor) -> None:
     window = Stream("a", 5).next()
     del window.features["text"], window.mask["text"]
