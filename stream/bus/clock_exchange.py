@@ -3,6 +3,10 @@
 Inference asks by subscribing to a topic of its own, `clock/<session>/<nonce>`; the publisher answers on it
 with the time at which it saw the question and the time at which it answered. So it needs no port of its own, and
 only those who may subscribe may ask.
+
+A worker sees questions when it publishes: one that is asked right after a row came waits for the next row, and half of
+that wait would be taken for an offset, again and again. So questions are asked at random moments, of which some
+come right before a row.
 """
 
 from __future__ import annotations
@@ -101,15 +105,21 @@ class ClockExchange:
         self._asked: tuple[bytes, int] | None = None
         self._due_ns = 0
 
+    @property
+    def due_ns(self) -> int:
+        """When the next question is to be asked, if the last one is answered."""
+        return self._due_ns if self._asked is None else max(self._due_ns, self._asked[1] + _PATIENCE_NS)
+
     def tick(self) -> None:
-        """Ask if it is time to. Call it in the loop that reads the receiver."""
+        """Ask if it is time to. Call it at `due_ns`, not only when messages come."""
         now_ns = self._clock.now_ns()
-        if now_ns < self._due_ns or (self._asked is not None and now_ns - self._asked[1] < _PATIENCE_NS):
+        if now_ns < self.due_ns:
             return
         if self._asked is not None:
             self._receiver.socket.unsubscribe(self._asked[0])
         question = topic("clock", self._session, secrets.token_hex(8))
-        self._due_ns = now_ns + (_EAGER_NS if len(self._offset) < _EAGER else _CALM_NS)
+        interval_ns = _EAGER_NS if len(self._offset) < _EAGER else _CALM_NS
+        self._due_ns = now_ns + interval_ns // 2 + secrets.randbelow(interval_ns)
         # Read before asking: an answer may come before this process goes on, and the bound must hold then too.
         self._asked = question, self._clock.now_ns()
         self._receiver.socket.subscribe(question)

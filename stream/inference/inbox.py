@@ -16,6 +16,8 @@ from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_cue, decode_features, decode_status, topic
 from mien.stream.inference.refusals import Refusals
 
+NEVER_NS = (1 << 63) - 1
+
 
 class Received(NamedTuple):
     """A message, the bytes that it came in, and when it came on our clock."""
@@ -76,12 +78,16 @@ class Inbox:
         for receiver in self._receivers.values():
             receiver.close()
 
-    def tick(self) -> None:
-        """Look after the connections, and ask workers with clocks of their own for the time, when it is time to."""
+    def tend(self) -> None:
+        """Look after the connections, when it is time to."""
         for receiver in self._receivers.values():
             receiver.tend()
+
+    def ask(self) -> int:
+        """Ask workers with clocks of their own for the time, if it is time to. Returns when it is time again."""
         for exchange in self._exchanges.values():
             exchange.tick()
+        return min((exchange.due_ns for exchange in self._exchanges.values()), default=NEVER_NS)
 
     def take(self, worker: str, limit: int) -> Iterator[Received]:
         """What has come from a worker, oldest first; what cannot be believed is counted and left out."""

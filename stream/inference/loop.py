@@ -22,6 +22,7 @@ from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher, make_room
+from mien.stream.inference.inbox import NEVER_NS
 from mien.stream.inference.modes import mode_of
 from mien.stream.inference.postprocess import Answer
 from mien.stream.inference.schedule import Trigger
@@ -32,7 +33,6 @@ from mien.stream.processes.control import Assignment, Control
 
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
 _TURNS = 5  # it takes so many of them to look after all sessions
-_NEVER_NS = np.iinfo(np.int64).max
 
 
 def infer(control: Control, others: Sequence[Config] = ()) -> None:
@@ -104,7 +104,8 @@ class Loop:
         self._sessions: dict[int, Session] = {}  # by their place in the windows
         self._poller = zmq.Poller()
         self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
-        self._wake_ns = np.full(windows.places, _NEVER_NS, np.int64)
+        self._wake_ns = np.full(windows.places, NEVER_NS, np.int64)
+        self._ask_ns = self._wake_ns.copy()  # when workers are to be asked for the time
         self._tended_ns = 0
         self._turn = 0
 
@@ -133,7 +134,10 @@ class Loop:
                 self._control.beat()
                 self._take_in(wait_ms)
                 self._obey()
+                self._predict()  # before anything that can wait
                 now_ns = clock.now_ns()
+                for number in np.flatnonzero(self._ask_ns <= now_ns).tolist():
+                    self._ask_ns[number] = self._sessions[number].ask_time()
                 if now_ns - self._tended_ns >= _TEND_NS or config.clip.fast:
                     self._tended_ns = now_ns
                     self._tend()
@@ -150,7 +154,7 @@ class Loop:
         shared = self._publisher, self._predictor, self._windows, self._resources, self._steps
         session = Session(control, mode_of(control), *shared)
         self._sessions[session.mode.place] = session
-        self._wake_ns[session.mode.place] = 0
+        self._wake_ns[session.mode.place] = self._ask_ns[session.mode.place] = 0
         for socket, worker in session.open(self._poller).items():
             self._heard_at[socket] = session.mode.place, worker
         return session
@@ -190,7 +194,7 @@ class Loop:
         if session is None:
             return
         del self._sessions[session.mode.place]
-        self._wake_ns[session.mode.place] = _NEVER_NS
+        self._wake_ns[session.mode.place] = self._ask_ns[session.mode.place] = NEVER_NS
         for socket in [socket for socket, (place, _) in self._heard_at.items() if place == session.mode.place]:
             self._poller.unregister(socket)
             del self._heard_at[socket]
@@ -209,7 +213,8 @@ class Loop:
 
     def _take_in(self, wait_ms: int) -> None:
         """Wait for messages and take them in."""
-        until_ms = (int(self._wake_ns.min()) - self._control.clock.now_ns()) // NS_PER_MS + 1
+        next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
+        until_ms = (next_ns - self._control.clock.now_ns()) // NS_PER_MS + 1
         ready = self._poller.poll(max(min(wait_ms, until_ms), 0))
         began_ns = time.perf_counter_ns()
         for socket, _ in ready:
@@ -226,6 +231,7 @@ class Loop:
         turns = min(_TURNS, max(len(self._sessions), 1))
         for number, session in list(self._sessions.items())[self._turn % turns :: _TURNS]:
             session.settle()
+            self._ask_ns[number] = session.ask_time()  # at once, where a worker with another clock has come
             self._wake_ns[number] = min(self._wake_ns[number], session.mode.wake_ns())
 
     def _predict(self) -> bool:

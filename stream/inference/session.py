@@ -122,12 +122,16 @@ class Session:
 
     def settle(self) -> None:
         """Look after the connections; say that all is said, once it is, and now and then how this is."""
-        self._inbox.tick()
+        self._inbox.tend()
         if self._state != "ended" and self.mode.is_over:
             self.publish_status("ended")
             self.control.say("ended", predictions=self.mode.seq)
         if time.monotonic() - self.reported_s >= _STATUS_INTERVAL_S:
             self.publish_status(self._state if self._state == "ended" else "running")
+
+    def ask_time(self) -> int:
+        """Ask for the time where it is not ours, if it is time to. Returns when it is time again."""
+        return self._inbox.ask()
 
     def close(self) -> None:
         """Disconnect."""
