@@ -28,7 +28,8 @@ _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a
 _FEW = 32  # sessions whose sockets fit into every system's limits
 _FILES_A_SESSION = 24  # of three workers' connections, with a monitor each
 _MAX_TOPICS = 256  # of each session
-_MAX_SUBSCRIPTIONS = 1024
+MAX_SUBSCRIPTIONS = 1024
+FLEET_SUBSCRIPTIONS = 16 * MAX_SUBSCRIPTIONS  # at a gateway, of subscribers to thousands of sessions
 _MAX_PARTS = 64  # different ones: each is encoded for itself
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
 _PATIENCE_S = 5.0
@@ -73,6 +74,7 @@ class Publisher:
         lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). A subscriber
             that has not read for five seconds is given up on, and drops from then on.
         sessions: how many publish here; each has the high-water mark and its topics for itself.
+        most_subscriptions: different ones; more are a flood. stop_flood: ends one, instead of closing all connections.
 
     Attributes:
         subscriptions: prefixes subscribed to, with how many connections do. dropped: messages no connection took.
@@ -83,8 +85,18 @@ class Publisher:
         BusError: the port is in use, or the address is beyond this machine and there are no keys.
     """
 
-    def __init__(self, endpoint: str, config: BusConfig, *, lossless: bool = False, sessions: int = 1) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        config: BusConfig,
+        *,
+        lossless: bool = False,
+        sessions: int = 1,
+        most_subscriptions: int = MAX_SUBSCRIPTIONS,
+        stop_flood: Callable[[], None] | None = None,
+    ) -> None:
         self.endpoint = endpoint
+        self._most_subscriptions, self._stop_flood = most_subscriptions, stop_flood or self._rebind
         self._max_topics = _MAX_TOPICS * sessions
         self.subscriptions: dict[bytes, int] = {}
         self.dropped = 0
@@ -114,13 +126,13 @@ class Publisher:
     def send(self, frames: list[bytes], *, keep: bool = True) -> None:
         """Publish a message, and keep it as the last value of its topic."""
         self.service()
-        self._publish(frames, keep=keep)
+        self._publish(frames[0], frames, keep=keep)
 
     def send_all(self, messages: Iterable[list[bytes]]) -> None:
         """Publish messages and keep them, as `send`, for less than each of them alone costs."""
         self.service()
         for frames in messages:
-            self._publish(frames, keep=True)
+            self._publish(frames[0], frames)
 
     def send_parts(self, prediction: Prediction) -> None:
         """Publish the parts of a prediction that subscribers ask for."""
@@ -132,11 +144,7 @@ class Publisher:
     def forward(self, messages: Iterable[list[zmq.Frame]]) -> None:
         """Publish messages of another publisher and keep them, as `send`; what they hold is not copied."""
         for frames in messages:
-            name = frames[0].bytes
-            if name in self._last or len(self._last) < self._max_topics:
-                self._last[name] = frames
-                self._due.discard(name)
-            self._send(frames)
+            self._publish(frames[0].bytes, frames)
 
     @property
     def address(self) -> str:
@@ -193,20 +201,18 @@ class Publisher:
                 if self.subscriptions[prefix] <= 0:
                     del self.subscriptions[prefix]
                     self.parts.pop(prefix, None)
-        if len(self.subscriptions) + self._questions > _MAX_SUBSCRIPTIONS:
+        if len(self.subscriptions) + self._questions > self._most_subscriptions:
             # libzmq would keep them all, 10 KB each. It forgets them with the connections, and honest ones come back.
             self.subscription_flood_resets += 1
             self.subscriptions.clear()
             self.parts.clear()
             self._questions = 0
-            self._rebind()
+            self._stop_flood()
         now_s = time.monotonic()
         if self._guard is not None and now_s - self._looked_s >= _LOOK_INTERVAL_S:
             self._looked_s = now_s
             if self._guard.has_revoked():
-                # All are disconnected; those still on the list reconnect at once.
-                self.socket.unbind(self.socket.get_string(zmq.LAST_ENDPOINT))
-                self._bind()
+                self._rebind()
         if self._due and now_s - self._resent_s >= _RESEND_INTERVAL_S:
             self._resent_s = now_s
             due, self._due = self._due, set()
@@ -243,7 +249,7 @@ class Publisher:
 
     def _rebind(self) -> None:
         """Close all connections; permitted ones reconnect at once."""
-        self.socket.unbind(self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self.socket.unbind(self.address)
         self._bind()
 
     def _bind(self) -> None:
@@ -265,17 +271,14 @@ class Publisher:
                     ) from error
                 raise BusError(f"cannot bind {self.endpoint}: {error.strerror}") from error
 
-    def _publish(self, frames: list[bytes], *, keep: bool) -> None:
-        if keep and (frames[0] in self._last or len(self._last) < self._max_topics):
-            self._last[frames[0]] = frames
-            self._due.discard(frames[0])
+    def _publish(self, name: bytes, frames: Message, *, keep: bool = True) -> None:
+        if keep and (name in self._last or len(self._last) < self._max_topics):
+            self._last[name] = frames
+            self._due.discard(name)
         self._send(frames)
 
     def _send(self, frames: Message) -> None:
-        if not self._lossless:
-            self.socket.send_multipart(frames, zmq.DONTWAIT, copy=isinstance(frames[0], bytes))
-            return
-        give_up_s = time.monotonic() + _PATIENCE_S
+        give_up_s = time.monotonic() + _PATIENCE_S if self._lossless else 0.0  # that one never has to wait
         while True:
             try:
                 self.socket.send_multipart(frames, zmq.DONTWAIT, copy=isinstance(frames[0], bytes))

@@ -3,6 +3,9 @@
 Messages are forwarded by libzmq alone (`zmq_proxy`): no payload is seen by Python, however many there are. What is
 forwarded changes rarely; then the proxy is ended, connections are made and cut, and it goes on with the same sockets.
 A pool that has been given up is cut off here first, so nothing that it may still send reaches a subscriber.
+
+Every subscription goes on to all that is forwarded: one subscriber with far too many would fill pools too. So they are
+counted by the publisher of gaps, which sees them all, and what ends a flood closes the connections here.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import zmq
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded
-from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, Publisher
 from mien.stream.bus.wire import encode_status
 from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import GatewayOrder, GatewayReport
@@ -40,7 +43,13 @@ class Gateway(Ordered[GatewayOrder]):
         super().__init__(NodeKeys(fleet, "gateway"), GatewayOrder)
         self._folder = self._keys.folder if guarded else ""
         number = next(_GATEWAYS)
-        self._gaps = Publisher(f"inproc://fleet-gaps-{number}", BusConfig())
+        self._gaps = Publisher(
+            f"inproc://fleet-gaps-{number}",
+            BusConfig(),
+            most_subscriptions=FLEET_SUBSCRIPTIONS,
+            stop_flood=self._stop_flood,
+        )
+        self._flooded = False
         self._told: dict[str, bytes] = {}
         self._wanted: frozenset[str] = frozenset()
         self._pools: frozenset[str] = frozenset()
@@ -72,6 +81,11 @@ class Gateway(Ordered[GatewayOrder]):
         """Where it serves."""
         return self._address
 
+    @property
+    def floods(self) -> int:
+        """How often all subscribers were cut off because there were far too many subscriptions."""
+        return self._gaps.subscription_flood_resets
+
     def _apply(self, wanted: GatewayOrder) -> GatewayReport:
         if wanted.pools is not None:
             self._version = wanted.version
@@ -80,7 +94,7 @@ class Gateway(Ordered[GatewayOrder]):
             self._changed.wait_for(lambda: self._pools == self._wanted, 2.0)
         if wanted.gaps is not None:
             self._tell({name: encode_status(status)[2] for name, status in wanted.gaps.items()}, wanted)
-        return GatewayReport(self._version, self._keys.public, self.address, len(self._pools))
+        return GatewayReport(self._version, self._keys.public, self.address, len(self._pools), self.floods)
 
     def close(self) -> None:
         """Serve no longer."""
@@ -118,6 +132,9 @@ class Gateway(Ordered[GatewayOrder]):
         while not self._stopping.is_set():
             with self._lock:
                 wanted = self._wanted
+            if self._flooded:
+                self._flooded = False
+                self._cut_off()
             for endpoint in self._pools - wanted:
                 self._back.disconnect(endpoint)
             failed = {endpoint for endpoint in wanted - self._pools if not self._connect(endpoint)}
@@ -129,6 +146,21 @@ class Gateway(Ordered[GatewayOrder]):
                 if wanted != self._wanted and not failed:
                     continue
             zmq.proxy_steerable(self._back, self._front, None, self._ordered)
+
+    def _stop_flood(self) -> None:
+        """Called while the lock is held."""
+        self._flooded = True
+        self._orders.send(b"TERMINATE")
+
+    def _cut_off(self) -> None:
+        """Close the connections of all subscribers, and with them forget what they asked for; honest ones come back."""
+        self._front.unbind(self._address)
+        while not self._stopping.is_set():
+            try:
+                self._front.bind(self._address)
+                return
+            except zmq.ZMQError:  # the port is still being closed
+                self._stopping.wait(_TICK_S)
 
     def _connect(self, endpoint: str) -> bool:
         try:

@@ -128,9 +128,10 @@ class GatewayOrder(msgspec.Struct, frozen=True):
 
 
 class GatewayReport(msgspec.Struct, frozen=True):
-    """`address` is where to subscribe."""
+    """`address` is where to subscribe. `floods`: how often all subscribers were cut off because one asked too much."""
 
     version: int
     key: str
     address: str
     pools: int = 0
+    floods: int = 0

@@ -21,7 +21,7 @@ from mien.errors import ConfigError, MienError
 from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
-from mien.stream.bus.sockets import Publisher, make_room
+from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, make_room
 from mien.stream.inference.inbox import NEVER_NS
 from mien.stream.inference.modes import mode_of
 from mien.stream.inference.postprocess import Answer
@@ -56,7 +56,9 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         infer_in_processes(control, others, processes)
         return
     endpoint = control.assignment.endpoint or config.bus.endpoint("inference")
-    publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=places)
+    # A process with room is behind a gateway, which ends floods before there are so many.
+    most = 2 * FLEET_SUBSCRIPTIONS if room else MAX_SUBSCRIPTIONS
+    publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=places, most_subscriptions=most)
     control.say("bound", endpoint=publisher.address)
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -10,13 +13,23 @@ import pytest
 
 from mien.config import BusConfig
 from mien.messages import Status
-from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, Receiver
 from mien.stream.bus.wire import decode_status
 from mien.stream.fleet.gateway import Gateway
 from mien.stream.fleet.orders import GatewayOrder, GatewayReport
 from tests.ports import free_ports
 
 TOPIC = b"prediction/a/"
+FLOOD = f"""
+import sys, time, zmq
+attacker = zmq.Context.instance().socket(zmq.XSUB)
+attacker.setsockopt(zmq.SNDHWM, 0)
+attacker.setsockopt(zmq.RECONNECT_IVL, -1)
+attacker.connect(sys.argv[1])
+for number in range({2 * FLEET_SUBSCRIPTIONS}):
+    attacker.send(b"\\x01" + sys.argv[2].encode() + str(number).encode())
+time.sleep(5)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +46,8 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def pools() -> Iterator[list[Publisher]]:
-    opened = [Publisher("tcp://127.0.0.1:*", BusConfig()) for _ in range(2)]
+    most = 2 * FLEET_SUBSCRIPTIONS  # as a pool has
+    opened = [Publisher("tcp://127.0.0.1:*", BusConfig(), most_subscriptions=most) for _ in range(2)]
     yield opened
     for pool in opened:
         pool.close()
@@ -112,6 +126,41 @@ def test_a_gap_is_explained_to_late_subscribers_too(gateway: Gateway) -> None:
         assert list(later.drain()) == []
     finally:
         later.close()
+
+
+@pytest.mark.parametrize("prefix", ["prediction/", "clock/"])
+def test_a_flood_of_subscriptions_is_ended_and_others_come_back(
+    gateway: Gateway, pools: list[Publisher], prefix: str
+) -> None:
+    tell(gateway, 1, pools[0])
+    receiver = Receiver(gateway.address, (TOPIC,))
+    attacker = subprocess.Popen([sys.executable, "-c", FLOOD, gateway.address, prefix])
+    try:
+        wait_for(receiver, pools, b"before", {0: b"before"})
+        until_s = time.monotonic() + 60
+        while not gateway.floods:
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        attacker.wait(60)
+        list(receiver.drain(10_000))
+        wait_for(receiver, pools, b"after", {0: b"after"})
+        status = Status(session="a", worker="inference", run=5, t_ns=1, state="failed", pid=0, last_error="lost")
+        tell(gateway, 2, pools[0], gaps={"a": status})
+        listener = Receiver(gateway.address, (b"status/a/",))
+        until_s = time.monotonic() + 10
+        while not (said := list(listener.drain())) and time.monotonic() < until_s:
+            listener.socket.poll(20)
+        listener.close()
+        assert decode_status(said[0]).last_error == "lost"
+        assert json.loads(gateway.sync(msgspec.json.encode(GatewayOrder(2))))["floods"] == gateway.floods
+        while len(pools[0].subscriptions) > MAX_SUBSCRIPTIONS:
+            assert time.monotonic() < until_s + 30
+            pools[0].service()
+            time.sleep(0.01)
+    finally:
+        attacker.kill()
+        attacker.wait()
+        receiver.close()
 
 
 def test_a_port_that_is_taken_is_said(gateway: Gateway) -> None:
