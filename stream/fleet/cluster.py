@@ -19,12 +19,13 @@ from mien.files import write_file
 from mien.stream.bus.curve import is_loopback
 from mien.stream.fleet.node import state_folder
 
-# An actor that is lost is elsewhere after about 16 s with Ray's own settings.
-HEALTH = {
+# Ray's own settings: an actor that is lost is elsewhere after about 16 s, and what actors start gives way to all else.
+RAY_SETTINGS = {
     "health_check_initial_delay_ms": 2000,
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
+    "worker_niceness": 0,
 }
 DIRECTORY = "directory"
 # Of the node that Ray itself depends on: what is there is lost only with everything.
@@ -82,7 +83,7 @@ def start_embedded(fleet: str) -> Any:
             log_to_driver=False,
             logging_level="error",
             configure_logging=True,
-            _system_config=HEALTH,
+            _system_config=RAY_SETTINGS,
             object_store_memory=100 << 20,
         )
     except (RuntimeError, ValueError, ConnectionError, TimeoutError, OSError) as error:

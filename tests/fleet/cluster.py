@@ -31,7 +31,8 @@ class Machines:
 
         arguments = {"num_cpus": cpus, "object_store_memory": 80 << 20, "include_dashboard": False}
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={**arguments, "_system_config": cluster.HEALTH, "labels": {"n": "0"}}
+            initialize_head=True,
+            head_node_args={**arguments, "_system_config": cluster.RAY_SETTINGS, "labels": {"n": "0"}},
         )
         self._arguments = arguments
         self._nodes = [self._cluster.head_node]

@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[2]
 CLIPS = int(os.environ.get("MIEN_TEST_CLIPS", "9"))
 
 
-def corpus(folder: Path) -> Path:
+def corpus(folder: Path, clips: int = CLIPS) -> Path:
     """A folder of clips with labels, one of which cannot be read: pieces of the sample."""
     folder.mkdir()
     lines = ["file,text,sentiment,emotion,speaker,split,start,end"]
     (folder / "sample.mp4").write_bytes((ROOT / "src" / "mien" / "sample.mp4").read_bytes())
     (folder / "broken.mp4").write_bytes(b"no clip")
-    for number in range(CLIPS):
+    for number in range(clips):
         begin = number % 12 + number / 100
         lines.append(f"sample.mp4,word {number},{number % 3 - 1},happy,s{number},train,{begin:.2f},{begin + 1.5:.2f}")
     lines.append("broken.mp4,nothing,0,neutral,x,train,,")
@@ -36,6 +36,35 @@ def corpus(folder: Path) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a dataset."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "--asr", "none", "--hop", "2", "--engine", "onnx", "--json"],
+        ["eval", "--asr", "none", "--engine", "onnx", "--json", "--split", "all"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_cluster_says_the_same_to_the_last_byte(marked: Marked, tmp_path: Path, command: list[str]) -> None:
+    clips = corpus(tmp_path / "clips", 3)
+    for copy in ("again.mp4", "once-more.mp4"):
+        (clips / copy).write_bytes((clips / "sample.mp4").read_bytes())
+    driver = Driver(marked, tmp_path, nodes=2, cpus=1.0)
+    try:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+        said = [
+            subprocess.run(
+                [*MIEN, command[0], str(clips), *command[1:], *where],
+                env=marked.environment | token, check=True, capture_output=True, timeout=200,
+            ).stdout
+            for where in ([], ["--ray", driver("address")])
+        ]  # fmt: skip
+        assert said[0] == said[1]
+        assert said[0].count(b"\n") > 3
+    finally:
+        driver.close()
+    assert marked.wait_gone(30) == []
 
 
 def test_a_cluster_makes_the_same_dataset(marked: Marked, tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""What a fleet adds to a session: the same rows at the same time through `mien infer` alone, and through a pool and the
+gateway. Prints ratios; the machine decides them, so no test does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mien.config import BusConfig, load_config
+from mien.stream.fleet.orders import CaptureTask
+from mien.stream.fleet.synthetic import SyntheticCapture
+from tests.fleet.conftest import MIEN, Marked
+from tests.fleet.listening import Listener
+from tests.fleet.test_failures import Driver, all_run
+from tests.ports import free_ports
+
+pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
+SECONDS = float(os.environ.get("MIEN_TEST_SECONDS", "20"))
+SETTLE_S = 15.0  # clocks of other processes are known after some exchanges
+PATIENCE_S = 120.0
+PLAN = """
+fleet = "one"
+[capture]
+cpus = 0.1
+[pools]
+cpus = 0.1
+use = 1.0
+p99_ms = 100000
+[gateway]
+port = {port}
+[[sessions]]
+name = "fleet"
+source = "synthetic"
+"""
+
+
+class Alone:
+    """Inference of one session, as `mien infer` runs it."""
+
+    def __init__(self, marked: Marked) -> None:
+        self._rows = SyntheticCapture()
+        settings = {"session": "alone", "video.source": "synthetic", "audio.source": "synthetic"}
+        self._rows.match({"alone": CaptureTask(load_config(overrides=settings), 1, 0)}, BusConfig())
+        until_s = time.monotonic() + PATIENCE_S
+        while not (endpoints := self._rows.report()["alone"].endpoints) and time.monotonic() < until_s:
+            time.sleep(0.05)
+        port = free_ports(4)
+        path = Path(marked.environment["XDG_STATE_HOME"]) / "alone.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workers = "\n".join(f'{worker} = "{address}"' for worker, address in endpoints.items())
+        path.write_text(f'session = "alone"\n[bus]\nport = {port}\n[bus.workers]\n{workers}\n', encoding="utf-8")
+        self.address = f"tcp://127.0.0.1:{port}"
+        self._process = subprocess.Popen([*MIEN, "infer", "--config", str(path)], env=marked.environment)
+
+    def cpu_s(self) -> float:
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+        self._rows.match({}, BusConfig())
+
+
+def test_what_a_fleet_costs_beside_inference_alone(marked: Marked, tmp_path: Path) -> None:
+    port = free_ports(1)
+    plan = tmp_path / "fleet.toml"
+    plan.write_text(PLAN.format(port=port), encoding="utf-8")
+    driver = Driver(marked, tmp_path, nodes=1)
+    alone = Alone(marked)
+    listeners = {"alone": Listener(alone.address), "fleet": Listener(f"tcp://127.0.0.1:{port}")}
+    try:
+        driver("start", str(plan))
+        driver.wait(all_run)
+        until_s = time.monotonic() + PATIENCE_S
+        while not listeners["alone"].sessions["alone"].predictions:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        time.sleep(SETTLE_S)
+        began_s, cpu_before = time.monotonic(), used(driver, alone)
+        time.sleep(SECONDS)
+        ended_s, cpu_after = time.monotonic(), used(driver, alone)
+        took, each = {}, {}
+        for name, listener in listeners.items():
+            heard = listener.sessions[name]
+            latencies = [p[3] for p in heard.predictions if began_s <= p[0] <= ended_s and p[4]]
+            assert len(latencies) > SECONDS  # of thirty a second
+            took[name] = np.percentile(latencies, (10, 50))
+            each[name] = (cpu_after[name] - cpu_before[name]) / len(latencies) * 1e3
+            said = [status for _, status in heard.statuses if status.worker == "inference" and status.fps]
+            until_predicted = np.median([float(str(status.detail["latency_p50_ms"])) for status in said[-10:]])
+            print(
+                f"\n{name}: {len(latencies) / SECONDS:.1f} predictions a second; from capture to subscriber p10 "
+                f"{took[name][0]:.2f}, p50 {took[name][1]:.2f} ms, to the prediction p50 {until_predicted:.2f} ms; "
+                f"{each[name]:.2f} ms of CPU each; clock known to {said[-1].detail['video.clock_error_ms']} ms"
+            )
+        p10, p50 = took["fleet"] / took["alone"]
+        print(
+            f"the fleet's by that alone: {each['fleet'] / each['alone']:.2f} of CPU, {p10:.2f} of p10, {p50:.2f} of "
+            f"p50; Ray, directory, gateway, actors: {(cpu_after['rest'] - cpu_before['rest']) / SECONDS:.3f} of a core"
+        )
+    finally:
+        for listener in listeners.values():
+            listener.close()
+        alone.close()
+        driver.close()
+    assert marked.wait_gone(30) == []
+
+
+def used(driver: Driver, alone: Alone) -> dict[str, float]:
+    """CPU seconds until now."""
+    usage = {kind: numbers[0] for kind, numbers in driver("usage").items() if kind != "generator"}
+    return {"alone": alone.cpu_s(), "fleet": usage.pop("inference"), "rest": sum(usage.values())}
