@@ -6,9 +6,13 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Collection
+from pathlib import Path
 
 _NICE = 5
+_AUTOGROUP = Path("/proc/self/autogroup")
+_AGAIN_S = 0.12  # Linux takes one such change in a tenth of a second, of all processes
 
 
 def threads() -> frozenset[int]:
@@ -29,9 +33,30 @@ def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
         for number in [threading.get_native_id()] if thread else threads() - set(spared):
             with contextlib.suppress(OSError):  # it may just have ended
                 os.setpriority(os.PRIO_PROCESS, number, max(_NICE, os.getpriority(os.PRIO_PROCESS, number)))
+        if not thread:
+            _give_way_as_group()
     elif not thread and sys.platform == "win32":
         import psutil
 
         psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
     elif not thread:
         os.nice(max(0, _NICE - os.nice(0)))  # not twice
+
+
+def _give_way_as_group() -> None:
+    """Let other sessions of processes go first, where Linux shares the processor among them by autogroups.
+
+    Priorities then count only within a session. Every process of mien that another started leads one of its own; that
+    of a terminal is left as it is.
+    """
+    if os.getsid(0) != os.getpid():
+        return
+    for _ in range(10):
+        try:
+            if int(_AUTOGROUP.read_text().split()[-1]) < _NICE:
+                _AUTOGROUP.write_text(f"{_NICE}\n")
+            return
+        except BlockingIOError:
+            time.sleep(_AGAIN_S)
+        except (OSError, ValueError, IndexError):
+            return  # this Linux knows no such thing

@@ -40,6 +40,26 @@ def test_giving_way_is_of_one_thread_or_of_all_but_some() -> None:
     assert one == other == at_last == max(begun, 5)
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="this system shares the processor among processes"
+)
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_process_that_leads_its_session_gives_way_to_other_sessions(leads: bool) -> None:
+    code = (
+        "from mien.stream.processes.priority import give_way\n"
+        "group = lambda: open('/proc/self/autogroup').read().split()[-1]\n"
+        "before = group(); give_way(); print(before, group())\n"
+    )
+    # One that does not lead is in a session that its parent does: of this test's own, since that may be a terminal's.
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code if leads else parent],
+        start_new_session=True, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    before, after = map(int, ran.stdout.split())
+    assert after == (max(before, 5) if leads else before)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a file of another user")
 def test_a_log_of_another_user_is_replaced_or_said() -> None:
     """As `sudo mien run` leaves it. Away from pytest's folders, which are root's alone."""
