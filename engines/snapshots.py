@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.messages import Bool, FeatureWindow, Float32, Int64, ModalitySpec, Transcript, Word
+from mien.messages import Bool, FeatureWindow, Float32, Int64, ModalitySpec, Phrase, Transcript, Word
 from mien.windowing import WINDOW_NS, last_rows, place_rows
 
 SPAN_NS = 10 * NS_PER_S  # time kept of a live stream: a window, and a margin for rows that are late or early
@@ -22,7 +22,7 @@ class Snapshots:
 
     Attributes:
         features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
-        words, transcripts: of the window, per place. reasons: why none of its words counts, if known.
+        words, phrases, transcripts: of the window, per place. reasons: why none of its words counts, if known.
         written: places whose window was written since the list was last emptied; None until a list is set.
     """
 
@@ -32,6 +32,7 @@ class Snapshots:
         self.mask = np.zeros((places, spec.steps), np.float32)
         self.version = np.zeros(places, np.int64)
         self.words: list[tuple[Word, ...]] = [()] * places
+        self.phrases: list[tuple[Phrase, ...]] = [()] * places
         self.transcripts = [Transcript()] * places
         self.reasons = [""] * places
         self.written: list[int] | None = None
@@ -94,6 +95,7 @@ class Snapshots:
         times_ns = np.zeros(0, np.int64)
         features, mask = last_rows(self.spec, np.zeros((0, self.spec.dim), np.float32))
         words: tuple[Word, ...] = ()
+        phrases: tuple[Phrase, ...] = ()
         reason = ""
         since_ns = NEVER
         if at is not None:
@@ -104,6 +106,7 @@ class Snapshots:
             features, mask = place_rows(self.spec, snapshot.values, inside, snapshot.times_ns, t_end_ns)
             times_ns = snapshot.times_ns[inside & (snapshot.times_ns <= t_end_ns)]
             words = tuple(word for word in snapshot.words if word.t_end_ns > t_end_ns - WINDOW_NS)
+            phrases = tuple(phrase for phrase in snapshot.phrases if phrase.t_end_ns > t_end_ns - WINDOW_NS)
             ends_ns = [*snapshot.times_ns.tolist(), *(word.t_end_ns for word in snapshot.words)]
             changes += [at_ns for end_ns in ends_ns for at_ns in (end_ns, end_ns + WINDOW_NS) if at_ns > t_end_ns]
             since_ns, reason = t_end_ns, "" if mask.any() else snapshot.reason
@@ -115,6 +118,7 @@ class Snapshots:
         self._since_ns[place], self._until_ns[place] = since_ns, min(changes)
         self._newest_ns[place] = int(times_ns.max()) if len(times_ns) else NEVER
         self.reasons[place] = reason
+        self.phrases[place] = phrases
         if words != self.words[place]:
             self.words[place] = words
             self.transcripts[place] = Transcript(

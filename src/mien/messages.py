@@ -74,6 +74,19 @@ class Word(msgspec.Struct, frozen=True):
     uncertain: bool = False
 
 
+class Phrase(msgspec.Struct, frozen=True):
+    """What committed words between two pauses or full stops say by themselves, without face, voice or other phrases.
+
+    Times are those of its first and last word. `sentiment` is -3 ... 3, `emotion` the most probable one. While the
+    speaker goes on, the phrase may grow, and is read anew.
+    """
+
+    t_start_ns: int
+    t_end_ns: int
+    sentiment: float
+    emotion: str
+
+
 class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that a capture worker publishes.
 
@@ -85,7 +98,7 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
         values: shape (n, dim), float32, finite. n may be 0: time went on and nothing was there.
         valid: shape (n,), False where the row carries no evidence (no face, no voice).
         times_ns: shape (n,), capture time of each row.
-        words: the transcript in the window, text only.
+        words: the transcript in the window, text only. phrases: of its committed words.
         stamps: session time at which a stage was done, in ns: "read" (the sensor delivered), "sent".
         reason: why nothing in it counts, where there is more to say than that nothing was observed.
     """
@@ -101,6 +114,7 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
     valid: Bool
     times_ns: Int64
     words: tuple[Word, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
     stamps: dict[str, int] = {}
     reason: str = ""
 
@@ -150,6 +164,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         absent: per modality that is missing as a whole, why.
         abstains: why there is no prediction, None if there is one.
         words: the words in the window with their times.
+        phrases: what the committed ones of them say by themselves, phrase by phrase.
         latency: milliseconds per stage: capture, feature, transport, wait, infer, and total, which counts from
             `stamps["read"]` of the row that triggered the prediction to the moment it was published.
         model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
@@ -178,6 +193,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, tuple[Span, ...]] = {}
     top_emotion: str | None = None
     t_end_us: int = 0
+    phrases: tuple[Phrase, ...] = ()
 
     def __post_init__(self) -> None:
         # Fields, so that they are in the JSON too; computed, so that they are right whatever a message says.

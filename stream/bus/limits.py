@@ -19,6 +19,7 @@ MAX_COUNT = (1 << 53) - 1  # integers that every JSON reader keeps exactly
 MAX_WORDS = 512
 MAX_WORD_CHARS = 128
 _MAX_KEYS = 64
+_MAX_NAME_CHARS = 64
 _MAX_SPANS = 4096
 _MAX_NUMBER = 1e15
 
@@ -47,6 +48,17 @@ def check_words(words: Iterable[tuple[str, int, int, float]]) -> None:
             raise WireError("malformed: probability of a word")
 
 
+def check_phrases(phrases: Sequence[tuple[int, int, float, str]]) -> None:
+    """Refuse phrases that are too many or have no time; each is start, end in ns, sentiment, emotion."""
+    _check_sizes(phrases)
+    for start_ns, end_ns, sentiment, emotion in phrases:
+        check_time("a phrase", start_ns, end_ns)
+        if not abs(sentiment) <= SENTIMENT_MAX + 1e-3:
+            raise WireError("malformed: sentiment of a phrase is out of range")
+        if len(emotion) > _MAX_NAME_CHARS:
+            raise WireError("oversized: emotion of a phrase")
+
+
 def check_prediction(message: Prediction) -> tuple[str, str]:
     """The session, and the last part of the topic. Raises WireError."""
     check_count("run or seq", message.run, message.seq)
@@ -55,6 +67,7 @@ def check_prediction(message: Prediction) -> tuple[str, str]:
     if len(message.words) > MAX_WORDS:
         raise WireError("oversized: words")
     check_words((word.text, word.t_start_ns, word.t_end_ns, word.probability) for word in message.words)
+    check_phrases([(p.t_start_ns, p.t_end_ns, p.sentiment, p.emotion) for p in message.phrases])
     for value in (message.sentiment, message.sentiment_smooth):
         if value is not None and not abs(value) <= SENTIMENT_MAX + 1e-3:
             raise WireError("malformed: sentiment is out of range")

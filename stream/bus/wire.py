@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 
 from mien.errors import WireError
-from mien.messages import About, Cue, FeatureWindow, Int64, Prediction, Status, Word
+from mien.messages import About, Cue, FeatureWindow, Int64, Phrase, Prediction, Status, Word
 from mien.stream.bus.limits import (
     MAX_WORDS,
     NAME,
     check_about,
     check_count,
     check_cue,
+    check_phrases,
     check_prediction,
     check_status,
     check_time,
@@ -57,6 +58,7 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
     offsets_us: list[int] | None = None
     words: list[tuple[str, int, int, bool, float]] = []
     uncertain: bytes = b""
+    phrases: list[tuple[int, int, float, str]] = []
     reason: str = ""
     stamps: dict[str, int] = {}
 
@@ -122,6 +124,7 @@ def encode_features(window: FeatureWindow) -> Frames:
         offsets_us=None if even else ((window.times_ns - window.t_start_ns) // 1000).tolist(),
         words=[(w.text, w.t_start_ns, w.t_end_ns, w.committed, w.probability) for w in window.words],
         uncertain=_bits(word.uncertain for word in window.words),
+        phrases=[(p.t_start_ns, p.t_end_ns, p.sentiment, p.emotion) for p in window.phrases],
         reason=window.reason,
         stamps=window.stamps,
     )
@@ -156,6 +159,7 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
         valid=valid,
         times_ns=_times(header),
         words=header.said,
+        phrases=tuple(Phrase(*phrase) for phrase in header.phrases),
         stamps=header.stamps,
         reason=header.reason,
     )
@@ -292,6 +296,7 @@ def _check_header(header: FeatureHeader) -> None:
     if len(header.words) > MAX_WORDS:
         raise WireError("oversized: words")
     check_words((text, start_ns, end_ns, share) for text, start_ns, end_ns, _, share in header.words)
+    check_phrases(header.phrases)
     if header.uncertain and len(header.uncertain) != (len(header.words) + 7) // 8:
         raise WireError("truncated: uncertain does not hold one bit a word")
 

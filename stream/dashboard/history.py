@@ -6,9 +6,9 @@ from bisect import bisect_left
 from collections import deque
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import EMOTIONS, Prediction, Word
+from mien.messages import EMOTIONS, Prediction
 from mien.stream.bus.preview import Preview
-from mien.stream.recording.phrases import PhraseReader
+from mien.stream.recording.phrases import SaidWord, SaidWords
 
 MODALITIES = ("vision", "audio", "text")
 ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions
@@ -22,21 +22,22 @@ SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probabil
 
 
 class SpokenWord:
-    """A word with the sentiment of its phrase; None while that is not known."""
+    """A word as the page has it, with the sentiment of its phrase; None while that is not known."""
 
-    __slots__ = ("committed", "sentiment", "t_end_ms", "t_ms", "text", "uncertain")
+    __slots__ = ("committed", "said", "t_end_ms", "t_ms", "text", "uncertain")
 
-    def __init__(self, word: Word, sentiment: float | None) -> None:
+    def __init__(self, said: SaidWord) -> None:
+        word = said.word
         self.text = word.text.strip()
         self.t_ms = word.t_start_ns // NS_PER_MS
         self.t_end_ms = word.t_end_ns // NS_PER_MS
         self.committed = word.committed
         self.uncertain = word.uncertain
-        self.sentiment = sentiment
+        self.said = said
 
     def to_list(self) -> list[str | float | int | bool | None]:
         """As the page gets it: text, begin, end, committed, sentiment, uncertain."""
-        sentiment = None if self.uncertain else _rounded(self.sentiment, 2)
+        sentiment = None if self.uncertain else _rounded(self.said.sentiment, 2)
         return [self.text, self.t_ms, self.t_end_ms, self.committed, sentiment, self.uncertain]
 
 
@@ -62,7 +63,7 @@ class History:
         self.words: deque[SpokenWord] = deque(maxlen=_WORDS)
         self.tentative: list[SpokenWord] = []
         self.words_version = 0
-        self._phrases, self._phrase = PhraseReader(), list[SpokenWord]()
+        self._said = SaidWords()
         self._pictures: deque[Preview] = deque()
         self._newest_ns = 0
         self._newest_sound_ns = 0
@@ -115,24 +116,19 @@ class History:
         self.rows.clear()
         self.sound.clear()
         self.words.clear()
-        self._phrases, self._phrase = PhraseReader(), list[SpokenWord]()
+        self._said = SaidWords()
         self.tentative = []
         self.words_version += 1
         self._pictures.clear()
         self._newest_ns = self._newest_sound_ns = 0
 
     def _add_words(self, prediction: Prediction) -> None:
-        heard = self._phrases.hear(prediction)
-        for each in heard:
-            self._phrase = [] if each.begins else self._phrase
-            self._phrase.append(SpokenWord(each.word, None))
-            self.words.append(self._phrase[-1])
-            for spoken in self._phrase:
-                spoken.sentiment = each.sentiment
+        heard, recoloured = self._said.hear(prediction)
+        self.words.extend(map(SpokenWord, heard))
         judged = self._judge(prediction)
-        tentative = [SpokenWord(word, None) for word in prediction.words if not word.committed]
+        tentative = [SpokenWord(SaidWord(word)) for word in prediction.words if not word.committed]
         shown = [(word.text, word.uncertain) for word in self.tentative]
-        if heard or judged or [(word.text, word.uncertain) for word in tentative] != shown:
+        if heard or recoloured or judged or [(word.text, word.uncertain) for word in tentative] != shown:
             self.tentative = tentative
             self.words_version += 1
 

@@ -10,7 +10,18 @@ from mien.clock import NS_PER_S
 from mien.config import Config
 from mien.engines.rings import Windows
 from mien.engines.snapshots import SPAN_NS, Snapshots
-from mien.messages import WORKERS, Cue, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Word, spans_of
+from mien.messages import (
+    WORKERS,
+    Cue,
+    FeatureWindow,
+    ModalitySpec,
+    Phrase,
+    Prediction,
+    Status,
+    Transcript,
+    Word,
+    spans_of,
+)
 from mien.stream.inference.assembler import Assembler, ages_ms
 from mien.stream.inference.faults import Faults
 from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor, latency_ms
@@ -181,9 +192,11 @@ class Mode(ABC):
         """
         t_end_ns, names = trigger.t_end_ns, self.assembler.specs
         words: tuple[Word, ...] = ()
+        phrases: tuple[Phrase, ...] = ()
         transcript, silenced = _SILENT, False
         if self._words is not None and present[self._windows.column[self._words.spec.name]]:
             words, transcript = self._words.words[self.place], self._words.transcripts[self.place]
+            phrases = self._words.phrases[self.place]
             silenced = bool(self._words.reasons[self.place])
         absent = {} if all(present) and not silenced else self.assembler.absent(t_end_ns)
         ages = ages_ms(names, t_end_ns, present, newest_ns)
@@ -192,7 +205,7 @@ class Mode(ABC):
         prediction = self.post.prediction(
             t_end_ns,
             answer,
-            Evidence(ages, absent, words, transcript),
+            Evidence(ages, absent, words, transcript, phrases),
             seq=self.seq,
             model=model,
             inputs=spans_of(self._taken_in),

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import EMOTIONS, Prediction, Span, Transcript, Word
+from mien.messages import EMOTIONS, Phrase, Prediction, Span, Transcript, Word
 from mien.stream.inference.refusals import Refusals
 from mien.stream.inference.schedule import Trigger
 
@@ -30,6 +30,7 @@ class Evidence(NamedTuple):
     absent: dict[str, str]
     words: tuple[Word, ...]
     transcript: Transcript
+    phrases: tuple[Phrase, ...] = ()
 
 
 class Postprocessor:
@@ -89,6 +90,7 @@ class Postprocessor:
             abstains=None if answers else "no face, no voice and no words in the window",
             transcript=evidence.transcript,
             words=evidence.words,
+            phrases=evidence.phrases,
             latency=latency,
             model=model,
             inputs=inputs,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mien.clock import Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import WORKERS, Bool, FeatureWindow, Float32, Int64, ModalitySpec, Word, WorkerState
+from mien.messages import WORKERS, Bool, FeatureWindow, Float32, Int64, ModalitySpec, Phrase, Word, WorkerState
 from mien.stream.bus.wire import sent_times_ns
 
 
@@ -32,6 +32,7 @@ class Rows:
     valid: Bool
     times_ns: Int64
     words: tuple[Word, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
     stamps: dict[str, int] = field(default_factory=dict)
     reason: str = ""
 
@@ -69,6 +70,7 @@ def message_of(
         valid=rows.valid,
         times_ns=sent_times_ns(rows.times_ns, rows.t_start_ns, rows.t_end_ns),
         words=rows.words,
+        phrases=rows.phrases,
         stamps={**rows.stamps, **(stamps or {})},
         reason=rows.reason,
     )

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ import numpy as np
 from mien.assets import ASSETS, asset_path, cache_folder
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, Config, TextConfig
+from mien.engines.alone import SnapshotReader
 from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, ConfigError
 from mien.messages import NOT_UNDERSTOOD, Float32, ModalitySpec, Word
+from mien.models.checkpoint import load_checkpoint
 from mien.models.text.encoder import (
     DEFAULT_ADAPTERS,
     TEXT_DIM,
@@ -32,6 +35,7 @@ from mien.models.text.encoder import (
 from mien.models.weights import weight_set
 from mien.stream.modalities.base import Health, Modality, Rows
 from mien.stream.modalities.hearing import Hearing
+from mien.stream.modalities.phrases import PhraseReader
 from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
@@ -194,6 +198,7 @@ class Text(Hearing):
         self._backlog = Backlog(config.text.step_ms, None if self._fast else BACKLOG_S)
         self._recogniser: Recogniser | None = None
         self._reader: WordReader | None = None
+        self._phrases: PhraseReader | None = None
         self._device: str | None = None
         self._retry_s = 0.0
         self._error: str | None = None
@@ -295,6 +300,10 @@ class Text(Hearing):
             encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
             recogniser = open_recogniser(text, assets, self._device)
             self._reader = WordReader(encoder.result())
+        checkpoint = self._config.inference.checkpoint
+        self._phrases = PhraseReader(
+            encoder.result().encode, lambda: SnapshotReader(load_checkpoint(checkpoint), self.spec.name)
+        )
         self._recogniser = recogniser
 
     def _recognise(self, step: Step | None) -> Rows:
@@ -307,13 +316,16 @@ class Text(Hearing):
         try:
             if self._recogniser is None and time.monotonic() >= self._retry_s:
                 self._open()
-            if self._recogniser is None or self._reader is None:
+            recogniser = self._recogniser
+            if recogniser is None or self._reader is None or self._phrases is None:
                 self._unheard_s += seconds
-            elif step is None:
-                rows = self._reader.rows(self._recogniser.finish(), stamps)
             else:
-                heard = self._recogniser.step(step.samples, step.t_end_ns, step.continuous)
-                rows = self._reader.rows(heard, stamps)
+                heard = (
+                    recogniser.finish()
+                    if step is None
+                    else recogniser.step(step.samples, step.t_end_ns, step.continuous)
+                )
+                rows = replace(self._reader.rows(heard, stamps), phrases=self._phrases.phrases(heard))
         except Exception as error:  # whatever the libraries raise, the stream goes on without words
             self._fail(error)
             self._unheard_s += seconds

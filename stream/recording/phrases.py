@@ -1,8 +1,8 @@
-"""The sentiment of what was said, phrase by phrase.
+"""Words with the sentiment of what was said, phrase by phrase, from a session's predictions.
 
-A prediction at the moment a word is spoken cannot know the word: it is recognised up to some seconds later, and until
-then the sentiment is that of what was said before. So each phrase has the sentiment of the first prediction that knows
-its last word.
+Predictions carry what each phrase says by its words alone. Those recorded before mien 0.3 do not: there a
+phrase has the sentiment of the first prediction that knows its last word, since a prediction at the moment a word is
+spoken cannot know it.
 """
 
 from __future__ import annotations
@@ -13,27 +13,20 @@ from typing import NamedTuple
 
 from mien.clock import NS_PER_S
 from mien.messages import Prediction, Word
+from mien.stream.speech.phrases import begins_phrase
 from mien.windowing import WINDOW_NS
 
-_PAUSE_NS = 7 * NS_PER_S // 10  # from one word to the next; a longer one ends a phrase
 _SAME_NS = NS_PER_S // 2  # a word that is recognised again moves by no more
 _KEPT = 256
-_ENDINGS = (".", "!", "?", "…")
 
 
-@dataclass(frozen=True)
-class PhraseWord:
-    """A newly committed word.
-
-    Attributes:
-        begins: it begins a phrase; otherwise it goes on with that of the word before.
-        sentiment, emotion: of its phrase as far as it goes; the words before it in the phrase now have them too.
-    """
+@dataclass(eq=False)
+class SaidWord:
+    """A committed word; `sentiment` and `emotion` are of its phrase as far as it goes, None where it has none."""
 
     word: Word
-    begins: bool
-    sentiment: float | None
-    emotion: str | None
+    sentiment: float | None = None
+    emotion: str | None = None
 
 
 class _Known(NamedTuple):
@@ -44,16 +37,21 @@ class _Known(NamedTuple):
     emotion: str | None
 
 
-class PhraseReader:
+class SaidWords:
     """Follows the predictions of one session in order."""
 
     def __init__(self) -> None:
         self._seen: deque[_Known] = deque(maxlen=_KEPT)
-        self._last: Word | None = None
+        self._said: deque[SaidWord] = deque(maxlen=_KEPT)
+        self._phrase: list[SaidWord] = []
 
-    def hear(self, prediction: Prediction) -> list[PhraseWord]:
-        """The words that this prediction has committed."""
-        newly = []
+    def hear(self, prediction: Prediction) -> tuple[list[SaidWord], bool]:
+        """The words that this prediction has committed, and whether sentiments of words have changed.
+
+        Words that were returned before change in place when their phrase does.
+        """
+        newly: list[SaidWord] = []
+        before = [(said, said.sentiment) for said in self._said]
         for word in prediction.words:
             known = self._first(word)
             if known is None:
@@ -61,14 +59,20 @@ class PhraseReader:
                 read = prediction if prediction.t_end_ns - word.t_end_ns <= WINDOW_NS else None
                 known = _Known(word, read.sentiment, read.top_emotion) if read else _Known(word, None, None)
                 self._seen.append(known)
-            if not word.committed or (self._last is not None and word.t_start_ns <= self._last.t_start_ns):
+            last = self._said[-1].word if self._said else None
+            if not word.committed or (last is not None and word.t_start_ns <= last.t_start_ns):
                 continue
-            last, self._last = self._last, word
-            begins = (
-                last is None or last.text.rstrip().endswith(_ENDINGS) or word.t_start_ns - last.t_end_ns >= _PAUSE_NS
-            )
-            newly.append(PhraseWord(word, begins, known.sentiment, known.emotion))
-        return newly
+            self._phrase = [] if begins_phrase(word, last) else self._phrase
+            self._phrase.append(SaidWord(word))
+            self._said.append(self._phrase[-1])
+            newly.append(self._phrase[-1])
+            for said in self._phrase:
+                said.sentiment, said.emotion = known.sentiment, known.emotion
+        for phrase in prediction.phrases:
+            for said in self._said:
+                if phrase.t_start_ns <= said.word.t_start_ns <= phrase.t_end_ns:
+                    said.sentiment, said.emotion = phrase.sentiment, phrase.emotion
+        return newly, any(said.sentiment != sentiment for said, sentiment in before)
 
     def _first(self, word: Word) -> _Known | None:
         text = _plain(word.text)

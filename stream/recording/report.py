@@ -135,7 +135,7 @@ def _transcript(table: Table) -> str:
     if not lines:
         return _section("Words", "<p>Nothing was said, or nothing was recognised.</p>")
     return (
-        "<h2>Words</h2><p class=note>Underlined with the sentiment of each phrase once its last word was known: "
+        "<h2>Words</h2><p class=note>Underlined with the sentiment of each phrase: "
         f"{_swatch(-2)} negative {_swatch(0)} neither {_swatch(2)} positive</p>"
         f"<table class=words>{lines}</table>"
     )

@@ -13,7 +13,7 @@ from mien.clock import NS_PER_S
 from mien.errors import RecordingError
 from mien.messages import EMOTIONS, WORKERS, About, Prediction
 from mien.stream.recording import channels
-from mien.stream.recording.phrases import PhraseReader, PhraseWord
+from mien.stream.recording.phrases import SaidWord, SaidWords
 from mien.stream.recording.reader import Recording, open_recording
 
 UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
@@ -88,10 +88,9 @@ def read_table(path: Path) -> Table:
     """
     recording = open_recording(path)
     rows: list[Row] = []
-    words: list[SpokenWord] = []
-    starts_ns: list[int] = []
+    said: list[SaidWord] = []
     uncertain: dict[int, bool] = {}
-    phrases, begun = PhraseReader(), 0
+    phrases = SaidWords()
     zero_ns: int | None = None
     run, next_seq, lost = -1, 0, 0
     for prediction in recording.predictions():
@@ -99,22 +98,14 @@ def read_table(path: Path) -> Table:
             zero_ns = _zero_ns(recording, prediction)
         lost += prediction.seq - next_seq if prediction.run == run else 0
         run, next_seq = prediction.run, prediction.seq + 1
-        for heard in phrases.hear(prediction):
-            begun = len(words) if heard.begins else begun
-            words.append(_word(heard, zero_ns))
-            starts_ns.append(heard.word.t_start_ns)
-            words[begun:] = [
-                msgspec.structs.replace(word, sentiment=heard.sentiment, emotion=heard.emotion)
-                for word in words[begun:]
-            ]
+        said += phrases.hear(prediction)[0]
         # A newer prediction knows better whether a word is certain.
         uncertain |= {word.t_start_ns: word.uncertain for word in prediction.words if word.committed}
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
-    spoken = tuple(
-        word for word, start_ns in zip(words, starts_ns, strict=True) if not uncertain[start_ns] and word.t_end_s > 0
-    )
+    certain = [_word(each, zero_ns) for each in said if not uncertain[each.word.t_start_ns]]
+    spoken = tuple(word for word in certain if word.t_end_s > 0)
     return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), spoken, lost)
 
 
@@ -195,7 +186,7 @@ def _row(prediction: Prediction, zero_ns: int) -> Row:
     )
 
 
-def _word(heard: PhraseWord, zero_ns: int) -> SpokenWord:
-    word = heard.word
+def _word(said: SaidWord, zero_ns: int) -> SpokenWord:
+    word = said.word
     begin_s, end_s = (word.t_start_ns - zero_ns) / NS_PER_S, (word.t_end_ns - zero_ns) / NS_PER_S
-    return SpokenWord(word.text.strip(), begin_s, end_s, heard.sentiment, heard.emotion)
+    return SpokenWord(word.text.strip(), begin_s, end_s, said.sentiment, said.emotion)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from mien.config import BusConfig
-from mien.messages import EMOTIONS, About, Prediction, Status, Transcript, Word
+from mien.messages import EMOTIONS, About, Phrase, Prediction, Status, Transcript, Word
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import (
     Frames,
@@ -83,6 +83,7 @@ def message(number: int, chance: random.Random) -> Frames:
             confidence=chance.random() if made else None, gates={"vision": 0.5, "audio": 0.5, "text": 0.0},
             age_ms={"vision": 3.5, "audio": 20.0, "text": None}, absent={"text": "switched off"},
             abstains=None if made else "no face, no voice and no words", transcript=Transcript("so", "be"), words=words,
+            phrases=(Phrase(NOW_NS, NOW_NS + 5, chance.uniform(-3, 3), "sad"),) if words else (),
             latency={"infer": 2.5, "total": 14.0}, model="cmmsf-0/onnx-fp32", inputs={"vision": ((7, 0, number),)},
         )
     )  # fmt: skip

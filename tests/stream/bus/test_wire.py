@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mien.errors import WireError
-from mien.messages import FeatureWindow, Prediction, Status, Transcript, Word
+from mien.messages import FeatureWindow, Phrase, Prediction, Status, Transcript, Word
 from mien.stream.bus import wire
 
 
@@ -31,6 +31,7 @@ def features(rows: int = 3, dim: int = 4, **changes: object) -> FeatureWindow:
         valid=np.arange(rows) % 2 == 0,
         times_ns=wire.even_times_ns(1_000_000_000, 1_300_000_000, rows),
         words=(Word("hello", 1_000_000_000, 1_200_000_000, committed=False, probability=0.5),),
+        phrases=(Phrase(1_000_000_000, 1_200_000_000, -1.25, "sad"),),
         reason="unclear",
         stamps={"read": 1_310_000_000},
     )
@@ -50,6 +51,7 @@ PREDICTION = Prediction(
     age_ms={"vision": 3.0, "audio": 20.0, "text": None},
     absent={"text": "switched off"},
     transcript=Transcript("it is", "over"),
+    phrases=(Phrase(3, 8, -2.5, "sad"),),
 )
 FOLLOWING = ("top_emotion", "t_end_us")
 STATUS = Status(session="default", worker="video", run=1, t_ns=3, state="running", pid=1, drops={"late": 2})
@@ -133,6 +135,11 @@ GOOD = wire.encode_features(features())
         (reframed(rows=2), "truncated"),
         (reframed(valid=b""), "truncated"),
         (reframed(seq=-1), "malformed"),
+        (reframed(phrases=[(5, 3, 0.0, "sad")]), "time"),
+        (reframed(phrases=[(3, 5, float("nan"), "sad")]), "malformed"),
+        (reframed(phrases=[(3, 5, 3.5, "sad")]), "malformed"),
+        (reframed(phrases=[(3, 5, 0.0, "s" * 65)]), "oversized"),
+        (reframed(phrases=[(3, 5, 0.0, "sad")] * 65), "oversized"),
         (reframed(seq="2"), "malformed"),
         (reframed(session="../../etc"), "malformed"),
         (reframed(session="a" * 65), "malformed"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import EMOTIONS, Prediction, Word
+from mien.messages import EMOTIONS, Phrase, Prediction, Word
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard.history import History
 
@@ -13,7 +13,9 @@ FRAME_NS = 40 * NS_PER_MS
 HAPPY = {name: 0.4 if name == "happy" else 0.1 for name in EMOTIONS}
 
 
-def prediction(t_ns: int, sentiment: float | None = 1.0, words: tuple[Word, ...] = ()) -> Prediction:
+def prediction(
+    t_ns: int, sentiment: float | None = 1.0, words: tuple[Word, ...] = (), phrases: tuple[Phrase, ...] = ()
+) -> Prediction:
     return Prediction(
         session="default",
         run=1,
@@ -28,6 +30,7 @@ def prediction(t_ns: int, sentiment: float | None = 1.0, words: tuple[Word, ...]
         absent={"text": "nothing was said"},
         abstains=None if sentiment is not None else "nothing is observed",
         words=words,
+        phrases=phrases,
     )
 
 
@@ -63,7 +66,30 @@ def test_what_is_missing_is_no_number() -> None:
     assert row[14:] == [0.0, 20.0, None]  # face, voice; words are absent, however old the last is
 
 
-def test_a_phrase_has_the_sentiment_of_the_prediction_that_first_knew_its_last_word() -> None:
+def test_words_have_the_sentiment_of_their_phrase_by_itself() -> None:
+    """Not that of the face, the voice and the sentence before; also where the phrase goes on later."""
+    history = History(minutes=1.0)
+    ms = NS_PER_MS
+
+    def word(text: str, at_ms: int) -> Word:
+        return Word(text, at_ms * ms, (at_ms + 100) * ms)
+
+    words = word("No!", 500), word("It", 800), word("is", 1000)
+    angry = Phrase(500 * ms, 600 * ms, -2.5, "angry")
+    history.add(prediction(1200 * ms, -2.0, words, (angry, Phrase(800 * ms, 1100 * ms, 0.25, "neutral"))))
+    assert [spoken.to_list()[4] for spoken in history.words] == [-2.5, 0.25, 0.25]
+    version = history.words_version
+    words = (*words, word("late.", 1300))
+    history.add(prediction(1700 * ms, -2.0, words, (angry, Phrase(800 * ms, 1400 * ms, -0.5, "sad"))))
+    assert [spoken.to_list()[4] for spoken in history.words] == [-2.5, -0.5, -0.5, -0.5]
+    assert history.words_version > version
+    # What was uncertain may be read anew without any new word.
+    history.add(prediction(1800 * ms, -2.0, words, (angry, Phrase(800 * ms, 1400 * ms, -0.25, "sad"))))
+    assert history.words[-1].to_list()[4] == -0.25
+    assert history.words_version > version + 1
+
+
+def test_without_phrases_one_has_the_sentiment_of_the_prediction_that_first_knew_its_last_word() -> None:
     history = History(minutes=1.0)
     ms = NS_PER_MS
 
@@ -100,7 +126,7 @@ def test_a_word_may_turn_out_to_be_uncertain_and_has_no_sentiment_then() -> None
 def test_a_word_from_before_is_not_coloured_by_a_guess() -> None:
     history = History(minutes=1.0)
     history.add(prediction(10 * NS_PER_S, 2.0, (Word("early", NS_PER_S, 2 * NS_PER_S),)))
-    assert history.words[0].sentiment is None
+    assert history.words[0].to_list()[4] is None
 
 
 def test_a_time_line_that_begins_again_begins_anew() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from mien.clock import NS_PER_S
 from mien.errors import RecordingError
-from mien.messages import EMOTIONS, Prediction
+from mien.messages import EMOTIONS, Phrase, Prediction
 from mien.stream.recording.comparison import compare, draw_comparison
 from mien.stream.recording.export import export, subtitles
 from mien.stream.recording.table import Table, read_table, summarise
@@ -80,6 +80,26 @@ def test_words_are_said_once_and_subtitles_follow_each_other(table: Table) -> No
     assert vtt.startswith("WEBVTT\n\nSTYLE\n")
     assert vtt.count(" --> ") == srt.count(" --> ") == len(shown)
     assert "[-0.0" not in srt
+
+
+def test_words_and_subtitles_have_the_sentiment_of_their_phrase_by_itself(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from mien.stream.recording.report import report
+
+    def by_itself(what: Prediction) -> Prediction:
+        phrases = [
+            Phrase(w.t_start_ns, w.t_end_ns, -2.0 if int(w.text[4:-1]) % 2 else 0.125, "sad") for w in what.words
+        ]
+        return msgspec.structs.replace(what, phrases=tuple(phrases))
+
+    said = [(t, by_itself(what) if isinstance(what, Prediction) else what) for t, what in live(12)]
+    table = read_table(write(tmp_path / "a.mcap", said))
+    assert len(table.words) > 8
+    assert all(word.sentiment == (-2.0 if int(word.text[4:-1]) % 2 else 0.125) for word in table.words)
+    labels = re.findall(r"\[(\S+) sad\] word(\d+)\.", export(table, "srt"))
+    assert len(labels) == len(table.words)
+    assert all(label == ("-2.0" if int(number) % 2 else "+0.1") for label, number in labels)
+    assert report(table).count("border-color:#d55e00'>word") == sum(int(number) % 2 for _, number in labels)
 
 
 class _Page(HTMLParser):

@@ -1,0 +1,67 @@
+"""The sentiment of each phrase by its words alone, whatever face, voice or sentence came before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from mien.engines.alone import SnapshotReader
+from mien.errors import MienError
+from mien.messages import Float32, Phrase, Word
+from mien.stream.speech.asr import Heard
+from mien.stream.speech.phrases import phrases_of
+from mien.windowing import WINDOW_NS
+
+log = logging.getLogger(__name__)
+
+
+class PhraseReader:
+    """Reads phrases as they are committed; one that has not changed is not read again.
+
+    Args:
+        encode: words to rows (n, dim).
+        open_reader: opens what reads rows, when the first phrase is there: by then inference has compiled it.
+    """
+
+    def __init__(self, encode: Callable[[tuple[str, ...]], Float32], open_reader: Callable[[], SnapshotReader]) -> None:
+        self._encode, self._open_reader = encode, open_reader
+        self._reader: SnapshotReader | None = None
+        self._failed = False
+        self._read: dict[int, tuple[tuple[str, ...], Phrase]] = {}  # by the end of the last word
+
+    def phrases(self, heard: Heard) -> tuple[Phrase, ...]:
+        """The phrases of committed, certain words of which any word lies in the window that ends where the sound does.
+
+        A phrase that goes on is read again with each word that is committed.
+        """
+        since_ns = heard.t_end_ns - WINDOW_NS
+        known_ns = min((word.t_start_ns for word in heard.words), default=0)
+        found: dict[int, tuple[tuple[str, ...], Phrase]] = {}
+        for words in phrases_of(word for word in heard.words if word.committed):
+            certain = [word for word in words if not word.uncertain]
+            if certain and since_ns < certain[-1].t_end_ns <= heard.t_end_ns:
+                reading = self._of(certain, known_ns)
+                if reading is not None:
+                    found[certain[-1].t_end_ns] = reading
+        self._read = found
+        return tuple(phrase for _, phrase in found.values())
+
+    def _of(self, words: list[Word], known_ns: int) -> tuple[tuple[str, ...], Phrase] | None:
+        texts = tuple(word.text for word in words)
+        before = self._read.get(words[-1].t_end_ns)
+        if before is not None:
+            # The recogniser forgets words of some seconds ago: what is left of a long phrase keeps its reading.
+            forgotten = before[1].t_start_ns < known_ns and before[0][-len(texts) :] == texts
+            if forgotten or before[0] == texts:
+                return before
+        if self._failed:
+            return None
+        try:
+            self._reader = self._reader or self._open_reader()
+            rows = self._encode(texts)
+            sentiment, emotion = self._reader.read(rows[(rows != 0).any(1)])
+        except MienError as error:
+            self._failed = True
+            log.warning("phrases are not read by themselves: %s", error)
+            return None
+        return texts, Phrase(words[0].t_start_ns, words[-1].t_end_ns, sentiment, emotion)
