@@ -1,4 +1,5 @@
-"""What a person chooses while a session runs: the source of a capture worker, and the face that is followed.
+"""What a person chooses while a session runs: the source of a capture worker, the face that is followed, and when to
+measure a person at rest.
 
 A worker offers what there is (`offer/<session>/<worker>`) to subscribers that ask for it by name. A choice goes the
 other way, as one frame that an XSUB socket sends. The bytes are in `stream/protocol.md`.
@@ -19,6 +20,8 @@ MAX_CHOICE_BYTES = 512
 MAX_SOURCES = 64
 MAX_FACES = 8
 _MAX_TEXT = 512
+SHORTEST_REST_S, LONGEST_REST_S = 5.0, 300.0
+_MAX_MEAN, _MOST_IN_MEAN = 4096, 1e6
 
 Place = tuple[float, float]
 
@@ -30,6 +33,14 @@ class SourceOffer(msgspec.Struct, frozen=True):
     name: str
 
 
+class RestOffer(msgspec.Struct, frozen=True):
+    """A person at rest, as a worker has measured them: the `mean` of rows of `extractor` over so many `seconds`."""
+
+    extractor: str
+    seconds: float
+    mean: tuple[float, ...]
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """What may be chosen at a worker, and what became of the last choice.
 
@@ -38,6 +49,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         sources: what there is, with the one that is used now; `used` is its id.
         faces: left, top, right and bottom of each face in view as fractions of the picture, from left to right.
         following: "largest" or "chosen"; empty where no face can be chosen.
+        left_s: seconds that a measurement of a person at rest has still to go; None where none is made.
+        rest: what was measured, in the offer that answers the choice to have it.
         answers: `nonce` of the choice that this answers; empty if it answers none.
         refused: why that was not done; empty if it was.
     """
@@ -50,17 +63,20 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     used: str = ""
     faces: tuple[tuple[float, float, float, float], ...] = ()
     following: Literal["", "largest", "chosen"] = ""
+    left_s: float | None = None
+    rest: RestOffer | None = None
     answers: str = ""
     refused: str = ""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A choice, of a source or of a face.
+    """A choice, of a source, of a face, or of what becomes of a measurement.
 
     Attributes:
         version: of the protocol.
         nonce: any name; the offer that answers carries it.
         source: `id` of a source. face: x and y in the face to follow, as fractions of the picture, or "largest".
+        rest: seconds for which a person at rest is to be measured; 0 asks for what was measured, once they are over.
     """
 
     session: str
@@ -69,6 +85,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = VERSION
     source: str | None = None
     face: Place | Literal["largest"] | None = None
+    rest: float | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -94,8 +111,10 @@ def decode_choice(frame: bytes) -> Choice:
     names = [choice.session, choice.worker, choice.nonce] + ([choice.source] if choice.source is not None else [])
     if not all(NAME.fullmatch(name) for name in names):
         raise WireError("malformed: a name in a choice")
-    if (choice.source is None) == (choice.face is None):
-        raise WireError("malformed: a choice is of a source or of a face")
+    if sum(each is not None for each in (choice.source, choice.face, choice.rest)) != 1:
+        raise WireError("malformed: a choice is of a source, of a face, or of a person at rest")
+    if choice.rest is not None and choice.rest != 0.0 and not SHORTEST_REST_S <= choice.rest <= LONGEST_REST_S:
+        raise WireError("malformed: a person at rest is measured for 5 to 300 seconds")
     if isinstance(choice.face, tuple) and not all(0.0 <= part <= 1.0 for part in choice.face):
         raise WireError("malformed: a face is outside of the picture")
     return choice
@@ -127,4 +146,15 @@ def decode_offer(frames: Sequence[bytes]) -> Offer:
         raise WireError("oversized: a text in an offer")
     if not all(-2.0 <= edge <= 3.0 for face in offer.faces for edge in face):
         raise WireError("malformed: a face is far outside of the picture")
+    if offer.left_s is not None and not 0.0 <= offer.left_s <= LONGEST_REST_S:
+        raise WireError("malformed: seconds that are left")
+    if offer.rest is not None:
+        _check_rest(offer.rest)
     return offer
+
+
+def _check_rest(rest: RestOffer) -> None:
+    if len(rest.extractor) > _MAX_TEXT or len(rest.mean) > _MAX_MEAN:
+        raise WireError("oversized: a person at rest")
+    if not 0.0 <= rest.seconds <= LONGEST_REST_S or not all(abs(each) <= _MOST_IN_MEAN for each in rest.mean):
+        raise WireError("malformed: a number of a person at rest is out of range")

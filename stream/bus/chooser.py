@@ -47,9 +47,16 @@ class Chooser(Closing):
         return self._wait("", timeout_s)
 
     def choose(
-        self, offer: Offer, *, source: str | None = None, face: Place | str | None = None, timeout_s: float = PATIENCE_S
+        self,
+        offer: Offer,
+        *,
+        source: str | None = None,
+        face: Place | str | None = None,
+        rest: float | None = None,
+        timeout_s: float = PATIENCE_S,
     ) -> Offer:
-        """Choose a source by its id, or a face by a place in it, as fractions of the picture ("largest": the largest).
+        """Choose a source by its id, or a face by a place in it, as fractions of the picture ("largest": the largest);
+        or measure a person at rest for so many seconds; 0 asks for what was measured.
 
         Returns:
             How it is now.
@@ -58,7 +65,7 @@ class Chooser(Closing):
             BusError: it was refused, or no answer came.
         """
         nonce = secrets.token_hex(8)
-        wanted = {"source": source, "face": face}
+        wanted = {"source": source, "face": face, "rest": rest}
         frame = {"session": offer.session, "worker": self._worker, "nonce": nonce} | wanted
         self._socket.send(encode_choice(Choice(**frame)))  # type: ignore[arg-type]
         answer = self._wait(nonce, timeout_s)

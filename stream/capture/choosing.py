@@ -9,12 +9,13 @@ from functools import partial
 
 from mien.clock import Clock
 from mien.config import Config
-from mien.errors import SourceError, WireError
+from mien.errors import ConfigError, SourceError, WireError
 from mien.stream.bus.choices import (
     MAX_FACES,
     MAX_SOURCES,
     Choice,
     Offer,
+    RestOffer,
     SourceOffer,
     decode_choice,
     encode_offer,
@@ -68,7 +69,7 @@ class Choosing:
         Returns:
             Whether something was changed, and a status is due.
         """
-        if self._waiting and self._waiting[0].face is not None:
+        if self._waiting and self._waiting[0].source is None:
             self._do(self._waiting.popleft(), [], using)
             return True
         if not self._is_asked and not self._waiting:
@@ -112,9 +113,11 @@ class Choosing:
         self._waiting.append(choice)
 
     def _do(self, choice: Choice, found: list[Choosable], using: Callable[[str, str], None]) -> None:
-        refused = ""
+        refused, rest = "", None
         try:
-            if choice.face is not None:
+            if choice.rest is not None:
+                rest = self._measure(choice.rest)
+            elif choice.face is not None:
                 self._modality.follow(None if choice.face == "largest" else choice.face)
             else:
                 source = next((each.source for each in found if each.id == choice.source), None)
@@ -122,12 +125,31 @@ class Choosing:
                     raise SourceError("that source is not there any more; choose among those that are")
                 if source != self._modality.used:
                     self._modality.use(source)
+                    if self._modality.resting is not None:
+                        self._modality.measure(None)  # what comes now is of another camera or microphone
                     using(self._section, source)
-        except SourceError as error:
+        except (SourceError, ConfigError) as error:
             refused = str(error)[:500]
-        self._offer(found, choice.nonce, refused)
+        self._offer(found, choice.nonce, refused, rest)
 
-    def _offer(self, found: list[Choosable], answers: str = "", refused: str = "") -> None:
+    def _measure(self, seconds: float) -> RestOffer | None:
+        """Begin to measure a person at rest; with 0 what was measured, None while that is not over."""
+        if seconds:
+            self._modality.measure(seconds)
+            return None
+        measured = self._modality.resting
+        if measured is None:
+            raise SourceError("nobody is being measured here, or no longer: the source was changed; begin again")
+        if measured.left_s > 0:
+            return None
+        self._modality.measure(None)
+        rest = measured.result()
+        return RestOffer(rest.extractor, rest.seconds, tuple(rest.mean))
+
+    def _offer(
+        self, found: list[Choosable], answers: str = "", refused: str = "", rest: RestOffer | None = None
+    ) -> None:
+        measured = self._modality.resting
         used = self._modality.used
         faces = self._modality.faces()
         offer = Offer(
@@ -139,6 +161,8 @@ class Choosing:
             used=next((each.id for each in found if each.source == used), ""),
             faces=faces.boxes[:MAX_FACES] if faces is not None else (),
             following=faces.following if faces is not None else "",
+            left_s=None if measured is None else measured.left_s,
+            rest=rest,
             answers=answers,
             refused=refused,
         )

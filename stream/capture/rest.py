@@ -6,16 +6,14 @@ import threading
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-import numpy as np
-
 from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import MienError, SourceError
-from mien.messages import Bool, Float32
-from mien.models.baseline import Rest, face_at_rest, voice_at_rest
+from mien.models.baseline import Rest
 from mien.models.weights import weight_set
-from mien.stream.modalities.audio import SPEC, AudioExtractor
-from mien.stream.modalities.vision import VisionExtractor, vision_spec
+from mien.stream.modalities.audio import AudioExtractor, voice_resting
+from mien.stream.modalities.resting import Resting
+from mien.stream.modalities.vision import VisionExtractor, face_resting, vision_spec
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import AudioSource, VideoSource
 from mien.stream.sources.video import open_video
@@ -101,13 +99,13 @@ class Measurement:
 class _Part(threading.Thread, ABC):
     """One modality, in a thread of its own."""
 
-    def __init__(self, source: VideoSource | AudioSource, seconds: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, source: VideoSource | AudioSource, seconds: float, resting: Resting, stopping: threading.Event
+    ) -> None:
         super().__init__(daemon=True)
-        self._source, self._stopping = source, stopping
+        self._source, self._resting, self._stopping = source, resting, stopping
         self._span_ns = round(seconds * NS_PER_S)
         self._end_ns = 0
-        self._values: list[Float32] = []
-        self._valid: list[Bool] = []
         self._error: MienError | None = None
 
     def begin(self, start_ns: int) -> None:
@@ -132,8 +130,7 @@ class _Part(threading.Thread, ABC):
             raise self._error
         if self._source.error:
             raise SourceError(self._source.error)
-        values = np.concatenate(self._values) if self._values else np.zeros((0, 1), np.float32)
-        return self._rest(values, np.concatenate(self._valid) if self._valid else np.zeros(0, np.bool_))
+        return self._resting.result()
 
     def close(self) -> None:
         self._source.close()
@@ -142,19 +139,14 @@ class _Part(threading.Thread, ABC):
     def _step(self) -> bool:
         """Take in what comes next; False if it is over."""
 
-    @abstractmethod
-    def _rest(self, values: Float32, valid: Bool) -> Rest:
-        """The mean of what was taken in."""
-
 
 class _Face(_Part):
     def __init__(self, config: Config, clock: Clock, seconds: float, stopping: threading.Event) -> None:
         source = open_video(config, clock)
-        super().__init__(source, seconds, stopping)
         weights = weight_set(config.inference.checkpoint).face
-        self._spec = vision_spec(weights)
+        super().__init__(source, seconds, face_resting(seconds, vision_spec(weights).extractor), stopping)
         self._extractor = VisionExtractor(config.assets, config.video.max_faces, weights)
-        self._video, self._seen_ns = source, [0, 0]
+        self._extractor.resting, self._video = self._resting, source
 
     def _step(self) -> bool:
         frame = self._video.read(timeout=0.1)
@@ -162,14 +154,8 @@ class _Face(_Part):
             return True
         if frame.t_ns >= self._end_ns:
             return False
-        values, valid, _ = self._extractor.row(frame.image, frame.t_ns)
-        self._values.append(values[None])
-        self._valid.append(np.array([valid]))
-        self._seen_ns = [self._seen_ns[0] or frame.t_ns, frame.t_ns]
+        self._extractor.row(frame.image, frame.t_ns)
         return True
-
-    def _rest(self, values: Float32, valid: Bool) -> Rest:
-        return face_at_rest(values, valid, (self._seen_ns[1] - self._seen_ns[0]) / NS_PER_S, self._spec.extractor)
 
     def close(self) -> None:
         super().close()
@@ -179,9 +165,9 @@ class _Face(_Part):
 class _Voice(_Part):
     def __init__(self, config: Config, clock: Clock, seconds: float, stopping: threading.Event) -> None:
         source = open_audio(config, clock)
-        super().__init__(source, seconds, stopping)
+        super().__init__(source, seconds, voice_resting(seconds), stopping)
         self._extractor = AudioExtractor(config.assets)
-        self._sound = source
+        self._extractor.resting, self._sound = self._resting, source
 
     def _step(self) -> bool:
         chunk = self._sound.read(timeout=0.1)
@@ -191,12 +177,5 @@ class _Voice(_Part):
             return False
         if not chunk.continuous:
             self._extractor.reset()
-        self._add(*self._extractor.push(chunk.samples))
+        self._extractor.push(chunk.samples)
         return True
-
-    def _rest(self, values: Float32, valid: Bool) -> Rest:
-        return voice_at_rest(values, valid, SPEC.extractor)
-
-    def _add(self, values: Float32, valid: Bool) -> None:
-        self._values.append(values)
-        self._valid.append(valid)

@@ -35,18 +35,21 @@ class Choosing:
     Args:
         collector: knows which workers are there. bus: where they are.
         allowed: False where the page is served beyond this machine and `dashboard.control` does not let it.
+
+    Attributes:
+        allowed: as given.
     """
 
     def __init__(self, collector: Collector, bus: BusConfig, *, allowed: bool) -> None:
         self._collector = collector
         self._bus = bus
-        self._allowed = allowed
+        self.allowed = allowed
 
     @property
     def workers(self) -> list[str]:
         """The workers at which something can be chosen; none for a replay. Called under the collector's lock."""
         about = self._collector.about
-        if not self._allowed or (about is not None and about.origin == "replay"):
+        if not self.allowed or (about is not None and about.origin == "replay"):
             return []
         names = ("video", "audio", "text")
         return [name for name in names if self._collector.status_age_s(name) < _ALIVE_S]
@@ -60,7 +63,7 @@ class Choosing:
         with self._collector.lock:
             workers = self.workers
             session = next((status.session for status in self._collector.statuses.values()), None)
-        if not self._allowed:
+        if not self.allowed:
             raise BusError("the page is served beyond this machine; dashboard.control = true lets it choose")
         if wish.worker not in workers:
             raise BusError(f"no {wish.worker} worker is there")

@@ -43,7 +43,8 @@ _EXPLANATIONS = (
     (
         "A resting face",
         "Many faces and voices are called something when nothing is going on. mien calibrate NAME, in a terminal,"
-        " measures yours at rest; mien run --person NAME takes that away and says so beside the model.",
+        " measures yours at rest, as the button below the devices does; mien run --person NAME takes that away and says"
+        " so beside the model.",
     ),
     (
         "The law",
@@ -83,6 +84,7 @@ def build_page(version: str) -> None:
                     _box("div", "m-said js-said")
         _facts()
     _dialog()
+    _calibration()
     _help()
     ui.add_body_html(f'<script type="module" src="/assets/dashboard.js?{version}"></script>')
 
@@ -131,6 +133,7 @@ def _devices() -> None:
                 _text("span", name, "")
                 _box("select", "m-select")
         _box("p", "js-devices-said").props('role="status"')
+        _button("Measure a resting face …", "js-calibrate")
 
 
 def _now() -> None:
@@ -210,6 +213,35 @@ def _dialog() -> None:
         with _box("footer", ""):
             _button("Cancel", "js-cancel")
             _button("Start recording", "js-start is-rec")
+
+
+def _calibration() -> None:
+    with _box("dialog", "m-dialog m-calibration js-calibration").props('aria-labelledby="calibration-title"'):
+        _text("h2", "How you look and sound at rest", "").props('id="calibration-title"')
+        with _box("div", "js-before"):
+            _text(
+                "p",
+                "Fifteen seconds with a calm face, reading two sentences aloud. Only means of features are kept, in a"
+                " file on this machine that you alone can read; no picture and no sound. It is used only where a"
+                " session is started with --person and the name, and then said beside the model.",
+                "",
+            )
+            with _box("label", "m-field"):
+                _text("span", "Name", "")
+                _box("input", "js-person").props('value="me" maxlength="32" autocomplete="off" spellcheck="false"')
+            for worker, name in (("video", "The face"), ("audio", "The voice")):
+                with _box("label", ""):
+                    _box("input", f"js-of-{worker}").props('type="checkbox" checked')
+                    _text("span", name, "")
+            _box("div", "js-people m-people")
+        with _box("div", "m-measuring js-measuring").props("hidden"):
+            _box("p", "js-instruction")
+            _box("p", "m-read js-read")
+            _box("div", "m-countdown js-countdown").props('role="timer" aria-label="seconds left"')
+        _box("p", "js-calibration-said").props('role="status"')
+        with _box("footer", ""):
+            _button("Close", "js-calibration-close")
+            _button("Start", "js-calibration-start")
 
 
 def _help() -> None:

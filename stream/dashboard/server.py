@@ -15,6 +15,7 @@ import msgspec
 from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
+from mien.stream.dashboard.calibrating import Calibrating, PeopleOrder
 from mien.stream.dashboard.choosing import Choosing, Wish
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.recordings import Label, Recordings
@@ -111,7 +112,8 @@ def serve(
     collector = Collector(bus, session, config.minutes, pictures=not place.token)
     recordings = Recordings(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
     choosing = Choosing(collector, bus, allowed=not place.token or config.control)
-    app = _build(place, config, collector, recordings, choosing)
+    calibrating = Calibrating(collector, bus, choosing)
+    app = _build(place, config, collector, recordings, choosing, calibrating)
     collector.start()
     try:
         asyncio.run(serve_app(app, place, is_stopping, ready))
@@ -121,7 +123,12 @@ def serve(
 
 
 def _build(
-    place: Place, config: DashboardConfig, collector: Collector, recordings: Recordings, choosing: Choosing
+    place: Place,
+    config: DashboardConfig,
+    collector: Collector,
+    recordings: Recordings,
+    choosing: Choosing,
+    calibrating: Calibrating,
 ) -> object:
     from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import JSONResponse
@@ -151,6 +158,13 @@ def _build(
             # That a worker is away for a moment is an answer to the question what there is, and no failure.
             return JSONResponse({"error": str(error)}, status_code=400 if wish.chooses else 200)
 
+    async def people(request: Request) -> JSONResponse:
+        try:
+            order = msgspec.json.decode(await request.body(), type=PeopleOrder)
+            return JSONResponse(await asyncio.to_thread(calibrating.carry_out, order))
+        except (MienError, msgspec.MsgspecError) as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+
     async def record(request: Request) -> JSONResponse:
         try:
             order = msgspec.json.decode(await request.body(), type=RecordOrder)
@@ -173,6 +187,7 @@ def _build(
     app.router.add_websocket_route("/feed", feed)
     app.router.add_route("/record", record, methods=["POST"])
     app.router.add_route("/choices", choose, methods=["POST"])
+    app.router.add_route("/people", people, methods=["POST"])
     app.router.add_route("/labels", label, methods=["POST"])
     newest = max(file.stat().st_mtime_ns for file in ASSETS.iterdir())
     ui.run_with(

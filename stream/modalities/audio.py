@@ -22,12 +22,13 @@ from mien.clock import Clock
 from mien.config import AssetsConfig, Config
 from mien.errors import ConfigError
 from mien.messages import Bool, Float32, ModalitySpec
-from mien.models.baseline import Person, find_person
+from mien.models.baseline import Person, find_person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
 from mien.stream.modalities.base import Health, Modality, Rows, SoundPiece
 from mien.stream.modalities.hearing import Hearing
+from mien.stream.modalities.resting import Resting
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
@@ -75,6 +76,9 @@ class AudioExtractor:
         assets: where pretrained files are.
         reference: what rows are compared with; a running one learns from them. None: nothing, as for training data.
 
+    Attributes:
+        resting: what is told of rows before they are compared; None: nobody is measured.
+
     Raises:
         AssetError: the voice encoder is not available.
     """
@@ -82,6 +86,7 @@ class AudioExtractor:
     def __init__(
         self, assets: AssetsConfig | None = None, reference: Reference | RunningReference | None = None
     ) -> None:
+        self.resting: Resting | None = None
         self._reference = reference
         self._vad = VoiceActivity()
         self._voice = VoiceStates(asset_path(ENCODER, assets or AssetsConfig()))
@@ -157,6 +162,8 @@ class AudioExtractor:
         keep = (self._row * HOP + CENTRE) // FRAME
         del self._speech[: keep - self._speech_begin]
         self._speech_begin = max(keep, self._speech_begin)
+        if self.resting is not None:
+            self.resting.add(values, valid, count / SPEC.rate_hz)
         if isinstance(self._reference, RunningReference):
             return AudioRows(self._reference(values, valid), valid)
         return AudioRows(compare(values, self._reference), valid)
@@ -197,6 +204,11 @@ def voice_reference(path: str = "", person: Person | None = None) -> Reference |
     return RunningReference() if at_rest is None else at_rest
 
 
+def voice_resting(seconds: float) -> Resting:
+    """What gathers a voice at rest from the rows of an `AudioExtractor`."""
+    return Resting(seconds, lambda values, valid, _: voice_at_rest(values, valid, SPEC.extractor))
+
+
 class Audio(Hearing):
     """A microphone or a clip's sound, and its rows. One message per chunk of sound.
 
@@ -224,6 +236,13 @@ class Audio(Hearing):
     def use(self, source: str) -> None:
         super().use(source)
         self._is_changed = True
+
+    def measure(self, seconds: float | None) -> None:
+        self._extractor.resting = None if seconds is None else voice_resting(seconds)
+
+    @property
+    def resting(self) -> Resting | None:
+        return self._extractor.resting
 
     def prepare(self) -> None:
         reference = voice_reference(self._config.audio.reference, find_person(self._config.person.name))

@@ -20,6 +20,7 @@ from mien.config import Config
 from mien.errors import SourceError
 from mien.messages import WORKERS, Bool, FeatureWindow, Float32, Int64, ModalitySpec, Phrase, Word, WorkerState
 from mien.stream.bus.wire import sent_times_ns
+from mien.stream.modalities.resting import Resting
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,19 @@ class Modality(ABC):
             SourceError: no faces are looked for here.
         """
         raise SourceError(f"there are no faces to choose among in {self.spec.name} (place {place})")
+
+    def measure(self, seconds: float | None) -> None:
+        """Gather a person at rest from the rows of the next seconds; None: no more.
+
+        Raises:
+            SourceError: rows of this modality say nothing of a person at rest.
+        """
+        raise SourceError(f"{self.spec.name} says nothing of a person at rest (for {seconds} s)")
+
+    @property
+    def resting(self) -> Resting | None:
+        """The measurement that is under way, or over; None where there is none."""
+        return None
 
     @abstractmethod
     def prepare(self) -> None:

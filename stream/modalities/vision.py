@@ -19,18 +19,19 @@ import numpy.typing as npt
 
 from mien.assets import asset_path
 from mien.assets.manifest import ASSETS
-from mien.clock import Clock
+from mien.clock import NS_PER_S, Clock
 from mien.config import AssetsConfig, Config
 from mien.engines.base import Network, Origin
 from mien.engines.selection import open_engine
 from mien.errors import CheckpointError, SourceError
 from mien.messages import Float32, ModalitySpec, UInt8
-from mien.models.baseline import Person, RunningRest, find_person
+from mien.models.baseline import LONGEST_STEP_S, Person, RunningRest, face_at_rest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
 from mien.stream.modalities.face_search import find_in_still
 from mien.stream.modalities.head_pose import head_pose
+from mien.stream.modalities.resting import Resting
 from mien.stream.processes.plan import source_origin, with_source
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import OpenVideo, open_video
@@ -103,6 +104,9 @@ class VisionExtractor:
         rest: what is subtracted from every row of a stream for how this person looks at rest, (122,), or what learns it
             from them; None: nothing. Stills are not compared.
 
+    Attributes:
+        resting: what is told of a stream's rows before they are compared; None: nobody is measured.
+
     Raises:
         AssetError: the face landmarker is not available.
         CheckpointError: the face CNN's weights are missing or unusable.
@@ -117,6 +121,8 @@ class VisionExtractor:
     ) -> None:
         self._task = asset_path("face-landmarker", assets or AssetsConfig())
         self._max_faces, self._rest = max_faces, rest
+        self.resting: Resting | None = None
+        self._before_ns: int | None = None
         # One engine everywhere: rows must not depend on what the fusion model runs on.
         self._cnn = open_engine(face_network(weights), "onnx", "fp32", threads=1)
         self._stream: FaceMesh | None = None
@@ -144,11 +150,17 @@ class VisionExtractor:
         assert self._stream is not None, "closed"
         face = self._stream.find(np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), np.uint8), t_ns)
         others = self._faces_of(self._stream, image_bgr)
+        before_ns, self._before_ns = self._before_ns, t_ns
+        step_s = 0.0 if before_ns is None else min(max(t_ns - before_ns, 0) / NS_PER_S, LONGEST_STEP_S)
         if face is None:
+            if self.resting is not None:
+                self.resting.add(np.zeros((1, SPEC.dim), np.float32), [False], step_s)
             unclear = self._stream.is_unclear
             view = FaceView(self._stream.faces, all_faces=others, unclear=unclear)
             return np.zeros(SPEC.dim, np.float32), False, view
         values, valid, view = self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
+        if self.resting is not None:
+            self.resting.add(values[None], [valid], step_s)
         if self._rest is not None:
             values = values - (self._rest(values, t_ns) if isinstance(self._rest, RunningRest) else self._rest)
         return values, valid, replace(view, all_faces=others)
@@ -255,6 +267,11 @@ def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> 
     return RunningRest(extractor) if at_rest is None and adapt else at_rest
 
 
+def face_resting(seconds: float, extractor: str) -> Resting:
+    """What gathers a face at rest from the rows of a `VisionExtractor`."""
+    return Resting(seconds, lambda values, valid, seen_s: face_at_rest(values, valid, seen_s, extractor))
+
+
 class Vision(Modality):
     """A camera or a clip's picture, or the frames of another source, and its rows. One message a frame."""
 
@@ -298,6 +315,14 @@ class Vision(Modality):
         self._extractor.follow(place)
         boxes = self._all_faces.boxes if self._all_faces is not None else ()
         self._all_faces = Faces(boxes, "largest" if place is None else "chosen")
+
+    def measure(self, seconds: float | None) -> None:
+        assert self._extractor is not None, "prepare() comes first"
+        self._extractor.resting = None if seconds is None else face_resting(seconds, self.spec.extractor)
+
+    @property
+    def resting(self) -> Resting | None:
+        return self._extractor.resting if self._extractor is not None else None
 
     def prepare(self) -> None:
         self._source = self._open_source(self._config, self._clock)

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import mien
+from mien.clock import NS_PER_S
 from mien.stream.recording.reader import open_recording
+from mien.stream.sources.clip import open_clip, read_sound
+from mien.stream.sources.geometry import upright_bgr
+from mien.stream.sources.source import SAMPLE_RATE
 from tests.e2e.conftest import SAMPLE, command
 from tests.ports import free_ports
 
@@ -125,6 +130,30 @@ def test_a_recording_of_a_person_replays_to_the_same_bits_without_the_baseline(h
     repeated = open_recording(again).about
     assert repeated is not None
     assert repeated.model == model
+
+
+def test_a_recognizer_compares_with_a_person_as_run_does(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of frames and sound that a program gives, and of a file in one call."""
+    said = home.mien("run", "--clip", str(SAMPLE), "--fast", "--asr", "none", "--person", "ada", "--port",
+                     str(free_ports()), "--json")  # fmt: skip
+    theirs = [json.loads(line) for line in said.stdout.splitlines()]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home.config))
+    sound, step = read_sound(SAMPLE), SAMPLE_RATE // 10
+    items: list[mien.Frame | mien.Sound] = [
+        mien.Sound(sound[at : at + step], SAMPLE_RATE, at / SAMPLE_RATE) for at in range(0, len(sound), step)
+    ]
+    items += [mien.Frame(upright_bgr(frame), t_ns / NS_PER_S) for t_ns, frame in open_clip(SAMPLE).pictures()]
+    with mien.Recognizer(person="ada", asr="none") as recognizer:
+        given = list(recognizer.every(sorted(items, key=lambda item: item.t)))
+    for made in (given, mien.analyze(SAMPLE, person="ada", asr="none").predictions):
+        assert [each.t_end_ns for each in made] == [each["t_end_ns"] for each in theirs]
+        for ours, other in zip(made, theirs, strict=True):
+            assert ours.model == other["model"]
+            assert "+ada-" in ours.model
+            assert ours.emotions == pytest.approx(other["emotions"], abs=1e-6)
+            assert ours.sentiment == pytest.approx(other["sentiment"], abs=1e-6)
+    with pytest.raises(mien.ConfigError, match="nobody called 'cleo'"):
+        mien.Recognizer(person="cleo")
 
 
 def test_other_extractors_are_refused_with_what_to_do(home: Home) -> None:

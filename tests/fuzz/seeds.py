@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from mien.messages import About, Cue, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Word
+from mien.messages import About, Cue, FeatureWindow, ModalitySpec, Phrase, Prediction, Status, Transcript, Word
 from mien.stream.bus import choices, clock_exchange, preview, sound, wire
 from mien.stream.bus.keyring import to_hex
 from tests.fuzz.targets import NOW_NS, SPECS, join
@@ -94,6 +94,7 @@ def _prediction(abstains: bool) -> Prediction:
         abstains="nobody is there" if abstains else None,
         transcript=Transcript("so", "be"),
         words=_SAID,
+        phrases=(Phrase(NOW_NS, NOW_NS + 5, -1.5, "sad"),),
         latency={"capture": 1.0, "total": 12.5},
         model="cmmsf-00000000/onnx-fp32",
         inputs={"vision": ((7, 0, 3),)},
@@ -115,10 +116,12 @@ _CUE = Cue(
 _CHOICES = (
     choices.Choice(session="default", worker="video", nonce="a1", face=(0.25, 0.5)),
     choices.Choice(session="default", worker="audio", nonce="a2", source="0123456789abcdef"),
+    choices.Choice(session="default", worker="audio", nonce="a3", rest=15.0),
 )
 _OFFER = choices.Offer(
     session="default", worker="video", run=7, t_ns=NOW_NS, sources=(choices.SourceOffer("0123456789abcdef", "0"),),
-    used="0123456789abcdef", faces=((0.1, 0.2, 0.3, 0.4),), following="largest", answers="a1",
+    used="0123456789abcdef", faces=((0.1, 0.2, 0.3, 0.4),), following="largest", answers="a1", left_s=2.5,
+    rest=choices.RestOffer("test-vision", 14.5, (0.5, -0.25)),
 )  # fmt: skip
 _SOUND = sound.Sound(session="default", run=7, seq=3, t_start_ns=NOW_NS, rate_hz=16_000, pcm=bytes(64))
 

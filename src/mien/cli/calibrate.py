@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from mien.stream.capture.rest import Measured
     from mien.stream.processes.plan import Session
 
-# The rainbow passage (Fairbanks, 1940), read aloud in speech laboratories ever since; it says nothing of feelings.
-SENTENCE = (
-    "When the sunlight strikes raindrops in the air, they act as a prism and form a rainbow. "
-    "The rainbow is a division of white light into many beautiful colors."
-)
-SECONDS = 15.0
-
 
 def command(
     name: Annotated[str, typer.Argument(help="What you call the person.")] = "me",
@@ -27,7 +20,7 @@ def command(
     camera: options.Camera = None,
     mic: options.Mic = None,
     clip: Annotated[str | None, typer.Option(help="Measure in a file instead: a calm face and voice.")] = None,
-    seconds: Annotated[float, typer.Option(min=5, max=300, help="How long to look and listen.")] = SECONDS,
+    seconds: Annotated[float, typer.Option(min=5, max=300, help="How long to look and listen.")] = 15.0,
     list_all: Annotated[bool, typer.Option("--list", help="Show who was measured.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Show what is kept of NAME.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is kept of NAME.")] = False,
@@ -107,6 +100,8 @@ def _instruct(console: Any, workers: tuple[str, ...], seconds: float) -> None:
     if "video" in workers:
         console.print("Look into the camera with a relaxed face, as if nobody was there.", style="bold")
     if "audio" in workers:
+        from mien.models.baseline import SENTENCE
+
         console.print("Read this aloud, in the voice that you have every day (or any calm sentence of your language):")
         console.print(f"\n  {SENTENCE}\n", style="bold")
     console.print(f"It takes {seconds:.0f} s. Only means of features are kept, no picture and no sound.", style="dim")
@@ -136,19 +131,8 @@ def _list(as_json: bool) -> None:
 
 def _summary(name: str) -> dict[str, Any]:
     """What is kept of somebody, and whether it can be used with the shipped weights."""
-    from mien.errors import ConfigError
     from mien.models.baseline import Person, baseline_path
     from mien.stream.modalities.audio import SPEC as AUDIO
     from mien.stream.modalities.vision import SPEC as VISION
 
-    person = Person.load(name)
-    kept: dict[str, Any] = {"name": name, "tag": person.tag, "made": person.baseline.made}
-    for what, rest in (("face", person.baseline.face), ("voice", person.baseline.voice)):
-        kept[what] = None if rest is None else f"{rest.seconds:.1f} s"
-    try:
-        person.voice(AUDIO.extractor)
-        person.face(VISION.extractor)
-        kept["state"] = "can be used"
-    except ConfigError as error:
-        kept["state"] = str(error)
-    return kept | {"path": str(baseline_path(name))}
+    return Person.load(name).summary(VISION.extractor, AUDIO.extractor) | {"path": str(baseline_path(name))}

@@ -24,3 +24,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
         typer.echo(f"{kind}s:" if devices else f"no {kind} found")
         for device in devices:
             typer.echo(f"  --{option} {device.source!r}  {device.name}")
+    if not any(found.values()):
+        typer.echo(
+            "Files and network cameras do as well: --clip FILE, --camera ADDRESS; mien demo plays a sample.", err=True
+        )

@@ -1,5 +1,6 @@
 // The page: asks for what is new when it has drawn the last, so a slow browser gets less, never a backlog.
 
+import { drawCalibrating, wireCalibrating } from "./calibrating.js";
 import { drawChoosing, drawFaces, follow, placeOf, wireChoosing } from "./choosing.js";
 import { clearFrame, drawFrame, setEdges } from "./picture.js";
 import { AGE, CONFIDENCE, EMOTION, EMOTIONS, GATE, MODALITIES, RAW, SMOOTH, T, Timeline, colour } from "./timeline.js";
@@ -150,6 +151,7 @@ function draw() {
   drawMirror();
   drawFaces(state, isMirrored());
   drawChoosing(state);
+  drawCalibrating(state);
   drawEmpty();
   drawTable();
   drawFacts();
@@ -507,7 +509,7 @@ function hint(message) {
 const LETTERS = { n: "neutral", h: "happy", s: "sad", a: "angry", f: "fear", d: "disgust", u: "surprise" };
 
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open || $("help-dialog").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.target.closest("select")) return;
   // Space and Enter on a control are the control's own.
   if ([" ", "Enter"].includes(event.key) && event.target.closest("button, summary, input")) return;
@@ -627,6 +629,7 @@ function wire() {
     if (place) follow(place);
   });
   wireChoosing();
+  wireCalibrating();
   $("help").addEventListener("click", () => $("help-dialog").showModal());
   $("help-close").addEventListener("click", () => $("help-dialog").close());
   $("help-dialog").addEventListener("close", () => localStorage.setItem("mien-explained", "1"));

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import zmq
 from hypothesis import given
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 from mien.clock import Clock
 from mien.config import BusConfig, ClipConfig, Config, VideoConfig
 from mien.errors import BusError, SourceError, WireError
+from mien.messages import Bool, Float32
+from mien.models.baseline import Rest, face_at_rest
 from mien.stream.bus.choices import (
     MAX_CHOICE_BYTES,
     Choice,
@@ -33,6 +36,7 @@ from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.capture.choosing import Choosing
 from mien.stream.modalities.base import Faces, Modality
+from mien.stream.modalities.resting import Resting
 from tests.waiting import wait_until
 
 CHOICE: dict[str, Any] = {"version": 1, "session": "default", "worker": "video", "nonce": "a1", "face": "largest"}
@@ -44,6 +48,7 @@ class Capturing(Modality):
     def __init__(self) -> None:
         self.source = "one.mp4"
         self.followed: list[Place | None] = []
+        self.measured: Resting | None = None
 
     @property
     def used(self) -> str:
@@ -59,6 +64,16 @@ class Capturing(Modality):
 
     def follow(self, place: Place | None) -> None:
         self.followed.append(place)
+
+    def measure(self, seconds: float | None) -> None:
+        def rest(values: Float32, valid: Bool, seen_s: float) -> Rest:
+            return face_at_rest(values, valid, seen_s, "test-vision")
+
+        self.measured = None if seconds is None else Resting(seconds, rest)
+
+    @property
+    def resting(self) -> Resting | None:
+        return self.measured
 
     prepare = start = rows = health = close = None  # type: ignore[assignment]
 
@@ -113,6 +128,41 @@ def test_sources_and_faces_are_offered_and_chosen(port: int) -> None:
         assert choosing.refused == 0
 
 
+def test_a_person_at_rest_is_measured_and_had_once(port: int) -> None:
+    set_up = config(port)
+    with worker(set_up) as (_, modality, _), Chooser(set_up.bus.address("video"), "video") as chooser:
+        offer = chooser.offer()
+        assert (offer.left_s, offer.rest) == (None, None)
+        with pytest.raises(BusError, match="nobody is being measured"):
+            chooser.choose(offer, rest=0.0)
+        assert chooser.choose(offer, rest=5.0).left_s == 5.0
+        answer = chooser.choose(offer, rest=0.0)
+        assert (answer.left_s, answer.rest) == (5.0, None)
+        assert modality.measured is not None
+        modality.measured.add(np.full((50, 122), 0.5, np.float32), [True] * 40 + [False] * 10, 5.0)
+        answer = chooser.choose(offer, rest=0.0)
+        assert answer.rest is not None
+        assert (answer.rest.extractor, answer.rest.seconds) == ("test-vision", 4.0)
+        assert set(answer.rest.mean) == {0.5}
+        with pytest.raises(BusError, match="nobody is being measured"):
+            chooser.choose(offer, rest=0.0)
+
+
+def test_too_little_of_a_person_or_another_camera_is_no_measurement(port: int) -> None:
+    set_up = config(port)
+    with worker(set_up) as (_, modality, _), Chooser(set_up.bus.address("video"), "video") as chooser:
+        offer = chooser.offer()
+        chooser.choose(offer, rest=5.0)
+        assert modality.measured is not None
+        modality.measured.add(np.zeros((50, 122), np.float32), [False] * 50, 5.0)
+        with pytest.raises(BusError, match=r"a face was in view for 0\.0 s, 3 are needed"):
+            chooser.choose(offer, rest=0.0)
+        chooser.choose(offer, rest=5.0)
+        chooser.choose(offer, source=next(each.id for each in offer.sources if each.name == "two.mp4"))
+        with pytest.raises(BusError, match="the source was changed"):
+            chooser.choose(offer, rest=0.0)
+
+
 def test_other_subscribers_see_no_offers(port: int) -> None:
     """Neither one that takes everything nor one of features: an offer is sent to those who ask by name."""
     set_up = config(port)
@@ -137,6 +187,10 @@ def test_other_subscribers_see_no_offers(port: int) -> None:
         msgspec.json.encode(CHOICE | {"face": [0.5, 1.5]}),
         msgspec.json.encode(CHOICE | {"source": "../etc/passwd", "face": None}),
         msgspec.json.encode(CHOICE | {"source": "a1"}),
+        msgspec.json.encode(CHOICE | {"rest": 15.0}),
+        msgspec.json.encode(CHOICE | {"rest": 1.0, "face": None}),
+        msgspec.json.encode(CHOICE | {"rest": 301.0, "face": None}),
+        msgspec.json.encode(CHOICE | {"rest": -0.5, "face": None}),
     ],
 )
 def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) -> None:

@@ -1,0 +1,126 @@
+"""A person's rest, measured from the page: by the capture workers that run, kept by the code of `mien calibrate`.
+
+The rows that the workers make anyway are measured before they are compared with anything: the devices stay open and the
+session goes on. What was measured is not used here; `--person` does that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from mien.config import BusConfig
+from mien.errors import BusError, ConfigError, MienError
+from mien.messages import WORKERS
+from mien.models import baseline
+from mien.models.baseline import SECONDS, SENTENCE, Person, Rest
+from mien.stream.bus.choices import RestOffer
+from mien.stream.bus.chooser import Chooser
+from mien.stream.bus.curve import host_of, is_loopback
+from mien.stream.dashboard.choosing import Choosing
+from mien.stream.dashboard.collector import Collector
+
+_NAMES = {"video": "face", "audio": "voice"}
+
+
+class PeopleOrder(msgspec.Struct, frozen=True):
+    """What the page wants: who there is, to begin to measure, to keep what was measured, or to delete somebody.
+
+    Attributes:
+        workers: of which the face ("video") and the voice ("audio") are measured.
+    """
+
+    act: Literal["list", "begin", "keep", "delete"]
+    name: str = ""
+    workers: tuple[Literal["video", "audio"], ...] = ()
+
+
+class Calibrating:
+    """Measures, lists and deletes for the page, where it may choose (`Choosing`).
+
+    Args:
+        collector: knows the session. bus: where its workers are. choosing: whether they may be told anything.
+    """
+
+    def __init__(self, collector: Collector, bus: BusConfig, choosing: Choosing) -> None:
+        self._collector, self._bus, self._choosing = collector, bus, choosing
+
+    def carry_out(self, order: PeopleOrder) -> dict[str, Any]:
+        """Do what the page wants, and say who there is now.
+
+        Raises:
+            MienError: it is not allowed here, a worker is not there or refuses, or too little was seen or heard.
+        """
+        if not self._choosing.allowed:
+            raise BusError("the page is served beyond this machine; dashboard.control = true lets it measure people")
+        said: dict[str, Any] = {}
+        if order.act == "begin":
+            self._begin(baseline.check_name(order.name), order.workers)
+            said = {"seconds": SECONDS, "sentence": SENTENCE if "audio" in order.workers else ""}
+        elif order.act == "keep":
+            found = self._take(order.workers)
+            said = {"path": str(baseline.keep(order.name, found.get("video"), found.get("audio")))}
+        elif order.act == "delete":
+            baseline.forget(order.name)
+        return said | {"people": self._people()}
+
+    def _people(self) -> list[dict[str, Any]]:
+        with self._collector.lock:
+            about = self._collector.about
+        extractors = {spec.name: spec.extractor for spec in about.modalities} if about is not None else {}
+        told: list[dict[str, Any]] = []
+        for name in baseline.people():
+            try:
+                person = Person.load(name)
+                told.append(person.summary(extractors.get("vision", ""), extractors.get("audio", "")))
+                if not extractors:
+                    told[-1]["state"] = ""  # no session to compare with
+            except ConfigError as error:
+                told.append({"name": name, "made": "", "face": None, "voice": None, "state": str(error)})
+        return told
+
+    def _begin(self, name: str, workers: tuple[str, ...]) -> None:
+        if not workers:
+            raise ConfigError("choose the face, the voice, or both")
+        for worker in workers:
+            if not is_loopback(host_of(self._bus.address(worker))):
+                # It is kept where rows are compared: beside the camera and the microphone.
+                raise BusError(f"the {worker} worker runs elsewhere: measure there, with mien calibrate {name}")
+            with self._chooser(worker) as chooser:
+                chooser.choose(chooser.offer(), rest=SECONDS)
+
+    def _take(self, workers: tuple[str, ...]) -> dict[str, Rest]:
+        """What was measured; all of it or nothing."""
+        found: dict[str, Rest] = {}
+        missing: list[str] = []
+        for worker in workers:
+            with self._chooser(worker) as chooser:
+                try:
+                    offer = chooser.choose(chooser.offer(), rest=0.0)
+                except MienError as error:
+                    missing.append(str(error))
+                    continue
+            if offer.rest is None:
+                missing.append(f"the {_NAMES[worker]} is still being measured: {offer.left_s or 0.0:.0f} s are left")
+            else:
+                found[worker] = _checked(offer.rest, worker)
+        if missing or not found:
+            raise BusError("nothing was kept: " + ("; ".join(missing) or "nothing was measured"))
+        return found
+
+    def _chooser(self, worker: str) -> Chooser:
+        with self._collector.lock:
+            workers = self._choosing.workers
+            session = next((status.session for status in self._collector.statuses.values()), None)
+        if worker not in workers:
+            raise BusError(f"no {worker} worker is there")
+        return Chooser(self._bus.address(worker), worker, session, self._bus.keys)
+
+
+def _checked(offer: RestOffer, worker: str) -> Rest:
+    """What a worker has measured, as it is kept."""
+    size = baseline.ROW if worker == "video" else baseline.VOICE_ROW
+    if len(offer.mean) != size:
+        raise BusError(f"the {worker} worker measured {len(offer.mean)} numbers, not {size}: for {WORKERS[worker]}")
+    return Rest(offer.extractor, offer.seconds, list(offer.mean))

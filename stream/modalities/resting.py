@@ -1,0 +1,50 @@
+"""A person at rest, gathered from the raw rows of an extractor while it makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mien.messages import Bool, Float32
+from mien.models.baseline import Rest
+
+
+class Resting:
+    """Rows before they are compared with anything, for so many seconds; what comes later is not kept.
+
+    Args:
+        seconds: for how long. rest: their mean, from values (n, D), valid (n,) and the seconds that they span.
+
+    Attributes:
+        passed_s: how much of it is over.
+    """
+
+    def __init__(self, seconds: float, rest: Callable[[Float32, Bool, float], Rest]) -> None:
+        self.passed_s = 0.0
+        self._seconds, self._rest = seconds, rest
+        self._values: list[Float32] = []
+        self._valid: list[Bool | list[bool]] = []
+
+    @property
+    def left_s(self) -> float:
+        """How much of it is still to come."""
+        return max(self._seconds - self.passed_s, 0.0)
+
+    def add(self, values: Float32, valid: Any, seconds: float) -> None:
+        """Rows (n, D), which of them are valid (n,), and the time that has passed with them."""
+        if self.left_s > 0:
+            self._values.append(values)
+            self._valid.append(np.asarray(valid, np.bool_))
+            self.passed_s += seconds
+
+    def result(self) -> Rest:
+        """The mean of what has come.
+
+        Raises:
+            ConfigError: too little of a face or a voice was there.
+        """
+        if not self._values:
+            return self._rest(np.zeros((0, 1), np.float32), np.zeros(0, np.bool_), 0.0)
+        return self._rest(np.concatenate(self._values), np.concatenate(self._valid), self.passed_s)
