@@ -1,5 +1,4 @@
-"""What a person chooses while a session runs: the source of a capture worker, the face that is followed, and when to
-measure a person at rest.
+"""What a person chooses while a session runs: a source, the face that is followed, when somebody is measured at rest.
 
 A worker offers what there is (`offer/<session>/<worker>`) to subscribers that ask for it by name. A choice goes the
 other way, as one frame that an XSUB socket sends. The bytes are in `stream/protocol.md`.

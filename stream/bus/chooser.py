@@ -55,8 +55,11 @@ class Chooser(Closing):
         rest: float | None = None,
         timeout_s: float = PATIENCE_S,
     ) -> Offer:
-        """Choose a source by its id, or a face by a place in it, as fractions of the picture ("largest": the largest);
-        or measure a person at rest for so many seconds; 0 asks for what was measured.
+        """Choose a source, a face, or to measure a person at rest.
+
+        Args:
+            source: its id. face: a place in it as fractions of the picture, or "largest".
+            rest: seconds for which a person is to be measured; 0 asks for what was measured.
 
         Returns:
             How it is now.

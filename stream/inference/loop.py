@@ -106,6 +106,7 @@ class Loop:
         self._sessions: dict[int, Session] = {}  # by their place in the windows
         self._poller = zmq.Poller()
         self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
+        self._held: set[zmq.Socket[bytes]] = set()  # of workers that are ahead: not polled
         self._wake_ns = np.full(windows.places, NEVER_NS, np.int64)
         self._ask_ns = self._wake_ns.copy()  # when workers are to be asked for the time
         self._tended_ns = 0
@@ -198,7 +199,10 @@ class Loop:
         del self._sessions[session.mode.place]
         self._wake_ns[session.mode.place] = self._ask_ns[session.mode.place] = NEVER_NS
         for socket in [socket for socket, (place, _) in self._heard_at.items() if place == session.mode.place]:
-            self._poller.unregister(socket)
+            if socket in self._held:
+                self._held.remove(socket)
+            else:
+                self._poller.unregister(socket)
             del self._heard_at[socket]
         session.publish_status("stopped")
         session.close()
@@ -213,8 +217,21 @@ class Loop:
             return None
         return answer_question(question, self._control.run, self._control.clock)
 
+    def _hold_back(self) -> None:
+        """Poll no sockets of workers that are ahead of the others: what is not read would end every wait at once."""
+        for socket, (number, worker) in self._heard_at.items():
+            holds = self._sessions[number].mode.holds_back(worker)
+            if holds and socket not in self._held:
+                self._held.add(socket)
+                self._poller.unregister(socket)
+            elif not holds and socket in self._held:
+                self._held.remove(socket)
+                self._poller.register(socket, zmq.POLLIN)
+
     def _take_in(self, wait_ms: int) -> None:
         """Wait for messages and take them in."""
+        if self._control.assignment.config.clip.fast:
+            self._hold_back()
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
         until_ms = (next_ns - self._control.clock.now_ns()) // NS_PER_MS + 1
         ready = self._poller.poll(max(min(wait_ms, until_ms), 0))

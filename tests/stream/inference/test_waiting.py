@@ -1,0 +1,37 @@
+"""The inference process waits where a worker of a clip in full is ahead, and does not spin over its messages."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import zmq
+
+from mien.engines.rings import Windows
+from mien.stream.inference.loop import Loop
+
+
+def test_sockets_of_workers_that_are_ahead_are_not_polled_until_the_others_have_come_up() -> None:
+    context = zmq.Context.instance()
+    sender, heard = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    sender.bind("inproc://ahead")
+    heard.connect("inproc://ahead")
+    ahead = True
+    loop = Loop(cast(Any, None), cast(Any, None), cast(Any, None), Windows({}))
+    session = SimpleNamespace(mode=SimpleNamespace(holds_back=lambda worker: worker == "audio" and ahead))
+    loop._sessions[0] = cast(Any, session)
+    loop._heard_at[heard] = 0, "audio"
+    loop._poller.register(heard, zmq.POLLIN)
+    try:
+        sender.send(b"rows")
+        assert loop._poller.poll(1000)
+        loop._hold_back()
+        assert loop._poller.poll(0) == []
+        loop._hold_back()
+        assert loop._poller.poll(0) == []
+        ahead = False
+        loop._hold_back()
+        assert loop._poller.poll(1000) == [(heard, zmq.POLLIN)]
+    finally:
+        sender.close(0)
+        heard.close(0)
