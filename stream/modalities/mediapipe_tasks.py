@@ -3,9 +3,9 @@
 Its drawing helpers import matplotlib's pyplot when the package is loaded: half of a video worker's start, and memory
 for as long as it runs. Nothing here draws with them, so for the moment of the import an empty module stands there.
 
-Its landmarker makes an object of each of 478 landmarks and 52 blendshapes, and hands every call to a thread of its own:
-a tenth of what a frame costs. `LandmarkReader` calls the same C function from the caller's thread and takes the same
-numbers out of its result as arrays. It depends on the layout of one release, which is why that is pinned.
+Its landmarker makes an object of each of 478 landmarks and 52 blendshapes, a tenth of what a frame costs.
+`LandmarkReader` takes the same numbers out of the library's result as arrays. It depends on the layout of one release,
+which is why that is pinned.
 """
 
 from __future__ import annotations
@@ -52,14 +52,17 @@ class Landmarks(NamedTuple):
 
 
 class LandmarkReader:
-    """Calls a landmarker from one thread, without its conversions.
+    """Calls a landmarker without its conversions.
+
+    As MediaPipe does, in a thread of the landmarker's own: called from the thread that goes on with a frame, it waited
+    longer for a busy processor, whose time Linux gives out by threads.
 
     Args:
         landmarker: a `vision.FaceLandmarker` that outputs blendshapes and matrices. Whoever made it closes it.
     """
 
     def __init__(self, landmarker: Any) -> None:
-        self._handle = landmarker._handle
+        self._handle, self._detect = landmarker._handle, landmarker._lib
         self._lib: Any = load_raw_library(image_module._CTYPES_SIGNATURES)
 
     def read(self, rgb: UInt8, t_ms: int | None) -> Landmarks | None:
@@ -80,9 +83,9 @@ class LandmarkReader:
         try:
             result = FaceLandmarkerResultC()
             if t_ms is None:
-                self._call("MpFaceLandmarkerDetectImage", self._handle, picture, None, _at(result))
+                self._detect.MpFaceLandmarkerDetectImage(self._handle, picture, None, _at(result))
             else:
-                self._call("MpFaceLandmarkerDetectForVideo", self._handle, picture, None, t_ms, _at(result))
+                self._detect.MpFaceLandmarkerDetectForVideo(self._handle, picture, None, t_ms, _at(result))
             try:
                 return _landmarks(result)
             finally:
