@@ -6,9 +6,7 @@ changed. Streams that are due together share a batch.
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +25,6 @@ from mien.errors import EngineError
 from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint
 
-MAX_SESSIONS = 256
 MAX_BATCH = 32  # windows for one call of an engine on a CPU; more are predicted in turns
 
 
@@ -39,8 +36,6 @@ class Outputs:
         sentiment: -3 ... 3. emotions: probability per emotion. confidence: of the top emotion.
         gates: share of each modality, summing to 1, exactly 0 for a missing one; all 0 when nothing was observed.
         model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
-        infer_ms: time of the call; of windows that were predicted together, the time of all of them.
-        encoded: modalities that were encoded for it.
     """
 
     sentiment: float
@@ -48,8 +43,6 @@ class Outputs:
     confidence: float
     gates: dict[str, float]
     model: str
-    infer_ms: float
-    encoded: tuple[str, ...] = ()
 
 
 class Answers(NamedTuple):
@@ -118,7 +111,6 @@ class Predictor:
         }
         self._fusion = open_engine(fusion, engine, precision, threads, cache)
         self._reuse = reuse
-        self._kept: OrderedDict[str, dict[str, tuple[int, Array, Array]]] = OrderedDict()
         self._windows: Windows | None = None
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[str, Float32] = {}
@@ -193,26 +185,24 @@ class Predictor:
         return _answers(fused, np.array([is_observed]))
 
     def predict(self, window: Window) -> Outputs:
-        """The prediction for one window."""
-        return self.predict_many([window])[0]
-
-    def predict_many(self, windows: Sequence[Window]) -> list[Outputs]:
-        """Predictions for windows of any sessions, in their order, encoded and fused together.
-
-        A modality whose window carries the same version as the session's last one is not encoded again.
+        """The prediction for one window, every modality of it encoded anew.
 
         Raises:
-            EngineError: no engine can run them any more.
+            EngineError: no engine can run it any more.
         """
-        return [
-            outputs
-            for first in range(0, len(windows), MAX_BATCH)
-            for outputs in self._predict_batch(windows[first : first + MAX_BATCH])
-        ]
-
-    def forget(self, session: str) -> None:
-        """Drop the encodings of a session that has ended."""
-        self._kept.pop(session, None)
+        inputs: dict[str, Array] = {}
+        for name, spec in self.specs.items():
+            features, mask = _modality(window, spec)
+            encoded = self._encoders[name].infer({"features": features[None], "mask": mask[None]})
+            inputs |= {f"{name}.{part}": encoded[part] for part in ("hidden", "observed")}
+        fused = {name: values[0].tolist() for name, values in self._fusion.infer(inputs).items()}
+        return Outputs(
+            sentiment=fused["sentiment"],
+            emotions=dict(zip(EMOTIONS, fused["emotions"], strict=True)),
+            confidence=fused["confidence"],
+            gates=dict(zip(self.specs, fused["shares"], strict=True)),
+            model=self.id,
+        )
 
     def _parts(self) -> list[FallbackEngine]:
         return [*self._encoders.values(), self._fusion]
@@ -298,56 +288,6 @@ class Predictor:
         """Outputs for windows in which nothing is observed."""
         shapes = ((), (len(EMOTIONS),), (), (len(self.specs),))
         return {name: np.zeros((count, *shape), np.float32) for name, shape in zip(OUTPUTS, shapes, strict=True)}
-
-    def _predict_batch(self, windows: Sequence[Window]) -> list[Outputs]:
-        started = time.perf_counter()
-        encoded: list[dict[str, tuple[int, Array, Array]]] = [{} for _ in windows]
-        fresh: list[list[str]] = [[] for _ in windows]
-        for name, spec in self.specs.items():
-            wanted: list[int] = []
-            for index, window in enumerate(windows):
-                before = self._kept.get(window.session, {}).get(name)
-                if self._reuse and before is not None and before[0] == window.version.get(name):
-                    encoded[index][name] = before
-                else:
-                    wanted.append(index)
-                    fresh[index].append(name)
-            if not wanted:
-                continue
-            rows = [_modality(windows[index], spec) for index in wanted]
-            features, mask = (np.stack(part) for part in zip(*rows, strict=True))
-            result = self._encoders[name].infer({"features": features, "mask": mask})
-            for index, hidden, observed in zip(wanted, result["hidden"], result["observed"], strict=True):
-                encoded[index][name] = windows[index].version.get(name, -2), hidden, observed
-        for window, parts in zip(windows, encoded, strict=True):
-            self._remember(window.session, parts)
-        inputs: dict[str, Array] = {}
-        for name in self.specs:
-            inputs[f"{name}.hidden"] = np.stack([parts[name][1] for parts in encoded])
-            inputs[f"{name}.observed"] = np.stack([parts[name][2] for parts in encoded])
-        fused = self._fusion.infer(inputs)
-        infer_ms = (time.perf_counter() - started) * 1e3
-        model = self.id
-        return [
-            Outputs(
-                sentiment=float(fused["sentiment"][index]),
-                emotions=dict(zip(EMOTIONS, fused["emotions"][index].tolist(), strict=True)),
-                confidence=float(fused["confidence"][index]),
-                gates=dict(zip(self.specs, fused["shares"][index].tolist(), strict=True)),
-                model=model,
-                infer_ms=infer_ms,
-                encoded=tuple(names),
-            )
-            for index, names in enumerate(fresh)
-        ]
-
-    def _remember(self, session: str, parts: dict[str, tuple[int, Array, Array]]) -> None:
-        if not self._reuse:
-            return
-        self._kept[session] = parts
-        self._kept.move_to_end(session)
-        if len(self._kept) > MAX_SESSIONS:
-            self._kept.popitem(last=False)
 
 
 def _answers(fused: Mapping[str, Array], is_observed: Bool) -> Answers:

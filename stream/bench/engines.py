@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from mien.engines.base import PRECISIONS, Array, Engine, Network
@@ -19,12 +19,13 @@ from mien.errors import EngineError
 from mien.messages import Window
 from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.bench.streams import make_lanes
 from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows
 
 if TYPE_CHECKING:
     from torch import nn
 
-Turn = Callable[[int], object]
+Turn = Callable[[int], Callable[[], object]]  # prepares a turn by its number, and returns what is timed
 
 WARM_UP = 20
 BASELINE = "torch-fp32"
@@ -42,9 +43,9 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     windows = synthetic_windows({spec.name: spec for spec in checkpoint.specs}, 3 * FRAME_HZ)
     inputs = [_whole_inputs(window) for window in windows]
     candidates = {f"whole {id}": _infer(engine, inputs) for id, engine in whole.items()}
-    candidates |= {f"rolling {id}": _predict(predictor, windows) for id, predictor in rolling.items()}
+    candidates |= {f"rolling {id}": _predict(predictor) for id, predictor in rolling.items()}
     chosen = choose_engine(whole_network(checkpoint), cache=cache)
-    savings = _savings(checkpoint, f"{chosen.engine}-{chosen.precision}", windows, cache)
+    savings = _savings(checkpoint, f"{chosen.engine}-{chosen.precision}", cache)
     for turns_of_pair in savings.values():
         candidates |= turns_of_pair
     turns = Turns(list(candidates))
@@ -52,8 +53,9 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     rounds = 0
     while rounds < 2 * WARM_UP or time.perf_counter() < until:
         for name in turns.order():
+            run = candidates[name](rounds)
             started = time.perf_counter()
-            candidates[name](rounds)
+            run()
             turns.add(name, started)
         rounds += 1
     figures = {name: describe(values[WARM_UP:]) for name, values in turns.durations_ms.items()}
@@ -103,33 +105,21 @@ def _open_all(
     return whole, rolling, refused
 
 
-def _savings(
-    checkpoint: Checkpoint, id: str, windows: Sequence[Window], cache: Path | None
-) -> dict[str, dict[str, Turn]]:
+def _savings(checkpoint: Checkpoint, id: str, cache: Path | None) -> dict[str, dict[str, Turn]]:
     """Per way of saving work: without it, then with it; a turn of either gives the same results."""
     engine, _, precision = id.rpartition("-")
 
     def predictor(reuse: bool) -> Predictor:
         return Predictor(checkpoint, engine, precision, reuse=reuse, cache=cache)
 
-    anew, reusing, alone, together = predictor(False), predictor(True), predictor(False), predictor(False)
-
-    def streams(turn: int) -> list[Window]:
-        # Of another moment each, as streams that have nothing to do with each other.
-        step = len(windows) // TOGETHER
-        return [
-            msgspec.structs.replace(windows[(turn + number * step) % len(windows)], session=str(number))
-            for number in range(TOGETHER)
-        ]
-
     savings: dict[str, dict[str, Turn]] = {
         "encoding only what changed": {
-            "every modality encoded": _predict(anew, windows),
-            "changed modalities encoded": _predict(reusing, windows),
+            "every modality encoded": _predict(predictor(False)),
+            "changed modalities encoded": _predict(predictor(True)),
         },
         f"batches of {TOGETHER} streams": {
-            f"{TOGETHER} streams one by one": lambda turn: [alone.predict(window) for window in streams(turn)],
-            f"{TOGETHER} streams in a batch": lambda turn: together.predict_many(streams(turn)),
+            f"{TOGETHER} streams one by one": _predict(predictor(False), TOGETHER, batched=False),
+            f"{TOGETHER} streams in a batch": _predict(predictor(False), TOGETHER),
         },
     }
     for spec in checkpoint.specs:
@@ -146,12 +136,20 @@ def _savings(
 
 
 def _infer(engine: Engine, inputs: Sequence[dict[str, Array]]) -> Turn:
-    return lambda turn: engine.infer(inputs[turn % len(inputs)])
+    return lambda turn: functools.partial(engine.infer, inputs[turn % len(inputs)])
 
 
-def _predict(predictor: Predictor, windows: Sequence[Window]) -> Turn:
-    """Every predictor sees every window in order: what it may reuse is what a stream lets it reuse."""
-    return lambda turn: predictor.predict(windows[turn % len(windows)])
+def _predict(predictor: Predictor, streams: int = 1, *, batched: bool = True) -> Turn:
+    """Frame after frame of streams that go on from turn to turn: what may be reused is what a stream lets it reuse."""
+    windows, lanes = make_lanes(predictor, streams, time.monotonic_ns())
+
+    def prepare(_: int) -> Callable[[], object]:
+        due = [(lane.assembler.place, lane.advance()) for lane in lanes]
+        groups = [due] if batched else [[one] for one in due]
+        looks = [windows.look([place for place, _ in group], [t_ns for _, t_ns in group]) for group in groups]
+        return lambda: [predictor.predict_look(windows, look) for look in looks]
+
+    return prepare
 
 
 def _recurrence(checkpoint: Checkpoint, steps: int) -> Network:

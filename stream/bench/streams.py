@@ -26,7 +26,9 @@ _WARM_UP = 12
 Trial = dict[str, Any]
 
 
-class _Lane(NamedTuple):
+class Lane(NamedTuple):
+    """A stream, and the assembler that takes it in."""
+
     stream: SyntheticStream
     assembler: Assembler
 
@@ -48,7 +50,7 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
     clock = time.monotonic_ns
     process = psutil.Process()
     begin_ns = clock() + 200 * NS_PER_MS + streams * 40 * NS_PER_MS
-    windows, lanes = _lanes(predictor, streams, begin_ns)
+    windows, lanes = make_lanes(predictor, streams, begin_ns)
     latencies: list[float] = []
     ages: dict[str, list[float]] = {name: [] for name in predictor.specs}
     batches: list[int] = []
@@ -121,7 +123,7 @@ def measure_batches(predictor: Predictor, sizes: Sequence[int], rounds: int = 60
     """What a batch of rolling windows costs by its size: ms of the batch, and microseconds a window by step."""
     table = {}
     for size in sizes:
-        windows, lanes = _lanes(predictor, size, _LEAD_NS)
+        windows, lanes = make_lanes(predictor, size, _LEAD_NS)
         spent: dict[str, list[float]] = {step: [] for step in ("push", "look", "model")}
         for number in range(_WARM_UP + rounds):
             marks = [time.perf_counter_ns()]
@@ -193,20 +195,20 @@ def find_most_streams(
     return found | {"trials": trials}
 
 
-def _lanes(predictor: Predictor, streams: int, begin_ns: int) -> tuple[Windows, list[_Lane]]:
-    """Streams with a window full of rows, which do not all blink at the same moment."""
+def make_lanes(predictor: Predictor, streams: int, begin_ns: int) -> tuple[Windows, list[Lane]]:
+    """Streams with a window full of rows, whose frames are spread over the time between two."""
     period_ns = NS_PER_S // FRAME_HZ
     windows, lanes = Windows(predictor.specs, streams), []
     for number in range(streams):
         start_ns = begin_ns - _LEAD_NS + number * period_ns // streams
         stream = SyntheticStream(f"stream-{number}", predictor.specs, number, start_ns)
-        lanes.append(_Lane(stream, Assembler(predictor.specs, windows=windows)))
+        lanes.append(Lane(stream, Assembler(predictor.specs, windows=windows)))
         while stream.due_ns < begin_ns:
             lanes[-1].advance()
     return windows, lanes
 
 
-def _due(lanes: Sequence[_Lane], now_ns: int) -> tuple[list[tuple[int, int]], int]:
+def _due(lanes: Sequence[Lane], now_ns: int) -> tuple[list[tuple[int, int]], int]:
     """Place and time of the newest frame of every stream that has one by now, and how many were overtaken."""
     due: list[tuple[int, int]] = []
     overtaken = 0

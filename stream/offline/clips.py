@@ -183,7 +183,6 @@ class ClipPredictor:
             return ClipRows([], error=str(error))
         tag = self._person.tag if self._person is not None else ""
         rows = [_row(read.name, moment, tag) for moment in predict_clip(read, predictor, self._hop_s)]
-        predictor.forget(read.name)
         seen = FeatureTable() if self._features else None
         if seen is not None:
             seen.add(read.name, read.messages, read.boxes)

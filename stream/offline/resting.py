@@ -116,13 +116,11 @@ def _compared(clip: Clip, specs: dict[str, ModalitySpec], person: Person | None)
 
 
 def _said(clip: Clip, predictor: Predictor, seconds: float) -> list[str]:
-    said = [
+    return [
         max(moment.outputs.emotions, key=moment.outputs.emotions.__getitem__)
         for moment in predict_clip(clip, predictor, 1.0)
         if moment.outputs is not None and moment.t_s > seconds and moment.t_s == int(moment.t_s)
     ]
-    predictor.forget(clip.name)
-    return said
 
 
 def others_than_neutral(said: Sequence[str]) -> int:

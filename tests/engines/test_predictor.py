@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,16 +64,32 @@ def assert_close(left: Outputs, right: Outputs, atol: float = 1e-5) -> None:
     assert left.gates == pytest.approx(right.gates, abs=atol)
 
 
-def test_reuse_changes_no_number(checkpoint: Checkpoint, compiled: Path) -> None:
-    reusing = Predictor(checkpoint, "onnx", cache=compiled)
-    anew = Predictor(checkpoint, "onnx", reuse=False, cache=compiled)
-    stream = Stream("a", 1)
-    for changed in PACE:
-        window = stream.next(*changed)
-        left, right = reusing.predict(window), anew.predict(window)
-        assert (left.sentiment, left.emotions, left.gates) == (right.sentiment, right.emotions, right.gates)
-        assert right.encoded == ("text", "audio", "vision")
-        assert set(left.encoded) == (set(changed) if window.seq > 1 else set(reusing.specs))
+def test_reuse_changes_no_number(checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictors = {reuse: Predictor(checkpoint, "onnx", reuse=reuse, cache=compiled) for reuse in (True, False)}
+    windows = {reuse: Windows(predictor.specs) for reuse, predictor in predictors.items()}
+    encoded: Counter[tuple[bool, str]] = Counter()
+    for reuse, predictor in predictors.items():
+        predictor.prepare(windows[reuse])
+        for name, encoder in predictor._encoders.items():
+            monkeypatch.setattr(encoder, "infer", counted(encoder.infer, encoded, (reuse, name)))
+    streams = {reuse: kept_stream("a", 0, each, 40) for reuse, each in windows.items()}
+    for left, right in zip(streams[True], streams[False], strict=True):
+        answers = []
+        for reuse, (kept, _, t_ns) in ((True, left), (False, right)):
+            answers.append(predictors[reuse].predict_look(windows[reuse], windows[reuse].look([kept.place], [t_ns])))
+        for mine, theirs in zip(*answers, strict=True):
+            assert np.array_equal(mine, theirs)
+    assert [encoded[False, spec.name] for spec in SPECS] == [40, 40, 40]
+    assert encoded[True, "vision"] == 40
+    assert encoded[True, "text"] < encoded[True, "audio"] < 40
+
+
+def counted(infer: Callable[..., Any], counts: Counter[tuple[bool, str]], key: tuple[bool, str]) -> Callable[..., Any]:
+    def run(inputs: Any) -> Any:
+        counts[key] += 1
+        return infer(inputs)
+
+    return run
 
 
 def test_parts_are_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: Predictor) -> None:
@@ -88,17 +106,6 @@ def test_parts_are_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: 
         assert list(outputs.emotions) == list(EMOTIONS)
         np.testing.assert_allclose(list(outputs.emotions.values()), want["emotions"][0], atol=1e-5)
         np.testing.assert_allclose(list(outputs.gates.values()), want["shares"][0], atol=1e-5)
-
-
-def test_sessions_together_are_as_sessions_alone(checkpoint: Checkpoint, compiled: Path) -> None:
-    together = Predictor(checkpoint, "onnx", cache=compiled)
-    alone = Predictor(checkpoint, "onnx", reuse=False, cache=compiled)
-    streams = [Stream(name, seed) for seed, name in enumerate("abc")]
-    for changed in PACE:
-        windows = [stream.next(*changed) for stream in streams]
-        for outputs, window in zip(together.predict_many(windows), windows, strict=True):
-            assert_close(outputs, alone.predict(window))
-    assert together.predict_many([]) == []
 
 
 def kept_stream(name: str, seed: int, windows: Windows, frames: int) -> Iterator[tuple[Assembler, Window, int]]:
@@ -120,7 +127,7 @@ def test_kept_windows_of_several_sessions_give_the_numbers_of_windows_made_one_b
     checkpoint: Checkpoint, compiled: Path, engine: str
 ) -> None:
     together = Predictor(checkpoint, engine, cache=compiled)
-    alone = Predictor(checkpoint, engine, reuse=False, cache=compiled)
+    alone = Predictor(checkpoint, engine, cache=compiled)
     windows = Windows(together.specs, 4)
     streams = [kept_stream(str(seed), seed, windows, 40) for seed in range(3)]
     quiet = Assembler(windows.specs, 400, windows)
@@ -180,18 +187,6 @@ def test_auto_uses_one_engine_for_all_parts(checkpoint: Checkpoint, compiled: Pa
     predictor = Predictor(checkpoint, cache=compiled)
     assert "+" not in predictor.id
     assert predictor.reason.startswith("measured on this machine")
-
-
-def test_memory_is_bounded(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mien.engines.predictor.MAX_SESSIONS", 3)
-    streams = [Stream(str(number), number) for number in range(5)]
-    windows = [stream.next() for stream in streams]
-    for window in windows:
-        predictor.predict(window)
-    assert predictor.predict(windows[4]).encoded == ()
-    assert predictor.predict(windows[0]).encoded == ("text", "audio", "vision")
-    predictor.forget("4")
-    assert predictor.predict(windows[4]).encoded == ("text", "audio", "vision")
 
 
 def with_engines_on(device: str, predictor: Predictor) -> Predictor:

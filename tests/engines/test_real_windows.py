@@ -181,7 +181,7 @@ def test_rolling_prediction_gives_the_references(
     pair: tuple[str, Precision], windows: tuple[str, dict[str, Array]], weights: Checkpoint, reference: Engine,
     compiled: Path,
 ) -> None:  # fmt: skip
-    """The parts that a stream runs, with what did not change reused, as it comes in a stream."""
+    """The parts that a stream runs, one window at a time."""
     _, inputs = windows
     predictor = Predictor(weights, *pair, cache=compiled)
     if not predictor.id.endswith("-".join(pair)):
