@@ -16,7 +16,8 @@ import pytest
 
 from mien.clock import NS_PER_S, Clock
 from mien.config import load_config
-from mien.stream.modalities.audio import F0, F0_REFERENCE_HZ, PERIODICITY, create
+from mien.models.voice.columns import F0, PERIODICITY
+from mien.stream.modalities.audio import F0_REFERENCE_HZ, create
 from mien.stream.modalities.base import Rows
 from tests.stream.sounds import spoken, tone, write_wav
 from tests.waiting import wait_until

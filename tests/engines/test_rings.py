@@ -187,7 +187,9 @@ def test_a_modality_that_was_away_is_shown_again_when_it_is_back() -> None:
     spec = ModalitySpec("m", 1, 10, 50)
     windows = Windows({"m": spec})
     place = windows.take_place()
-    windows.tracks["m"].write(place, np.ones((1, 1), np.float32), np.ones(1, bool), np.array([T0]))
+    track = windows.tracks["m"]
+    assert isinstance(track, Ring)
+    track.write(place, np.ones((1, 1), np.float32), np.ones(1, bool), np.array([T0]))
 
     def look(t_ms: int) -> tuple[bool, bool]:
         seen = windows.look([place], [T0 + t_ms * NS_PER_MS])

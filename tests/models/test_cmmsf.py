@@ -12,7 +12,8 @@ import torch
 from mien.errors import ConfigError
 from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig, PlaneLayer
-from mien.models.cmmsf import CMMSF, pool_to_slots
+from mien.models.cmmsf import CMMSF
+from mien.models.fusion import pool_to_slots
 
 SPECS = (
     ModalitySpec("text", 12, 0, 50, snapshot=True),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mien.engines.base import Array
+from mien.engines.base import MAX_BATCH, Array
 from mien.engines.golden import REDUCED_TOLERANCE
 from mien.engines.tensorrt import conversion, lstm
 from mien.errors import EngineError
@@ -32,7 +32,7 @@ def run_definition(form: Form, inputs: dict[str, Array]) -> dict[str, Array]:
 
 def rows_of(form: Form) -> tuple[int, ...]:
     """How many windows to run it on: its own number, or several where that is open."""
-    return (1, 3, conversion.MAX_BATCH) if form.batch is None else (form.batch,) * 2
+    return (1, 3, MAX_BATCH) if form.batch is None else (form.batch,) * 2
 
 
 def largest_difference(got: dict[str, Array], want: dict[str, Array]) -> float:
@@ -104,7 +104,7 @@ def test_open_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
         tensor = net.get_input(index)
         assert tensor.shape[0] == -1
         least, _, most = profile.get_shape(tensor.name)
-        assert (least[0], most[0]) == (1, conversion.MAX_BATCH) == (1, 512)
+        assert (least[0], most[0]) == (1, MAX_BATCH) == (1, 512)
         assert tuple(least[1:]) == tuple(most[1:]) == tuple(tensor.shape[1:])
         assert tensor.dtype == tensorrt.float32
 

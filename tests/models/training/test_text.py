@@ -252,13 +252,14 @@ def test_a_run_that_stops_early_reports_the_steps_it_did(base: Path, corpora: li
 
 
 def test_a_teacher_without_its_corpus_says_nothing(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
-    parts = [sentences(corpora[:1], split) for split in ("train", "valid")]
-    targets = teacher_targets(teachers(), *parts, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu"))
+    train, valid = (sentences(corpora[:1], split) for split in ("train", "valid"))
+    targets = teacher_targets(teachers(), train, valid, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu"))
     assert targets is not None
     assert np.isfinite(targets.sentiment).all()
     assert not targets.emotions.any()
     assert (
-        teacher_targets(teachers()[1:], *parts, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu")) is None
+        teacher_targets(teachers()[1:], train, valid, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu"))
+        is None
     )
 
 

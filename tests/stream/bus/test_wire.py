@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from mien.errors import WireError
 from mien.messages import FeatureWindow, Phrase, Prediction, Status, Transcript, Word
 from mien.stream.bus import wire
+from mien.stream.bus.limits import NAME
 
 
 def features(rows: int = 3, dim: int = 4, **changes: object) -> FeatureWindow:
@@ -184,7 +185,7 @@ def test_a_flipped_header_byte_is_refused_or_gives_a_well_formed_message(positio
     rows, dim = window.values.shape
     assert rows * dim * 4 == len(GOOD[2])
     assert len(window.valid) == len(window.times_ns) == rows
-    assert wire.NAME.fullmatch(window.session)
+    assert NAME.fullmatch(window.session)
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,13 @@ from mien.clock import Clock
 from mien.config import load_config
 from mien.errors import ConfigError
 from mien.messages import Float32
-from mien.models.voice.columns import GIVEN, STATE, WEIGHT
+from mien.models.voice.columns import ENERGY, F0, GIVEN, N_MELS, PERIODICITY, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import mel_filters
 from mien.models.voice.reference import GIVEN_SHARE, make_reference
 from mien.stream.modalities.audio import (
-    ENERGY,
-    F0,
     F0_REFERENCE_HZ,
     HOP,
-    N_MELS,
-    PERIODICITY,
     SPEC,
-    VAD,
-    ZCR,
     AudioExtractor,
     create,
     voice_reference,
@@ -127,7 +121,7 @@ def test_a_row_for_every_whole_hop(extractor: AudioExtractor, count: int) -> Non
 
 def test_filters_are_librosas() -> None:
     for bands, n_fft in ((N_MELS, 512), (80, 400)):
-        expected = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=n_fft, n_mels=bands)
+        expected = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=n_fft, n_mels=bands)  # type: ignore[attr-defined]
         assert np.allclose(mel_filters(bands, n_fft), expected, atol=1e-8)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mien.config import load_config
 from mien.errors import SourceError
-from mien.stream.processes.plan import plan_session, with_source
+from mien.stream.processes.plan import Session, plan_session, with_source
 
 
 def make_clip(path: Path, *, picture: bool = True, sound: bool = True) -> Path:
@@ -34,7 +34,7 @@ def make_clip(path: Path, *, picture: bool = True, sound: bool = True) -> Path:
     return path
 
 
-def plan(video: object, audio: object, **more: object) -> object:
+def plan(video: object, audio: object, **more: object) -> Session:
     return plan_session(load_config(None, {"video.source": str(video), "audio.source": str(audio), **more}))
 
 

@@ -12,14 +12,14 @@ import soxr
 from mien.clock import NS_PER_S, Clock
 from mien.config import ClipConfig, load_config
 from mien.errors import SourceError
-from mien.messages import Float32
+from mien.messages import Float32, UInt8
 from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import Url
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.camera import NetworkCamera
 from mien.stream.sources.clip import BrokenClipError, open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
-from mien.stream.sources.source import SAMPLE_RATE, UInt8
+from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.sources.video import open_video
 from mien.stream.sources.waveform import Downmix
 from tests.stream.pictures import brightness, numbered, write_clip
