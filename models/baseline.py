@@ -30,7 +30,7 @@ from mien.errors import ConfigError
 from mien.files import reason, write_file
 from mien.messages import Bool, Float32
 from mien.models.voice.columns import WEIGHT
-from mien.models.voice.reference import Reference, measured_reference, partial
+from mien.models.voice.reference import Reference, measured_reference, neutral_reference
 from mien.models.weights import REST
 
 # The rainbow passage (Fairbanks, 1940), read aloud in speech laboratories ever since; it says nothing of feelings.
@@ -201,7 +201,7 @@ class Person:
         rest = self.baseline.voice
         if rest is None:
             return None
-        return partial(Reference(self._checked(rest, extractor, WEIGHT), 1.0, 1.0))
+        return neutral_reference(self._checked(rest, extractor, WEIGHT))
 
     def face(self, extractor: str) -> Float32 | None:
         """What is subtracted from rows (D,) of this extractor; None if the face was not measured.

@@ -24,9 +24,9 @@ OF_REFERENCE = (WEIGHT, GIVEN, LOUDER, HIGHER)
 class VoiceReader(nn.Module):
     """Rows of `mien.models.voice.columns` (B, T, ROW) and mask (B, T) to an encoding.
 
-    Normalises after masking, with the statistics of training rows without a reference. The part of a state that was
-    subtracted with a reference of weight w replaces the same part of the population's mean: only 1 - w of it is
-    subtracted here.
+    Normalises after masking, with the statistics of training rows without a reference. A reference of weight w replaces
+    the same part of the population's mean: only 1 - w of it is subtracted here, also where less than w of the reference
+    was subtracted (`SHARE`), which is part of what reads better.
     """
 
     mean: Tensor

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mien.errors import DataError
 from mien.messages import NEUTRAL as NEUTRAL_EMOTION
 from mien.models.data.datasets import Sample
+from mien.models.voice.moods import Moods, learn_moods
 from mien.models.voice.reference import Reference, Utterance, given_reference, running_reference, utterances
 
 AUDIO = "audio"
 NONE, RUNNING, LASTING, NEUTRAL, CORPUS = KINDS = ("none", "running", "lasting", "neutral", "corpus")
 # How often a training clip gets which kind of reference.
-SHARES = {NONE: 0.4, RUNNING: 0.25, LASTING: 0.1, NEUTRAL: 0.2, CORPUS: 0.05}
+SHARES = {NONE: 0.25, RUNNING: 0.35, LASTING: 0.08, NEUTRAL: 0.25, CORPUS: 0.07}
 FEWEST = 8  # clips of a speaker from which a running reference is made
 AFTER, GIVEN = 10, 3  # clips that a running and a neutral reference are measured with
 
@@ -26,9 +28,13 @@ class Speakers:
 
     Kinds: "none"; "running", after any clips of the same speaker; "lasting", after clips of the same speaker with the
     sample's emotion; "neutral", of a few neutral clips, as a user gives it; "corpus", the mean of all.
+
+    Args:
+        moods: see `RunningReference`.
     """
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], moods: Moods | None = None) -> None:
+        self._moods = moods
         self._said: dict[tuple[str, str], list[Utterance]] = {}
         self._clips: dict[tuple[str, str], list[tuple[str, int | None]]] = {}
         self._corpora: dict[str, Reference | None] = {}
@@ -69,7 +75,26 @@ class Speakers:
             count = clips or int(random.integers(1, 13))
         order = random.permutation(len(chosen))[:count]
         said = [utterance for place in order for utterance in self._said[labels.corpus, chosen[place]]]
-        return given_reference(said) if kind == NEUTRAL else running_reference(said)
+        return given_reference(said) if kind == NEUTRAL else running_reference(said, self._moods)
+
+    def moods(self) -> Moods:
+        """The directions of moods, learned from the speakers of whom several emotions are known.
+
+        Raises:
+            DataError: there is no such speaker.
+        """
+        means, speakers, emotions = [], [], []
+        for speaker, clips in self._clips.items():
+            if len({emotion for _, emotion in clips} - {None}) > 1:
+                for name, emotion in clips:
+                    reference = given_reference(self._said[speaker[0], name])
+                    if reference is not None and emotion is not None:
+                        means.append(reference.mean)
+                        speakers.append(speaker)
+                        emotions.append(emotion)
+        if not means:
+            raise DataError("no speaker has several emotions, so what changes in a voice with them cannot be learned")
+        return learn_moods(np.stack(means).astype(np.float64), speakers, emotions)
 
     def draw_any(self, sample: Sample, random: np.random.Generator) -> Reference | None:
         """A reference of a kind by SHARES."""

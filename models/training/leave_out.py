@@ -2,7 +2,8 @@
 
 Users differ from all corpora in sentences, rooms, microphones and languages. Figures on a corpus that was trained on,
 even on other speakers, say little about them. Confidence is calibrated in the same way: the logits on one corpus are
-divided by a temperature fitted on the others, each as it was when it was left out.
+divided by a temperature chosen on the others, each as it was when it was left out. What changes in a voice with its
+emotions (`mien.models.voice.moods`) is also learned from the others.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from mien.messages import EMOTIONS
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.datasets import Dataset, Sample
-from mien.models.data.speakers import AUDIO, CORPUS, KINDS, LASTING, NEUTRAL, NONE, RUNNING
-from mien.models.evaluation.metrics import EmotionMetrics, emotion_metrics
+from mien.models.data.speakers import AUDIO, CORPUS, KINDS, LASTING, NEUTRAL, NONE, RUNNING, Speakers
+from mien.models.evaluation.metrics import EmotionMetrics, calibration_error, emotion_metrics
 from mien.models.training.calibration import fit_temperature
 from mien.models.training.speech import SpeechTraining, audio_logits, pretrain_audio
 
@@ -122,11 +123,13 @@ def leave_out(
             if report is not None:
                 report(begun * total + done, len(chosen) * total)
 
-        network = pretrain_audio(_without(dataset, spoken, name), settings, model, device=device, report=step).network
+        rest = _without(dataset, spoken, name)
+        moods = Speakers(rest.samples).moods()
+        network = pretrain_audio(rest, settings, model, moods=moods, device=device, report=step).network
         held = [s for s in spoken if s.labels.corpus == name and not s.labels.copy]
         truth[name] = np.array([s.emotion or 0 for s in held])
         for kind in KINDS:
-            logits_of[name, kind] = audio_logits(network, held, kind)
+            logits_of[name, kind] = audio_logits(network, held, kind, moods=moods)
     judged = []
     for name in chosen:
         others = [other for other in chosen if other != name]
@@ -152,12 +155,19 @@ def _without(dataset: Dataset, spoken: Sequence[Sample], corpus: str) -> Dataset
 
 def _temperature(logits_of: dict[tuple[str, str], Tensor], truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]],
                  corpora: Sequence[str]) -> float:  # fmt: skip
-    """One temperature for all kinds of references; corpora count alike."""
-    logits, targets, weights = [], [], []
-    for (corpus, _), each in logits_of.items():
-        if corpus in corpora:
-            logits.append(each)
-            targets.append(F.one_hot(torch.from_numpy(truth[corpus]), len(EMOTIONS)).float())
-            weights.append(torch.full((len(each),), 1.0 / len(each)))
-    joined = torch.cat(logits)
-    return float(fit_temperature(joined, torch.ones(len(joined), 1), torch.cat(targets), torch.cat(weights)))
+    """The temperature with the lowest mean calibration error over corpora and kinds of references.
+
+    Not the one with the lowest cross-entropy: a corpus on which a model is surely wrong has the largest, and would make
+    it unsure everywhere.
+    """
+
+    def error(temperature: float) -> float:
+        errors = []
+        for (corpus, _), logits in logits_of.items():
+            if corpus in corpora:
+                confidence, guess = torch.softmax(logits / temperature, 1).max(1)
+                errors.append(calibration_error(guess.numpy() == truth[corpus], confidence.double().numpy()))
+        return float(np.mean(errors))
+
+    candidates: list[float] = np.geomspace(0.4, 5.0, 101).tolist()
+    return min(candidates, key=error)

@@ -25,12 +25,13 @@ from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.datasets import Dataset, Sample, make_statistics
-from mien.models.data.speakers import AFTER, AUDIO, NEUTRAL, NONE, SHARES, Speakers
+from mien.models.data.speakers import AFTER, AUDIO, NONE, SHARES, Speakers
 from mien.models.evaluation.metrics import EmotionMetrics, emotion_metrics
 from mien.models.training.device import mixed_precision
 from mien.models.training.loop import Report, Run, fit, warm_cosine
 from mien.models.voice.columns import ENERGY, ROW, STATE, WEIGHT
-from mien.models.voice.reference import GIVEN_SHARE, Reference, compare, partial
+from mien.models.voice.moods import Moods
+from mien.models.voice.reference import Reference, compare
 from mien.windowing import average_slots
 
 
@@ -39,6 +40,7 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         references: how often a clip is compared with which kind of reference.
+        corpora: exponent with which larger corpora are drawn more often; 0 all equally, 1 by their size.
         neutral_corpora: how much a corpus without any emotion counts against one with several.
         balance: exponent with which rarer emotions of a corpus are drawn more often; 0 as they are, 1 equally.
         prior: how much of the frequencies of emotions is kept out of the logits (logit adjustment, Menon et al., ICLR
@@ -51,20 +53,21 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     seed: int = 1111
-    steps: int = 2000
+    steps: int = 3000
     batch: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warm_up: int = 40
-    dropout: float = 0.25
+    dropout: float = 0.35
     references: dict[str, float] = msgspec.field(default_factory=lambda: dict(SHARES))
-    neutral_corpora: float = 0.15
-    balance: float = 0.8
+    corpora: float = 0.5
+    neutral_corpora: float = 0.1
+    balance: float = 0.5
     prior: float = 0.5
-    copies: float = 0.4
-    noise: float = 0.15
+    copies: float = 0.2
+    noise: float = 0.2
     hidden: float = 0.1
-    mixup: float = 0.3
+    mixup: float = 0.5
     label_smoothing: float = 0.05
     average: float = 0.99
     gradient_clip: float = 2.0
@@ -109,6 +112,7 @@ def pretrain_audio(
     settings: SpeechTraining | None = None,
     model: ModelConfig | None = None,
     *,
+    moods: Moods | None = None,
     device: torch.device | None = None,
     report: Report | None = None,
 ) -> TrainedAudio:
@@ -119,6 +123,7 @@ def pretrain_audio(
 
     Args:
         dataset: with the modality "audio"; samples without it or without an emotion are left out.
+        moods: see `RunningReference`.
         device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
         report: see `fit`.
 
@@ -142,7 +147,7 @@ def pretrain_audio(
     network = CMMSF([spec], config)
     network.normalise(statistics)
     network.to(device).train()
-    batches = _Batches(train, spec, config, settings, statistics[AUDIO][1].numpy())
+    batches = _Batches(train, spec, config, settings, statistics[AUDIO][1].numpy(), moods)
     prior = settings.prior * torch.log(torch.from_numpy(batches.shares)).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = warm_cosine(settings.steps, settings.warm_up)
@@ -166,11 +171,12 @@ class _Batches:
     """Draws training batches."""
 
     def __init__(
-        self, train: Sequence[Sample], spec: ModalitySpec, config: ModelConfig, settings: SpeechTraining, std: Float32
-    ) -> None:
+        self, train: Sequence[Sample], spec: ModalitySpec, config: ModelConfig, settings: SpeechTraining, std: Float32,
+        moods: Moods | None,
+    ) -> None:  # fmt: skip
         self._settings, self._slots, self._std = settings, config.slots, std[:WEIGHT]
         self._clips = [slotted(sample, spec.steps // config.slots) for sample in train]
-        self._speakers = Speakers(train)
+        self._speakers = Speakers(train, moods)
         self._chances = _chances(train, settings)
         self._kinds = list(settings.references)
         kinds = np.array(list(settings.references.values()))
@@ -224,7 +230,7 @@ class _Batches:
 
 
 def _chances(clips: Sequence[Sample], settings: SpeechTraining) -> Float32:
-    """How often each clip is drawn: corpora by the fourth root of their size, emotions within them by `balance`."""
+    """How often each clip is drawn: corpora by `corpora`, emotions within them by `balance`."""
     keys = [(clip.labels.corpus, clip.emotion) for clip in clips]
     counts = {key: keys.count(key) for key in set(keys)}
     emotions = {corpus: sum(key[0] == corpus for key in counts) for corpus, _ in counts}
@@ -235,26 +241,22 @@ def _chances(clips: Sequence[Sample], settings: SpeechTraining) -> Float32:
     names = np.array([corpus for corpus, _ in keys])
     for corpus, several in emotions.items():
         ours = names == corpus
-        weights[ours] *= ours.sum() ** 0.25 * (1.0 if several > 1 else settings.neutral_corpora) / weights[ours].sum()
+        weights[ours] *= (
+            ours.sum() ** settings.corpora * (1.0 if several > 1 else settings.neutral_corpora) / weights[ours].sum()
+        )
     normal: Float32 = weights / weights.sum()
     return normal
 
 
-def measure_audio(
-    network: CMMSF, samples: Sequence[Sample], kind: str = NONE, given: float = GIVEN_SHARE
-) -> dict[str, EmotionMetrics]:
-    """Emotion measures per corpus, each clip as a whole and compared with a reference of this kind.
-
-    Args:
-        given: part of a neutral reference that is taken.
-    """
+def measure_audio(network: CMMSF, samples: Sequence[Sample], kind: str = NONE) -> dict[str, EmotionMetrics]:
+    """Emotion measures per corpus, each clip as a whole and compared with a reference of this kind."""
     by_corpus: dict[str, list[Sample]] = {}
     for sample in samples:
         by_corpus.setdefault(sample.labels.corpus, []).append(sample)
     return {
         corpus: emotion_metrics(
             [s.emotion or 0 for s in members],
-            torch.softmax(audio_logits(network, members, kind, given=given), 1).numpy(),
+            torch.softmax(audio_logits(network, members, kind), 1).numpy(),
         )
         for corpus, members in sorted(by_corpus.items())
     }
@@ -262,17 +264,20 @@ def measure_audio(
 
 @torch.no_grad()  # not inference_mode: temperatures are fitted on what comes out
 def audio_logits(
-    network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0, given: float = GIVEN_SHARE
-) -> Tensor:
+    network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0,
+    moods: Moods | None = None,
+) -> Tensor:  # fmt: skip
     """(n, 7), from the last window of each clip, compared with a reference of this kind made of other clips.
 
-    A speaker's references come from among `samples`, ten clips for a running one and three for a neutral one, of which
-    the part `given` is taken, as of a live voice's.
+    A speaker's references come from among `samples`, ten clips for a running one and three for a neutral one.
+
+    Args:
+        moods: see `RunningReference`.
     """
     network.eval()
     slots = network.config.slots
     rows = network.specs[0].steps // slots
-    speakers = Speakers(samples) if kind != NONE else None
+    speakers = Speakers(samples, moods) if kind != NONE else None
     logits = []
     for begin in range(0, len(samples), 64):
         part = samples[begin : begin + 64]
@@ -282,8 +287,6 @@ def audio_logits(
             if speakers is not None:
                 random = np.random.default_rng((seed, begin + row))
                 reference = speakers.draw(sample, kind, random, AFTER)
-                if reference is not None and kind == NEUTRAL:
-                    reference = partial(reference, given)
             clip = slotted(sample, rows)
             values, seen = compare(clip.values[-slots:], reference), clip.observed[-slots:]
             x[row, slots - len(values) :], mask[row, slots - len(values) :] = values * (seen > 0)[:, None], seen

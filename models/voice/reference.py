@@ -4,11 +4,12 @@ The states of a recogniser's encoder tell voices, rooms and languages apart more
 other speech of the same person they predict emotions of unseen people and corpora better. A reference is the mean of
 such speech; a row is compared with it by a weight between 0 (the voice is unknown) and 1:
 
-- A running reference is the mean of the speech so far. Its weight grows with the amount of speech, slowly enough to
-  keep moods, and with the variation of the voice: a voice that has always sounded the same may have been in one mood
-  all the time, which the comparison would remove.
-- A reference that the user gave is neutral speech, and has the weight 1. Half of it is taken (`GIVEN_SHARE`): the mean
-  of a few sentences has an error, and a part of it separates emotions better than all of it.
+- A running reference is the mean of the speech so far. Its weight grows with the amount of speech, and with how far the
+  voice has varied as voices do between moods (`mien.models.voice.moods`): a voice that has always sounded the same may
+  have been in one mood all the time, which the comparison would remove.
+- A reference that the user gave is neutral speech, and has the weight 1.
+
+Of either mean a part is taken (`SHARE`): it has an error, and a part of it separates emotions better than all of it.
 
 Live rows and training rows come from the same `compare`.
 """
@@ -27,19 +28,21 @@ from mien.errors import ConfigError
 from mien.files import write_file
 from mien.messages import Bool, Float32
 from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
+from mien.models.voice.moods import Moods, shipped_moods
 
 ROWS_A_SECOND = 50
 SHORTEST, LONGEST = 10, 150  # rows of voice in one utterance; longer speech counts as several
 HALF_S = 3.0  # seconds of voice with which a running reference has half of its weight
 LASTING_S = 300.0  # of newer speech, after which older speech no longer counts
-# Variance of pitch between utterances, in octaves squared, with which it has half of its weight. Ten clips of one
-# speaker have 0.04 to 0.16 (medians of seven corpora) if their emotions differ, and 0.01 to 0.06 if they do not;
-# loudness varies nearly as much within one emotion. The cube separates the two best.
-HALF_VARIETY = 0.1
+# Variance between utterances along the directions of moods with which it has half of its weight. Ten clips of one
+# speaker have 6 to 18 (medians of seven corpora) if their emotions differ, and 2 to 6 if they do not. Chosen on corpora
+# left out, so that somebody who keeps one emotion is read at most three points worse than without a reference.
+HALF_VARIETY = 5.0
+VARIETY_POWER = 4
 SHORTEST_GIVEN_S = 3.0
-# Chosen on corpora left out, three neutral clips of each speaker as reference: mean UAR of RAVDESS, EmoDB, nEMO, EMOVO
-# and ASED 0.459 without one, 0.493 with all of it, 0.523 with this part of the states and of `given` (0.6, 0.5: 0.521).
-GIVEN_SHARE = 0.5
+# Chosen on corpora left out: with three neutral clips of each speaker mean UAR is 0.470 (0.55 and 0.65), 0.465
+# (0.75). A running reference gains less than a point with more, and a lasting mood loses two.
+SHARE = 0.65
 FORMAT = 1
 
 
@@ -62,13 +65,14 @@ def compare(values: Float32, reference: Reference | None) -> Float32:
         values: (n, WEIGHT or more), without a reference. Columns from WEIGHT on are not read.
 
     Returns:
-        (n, ROW): states less the weighted reference's, and the last columns set. None leaves the states as they are.
+        (n, ROW): states less `SHARE` of the weighted reference's, and the last columns set. None leaves the states as
+        they are.
     """
     made = np.zeros((len(values), ROW), np.float32)
     made[:, :WEIGHT] = values[:, :WEIGHT]
     if reference is not None and reference.weight > 0:
         weight = np.float32(reference.weight)
-        made[:, STATE] -= weight * reference.mean[STATE]
+        made[:, STATE] -= np.float32(SHARE) * weight * reference.mean[STATE]
         made[:, WEIGHT], made[:, GIVEN] = weight, reference.given
         made[:, LOUDER] = weight * (values[:, ENERGY] - reference.mean[ENERGY])
         made[:, HIGHER] = weight * (values[:, F0] - reference.mean[F0])
@@ -101,9 +105,14 @@ class Utterance(NamedTuple):
 
 
 class RunningReference:
-    """The mean of the voice so far. Silence and other sounds do not count."""
+    """The mean of the voice so far. Silence and other sounds do not count.
 
-    def __init__(self) -> None:
+    Args:
+        moods: along which the voice's variety is measured; the shipped ones if not given.
+    """
+
+    def __init__(self, moods: Moods | None = None) -> None:
+        self._moods = moods or shipped_moods()
         self.reset()
 
     def reset(self) -> None:
@@ -111,7 +120,7 @@ class RunningReference:
         self._rows: list[Float32] = []  # of the current utterance
         self._seconds = 0.0
         self._sum = np.zeros(WEIGHT)
-        self._squares = 0.0  # of pitch
+        self._squares = np.zeros(self._moods.directions.shape[1])  # of coordinates along moods
         self._reference: Reference | None = None
 
     @property
@@ -140,27 +149,38 @@ class RunningReference:
         kept = min(1.0, max(0.0, LASTING_S - utterance.seconds) / max(self._seconds, 1e-9))
         self._seconds = kept * self._seconds + utterance.seconds
         self._sum = kept * self._sum + utterance.seconds * utterance.mean
-        self._squares = kept * self._squares + utterance.seconds * float(utterance.mean[F0]) ** 2
+        self._squares = kept * self._squares + utterance.seconds * self._moods(utterance.mean) ** 2
         mean = self._sum / self._seconds
-        spread = max(0.0, self._squares / self._seconds - float(mean[F0]) ** 2)
-        self._reference = Reference(mean.astype(np.float32), _weight(self._seconds, spread))
+        variances = self._squares / self._seconds - self._moods(mean) ** 2
+        self._reference = Reference(mean.astype(np.float32), _weight(self._seconds, float(variances.sum())))
 
 
-def running_reference(said: Sequence[Utterance]) -> Reference | None:
-    """The running reference after these utterances, in any order, of less than `LASTING_S` in all."""
+def running_reference(said: Sequence[Utterance], moods: Moods | None = None) -> Reference | None:
+    """The running reference after these utterances, in any order, of less than `LASTING_S` in all.
+
+    Args:
+        moods: see `RunningReference`.
+    """
     if not said:
         return None
     seconds = np.array([utterance.seconds for utterance in said])
     means = np.stack([utterance.mean for utterance in said])
     total = float(seconds.sum())
     mean = seconds @ means / total
-    spread = float(seconds @ (means[:, F0] - mean[F0]) ** 2 / total)
-    return Reference(mean.astype(np.float32), _weight(total, spread))
+    moods = moods or shipped_moods()
+    variances = seconds @ (moods(means) - moods(mean)) ** 2 / total
+    return Reference(mean.astype(np.float32), _weight(total, float(variances.sum())))
 
 
 def _weight(seconds: float, variety: float) -> float:
-    """Weight of a running reference, from the length of the speech and the variance of pitch between utterances."""
-    return seconds / (seconds + HALF_S) * variety**3 / (variety**3 + HALF_VARIETY**3)
+    """Weight of a running reference, from the length of the speech and its variance between utterances along moods."""
+    varied = (max(0.0, variety) / HALF_VARIETY) ** VARIETY_POWER
+    return seconds / (seconds + HALF_S) * varied / (varied + 1.0)
+
+
+def neutral_reference(mean: Float32) -> Reference:
+    """What a voice is compared with whose mean row (D,) of neutral speech is known."""
+    return Reference(mean, 1.0, SHARE)
 
 
 def given_reference(said: Sequence[Utterance]) -> Reference | None:
@@ -169,14 +189,7 @@ def given_reference(said: Sequence[Utterance]) -> Reference | None:
     if not seconds:
         return None
     mean = sum((utterance.seconds * utterance.mean for utterance in said), np.zeros(WEIGHT)) / seconds
-    return Reference(mean.astype(np.float32), 1.0, 1.0)
-
-
-def partial(reference: Reference, share: float = GIVEN_SHARE) -> Reference:
-    """A reference that the user gave, as voices are compared with it outside of training."""
-    mean = reference.mean.copy()
-    mean[STATE] *= np.float32(share)
-    return reference._replace(mean=mean, given=share)
+    return neutral_reference(mean.astype(np.float32))
 
 
 def measured_reference(values: Float32, valid: Bool) -> tuple[Reference, float]:
@@ -245,4 +258,4 @@ def read_reference(path: Path, extractor: str) -> Reference:
         raise ConfigError(f"{path} was made by another version of mien ({stored.extractor}); make the reference again")
     if not np.isfinite(mean).all():
         raise ConfigError(f"{path} is damaged: it holds numbers that are not finite")
-    return partial(Reference(mean, 1.0, 1.0))
+    return neutral_reference(mean)

@@ -16,7 +16,7 @@ from mien.errors import ConfigError
 from mien.models import baseline
 from mien.models.baseline import FACE_SHARE, ROW, Person, RunningRest, faces_at_rest
 from mien.models.voice.columns import ENERGY, F0, GIVEN, STATE, WEIGHT
-from mien.models.voice.reference import GIVEN_SHARE, compare
+from mien.models.voice.reference import SHARE, compare
 from mien.models.weights import REST
 
 FACE = json.loads(REST.read_text())["extractor"]
@@ -115,15 +115,15 @@ def test_numbers_that_cannot_be_are_refused() -> None:
         _spoilt(lambda tree: tree["voice"].update(mean=[1.0])).voice("voice-1")  # type: ignore[attr-defined]
 
 
-def test_a_voice_is_compared_with_half_of_its_rest() -> None:
+def test_a_voice_is_compared_with_a_part_of_its_rest() -> None:
     reference = _kept().voice("voice-1")
     assert reference is not None
     mean = np.array(json.loads(baseline.baseline_path("ada").read_text())["voice"]["mean"], np.float32)
     rows = np.random.default_rng(3).standard_normal((5, WEIGHT)).astype(np.float32)
     made = compare(rows, reference)
-    np.testing.assert_allclose(made[:, STATE], rows[:, STATE] - GIVEN_SHARE * mean[STATE], atol=1e-6)
+    np.testing.assert_allclose(made[:, STATE], rows[:, STATE] - SHARE * mean[STATE], atol=1e-6)
     assert (made[:, WEIGHT] == 1.0).all()
-    assert (made[:, GIVEN] == GIVEN_SHARE).all()
+    assert (made[:, GIVEN] == np.float32(SHARE)).all()
     np.testing.assert_allclose(made[:, WEIGHT + 2], rows[:, ENERGY] - mean[ENERGY], atol=1e-6)
     np.testing.assert_allclose(made[:, WEIGHT + 3], rows[:, F0] - mean[F0], atol=1e-6)
 

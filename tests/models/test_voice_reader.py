@@ -9,7 +9,7 @@ from mien.models.architecture import ModelConfig
 from mien.models.data.datasets import Labels, RawRows, Sample, make_track
 from mien.models.training.speech import slotted
 from mien.models.voice.columns import ROW, STATE, WEIGHT
-from mien.models.voice.reference import Reference, compare
+from mien.models.voice.reference import SHARE, Reference, compare
 from mien.models.voice_reader import VoiceReader
 
 SPEC = ModalitySpec(name="audio", dim=ROW, rate_hz=50, steps=250, extractor="made")
@@ -47,7 +47,7 @@ def test_what_is_masked_changes_nothing(reader: VoiceReader) -> None:
 
 
 @torch.no_grad()
-def test_a_reference_that_is_the_population_changes_nothing_but_its_weight(
+def test_a_reference_that_is_the_population_moves_states_by_what_is_not_taken_of_it(
     reader: VoiceReader, rows: np.ndarray
 ) -> None:  # type: ignore[type-arg]
     raw = compare(rows, None)
@@ -60,7 +60,8 @@ def test_a_reference_that_is_the_population_changes_nothing_but_its_weight(
     hook.remove()
     states = STATE.stop - STATE.start
     for other, weight, given in zip(seen[1:], (0.3, 1.0), (0.0, 1.0), strict=True):
-        torch.testing.assert_close(other[:, :states], seen[0][:, :states], atol=1e-4, rtol=1e-4)
+        left = weight * (1.0 - SHARE) * reader.mean[STATE] / reader.std[STATE]
+        torch.testing.assert_close(other[:, :states], seen[0][:, :states] + left, atol=1e-4, rtol=1e-4)
         assert other[0, states : states + 2].tolist() == pytest.approx([weight, given], abs=1e-6)
 
 

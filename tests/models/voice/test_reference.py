@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from mien.errors import ConfigError
 from mien.messages import Float32
 from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
+from mien.models.voice.moods import shipped_moods
 from mien.models.voice.reference import (
-    GIVEN_SHARE,
     LASTING_S,
+    SHARE,
     Reference,
     RunningReference,
     Utterance,
@@ -28,9 +29,11 @@ from mien.models.voice.reference import (
 
 
 def speech(count: int, seed: int = 0, vary: float = 1.0) -> tuple[Float32, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Rows of a voice that pauses, and is louder or higher in every utterance."""
+    """Rows of a voice that pauses, is louder or higher in every utterance, and in another mood by `vary`."""
     random = np.random.default_rng(seed)
     values = random.standard_normal((count, WEIGHT)).astype(np.float32)
+    values[:, STATE] *= 0.05
+    moods = np.linalg.pinv(shipped_moods().directions)
     values[:, ENERGY : F0 + 1] *= 0.1
     valid = np.zeros(count, np.bool_)
     row = 5
@@ -39,6 +42,7 @@ def speech(count: int, seed: int = 0, vary: float = 1.0) -> tuple[Float32, np.nd
         valid[row : row + length] = True
         values[row : row + length, ENERGY] += vary * random.normal(0, 1.5)
         values[row : row + length, F0] += vary * random.normal(0, 0.6)
+        values[row : row + length, STATE] += vary * random.normal(0, 3.0, len(moods)) @ moods
         row += length + int(random.integers(1, 30))
     return values, valid
 
@@ -112,7 +116,7 @@ def test_what_is_compared_is_less_the_weighted_reference() -> None:
     values, _ = speech(20)
     reference = Reference(np.random.default_rng(1).standard_normal(WEIGHT).astype(np.float32), 0.5)
     made = compare(values, reference)
-    np.testing.assert_allclose(made[:, STATE], values[:, STATE] - 0.5 * reference.mean[STATE], atol=1e-6)
+    np.testing.assert_allclose(made[:, STATE], values[:, STATE] - SHARE * 0.5 * reference.mean[STATE], atol=1e-6)
     assert np.array_equal(made[:, : STATE.start], values[:, : STATE.start])
     np.testing.assert_allclose(made[:, LOUDER], 0.5 * (values[:, ENERGY] - reference.mean[ENERGY]), atol=1e-6)
     np.testing.assert_allclose(made[:, HIGHER], 0.5 * (values[:, F0] - reference.mean[F0]), atol=1e-6)
@@ -129,10 +133,9 @@ def test_a_stored_reference_comes_back_and_is_private(tmp_path: Path) -> None:
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
     reference = read_reference(path, "e-1")
-    assert reference.given == GIVEN_SHARE
+    assert reference.given == SHARE
     assert reference.weight == 1.0
     expected = np.concatenate(utterances(values, valid)).mean(0)
-    expected[STATE] *= GIVEN_SHARE
     np.testing.assert_allclose(reference.mean, expected, atol=1e-5)
     with pytest.raises(ConfigError, match="make the reference again"):
         read_reference(path, "e-2")

@@ -16,7 +16,7 @@ from mien.errors import ConfigError
 from mien.messages import Float32
 from mien.models.voice.columns import ENERGY, F0, GIVEN, N_MELS, PERIODICITY, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import mel_filters
-from mien.models.voice.reference import GIVEN_SHARE, make_reference
+from mien.models.voice.reference import SHARE, make_reference
 from mien.stream.modalities.audio import (
     F0_REFERENCE_HZ,
     HOP,
@@ -83,10 +83,10 @@ def test_a_reference_of_the_user_is_what_a_voice_is_compared_with(tmp_path: Path
     make_reference(raw.values, raw.valid, tmp_path / "me.json", SPEC.extractor)
     compared = AudioExtractor(reference=voice_reference(str(tmp_path / "me.json"))).extract(sound)
     assert (compared.values[:, WEIGHT] == 1.0).all()
-    assert (compared.values[:, GIVEN] == GIVEN_SHARE).all()
+    assert (compared.values[:, GIVEN] == np.float32(SHARE)).all()
     assert np.array_equal(compared.valid, raw.valid)
     mean = compared.values[compared.valid][:, STATE].mean(0)
-    np.testing.assert_allclose(mean, (1.0 - GIVEN_SHARE) * raw.values[raw.valid][:, STATE].mean(0), atol=0.05)
+    np.testing.assert_allclose(mean, (1.0 - SHARE) * raw.values[raw.valid][:, STATE].mean(0), atol=0.05)
     config = load_config(None, {"audio.source": "x.wav", "audio.reference": str(tmp_path / "none.json")})
     with pytest.raises(ConfigError, match="cannot be read"):
         create(config, Clock()).prepare()
