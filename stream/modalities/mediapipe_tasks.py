@@ -58,7 +58,7 @@ class LandmarkReader:
     longer for a busy processor, whose time Linux gives out by threads.
 
     Args:
-        landmarker: a `vision.FaceLandmarker` that outputs blendshapes and matrices. Whoever made it closes it.
+        landmarker: a `vision.FaceLandmarker` that outputs blendshapes and matrices. The caller closes it.
     """
 
     def __init__(self, landmarker: Any) -> None:
