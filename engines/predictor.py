@@ -6,7 +6,7 @@ changed. Streams that are due together share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,16 @@ class Outputs:
     model: str
 
 
+class Answer(NamedTuple):
+    """The prediction for one window: a row of `Answers`, in Python's numbers."""
+
+    sentiment: float
+    emotions: list[float]
+    confidence: float
+    shares: list[float]
+    is_observed: bool
+
+
 class Answers(NamedTuple):
     """Predictions for B windows: as in `Outputs`, with emotions (B, 7) and shares (B, M) in the model's order.
 
@@ -56,6 +66,10 @@ class Answers(NamedTuple):
     confidence: Float32
     shares: Float32
     is_observed: Bool
+
+    def rows(self) -> Iterator[Answer]:
+        """Window by window."""
+        return map(Answer, *(part.tolist() for part in self))
 
 
 class Encoded:

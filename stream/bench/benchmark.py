@@ -6,18 +6,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mien.config import BusConfig
+from mien.config import BusConfig, Config
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
-from mien.messages import ModalitySpec, Prediction, Transcript
+from mien.messages import WORKERS, ModalitySpec, Prediction
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import SyntheticStream
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
-from mien.stream.inference.assembler import Assembler, ages_ms
-from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor
-from mien.stream.inference.refusals import Refusals
+from mien.stream.inference.faults import Refusals
+from mien.stream.inference.modes import Live, Trigger
 
 WARM_UP = 20
 
@@ -26,8 +25,8 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
     """One stream as fast as possible, every stage but capture and sockets: messages in, a message out."""
     stages: dict[str, list[float]] = {name: [] for name in ("decode", "assemble", "infer", "publish", "total")}
     windows = Windows(predictor.specs)
-    stream, assembler = SyntheticStream("bench", predictor.specs), Assembler(predictor.specs, windows=windows)
-    post = Postprocessor("bench", tuple(predictor.specs), 1.0, 1, Refusals())
+    stream, config = SyntheticStream("bench", predictor.specs), Config(session="bench")
+    mode = Live(config, tuple(WORKERS), {}, predictor.specs, windows, 1, Refusals())
     started = time.perf_counter()
     count = 0
     while count < 2 * WARM_UP or time.perf_counter() - started < seconds:
@@ -37,16 +36,13 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
         messages = [decode_features(frames) for frames in packed]
         marks.append(time.perf_counter())
         for message in messages:
-            assembler.push(message)
-        look = windows.look([assembler.place], [t_ns])
+            mode.push(message, None)
+        look = windows.look([mode.place], [t_ns])
         marks.append(time.perf_counter())
-        (row,) = zip(*(part.tolist() for part in predictor.predict_look(windows, look)), strict=True)
+        (answer,) = predictor.predict_look(windows, look).rows()
         marks.append(time.perf_counter())
-        ages = ages_ms(predictor.specs, t_ns, look.present[0].tolist(), look.newest_ns[0].tolist())
-        evidence = Evidence(ages, assembler.absent(t_ns), (), Transcript())
-        encode_prediction(
-            post.prediction(t_ns, Answer(*row), evidence, seq=count, model=predictor.id, inputs={}, latency={})
-        )
+        seen = look.present.tolist()[0], look.newest_ns.tolist()[0]
+        encode_prediction(mode.predicted(Trigger(t_ns), answer, *seen, predictor.id, 0, 0))
         marks.append(time.perf_counter())
         for name, begin, end in zip(stages, marks, marks[1:], strict=False):
             stages[name].append((end - begin) * 1e3)

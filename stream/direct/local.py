@@ -11,10 +11,9 @@ from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
 from mien.messages import ModalitySpec, Prediction, Status
 from mien.stream.inference.about import person_tag, with_person
-from mien.stream.inference.modes import Complete
-from mien.stream.inference.postprocess import Answer
-from mien.stream.inference.refusals import Refusals
-from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.faults import Refusals
+from mien.stream.inference.modes import Trigger
+from mien.stream.inference.playback import Complete
 from mien.stream.modalities.base import Health, Rows, message_of
 from mien.stream.processes.plan import Session
 
@@ -87,8 +86,8 @@ class LocalSession:
     def _predict(self, trigger: Trigger) -> Prediction:
         began_ns = time.monotonic_ns()
         look = self._windows.look([self._mode.place], [trigger.t_end_ns])
-        (row,) = zip(*(part.tolist() for part in self._predictor.predict_look(self._windows, look)), strict=True)
+        (answer,) = self._predictor.predict_look(self._windows, look).rows()
         done_ns = time.monotonic_ns()
         present, newest_ns = look.present.tolist()[0], look.newest_ns.tolist()[0]
         model = with_person(self._predictor.id, self._person)
-        return self._mode.predicted(trigger, Answer(*row), present, newest_ns, model, began_ns, done_ns)
+        return self._mode.predicted(trigger, answer, present, newest_ns, model, began_ns, done_ns)

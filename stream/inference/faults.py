@@ -1,4 +1,6 @@
-"""Which modalities are masked because of a fault, and why. Pure: no clock, no socket.
+"""What goes wrong in a session: which modalities are masked because of a fault, and what was not believed.
+
+Pure: no clock, no socket.
 
 Faults are reported by a modality's worker, whose device may be lost, and by the supervisor where the worker's process
 cannot report. Rows of a process that died may still arrive after its death is known, so only rows of its successor end
@@ -6,6 +8,8 @@ that fault.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 
 class Faults:
@@ -48,3 +52,20 @@ class Faults:
     def reasons(self) -> dict[str, str]:
         """Per modality that is to be masked, why."""
         return {**self._reported, **self._late, **self._dead}
+
+
+class Refusals:
+    """Counts by cause, and the last one in words.
+
+    Attributes:
+        counts: by cause, as a status lists them. last: for people; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.last: str | None = None
+
+    def note(self, cause: str, explanation: str) -> None:
+        """One more."""
+        self.counts[cause] += 1
+        self.last = explanation

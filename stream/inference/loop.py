@@ -22,11 +22,9 @@ from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, make_room
-from mien.stream.inference.inbox import NEVER_NS
-from mien.stream.inference.modes import mode_of
-from mien.stream.inference.postprocess import Answer
-from mien.stream.inference.schedule import Trigger
-from mien.stream.inference.session import Session
+from mien.stream.inference.modes import Trigger
+from mien.stream.inference.playback import mode_of
+from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
 from mien.stream.processes.control import Assignment, Control
@@ -274,11 +272,10 @@ class Loop:
         done_ns = clock.now_ns()
         marks_ns.append(time.perf_counter_ns())
         model = self._predictor.id
-        rows = zip(*(part.tolist() for part in answers), strict=True)
         seen = zip(look.present.tolist(), look.newest_ns.tolist(), strict=True)
         self._publisher.send_all(
-            session.predicted(trigger, Answer(*row), present, newest_ns, model, began_ns, done_ns)
-            for (session, trigger), row, (present, newest_ns) in zip(due, rows, seen, strict=True)
+            session.predicted(trigger, answer, present, newest_ns, model, began_ns, done_ns)
+            for (session, trigger), answer, (present, newest_ns) in zip(due, answers.rows(), seen, strict=True)
         )
         marks_ns.append(time.perf_counter_ns())
         for step, (begin_ns, end_ns) in zip(("look", "model", "publish"), pairwise(marks_ns), strict=True):

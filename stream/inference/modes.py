@@ -1,16 +1,23 @@
-"""The three ways to serve a session: when it is predicted, and from what. No sockets here; `session` has them."""
+"""How a session is served: when it is predicted, from what, and what of the model's answer is published.
+
+Here are what all modes have in common, and `Live`; `playback` has the others. No sockets here; `session` has them.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from mien.clock import NS_PER_S
+from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import Config
+from mien.engines.predictor import Answer
 from mien.engines.rings import Windows
 from mien.engines.snapshots import SPAN_NS, Snapshots
 from mien.messages import (
+    EMOTIONS,
     WORKERS,
     Cue,
     FeatureWindow,
@@ -23,14 +30,22 @@ from mien.messages import (
     spans_of,
 )
 from mien.stream.inference.assembler import Assembler, ages_ms
-from mien.stream.inference.faults import Faults
-from mien.stream.inference.postprocess import Answer, Evidence, Postprocessor, latency_ms
-from mien.stream.inference.refusals import Refusals
-from mien.stream.inference.schedule import CompleteSchedule, CueSchedule, LiveSchedule, Trigger
-from mien.stream.processes.control import Control
+from mien.stream.inference.faults import Faults, Refusals
+from mien.stream.sources.pace import Pace
 
-_AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
 _SILENT = Transcript()
+LEADERS = ("vision", "audio")
+JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """An instant to predict for, and what is known of the message that asked for it (None for the timer)."""
+
+    t_end_ns: int
+    read_ns: int | None = None
+    sent_ns: int | None = None
+    received_ns: int | None = None
 
 
 class Mode(ABC):
@@ -45,6 +60,7 @@ class Mode(ABC):
     Attributes:
         place: in `windows`. ended: workers whose clip is over. seq: number of the next prediction.
         absent: modalities that the last prediction was made without, and why.
+        smoothed: the smoothed sentiment and the instant that it is of; None before there is one.
         span_ns: how much time is kept of it. captured: whether messages are as old as their stamps say.
         at_once: messages of a worker that are taken in before anything is predicted.
     """
@@ -69,14 +85,15 @@ class Mode(ABC):
         self.refusals = refusals
         self.seq = 0
         self.absent: dict[str, str] = {}
+        self.smoothed: tuple[float, int] | None = None
         self.ended: set[str] = set()
-        self._windows = windows
+        self._windows, self._run = windows, run
+        self._smoothing_ns = config.inference.smoothing_s * NS_PER_S
         self.assembler = Assembler(specs, config.inference.max_age_ms, windows)
         self.place = self.assembler.place
         for modality in specs:
             if modality not in (WORKERS[worker] for worker in self.workers):
                 self.assembler.explanations[modality] = absent.get(modality, "not captured")
-        self.post = Postprocessor(config.session, tuple(specs), config.inference.smoothing_s, run, refusals)
         self._words = next((track for track in windows.tracks.values() if isinstance(track, Snapshots)), None)
         self._faults = Faults()
         self._unclear: dict[str, str] = {}  # why nothing is in the rows of a modality that goes on, as its worker says
@@ -184,7 +201,7 @@ class Mode(ABC):
         began_ns: int,
         done_ns: int,
     ) -> Prediction:
-        """The prediction of what was due.
+        """The prediction of what was due; it abstains where nothing was observed.
 
         Args:
             present, newest_ns: per modality, as in `mien.engines.rings.Look`.
@@ -202,14 +219,31 @@ class Mode(ABC):
         ages = ages_ms(names, t_end_ns, present, newest_ns)
         absent = {**{m: why for m, why in self._unclear.items() if ages.get(m) is None}, **absent}
         self.absent = absent
-        prediction = self.post.prediction(
-            t_end_ns,
-            answer,
-            Evidence(ages, absent, words, transcript, phrases),
+        answers = answer.is_observed
+        if answers and not math.isfinite(answer.sentiment):
+            self.refusals.note(
+                "nonfinite_output", "the model gave a number that is not finite; no prediction was made from it"
+            )
+            answers = False
+        prediction = Prediction(
+            session=self.config.session,
+            run=self._run,
             seq=self.seq,
+            t_end_ns=t_end_ns,
+            sentiment=answer.sentiment if answers else None,
+            sentiment_smooth=self._smooth(answer.sentiment, t_end_ns) if answers else None,
+            emotions=dict(zip(EMOTIONS, answer.emotions, strict=True)) if answers else None,
+            confidence=answer.confidence if answers else None,
+            gates=dict(zip(names, answer.shares, strict=True)) if answers else dict.fromkeys(names, 0.0),
+            age_ms=ages,
+            absent=absent,
+            abstains=None if answers else "no face, no voice and no words in the window",
+            transcript=transcript,
+            words=words,
+            phrases=phrases,
+            latency=_latency_ms(trigger, began_ns, done_ns, captured=self.captured),
             model=model,
             inputs=spans_of(self._taken_in),
-            latency=latency_ms(trigger, began_ns, done_ns, captured=self.captured),
         )
         self._taken_in.clear()
         self.seq += 1
@@ -226,9 +260,88 @@ class Mode(ABC):
             self._note_faults()
         return True
 
+    def _smooth(self, sentiment: float, t_ns: int) -> float:
+        smooth = sentiment
+        if self.smoothed is not None and self._smoothing_ns > 0:
+            before, at_ns = self.smoothed
+            elapsed_ns = t_ns - at_ns
+            if 0 <= elapsed_ns < 10 * self._smoothing_ns:
+                smooth = before + (1.0 - math.exp(-elapsed_ns / self._smoothing_ns)) * (sentiment - before)
+        self.smoothed = smooth, t_ns
+        return smooth
+
     def _note_faults(self) -> None:
         if not self.replayed:
             self.assembler.faults = self._faults.reasons()
+
+
+class LiveSchedule:
+    """Newest first.
+
+    The leading modality sets the pace: vision while it delivers often enough, else audio, else a timer. Only the newest
+    instant is worth a prediction, and what is older is counted as skipped. Pure: it reads no clock.
+
+    Args:
+        max_hz: most predictions per second. hop_ms: pace of the timer. max_age_ms: a leader silent for longer has
+            lost the lead, and one that is silent for longer as a rule never has it.
+    """
+
+    def __init__(self, max_hz: float, hop_ms: int, max_age_ms: int) -> None:
+        self.skipped = 0
+        self._interval_ns = int(NS_PER_S / max_hz * JITTER)
+        self._hop_ns = hop_ms * NS_PER_MS
+        self._max_age_ns = max_age_ms * NS_PER_MS
+        self._heard_ns: dict[str, int] = {}
+        self._paces = {modality: Pace() for modality in LEADERS}
+        self._pending: Trigger | None = None
+        self._last_ns = 0
+        self._last_made_ns = 0
+
+    def hear(self, message: FeatureWindow, received_ns: int) -> None:
+        """A message was accepted."""
+        if message.modality not in LEADERS:
+            return
+        self._heard_ns[message.modality] = received_ns
+        self._paces[message.modality].hear(message.t_end_ns)
+        if message.modality != self._leader(received_ns) or message.t_end_ns <= self._last_ns:
+            return
+        if self._pending is not None:
+            self.skipped += 1
+        self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
+
+    def lose(self, modality: str) -> None:
+        """A modality is known to be lost: another one leads at once."""
+        self._heard_ns.pop(modality, None)
+
+    def due(self, now_ns: int) -> Trigger | None:
+        """What to predict now, if anything."""
+        trigger = self._pending
+        if trigger is not None:
+            if trigger.t_end_ns - self._last_ns < self._interval_ns:
+                self._pending = None
+                self.skipped += 1
+                return None
+        elif self._leader(now_ns) is None and now_ns - self._last_made_ns >= self._hop_ns:
+            trigger = Trigger(max(now_ns, self._last_ns + 1))
+        if trigger is None:
+            return None
+        self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
+        return trigger
+
+    def wake_ns(self) -> int:
+        """When something is due if no message comes: what waits, or the timer once no modality leads."""
+        if self._pending is not None:
+            return 0
+        leaders = [m for m in self._heard_ns if not self._paces[m].is_slower(self._max_age_ns)]
+        heard_ns = max((self._heard_ns[modality] for modality in leaders), default=-(1 << 62))
+        return max(heard_ns + self._max_age_ns + 1, self._last_made_ns + self._hop_ns)
+
+    def _leader(self, now_ns: int) -> str | None:
+        for modality in LEADERS:
+            heard = now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns
+            if heard and not self._paces[modality].is_slower(self._max_age_ns):
+                return modality
+        return None
 
 
 class Live(Mode):
@@ -258,125 +371,21 @@ class Live(Mode):
         self._schedule.lose(modality)
 
 
-class Complete(Mode):
-    """A clip as fast as possible: every instant, once all workers have spoken up to it; nothing is dropped."""
+def _latency_ms(trigger: Trigger, began_ns: int, done_ns: int, *, captured: bool) -> dict[str, float]:
+    """A prediction's stages in ms.
 
-    at_once = 32
-    captured = False
-
-    def __init__(self, *shared: Any) -> None:
-        super().__init__(*shared)
-        settings = self.config.inference
-        self._schedule = CompleteSchedule(
-            [WORKERS[worker] for worker in self.workers], settings.max_hz, settings.max_age_ms
-        )
-
-    def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
-        if isinstance(message, FeatureWindow):
-            self._schedule.hear(message, received_ns)
-
-    def trigger(self, now_ns: int) -> Trigger | None:
-        del now_ns
-        trigger = self._schedule.due(self._open_watermarks())
-        if trigger is not None:
-            self._push_until(trigger.t_end_ns)
-        return trigger
-
-    def last_trigger(self) -> Trigger | None:
-        self._push_until(None)
-        return super().last_trigger()
-
-    def wake_ns(self) -> int:
-        return 0
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        return {"superseded": self._schedule.skipped}
-
-    @property
-    def has_all(self) -> bool:
-        return super().has_all and self._schedule.finished
-
-    def holds_back(self, worker: str) -> bool:
-        marks = self._open_watermarks()
-        slowest_ns = min((mark or 0 for mark in marks.values()), default=0)
-        return (marks.get(WORKERS[worker]) or 0) > slowest_ns + _AHEAD_NS
-
-    def end(self, modality: str) -> None:
-        self._schedule.end(modality)
-
-    def pass_over(self, t_end_ns: int) -> None:
-        """Take in what was said of the time up to an instant, and leave out the instants until then."""
-        self._schedule.pass_over(t_end_ns)
-        self._push_until(t_end_ns)
-
-    def _push_until(self, t_end_ns: int | None) -> None:
-        for message in self._schedule.take(t_end_ns):
-            self.push(message, None)
-
-    def _open_watermarks(self) -> dict[str, int | None]:
-        """Up to when each modality has spoken whose worker has not ended."""
-        return {
-            WORKERS[worker]: self._schedule.watermark_ns(WORKERS[worker])
-            for worker in self.workers
-            if worker not in self.ended
-        }
-
-
-class Replay(Mode):
-    """A recording: what its cues ask for, from the messages that they name, as it was done when it was made."""
-
-    replayed = True
-    span_ns = 80 * NS_PER_S  # older mien took in messages of clips long before they were predicted from
-
-    def __init__(self, *shared: Any) -> None:
-        super().__init__(*shared)
-        self._schedule = CueSchedule()
-        if self.config.clip.fast:
-            self.at_once, self.captured = Complete.at_once, Complete.captured
-
-    def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
-        del received_ns
-        if isinstance(message, Cue):
-            self._schedule.cue(message)
-        else:
-            self._schedule.hear(message)
-
-    def trigger(self, now_ns: int) -> Trigger | None:
-        found = self._schedule.due(now_ns)
-        if found is None:
-            return None
-        cue, messages = found
-        if cue.reset:
-            self.assembler.reset()
-            self.post.smoothed = None
-        if cue.smoothed is not None:
-            self.post.smoothed = cue.smoothed
-        for message in messages:
-            self.push(message, None)
-        self.assembler.faults = cue.absent
-        return Trigger(cue.t_end_ns)
-
-    def wake_ns(self) -> int:
-        return 0
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        return {"lost": self._schedule.lost}
-
-    @property
-    def has_all(self) -> bool:
-        return self._schedule.finished
-
-    def last_trigger(self) -> None:
-        """None: the recording has it."""
-
-    def note_status(self, status: Status) -> None:
-        """A recorded one, for those who watch; what it meant for a prediction is in the prediction's cue."""
-
-
-def mode_of(control: Control) -> type[Mode]:
-    """How a session is served."""
-    if control.assignment.origin == "replay":
-        return Replay
-    return Complete if control.assignment.config.clip.fast else Live
+    Args:
+        began_ns, done_ns: when the model was asked, and when it had answered.
+        captured: False for a clip that is played in full, which has no capture times to count from.
+    """
+    infer = (done_ns - began_ns) / NS_PER_MS
+    if not (captured and trigger.read_ns and trigger.sent_ns and trigger.received_ns):
+        return {"infer": infer}
+    return {
+        "capture": (trigger.read_ns - trigger.t_end_ns) / NS_PER_MS,
+        "feature": (trigger.sent_ns - trigger.read_ns) / NS_PER_MS,
+        "transport": (trigger.received_ns - trigger.sent_ns) / NS_PER_MS,
+        "wait": (began_ns - trigger.received_ns) / NS_PER_MS,
+        "infer": infer,
+        "total": (done_ns - trigger.read_ns) / NS_PER_MS,
+    }

@@ -7,19 +7,24 @@ change one, and raise `CROP_VERSION`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from mien.messages import Float32, UInt8
 
+if TYPE_CHECKING:
+    from mien.stream.modalities.face_mesh import FaceMesh
+    from mien.stream.modalities.mediapipe_tasks import Face
+
 CROP_VERSION = "1"
 CROP_SIZE = 48
 MESH_POINTS = 478
-
-
 # Corners of the two eyes and of the mouth in MediaPipe's face mesh, as they stand in the picture from left to right.
 _CORNERS = np.array([(33, 133), (362, 263), (61, 291)])
+_STILL_SIDE = 256  # pixels to which a small still is enlarged together with its margin
 _FINEST = 64  # samples a pixel and side: a face of 3000 pixels
 # Where the middles of these pairs fall in the crop, in pixels: their medians over the training faces of FER2013, whose
 # framing is therefore kept.
@@ -48,6 +53,30 @@ def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
     side = CROP_SIZE * finer
     fine = cv2.warpAffine(_grey(image), forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(fine, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def find_in_still(mesh: FaceMesh, image: UInt8) -> Face | None:
+    """The face in a picture that it fills, with landmarks in the picture's own pixels.
+
+    The detector knows faces with something around them: half of the picture's size in its mean colour is added on
+    every side, which finds 95 % of FER2013 instead of 84 %.
+    """
+    height, width = image.shape[:2]
+    colour = image.mean(axis=(0, 1)).round().tolist()
+    margin_y, margin_x = height // 2, width // 2
+    padded = cv2.copyMakeBorder(image, margin_y, margin_y, margin_x, margin_x, cv2.BORDER_CONSTANT, value=colour)
+    scale = max(1.0, _STILL_SIDE / max(padded.shape[:2]))
+    size = round(padded.shape[1] * scale), round(padded.shape[0] * scale)
+    large = cv2.resize(padded, size, interpolation=cv2.INTER_LINEAR)
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    face = mesh.find(np.asarray(cv2.cvtColor(large, code), np.uint8))
+    if face is None:
+        return None
+    stretch = np.array([padded.shape[1] / size[0], padded.shape[0] / size[1]], np.float32)
+    margin = np.array([margin_x, margin_y], np.float32)
+    # Pixels are squares and their centres are counted: the halves take the one to the other and back.
+    landmarks = (face.landmarks + np.float32(0.5)) * stretch - np.float32(0.5) - margin
+    return type(face)(landmarks, face.blendshapes, face.matrix)
 
 
 def _grey(image: UInt8) -> UInt8:

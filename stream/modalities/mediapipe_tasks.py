@@ -10,8 +10,15 @@ which is why that is pinned.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -38,6 +45,13 @@ finally:
 
 __all__ = ["BaseOptions", "LandmarkReader", "Landmarks", "mp", "vision"]
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+EDGES = np.array(
+    [(line.start, line.end) for line in vision.FaceLandmarksConnections.FACE_LANDMARKS_TESSELATION], np.uint16
+)
+_QUIET = threading.Lock()
+
 
 class Landmarks(NamedTuple):
     """What the landmarker says of one face.
@@ -49,6 +63,38 @@ class Landmarks(NamedTuple):
     points: Float32
     blendshapes: Float32
     matrix: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face.
+
+    Attributes:
+        landmarks: (478, 2) float32, pixels; the centre of the first pixel is (0, 0).
+        blendshapes: (52,) float32 in 0 ... 1, in MediaPipe's order; the first is "neutral".
+        matrix: (4, 4) float32, from the canonical face to the camera: x right, y up, z towards the viewer, cm.
+    """
+
+    landmarks: Float32
+    blendshapes: Float32
+    matrix: Float32
+
+    @property
+    def box(self) -> Box:
+        """The rectangle around all landmarks."""
+        left, top = self.landmarks.min(axis=0)
+        right, bottom = self.landmarks.max(axis=0)
+        return float(left), float(top), float(right), float(bottom)
+
+
+def face_of(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
+    """The face in a picture of that shape; None without one, and where a number of it is not finite."""
+    if found is None:
+        return None
+    landmarks = found.points * np.array([shape[1], shape[0]], np.float32) - np.float32(0.5)
+    if not all(np.isfinite(part).all() for part in (landmarks, found.blendshapes, found.matrix)):
+        return None
+    return Face(landmarks, found.blendshapes, found.matrix)
 
 
 class LandmarkReader:
@@ -126,3 +172,46 @@ def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offs
     size = max((n * stride for n, stride in zip(shape, strides, strict=True)), default=0)
     memory = (ctypes.c_char * size).from_address(ctypes.addressof(pointer.contents))
     return np.ndarray(shape, np.float32, memoryview(memory), offset, strides).copy(order="K")
+
+
+def open_landmarker(task: Path, *, moving: bool) -> Any:
+    """The landmarker of one face, for the frames of a stream or for stills. The caller closes it."""
+    with _quiet():
+        return vision.FaceLandmarker.create_from_options(
+            vision.FaceLandmarkerOptions(
+                base_options=BaseOptions(model_asset_path=str(task)),
+                running_mode=vision.RunningMode.VIDEO if moving else vision.RunningMode.IMAGE,
+                num_faces=1,
+                output_face_blendshapes=True,
+                output_facial_transformation_matrixes=True,
+            )
+        )
+
+
+def open_detector(task: Path) -> Any:
+    """The detector that the landmarker's bundle carries, for itself. The caller closes it."""
+    with zipfile.ZipFile(task) as bundle:
+        network = bundle.read("face_detector.tflite")
+    options = vision.FaceDetectorOptions(
+        base_options=BaseOptions(model_asset_buffer=network), running_mode=vision.RunningMode.IMAGE
+    )
+    with _quiet():
+        return vision.FaceDetector.create_from_options(options)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MediaPipe's start-up messages, which no setting turns off, from the terminal."""
+    with _QUIET:  # two at once could restore each other's silence
+        try:
+            saved = os.dup(2)
+        except OSError:  # standard error is closed, as in a service
+            yield
+            return
+        try:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 2)
+                yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -28,8 +28,7 @@ from mien.messages import Float32, ModalitySpec, UInt8
 from mien.models.baseline import LONGEST_STEP_S, Person, RunningRest, face_at_rest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
-from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop
-from mien.stream.modalities.face_search import find_in_still
+from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop, find_in_still
 from mien.stream.modalities.head_pose import head_pose
 from mien.stream.modalities.resting import Resting
 from mien.stream.processes.plan import source_origin, with_source
@@ -39,9 +38,8 @@ from mien.stream.sources.video import OpenVideo, open_video
 if TYPE_CHECKING:
     from torch import nn
 
-    from mien.stream.modalities.face_mesh import Face, FaceMesh
-    from mien.stream.modalities.face_search import Box
-
+    from mien.stream.modalities.face_mesh import FaceMesh
+    from mien.stream.modalities.mediapipe_tasks import Box, Face
 
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
 UNCLEAR = "face too small or turned away"
@@ -219,7 +217,7 @@ class VisionExtractor:
 
 def mesh_edges() -> npt.NDArray[np.uint16]:
     """The lines of the face mesh: pairs of landmarks, (2556, 2)."""
-    from mien.stream.modalities.face_mesh import EDGES
+    from mien.stream.modalities.mediapipe_tasks import EDGES
 
     return EDGES
 

@@ -20,7 +20,7 @@ from mien.models.weights import weight_set
 from mien.stream.features.table import FeatureTable, boxes_of
 from mien.stream.inference.about import with_person
 from mien.stream.inference.assembler import Assembler
-from mien.stream.inference.schedule import begins_ns
+from mien.stream.inference.playback import begins_ns
 from mien.stream.modalities.base import Rows, message_of
 from mien.stream.offline.extractors import Extractors, live_specs
 from mien.stream.sources.address import printable

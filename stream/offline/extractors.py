@@ -27,7 +27,7 @@ from mien.windowing import slot_ns
 if TYPE_CHECKING:
     from mien.stream.modalities.audio import AudioExtractor
     from mien.stream.modalities.base import Rows
-    from mien.stream.modalities.face_search import Box
+    from mien.stream.modalities.mediapipe_tasks import Box
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
     from mien.stream.speech.asr import Heard, Recogniser

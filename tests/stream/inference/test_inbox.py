@@ -13,8 +13,8 @@ from mien.config import BusConfig, load_config
 from mien.messages import FeatureWindow
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import encode_features
-from mien.stream.inference.inbox import Inbox
-from mien.stream.inference.refusals import Refusals
+from mien.stream.inference.faults import Refusals
+from mien.stream.inference.session import Inbox
 
 
 def test_what_is_sent_again_for_a_late_subscriber_is_no_error(port: int) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mien.clock import NS_PER_MS
-from mien.stream.modalities.face_mesh import FaceMesh
-from mien.stream.modalities.face_search import Region, Search, region_around, region_for
+from mien.stream.modalities.face_mesh import FaceMesh, Region, Search, region_around, region_for
 from mien.stream.modalities.head_pose import head_pose
 from tests.needs import need_asset
 from tests.stream.pictures import UInt8, portrait
@@ -68,7 +67,7 @@ def test_a_small_face_that_moves_is_followed_and_one_that_goes_is_not(mesh: Face
 
 @pytest.mark.assets
 def test_a_face_that_is_too_small_for_landmarks_is_spoken_of(mesh: FaceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mien.stream.modalities.face_mesh._face", lambda *_: None)
+    monkeypatch.setattr("mien.stream.modalities.face_mesh.face_of", lambda *_: None)
     for k in range(40):
         mesh.find(scene(60, 600, 100), k * 60 * NS_PER_MS)
     assert mesh.is_unclear

@@ -14,11 +14,10 @@ from mien.messages import Float32
 from mien.models.baseline import EMBEDDING as AT_REST
 from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
 from mien.stream.modalities.base import Rows
-from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop
+from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop, find_in_still
 from mien.stream.modalities.face_mesh import FaceMesh, overlap
-from mien.stream.modalities.face_search import Box, find_in_still
 from mien.stream.modalities.head_pose import head_pose
-from mien.stream.modalities.mediapipe_tasks import BaseOptions, LandmarkReader, mp, vision
+from mien.stream.modalities.mediapipe_tasks import BaseOptions, Box, LandmarkReader, mp, vision
 from mien.stream.modalities.vision import (
     BLENDSHAPES,
     EMBEDDING,

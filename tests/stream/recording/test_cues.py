@@ -10,7 +10,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import FeatureWindow, Prediction
 from mien.stream.bus.wire import decode_features
 from mien.stream.inference.assembler import Assembler
-from mien.stream.inference.schedule import CueSchedule
+from mien.stream.inference.playback import CueSchedule
 from mien.stream.recording.cues import Cued, CueMaker, Sent
 from mien.stream.recording.reader import open_recording
 from tests.stream.recording import sessions

@@ -1,102 +1,26 @@
-"""When to predict, and for which instant. Pure: it sees messages and times, and reads no clock.
+"""Sessions that are played: a clip in full, and a recording.
 
-The leading modality sets the pace: vision while it delivers often enough, else audio, else a timer. Live, only the
-newest instant is worth a prediction, and what is older is counted as skipped. Playing a clip in full, every instant
-gets one, as soon as all modalities have spoken up to it, and knows nothing from after it: then the result depends on
-the clip alone, not on which process was quicker.
-Replaying a recording, cues say for which instant and from which messages; the clock has no part in it.
+Playing a clip in full, every instant gets a prediction, as soon as all modalities have spoken up to it, and knows
+nothing from after it: then the result depends on the clip alone, not on which process was quicker. Replaying a
+recording, cues say for which instant and from which messages; the clock has no part in it.
+The schedules are pure: they see messages and times, and read no clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import Cue, FeatureWindow, Span
+from mien.messages import WORKERS, Cue, FeatureWindow, Span, Status
+from mien.stream.inference.modes import JITTER, LEADERS, Live, Mode, Trigger
+from mien.stream.processes.control import Control
 from mien.stream.sources.pace import Pace
 
-LEADERS = ("vision", "audio")
+_AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
 _PATIENCE_NS = 10 * NS_PER_S  # for messages that a cue names and that were lost on the way
 _MOST_HELD = 4096
-_JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """An instant to predict for, and what is known of the message that asked for it (None for the timer)."""
-
-    t_end_ns: int
-    read_ns: int | None = None
-    sent_ns: int | None = None
-    received_ns: int | None = None
-
-
-class LiveSchedule:
-    """Newest first.
-
-    Args:
-        max_hz: most predictions per second. hop_ms: pace of the timer. max_age_ms: a leader silent for longer has
-            lost the lead, and one that is silent for longer as a rule never has it.
-    """
-
-    def __init__(self, max_hz: float, hop_ms: int, max_age_ms: int) -> None:
-        self.skipped = 0
-        self._interval_ns = int(NS_PER_S / max_hz * _JITTER)
-        self._hop_ns = hop_ms * NS_PER_MS
-        self._max_age_ns = max_age_ms * NS_PER_MS
-        self._heard_ns: dict[str, int] = {}
-        self._paces = {modality: Pace() for modality in LEADERS}
-        self._pending: Trigger | None = None
-        self._last_ns = 0
-        self._last_made_ns = 0
-
-    def hear(self, message: FeatureWindow, received_ns: int) -> None:
-        """A message was accepted."""
-        if message.modality not in LEADERS:
-            return
-        self._heard_ns[message.modality] = received_ns
-        self._paces[message.modality].hear(message.t_end_ns)
-        if message.modality != self._leader(received_ns) or message.t_end_ns <= self._last_ns:
-            return
-        if self._pending is not None:
-            self.skipped += 1
-        self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
-
-    def lose(self, modality: str) -> None:
-        """A modality is known to be lost: another one leads at once."""
-        self._heard_ns.pop(modality, None)
-
-    def due(self, now_ns: int) -> Trigger | None:
-        """What to predict now, if anything."""
-        trigger = self._pending
-        if trigger is not None:
-            if trigger.t_end_ns - self._last_ns < self._interval_ns:
-                self._pending = None
-                self.skipped += 1
-                return None
-        elif self._leader(now_ns) is None and now_ns - self._last_made_ns >= self._hop_ns:
-            trigger = Trigger(max(now_ns, self._last_ns + 1))
-        if trigger is None:
-            return None
-        self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
-        return trigger
-
-    def wake_ns(self) -> int:
-        """When something is due if no message comes: what waits, or the timer once no modality leads."""
-        if self._pending is not None:
-            return 0
-        leaders = [m for m in self._heard_ns if not self._paces[m].is_slower(self._max_age_ns)]
-        heard_ns = max((self._heard_ns[modality] for modality in leaders), default=-(1 << 62))
-        return max(heard_ns + self._max_age_ns + 1, self._last_made_ns + self._hop_ns)
-
-    def _leader(self, now_ns: int) -> str | None:
-        for modality in LEADERS:
-            heard = now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns
-            if heard and not self._paces[modality].is_slower(self._max_age_ns):
-                return modality
-        return None
 
 
 class CompleteSchedule:
@@ -112,7 +36,7 @@ class CompleteSchedule:
 
     def __init__(self, modalities: Collection[str], max_hz: float, max_age_ms: int = 400) -> None:
         self.skipped = 0
-        self._interval_ns = int(NS_PER_S / max_hz * _JITTER)
+        self._interval_ns = int(NS_PER_S / max_hz * JITTER)
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._leaders = [m for m in LEADERS if m in modalities] or list(modalities)
         self._pending: dict[str, deque[Trigger]] = {m: deque() for m in self._leaders}
@@ -214,6 +138,71 @@ def begins_ns(message: FeatureWindow) -> int:
     return message.t_end_ns if whole else min(int(message.times_ns[0]), message.t_end_ns)
 
 
+class Complete(Mode):
+    """A clip as fast as possible: every instant, once all workers have spoken up to it; nothing is dropped."""
+
+    at_once = 32
+    captured = False
+
+    def __init__(self, *shared: Any) -> None:
+        super().__init__(*shared)
+        settings = self.config.inference
+        self._schedule = CompleteSchedule(
+            [WORKERS[worker] for worker in self.workers], settings.max_hz, settings.max_age_ms
+        )
+
+    def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
+        if isinstance(message, FeatureWindow):
+            self._schedule.hear(message, received_ns)
+
+    def trigger(self, now_ns: int) -> Trigger | None:
+        del now_ns
+        trigger = self._schedule.due(self._open_watermarks())
+        if trigger is not None:
+            self._push_until(trigger.t_end_ns)
+        return trigger
+
+    def last_trigger(self) -> Trigger | None:
+        self._push_until(None)
+        return super().last_trigger()
+
+    def wake_ns(self) -> int:
+        return 0
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {"superseded": self._schedule.skipped}
+
+    @property
+    def has_all(self) -> bool:
+        return super().has_all and self._schedule.finished
+
+    def holds_back(self, worker: str) -> bool:
+        marks = self._open_watermarks()
+        slowest_ns = min((mark or 0 for mark in marks.values()), default=0)
+        return (marks.get(WORKERS[worker]) or 0) > slowest_ns + _AHEAD_NS
+
+    def end(self, modality: str) -> None:
+        self._schedule.end(modality)
+
+    def pass_over(self, t_end_ns: int) -> None:
+        """Take in what was said of the time up to an instant, and leave out the instants until then."""
+        self._schedule.pass_over(t_end_ns)
+        self._push_until(t_end_ns)
+
+    def _push_until(self, t_end_ns: int | None) -> None:
+        for message in self._schedule.take(t_end_ns):
+            self.push(message, None)
+
+    def _open_watermarks(self) -> dict[str, int | None]:
+        """Up to when each modality has spoken whose worker has not ended."""
+        return {
+            WORKERS[worker]: self._schedule.watermark_ns(WORKERS[worker])
+            for worker in self.workers
+            if worker not in self.ended
+        }
+
+
 class CueSchedule:
     """What the cues of a replay ask for, in their order, each as soon as the messages that it names are here."""
 
@@ -270,3 +259,62 @@ class CueSchedule:
             # Numbers only rise: what no cue has named by now was not taken in when it was recorded either.
             self._held[modality, run] = {seq: message for seq, message in held.items() if seq > last}
         return taken
+
+
+class Replay(Mode):
+    """A recording: what its cues ask for, from the messages that they name, as it was done when it was made."""
+
+    replayed = True
+    span_ns = 80 * NS_PER_S  # older mien took in messages of clips long before they were predicted from
+
+    def __init__(self, *shared: Any) -> None:
+        super().__init__(*shared)
+        self._schedule = CueSchedule()
+        if self.config.clip.fast:
+            self.at_once, self.captured = Complete.at_once, Complete.captured
+
+    def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
+        del received_ns
+        if isinstance(message, Cue):
+            self._schedule.cue(message)
+        else:
+            self._schedule.hear(message)
+
+    def trigger(self, now_ns: int) -> Trigger | None:
+        found = self._schedule.due(now_ns)
+        if found is None:
+            return None
+        cue, messages = found
+        if cue.reset:
+            self.assembler.reset()
+            self.smoothed = None
+        if cue.smoothed is not None:
+            self.smoothed = cue.smoothed
+        for message in messages:
+            self.push(message, None)
+        self.assembler.faults = cue.absent
+        return Trigger(cue.t_end_ns)
+
+    def wake_ns(self) -> int:
+        return 0
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {"lost": self._schedule.lost}
+
+    @property
+    def has_all(self) -> bool:
+        return self._schedule.finished
+
+    def last_trigger(self) -> None:
+        """None: the recording has it."""
+
+    def note_status(self, status: Status) -> None:
+        """A recorded one, for those who watch; what it meant for a prediction is in the prediction's cue."""
+
+
+def mode_of(control: Control) -> type[Mode]:
+    """How a session is served."""
+    if control.assignment.origin == "replay":
+        return Replay
+    return Complete if control.assignment.config.clip.fast else Live
