@@ -1,13 +1,21 @@
-"""Options and arguments that several commands have: one spelling and one help text of each."""
+"""Options and arguments that several commands have: one spelling and one help text of each, and what some stand for."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mien.cli import _cluster, _recogniser
+if TYPE_CHECKING:
+    from mien.stream.offline.extraction import Spread
+    from mien.stream.offline.items import ExtractOptions
+
+DEFAULT_ASR = "tiny.en"
+_SHARE = 0.2  # of the sound's length: what recognition takes on a core of 2024, measured over the built-in sample
 
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")]
 Asr = Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")]
@@ -15,7 +23,7 @@ AudioTrack = Annotated[int, typer.Option(min=0, help="Which of several sound tra
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")]
 Camera = Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")]
 Checkpoint = Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")]
-ClipAsr = Annotated[str, typer.Option(help=_recogniser.HELP)]
+ClipAsr = Annotated[str, typer.Option(help="Recogniser of clips without a text: tiny.en (the default), base, or none.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")]
 Configuration = Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")]
 Endpoint = Annotated[str, typer.Argument(help="Where it publishes.")]
@@ -34,10 +42,67 @@ PagePort = Annotated[int | None, typer.Option(help="Port of the page; 0 takes an
 Person = Annotated[str | None, typer.Option(help="A person whom `mien calibrate` has measured at rest.")]
 Port = Annotated[int | None, typer.Option(help="First of the four ports.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")]
-Ray = Annotated[str, typer.Option(metavar="ADDRESS", help=_cluster.HELP)]
+Ray = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="A Ray cluster that does the work: auto, or HOST:6379. "
+        "Its nodes have mien, and the files at the same paths.",
+    ),
+]
 Recording = Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")]
 Seconds = Annotated[float | None, typer.Option(min=0.1, help="End after this many seconds.")]
 SessionName = Annotated[str | None, typer.Option(help="Name of the session.")]
 Summary = Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
 VideoTrack = Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")]
+
+
+def choose_recogniser(sources: Sequence[Path], options: ExtractOptions, asr: str, jobs: int) -> ExtractOptions:
+    """The options with a recogniser: as asked for, or for folders of clips, whose words would be lost without one.
+
+    Says on standard error how many clips are to be heard, and about how long that takes.
+
+    Args:
+        asr: as given on the command line; empty if it was not. jobs: processes; 0 is one per core.
+    """
+    import msgspec
+
+    from mien.stream.offline.extraction import wordless_sound
+
+    if asr == "none" or "text" not in options.modalities:
+        return msgspec.structs.replace(options, asr="")
+    count, seconds = wordless_sound(sources, options)
+    if not count:
+        return msgspec.structs.replace(options, asr=asr)
+    chosen = asr or DEFAULT_ASR
+    takes_s = seconds * _SHARE / min(jobs or os.cpu_count() or 1, count)
+    clips = "1 clip" if count == 1 else f"{count} clips"
+    typer.echo(
+        f"{clips} without a text, {_length(seconds)} of sound: {chosen} recognises their words, in about "
+        f"{_length(takes_s)} the first time; --asr none leaves words out",
+        err=True,
+    )
+    return msgspec.structs.replace(options, asr=chosen)
+
+
+def _length(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def spread_at(address: str) -> Iterator[Spread | None]:
+    """What has items made at a cluster; None without an address: they are made here.
+
+    Raises:
+        FleetError: no cluster answers there.
+    """
+    if not address:
+        yield None
+        return
+    from mien.stream.fleet.tasks import tasks_at
+
+    with tasks_at(address) as spread:
+        yield spread

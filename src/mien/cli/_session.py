@@ -53,6 +53,11 @@ class RecordingChoice:
 Output = Literal["view", "lines", "json"]  # how predictions are shown
 
 
+def output_of(*, as_json: bool, quiet: bool) -> Output:
+    """How predictions are shown on this standard output."""
+    return "json" if as_json else "lines" if quiet or not sys.stdout.isatty() else "view"
+
+
 def run_session(
     session: Session,
     *,

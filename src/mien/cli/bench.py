@@ -55,7 +55,7 @@ def command(
     from collections.abc import Callable
     from typing import Any
 
-    from mien.cli import _bench, _drills, _figures
+    from mien.cli import _bench, _figures
     from mien.cli._terminal import make_console
     from mien.errors import ConfigError
     from mien.files import check_target, write_file
@@ -86,9 +86,9 @@ def command(
         "bus": lambda: _bench.run_bus(seconds or 6.0),
         "bridges": lambda: _bench.run_bridges(seconds or 10.0),
         "silence": lambda: _bench.run_silence(seconds or 600.0, asr),
-        "chaos": lambda: _drills.run_chaos(clip, asr, minutes, every),
-        "flood": lambda: _drills.run_flood(seconds or 30.0, engine, checkpoint),
-        "subscribers": lambda: _drills.run_subscribers(seconds or 30.0, engine, checkpoint),
+        "chaos": lambda: _bench.run_chaos(clip, asr, minutes, every),
+        "flood": lambda: _bench.run_flood(seconds or 30.0, engine, checkpoint),
+        "subscribers": lambda: _bench.run_subscribers(seconds or 30.0, engine, checkpoint),
         "paced": lambda: _bench.run_session(clip, asr, engine, checkpoint, seconds or 30.0, fps, plot_path, soak=False),
         "soak": lambda: _bench.run_session(
             clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, fps, plot_path, soak=True

@@ -27,9 +27,7 @@ def command(
     summary: options.Summary = None,
 ) -> None:
     """See your own face, voice and words become a rolling prediction."""
-    import sys
-
-    from mien.cli._session import Output, run_session
+    from mien.cli._session import output_of, run_session
     from mien.config import load_config
     from mien.install import SAMPLE, install_command
     from mien.stream.dashboard.launch import DashboardProcess, has_page
@@ -51,7 +49,6 @@ def command(
             typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
         badge = "SAMPLE"
         overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
-    output: Output = "json" if as_json else "lines" if headless or not sys.stdout.isatty() else "view"
     session = plan_session(load_config(config, overrides))
     wanted = window or not headless
     if wanted and not window and not has_page():
@@ -61,7 +58,7 @@ def command(
         session,
         badge=badge,
         seconds=seconds,
-        output=output,
+        output=output_of(as_json=as_json, quiet=headless),
         summary_path=summary,
         dashboard=(lambda: DashboardProcess(session.config, window=window, browser=browser)) if wanted else None,
     )

@@ -7,29 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mien.cli import _cluster, _recogniser
 from mien.cli import _options as options
+from mien.cli._options import DEFAULT_ASR, choose_recogniser, spread_at
 
 if TYPE_CHECKING:
     from mien.models.data.datasets import Dataset, Sample
     from mien.models.data.pairing import Group
     from mien.models.evaluation.scores import Runner, Scores
-
-# Published Has0 / Non0 Acc-2 on the standard test splits, for orientation.
-PUBLISHED = {
-    "mosi": (
-        ("Self-MM", "0.8400", "0.8600"),
-        ("MMML", "0.8590", "0.8820"),
-        ("CM-MSF (protocol not stated)", "0.8910", ""),
-        ("BERT, text alone", "0.8280", "0.8490"),
-    ),
-    "mosei": (
-        ("Self-MM", "0.8280", "0.8520"),
-        ("MMML", "0.8630", "0.8670"),
-        ("CM-MSF (protocol not stated)", "0.8860", ""),
-    ),
-}
-_SENTIMENT = ("has0_accuracy", "non0_accuracy", "has0_f1", "non0_f1", "accuracy7", "accuracy5", "mae", "correlation")
 
 
 def command(
@@ -91,15 +75,13 @@ def command(
     if (baseline or person) and not natural:
         raise DataError("--baseline and --person go with --natural; corpora left out: mien train --leave-out")
     if natural and (baseline or person):
-        from mien.cli._resting import print_resting
-
-        print_resting(loaded, data, names, asr, weights, engine, baseline, person, as_json)
+        _resting(loaded, data, names, asr, weights, engine, baseline, person, as_json)
         return
     if natural:
         _natural(loaded, data, options, asr, weights, engine, as_json)
         return
-    options = _recogniser.choose_recogniser(data, options, asr, jobs)
-    with _cluster.spread_at(ray) as spread, item_progress("reading") as progress:
+    options = choose_recogniser(data, options, asr, jobs)
+    with spread_at(ray) as spread, item_progress("reading") as progress:
         dataset = read_labelled(
             data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress, spread=spread
         )
@@ -155,7 +137,9 @@ def command(
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
-        _print(report)
+        from mien.cli._evaluation import print_report
+
+        print_report(report)
 
 
 def _natural(
@@ -167,13 +151,13 @@ def _natural(
     import msgspec
     from rich.console import Console
 
+    from mien.cli._evaluation import print_natural
     from mien.cli._progress import item_progress
-    from mien.cli._trust import print_natural
     from mien.models.evaluation.natural import natural
     from mien.stream.offline.footage import read_clips
 
     if asr != "none" and "text" in options.modalities:
-        options = msgspec.structs.replace(options, asr=asr or _recogniser.DEFAULT)
+        options = msgspec.structs.replace(options, asr=asr or DEFAULT_ASR)
     specs = {spec.name: spec for spec in checkpoint.specs}
     with item_progress("reading") as progress:
         samples = read_clips(data, options, weights=weights, progress=progress)
@@ -185,6 +169,48 @@ def _natural(
         typer.echo(json.dumps(report, indent=1))
     else:
         print_natural(Console(), report["natural"])
+
+
+def _resting(
+    checkpoint: Any,
+    data: list[Path],
+    names: list[str],
+    asr: str,
+    weights: Any,
+    engine: str,
+    seconds: float,
+    person: str,
+    as_json: bool,
+) -> None:
+    """Predictions for people who just talk, with and without their rest."""
+    import json
+
+    from mien.cli._progress import item_progress
+    from mien.cli._terminal import figure_table, make_console, print_table
+    from mien.engines.predictor import Predictor
+    from mien.models.baseline import find_person
+    from mien.stream.offline.clips import clips_in
+    from mien.stream.offline.extractors import Extractors
+    from mien.stream.offline.resting import others_than_neutral, resting
+
+    clips = [clip for path in data for clip in clips_in(path)]
+    words = asr != "none" and "text" in names
+    extractors = Extractors(names, (asr or DEFAULT_ASR) if words else "", weights=weights)
+    try:
+        with item_progress("reading") as progress:
+            made = resting(clips, Predictor(checkpoint, engine), extractors, seconds, find_person(person),
+                           words=words, progress=progress)  # fmt: skip
+    finally:
+        extractors.close()
+    report = {
+        name: each | {how: others_than_neutral(each[how]) for how in ("without", "with")} for name, each in made.items()
+    }
+    if as_json:
+        typer.echo(json.dumps({"checkpoint": checkpoint.id, "modalities": names, "said": made, "resting": report}))
+        return
+    columns = ("rest of", "seconds", "not neutral without", "not neutral with")
+    rows = [(name, each.get("rest"), each["seconds"], each["without"], each["with"]) for name, each in report.items()]
+    print_table(make_console(), figure_table("clip", columns, rows))
 
 
 def _runner(checkpoint: Any, engine: str) -> Runner:
@@ -251,123 +277,3 @@ def _text_encoder(checkpoint: Any, weights: Any) -> Any:
     if text is None or live_specs(["text"], weights)["text"] != text:
         return None
     return Extractors(["text"], weights=weights).text.encode
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from mien.cli._terminal import make_console, print_table
-    from mien.models.evaluation.plots import present_classes
-
-    console = make_console()
-    console.print(f"{report['checkpoint']} on {report['engine']}, looking at {', '.join(report['modalities'])}")
-    for corpus, made in report["corpora"].items():
-        title = f"{corpus}, {made['split']}, {made['count']} items"
-        if "sentiment" in made:
-            table = Table(title=title, title_justify="left")
-            for column in ("", "Has0 Acc-2", "Non0 Acc-2", "Has0 F1", "Non0 F1", "Acc-7", "Acc-5", "MAE", "r"):
-                table.add_column(column, justify="left" if not column else "right")
-            m = made["sentiment"]
-            table.add_row("mien", *(f"{m[key]:.4f}" for key in _SENTIMENT))
-            if made["split"] == "test":
-                for name, has0, non0 in PUBLISHED.get(corpus, ()):
-                    table.add_row(f"{name}, published", has0, non0)
-            print_table(console, table)
-        if "own_labels" in made:
-            m = made["own_labels"]
-            console.print(f"the corpus's own labels: UAR {m['uar']:.4f}  accuracy {m['accuracy']:.4f}")
-        for what, m in (made.get("face_encoder") or {}).items():
-            truth = "" if what == "emotion" else ", the corpus's own labels"
-            recalls = "  ".join(f"{name} {recall:.3f}" for name, recall in m["recalls"].items())
-            console.print(f"face encoder alone{truth}: UAR {m['uar']:.4f}  accuracy {m['accuracy']:.4f}  {recalls}")
-        if "emotion" in made:
-            m = made["emotion"]
-            console.print(
-                f"{title}: UAR {m['uar']:.4f}  accuracy {m['accuracy']:.4f}  weighted F1 {m['weighted_f1']:.4f}  "
-                f"ECE {m['ece']:.4f} ({m['ece_by_chance']:.4f} by chance)  confidence {made['confidence']:.4f}"
-            )
-            table = Table("truth \\ said", *m["labels"], title="confusion", title_justify="left")
-            for name, row in zip(*present_classes(m), strict=True):
-                table.add_row(name, *map(str, row))
-            print_table(console, table)
-            curve = "  ".join(f"{b['confidence']:.2f}: {b['accuracy']:.2f}" for b in made["confidence_curve"])
-            console.print(f"confidence: accuracy   {curve}")
-        gates = zip(report["gate_names"], made["gates"], strict=True)
-        console.print("gates " + "  ".join(f"{name} {share:.3f}" for name, share in gates))
-        if "missing" in made:
-            console.print(f"mean over missing rates: {made['missing']['mean']}")
-        if "stream" in made:
-            _print_stream(console, made["stream"])
-    if "emotion" in report.get("together", {}):
-        m = report["together"]["emotion"]
-        console.print(f"all {m['count']} items with an emotion: accuracy {m['accuracy']:.4f}  ECE {m['ece']:.4f}")
-    if "damage" in report:
-        from mien.cli._trust import print_damage
-
-        print_damage(console, report["damage"])
-    if "fused" in report:
-        _print_fused(console, report["fused"])
-    if report["skipped"]:
-        by_reason: dict[str, list[str]] = {}
-        for left_out in report["skipped"]:
-            by_reason.setdefault(left_out["reason"], []).append(left_out["id"])
-        for reason, ids in by_reason.items():
-            console.print(f"skipped {len(ids)}, {reason}: " + ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else ""))
-    for path in report.get("plots", ()):
-        console.print(f"plot {path}")
-
-
-def _print_stream(console: Any, made: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from mien.cli._terminal import print_table
-
-    table = Table("seen", "Has0 Acc-2", "Non0 Acc-2", "MAE", "UAR", "accuracy", "confidence", title="streaming")
-    for share, m in made["shares"].items():
-        s, e = m.get("sentiment", {}), m.get("emotion", {})
-        cells = [
-            s.get("has0_accuracy"),
-            s.get("non0_accuracy"),
-            s.get("mae"),
-            e.get("uar"),
-            e.get("accuracy"),
-            m["confidence"],
-        ]
-        table.add_row(share, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-    print_table(console, table)
-    console.print(
-        f"sign flips per minute {made['sign_flips_per_minute']:.2f}, "
-        f"final sign after {made['seconds_to_final_sign']:.2f} s ({made['share_to_final_sign']:.0%} of the item)"
-    )
-    if made["largest_sentiment_of_neutral"]:
-        n = made["largest_sentiment_of_neutral"]
-        console.print(
-            f"largest |sentiment| of neutral items: mean {n['mean']:.3f}, 95 % below {n['p95']:.3f}, "
-            f"within half a point {n['within_half_a_point']:.1%}"
-        )
-
-
-def _print_fused(console: Any, made: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from mien.cli._terminal import print_table
-    from mien.cli._trust import print_shares
-
-    table = Table(
-        "modalities", "UAR", "accuracy", "ECE", "by chance", "confidence",
-        title=f"paired by label, {made['count']} groups",
-    )  # fmt: skip
-    noisy = {f"{name} is noise": m for name, m in made["noise"].items()}
-    for name, m in (made["subsets"] | noisy).items():
-        table.add_row(name, *(f"{m[k]:.4f}" for k in ("uar", "accuracy", "ece", "ece_by_chance", "confidence")))
-    print_table(console, table)
-    print_shares(console, made["shares"])
-    console.print(f"gain over the best single modality {made['gain_over_best_single']:+.4f}")
-    for what in ("without_one_over_best_remaining", "noise_in_one_over_best_remaining"):
-        console.print(f"{what.replace('_', ' ')}: " + "  ".join(f"{m} {d:+.4f}" for m, d in made[what].items()))
-    for m, c in made["conflict"].items():
-        gates = " ".join(f"{g:.3f}" for g in c["gates"])
-        console.print(
-            f"{m} against the others: follows the others {c['follows_the_others']:.3f}, "
-            f"{m} {c['follows_the_odd_one']:.3f}, confidence {c['confidence']:.3f}, gates {gates}"
-        )

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mien.cli import _cluster, _recogniser
 from mien.cli import _options as options
+from mien.cli._options import choose_recogniser, spread_at
 
 
 def command(
@@ -48,8 +48,8 @@ def command(
         audio_track=audio_track,
         video_track=video_track,
     )
-    options = _recogniser.choose_recogniser(sources, options, asr, jobs)
-    with _cluster.spread_at(ray) as spread, item_progress("extracting") as progress:
+    options = choose_recogniser(sources, options, asr, jobs)
+    with spread_at(ray) as spread, item_progress("extracting") as progress:
         manifest = extract(
             sources, out, options, weights=weight_set(checkpoint), jobs=jobs, progress=progress, spread=spread
         )

@@ -23,9 +23,7 @@ def command(
     summary: options.Summary = None,
 ) -> None:  # fmt: skip
     """Replay a recording through the sockets and the inference of a live session."""
-    import sys
-
-    from mien.cli._session import Output, RecordingChoice, run_session
+    from mien.cli._session import RecordingChoice, output_of, run_session
     from mien.config import load_config
     from mien.stream.recording.player import Player
     from mien.stream.recording.reader import open_recording
@@ -41,12 +39,11 @@ def command(
     )
     same = checkpoint is None and session.config.inference.engine == recorded_engine(recording)
     player = Player(recording, session.config.bus, speed, prime=same)
-    output: Output = "json" if as_json else "lines" if quiet or not sys.stdout.isatty() else "view"
     run_session(
         session,
         badge="REPLAY",
         seconds=None,
-        output=output,
+        output=output_of(as_json=as_json, quiet=quiet),
         summary_path=summary,
         record=RecordingChoice(record) if record is not None else None,
         player=player,

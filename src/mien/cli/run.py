@@ -39,9 +39,7 @@ def command(
     summary: options.Summary = None,
 ) -> None:
     """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""
-    import sys
-
-    from mien.cli._session import Output, RecordingChoice, run_session
+    from mien.cli._session import RecordingChoice, output_of, run_session
     from mien.config import load_config
     from mien.stream.processes.plan import plan_session
     from mien.stream.sources.address import clip_source
@@ -66,13 +64,12 @@ def command(
             "audio.share": (record is not None and audio) or None,
         },
     )
-    output: Output = "json" if as_json else "lines" if quiet or not sys.stdout.isatty() else "view"
     badge = "CLIP" if clip else "LIVE"
     run_session(
         plan_session(settings),
         badge=badge,
         seconds=seconds,
-        output=output,
+        output=output_of(as_json=as_json, quiet=quiet),
         summary_path=summary,
         record=RecordingChoice(record, video, audio) if record is not None else None,
     )
