@@ -221,10 +221,21 @@ class Publisher:
                 if frames is not None:
                     self._send(frames)
 
-    def has_subscriber(self, topic: bytes) -> bool:
-        """Whether there is a subscription to a topic now."""
+    def has_subscriber(self, topic: bytes, *, by_name: bool = False) -> bool:
+        """Whether there is a subscription to a topic now; `by_name`: to its kind, not one to everything."""
         self.service()
-        return any(topic.startswith(prefix) for prefix in self.subscriptions)
+        kind = topic[: topic.index(b"/") + 1] if by_name else b""
+        return any(prefix.startswith(kind) and topic.startswith(prefix) for prefix in self.subscriptions)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """What was not sent or not allowed, by cause, as a status counts it."""
+        counts = {
+            "unread": self.dropped,
+            "unknown_key": self.refused,
+            "subscription_flood": self.subscription_flood_resets,
+        }
+        return {cause: count for cause, count in counts.items() if count}
 
     @property
     def refused(self) -> int:

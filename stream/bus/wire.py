@@ -316,3 +316,25 @@ def _times(header: FeatureHeader) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     if not all(-5 * _SLACK_US <= offset <= latest_us for offset in header.offsets_us):
         raise WireError("time: a row is outside the span of its message")
     return header.t_start_ns + np.array(header.offsets_us, np.int64).reshape(-1) * 1000
+
+
+_decode_recent = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]]).decode
+
+
+def encode_recent(name: bytes, messages: Iterable[Frames]) -> Frames:
+    """Features messages, oldest first, in one message; `name` is its topic."""
+    return [name, VERSION_BYTE, _encode_msgpack([(header, payload) for _, header, payload in messages])]
+
+
+def decode_recent(frames: Sequence[bytes]) -> list[Frames]:
+    """The features messages in such a message, oldest first, their headers checked.
+
+    Raises:
+        WireError: any deviation from the protocol.
+    """
+    pairs = parse(_decode_recent, open_frames(frames)[1], MAX_PAYLOAD_BYTES)
+    name = b"features/" + bytes(frames[0]).removeprefix(b"recent/")
+    messages = [[name, header, inner] for header, inner in pairs]
+    for message in messages:
+        decode_feature_header(message)
+    return messages

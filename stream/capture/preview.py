@@ -1,7 +1,8 @@
-"""Pictures for viewers: the frame that was analysed, small, with the landmarks found in that very frame.
+"""Pictures for viewers, and sound for a recorder, as they were analysed.
 
-They leave the video worker only while there is a subscription by name, only on loopback, at most 15 a second and
-480 pixels long; `video.preview` allows the landmarks alone, or nothing. The bytes are in `stream/protocol.md`.
+Pictures are small and leave the video worker only while there is a subscription by name, only on loopback, at most 15
+a second and 480 pixels long; `video.preview` allows the landmarks alone, or nothing. Sound leaves the audio worker only
+if the session was told to share it (`audio.share`), likewise. The bytes are in `stream/protocol.md`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from mien.messages import Float32
 from mien.stream.bus.curve import host_of, is_loopback
 from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.sound import Sound, encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, topic
-from mien.stream.modalities.base import Faces, Picture
+from mien.stream.modalities.base import Faces, Picture, SoundPiece
 from mien.stream.processes.priority import give_way
 
 MAX_HZ = 15.0
@@ -28,7 +30,6 @@ MAX_SIDE = 480
 QUALITY = 75
 _PERIOD_NS = int(NS_PER_S / MAX_HZ)
 _JITTER_NS = 2_000_000
-_PREFIX = b"preview/"
 
 
 class _Moment(NamedTuple):
@@ -83,7 +84,9 @@ class PreviewPublisher:
         self.deliver()
         if picture is None or not self._allowed or self.is_busy or t_ns + _JITTER_NS < self._due_ns:
             return
-        wanted = tuple(kind for kind in self._topics if self._is_wanted(kind))
+        wanted = tuple(
+            kind for kind in self._topics if self._publisher.has_subscriber(self._topics[kind], by_name=True)
+        )
         if not wanted:
             return
         # A late one is made up for by half a period at most, so that the mean rate holds and none come in a bunch.
@@ -139,12 +142,6 @@ class PreviewPublisher:
             self.sent += 1
             self.sent_bytes += sum(map(len, frames))
 
-    def _is_wanted(self, kind: str) -> bool:
-        """Only a subscription that names previews counts: wildcard subscriptions do not trigger them."""
-        self._publisher.service()
-        name = self._topics[kind]
-        return any(prefix.startswith(_PREFIX) and name.startswith(prefix) for prefix in self._publisher.subscriptions)
-
 
 def encode_jpeg(image_bgr: npt.NDArray[np.uint8]) -> bytes:
     """A picture (H, W, 3) as JPEG, its longer side at most 480 pixels."""
@@ -156,3 +153,35 @@ def encode_jpeg(image_bgr: npt.NDArray[np.uint8]) -> bytes:
         image_bgr = np.asarray(cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
     done, data = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return data.tobytes() if done else b""
+
+
+class SoundPublisher:
+    """Sends sound on the audio worker's socket while it is wanted and allowed.
+
+    Args:
+        publisher: the worker's socket. config: the session's. run: of the worker.
+    """
+
+    def __init__(self, publisher: Publisher, config: Config, run: int) -> None:
+        self._publisher = publisher
+        self._session, self._run, self._seq = config.session, run, 0
+        self._topic = topic("sound", config.session)
+        self._allowed = config.audio.share and is_loopback(host_of(publisher.endpoint))
+
+    def offer(self, piece: SoundPiece) -> None:
+        """Send a piece of sound, if it is wanted."""
+        if not self._allowed or not len(piece.samples):
+            return
+        if not self._publisher.has_subscriber(self._topic, by_name=True):
+            return
+        pcm = (np.clip(piece.samples, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
+        sound = Sound(
+            session=self._session,
+            run=self._run,
+            seq=self._seq,
+            t_start_ns=max(piece.t_start_ns, 0),
+            rate_hz=piece.rate_hz,
+            pcm=pcm,
+        )
+        self._publisher.send(encode_sound(sound), keep=False)
+        self._seq += 1

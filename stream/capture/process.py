@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 
 import msgspec
 
-from mien.clock import NS_PER_MS
+from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Status, WorkerState
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
-from mien.stream.bus.wire import encode_features, encode_status, topic
+from mien.stream.bus.wire import MAX_PAYLOAD_BYTES, Frames, encode_features, encode_recent, encode_status, topic
 from mien.stream.capture.choosing import Choosing
-from mien.stream.capture.preview import PreviewPublisher
-from mien.stream.capture.recent import RecentFeatures
-from mien.stream.capture.sound import SoundPublisher
+from mien.stream.capture.preview import PreviewPublisher, SoundPublisher
 from mien.stream.modalities.base import Modality, Rows, create_modality, message_of
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
 from mien.stream.processes.control import BUSY_PATIENCE_S, PATIENCE_S, Control
@@ -118,13 +116,7 @@ class _CaptureProcess:
         health = self._modality.health()
         cpu_percent, rss_mb = self._resources.read()
         now_ns = self._control.clock.now_ns()
-        drops = Counter(health.drops)
-        if self._publisher.dropped:
-            drops["unread"] += self._publisher.dropped
-        if self._publisher.refused:
-            drops["unknown_key"] = self._publisher.refused
-        if self._publisher.subscription_flood_resets:
-            drops["subscription_flood"] = self._publisher.subscription_flood_resets
+        drops = Counter(health.drops) + Counter(self._publisher.drops)
         if self._choosing.refused:
             drops["refused_choices"] = self._choosing.refused
         live = not self._control.assignment.config.clip.fast and self._t_end_ns is not None
@@ -171,3 +163,36 @@ class _CaptureProcess:
     def _report_if_due(self, state: WorkerState) -> None:
         if state != self._state or time.monotonic() - self._reported_s >= _STATUS_INTERVAL_S:
             self.publish_status(state)
+
+
+KEPT_NS = 8 * NS_PER_S  # the window, and what an encoder's steps and late rows need beyond it
+
+
+class RecentFeatures:
+    """What a worker has sent in the last seconds, at least its last message, for a recorder that comes in the middle.
+
+    A prediction is made from five seconds of rows. With those from before it came, a recorder's first prediction can be
+    made again from its file as well as any later one. They are sent, in one message, to each subscription to
+    `recent/<session>/<modality>` by name.
+
+    Args:
+        session, modality: of the messages.
+    """
+
+    def __init__(self, session: str, modality: str) -> None:
+        self.topic = topic("recent", session, modality)
+        self._kept: deque[tuple[int, Frames]] = deque()
+        self._bytes = 0
+
+    def add(self, frames: Frames, t_end_ns: int) -> None:
+        """Keep a features message."""
+        self._kept.append((t_end_ns, frames))
+        self._bytes += sum(map(len, frames))
+        while len(self._kept) > 1 and (self._kept[0][0] < t_end_ns - KEPT_NS or self._bytes > MAX_PAYLOAD_BYTES // 2):
+            self._bytes -= sum(map(len, self._kept.popleft()[1]))
+
+    def message(self) -> Frames | None:
+        """All of them in one message; None before the first."""
+        if not self._kept:
+            return None
+        return encode_recent(self.topic, (frames for _, frames in self._kept))

@@ -358,7 +358,5 @@ class Session:
         """What was not used or did not arrive, by cause."""
         drops = Counter(self.mode.assembler.drops) + self.refusals.counts
         drops.update(self.mode.dropped)
-        drops["unread"] = self._publisher.dropped
-        drops["unknown_key"] = self._publisher.refused
-        drops["subscription_flood"] = self._publisher.subscription_flood_resets
+        drops.update(self._publisher.drops)
         return {cause: count for cause, count in drops.items() if count}

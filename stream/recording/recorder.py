@@ -17,11 +17,10 @@ from mien.config import BusConfig
 from mien.errors import RecordingError, WireError
 from mien.messages import WORKERS, About, Prediction, Status
 from mien.stream.bus.preview import decode_edges, decode_preview
-from mien.stream.bus.recent import decode_recent
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.sound import decode_sound
 from mien.stream.bus.subscriber import explain_silence, misdirected
-from mien.stream.bus.wire import FeatureHeader, decode_about, decode_prediction, decode_status, topic
+from mien.stream.bus.wire import FeatureHeader, decode_about, decode_prediction, decode_recent, decode_status, topic
 from mien.stream.recording import channels
 from mien.stream.recording.writer import RecordingWriter
 

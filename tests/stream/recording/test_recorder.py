@@ -16,12 +16,11 @@ from mien.config import BusConfig, Config, load_config
 from mien.errors import RecordingError, WireError
 from mien.messages import WORKERS, FeatureWindow, Prediction, Status
 from mien.stream.bus.preview import Preview, encode_preview
-from mien.stream.bus.recent import decode_recent
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.sound import decode_sound, encode_sound
-from mien.stream.bus.wire import encode_about, encode_features, encode_prediction, encode_status
-from mien.stream.capture.recent import RecentFeatures
-from mien.stream.capture.sound import SoundPublisher
+from mien.stream.bus.wire import decode_recent, encode_about, encode_features, encode_prediction, encode_status
+from mien.stream.capture.preview import SoundPublisher
+from mien.stream.capture.process import RecentFeatures
 from mien.stream.modalities.base import SoundPiece
 from mien.stream.recording import channels
 from mien.stream.recording.control import RecorderProcess
