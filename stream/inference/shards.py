@@ -16,12 +16,12 @@ import msgspec
 import zmq
 
 from mien.config import Config
-from mien.errors import MienError, WorkerError
+from mien.errors import WorkerError
 from mien.messages import Status
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import encode_status
-from mien.stream.processes.child import BACKOFF_S, STABLE_AFTER_S, Child, Event
+from mien.stream.processes.child import Child, Event, backoff_s
 from mien.stream.processes.control import Control
 
 _READY_S = 180.0
@@ -115,11 +115,8 @@ class _Shard:
         if self._due_s is not None and now_s >= self._due_s:
             self._due_s = None
             self._child = self._spawn()
-        child, silent_s = self._child, now_s - self._child.heard_s
-        limit_s = child.patience_s if child.ready else _READY_S
-        if self._due_s is None and not child.hung and silent_s > limit_s:
-            child.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
-            child.process.kill()
+        if self._due_s is None:
+            self._child.check_alive(_READY_S)
 
     def start_if(self, *, begun: bool) -> None:
         """Order the process to begin, once all have begun and it is ready."""
@@ -161,24 +158,23 @@ class _Shard:
             self._receiver = Receiver(str(event.facts["endpoint"]), (b"",), queued, bus.keys)
             poller.register(self._receiver.socket, zmq.POLLIN)
         elif event.state == "ready":
-            self._child.ready, self._child.ready_s = True, time.monotonic()
+            self._child.note_ready()
             self.model = str(event.facts.get("model", ""))
         elif event.state == "failed" and not self.model:
-            raise _as_error(event)
+            raise event.as_error()
         elif event.state == "exited":
             self._on_exit(event, poller)
 
     def _on_exit(self, event: Event, poller: zmq.Poller) -> None:
-        cause = self._child.hung or f"died (exit code {event.facts.get('code')})"
+        cause = self._child.cause(event)
         if not self.model:
             raise WorkerError(f"the process {self._name} {cause}; see {self._child.log}")
         now_s = time.monotonic()
         self._child.sweep()
         self._disconnect(poller)
-        lived_s = now_s - self._child.ready_s if self._child.ready else 0.0
-        self._deaths = 1 if lived_s >= STABLE_AFTER_S else self._deaths + 1
+        self._deaths = self._child.deaths(self._deaths)
         self._restarts += 1
-        self._due_s = now_s + BACKOFF_S[min(self._deaths, len(BACKOFF_S)) - 1]
+        self._due_s = now_s + backoff_s(self._deaths)
         for config in self._configs:
             status = Status(
                 session=config.session,
@@ -200,9 +196,3 @@ class _Shard:
             self._receiver.close()
             self._receiver = None
             self._parts = set()
-
-
-def _as_error(event: Event) -> MienError:
-    error = MienError(str(event.facts.get("error", f"{event.worker} failed")))
-    error.exit_code = int(event.facts.get("exit_code", 1))
-    return error

@@ -50,6 +50,12 @@ PROGRAM = (sys.executable, "-P", "-m", "mien")
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a process that died is started again
 STABLE_AFTER_S = 30.0  # a process that ran so long counts as healthy again
 
+
+def backoff_s(deaths: int) -> float:
+    """How long a process that died so often in a row stays down."""
+    return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
+
+
 # What is started under a name, up to a dot; any other name is that of a capture worker.
 _COMMANDS = {"inference": ["infer"], "dashboard": ["dashboard"], "window": ["dashboard", "--window"]}
 
@@ -62,6 +68,12 @@ class Event:
     pid: int
     state: str
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_error(self) -> MienError:
+        """What a process failed with, as it said it."""
+        error = MienError(str(self.facts.get("error", f"{self.worker} failed")))
+        error.exit_code = int(self.facts.get("exit_code", 1))
+        return error
 
 
 class Child:
@@ -107,6 +119,27 @@ class Child:
         self._events = events
         self._tell(msgspec.json.encode(assignment).decode())
         threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
+
+    def note_ready(self) -> None:
+        """It has said that it is ready."""
+        self.ready = True
+        self.ready_s = self.heard_s = time.monotonic()
+
+    def check_alive(self, ready_timeout_s: float) -> None:
+        """Kill it where it hangs, or is not ready in time; its exit is then an event like any other."""
+        silent_s = time.monotonic() - self.heard_s
+        if not self.hung and silent_s > (self.patience_s if self.ready else ready_timeout_s):
+            self.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
+            self.process.kill()
+
+    def cause(self, event: Event) -> str:
+        """Why it has ended, for a sentence about it."""
+        return self.hung or f"died (exit code {event.facts.get('code')})"
+
+    def deaths(self, before: int) -> int:
+        """Deaths in a row with this one: one that had run for long begins them anew."""
+        lived_s = time.monotonic() - self.ready_s if self.ready else 0.0
+        return 1 if lived_s >= STABLE_AFTER_S else before + 1
 
     def start(self, start_ns: int) -> None:
         """Order the process to begin."""

@@ -18,11 +18,11 @@ from pathlib import Path
 import msgspec
 
 from mien.clock import NS_PER_MS, Clock
-from mien.errors import MienError, SourceError, WorkerError
+from mien.errors import SourceError, WorkerError
 from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.monitoring.report import Report
-from mien.stream.processes.child import BACKOFF_S, PROGRAM, STABLE_AFTER_S, Child, Event, log_path
+from mien.stream.processes.child import PROGRAM, Child, Event, backoff_s, log_path
 from mien.stream.processes.control import PATIENCE_S, Assignment, Order
 from mien.stream.processes.plan import Session, with_source
 
@@ -107,7 +107,7 @@ class Supervisor:
                 continue
             self._note_event(event)
             if event.state == "failed":
-                raise _as_error(event)
+                raise event.as_error()
             if event.state == "exited":
                 raise WorkerError(self._describe_exit(event))
         # Before the first row is sent: a model that was trained on other rows would give wrong numbers, not errors.
@@ -262,8 +262,7 @@ class Supervisor:
         if child is None or child.process.pid != event.pid:
             return
         if event.state == "ready":
-            child.ready = True
-            child.ready_s = child.heard_s = time.monotonic()
+            child.note_ready()
             if event.worker == "inference":
                 self.model = str(event.facts.get("model", ""))
             self._mark_healthy(event.worker)
@@ -289,10 +288,9 @@ class Supervisor:
         worker, now_s = event.worker, time.monotonic()
         child = self._children[worker]
         child.sweep()
-        lived_s = now_s - child.ready_s if child.ready else 0.0
-        self._deaths[worker] = 1 if lived_s >= STABLE_AFTER_S else self._deaths[worker] + 1
+        self._deaths[worker] = child.deaths(self._deaths[worker])
         self._report.restarts[worker] += 1
-        delay_s = BACKOFF_S[min(self._deaths[worker], len(BACKOFF_S)) - 1]
+        delay_s = backoff_s(self._deaths[worker])
         if event.facts.get("code") == SourceError.exit_code:
             delay_s = min(delay_s, _SOURCE_BACKOFF_S)
         self._due[worker] = now_s + delay_s
@@ -303,17 +301,10 @@ class Supervisor:
         self._mark_unhealthy(worker, f"{self._cause(event)}; it is started again", dead=True)
 
     def _cause(self, event: Event) -> str:
-        hung = self._children[event.worker].hung
-        return f"the {event.worker} process {hung or 'died (exit code ' + str(event.facts.get('code')) + ')'}"
+        return f"the {event.worker} process {self._children[event.worker].cause(event)}"
 
     def _describe_exit(self, event: Event) -> str:
         return f"{self._cause(event)}, see {self._children[event.worker].log}"
 
     def _log_folder(self) -> Path:
         return log_path(self.session.config, "inference").parent
-
-
-def _as_error(event: Event) -> MienError:
-    error = MienError(str(event.facts.get("error", f"{event.worker} failed")))
-    error.exit_code = int(event.facts.get("exit_code", 1))
-    return error
