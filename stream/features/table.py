@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.errors import ConfigError
+from mien.errors import ConfigError, RecordingError
 from mien.files import check_target, write_file
 from mien.install import install_command
 from mien.messages import FeatureWindow, Float32, Word
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, VAD, ZCR
+from mien.stream.bus.wire import decode_features
 from mien.stream.features.action_units import action_units
 from mien.stream.features.columns import BOX, COLUMNS, MELS, POSE, SHAPES, SOUND, UNITS
 from mien.stream.modalities.audio import F0_REFERENCE_HZ
 from mien.stream.modalities.vision import BLENDSHAPES
 from mien.stream.modalities.vision import POSE as POSE_COLUMNS
+from mien.stream.recording import channels
+from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.stretch import take_words
+from mien.stream.recording.table import zero_ns_of
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -159,3 +163,27 @@ def _word(word: Word, zero_ns: int) -> dict[str, Any]:
 def boxes_of(seen: Sequence[tuple[float, float, float, float] | None]) -> Float32:
     """Boxes of faces as an array (n, 4), NaN without a face."""
     return np.array([(np.nan,) * 4 if box is None else box for box in seen], np.float32).reshape(-1, 4)
+
+
+def recorded_features(path: Path) -> FeatureTable:
+    """The features in a recording, from its zero on. It has no boxes.
+
+    Raises:
+        RecordingError: it cannot be read, or has no features.
+    """
+    recording = open_recording(path)
+    table = FeatureTable()
+    table.add(path.name, _messages(recording), zero_ns=zero_ns_of(recording))
+    if not len(table):
+        raise RecordingError(f"{path} holds no features")
+    return table
+
+
+def _messages(recording: Recording) -> Iterator[FeatureWindow]:
+    seen: set[tuple[str, int, int]] = set()
+    for entry in recording.entries(lambda name: name.startswith(channels.FEATURES)):
+        record, frames = entry.features()
+        key = entry.channel, record.run, record.seq
+        if key not in seen:  # a message may have been sent again
+            seen.add(key)
+            yield decode_features(frames)

@@ -29,8 +29,8 @@ from mien.stream.monitoring.summary import STAGES, Summary
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
 from mien.stream.recording.control import RecorderProcess
-from mien.stream.recording.player import Player
 from mien.stream.recording.recorder import RecorderState
+from mien.stream.recording.replay import Player
 
 _FRAME_S = 0.1
 _RECORDER_S = 15.0  # for a recorder to start and to hear the session

@@ -39,8 +39,7 @@ def command(
     if features is not None:
         if chosen or out is not None:
             raise ConfigError("--features FILE names its own file; give it alone")
-        from mien.stream.features.recorded import recorded_features
-        from mien.stream.features.table import check_features
+        from mien.stream.features.table import check_features, recorded_features
 
         check_features(features)
         recorded_features(path).write(features)

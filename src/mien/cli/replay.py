@@ -25,9 +25,8 @@ def command(
     """Replay a recording through the sockets and the inference of a live session."""
     from mien.cli._session import RecordingChoice, output_of, run_session
     from mien.config import load_config
-    from mien.stream.recording.player import Player
     from mien.stream.recording.reader import open_recording
-    from mien.stream.recording.replay import has_other_clocks, plan_replay, recorded_engine
+    from mien.stream.recording.replay import Player, has_other_clocks, plan_replay, recorded_engine
 
     recording = open_recording(path)
     if recording.cut_off:

@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from mien.messages import Status
-from mien.stream.bench.gaps import GapLog
+from mien.stream.bench.chaos import GapLog
 from tests.stream.bus.test_wire import PREDICTION, STATUS
 
 WELL = msgspec.structs.replace(STATUS, worker="video", state="running", last_error=None, drops={})
