@@ -27,9 +27,9 @@ from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STAT
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
 from mien.stream.modalities.base import Health, Modality, Rows, SoundPiece
-from mien.stream.modalities.hearing import Hearing
 from mien.stream.modalities.resting import Resting
 from mien.stream.modalities.slots import SlotClock
+from mien.stream.modalities.sourced import Hearing
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
@@ -221,20 +221,18 @@ class Audio(Hearing):
     def __init__(
         self, config: Config, clock: Clock, open_source: Callable[[Config, Clock], AudioSource] = open_audio
     ) -> None:
-        super().__init__(config, clock)
-        self._open_source = open_source
+        super().__init__(config, clock, open_source)
         self._slots = SlotClock(SPEC.rate_hz)
         self._pushed = self._made = 0  # samples and rows of the present stretch without a hole
         self._begin_ns = 0  # capture time of its first sample
-        self._sent_ns = 0  # end of the last message
         self._read_ns = 0  # when the newest chunk was read
         self._level_db: float | None = None
         self._pieces: list[SoundPiece] = []
         self._voice = False
         self._is_changed = False
 
-    def use(self, source: str) -> None:
-        super().use(source)
+    def _change(self, config: Config) -> None:
+        super()._change(config)
         self._is_changed = True
 
     def measure(self, seconds: float | None) -> None:
@@ -247,15 +245,9 @@ class Audio(Hearing):
     def prepare(self) -> None:
         reference = voice_reference(self._config.audio.reference, find_person(self._config.person.name))
         self._extractor = AudioExtractor(self._config.assets, reference)
-        self._source = self._open_source(self._config, self._clock)
-
-    def start(self, start_ns: int) -> None:
-        assert self._source is not None, "prepare() comes first"
-        self._start_ns = self._sent_ns = start_ns
-        self._source.start(start_ns)
+        super().prepare()
 
     def rows(self) -> Iterator[Rows | None]:
-        assert self._source is not None, "prepare() comes first"
         while not (source := self._source).ended:
             chunk = source.read(timeout=0.1)
             if chunk is None:
@@ -278,10 +270,7 @@ class Audio(Hearing):
             yield self._place(self._extractor.push(chunk.samples))
         yield self._place(self._extractor.finish())
 
-    def health(self) -> Health:
-        source = self._source
-        if source is None:
-            return Health(state="starting")
+    def _health(self, source: AudioSource) -> Health:
         reference = self._extractor.reference
         return Health(
             state=source.state,
@@ -302,10 +291,6 @@ class Audio(Hearing):
     def take_sound(self) -> list[SoundPiece]:
         pieces, self._pieces = self._pieces, []
         return pieces
-
-    def close(self) -> None:
-        if self._source is not None:
-            self._source.close()
 
     def _place(self, made: AudioRows) -> Rows | None:
         """Rows at the centres of their slots; None if there are none yet."""

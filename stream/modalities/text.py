@@ -34,8 +34,8 @@ from mien.models.text.encoder import (
 )
 from mien.models.weights import weight_set
 from mien.stream.modalities.base import Health, Modality, Rows
-from mien.stream.modalities.hearing import Hearing
 from mien.stream.modalities.phrases import PhraseReader
+from mien.stream.modalities.sourced import Hearing
 from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
@@ -189,10 +189,10 @@ class Text(Hearing):
         *,
         gives_way: bool = True,
     ) -> None:
-        self._open_source, self._gives_way = open_source, gives_way
+        self._gives_way = gives_way
         self._adapters = weight_set(config.inference.checkpoint).text
         self.spec = text_spec(self._adapters)
-        super().__init__(config, clock)
+        super().__init__(config, clock, open_source)
         self._fast = config.clip.fast
         self._thread: ThreadPoolExecutor | None = None
         self._backlog = Backlog(config.text.step_ms, None if self._fast else BACKLOG_S)
@@ -215,16 +215,10 @@ class Text(Hearing):
         # a worker that died is to be back soon, so its models are opened like everything else.
         if self._gives_way:
             give_way(spared=others)
-        self._source = self._open_source(self._config, self._clock)
-
-    def start(self, start_ns: int) -> None:
-        assert self._source is not None, "prepare() comes first"
-        self._start_ns = start_ns
-        self._source.start(start_ns)
+        super().prepare()
 
     def rows(self) -> Iterator[Rows | None]:
         thread = self._thread
-        assert self._source is not None, "prepare() comes first"
         assert thread is not None
         job: Future[Rows] | None = None
         said = self._fast  # a clip in full begins with its first words; an empty first message would be of no use
@@ -258,10 +252,7 @@ class Text(Hearing):
                 yield None
             yield job.result()
 
-    def health(self) -> Health:
-        source = self._source
-        if source is None:
-            return Health(state="starting")
+    def _health(self, source: AudioSource) -> Health:
         drops = dict(source.drops)
         skipped_s = self._backlog.skipped_s + self._unheard_s
         if skipped_s:
@@ -288,8 +279,7 @@ class Text(Hearing):
         )
 
     def close(self) -> None:
-        if self._source is not None:
-            self._source.close()
+        super().close()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 

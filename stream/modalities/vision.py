@@ -31,7 +31,8 @@ from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop, find_in_still
 from mien.stream.modalities.head_pose import head_pose
 from mien.stream.modalities.resting import Resting
-from mien.stream.processes.plan import source_origin, with_source
+from mien.stream.modalities.sourced import Sourced
+from mien.stream.processes.plan import source_origin
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import OpenVideo, open_video
 
@@ -270,37 +271,27 @@ def face_resting(seconds: float, extractor: str) -> Resting:
     return Resting(seconds, lambda values, valid, seen_s: face_at_rest(values, valid, seen_s, extractor))
 
 
-class Vision(Modality):
+class Vision(Sourced[VideoSource]):
     """A camera or a clip's picture, or the frames of another source, and its rows. One message a frame."""
 
+    section = "video"
+
     def __init__(self, config: Config, clock: Clock, open_source: OpenVideo = open_video) -> None:
-        self._open_source = open_source
+        super().__init__(config, clock, open_source)
         self._weights = weight_set(config.inference.checkpoint).face
         self.spec = vision_spec(self._weights)
-        self._config = config
-        self._clock = clock
-        self._source: VideoSource | None = None
         self._extractor: VisionExtractor | None = None
-        self._sent_ns = 0
         self._faces = 0
         self._unclear = False
         self._size: tuple[int, int] | None = None
         self._picture: Picture | None = None
         self._all_faces: Faces | None = None
-        self._start_ns = 0
-        self._chosen = False
 
-    @property
-    def used(self) -> str:
-        return self._config.video.source
-
-    def use(self, source: str) -> None:
-        assert self._source is not None, "prepare() comes first"
-        assert self._extractor is not None
-        config = with_source(self._config, "video", source)
+    def _change(self, config: Config) -> None:
+        assert self._extractor is not None, "prepare() comes first"
         opened = open_video(config, self._clock)
         self._source.close()
-        self._source, self._config, self._chosen = opened, config, True
+        self._opened = opened
         self._extractor.reset()
         opened.start(self._start_ns)
 
@@ -323,20 +314,14 @@ class Vision(Modality):
         return self._extractor.resting if self._extractor is not None else None
 
     def prepare(self) -> None:
-        self._source = self._open_source(self._config, self._clock)
+        super().prepare()
         person = self._config.person
         rest = face_rest(find_person(person.name), self.spec.extractor, adapt=person.adapt)
         self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces, self._weights, rest)
 
-    def start(self, start_ns: int) -> None:
-        assert self._source is not None, "prepare() comes first"
-        self._start_ns = self._sent_ns = start_ns
-        self._source.start(start_ns)
-
     def rows(self) -> Iterator[Rows | None]:
         extractor = self._extractor
-        assert self._source is not None, "prepare() comes first"
-        assert extractor is not None
+        assert extractor is not None, "prepare() comes first"
         while not (source := self._source).ended:
             frame = source.read(timeout=0.1)
             if frame is None:
@@ -363,10 +348,7 @@ class Vision(Modality):
                 stamps={"read": frame.read_ns},
             )
 
-    def health(self) -> Health:
-        source = self._source
-        if source is None:
-            return Health(state="starting")
+    def _health(self, source: VideoSource) -> Health:
         width, height = self._size or (None, None)
         return Health(
             state=source.state,
@@ -390,8 +372,7 @@ class Vision(Modality):
 
     def close(self) -> None:
         self._picture = None
-        if self._source is not None:
-            self._source.close()
+        super().close()
         if self._extractor is not None:
             self._extractor.close()
             self._extractor = None

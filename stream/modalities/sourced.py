@@ -1,0 +1,90 @@
+"""What modalities made from a device or a clip have in common: where it comes from, and another in its place."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
+
+from mien.clock import Clock
+from mien.config import Config
+from mien.stream.modalities.base import Health, Modality
+from mien.stream.processes.plan import with_source
+from mien.stream.sources.audio import SourceChangeError, change_audio, open_audio
+from mien.stream.sources.source import AudioSource, Source
+
+AnySource = TypeVar("AnySource", bound=Source)
+
+
+class Sourced(Modality, Generic[AnySource]):
+    """A modality with a source, which `prepare` opens and `start` starts.
+
+    Args:
+        open_source: gives the source.
+    """
+
+    section: ClassVar[str]  # of the configuration, which names the source
+
+    def __init__(self, config: Config, clock: Clock, open_source: Callable[[Config, Clock], AnySource]) -> None:
+        self._config, self._clock, self._open_source = config, clock, open_source
+        self._opened: AnySource | None = None
+        self._start_ns = self._sent_ns = 0  # when it was started, and the end of the last message
+        self._chosen = False  # whether the source was chosen while it runs
+
+    @property
+    def used(self) -> str:
+        return str(getattr(self._config, self.section).source)
+
+    def use(self, source: str) -> None:
+        config = with_source(self._config, self.section, source)
+        self._change(config)
+        self._config, self._chosen = config, True
+
+    def prepare(self) -> None:
+        self._opened = self._open_source(self._config, self._clock)
+
+    def start(self, start_ns: int) -> None:
+        self._start_ns = self._sent_ns = start_ns
+        self._source.start(start_ns)
+
+    def health(self) -> Health:
+        return Health(state="starting") if self._opened is None else self._health(self._opened)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _source(self) -> AnySource:
+        assert self._opened is not None, "prepare() comes first"
+        return self._opened
+
+    @abstractmethod
+    def _change(self, config: Config) -> None:
+        """Go on with the source of another configuration.
+
+        Raises:
+            SourceError: it cannot be opened; the one before is used further.
+        """
+
+    @abstractmethod
+    def _health(self, source: AnySource) -> Health:
+        """How the modality is, once its source is open."""
+
+
+class Hearing(Sourced[AudioSource]):
+    """A modality that is made from sound."""
+
+    section = "audio"
+
+    def __init__(
+        self, config: Config, clock: Clock, open_source: Callable[[Config, Clock], AudioSource] = open_audio
+    ) -> None:
+        super().__init__(config, clock, open_source)
+
+    def _change(self, config: Config) -> None:
+        try:
+            self._opened = change_audio(self._source, self._config, config, self._clock, self._start_ns)
+        except SourceChangeError as error:
+            self._opened = error.kept
+            raise
