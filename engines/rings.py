@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -229,6 +229,10 @@ class Look(NamedTuple):
     present: Bool
     changed: Bool
     newest_ns: Int64
+
+    def seen(self) -> Iterator[tuple[list[bool], list[int]]]:
+        """Of each session, per modality, `present` and `newest_ns`, in Python's numbers."""
+        return zip(self.present.tolist(), self.newest_ns.tolist(), strict=True)
 
 
 class Windows:

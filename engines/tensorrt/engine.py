@@ -7,7 +7,6 @@ The whole network is one engine (see `mien.engines.tensorrt.conversion`), run by
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from mien.engines.tensorrt import conversion
 from mien.engines.tensorrt.binding import Ports, TensorRtBinding
 from mien.engines.tensorrt.importing import import_torch_tensorrt
 from mien.errors import EngineError
-from mien.install import install_command
+from mien.install import install_command, installed_versions
 
 PLAN = "engine.plan"
 PORTS = "ports.json"
@@ -72,12 +71,7 @@ class TensorRtBackend:
     def versions(self) -> dict[str, str]:
         import torch
 
-        versions = {"converter": _source_digest()}
-        for name in _PACKAGES:
-            try:
-                versions[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+        versions = {"converter": _source_digest(), **installed_versions(_PACKAGES)}
         if torch.cuda.is_available():
             properties = torch.cuda.get_device_properties(0)
             versions |= {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import platform
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mien.install import commit
+from mien.install import commit, installed_versions
 
 BLOCKS = 20  # a run is cut into so many pieces; how their medians differ is the spread of a comparison
 _PACKAGES = ("mien", "numpy", "onnxruntime", "openvino", "torch", "torch-tensorrt", "torch-tensorrt-rtx", "pyzmq")
@@ -53,16 +52,10 @@ def compare_reports(base: dict[str, Any], other: dict[str, Any]) -> dict[str, di
 @functools.cache
 def surroundings() -> dict[str, Any]:
     """Machine, versions and commit."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": installed_versions(_PACKAGES),
         "commit": commit(),
     }
 

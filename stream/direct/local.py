@@ -88,6 +88,6 @@ class LocalSession:
         look = self._windows.look([self._mode.place], [trigger.t_end_ns])
         (answer,) = self._predictor.predict_look(self._windows, look).rows()
         done_ns = time.monotonic_ns()
-        present, newest_ns = look.present.tolist()[0], look.newest_ns.tolist()[0]
+        (seen,) = look.seen()
         model = with_person(self._predictor.id, self._person)
-        return self._mode.predicted(trigger, answer, present, newest_ns, model, began_ns, done_ns)
+        return self._mode.predicted(trigger, answer, seen, model, (began_ns, done_ns))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
-from importlib import metadata
 from typing import Any
 
 import msgspec
 
 import mien
 from mien.config import Config
+from mien.install import installed_versions
 from mien.models.baseline import Person
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ before a path: passwords may hold one
@@ -59,9 +59,4 @@ def tag_of(model: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of mien, of Python, and of the installed packages that its numbers depend on."""
     found = {"mien": mien.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | installed_versions(_PACKAGES)

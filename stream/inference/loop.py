@@ -272,10 +272,9 @@ class Loop:
         done_ns = clock.now_ns()
         marks_ns.append(time.perf_counter_ns())
         model = self._predictor.id
-        seen = zip(look.present.tolist(), look.newest_ns.tolist(), strict=True)
         self._publisher.send_all(
-            session.predicted(trigger, answer, present, newest_ns, model, began_ns, done_ns)
-            for (session, trigger), answer, (present, newest_ns) in zip(due, answers.rows(), seen, strict=True)
+            session.predicted(trigger, answer, seen, model, (began_ns, done_ns))
+            for (session, trigger), answer, seen in zip(due, answers.rows(), look.seen(), strict=True)
         )
         marks_ns.append(time.perf_counter_ns())
         for step, (begin_ns, end_ns) in zip(("look", "model", "publish"), pairwise(marks_ns), strict=True):

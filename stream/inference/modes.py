@@ -34,6 +34,8 @@ from mien.stream.inference.faults import Faults, Refusals
 from mien.stream.sources.pace import Pace
 
 _SILENT = Transcript()
+Seen = tuple[list[bool], list[int]]  # whether each modality is there as a whole, and the time of its newest row
+Asked = tuple[int, int]
 LEADERS = ("vision", "audio")
 JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
 
@@ -111,9 +113,9 @@ class Mode(ABC):
     def trigger(self, now_ns: int) -> Trigger | None:
         """What to predict now, if anything, until all workers have ended."""
 
-    @abstractmethod
     def wake_ns(self) -> int:
         """When there may be something to predict although no message has come."""
+        return 0
 
     @property
     @abstractmethod
@@ -191,22 +193,14 @@ class Mode(ABC):
             trigger = self.last_trigger()
         return trigger
 
-    def predicted(
-        self,
-        trigger: Trigger,
-        answer: Answer,
-        present: list[bool],
-        newest_ns: list[int],
-        model: str,
-        began_ns: int,
-        done_ns: int,
-    ) -> Prediction:
+    def predicted(self, trigger: Trigger, answer: Answer, seen: Seen, model: str, asked_ns: Asked) -> Prediction:
         """The prediction of what was due; it abstains where nothing was observed.
 
         Args:
-            present, newest_ns: per modality, as in `mien.engines.rings.Look`.
-            model: checkpoint and engine. began_ns, done_ns: when it was asked, and when it had answered.
+            seen: per modality, as in `mien.engines.rings.Look`.
+            model: checkpoint and engine. asked_ns: when it was asked, and when it had answered.
         """
+        present, newest_ns = seen
         t_end_ns, names = trigger.t_end_ns, self.assembler.specs
         words: tuple[Word, ...] = ()
         phrases: tuple[Phrase, ...] = ()
@@ -241,7 +235,7 @@ class Mode(ABC):
             transcript=transcript,
             words=words,
             phrases=phrases,
-            latency=_latency_ms(trigger, began_ns, done_ns, captured=self.captured),
+            latency=_latency_ms(trigger, *asked_ns, captured=self.captured),
             model=model,
             inputs=spans_of(self._taken_in),
         )

@@ -166,9 +166,6 @@ class Complete(Mode):
         self._push_until(None)
         return super().last_trigger()
 
-    def wake_ns(self) -> int:
-        return 0
-
     @property
     def dropped(self) -> dict[str, int]:
         return {"superseded": self._schedule.skipped}
@@ -294,9 +291,6 @@ class Replay(Mode):
             self.push(message, None)
         self.assembler.faults = cue.absent
         return Trigger(cue.t_end_ns)
-
-    def wake_ns(self) -> int:
-        return 0
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -32,7 +32,7 @@ from mien.stream.bus.wire import (
 )
 from mien.stream.inference.about import person_tag, published_config, versions, with_person
 from mien.stream.inference.faults import Refusals
-from mien.stream.inference.modes import Mode, Trigger
+from mien.stream.inference.modes import Asked, Mode, Seen, Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.processes.control import Control, Order
 
@@ -71,12 +71,8 @@ class Inbox:
         supervised: bool,
         replayed: bool,
     ) -> None:
-        self._config = config
-        self._workers = workers
-        self._clock = clock
-        self._refusals = refusals
-        self._supervised = supervised
-        self._replayed = replayed
+        self._config, self._workers, self._clock, self._refusals = config, workers, clock, refusals
+        self._supervised, self._replayed = supervised, replayed
         self._receivers: dict[str, Receiver] = {}
         self._exchanges: dict[str, ClockExchange] = {}
         self._newest: dict[str, tuple[int, int]] = {}
@@ -251,18 +247,9 @@ class Session:
         """Whether it has begun and not ended."""
         return self._state != "ended" and self.control.started.is_set()
 
-    def predicted(
-        self,
-        trigger: Trigger,
-        answer: Answer,
-        present: list[bool],
-        newest_ns: list[int],
-        model: str,
-        began_ns: int,
-        done_ns: int,
-    ) -> list[bytes]:
+    def predicted(self, trigger: Trigger, answer: Answer, seen: Seen, model: str, asked_ns: Asked) -> list[bytes]:
         """The message of a prediction of what was due; arguments as for `Mode.predicted`."""
-        prediction = self.mode.predicted(trigger, answer, present, newest_ns, self.named(model), began_ns, done_ns)
+        prediction = self.mode.predicted(trigger, answer, seen, self.named(model), asked_ns)
         if not self.mode.replayed and self.mode.absent.keys() != self._absent.keys():
             self._absent = self.mode.absent
             self.publish_status("running" if self._state == "ready" else self._state)

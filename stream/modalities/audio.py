@@ -26,10 +26,10 @@ from mien.models.baseline import Person, find_person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
-from mien.stream.modalities.base import Health, Modality, Rows, SoundPiece
+from mien.stream.modalities.base import Modality, Rows, SoundPiece
 from mien.stream.modalities.resting import Resting
 from mien.stream.modalities.slots import SlotClock
-from mien.stream.modalities.sourced import Hearing
+from mien.stream.modalities.sourced import Detail, Hearing
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
@@ -270,23 +270,17 @@ class Audio(Hearing):
             yield self._place(self._extractor.push(chunk.samples))
         yield self._place(self._extractor.finish())
 
-    def _health(self, source: AudioSource) -> Health:
+    def _detail(self, source: AudioSource) -> Detail:
+        del source
         reference = self._extractor.reference
-        return Health(
-            state=source.state,
-            drops=dict(source.drops),
-            last_error=source.error,
-            detail={
-                "source": source.name,
-                "origin": source_origin(self._config.audio.source),
-                "chosen": self._chosen,
-                "level_db": self._level_db,
-                "voice": self._voice,
-                "reference": "none" if reference is None else "given" if reference.given else "running",
-                "reference_weight": 0.0 if reference is None else round(reference.weight, 3),
-                "realigned_rows": self._slots.slips,
-            },
-        )
+        return {
+            "origin": source_origin(self._config.audio.source),
+            "level_db": self._level_db,
+            "voice": self._voice,
+            "reference": "none" if reference is None else "given" if reference.given else "running",
+            "reference_weight": 0.0 if reference is None else round(reference.weight, 3),
+            "realigned_rows": self._slots.slips,
+        }
 
     def take_sound(self) -> list[SoundPiece]:
         pieces, self._pieces = self._pieces, []

@@ -13,6 +13,7 @@ from mien.stream.processes.plan import with_source
 from mien.stream.sources.audio import SourceChangeError, change_audio, open_audio
 from mien.stream.sources.source import AudioSource, Source
 
+Detail = dict[str, str | float | int | bool | None]
 AnySource = TypeVar("AnySource", bound=Source)
 
 
@@ -48,7 +49,11 @@ class Sourced(Modality, Generic[AnySource]):
         self._source.start(start_ns)
 
     def health(self) -> Health:
-        return Health(state="starting") if self._opened is None else self._health(self._opened)
+        source = self._opened
+        if source is None:
+            return Health(state="starting")
+        detail: Detail = {"source": source.name, "chosen": self._chosen, **self._detail(source)}
+        return Health(state=source.state, drops=dict(source.drops), last_error=source.error, detail=detail)
 
     def close(self) -> None:
         if self._opened is not None:
@@ -68,8 +73,8 @@ class Sourced(Modality, Generic[AnySource]):
         """
 
     @abstractmethod
-    def _health(self, source: AnySource) -> Health:
-        """How the modality is, once its source is open."""
+    def _detail(self, source: AnySource) -> Detail:
+        """What a status says of the modality beside its source's name, once that is open."""
 
 
 class Hearing(Sourced[AudioSource]):

@@ -35,7 +35,7 @@ from mien.models.text.encoder import (
 from mien.models.weights import weight_set
 from mien.stream.modalities.base import Health, Modality, Rows
 from mien.stream.modalities.phrases import PhraseReader
-from mien.stream.modalities.sourced import Hearing
+from mien.stream.modalities.sourced import Detail, Hearing
 from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
@@ -252,31 +252,34 @@ class Text(Hearing):
                 yield None
             yield job.result()
 
-    def _health(self, source: AudioSource) -> Health:
-        drops = dict(source.drops)
-        skipped_s = self._backlog.skipped_s + self._unheard_s
-        if skipped_s:
-            drops["skipped_ms"] = round(skipped_s * 1000)
-        if self._failures:
-            drops["asr_failures"] = self._failures
+    def health(self) -> Health:
+        health = super().health()
+        drops = {"skipped_ms": round(self._skipped_s * 1000), "asr_failures": self._failures}
+        lost = self._recogniser is None and health.state == "running"
+        return replace(
+            health,
+            state="degraded" if lost else health.state,
+            drops=health.drops | {cause: count for cause, count in drops.items() if count},
+            last_error=self._error or health.last_error,
+        )
+
+    def _detail(self, source: AudioSource) -> Detail:
+        del source
         sound_s, work_s = (sum(column) for column in zip(*self._busy, strict=True)) if self._busy else (0.0, 0.0)
         lag_ms = None
         if self._processed_ns is not None and not self._fast:
             lag_ms = round((self._clock.now_ns() - self._processed_ns) / NS_PER_MS)
-        lost = self._recogniser is None
-        return Health(
-            state="degraded" if lost and source.state == "running" else source.state,
-            drops=drops,
-            last_error=self._error or source.error,
-            detail={
-                "source": source.name,
-                "chosen": self._chosen,
-                "asr": self._config.text.asr,
-                "real_time_factor": round(work_s / sound_s, 3) if sound_s else None,
-                "lag_ms": lag_ms,
-                "skipped_s": round(skipped_s, 2),
-            },
-        )
+        return {
+            "asr": self._config.text.asr,
+            "real_time_factor": round(work_s / sound_s, 3) if sound_s else None,
+            "lag_ms": lag_ms,
+            "skipped_s": round(self._skipped_s, 2),
+        }
+
+    @property
+    def _skipped_s(self) -> float:
+        """Seconds of sound that were not heard."""
+        return self._backlog.skipped_s + self._unheard_s
 
     def close(self) -> None:
         super().close()

@@ -27,11 +27,11 @@ from mien.errors import CheckpointError, SourceError
 from mien.messages import Float32, ModalitySpec, UInt8
 from mien.models.baseline import LONGEST_STEP_S, Person, RunningRest, face_at_rest, find_person
 from mien.models.weights import SHIPPED, weight_set
-from mien.stream.modalities.base import Faces, Health, Modality, Picture, Rows
+from mien.stream.modalities.base import Faces, Modality, Picture, Rows
 from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop, find_in_still
 from mien.stream.modalities.head_pose import head_pose
 from mien.stream.modalities.resting import Resting
-from mien.stream.modalities.sourced import Sourced
+from mien.stream.modalities.sourced import Detail, Sourced
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import OpenVideo, open_video
@@ -348,24 +348,17 @@ class Vision(Sourced[VideoSource]):
                 stamps={"read": frame.read_ns},
             )
 
-    def _health(self, source: VideoSource) -> Health:
+    def _detail(self, source: VideoSource) -> Detail:
         width, height = self._size or (None, None)
-        return Health(
-            state=source.state,
-            drops=dict(source.drops),
-            last_error=source.error,
-            detail={
-                "source": source.name,
-                "faces": self._faces,
-                "following": self._all_faces.following if self._all_faces is not None else None,
-                "unclear": UNCLEAR if self._unclear else None,
-                "width": width,
-                "height": height,
-                "reopened": source.reopened,
-                "origin": source_origin(self._config.video.source),
-                "chosen": self._chosen,
-            },
-        )
+        return {
+            "faces": self._faces,
+            "following": self._all_faces.following if self._all_faces is not None else None,
+            "unclear": UNCLEAR if self._unclear else None,
+            "width": width,
+            "height": height,
+            "reopened": source.reopened,
+            "origin": source_origin(self._config.video.source),
+        }
 
     def picture(self) -> Picture | None:
         return self._picture
