@@ -8,9 +8,11 @@ from typing import ClassVar, Generic, TypeVar
 
 from mien.clock import Clock
 from mien.config import Config
+from mien.errors import SourceError, WorkerError
 from mien.stream.modalities.base import Health, Modality
 from mien.stream.processes.plan import with_source
-from mien.stream.sources.audio import SourceChangeError, change_audio, open_audio
+from mien.stream.sources.address import Device, address_of
+from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import AudioSource, Source
 
 Detail = dict[str, str | float | int | bool | None]
@@ -70,6 +72,7 @@ class Sourced(Modality, Generic[AnySource]):
 
         Raises:
             SourceError: it cannot be opened; the one before is used further.
+            WorkerError: nor can the one before.
         """
 
     @abstractmethod
@@ -88,8 +91,27 @@ class Hearing(Sourced[AudioSource]):
         super().__init__(config, clock, open_source)
 
     def _change(self, config: Config) -> None:
+        # The old one goes first: some systems do not open a device twice, and PortAudio finds new ones only while none
+        # is.
+        self._source.close()
         try:
-            self._opened = change_audio(self._source, self._config, config, self._clock, self._start_ns)
-        except SourceChangeError as error:
-            self._opened = error.kept
+            if isinstance(address_of(config.audio.source), Device):
+                from mien.stream.sources.microphone import look_anew
+
+                look_anew()
+            self._opened = self._started(config)
+        except (SourceError, OSError) as error:
+            try:
+                self._opened = self._started(self._config)
+            except SourceError as lost:
+                raise WorkerError(f"{error}; and the source before is gone: {lost}") from error
+            raise SourceError(str(error)) from error
+
+    def _started(self, config: Config) -> AudioSource:
+        opened = open_audio(config, self._clock)
+        try:
+            opened.start(self._start_ns)
+        except SourceError:
+            opened.close()
             raise
+        return opened

@@ -17,9 +17,9 @@ import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import Config
-from mien.errors import SourceError, WorkerError
+from mien.errors import SourceError
 from mien.messages import Float32
-from mien.stream.sources.address import Device, File, Url, address_of
+from mien.stream.sources.address import File, Url, address_of
 from mien.stream.sources.clip import SLOT_S, open_clip
 from mien.stream.sources.source import JOIN_NS, NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk
 
@@ -43,51 +43,6 @@ def open_audio(config: Config, clock: Clock) -> AudioSource:
     from mien.stream.sources.microphone import Microphone
 
     return Microphone(address.name, config, clock)
-
-
-def change_audio(old: AudioSource, before: Config, config: Config, clock: Clock, start_ns: int) -> AudioSource:
-    """Another source in place of an old one, which is closed; started.
-
-    The old one goes first: some systems do not open a device twice, and PortAudio finds new ones only while none is.
-
-    Args:
-        before, config: the configuration of the old one and of the new one. start_ns: as for `AudioSource.start`.
-
-    Raises:
-        SourceChangeError: the new one cannot be opened; holds the old one, started again.
-        WorkerError: nor can the old one.
-    """
-    old.close()
-    try:
-        if isinstance(address_of(config.audio.source), Device):
-            from mien.stream.sources.microphone import look_anew
-
-            look_anew()
-        return _started(config, clock, start_ns)
-    except (SourceError, OSError) as error:
-        try:
-            kept = _started(before, clock, start_ns)
-        except SourceError as lost:
-            raise WorkerError(f"{error}; and the source before is gone: {lost}") from error
-        raise SourceChangeError(str(error), kept) from error
-
-
-def _started(config: Config, clock: Clock, start_ns: int) -> AudioSource:
-    opened = open_audio(config, clock)
-    try:
-        opened.start(start_ns)
-    except SourceError:
-        opened.close()
-        raise
-    return opened
-
-
-class SourceChangeError(SourceError):
-    """Another source could not be opened. `kept` is the one before, started again."""
-
-    def __init__(self, text: str, kept: AudioSource) -> None:
-        super().__init__(text)
-        self.kept = kept
 
 
 class ClipSound(AudioSource):
