@@ -47,9 +47,9 @@ class Choosing:
 
     @property
     def workers(self) -> list[str]:
-        """The workers at which something can be chosen; none for a replay. Called under the collector's lock."""
+        """The workers at which something can be chosen; none for a replay, nor in a fleet. Called under the lock."""
         about = self._collector.about
-        if not self.allowed or (about is not None and about.origin == "replay"):
+        if not self.allowed or (about is not None and about.origin == "replay") or self._collector.is_elsewhere:
             return []
         names = ("video", "audio", "text")
         return [name for name in names if self._collector.status_age_s(name) < _ALIVE_S]

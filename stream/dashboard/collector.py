@@ -67,14 +67,9 @@ class Collector:
         self._watchers: dict[int, tuple[float, bool]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
-        # Made here, so that what is wrong with an endpoint or its keys is an error of the caller.
-        self._subscriber = Subscriber(bus.address(), session=session, keys=bus.keys)
-        sound_topic = topic("features", session, "audio") if session else b"features/"
-        self._audio = Receiver(bus.address("audio"), (sound_topic,), keys=bus.keys)
-        about_topic = topic("about", session) if session else b"about/"
-        self._about = Receiver(bus.address(), (about_topic,), keys=bus.keys)
-        self._video = Receiver(bus.address("video"), (), high_water_mark=4, keys=bus.keys)
+        self._bus, self._resting = bus, False
         self._subscribed: tuple[bytes, ...] = ()
+        self._connect()  # here, so that what is wrong with an endpoint or its keys is an error of the caller
 
     def start(self) -> None:
         """Begin to listen."""
@@ -92,6 +87,22 @@ class Collector:
     def unwatch(self, client: int) -> None:
         """A browser is gone. Called under the lock."""
         self._watchers.pop(client, None)
+
+    def rest(self, resting: bool) -> None:
+        """Listen no longer, or again: as long as a page would show many sessions as one."""
+        self._resting = resting
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a browser has asked lately."""
+        now_s = time.monotonic()
+        return any(now_s - at_s < _WATCH_S for at_s, _ in list(self._watchers.values()))
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the session's camera is served at another address than here, as in a fleet. Called under the lock."""
+        workers = self.about.config.get("bus", {}).get("workers", {}) if self.about is not None else {}
+        return bool(workers.get("video")) and workers["video"] != self._bus.address("video")
 
     @property
     def silent_s(self) -> float | None:
@@ -126,6 +137,12 @@ class Collector:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                if self._resting:
+                    self._disconnect()
+                    self._stopping.wait(0.1)
+                    continue
+                if not self._is_connected:
+                    self._connect()
                 predictions = self._subscriber.wait(0.02)
                 with self.lock:
                     self._hear(predictions)
@@ -134,10 +151,22 @@ class Collector:
                     self._hear_pictures()
                     self._follow_watchers()
         finally:
-            self._subscriber.close()
-            self._about.close()
-            self._audio.close()
-            self._video.close()
+            self._disconnect()
+
+    def _connect(self) -> None:
+        bus, session = self._bus, self._wanted_session
+        self._subscriber = Subscriber(bus.address(), session=session, keys=bus.keys)
+        sound_topic = topic("features", session, "audio") if session else b"features/"
+        self._audio = Receiver(bus.address("audio"), (sound_topic,), keys=bus.keys)
+        about_topic = topic("about", session) if session else b"about/"
+        self._about = Receiver(bus.address(), (about_topic,), keys=bus.keys)
+        self._video = Receiver(bus.address("video"), (), high_water_mark=4, keys=bus.keys)
+        self._subscribed, self._is_connected = (), True
+
+    def _disconnect(self) -> None:
+        for each in (self._subscriber, self._about, self._audio, self._video):
+            each.close()
+        self._is_connected = False
 
     def _hear(self, predictions: list[Prediction]) -> None:
         now_s = time.monotonic()

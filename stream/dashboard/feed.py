@@ -20,10 +20,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mien.clock import NS_PER_MS
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
-from mien.stream.dashboard.choosing import Choosing
 from mien.stream.dashboard.collector import Collector
+from mien.stream.dashboard.desks import Desk, Desks
 from mien.stream.dashboard.history import row_of
-from mien.stream.dashboard.recordings import Recordings
 
 INTERVAL_S = 1 / 15
 _clients = itertools.count()
@@ -51,10 +50,9 @@ _decode = msgspec.json.Decoder(Question).decode
 _encode = msgspec.json.Encoder().encode
 
 
-async def serve_feed(
-    socket: WebSocket, collector: Collector, recordings: Recordings, choosing: Choosing, span_ms: int
-) -> None:
+async def serve_feed(socket: WebSocket, desk: Desk, desks: Desks, span_ms: int) -> None:
     """Answer one browser until it goes away."""
+    collector = desk.collector
     await socket.accept()
     client = next(_clients)
     answered_s = 0.0
@@ -70,7 +68,7 @@ async def serve_feed(
             await asyncio.sleep(answered_s + INTERVAL_S - time.monotonic())
             answered_s = time.monotonic()
             with collector.lock:
-                reply = answer(question, collector, recordings, choosing, span_ms)
+                reply = answer(question, desk, desks.count, span_ms)
             await socket.send_bytes(reply)
     except (WebSocketDisconnect, RuntimeError):
         pass  # it left, also in the middle of an answer
@@ -79,8 +77,9 @@ async def serve_feed(
             collector.unwatch(client)
 
 
-def answer(question: Question, collector: Collector, recordings: Recordings, choosing: Choosing, span_ms: int) -> bytes:
-    """What is new for a page. Called under the collector's lock."""
+def answer(question: Question, desk: Desk, sessions: int, span_ms: int) -> bytes:
+    """What is new for a page. `sessions`: how many there are. Called under the collector's lock."""
+    collector, recordings = desk.collector, desk.recordings
     history = collector.history
     known = question.era == history.era
     row = max(question.row, history.first_row) if known else history.first_row
@@ -102,8 +101,9 @@ def answer(question: Question, collector: Collector, recordings: Recordings, cho
         "origin": view.origin(collector),
         "endpoint": collector.endpoint,
         "facts": view.facts(collector),
-        "record": recordings.state(view.shared(collector)),
-        "choosers": choosing.workers,
+        "sessions": sessions,
+        "record": None if collector.is_elsewhere else recordings.state(view.shared(collector)),
+        "choosers": desk.choosing.workers,
         "labels": recordings.can_label,
         "marks": recordings.marks,
         "note": _note(question, collector),

@@ -63,9 +63,7 @@ def build_page(version: str) -> None:
     """Lay out one page. `version` makes browsers fetch files anew that have changed."""
     ui.add_head_html(
         f'<link rel="stylesheet" href="/assets/dashboard.css?{version}">'
-        "<script>document.documentElement.lang = 'en';"
-        " document.documentElement.dataset.theme = localStorage.getItem('mien-theme') ||"
-        " (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');</script>"
+        f'<script src="/assets/theme.js?{version}"></script><script>document.documentElement.lang = "en";</script>'
     )
     with _box("div", "m-page"):
         _head()
@@ -95,6 +93,7 @@ def _head() -> None:
         _box("div", "m-badges js-badges").props('role="status" aria-live="polite"')
         _box("span", "m-source js-source")
         with _box("div", "m-tools"):
+            _text("a", "Sessions", "m-button js-sessions").props('href="/sessions" hidden title="all sessions"')
             _button("Pause", "js-pause").props('aria-pressed="false" title="look back over the last minutes (Space)"')
             _button("Record", "js-record is-rec").props('aria-pressed="false" hidden')
             _button("◐", "js-theme").props('title="light or dark" aria-label="light or dark"')

@@ -15,10 +15,10 @@ import msgspec
 from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
-from mien.stream.dashboard.calibrating import Calibrating, PeopleOrder
-from mien.stream.dashboard.choosing import Choosing, Wish
-from mien.stream.dashboard.collector import Collector
-from mien.stream.dashboard.recordings import Label, Recordings
+from mien.stream.dashboard.calibrating import PeopleOrder
+from mien.stream.dashboard.choosing import Wish
+from mien.stream.dashboard.desks import Desk, Desks
+from mien.stream.dashboard.recordings import Label
 from mien.stream.processes.priority import give_way
 
 ASSETS = Path(__file__).parent / "static"
@@ -109,29 +109,16 @@ def serve(
         MienError: the session's address or its keys cannot be used.
     """
     give_way()
-    collector = Collector(bus, session, config.minutes, pictures=not place.token)
-    recordings = Recordings(bus, session, config.recordings, allowed=not place.token, replayed=replayed)
-    choosing = Choosing(collector, bus, allowed=not place.token or config.control)
-    calibrating = Calibrating(collector, bus, choosing)
-    app = _build(place, config, collector, recordings, choosing, calibrating)
-    collector.start()
+    desks = Desks(config, bus, session, replayed, trusted=not place.token)
     try:
-        asyncio.run(serve_app(app, place, is_stopping, ready))
+        asyncio.run(serve_app(_build(place, config, desks), place, is_stopping, ready))
     finally:
-        recordings.stop()
-        collector.stop()
+        desks.close()
 
 
-def _build(
-    place: Place,
-    config: DashboardConfig,
-    collector: Collector,
-    recordings: Recordings,
-    choosing: Choosing,
-    calibrating: Calibrating,
-) -> object:
+def _build(place: Place, config: DashboardConfig, desks: Desks) -> object:
     from fastapi import FastAPI, Request, WebSocket
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
     from nicegui import ui
     from starlette.staticfiles import StaticFiles
 
@@ -144,8 +131,31 @@ def _build(
     app.add_middleware(Guard, port=place.port, token=place.token)
     app.mount("/assets", StaticFiles(directory=ASSETS))
 
+    def desk_of(asks: Request | WebSocket) -> Desk:
+        return desks.of(asks.query_params.get("session"))
+
     async def feed(socket: WebSocket) -> None:
-        await serve_feed(socket, collector, recordings, choosing, round(config.minutes * 60_000))
+        try:
+            desk = desk_of(socket)
+        except MienError as error:
+            await socket.close(1008, str(error))
+            return
+        await serve_feed(socket, desk, desks, round(config.minutes * 60_000))
+
+    async def all_sessions(_: Request) -> Response:
+        heard = desks.sessions
+        found = {
+            "endpoint": heard.endpoint if heard is not None else "",
+            "sessions": heard.rows() if heard is not None else [],
+        }
+        return Response(
+            msgspec.json.encode(found), media_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    async def grid(_: Request) -> Response:
+        if desks.sessions is None:
+            return RedirectResponse("/")  # only one is looked at
+        return FileResponse(ASSETS / "sessions.html", headers={"Cache-Control": "no-cache"})
 
     async def choose(request: Request) -> JSONResponse:
         try:
@@ -153,7 +163,7 @@ def _build(
         except msgspec.MsgspecError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         try:
-            return JSONResponse(await asyncio.to_thread(choosing.carry_out, wish))
+            return JSONResponse(await asyncio.to_thread(desk_of(request).choosing.carry_out, wish))
         except MienError as error:
             # That a worker is away for a moment is an answer to the question what there is, and no failure.
             return JSONResponse({"error": str(error)}, status_code=400 if wish.chooses else 200)
@@ -161,12 +171,13 @@ def _build(
     async def people(request: Request) -> JSONResponse:
         try:
             order = msgspec.json.decode(await request.body(), type=PeopleOrder)
-            return JSONResponse(await asyncio.to_thread(calibrating.carry_out, order))
+            return JSONResponse(await asyncio.to_thread(desk_of(request).calibrating.carry_out, order))
         except (MienError, msgspec.MsgspecError) as error:
             return JSONResponse({"error": str(error)}, status_code=400)
 
     async def record(request: Request) -> JSONResponse:
         try:
+            recordings = desk_of(request).recordings
             order = msgspec.json.decode(await request.body(), type=RecordOrder)
             if order.on:
                 path = await asyncio.to_thread(recordings.start, video=order.video, audio=order.audio)
@@ -178,6 +189,7 @@ def _build(
 
     async def label(request: Request) -> JSONResponse:
         try:
+            recordings = desk_of(request).recordings
             order = msgspec.json.decode(await request.body(), type=Label | None)
             said = await asyncio.to_thread(recordings.take_back if order is None else lambda: recordings.label(order))
         except (MienError, msgspec.MsgspecError) as error:
@@ -185,6 +197,8 @@ def _build(
         return JSONResponse({"said": said})
 
     app.router.add_websocket_route("/feed", feed)
+    app.router.add_route("/sessions", grid, methods=["GET"])
+    app.router.add_route("/sessions.json", all_sessions, methods=["GET"])
     app.router.add_route("/record", record, methods=["POST"])
     app.router.add_route("/choices", choose, methods=["POST"])
     app.router.add_route("/people", people, methods=["POST"])

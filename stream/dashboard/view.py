@@ -74,17 +74,15 @@ def shared(collector: Collector) -> dict[str, bool]:
 def picture_note(collector: Collector, wanted: bool) -> str:
     """Why the picture is as it is now; empty where it speaks for itself."""
     video = collector.statuses.get("video")
+    elsewhere = "the picture stays on the machine of its camera" if collector.is_elsewhere else ""
     if video is None or collector.status_age_s("video") > SILENT_S:
-        return "no camera process" if not collector.is_stale else ""
+        return "" if collector.is_stale else elsewhere or "no camera process"
     if video.state == "degraded":
         return video.last_error or "the camera is lost"
     preview = collector.preview
     if preview is None or collector.preview_age_s() > PICTURE_S:
-        return (
-            "previews are switched off"
-            if _config(collector, "video").get("preview") == "none"
-            else "waiting for the picture"
-        )
+        switched_off = _config(collector, "video").get("preview") == "none"
+        return elsewhere or ("previews are switched off" if switched_off else "waiting for the picture")
     if wanted and not preview.jpeg:
         return "the picture is switched off"
     return "" if len(preview.landmarks) else "no face in view"

@@ -8,7 +8,7 @@ let timer = null;
 
 async function tell(order) {
   try {
-    const answer = await fetch("/people", {
+    const answer = await fetch(`/people${location.search}`, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(order),
     });
     return await answer.json();

@@ -6,7 +6,7 @@ let signature = "";
 
 async function ask(wish) {
   try {
-    const answer = await fetch("/choices", {
+    const answer = await fetch(`/choices${location.search}`, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(wish),
     });
     return await answer.json();

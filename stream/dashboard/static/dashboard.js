@@ -4,11 +4,13 @@ import { drawCalibrating, wireCalibrating } from "./calibrating.js";
 import { drawChoosing, drawFaces, follow, placeOf, wireChoosing } from "./choosing.js";
 import { clearFrame, drawFrame, setEdges } from "./picture.js";
 import { AGE, CONFIDENCE, EMOTION, EMOTIONS, GATE, MODALITIES, RAW, SMOOTH, T, Timeline, colour } from "./timeline.js";
+import { fillScale, sentimentColour, set, showBadges, signed } from "./words.js";
 
 const WINDOW_MS = 60000;
 const STALE_MS = 2000;
 const EMPTY_MS = 5000; // without a prediction: then it is said what to start
 const CHART_MS = 200;
+const SESSION = new URLSearchParams(location.search).get("session"); // null: whichever is there
 const $ = (name) => document.querySelector(`.js-${name}`);
 const $$ = (name) => document.querySelectorAll(`.js-${name}`);
 
@@ -60,7 +62,7 @@ function theme(wanted) {
 // ---- the feed
 
 function connect() {
-  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/feed`);
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/feed${location.search}`);
   socket.binaryType = "arraybuffer";
   socket.onopen = () => { state.connected = true; state.edges = 0; ask(); };
   socket.onmessage = async (event) => {
@@ -86,6 +88,9 @@ async function take(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const news = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
   if (news.era !== state.era) Object.assign(state, { rows: [], sounds: [], drawn: 0, cursor: null });
+  // Where there are many, this page is for one of them.
+  if (news.sessions > 1 && SESSION === null) location.replace("/sessions");
+  $("sessions").hidden = news.sessions < 2;
   Object.assign(state, { era: news.era, row: news.row, sound: news.sound, words: news.words });
   state.rows.push(...news.rows);
   state.sounds.push(...news.sounds);
@@ -162,7 +167,7 @@ function draw() {
 }
 
 function drawBadges() {
-  set($("source"), [state.source, state.endpoint && `listening on ${state.endpoint}`].filter(Boolean).join(" · "));
+  set($("source"), [SESSION, state.source, state.endpoint && `listening on ${state.endpoint}`].filter(Boolean).join(" · "));
   let badges = state.badges || [];
   if (isLost()) {
     const seconds = state.heard ? Math.round((performance.now() - state.heard) / 1000) : 0;
@@ -173,17 +178,7 @@ function drawBadges() {
     badges = [["PAUSED", `PAUSED −${ago} s`], ...badges.filter(([kind]) => kind === "REC")];
     if (rowAt(state.cursor)?.[SMOOTH] === null) badges.push(["ABSTAINS", "ABSTAINED"]);
   }
-  const text = JSON.stringify(badges);
-  const box = $("badges");
-  if (box.dataset.shown === text) return;
-  box.dataset.shown = text;
-  box.replaceChildren(...badges.map(([kind, label]) => {
-    const badge = document.createElement("span");
-    badge.className = "m-badge";
-    badge.dataset.kind = kind;
-    badge.textContent = label;
-    return badge;
-  }));
+  showBadges($("badges"), badges);
 }
 
 function newest() {
@@ -212,11 +207,7 @@ function drawRow() {
   set($("number"), smooth === null ? "–" : signed(smooth));
   $("number").style.color = smooth === null ? "" : sentimentColour(smooth);
   set($("word"), smooth === null ? "no prediction" : describe(smooth));
-  const fill = $("fill").style;
-  const half = (Math.min(Math.abs(smooth ?? 0), 3) / 3) * 50;
-  fill.left = `${(smooth ?? 0) < 0 ? 50 - half : 50}%`;
-  fill.width = `${half}%`;
-  fill.background = smooth === null ? "" : sentimentColour(smooth);
+  fillScale($("fill").style, smooth);
   const shares = row && row[EMOTION] !== null ? row.slice(EMOTION, EMOTION + 7) : null;
   const top = shares ? shares.indexOf(Math.max(...shares)) : -1;
   set($("top"), shares ? EMOTIONS[top] : "–");
@@ -323,19 +314,6 @@ function describe(value) {
   const size = Math.abs(value);
   if (size < 0.25) return "neutral";
   return `${size < 1 ? "slightly " : size > 2 ? "very " : ""}${value > 0 ? "positive" : "negative"}`;
-}
-
-function signed(value) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
-}
-
-function sentimentColour(value) {
-  const part = Math.min(Math.abs(value) / 1.5, 1);
-  return `color-mix(in oklab, var(--${value < 0 ? "negative" : "positive"}) ${Math.round(100 * part)}%, var(--middle))`;
-}
-
-function set(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }
 
 function drawWords() {
@@ -562,7 +540,7 @@ async function label(value) {
 
 async function send(method, path, body) {
   try {
-    const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    const answer = await fetch(path + location.search, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
     return await answer.json();
   } catch (error) {
     return { error: "the dashboard does not answer" };

@@ -1,0 +1,186 @@
+"""All sessions of an address, for the page that shows them side by side: a fleet's gateway has thousands.
+
+Statuses are heard all the time, which is one message a second and process. Predictions are asked for only while the
+page is open, and then one a second and session, of the few fields that it shows (`mien.stream.bus.parts`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mien.config import BusConfig
+from mien.errors import WireError
+from mien.messages import Prediction, Status
+from mien.stream.bus.parts import decode_part, part_topic
+from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.wire import decode_status
+from mien.stream.dashboard.collector import STALE_S
+
+_SHOWN = ("sentiment_smooth", "top_emotion", "confidence", "abstains")
+_RATE_HZ = 1.0
+_SILENT_S = 2.5  # a process says how it is once a second
+_FRESH_S = 3.0  # as long as a prediction is shown
+_WATCHED_S = 5.0  # after the page last asked
+_FORGOTTEN_S = 600.0  # a session that is silent for so long
+_MOST = 100_000
+_QUEUED = 20_000  # two seconds of thousands of sessions
+_SPEAKING = ("ready", "running", "degraded")
+
+
+class SessionRow(msgspec.Struct, frozen=True):
+    """A session as the page shows it.
+
+    Attributes:
+        state: as its inference says, "degraded" where a worker of it is, or "silent". note: what is amiss.
+        sentiment: smoothed, -3 to 3; None where there is no current prediction, as of those that follow.
+        emotion, confidence: the most probable, and how probable it is.
+        per_second: predictions. p50_ms, p99_ms: from frame read to published.
+    """
+
+    name: str
+    state: str
+    sentiment: float | None
+    emotion: str | None
+    confidence: float | None
+    per_second: float
+    p50_ms: float | None
+    p99_ms: float | None
+    note: str
+
+
+@dataclass
+class _Heard:
+    statuses: dict[str, tuple[float, Status]] = field(default_factory=dict)
+    prediction: Prediction | None = None
+    predicted_s: float = -math.inf
+    heard_s: float = 0.0
+
+
+class Sessions:
+    """Listens, in a thread.
+
+    Args:
+        bus: where predictions are published. crowded: told whether more than one session speaks, when that changes.
+
+    Raises:
+        MienError: the address or its keys cannot be used.
+    """
+
+    def __init__(self, bus: BusConfig, crowded: Callable[[bool], None] = lambda _: None) -> None:
+        self.endpoint = bus.address()
+        self._receiver = Receiver(bus.address(), (b"status/",), _QUEUED, bus.keys)
+        self._part = part_topic(None, _SHOWN, _RATE_HZ)
+        self._heard: dict[str, _Heard] = {}
+        self._asked_s = -math.inf
+        self._lock = threading.Lock()
+        self._crowded, self._count = crowded, 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnect."""
+        self._stopping.set()
+        self._thread.join(5)
+
+    @property
+    def count(self) -> int:
+        """How many speak now; as of half a second ago."""
+        return self._count
+
+    def rows(self) -> list[SessionRow]:
+        """All of them, by name. Asks for predictions, which come as long as this is called again and again."""
+        with self._lock:
+            self._asked_s = now_s = time.monotonic()
+            return [_row(name, heard, now_s) for name, heard in sorted(self._heard.items())]
+
+    def _run(self) -> None:
+        asks, looked_s = False, 0.0
+        try:
+            while not self._stopping.is_set():
+                self._receiver.socket.poll(50)
+                now_s = time.monotonic()
+                with self._lock:
+                    for frames in self._receiver.drain(_QUEUED):
+                        self._take(frames, now_s)
+                    wanted = now_s - self._asked_s < _WATCHED_S
+                    if now_s - looked_s > 0.5:
+                        looked_s = now_s
+                        self._look(now_s)
+                if wanted != asks:
+                    asks = wanted
+                    (self._receiver.socket.subscribe if wanted else self._receiver.socket.unsubscribe)(self._part)
+        finally:
+            self._receiver.close()
+
+    def _take(self, frames: list[bytes], now_s: float) -> None:
+        try:
+            said = decode_status(frames) if frames[0].startswith(b"status/") else decode_part(frames)
+        except WireError:
+            return
+        heard = self._heard.get(said.session)
+        if heard is None:
+            if len(self._heard) >= _MOST:
+                return
+            heard = self._heard[said.session] = _Heard()
+        heard.heard_s = now_s
+        if isinstance(said, Status):
+            heard.statuses[said.worker] = now_s, said
+        else:
+            heard.prediction, heard.predicted_s = said, now_s
+
+    def _look(self, now_s: float) -> None:
+        for name in [name for name, heard in self._heard.items() if now_s - heard.heard_s > _FORGOTTEN_S]:
+            del self._heard[name]
+        before, self._count = self._count, sum(_speaks(heard, now_s) for heard in self._heard.values())
+        if (before > 1) != (self._count > 1):
+            self._crowded(self._count > 1)
+
+
+def _speaks(heard: _Heard, now_s: float) -> bool:
+    at_s, status = heard.statuses.get("inference", (-math.inf, None))
+    return status is not None and status.state in _SPEAKING and now_s - at_s < _SILENT_S
+
+
+def _row(name: str, heard: _Heard, now_s: float) -> SessionRow:
+    at_s, inference = heard.statuses.get("inference", (-math.inf, None))
+    if inference is None:
+        return SessionRow(name, "silent", None, None, None, 0.0, None, None, "nothing predicts it")
+    state, notes = str(inference.state), [inference.last_error or ""]
+    speaks = _speaks(heard, now_s)
+    if speaks:
+        others = [status for worker, (_, status) in sorted(heard.statuses.items()) if worker != "inference"]
+        amiss = [status for status in others if status.state in ("degraded", "failed")]
+        state = "degraded" if amiss else state
+        notes += [f"{status.worker}: {status.last_error or status.state}" for status in amiss]
+    elif inference.state in _SPEAKING:
+        state = "silent"
+        notes.append(f"silent for {now_s - at_s:.0f} s")
+    said = heard.prediction if speaks and now_s - heard.predicted_s < max(_FRESH_S, STALE_S) else None
+    if said is not None and said.abstains:
+        notes.append(said.abstains)
+    detail = inference.detail
+    return SessionRow(
+        name,
+        state,
+        _rounded(said.sentiment_smooth if said is not None else None),
+        said.top_emotion if said is not None else None,
+        _rounded(said.confidence if said is not None else None),
+        round(inference.fps, 1) if speaks else 0.0,
+        _rounded(detail.get("latency_p50_ms") if speaks else None),
+        _rounded(detail.get("latency_p99_ms") if speaks else None),
+        "; ".join(dict.fromkeys(filter(None, notes))),
+    )
+
+
+def _rounded(value: object) -> float | None:
+    return round(float(value), 2) if isinstance(value, int | float) else None

@@ -1,0 +1,121 @@
+"""All sessions of an address: how each is, what costs nothing while nobody looks, and the desk of one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mien.clock import NS_PER_S
+from mien.config import BusConfig, DashboardConfig
+from mien.errors import BusError
+from mien.messages import EMOTIONS, Prediction, Status, WorkerState
+from mien.stream.bus.sockets import Publisher
+from mien.stream.bus.wire import encode_prediction, encode_status
+from mien.stream.dashboard.desks import Desks
+from mien.stream.dashboard.sessions import SessionRow, Sessions
+from tests.ports import free_ports
+from tests.waiting import wait_until
+
+
+class Station:
+    """Says what a gateway would."""
+
+    def __init__(self) -> None:
+        self.bus = BusConfig(port=free_ports())
+        self.publisher = Publisher(self.bus.endpoint(), self.bus)
+        self.states: dict[str, WorkerState] = {}
+        self.silent: set[str] = set()
+        self.parts = 0
+        self._seq, self._said_s = 0, 0.0
+
+    def speak(self) -> None:
+        """A status of each session, and a prediction, ten times a second."""
+        self.publisher.service()
+        if time.monotonic() - self._said_s < 0.1:
+            return
+        self._said_s = time.monotonic()
+        self._seq += 1
+        for number, (name, state) in enumerate(self.states.items()):
+            if name in self.silent:
+                continue
+            self.say(name, state, fps=10.0, detail={"latency_p50_ms": 7.0, "latency_p99_ms": 21.0})
+            emotions = {each: 0.4 if each == "happy" else 0.1 for each in EMOTIONS}
+            said = Prediction(
+                session=name, run=1, seq=self._seq, t_end_ns=self._seq * NS_PER_S // 10, sentiment=0.0,
+                sentiment_smooth=number - 1.0, emotions=emotions, confidence=0.4,
+                gates={"vision": 1.0, "audio": 0.0, "text": 0.0}, age_ms={"vision": 0.0, "audio": None, "text": None},
+            )  # fmt: skip
+            self.parts += len(self.publisher.parts)
+            self.publisher.send_parts(said)
+            self.publisher.send(encode_prediction(said))
+
+    def say(self, name: str, state: WorkerState, worker: str = "inference", **more) -> None:  # type: ignore[no-untyped-def]
+        said = Status(session=name, worker=worker, run=1, t_ns=time.time_ns(), state=state, pid=1, **more)
+        self.publisher.send(encode_status(said))
+
+
+@pytest.fixture
+def station() -> Iterator[Station]:
+    opened = Station()
+    yield opened
+    opened.publisher.close()
+
+
+def by_name(sessions: Sessions) -> dict[str, SessionRow]:
+    return {row.name: row for row in sessions.rows()}
+
+
+def test_every_session_is_shown_as_it_is(station: Station) -> None:
+    crowded: list[bool] = []
+    sessions = Sessions(station.bus, crowded.append)
+    sessions.start()
+    try:
+        station.states = {"b": "running", "a": "running"}
+        wait_until(lambda: sessions.count == 2, "both", meanwhile=station.speak)
+        assert crowded == [True]
+        assert station.parts == 0, "nobody looks, and predictions are sent"
+        wait_until(
+            lambda: all(row.sentiment is not None for row in sessions.rows()), "sentiment", meanwhile=station.speak
+        )
+        found = by_name(sessions)
+        assert list(found) == ["a", "b"]
+        assert (found["b"].sentiment, found["a"].sentiment) == (-1.0, 0.0)
+        assert found["a"] == SessionRow("a", "running", 0.0, "happy", 0.4, 10.0, 7.0, 21.0, "")
+        station.say("a", "degraded", "video", last_error="the camera is lost")
+        wait_until(lambda: by_name(sessions)["a"].state == "degraded", "trouble", meanwhile=station.speak)
+        assert "video: the camera is lost" in by_name(sessions)["a"].note
+        station.silent = {"b"}
+        wait_until(lambda: by_name(sessions)["b"].state == "silent", "silence", meanwhile=station.speak)
+        assert by_name(sessions)["b"].sentiment is None
+        station.say("b", "failed", last_error="its node is lost")
+        wait_until(lambda: by_name(sessions)["b"].state == "failed", "a gap", meanwhile=station.speak)
+        assert by_name(sessions)["b"].note == "its node is lost"
+        wait_until(lambda: crowded == [True, False], "one that is left", meanwhile=station.speak)
+    finally:
+        sessions.stop()
+
+
+def test_many_sessions_are_not_heard_as_one_and_each_has_a_desk(station: Station, tmp_path: Path) -> None:
+    desks = Desks(DashboardConfig(recordings=str(tmp_path)), station.bus, None, None, trusted=True)
+    try:
+        first = desks.of(None).collector
+        station.states = {"a": "running"}
+        wait_until(lambda: first.prediction is not None, "the only one", meanwhile=station.speak)
+        station.states = {"a": "running", "b": "running"}
+        wait_until(lambda: desks.count == 2, "both", meanwhile=station.speak)
+        wait_until(lambda: b"prediction/" not in station.publisher.subscriptions, "rest", meanwhile=station.speak)
+        other = desks.of("b").collector
+        wait_until(lambda: other.prediction is not None, "one of them", meanwhile=station.speak)
+        assert other.prediction is not None
+        assert other.prediction.session == "b"
+        assert desks.of("b").collector is other
+        with pytest.raises(BusError, match="name"):
+            desks.of("../b")
+        station.states = {"a": "running"}
+        before = first.prediction
+        wait_until(lambda: first.prediction is not before, "the one that is left", meanwhile=station.speak)
+    finally:
+        desks.close()
