@@ -16,6 +16,7 @@ import mien
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.errors import WireError
+from mien.stream.bus import clock_exchange
 from mien.stream.bus.clock_exchange import (
     ClockAnswer,
     ClockExchange,
@@ -23,6 +24,7 @@ from mien.stream.bus.clock_exchange import (
     answer_question,
     decode_answer,
     moved,
+    this_boot,
 )
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.subscriber import Subscriber
@@ -83,6 +85,39 @@ def test_all_times_of_a_message_move_together() -> None:
     assert later.stamps == {"read": 2_500}
 
 
+@pytest.mark.parametrize("answer", ["elsewhere", "unknown", "wrong"])
+def test_what_another_machine_says_of_its_clock_is_measured(port: int, answer: str) -> None:
+    """From elsewhere, from a program that knows no `boot`, and from a container whose clocks are its own."""
+    ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
+    boot = {"elsewhere": "0" * 16, "unknown": "", "wrong": this_boot()}[answer]
+    anchor_ns = ours.anchor_ns - 500 * NS_PER_S if answer == "wrong" else theirs.anchor_ns
+
+    def say(question: bytes) -> list[bytes]:
+        now_ns = theirs.now_ns()
+        said = ClockAnswer(1, now_ns, now_ns, boot, anchor_ns)
+        return [question, b"\x01", msgspec.json.encode(said)]
+
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
+    receiver = Receiver(publisher.endpoint, (b"features/",))
+    exchange = ClockExchange(receiver, "default", ours)
+    try:
+        publisher.tell_time(say)
+        until_s = time.monotonic() + 30
+        while exchange.run is None:
+            assert time.monotonic() < until_s
+            exchange.tick()
+            publisher.service()
+            for frames in receiver.drain():
+                exchange.hear(frames, ours.now_ns())
+            time.sleep(0.002)
+        estimate = exchange.estimate()
+        assert estimate is not None
+        assert 0 < abs(estimate[0] - 3 * NS_PER_S) <= estimate[1]
+    finally:
+        receiver.close()
+        publisher.close()
+
+
 def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(port: int) -> None:
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
@@ -102,14 +137,17 @@ def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(po
             assert exchange.to_ours(features(1, run=run + 5)) is None, "a run whose clock is not known"
             estimate = exchange.estimate()
             assert estimate is not None
-            assert abs(estimate[0] - 3 * NS_PER_S) <= estimate[1]
+            assert estimate == (theirs.anchor_ns - ours.anchor_ns, 0)  # known: both are on this machine
         assert not any(prefix.startswith(b"clock/") for prefix in publisher.subscriptions)
     finally:
         receiver.close()
         publisher.close()
 
 
-def test_the_bound_holds_where_the_process_is_interrupted_while_it_asks(port: int) -> None:
+def test_the_bound_holds_where_the_process_is_interrupted_while_it_asks(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock_exchange, "this_boot", lambda: "")  # as between two machines
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
     publisher.tell_time(lambda question: answer_question(question, 1, theirs))
@@ -225,7 +263,9 @@ def test_capture_on_a_host_with_another_clock_gives_right_ages(port: int, ahead_
             process.terminate()
             process.wait(20)
     error_ms = float(str(detail["audio.clock_error_ms"]))
-    assert abs(float(str(detail["audio.clock_offset_ms"])) - ahead_s * 1000) <= error_ms
+    assert error_ms == 0 or sys.platform != "linux"  # on one machine nothing is estimated
+    # Their anchors were read one after the other.
+    assert abs(float(str(detail["audio.clock_offset_ms"])) - ahead_s * 1000) <= error_ms + 1
     # As if captured here: neither refused as from the future, nor seconds old.
     assert not drops.get("future")
     assert min(float(p.age_ms["audio"] or 0.0) for p in voiced) < 1000.0
