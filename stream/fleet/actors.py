@@ -46,8 +46,8 @@ class Actors:
         self._ray, self._plan, self._guarded = ray, plan, guarded
         self._namespace = namespace(plan.fleet)
 
-    def member(self, kind: Kind, name: str, node: Node, room: int, gateway: str) -> tuple[About, Any]:
-        """A capture host or a pool on a node."""
+    def member(self, kind: Kind, name: str, node: Node, room: int, gateway: str, spare: bool) -> tuple[About, Any]:
+        """A capture host or a pool on a node. `spare`: whether no session waits for it."""
         plan = self._plan
         cpus = plan.capture.cpus * room if kind == "capture" else plan.pools.cpus
         gpus = plan.pools.gpus if kind == "pool" else 0.0
@@ -69,7 +69,7 @@ class Actors:
             )
         else:
             base = msgspec.json.encode(plan.base)
-            handle = made.remote(plan.fleet, name, host, base, room, guarded=self._guarded, about=said)
+            handle = made.remote(plan.fleet, name, host, base, room, guarded=self._guarded, about=said, spare=spare)
         return about, handle
 
     def gateway(self, nodes: list[Node]) -> Any:

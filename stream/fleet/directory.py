@@ -44,7 +44,7 @@ class Directory(Placement):
     def __init__(self, plan: bytes, guarded: bool) -> None:
         super().__init__(quiet_ray(), msgspec.msgpack.decode(plan, type=Plan), guarded)
         self._guarded = guarded
-        self._problem = self._gateway_key = ""
+        self._problem = ""
         self._keys: dict[str, Trusted] = {}
         self._orders: dict[str, list[Order]] = {}
         self._suspect_until_s: dict[str, float] = {}
@@ -66,8 +66,8 @@ class Directory(Placement):
     def condition(self) -> bytes:
         """A `report.FleetCondition`, as JSON."""
         with self._lock:
-            said = reports.condition(self._roster, self._address, self._began_s, os.getpid(), self._problem)
-            return msgspec.json.encode(msgspec.structs.replace(said, gateway_key=self._gateway_key))
+            said = reports.condition(self._roster, self._door, self._began_s, os.getpid(), self._problem)
+            return msgspec.json.encode(said)
 
     def move(self, session: str, to: str = "", capture: bool = False) -> str:
         """Predict a session elsewhere; with `capture`, capture it elsewhere too. `to` is a node's name or id.
@@ -178,12 +178,12 @@ class Directory(Placement):
             answer = self._gateway.hear(self._ray)
             if answer is not None:
                 said = msgspec.json.decode(answer, type=GatewayReport)
-                self._address, self._gateway_key = said.address, said.key
+                self._door = said
                 self._gateway.version_there = said.version
                 self._gateway.dirty |= said.pools < len(self._gateway.pools_there or ())
                 self._problem = ""
             elif self._gateway.died and now_s - self._gateway.heard_s > _AGAIN_S:
-                self._problem, self._address = f"the gateway: {self._gateway.error}", ""
+                self._problem, self._door = f"the gateway: {self._gateway.error}", GatewayReport(-1, "")
                 self._gateway = None
 
     def _take(self, member: Member, link: ActorLink, answer: bytes) -> None:
@@ -234,6 +234,7 @@ class Directory(Placement):
 
     def _give_up(self, member: Member, why: str) -> None:
         """A member is gone, or as good as: whatever it may still send is cut off, and its sessions go elsewhere."""
+        self._lost_s = time.monotonic()
         for held in self._roster.drop(member, why):
             held.run = self._issue()
             if member.kind == "capture":

@@ -62,6 +62,7 @@ class FleetExporter:
             captured.add_metric(name, node.captures)
             up.add_metric(name, float(node.state == "up"))
         yield from (cpus, free, captured, up)
+        yield from _of_gateway(found)
 
     def _health(self) -> tuple[int, bytes]:
         said = self._look()
@@ -81,6 +82,7 @@ def _of_sessions(found: FleetCondition) -> Iterator[Metric]:
     p99 = GaugeMetricFamily("mien_fleet_session_latency_p99_seconds", "Frame read to published.", labels=labels)
     made = CounterMetricFamily("mien_fleet_session_predictions", "Predictions made.", labels=["session"])
     moves = CounterMetricFamily("mien_fleet_session_moves", "Times it went elsewhere.", labels=["session"])
+    drops = CounterMetricFamily("mien_fleet_session_drops", "Not used or taken in.", labels=["session", "cause"])
     for session in found.sessions:
         where = [session.name, session.node, session.pool]
         up.add_metric(where, float(session.state in (*_WELL, "degraded")))
@@ -90,7 +92,11 @@ def _of_sessions(found: FleetCondition) -> Iterator[Metric]:
             p99.add_metric(where, session.p99_ms / 1e3)
         made.add_metric([session.name], session.predictions)
         moves.add_metric([session.name], session.moves)
-    yield from (states, up, rate, p50, p99, made, moves)
+        for cause, count in session.drops.items():
+            drops.add_metric([session.name, cause], count)
+    refused = GaugeMetricFamily("mien_fleet_sessions_refused", "Sessions of the plan that cannot run.")
+    refused.add_metric([], len(found.problems))
+    yield from (states, refused, up, rate, p50, p99, made, moves, drops)
 
 
 def _of_pools(found: FleetCondition) -> Iterator[Metric]:
@@ -106,3 +112,17 @@ def _of_pools(found: FleetCondition) -> Iterator[Metric]:
         cpu.add_metric(where, pool.cpu_percent / 100)
         memory.add_metric(where, pool.rss_mb * 2**20)
     yield from (sessions, room, cpu, memory)
+
+
+def _of_gateway(found: FleetCondition) -> Iterator[Metric]:
+    up = GaugeMetricFamily("mien_fleet_gateway_up", "1 while the gateway serves.")
+    up.add_metric([], float(bool(found.gateway)))
+    forwarded = GaugeMetricFamily("mien_fleet_gateway_pools", "Pools that the gateway forwards.")
+    forwarded.add_metric([], found.forwarded)
+    floods = CounterMetricFamily("mien_fleet_gateway_floods", "All subscribers cut off: one asked for too many topics.")
+    floods.add_metric([], found.floods)
+    amiss = GaugeMetricFamily("mien_fleet_problem", "1 while something ails the whole fleet.")
+    amiss.add_metric([], float(bool(found.problem)))
+    age = GaugeMetricFamily("mien_fleet_directory_age_seconds", "For how long the directory has run.")
+    age.add_metric([], found.since_s)
+    yield from (up, forwarded, floods, amiss, age)

@@ -93,6 +93,7 @@ class Served(msgspec.Struct, frozen=True):
     predictions: int = 0
     error: str = ""
     absent: dict[str, str] = {}
+    drops: dict[str, int] = {}
 
 
 class PoolReport(msgspec.Struct, frozen=True):
@@ -132,6 +133,6 @@ class GatewayReport(msgspec.Struct, frozen=True):
 
     version: int
     key: str
-    address: str
+    address: str = ""
     pools: int = 0
     floods: int = 0

@@ -7,11 +7,13 @@ from typing import Any
 
 from mien.stream.fleet.actors import Actors
 from mien.stream.fleet.link import ActorLink
+from mien.stream.fleet.orders import GatewayReport
 from mien.stream.fleet.plan import Plan
 from mien.stream.fleet.roster import About, Held, Kind, Member, Node, Roster, demand
 
 _BUSY_S = 10.0
 _DEMAND_S = 5.0
+_RECOVERY_S = 15.0  # after a loss
 
 
 class Placement:
@@ -26,8 +28,9 @@ class Placement:
         self._roster, self._actors = Roster(plan), Actors(ray, plan, guarded)
         self._links: dict[str, ActorLink] = {}
         self._gateway: ActorLink | None = None
-        self._address = ""
+        self._door = GatewayReport(-1, "")  # what the gateway said last
         self._number, self._last_number = 0, int(time.time() * 1000)
+        self._lost_s = 0.0  # when a member was
         self._demanded: Any = None
         self._demanded_s = 0.0
 
@@ -38,8 +41,7 @@ class Placement:
         for node in roster.nodes.values():
             if node.drained:
                 self._empty(node)
-        while len([p for p in roster.of("pool") if not p.leaving]) < self._plan.pools.fewest and self._add_pool():
-            pass
+        self._add_spares(now_s)
         for held in roster.sessions.values():
             if not held.capture and not held.left_capture:
                 self._place_capture(held)
@@ -54,6 +56,20 @@ class Placement:
                     self._end(member)
         self._demand(now_s)
 
+    def _add_spares(self, now_s: float) -> None:
+        """As many pools as there are to be at least; after a loss, when its sessions are predicted again elsewhere.
+
+        Starting one takes seconds of a processor, which they need first.
+        """
+        there = [pool for pool in self._roster.of("pool") if not pool.leaving]
+        recovers = any(held.gap and held.moves and not held.problem for held in self._roster.sessions.values())
+        if recovers and any(pool.ready for pool in there) and now_s - self._lost_s < _RECOVERY_S:
+            return
+        lost = self._lost_s > 0
+        for _ in range(len(there), self._plan.pools.fewest):
+            if self._add_pool(spare=lost) is None:
+                return
+
     def _demand(self, now_s: float) -> None:
         """What the fleet needs in all, for an autoscaler; said again when it has changed."""
         if now_s - self._demanded_s < _DEMAND_S:
@@ -67,7 +83,7 @@ class Placement:
             request_resources(bundles=bundles)
 
     def _place_capture(self, held: Held) -> None:
-        if self._plan.recording.folder and not self._address:
+        if self._plan.recording.folder and not self._door.address:
             return  # a recorder hears predictions there
         choice = self._roster.choose_capture(held)
         if isinstance(choice, str):
@@ -171,13 +187,13 @@ class Placement:
         self._last_number = max(self._last_number + 1, int(time.time() * 1000))
         return self._last_number
 
-    def _add_pool(self, avoid: str = "") -> Member | None:
+    def _add_pool(self, avoid: str = "", *, spare: bool = False) -> Member | None:
         node = self._roster.choose_pool_node(avoid)
-        return None if isinstance(node, str) else self._add("pool", node, self._plan.pools.sessions)
+        return None if isinstance(node, str) else self._add("pool", node, self._plan.pools.sessions, spare)
 
-    def _add(self, kind: Kind, node: Node, room: int) -> Member:
+    def _add(self, kind: Kind, node: Node, room: int, spare: bool = False) -> Member:
         self._number += 1
-        about, handle = self._actors.member(kind, f"{kind}-{self._number}", node, room, self._address)
+        about, handle = self._actors.member(kind, f"{kind}-{self._number}", node, room, self._door.address, spare)
         return self._enter(about, handle)
 
     def _enter(self, about: About, handle: Any) -> Member:

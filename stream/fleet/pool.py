@@ -21,6 +21,7 @@ from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import PoolOrder, PoolReport, Served
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Order
+from mien.stream.processes.priority import hold_back
 
 _READY_S = 180.0
 _STOP_S = 2.0
@@ -33,11 +34,20 @@ class PoolHost(Ordered[PoolOrder]):
 
     Args:
         fleet, host, guarded: as for `CaptureHost`. name: the pool's. base: what its process is configured by.
-        room: how many sessions it holds.
+        room: how many sessions it holds. spare: whether no session waits for it, so that it may start slowly.
     """
 
     def __init__(
-        self, fleet: str, name: str, host: str, base: bytes, room: int, *, guarded: bool, about: bytes = b""
+        self,
+        fleet: str,
+        name: str,
+        host: str,
+        base: bytes,
+        room: int,
+        *,
+        guarded: bool,
+        about: bytes = b"",
+        spare: bool = False,
     ) -> None:
         super().__init__(NodeKeys(fleet), PoolOrder, about)
         keys = self._keys.folder if guarded else ""
@@ -50,6 +60,8 @@ class PoolHost(Ordered[PoolOrder]):
         # On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
+        self._held_back = spare
+        hold_back(self._child.process.pid, held=spare)
         self._wanted: dict[str, Assignment] = {}
         self._told: dict[str, Assignment] = {}
         self._refused: dict[str, tuple[int, str, float]] = {}  # run, why, and when to try again
@@ -61,6 +73,9 @@ class PoolHost(Ordered[PoolOrder]):
         self._thread.start()
 
     def _apply(self, wanted: PoolOrder) -> PoolReport:
+        if self._held_back and (wanted.assignments or self._child.ready):
+            self._held_back = False
+            hold_back(self._child.process.pid, held=False)
         if wanted.assignments is not None:
             self._version = wanted.version
             self._wanted = {each.config.session: each for each in wanted.assignments}
@@ -134,6 +149,7 @@ class PoolHost(Ordered[PoolOrder]):
             int(_number(status.detail.get("predictions")) or 0),
             status.last_error or "",
             absent,
+            status.drops,
         )
 
     def _follow(self) -> None:

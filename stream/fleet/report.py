@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from mien.stream.fleet.orders import GatewayReport
 from mien.stream.fleet.plan import Problem
 from mien.stream.fleet.roster import Held, Roster
 
@@ -22,6 +23,7 @@ class SessionCondition(msgspec.Struct, frozen=True):
             captured, or its capture says what is wrong), "ended" (its clip), "failed" (its capture does not start).
         node, pool: where it is captured, and by whom predicted. run: of its predictions.
         moves: how often it had to go elsewhere. note: what is amiss, or was last.
+        drops: what its present run did not use or take in, by cause, as in a `Status`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class SessionCondition(msgspec.Struct, frozen=True):
     moves: int = 0
     source: str = ""
     note: str = ""
+    drops: dict[str, int] = {}
 
 
 class PoolCondition(msgspec.Struct, frozen=True):
@@ -72,7 +75,8 @@ class FleetCondition(msgspec.Struct, frozen=True):
         gateway: where its sessions are subscribed to. since_s: for how long the directory runs.
         states: how many sessions are in each. problems: sessions of the plan that cannot run.
         problem: what ails the whole fleet; empty if nothing does.
-        gateway_key: public, for those who subscribe from elsewhere.
+        gateway_key: public, for those who subscribe from elsewhere. forwarded: how many pools it forwards.
+        floods: how often it cut off all subscribers because one asked for far too many topics.
     """
 
     fleet: str
@@ -86,9 +90,11 @@ class FleetCondition(msgspec.Struct, frozen=True):
     directory_pid: int
     problem: str = ""
     gateway_key: str = ""
+    forwarded: int = 0
+    floods: int = 0
 
 
-def condition(roster: Roster, gateway: str, began_s: float, pid: int, problem: str = "") -> FleetCondition:
+def condition(roster: Roster, gateway: GatewayReport, began_s: float, pid: int, problem: str = "") -> FleetCondition:
     """How everything is now. `began_s` is the directory's beginning, in Unix time; `problem`, what ails the whole."""
     sessions = tuple(_session(held, roster) for held in roster.sessions.values())
     pools = tuple(
@@ -119,9 +125,21 @@ def condition(roster: Roster, gateway: str, began_s: float, pid: int, problem: s
         for node in roster.nodes.values()
     )
     states = dict(Counter[str](session.state for session in sessions).most_common())
-    since_s = time.time() - began_s
-    problems = roster.plan.problems
-    return FleetCondition(roster.plan.fleet, gateway, since_s, states, sessions, pools, nodes, problems, pid, problem)
+    return FleetCondition(
+        roster.plan.fleet,
+        gateway.address,
+        time.time() - began_s,
+        states,
+        sessions,
+        pools,
+        nodes,
+        roster.plan.problems,
+        pid,
+        problem,
+        gateway.key,
+        gateway.pools,
+        gateway.floods,
+    )
 
 
 def _session(held: Held, roster: Roster) -> SessionCondition:
@@ -162,6 +180,7 @@ def _session(held: Held, roster: Roster) -> SessionCondition:
         held.moves,
         said.label if said else "",
         "; ".join(dict.fromkeys(filter(None, notes))),
+        served.drops if served else {},
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 _NICE = 5
+_HELD = 10
+_LAST = 19
 _AUTOGROUP = Path("/proc/self/autogroup")
 _AGAIN_S = 0.12  # Linux takes one such change in a tenth of a second, of all processes
 
@@ -49,12 +51,27 @@ def _give_way_as_group() -> None:
     Priorities then count only within a session. Every process of mien that another started leads one of its own; that
     of a terminal is left as it is.
     """
-    if os.getsid(0) != os.getpid():
-        return
+    if os.getsid(0) == os.getpid():
+        _bound_group(_AUTOGROUP, _NICE, _LAST)
+
+
+def hold_back(process: int, *, held: bool) -> None:
+    """Let a process that leads a session of its own give way to all others while it is held back, and no longer.
+
+    Without effect where the processor is not shared among autogroups: what gives way by its own priority could not take
+    that back.
+    """
+    if sys.platform == "linux":
+        _bound_group(Path(f"/proc/{process}/autogroup"), _HELD if held else 0, _LAST if held else 0)
+
+
+def _bound_group(autogroup: Path, least: int, most: int) -> None:
+    """Have the priority of an autogroup within these, both included."""
     for _ in range(10):
         try:
-            if int(_AUTOGROUP.read_text().split()[-1]) < _NICE:
-                _AUTOGROUP.write_text(f"{_NICE}\n")
+            now = int(autogroup.read_text().split()[-1])
+            if not least <= now <= most:
+                autogroup.write_text(f"{min(max(now, least), most)}\n")
             return
         except BlockingIOError:
             time.sleep(_AGAIN_S)

@@ -70,11 +70,11 @@ class Machines:
         """A method of the directory."""
         return ray.get(getattr(self._directory, method).remote(*arguments), timeout=30)
 
-    def kill_actor(self, name: str, which: int = 0) -> list[int]:
-        """SIGKILL to a process of an actor: its own, or another that it names. Returns all it named."""
+    def kill_actor(self, name: str, which: int = 0, number: int = signal.SIGKILL) -> list[int]:
+        """A signal to a process of an actor: its own, or another that it names. Returns all it named."""
         actor = ray.get_actor(name, namespace=cluster.namespace(self._fleet))
         pids = ray.get(actor.processes.remote(), timeout=10)
-        os.kill(pids[which], signal.SIGKILL)
+        os.kill(pids[which], number)
         return list(pids)
 
     def actors(self) -> list[str]:
@@ -82,9 +82,9 @@ class Machines:
         named = ray.util.list_named_actors(all_namespaces=True)
         return sorted(a["name"] for a in named if a["namespace"] == cluster.namespace(self._fleet))
 
-    def id(self, number: int) -> str:
-        """A node's id."""
-        return str(self._nodes[number].node_id)
+    def ids(self) -> list[str]:
+        """Of nodes, by their numbers."""
+        return [str(node.node_id) for node in self._nodes]
 
     def kill_node(self, number: int) -> int:
         """SIGKILL to a raylet and its workers. Returns how many processes that were."""
@@ -109,10 +109,23 @@ class Machines:
                 entry[2] += 1
         return found
 
+    def demanded(self) -> list[dict[str, float]]:
+        """What an autoscaler would be asked for."""
+        from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        return list(json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"[]"))
+
+    def stop(self) -> None:
+        """The fleet; another can be started then."""
+        self.call("stop")
+        ray.kill(self._directory)
+        ray.shutdown()
+
     def end(self) -> None:
         """The fleet, then Ray."""
         with suppress(Exception):
-            self.call("stop")
+            self.stop()
         ray.shutdown()
         self._cluster.shutdown()
 

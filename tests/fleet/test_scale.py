@@ -44,18 +44,23 @@ source = "synthetic:1"
 
 
 def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Path) -> None:
-    path = tmp_path / "fleet.toml"
-    path.write_text(PLAN.format(port=free_ports(1), count=SESSIONS), encoding="utf-8")
+    path, memory = tmp_path / "fleet.toml", dict[int, float]()
     driver = Driver(marked, tmp_path, nodes=2)
     try:
         before = driver("usage")
+        for count in (1, SESSIONS // 4):  # to compare memory with
+            start(driver, path, count)
+            driver.wait(lambda f: settled(f) >= 0.98, PATIENCE_S)
+            memory[count] = held_mb(driver)
+            driver("stop")
         began_s = time.monotonic()
-        driver("start", str(path))
+        start(driver, path, SESSIONS)
         registered_s = timed(driver, "condition")[0]
         found = driver.wait(lambda f: settled(f) >= 0.98, PATIENCE_S)
         took_s = time.monotonic() - began_s
         print(f"\n{SESSIONS} sessions: known after {registered_s:.2f} s, predicted after {took_s:.0f} s")
         assert len(found["sessions"]) == SESSIONS
+        memory[SESSIONS] = held_mb(driver)
         asked = [timed(driver, "condition")[0] for _ in range(10)]
         moved_s, _ = timed(driver, "call", "move", "s-0001")
         driver.wait(lambda f: by_name(f)["s-0001"]["moves"] == 1 and settled(f) >= 0.98, PATIENCE_S)
@@ -63,14 +68,31 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
         drained_s, _ = timed(driver, "call", "drain", node)
         began_s = time.monotonic()
         driver.wait(lambda f: not left_on(f, node) and settled(f) >= 0.98, PATIENCE_S)
+        each = {count: (memory[count] - memory[1]) / count for count in list(memory)[1:]}
+        print("of directory, gateway, pools and their actors, beyond those of one session: "
+              + ", ".join(f"{mb * 1024:.0f} KiB each of {count}" for count, mb in each.items()))  # fmt: skip
+        # Linear, but for what a process takes by chance.
+        assert memory[SESSIONS] - memory[1] <= 1.5 * SESSIONS * max(each[SESSIONS // 4], 0.0) + 100
         print(f"status answers in {max(asked):.2f} s at most, move in {moved_s:.2f}, drain in {drained_s:.2f}; "
               f"the node was empty and all predicted after {time.monotonic() - began_s:.0f} s")  # fmt: skip
-        for kind, (cpu_s, memory, count) in sorted(driver("usage").items()):
+        for kind, (cpu_s, rss, count) in sorted(driver("usage").items()):
             was = before.get(kind, [0, 0, 0])
-            print(f"  {kind}: {count:.0f} processes, {memory:.0f} MiB (before {was[1]:.0f}), {cpu_s:.0f} s of CPU")
+            print(f"  {kind}: {count:.0f} processes, {rss:.0f} MiB (before {was[1]:.0f}), {cpu_s:.0f} s of CPU")
     finally:
         driver.close()
     assert marked.wait_gone(30) == []
+
+
+def start(driver: Driver, path: Path, count: int) -> None:
+    """A fleet of so many sessions."""
+    path.write_text(PLAN.format(port=free_ports(1), count=count), encoding="utf-8")
+    driver("start", str(path))
+
+
+def held_mb(driver: Driver) -> float:
+    """What the fleet's own processes hold; what makes its rows is none of it."""
+    ours = ("Directory", "GatewayActor", "CaptureHost", "PoolHost", "inference")
+    return sum(rss for kind, (_, rss, _) in driver("usage").items() if kind in ours)
 
 
 def timed(driver: Driver, *call: Any) -> tuple[float, Any]:

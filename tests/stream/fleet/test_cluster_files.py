@@ -12,6 +12,32 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).parents[3] / "configs" / "fleet"
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_POD = {"type": "object", "required": ["spec"]}
+_COUNT = {"type": "integer", "minimum": 0}
+
+
+def _table(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+
+
+# What KubeRay 1.5 takes in `spec` of a RayCluster (ray-operator/apis/ray/v1/raycluster_types.go), as far as it is used.
+_SPEC = _table(
+    ["headGroupSpec"],
+    rayVersion={"type": "string", "pattern": r"^2\.(5[2-9]|[6-9]\d)\.\d+$"},  # with tokens
+    authOptions=_table([], mode={"enum": ["disabled", "token"]}),
+    enableInTreeAutoscaling={"type": "boolean"},
+    autoscalerOptions=_table([], idleTimeoutSeconds=_COUNT, upscalingMode={"enum": ["Default", "Aggressive"]}),
+    headGroupSpec=_table(["template"], rayStartParams=_TEXTS, template=_POD, labels=_TEXTS, resources=_TEXTS),
+    workerGroupSpecs={
+        "type": "array",
+        "items": _table(
+            ["groupName", "template", "minReplicas", "maxReplicas"],
+            groupName={"type": "string"}, replicas=_COUNT, minReplicas=_COUNT, maxReplicas=_COUNT, numOfHosts=_COUNT,
+            rayStartParams=_TEXTS, template=_POD, labels=_TEXTS, resources=_TEXTS,
+        ),
+    },
+)  # fmt: skip
 
 
 def test_rays_launcher_knows_every_key() -> None:
@@ -32,13 +58,15 @@ def test_kubernetes_gets_a_cluster_with_a_token_and_closed_ports() -> None:
     }
     assert set(documents) == {"RayCluster", "Service", "NetworkPolicy"}
     spec = documents["RayCluster"]["spec"]
+    jsonschema.validate(spec, _SPEC)
+    assert documents["RayCluster"]["apiVersion"] == "ray.io/v1"
+    assert spec["authOptions"]["mode"] == "token"
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for group in groups:
+        assert not {"labels", "resources"} & group["rayStartParams"].keys(), "the operator refuses these"
         container = group["template"]["spec"]["containers"][0]
         values = {entry["name"]: entry.get("value") for entry in container["env"]}
-        assert values["RAY_AUTH_MODE"] == "token"
         assert values["RAY_USAGE_STATS_ENABLED"] == "0"
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         assert container["resources"]["limits"].keys() == {"cpu", "memory"}
     open_to_all = [rule for rule in documents["NetworkPolicy"]["spec"]["ingress"] if "from" not in rule]
     assert [port["port"] for rule in open_to_all for port in rule["ports"]] == [5560]

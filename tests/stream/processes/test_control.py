@@ -12,6 +12,7 @@ import pytest
 
 from mien.errors import MienError
 from mien.stream.processes.child import open_log
+from mien.stream.processes.priority import hold_back
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
@@ -58,6 +59,22 @@ def test_a_process_that_leads_its_session_gives_way_to_other_sessions(leads: boo
     )  # fmt: skip
     before, after = map(int, ran.stdout.split())
     assert after == (max(before, 5) if leads else before)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="this system shares the processor among processes"
+)
+def test_another_process_is_held_back_and_let_go() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        said = []
+        for held in (True, True, False):
+            hold_back(process.pid, held=held)
+            said.append(int(Path(f"/proc/{process.pid}/autogroup").read_text().split()[-1]))
+        assert said == [10, 10, 0]
+    finally:
+        process.communicate(b"\n")
+    hold_back(process.pid, held=True)  # one that has ended is no error
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a file of another user")
