@@ -31,7 +31,7 @@ from mien.stream.bus.wire import VERSION_BYTE, open_frames, parse, topic
 
 _KEPT = 64
 _EAGER = 24  # exchanges at first, before one a second is enough
-_EAGER_NS, _CALM_NS = 80 * NS_PER_MS, NS_PER_S
+_EAGER_NS, _CALM_NS, _KNOWN_NS = 80 * NS_PER_MS, NS_PER_S, 10 * NS_PER_S
 _PATIENCE_NS = 3 * NS_PER_S  # an answer that takes longer is worth nothing
 _DRIFT = 100e-6  # two crystals part by at most so much
 _ANSWER_BYTES = 256
@@ -162,6 +162,8 @@ class ClockExchange:
         self._offset.add(asked_ns, answer.received_ns, answer.sent_ns, heard_ns)
         is_here = answer.boot != "" and answer.boot == this_boot()
         self._known_ns = answer.anchor_ns - self._clock.anchor_ns if is_here else None
+        if self._known_ns is not None and self.estimate() == (self._known_ns, 0):
+            self._due_ns = heard_ns + _KNOWN_NS // 2 + secrets.randbelow(_KNOWN_NS)
 
     def estimate(self) -> tuple[int, int] | None:
         """Offset and error in ns, as `ClockOffset.estimate`; without an error on one machine."""

@@ -50,15 +50,18 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
         before = driver("usage")
         for count in (1, SESSIONS // 4):  # to compare memory with
             start(driver, path, count)
+            began_s = time.monotonic()
             driver.wait(lambda f: settled(f) >= 0.98, PATIENCE_S)
             memory[count] = held_mb(driver)
+            print(f"\n{count} sessions: predicted after {time.monotonic() - began_s:.0f} s", flush=True)
             driver("stop")
         began_s = time.monotonic()
         start(driver, path, SESSIONS)
         registered_s = timed(driver, "condition")[0]
+        print(f"{SESSIONS} sessions: known after {registered_s:.2f} s", flush=True)
         found = driver.wait(lambda f: settled(f) >= 0.98, PATIENCE_S)
         took_s = time.monotonic() - began_s
-        print(f"\n{SESSIONS} sessions: known after {registered_s:.2f} s, predicted after {took_s:.0f} s")
+        print(f"{SESSIONS} sessions: predicted after {took_s:.0f} s", flush=True)
         assert len(found["sessions"]) == SESSIONS
         memory[SESSIONS] = held_mb(driver)
         asked = [timed(driver, "condition")[0] for _ in range(10)]

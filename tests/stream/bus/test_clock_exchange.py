@@ -134,6 +134,7 @@ def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(po
                 for frames in receiver.drain():
                     exchange.hear(frames, ours.now_ns())
                 time.sleep(0.002)
+            assert exchange.due_ns > ours.now_ns() + 3 * NS_PER_S, "what is known is asked for again and again"
             assert exchange.to_ours(features(1, run=run + 5)) is None, "a run whose clock is not known"
             estimate = exchange.estimate()
             assert estimate is not None
