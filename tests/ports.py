@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
-# Under those that a system gives to outgoing connections: a port that was free a moment ago stays so.
-RANGE = (10_000, 32_000)
+# Under those that a system gives to outgoing connections: a port that was free a moment ago stays so. Processes
+# that run tests side by side have parts of their own.
+_PART = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+RANGE = (10_000 + 5_500 * _PART, 15_500 + 5_500 * _PART)
 
 
 def free_ports(count: int = 4) -> int:

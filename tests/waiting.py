@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
@@ -29,3 +29,21 @@ def wait_until(
             meanwhile()
         time.sleep(0.01)
     return value
+
+
+def wait_for_items(
+    take: Callable[[], Iterable[_Value]],
+    count: int = 1,
+    *,
+    timeout_s: float = 60.0,
+    meanwhile: Callable[[], object] | None = None,
+) -> list[_Value]:
+    """So many items or more of those that `take` returns, which come bit by bit."""
+    got: list[_Value] = []
+
+    def enough() -> bool:
+        got.extend(take())
+        return len(got) >= count
+
+    wait_until(enough, f"item {count}", timeout_s=timeout_s, meanwhile=meanwhile)
+    return got

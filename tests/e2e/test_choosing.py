@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
+from mien.install import SAMPLE
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.recording.reader import open_recording
 from tests.e2e.browser import Page, Program, assets, await_predictions, chromium, dashboard, open_page
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.ports import free_ports
 from tests.stream.pictures import beside, head, write_clip
+from tests.waiting import wait_until
 
 pytest.importorskip("nicegui", reason="needs the dashboard's packages")
 __all__ = ["assets", "chromium", "open_page"]  # fixtures
@@ -35,9 +36,10 @@ class Place:
     def statuses(self) -> dict[str, dict[str, Any]]:
         """What each process says of itself now."""
         with Subscriber(f"tcp://127.0.0.1:{self.port}") as subscriber:
-            until_s = time.monotonic() + 10
-            while not subscriber.statuses.keys() >= {"video", "audio", "text"} and time.monotonic() < until_s:
-                subscriber.wait(0.2)
+            wait_until(
+                lambda: subscriber.statuses.keys() >= {"video", "audio", "text"},
+                meanwhile=lambda: subscriber.wait(0.2),
+            )
             return {worker: dict(status.detail) for worker, status in subscriber.statuses.items()}
 
     def follow(self, *arguments: str) -> dict[str, Any]:
@@ -127,12 +129,16 @@ def test_camera_and_microphone_are_picked_on_the_page(
     recorder = Program("record", str(recording), "--port", str(place.port))
     page = open_page(place.url)
     inference = place.session.process.pid, page.tab.evaluate("window.mien.state.era")
-    for worker, name in (("video", SAMPLE.name), ("audio", "another voice.mp4")):
+
+    def pick(worker: str, name: str) -> None:
         select = page.tab.locator(f".js-pick-{worker} select")
-        page.wait(lambda select=select, name=name: name in select.inner_text())
+        page.wait(lambda: name in select.inner_text())
         assert select.evaluate("each => each.selectedOptions.length") == 1
         select.select_option(label=name)
-        page.wait(lambda worker=worker, name=name: place.statuses()[worker]["source"] == name)
+        page.wait(lambda: place.statuses()[worker]["source"] == name)
+
+    pick("video", SAMPLE.name)
+    pick("audio", "another voice.mp4")
     page.wait(lambda: place.statuses()["text"]["source"] == "another voice.mp4")
     page.wait(lambda: page.tab.evaluate("window.mien.state.source") == f"{SAMPLE.name}, another voice.mp4")
     page.wait(lambda: page.tab.evaluate("window.mien.state.frame?.faces.length") == 1)

@@ -85,7 +85,7 @@ def test_a_hung_worker_does_not_outlive_its_supervisor(port: int) -> None:
         process_of(session, "video").send_signal(signal.SIGSTOP)
         session.kill()
         session.wait()
-        _, alive = psutil.wait_procs(children, timeout=5)
+        _, alive = psutil.wait_procs(children, timeout=30)
         for child in alive:
             child.kill()
         assert not alive

@@ -20,13 +20,14 @@ import soxr
 import zmq
 
 import mien
+from mien.install import SAMPLE
 from mien.messages import FeatureWindow
 from mien.models.data.dataset_files import read_dataset
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import decode_features, json_schema
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
-from tests.e2e.conftest import SAMPLE, command, comparable, run_json
+from tests.e2e.conftest import command, comparable, run_json
 from tests.needs import run_program
 from tests.stream.pictures import write_clip
 from tests.stream.sources.media import RATE, write_tracks
@@ -133,7 +134,7 @@ def eager_listener(port: int) -> zmq.Socket[bytes]:
     A clip that is played in full does not wait for anybody but the inference process, and an ordinary receiver, which
     asks a port that nobody has at growing intervals, may miss half of it.
     """
-    socket = zmq.Context.instance().socket(zmq.SUB)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     socket.setsockopt(zmq.RECONNECT_IVL, 2)
     socket.setsockopt(zmq.RCVHWM, 10_000)
     socket.subscribe(b"features/")
@@ -209,19 +210,20 @@ def mien_json(*arguments: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def running(port: int, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+def running(port: int, *arguments: str, stderr: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
     """A looping sample in the background, predicting; ended when the test is over, however it ends."""
     process = subprocess.Popen(
         command("run", "--clip", str(SAMPLE), "--loop", "--asr", "none", "--port", str(port), *arguments),
         stdin=subprocess.DEVNULL,
-        **({"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | streams),
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
     )
     try:
         first_prediction(port, process)
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=15)
+        process.communicate(timeout=60)
 
 
 def first_prediction(port: int, process: subprocess.Popen[bytes], patience_s: float = 180) -> mien.Prediction:
@@ -247,11 +249,11 @@ def test_ctrl_c_ends_every_process_and_prints_the_summary(port: int, number: sig
         children = family(process)
         assert len(children) == 3
         process.send_signal(number)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
         assert process.returncode == 0
         assert b"predictions in" in said
         assert b"Traceback" not in said
-        _, alive = psutil.wait_procs(children, timeout=2)
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive
 
 
@@ -261,7 +263,7 @@ def test_when_the_supervisor_is_killed_nothing_is_left_and_the_ports_are_free(po
         children = family(process)
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(children, timeout=5)
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive
     with running(port, "--session", "orphans") as again:
         assert again.poll() is None
@@ -279,7 +281,7 @@ def test_a_killed_worker_is_missed_said_to_be_missing_and_comes_back(port: int) 
         back = next(p for p in stream if p.gates["vision"] > 0.0)
         assert back.run == masked.run, "inference itself never stopped"
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     assert b"the video process died" in said.replace(b"\n", b" ")
 
 

@@ -55,10 +55,10 @@ def test_a_pickle_that_asks_for_memory_does_not_get_it(tmp_path: Path) -> None:
     """An entry numbered 2^31: the unpickler in C would reserve 32 GB for those before it."""
     path = tmp_path / "mosi.pkl"
     path.write_bytes(b"\x80\x02}r\x00\x00\x00\x80X\x05\x00\x00\x00trainr\xff\xff\xff\xff}s.")
-    began_s = time.monotonic()
+    began_s = time.process_time()
     with pytest.raises(DataError):
         read_mmsa(path, allow_pickle=True)
-    assert time.monotonic() - began_s < 20
+    assert time.process_time() - began_s < 20
 
 
 def test_an_array_of_no_rows_but_endless_steps_is_refused(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Capturing(Modality):
     prepare = start = rows = health = close = None  # type: ignore[assignment]
 
 
-Capturing.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+Capturing.__abstractmethods__ = frozenset()
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def test_other_subscribers_see_no_offers(port: int) -> None:
 def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) -> None:
     set_up = config(port)
     with worker(set_up) as (publisher, modality, choosing):
-        sender = zmq.Context.instance().socket(zmq.XSUB)
+        sender: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
         sender.connect(publisher.endpoint)
         sender.send(frame)
         wait_until(lambda: choosing.refused == 1)

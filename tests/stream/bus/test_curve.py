@@ -39,8 +39,8 @@ def publisher_of(server: Keyring, port: int) -> Publisher:
     return Publisher(f"tcp://127.0.0.1:{port}", BusConfig(keys=str(server.folder)))
 
 
-def arrives(publisher: Publisher, receiver: Receiver, within_s: float) -> bool:
-    """Whether what is published arrives in time."""
+def arrives(publisher: Publisher, receiver: Receiver, within_s: float = 60.0) -> bool:
+    """Whether what is published arrives; within far more time than it takes on a machine that is busy."""
     until_s = time.monotonic() + within_s
     while time.monotonic() < until_s:
         publisher.send(MESSAGE)
@@ -57,7 +57,7 @@ def test_a_machine_on_the_list_receives_and_one_that_is_not_gets_nothing(
     server.add("known", known.identity().public)
     publisher = publisher_of(server, port)
     receivers = [Receiver(publisher.endpoint, (b"",), keys=keyring.folder) for keyring in (known, unknown)]
-    assert arrives(publisher, receivers[0], 10)
+    assert arrives(publisher, receivers[0])
     assert not arrives(publisher, receivers[1], 1)
     assert publisher.refused >= 1
     assert sum(publisher.subscriptions.values()) == 1
@@ -68,11 +68,11 @@ def test_a_machine_on_the_list_receives_and_one_that_is_not_gets_nothing(
 
 def test_a_client_without_keys_sees_nothing_and_can_send_nothing(server: Keyring, port: int) -> None:
     publisher = publisher_of(server, port)
-    plain = zmq.Context.instance().socket(zmq.XSUB)
+    plain: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
     plain.setsockopt(zmq.LINGER, 0)
     plain.connect(publisher.endpoint)
     own = Receiver(publisher.endpoint, (b"prediction/",), keys=server.folder)  # this machine's own process
-    assert arrives(publisher, own, 10)
+    assert arrives(publisher, own)
     plain.send(b"\x01features/")
     for _ in range(100):
         publisher.send(MESSAGE)
@@ -101,7 +101,7 @@ def test_a_publisher_that_is_not_the_one_that_is_known_is_not_listened_to(
     plain.close()
     server.add("known", known.identity().public)
     real = publisher_of(server, port)
-    assert arrives(real, receiver, 10)
+    assert arrives(real, receiver)
     for endpoint in (receiver, real):
         endpoint.close()
 
@@ -112,15 +112,15 @@ def test_revoking_a_machine_disconnects_it_and_the_others_come_back(tmp_path: Pa
     server.add("staying", staying.identity().public)
     publisher = publisher_of(server, port)
     gone, stays = (Receiver(publisher.endpoint, (b"",), keys=keyring.folder) for keyring in (leaving, staying))
-    assert arrives(publisher, gone, 10)
-    assert arrives(publisher, stays, 10)
+    assert arrives(publisher, gone)
+    assert arrives(publisher, stays)
     Keyring(server.folder).revoke("leaving")  # as another process does it
-    wait_until(lambda: publisher.send(MESSAGE) or publisher.refused)
+    wait_until(lambda: publisher.refused, meanwhile=lambda: publisher.send(MESSAGE))
     list(gone.drain(10_000))
     assert not arrives(publisher, gone, 1)
-    assert arrives(publisher, stays, 10)
+    assert arrives(publisher, stays)
     server.add("leaving", leaving.identity().public)
-    assert arrives(publisher, gone, 10), "and it may be let in again"
+    assert arrives(publisher, gone), "and it may be let in again"
     for endpoint in (gone, stays, publisher):
         endpoint.close()
 
@@ -130,7 +130,7 @@ def test_a_revoked_publisher_is_no_longer_listened_to(tmp_path: Path, server: Ke
     server.add("known", known.identity().public)
     publisher = publisher_of(server, port)
     receiver = Receiver(publisher.endpoint, (b"",), keys=known.folder)
-    assert arrives(publisher, receiver, 10)
+    assert arrives(publisher, receiver)
     Keyring(known.folder).revoke("server")
     wait_until(lambda: not arrives(publisher, receiver, 0.5))
     with pytest.raises(KeysError, match=r"mien keys add NAME KEY --host 10\.9\.8\.7"):
@@ -146,7 +146,7 @@ def test_refusals_are_counted_and_logged_now_and_then_without_any_key(
     strangers = [client(tmp_path / str(number), server) for number in range(5)]
     with caplog.at_level(logging.DEBUG):
         receivers = [Receiver(publisher.endpoint, (b"",), keys=stranger.folder) for stranger in strangers]
-        wait_until(lambda: publisher.service() or publisher.refused >= 5)
+        wait_until(lambda: publisher.refused >= 5, meanwhile=publisher.service)
     assert len(caplog.records) <= 1
     for keyring in (server, *strangers):
         identity = keyring.identity()
@@ -169,7 +169,7 @@ def test_every_address_of_this_machine_can_be_served_with_keys(server: Keyring, 
     publisher = Publisher(config.endpoint(), config)
     assert config.address() == f"tcp://127.0.0.1:{port}"
     receiver = Receiver(config.address(), (b"",), keys=config.keys)
-    assert arrives(publisher, receiver, 10)
+    assert arrives(publisher, receiver)
     for endpoint in (receiver, publisher):
         endpoint.close()
 

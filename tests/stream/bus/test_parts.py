@@ -20,6 +20,7 @@ from mien.stream.bus.wire import encode_prediction
 from tests.stream.bus.test_sockets import wait_for
 from tests.stream.bus.test_subscriber import served
 from tests.stream.bus.test_wire import PREDICTION
+from tests.waiting import wait_for_items
 
 
 @pytest.fixture
@@ -51,8 +52,7 @@ def test_only_what_was_chosen_is_sent_and_others_see_no_change(publisher: Publis
         wait_for(lambda: len(publisher.subscriptions) >= 3, publisher)
         for prediction in predictions(5):
             publish(publisher, prediction)
-        got: list[Prediction] = []
-        wait_for(lambda: got.extend(chosen.poll()) or len(got) >= 5, publisher)
+        got = wait_for_items(chosen.poll, 5, meanwhile=publisher.service)
         seen = [plain.recv_multipart() for _ in range(5)]
         assert chosen.lost == 0
     plain.close(0)
@@ -75,10 +75,8 @@ def test_fewer_predictions_are_no_loss_and_each_session_has_its_own_pace(publish
         for pair in zip(predictions(100, "a"), predictions(100, "b"), strict=True):
             for prediction in pair:
                 publish(publisher, prediction)
-        got: list[Prediction] = []
-        wait_for(lambda: got.extend(every.poll()) or len(got) >= 40, publisher)
-        slow: list[Prediction] = []
-        wait_for(lambda: slow.extend(b.poll()) or len(slow) >= 4, publisher)
+        got = wait_for_items(every.poll, 40, meanwhile=publisher.service)
+        slow = wait_for_items(b.poll, 4, meanwhile=publisher.service)
         assert every.lost == b.lost == 0
     assert {each.session: [p.seq for p in got if p.session == each.session] for each in got} == {
         name: list(range(0, 100, 5)) for name in "ab"

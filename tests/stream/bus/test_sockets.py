@@ -16,7 +16,7 @@ from mien.config import BusConfig
 from mien.errors import BusError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.bus.sockets import Publisher, Receiver
-from tests.waiting import wait_until
+from tests.waiting import wait_for_items, wait_until
 
 CONFIG = BusConfig(high_water_mark=8)
 
@@ -53,8 +53,7 @@ def test_a_subscriber_gets_only_its_topics(port: int) -> None:
     publisher.send(message(1, b"prediction/other/"))
     publisher.send(message(2, b"prediction/mine/"))
     receiver = Receiver(publisher.endpoint, (b"prediction/mine/",))
-    got: list[list[bytes]] = []
-    wait_until(lambda: got.extend(receiver.drain()) or got, meanwhile=publisher.service)
+    got = wait_for_items(receiver.drain, meanwhile=publisher.service)
     assert {frames[0] for frames in got} == {b"prediction/mine/"}
     receiver.close()
     publisher.close()
@@ -75,10 +74,9 @@ def test_a_stalled_subscriber_loses_messages_and_costs_the_publisher_nothing(por
     newest = [b"prediction/default/", b"newest", big]
     publisher.send(newest)
 
-    def arrived() -> bool:
-        return any(frames[1] == b"newest" for frames in reader.drain()) or publisher.send(newest) is not None
-
-    wait_until(arrived, meanwhile=publisher.service)
+    wait_until(
+        lambda: any(frames[1] == b"newest" for frames in reader.drain()), meanwhile=lambda: publisher.send(newest)
+    )
     assert len(list(stalled.drain(1000))) < 500, "the queue of a subscriber that does not read is bounded"
     for endpoint in (stalled, reader):
         endpoint.close()
@@ -115,9 +113,8 @@ def test_a_receiver_outlives_its_publisher(port: int) -> None:
     for number in range(2):
         publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
         publisher.send(message(number))
-        got: list[bytes] = []
-        wait_until(lambda g=got: g.extend(f[2] for f in receiver.drain()) or g, meanwhile=publisher.service)  # type: ignore[misc]
-        assert got[-1] == str(number).encode()
+        got = wait_for_items(receiver.drain, meanwhile=publisher.service)
+        assert got[-1][2] == str(number).encode()
         publisher.close()
     receiver.close()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from mien.stream.bus.wire import decode_status
 from mien.stream.fleet.gateway import Gateway
 from mien.stream.fleet.orders import GatewayOrder, GatewayReport
 from tests.ports import free_ports
+from tests.waiting import wait_for_items, wait_until
 
 TOPIC = b"prediction/a/"
 FLOOD = f"""
@@ -33,7 +35,7 @@ time.sleep(5)
 
 
 @pytest.fixture(autouse=True)
-def own_state(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
@@ -53,23 +55,25 @@ def pools() -> Iterator[list[Publisher]]:
         pool.close()
 
 
-def tell(gateway: Gateway, version: int, *pools: Publisher, **more) -> GatewayReport:  # type: ignore[no-untyped-def]
-    order = GatewayOrder(version, tuple(pool.address for pool in pools), **more)
+def tell(gateway: Gateway, version: int, *pools: Publisher, gaps: dict[str, Status] | None = None) -> GatewayReport:
+    order = GatewayOrder(version, tuple(pool.address for pool in pools), gaps=gaps or {})
     return msgspec.json.decode(gateway.sync(msgspec.json.encode(order)), type=GatewayReport)
 
 
 def wait_for(receiver: Receiver, pools: list[Publisher], wanted: bytes, send: dict[int, bytes]) -> list[bytes]:
     """Payloads until the wanted one, while pools send theirs again and again."""
     got: list[bytes] = []
-    until_s = time.monotonic() + 10
-    while time.monotonic() < until_s:
+
+    def send_all() -> None:
         for number, payload in send.items():
             pools[number].send([TOPIC, b"\1", payload], keep=False)
-        receiver.socket.poll(20)
-        got += [frames[2] for frames in receiver.drain()]
-        if wanted in got:
-            return got
-    raise AssertionError(f"{wanted!r} did not come; got {got[-5:]}")
+
+    def came() -> bool:
+        got.extend(frames[2] for frames in receiver.drain())
+        return wanted in got
+
+    wait_until(came, repr(wanted), meanwhile=send_all)
+    return got
 
 
 def test_pools_change_behind_a_subscriber(gateway: Gateway, pools: list[Publisher]) -> None:
@@ -93,13 +97,8 @@ def test_late_subscribers_are_sent_the_last_value(gateway: Gateway, pools: list[
     pools[0].send([TOPIC, b"\1", b"kept"])
     receiver = Receiver(gateway.address, (TOPIC,))
     try:
-        until_s = time.monotonic() + 10
-        got: list[bytes] = []
-        while not got and time.monotonic() < until_s:
-            pools[0].service()
-            receiver.socket.poll(20)
-            got = [frames[2] for frames in receiver.drain()]
-        assert got[0] == b"kept"
+        got = wait_for_items(receiver.drain, meanwhile=pools[0].service)
+        assert got[0][2] == b"kept"
     finally:
         receiver.close()
 
@@ -111,12 +110,8 @@ def test_a_gap_is_explained_to_late_subscribers_too(gateway: Gateway) -> None:
     tell(gateway, 1, gaps={"a": status})
     receiver = Receiver(gateway.address, (b"status/a/",))
     try:
-        until_s = time.monotonic() + 10
-        got = []
-        while not got and time.monotonic() < until_s:
-            receiver.socket.poll(20)
-            got = [decode_status(frames) for frames in receiver.drain()]
-        assert got[0].last_error == "a node is lost"
+        got = wait_for_items(receiver.drain)
+        assert decode_status(got[0]).last_error == "a node is lost"
     finally:
         receiver.close()
     tell(gateway, 2, gaps={})
@@ -137,26 +132,18 @@ def test_a_flood_of_subscriptions_is_ended_and_others_come_back(
     attacker = subprocess.Popen([sys.executable, "-c", FLOOD, gateway.address, prefix])
     try:
         wait_for(receiver, pools, b"before", {0: b"before"})
-        until_s = time.monotonic() + 60
-        while not gateway.floods:
-            assert time.monotonic() < until_s
-            time.sleep(0.05)
+        wait_until(lambda: gateway.floods)
         attacker.wait(60)
         list(receiver.drain(10_000))
         wait_for(receiver, pools, b"after", {0: b"after"})
         status = Status(session="a", worker="inference", run=5, t_ns=1, state="failed", pid=0, last_error="lost")
         tell(gateway, 2, pools[0], gaps={"a": status})
         listener = Receiver(gateway.address, (b"status/a/",))
-        until_s = time.monotonic() + 10
-        while not (said := list(listener.drain())) and time.monotonic() < until_s:
-            listener.socket.poll(20)
+        said = wait_for_items(listener.drain)
         listener.close()
         assert decode_status(said[0]).last_error == "lost"
         assert json.loads(gateway.sync(msgspec.json.encode(GatewayOrder(2))))["floods"] == gateway.floods
-        while len(pools[0].subscriptions) > MAX_SUBSCRIPTIONS:
-            assert time.monotonic() < until_s + 30
-            pools[0].service()
-            time.sleep(0.01)
+        wait_until(lambda: len(pools[0].subscriptions) <= MAX_SUBSCRIPTIONS, meanwhile=pools[0].service)
     finally:
         attacker.kill()
         attacker.wait()

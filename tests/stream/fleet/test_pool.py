@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from mien.stream.fleet.orders import Captured, CaptureOrder, CaptureReport, Capt
 from mien.stream.fleet.plan import RecordingPlan
 from mien.stream.fleet.pool import PoolHost
 from mien.stream.processes.control import Assignment
+from tests.waiting import wait_until
 
 PATIENCE_S = 90.0
 encode = msgspec.json.encode
@@ -45,11 +46,7 @@ def config_of(name: str) -> Config:
     return merge({}, {"session": name, "video.source": "synthetic:10", "audio.source": "none"})
 
 
-def until(found: Callable[[], object]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not found():
-        assert time.monotonic() < until_s, "it did not happen"
-        time.sleep(0.05)
+until = partial(wait_until, timeout_s=PATIENCE_S)
 
 
 def capture(captures: CaptureHost, *names: str) -> dict[str, Captured]:
@@ -109,7 +106,7 @@ def test_sessions_come_and_go_and_runs_are_as_they_are_told(pool: PoolHost, capt
         until(lambda: comes("a", 102) and comes("c", 104))
         assert not [p for p in heard[20:] if p.session == "b"]
     with Subscriber(ask(pool).endpoint) as late:
-        until(lambda: heard.extend(late.wait(0.05)) or len({p.session for p in heard[-50:]}) == 2)
+        until(lambda: len({p.session for p in heard[-50:]}) == 2, meanwhile=lambda: heard.extend(late.wait(0.05)))
         assert "b" not in {p.session for p in late.wait(0.5)}
     served = ask(pool).sessions["a"]
     assert (served.run, served.state) == (102, "running")

@@ -12,7 +12,7 @@ from mien.stream.inference.loop import Loop
 
 
 def test_sockets_of_workers_that_are_ahead_are_not_polled_until_the_others_have_come_up() -> None:
-    context = zmq.Context.instance()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     sender, heard = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     sender.bind("inproc://ahead")
     heard.connect("inproc://ahead")
@@ -24,14 +24,14 @@ def test_sockets_of_workers_that_are_ahead_are_not_polled_until_the_others_have_
     loop._poller.register(heard, zmq.POLLIN)
     try:
         sender.send(b"rows")
-        assert loop._poller.poll(1000)
+        assert loop._poller.poll(60_000)
         loop._hold_back()
         assert loop._poller.poll(0) == []
         loop._hold_back()
         assert loop._poller.poll(0) == []
         ahead = False
         loop._hold_back()
-        assert loop._poller.poll(1000) == [(heard, zmq.POLLIN)]
+        assert loop._poller.poll(60_000) == [(heard, zmq.POLLIN)]
     finally:
         sender.close(0)
         heard.close(0)

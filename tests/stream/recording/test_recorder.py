@@ -65,9 +65,9 @@ def bus(port: int) -> Iterator[Bus]:
 
 
 @contextmanager
-def recording(bus: Bus, path: Path, **options: bool) -> Iterator[Recorder]:
+def recording(bus: Bus, path: Path, *, video: bool = False, audio: bool = False) -> Iterator[Recorder]:
     """A recorder that listens."""
-    recorder, stopping = Recorder(path, bus.config, **options), threading.Event()
+    recorder, stopping = Recorder(path, bus.config, video=video, audio=audio), threading.Event()
     thread = threading.Thread(target=recorder.run, args=(stopping,))
     thread.start()
     bus.await_subscriber({"inference": b"prediction/", **dict.fromkeys(WORKERS, b"features/")})
@@ -78,9 +78,13 @@ def recording(bus: Bus, path: Path, **options: bool) -> Iterator[Recorder]:
         thread.join(20)
 
 
-def in_it(path: Path, *names: str) -> list[object]:
+def in_it(path: Path, *names: str) -> list[bytes]:
     kept: Recording = open_recording(path)
     return [entry.data for entry in kept.entries(set(names))]
+
+
+def await_media(recorder: Recorder, count: dict[str, int]) -> None:
+    wait_until(lambda: recorder._media == count)
 
 
 def test_what_is_published_is_in_the_file_once(bus: Bus, tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_pictures_and_sound_are_asked_for_only_when_they_are_wanted(bus: Bus, tm
     first = next(what for what in EVENTS if isinstance(what, Prediction))
     for wanted in (False, True):
         path = tmp_path / f"{wanted}.mcap"
-        with recording(bus, path, video=wanted, audio=wanted):
+        with recording(bus, path, video=wanted, audio=wanted) as recorder:
             bus.send(first)
             if wanted:
                 bus.await_subscriber({"video": b"preview/default/picture", "audio": b"sound/default/"})
@@ -181,6 +185,7 @@ def test_pictures_and_sound_are_asked_for_only_when_they_are_wanted(bus: Bus, tm
             else:
                 sound.offer(piece)
                 sound.offer(piece)
+                await_media(recorder, {"video": 1, "audio": 2})
             time.sleep(0.2)
         assert len(in_it(path, channels.VIDEO)) == wanted
         kept = [entry.sound() for entry in open_recording(path).entries({channels.AUDIO})]
