@@ -14,12 +14,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from mien.install import SAMPLE
 from mien.models.weights import SHIPPED
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.needs import run_program
 from tests.stream.processes.test_plan import make_clip
 
-pytestmark = [pytest.mark.e2e, pytest.mark.assets]
+# Not marked e2e: none of these sessions gets as far as predicting, so they may run beside other tests.
+pytestmark = pytest.mark.assets
 
 
 def assert_fails(port: int, code: int, *parts: str, arguments: tuple[str, ...], **environment: str) -> None:
@@ -110,7 +112,8 @@ def test_a_checkpoint_for_other_extractors(port: int, tmp_path: Path) -> None:
         other,
         {k: v.replace("mien-vision-", "elsewhere-") for k, v in metadata.items()},
     )
-    arguments = ("--clip", str(SAMPLE), "--asr", "none", "--checkpoint", str(other))
+    # An engine for which nothing has to be compiled first.
+    arguments = ("--clip", str(SAMPLE), "--asr", "none", "--engine", "torch", "--checkpoint", str(other))
     assert_fails(port, 5, "vision", "elsewhere", arguments=arguments)
 
 

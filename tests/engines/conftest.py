@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     model = CMMSF(SPECS, ModelConfig(dim=16, slots=10, complement="mean", reliability=True))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     model.normalise({spec.name: (torch.randn(spec.dim), torch.rand(spec.dim) + 0.5) for spec in SPECS})
     return save_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", model.eval())
 
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engines")
+    """Engines that are compiled once, also where several processes run tests side by side."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "engines"
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)

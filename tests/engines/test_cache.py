@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -42,10 +43,10 @@ def entry_of(cache: Path) -> Path:
 def unbuildable(network: Network) -> Network:
     """The same network to the cache, but one that can no longer be compiled."""
 
-    def build() -> None:
+    def build() -> NoReturn:
         raise AssertionError("compiled again although it was in the cache")
 
-    return Network(network.name, network.version, build, network.example, network.outputs, network.dynamic)  # type: ignore[arg-type]
+    return Network(network.name, network.version, build, network.example, network.outputs, network.dynamic)
 
 
 def test_second_open_builds_nothing(network: Network, cache: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from mien.errors import MienError
 from mien.models.checkpoint import Checkpoint
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def run(*arguments: str) -> str:
@@ -38,6 +41,7 @@ def test_compiles_the_parts_and_fixed_batches(checkpoint: Checkpoint) -> None:
 
 
 def test_what_cannot_be_had_is_replaced_and_said(checkpoint: Checkpoint) -> None:
+    """The parts that stand in are those that were compiled before."""
     said = run("--engine", "onnx", "--precision", "fp16", "--checkpoint", str(checkpoint.path))
     assert f"{checkpoint.id}/onnx-fp32" in said
     assert "onnx cannot compute in fp16" in said

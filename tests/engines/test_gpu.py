@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from mien.errors import EngineError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import Turns
 from tests.engines.networks import usable_pair
+
+if TYPE_CHECKING:
+    from mien.engines.tensorrt.binding import Ports
 
 pytestmark = pytest.mark.gpu
 # torch-cuda is the module as it is, whose LSTMs are cuDNN's.
@@ -109,10 +113,10 @@ def test_compiled_form_is_loaded_again(
         pytest.skip("nothing is compiled")
     first = opened(pair, network, store).infer(network.example)
 
-    def build() -> None:
+    def build() -> NoReturn:
         raise AssertionError("compiled again although it was in the cache")
 
-    unbuildable = Network(network.name, network.version, build, network.example, network.outputs, network.dynamic)  # type: ignore[arg-type]
+    unbuildable = Network(network.name, network.version, build, network.example, network.outputs, network.dynamic)
     began_s = time.perf_counter()
     second = opened(pair, unbuildable, store).infer(network.example)
     for output, array in first.items():
@@ -152,7 +156,7 @@ def test_engine_that_cannot_be_used_is_built_anew(
 
 
 @pytest.fixture
-def plan(network: Network, store: Path, _tensorrt: None) -> tuple[bytes, object]:
+def plan(network: Network, store: Path, _tensorrt: None) -> tuple[bytes, Ports]:
     """A TensorRT engine's bytes, and its ports."""
     import msgspec
 
@@ -170,7 +174,7 @@ def plan(network: Network, store: Path, _tensorrt: None) -> tuple[bytes, object]
 def test_numbers_are_the_same_with_and_without_a_graph(
     network: Network,
     reference: Engine,
-    plan: tuple[bytes, object],
+    plan: tuple[bytes, Ports],
     monkeypatch: pytest.MonkeyPatch,
     how: str,
     capsys: pytest.CaptureFixture[str],
@@ -186,7 +190,7 @@ def test_numbers_are_the_same_with_and_without_a_graph(
                 raise RuntimeError("operation not permitted when stream is capturing")
 
         monkeypatch.setattr(torch.cuda, "graph", Uncapturable)
-    engine = TensorRtEngine("tensorrt", network, *plan, graphs=how != "without graphs")  # type: ignore[arg-type]
+    engine = TensorRtEngine("tensorrt", network, *plan, graphs=how != "without graphs")
     for seed in range(3):
         inputs = batch_of(network, 4, seed)
         for output, array in reference.infer(inputs).items():
@@ -232,22 +236,23 @@ def test_torchs_numbers_are_the_same_with_and_without_a_graph(
     assert ("launched one by one" in caplog.text) == (how == "capture fails")
 
 
-def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network, plan: tuple[bytes, object]) -> None:
+def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network, plan: tuple[bytes, Ports]) -> None:
     import torch
 
     from mien.engines.tensorrt.engine import TensorRtEngine
 
-    engine = TensorRtEngine("tensorrt", network, *plan)  # type: ignore[arg-type]
+    engine = TensorRtEngine("tensorrt", network, *plan)
     engine.infer(network.example)
+    assert engine.stream is not None
     assert engine.stream.cuda_stream != torch.cuda.default_stream().cuda_stream
     (binding,) = engine._bindings.values()
     assert all(tensor.is_pinned() for tensor in binding._host_outputs)
 
 
-def test_batch_beyond_the_profile_is_refused(network: Network, plan: tuple[bytes, object]) -> None:
+def test_batch_beyond_the_profile_is_refused(network: Network, plan: tuple[bytes, Ports]) -> None:
     from mien.engines.tensorrt.engine import TensorRtEngine
 
-    engine = TensorRtEngine("tensorrt", network, *plan)  # type: ignore[arg-type]
+    engine = TensorRtEngine("tensorrt", network, *plan)
     with pytest.raises(EngineError, match="outside"):
         engine.infer(batch_of(network, MAX_BATCH + 1))
     assert engine.infer(network.example)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mien.engines.base import Array
 from mien.engines.cmmsf import whole_network
-from mien.engines.predictor import Outputs, Predictor
+from mien.engines.predictor import Answers, Outputs, Predictor
 from mien.engines.rings import Windows
 from mien.engines.selection import open_engine
 from mien.messages import EMOTIONS, Window
@@ -98,7 +99,7 @@ def test_parts_are_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: 
     for changed in PACE:
         window = stream.next(*changed)
         outputs = predictor.predict(window)
-        inputs = {}
+        inputs: dict[str, Array] = {}
         for name in predictor.specs:
             inputs |= {f"{name}.features": window.features[name][None], f"{name}.mask": window.mask[name][None]}
         want = whole.infer(inputs)
@@ -219,7 +220,7 @@ def test_windows_in_a_gpus_memory_give_the_same_numbers(checkpoint: Checkpoint, 
             continue  # the first rows come late, all at once
         some = random.permutation(6)[: random.integers(1, 7)].tolist()
         early_ns = int(random.choice([0, 0, 40_000_000]))
-        answers = {}
+        answers: dict[str, Answers] = {}
         for kind, predictor in (("gpu", on_gpu), ("host", on_host)):
             for number, (_, pieces) in enumerate(messages):
                 for message in pieces:
@@ -227,7 +228,7 @@ def test_windows_in_a_gpus_memory_give_the_same_numbers(checkpoint: Checkpoint, 
             look = windows[kind].look(some, [messages[number][0] - early_ns for number in some])
             answers[kind] = predictor.predict_look(windows[kind], look)
         for left, right in zip(answers["gpu"], answers["host"], strict=True):
-            np.testing.assert_allclose(left, right, atol=1e-4)
+            np.testing.assert_allclose(left.astype(np.float32), right.astype(np.float32), atol=1e-4)
     assert on_gpu._gpu is not None
 
 

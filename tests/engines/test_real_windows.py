@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mien
 from mien.engines.base import Array, Engine, Precision
 from mien.engines.cache import Cache
 from mien.engines.cmmsf import OUTPUTS, whole_network
@@ -22,10 +21,11 @@ from mien.engines.golden import FP32_TOLERANCE, REDUCED_TOLERANCE
 from mien.engines.predictor import Predictor
 from mien.engines.selection import find_backend, open_backend, open_engine
 from mien.errors import EngineError
+from mien.install import SAMPLE
 from mien.messages import ModalitySpec, Window
 from mien.models.checkpoint import Checkpoint, load_checkpoint
 from mien.models.data.corpora import CorpusItem, read_corpus
-from mien.models.data.datasets import Labels, Sample, make_track, window
+from mien.models.data.datasets import Labels, RawRows, Sample, make_track, window
 from mien.stream.offline.extractors import Extractors
 from tests.engines.networks import PAIRS
 
@@ -51,12 +51,12 @@ def corpus_items(extractors: Extractors, folder: Path) -> Iterator[Sample]:
             yield clip_of(extractors, path)
 
 
-def clip_of(extractors: Extractors, path: Path) -> Sample:
-    item = CorpusItem(path.stem, audio=path, video=path)
+def clip_of(extractors: Extractors, path: Path, start_s: float | None = None, end_s: float | None = None) -> Sample:
+    item = CorpusItem(path.stem, audio=path, video=path, start_s=start_s, end_s=end_s)
     return sample_of(extractors, item, *extractors.rows(item)[:2])
 
 
-def sample_of(extractors: Extractors, item: CorpusItem, rows: dict, duration_ns: int) -> Sample:  # type: ignore[type-arg]
+def sample_of(extractors: Extractors, item: CorpusItem, rows: dict[str, RawRows], duration_ns: int) -> Sample:
     from mien.stream.offline.extractors import live_specs
 
     specs = live_specs(extractors.modalities)
@@ -79,7 +79,7 @@ def extractors(weights: Checkpoint) -> Iterator[Extractors]:
 @pytest.fixture(scope="session")
 def samples(extractors: Extractors) -> dict[str, list[Sample]]:
     """Extracted once, however many engines look at them."""
-    made = {"sample": [clip_of(extractors, Path(str(mien.__file__)).parent / "sample.mp4")]}
+    made = {"sample": [clip_of(extractors, SAMPLE, 6.0, 18.0)]}  # happy, then sad
     folder = os.environ.get("MIEN_CORPORA")
     if folder:
         made["corpora"] = list(corpus_items(extractors, Path(folder)))

@@ -73,7 +73,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     model = CMMSF(SPECS, ModelConfig())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)  # so that every layer matters
+            parameter.add_(0.1 * torch.randn_like(parameter))  # so that every layer matters
     return save_checkpoint(tmp_path_factory.mktemp("weights") / "cmmsf.safetensors", model.eval())
 
 

@@ -262,7 +262,7 @@ def _gather(layer: Any, x: list[Any]) -> Tensor:
     y, index, axis = x[0], x[1].long(), layer.axis
     if layer.mode != trt.GatherMode.DEFAULT or layer.num_elementwise_dims:
         raise NotImplementedError("gather other than by one axis")
-    taken = y.index_select(axis, index.reshape(-1))
+    taken: Tensor = y.index_select(axis, index.reshape(-1))
     return taken.reshape(y.shape[:axis] + index.shape + y.shape[axis + 1 :])
 
 

@@ -19,6 +19,8 @@ from tests.engines.tensorrt.test_conversion import run_definition
 class Recurrence(nn.Module):
     """An LSTM, its initial states and what is read of it as the test wants them."""
 
+    start: Tensor | None
+
     def __init__(self, start: float | None = None, final: bool = False, **options: Any) -> None:
         super().__init__()
         options = {"batch_first": True, "bidirectional": True} | options
@@ -29,6 +31,8 @@ class Recurrence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         states = None if self.start is None else (self.start, self.start)
+        sequence: Tensor
+        h: Tensor
         sequence, (h, _) = self.lstm(x, states)
         return h if self.final else sequence
 

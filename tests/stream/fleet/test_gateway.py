@@ -30,7 +30,7 @@ attacker.setsockopt(zmq.RECONNECT_IVL, -1)
 attacker.connect(sys.argv[1])
 for number in range({2 * FLEET_SUBSCRIPTIONS}):
     attacker.send(b"\\x01" + sys.argv[2].encode() + str(number).encode())
-time.sleep(5)
+time.sleep(60)
 """
 
 
@@ -133,6 +133,7 @@ def test_a_flood_of_subscriptions_is_ended_and_others_come_back(
     try:
         wait_for(receiver, pools, b"before", {0: b"before"})
         wait_until(lambda: gateway.floods)
+        attacker.kill()
         attacker.wait(60)
         list(receiver.drain(10_000))
         wait_for(receiver, pools, b"after", {0: b"after"})
