@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from mien.cli import app
-from tests.e2e.conftest import SAMPLE
+from mien.install import SAMPLE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -42,6 +42,39 @@ BLOCKS = blocks()
 TO_RUN = [block for block in BLOCKS if block[1]]
 
 
+# What answers each of CONTRIBUTING's ten questions, in the files that it names.
+ANSWERS = {
+    "stream/modalities/face_crop.py": "def aligned_crop(",
+    "src/mien/messages.py": "class Prediction(",
+    "stream/bus/wire.py": "def encode_prediction(",
+    "stream/protocol.md": "## 3. Features",
+    "models/training/losses.py": "def fusion_loss(",
+    "stream/processes/supervisor.py": "class Supervisor",
+    "stream/inference/modes.py": "class LiveSchedule",
+    "stream/inference/playback.py": "class CompleteSchedule",
+    "stream/sources/camera.py": "def _reopen(",
+    "stream/recording/writer.py": "class RecordingWriter",
+    "src/mien/config.py": "class Config(",
+    "stream/bus/curve.py": "class Guard",
+}
+
+
+def test_the_answers_to_where_something_is_are_true() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    answers = re.findall(r"^\| Where .*\? \| (.*) \|$", page, re.MULTILINE)
+    assert len(answers) == 10
+    assert {name for answer in answers for name in re.findall(r"`([^`]+)`", answer)} == set(ANSWERS)
+    for name, definition in ANSWERS.items():
+        assert definition in (ROOT / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_the_documentation_are_there(page: Path) -> None:
+    tops = "|".join(("src", "stream", "models", "engines", "docs", "configs", "scripts", "tests", "examples"))
+    named = re.findall(rf"`((?:{tops})/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+
+
 def test_the_documentation_has_blocks_and_some_are_run() -> None:
     assert len(BLOCKS) > 10
     assert len(TO_RUN) >= 4
@@ -50,6 +83,7 @@ def test_the_documentation_has_blocks_and_some_are_run() -> None:
 @pytest.mark.parametrize(("place", "body"), [(place, body) for place, _, _, body in BLOCKS], ids=lambda v: str(v)[:50])
 def test_commands_and_options_exist(place: str, body: str) -> None:
     root = typer.main.get_command(app)
+    assert isinstance(root, TyperGroup)
     for line in body.splitlines():
         words = shlex.split(line, comments=True)
         for word in ("|", "&&", ";"):
@@ -58,7 +92,7 @@ def test_commands_and_options_exist(place: str, body: str) -> None:
             _check(root, words[1:], f"{place}: {line}")
 
 
-def _check(command: click.Command, words: list[str], line: str) -> None:
+def _check(command: TyperCommand | TyperGroup, words: list[str], line: str) -> None:
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     options |= {"-h", "--help"}
     subcommands = getattr(command, "commands", {})
