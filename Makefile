@@ -46,7 +46,7 @@ lint:  ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types:  ## mypy, strict, on the packages as they are installed
+types:  ## mypy, strict, on the packages as they are installed and on the tests
 	@sh scripts/setup.sh dev
 	@sh scripts/types.sh
 

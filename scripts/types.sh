@@ -1,6 +1,6 @@
 #!/bin/sh
-# mypy, strict, on an installed tree: it does not see through the mapping of folders to packages in a checkout. The
-# tests are checked beside it, less strictly (see pyproject.toml).
+# mypy, strict, on an installed tree and the tests beside it: it does not see through the mapping of folders to packages
+# in a checkout.
 set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from mien.install import SAMPLE
 from mien.stream.bus.subscriber import Subscriber
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.needs import need_assets
 from tests.ports import free_ports
 

@@ -123,8 +123,9 @@ def web_port(station: Station) -> Iterator[int]:
 class TestWeb:
     def test_a_client_gets_predictions_and_statuses(self, web_port: int) -> None:
         from websockets.sync.client import connect
+        from websockets.typing import Origin
 
-        with connect(f"ws://127.0.0.1:{web_port}/ws", origin=f"http://127.0.0.1:{web_port}") as client:  # type: ignore[arg-type]
+        with connect(f"ws://127.0.0.1:{web_port}/ws", origin=Origin(f"http://127.0.0.1:{web_port}")) as client:
             events = [json.loads(client.recv(10)) for _ in range(30)]
         predictions = [event for event in events if event["type"] == "prediction"]
         numbers = [prediction["seq"] for prediction in predictions]
@@ -166,8 +167,10 @@ class TestWeb:
     def test_a_page_of_another_origin_is_refused(self, web_port: int) -> None:
         from websockets.exceptions import InvalidStatus
         from websockets.sync.client import connect
+        from websockets.typing import Origin
 
-        with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{web_port}/ws", origin="http://evil.example"):  # type: ignore[arg-type]
+        evil = Origin("http://evil.example")
+        with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{web_port}/ws", origin=evil):
             pass
 
     def test_server_sent_events(self, web_port: int) -> None:
@@ -308,7 +311,7 @@ class TestMqtt:
             async with aiomqtt.Client("127.0.0.1", port) as client, asyncio.timeout(40):
                 await client.subscribe("#")
                 async for message in client.messages:
-                    said[str(message.topic)] = bytes(message.payload).decode()  # type: ignore[arg-type]
+                    said[str(message.topic)] = bytes(message.payload).decode()
                     if all(topic in said for topic in expected):
                         break
             return said

@@ -14,11 +14,12 @@ import pytest
 
 import mien
 from mien.clock import NS_PER_S
+from mien.install import SAMPLE
 from mien.stream.recording.reader import open_recording
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from mien.stream.sources.source import SAMPLE_RATE
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]

@@ -15,12 +15,13 @@ import pytest
 
 from mien.config import BusConfig
 from mien.errors import BusError
+from mien.install import SAMPLE
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.calibrating import Calibrating, PeopleOrder
 from mien.stream.dashboard.choosing import Choosing
 from mien.stream.dashboard.collector import Collector
 from tests.e2e.browser import Page, Program, assets, await_predictions, chromium, open_page, run
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.ports import free_ports
 
 pytest.importorskip("nicegui", reason="needs the dashboard's packages")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mien
-from tests.e2e.conftest import SAMPLE
+from mien.install import SAMPLE
 
 
 @pytest.mark.e2e

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from mien.config import BusConfig
+from mien.install import SAMPLE
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.subscriber import Subscriber
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.fuzz.mutation import mutate
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import split
@@ -120,11 +121,7 @@ def test_random_bytes_on_a_port_affect_no_session(inference: subprocess.Popen[by
             stderr=subprocess.DEVNULL,
         )
         try:
-            seen: list[float] = []
-            wait_for(
-                lambda: seen.extend(p.sentiment for p in subscriber.wait(0.1) if p.sentiment is not None) or seen,
-                inference,
-            )
+            wait_for(lambda: any(p.sentiment is not None for p in subscriber.wait(0.1)), inference)
             assert resident_mb(inference.pid) < before_mb + 100
         finally:
             worker.terminate()

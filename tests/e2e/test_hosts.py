@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import SAMPLE
+from mien.install import SAMPLE
 from tests.e2e.hosts import Network, lacking
 from tests.needs import need_asset
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from mien.install import SAMPLE
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.recording.reader import open_recording
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.ports import free_ports
 from tests.waiting import wait_until
 

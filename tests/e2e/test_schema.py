@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from mien.config import BusConfig
-from mien.messages import EMOTIONS, About, Phrase, Prediction, Status, Transcript, Word
+from mien.messages import EMOTIONS, About, Phrase, Prediction, Status, Transcript, Word, WorkerState
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import (
     Frames,
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "docs" / "messages.schema.json"
 MESSAGES = 10_000
 _WORKERS = ("video", "audio", "text", "inference", "supervisor")
-_STATES = ("starting", "ready", "running", "degraded", "ended", "stopped", "failed")
+_STATES: tuple[WorkerState, ...] = ("starting", "ready", "running", "degraded", "ended", "stopped", "failed")
 NOW_NS = 1_700_000_000_000_000_000
 
 

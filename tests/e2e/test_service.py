@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import SAMPLE, command
+from mien.install import SAMPLE
+from tests.e2e.conftest import command
 from tests.needs import run_program
 from tests.ports import free_ports
 
@@ -76,7 +77,7 @@ def test_the_log_is_json_and_health_answers(port: int, tmp_path: Path) -> None:
         )
     try:
         until_s, rate = time.monotonic() + PATIENCE_S, 0.0
-        condition = {}
+        condition: dict[str, Any] = {}
         while rate == 0.0:
             assert time.monotonic() < until_s
             assert session.poll() is None, log.read_text()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mien.install import SAMPLE
 from mien.messages import Prediction
 from mien.stream.bus.subscriber import Subscriber
-from tests.e2e.conftest import SAMPLE, command
+from tests.e2e.conftest import command
 from tests.ports import free_ports
 
 PATIENCE_S = 240.0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,10 +64,10 @@ def test_a_fleet_behind_is_looked_at_changed_and_ended(tmp_path: Path, mien: Mie
     assert marked.wait_gone(30) == []
 
 
-def wait_for(mien: Mien, *conditions: Callable[[dict], bool]) -> dict:  # type: ignore[type-arg]
+def wait_for(mien: Mien, *conditions: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The fleet, once its sessions (but the one that is nowhere) are so; the first is asked of states by name."""
     for _ in range(40):
-        found = json.loads(mien("fleet", "status", "behind", "--json", check=False).stdout)
+        found: dict[str, Any] = json.loads(mien("fleet", "status", "behind", "--json", check=False).stdout)
         sessions = {session["name"]: session for session in found["sessions"] if session["name"] != "nowhere"}
         states = {name: session["state"] for name, session in sessions.items()}
         if conditions[0](states) and all(condition(sessions) for condition in conditions[1:]):

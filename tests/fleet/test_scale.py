@@ -95,7 +95,8 @@ def start(driver: Driver, path: Path, count: int) -> None:
 def held_mb(driver: Driver) -> float:
     """What the fleet's own processes hold; what makes its rows is none of it."""
     ours = ("Directory", "GatewayActor", "CaptureHost", "PoolHost", "inference")
-    return sum(rss for kind, (_, rss, _) in driver("usage").items() if kind in ours)
+    usage: dict[str, tuple[float, float, float]] = driver("usage")
+    return sum(rss for kind, (_, rss, _) in usage.items() if kind in ours)
 
 
 def timed(driver: Driver, *call: Any) -> tuple[float, Any]:

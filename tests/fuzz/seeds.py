@@ -145,7 +145,8 @@ def _checkpoint() -> bytes:
 
     header = CheckpointHeader(kind=KIND, format=FORMAT, config=ModelConfig(), specs=(spec,))
     weights = {"encoders.vision.mean": np.zeros(4, np.float32), "encoders.vision.std": np.ones(4, np.float32)}
-    return save(weights, {"mien": msgspec.json.encode(header).decode()})
+    packed: bytes = save(weights, {"mien": msgspec.json.encode(header).decode()})
+    return packed
 
 
 def _recording() -> bytes:

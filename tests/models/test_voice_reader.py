@@ -49,7 +49,7 @@ def test_what_is_masked_changes_nothing(reader: VoiceReader) -> None:
 @torch.no_grad()
 def test_a_reference_that_is_the_population_moves_states_by_what_is_not_taken_of_it(
     reader: VoiceReader, rows: np.ndarray
-) -> None:  # type: ignore[type-arg]
+) -> None:
     raw = compare(rows, None)
     mean = reader.mean[:WEIGHT].numpy()
     mask = torch.ones(1, 250)
@@ -66,7 +66,7 @@ def test_a_reference_that_is_the_population_moves_states_by_what_is_not_taken_of
 
 
 @torch.no_grad()
-def test_slots_that_were_averaged_before_are_the_rows_to_it(reader: VoiceReader, rows: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_slots_that_were_averaged_before_are_the_rows_to_it(reader: VoiceReader, rows: np.ndarray) -> None:
     valid = np.random.default_rng(1).random(250) < 0.7
     valid[[0, -1]] = True
     raw = RawRows(compare(rows, None), valid, np.arange(250, dtype=np.int64) * 20_000_000 + 10_000_000)
@@ -80,7 +80,7 @@ def test_slots_that_were_averaged_before_are_the_rows_to_it(reader: VoiceReader,
 
 
 @torch.no_grad()
-def test_the_order_of_states_is_not_seen(reader: VoiceReader, rows: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_the_order_of_states_is_not_seen(reader: VoiceReader, rows: np.ndarray) -> None:
     mask = torch.ones(1, 250)
     first = torch.from_numpy(compare(rows, None))[None]
     other = first.clone()

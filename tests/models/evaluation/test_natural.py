@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from mien.clock import NS_PER_S
-from mien.messages import EMOTIONS
+from mien.messages import EMOTIONS, Float32
 from mien.models.data.datasets import Labels, RawRows, Sample, make_track
 from mien.models.evaluation.natural import natural
 from tests.models.made_data import SPECS
@@ -20,12 +22,17 @@ def clip(seconds: int, level: float, corpus: str) -> Sample:
     return Sample(Labels(id=f"{corpus} {level}", corpus=corpus, duration_ns=seconds * NS_PER_S), {"vision": track})
 
 
-def newest(features, mask):  # type: ignore[no-untyped-def]
+def newest(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tuple[Float32, Float32, Float32, Float32]:
     """Says the emotion that the newest row names, and is as sure as the number of seconds it saw."""
     size = len(features["vision"])
     said = np.array([x[m > 0][-1, 0] for x, m in zip(features["vision"], mask["vision"], strict=True)]).astype(int)
     confidence = mask["vision"].sum(1) / 50
-    return np.zeros(size), np.eye(7)[said % 7], confidence, np.tile([0.0, 0.0, 1.0], (size, 1))
+    return (
+        np.zeros(size, np.float32),
+        np.eye(7, dtype=np.float32)[said % 7],
+        confidence,
+        np.tile(np.array([0, 0, 1], np.float32), (size, 1)),
+    )
 
 
 def test_every_second_counts_and_sees_nothing_later() -> None:

@@ -49,7 +49,8 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MiniLM,
 
 def states_of(model: MiniLM, ids: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return model(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64)).numpy()
+        states: torch.Tensor = model(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))
+    return states.numpy()
 
 
 def test_words_keep_their_pieces(tokenizer: WordTokenizer) -> None:

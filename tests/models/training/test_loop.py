@@ -99,7 +99,9 @@ def test_the_average_follows_weights_and_buffers_and_leaves_frozen_ones() -> Non
 
 def test_a_run_that_does_not_improve_ends_early() -> None:
     run = make_run(rate=0.0)
-    run.network[1].momentum = 0.0  # and so nothing changes
+    for layer in run.network.modules():
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            layer.momentum = 0.0  # and so nothing changes
     assert train(run) == [STEPS] * STEPS
     assert run.stale == 2
     assert run.best == run.history[0]

@@ -39,7 +39,8 @@ def sound() -> Float32:
     """Two seconds that begin and end with silence, so that it does not matter how they are continued."""
     t = np.arange(WINDOW) / 16_000
     voice = np.sum([np.sin(2 * np.pi * (110 * t + 30 * t * t) * k) / k for k in range(1, 25)], axis=0)
-    return (0.2 * voice * ((t > 0.2) & (t < 1.8)) * (1 + np.sin(2 * np.pi * 4 * t))).astype(np.float32)
+    loud = 0.2 * ((t > 0.2) & (t < 1.8)) * (1 + np.sin(2 * np.pi * 4 * t))
+    return np.asarray(voice * loud, np.float32)
 
 
 def transformers_encoder(folder: Path) -> WhisperEncoder:

@@ -37,7 +37,7 @@ class Camera:
     landmarks: Float32 | None = None
     t_ns: int = NS_PER_S
     seq: int = 0
-    image: np.ndarray = field(default_factory=lambda: portrait(640))  # type: ignore[type-arg]
+    image: np.ndarray = field(default_factory=lambda: portrait(640))
 
     def film(self, frames: int) -> None:
         """Each picture is made before the next frame comes, as it is at thirty a second."""
@@ -59,7 +59,7 @@ def config(preview: str = "picture", *, fast: bool = False) -> Config:
 @pytest.fixture
 def publisher() -> Iterator[Publisher]:
     publisher = Publisher("tcp://127.0.0.1:*", BusConfig())
-    publisher.endpoint = publisher.socket.last_endpoint.decode()
+    publisher.endpoint = publisher.address
     yield publisher
     publisher.close()
 

@@ -131,7 +131,8 @@ def test_the_agreement_with_openface_is_measured_by_emotion(tmp_path: Path) -> N
     assert list(theirs) == ["AU12"]
     assert theirs["AU12"].tolist() == [1, 3, 4, 5, 6, 7, 8]
     (found,) = compare({unit.name: -theirs["AU12"] for unit in ACTION_UNITS}, theirs)
-    assert (found.unit, found.correlation) == ("AU12", pytest.approx(-1.0))
+    assert found.unit == "AU12"
+    assert found.correlation == pytest.approx(-1.0)
 
 
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from mien.errors import ConfigError
-from mien.stream.fleet.plan import read_plan
+from mien.stream.fleet.plan import Plan, read_plan
 
 ROOT = Path(__file__).parents[3]
 
 
-def plan_of(folder: Path, text: str):  # type: ignore[no-untyped-def]
+def plan_of(folder: Path, text: str) -> Plan:
     path = folder / "fleet.toml"
     path.write_text(text, encoding="utf-8")
     return read_plan(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mien.stream.fleet.plan import Plan, read_plan
-from mien.stream.fleet.roster import Member, Node, Roster, demand
+from mien.stream.fleet.roster import Kind, Member, Node, Roster, demand
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def roster_of(plan: Plan) -> Roster:
     return roster
 
 
-def hire(roster: Roster, name: str, kind: str, node: str, room: int = 2, cpus: float = 1.0) -> Member:
-    member = Member(name, kind, node, room, cpus, 0.0, ready=True)  # type: ignore[arg-type]
+def hire(roster: Roster, name: str, kind: Kind, node: str, room: int = 2, cpus: float = 1.0) -> Member:
+    member = Member(name, kind, node, room, cpus, 0.0, ready=True)
     roster.members[name] = member
     return member
 

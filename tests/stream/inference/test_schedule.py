@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from random import Random
 
 import msgspec
 import pytest
@@ -108,7 +109,7 @@ def test_complete_mode_waits_for_every_worker_that_has_not_ended() -> None:
 
 
 @given(st.randoms(use_true_random=False))
-def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random: object) -> None:
+def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random: Random) -> None:
     def play(order: list[FeatureWindow]) -> list[int]:
         schedule = CompleteSchedule(["vision", "audio"], max_hz=30)
         marks: dict[str, int | None] = {"vision": None, "audio": None}
@@ -128,7 +129,7 @@ def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random:
     first = play(video + audio)
     left, right, mixed = list(video), list(audio), []
     while left or right:
-        source = left if left and (not right or random.random() < 0.5) else right  # type: ignore[attr-defined]
+        source = left if left and (not right or random.random() < 0.5) else right
         mixed.append(source.pop(0))
     assert play(mixed) == first
     assert first == sorted(first)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from mien.clock import NS_PER_MS
+from mien.messages import UInt8
 from mien.stream.modalities.face_mesh import FaceMesh, Region, Search, region_around, region_for
 from mien.stream.modalities.head_pose import head_pose
 from tests.needs import need_asset
-from tests.stream.pictures import UInt8, portrait
+from tests.stream.pictures import portrait
 
 WIDTH_IN_PORTRAIT = 89.5  # of the face among 512 pixels
 

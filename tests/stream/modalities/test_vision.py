@@ -10,10 +10,10 @@ from mien.assets.manifest import ASSETS
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.errors import AssetError, CheckpointError
-from mien.messages import Float32
+from mien.messages import Float32, UInt8
 from mien.models.baseline import EMBEDDING as AT_REST
 from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
-from mien.stream.modalities.base import Rows
+from mien.stream.modalities.base import Faces, Rows
 from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop, find_in_still
 from mien.stream.modalities.face_mesh import FaceMesh, overlap
 from mien.stream.modalities.head_pose import head_pose
@@ -30,7 +30,7 @@ from mien.stream.modalities.vision import (
     face_rest,
 )
 from tests.needs import need_asset
-from tests.stream.pictures import UInt8, beside, head, portrait, write_clip
+from tests.stream.pictures import beside, head, portrait, write_clip
 
 assets = pytest.mark.assets
 YAW, PITCH, ROLL, X, Y, SCALE = range(POSE.start, POSE.stop)
@@ -290,6 +290,8 @@ def test_of_two_faces_the_larger_is_followed_and_both_are_counted(extractor: Vis
 
 @assets
 def test_a_face_is_followed_until_another_is_clearly_larger(extractor: VisionExtractor) -> None:
+    t_ns = 0
+
     def play(left: int, right: int, seconds: float) -> list[bool]:
         """Whether the right one was followed, for each frame with a row."""
         nonlocal t_ns
@@ -301,7 +303,6 @@ def test_a_face_is_followed_until_another_is_clearly_larger(extractor: VisionExt
                 followed.append(view.box[0] > 320)
         return followed
 
-    t_ns = 0
     assert not any(play(240, 200, 0.4))
     assert not any(play(240, 260, 1.0))  # a little larger is no reason to change
     changed = play(180, 300, 1.2)
@@ -364,6 +365,9 @@ def test_a_clip_through_the_modality_is_the_extractors_rows(
 def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: VisionExtractor) -> None:
     """Not the larger one beside it, also while both move; nobody else in its absence; after seconds the largest."""
 
+    t_ns = 0
+    seen: list[FaceView] = []
+
     def play(pictures: list[UInt8], seconds: float) -> list[bool | None]:
         """Whether the right one was followed, for each frame; None for one without a row."""
         nonlocal t_ns
@@ -375,14 +379,15 @@ def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: Vision
             seen.append(view)
         return followed
 
-    t_ns = 0
-    seen: list[FaceView] = []
+    def faces() -> Faces:
+        assert seen[-1].all_faces is not None
+        return seen[-1].all_faces
+
     both = beside(head(180), head(300))
     assert play([both], 0.4)[-1] is True
-    assert seen[-1].all_faces is not None
-    assert len(seen[-1].all_faces.boxes) == 2
-    assert seen[-1].all_faces.following == "largest"
-    left = seen[-1].all_faces.boxes[0]
+    assert len(faces().boxes) == 2
+    assert faces().following == "largest"
+    left = faces().boxes[0]
     assert left[2] < 0.5
 
     extractor.follow(((left[0] + left[2]) / 2, (left[1] + left[3]) / 2))
@@ -391,13 +396,13 @@ def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: Vision
     assert chosen.count(None) <= 5
     swaying = [np.roll(both, 4 * step, axis=1) for step in (*range(8), *range(8, 0, -1))]
     assert set(play(swaying, 2.0)) == {False}
-    assert seen[-1].all_faces.following == "chosen"
+    assert faces().following == "chosen"
 
     alone = beside(np.full((180, 180, 3), 128, np.uint8), head(300))
     assert set(play([alone], 1.5)[10:]) == {None}, "what is seen now is somebody else"
     assert play([both], 1.2)[-1] is False, "it came back"
     assert play([alone], 5.0)[-1] is True
-    assert seen[-1].all_faces.following == "largest"
+    assert faces().following == "largest"
 
     extractor.follow((0.25, 0.5))
     assert play([both], 1.2)[-1] is False

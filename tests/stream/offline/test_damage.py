@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from mien.models.data.corpora import read_corpus
+from mien.messages import Float32, UInt8
+from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows
 from mien.stream.offline.damage import (
     DAMAGE,
@@ -27,17 +28,19 @@ RATE = 16_000
 KINDS = {m: list(kinds) for m, kinds in DAMAGE.items()}
 
 
-def speech(seed: int = 0) -> np.ndarray:
+def speech(seed: int = 0) -> Float32:
     """Two seconds of buzzing syllables, with pauses, and some hiss up to the highest frequencies."""
     random, t = np.random.default_rng(seed), np.arange(2 * RATE) / RATE
-    buzz = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 40))
+    buzz = np.sum([np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 40)], axis=0)
     envelope = np.clip(np.sin(2 * np.pi * 2 * t), 0, 1)
-    return (0.1 * envelope * (buzz + 0.3 * random.standard_normal(len(t)))).astype(np.float32)
+    sound: Float32 = (0.1 * envelope * (buzz + 0.3 * random.standard_normal(len(t)))).astype(np.float32)
+    return sound
 
 
-def face() -> np.ndarray:
+def face() -> UInt8:
     y, x = np.mgrid[:48, :48]
-    return np.clip(128 + 60 * np.sin(x / 2.0) * np.cos(y / 3.0) + 40 * (x > 24), 0, 255).astype(np.uint8)
+    picture: UInt8 = np.clip(128 + 60 * np.sin(x / 2.0) * np.cos(y / 3.0) + 40 * (x > 24), 0, 255).astype(np.uint8)
+    return picture
 
 
 @pytest.mark.parametrize("kind", KINDS["audio"])
@@ -61,7 +64,8 @@ def test_pictures_differ_more_the_stronger_their_damage(kind: str) -> None:
     errors = []
     for strength in DAMAGE["vision"][kind]:
         made = damage_picture(picture, kind, strength, np.random.default_rng(5))
-        assert (made.shape, made.dtype) == (picture.shape, np.uint8)
+        assert made.shape == picture.shape
+        assert made.dtype == np.uint8
         errors.append(np.abs(made.astype(float) - picture).mean())
     assert errors[0] > 0
     assert all(before < after for before, after in itertools.pairwise(errors)), errors
@@ -101,7 +105,8 @@ class Words:
 
     modalities = ("text",)
 
-    def rows(self, item, _corpus=None):  # type: ignore[no-untyped-def]
+    def rows(self, item: CorpusItem, _corpus: Corpus | None = None) -> tuple[dict[str, RawRows], int, str]:
+        assert item.text is not None
         words = item.text.split()
         values = np.array([[len(w)] for w in words], np.float32)
         return {"text": RawRows(values, np.ones(len(words), np.bool_), np.arange(len(words)))}, 7, item.text
@@ -114,7 +119,7 @@ def test_copies_say_what_was_done_to_them_and_are_the_same_every_time(tmp_path: 
     others = OtherItems(corpus)
 
     def copies(options: Damaging) -> list[tuple[Labels, str]]:
-        made = []
+        made: list[tuple[Labels, dict[str, RawRows]]] = []
         for item in corpus.items:
             labels = Labels(id=item.id, corpus=corpus.name, split=item.split)
             made += damaged_copies(Words(), corpus, others, item, labels, options)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ import mien
 from mien.cli import app
 from mien.engines.cache import disk_use
 from mien.errors import DataError
+from mien.messages import Float32
 from mien.models.data.dataset_files import read_dataset, read_manifest
 from mien.stream.modalities.audio import AudioExtractor
 from mien.stream.offline import labelled
@@ -29,9 +30,10 @@ from tests.stream.sources.media import RATE, write_tracks
 AUDIO = ExtractOptions(modalities=("audio",))
 
 
-def tone(seconds: float, pitch_hz: float) -> np.ndarray:
+def tone(seconds: float, pitch_hz: float) -> Float32:
     t = np.arange(int(seconds * 16_000)) / 16_000
-    return (0.3 * np.sin(2 * np.pi * pitch_hz * t) * (1 + np.sin(2 * np.pi * 4 * t)) / 2).astype(np.float32)
+    loud = 0.15 * (1 + np.sin(2 * np.pi * 4 * t))
+    return np.asarray(loud * np.sin(2 * np.pi * pitch_hz * t), np.float32)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -78,8 +79,10 @@ def test_half_a_clip_runs_with_what_there_is(
         (lambda folder: (folder / "empty.mp4").touch() or folder / "empty.mp4", "cannot be read"),
     ],
 )
-def test_a_clip_that_cannot_be_played_is_a_clear_error(tmp_path: Path, make: object, message: str) -> None:
-    clip = make(tmp_path)  # type: ignore[operator]
+def test_a_clip_that_cannot_be_played_is_a_clear_error(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    clip = make(tmp_path)
     with pytest.raises(SourceError, match=message):
         plan(clip, clip)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -73,7 +73,7 @@ def messages(seconds: float, seed: int = 0) -> list[tuple[int, FeatureWindow]]:
             t_end_ns = START_NS + (seq + 1) * period_ms * NS_PER_MS
             t_start_ns = t_end_ns - period_ms * NS_PER_MS
             times = t_start_ns + np.arange(rows, dtype=np.int64) * 20 * NS_PER_MS
-            words = ()
+            words: tuple[Word, ...] = ()
             if name == "text":
                 t_start_ns = t_end_ns - 4 * NS_PER_S
                 times = np.linspace(t_start_ns, t_end_ns - 1000, rows).astype(np.int64) // 1000 * 1000
@@ -122,7 +122,7 @@ ABOUT = About(
 
 
 def write(
-    path: Path, heard: list[Event], *, keep: Callable[[FeatureWindow | Prediction], bool] = lambda _: True
+    path: Path, heard: Sequence[Event], *, keep: Callable[[FeatureWindow | Prediction], bool] = lambda _: True
 ) -> Path:
     """A recording of what was heard, closed in order."""
     writer = RecordingWriter(path)

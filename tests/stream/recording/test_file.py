@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +176,8 @@ def foreign(path: Path, metadata: dict[str, str] | None) -> Path:
     ],
     ids=["missing", "folder", "empty", "text", "foreign", "newer", "no version", "broken"],
 )
-def test_what_is_no_recording_is_refused_in_one_line(tmp_path: Path, make: object, said: str) -> None:
-    path = make(tmp_path / "a.mcap")  # type: ignore[operator]
+def test_what_is_no_recording_is_refused_in_one_line(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
+    path = make(tmp_path / "a.mcap")
     with pytest.raises(RecordingError, match=said) as error:
         open_recording(path)
     assert "\n" not in str(error.value)

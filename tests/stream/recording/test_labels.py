@@ -31,7 +31,7 @@ def table_of(path: Path) -> list[dict[str, str]]:
 
 def test_labels_are_rows_that_extraction_reads(path: Path) -> None:
     labels = LabelFile(path)
-    assert labels.stretches == ()
+    assert LabelFile(path).stretches == ()
     labels.add(6, 9, emotion="sad")
     first = labels.add(1, 3.5, sentiment=2, emotion="happy", speaker="me")
     labels.add(9.5, 11, sentiment=-0.5)

@@ -22,7 +22,8 @@ RATE = 48_000
 def melody(seconds: float, seed: int = 0) -> Float32:
     """Sound that is nowhere like itself a little later: noise below 3 kHz, (n,), 48 kHz."""
     noise = np.random.default_rng(seed).normal(0.0, 0.2, round(seconds * 6_000)).astype(np.float32)
-    return np.clip(soxr.resample(noise, 6_000, RATE), -0.9, 0.9).astype(np.float32)
+    low: Float32 = soxr.resample(noise, 6_000, RATE)
+    return np.clip(low, -0.9, 0.9).astype(np.float32)
 
 
 def at_16_khz(sound: Float32, rate: int = RATE) -> Float32:

@@ -13,11 +13,12 @@ import pytest
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
+from mien.messages import UInt8
 from mien.stream.sources.camera import LiveCamera, driver_time_ns
 from mien.stream.sources.clip import open_clip
 from mien.stream.sources.source import Frame, VideoSource
 from mien.stream.sources.video import open_video
-from tests.stream.pictures import UInt8, brightness, numbered, write_clip
+from tests.stream.pictures import brightness, numbered, write_clip
 from tests.stream.sounds import tone, write_wav
 from tests.stream.sources.media import configured, drain
 

@@ -29,7 +29,7 @@ from tests.stream.sounds import spoken, spoken_by_espeak, tone
 STEP = 800 * SAMPLE_RATE // 1000  # samples
 SENTENCE = "The weather is lovely today, and we are going to the sea with all of our friends."
 JFK = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
-GRID = (
+GRID: tuple[dict[str, str], ...] = (
     {"b": "bin", "l": "lay", "p": "place", "s": "set"},
     {"b": "blue", "g": "green", "r": "red", "w": "white"},
     {"a": "at", "b": "by", "i": "in", "w": "with"},

@@ -24,7 +24,8 @@ def states() -> VoiceStates:
 @pytest.fixture(scope="module")
 def sound() -> Float32:
     noise = np.random.default_rng(3).normal(0, 0.02, BLOCKS * BLOCK).astype(np.float32)
-    return noise + np.concatenate([tone(150.0, BLOCKS * BLOCK / 32_000), tone(260.0, BLOCKS * BLOCK / 32_000)])
+    voice: Float32 = np.concatenate([tone(150.0, BLOCKS * BLOCK / 32_000), tone(260.0, BLOCKS * BLOCK / 32_000)])
+    return noise + voice
 
 
 def test_a_state_knows_what_came_before_its_block_and_nothing_later(states: VoiceStates, sound: Float32) -> None:
