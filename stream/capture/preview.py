@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from mien.clock import NS_PER_S
 from mien.config import Config
-from mien.messages import Float32
 from mien.stream.bus.curve import host_of, is_loopback
 from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.sound import Sound, encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, topic
-from mien.stream.modalities.base import Faces, Picture, SoundPiece
+from mien.stream.modalities.base import Picture, SoundPiece
 from mien.stream.processes.priority import give_way
 
 MAX_HZ = 15.0
@@ -30,18 +29,6 @@ MAX_SIDE = 480
 QUALITY = 75
 _PERIOD_NS = int(NS_PER_S / MAX_HZ)
 _JITTER_NS = 2_000_000
-
-
-class _Moment(NamedTuple):
-    """What is known of a frame besides its picture."""
-
-    wanted: tuple[str, ...]
-    t_ns: int
-    features_seq: int
-    width: int
-    height: int
-    landmarks: Float32
-    faces: Faces | None
 
 
 class PreviewPublisher:
@@ -73,7 +60,7 @@ class PreviewPublisher:
         self._seq = dict.fromkeys(self._topics, 0)
         self._due_ns = 0
         self._encoder = ThreadPoolExecutor(1, "preview", partial(give_way, thread=True))
-        self._pending: tuple[Future[bytes], _Moment] | None = None
+        self._pending: tuple[Future[bytes], tuple[str, ...], Preview] | None = None  # the kinds that are wanted of it
 
     def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
         """Take what is wanted of the frame that the last row was made from; `deliver` sends it when it is ready.
@@ -100,11 +87,23 @@ class PreviewPublisher:
         if picture.landmarks is not None:
             size = np.array([width, height], np.float32)
             landmarks = np.asarray((picture.landmarks + np.float32(0.5)) / size, np.float32)
-        moment = _Moment(wanted, t_ns, features_seq, width, height, landmarks, picture.faces)
+        faces = picture.faces
+        preview = Preview(
+            session=self._session,
+            run=self._run,
+            seq=0,
+            t_ns=t_ns,
+            features_seq=features_seq,
+            width=width,
+            height=height,
+            landmarks=landmarks,
+            faces=np.array(faces.boxes if faces is not None else (), np.float32).reshape(-1, 4),
+            chosen=faces is not None and faces.following == "chosen",
+        )
         if self._pictures and "picture" in wanted:
-            self._pending = self._encoder.submit(encode_jpeg, picture.image), moment
+            self._pending = self._encoder.submit(encode_jpeg, picture.image), wanted, preview
         else:
-            self._send(moment, b"")
+            self._send(wanted, preview, b"")
 
     @property
     def is_busy(self) -> bool:
@@ -114,29 +113,17 @@ class PreviewPublisher:
     def deliver(self) -> None:
         """Send the picture that is ready, if there is one."""
         if self._pending is not None and self._pending[0].done():
-            (jpeg, moment), self._pending = self._pending, None
-            self._send(moment, jpeg.result())
+            (jpeg, wanted, preview), self._pending = self._pending, None
+            self._send(wanted, preview, jpeg.result())
 
     def close(self) -> None:
         """Let go of the picture that is being made."""
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, moment: _Moment, jpeg: bytes) -> None:
-        for kind in moment.wanted:
-            preview = Preview(
-                session=self._session,
-                run=self._run,
-                seq=self._seq[kind],
-                t_ns=moment.t_ns,
-                features_seq=moment.features_seq,
-                width=moment.width,
-                height=moment.height,
-                landmarks=moment.landmarks,
-                jpeg=jpeg if kind == "picture" else b"",
-                faces=np.array(moment.faces.boxes if moment.faces is not None else (), np.float32).reshape(-1, 4),
-                chosen=moment.faces is not None and moment.faces.following == "chosen",
-            )
-            frames = encode_preview(preview, kind)
+    def _send(self, wanted: tuple[str, ...], preview: Preview, jpeg: bytes) -> None:
+        for kind in wanted:
+            shown = jpeg if kind == "picture" else b""
+            frames = encode_preview(msgspec.structs.replace(preview, seq=self._seq[kind], jpeg=shown), kind)
             self._publisher.send(frames, keep=False)  # a picture is never kept for later subscribers
             self._seq[kind] += 1
             self.sent += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from mien.clock import NS_PER_S
 from mien.messages import Prediction, Word
@@ -29,19 +28,12 @@ class SaidWord:
     emotion: str | None = None
 
 
-class _Known(NamedTuple):
-    """A word as it was first recognised, and what the prediction that had it said."""
-
-    word: Word
-    sentiment: float | None
-    emotion: str | None
-
-
 class SaidWords:
     """Follows the predictions of one session in order."""
 
     def __init__(self) -> None:
-        self._seen: deque[_Known] = deque(maxlen=_KEPT)
+        # Words as they were first recognised, with what the prediction that had them said.
+        self._seen: deque[SaidWord] = deque(maxlen=_KEPT)
         self._said: deque[SaidWord] = deque(maxlen=_KEPT)
         self._phrase: list[SaidWord] = []
 
@@ -57,7 +49,7 @@ class SaidWords:
             if known is None:
                 # What was said before the window has no reading of its own.
                 read = prediction if prediction.t_end_ns - word.t_end_ns <= WINDOW_NS else None
-                known = _Known(word, read.sentiment, read.top_emotion) if read else _Known(word, None, None)
+                known = SaidWord(word, read.sentiment, read.top_emotion) if read else SaidWord(word)
                 self._seen.append(known)
             last = self._said[-1].word if self._said else None
             if not word.committed or (last is not None and word.t_start_ns <= last.t_start_ns):
@@ -74,7 +66,7 @@ class SaidWords:
                     said.sentiment, said.emotion = phrase.sentiment, phrase.emotion
         return newly, any(said.sentiment != sentiment for said, sentiment in before)
 
-    def _first(self, word: Word) -> _Known | None:
+    def _first(self, word: Word) -> SaidWord | None:
         text = _plain(word.text)
         for known in self._seen:
             if _plain(known.word.text) == text and abs(known.word.t_start_ns - word.t_start_ns) <= _SAME_NS:
