@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from mien.errors import SourceError
+from mien.messages import Float32
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from mien.stream.sources.source import SAMPLE_RATE
@@ -108,6 +109,15 @@ def clip_camera(clip: Path, seconds: float = 30.0) -> CameraServer:
     return CameraServer(jpegs, (times_ns[-1] - times_ns[0]) / 1e9 / (len(times_ns) - 1))
 
 
+def write_wave(path: Path, samples: Float32) -> None:
+    """Sound (n,), mono 16 kHz, as a WAV file of 16 bits."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+
+
 class SoundCard:
     """A PulseAudio server of our own with one microphone, which hears a clip in a loop while it is plugged in.
 
@@ -127,12 +137,7 @@ class SoundCard:
             raise SourceError(f"no microphone to pull out: needs PulseAudio on Linux ({', '.join(missing) or 'Linux'})")
         folder.chmod(0o700)
         self._wave = folder / "clip.wav"
-        samples = (np.clip(read_sound(clip), -1, 1) * 32767).astype("<i2")
-        with wave.open(str(self._wave), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
-            file.writeframes(samples.tobytes())
+        write_wave(self._wave, read_sound(clip))
         alsa = folder / "asound.conf"
         alsa.write_text("</usr/share/alsa/alsa.conf>\npcm.!default { type pulse }\nctl.!default { type pulse }\n")
         self.environment = {"PULSE_SERVER": f"unix:{folder}/native", "ALSA_CONFIG_PATH": str(alsa)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from mien.clock import Clock
 from mien.config import load_config
 from mien.messages import Float32, Word
+from mien.stream.bench.devices import write_wave
 from mien.stream.modalities.base import create_modality
 from mien.stream.sources.source import SAMPLE_RATE
 
@@ -160,11 +160,7 @@ def _words(sound: Float32, asr: str | None) -> Iterator[Word]:
     """All words of all messages of the text worker."""
     with tempfile.TemporaryDirectory(prefix="mien-silence-") as folder:
         path = Path(folder) / "sound.wav"
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
-            file.writeframes(np.round(np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
+        write_wave(path, sound)
         config = load_config(overrides={"audio.source": str(path), "clip.fast": True, "text.asr": asr})
         modality = create_modality("text", config, Clock())
         try:
