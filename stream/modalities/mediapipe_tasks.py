@@ -1,4 +1,4 @@
-"""MediaPipe's tasks, without what they do not need.
+"""MediaPipe's landmarker and detector of faces, without what they do not need, and what they say of a face.
 
 Its drawing helpers import matplotlib's pyplot when the package is loaded: half of a video worker's start, and memory
 for as long as it runs. Nothing here draws with them, so for the moment of the import an empty module stands there.
