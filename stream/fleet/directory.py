@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import traceback
+import zlib
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,7 @@ _NODES_S = 1.0
 _UNAVAILABLE_S = 1.2  # an actor whose connection broke is given so long to come back
 _BORN_S = 60.0  # an actor that Ray has not placed by then is placed elsewhere
 _SUSPECT_S = 15.0  # a node whose actors do not answer gets nothing new for so long
+_PIECE = 64 << 10  # bytes; Ray's limit is 100 KiB
 _AGAIN_S = 3.0  # before a gateway that could not start is tried again
 
 
@@ -38,11 +40,12 @@ class Directory(Placement):
     """Keeps a fleet as its plan says.
 
     Args:
-        plan: as msgpack. guarded: whether actors serve beyond their machine, and so need keys.
+        guarded: whether actors serve beyond their machine, and so need keys. plan: as `in_pieces` makes it.
     """
 
-    def __init__(self, plan: bytes, guarded: bool) -> None:
-        super().__init__(quiet_ray(), msgspec.msgpack.decode(plan, type=Plan), guarded)
+    def __init__(self, guarded: bool, *plan: bytes) -> None:
+        packed = zlib.decompress(b"".join(plan))
+        super().__init__(quiet_ray(), msgspec.msgpack.decode(packed, type=Plan), guarded)
         self._guarded = guarded
         self._problem = ""
         self._keys: dict[str, Trusted] = {}
@@ -303,6 +306,15 @@ class Directory(Placement):
                 held.gap, held.moves = "it was lost while the directory was, too", 1
 
 
+def in_pieces(plan: bytes) -> list[bytes]:
+    """A plan, compressed, in pieces that Ray keeps with the actor.
+
+    What is larger lies in a store of the machine that starts the fleet, and a directory started again would miss it.
+    """
+    packed = zlib.compress(plan)
+    return [packed[begin : begin + _PIECE] for begin in range(0, len(packed), _PIECE)]
+
+
 def open_directory(ray: Any, fleet: str, plan: bytes, guarded: bool) -> Any:
     """Start a fleet's directory, which starts everything else.
 
@@ -319,6 +331,6 @@ def open_directory(ray: Any, fleet: str, plan: bytes, guarded: bool) -> Any:
         resources=ON_HEAD,
     )
     try:
-        return made.remote(plan, guarded)
+        return made.remote(guarded, *in_pieces(plan))
     except ValueError as error:
         raise FleetError(f"a fleet called {fleet} runs there already; first: mien fleet stop {fleet}") from error

@@ -146,7 +146,6 @@ class Roster:
         nodes = [node for node in fitting if not node.drained and not node.suspect]
         if not nodes:
             return "every node that it may run on is drained or does not answer"
-        waiting = sum(1 for other in self.sessions.values() if not other.capture and other.planned.place == place)
         best: tuple[tuple[bool, bool, int], Member | tuple[Node, int]] | None = None
         for node in nodes:
             members = [m for m in self.of("capture") if m.node == node.id]
@@ -155,8 +154,7 @@ class Roster:
             found: Member | tuple[Node, int] | None = min(open_, key=lambda m: len(m.sessions), default=None)
             if found is None:
                 most = int(self.free_cpus(node) / plan.cpus + 1e-9) if plan.cpus else plan.sessions
-                room = min(plan.sessions, most, max(waiting, 1) if plan.cpus else plan.sessions)
-                if room < 1:
+                if most < 1:
                     continue
                 found = node, min(plan.sessions, most)
             rank = (bool(held.wish) and node.id != held.wish, held.avoid in {m.name for m in members}, load)

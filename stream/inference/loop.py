@@ -27,9 +27,11 @@ from mien.stream.inference.playback import mode_of
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
-from mien.stream.processes.control import Assignment, Control
+from mien.stream.processes.control import PATIENCE_S, Assignment, Control
 
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
+_OBEY_NS = 20 * NS_PER_MS
+_PATIENCE_EACH_S = 0.01
 _TURNS = 5  # it takes so many of them to look after all sessions
 
 
@@ -132,7 +134,7 @@ class Loop:
                 self._control.say("ready", model=self._predictor.id)
             wait_ms = 1 if config.clip.fast else min(config.inference.hop_ms, 50)
             while not self._control.stopping.is_set():
-                self._control.beat()
+                self._beat()
                 self._take_in(wait_ms)
                 self._obey()
                 self._predict()  # before anything that can wait
@@ -142,8 +144,8 @@ class Loop:
                 if now_ns - self._tended_ns >= _TEND_NS or config.clip.fast:
                     self._tended_ns = now_ns
                     self._tend()
-                while self._predict():
-                    pass
+                while self._predict() and not self._control.stopping.is_set():
+                    self._beat()
             for session in self._sessions.values():
                 session.publish_status("stopped")
         finally:
@@ -160,7 +162,13 @@ class Loop:
             self._heard_at[socket] = session.mode.place, worker
         return session
 
+    def _beat(self) -> None:
+        """Give a sign of life. A turn through hundreds of sessions takes longer, which is no fault."""
+        self._control.beat(PATIENCE_S + _PATIENCE_EACH_S * len(self._sessions))
+
     def _obey(self) -> None:
+        """Follow orders; of hundreds, some at a time, so that other sessions are predicted meanwhile."""
+        until_ns = time.perf_counter_ns() + _OBEY_NS
         for order in self._control.take_orders():
             if order.serve is not None:
                 self._serve(order.serve)
@@ -170,6 +178,8 @@ class Loop:
                 session = self._named(order.session)
                 if session is not None:
                     session.obey(order)
+            if time.perf_counter_ns() > until_ns:
+                return
 
     def _named(self, name: str) -> Session | None:
         """The session of this name; the first for none."""
