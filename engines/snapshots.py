@@ -1,4 +1,7 @@
-"""The words of all sessions of a process: the newest message of each holds all words of its window."""
+"""The words of all sessions of a process: the newest message of each holds all words of its window.
+
+A message is shown from its end on, and its rows count from the instant on that it names, which may be later.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Snapshots:
 
     Attributes:
         features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
-        words, phrases, transcripts: of the window, per place. reasons: why none of its words counts, if known.
+        words, phrases, transcripts: to show, per place. reasons: why none of its words counts, if known.
         written: places whose window was written since the list was last emptied; None until a list is set.
     """
 
@@ -90,26 +93,29 @@ class Snapshots:
     def _place(self, place: int, t_end_ns: int) -> None:
         """Place the window at an instant, and note until when it stays the same."""
         kept = self._kept[place]
-        at = next((index for index in reversed(range(len(kept))) if kept[index].t_end_ns <= t_end_ns), None)
-        changes = [kept[0].t_end_ns if at is None and kept else 1 << 62]
+        shown = next((message for message in reversed(kept) if message.t_end_ns <= t_end_ns), None)
+        counted = next((message for message in reversed(kept) if _counts_from_ns(message) <= t_end_ns), None)
+        coming = (at_ns for message in kept for at_ns in (message.t_end_ns, _counts_from_ns(message)))
+        changes = [1 << 62, *(at_ns for at_ns in coming if at_ns > t_end_ns)]
         times_ns = np.zeros(0, np.int64)
         features, mask = last_rows(self.spec, np.zeros((0, self.spec.dim), np.float32))
         words: tuple[Word, ...] = ()
         phrases: tuple[Phrase, ...] = ()
         reason = ""
         since_ns = NEVER
-        if at is not None:
-            snapshot = kept[at]
-            if at + 1 < len(kept):
-                changes.append(kept[at + 1].t_end_ns)
-            inside = snapshot.valid & (snapshot.times_ns > t_end_ns - WINDOW_NS)
-            features, mask = place_rows(self.spec, snapshot.values, inside, snapshot.times_ns, t_end_ns)
-            times_ns = snapshot.times_ns[inside & (snapshot.times_ns <= t_end_ns)]
-            words = tuple(word for word in snapshot.words if word.t_end_ns > t_end_ns - WINDOW_NS)
-            phrases = tuple(phrase for phrase in snapshot.phrases if phrase.t_end_ns > t_end_ns - WINDOW_NS)
-            ends_ns = [*snapshot.times_ns.tolist(), *(word.t_end_ns for word in snapshot.words)]
-            changes += [at_ns for end_ns in ends_ns for at_ns in (end_ns, end_ns + WINDOW_NS) if at_ns > t_end_ns]
-            since_ns, reason = t_end_ns, "" if mask.any() else snapshot.reason
+        ends_ns: list[int] = []
+        if counted is not None:
+            inside = counted.valid & (counted.times_ns > t_end_ns - WINDOW_NS)
+            features, mask = place_rows(self.spec, counted.values, inside, counted.times_ns, t_end_ns)
+            times_ns = counted.times_ns[inside & (counted.times_ns <= t_end_ns)]
+            ends_ns += counted.times_ns.tolist()
+            reason = "" if mask.any() else counted.reason
+        if shown is not None:
+            words = tuple(word for word in shown.words if word.t_end_ns > t_end_ns - WINDOW_NS)
+            phrases = tuple(phrase for phrase in shown.phrases if phrase.t_end_ns > t_end_ns - WINDOW_NS)
+            ends_ns += [word.t_end_ns for word in shown.words]
+            since_ns = t_end_ns
+        changes += [at_ns for end_ns in ends_ns for at_ns in (end_ns, end_ns + WINDOW_NS) if at_ns > t_end_ns]
         if not (np.array_equal(self.mask[place], mask) and np.array_equal(self.features[place], features)):
             self.features[place], self.mask[place] = features, mask
             self._fresh[place] = True
@@ -126,3 +132,7 @@ class Snapshots:
                 " ".join(word.text for word in words if not word.committed and not word.uncertain),
                 " ".join(word.text for word in words if word.uncertain),
             )
+
+
+def _counts_from_ns(message: FeatureWindow) -> int:
+    return max(message.t_end_ns, message.counts_from_ns)

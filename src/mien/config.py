@@ -110,11 +110,17 @@ class AudioConfig(_Section, frozen=True):
 
 
 class TextConfig(_Section, frozen=True):
-    """The words. `asr` is "tiny.en", "base", "small", a folder with a CTranslate2 model, or "none"."""
+    """The words. `asr` is "tiny.en", "base", "small", a folder with a CTranslate2 model, or "none".
+
+    `step_ms` is how often the sound is transcribed anew. `settle_s` is how long after the end of that sound its words
+    count: recognition takes about so long, so that a clip in full gives the numbers of a live session. A recogniser
+    that takes longer makes words count when they are there.
+    """
 
     asr: str = "tiny.en"
     language: str = "en"
     step_ms: Annotated[int, Meta(ge=200, le=5000)] = 800
+    settle_s: Annotated[float, Meta(ge=0, le=5)] = 0.5
     device: str = "auto"
     compute_type: str = "int8"
     cpu_threads: Annotated[int, Meta(ge=1, le=64)] = 1

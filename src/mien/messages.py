@@ -101,6 +101,8 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
         words: the transcript in the window, text only. phrases: of its committed words.
         stamps: session time at which a stage was done, in ns: "read" (the sensor delivered), "sent".
         reason: why nothing in it counts, where there is more to say than that nothing was observed.
+        counts_from_ns: the instant from which on the rows of a snapshot count; 0 is `t_end_ns`. What is computed for
+            some tenths of a second counts alike then, whether it is there at once or just in time.
     """
 
     session: str
@@ -117,6 +119,7 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
     phrases: tuple[Phrase, ...] = ()
     stamps: dict[str, int] = {}
     reason: str = ""
+    counts_from_ns: int = 0
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +166,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         age_ms: age of each modality's newest evidence; None if it has none in the window.
         absent: per modality that is missing as a whole, why.
         abstains: why there is no prediction, None if there is one.
-        words: the words in the window with their times.
+        words: the words in the window with their times; new ones are shown at once, and count from `text.settle_s` on
+            after the sound in which they were heard.
         phrases: what the committed ones of them say by themselves, phrase by phrase.
         latency: milliseconds per stage: capture, feature, transport, wait, infer, and total, which counts from
             `stamps["read"]` of the row that triggered the prediction to the moment it was published.

@@ -193,5 +193,10 @@ def moved(message: FeatureWindow, by_ns: int) -> FeatureWindow:
             msgspec.structs.replace(word, t_start_ns=word.t_start_ns + by_ns, t_end_ns=word.t_end_ns + by_ns)
             for word in message.words
         ),
+        phrases=tuple(
+            msgspec.structs.replace(phrase, t_start_ns=phrase.t_start_ns + by_ns, t_end_ns=phrase.t_end_ns + by_ns)
+            for phrase in message.phrases
+        ),
         stamps={stage: t_ns + by_ns for stage, t_ns in message.stamps.items()},
+        counts_from_ns=message.counts_from_ns and message.counts_from_ns + by_ns,
     )

@@ -35,6 +35,7 @@ MAX_ROWS = 4096  # 80 s of audio rows: far more than a worker ever sends at once
 MAX_DIM = 4096
 MAX_PAYLOAD_BYTES = 4 << 20
 MAX_HEADER_BYTES = 256 << 10
+MAX_SETTLE_NS = 5_000_000_000  # after its end, from when on a message counts at the latest
 _SLACK_US = 2_000_000  # a row may lie so far after the span of its message; a long word's even further before
 
 Frames = list[bytes]
@@ -61,6 +62,7 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
     phrases: list[tuple[int, int, float, str]] = []
     reason: str = ""
     stamps: dict[str, int] = {}
+    counts_from_ns: int = 0
 
     @property
     def said(self) -> tuple[Word, ...]:
@@ -127,6 +129,7 @@ def encode_features(window: FeatureWindow) -> Frames:
         phrases=[(p.t_start_ns, p.t_end_ns, p.sentiment, p.emotion) for p in window.phrases],
         reason=window.reason,
         stamps=window.stamps,
+        counts_from_ns=window.counts_from_ns,
     )
     values = np.ascontiguousarray(window.values, dtype="<f4")
     return [
@@ -162,6 +165,7 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
         phrases=tuple(Phrase(*phrase) for phrase in header.phrases),
         stamps=header.stamps,
         reason=header.reason,
+        counts_from_ns=header.counts_from_ns,
     )
 
 
@@ -291,6 +295,8 @@ def _check_header(header: FeatureHeader) -> None:
         raise WireError("oversized: rows or dim")
     check_count("run or seq", header.run, header.seq)
     check_time("t_start_ns <= t_end_ns", header.t_start_ns, header.t_end_ns)
+    if header.counts_from_ns and not 0 <= header.counts_from_ns - header.t_end_ns <= MAX_SETTLE_NS:
+        raise WireError("time: counts_from_ns is before t_end_ns, or long after it")
     for stamp_ns in header.stamps.values():
         check_time("a stamp", stamp_ns)
     if len(header.words) > MAX_WORDS:

@@ -55,8 +55,11 @@ class Calibrating:
         if not self._choosing.allowed:
             raise BusError("the page is served beyond this machine; dashboard.control = true lets it measure people")
         said: dict[str, Any] = {}
+        if order.act in ("begin", "keep"):
+            self._check_here(order.workers, order.name)
         if order.act == "begin":
-            self._begin(baseline.check_name(order.name), order.workers)
+            baseline.check_name(order.name)
+            self._begin(order.workers)
             said = {"seconds": SECONDS, "sentence": SENTENCE if "audio" in order.workers else ""}
         elif order.act == "keep":
             found = self._take(order.workers)
@@ -80,13 +83,16 @@ class Calibrating:
                 told.append({"name": name, "made": "", "face": None, "voice": None, "state": str(error)})
         return told
 
-    def _begin(self, name: str, workers: tuple[str, ...]) -> None:
+    def _check_here(self, workers: tuple[str, ...], name: str) -> None:
+        """Before any worker is told: a rest is kept where rows are compared, beside the camera and the microphone."""
         if not workers:
             raise ConfigError("choose the face, the voice, or both")
         for worker in workers:
             if not is_loopback(host_of(self._bus.address(worker))):
-                # It is kept where rows are compared: beside the camera and the microphone.
                 raise BusError(f"the {worker} worker runs elsewhere: measure there, with mien calibrate {name}")
+
+    def _begin(self, workers: tuple[str, ...]) -> None:
+        for worker in workers:
             with self._chooser(worker) as chooser:
                 chooser.choose(chooser.offer(), rest=SECONDS)
 

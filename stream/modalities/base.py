@@ -36,6 +36,7 @@ class Rows:
     phrases: tuple[Phrase, ...] = ()
     stamps: dict[str, int] = field(default_factory=dict)
     reason: str = ""
+    counts_from_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def message_of(
         phrases=rows.phrases,
         stamps={**rows.stamps, **(stamps or {})},
         reason=rows.reason,
+        counts_from_ns=rows.counts_from_ns,
     )
 
 

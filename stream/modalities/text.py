@@ -97,10 +97,15 @@ class WordReader:
     """What was heard to the rows of a message: the words of the last WINDOW_S, read as one sequence.
 
     Uncertain words are not read; their rows are zero and not valid. One code for the live worker and for whole clips.
+
+    Args:
+        settle_s: after the end of the sound, from when on the rows count, so that it makes no difference how long up to
+            then recognition took. The last ones of a stream, after which nothing is predicted, count at once.
     """
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: TextEncoder, settle_s: float) -> None:
         self._encoder = encoder
+        self._settle_ns = round(settle_s * NS_PER_S)
         self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
 
     def rows(self, heard: Heard, stamps: dict[str, int] | None = None) -> Rows:
@@ -122,6 +127,7 @@ class WordReader:
             words=words,
             stamps=stamps or {},
             reason=NOT_UNDERSTOOD if not texts and (words or heard.unclear) else "",
+            counts_from_ns=0 if heard.last else heard.t_end_ns + self._settle_ns,
         )
 
 
@@ -292,7 +298,7 @@ class Text(Hearing):
         with ThreadPoolExecutor(1, "text-encoder") as beside:
             encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
             recogniser = open_recogniser(text, assets, self._device)
-            self._reader = WordReader(encoder.result())
+            self._reader = WordReader(encoder.result(), text.settle_s)
         checkpoint = self._config.inference.checkpoint
         self._phrases = PhraseReader(
             encoder.result().encode, lambda: SnapshotReader(load_checkpoint(checkpoint), self.spec.name)

@@ -177,7 +177,7 @@ class Extractors:
         """The messages of a live text worker over a whole recording."""
         from mien.stream.modalities.text import WordReader
 
-        reader = WordReader(self.text)
+        reader = WordReader(self.text, TextConfig().settle_s)
         return (reader.rows(heard) for heard in self.heard(sound))
 
     def recognise(self, sound: Float32) -> tuple[list[str], Int64]:

@@ -57,12 +57,14 @@ class Heard:
             goes on, a committed word may still turn out to be uncertain, or certain after all.
         committed: the words that this step committed.
         unclear: there was a voice lately of which no word could be made out.
+        last: the stream is over; nothing follows.
     """
 
     t_end_ns: int
     words: tuple[Word, ...]
     committed: tuple[Word, ...]
     unclear: bool = False
+    last: bool = False
 
 
 class Recogniser:
@@ -121,7 +123,7 @@ class Recogniser:
     def finish(self) -> Heard:
         """The stream is over: everything that was heard is committed."""
         committed = self._finish() if self._speaking or self._has_voice(1) else []
-        heard = self._heard(committed)
+        heard = replace(self._heard(committed), last=True)
         self._forget()
         return heard
 

@@ -13,13 +13,8 @@ from typing import Any
 
 import pytest
 
-from mien.config import BusConfig
-from mien.errors import BusError
 from mien.install import SAMPLE
 from mien.stream.bus.subscriber import Subscriber
-from mien.stream.dashboard.calibrating import Calibrating, PeopleOrder
-from mien.stream.dashboard.choosing import Choosing
-from mien.stream.dashboard.collector import Collector
 from tests.e2e.browser import Page, Program, assets, await_predictions, chromium, open_page, run
 from tests.e2e.conftest import command
 from tests.ports import free_ports
@@ -135,7 +130,7 @@ def test_who_cancels_is_not_kept(place: Place, open_page: Callable[..., Page]) -
     page.wait(lambda: "is no name for a person" in page.text("calibration-said"))
 
 
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_the_dialog_is_accessible(place: Place, open_page: Callable[..., Page], width: int) -> None:
     """Before, while somebody is measured, and in both themes."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
@@ -164,11 +159,3 @@ def test_other_pages_and_programs_measure_nobody(place: Place, origin: str | Non
     connection.request("POST", "/people", order, {"Origin": origin} if origin else {})
     assert connection.getresponse().status == 403
     connection.close()
-
-
-def test_beyond_this_machine_it_is_refused_unless_the_page_may_choose(place: Place) -> None:
-    bus = BusConfig(port=place.port)
-    collector = Collector(bus, None, 1.0)
-    calibrating = Calibrating(collector, bus, Choosing(collector, bus, allowed=False))
-    with pytest.raises(BusError, match=r"dashboard\.control"):
-        calibrating.carry_out(PeopleOrder("list"))

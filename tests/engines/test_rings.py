@@ -142,7 +142,7 @@ def test_rows_from_before_the_span_are_not_mixed_with_new_ones() -> None:
     assert features[0, -1, 0] == mask[0].sum() == 1.0
 
 
-def words(t_end_ms: int, *said: tuple[str, int], committed: bool = True) -> FeatureWindow:
+def words(t_end_ms: int, *said: tuple[str, int], committed: bool = True, settle_ms: int = 0) -> FeatureWindow:
     ends_ns = [T0 + end_ms * NS_PER_MS for _, end_ms in said]
     return FeatureWindow(
         session="s", modality="text", run=1, seq=0, t_start_ns=T0, t_end_ns=T0 + t_end_ms * NS_PER_MS, extractor="",
@@ -151,20 +151,28 @@ def words(t_end_ms: int, *said: tuple[str, int], committed: bool = True) -> Feat
         words=tuple(
             Word(text, end_ns - 1, end_ns, committed) for (text, _), end_ns in zip(said, ends_ns, strict=True)
         ),
+        counts_from_ns=settle_ms and T0 + (t_end_ms + settle_ms) * NS_PER_MS,
     )  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 900), st.integers(-3000, 200), st.integers(0, 4)), max_size=12), st.data())
-def test_words_are_those_of_the_newest_message_whenever_they_are_looked_at(
-    pieces: list[tuple[int, int, int]], data: st.DataObject
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 900), st.integers(-3000, 200), st.integers(0, 4), st.sampled_from([0, 300, 1200])),
+        max_size=12,
+    ),
+    st.data(),
+)
+def test_words_are_those_of_the_newest_message_and_count_from_when_it_says(
+    pieces: list[tuple[int, int, int, int]], data: st.DataObject
 ) -> None:
     spec = ModalitySpec("text", 1, 0, 3, snapshot=True)
     kept, messages, t_ms, before = Snapshots(spec, 1), [], 0, None
     place = np.zeros(1, np.int64)
-    for pause_ms, end_ms, count in pieces:
+    for pause_ms, end_ms, count, settle_ms in pieces:
         t_ms += pause_ms
-        messages.append(words(t_ms, *((str(k), t_ms + end_ms + 90 * k) for k in range(count))))
+        spoken = ((str(k), t_ms + end_ms + 90 * k) for k in range(count))
+        messages.append(words(t_ms, *spoken, settle_ms=settle_ms))
         kept.write(0, messages[-1])
         for back_ms in data.draw(st.lists(st.integers(-6000, 1000), max_size=4)):
             t_ns = T0 + (t_ms - back_ms) * NS_PER_MS
@@ -172,8 +180,10 @@ def test_words_are_those_of_the_newest_message_whenever_they_are_looked_at(
             (features,), (mask,) = kept.gather(place, ends_ns)
             seen = [message for message in messages if message.t_end_ns <= t_ns]
             newest = seen[-1] if seen else words(0)
-            inside = newest.times_ns > t_ns - WINDOW_NS
-            want = place_rows(spec, newest.values, inside, newest.times_ns, t_ns)
+            counting = [message for message in seen if message.counts_from_ns <= t_ns]
+            counted = counting[-1] if counting else words(0)
+            inside = counted.times_ns > t_ns - WINDOW_NS
+            want = place_rows(spec, counted.values, inside, counted.times_ns, t_ns)
             assert np.array_equal(features, want[0])
             assert np.array_equal(mask, want[1])
             assert kept.words[0] == tuple(w for w in newest.words if w.t_end_ns > t_ns - WINDOW_NS)

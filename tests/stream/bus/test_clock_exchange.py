@@ -18,7 +18,7 @@ import mien
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.errors import WireError
-from mien.messages import Prediction
+from mien.messages import FeatureWindow, Prediction
 from mien.stream.bus import clock_exchange
 from mien.stream.bus.clock_exchange import (
     ClockAnswer,
@@ -81,11 +81,23 @@ def test_answers_that_break_the_protocol_are_refused(payload: bytes) -> None:
 
 
 def test_all_times_of_a_message_move_together() -> None:
-    message = features(3, stamps={"read": 2_000})
-    later = moved(message, 500)
-    assert later.t_start_ns - message.t_start_ns == later.t_end_ns - message.t_end_ns == 500
-    assert (later.times_ns - message.times_ns == 500).all()
-    assert later.stamps == {"read": 2_500}
+    message = features(3, stamps={"read": 2_000}, counts_from_ns=3_000)
+    times = times_of(message)
+    assert len(times) == 3 + 1 + 3 + 2 + 2
+    assert times_of(moved(message, 500)) == {name: t_ns + 500 for name, t_ns in times.items()}
+    assert moved(features(3, counts_from_ns=0), 500).counts_from_ns == 0
+
+
+def times_of(message: FeatureWindow) -> dict[str, int]:
+    """Every time in a message, by where it stands."""
+    found = {f"times_ns.{k}": t_ns for k, t_ns in enumerate(message.times_ns.tolist())}
+    found |= {f"stamps.{stage}": t_ns for stage, t_ns in message.stamps.items()}
+    owned = (("word", message.words), ("phrase", message.phrases))
+    for owner, each in [("", message), *((name, part) for name, parts in owned for part in parts)]:
+        for field in each.__struct_fields__:
+            if field.endswith("_ns") and field != "times_ns":
+                found[f"{owner}.{field}"] = getattr(each, field)
+    return found
 
 
 @pytest.mark.parametrize("answer", ["elsewhere", "unknown", "wrong"])

@@ -35,6 +35,7 @@ def features(rows: int = 3, dim: int = 4, **changes: object) -> FeatureWindow:
         phrases=(Phrase(1_000_000_000, 1_200_000_000, -1.25, "sad"),),
         reason="unclear",
         stamps={"read": 1_310_000_000},
+        counts_from_ns=1_800_000_000,
     )
     return msgspec.structs.replace(window, **changes)
 
@@ -157,6 +158,9 @@ GOOD = wire.encode_features(features())
         (reframed(words=[["a", 4, 5, True, float("nan")]]), "malformed"),
         (reframed(words=[["a", 4, 5, True, 1.0]], uncertain=b"aa"), "truncated"),
         (reframed(reason="a" * 257), "oversized"),
+        (reframed(counts_from_ns=1_299_999_999), "time"),
+        (reframed(counts_from_ns=6_300_000_001), "time"),
+        (reframed(counts_from_ns=-1), "time"),
         (reframed(words=[["a" * 129, 4, 5, True, 1.0]]), "oversized"),
         (reframed(words=[["a", 4, 5, True, 1.0]] * 513), "oversized"),
         (reframed(extractor="x" * 257), "oversized"),

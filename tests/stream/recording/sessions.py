@@ -74,7 +74,10 @@ def messages(seconds: float, seed: int = 0) -> list[tuple[int, FeatureWindow]]:
             t_start_ns = t_end_ns - period_ms * NS_PER_MS
             times = t_start_ns + np.arange(rows, dtype=np.int64) * 20 * NS_PER_MS
             words: tuple[Word, ...] = ()
+            counts_from_ns = 0
             if name == "text":
+                # As recorded by mien before and after words counted from a fixed time on.
+                counts_from_ns = t_end_ns + 500 * NS_PER_MS if seq % 4 else 0
                 t_start_ns = t_end_ns - 4 * NS_PER_S
                 times = np.linspace(t_start_ns, t_end_ns - 1000, rows).astype(np.int64) // 1000 * 1000
                 words = tuple(
@@ -85,7 +88,7 @@ def messages(seconds: float, seed: int = 0) -> list[tuple[int, FeatureWindow]]:
             message = FeatureWindow(
                 session="default", modality=name, run=7, seq=seq, t_start_ns=t_start_ns, t_end_ns=t_end_ns,
                 extractor=SPECS[name].extractor, values=values.standard_normal((rows, SPECS[name].dim)).astype("<f4"),
-                valid=np.ones(rows, bool), times_ns=times, words=words,
+                valid=np.ones(rows, bool), times_ns=times, words=words, counts_from_ns=counts_from_ns,
             )  # fmt: skip
             delay_ms = {"vision": 30, "audio": 60, "text": 900}[name] * rng.uniform(0.5, 2.5)
             arrival_ns = max(arrival_ns + 1, t_end_ns + int(delay_ms * NS_PER_MS))
