@@ -90,9 +90,13 @@ def address_of(source: str) -> Address | None:
 
 
 def clip_source(name: str) -> str:
-    """The source that is the file of that name, also where the name alone would mean something else ("0", "none")."""
-    path = Path(name)
-    return File(path).source if is_file(path) else name
+    """The source that is the file of that name, also where the name alone would mean something else ("0", "none").
+
+    A folder and what is not there count as files too, so that the error speaks of a file; an address stays as it is.
+    """
+    path, address = Path(name), address_of(name)
+    named_alike = isinstance(address, Device) and address.index is None and name != "auto"
+    return File(path).source if named_alike or os.path.lexists(path) else name
 
 
 def is_file(path: Path) -> bool:

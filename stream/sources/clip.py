@@ -162,7 +162,12 @@ def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
     """
     path, tracks = Path(path), tracks or ClipConfig()
     if not is_file(path):
-        raise SourceError(f"clip {printable(str(path))} does not exist")
+        why = "does not exist"
+        if os.path.isdir(path):
+            why = "is a folder; choose a file in it"
+        elif os.path.exists(path):
+            why = "is a pipe or a device, which can be read only once; save it as a file first"
+        raise SourceError(f"clip {printable(str(path))} {why}")
     state = path.stat()
     return _look(path, state.st_size, state.st_mtime_ns, tracks.audio_track, tracks.video_track)
 

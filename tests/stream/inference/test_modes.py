@@ -73,9 +73,7 @@ def serve(mode: type[Mode], lags_ms: Sequence[int]) -> Seen:
 @pytest.mark.parametrize("lags_ms", [[0] * 7, [400] * 7, [120, 450, 505, 60, 333, 290, 310]])
 def test_words_count_from_the_same_instant_whether_recognition_is_slow_or_immediate(lags_ms: list[int]) -> None:
     in_full, live = serve(Complete, [0] * 7), serve(Live, lags_ms)
-    common = {
-        t_ms for t_ms in in_full.keys() & live.keys() if t_ms < STEPS * STEP_MS
-    }  # the last words do not wait
+    common = {t_ms for t_ms in in_full.keys() & live.keys() if t_ms < STEPS * STEP_MS}  # the last words do not wait
     assert len(common) >= STEPS * STEP_MS / FRAME_MS - 1
     assert [t_ms for t_ms in sorted(common) if in_full[t_ms][0] != live[t_ms][0]] == []
     assert len({in_full[t_ms][0] for t_ms in common}) >= STEPS

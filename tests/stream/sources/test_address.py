@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mien.config import load_config
+from mien.errors import SourceError
 from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import Device, File, Url, address_of, clip_source, printable
 from mien.stream.sources.clip import open_clip
@@ -70,6 +71,22 @@ def test_what_exists_is_a_file_and_can_be_played_whatever_its_name(
     address = address_of(source)
     assert isinstance(address, File)
     assert len(list(open_clip(address.path).pictures())) == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")
+def test_what_a_clip_is_instead_of_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("folder", "is a folder"), (".", "is a folder"), ("pipe", "is a pipe"), ("/dev/null", "a device"),
+                      ("dangling", "does not exist"), ("talk", "does not exist"), ("-", "does not exist")):  # fmt: skip
+        address = address_of(clip_source(name))
+        assert isinstance(address, File), name
+        with pytest.raises(SourceError, match=why):
+            open_clip(address.path)
+    for name in ("rtsp://10.0.0.2/stream", "auto", "2"):
+        assert clip_source(name) == name
 
 
 @pytest.mark.parametrize("name", ["0", "auto", "none"])
