@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from mien.messages import Float32
+from mien.messages import Bool, Float32
 from mien.stream.sources.source import SAMPLE_RATE
 
 GAP_S = 0.05  # stamps may wander this far from the sample count before they are believed
@@ -27,6 +27,8 @@ _FAINT = 1e-9  # energy of -90 dB: nothing to decide by
 class Downmix:
     """Channels to one: their mean, or the strongest where they cancel each other, as with a plug of opposite phase.
 
+    A channel in which nothing was heard so far has no part in it: a film's dialogue may be in one of six.
+
     Args:
         rate: samples per second.
     """
@@ -35,46 +37,55 @@ class Downmix:
         self._rate = rate
         self._energies: Float32 | None = None  # of each channel, and of their mean
         self._weights: Float32 | None = None
+        self._heard: Bool = np.zeros(0, np.bool_)  # the channels in which something was
 
     def __call__(self, channels: Float32) -> Float32:
         """(c, n) to (n,). The number of channels may change from call to call."""
-        mean: Float32 = channels.mean(axis=0, dtype=np.float32)
         count, size = channels.shape
         if count == 1 or size == 0:
             self._energies = self._weights = None
-            return mean
+            return self._mixed(channels, np.ones(count, np.float32))
         if self._energies is None or len(self._energies) != count + 1:
-            self._energies, self._weights = None, None
-        before, self._weights = self._weights, self._decide(channels, mean)
+            self._energies, self._weights, self._heard = None, None, np.zeros(count, np.bool_)
+        before, self._weights = self._weights, self._decide(channels)
         if before is None or np.array_equal(before, self._weights):
-            return self._mixed(channels, mean, self._weights)
+            return self._mixed(channels, self._weights)
         ramp = np.linspace(0.0, 1.0, size, dtype=np.float32)
-        old, new = self._mixed(channels, mean, before), self._mixed(channels, mean, self._weights)
+        old, new = self._mixed(channels, before), self._mixed(channels, self._weights)
         return old + ramp * (new - old)
 
     @staticmethod
-    def _mixed(channels: Float32, mean: Float32, weights: Float32) -> Float32:
-        return mean if weights.max() < 1.0 else channels[int(weights.argmax())]
+    def _mixed(channels: Float32, weights: Float32) -> Float32:
+        used = channels if weights.all() else channels[weights > 0]
+        mean: Float32 = used.mean(axis=0, dtype=np.float32)
+        return mean
 
-    def _decide(self, channels: Float32, mean: Float32) -> Float32:
-        """The share of each channel: all the same, or one for all."""
+    def _decide(self, channels: Float32) -> Float32:
+        """The share of each channel: the same for all in which something was heard, or one for all."""
         count, size = channels.shape
-        even = np.full(count, 1.0 / count, np.float32)
-        now = np.append(np.mean(channels * channels, axis=1), np.mean(mean * mean)).astype(np.float32)
-        if self._energies is None:
-            self._energies = now
+        powers = np.mean(channels * channels, axis=1)
+        heard = self._heard | (powers > _FAINT)
+        if not heard.any():
+            return np.full(count, 1.0 / count, np.float32)
+        even: Float32 = (heard / heard.sum()).astype(np.float32)
+        now: Float32 = np.append(powers, np.mean(self._mixed(channels, even) ** 2)).astype(np.float32)
+        if self._energies is None or not np.array_equal(heard, self._heard):
+            self._energies = now  # of another mean than before
         else:
             old = np.float32(np.exp(-size / self._rate / _MEMORY_S))
             self._energies = old * self._energies + (1 - old) * now
-        weights = even if self._weights is None else self._weights
+        self._heard = heard
         each, together = self._energies[:count], float(self._energies[count])
+        weights = even if self._weights is None else self._weights
         if each.max() < _FAINT:
             return weights
-        # Channels that have nothing to do with each other have a mean of `count` times less energy than they.
-        share = together * count / float(each.mean())
-        if weights.max() == 1.0:
-            return even if share > _TOGETHER else weights
-        return np.eye(count, dtype=np.float32)[int(each.argmax())] if share < _CANCELLED else weights
+        # Channels that have nothing to do with each other have a mean of their number times less energy than they.
+        share = together * int(heard.sum()) / float(each[heard].mean())
+        one = weights.max() == 1.0
+        if share > _TOGETHER or (share >= _CANCELLED and not one):
+            return even
+        strongest: Float32 = np.eye(count, dtype=np.float32)[int(each.argmax())]
+        return weights if one else strongest
 
 
 class Waveform:

@@ -307,14 +307,27 @@ def test_the_stronger_of_two_that_cancel_is_taken_and_others_are_averaged() -> N
     for channels, expected in (
         (np.stack([0.6 * said, -said]), -said),
         (np.stack([said, said]), said),
-        (np.stack([said, 0 * said]), said / 2),
+        (np.stack([said, 0 * said]), said),
         (np.stack([said, other]), (said + other) / 2),
-        (np.stack([0 * said, 0 * said, said, 0 * said, 0 * said, 0 * said]), said / 6),
+        (np.stack([0 * said, 0 * said, said, 0 * said, 0 * said, 0 * said]), said),  # dialogue in the centre alone
+        (np.stack([said, 0 * said, other]), (said + other) / 2),
         (said[None], said),
     ):
         mix = Downmix(RATE)
         heard = np.concatenate([mix(channels[:, at : at + 1024]) for at in range(0, channels.shape[1], 1024)])
         assert np.allclose(heard, expected, atol=1e-6)
+
+
+def test_a_channel_that_is_silent_at_first_counts_from_when_it_is_heard_without_a_click() -> None:
+    wave = (0.5 * np.sin(2 * np.pi * 100 * np.arange(6 * RATE) / RATE)).astype(np.float32)
+    late = np.where(np.arange(6 * RATE) // (2 * RATE) == 1, wave, 0.0).astype(np.float32)
+    mix = Downmix(RATE)
+    channels = np.stack([0 * wave, wave, late / 2])
+    heard = np.concatenate([mix(channels[:, at : at + 960]) for at in range(0, channels.shape[1], 960)])
+    seconds = heard.reshape(6, RATE)
+    levels = [round(float(np.std(seconds[k]) / np.std(wave[:RATE])), 2) for k in (0, 1, 3, 4, 5)]
+    assert levels == [1.0, 1.0, 0.75, 0.5, 0.5]
+    assert np.abs(np.diff(heard)).max() < 0.02
 
 
 def test_a_phase_that_changes_is_noticed_without_a_click() -> None:
