@@ -90,6 +90,8 @@ class Pairing:
         shares: Mapping[str, float] | None = None,
         conflict: float = 0.0,
         damaged: float = 0.0,
+        damaged_wrong: float = 0.5,
+        odd: Mapping[str, float] | None = None,
         errors: Mapping[str, float] | None = None,
     ) -> Group:
         """A group over the modalities.
@@ -101,7 +103,9 @@ class Pairing:
                 still face, so that a neutral member is no evidence against the others.
             shares: how often each emotion is drawn, 1 where it is not named.
             conflict: how often one member of three or more shows another emotion: the others are right.
-            damaged: how often a member is a damaged one, half of the time of another emotion, and the others are right.
+            odd: how often, against the others, each modality is that member; 1 where it is not named.
+            damaged: how often a member is a damaged one, `damaged_wrong` of the time of any emotion, and the others are
+                right.
             errors: how often each modality shows another emotion: the error rate of its reader on unseen items. On
                 items that it was trained on it is right too often for the fusion to learn when not to rely on it.
 
@@ -121,9 +125,11 @@ class Pairing:
             members[modality] = pool[int(random.integers(len(pool)))]
         if errors and len(members) > 1:
             members.update(self._wrong(modalities, emotion, random, errors))
-        odd = self._odd(modalities, emotion, random, composed, conflict, damaged) if len(members) > 1 else {}
-        if not (scored and "text" in odd):
-            members.update(odd)
+        if len(members) > 1:
+            chances = {"damaged": damaged, "conflict": conflict, "composed": composed}
+            unreliable = self._unreliable(modalities, emotion, random, chances, damaged_wrong, odd or {})
+            if not (scored and "text" in unreliable):
+                members.update(unreliable)
         own = [s.labels for s in members.values() if s.labels.sentiment is not None and not s.labels.coarse]
         sentiment = own[0].sentiment if own else VALENCE[EMOTIONS[emotion]]
         return Group(members, sentiment, not own, tuple(float(e == emotion) for e in range(len(EMOTIONS))), emotion)
@@ -147,28 +153,32 @@ class Pairing:
             wrong[modality] = pool[int(random.integers(len(pool)))]
         return wrong
 
-    def _odd(
+    def _unreliable(
         self,
         modalities: Sequence[str],
         emotion: int,
         random: np.random.Generator,
-        composed: float,
-        conflict: float,
-        damaged: float,
+        chances: Mapping[str, float],
+        damaged_wrong: float,
+        odd: Mapping[str, float],
     ) -> dict[str, Sample]:
-        """An unreliable member, if one is drawn."""
+        """A member that is damaged, of another emotion, or neutral, if one is drawn."""
         modality = modalities[int(random.integers(len(modalities)))]
         chance = random.random()
+        kind = next((name for name in chances if (chance := chance - chances[name]) < 0), None)
         pool: list[Sample] = []
-        if chance < damaged:
+        if kind == "damaged":
             by_emotion = self._damaged.get(modality, [[]] * len(EMOTIONS))
-            other = emotion if random.random() < 0.5 else int(random.integers(len(EMOTIONS)))
+            other = emotion if random.random() < 1.0 - damaged_wrong else int(random.integers(len(EMOTIONS)))
             pool = by_emotion[other]
-        elif chance < damaged + conflict:
+        elif kind == "conflict":
+            if odd:
+                weights = np.array([odd.get(name, 1.0) for name in modalities])
+                modality = modalities[int(random.choice(len(modalities), p=weights / weights.sum()))]
             others = [e for e in self.emotions([modality]) if e != emotion]
             if others and len(modalities) > 2:  # of two that contradict each other, neither is known to be right
                 pool = self._pool(modality, others[int(random.integers(len(others)))], False)
-        elif chance < damaged + conflict + composed and emotion != NEUTRAL:
+        elif kind == "composed" and emotion != NEUTRAL:
             pool = self._pool(modality, NEUTRAL, False)
         return {modality: pool[int(random.integers(len(pool)))]} if pool else {}
 

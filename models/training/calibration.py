@@ -42,7 +42,9 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
     ] + [s for s in valid if len(s.tracks) > 1][:MOST]
     network.eval()
     statistics = {name: Statistics(0, *network.normalisation(name)) for name in names}
-    perturber = Perturber(dataset.specs, statistics, msgspec.structs.replace(settings.perturbation, drop=0.0))
+    noise = settings.perturbation.noise if settings.reliability_noise is None else settings.reliability_noise
+    perturbation = msgspec.structs.replace(settings.perturbation, drop=0.0, noise=noise)
+    perturber = Perturber(dataset.specs, statistics, perturbation)
     encoded = EncodedItems(network, valid, perturber, 1, random)
     pairing = Pairing(valid)
     kinds = [
@@ -64,7 +66,15 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
             group["lr"] = 2e-3 * (1.0 - step / settings.reliability_steps)
         kind = kinds[-1] if random.random() < 0.5 else kinds[int(random.integers(len(kinds)))]
         groups = [
-            pairing.draw(kind, random, composed=settings.composed, conflict=settings.conflict, damaged=settings.damaged)
+            pairing.draw(
+                kind,
+                random,
+                composed=settings.composed,
+                conflict=settings.conflict,
+                damaged=settings.damaged,
+                damaged_wrong=settings.damaged_wrong,
+                odd=settings.odd,
+            )
             for _ in range(BATCH)
         ]
         batch = encoded.batch(groups, random)
@@ -175,7 +185,14 @@ def calibrate(
         spoilt = [[single(s) for s in damaged if name in s.tracks][: settings.calibration_items] for name in names]
         sets += [groups for groups in spoilt if groups]
         both, random = Pairing([*valid, *damaged]), np.random.default_rng(settings.seed)
-        sets += [[both.draw(chosen, random, conflict=0.2, damaged=0.5) for _ in range(size)] for chosen in possible]
+        wrong = settings.damaged_wrong
+        sets += [
+            [
+                both.draw(chosen, random, conflict=0.2, damaged=0.5, damaged_wrong=wrong, odd=settings.odd)
+                for _ in range(size)
+            ]
+            for chosen in possible
+        ]
     fit_reliability(network, dataset, settings)
     network.eval()
     logits, shares, reliability, targets, weights = [], [], [], [], []

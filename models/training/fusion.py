@@ -87,7 +87,8 @@ def train_fusion(
     network.encoders.requires_grad_(settings.views == 0)
     sampler = BatchSampler(train, specs, statistics, settings)
     checks = [(kind, [b.to(device) for b in made]) for kind, made in validation_batches(valid, specs, settings)]
-    sampler.error_rates = error_rates(teachers, checks)
+    measured = error_rates(teachers, checks)
+    sampler.error_rates = {name: max(rate, settings.wrong.get(name, 0.0)) for name, rate in measured.items()}
     if settings.views:
         sampler.encode(network, teachers)
         checks = [(kind, [_encoded(network, b) for b in made]) for kind, made in checks]

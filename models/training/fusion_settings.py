@@ -22,14 +22,18 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             predicted more often.
         composed: how often one member of a pair is neutral while the others show the labelled emotion.
         conflict, damaged: the same with a member of another emotion, and with a damaged one.
+        odd: how often, against the others, each modality is the member of another emotion; 1 where it is not named.
+        damaged_wrong: how often a damaged member is of any emotion, and not of that of the others.
         damaged_alone: how often a single modality is a damaged one.
+        wrong: least error rate of a modality in pairs. Without it the error rate of its reader on the "valid" split
+            counts, and people outside of the corpora are read worse.
         alone_weight, reliability_weight: of the emotions that a modality shows by itself, and of the probability that
             it is right; no effect on a model without reliability.
         views: training windows of every item that are encoded once, before training; 0 trains encoders too and
             encodes every window anew. With views the encoders stay as their readers left them; a modality that has no
             reader gets one, trained for `reader_steps`.
         reliability_steps: of fitting that probability on the "valid" split: on training items a model is right too
-            often.
+            often. reliability_noise: how often a member is noise meanwhile; None: as in `perturbation`.
         trained_rate: learning rate of parameters that come trained, as a share of `learning_rate`.
         keep_weight: of the distillation from the frozen unimodal readers.
         ema: decay of the averaged weights, which are validated and kept.
@@ -61,13 +65,17 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pair_emotions: dict[str, float] = {}
     composed: float = 0.2
     conflict: float = 0.1
+    odd: dict[str, float] = {}
     damaged: float = 0.3
+    damaged_wrong: float = 0.5
     damaged_alone: float = 0.15
+    wrong: dict[str, float] = {}
     alone_weight: float = 0.5
     reliability_weight: float = 0.5
     views: int = 0
     reader_steps: int = 400
     reliability_steps: int = 300
+    reliability_noise: float | None = None
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25

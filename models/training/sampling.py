@@ -86,6 +86,8 @@ class BatchSampler:
             shares=settings.pair_emotions,
             conflict=settings.conflict,
             damaged=settings.damaged,
+            damaged_wrong=settings.damaged_wrong,
+            odd=settings.odd,
             errors=self.error_rates,
         )
 

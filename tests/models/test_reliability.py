@@ -102,6 +102,10 @@ def test_damaged_copies_take_no_part_in_what_is_clean(dataset: Dataset) -> None:
     own = [members[0].emotion == 1 for members in spoilt]
     assert 0.4 < np.mean(own) < 0.75
     assert all(np.argmax(group.emotions) == 1 for group in drawn if group.emotions is not None)
+    other = [pairing.draw(NAMES, random, emotion=1, damaged=1.0, damaged_wrong=1.0) for _ in range(200)]
+    kept = [m.emotion == 1 for group in other for m in group.members.values() if m.labels.damage]
+    assert len(kept) == 200
+    assert np.mean(kept) < 0.3
 
 
 def test_in_a_conflict_the_others_are_right() -> None:
@@ -110,6 +114,10 @@ def test_in_a_conflict_the_others_are_right() -> None:
         group = pairing.draw(NAMES, random, emotion=2, conflict=1.0)
         assert sorted(member.emotion == 2 for member in group.members.values()) == [False, True, True]
         assert np.argmax(group.emotions or ()) == 2
+    lone = {name: float(name == "vision") for name in NAMES}
+    for _ in range(50):
+        members = pairing.draw(NAMES, random, emotion=2, conflict=1.0, odd=lone).members
+        assert [name for name, member in members.items() if member.emotion != 2] == ["vision"]
     two = pairing.draw(NAMES[:2], random, emotion=2, conflict=1.0)
     assert all(member.emotion == 2 for member in two.members.values())
 
