@@ -16,7 +16,7 @@ from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
 from mien.stream.inference.faults import Refusals
-from mien.stream.inference.modes import Live, Trigger
+from mien.stream.inference.prediction import Live, Trigger
 
 WARM_UP = 20
 

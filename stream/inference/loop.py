@@ -22,8 +22,8 @@ from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, make_room
-from mien.stream.inference.modes import Trigger
 from mien.stream.inference.playback import mode_of
+from mien.stream.inference.prediction import Trigger
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter

@@ -1,4 +1,4 @@
-"""One session as the inference process serves it: what comes in, and what goes out. When to predict: `modes`.
+"""One session as the inference process serves it: what comes in, and what goes out. When to predict: `prediction`.
 
 What its workers send is decoded, checked for who may say it, and put into our time.
 """
@@ -32,7 +32,7 @@ from mien.stream.bus.wire import (
 )
 from mien.stream.inference.about import person_tag, published_config, versions, with_person
 from mien.stream.inference.faults import Refusals
-from mien.stream.inference.modes import Asked, Mode, Seen, Trigger
+from mien.stream.inference.prediction import Asked, Mode, Seen, Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.processes.control import Control, Order
 

@@ -50,7 +50,7 @@ ANSWERS = {
     "stream/protocol.md": "## 3. Features",
     "models/training/losses.py": "def fusion_loss(",
     "stream/processes/supervisor.py": "class Supervisor",
-    "stream/inference/modes.py": "class LiveSchedule",
+    "stream/inference/prediction.py": "class LiveSchedule",
     "stream/inference/playback.py": "class CompleteSchedule",
     "stream/sources/camera.py": "def _reopen(",
     "stream/recording/writer.py": "class RecordingWriter",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS
 from mien.messages import Cue, FeatureWindow, spans_of
-from mien.stream.inference.modes import LiveSchedule
 from mien.stream.inference.playback import CompleteSchedule, CueSchedule
+from mien.stream.inference.prediction import LiveSchedule
 from tests.stream.inference.test_assembler import at, frame, sound, speech
 
 

@@ -13,8 +13,8 @@ from mien.engines.rings import Windows
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
 from mien.models.text.encoder import TEXT_DIM
 from mien.stream.inference.faults import Refusals
-from mien.stream.inference.modes import Live, Mode
 from mien.stream.inference.playback import Complete
+from mien.stream.inference.prediction import Live, Mode
 from mien.stream.modalities.base import message_of
 from mien.stream.modalities.text import TextEncoder, WordReader
 from mien.stream.speech.asr import Heard
