@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from mien.clock import Clock
 from mien.messages import About, Cue, FeatureWindow, ModalitySpec, Phrase, Prediction, Status, Transcript, Word
 from mien.stream.bus import choices, clock_exchange, preview, sound, wire
 from mien.stream.bus.keyring import to_hex
@@ -36,7 +37,7 @@ def seeds() -> dict[str, list[bytes]]:
         "preview": [join(preview.encode_preview(_preview(), "picture"))],
         "edges": [join([b"preview/default/edges", wire.VERSION_BYTE, np.arange(8, dtype="<u2").tobytes()])],
         "sound": [join(sound.encode_sound(_SOUND))],
-        "clock": [join(clock_exchange.answer_question(b"clock/default/00", 7, _Clock()))],  # type: ignore[arg-type]
+        "clock": [join(clock_exchange.answer_question(b"clock/default/00", 7, _Clock(0)))],
         "config": [
             b'session = "studio"\n[video]\nsource = "0"\nfps = 25\n[bus]\nport = 6000\n[bus.workers]\nvideo = ""\n'
         ],
@@ -47,7 +48,7 @@ def seeds() -> dict[str, list[bytes]]:
     }
 
 
-class _Clock:
+class _Clock(Clock):
     def now_ns(self) -> int:
         return NOW_NS
 
