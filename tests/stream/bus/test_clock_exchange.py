@@ -117,14 +117,7 @@ def test_what_another_machine_says_of_its_clock_is_measured(port: int, answer: s
     exchange = ClockExchange(receiver, "default", ours)
     try:
         publisher.tell_time(say)
-        until_s = time.monotonic() + 30
-        while exchange.run is None:
-            assert time.monotonic() < until_s
-            exchange.tick()
-            publisher.service()
-            for frames in receiver.drain():
-                exchange.hear(frames, ours.now_ns())
-            time.sleep(0.002)
+        _exchange(exchange, 1, publisher, receiver, ours)
         estimate = exchange.estimate()
         assert estimate is not None
         assert 0 < abs(estimate[0] - 3 * NS_PER_S) <= estimate[1]
@@ -141,14 +134,7 @@ def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(po
     try:
         for run in (1, 2):
             publisher.tell_time(partial(answer_question, run=run, clock=theirs))
-            until_s = time.monotonic() + 30
-            while exchange.run != run:
-                assert time.monotonic() < until_s
-                exchange.tick()
-                publisher.service()
-                for frames in receiver.drain():
-                    exchange.hear(frames, ours.now_ns())
-                time.sleep(0.002)
+            _exchange(exchange, run, publisher, receiver, ours)
             assert exchange.due_ns > ours.now_ns() + 3 * NS_PER_S, "what is known is asked for again and again"
             assert exchange.to_ours(features(1, run=run + 5)) is None, "a run whose clock is not known"
             estimate = exchange.estimate()
@@ -290,3 +276,15 @@ def test_capture_on_a_host_with_another_clock_gives_right_ages(port: int, ahead_
     assert read
     assert min(read) >= -error_ms - 5
     assert np.median(read) < 2000.0  # on a machine that is busy, single messages may wait
+
+
+def _exchange(exchange: ClockExchange, run: int, publisher: Publisher, receiver: Receiver, ours: Clock) -> None:
+    """Ask and answer until the clock of a publisher's run is known."""
+    until_s = time.monotonic() + 30
+    while exchange.run != run:
+        assert time.monotonic() < until_s
+        exchange.tick()
+        publisher.service()
+        for frames in receiver.drain():
+            exchange.hear(frames, ours.now_ns())
+        time.sleep(0.002)
