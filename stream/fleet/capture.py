@@ -13,7 +13,7 @@ from mien.config import BusConfig, Config
 from mien.errors import MienError, SourceError
 from mien.stream.bus.ports import free_ports
 from mien.stream.fleet.node import NodeKeys, Ordered
-from mien.stream.fleet.orders import Captured, CaptureOrder, CaptureReport, CaptureTask
+from mien.stream.fleet.orders import WHOLE, Captured, CaptureOrder, CaptureReport, CaptureTask, renewed
 from mien.stream.fleet.plan import SYNTHETIC, RecordingPlan
 from mien.stream.fleet.synthetic import SyntheticCapture
 from mien.stream.processes.control import Order
@@ -48,13 +48,15 @@ class CaptureHost(Ordered[CaptureOrder]):
         super().__init__(NodeKeys(fleet), CaptureOrder, about)
         self._host, self._guarded = host, guarded
         self._recording, self._gateway = recording, gateway
+        self._tasks: dict[str, CaptureTask] = {}
         self._running: dict[str, _Run] = {}
         self._synthetic = SyntheticCapture()
 
     def _apply(self, wanted: CaptureOrder) -> CaptureReport:
-        if wanted.tasks is not None:
+        if wanted.tasks is not None and wanted.since in (WHOLE, self._version):
             self._version = wanted.version
-            self._match({task.config.session: task for task in wanted.tasks})
+            self._tasks = renewed(self._tasks, wanted, {task.config.session: task for task in wanted.tasks})
+            self._match(self._tasks)
         sessions = {name: run.report() for name, run in self._running.items()} | self._synthetic.report()
         return CaptureReport(self._version, self._keys.public, sessions)
 

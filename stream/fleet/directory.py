@@ -33,6 +33,7 @@ _UNAVAILABLE_S = 1.2  # an actor whose connection broke is given so long to come
 _BORN_S = 60.0  # an actor that Ray has not placed by then is placed elsewhere
 _SUSPECT_S = 15.0  # a node whose actors do not answer gets nothing new for so long
 _PIECE = 64 << 10  # bytes; Ray's limit is 100 KiB
+_REPORTING = 20.0  # times as long as a report takes until the next one: a twentieth of the time at most
 _AGAIN_S = 3.0  # before a gateway that could not start is tried again
 
 
@@ -52,10 +53,12 @@ class Directory(Placement):
         self._orders: dict[str, list[Order]] = {}
         self._suspect_until_s: dict[str, float] = {}
         self._looked_s = 0.0
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._said, self._report_s = b"", 0.0  # a report, and when the next one is due
         self._stopping = threading.Event()
         self._began_s = time.time()
         self._adopt()
+        self._report()
         self._thread = threading.Thread(target=self._run, name="directory", daemon=True)
         self._thread.start()
         self._exporter: Any = None
@@ -67,10 +70,8 @@ class Directory(Placement):
     # --- what is asked of it -----------------------------------------------------------------------------------------
 
     def condition(self) -> bytes:
-        """A `report.FleetCondition`, as JSON."""
-        with self._lock:
-            said = reports.condition(self._roster, self._door, self._began_s, os.getpid(), self._problem)
-            return msgspec.json.encode(said)
+        """A `report.FleetCondition`, as JSON: how it was after the last turn. So no one waits for the turn to end."""
+        return self._said
 
     def move(self, session: str, to: str = "", capture: bool = False) -> str:
         """Predict a session elsewhere; with `capture`, capture it elsewhere too. `to` is a node's name or id.
@@ -92,7 +93,8 @@ class Directory(Placement):
             if capture:
                 self._roster.leave_capture(held, "its capture is moved to another node")
             self._touch(held)
-            return f"{session} is moved"
+        self._report(at_once=True)
+        return f"{session} is moved"
 
     def drain(self, node: str, back: bool = False) -> str:
         """Take everything from a node, and put nothing new there; `back` lets it be used again.
@@ -103,7 +105,8 @@ class Directory(Placement):
         with self._lock:
             found = self._node(node)
             found.drained = not back
-            return f"{node} is {'used again' if back else 'drained'}"
+        self._report(at_once=True)
+        return f"{node} is {'used again' if back else 'drained'}"
 
     def stop(self) -> int:
         """End all actors but this one. Returns how many there were."""
@@ -130,19 +133,34 @@ class Directory(Placement):
     def _run(self) -> None:
         while not self._stopping.is_set():
             began_s = time.monotonic()
-            try:
-                nodes = self._ray.nodes() if began_s - self._looked_s >= _NODES_S else None
-                with self._lock:
-                    if nodes is not None:
-                        self._looked_s = began_s
-                        self._see(nodes)
-                    self._hear()
-                    self._decide()
-                    self._tell()
-            except Exception as error:  # the fleet goes on; what is wrong is seen in its status
-                self._problem = f"the directory: {type(error).__name__}: {error}"
-                traceback.print_exc()
+            for step in (self._look, self._turn, self._report):
+                try:
+                    step()
+                except Exception as error:  # the fleet goes on; what is wrong is seen in its status
+                    self._problem = f"the directory: {type(error).__name__}: {error}"
+                    traceback.print_exc()
             self._stopping.wait(max(_TURN_S - (time.monotonic() - began_s), 0.02))
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked_s >= _NODES_S:
+            nodes = self._ray.nodes()
+            with self._lock:
+                self._looked_s = time.monotonic()
+                self._see(nodes)
+
+    def _turn(self) -> None:
+        with self._lock:
+            self._hear()
+            self._decide()
+            self._tell()
+
+    def _report(self, *, at_once: bool = False) -> None:
+        began_s = time.monotonic()
+        if at_once or began_s >= self._report_s:
+            with self._lock:
+                said = reports.condition(self._roster, self._door, self._began_s, os.getpid(), self._problem)
+            self._said = msgspec.json.encode(said)
+            self._report_s = time.monotonic() + _REPORTING * (time.monotonic() - began_s)
 
     def _see(self, nodes: list[dict[str, Any]]) -> None:
         """Which nodes there are; what ran on those that are gone is lost."""
@@ -165,9 +183,12 @@ class Directory(Placement):
     def _hear(self) -> None:
         """Take in what the actors have answered."""
         now_s = time.monotonic()
+        links = [*self._links.values(), *([self._gateway] if self._gateway else [])]
+        pending = [link.pending for link in links if link.pending is not None]
+        ready = set(self._ray.wait(pending, num_returns=len(pending), timeout=0)[0]) if pending else set()
         for name, link in list(self._links.items()):
             member = self._roster.members[name]
-            answer = link.hear(self._ray)
+            answer = link.hear(self._ray, ready)
             if answer is not None:
                 self._suspect_until_s.pop(member.node, None)
                 self._take(member, link, answer)
@@ -178,12 +199,12 @@ class Directory(Placement):
             elif now_s - link.heard_s > (self._plan.health.silence_s if link.has_answered else _BORN_S):
                 self._lose(member, f"the {member.kind} {name} does not answer")
         if self._gateway is not None:
-            answer = self._gateway.hear(self._ray)
+            answer = self._gateway.hear(self._ray, ready)
             if answer is not None:
                 said = msgspec.json.decode(answer, type=GatewayReport)
                 self._door = said
                 self._gateway.version_there = said.version
-                self._gateway.dirty |= said.pools < len(self._gateway.pools_there or ())
+                self._gateway.whole |= said.pools < len(self._gateway.pools_there or ())
                 self._problem = ""
             elif self._gateway.died and now_s - self._gateway.heard_s > _AGAIN_S:
                 self._problem, self._door = f"the gateway: {self._gateway.error}", GatewayReport(-1, "")
@@ -205,7 +226,6 @@ class Directory(Placement):
                     self._touch(held)
                 if captured.state == "failed" or not captured.endpoints:
                     held.gap = held.gap if not captured.error else captured.error
-            gone = link.settled and member.name
         else:
             pool = msgspec.json.decode(answer, type=PoolReport)
             key, link.version_there, member.report = pool.key, pool.version, pool
@@ -217,16 +237,15 @@ class Directory(Placement):
                 held.count(served)
                 if not held.heard and served.state in ("ready", "running"):
                     held.heard = True
-                    self._touch(held)
+                    if held.capture in self._links:
+                        self._links[held.capture].touch(name)
                 if served.predictions:
                     held.gap, held.avoid, held.wish = "", "", ""
-            gone = link.settled and member.name
             if pool.state == "dead":
                 self._give_up(member, pool.error or f"the pool {member.name} died")
                 return
-        for held in self._roster.sessions.values() if gone else ():
-            held.left_capture = "" if held.left_capture == gone else held.left_capture
-            held.left_pool = "" if held.left_pool == gone else held.left_pool
+        if link.settled:
+            self._roster.let_go(member.name)
         self._trust(member, key)
 
     def _trust(self, member: Member, key: str) -> None:
@@ -248,7 +267,7 @@ class Directory(Placement):
             with suppress(Exception):
                 self._ray.kill(link.handle)
         if self._gateway is not None and member.kind == "pool":
-            self._gateway.dirty = True
+            self._gateway.whole = True
             self._tell_gateway()
 
     def _lose(self, member: Member, why: str) -> None:

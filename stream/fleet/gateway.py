@@ -50,7 +50,7 @@ class Gateway(Ordered[GatewayOrder]):
             stop_flood=self._stop_flood,
         )
         self._flooded = False
-        self._told: dict[str, bytes] = {}
+        self._silent: set[str] = set()  # sessions whose gaps were explained
         self._wanted: frozenset[str] = frozenset()
         self._pools: frozenset[str] = frozenset()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
@@ -92,8 +92,7 @@ class Gateway(Ordered[GatewayOrder]):
             self._wanted = frozenset(wanted.pools)
             self._orders.send(b"TERMINATE")
             self._changed.wait_for(lambda: self._pools == self._wanted, 2.0)
-        if wanted.gaps is not None:
-            self._tell({name: encode_status(status)[2] for name, status in wanted.gaps.items()}, wanted)
+        self._explain(wanted)
         return GatewayReport(self._version, self._keys.public, self.address, len(self._pools), self.floods)
 
     def close(self) -> None:
@@ -177,10 +176,10 @@ class Gateway(Ordered[GatewayOrder]):
             with self._lock:
                 self._gaps.service()
 
-    def _tell(self, gaps: dict[str, bytes], wanted: GatewayOrder) -> None:
-        for name in self._told.keys() - gaps.keys():
+    def _explain(self, wanted: GatewayOrder) -> None:
+        closed = set(wanted.closed) if wanted.pools is None else self._silent - wanted.gaps.keys()
+        for name in closed:
             self._gaps.forget(name)
-        for name, payload in gaps.items():
-            if self._told.get(name) != payload and wanted.gaps is not None:
-                self._gaps.send(encode_status(wanted.gaps[name]))
-        self._told = gaps
+        for status in wanted.gaps.values():
+            self._gaps.send(encode_status(status))
+        self._silent = (self._silent - closed) | wanted.gaps.keys()

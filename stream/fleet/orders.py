@@ -1,12 +1,14 @@
 """What the directory tells the actors of a fleet, and what they answer: the state that is wanted, the state that is.
 
 Orders say what is to be, not what to do: an actor compares, and starts or ends what differs. So one may come twice,
-or from a directory that has just been started again.
+or from a directory that has just been started again. Of hundreds of sessions an order names only those that have
+changed since the version that the actor has; an actor that has another version is told all.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -14,6 +16,8 @@ from mien.config import Config
 from mien.messages import Origin, Status
 from mien.stream.processes.control import Assignment, Order
 
+T = TypeVar("T")
+WHOLE = -1  # `since`, for an order that names all there is to be
 CaptureState = Literal["starting", "running", "ended", "failed"]
 
 
@@ -58,11 +62,13 @@ class Captured(msgspec.Struct, frozen=True):
 
 
 class CaptureOrder(msgspec.Struct, frozen=True):
-    """`tasks` is None where nothing has changed since `version`."""
+    """`tasks` that are new or other since a version, and names of those that are `gone`; None where nothing is."""
 
     version: int
     tasks: tuple[CaptureTask, ...] | None = None
     trusted: dict[str, Trusted] | None = None
+    since: int = WHOLE
+    gone: tuple[str, ...] = ()
 
 
 class CaptureReport(msgspec.Struct, frozen=True):
@@ -80,6 +86,14 @@ class PoolOrder(msgspec.Struct, frozen=True):
     assignments: tuple[Assignment, ...] | None = None
     trusted: dict[str, Trusted] | None = None
     orders: tuple[Order, ...] = ()
+    since: int = WHOLE
+    gone: tuple[str, ...] = ()
+
+
+def renewed(before: Mapping[str, T], order: CaptureOrder | PoolOrder, given: Mapping[str, T]) -> dict[str, T]:
+    """By session, what is wanted after an order. `given`: what it names."""
+    kept = {} if order.since == WHOLE else {name: each for name, each in before.items() if name not in order.gone}
+    return {**kept, **given}
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -119,13 +133,16 @@ class GatewayOrder(msgspec.Struct, frozen=True):
     """What to forward, and statuses of sessions that no pool predicts at the moment.
 
     Attributes:
-        pools: endpoints. gaps: per session, the status that says why it is silent.
+        pools: endpoints; None where they are as in `version`.
+        gaps: per session, the status that says why it is silent: with `pools`, of all that are; else, of new ones.
+        closed: sessions that are silent no longer.
     """
 
     version: int
     pools: tuple[str, ...] | None = None
-    gaps: dict[str, Status] | None = None
+    gaps: dict[str, Status] = {}
     trusted: dict[str, Trusted] | None = None
+    closed: tuple[str, ...] = ()
 
 
 class GatewayReport(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from mien.stream.fleet.roster import About, Held, Kind, Member, Node, Roster, de
 
 _BUSY_S = 10.0
 _DEMAND_S = 5.0
+_PLACING_S = 0.1  # of a turn
 _RECOVERY_S = 15.0  # after a loss
 
 
@@ -30,6 +31,7 @@ class Placement:
         self._gateway: ActorLink | None = None
         self._door = GatewayReport(-1, "")  # what the gateway said last
         self._number, self._last_number = 0, int(time.time() * 1000)
+        self._first = 0  # of the sessions, which is looked at first in the next turn
         self._lost_s = 0.0  # when a member was
         self._demanded: Any = None
         self._demanded_s = 0.0
@@ -42,17 +44,13 @@ class Placement:
             if node.drained:
                 self._empty(node)
         self._add_spares(now_s)
-        for held in roster.sessions.values():
-            if not held.capture and not held.left_capture:
-                self._place_capture(held)
-            if held.capture and not held.pool and not held.left_pool and held.captured is not None:
-                self._place_pool(held)
+        self._place()
         for member in list(roster.members.values()):
             if member.kind == "pool":
                 self._relieve(member, now_s)
             else:
                 member.leaving = not member.sessions
-                if member.leaving and self._is_left(member):
+                if member.leaving and self._roster.is_left(member):
                     self._end(member)
         self._demand(now_s)
 
@@ -82,6 +80,18 @@ class Placement:
             self._demanded = bundles
             request_resources(bundles=bundles)
 
+    def _place(self) -> None:
+        """Sessions that are nowhere; of many, some in each turn, so that none takes long."""
+        until_s, sessions = time.monotonic() + _PLACING_S, list(self._roster.sessions.values())
+        for held in sessions[self._first :] + sessions[: self._first]:
+            if not held.capture and not held.left_capture:
+                self._place_capture(held)
+            if held.capture and not held.pool and not held.left_pool:
+                self._place_pool(held)
+            self._first = (self._first + 1) % len(sessions)
+            if time.monotonic() > until_s:
+                return
+
     def _place_capture(self, held: Held) -> None:
         if self._plan.recording.folder and not self._door.address:
             return  # a recorder hears predictions there
@@ -96,7 +106,7 @@ class Placement:
         held.incarnation, held.heard = self._issue(), False
         choice.sessions.add(held.planned.name)
         choice.leaving = False
-        self._links[choice.name].dirty = True
+        self._links[choice.name].touch(held.planned.name)
 
     def _place_pool(self, held: Held) -> None:
         if held.captured is None or not held.captured.endpoints:
@@ -115,7 +125,7 @@ class Placement:
             return
         held.problem, held.pool, held.run = "", pool.name, self._issue()
         pool.sessions.add(held.planned.name)
-        self._links[pool.name].dirty = True
+        self._links[pool.name].touch(held.planned.name)
 
     def _relieve(self, pool: Member, now_s: float) -> None:
         """Take from a pool that has too much to do, and end one that has had nothing to do."""
@@ -124,7 +134,7 @@ class Placement:
         spare = len([p for p in self._roster.of("pool") if not p.leaving]) > plan.fewest
         if pool.leaving or (pool.idle_since_s and spare and now_s - pool.idle_since_s > plan.idle_s):
             pool.leaving = True
-            if not pool.sessions and self._is_left(pool):
+            if not pool.sessions and self._roster.is_left(pool):
                 self._end(pool)
             return
         if said is None or len(pool.sessions) < 2:
@@ -143,7 +153,7 @@ class Placement:
         if roomy or self._add_pool(pool.node) is not None:
             held = self._roster.sessions[min(pool.sessions)]
             self._roster.leave_pool(held, "its pool had too much to do")
-            self._links[pool.name].dirty = True
+            self._touch(held)
 
     def _empty(self, node: Node) -> None:
         """Move sessions off a drained node, once a member elsewhere is ready for them."""
@@ -163,24 +173,21 @@ class Placement:
                 elif any(each.fits(held.planned.place) for each in self._roster.usable({})):
                     self._roster.leave_capture(held, why)
                 self._touch(held)
-            if not member.sessions and self._is_left(member):
+            if not member.sessions and self._roster.is_left(member):
                 self._end(member)
-
-    def _is_left(self, member: Member) -> bool:
-        return all(member.name not in (h.left_capture, h.left_pool) for h in self._roster.sessions.values())
 
     def _end(self, member: Member) -> None:
         link = self._links.pop(member.name)
         self._roster.drop(member, "")
         link.end(self._ray)
         if self._gateway is not None:
-            self._gateway.dirty = True
+            self._gateway.whole = True
 
     def _touch(self, held: Held) -> None:
         """What members are to do about a session has changed."""
         for name in (held.capture, held.pool, held.left_capture, held.left_pool):
             if name in self._links:
-                self._links[name].dirty = True
+                self._links[name].touch(held.planned.name)
 
     def _issue(self) -> int:
         """A number larger than all before, also of a directory that was here before."""

@@ -18,7 +18,7 @@ from mien.messages import Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
 from mien.stream.fleet.node import NodeKeys, Ordered
-from mien.stream.fleet.orders import PoolOrder, PoolReport, Served
+from mien.stream.fleet.orders import WHOLE, PoolOrder, PoolReport, Served, renewed
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Order
 from mien.stream.processes.priority import hold_back
@@ -76,9 +76,10 @@ class PoolHost(Ordered[PoolOrder]):
         if self._held_back and (wanted.assignments or self._child.ready):
             self._held_back = False
             hold_back(self._child.process.pid, held=False)
-        if wanted.assignments is not None:
+        if wanted.assignments is not None and wanted.since in (WHOLE, self._version):
             self._version = wanted.version
-            self._wanted = {each.config.session: each for each in wanted.assignments}
+            given = {each.config.session: each for each in wanted.assignments}
+            self._wanted = renewed(self._wanted, wanted, given)
         self._match()
         if self._child.ready:
             for each in wanted.orders:

@@ -120,6 +120,7 @@ class Roster:
         self.nodes: dict[str, Node] = {}
         self.members: dict[str, Member] = {}
         self.sessions = {name: Held(planned) for name, planned in plan.sessions.items()}
+        self._left: set[str] = set()  # sessions that a member still has to let go
 
     def of(self, kind: Kind) -> list[Member]:
         """All members of a kind."""
@@ -147,8 +148,11 @@ class Roster:
         if not nodes:
             return "every node that it may run on is drained or does not answer"
         best: tuple[tuple[bool, bool, int], Member | tuple[Node, int]] | None = None
+        there: dict[str, list[Member]] = {}
+        for member in self.of("capture"):
+            there.setdefault(member.node, []).append(member)
         for node in nodes:
-            members = [m for m in self.of("capture") if m.node == node.id]
+            members = there.get(node.id, [])
             load = sum(len(member.sessions) for member in members)
             open_ = [m for m in members if len(m.sessions) < m.room and not m.leaving and m.name != held.avoid]
             found: Member | tuple[Node, int] | None = min(open_, key=lambda m: len(m.sessions), default=None)
@@ -209,11 +213,24 @@ class Roster:
             held.gap = why
             held.moves += 1
             hit.append(held)
+        self.let_go(member.name)
         for held in self.sessions.values():
-            held.left_capture = "" if held.left_capture == member.name else held.left_capture
-            held.left_pool = "" if held.left_pool == member.name else held.left_pool
             held.avoid = "" if held.avoid == member.name else held.avoid
         return hit
+
+    def let_go(self, member: str) -> None:
+        """A member has no session any more but those it is to have."""
+        for name in list(self._left):
+            held = self.sessions[name]
+            held.left_capture = "" if held.left_capture == member else held.left_capture
+            held.left_pool = "" if held.left_pool == member else held.left_pool
+            if not held.left_capture and not held.left_pool:
+                self._left.discard(name)
+
+    def is_left(self, member: Member) -> bool:
+        """Whether a member has let all go that were taken from it."""
+        left = (self.sessions[name] for name in self._left)
+        return all(member.name not in (held.left_capture, held.left_pool) for held in left)
 
     def leave_pool(self, held: Held, why: str) -> None:
         """Take a session from its pool, which has to let it go before another has it."""
@@ -221,6 +238,7 @@ class Roster:
             pool = self.members[held.pool]
             pool.sessions.discard(held.planned.name)
             held.left_pool, held.avoid, held.pool = held.pool, held.pool, ""
+            self._left.add(held.planned.name)
             held.gap, held.moves = why, held.moves + 1
 
     def leave_capture(self, held: Held, why: str) -> None:
@@ -229,6 +247,7 @@ class Roster:
             member = self.members[held.capture]
             member.sessions.discard(held.planned.name)
             held.left_capture, held.avoid, held.capture = held.capture, held.capture, ""
+            self._left.add(held.planned.name)
             held.captured, held.gap, held.moves = None, why, held.moves + 1
 
     def resume_captures(self, member: Member, said: CaptureReport) -> int:

@@ -9,7 +9,7 @@ import msgspec
 
 from mien.messages import Status
 from mien.stream.fleet.link import ActorLink
-from mien.stream.fleet.orders import CaptureOrder, CaptureTask, GatewayOrder, PoolOrder, Trusted
+from mien.stream.fleet.orders import WHOLE, CaptureOrder, CaptureTask, GatewayOrder, PoolOrder, Trusted
 from mien.stream.fleet.roster import Held, Member, Roster
 from mien.stream.processes.control import Assignment, Order
 
@@ -21,25 +21,31 @@ def member_order(
 ) -> bytes:
     """For a capture host or a pool. `passed_on` are orders of captures for the inference of their sessions."""
     news, trust = link.take_news(), link.new_trust(trusted)
-    sessions = [roster.sessions[name] for name in sorted(member.sessions)]
+    since, names = news if news is not None else (link.version, set[str]())
+    named = member.sessions if since == WHOLE else names & member.sessions
+    sessions = [roster.sessions[name] for name in sorted(named)]
+    if member.kind == "pool":
+        sessions = [held for held in sessions if held.captured and held.captured.endpoints]
+    gone = tuple(names - {held.planned.name for held in sessions})
     if member.kind == "capture":
-        tasks = tuple(_task(held, roster.plan.capture.port) for held in sessions) if news else None
-        return msgspec.json.encode(CaptureOrder(link.version, tasks, trust))
-    heard = [_assignment(held) for held in sessions if held.captured and held.captured.endpoints]
-    return msgspec.json.encode(PoolOrder(link.version, tuple(heard) if news else None, trust, tuple(passed_on)))
+        tasks = tuple(_task(held, roster.plan.capture.port) for held in sessions)
+        return msgspec.json.encode(CaptureOrder(link.version, tasks if news else None, trust, since, gone))
+    heard = tuple(map(_assignment, sessions))
+    return msgspec.json.encode(PoolOrder(link.version, heard if news else None, trust, tuple(passed_on), since, gone))
 
 
 def gateway_order(roster: Roster, link: ActorLink, trusted: Mapping[str, Trusted]) -> bytes:
     """For the gateway: pools that are cut off are those that are no longer named."""
     pools = tuple(m.report.endpoint for m in roster.of("pool") if m.report and m.report.endpoint)
-    gaps = {name: _gap(held) for name, held in roster.sessions.items() if held.gap or held.problem}
-    said = {name: gap.last_error for name, gap in gaps.items()}
-    link.dirty |= link.pools_there != pools
-    fresh = link.take_news()
-    new_gaps = gaps if fresh or said != link.gaps_there else None
-    link.pools_there, link.gaps_there = pools, said
+    why = {name: held.problem or held.gap for name, held in roster.sessions.items() if held.gap or held.problem}
+    link.whole |= link.pools_there != pools
+    fresh = link.take_news() is not None
+    before = {} if fresh else link.gaps_there
+    gaps = {name: _gap(roster.sessions[name]) for name, reason in why.items() if before.get(name) != reason}
+    closed = tuple(before.keys() - why.keys())
+    link.pools_there, link.gaps_there = pools, why
     trust = link.new_trust(trusted, always=fresh)
-    return msgspec.json.encode(GatewayOrder(link.version, pools if fresh else None, new_gaps, trust))
+    return msgspec.json.encode(GatewayOrder(link.version, pools if fresh else None, gaps, trust, closed))
 
 
 def _task(held: Held, first_port: int) -> CaptureTask:

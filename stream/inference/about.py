@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from typing import Any
@@ -56,6 +57,7 @@ def tag_of(model: str) -> str:
     return model.partition("/")[0].partition("+")[2]
 
 
+@functools.cache  # a pool says it of hundreds of sessions, and looking them up takes milliseconds
 def versions() -> dict[str, str]:
     """Versions of mien, of Python, and of the installed packages that its numbers depend on."""
     found = {"mien": mien.__version__, "python": platform.python_version(), "machine": platform.machine()}

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,12 @@ class Driver:
             self._process.stdout.close()
             self._log.close()
 
-    def wait(self, wanted: Any, timeout_s: float = PATIENCE_S) -> Any:
+    def wait(self, wanted: Any, timeout_s: float = PATIENCE_S, look: Callable[[], Any] | None = None) -> Any:
         """The fleet's condition, once it is as wanted."""
         until_s = time.monotonic() + timeout_s
         found = None
         while time.monotonic() < until_s:
-            found = self("condition")
+            found = look() if look is not None else self("condition")
             if found is not None and wanted(found):
                 return found
             time.sleep(0.2)

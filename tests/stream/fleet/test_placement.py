@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from mien.stream.fleet import placement
-from mien.stream.fleet.orders import Captured, PoolReport, Served
+from mien.stream.fleet.orders import WHOLE, Captured, CaptureOrder, PoolReport, Served
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import read_plan
 from mien.stream.fleet.roster import About, Node
+from mien.stream.fleet.wanted import member_order
 
 
 class Decisions(Placement):
@@ -38,10 +40,12 @@ class Decisions(Placement):
         for _ in range(int(seconds * 10)):
             self.now_s += 0.1
             for name, link in self._links.items():
-                link.dirty, link.version_there = False, link.version
+                link.take_news()
+                link.version_there = link.version
                 self._roster.members[name].ready = True
             if self._gateway is not None:
-                self._gateway.dirty, self._gateway.version_there = False, self._gateway.version
+                self._gateway.take_news()
+                self._gateway.version_there = self._gateway.version
             for held in self._roster.sessions.values():
                 held.left_pool = ""
                 if held.capture:
@@ -112,3 +116,27 @@ def test_after_a_loss_spare_pools_wait_until_sessions_are_predicted_again(
         held.gap = ""  # predicted again
     directory.pass_time(0.1)
     assert directory.sizes() == [0, 3]
+
+
+def test_an_order_names_only_what_has_changed(decisions: Callable[[str], Decisions]) -> None:
+    directory = decisions("sessions = 4")
+    directory.pass_time(1)
+    member = directory._roster.of("capture")[0]
+    link = directory._links[member.name]
+
+    def told() -> tuple[set[str] | None, int, tuple[str, ...]]:
+        order = msgspec.json.decode(member_order(directory._roster, member, link, {}, ()), type=CaptureOrder)
+        named = None if order.tasks is None else {task.config.session for task in order.tasks}
+        return named, order.since, order.gone
+
+    before = link.version
+    assert told()[0] is None
+    link.touch("s-1")
+    assert told() == ({"s-1"}, before, ())
+    # No answer came: the actor may have another version.
+    link.touch("s-2")
+    assert told() == ({"s-1", "s-2", "s-3"}, WHOLE, ())
+    link.version_there = link.version
+    member.sessions.remove("s-1")
+    link.touch("s-1")
+    assert told() == (set(), link.version - 1, ("s-1",))

@@ -134,3 +134,22 @@ def test_a_clip_that_is_not_there_is_said_and_tried_again(captures: CaptureHost)
 
     until(failed)
     assert "clip.mp4" in said[-1].error
+
+
+def test_a_change_to_another_version_is_not_made(captures: CaptureHost) -> None:
+    tasks = tuple(
+        CaptureTask(
+            merge({}, {"session": name, "video.source": "/nowhere/clip.mp4", "audio.source": "none"}), 1, 19_000
+        )
+        for name in ("a", "b")
+    )
+
+    def told(*order: object, **more: object) -> tuple[int, set[str]]:
+        said = msgspec.json.decode(captures.sync(encode(CaptureOrder(*order, **more))), type=CaptureReport)  # type: ignore[arg-type]
+        return said.version, set(said.sessions)
+
+    assert told(1, tasks[:1]) == (1, {"a"})
+    assert told(8, (), since=7, gone=("a",)) == (1, {"a"})
+    assert told(2, tasks[1:], since=1) == (2, {"a", "b"})
+    assert told(3, (), since=2, gone=("a",)) == (3, {"b"})
+    assert told(4, tasks[:1]) == (4, {"a"})
