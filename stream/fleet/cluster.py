@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ RAY_SETTINGS = {
     "health_check_failure_threshold": 3,
     "worker_niceness": 0,
 }
+_ANSWER_S = 2.0
 DIRECTORY = "directory"
 # Of the node that Ray itself depends on: what is there is lost only with everything.
 ON_HEAD = {"node:__internal_head__": 0.001}
@@ -69,8 +71,9 @@ def start_embedded(fleet: str) -> Any:
     user alone can read; Ray itself would write it where others may.
 
     Raises:
-        FleetError: it does not start.
+        FleetError: it does not start, or the fleet runs already.
     """
+    check_free(fleet)
     token = _token(fleet)
     write_file(token, secrets.token_hex(32).encode(), private=True)
     ray = quiet_ray(token)
@@ -90,6 +93,19 @@ def start_embedded(fleet: str) -> Any:
         raise FleetError(f"Ray did not start: {_first_line(error)}") from error
     remember(fleet, ray.get_runtime_context().gcs_address, own=True)
     return ray
+
+
+def check_free(fleet: str) -> None:
+    """Refuse to start a fleet embedded once more: the note of where the first one is would be lost.
+
+    Raises:
+        FleetError: it runs.
+    """
+    known = _known(fleet)
+    if known is not None and known.own and _answers(known.address):
+        raise FleetError(
+            f"a fleet called {fleet} runs already; first: mien fleet stop {fleet} (if none runs, remove {_note(fleet)})"
+        )
 
 
 def join(fleet: str, address: str) -> Any:
@@ -188,6 +204,15 @@ def _known(fleet: str) -> Whereabouts | None:
         return msgspec.json.decode(_note(fleet).read_bytes(), type=Whereabouts)
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_public(host: str) -> bool:

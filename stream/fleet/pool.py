@@ -164,11 +164,7 @@ class PoolHost(Ordered[PoolOrder]):
                     receiver = Receiver(endpoint, (b"status/",), 4096, self._config.bus.keys)
                     self._endpoint = endpoint
                 self._note(event)
-            child = self._child
-            silent_s = time.monotonic() - child.heard_s
-            if not child.hung and silent_s > (child.patience_s if child.ready else _READY_S):
-                child.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
-                child.process.kill()
+            self._child.check_alive(_READY_S)
             if receiver is None:
                 time.sleep(_POLL_MS / 1e3)
                 continue
@@ -192,7 +188,7 @@ class PoolHost(Ordered[PoolOrder]):
     def _note(self, event: Event) -> None:
         with self._lock:
             if event.state == "ready":
-                self._child.ready, self._child.ready_s = True, time.monotonic()
+                self._child.note_ready()
                 self._model = str(event.facts.get("model", ""))
                 self._child.start(0)
                 self._match()
@@ -202,8 +198,7 @@ class PoolHost(Ordered[PoolOrder]):
             elif event.state == "failed":
                 self._error = str(event.facts.get("error"))
             elif event.state == "exited":
-                code = event.facts.get("code")
-                self._error = self._error or f"the inference process {self._child.hung or f'died (exit code {code})'}"
+                self._error = self._error or f"the inference process {self._child.cause(event)}"
                 self._dead = True
 
 

@@ -51,6 +51,8 @@ def test_a_fleet_behind_is_looked_at_changed_and_ended(tmp_path: Path, mien: Mie
     found = wait_for(mien, lambda states: states == {"s-1": "running", "s-2": "running", "s-3": "running"})
     nowhere = next(session for session in found["sessions"] if session["name"] == "nowhere")
     assert (nowhere["state"], "site=moon" in nowhere["note"]) == ("waiting", True)
+    again = mien("fleet", "run", str(path), "--detach", check=False)
+    assert (again.returncode, "runs already" in again.stderr) == (14, True), again.stderr
     before = next(session for session in found["sessions"] if session["name"] == "s-1")
     mien("fleet", "move", "s-1", "--fleet", "behind")
     found = wait_for(mien, lambda states: states["s-1"] == "running", lambda s: s["s-1"]["run"] > before["run"])

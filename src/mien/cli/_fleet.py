@@ -149,8 +149,8 @@ def start_behind(file: Path, fleet: str) -> None:
     Raises:
         FleetError: it does not start; says what it said.
     """
+    cluster.check_free(fleet)
     log = state_folder(fleet) / "fleet.log"
-    cluster.forget(fleet)
     with log.open("wb") as said:
         process = subprocess.Popen(
             [*PROGRAM, "fleet", "run", str(file)],
