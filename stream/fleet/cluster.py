@@ -115,6 +115,9 @@ def join(fleet: str, address: str) -> Any:
         FleetError: nothing answers there, or it asks for a token.
     """
     known = _known(fleet)
+    # Ray itself would go on trying for minutes.
+    if ":" in address and not _answers(address.removeprefix("ray://")):
+        raise FleetError(f"no Ray cluster answers at {address}; start one with: ray start --head")
     ray = quiet_ray(_token(fleet) if known is not None and known.own and known.address == address else None)
     try:
         ray.init(address=address, namespace=namespace(fleet), log_to_driver=False, logging_level="error")
@@ -188,7 +191,15 @@ def ask(ray: Any, call: Callable[[], Any], timeout_s: float, what: str) -> Any:
             _first_line(cause) if isinstance(cause, MienError) else f"{what}: {_first_line(cause)}"
         ) from None
     except (ray.exceptions.RayError, TimeoutError) as error:
-        raise FleetError(f"{what} does not answer: {_first_line(error)}") from error
+        raise FleetError(f"{what} does not answer: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an actor's constructor raised; else what Ray says first."""
+    raised = [
+        line.partition("Error: ")[2] for line in str(error).splitlines() if line.strip().startswith("mien.errors.")
+    ]
+    return (raised or [_first_line(error)])[0][:500]
 
 
 def _note(fleet: str) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from mien.stream.fleet.cluster import reason
 from mien.stream.fleet.orders import WHOLE, Trusted
 
 _EVERY_S = 0.5
@@ -98,7 +99,7 @@ class ActorLink:
             self.broken_s, self.whole = self.broken_s or time.monotonic(), True
             return None
         except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnschedulableError) as error:
-            self.died, self.error = True, _reason(error)
+            self.died, self.error = True, reason(error)
             return None
         except ray.exceptions.RayError as error:
             self.broken_s, self.whole = self.broken_s or time.monotonic(), True
@@ -116,10 +117,3 @@ class ActorLink:
             ray.get(self.handle.close.remote(), timeout=5.0)
         with suppress(Exception):
             ray.kill(self.handle)
-
-
-def _reason(error: Exception) -> str:
-    """What an actor's constructor raised; else what Ray says first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line.partition("Error: ")[2] for line in lines if line.startswith("mien.errors.")]
-    return (raised or lines or [type(error).__name__])[0][:500]

@@ -1,15 +1,18 @@
-"""Keys of a fleet on one machine: made once, trusted as told, and a gateway's list is its own."""
+"""A fleet on one machine: its keys, made once and trusted as told; the list of its gateway; its note of Ray."""
 
 from __future__ import annotations
 
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 import zmq
 
+from mien.errors import FleetError
 from mien.stream.bus.keyring import Keyring, to_hex
 from mien.stream.bus.ports import free_ports
+from mien.stream.fleet import cluster
 from mien.stream.fleet.node import NodeKeys
 from mien.stream.fleet.orders import Trusted
 
@@ -52,3 +55,14 @@ def test_subscribers_of_the_gateway_may_not_connect_to_workers() -> None:
 def test_ports_are_free_and_in_a_row() -> None:
     first = free_ports("127.0.0.1", 12_000)
     assert 12_000 <= first < 13_000
+
+
+def test_a_fleet_that_is_gone_is_said_at_once_and_one_that_runs_is_not_started_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ray:
+        address = f"127.0.0.1:{ray.getsockname()[1]}"
+        cluster.remember("two", address, own=True)
+        with pytest.raises(FleetError, match="runs already; first: mien fleet stop two"):
+            cluster.check_free("two")
+    cluster.check_free("two")
+    with pytest.raises(FleetError, match=f"no Ray cluster answers at {address}"):
+        cluster.join("two", address)
