@@ -17,15 +17,12 @@ Live rows and training rows come from the same `compare`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from mien.errors import ConfigError
-from mien.files import write_file
 from mien.messages import Bool, Float32
 from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, STATE, WEIGHT
 from mien.models.voice.moods import Moods, shipped_moods
@@ -43,7 +40,6 @@ SHORTEST_GIVEN_S = 3.0
 # Chosen on corpora left out: with three neutral clips of each speaker mean UAR is 0.470 (0.55 and 0.65), 0.465
 # (0.75). A running reference gains less than a point with more, and a lasting mood loses two.
 SHARE = 0.65
-FORMAT = 1
 
 
 class Reference(NamedTuple):
@@ -210,52 +206,3 @@ def measured_reference(values: Float32, valid: Bool) -> tuple[Reference, float]:
             "the microphone"
         )
     return reference, seconds
-
-
-class _Stored(msgspec.Struct, frozen=True):
-    """The file of a reference, JSON."""
-
-    format: int
-    extractor: str
-    seconds: float
-    mean: list[float]
-
-
-def make_reference(values: Float32, valid: Bool, path: Path, extractor: str) -> float:
-    """Keep neutral speech of one voice as the reference that `audio.reference` names; only its owner may read it.
-
-    Args:
-        values: raw rows (n, WEIGHT or more) of the recording. valid: (n,), voice active.
-        extractor: name of what made the rows.
-
-    Returns:
-        Seconds of voice in it.
-
-    Raises:
-        ConfigError: there is too little voice in it.
-        MienError: it cannot be written.
-    """
-    reference, seconds = measured_reference(values, valid)
-    stored = _Stored(FORMAT, extractor, seconds, reference.mean.tolist())
-    write_file(path, msgspec.json.encode(stored), private=True)
-    return seconds
-
-
-def read_reference(path: Path, extractor: str) -> Reference:
-    """The reference in a file of `make_reference`, as a voice is compared with it.
-
-    Raises:
-        ConfigError: it cannot be read, is damaged, or was made by another extractor.
-    """
-    try:
-        stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
-    except OSError as error:
-        raise ConfigError(f"the voice's reference {path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is no reference of a voice: {error}") from error
-    mean = np.array(stored.mean, np.float32)
-    if stored.format != FORMAT or stored.extractor != extractor or mean.shape != (WEIGHT,):
-        raise ConfigError(f"{path} was made by another version of mien ({stored.extractor}); make the reference again")
-    if not np.isfinite(mean).all():
-        raise ConfigError(f"{path} is damaged: it holds numbers that are not finite")
-    return neutral_reference(mean)

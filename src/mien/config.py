@@ -96,14 +96,11 @@ class VideoConfig(_Section, frozen=True):
 class AudioConfig(_Section, frozen=True):
     """The sound. `source` is "auto", a device's index or part of its name, a file, or "none".
 
-    `share` lets the sound itself leave its worker, for a recorder on this machine that asks for it. `reference` is a
-    file with neutral speech of the person before the microphone, summed up, which the voice is compared with; empty:
-    with what was said until now. `choices` are further sources, such as files, to choose from besides the microphones
-    that are there.
+    `share` lets the sound itself leave its worker, for a recorder on this machine that asks for it. `choices` are
+    further sources, such as files, to choose from besides the microphones that are there.
     """
 
     source: str = "auto"
-    reference: str = ""
     chunk_ms: Annotated[int, Meta(ge=20, le=1000, multiple_of=20)] = 40
     share: bool = False
     choices: list[str] = []

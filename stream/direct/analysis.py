@@ -74,7 +74,6 @@ def analyze(
     language: str | None = None,
     checkpoint: str | Path | None = None,
     engine: str | None = None,
-    reference: str | Path | None = None,
     person: str | None = None,
     config: str | Path | None = None,
     progress: Callable[[Prediction], None] | None = None,
@@ -86,7 +85,7 @@ def analyze(
             picture or (frames, height, width, 3) with `fps`; or an array of sound, (n,) or (n, channels), with `rate`.
             A picture is looked at for five seconds, as a camera before it would.
         rate: samples per second of an array of sound. fps: frames per second of an array of frames.
-        asr, language, checkpoint, engine, reference, person, config: as for `Recognizer`.
+        asr, language, checkpoint, engine, person, config: as for `Recognizer`.
         progress: called with each prediction as it is made.
 
     Returns:
@@ -101,7 +100,6 @@ def analyze(
         "language": language,
         "checkpoint": checkpoint,
         "engine": engine,
-        "reference": reference,
     }
     options["person"] = person
     if isinstance(source, np.ndarray):

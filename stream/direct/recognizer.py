@@ -64,7 +64,6 @@ class Recognizer(Closing):
         language: that is spoken.
         checkpoint: folder of `mien train` or a file of the fusion; empty for the weights that ship.
         engine: "auto", or a name that `mien engines` lists.
-        reference: file with neutral speech of this voice, as `audio.reference` of the configuration.
         person: who it is, as `mien calibrate` measured them at rest.
         config: a TOML file, over which the other arguments are laid.
 
@@ -83,15 +82,12 @@ class Recognizer(Closing):
         language: str | None = None,
         checkpoint: str | Path | None = None,
         engine: str | None = None,
-        reference: str | Path | None = None,
         person: str | None = None,
         config: str | Path | None = None,
     ) -> None:
         if not (video or audio):
             raise InputError("a Recognizer needs frames, sound, or both: video=True, audio=True")
-        settings = settings_of(
-            config, asr=asr, language=language, checkpoint=checkpoint, engine=engine, reference=reference, person=person
-        )
+        settings = settings_of(config, asr=asr, language=language, checkpoint=checkpoint, engine=engine, person=person)
         self._clock = Clock()
         workers = ["video"] if video else []
         workers += ["audio"] if audio else []
@@ -336,7 +332,6 @@ def settings_of(config: str | Path | None, **options: Any) -> Config:
         "language": "text.language",
         "checkpoint": "inference.checkpoint",
         "engine": "inference.engine",
-        "reference": "audio.reference",
         "person": "person.name",
     }
     laid = {keys[name]: None if value is None else str(value) for name, value in options.items()}

@@ -10,7 +10,6 @@ The same extractor makes training data from files; in whatever chunks the sound 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +19,11 @@ from mien.assets import asset_path
 from mien.assets.manifest import ASSETS
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
-from mien.errors import ConfigError
 from mien.messages import Bool, Float32, ModalitySpec
 from mien.models.baseline import Person, find_person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
-from mien.models.voice.reference import Reference, RunningReference, compare, read_reference
+from mien.models.voice.reference import Reference, RunningReference, compare
 from mien.stream.modalities.base import Modality, Rows, SoundPiece
 from mien.stream.modalities.resting import Resting
 from mien.stream.modalities.slots import SlotClock
@@ -190,16 +188,12 @@ class AudioExtractor:
         return rows
 
 
-def voice_reference(path: str = "", person: Person | None = None) -> Reference | RunningReference:
-    """What a live voice is compared with: the reference in a file or that of a person, or a running one.
+def voice_reference(person: Person | None = None) -> Reference | RunningReference:
+    """What a live voice is compared with: that of a person at rest, or a running reference.
 
     Raises:
-        ConfigError: the file or the person's baseline cannot be used, or both are given.
+        ConfigError: the person's baseline cannot be used.
     """
-    if path and person is not None:
-        raise ConfigError("audio.reference and person.name both say what the voice is compared with; give one")
-    if path:
-        return read_reference(Path(path).expanduser(), SPEC.extractor)
     at_rest = person.voice(SPEC.extractor) if person is not None else None
     return RunningReference() if at_rest is None else at_rest
 
@@ -243,7 +237,7 @@ class Audio(Hearing):
         return self._extractor.resting
 
     def prepare(self) -> None:
-        reference = voice_reference(self._config.audio.reference, find_person(self._config.person.name))
+        reference = voice_reference(find_person(self._config.person.name))
         self._extractor = AudioExtractor(self._config.assets, reference)
         super().prepare()
 

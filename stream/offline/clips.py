@@ -124,7 +124,7 @@ class ClipPredictor:
 
     Args:
         checkpoint: folder or file, empty for the shipped one. asr: recogniser, or "none". hop_s: between predictions.
-        reference: neutral speech of the voice, see `audio.reference`. tracks: which of a file's tracks are taken.
+        tracks: which of a file's tracks are taken.
         person: whose face and voice are compared with their rest.
         features: whether tables of what was seen and heard are made, too.
 
@@ -141,7 +141,6 @@ class ClipPredictor:
         engine: str,
         asr: str,
         hop_s: float,
-        reference: str = "",
         tracks: ClipConfig | None = None,
         person: Person | None = None,
         *,
@@ -154,7 +153,7 @@ class ClipPredictor:
         self._specs = {name: spec for name, spec in made.items() if name in self.modalities}
         check_extractors(loaded, self._specs.values())
         self._checkpoint, self._engine, self._asr, self._hop_s = checkpoint, engine, asr, hop_s
-        self._reference, self._tracks, self._person = reference, tracks, person
+        self._tracks, self._person = tracks, person
         self._opened: tuple[Predictor, Extractors] | None = None
 
     def open(self) -> tuple[Predictor, Extractors]:
@@ -167,7 +166,7 @@ class ClipPredictor:
                 tuple(self._specs),
                 words,
                 weights=weights,
-                reference=self._reference,
+                compared=True,
                 tracks=self._tracks,
                 person=self._person,
             )

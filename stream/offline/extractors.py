@@ -63,8 +63,7 @@ class Extractors:
         boxes: of the faces in the pictures that were read last, one for each row, None without a face.
 
     Args:
-        reference: file that voices are compared with, as `audio.reference`; None compares with nothing, as for training
-            data.
+        compared: whether voices are compared with what they said until then, as live; not for training data.
         person: whose face and voice are compared with their rest.
     """
 
@@ -74,11 +73,11 @@ class Extractors:
         asr: str = "",
         assets: AssetsConfig | None = None,
         weights: WeightSet = SHIPPED,
-        reference: str | None = None,
+        compared: bool = False,
         person: Person | None = None,
         tracks: ClipConfig | None = None,
     ) -> None:
-        self.weights, self._reference, self.tracks = weights, reference, tracks
+        self.weights, self._compared, self.tracks = weights, compared, tracks
         self._person = person
         self.modalities, self._asr, self._assets = tuple(modalities), asr, assets or AssetsConfig()
         self.boxes: list[Box | None] = []
@@ -203,9 +202,8 @@ class Extractors:
         """Sound to rows."""
         from mien.stream.modalities.audio import AudioExtractor, voice_reference
 
-        is_compared = self._reference is not None or self._person is not None
-        compared = voice_reference(self._reference or "", self._person) if is_compared else None
-        return AudioExtractor(self._assets, compared)
+        reference = voice_reference(self._person) if self._compared or self._person is not None else None
+        return AudioExtractor(self._assets, reference)
 
     @cached_property
     def vision(self) -> VisionExtractor:

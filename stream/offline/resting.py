@@ -102,7 +102,7 @@ def _rows(clip: Clip, name: str, end_ns: int) -> tuple[Float32, Bool]:
 
 def _compared(clip: Clip, specs: dict[str, ModalitySpec], person: Person | None) -> Clip:
     """What a live session would have made of it: of a clip that was compared with nothing."""
-    voice = voice_reference("", person)
+    voice = voice_reference(person)
     face = person.face(specs["vision"].extractor) if person is not None and "vision" in specs else None
     messages: list[FeatureWindow] = []
     for message in clip.messages:

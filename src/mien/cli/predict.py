@@ -22,7 +22,6 @@ def command(
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
     out: options.Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
-    reference: Annotated[str, typer.Option(help="Neutral speech of the voice, as `audio.reference` names it.")] = "",
     person: Annotated[str, typer.Option(help="A person whom `mien calibrate` has measured at rest.")] = "",
     audio_track: options.AudioTrack = 0,
     video_track: options.VideoTrack = 0,
@@ -48,7 +47,7 @@ def command(
         check_features(features)
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
     known, wanted = find_person(person), features is not None
-    maker = ClipPredictor(checkpoint, engine, asr, hop, reference, tracks, known, features=wanted)
+    maker = ClipPredictor(checkpoint, engine, asr, hop, tracks, known, features=wanted)
     clips = [str(clip) for clip in clips_in(path)]
     text = io.StringIO()
     gates = [f"gate_{name}" for name in maker.modalities]

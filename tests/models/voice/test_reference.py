@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +19,7 @@ from mien.models.voice.reference import (
     Utterance,
     compare,
     given_reference,
-    make_reference,
-    read_reference,
+    measured_reference,
     running_reference,
     utterances,
 )
@@ -125,35 +122,18 @@ def test_what_is_compared_is_less_the_weighted_reference() -> None:
     assert running_reference([]) is None
 
 
-def test_a_stored_reference_comes_back_and_is_private(tmp_path: Path) -> None:
+def test_a_measured_reference_is_the_mean_of_the_voice() -> None:
     values, valid = speech(600)
-    path = tmp_path / "me.json"
-    seconds = make_reference(values, valid, path, "e-1")
+    reference, seconds = measured_reference(values, valid)
     assert 3.0 < seconds < 12.0
-    if os.name == "posix":
-        assert path.stat().st_mode & 0o777 == 0o600
-    reference = read_reference(path, "e-1")
     assert reference.given == SHARE
     assert reference.weight == 1.0
     expected = np.concatenate(utterances(values, valid)).mean(0)
     np.testing.assert_allclose(reference.mean, expected, atol=1e-5)
-    with pytest.raises(ConfigError, match="make the reference again"):
-        read_reference(path, "e-2")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"format":1,"extractor":"e","seconds":1,"mean":[1]}'])
-def test_a_damaged_reference_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "me.json"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError):
-        read_reference(path, "e")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_reference(tmp_path / "none", "e")
-
-
-def test_too_little_voice_makes_no_reference(tmp_path: Path) -> None:
+def test_too_little_voice_makes_no_reference() -> None:
     values, valid = speech(600)
     valid[60:] = False
     with pytest.raises(ConfigError, match="speak for longer"):
-        make_reference(values, valid, tmp_path / "me.json", "e")
-    assert not list(tmp_path.iterdir())
+        measured_reference(values, valid)

@@ -14,9 +14,10 @@ from mien.clock import Clock
 from mien.config import load_config
 from mien.errors import ConfigError
 from mien.messages import Float32
+from mien.models.baseline import FORMAT, Baseline, Person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, GIVEN, N_MELS, PERIODICITY, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import mel_filters
-from mien.models.voice.reference import SHARE, make_reference
+from mien.models.voice.reference import SHARE
 from mien.stream.modalities.audio import (
     F0_REFERENCE_HZ,
     HOP,
@@ -85,19 +86,18 @@ def test_any_chunking_gives_the_same_bits_after_a_running_reference(noisy: Float
         assert np.array_equal(np.concatenate([rows.values for rows in made]), whole.values)
 
 
-def test_a_reference_of_the_user_is_what_a_voice_is_compared_with(tmp_path: Path, extractor: AudioExtractor) -> None:
+def test_a_calibrated_voice_is_compared_with_its_rest(extractor: AudioExtractor) -> None:
     sound = np.tile(read_spoken(), 3)
     raw = extractor.extract(sound)
-    make_reference(raw.values, raw.valid, tmp_path / "me.json", SPEC.extractor)
-    compared = AudioExtractor(reference=voice_reference(str(tmp_path / "me.json"))).extract(sound)
+    person = Person("me", Baseline(FORMAT, "2026-01-01", voice=voice_at_rest(raw.values, raw.valid, SPEC.extractor)))
+    compared = AudioExtractor(reference=voice_reference(person)).extract(sound)
     assert (compared.values[:, WEIGHT] == 1.0).all()
     assert (compared.values[:, GIVEN] == np.float32(SHARE)).all()
     assert np.array_equal(compared.valid, raw.valid)
     mean = compared.values[compared.valid][:, STATE].mean(0)
     np.testing.assert_allclose(mean, (1.0 - SHARE) * raw.values[raw.valid][:, STATE].mean(0), atol=0.05)
-    config = load_config(None, {"audio.source": "x.wav", "audio.reference": str(tmp_path / "none.json")})
-    with pytest.raises(ConfigError, match="cannot be read"):
-        create(config, Clock()).prepare()
+    with pytest.raises(ConfigError, match="calibrate"):
+        create(load_config(None, {"audio.source": "x.wav", "person.name": "nobody-there"}), Clock()).prepare()
 
 
 def test_a_hole_in_the_sound_is_no_new_voice() -> None:
