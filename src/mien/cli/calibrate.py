@@ -59,7 +59,7 @@ def _calibrate(
     played = clip_source(clip) if clip else None
     overrides = {
         "video.source": camera or played, "audio.source": mic or played, "clip.fast": bool(clip) or None,
-        "text.asr": "none", "person.name": "",
+        "text.asr": "none", "person.name": "", "person.adapt": False,
     }  # fmt: skip
     session = plan_session(load_config(config, overrides))
     for note in session.notes:
