@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -32,50 +33,23 @@ class ConvLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stride: Count = 1
 
 
-class PlaneLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One layer over the plane of bands x time: Conv2d, BatchNorm, GELU, dropout of whole channels.
-
-    It halves the bands, and divides the steps by `stride`. `kernel` is its size along both.
-    """
-
-    channels: Count
-    kernel: Count = 3
-    stride: Count = 1
-    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.05
-
-
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one modality is encoded.
 
     Attributes:
-        centre: leading columns whose mean over the window is subtracted, so that level, room and microphone do not
-            count.
-        tilt: the subtracted means come back as one row for the whole window, less their own mean: how the level
-            differs from band to band. Needs `planes`.
-        bands: leading columns that are a spectrum. `planes`: layers over bands x time, so that a pattern means the
-            same a little higher or lower; the other columns join after them.
         front: strided layers before the recurrence, for modalities with many more steps than the grid has slots.
         kernel: of the Conv1d beside the BiLSTM.
-        hidden: of the BiLSTM, per direction; None is half of the model's dimension.
         voice: use `mien.models.voice_reader` instead; the fields above then have no effect.
     """
 
-    centre: Annotated[int, Meta(ge=0)] = 0
-    tilt: bool = False
-    bands: Annotated[int, Meta(ge=0)] = 0
-    planes: tuple[PlaneLayer, ...] = ()
     front: tuple[ConvLayer, ...] = ()
     kernel: Count = 3
-    hidden: Count | None = None
     voice: bool = False
 
     @property
     def stride(self) -> int:
         """Input steps per step of the recurrence."""
-        total = 1
-        for stride in [*(layer.stride for layer in self.planes), *(layer.stride for layer in self.front)]:
-            total *= stride
-        return total
+        return math.prod(layer.stride for layer in self.front)
 
 
 # A word is a unit of its own; sound changes over several steps, a face over few.
@@ -126,8 +100,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         encoders = {}
         for spec in specs:
             encoder = self.encoders.get(spec.name, EncoderConfig())
-            if encoder.bands > spec.dim or (encoder.voice and spec.dim != ROW):  # not the default's features
-                encoder = msgspec.structs.replace(encoder, centre=0, tilt=False, bands=0, planes=(), voice=False)
+            if encoder.voice and spec.dim != ROW:  # not the default's features
+                encoder = msgspec.structs.replace(encoder, voice=False)
             if not encoder.voice and spec.steps > LONGEST * encoder.stride:
                 stride = -(-spec.steps // (2 * self.slots)) // encoder.stride
                 layer = ConvLayer(self.dim, 2 * (stride // 2) + 1, stride)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 KIND = "mien-cmmsf"
 FORMAT = 1
 _METADATA_KEY = "mien"
+_RETIRED = ("centre", "tilt", "bands", "planes", "hidden")  # parts of encoders that older headers name
 
 
 class CheckpointHeader(msgspec.Struct, frozen=True):
@@ -153,7 +154,11 @@ def _parse(path: Path, text: str) -> CheckpointHeader:
                 f"{path} has format {marks.get('format')}, and this mien reads format {FORMAT}; install the mien "
                 "that made it, or train again"
             )
-        header = msgspec.json.decode(text, type=CheckpointHeader)
+        for encoder in marks.get("config", {}).get("encoders", {}).values():
+            retired = [name for name in _RETIRED if encoder.pop(name, None)]
+            if retired:
+                raise CheckpointError(f"{path} has an encoder with `{retired[0]}`, which mien dropped; train again")
+        header = msgspec.convert(marks, CheckpointHeader)
     except (json.JSONDecodeError, AttributeError, msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{path} has metadata that cannot be read: {error}") from error
     if header.labels != EMOTIONS:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mien.messages import ModalitySpec
-from mien.models.architecture import ModelConfig, PlaneLayer
+from mien.models.architecture import ModelConfig
 from mien.models.fusion import BiLSTM, Encoding, Fused, Fusion, TimeConv, pool_to_slots
 from mien.models.voice_reader import VoiceReader
 
@@ -59,46 +59,6 @@ class FrontLayer(nn.Module):
         return y.transpose(1, 2) * mask[..., None], mask
 
 
-class PlaneFront(nn.Module):
-    """Conv2d over the plane of bands x time, so that a pattern means the same a little higher or lower.
-
-    Rows (B, T, D) whose first `bands` columns are a spectrum -> (B, T / stride, width), and the mask of those steps.
-    The other columns join after the layers, averaged over the same steps, and so do those of the window as a whole.
-    """
-
-    def __init__(self, dim: int, bands: int, planes: Sequence[PlaneLayer], width: int, whole: int = 0) -> None:
-        super().__init__()
-        self.bands, channels = bands, 1
-        self.shapes = tuple((layer.kernel, layer.stride) for layer in planes)
-        layers = []
-        for layer in planes:
-            layers.append(
-                nn.Sequential(
-                    nn.Conv2d(channels, layer.channels, layer.kernel, (2, layer.stride), bias=False),
-                    nn.BatchNorm2d(layer.channels),
-                    nn.GELU(),
-                    nn.Dropout2d(layer.dropout),
-                )
-            )
-            channels, bands = layer.channels, (bands + 1) // 2
-        self.layers = nn.ModuleList(layers)
-        self.join = nn.Linear(channels * bands + dim - self.bands + whole, width)
-
-    def forward(self, x: Tensor, mask: Tensor, whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        plane, steps = x[..., : self.bands].transpose(1, 2)[:, None], mask  # (B, 1, bands, T)
-        for layer, (kernel, stride) in zip(self.layers, self.shapes, strict=True):
-            left, right = around(steps.shape[1], kernel, stride)
-            steps = shortened(steps, stride)
-            side = (kernel - 1) // 2
-            plane = layer(F.pad(plane, (left, right, side, kernel - 1 - side))) * steps[:, None, None]
-        spectrum = plane.flatten(1, 2).transpose(1, 2)
-        others, _ = pool_to_slots(x[..., self.bands :], mask, steps.shape[1])
-        parts = [spectrum, others]
-        if whole is not None:
-            parts.append(whole[:, None].expand(-1, spectrum.shape[1], -1))
-        return F.gelu(self.join(torch.cat(parts, -1))) * steps[..., None], steps
-
-
 class ModalityEncoder(nn.Module):
     """Parallel extraction of one modality: Conv1d beside BiLSTM, joined, then pooled to the common grid.
 
@@ -115,19 +75,12 @@ class ModalityEncoder(nn.Module):
         self.slots, self.use_mask = config.slots, config.mask
         self.register_buffer("mean", torch.zeros(spec.dim))
         self.register_buffer("std", torch.ones(spec.dim))
-        self.centre, self.tilt = encoder.centre, encoder.tilt
         width, layers = spec.dim, []
-        self.planes = None
-        if encoder.planes:
-            self.planes = PlaneFront(
-                spec.dim, encoder.bands, encoder.planes, config.dim, encoder.centre if encoder.tilt else 0
-            )
-            width = config.dim
         for layer in encoder.front:
             layers.append(FrontLayer(width, layer.channels, layer.kernel, layer.stride, config.dropout))
             width = layer.channels
         self.front = nn.ModuleList(layers)
-        hidden = encoder.hidden or config.dim // 2
+        hidden = config.dim // 2
         self.bilstm = BiLSTM(width, hidden) if config.bilstm else None
         self.conv = TimeConv(width, config.dim, encoder.kernel) if config.conv else None
         joined = (2 * hidden if config.bilstm else 0) + (config.dim if config.conv else 0)
@@ -140,22 +93,7 @@ class ModalityEncoder(nn.Module):
             mask = torch.ones_like(mask)
         # where, not a product: 0 x NaN would be NaN.
         x = torch.where(mask[..., None] > 0, (features - self.mean) / self.std, torch.zeros_like(features))
-        tilt = None
-        if self.centre:
-            level = (x[..., : self.centre] * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1.0)[:, None]
-            centred = (x[..., : self.centre] - level[:, None]) * mask[..., None]
-            x = torch.cat([centred, x[..., self.centre :]], -1)
-            if self.tilt:
-                tilt = level - level.mean(1, keepdim=True)
-                if self.training:
-                    # Dropped half of the time: it belongs to the microphone as much as to the voice.
-                    tilt = tilt * (torch.rand_like(tilt[:, :1]) < 0.5)
-        x = x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
-        steps = mask
-        if self.planes is not None:
-            x, steps = self.planes(x, steps, tilt)
-        else:
-            x = self.dropout(x)
+        x, steps = self.dropout(x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)), mask
         for layer in self.front:
             x, steps = layer(x, steps)
         branches = []

@@ -64,6 +64,17 @@ def test_the_same_weights_have_the_same_identity(saved: Path, tmp_path: Path) ->
     assert first.id.startswith("cmmsf-")
 
 
+def test_headers_that_name_retired_parts_of_encoders_are_read_if_they_did_not_use_them(saved: Path) -> None:
+    before = load_checkpoint(saved)
+    encoder = {"centre": 0, "tilt": False, "bands": 0, "planes": [], "front": [], "kernel": 1, "hidden": None}
+    config = {"dim": 8, "stages": 1, "encoders": {"text": encoder, "pulse": encoder | {"kernel": 3}}}
+    rewrite(saved, {"config": config})
+    assert load_checkpoint(saved).config == before.config
+    rewrite(saved, {"config": config | {"encoders": {"text": encoder | {"centre": 3}}}})
+    with pytest.raises(CheckpointError, match=r"`centre`.*train again"):
+        load_checkpoint(saved)
+
+
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="mien train"):
         load_checkpoint(tmp_path / "none.safetensors")

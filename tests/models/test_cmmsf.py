@@ -11,7 +11,7 @@ import torch
 
 from mien.errors import ConfigError
 from mien.messages import EMOTIONS, ModalitySpec
-from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig, PlaneLayer
+from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.fusion import pool_to_slots
 
@@ -22,7 +22,7 @@ SPECS = (
 )
 ENCODERS = {
     "text": EncoderConfig(kernel=1),
-    "audio": EncoderConfig(centre=7, bands=6, planes=(PlaneLayer(4, 5, 2), PlaneLayer(6, 3, 2)), kernel=5),
+    "audio": EncoderConfig(front=(ConvLayer(8, 5, 2), ConvLayer(12, 3, 2)), kernel=5),
     "vision": EncoderConfig(front=(ConvLayer(12, 3, 2),)),
 }
 NEW = {"complement": "mean", "reliability": True}
