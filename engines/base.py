@@ -1,12 +1,13 @@
 """The interfaces of networks, backends and engines.
 
-A `Network` says how to build a torch module and what goes in and out. A `Backend` (one file each) compiles it to an
-`Artifact`, files in a folder, and loads that into an `Engine`, which maps named arrays to named arrays. Callers use
+A `Network` says how to build a torch module and what goes in and out. A `Backend` (one file each) compiles it to files
+in a folder, and loads those into an `Engine`, which maps named arrays to named arrays. Callers use
 `mien.engines.selection.open_engine`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,16 +59,7 @@ class Network:
     origin: Origin | None = None
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """The compiled form of a network: files in `folder`, made by a backend for one precision."""
-
-    network: Network
-    precision: Precision
-    folder: Path
-
-
-class Engine(Protocol):
+class Engine(ABC):
     """A network, ready to run.
 
     Attributes:
@@ -75,9 +67,11 @@ class Engine(Protocol):
         reason: why this engine was chosen, or which one it replaces.
     """
 
-    id: str
-    reason: str
+    def __init__(self, id: str, network: Network) -> None:
+        self.id, self.network = id, network
+        self.reason = ""
 
+    @abstractmethod
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the network once.
 
@@ -90,7 +84,6 @@ class Engine(Protocol):
         Raises:
             EngineError: the engine could not run these inputs.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -114,7 +107,7 @@ class Backend(Protocol):
         """Everything outside the network that a compiled form depends on: libraries, device, driver."""
         ...
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         """Compile `network` into `folder`, which exists and is empty.
 
         Raises:
@@ -122,8 +115,8 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, artifact: Artifact, threads: int) -> Engine:
-        """Open a compiled form, using at most `threads` CPU threads.
+    def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
+        """Open the compiled form that is in `folder`, using at most `threads` CPU threads.
 
         Raises:
             EngineError: the files cannot be used.

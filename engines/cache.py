@@ -25,7 +25,7 @@ import msgspec
 import platformdirs
 
 from mien.engines.apart import do_apart
-from mien.engines.base import Artifact, Backend, Engine, Network, Precision
+from mien.engines.base import Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
 from mien.files import sha256_of, write_file
@@ -78,7 +78,7 @@ class Cache:
             EngineError: the backend cannot compile or run this network, or gives other numbers than the reference.
         """
         if not backend.cached:
-            return backend.load(backend.compile(network, precision, self.root), threads)
+            return backend.load(network, precision, self.root, threads)
         import filelock
 
         identity = identify(network, backend, precision)
@@ -235,7 +235,7 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
         raise EngineError("its manifest is missing or damaged")
     if {path.name: sha256_of(path) for path in _files(folder)} != manifest.files:
         raise EngineError("its files are not the ones that were stored")
-    engine = backend.load(Artifact(network, precision, folder), threads)
+    engine = backend.load(network, precision, folder, threads)
     Golden.load(folder / GOLDEN).check(engine, precision)
     with contextlib.suppress(OSError):
         os.utime(folder / MANIFEST)

@@ -29,7 +29,7 @@ class FallbackEngine(Engine):
     """
 
     def __init__(self, network: Network, candidates: Iterable[tuple[str, Callable[[], Engine]]], reason: str) -> None:
-        self.network = network
+        super().__init__("", network)
         self.reason = reason
         self._candidates = iter(candidates)
         self._failures: list[str] = []

@@ -38,9 +38,7 @@ class GpuEngine(Engine):
     def __init__(self, id: str, network: Network, device: str = "cuda") -> None:
         import torch
 
-        self.id = id
-        self.reason = ""
-        self.network = network
+        super().__init__(id, network)
         self.device = device
         self.uses_graph: bool | None = None
         # Not the default stream: it waits for every other one of the process, and cannot be captured.

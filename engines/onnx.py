@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Engine, Network, Precision, check_inputs
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 from mien.install import install_command
@@ -37,9 +37,7 @@ class OnnxEngine(Engine):
     """A session of ONNX Runtime. Larger batches than `at_once` are run in parts."""
 
     def __init__(self, id: str, network: Network, session: Any, at_once: int) -> None:
-        self.id = id
-        self.reason = ""
-        self.network = network
+        super().__init__(id, network)
         self._session, self._at_once = session, at_once
         self._names = list(network.outputs)
         # What the exporter found to be without effect on any output is no input of the graph.
@@ -98,16 +96,16 @@ class OnnxBackend:
             "opset": str(OPSET),
         }
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
+        del precision  # there is one
         graph = export_graph(network, build_module(network))
         # Creating a session writes the optimised graph: fused, constant-folded, laid out for this CPU.
         self._open(graph, threads=1, optimised=folder / MODEL)
-        return Artifact(network, precision, folder)
 
-    def load(self, artifact: Artifact, threads: int) -> Engine:
-        session = self._open((artifact.folder / MODEL).read_bytes(), threads, optimised=None)
+    def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
+        session = self._open((folder / MODEL).read_bytes(), threads, optimised=None)
         at_once = _AT_ONCE if self.provider == "CPUExecutionProvider" else sys.maxsize
-        return OnnxEngine(f"{self.name}-{artifact.precision}", artifact.network, session, at_once)
+        return OnnxEngine(f"{self.name}-{precision}", network, session, at_once)
 
     def _open(self, model: bytes, threads: int, optimised: Path | None) -> Any:
         import onnxruntime

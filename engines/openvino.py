@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Engine, Network, Precision, check_inputs
 from mien.engines.onnx import export_graph
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
@@ -27,9 +27,7 @@ class OpenVinoEngine(Engine):
     """A compiled model for any size of the dynamic axes, and one for exactly the example's, which runs faster."""
 
     def __init__(self, id: str, network: Network, compiled: Any, compiled_example: Any) -> None:
-        self.id = id
-        self.reason = ""
-        self.network = network
+        super().__init__(id, network)
         self._request = compiled.create_infer_request()
         self._example_request = compiled_example.create_infer_request()
         self._names = _input_names(network, compiled)
@@ -61,7 +59,7 @@ class OpenVinoBackend:
     def versions(self) -> dict[str, str]:
         return {name: importlib.metadata.version(name) for name in ("openvino", "torch")}
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         openvino = _openvino()
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -71,19 +69,17 @@ class OpenVinoBackend:
             openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot read network {network.name!r}: {error}") from error
-        return Artifact(network, precision, folder)
 
-    def load(self, artifact: Artifact, threads: int) -> Engine:
+    def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         core = _openvino().Core()
-        network = artifact.network
         options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[artifact.precision],
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            model = core.read_model(artifact.folder / MODEL)
+            model = core.read_model(folder / MODEL)
             compiled = core.compile_model(model, "CPU", options)
             compiled_example = compiled
             if network.dynamic:
@@ -92,7 +88,7 @@ class OpenVinoBackend:
                 compiled_example = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile network {network.name!r}: {error}") from error
-        return OpenVinoEngine(f"{self.name}-{artifact.precision}", network, compiled, compiled_example)
+        return OpenVinoEngine(f"{self.name}-{precision}", network, compiled, compiled_example)
 
 
 def _input_names(network: Network, model: Any) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Array, Artifact, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Engine, Network, Precision, check_inputs
 from mien.engines.golden import Case, Golden, golden_inputs
 from mien.errors import EngineError
 from mien.install import install_command
@@ -58,9 +58,7 @@ class TorchEngine(Engine):
     """A torch module called as it is."""
 
     def __init__(self, id: str, network: Network, module: nn.Module) -> None:
-        self.id = id
-        self.reason = ""
-        self.network = network
+        super().__init__(id, network)
         self.module = module
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -107,18 +105,18 @@ class TorchBackend:
     def versions(self) -> dict[str, str]:
         return {"torch": importlib.metadata.version("torch"), "device": self.device}
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
-        return Artifact(network, precision, folder)
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
+        """Nothing: a module is made when it is loaded."""
 
-    def load(self, artifact: Artifact, threads: int) -> Engine:
+    def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
+        del folder
         import torch
 
         from mien.engines.torch_cuda import TorchCudaEngine
 
         torch.set_num_threads(threads)
-        network = artifact.network
         module = build_module(network)
-        id = f"{self.name}-{artifact.precision}"
+        id = f"{self.name}-{precision}"
         if self.device == "cpu":
             return TorchEngine(id, network, module)
         # TF32 keeps 10 bits of a number: not what fp32 promises.
@@ -128,7 +126,7 @@ class TorchBackend:
             engine = TorchCudaEngine(id, network, module.to(self.device))
         except RuntimeError as error:
             raise EngineError(f"cannot move {network.name!r} to {self.device}: {error}") from error
-        golden.check(engine, artifact.precision)
+        golden.check(engine, precision)
         return engine
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from mien.engines.base import Array, Artifact, Engine, Network, Precision
+from mien.engines.base import Array, Engine, Network, Precision
 from mien.engines.gpu_engine import GpuEngine
 from mien.engines.tensorrt import conversion
 from mien.engines.tensorrt.binding import Ports, TensorRtBinding
@@ -82,20 +82,19 @@ class TensorRtBackend:
             }
         return versions
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         plan, ports = build_plan(network, precision, fixed_batch(network))
         (folder / PLAN).write_bytes(plan)
         (folder / PORTS).write_bytes(msgspec.json.encode(ports))
-        return Artifact(network, precision, folder)
 
-    def load(self, artifact: Artifact, threads: int) -> Engine:
+    def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         del threads  # the GPU has its own
         # The import brings TensorRT under the one name `tensorrt`, whichever of the two it is.
         import_torch_tensorrt()
-        ports = msgspec.json.decode((artifact.folder / PORTS).read_bytes(), type=Ports)
-        plan = (artifact.folder / PLAN).read_bytes()
+        ports = msgspec.json.decode((folder / PORTS).read_bytes(), type=Ports)
+        plan = (folder / PLAN).read_bytes()
         try:
-            return TensorRtEngine(f"{self.name}-{artifact.precision}", artifact.network, plan, ports)
+            return TensorRtEngine(f"{self.name}-{precision}", network, plan, ports)
         except RuntimeError as error:
             raise EngineError(f"TensorRT cannot start: {error}") from error
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mien.engines import selection
-from mien.engines.base import Array, Artifact, Engine, Network, Precision
+from mien.engines.base import Array, Engine, Network, Precision
 from mien.engines.cache import GOLDEN, MANIFEST, Cache, identify
 from mien.engines.onnx import MODEL, OnnxBackend
 from mien.engines.onnx import backend as onnx
@@ -25,7 +25,7 @@ from tests.engines.networks import make_network
 
 
 def reference(network: Network) -> dict[str, Array]:
-    return torch_eager.load(torch_eager.compile(network, "fp32", Path()), 1).infer(network.example)
+    return torch_eager.load(network, "fp32", Path(), 1).infer(network.example)
 
 
 def open_onnx(network: Network, cache: Path) -> Engine:
@@ -114,7 +114,7 @@ def test_key_is_made_of_everything_that_matters(network: Network) -> None:
 class SlowBackend(OnnxBackend):
     """ONNX Runtime, with time to be killed half-way through a compile."""
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         del network, precision
         (folder / MODEL).write_bytes(b"half a model")
         (folder / "compiling").touch()
@@ -169,9 +169,9 @@ def test_folder_that_cannot_be_written_is_replaced(
 class WrongBackend(OnnxBackend):
     """Compiles another network than it was given: what a broken converter would do."""
 
-    def compile(self, network: Network, precision: Precision, folder: Path) -> Artifact:
+    def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         other = make_network(network.version, seed=9)
-        return super().compile(other, precision, folder)
+        super().compile(other, precision, folder)
 
 
 def test_engine_with_other_numbers_is_refused_and_replaced(

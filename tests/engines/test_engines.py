@@ -36,7 +36,7 @@ def engine(pair: tuple[str, Precision], network: Network, cache: Path) -> Engine
 
 @pytest.fixture
 def reference(network: Network) -> Engine:
-    return torch_eager.load(torch_eager.compile(network, "fp32", Path()), 1)
+    return torch_eager.load(network, "fp32", Path(), 1)
 
 
 def batch(rows: int, seed: int = 3) -> dict[str, Array]:

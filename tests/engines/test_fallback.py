@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mien.engines import selection
-from mien.engines.base import Array, Artifact, Engine, Network
+from mien.engines.base import Array, Engine, Network, Precision
 from mien.engines.predictor import Predictor
 from mien.engines.selection import choose_engine, find_backend, find_usable, open_engine
 from mien.engines.torch_eager import TorchBackend, TorchEngine, build_module
@@ -34,9 +34,9 @@ class SmallDevice(TorchBackend):
         super().__init__("torch-cuda", "cpu")
         self.calls, self.allocate = calls, allocate
 
-    def load(self, artifact: Artifact, threads: int) -> Engine:
-        del threads
-        module = build_module(artifact.network)
+    def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
+        del folder, threads
+        module = build_module(network)
         left = [self.calls]
 
         def allocate(*_: object) -> None:
@@ -45,9 +45,9 @@ class SmallDevice(TorchBackend):
             left[0] -= 1
 
         module.register_forward_pre_hook(allocate)
-        engine = TorchEngine(f"{self.name}-{artifact.precision}", artifact.network, module)
+        engine = TorchEngine(f"{self.name}-{precision}", network, module)
         if self.calls == 0:
-            engine.infer(artifact.network.example)  # as the golden check does
+            engine.infer(network.example)  # as the golden check does
         return engine
 
 

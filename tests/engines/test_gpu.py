@@ -39,7 +39,7 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def reference(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return torch_eager.load(torch_eager.compile(network, "fp32", tmp_path_factory.mktemp("reference")), 1)
+    return torch_eager.load(network, "fp32", tmp_path_factory.mktemp("reference"), 1)
 
 
 @pytest.fixture(scope="module")
