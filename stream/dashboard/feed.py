@@ -21,8 +21,8 @@ from mien.clock import NS_PER_MS
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import Collector
-from mien.stream.dashboard.desks import Desk, Desks
 from mien.stream.dashboard.history import row_of
+from mien.stream.dashboard.session_view import SessionView, SessionViews
 
 INTERVAL_S = 1 / 15
 _clients = itertools.count()
@@ -50,9 +50,9 @@ _decode = msgspec.json.Decoder(Question).decode
 _encode = msgspec.json.Encoder().encode
 
 
-async def serve_feed(socket: WebSocket, desk: Desk, desks: Desks, span_ms: int) -> None:
+async def serve_feed(socket: WebSocket, viewed: SessionView, views: SessionViews, span_ms: int) -> None:
     """Answer one browser until it goes away."""
-    collector = desk.collector
+    collector = viewed.collector
     await socket.accept()
     client = next(_clients)
     answered_s = 0.0
@@ -68,7 +68,7 @@ async def serve_feed(socket: WebSocket, desk: Desk, desks: Desks, span_ms: int) 
             await asyncio.sleep(answered_s + INTERVAL_S - time.monotonic())
             answered_s = time.monotonic()
             with collector.lock:
-                reply = answer(question, desk, desks.count, span_ms)
+                reply = answer(question, viewed, views.count, span_ms)
             await socket.send_bytes(reply)
     except (WebSocketDisconnect, RuntimeError):
         pass  # it left, also in the middle of an answer
@@ -77,9 +77,9 @@ async def serve_feed(socket: WebSocket, desk: Desk, desks: Desks, span_ms: int) 
             collector.unwatch(client)
 
 
-def answer(question: Question, desk: Desk, sessions: int, span_ms: int) -> bytes:
+def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int) -> bytes:
     """What is new for a page. `sessions`: how many there are. Called under the collector's lock."""
-    collector, recordings = desk.collector, desk.recordings
+    collector, recordings = viewed.collector, viewed.recordings
     history = collector.history
     known = question.era == history.era
     row = max(question.row, history.first_row) if known else history.first_row
@@ -103,7 +103,7 @@ def answer(question: Question, desk: Desk, sessions: int, span_ms: int) -> bytes
         "facts": view.facts(collector),
         "sessions": sessions,
         "record": None if collector.is_elsewhere else recordings.state(view.shared(collector)),
-        "choosers": desk.choosing.workers,
+        "choosers": viewed.choosing.workers,
         "labels": recordings.can_label,
         "marks": recordings.marks,
         "note": _note(question, collector),

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,8 +18,8 @@ from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.dashboard.calibrating import PeopleOrder
 from mien.stream.dashboard.choosing import Wish
-from mien.stream.dashboard.desks import Desk, Desks
 from mien.stream.dashboard.recordings import Label
+from mien.stream.dashboard.session_view import SessionView, SessionViews
 from mien.stream.processes.priority import give_way
 
 ASSETS = Path(__file__).parent / "static"
@@ -109,14 +110,14 @@ def serve(
         MienError: the session's address or its keys cannot be used.
     """
     give_way()
-    desks = Desks(config, bus, session, replayed, trusted=not place.token)
+    views = SessionViews(config, bus, session, replayed, trusted=not place.token)
     try:
-        asyncio.run(serve_app(_build(place, config, desks), place, is_stopping, ready))
+        asyncio.run(serve_app(_build(place, config, views), place, is_stopping, ready))
     finally:
-        desks.close()
+        views.close()
 
 
-def _build(place: Place, config: DashboardConfig, desks: Desks) -> object:
+def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object:
     from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
     from nicegui import ui
@@ -125,25 +126,24 @@ def _build(place: Place, config: DashboardConfig, desks: Desks) -> object:
     import mien
     from mien.stream.dashboard.feed import serve_feed
     from mien.stream.dashboard.guard import Guard
-    from mien.stream.dashboard.page import build_page
 
     app = FastAPI(openapi_url=None)
     app.add_middleware(Guard, port=place.port, token=place.token)
     app.mount("/assets", StaticFiles(directory=ASSETS))
 
-    def desk_of(asks: Request | WebSocket) -> Desk:
-        return desks.of(asks.query_params.get("session"))
+    def view_of(asks: Request | WebSocket) -> SessionView:
+        return views.of(asks.query_params.get("session"))
 
     async def feed(socket: WebSocket) -> None:
         try:
-            desk = desk_of(socket)
+            view = view_of(socket)
         except MienError as error:
             await socket.close(1008, str(error))
             return
-        await serve_feed(socket, desk, desks, round(config.minutes * 60_000))
+        await serve_feed(socket, view, views, round(config.minutes * 60_000))
 
     async def all_sessions(_: Request) -> Response:
-        heard = desks.sessions
+        heard = views.sessions
         found = {
             "endpoint": heard.endpoint if heard is not None else "",
             "sessions": heard.rows() if heard is not None else [],
@@ -153,60 +153,48 @@ def _build(place: Place, config: DashboardConfig, desks: Desks) -> object:
         )
 
     async def grid(_: Request) -> Response:
-        if desks.sessions is None:
+        if views.sessions is None:
             return RedirectResponse("/")  # only one is looked at
         return FileResponse(ASSETS / "sessions.html", headers={"Cache-Control": "no-cache"})
 
-    async def choose(request: Request) -> JSONResponse:
-        try:
-            wish = msgspec.json.decode(await request.body(), type=Wish)
-        except msgspec.MsgspecError as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        try:
-            return JSONResponse(await asyncio.to_thread(desk_of(request).choosing.carry_out, wish))
-        except MienError as error:
-            # That a worker is away for a moment is an answer to the question what there is, and no failure.
-            return JSONResponse({"error": str(error)}, status_code=400 if wish.chooses else 200)
+    def order(kind: Any, carry_out: Callable[[SessionView, Any], dict[str, Any]]) -> Callable[..., Any]:
+        async def endpoint(request: Request) -> JSONResponse:
+            given, status = None, 400
+            try:
+                given = msgspec.json.decode(await request.body(), type=kind)
+                return JSONResponse(await asyncio.to_thread(carry_out, view_of(request), given))
+            except (MienError, msgspec.MsgspecError) as error:
+                if isinstance(given, Wish) and not given.chooses:
+                    status = 200  # that a worker is away for a moment answers the question of what there is
+                return JSONResponse({"error": str(error)}, status_code=status)
 
-    async def people(request: Request) -> JSONResponse:
-        try:
-            order = msgspec.json.decode(await request.body(), type=PeopleOrder)
-            return JSONResponse(await asyncio.to_thread(desk_of(request).calibrating.carry_out, order))
-        except (MienError, msgspec.MsgspecError) as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-
-    async def record(request: Request) -> JSONResponse:
-        try:
-            recordings = desk_of(request).recordings
-            order = msgspec.json.decode(await request.body(), type=RecordOrder)
-            if order.on:
-                path = await asyncio.to_thread(recordings.start, video=order.video, audio=order.audio)
-                return JSONResponse({"path": str(path)})
-            await asyncio.to_thread(recordings.stop)
-        except (MienError, msgspec.MsgspecError) as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        return JSONResponse({})
-
-    async def label(request: Request) -> JSONResponse:
-        try:
-            recordings = desk_of(request).recordings
-            order = msgspec.json.decode(await request.body(), type=Label | None)
-            said = await asyncio.to_thread(recordings.take_back if order is None else lambda: recordings.label(order))
-        except (MienError, msgspec.MsgspecError) as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        return JSONResponse({"said": said})
+        return endpoint
 
     app.router.add_websocket_route("/feed", feed)
     app.router.add_route("/sessions", grid, methods=["GET"])
     app.router.add_route("/sessions.json", all_sessions, methods=["GET"])
-    app.router.add_route("/record", record, methods=["POST"])
-    app.router.add_route("/choices", choose, methods=["POST"])
-    app.router.add_route("/people", people, methods=["POST"])
-    app.router.add_route("/labels", label, methods=["POST"])
-    newest = max(file.stat().st_mtime_ns for file in ASSETS.iterdir())
+    for path, kind, carry_out in (
+        ("/record", RecordOrder, _record),
+        ("/choices", Wish, lambda view, wish: view.choosing.carry_out(wish)),
+        ("/people", PeopleOrder, lambda view, wanted: view.calibrating.carry_out(wanted)),
+        ("/labels", Label | None, _label),
+    ):
+        app.router.add_route(path, order(kind, carry_out), methods=["POST"])
+    version = f"{mien.__version__}-{max(file.stat().st_mtime_ns for file in ASSETS.iterdir())}"
+
+    def page() -> None:
+        ui.add_head_html(
+            f'<link rel="stylesheet" href="/assets/dashboard.css?{version}">'
+            f'<script src="/assets/theme.js?{version}"></script><script>document.documentElement.lang = "en";</script>'
+        )
+        ui.html((ASSETS / "dashboard.html").read_text(encoding="utf-8"), sanitize=False)
+        with ui.teleport(".js-chart"):
+            ui.echart({"series": []}).classes("m-chart")
+        ui.add_body_html(f'<script type="module" src="/assets/dashboard.js?{version}"></script>')
+
     ui.run_with(
         app,
-        root=lambda: build_page(f"{mien.__version__}-{newest}"),
+        root=page,
         title="mien",
         favicon=ASSETS / "mark.svg",
         tailwind=False,
@@ -215,6 +203,17 @@ def _build(place: Place, config: DashboardConfig, desks: Desks) -> object:
         reconnect_timeout=120.0,
     )
     return app
+
+
+def _record(view: SessionView, order: RecordOrder) -> dict[str, Any]:
+    if order.on:
+        return {"path": str(view.recordings.start(video=order.video, audio=order.audio))}
+    view.recordings.stop()
+    return {}
+
+
+def _label(view: SessionView, label: Label | None) -> dict[str, Any]:
+    return {"said": view.recordings.take_back() if label is None else view.recordings.label(label)}
 
 
 async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:

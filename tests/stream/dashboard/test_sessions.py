@@ -1,4 +1,4 @@
-"""All sessions of an address: how each is, what costs nothing while nobody looks, and the desk of one of them."""
+"""All sessions of an address: how each is, what costs nothing while nobody looks, and the view of one of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mien.errors import BusError
 from mien.messages import EMOTIONS, Prediction, Status, WorkerState
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
-from mien.stream.dashboard.desks import Desks
+from mien.stream.dashboard.session_view import SessionViews
 from mien.stream.dashboard.sessions import SessionRow, Sessions
 from tests.ports import free_ports
 from tests.waiting import wait_until
@@ -98,24 +98,24 @@ def test_every_session_is_shown_as_it_is(station: Station) -> None:
         sessions.stop()
 
 
-def test_many_sessions_are_not_heard_as_one_and_each_has_a_desk(station: Station, tmp_path: Path) -> None:
-    desks = Desks(DashboardConfig(recordings=str(tmp_path)), station.bus, None, None, trusted=True)
+def test_many_sessions_are_not_heard_as_one_and_each_has_a_view(station: Station, tmp_path: Path) -> None:
+    views = SessionViews(DashboardConfig(recordings=str(tmp_path)), station.bus, None, None, trusted=True)
     try:
-        first = desks.of(None).collector
+        first = views.of(None).collector
         station.states = {"a": "running"}
         wait_until(lambda: first.prediction is not None, "the only one", meanwhile=station.speak)
         station.states = {"a": "running", "b": "running"}
-        wait_until(lambda: desks.count == 2, "both", meanwhile=station.speak)
+        wait_until(lambda: views.count == 2, "both", meanwhile=station.speak)
         wait_until(lambda: b"prediction/" not in station.publisher.subscriptions, "rest", meanwhile=station.speak)
-        other = desks.of("b").collector
+        other = views.of("b").collector
         wait_until(lambda: other.prediction is not None, "one of them", meanwhile=station.speak)
         assert other.prediction is not None
         assert other.prediction.session == "b"
-        assert desks.of("b").collector is other
+        assert views.of("b").collector is other
         with pytest.raises(BusError, match="name"):
-            desks.of("../b")
+            views.of("../b")
         station.states = {"a": "running"}
         before = first.prediction
         wait_until(lambda: first.prediction is not before, "the one that is left", meanwhile=station.speak)
     finally:
-        desks.close()
+        views.close()

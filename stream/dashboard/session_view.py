@@ -18,7 +18,7 @@ _UNUSED_S = 60.0
 _MOST = 32  # sessions that are looked at together
 
 
-class Desk:
+class SessionView:
     """One session: what is heard of it, and what the page may tell it.
 
     Args:
@@ -47,7 +47,7 @@ class Desk:
         self.collector.stop()
 
 
-class Desks:
+class SessionViews:
     """All of them, made when they are first asked for.
 
     Args:
@@ -61,8 +61,8 @@ class Desks:
         self, config: DashboardConfig, bus: BusConfig, session: str | None, replayed: Path | None, *, trusted: bool
     ) -> None:
         self._config, self._bus, self._trusted = config, bus, trusted
-        self._first = Desk(config, bus, session, replayed, trusted=trusted)
-        self._others: dict[str, Desk] = {}
+        self._first = SessionView(config, bus, session, replayed, trusted=trusted)
+        self._others: dict[str, SessionView] = {}
         self.sessions: Sessions | None = None
         if session is None and replayed is None:
             # Where there are many, nobody looks at all of them as if they were one.
@@ -74,22 +74,22 @@ class Desks:
         """How many sessions there are to choose from; 0 where only one is looked at."""
         return self.sessions.count if self.sessions is not None else 0
 
-    def of(self, session: str | None) -> Desk:
-        """The desk for a session by its name; for None, the one for whichever session is there.
+    def of(self, session: str | None) -> SessionView:
+        """The view of a session by its name; for None, of whichever session is there.
 
         Raises:
             BusError: that is no name, or too many are looked at already.
         """
         if session is None or self.sessions is None:
             return self._first
-        for name in [name for name, desk in self._others.items() if name != session and not desk.is_used]:
+        for name in [name for name, view in self._others.items() if name != session and not view.is_used]:
             self._others.pop(name).close()
         if session not in self._others:
             if not NAME.fullmatch(session):
                 raise BusError("not a session's name")
             if len(self._others) >= _MOST:
                 raise BusError(f"{_MOST} sessions are looked at already; close some of their pages")
-            self._others[session] = Desk(self._config, self._bus, session, None, trusted=self._trusted)
+            self._others[session] = SessionView(self._config, self._bus, session, None, trusted=self._trusted)
         self._others[session].used_s = time.monotonic()
         return self._others[session]
 
@@ -97,5 +97,5 @@ class Desks:
         """Close all."""
         if self.sessions is not None:
             self.sessions.stop()
-        for desk in (self._first, *self._others.values()):
-            desk.close()
+        for view in (self._first, *self._others.values()):
+            view.close()
