@@ -21,7 +21,7 @@ from mien.clock import NS_PER_MS
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import Collector
-from mien.stream.dashboard.history import row_of
+from mien.stream.dashboard.history import row_of, row_of_word
 from mien.stream.dashboard.session_view import SessionView, SessionViews
 
 INTERVAL_S = 1 / 15
@@ -110,8 +110,8 @@ def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int)
     }
     if not known or question.words != history.words_version:
         told["transcript"] = {
-            "said": [word.to_list() for word in history.words],
-            "tentative": [word.to_list() for word in history.tentative],
+            "said": [row_of_word(said.word, said.sentiment) for said in history.words],
+            "tentative": [row_of_word(word) for word in history.tentative],
         }
     if not question.edges and collector.edges:
         told["edges"] = collector.edges

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import deque
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import EMOTIONS, Prediction
+from mien.messages import EMOTIONS, Prediction, Word
 from mien.stream.bus.preview import Preview
 from mien.stream.recording.phrases import SaidWord, SaidWords
 
@@ -14,31 +14,10 @@ MODALITIES = ("vision", "audio", "text")
 ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions
 PICTURE_NS = 330 * NS_PER_MS  # three pictures a second are kept for looking back
 _WORDS = 600
-_RECENT_WORDS = 64  # a window holds no more, and only its words may turn out uncertain
 
 # A row: capture time in ms, sentiment, smoothed, confidence, seven emotions, three gates, age of each modality in ms.
 Row = list[float | int | None]
 SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probability of speech, voice activity
-
-
-class SpokenWord:
-    """A word as the page has it, with the sentiment of its phrase; None while that is not known."""
-
-    __slots__ = ("committed", "said", "t_end_ms", "t_ms", "text", "uncertain")
-
-    def __init__(self, said: SaidWord) -> None:
-        word = said.word
-        self.text = word.text.strip()
-        self.t_ms = word.t_start_ns // NS_PER_MS
-        self.t_end_ms = word.t_end_ns // NS_PER_MS
-        self.committed = word.committed
-        self.uncertain = word.uncertain
-        self.said = said
-
-    def to_list(self) -> list[str | float | int | bool | None]:
-        """As the page gets it: text, begin, end, committed, sentiment, uncertain."""
-        sentiment = None if self.uncertain else _rounded(self.said.sentiment, 2)
-        return [self.text, self.t_ms, self.t_end_ms, self.committed, sentiment, self.uncertain]
 
 
 class History:
@@ -60,8 +39,8 @@ class History:
         self.rows: deque[Row] = deque()
         self.sound: deque[SoundRow] = deque()
         self.first_row = self.first_sound = 0
-        self.words: deque[SpokenWord] = deque(maxlen=_WORDS)
-        self.tentative: list[SpokenWord] = []
+        self.words: deque[SaidWord] = deque(maxlen=_WORDS)
+        self.tentative: list[Word] = []
         self.words_version = 0
         self._said = SaidWords()
         self._pictures: deque[Preview] = deque()
@@ -123,24 +102,13 @@ class History:
         self._newest_ns = self._newest_sound_ns = 0
 
     def _add_words(self, prediction: Prediction) -> None:
-        heard, recoloured = self._said.hear(prediction)
-        self.words.extend(map(SpokenWord, heard))
-        judged = self._judge(prediction)
-        tentative = [SpokenWord(SaidWord(word)) for word in prediction.words if not word.committed]
+        heard, changed = self._said.hear(prediction)
+        self.words.extend(heard)
+        tentative = [word for word in prediction.words if not word.committed]
         shown = [(word.text, word.uncertain) for word in self.tentative]
-        if heard or recoloured or judged or [(word.text, word.uncertain) for word in tentative] != shown:
+        if heard or changed or [(word.text, word.uncertain) for word in tentative] != shown:
             self.tentative = tentative
             self.words_version += 1
-
-    def _judge(self, prediction: Prediction) -> bool:
-        """Take over which words are uncertain, which may change while the speaker goes on. Returns whether any did."""
-        uncertain = {word.t_start_ns // NS_PER_MS: word.uncertain for word in prediction.words if word.committed}
-        changed = False
-        for spoken in list(self.words)[-_RECENT_WORDS:]:
-            now = uncertain.get(spoken.t_ms, spoken.uncertain)
-            changed |= now != spoken.uncertain
-            spoken.uncertain = now
-        return changed
 
 
 def row_of(prediction: Prediction) -> Row:
@@ -152,6 +120,13 @@ def row_of(prediction: Prediction) -> Row:
     row += [_rounded(prediction.gates.get(name, 0.0), 3) if prediction.emotions else None for name in MODALITIES]
     row += [None if name in prediction.absent else _rounded(prediction.age_ms.get(name), 0) for name in MODALITIES]
     return row
+
+
+def row_of_word(word: Word, sentiment: float | None = None) -> list[str | float | int | bool | None]:
+    """A word as the page gets it: text, begin, end, committed, the sentiment of its phrase, uncertain."""
+    said = None if word.uncertain else _rounded(sentiment, 2)
+    begin_ms, end_ms = word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS
+    return [word.text.strip(), begin_ms, end_ms, word.committed, said, word.uncertain]
 
 
 def _time(row: Row) -> int:

@@ -38,12 +38,17 @@ class SaidWords:
         self._phrase: list[SaidWord] = []
 
     def hear(self, prediction: Prediction) -> tuple[list[SaidWord], bool]:
-        """The words that this prediction has committed, and whether sentiments of words have changed.
+        """The words that this prediction has committed, and whether words that were returned before have changed.
 
-        Words that were returned before change in place when their phrase does.
+        They do so in place: in their sentiment when their phrase goes on, and in whether they are uncertain, which a
+        newer prediction knows better.
         """
         newly: list[SaidWord] = []
-        before = [(said, said.sentiment) for said in self._said]
+        before = [(said, said.sentiment, said.word) for said in self._said]
+        judged = {word.t_start_ns: word for word in prediction.words if word.committed}
+        for said in self._said:
+            now = judged.get(said.word.t_start_ns, said.word)
+            said.word = now if now.uncertain != said.word.uncertain else said.word
         for word in prediction.words:
             known = self._first(word)
             if known is None:
@@ -64,7 +69,7 @@ class SaidWords:
             for said in self._said:
                 if phrase.t_start_ns <= said.word.t_start_ns <= phrase.t_end_ns:
                     said.sentiment, said.emotion = phrase.sentiment, phrase.emotion
-        return newly, any(said.sentiment != sentiment for said, sentiment in before)
+        return newly, any((said.sentiment, said.word) != (sentiment, word) for said, sentiment, word in before)
 
     def _first(self, word: Word) -> SaidWord | None:
         text = _plain(word.text)

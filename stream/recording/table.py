@@ -89,7 +89,6 @@ def read_table(path: Path) -> Table:
     recording = open_recording(path)
     rows: list[Row] = []
     said: list[SaidWord] = []
-    uncertain: dict[int, bool] = {}
     phrases = SaidWords()
     zero_ns: int | None = None
     run, next_seq, lost = -1, 0, 0
@@ -99,12 +98,10 @@ def read_table(path: Path) -> Table:
         lost += prediction.seq - next_seq if prediction.run == run else 0
         run, next_seq = prediction.run, prediction.seq + 1
         said += phrases.hear(prediction)[0]
-        # A newer prediction knows better whether a word is certain.
-        uncertain |= {word.t_start_ns: word.uncertain for word in prediction.words if word.committed}
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
-    certain = [_word(each, zero_ns) for each in said if not uncertain[each.word.t_start_ns]]
+    certain = [_word(each, zero_ns) for each in said if not each.word.uncertain]
     spoken = tuple(word for word in certain if word.t_end_s > 0)
     return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), spoken, lost)
 

@@ -7,7 +7,7 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import EMOTIONS, Phrase, Prediction, Word
 from mien.stream.bus.preview import Preview
-from mien.stream.dashboard.history import History
+from mien.stream.dashboard.history import History, row_of_word
 
 FRAME_NS = 40 * NS_PER_MS
 HAPPY = {name: 0.4 if name == "happy" else 0.1 for name in EMOTIONS}
@@ -39,6 +39,10 @@ def preview(t_ns: int) -> Preview:
     return Preview(
         session="default", run=1, seq=0, t_ns=t_ns, features_seq=0, width=4, height=4, landmarks=nothing, jpeg=b"x"
     )
+
+
+def words_of(history: History) -> list[list[str | float | int | bool | None]]:
+    return [row_of_word(said.word, said.sentiment) for said in history.words]
 
 
 def test_it_holds_ten_rows_a_second_of_the_last_minutes() -> None:
@@ -78,15 +82,15 @@ def test_words_have_the_sentiment_of_their_phrase_by_itself() -> None:
     words: tuple[Word, ...] = word("No!", 500), word("It", 800), word("is", 1000)
     angry = Phrase(500 * ms, 600 * ms, -2.5, "angry")
     history.add(prediction(1200 * ms, -2.0, words, (angry, Phrase(800 * ms, 1100 * ms, 0.25, "neutral"))))
-    assert [spoken.to_list()[4] for spoken in history.words] == [-2.5, 0.25, 0.25]
+    assert [word[4] for word in words_of(history)] == [-2.5, 0.25, 0.25]
     version = history.words_version
     words = (*words, word("late.", 1300))
     history.add(prediction(1700 * ms, -2.0, words, (angry, Phrase(800 * ms, 1400 * ms, -0.5, "sad"))))
-    assert [spoken.to_list()[4] for spoken in history.words] == [-2.5, -0.5, -0.5, -0.5]
+    assert [word[4] for word in words_of(history)] == [-2.5, -0.5, -0.5, -0.5]
     assert history.words_version > version
     # What was uncertain may be read anew without any new word.
     history.add(prediction(1800 * ms, -2.0, words, (angry, Phrase(800 * ms, 1400 * ms, -0.25, "sad"))))
-    assert history.words[-1].to_list()[4] == -0.25
+    assert words_of(history)[-1][4] == -0.25
     assert history.words_version > version + 1
 
 
@@ -106,7 +110,7 @@ def test_without_phrases_one_has_the_sentiment_of_the_prediction_that_first_knew
     history.add(
         prediction(3600 * ms, 1.6, (word("This", 800), word("hurts.", 1000), word("I", 2300), word("see", 2500)))
     )
-    assert [spoken.to_list() for spoken in history.words] == [
+    assert words_of(history) == [
         ["This", 800, 900, True, -2.0, False],
         ["hurts.", 1000, 1100, True, -2.0, False],
         ["I", 2300, 2400, True, 1.5, False],
@@ -120,14 +124,14 @@ def test_a_word_may_turn_out_to_be_uncertain_and_has_no_sentiment_then() -> None
     version = history.words_version
     doubted = Word("sure", 900 * NS_PER_MS, 1000 * NS_PER_MS, uncertain=True)
     history.add(prediction(1100 * NS_PER_MS, 2.0, (doubted,)))
-    assert [word.to_list() for word in history.words] == [["sure", 900, 1000, True, None, True]]
+    assert words_of(history) == [["sure", 900, 1000, True, None, True]]
     assert history.words_version > version
 
 
 def test_a_word_from_before_is_not_coloured_by_a_guess() -> None:
     history = History(minutes=1.0)
     history.add(prediction(10 * NS_PER_S, 2.0, (Word("early", NS_PER_S, 2 * NS_PER_S),)))
-    assert history.words[0].to_list()[4] is None
+    assert words_of(history)[0][4] is None
 
 
 def test_a_time_line_that_begins_again_begins_anew() -> None:
