@@ -10,6 +10,7 @@ const WINDOW_MS = 60000;
 const STALE_MS = 2000;
 const EMPTY_MS = 5000; // without a prediction: then it is said what to start
 const CHART_MS = 200;
+const NAMES = { vision: "face", audio: "voice", text: "words" };
 const SESSION = new URLSearchParams(location.search).get("session"); // null: whichever is there
 const $ = (name) => document.querySelector(`.js-${name}`);
 const $$ = (name) => document.querySelectorAll(`.js-${name}`);
@@ -36,6 +37,7 @@ function start() {
     setTimeout(start, 30);
     return;
   }
+  document.querySelectorAll("template").forEach(repeat);
   timeline = new Timeline(chart, (t) => seek(t), point);
   new ResizeObserver(() => { timeline.restyle(); drawChart(true); }).observe(element);
   new ResizeObserver(() => redrawFrame()).observe($("canvas"));
@@ -46,6 +48,16 @@ function start() {
   connect();
   setInterval(tick, 250);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
+}
+
+// What the page has once for each emotion or modality.
+function repeat(template) {
+  const names = template.dataset.each === "emotions" ? EMOTIONS : MODALITIES;
+  template.outerHTML = names.map((key) => {
+    const name = NAMES[key] ?? key;
+    const title = name[0].toUpperCase() + name.slice(1);
+    return template.innerHTML.replaceAll("{key}", key).replaceAll("{name}", name).replaceAll("{Name}", title);
+  }).join("");
 }
 
 function theme(wanted) {
