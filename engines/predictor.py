@@ -7,7 +7,6 @@ changed. Streams that are due together share a batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,31 +21,21 @@ from mien.engines.gpu_windows import GpuWindows
 from mien.engines.rings import Look, Windows
 from mien.engines.selection import choose_engine, open_engine
 from mien.errors import EngineError
-from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec, Window
+from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec
 from mien.models.checkpoint import Checkpoint
 
 MAX_BATCH = 32  # windows for one call of an engine on a CPU; more are predicted in turns
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The prediction for one window.
+class Answer(NamedTuple):
+    """The prediction for one window: a row of `Answers`, in Python's numbers.
 
     Attributes:
-        sentiment: -3 ... 3. emotions: probability per emotion. confidence: of the top emotion.
-        gates: share of each modality, summing to 1, exactly 0 for a missing one; all 0 when nothing was observed.
-        model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
+        sentiment: -3 ... 3. emotions: probabilities, in the order of EMOTIONS. confidence: of the top emotion.
+        shares: of each modality in the model's order, summing to 1, exactly 0 for a missing one; all 0 when nothing
+            was observed.
+        is_observed: whether there was anything to predict from.
     """
-
-    sentiment: float
-    emotions: dict[str, float]
-    confidence: float
-    gates: dict[str, float]
-    model: str
-
-
-class Answer(NamedTuple):
-    """The prediction for one window: a row of `Answers`, in Python's numbers."""
 
     sentiment: float
     emotions: list[float]
@@ -56,10 +45,7 @@ class Answer(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Predictions for B windows: as in `Outputs`, with emotions (B, 7) and shares (B, M) in the model's order.
-
-    `is_observed` (B,): whether there was anything to predict from.
-    """
+    """Predictions for B windows: as in `Answer`, with emotions (B, 7) and shares (B, M)."""
 
     sentiment: Float32
     emotions: Float32
@@ -198,26 +184,6 @@ class Predictor:
         fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
         return _answers(fused, np.array([is_observed]))
 
-    def predict(self, window: Window) -> Outputs:
-        """The prediction for one window, every modality of it encoded anew.
-
-        Raises:
-            EngineError: no engine can run it any more.
-        """
-        inputs: dict[str, Array] = {}
-        for name, spec in self.specs.items():
-            features, mask = _modality(window, spec)
-            encoded = self._encoders[name].infer({"features": features[None], "mask": mask[None]})
-            inputs |= {f"{name}.{part}": encoded[part] for part in ("hidden", "observed")}
-        fused = {name: values[0].tolist() for name, values in self._fusion.infer(inputs).items()}
-        return Outputs(
-            sentiment=fused["sentiment"],
-            emotions=dict(zip(EMOTIONS, fused["emotions"], strict=True)),
-            confidence=fused["confidence"],
-            gates=dict(zip(self.specs, fused["shares"], strict=True)),
-            model=self.id,
-        )
-
     def _parts(self) -> list[FallbackEngine]:
         return [*self._encoders.values(), self._fusion]
 
@@ -306,10 +272,3 @@ class Predictor:
 
 def _answers(fused: Mapping[str, Array], is_observed: Bool) -> Answers:
     return Answers(fused["sentiment"], fused["emotions"], fused["confidence"], fused["shares"], is_observed)
-
-
-def _modality(window: Window, spec: ModalitySpec) -> tuple[Float32, Float32]:
-    """Features and mask; a modality that the window does not speak of is not observed."""
-    if spec.name in window.features:
-        return window.features[spec.name], window.mask[spec.name]
-    return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)

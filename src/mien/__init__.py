@@ -35,7 +35,7 @@ from mien.errors import (
     MienError,
     SourceError,
 )
-from mien.messages import EMOTIONS, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Window, Word
+from mien.messages import EMOTIONS, FeatureWindow, ModalitySpec, Prediction, Status, Transcript, Word
 
 if TYPE_CHECKING:
     from mien.stream.bus.subscriber import subscribe, subscribe_async
@@ -66,7 +66,6 @@ __all__ = [
     "SourceError",
     "Status",
     "Transcript",
-    "Window",
     "Word",
     "analyze",
     "subscribe",

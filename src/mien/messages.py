@@ -1,8 +1,8 @@
 """The data that flows through mien: frozen, typed, few.
 
-`FeatureWindow`, `Prediction` and `Status` travel between processes (see `stream/protocol.md`); `Window` lives in
-the inference process only. Every time is session time in nanoseconds (see `mien.clock`). Arrays are checked once,
-where they enter (`mien.stream.bus.wire` for messages, the extractors for what they make), and trusted after that.
+`FeatureWindow`, `Prediction` and `Status` travel between processes (see `stream/protocol.md`). Every time is session
+time in nanoseconds (see `mien.clock`). Arrays are checked once, where they enter (`mien.stream.bus.wire` for messages,
+the extractors for what they make), and trusted after that.
 """
 
 from __future__ import annotations
@@ -120,28 +120,6 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
     stamps: dict[str, int] = {}
     reason: str = ""
     counts_from_ns: int = 0
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model sees: each modality on its own fixed time axis, oldest row first.
-
-    Attributes:
-        features: per modality (T, D) float32, zero where the mask is zero.
-        mask: per modality (T,) float32, 1 = observed.
-        age_ms: per modality the age of its newest observed row at `t_end_ns`; None if it has none.
-        absent: per modality that is masked as a whole, why.
-        version: per modality a number that changes exactly when its features or mask may have changed.
-    """
-
-    session: str
-    seq: int
-    t_end_ns: int
-    features: dict[str, Float32]
-    mask: dict[str, Float32]
-    age_ms: dict[str, float | None]
-    absent: dict[str, str] = {}
-    version: dict[str, int] = {}
-    words: tuple[Word, ...] = ()
 
 
 class Transcript(msgspec.Struct, frozen=True):

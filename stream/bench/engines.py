@@ -16,11 +16,10 @@ from mien.engines.cmmsf import encoder_network, whole_network
 from mien.engines.predictor import Predictor
 from mien.engines.selection import choose_engine, open_backend, open_engine, usable_backends
 from mien.errors import EngineError
-from mien.messages import Window
 from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.measurement import Turns, describe, ratio
 from mien.stream.bench.streams import make_lanes
-from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows
+from mien.stream.bench.synthetic import FRAME_HZ, synthetic_inputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +39,7 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     encoded modalities, by batches, and by recurrences no longer than needed.
     """
     whole, rolling, refused = _open_all(checkpoint, cache)
-    windows = synthetic_windows({spec.name: spec for spec in checkpoint.specs}, 3 * FRAME_HZ)
-    inputs = [_whole_inputs(window) for window in windows]
+    inputs = synthetic_inputs({spec.name: spec for spec in checkpoint.specs}, 3 * FRAME_HZ)
     candidates = {f"whole {id}": _infer(engine, inputs) for id, engine in whole.items()}
     candidates |= {f"rolling {id}": _predict(predictor) for id, predictor in rolling.items()}
     chosen = choose_engine(whole_network(checkpoint), cache=cache)
@@ -168,10 +166,3 @@ def _recurrence(checkpoint: Checkpoint, steps: int) -> Network:
     x = np.random.default_rng(0).standard_normal((1, steps, dim)).astype(np.float32)
     version = encoder_network(checkpoint, checkpoint.specs[0]).version
     return Network("recurrence", version, build, {"x": x}, ("y",))
-
-
-def _whole_inputs(window: Window) -> dict[str, Array]:
-    inputs: dict[str, Array] = {}
-    for name, features in window.features.items():
-        inputs |= {f"{name}.features": features[None], f"{name}.mask": window.mask[name][None]}
-    return inputs

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.messages import FeatureWindow, Float32, ModalitySpec, Window
+from mien.engines.rings import Windows
+from mien.messages import FeatureWindow, Float32, ModalitySpec
 from mien.stream.inference.assembler import Assembler
 
 FRAME_HZ = 30
@@ -92,14 +93,17 @@ class SyntheticStream:
         return self._pool[name][begin : begin + rows]
 
 
-def synthetic_windows(specs: Mapping[str, ModalitySpec], count: int, seed: int = 0) -> list[Window]:
-    """Successive windows of one stream, the first one full."""
-    stream, assembler = SyntheticStream("synthetic", specs, seed), Assembler(specs)
-    windows = []
+def synthetic_inputs(specs: Mapping[str, ModalitySpec], count: int, seed: int = 0) -> list[dict[str, Float32]]:
+    """Inputs of the whole model at successive instants of one stream, whose window is full from the first one on."""
+    stream, windows = SyntheticStream("synthetic", specs, seed), Windows(specs)
+    assembler, inputs = Assembler(specs, windows=windows), []
     for frame in range(6 * FRAME_HZ + count):
         t_ns = stream.due_ns
         for message in stream.next():
             assembler.push(message)
         if frame >= 6 * FRAME_HZ:
-            windows.append(assembler.window("synthetic", t_ns))
-    return windows
+            look = windows.look([assembler.place], [t_ns])
+            seen = {name: track.gather(look.places, look.ends_ns[name]) for name, track in windows.tracks.items()}
+            inputs.append({f"{name}.{part}": array.copy() for name, arrays in seen.items()
+                           for part, array in zip(("features", "mask"), arrays, strict=True)})  # fmt: skip
+    return inputs

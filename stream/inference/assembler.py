@@ -1,7 +1,7 @@
 """From messages to windows. Pure: no socket, no thread, no clock of its own.
 
-Feed it `FeatureWindow`s in any order that a network may deliver them, and ask for the `Window` that ends at an instant.
-The same messages give the same window, whatever came between. Whatever is refused is counted by cause.
+Feed it `FeatureWindow`s in any order that a network may deliver them, and look at the window that ends at an instant in
+`Windows`. The same messages give the same window, whatever came between. Whatever is refused is counted by cause.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.engines.rings import Windows
 from mien.engines.snapshots import NEVER, Snapshots
-from mien.messages import FeatureWindow, Float32, ModalitySpec, Window, Word
+from mien.messages import FeatureWindow, ModalitySpec
 from mien.stream.sources.pace import Pace
 from mien.windowing import WINDOW_NS
 
@@ -55,7 +53,6 @@ class Assembler:
         self._orders = {name: _Order() for name in self.specs}
         self._watermarks_ns: dict[str, int] = {}
         self._newest_ns: dict[str, int] = {}
-        self._seq = 0
 
     @property
     def faults(self) -> dict[str, str]:
@@ -133,36 +130,6 @@ class Assembler:
             if reason:
                 absent[name] = reason
         return absent
-
-    def window(self, session: str, t_end_ns: int) -> Window:
-        """The window that ends at `t_end_ns`, made of what has arrived."""
-        look = self.windows.look([self.place], [t_end_ns])
-        features: dict[str, Float32] = {}
-        mask: dict[str, Float32] = {}
-        version: dict[str, int] = {}
-        words: tuple[Word, ...] = ()
-        for column, (name, track) in enumerate(self.windows.tracks.items()):
-            if look.present[0, column]:
-                made, (mask[name],) = track.gather(look.places, look.ends_ns[name])
-                features[name] = made[0].copy()
-                version[name] = int(track.version[self.place])
-                words = track.words[self.place] if isinstance(track, Snapshots) else words
-            else:
-                spec = self.specs[name]
-                features[name] = np.zeros((spec.steps, spec.dim), np.float32)
-                mask[name], version[name] = np.zeros(spec.steps, np.float32), -1
-        self._seq += 1
-        return Window(
-            session=session,
-            seq=self._seq - 1,
-            t_end_ns=t_end_ns,
-            features=features,
-            mask=mask,
-            age_ms=ages_ms(self.specs, t_end_ns, look.present[0].tolist(), look.newest_ns[0].tolist()),
-            absent=self.absent(t_end_ns),
-            version=version,
-            words=words,
-        )
 
     def _judge(self, name: str, message: FeatureWindow) -> str | None:
         """A cause to refuse a message, or None."""

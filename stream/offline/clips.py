@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from mien.clock import NS_PER_S
 from mien.config import ClipConfig, InferenceConfig
-from mien.engines.predictor import Outputs, Predictor
+from mien.engines.predictor import Answer, Predictor
+from mien.engines.rings import Windows
+from mien.engines.snapshots import Snapshots
 from mien.errors import SourceError
-from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
+from mien.messages import EMOTIONS, FeatureWindow, Float32, ModalitySpec, Word
 from mien.models.baseline import Person
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.models.data.corpora import MEDIA_SUFFIXES, CorpusItem
@@ -38,7 +40,7 @@ class Moment:
     """
 
     t_s: float
-    outputs: Outputs | None
+    answer: Answer | None
     words: str = ""
     uncertain: str = ""
 
@@ -95,19 +97,28 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
     return Clip(name, round(clip.duration_s * NS_PER_S), tuple(messages), clip.notes, boxes)
 
 
-def predict_clip(clip: Clip, predictor: Predictor, hop_s: float = 0.5) -> Iterator[Moment]:
-    """A prediction every `hop_s` seconds and at the clip's end, each from what a live session has by then."""
+def predict_clip(clip: Clip, predictor: Predictor, windows: Windows, hop_s: float = 0.5) -> Iterator[Moment]:
+    """A prediction every `hop_s` seconds and at the clip's end, each from what a live session has by then.
+
+    Args:
+        windows: of the predictor, with room for one; always the same ones.
+    """
     hop_ns = round(hop_s * NS_PER_S)
-    assembler = Assembler(predictor.specs, InferenceConfig().max_age_ms)
+    assembler = Assembler(predictor.specs, InferenceConfig().max_age_ms, windows)
+    place = assembler.place
     coming = iter(clip.messages)
     message = next(coming, None)
     for end_ns in [*range(hop_ns, clip.duration_ns, hop_ns), clip.duration_ns]:
         while message is not None and begins_ns(message) <= end_ns:
             assembler.push(message)
             message = next(coming, None)
-        seen = assembler.window(clip.name, end_ns)
-        outputs = predictor.predict(seen) if any(mask.any() for mask in seen.mask.values()) else None
-        yield Moment(end_ns / NS_PER_S, outputs, _text(seen.words, uncertain=False), _text(seen.words, uncertain=True))
+        look = windows.look([place], [end_ns])
+        (answer,) = predictor.predict_look(windows, look).rows()
+        words = [word for track, there in zip(windows.tracks.values(), look.present[0], strict=True)
+                 if there and isinstance(track, Snapshots) for word in track.words[place]]  # fmt: skip
+        said, doubted = (_text(words, uncertain=uncertain) for uncertain in (False, True))
+        yield Moment(end_ns / NS_PER_S, answer if answer.is_observed else None, said, doubted)
+    windows.give_back(place)
 
 
 class ClipRows(NamedTuple):
@@ -154,9 +165,9 @@ class ClipPredictor:
         check_extractors(loaded, self._specs.values())
         self._checkpoint, self._engine, self._asr, self._hop_s = checkpoint, engine, asr, hop_s
         self._tracks, self._person = tracks, person
-        self._opened: tuple[Predictor, Extractors] | None = None
+        self._opened: tuple[Predictor, Windows, Extractors] | None = None
 
-    def open(self) -> tuple[Predictor, Extractors]:
+    def open(self) -> tuple[Predictor, Windows, Extractors]:
         """Load the model; extractors load when they are first needed."""
         if self._opened is None:
             predictor = Predictor(load_checkpoint(self._checkpoint), self._engine)
@@ -170,18 +181,19 @@ class ClipPredictor:
                 tracks=self._tracks,
                 person=self._person,
             )
-            self._opened = predictor, extractors
+            self._opened = predictor, Windows(predictor.specs), extractors
         return self._opened
 
     def make(self, path: str) -> ClipRows:
         """The rows of a clip."""
-        predictor, extractors = self.open()
+        predictor, windows, extractors = self.open()
         try:
             read = read_clip(Path(path), self._specs, extractors, self._asr != "none")
         except SourceError as error:
             return ClipRows([], error=str(error))
         tag = self._person.tag if self._person is not None else ""
-        rows = [_row(read.name, moment, tag) for moment in predict_clip(read, predictor, self._hop_s)]
+        moments = predict_clip(read, predictor, windows, self._hop_s)
+        rows = [_row(read.name, moment, self.modalities, with_person(predictor.id, tag)) for moment in moments]
         seen = FeatureTable() if self._features else None
         if seen is not None:
             seen.add(read.name, read.messages, read.boxes)
@@ -190,19 +202,20 @@ class ClipPredictor:
     def close(self) -> None:
         """Release what was opened."""
         if self._opened is not None:
-            self._opened[1].close()
+            self._opened[2].close()
             self._opened = None
 
 
-def _row(name: str, moment: Moment, person: str) -> dict[str, object]:
+def _row(name: str, moment: Moment, modalities: Sequence[str], model: str) -> dict[str, object]:
     row: dict[str, object] = {"clip": name, "t_s": round(moment.t_s, 3), "words": moment.words}
     row["uncertain_words"] = moment.uncertain
-    said = moment.outputs
+    said = moment.answer
     if said is not None:
-        row |= {"sentiment": said.sentiment, "emotion": max(said.emotions, key=said.emotions.__getitem__)}
-        row |= said.emotions
-        row |= {f"gate_{name}": share for name, share in said.gates.items()}
-        row |= {"confidence": said.confidence, "model": with_person(said.model, person)}
+        emotions = dict(zip(EMOTIONS, said.emotions, strict=True))
+        row |= {"sentiment": said.sentiment, "emotion": max(emotions, key=emotions.__getitem__)}
+        row |= emotions
+        row |= {f"gate_{name}": share for name, share in zip(modalities, said.shares, strict=True)}
+        row |= {"confidence": said.confidence, "model": model}
     return row
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.engines.predictor import Predictor
+from mien.engines.rings import Windows
 from mien.errors import ConfigError, DataError, SourceError
 from mien.messages import EMOTIONS, Bool, FeatureWindow, Float32, ModalitySpec
 from mien.models.baseline import FORMAT, Baseline, Person, Rest, face_at_rest, voice_at_rest
@@ -51,6 +52,7 @@ def resting(
         DataError: no clip is left.
     """
     specs = {name: spec for name, spec in predictor.specs.items() if name in extractors.modalities}
+    windows = Windows(predictor.specs)
     made: dict[str, dict[str, Any]] = {}
     for number, path in enumerate(clips):
         if progress is not None:
@@ -62,7 +64,7 @@ def resting(
         if clip.duration_ns < (seconds + 1) * NS_PER_S:
             continue
         at_rest = person or _person(clip, specs, seconds)
-        said = [_said(_compared(clip, specs, who), predictor, seconds) for who in (None, at_rest)]
+        said = [_said(_compared(clip, specs, who), predictor, windows, seconds) for who in (None, at_rest)]
         measured = [m for m, rest in (("face", at_rest.baseline.face), ("voice", at_rest.baseline.voice)) if rest]
         made[clip.name] = {"rest": measured, "seconds": len(said[0]), "without": said[0], "with": said[1]}
     if progress is not None:
@@ -115,11 +117,11 @@ def _compared(clip: Clip, specs: dict[str, ModalitySpec], person: Person | None)
     return Clip(clip.name, clip.duration_ns, tuple(messages), clip.notes)
 
 
-def _said(clip: Clip, predictor: Predictor, seconds: float) -> list[str]:
+def _said(clip: Clip, predictor: Predictor, windows: Windows, seconds: float) -> list[str]:
     return [
-        max(moment.outputs.emotions, key=moment.outputs.emotions.__getitem__)
-        for moment in predict_clip(clip, predictor, 1.0)
-        if moment.outputs is not None and moment.t_s > seconds and moment.t_s == int(moment.t_s)
+        EMOTIONS[int(np.argmax(moment.answer.emotions))]
+        for moment in predict_clip(clip, predictor, windows, 1.0)
+        if moment.answer is not None and moment.t_s > seconds and moment.t_s == int(moment.t_s)
     ]
 
 

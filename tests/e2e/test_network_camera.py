@@ -21,6 +21,7 @@ from mien.stream.modalities.vision import SPEC, create
 from mien.stream.sources.video import open_video
 from tests.needs import need_asset
 from tests.stream.pictures import portrait
+from tests.windows import window_of
 
 PATIENCE_S = 60.0
 pytestmark = pytest.mark.e2e
@@ -66,7 +67,7 @@ class Receiver:
         """Why vision is masked now, if it is."""
         explanation = self._modality.health().last_error
         self.assembler.explanations = {"vision": explanation} if explanation else {}
-        return self.assembler.window("test", self._clock.now_ns()).absent
+        return window_of(self.assembler, self._clock.now_ns()).absent
 
     def _push(self, rows: Rows) -> None:
         message = FeatureWindow(

@@ -17,7 +17,7 @@ from mien.stream.bench.benchmark import bench_bus, bench_single
 from mien.stream.bench.engines import bench_engines
 from mien.stream.bench.measurement import compare_reports, describe, ratio
 from mien.stream.bench.streams import bench_multi, compare_batching, find_most_streams, measure_batches
-from mien.stream.bench.synthetic import FRAME_HZ, synthetic_windows
+from mien.stream.bench.synthetic import FRAME_HZ, synthetic_inputs
 
 
 def test_percentiles_and_blocks() -> None:
@@ -42,15 +42,18 @@ def test_comparison_finds_what_both_reports_have() -> None:
 
 
 def test_synthetic_stream_keeps_the_pace_of_each_modality(checkpoint: Checkpoint) -> None:
-    windows = synthetic_windows({spec.name: spec for spec in checkpoint.specs}, 2 * FRAME_HZ)
+    inputs = synthetic_inputs({spec.name: spec for spec in checkpoint.specs}, 2 * FRAME_HZ)
     changes = {
-        name: sum(a.version[name] != b.version[name] for a, b in itertools.pairwise(windows))
-        for name in windows[0].version
+        spec.name: sum(
+            not np.array_equal(a[f"{spec.name}.features"], b[f"{spec.name}.features"])
+            for a, b in itertools.pairwise(inputs)
+        )
+        for spec in checkpoint.specs
     }
     assert changes["vision"] == 2 * FRAME_HZ - 1
     assert changes["audio"] == pytest.approx(20, abs=2)
     assert 1 <= changes["text"] <= 3
-    assert all(mask.all() for mask in (windows[0].mask["audio"], windows[0].mask["vision"]))
+    assert all(inputs[0][f"{name}.mask"].all() for name in ("audio", "vision"))
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ from mien.engines.torch_eager import TorchBackend, TorchEngine, build_module
 from mien.errors import EngineError
 from mien.models.checkpoint import Checkpoint
 from tests.engines.test_predictor import Stream, assert_close
+from tests.windows import predict_anew
 
 # torch says both by the same classes as CUDA's allocator and the processor's do.
 FULL: dict[str, Callable[[], object]] = {
@@ -90,13 +91,13 @@ def test_stream_goes_on_when_its_device_is_full(
     predictor = Predictor(checkpoint, "torch-cuda", cache=compiled)
     steady = Predictor(checkpoint, "torch", cache=compiled)
     assert (predictor.id, predictor.trouble) == (f"{checkpoint.id}/torch-cuda-fp32", None)
-    stream = Stream("a", 8)
+    stream = Stream(8)
     models = []
     for _ in range(8):
         window = stream.next("vision", "audio", "text")
-        outputs = predictor.predict(window)
-        assert_close(outputs, steady.predict(window), 1e-4)
-        models.append(outputs.model)
+        outputs = predict_anew(predictor, window)
+        assert_close(outputs, predict_anew(steady, window), 1e-4)
+        models.append(predictor.id)
     assert models[0] == f"{checkpoint.id}/torch-cuda-fp32"
     assert models[-1] == predictor.id == f"{checkpoint.id}/onnx-fp32"
     assert predictor.trouble is not None

@@ -12,14 +12,14 @@ import pytest
 
 from mien.engines.base import Array
 from mien.engines.cmmsf import whole_network
-from mien.engines.predictor import Answers, Outputs, Predictor
+from mien.engines.predictor import Answer, Answers, Predictor
 from mien.engines.rings import Windows
 from mien.engines.selection import open_engine
-from mien.messages import EMOTIONS, Window
 from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.synthetic import SyntheticStream
 from mien.stream.inference.assembler import Assembler
 from tests.engines.networks import SPECS
+from tests.windows import Window, predict_anew, window_of
 
 
 @pytest.fixture
@@ -30,9 +30,8 @@ def predictor(checkpoint: Checkpoint, compiled: Path) -> Predictor:
 class Stream:
     """Windows of a session in which each modality changes at its own pace."""
 
-    def __init__(self, session: str, seed: int) -> None:
-        self.session, self.random, self.seq = session, np.random.default_rng(seed), 0
-        self.version: dict[str, int] = {}
+    def __init__(self, seed: int) -> None:
+        self.random, self.seq = np.random.default_rng(seed), 0
         self.features: dict[str, np.ndarray] = {}
         self.mask: dict[str, np.ndarray] = {}
 
@@ -42,27 +41,18 @@ class Stream:
                 mask = (self.random.random(spec.steps) < 0.8).astype(np.float32)
                 rows = self.random.standard_normal((spec.steps, spec.dim)).astype(np.float32)
                 self.features[spec.name], self.mask[spec.name] = rows * mask[:, None], mask
-                self.version[spec.name] = self.version.get(spec.name, 0) + 1
         self.seq += 1
-        return Window(
-            session=self.session,
-            seq=self.seq,
-            t_end_ns=self.seq,
-            features=dict(self.features),
-            mask=dict(self.mask),
-            age_ms=dict.fromkeys(self.features, 0.0),
-            version=dict(self.version),
-        )
+        return Window(self.seq, dict(self.features), dict(self.mask))
 
 
 PACE = [("vision",), ("vision",), ("vision", "audio"), (), ("vision", "audio", "text"), ("text",), ("vision",)]
 
 
-def assert_close(left: Outputs, right: Outputs, atol: float = 1e-5) -> None:
+def assert_close(left: Answer, right: Answer, atol: float = 1e-5) -> None:
     assert left.sentiment == pytest.approx(right.sentiment, abs=atol)
     assert left.confidence == pytest.approx(right.confidence, abs=atol)
     assert left.emotions == pytest.approx(right.emotions, abs=atol)
-    assert left.gates == pytest.approx(right.gates, abs=atol)
+    assert left.shares == pytest.approx(right.shares, abs=atol)
 
 
 def test_reuse_changes_no_number(checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,18 +85,17 @@ def counted(infer: Callable[..., Any], counts: Counter[tuple[bool, str]], key: t
 
 def test_parts_are_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: Predictor) -> None:
     whole = open_engine(whole_network(checkpoint), "torch", cache=compiled)
-    stream = Stream("a", 2)
+    stream = Stream(2)
     for changed in PACE:
         window = stream.next(*changed)
-        outputs = predictor.predict(window)
+        outputs = predict_anew(predictor, window)
         inputs: dict[str, Array] = {}
         for name in predictor.specs:
             inputs |= {f"{name}.features": window.features[name][None], f"{name}.mask": window.mask[name][None]}
         want = whole.infer(inputs)
         assert outputs.sentiment == pytest.approx(float(want["sentiment"][0]), abs=1e-5)
-        assert list(outputs.emotions) == list(EMOTIONS)
-        np.testing.assert_allclose(list(outputs.emotions.values()), want["emotions"][0], atol=1e-5)
-        np.testing.assert_allclose(list(outputs.gates.values()), want["shares"][0], atol=1e-5)
+        np.testing.assert_allclose(outputs.emotions, want["emotions"][0], atol=1e-5)
+        np.testing.assert_allclose(outputs.shares, want["shares"][0], atol=1e-5)
 
 
 def kept_stream(name: str, seed: int, windows: Windows, frames: int) -> Iterator[tuple[Assembler, Window, int]]:
@@ -120,7 +109,7 @@ def kept_stream(name: str, seed: int, windows: Windows, frames: int) -> Iterator
                 continue  # falls silent, and is masked
             kept.push(message)
             alone.push(message)
-        yield kept, alone.window(name, t_ns), t_ns
+        yield kept, window_of(alone, t_ns), t_ns
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
@@ -138,10 +127,10 @@ def test_kept_windows_of_several_sessions_give_the_numbers_of_windows_made_one_b
         answers = together.predict_look(windows, look)
         assert answers.is_observed.tolist() == [False, True, True, True]
         for index, (_, window, _) in enumerate(moment, start=1):
-            want = alone.predict(window)
+            want = predict_anew(alone, window)
             assert answers.sentiment[index] == pytest.approx(want.sentiment, abs=1e-5)
-            np.testing.assert_allclose(answers.emotions[index], list(want.emotions.values()), atol=1e-5)
-            np.testing.assert_allclose(answers.shares[index], list(want.gates.values()), atol=1e-5)
+            np.testing.assert_allclose(answers.emotions[index], want.emotions, atol=1e-5)
+            np.testing.assert_allclose(answers.shares[index], want.shares, atol=1e-5)
             assert answers.confidence[index] == pytest.approx(want.confidence, abs=1e-5)
 
 
@@ -151,10 +140,10 @@ def test_one_session_is_predicted_to_the_last_bit_as_its_windows(checkpoint: Che
     quiet = Assembler(windows.specs, 400, windows)
     for assembler, window, t_ns in kept_stream("1", 1, windows, 40):
         answers = kept.predict_look(windows, windows.look([assembler.place], [t_ns]))
-        want = alone.predict(window)
+        want = predict_anew(alone, window)
         assert answers.sentiment.tolist() == [want.sentiment]
-        assert answers.emotions.tolist() == [list(want.emotions.values())]
-        assert answers.shares.tolist() == [list(want.gates.values())]
+        assert answers.emotions.tolist() == [want.emotions]
+        assert answers.shares.tolist() == [want.shares]
         assert (answers.confidence.tolist(), answers.is_observed.tolist()) == ([want.confidence], [True])
         nothing = kept.predict_look(windows, windows.look([quiet.place], [t_ns]))
         assert not any(part.any() for part in nothing)
@@ -162,26 +151,30 @@ def test_one_session_is_predicted_to_the_last_bit_as_its_windows(checkpoint: Che
 
 
 def test_missing_modality_has_no_share(predictor: Predictor) -> None:
-    window = Stream("a", 5).next()
-    del window.features["text"], window.mask["text"]
-    outputs = predictor.predict(window)
-    assert outputs.gates["text"] == 0.0
-    assert sum(outputs.gates.values()) == pytest.approx(1.0)
-    assert sum(outputs.emotions.values()) == pytest.approx(1.0)
+    windows = Windows(predictor.specs)
+    stream, assembler = SyntheticStream("a", predictor.specs), Assembler(predictor.specs, 400, windows)
+    for _ in range(10):
+        t_ns = stream.due_ns
+        for message in stream.next():
+            if message.modality != "text":
+                assembler.push(message)
+        (answer,) = predictor.predict_look(windows, windows.look([assembler.place], [t_ns])).rows()
+        assert answer.shares[list(predictor.specs).index("text")] == 0.0
+        assert sum(answer.shares) == pytest.approx(1.0)
+        assert sum(answer.emotions) == pytest.approx(1.0)
 
 
 def test_nothing_observed_gives_no_confidence(predictor: Predictor) -> None:
-    window = Stream("a", 6).next()
+    window = Stream(6).next()
     for mask in window.mask.values():
         mask[:] = 0
-    outputs = predictor.predict(window)
-    assert outputs.confidence == 0.0
-    assert set(outputs.gates.values()) == {0.0}
+    answer = predict_anew(predictor, window)
+    assert answer.confidence == 0.0
+    assert set(answer.shares) == {0.0}
 
 
 def test_model_id_names_checkpoint_and_engine(predictor: Predictor, checkpoint: Checkpoint) -> None:
     assert predictor.id == f"{checkpoint.id}/onnx-fp32"
-    assert predictor.predict(Stream("a", 7).next()).model == predictor.id
 
 
 def test_auto_uses_one_engine_for_all_parts(checkpoint: Checkpoint, compiled: Path) -> None:
@@ -250,6 +243,6 @@ def test_gpu_that_fails_in_the_middle_is_left_and_no_number_changes(
         look = windows.look([kept.place for kept, _, _ in moment], [t_ns for _, _, t_ns in moment])
         answers = failing.predict_look(windows, look)
         for index, (_, window, _) in enumerate(moment):
-            assert answers.sentiment[index] == pytest.approx(steady.predict(window).sentiment, abs=1e-4)
+            assert answers.sentiment[index] == pytest.approx(predict_anew(steady, window).sentiment, abs=1e-4)
     assert failing.trouble is not None
     assert "out of memory" in failing.trouble

@@ -22,12 +22,13 @@ from mien.engines.predictor import Predictor
 from mien.engines.selection import find_backend, open_backend, open_engine
 from mien.errors import EngineError
 from mien.install import SAMPLE
-from mien.messages import ModalitySpec, Window
+from mien.messages import ModalitySpec
 from mien.models.checkpoint import Checkpoint, load_checkpoint
 from mien.models.data.corpora import CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows, Sample, make_track, window
 from mien.stream.offline.extractors import Extractors
 from tests.engines.networks import PAIRS
+from tests.windows import Window, predict_anew
 
 pytestmark = pytest.mark.assets
 
@@ -188,17 +189,15 @@ def test_rolling_prediction_gives_the_references(
         pytest.skip(predictor.reason)
     want = infer_all(reference, inputs, 32)
     for row in range(len(want["sentiment"])):
-        outputs = predictor.predict(
+        answer = predict_anew(
+            predictor,
             Window(
-                session="real",
-                seq=row,
-                t_end_ns=row,
-                features={spec.name: inputs[f"{spec.name}.features"][row] for spec in weights.specs},
-                mask={spec.name: inputs[f"{spec.name}.mask"][row] for spec in weights.specs},
-                age_ms={},
-            )
+                row,
+                {spec.name: inputs[f"{spec.name}.features"][row] for spec in weights.specs},
+                {spec.name: inputs[f"{spec.name}.mask"][row] for spec in weights.specs},
+            ),
         )
-        assert abs(outputs.sentiment - want["sentiment"][row]) <= allowed(want["sentiment"], pair[1])
-        for got, name in ((outputs.emotions, "emotions"), (outputs.gates, "shares")):
-            off = np.abs(np.array(list(got.values())) - want[name][row]).max()
+        assert abs(answer.sentiment - want["sentiment"][row]) <= allowed(want["sentiment"], pair[1])
+        for got, name in ((answer.emotions, "emotions"), (answer.shares, "shares")):
+            off = np.abs(np.array(got) - want[name][row]).max()
             assert off <= allowed(want[name], pair[1]), name

@@ -27,6 +27,7 @@ from mien.models.data.mmsa import read_mmsa
 from mien.stream.bus import choices, clock_exchange, limits, preview, sound, wire
 from mien.stream.bus.keyring import Keyring, parse_public
 from mien.stream.inference.assembler import Assembler
+from tests.windows import window_of
 
 Target = Callable[[bytes], bool]
 Frames = list[bytes]
@@ -94,7 +95,7 @@ def _assemble(window: FeatureWindow) -> None:
     for message in (window, window, exchange):
         assembler.push(message, NOW_NS)
         for t_ns in (NOW_NS, min(message.t_end_ns, NOW_NS)):
-            made = assembler.window("fuzz", t_ns)
+            made = window_of(assembler, t_ns)
             assert all(np.isfinite(made.features[name]).all() for name in made.features)
     assert len(assembler.drops) < 16
     assert sum(assembler.drops.values()) < 1 << 53

@@ -12,6 +12,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.engines.rings import Ring
 from mien.messages import FeatureWindow, ModalitySpec, Word
 from mien.stream.inference.assembler import Assembler
+from tests.windows import window_of
 
 VISION = ModalitySpec("vision", 2, 10, 50, extractor="faces-1")
 AUDIO = ModalitySpec("audio", 1, 50, 250)
@@ -82,7 +83,7 @@ def make() -> Assembler:
 
 
 def test_nothing_received_is_absent_and_masked() -> None:
-    window = make().window("s", at(0))
+    window = window_of(make(), at(0))
     assert all(not mask.any() for mask in window.mask.values())
     assert window.absent == dict.fromkeys(SPECS, "nothing received")
     assert window.age_ms == dict.fromkeys(SPECS)
@@ -91,7 +92,7 @@ def test_nothing_received_is_absent_and_masked() -> None:
 def test_a_row_is_in_the_last_slot_of_the_window_that_ends_with_it() -> None:
     assembler = make()
     assembler.push(frame(0, 42, 3.0))
-    window = assembler.window("s", at(42))
+    window = window_of(assembler, at(42))
     assert window.mask["vision"].tolist() == [0.0] * 49 + [1.0]
     assert window.features["vision"][-1].tolist() == [3.0, 3.0]
     assert window.age_ms["vision"] == 0.0
@@ -102,7 +103,7 @@ def test_rows_of_one_slot_are_averaged_and_invalid_ones_left_out() -> None:
     assembler = make()
     for seq, (value, valid) in enumerate([(1.0, True), (2.0, True), (50.0, False)]):
         assembler.push(frame(seq, 10 + seq * 30, value, valid=valid))
-    window = assembler.window("s", at(70))
+    window = window_of(assembler, at(70))
     assert window.features["vision"][-1].tolist() == [1.5, 1.5]
     assert window.age_ms["vision"] == pytest.approx(30.0)
 
@@ -110,12 +111,12 @@ def test_rows_of_one_slot_are_averaged_and_invalid_ones_left_out() -> None:
 def test_a_modality_that_falls_silent_is_masked_after_its_age_and_the_worker_says_why() -> None:
     assembler = make()
     assembler.push(frame(0, 0))
-    assert "vision" not in assembler.window("s", at(500)).absent
-    late = assembler.window("s", at(501))
+    assert "vision" not in window_of(assembler, at(500)).absent
+    late = window_of(assembler, at(501))
     assert late.absent["vision"] == "nothing received for 0.5 s"
     assert not late.mask["vision"].any()
     assembler.explanations["vision"] = "camera unplugged"
-    assert assembler.window("s", at(501)).absent["vision"] == "camera unplugged"
+    assert window_of(assembler, at(501)).absent["vision"] == "camera unplugged"
 
 
 @pytest.mark.parametrize("interval_ms", [333, 500, 1000])
@@ -126,15 +127,15 @@ def test_a_slow_camera_does_not_flicker_and_is_missed_when_it_stops(interval_ms:
         if t_ms % interval_ms < 50 and (t_ms == 0 or t_ms // interval_ms > (t_ms - 50) // interval_ms):
             assembler.push(frame(t_ms // interval_ms, t_ms))
         if t_ms > interval_ms:
-            seen.append("vision" not in assembler.window("s", at(t_ms)).absent)
+            seen.append("vision" not in window_of(assembler, at(t_ms)).absent)
     assert all(seen)
-    assert "vision" in assembler.window("s", at(10_000 + 3100)).absent
+    assert "vision" in window_of(assembler, at(10_000 + 3100)).absent
 
 
 def test_no_face_is_a_masked_row_not_an_absent_modality() -> None:
     assembler = make()
     assembler.push(frame(0, 0, valid=False))
-    window = assembler.window("s", at(0))
+    window = window_of(assembler, at(0))
     assert not window.mask["vision"].any()
     assert "vision" not in window.absent
     assert window.age_ms["vision"] is None
@@ -143,11 +144,11 @@ def test_no_face_is_a_masked_row_not_an_absent_modality() -> None:
 def test_words_leave_the_window_one_by_one() -> None:
     assembler = make()
     assembler.push(speech(0, 3000, ("one", 1000), ("two", 2500)))
-    window = assembler.window("s", at(3000))
+    window = window_of(assembler, at(3000))
     assert [word.text for word in window.words] == ["one", "two"]
     assert window.mask["text"].sum() == 2
     assert window.age_ms["text"] == pytest.approx(500.0)
-    later = assembler.window("s", at(6500))
+    later = window_of(assembler, at(6500))
     assert [word.text for word in later.words] == ["two"]
     assert later.features["text"][0].tolist() == [2.0, 2.0, 2.0]
     assert later.mask["text"].sum() == 1
@@ -157,8 +158,8 @@ def test_a_newer_snapshot_replaces_the_one_before_and_a_window_in_between_sees_t
     assembler = make()
     assembler.push(speech(0, 1000, ("helo", 900)))
     assembler.push(speech(1, 2000, ("hello", 900), ("there", 1800)))
-    assert [w.text for w in assembler.window("s", at(2000)).words] == ["hello", "there"]
-    assert [w.text for w in assembler.window("s", at(1500)).words] == ["helo"]
+    assert [w.text for w in window_of(assembler, at(2000)).words] == ["hello", "there"]
+    assert [w.text for w in window_of(assembler, at(1500)).words] == ["helo"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_after_a_clock_step_backwards_new_rows_are_seen() -> None:
     assembler = make()
     assembler.push(frame(0, 90_000, 1.0))
     assembler.push(frame(1, 100, 2.0))
-    window = assembler.window("s", at(100))
+    window = window_of(assembler, at(100))
     assert window.features["vision"][-1, 0] == 2.0
     assert window.mask["vision"].sum() == 1
 
@@ -198,7 +199,7 @@ def test_a_restarted_worker_goes_on_from_any_number() -> None:
     assert assembler.push(frame(0, 100, run=2))
     assert assembler.push(frame(1, 200, run=2))
     assert assembler.drops["lost"] == 0
-    assert assembler.window("s", at(200)).mask["vision"].sum() == 3
+    assert window_of(assembler, at(200)).mask["vision"].sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -217,16 +218,16 @@ def test_what_the_model_cannot_use_is_refused(changes: dict[str, object], cause:
     assert not assembler.push(msgspec.structs.replace(frame(0, 0), **changes), now_ns=at(0))
     assert assembler.drops == {cause: 1}
     assert assembler.last_refusal
-    assert not any(mask.any() for mask in assembler.window("s", at(0)).mask.values())
+    assert not any(mask.any() for mask in window_of(assembler, at(0)).mask.values())
 
 
 def test_sound_is_looked_at_in_whole_hops_so_that_its_encoding_can_be_reused() -> None:
     assembler = make()
     for seq in range(10):
         assembler.push(sound(seq, (seq + 1) * 40))
-    versions = [assembler.window("s", at(t)).version["audio"] for t in (300, 333, 366, 399, 400)]
+    versions = [window_of(assembler, at(t)).version["audio"] for t in (300, 333, 366, 399, 400)]
     assert versions[0] == versions[1] == versions[2] == versions[3] != versions[4]
-    window = assembler.window("s", at(400))
+    window = window_of(assembler, at(400))
     assert window.mask["audio"].sum() == 20
     assert window.features["audio"][-1, 0] == 10.0
 
@@ -242,7 +243,7 @@ def test_any_order_of_arrival_gives_the_same_window(order: list[int]) -> None:
     for index in order:
         shuffled.push(messages[index])
     for t_ms in (100, 200, 363):
-        a, b = straight.window("s", at(t_ms)), shuffled.window("s", at(t_ms))
+        a, b = window_of(straight, at(t_ms)), window_of(shuffled, at(t_ms))
         assert np.array_equal(a.mask["vision"], b.mask["vision"])
         assert np.allclose(a.features["vision"], b.features["vision"], atol=1e-6)
 
@@ -250,10 +251,10 @@ def test_any_order_of_arrival_gives_the_same_window(order: list[int]) -> None:
 def test_versions_change_exactly_when_the_contents_do() -> None:
     assembler = make()
     assembler.push(frame(0, 0))
-    first = assembler.window("s", at(20))
-    assert assembler.window("s", at(30)).version == first.version
+    first = window_of(assembler, at(20))
+    assert window_of(assembler, at(30)).version == first.version
     assembler.push(frame(1, 40, 5.0))
-    changed = assembler.window("s", at(40))
+    changed = window_of(assembler, at(40))
     assert changed.version["vision"] != first.version["vision"]
     assert changed.version["audio"] == first.version["audio"] == -1
 
@@ -262,7 +263,7 @@ def test_memory_is_bounded_and_old_rows_are_forgotten() -> None:
     assembler = make()
     for seq in range(20_000):
         assembler.push(frame(seq, seq * 5.0, float(seq)))
-    window = assembler.window("s", at(19_999 * 5.0))
+    window = window_of(assembler, at(19_999 * 5.0))
     assert window.mask["vision"].all()
     ring = assembler.windows.tracks["vision"]
     assert isinstance(ring, Ring)
@@ -298,7 +299,7 @@ def doubted(message: FeatureWindow, *positions: int) -> FeatureWindow:
 def test_uncertain_words_are_shown_but_masked_with_the_reason() -> None:
     assembler = make()
     assembler.push(doubted(speech(0, 1000, ("their", 400), ("shrank", 800)), 0, 1))
-    window = assembler.window("s", at(1000))
+    window = window_of(assembler, at(1000))
     assert window.absent["text"] == "not understood"
     assert not window.mask["text"].any()
     assert window.age_ms["text"] is None
@@ -309,7 +310,7 @@ def test_uncertain_words_are_shown_but_masked_with_the_reason() -> None:
 def test_certain_words_beside_uncertain_ones_count() -> None:
     assembler = make()
     assembler.push(doubted(speech(0, 1000, ("their", 400), ("love", 800)), 0))
-    window = assembler.window("s", at(1000))
+    window = window_of(assembler, at(1000))
     assert "text" not in window.absent
     assert window.mask["text"].sum() == 1
     assert window.features["text"][0].tolist() == [2.0, 2.0, 2.0]

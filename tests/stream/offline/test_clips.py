@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mien.engines.predictor import Predictor
+from mien.engines.rings import Windows
 from mien.errors import AssetError
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.offline.clips import predict_clip, read_clip
@@ -29,9 +30,10 @@ def test_a_picture_that_pauses_or_begins_late_does_not_count_meanwhile(tmp_path:
         pytest.skip(str(error))
     finally:
         extractors.close()
-    moments = {m.t_s: m.outputs for m in predict_clip(read, Predictor(load_checkpoint(), "onnx"), 0.1)}
+    predictor = Predictor(load_checkpoint(), "onnx")
+    moments = {m.t_s: m.answer for m in predict_clip(read, predictor, Windows(predictor.specs), 0.1)}
     begin_s = min(message.t_end_ns for message in read.messages) / 1e9  # a file begins with its first packet
-    seen = {t_s: outputs is not None for t_s, outputs in moments.items()}
+    seen = {t_s: answer is not None for t_s, answer in moments.items()}
     assert all(there for t_s, there in seen.items() if begin_s + 0.1 <= t_s <= begin_s + 0.9)
     assert not any(there for t_s, there in seen.items() if begin_s + 1.1 <= t_s <= begin_s + 2.9)
     assert any(there for t_s, there in seen.items() if t_s >= begin_s + 3.05)

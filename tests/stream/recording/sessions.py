@@ -11,11 +11,12 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import EMOTIONS, About, FeatureWindow, ModalitySpec, Prediction, Transcript, Window, Word, spans_of
+from mien.messages import EMOTIONS, About, FeatureWindow, ModalitySpec, Prediction, Transcript, Word, spans_of
 from mien.stream.bus.wire import encode_about, encode_features, encode_prediction
 from mien.stream.inference.assembler import Assembler
 from mien.stream.recording import channels
 from mien.stream.recording.writer import RecordingWriter
+from tests.windows import Window, window_of
 
 START_NS = 1_700_000_000 * NS_PER_S
 SPECS = {
@@ -112,7 +113,7 @@ def live(seconds: float, seed: int = 0) -> list[Event]:
         assert assembler.push(message)
         taken.setdefault(message.modality, []).append((message.run, message.seq))
         if message.modality == "vision" and rng.random() < 0.8:  # the others are superseded
-            prediction = predict(assembler.window("default", message.t_end_ns), 42, seq, taken)
+            prediction = predict(window_of(assembler, message.t_end_ns), 42, seq, taken)
             taken, seq = {}, seq + 1
             heard.append((arrival_ns + 3 * NS_PER_MS, prediction))
     return sorted(heard, key=lambda item: item[0])

@@ -15,6 +15,7 @@ from mien.stream.recording.cues import Cued, CueMaker, Sent
 from mien.stream.recording.reader import open_recording
 from tests.stream.recording import sessions
 from tests.stream.recording.sessions import SPECS, START_NS, digest, live, write
+from tests.windows import window_of
 
 
 def replay(path: Path) -> list[tuple[Cued, float]]:
@@ -35,7 +36,7 @@ def replay(path: Path) -> list[tuple[Cued, float]]:
             for message in messages:
                 assert assembler.push(message), assembler.last_refusal
             assembler.faults = dict(cue.absent)
-            made.append((waiting.pop(0), digest(assembler.window(cue.session, cue.t_end_ns))))
+            made.append((waiting.pop(0), digest(window_of(assembler, cue.t_end_ns))))
     assert not waiting, "a cue was never answered"
     schedule.cue(maker.end())
     assert schedule.due(0) is None

@@ -1,0 +1,60 @@
+"""What a session's window holds at an instant, in arrays of its own, and what the model says of it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mien.engines.base import Array
+from mien.engines.predictor import Answer, Predictor
+from mien.engines.snapshots import Snapshots
+from mien.messages import Float32, Word
+from mien.stream.inference.assembler import Assembler, ages_ms
+
+
+@dataclass(frozen=True)
+class Window:
+    """Per modality features (T, D), mask (T,), the age of its newest row, why it is absent, and its version."""
+
+    t_end_ns: int
+    features: dict[str, Float32]
+    mask: dict[str, Float32]
+    age_ms: dict[str, float | None] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    version: dict[str, int] = field(default_factory=dict)
+    words: tuple[Word, ...] = ()
+
+
+def window_of(assembler: Assembler, t_end_ns: int) -> Window:
+    """The window that ends at `t_end_ns`, made of what has arrived."""
+    look = assembler.windows.look([assembler.place], [t_end_ns])
+    made = Window(
+        t_end_ns,
+        {},
+        {},
+        ages_ms(assembler.specs, t_end_ns, look.present[0].tolist(), look.newest_ns[0].tolist()),
+        assembler.absent(t_end_ns),
+    )
+    words: tuple[Word, ...] = ()
+    for there, (name, track) in zip(look.present[0], assembler.windows.tracks.items(), strict=True):
+        spec = track.spec
+        features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
+        if there:
+            (features,), (mask,) = track.gather(look.places, look.ends_ns[name])
+            words = track.words[assembler.place] if isinstance(track, Snapshots) else words
+        made.features[name], made.mask[name] = features.copy(), mask.copy()
+        made.version[name] = int(track.version[assembler.place]) if there else -1
+    return Window(t_end_ns, made.features, made.mask, made.age_ms, made.absent, made.version, words)
+
+
+def predict_anew(predictor: Predictor, window: Window) -> Answer:
+    """The prediction for one window, every modality of it encoded anew."""
+    inputs: dict[str, Array] = {}
+    for name in predictor.specs:
+        seen = {"features": window.features[name][None], "mask": window.mask[name][None]}
+        encoded = predictor._encoders[name].infer(seen)
+        inputs |= {f"{name}.{part}": encoded[part] for part in ("hidden", "observed")}
+    fused = {name: values[0].tolist() for name, values in predictor._fusion.infer(inputs).items()}
+    observed = any(mask.any() for mask in window.mask.values())
+    return Answer(fused["sentiment"], fused["emotions"], fused["confidence"], fused["shares"], observed)
