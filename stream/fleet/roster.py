@@ -147,7 +147,7 @@ class Roster:
         nodes = [node for node in fitting if not node.drained and not node.suspect]
         if not nodes:
             return "every node that it may run on is drained or does not answer"
-        best: tuple[tuple[bool, bool, int], Member | tuple[Node, int]] | None = None
+        best: tuple[tuple[bool, bool, bool, int], Member | tuple[Node, int]] | None = None
         there: dict[str, list[Member]] = {}
         for member in self.of("capture"):
             there.setdefault(member.node, []).append(member)
@@ -161,7 +161,9 @@ class Roster:
                 if most < 1:
                     continue
                 found = node, min(plan.sessions, most)
-            rank = (bool(held.wish) and node.id != held.wish, held.avoid in {m.name for m in members}, load)
+            # One that runs before one that would have to start, for a session that is to be predicted again soon.
+            starts = bool(held.moves) and isinstance(found, tuple)
+            rank = (bool(held.wish) and node.id != held.wish, held.avoid in {m.name for m in members}, starts, load)
             if best is None or rank < best[0]:
                 best = rank, found
         if best is None:

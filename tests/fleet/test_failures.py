@@ -23,6 +23,7 @@ from tests.ports import free_ports
 pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 LOSSES = int(os.environ.get("MIEN_TEST_LOSSES", "1"))  # of a node
+COMPARED_S, ENDING_S = 10.0, 0.3  # latencies of the sessions that were not hit
 PATIENCE_S = 90.0  # however busy the machine; how long it took is printed
 PLAN = """
 fleet = "drill"
@@ -131,14 +132,13 @@ def test_whatever_is_lost_is_predicted_again(driver: Driver, tmp_path: Path) -> 
         assert len({session["node"] for session in found["sessions"]}) == 3
         lose(driver, listeners, found, "pool's process")
         silence(driver, listeners, driver.wait(all_run))
-        lose(driver, listeners, driver.wait(all_run), "pool")
-        lose(driver, listeners, driver.wait(all_run), "capture")
+        lose(driver, listeners, calmed(driver), "pool")
+        lose(driver, listeners, calmed(driver), "capture")
         took = []
         for left in reversed(range(LOSSES)):
-            took.append(max(lose(driver, listeners, driver.wait(is_whole), "node").values()))
+            took.append(max(lose(driver, listeners, calmed(driver), "node").values()))
             if left:
                 driver("add")
-                time.sleep(10.0)  # over which latencies are compared
         print(f"{LOSSES} nodes: median {np.median(took):.1f} s, p95 {np.percentile(took, 95):.1f} s")
         keep(driver, listeners, "directory")
         keep(driver, listeners, "gateway")
@@ -148,6 +148,14 @@ def test_whatever_is_lost_is_predicted_again(driver: Driver, tmp_path: Path) -> 
     finally:
         for listener in listeners:
             listener.close()
+
+
+def calmed(driver: Driver) -> Any:
+    """The fleet's condition, once all is as it should be; where latencies are to be compared, for a while."""
+    if LOSSES > 1:
+        driver.wait(is_whole)
+        time.sleep(COMPARED_S)
+    return driver.wait(is_whole)
 
 
 def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> dict[str, float]:
@@ -181,10 +189,14 @@ def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> di
     for session in sorted(hit):
         took[session] = listeners[0].wait_new_run(session, before[session], PATIENCE_S) - killed_s
     rest = set(before) - hit
-    calm = listeners[0].p99(rest, killed_s - 10, killed_s)
-    upset = listeners[0].p99(rest, killed_s, killed_s + 10)
+    calm = listeners[0].p99(rest, killed_s - COMPARED_S, killed_s)
+    # Not of the moment in which what was killed ends: a node that is lost takes nothing from the others' processors.
+    began_s = killed_s + ENDING_S
+    if LOSSES > 1:
+        time.sleep(max(began_s + COMPARED_S - time.monotonic(), 0.0))
+    upset = listeners[0].p99(rest, began_s, began_s + COMPARED_S)
     print(f"{what}: {len(hit)} sessions predicted again after {max(took.values()):.1f} s at most; p99 of the others "
-          f"{calm:.0f} ms before, {upset:.0f} ms meanwhile")  # fmt: skip
+          f"{calm:.1f} ms before, {upset:.1f} ms meanwhile: {upset / calm:.2f} times")  # fmt: skip
     return took
 
 

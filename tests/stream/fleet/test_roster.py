@@ -44,6 +44,19 @@ def test_capture_goes_where_the_least_is_captured(plan: Plan) -> None:
     assert choice[0].id == "b"
 
 
+def test_what_was_lost_is_captured_where_that_runs_already(plan: Plan) -> None:
+    roster = roster_of(plan)
+    member = hire(roster, "capture-1", "capture", "a")
+    member.sessions = {"s-1"}
+    held = roster.sessions["s-2"]
+    held.moves = 1
+    assert roster.choose_capture(held) is member
+    member.sessions = {"s-1", "s-3"}  # it has no room
+    choice = roster.choose_capture(held)
+    assert isinstance(choice, tuple)
+    assert choice[0].id == "b"
+
+
 def test_a_place_is_kept_or_said_to_be_nowhere(plan: Plan) -> None:
     roster = roster_of(plan)
     choice = roster.choose_capture(roster.sessions["usb"])
