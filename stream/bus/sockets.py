@@ -342,21 +342,21 @@ class Receiver:
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
         """The messages that are there now, oldest first, at most `limit`: a flood cannot hold the reader."""
-        self.tend()
-        for _ in range(limit):
-            try:
-                yield self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        # Frames say themselves whether more follow; recv_multipart asks the socket, which takes half as long again.
+        return ([frame.bytes for frame in frames] for frames in self.drain_frames(limit))
 
     def drain_frames(self, limit: int = 256) -> Iterator[list[zmq.Frame]]:
         """As `drain`, without copying what the messages hold."""
         self.tend()
+        receive = self.socket.recv
         for _ in range(limit):
             try:
-                yield self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                frames = [receive(zmq.DONTWAIT, copy=False)]
             except zmq.Again:
                 return
+            while frames[-1].more:
+                frames.append(receive(copy=False))
+            yield frames
 
     def tend(self) -> None:
         """Look after the connection, when it is time to. Called by `drain`; call it too while nothing comes."""

@@ -21,6 +21,7 @@ from mien.errors import ConfigError, MienError
 from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
+from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, make_room
 from mien.stream.inference.playback import mode_of
 from mien.stream.inference.prediction import Trigger
@@ -32,6 +33,7 @@ from mien.stream.processes.control import PATIENCE_S, Assignment, Control
 _TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
 _OBEY_NS = 20 * NS_PER_MS
 _OBEY_SHARE = 4  # of a turn that takes longer: else hundreds that are to be served would wait for minutes
+_RECEIVE_NS = 100 * NS_PER_MS  # with more messages than can be read in time, predictions come late instead of never
 _PATIENCE_EACH_S = 0.01
 _TURNS = 5  # it takes so many of them to look after all sessions
 
@@ -105,7 +107,7 @@ class Loop:
         self._predictor, self._windows = predictor, windows
         self._resources, self._steps = ResourceMeter(), StepMeter()
         self._sessions: dict[int, Session] = {}  # by their place in the windows
-        self._poller = zmq.Poller()
+        self._poller = Poller()
         self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
         self._held: set[zmq.Socket[bytes]] = set()  # of workers that are ahead: not polled
         self._wake_ns = np.full(windows.places, NEVER_NS, np.int64)
@@ -121,7 +123,7 @@ class Loop:
             controls: the process's view of each session that it begins with.
         """
         config, clock = self._control.assignment.config, self._control.clock
-        self._poller.register(self._publisher.socket, zmq.POLLIN)
+        self._poller.register(self._publisher.socket)
         self._publisher.tell_time(self._tell_time)
         try:
             for control in controls:
@@ -153,6 +155,7 @@ class Loop:
         finally:
             for session in self._sessions.values():
                 session.close()
+            self._poller.close()
 
     def _open(self, control: Control) -> Session:
         """Begin to listen to a session's workers."""
@@ -238,7 +241,7 @@ class Loop:
                 self._poller.unregister(socket)
             elif not holds and socket in self._held:
                 self._held.remove(socket)
-                self._poller.register(socket, zmq.POLLIN)
+                self._poller.register(socket)
 
     def _take_in(self, wait_ms: int) -> None:
         """Wait for messages and take them in."""
@@ -246,15 +249,19 @@ class Loop:
             self._hold_back()
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
         until_ms = (next_ns - self._control.clock.now_ns()) // NS_PER_MS + 1
+        self._poller.doubt(self._publisher.socket)
         ready = self._poller.poll(max(min(wait_ms, until_ms), 0))
         began_ns = time.perf_counter_ns()
-        for socket, _ in ready:
+        for count, socket in enumerate(ready):
             if socket is self._publisher.socket:
                 self._publisher.service()
                 continue
             number, worker = self._heard_at[socket]
             self._sessions[number].hear(worker)
             self._wake_ns[number] = 0
+            if time.perf_counter_ns() - began_ns > _RECEIVE_NS:
+                self._poller.put_off(ready[count + 1 :])
+                break
         self._steps.add("receive", time.perf_counter_ns() - began_ns)
 
     def _tend(self) -> None:

@@ -20,6 +20,7 @@ from mien.engines.rings import Windows
 from mien.errors import WireError
 from mien.messages import WORKERS, About, Cue, FeatureWindow, Status, WorkerState
 from mien.stream.bus.clock_exchange import ClockExchange
+from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import (
     decode_cue,
@@ -77,7 +78,7 @@ class Inbox:
         self._exchanges: dict[str, ClockExchange] = {}
         self._newest: dict[str, tuple[int, int]] = {}
 
-    def open(self, poller: zmq.Poller) -> dict[zmq.Socket[bytes], str]:
+    def open(self, poller: Poller) -> dict[zmq.Socket[bytes], str]:
         """Connect to the workers; the sockets at which each is heard."""
         session, bus = self._config.session, self._config.bus
         prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
@@ -88,7 +89,7 @@ class Inbox:
                 self._exchanges[worker] = ClockExchange(receiver, session, self._clock)
         # Only now: where one cannot be connected to, the poller knows of none.
         for receiver in self._receivers.values():
-            poller.register(receiver.socket, zmq.POLLIN)
+            poller.register(receiver.socket)
         return {receiver.socket: worker for worker, receiver in self._receivers.items()}
 
     def close(self) -> None:
@@ -221,7 +222,7 @@ class Session:
         self._meter = RateMeter()
         self._state: WorkerState = "starting"
 
-    def open(self, poller: zmq.Poller) -> dict[zmq.Socket[bytes], str]:
+    def open(self, poller: Poller) -> dict[zmq.Socket[bytes], str]:
         """Connect to the workers; the sockets at which they are heard."""
         return self._inbox.open(poller)
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import zmq
 
 from mien.clock import Clock
 from mien.config import BusConfig, load_config
 from mien.messages import FeatureWindow
+from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import encode_features
 from mien.stream.inference.faults import Refusals
@@ -24,7 +24,7 @@ def test_what_is_sent_again_for_a_late_subscriber_is_no_error(port: int) -> None
     inbox = Inbox(
         load_config(overrides={"bus.port": port}), ["text"], Clock(), refusals, supervised=True, replayed=False
     )
-    inbox.open(zmq.Poller())
+    inbox.open(Poller())
     later = None
     got: list[int] = []
 

@@ -1,0 +1,39 @@
+"""Waiting for messages on many sockets."""
+
+from __future__ import annotations
+
+import zmq
+
+from mien.config import BusConfig
+from mien.stream.bus.poller import Poller
+from mien.stream.bus.sockets import Publisher, Receiver
+from tests.waiting import wait_until
+
+
+def test_a_socket_is_found_until_it_is_read_and_also_when_its_signal_was_taken_away(port: int) -> None:
+    publishers = [Publisher(f"tcp://127.0.0.1:{port + number}", BusConfig()) for number in range(3)]
+    receivers = [Receiver(publisher.address, (b"features/",)) for publisher in publishers]
+    poller = Poller()
+    try:
+        for receiver in receivers:
+            poller.register(receiver.socket)
+        for publisher in publishers:
+            wait_until(lambda publisher=publisher: publisher.has_subscriber(b"features/a"))
+        assert poller.poll(0) == []
+        publishers[1].send([b"features/a", b"1"])
+        assert poller.poll(60_000) == poller.poll(0) == [receivers[1].socket]
+        assert list(receivers[1].drain()) == [[b"features/a", b"1"]]
+        assert poller.poll(0) == []
+        # Whatever is done with a socket may take its signal away.
+        publishers[2].send([b"features/b", b"2"])
+        wait_until(lambda: receivers[2].socket.EVENTS & zmq.POLLIN)
+        wait_until(lambda: poller.poll(0) == [receivers[2].socket])
+        poller.unregister(receivers[2].socket)
+        assert poller.poll(0) == []
+        poller.register(receivers[2].socket)
+        assert poller.poll(60_000) == [receivers[2].socket]
+        assert list(receivers[2].drain()) == [[b"features/b", b"2"]]
+    finally:
+        poller.close()
+        for each in [*receivers, *publishers]:
+            each.close()
