@@ -52,11 +52,11 @@ class Poller:
         if now_s - self._swept_s >= _SWEEP_S:
             self._swept_s = now_s
             self._doubted |= dict.fromkeys(self._sockets)
-        ready = [socket for socket in self._doubted if socket.EVENTS & zmq.POLLIN]
+        ready = [socket for socket in self._doubted if _has_message(socket)]
         self._doubted = dict.fromkeys(ready)
         for key, _ in self._selector.select(0 if ready else timeout_ms / 1000):
             # Looking also takes in what libzmq has to do for the socket; without it the signal would stay.
-            if key.data.EVENTS & zmq.POLLIN and key.data not in self._doubted:
+            if _has_message(key.data) and key.data not in self._doubted:
                 ready.append(key.data)
                 self._doubted[key.data] = None
         return ready
@@ -64,3 +64,7 @@ class Poller:
     def close(self) -> None:
         """Give the system's resources back."""
         self._selector.close()
+
+
+def _has_message(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
