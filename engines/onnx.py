@@ -57,8 +57,7 @@ class OnnxEngine(Engine):
     def _in_parts(self, inputs: dict[str, Array]) -> list[dict[str, Array]]:
         """The inputs, a large batch of them cut up."""
         count = max((len(array) for array in inputs.values()), default=0)
-        whole = any(self.network.dynamic.get(name, {}).get(0) != "batch" for name in inputs)
-        if whole or count <= self._at_once:
+        if count <= self._at_once or any(self.network.dynamic.get(name, {}).get(0) != "batch" for name in inputs):
             return [inputs]
         cuts = [slice(at, at + self._at_once) for at in range(0, count, self._at_once)]
         return [{name: array[cut] for name, array in inputs.items()} for cut in cuts]

@@ -6,7 +6,7 @@ changed. Streams that are due together share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,6 +183,23 @@ class Predictor:
             is_observed |= bool(encoded.anything[at])
         fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
         return _answers(fused, np.array([is_observed]))
+
+    def encode_ahead(self, windows: Windows, place: int, t_end_ns: int, heard: Collection[str]) -> None:
+        """Encode what has changed of a session's windows, before it is predicted: then the prediction need not.
+
+        Args:
+            windows: always the same object, as for `predict_look`. t_end_ns: of the prediction that is expected.
+            heard: the modalities that rows have come of.
+
+        Raises:
+            EngineError: no engine can run them any more.
+        """
+        self.prepare(windows)
+        if not self._reuse or self._gpu is not None or self._lost_gpu:
+            return
+        places = np.array([place])
+        for name, end_ns in windows.look_ahead(place, t_end_ns, heard).items():
+            self._keep(name, places, *windows.tracks[name].gather(places, np.array([end_ns]), self._gathered.get(name)))
 
     def _parts(self) -> list[FallbackEngine]:
         return [*self._encoders.values(), self._fusion]

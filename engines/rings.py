@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -293,6 +293,22 @@ class Windows:
         self._pending[at] = changed & ~present
         changed &= present
         return Look(at, ends, ends_ns, present, changed, newest_ns)
+
+    def look_ahead(self, place: int, t_end_ns: int, heard: Collection[str]) -> dict[str, int]:
+        """Where the windows of a session end that are others now than when they were last looked at.
+
+        A look at an instant that is still to come: at the modalities in `heard`, and at words, which change with time
+        alone. Where the look at that instant finds the same window, it finds it unchanged.
+        """
+        ends_ns: dict[str, int] = {}
+        until_ns, pending = self.until_ns[place].tolist(), self._pending[place]
+        for column, (name, track) in enumerate(self.tracks.items()):
+            if t_end_ns <= until_ns[column] and (name in heard or isinstance(track, Snapshots)):
+                end_ns, news, _ = track.look_at_one(place, t_end_ns)
+                if news or pending[column]:
+                    pending[column] = False
+                    ends_ns[name] = end_ns
+        return ends_ns
 
     def _look_at_one(self, place: int, t_end_ns: int) -> Look:
         seen = [track.look_at_one(place, t_end_ns) for track in self.tracks.values()]

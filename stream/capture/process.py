@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter, deque
 
@@ -35,6 +36,9 @@ def capture(worker: str, control: Control) -> None:
     try:
         process.publish_status("starting")
         modality.prepare()
+        # What is loaded by now stays; scanning it again and again would only add to the slowest rows.
+        gc.collect()
+        gc.freeze()
         process.publish_status("ready")
         control.say("ready", spec=msgspec.to_builtins(modality.spec))
         process.wait_for_start()

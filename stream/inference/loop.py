@@ -24,7 +24,7 @@ from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, make_room
 from mien.stream.inference.playback import mode_of
-from mien.stream.inference.prediction import Trigger
+from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
@@ -150,6 +150,7 @@ class Loop:
                     self._tend()
                 while self._predict() and not self._control.stopping.is_set():
                     self._beat()
+                self._encode_ahead()
             for session in self._sessions.values():
                 session.publish_status("stopped")
         finally:
@@ -302,3 +303,17 @@ class Loop:
             self._steps.add(step, end_ns - begin_ns)
         self._steps.finish(len(due))
         return True
+
+    def _encode_ahead(self) -> None:
+        """Encode what came between two predictions of the only session, rather than while the next is waited for.
+
+        Several sessions leave no such time: those that are due together are encoded together, which costs less.
+        """
+        if len(self._sessions) != 1:
+            return
+        [session] = self._sessions.values()
+        expected = session.mode.expected() if session.is_on else None
+        if expected is not None:
+            began_ns = time.perf_counter_ns()
+            self._predictor.encode_ahead(self._windows, session.mode.place, *expected)
+            self._steps.add("model", time.perf_counter_ns() - began_ns)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import Config
@@ -31,23 +30,18 @@ from mien.messages import (
 )
 from mien.stream.inference.assembler import Assembler, ages_ms
 from mien.stream.inference.faults import Faults, Refusals
-from mien.stream.sources.pace import Pace
+from mien.stream.inference.schedule import LiveSchedule, Trigger
 
 _SILENT = Transcript()
 Seen = tuple[list[bool], list[int]]  # whether each modality is there as a whole, and the time of its newest row
 Asked = tuple[int, int]
-LEADERS = ("vision", "audio")
-JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
 
 
-@dataclass(frozen=True)
-class Trigger:
-    """An instant to predict for, and what is known of the message that asked for it (None for the timer)."""
+class Expected(NamedTuple):
+    """The instant of a prediction that is not due yet, and the modalities that rows have come of meanwhile."""
 
     t_end_ns: int
-    read_ns: int | None = None
-    sent_ns: int | None = None
-    received_ns: int | None = None
+    heard: Collection[str]
 
 
 class Mode(ABC):
@@ -185,6 +179,10 @@ class Mode(ABC):
             self.lose(modality)
         self._note_faults()
 
+    def expected(self) -> Expected | None:
+        """What has come for the next prediction since this was last asked; None if nothing has, or none is foreseen."""
+        return None
+
     def due(self, now_ns: int) -> Trigger | None:
         """What is to be predicted now, if anything; the next one once this is predicted."""
         trigger = self.trigger(now_ns)
@@ -269,75 +267,6 @@ class Mode(ABC):
             self.assembler.faults = self._faults.reasons()
 
 
-class LiveSchedule:
-    """Newest first.
-
-    The leading modality sets the pace: vision while it delivers often enough, else audio, else a timer. Only the newest
-    instant is worth a prediction, and what is older is counted as skipped. Pure: it reads no clock.
-
-    Args:
-        max_hz: most predictions per second. hop_ms: pace of the timer. max_age_ms: a leader silent for longer has
-            lost the lead, and one that is silent for longer as a rule never has it.
-    """
-
-    def __init__(self, max_hz: float, hop_ms: int, max_age_ms: int) -> None:
-        self.skipped = 0
-        self._interval_ns = int(NS_PER_S / max_hz * JITTER)
-        self._hop_ns = hop_ms * NS_PER_MS
-        self._max_age_ns = max_age_ms * NS_PER_MS
-        self._heard_ns: dict[str, int] = {}
-        self._paces = {modality: Pace() for modality in LEADERS}
-        self._pending: Trigger | None = None
-        self._last_ns = 0
-        self._last_made_ns = 0
-
-    def hear(self, message: FeatureWindow, received_ns: int) -> None:
-        """A message was accepted."""
-        if message.modality not in LEADERS:
-            return
-        self._heard_ns[message.modality] = received_ns
-        self._paces[message.modality].hear(message.t_end_ns)
-        if message.modality != self._leader(received_ns) or message.t_end_ns <= self._last_ns:
-            return
-        if self._pending is not None:
-            self.skipped += 1
-        self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
-
-    def lose(self, modality: str) -> None:
-        """A modality is known to be lost: another one leads at once."""
-        self._heard_ns.pop(modality, None)
-
-    def due(self, now_ns: int) -> Trigger | None:
-        """What to predict now, if anything."""
-        trigger = self._pending
-        if trigger is not None:
-            if trigger.t_end_ns - self._last_ns < self._interval_ns:
-                self._pending = None
-                self.skipped += 1
-                return None
-        elif self._leader(now_ns) is None and now_ns - self._last_made_ns >= self._hop_ns:
-            trigger = Trigger(max(now_ns, self._last_ns + 1))
-        if trigger is None:
-            return None
-        self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
-        return trigger
-
-    def wake_ns(self) -> int:
-        """When something is due if no message comes: what waits, or the timer once no modality leads."""
-        if self._pending is not None:
-            return 0
-        leaders = [m for m in self._heard_ns if not self._paces[m].is_slower(self._max_age_ns)]
-        heard_ns = max((self._heard_ns[modality] for modality in leaders), default=-(1 << 62))
-        return max(heard_ns + self._max_age_ns + 1, self._last_made_ns + self._hop_ns)
-
-    def _leader(self, now_ns: int) -> str | None:
-        for modality in LEADERS:
-            heard = now_ns - self._heard_ns.get(modality, -(1 << 62)) <= self._max_age_ns
-            if heard and not self._paces[modality].is_slower(self._max_age_ns):
-                return modality
-        return None
-
-
 class Live(Mode):
     """Devices, and clips at their own pace: the newest instant, and what is older is skipped."""
 
@@ -345,14 +274,28 @@ class Live(Mode):
         super().__init__(*shared)
         settings = self.config.inference
         self._schedule = LiveSchedule(settings.max_hz, settings.hop_ms, settings.max_age_ms)
+        self._heard: set[str] = set()  # since the last prediction
+        self._has_news = False
 
     def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
         if isinstance(message, FeatureWindow) and self.push(message, received_ns):
             self._schedule.hear(message, received_ns)
+            # The next rows of the one that leads come with the next instant.
+            if not self._schedule.leads(message.modality, received_ns):
+                self._heard.add(message.modality)
+                self._has_news = True
 
     def trigger(self, now_ns: int) -> Trigger | None:
         trigger = self._schedule.due(now_ns)
+        if trigger is not None:
+            self._heard.clear()
+            self._has_news = True
         return None if self.has_all else trigger
+
+    def expected(self) -> Expected | None:
+        next_ns = self._schedule.next_ns() if self._has_news else None
+        self._has_news = False
+        return None if next_ns is None else Expected(next_ns, self._heard)
 
     def wake_ns(self) -> int:
         return self._schedule.wake_ns()

@@ -2,8 +2,8 @@
 
 The landmarker is asked for one face. Asked for more, it would look for the others in every frame (on one core of an
 EPYC, 9.5 ms instead of 7.6 ms) and no longer smooth over time. The detector that comes with it costs 1.2 ms; a look
-around with it twice a second counts the faces and finds the largest. Where the landmarker follows another one, it is
-shown only the largest until it has it.
+around with it twice a second counts the faces and finds the largest, after the frame's landmarks: no row waits for it.
+Where the landmarker follows another one, it is shown only the largest from the next frame on, until it has it.
 
 MediaPipe sees a picture at 128 or 192 pixels a side, in which a face of a tenth of the width is a smudge. Its detector
 finds faces of 45 pixels in parts of 300. Parts are looked at one by one, seldom enough to cost no more than a twentieth
@@ -170,6 +170,7 @@ class FaceMesh:
         self._first_ns: int | None = None
         self._last_ms = -1
         self._looked_ns: int | None = None
+        self._around: UInt8 | None = None  # the picture whose other faces are to be looked for
         self._followed: Box | None = None
         self._wanted: Box | None = None
         self._patience = 0
@@ -195,10 +196,13 @@ class FaceMesh:
         """The face in a picture (H, W, 3) RGB, or None. `t_ns`: its capture time, which must not fall."""
         if self._first_ns is None:
             self._first_ns = t_ns
+        self.look_around()
         self._begin(rgb, t_ns)
         if self._max_faces > 1 and (self._looked_ns is None or t_ns - self._looked_ns >= LOOK_NS):
+            self._around = rgb
+            if self._looked_ns is None:
+                self.look_around()  # nothing is known yet of whom to follow
             self._looked_ns = t_ns
-            self._look(rgb)
         if self._wanted is not None:
             rgb = _only(rgb, self._wanted)
         face = self._landmarks(rgb, t_ns)
@@ -212,13 +216,22 @@ class FaceMesh:
         self._track(face)
         return face
 
+    def look_around(self) -> None:
+        """Look at the other faces of the last picture, if it is time to.
+
+        The next `find` would do it; called while no row is waited for, it costs none of them time.
+        """
+        rgb, self._around = self._around, None
+        if rgb is not None:
+            self._look(rgb)
+
     def follow(self, place: Place | None) -> None:
         """Follow the face at a place, x and y as fractions of the picture, until it is gone for seconds.
 
         None: the largest, as before anything was chosen.
         """
         self._place, self._chosen, self._prefers_largest = place, None, place is None
-        self._chosen_ns, self._looked_ns = self._now_ns, None  # looked for in the next frame
+        self._chosen_ns, self._looked_ns, self._around = self._now_ns, None, None  # looked for in the next frame
 
     @property
     def is_chosen(self) -> bool:

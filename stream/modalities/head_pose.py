@@ -22,7 +22,7 @@ def head_pose(matrix: Float32) -> Float32:
         from the optical axis, as tangents; and scale, 1 at half a metre and 2 at half of that.
     """
     yaw = np.arctan2(matrix[0, 2], matrix[2, 2])
-    pitch = np.arcsin(np.clip(-matrix[1, 2], -1.0, 1.0))
+    pitch = np.arcsin(min(max(-matrix[1, 2], -1.0), 1.0))
     roll = np.arctan2(matrix[1, 0], matrix[1, 1])
     depth_cm = max(-float(matrix[2, 3]), _NEAR_CM)
     x, y = matrix[0, 3] / depth_cm, matrix[1, 3] / depth_cm

@@ -18,6 +18,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ class Face:
     blendshapes: Float32
     matrix: Float32
 
-    @property
+    @cached_property
     def box(self) -> Box:
         """The rectangle around all landmarks."""
         left, top = self.landmarks.min(axis=0)
@@ -170,8 +171,7 @@ def _landmarks(result: Any) -> Landmarks | None:
 
 def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Float32:
     size = max((n * stride for n, stride in zip(shape, strides, strict=True)), default=0)
-    memory = (ctypes.c_char * size).from_address(ctypes.addressof(pointer.contents))
-    return np.ndarray(shape, np.float32, memoryview(memory), offset, strides).copy(order="K")
+    return np.ndarray(shape, np.float32, ctypes.string_at(pointer, size), offset, strides).copy(order="K")
 
 
 def open_landmarker(task: Path, *, moving: bool) -> Any:

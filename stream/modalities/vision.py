@@ -164,6 +164,11 @@ class VisionExtractor:
             values = values - (self._rest(values, t_ns) if isinstance(self._rest, RunningRest) else self._rest)
         return values, valid, replace(view, all_faces=others)
 
+    def look_around(self) -> None:
+        """Look at the other faces of the last frame, if it is time to; the next `row` would do it."""
+        assert self._stream is not None, "closed"
+        self._stream.look_around()
+
     def follow(self, place: tuple[float, float] | None) -> None:
         """Follow the face at a place, x and y as fractions of the picture; None: the largest."""
         assert self._stream is not None, "closed"
@@ -347,6 +352,7 @@ class Vision(Sourced[VideoSource]):
                 times_ns=np.array([frame.t_ns], np.int64),
                 stamps={"read": frame.read_ns},
             )
+            extractor.look_around()  # the row is on its way
 
     def _detail(self, source: VideoSource) -> Detail:
         width, height = self._size or (None, None)

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideDataContainer
 
 from mien.messages import UInt8
 
 _OBLONG = 8  # pixels more oblong than this are a broken header
+_side_data: Any = SideDataContainer  # its stub knows of no arguments
 _LARGEST = 8192  # width or height that a picture is stretched to at most
 
 
@@ -52,7 +54,8 @@ def upright_bgr(decoded: Decoded) -> UInt8:
 
 def _orientation(frame: Any) -> tuple[int, bool]:
     """Quarter turns to the left, and whether the picture is mirrored left to right before."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # `frame.side_data` would be kept in the frame that it refers to: pictures would wait for the garbage collector.
+    data = _side_data(frame).get("DISPLAYMATRIX")
     if data is None:
         return 0, False
     # Row by row a, b, u, c, d, v, x, y, w: x' = a x + c y, y' = b x + d y, with y down.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mien.clock import NS_PER_MS
 from mien.engines.base import Array
 from mien.engines.cmmsf import whole_network
 from mien.engines.predictor import Answer, Answers, Predictor
@@ -73,6 +74,40 @@ def test_reuse_changes_no_number(checkpoint: Checkpoint, compiled: Path, monkeyp
     assert [encoded[False, spec.name] for spec in SPECS] == [40, 40, 40]
     assert encoded[True, "vision"] == 40
     assert encoded[True, "text"] < encoded[True, "audio"] < 40
+
+
+def test_what_is_encoded_ahead_is_not_encoded_again_and_changes_no_number(
+    checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead, plain = (Predictor(checkpoint, "onnx", cache=compiled) for _ in range(2))
+    windows = {predictor: Windows(predictor.specs) for predictor in (ahead, plain)}
+    encoded = {"ahead": Counter[str](), "waited for": Counter[str]()}
+    now = "ahead"
+    for predictor in (ahead, plain):
+        predictor.prepare(windows[predictor])
+    for name, encoder in ahead._encoders.items():
+
+        def infer(inputs: Any, name: str = name, infer: Callable[..., Any] = encoder.infer) -> Any:
+            encoded[now][name] += 1
+            return infer(inputs)
+
+        monkeypatch.setattr(encoder, "infer", infer)
+    streams = (kept_stream("a", 1, windows[predictor], 40) for predictor in (ahead, plain))
+    for number, ((kept, _, t_ns), (other, _, _)) in enumerate(zip(*streams, strict=True)):
+        now = "ahead"
+        wrong_ns = 150 * NS_PER_MS if number % 5 == 4 else 0  # what is expected is not always what comes
+        ahead.encode_ahead(windows[ahead], kept.place, t_ns + wrong_ns, {"audio"})
+        now, before = "waited for", encoded["waited for"].copy()
+        answers = [
+            predictor.predict_look(windows[predictor], windows[predictor].look([place], [t_ns]))
+            for predictor, place in ((ahead, kept.place), (plain, other.place))
+        ]
+        for mine, theirs in zip(*answers, strict=True):
+            assert np.array_equal(mine, theirs)
+        if not wrong_ns:
+            assert encoded["waited for"] - before == Counter(["vision"])
+    assert encoded["ahead"]["vision"] == 0
+    assert min(encoded["ahead"]["audio"], encoded["ahead"]["text"]) > 0
 
 
 def counted(infer: Callable[..., Any], counts: Counter[tuple[bool, str]], key: tuple[bool, str]) -> Callable[..., Any]:

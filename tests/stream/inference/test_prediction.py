@@ -109,3 +109,18 @@ def test_the_last_words_of_a_clip_count_at_its_end() -> None:
     windows.look([served.place], [trigger.t_end_ns])
     rows, mask = windows.tracks["text"].gather(np.array([served.place]), np.array([trigger.t_end_ns]))
     assert rows[mask > 0][:, 0].tolist() == [float(k) for k in range(1, 2 * STEPS + 1)]
+
+
+def test_what_comes_between_two_frames_is_expected_with_the_next() -> None:
+    served = Live(Config(), ("video", "text"), {}, SPECS, Windows(SPECS), 1, Refusals())
+    words = messages()[0]
+    for seq in range(2):
+        served.take(frame(seq, seq * FRAME_MS), T0 + (seq * FRAME_MS + 10) * NS_PER_MS)
+        assert served.trigger(T0 + (seq * FRAME_MS + 11) * NS_PER_MS) is not None
+    next_ns = T0 + 2 * FRAME_MS * NS_PER_MS
+    assert served.expected() == (next_ns, set())
+    assert served.expected() is None  # nothing has come since
+    served.take(words, T0 + (FRAME_MS + 20) * NS_PER_MS)
+    assert served.expected() == (next_ns, {"text"})
+    served.take(frame(2, 2 * FRAME_MS), next_ns + 10 * NS_PER_MS)
+    assert served.expected() is None  # a prediction is due, which encodes what it needs

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mien.clock import NS_PER_MS
 from mien.messages import Cue, FeatureWindow, spans_of
 from mien.stream.inference.playback import CompleteSchedule, CueSchedule
-from mien.stream.inference.prediction import LiveSchedule
+from mien.stream.inference.schedule import LiveSchedule
 from tests.stream.inference.test_assembler import at, frame, sound, speech
 
 
@@ -33,6 +33,18 @@ def test_every_video_row_is_due_once() -> None:
     assert trigger.t_end_ns == at(0)
     assert trigger.received_ns == at(10)
     assert schedule.due(at(12)) is None
+
+
+def test_the_next_instant_is_expected_as_far_from_the_last_as_that_was_from_the_one_before() -> None:
+    schedule = live()
+    expected = []
+    for seq, t_ms in enumerate((0, 40, 80, 700, 740)):
+        schedule.hear(frame(seq, t_ms), at(t_ms + 5))
+        assert schedule.next_ns() is None  # one is due
+        assert schedule.due(at(t_ms + 6)) is not None
+        next_ns = schedule.next_ns()
+        expected.append(None if next_ns is None else ms(next_ns))
+    assert expected == [None, 80, 120, None, 780]  # nothing is expected after a gap
 
 
 def test_of_several_waiting_rows_the_newest_is_due_and_the_others_are_counted() -> None:

@@ -15,7 +15,7 @@ from mien.models.baseline import EMBEDDING as AT_REST
 from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
 from mien.stream.modalities.base import Faces, Rows
 from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop, find_in_still
-from mien.stream.modalities.face_mesh import FaceMesh, overlap
+from mien.stream.modalities.face_mesh import LOOK_NS, FaceMesh, overlap
 from mien.stream.modalities.head_pose import head_pose
 from mien.stream.modalities.mediapipe_tasks import BaseOptions, Box, LandmarkReader, mp, vision
 from mien.stream.modalities.vision import (
@@ -286,6 +286,31 @@ def test_of_two_faces_the_larger_is_followed_and_both_are_counted(extractor: Vis
             assert view.faces == 2
             assert view.box is not None
             assert (view.box[0] > 320) == (right is near)
+
+
+@assets
+def test_other_faces_are_looked_for_after_the_row(extractor: VisionExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noted(name: str) -> None:
+        method = getattr(FaceMesh, name)
+
+        def run(*given: object) -> object:
+            done.append(name)
+            return method(*given)
+
+        monkeypatch.setattr(FaceMesh, name, run)
+
+    noted("_look")
+    noted("_landmarks")
+    extractor.reset()
+    image = head(240)
+    for t_ns in (0, LOOK_NS, LOOK_NS + 40 * NS_PER_MS, 2 * LOOK_NS):
+        extractor.row(image, t_ns)
+    assert done == ["_look", "_landmarks", "_landmarks", "_look", "_landmarks", "_landmarks"]
+    for _ in range(2):
+        extractor.look_around()
+    assert done[6:] == ["_look"]
 
 
 @assets

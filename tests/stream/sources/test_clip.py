@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soxr
@@ -142,6 +144,19 @@ def test_pictures_are_turned_and_mirrored_as_they_say(
     a, b, c, d = matrix
     x, y = a * along[0] + c * along[1], b * along[0] + d * along[1]
     assert abs(int(seen[y if y >= 0 else y - 1, x if x >= 0 else x - 1, 0]) - 120) < 30
+
+
+def test_pictures_are_given_back_without_the_garbage_collector(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", grainy(np.full((64, 96, 3), 90, np.uint8)))
+    gc.collect()
+    gc.disable()
+    try:
+        for _, picture in open_clip(path).pictures():
+            upright_bgr(picture)
+        left = [each for each in gc.get_objects() if type(each) is av.VideoFrame]
+    finally:
+        gc.enable()
+    assert len(left) <= 1  # the loop's own
 
 
 def test_a_picture_whose_size_changes_goes_on(tmp_path: Path) -> None:
