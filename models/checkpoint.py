@@ -110,6 +110,10 @@ class Checkpoint:
                 name: tensor.float() if tensor.is_floating_point() else tensor
                 for name, tensor in load_file(self.path).items()
             }
+            kept = state.get("fusion.temperature")
+            if kept is not None and len(kept) == len(self.specs) + 2:
+                # Of before how far modalities disagree had one: 1 changes nothing.
+                state["fusion.temperature"] = torch.cat([kept, torch.ones(1)])
             network.load_state_dict(state)
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -65,7 +65,7 @@ class Fused(NamedTuple):
     @property
     def evidence(self) -> Tensor:
         """Exponents of the temperatures (see `evidence`)."""
-        return evidence(self.shares, None if self.judgement is None else self.judgement.reliability)
+        return evidence(self.shares, self.judgement)
 
 
 def pool_to_slots(x: Tensor, mask: Tensor, slots: int, *, fixed: bool = False) -> tuple[Tensor, Tensor]:
@@ -308,10 +308,12 @@ class MaskGatedFusion(nn.Module):
 class Fusion(nn.Module):
     """Everything after the encoders.
 
-    `temperature` divides the emotion logits: (M + 1,), or (M + 2,) in a model with reliability. Each modality's counts
+    `temperature` divides the emotion logits: (M + 1,), or (M + 3,) in a model with reliability. Each modality's counts
     by its share in the decision (a weighted geometric mean): an unknown voice is less certain than a sentence. The next
-    is for how much the decision is shared between modalities: several that agree are more certain than any of them. The
-    last is for the probability that the modalities are wrong. They are fitted on held-out data.
+    is for how much the decision is shared between modalities: several that agree are more certain than any of them.
+    Then come one for the probability that the modalities are wrong, and one for how far they disagree: somebody who
+    smiles while talking is less surely happy than somebody whose words and voice are happy too. They are fitted on
+    held-out data.
     """
 
     temperature: Tensor
@@ -328,7 +330,7 @@ class Fusion(nn.Module):
         self.sentiment = nn.Linear(config.dim, 1)
         self.emotions = nn.Linear(config.dim, len(EMOTIONS))
         self.log_variance = nn.Linear(config.dim, 1)
-        self.register_buffer("temperature", torch.ones(len(self.names) + (2 if config.reliability else 1)))
+        self.register_buffer("temperature", torch.ones(len(self.names) + (3 if config.reliability else 1)))
 
     def raw(self, encodings: Mapping[str, Encoding], complement: Collection[str] | None = None) -> Fused:
         """The heads before calibration.
@@ -383,13 +385,19 @@ class Fusion(nn.Module):
         return self.calibrated(self.raw({m: Encoding(hidden, observed) for m, hidden, observed in pairs}))
 
 
-def evidence(shares: Tensor, reliability: Tensor | None = None) -> Tensor:
-    """Exponents of the temperatures: (B, M) to (B, M + 1), or to (B, M + 2) with the reliability (B, M).
+def evidence(shares: Tensor, judgement: Judgement | None = None) -> Tensor:
+    """Exponents of the temperatures: (B, M) to (B, M + 1), or to (B, M + 3) with what is judged of each modality.
 
     Each modality's share; how much the decision is shared (Simpson's index, 1 minus the sum of squares: 0 for one
-    modality, 2/3 for three alike); and how likely the modalities are wrong, on average over their shares.
+    modality, 2/3 for three alike); how likely the modalities are wrong, on average over their shares; and how far they
+    disagree: twice the Gini impurity of their mean answer less the mean impurity of their answers, 0 for one modality
+    and 1 for two that are each certain of something else.
     """
     columns = [shares, 1.0 - shares.square().sum(-1, keepdim=True)]
-    if reliability is not None:
-        columns.append((shares * (1.0 - reliability)).sum(-1, keepdim=True))
+    if judgement is not None:
+        answers = torch.softmax(judgement.alone, -1)
+        mean = (shares[..., None] * answers).sum(-2)
+        pure = (shares * answers.square().sum(-1)).sum(-1, keepdim=True)
+        columns.append((shares * (1.0 - judgement.reliability)).sum(-1, keepdim=True))
+        columns.append(2.0 * (pure - mean.square().sum(-1, keepdim=True)))
     return torch.cat(columns, -1)

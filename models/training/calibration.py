@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import msgspec
@@ -13,20 +13,24 @@ from torch.nn import functional as F
 
 from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import Perturber, plain_batches
-from mien.models.data.datasets import Dataset, Statistics
+from mien.models.data.datasets import Dataset, Sample, Statistics
 from mien.models.data.pairing import Pairing, paired_set, single
-from mien.models.fusion import Encoding, evidence
+from mien.models.fusion import Encoding
 from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion_settings import FusionTraining
 
 BATCH = 128
 MOST = 2000  # items of each modality for fitting reliability
+BOUNDS = 0.1, 20.0  # of temperatures; those of exponents that stay small are large
+SURVIVING = 3.0  # exponent of what damage leaves: with 1, a share falls more slowly than accuracy
 
 
 def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> None:
     """Fit the last layers of reliability on the "valid" split, with its damaged copies and pairs in conflict.
 
-    No other parameter changes; a model without reliability stays as it is.
+    No other parameter changes; a model without reliability stays as it is. A damaged modality that is right counts as
+    right only so far as its damage leaves it (see `surviving`): where it agrees with the others it nearly always is,
+    and yet it adds little to them.
     """
     valid = [s for s in dataset.split("valid") if s.emotion is not None and (s.labels.damage or not s.labels.copy)]
     module, names = network.fusion.reliability, list(dataset.specs)
@@ -46,7 +50,9 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
     perturbation = msgspec.structs.replace(settings.perturbation, drop=0.0, noise=noise)
     perturber = Perturber(dataset.specs, statistics, perturbation)
     encoded = EncodedItems(network, valid, perturber, 1, random)
-    pairing = Pairing(valid)
+    pairing, left = Pairing(valid), surviving(encoded, valid)
+    damaged = settings.damaged if settings.reliability_damaged is None else settings.reliability_damaged
+    conflict = settings.conflict if settings.reliability_conflict is None else settings.reliability_conflict
     kinds = [
         chosen
         for count in range(1, len(encoded.modalities) + 1)
@@ -70,8 +76,8 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
                 kind,
                 random,
                 composed=settings.composed,
-                conflict=settings.conflict,
-                damaged=settings.damaged,
+                conflict=conflict,
+                damaged=damaged,
                 damaged_wrong=settings.damaged_wrong,
                 odd=settings.odd,
             )
@@ -92,6 +98,7 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
         for name in batch.encodings:
             column, there = network.names.index(name), available[name] > 0
             right = (batch.reader_outputs[name][0].argmax(1) == truth).float()
+            right = right * torch.tensor([left.get(_level(name, group.members[name]), 1.0) for group in groups])
             for logit in (judgement.own, judgement.logit):
                 loss = loss + F.binary_cross_entropy_with_logits(logit[there, column], right[there])
         optimizer.zero_grad(set_to_none=True)
@@ -100,6 +107,33 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
     for layer, before in zip(layers, trainable, strict=True):
         layer.requires_grad_(before)
     network.eval()
+
+
+Level = tuple[str, str | None, float]  # modality, kind of damage, strength
+
+
+def surviving(encoded: EncodedItems, samples: Sequence[Sample]) -> dict[Level, float]:
+    """How much each damage leaves of a modality: how often it is right, relative to items without damage, cubed.
+
+    Args:
+        samples: that were encoded. A level that has few of them counts as a little less damaged than they say.
+    """
+    right: dict[Level, list[bool]] = {}
+    for name, windows in encoded.modalities.items():
+        ours = [sample for sample in samples if name in sample.tracks]
+        for sample, guess in zip(ours, windows.logits[: len(ours)].argmax(1).tolist(), strict=True):
+            right.setdefault(_level(name, sample), []).append(guess == sample.emotion)
+    clean = {name: float(np.mean(hits)) for (name, damage, _), hits in right.items() if damage is None}
+    return {
+        level: min(1.0, (sum(hits) + 2.0 * clean[level[0]]) / (len(hits) + 2.0) / clean[level[0]]) ** SURVIVING
+        for level, hits in right.items()
+        if level[1] is not None and clean.get(level[0])
+    }
+
+
+def _level(name: str, sample: Sample) -> Level:
+    damage = sample.labels.damage
+    return name, damage, 0.0 if damage is None else sample.labels.strength
 
 
 def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -122,35 +156,33 @@ def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: 
         return loss
 
     optimizer.step(cost)  # type: ignore[no-untyped-call]
-    return torch.exp(log_temperature.detach()).clamp(0.2, 5.0)
+    return torch.exp(log_temperature.detach()).clamp(*BOUNDS)
 
 
-def fit_temperatures(
-    logits: Tensor, shares: Tensor, targets: Tensor, weights: Tensor, reliability: Tensor | None = None
-) -> Tensor:
-    """Temperatures of each of M modalities where it is alone, of their unreliability, and of shared decisions.
+def fit_temperatures(logits: Tensor, index: Tensor, targets: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Temperatures of each modality where it is alone, of their unreliability, and of shared decisions.
 
     In this order, or pairs, whose emotions are balanced, would change the temperature of a modality that is alone.
 
     Args:
-        logits: (n, 7). shares: (n, M). targets: (n, 7). weights: (n,). reliability: (n, M), of a model that has it.
+        logits: (n, 7). index: (n, K), exponents of the temperatures (see `mien.models.fusion.evidence`).
+        targets: (n, 7). weights: (n,). count: of modalities.
 
     Returns:
-        (M + 1,) or, with `reliability`, (M + 2,), see `mien.models.fusion.Fusion`; 1 for a modality that is never
-        alone.
+        (K,), see `mien.models.fusion.Fusion`; 1 for a modality that is never alone.
     """
-    index = evidence(shares, reliability)
-    count = shares.shape[1]
-    apart = [column for column in range(index.shape[1]) if column != count]
-    alone = shares.amax(1) == 1
+    # How much a decision is shared, and how far those who share it disagree: both 0 for a modality alone.
+    together = [column for column in (count, count + 2) if column < index.shape[1]]
+    apart = [column for column in range(index.shape[1]) if column not in together]
+    alone = index[:, :count].amax(1) == 1
     temperature = torch.ones(index.shape[1])
     if alone.any():
         temperature[apart] = fit_temperature(logits[alone], index[alone][:, apart], targets[alone], weights[alone])
     if not alone.all():
-        together = logits / torch.exp(index[:, apart] @ temperature[apart].log())[:, None]
-        shared, both = ~alone, index[:, count : count + 1]
-        temperature[count : count + 1] = fit_temperature(
-            together[shared], both[shared], targets[shared], weights[shared]
+        shared = ~alone
+        rest = logits / torch.exp(index[:, apart] @ temperature[apart].log())[:, None]
+        temperature[together] = fit_temperature(
+            rest[shared], index[shared][:, together], targets[shared], weights[shared]
         )
     return temperature
 
@@ -195,24 +227,18 @@ def calibrate(
         ]
     fit_reliability(network, dataset, settings)
     network.eval()
-    logits, shares, reliability, targets, weights = [], [], [], [], []
+    logits, index, targets, weights = [], [], [], []
     for groups in sets:
         for batch in plain_batches(dataset.specs, groups):
             with torch.no_grad():
                 fused = network.raw(batch.features, batch.mask)
             logits.append(fused.logits)
-            shares.append(fused.shares)
-            if fused.judgement is not None:
-                reliability.append(fused.judgement.reliability)
+            index.append(fused.evidence)
             targets.append(batch.emotions)
             weights.append(torch.full((len(fused.logits),), 1.0 / len(groups)))
     if sets:
         temperature = fit_temperatures(
-            torch.cat(logits),
-            torch.cat(shares),
-            torch.cat(targets),
-            torch.cat(weights),
-            torch.cat(reliability) if reliability else None,
+            torch.cat(logits), torch.cat(index), torch.cat(targets), torch.cat(weights), len(network.names)
         )
         for name, ratio in (outside or {}).items():
             if name in names:

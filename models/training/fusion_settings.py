@@ -34,6 +34,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reader gets one, trained for `reader_steps`.
         reliability_steps: of fitting that probability on the "valid" split: on training items a model is right too
             often. reliability_noise: how often a member is noise meanwhile; None: as in `perturbation`.
+            reliability_damaged, reliability_conflict: as `damaged` and `conflict` meanwhile; None: the same.
         trained_rate: learning rate of parameters that come trained, as a share of `learning_rate`.
         keep_weight: of the distillation from the frozen unimodal readers.
         ema: decay of the averaged weights, which are validated and kept.
@@ -76,6 +77,8 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reader_steps: int = 400
     reliability_steps: int = 300
     reliability_noise: float | None = None
+    reliability_damaged: float | None = None
+    reliability_conflict: float | None = None
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25

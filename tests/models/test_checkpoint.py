@@ -55,6 +55,17 @@ def test_round_trip_keeps_configuration_statistics_and_weights(saved: Path) -> N
     assert not loaded.training
 
 
+def test_weights_without_a_temperature_of_disagreement_answer_as_they_did(saved: Path) -> None:
+    network = CMMSF(SPECS, ModelConfig(dim=8, stages=1, reliability=True)).eval()
+    network.fusion.temperature.copy_(torch.tensor([0.5, 2.0, 0.7, 3.0, 1.0]))
+    header = save_checkpoint(saved, network).header
+    tensors = load_file(saved)
+    older = tensors | {"fusion.temperature": tensors["fusion.temperature"][:-1].clone()}
+    save_file(older, saved, {"mien": msgspec.json.encode(header).decode()})
+    loaded = load_checkpoint(saved).network()
+    assert loaded.fusion.temperature.tolist() == pytest.approx([0.5, 2.0, 0.7, 3.0, 1.0])
+
+
 def test_the_same_weights_have_the_same_identity(saved: Path, tmp_path: Path) -> None:
     first = load_checkpoint(saved)
     again = save_checkpoint(

@@ -13,12 +13,14 @@ import torch
 from mien.errors import DataError
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
-from mien.models.data.datasets import Dataset
+from mien.models.data.batches import Perturber
+from mien.models.data.datasets import Dataset, Statistics
 from mien.models.data.pairing import Pairing, paired_set
 from mien.models.evaluation.protocols import fusion
 from mien.models.evaluation.scores import torch_runner
 from mien.models.evaluation.shares import auroc, damage_table, share_quality
-from mien.models.training.calibration import calibrate
+from mien.models.training.calibration import calibrate, surviving
+from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion import train_fusion
 from mien.models.training.fusion_settings import FusionTraining
 from tests.models.made_data import SPECS, STRENGTHS, made_dataset, with_damage
@@ -89,6 +91,17 @@ def test_only_what_says_how_reliable_it_is_learns_from_the_validation_part(datas
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
+
+
+def test_the_stronger_a_damage_the_less_it_leaves(dataset: Dataset, trained: CMMSF) -> None:
+    valid = [s for s in dataset.split("valid") if s.emotion is not None]
+    statistics = {name: Statistics(0, *trained.normalisation(name)) for name in NAMES}
+    perturber = Perturber(SPECS, statistics, SETTINGS.perturbation)
+    left = surviving(EncodedItems(trained, valid, perturber, 0, np.random.default_rng(0)), valid)
+    for name in NAMES:
+        levels = [left[name, "noise", strength] for strength in STRENGTHS]
+        assert all(0 < after < before <= 1 for before, after in itertools.pairwise(levels)), levels
+    assert len(left) == len(NAMES) * len(STRENGTHS)
 
 
 def test_damaged_copies_take_no_part_in_what_is_clean(dataset: Dataset) -> None:

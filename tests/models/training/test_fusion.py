@@ -18,6 +18,7 @@ from mien.models.data.datasets import Dataset, make_statistics
 from mien.models.data.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.evaluation.protocols import fusion, robustness, streaming
 from mien.models.evaluation.scores import Scores, figures, score, torch_runner
+from mien.models.fusion import Judgement, evidence
 from mien.models.training.calibration import calibrate, fit_temperature, fit_temperatures
 from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion import train_fusion
@@ -254,13 +255,31 @@ def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
     targets = torch.nn.functional.one_hot(drawn(logits, random), 7).float()
     shares = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]).repeat_interleave(4000, 0)
     shown = logits * torch.tensor([2.5, 0.8, 1.2]).repeat_interleave(4000)[:, None]
-    temperature = fit_temperatures(shown, shares, targets, torch.ones(12000))
+    temperature = fit_temperatures(shown, evidence(shares), targets, torch.ones(12000), 2)
     assert temperature[:2].tolist() == pytest.approx([2.5, 0.8], rel=0.1)
     # The two geometric means and the last one's share of a half make up what is left.
     assert float(torch.sqrt(temperature[:2].prod() * temperature[2])) == pytest.approx(1.2, rel=0.1)
-    only = fit_temperatures(shown[8000:], shares[8000:], targets[8000:], torch.ones(4000))
+    only = fit_temperatures(shown[8000:], evidence(shares[8000:]), targets[8000:], torch.ones(4000), 2)
     assert only[:2].tolist() == [1.0, 1.0]
     assert float(only[2]) == pytest.approx(1.44, rel=0.2)
+
+
+def test_modalities_that_disagree_have_a_temperature_of_their_own() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(12000, 7, generator=random)
+    targets = torch.nn.functional.one_hot(drawn(logits, random), 7).float()
+    first = torch.nn.functional.one_hot(torch.arange(12000) % 7, 7) * 30.0
+    second = torch.where(torch.arange(12000)[:, None] < 6000, first, first.roll(1, 1))
+    unsure = torch.zeros(12000, 2)
+    judgement = Judgement(torch.stack([first, second], 1), unsure, unsure, torch.ones(12000, 2))
+    index = evidence(torch.full((12000, 2), 0.5), judgement)
+    torch.testing.assert_close(index[::6000, 4], torch.tensor([0.0, 1.0]))
+    shown = logits * torch.where(torch.arange(12000) < 6000, 0.8, 2.4)[:, None]
+    temperature = fit_temperatures(shown, index, targets, torch.ones(12000), 2)
+    assert float(temperature[2].sqrt()) == pytest.approx(0.8, rel=0.1)
+    assert float(temperature[4]) == pytest.approx(3.0, rel=0.1)
+    alone = evidence(torch.tensor([[1.0, 0.0]]), Judgement(torch.randn(1, 2, 7), *(torch.ones(1, 2),) * 3))
+    torch.testing.assert_close(alone, torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]))
 
 
 def test_with_views_encoders_stay_as_their_readers_left_them(dataset: Dataset) -> None:
