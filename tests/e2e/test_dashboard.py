@@ -164,8 +164,8 @@ def test_words_have_the_colour_of_what_was_said(open_page: Callable[..., Page]) 
 
     try:
         report, terrible = ("the", "report", "has", "four", "parts"), ("this", "is", "terrible")
-        page.wait(lambda: len(sentiments(*terrible)) == 1, 240)
-        page.wait(lambda: len(sentiments(*report)) == 2, 120)  # the second time right after an angry sentence
+        # The report a second time, right after an angry sentence; on a busy machine a round may be misheard.
+        page.wait(lambda: sentiments(*terrible) and len(sentiments(*report)) > 1, 280)
         print(sentiments(*report), sentiments(*terrible))
         assert max(map(abs, sentiments(*report))) < 0.5
         assert max(sentiments(*terrible)) < -0.25
