@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mien.engines.base import MAX_BATCH, Array
-from mien.engines.golden import REDUCED_TOLERANCE
+from mien.engines.golden import tolerance
 from mien.engines.tensorrt import conversion, lstm
 from mien.errors import EngineError
 from tests.engines.tensorrt.conftest import FORMS, Form, reference, windows
@@ -76,8 +76,8 @@ def test_half_is_within_a_hundredth_of_the_deviation(form: FormOf, module: nn.Mo
         inputs = windows(compiled.network, rows, seed)
         want, got = reference(module, compiled.network, inputs), run_definition(compiled, inputs)
         for output in ("sentiment", "emotions"):
-            allowed = REDUCED_TOLERANCE * float(population[output].std())
-            assert np.abs(got[output] - want[output]).max() <= allowed, output
+            off = np.abs(got[output] - want[output]).max()
+            assert off <= tolerance([population[output]], "fp16"), output
 
 
 @pytest.mark.parametrize("name", ["static-4", "static-8", "dynamic"])
