@@ -8,8 +8,6 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from mien.errors import WireError
 from mien.messages import Prediction, Status
 from mien.stream.bus.sockets import Receiver
@@ -102,7 +100,6 @@ class Listener:
             found[name] = said
         return found
 
-    def p99(self, sessions: set[str], from_s: float, to_s: float) -> float:
-        """Latency from capture to here, in ms, of some sessions over a while."""
-        values = [p[3] for name in sessions for p in self.sessions[name].predictions if from_s <= p[0] <= to_s]
-        return float(np.percentile(values, 99)) if values else float("nan")
+    def latencies(self, sessions: set[str], from_s: float, to_s: float) -> list[float]:
+        """From capture to here, in ms, of some sessions over a while."""
+        return [p[3] for name in sessions for p in self.sessions[name].predictions if from_s <= p[0] <= to_s]

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -134,12 +135,14 @@ def test_whatever_is_lost_is_predicted_again(driver: Driver, tmp_path: Path) -> 
         silence(driver, listeners, driver.wait(all_run))
         lose(driver, listeners, calmed(driver), "pool")
         lose(driver, listeners, calmed(driver), "capture")
-        took = []
+        losses = []
         for left in reversed(range(LOSSES)):
-            took.append(max(lose(driver, listeners, calmed(driver), "node").values()))
+            losses.append(lose(driver, listeners, calmed(driver), "node"))
             if left:
                 driver("add")
-        print(f"{LOSSES} nodes: median {np.median(took):.1f} s, p95 {np.percentile(took, 95):.1f} s")
+        took, calm, upset = zip(*losses, strict=True)
+        print(f"{LOSSES} nodes: median {np.median(took):.1f} s, p95 {np.percentile(took, 95):.1f} s; "
+              + compared(list(chain(*calm)), list(chain(*upset))))  # fmt: skip
         keep(driver, listeners, "directory")
         keep(driver, listeners, "gateway")
         for listener in listeners:
@@ -158,8 +161,24 @@ def calmed(driver: Driver) -> Any:
     return driver.wait(is_whole)
 
 
-def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> dict[str, float]:
-    """Kill something that sessions depend on; they are predicted again, under newer runs. Seconds, by session."""
+class Loss(NamedTuple):
+    """How long it took until all were predicted again, in seconds, and latencies of the others before and after, ms."""
+
+    seconds: float
+    calm: list[float]
+    upset: list[float]
+
+
+def compared(calm: list[float], upset: list[float]) -> str:
+    """What latencies of before and after say."""
+    if not calm or not upset:
+        return "no others"
+    before, after = np.percentile(calm, 99), np.percentile(upset, 99)
+    return f"p99 of the others {before:.1f} ms before, {after:.1f} ms meanwhile: {after / before:.2f} times"
+
+
+def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> Loss:
+    """Kill something that sessions depend on; they are predicted again, under newer runs."""
     before = listeners[0].newest_runs()
     nodes = {node["id"][:8]: node for node in found["nodes"]}
     if what == "node":
@@ -185,19 +204,16 @@ def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> di
             after = driver.wait(lambda f: any(s["moves"] > b["moves"] for s, b in pairs(f, found)))
             hit = {s["name"] for s, b in pairs(after, found) if s["moves"] > b["moves"]}
     assert hit
-    took = {}
-    for session in sorted(hit):
-        took[session] = listeners[0].wait_new_run(session, before[session], PATIENCE_S) - killed_s
+    took = max(listeners[0].wait_new_run(session, before[session], PATIENCE_S) - killed_s for session in hit)
     rest = set(before) - hit
-    calm = listeners[0].p99(rest, killed_s - COMPARED_S, killed_s)
+    calm = listeners[0].latencies(rest, killed_s - COMPARED_S, killed_s)
     # Not of the moment in which what was killed ends: a node that is lost takes nothing from the others' processors.
     began_s = killed_s + ENDING_S
     if LOSSES > 1:
         time.sleep(max(began_s + COMPARED_S - time.monotonic(), 0.0))
-    upset = listeners[0].p99(rest, began_s, began_s + COMPARED_S)
-    print(f"{what}: {len(hit)} sessions predicted again after {max(took.values()):.1f} s at most; p99 of the others "
-          f"{calm:.1f} ms before, {upset:.1f} ms meanwhile: {upset / calm:.2f} times")  # fmt: skip
-    return took
+    upset = listeners[0].latencies(rest, began_s, began_s + COMPARED_S)
+    print(f"{what}: {len(hit)} sessions predicted again after {took:.1f} s at most; {compared(calm, upset)}")
+    return Loss(took, calm, upset)
 
 
 def silence(driver: Driver, listeners: list[Listener], found: Any) -> None:
