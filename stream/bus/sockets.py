@@ -32,6 +32,7 @@ MAX_SUBSCRIPTIONS = 1024
 FLEET_SUBSCRIPTIONS = 16 * MAX_SUBSCRIPTIONS  # at a gateway, of subscribers to thousands of sessions
 _MAX_PARTS = 64  # different ones: each is encoded for itself
 _MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
+READ_AHEAD = 16  # libzmq takes in all that wait at once: with its 1000, a flood faster than this process never ends
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
 Message = list[bytes] | list[zmq.Frame]
@@ -113,6 +114,7 @@ class Publisher:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
         self.socket.setsockopt(zmq.LINGER, 200)
         self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark * sessions)
+        self.socket.setsockopt(zmq.RCVHWM, READ_AHEAD)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         # Subscribers have nothing long to say: a topic or a choice at most, or the handshake of CURVE.
         self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else MAX_CHOICE_BYTES)

@@ -18,7 +18,7 @@ import zmq
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import Guard, Link, host_of, is_guarded
-from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, Publisher
+from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, READ_AHEAD, Publisher
 from mien.stream.bus.wire import encode_status
 from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import GatewayOrder, GatewayReport
@@ -109,6 +109,7 @@ class Gateway(Ordered[GatewayOrder]):
     def _bind(self, bus: BusConfig) -> None:
         endpoint = bus.endpoint()
         keys = self._keys.folder if is_guarded(endpoint, "") or self._folder else ""
+        self._front.setsockopt(zmq.RCVHWM, READ_AHEAD)
         self._front.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._front.setsockopt(zmq.SNDHWM, bus.high_water_mark * 16)
         self._front.setsockopt(zmq.LINGER, 200)

@@ -233,8 +233,8 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
 
         wait_until(arrived, meanwhile=publisher.service)
         assert len(publisher.subscriptions) <= 1024
-        # All of them take 466 MB.
-        assert process.memory_info().rss / 2**20 < before_mb + 250
+        # All of them take 466 MB; what is taken in before the flood is noticed, 3 to 11.
+        assert process.memory_info().rss / 2**20 < before_mb + 100
     finally:
         attacker.kill()
         attacker.wait()
