@@ -1,1 +1,1 @@
-"""One compiled form of a network per file, behind one small protocol."""
+"""Inference engines: one backend per file, behind one small protocol."""

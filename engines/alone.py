@@ -1,4 +1,4 @@
-"""CM-MSF on one modality, all others missing: what its rows say by themselves."""
+"""CM-MSF on a single modality, with all others missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mien.windowing import last_rows
 
 
 class SnapshotReader:
-    """Predictions from rows without instants, such as words, and nothing else.
+    """Predicts from one snapshot modality (rows without timestamps, such as words) alone.
 
     Args:
-        checkpoint: the weights. modality: whose rows are read. engine: as for `open_engine`.
+        checkpoint: the weights. modality: the one to read. engine: as for `open_engine`.
 
     Raises:
-        CheckpointError: it has no such modality. EngineError: no engine can run it.
+        CheckpointError: the checkpoint lacks that modality. EngineError: no engine can run it.
     """
 
     def __init__(self, checkpoint: Checkpoint, modality: str, engine: str = "onnx") -> None:
@@ -37,7 +37,7 @@ class SnapshotReader:
             self._missing[f"{each.name}.observed"] = np.zeros((1, slots), np.float32)
 
     def read(self, rows: Float32) -> tuple[float, str]:
-        """Sentiment, -3 to 3, and the most probable emotion of rows (n, dim), oldest first, n at least 1."""
+        """Sentiment (-3 to 3) and the most probable emotion of rows (n, dim), oldest first, n >= 1."""
         features, mask = last_rows(self._spec, rows)
         encoded = self._encoder.infer({"features": features[None], "mask": mask[None]})
         inputs = self._missing | {f"{self._spec.name}.{name}": values for name, values in encoded.items()}

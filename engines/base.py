@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
-MAX_BATCH = 512  # rows that engines of a GPU are made for
+MAX_BATCH = 512  # rows that GPU engines are built for
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The function that makes a network ("module:function"), and its arguments as JSON has them."""
+    """The function that builds a network ("module:function"), and its JSON-compatible arguments."""
 
     function: str
     arguments: dict[str, str | int | None]
@@ -41,13 +41,13 @@ class Network:
 
     Attributes:
         name: short, for people and for file names: "cmmsf", "face", "text".
-        version: changes whenever weights or code do; the cache of compiled forms is keyed by it.
-        build: makes the module. Called only when a compiled form is not in the cache yet.
-        example: one input per argument of `forward`, in its order, with realistic values; floating-point arrays of
-            zeros and ones are taken for masks.
+        version: changes with the weights or the code; part of the compile cache's key.
+        build: makes the module. Called only on a miss of the compile cache.
+        example: one input per argument of `forward`, in its order, with realistic values; floating-point arrays of only
+            zeros and ones are treated as masks.
         outputs: names of what `forward` returns, in its order.
         dynamic: per input (or output), which axes may change from call to call, and a name for each.
-        origin: how another process makes the same network; None: it is compiled where it is opened.
+        origin: how another process builds the same network; None: it is compiled in the process that opens it.
     """
 
     name: str
@@ -76,10 +76,10 @@ class Engine(ABC):
         """Run the network once.
 
         Args:
-            inputs: every input by name, with the example's dtype, and its shape but for the dynamic axes.
+            inputs: every input by name, with the example's dtype and its shape except for dynamic axes.
 
         Returns:
-            Every output by name; float32 whatever the engine computes in.
+            Every output by name; always float32.
 
         Raises:
             EngineError: the engine could not run these inputs.
@@ -91,7 +91,7 @@ class Backend(Protocol):
 
     Attributes:
         name: what `--engine` calls it.
-        precisions: what it can compute in on this machine, best supported first.
+        precisions: supported on this machine, best supported first.
         cached: whether the compiled form is worth keeping on disk.
     """
 
@@ -100,11 +100,11 @@ class Backend(Protocol):
     cached: bool
 
     def missing(self) -> str | None:
-        """What this machine lacks to run it, and how to get it; None if it can run."""
+        """What this machine lacks to run it, and how to install that; None if it can run."""
         ...
 
     def versions(self) -> dict[str, str]:
-        """Everything outside the network that a compiled form depends on: libraries, device, driver."""
+        """Everything besides the network that a compiled form depends on: libraries, device, driver."""
         ...
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
@@ -125,9 +125,9 @@ class Backend(Protocol):
 
 
 def padded(array: Array) -> Array:
-    """Rows up to the next power of two, the last one repeated: few sizes need contexts, buffers and graphs.
+    """Pad to the next power of two by repeating the last row, so that few sizes need contexts, buffers and graphs.
 
-    More rows than an engine takes stay as they are, for it to refuse.
+    Batches larger than an engine takes are returned unchanged; the engine rejects them.
     """
     rows = len(array)
     size = 1 << max(rows - 1, 0).bit_length()
@@ -137,7 +137,7 @@ def padded(array: Array) -> Array:
 
 
 def check_inputs(network: Network, inputs: Mapping[str, Array]) -> None:
-    """Refuse inputs that do not fit the network.
+    """Reject inputs that do not fit the network.
 
     Raises:
         EngineError: an input is missing, or has another dtype or number of axes.

@@ -1,9 +1,9 @@
-"""Compiled forms on disk: found, verified, or compiled again.
+"""On-disk cache of compiled networks.
 
 An entry is a folder named by the SHA-256 of everything that the compiled form depends on. It holds the backend's
-files, `golden.npz`, and `manifest.json` with a hash of every file. An entry is made beside its place and moved there
-when it is whole, under a lock that the system releases when its owner dies. Opening it checks the hashes, and that the
-engine reproduces the golden outputs.
+files, `golden.npz`, and `manifest.json` with a hash of every file. An entry is built next to its final place and
+renamed when complete, under a lock that the system releases if its owner dies. Opening it checks the hashes and
+that the engine reproduces the golden outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from mien.engines.apart import do_apart
+from mien.engines.apart import compile_in_subprocess
 from mien.engines.base import Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
@@ -41,7 +41,7 @@ MOST_ENTRIES, MOST_BYTES = 64, 1 << 30
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """The manifest of an entry. `files` maps name to SHA-256; the key is made of `identity`."""
+    """The manifest of an entry. `files` maps name to SHA-256; the key is the hash of `identity`."""
 
     format: int
     identity: dict[str, str]
@@ -64,18 +64,18 @@ class Cache:
     """The folder with all compiled forms.
 
     Args:
-        root: the folder; by default "engines" in mien's cache folder of this user. A root that cannot be written
-            to is replaced by a temporary one, with a warning.
+        root: the folder; default: "engines" in the user's mien cache folder. If it is not writable, a temporary folder
+            is used instead, with a warning.
     """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or platformdirs.user_cache_path("mien") / "engines"
 
     def open(self, network: Network, backend: Backend, precision: Precision, threads: int) -> Engine:
-        """The network as an engine of `backend` that has just reproduced the golden outputs.
+        """Open the network on `backend`, compiling it on a miss, and verify it against the golden outputs.
 
         Raises:
-            EngineError: the backend cannot compile or run this network, or gives other numbers than the reference.
+            EngineError: the backend cannot compile or run this network, or deviates from the reference.
         """
         if not backend.cached:
             return backend.load(network, precision, self.root, threads)
@@ -85,7 +85,7 @@ class Cache:
         key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
         root = self.writable_root()
         if not (root / key / MANIFEST).is_file():
-            do_apart([network], backend.name, precision, threads, root)
+            compile_in_subprocess([network], backend.name, precision, threads, root)
         try:
             with filelock.FileLock(root / f"{key}.lock", timeout=LOCK_TIMEOUT_S):
                 return _open_locked(root / key, identity, network, backend, precision, threads)
@@ -93,7 +93,7 @@ class Cache:
             raise EngineError(f"another process has been compiling {network.name!r} for too long") from error
 
     def write_choice(self, path: Path, choice: msgspec.Struct) -> None:
-        """Store what was measured, all at once; a folder that cannot be written costs a new measurement."""
+        """Store a benchmark result atomically; if the folder is not writable, it is measured again next time."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, msgspec.json.format(msgspec.json.encode(choice)))
@@ -101,7 +101,7 @@ class Cache:
             log.warning("cannot remember the measured engine: %s", error)
 
     def entries(self) -> list[Entry]:
-        """Whole entries, without opening them."""
+        """Complete entries, without opening them."""
         found = []
         for folder in sorted(self.root.glob("*/")):
             manifest = _read_manifest(folder)
@@ -125,7 +125,7 @@ class Cache:
         return disk_use(self.root)
 
     def clear(self) -> int:
-        """Remove everything; the number of bytes freed. Engines that are open keep running."""
+        """Remove everything and return the bytes freed. Open engines keep running."""
         if not self.root.is_dir():
             return 0
         size = self.size()
@@ -137,7 +137,7 @@ class Cache:
         return size
 
     def writable_root(self) -> Path:
-        """The folder, or a temporary one with a warning."""
+        """The folder, or a temporary one (with a warning) if it is not writable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -149,7 +149,7 @@ class Cache:
 
 
 def identify(network: Network, backend: Backend, precision: Precision) -> dict[str, str]:
-    """All that a compiled form depends on."""
+    """Everything that a compiled form depends on."""
     return {
         "format": str(FORMAT),
         "network": network.name,
@@ -165,7 +165,7 @@ def identify(network: Network, backend: Backend, precision: Precision) -> dict[s
 
 @functools.cache
 def machine() -> str:
-    """The processor and system, as far as compiled code may depend on them."""
+    """Processor and system, as far as compiled code may depend on them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         wanted = ("model name", "flags", "Features", "CPU part")
@@ -190,7 +190,7 @@ def _open_locked(
             log.warning("the compiled form of %r cannot be used (%s); compiling it anew", network.name, error)
             shutil.rmtree(folder, ignore_errors=True)
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
         partial.mkdir(parents=True)
         _compile(partial, identity, network, backend, precision, threads)
@@ -201,7 +201,7 @@ def _open_locked(
     except OSError as error:
         raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # an entry that cannot be used now cannot be used later
+        shutil.rmtree(folder, ignore_errors=True)  # unusable now, so unusable later
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -214,7 +214,7 @@ def _compile(
 
     from mien.engines.torch_eager import build_module, make_golden
 
-    # More threads than asked for would wait for each other, and for every other process of the session.
+    # More threads than requested would contend with each other and with the session's other processes.
     torch.set_num_threads(threads)
     started = time.perf_counter()
     log.info("compiling %r for %s in %s", network.name, backend.name, precision)
@@ -243,9 +243,9 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
 
 
 def disk_use(root: Path) -> int:
-    """Bytes of the files below a folder; a file with several names counts once."""
+    """Bytes of the files below a folder; hard links count once."""
     sizes: dict[tuple[int, int], int] = {}
-    for place, _, names in os.walk(root):  # which passes over folders that another process removes meanwhile
+    for place, _, names in os.walk(root):  # os.walk skips folders that another process removes meanwhile
         for name in names:
             with contextlib.suppress(OSError):
                 found = os.lstat(os.path.join(place, name))
@@ -255,7 +255,7 @@ def disk_use(root: Path) -> int:
 
 
 def remove_oldest(root: Path, marker: str, most: int, most_bytes: int) -> None:
-    """Remove folders below `root` whose file `marker` was touched longest ago, until the bounds hold.
+    """Evict the folders below `root` whose file `marker` was touched longest ago, until the limits hold.
 
     The newest one stays, however large it is.
     """
@@ -274,7 +274,7 @@ def _prune(root: Path) -> None:
 
 
 def _share_files(folder: Path, root: Path) -> None:
-    """Link files that another entry has too, byte for byte: versions often differ in one file."""
+    """Hard-link files that another entry holds too: versions often differ in one file."""
     manifest = _read_manifest(folder)
     if manifest is None:
         return
@@ -284,7 +284,7 @@ def _share_files(folder: Path, root: Path) -> None:
         known |= {digest: path.parent / name for name, digest in (other.files if other else {}).items()}
     for name, digest in manifest.files.items():
         twin = known.get(digest)
-        # A damaged file, or one on a disk without links, stays.
+        # Skip damaged files and file systems without hard links.
         with contextlib.suppress(OSError):
             if twin is not None and sha256_of(twin) == digest:
                 linked = folder / f".{name}.link"

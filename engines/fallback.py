@@ -1,4 +1,4 @@
-"""An engine that is replaced when it fails, at the start or during a stream."""
+"""An engine that falls back to the next one when it fails, at start-up or in mid-stream."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mien.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-IN_PLACE_OF = "in place of "  # begins the reason of a replacement
+IN_PLACE_OF = "in place of "  # prefix of a fallback's reason
 
 
 class FallbackEngine(Engine):
-    """The first of several engines that opens; when it fails on valid inputs, the next one.
+    """The first of several engines that opens, with the rest as fallbacks if it fails on valid inputs.
 
-    A GPU that runs out of memory, or is removed, ends neither a stream nor a worker: the next engine gets the same
-    inputs at once, and `id` and `reason` name it from then on.
+    A GPU that runs out of memory or is removed ends neither a stream nor a worker: the next engine gets the same
+    inputs at once, and `id` and `reason` describe it from then on.
 
     Args:
-        network: that all of them run.
-        candidates: a name each, and how to open it; a later one is opened only when it is needed.
+        network: run by all of them.
+        candidates: a name each, and how to open it; opened only when needed.
         reason: why the first one was chosen.
 
     Raises:
@@ -40,9 +40,9 @@ class FallbackEngine(Engine):
         try:
             return self._engine.infer(inputs)
         except EngineError as error:
-            check_inputs(self.network, inputs)  # a fault of the caller is no reason for another engine
+            check_inputs(self.network, inputs)  # a caller's mistake must not trigger a fallback
             self._note(self.id, error)
-        # Outside the handler, whose traceback holds on to the memory of what failed.
+        # Outside the handler, whose traceback keeps the failed engine's memory alive.
         self._engine = self._open_next()
         self.id = self._engine.id
         return self.infer(inputs)
@@ -53,10 +53,10 @@ class FallbackEngine(Engine):
         return self._engine
 
     def give_up(self, error: EngineError) -> None:
-        """Switch to the next engine, after the current one failed where it was used directly.
+        """Switch to the next engine, after a caller that used the current one directly saw it fail.
 
         Raises:
-            EngineError: there is no other.
+            EngineError: there is none left.
         """
         self._note(self.id, error)
         self._engine = self._open_next()

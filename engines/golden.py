@@ -1,7 +1,7 @@
-"""Golden inputs and outputs, which prove that a compiled form equals its network.
+"""Golden inputs and outputs that prove a compiled form equal to its network.
 
-Inputs are derived from the network's example; outputs are the torch reference's, stored when the network is compiled.
-No engine is used before it has reproduced them.
+Inputs are derived from the network's example; outputs are computed by the torch reference at compile time. No
+engine is used before it has reproduced them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mien.errors import EngineError
 
 FP32_TOLERANCE = 1e-4
 REDUCED_TOLERANCE = 0.01  # of the output's standard deviation
-# Which counts as at least so much: windows drawn at random may all get about the same answer, and a thousandth of a
-# sentiment from -3 to 3, or of a probability, is nothing that anybody sees.
+# Lower bound of that deviation: random windows may all get about the same answer, and a thousandth of a sentiment
+# from -3 to 3, or of a probability, is invisible to users.
 LEAST_DEVIATION = 0.1
-# Golden cases are few: engines in reduced precision that need more than this share of the tolerance here needed more
-# than all of it on recordings.
+# There are few golden cases: reduced-precision engines that used more than this share of the tolerance here exceeded
+# it on real recordings.
 REDUCED_GATE = 0.5
 ROWS = 4
 
@@ -28,10 +28,10 @@ Case = dict[str, Array]
 
 
 def golden_inputs(network: Network) -> list[Case]:
-    """The example, and one variation of it in which every dynamic axis has another size.
+    """The example, and a variation of it with another size on every dynamic axis.
 
-    The variation's rows differ from each other: an engine that mixes up rows, or that froze the example's size, cannot
-    reproduce them. Where there are masks, each of the rows after the first has one input masked as a whole.
+    The variation's rows all differ: an engine that mixes up rows, or baked in the example's size, cannot reproduce
+    them. If there are masks, each row after the first has one input fully masked.
     """
     sizes: dict[str, int] = {}
     for name, axes in network.dynamic.items():
@@ -53,7 +53,7 @@ def golden_inputs(network: Network) -> list[Case]:
             varied[name] = array
             masks.append(name)
         else:
-            # Each feature by as much as it varies itself: their scales may lie far apart.
+            # Scaled to each feature's own deviation: their scales may be far apart.
             spread = array.std(tuple(range(array.ndim - 1)), keepdims=True)
             noise = random.standard_normal(array.shape) * np.where(spread > 0, spread, 1.0)
             varied[name] = (array + noise).astype(array.dtype)
@@ -64,10 +64,10 @@ def golden_inputs(network: Network) -> list[Case]:
 
 
 class Golden:
-    """Inputs, and the outputs of the reference.
+    """Inputs, and the reference's outputs.
 
     Args:
-        inputs: one mapping a case. outputs: one mapping a case, by output name.
+        inputs: one mapping per case. outputs: one mapping per case, by output name.
     """
 
     def __init__(self, inputs: Sequence[Case], outputs: Sequence[Case]) -> None:
@@ -82,10 +82,10 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path) -> Golden:
-        """Read a file of `save`.
+        """Read a file written by `save`.
 
         Raises:
-            OSError, ValueError, KeyError: the file is not one.
+            OSError, ValueError, KeyError: not such a file.
         """
         sides: dict[str, dict[int, Case]] = {"in": {}, "out": {}}
         with np.load(path, allow_pickle=False) as arrays:
@@ -96,10 +96,10 @@ class Golden:
         return cls(ordered["in"], ordered["out"])
 
     def check(self, engine: Engine, precision: Precision) -> float:
-        """The largest difference from the reference, as a share of the tolerance.
+        """The largest difference from the reference, as a fraction of the tolerance.
 
         Raises:
-            EngineError: the engine gives other numbers than the reference, or none.
+            EngineError: the engine fails or deviates from the reference.
         """
         worst = 0.0
         results = [engine.infer(case) for case in self.inputs]
@@ -124,7 +124,7 @@ class Golden:
 
 
 def tolerance(reference: Sequence[Array], precision: Precision) -> float:
-    """How far an output may be off: 1e-4 in float32; reduced, 1 % of its deviation, or of `LEAST_DEVIATION`."""
+    """Permitted deviation: 1e-4 in float32; reduced, 1 % of the standard deviation, at least of `LEAST_DEVIATION`."""
     values = np.concatenate([array.ravel() for array in reference]).astype(np.float64)
     if precision == "fp32":
         return FP32_TOLERANCE * max(1.0, float(values.std()))

@@ -1,4 +1,4 @@
-"""Base of engines on a GPU: memory, and often a CUDA graph, for each set of input shapes."""
+"""Base of GPU engines: device memory, and often a CUDA graph, per set of input shapes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_SHAPES = MAX_BATCH.bit_length() + 2  # for which memory and graphs are kept: every power of two, and two others
+MAX_SHAPES = MAX_BATCH.bit_length() + 2  # cached: every power of two, and two others
 
 
 class GpuEngine(Engine):
-    """An engine with bindings for the most recent shapes.
+    """An engine with bindings for the most recently used shapes.
 
     Args:
         device: "cuda"; "cpu" computes the same without a GPU, for tests.
 
     Attributes:
-        uses_graph: whether the last inference was the replay of a CUDA graph; None before the first.
+        uses_graph: whether the last inference replayed a CUDA graph; None before the first.
 
     Raises:
         RuntimeError: CUDA cannot start.
@@ -41,17 +41,17 @@ class GpuEngine(Engine):
         super().__init__(id, network)
         self.device = device
         self.uses_graph: bool | None = None
-        # Not the default stream: it waits for every other one of the process, and cannot be captured.
+        # Not the default stream: it synchronises with all others of the process and cannot be captured.
         self.stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], GpuBinding] = OrderedDict()
         self._is_batched = all(0 in network.dynamic.get(name, {}) for name in network.example)
 
     @abstractmethod
     def bind(self, arrays: Sequence[Array]) -> GpuBinding:
-        """Memory for inputs of these shapes.
+        """Allocate memory for inputs of these shapes.
 
         Raises:
-            RuntimeError: out of memory, or a shape that the engine does not take.
+            RuntimeError: out of memory, or a shape that the engine does not support.
         """
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -73,10 +73,10 @@ class GpuEngine(Engine):
         return dict(zip(self.network.outputs, results, strict=True))
 
     def binding_for(self, rows: int) -> GpuBinding:
-        """Inputs and outputs in the GPU's memory for so many rows, for callers that have their data there.
+        """Device inputs and outputs for that many rows, for callers whose data is on the GPU already.
 
         Raises:
-            RuntimeError: out of memory, or more rows than the engine takes.
+            RuntimeError: out of memory, or more rows than the engine supports.
         """
         return self._binding([np.broadcast_to(a[:1], (rows, *a.shape[1:])) for a in self.network.example.values()])
 
@@ -92,15 +92,15 @@ class GpuEngine(Engine):
 
 
 class GpuBinding:
-    """Everything for one set of input shapes: host and device memory, and the graph once there is one.
+    """State for one set of input shapes: host and device memory, and the graph once captured.
 
     Args:
         name: of the network. inputs: in device memory. graphs: False launches kernels one by one.
-        capture_after: inferences before the kernels are captured: a capture takes as long as many of them.
+        capture_after: inferences before the kernels are captured: a capture costs as much as many of them.
 
     Attributes:
         inputs: what the kernels read. outputs: what they wrote last.
-        graph: kernels as one; None where they are launched one by one.
+        graph: the captured kernels; None while they are launched one by one.
     """
 
     def __init__(self, name: str, inputs: Sequence[torch.Tensor], *, graphs: bool, capture_after: int) -> None:
@@ -115,12 +115,12 @@ class GpuBinding:
         self._host_inputs = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in inputs]
         self._host_outputs: list[torch.Tensor] = []
         if pinned:
-            # What was allocated on the default stream must be there before another one uses it.
+            # Memory allocated on the default stream must be ready before another stream uses it.
             torch.cuda.current_stream().synchronize()
 
     @abstractmethod
     def launch(self) -> tuple[torch.Tensor, ...]:
-        """Start the kernels, on the current stream. Their outputs, which the next call may overwrite."""
+        """Launch the kernels on the current stream. Returns their outputs, which the next call may overwrite."""
 
     def put(self, arrays: Sequence[Array]) -> None:
         """Copy inputs from the host, on the current stream."""
@@ -129,7 +129,7 @@ class GpuBinding:
             device.copy_(host, non_blocking=True)
 
     def run(self) -> tuple[torch.Tensor, ...]:
-        """One inference of what is in `inputs`, on the current stream; outputs as `launch`."""
+        """Run one inference on `inputs`, on the current stream; outputs as for `launch`."""
         import torch
 
         with torch.no_grad():
@@ -143,7 +143,7 @@ class GpuBinding:
         return self.outputs
 
     def warm_up(self) -> None:
-        """Run until there is a graph, if there is to be one, on the current stream."""
+        """Run on the current stream until the graph is captured, if one is wanted."""
         for _ in range(max(self._until_capture, 0) + 1):
             self.run()
 
@@ -161,18 +161,18 @@ class GpuBinding:
         return [host.numpy().astype(np.float32) for host in self._host_outputs]
 
     def _capture(self) -> None:
-        """Make a graph of the kernels, and keep it if it gives the same numbers."""
+        """Capture the kernels as a graph, and keep it if it reproduces their numbers."""
         import torch
 
         captured, given = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in self.inputs]
         plain = [tensor.clone() for tensor in self.launch()]
         torch.cuda.synchronize()
         try:
-            # On a stream of its own, since a failed capture may leave it unusable.
+            # On its own stream, since a failed capture may leave the stream unusable.
             capturing = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             with torch.cuda.graph(captured, stream=capturing, capture_error_mode="thread_local"):
                 self.outputs = self.launch()
-            # So that work that the graph does not repeat shows.
+            # So that stale outputs show if the graph fails to recompute them.
             for tensor in (*self.inputs, *self.outputs):
                 tensor.fill_(7)
             torch.cuda.synchronize()
@@ -197,7 +197,7 @@ class GpuBinding:
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
-    """What is started inside goes to that stream; to none without a GPU."""
+    """Context for launching work on that stream; a no-op without a GPU."""
     import torch
 
     return torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()

@@ -1,6 +1,6 @@
-"""Windows and encodings of all sessions in a GPU's memory: only new rows are copied, at once for each batch.
+"""All sessions' windows and encodings in GPU memory: only new rows are copied, once per batch.
 
-Kernels of all parts run on one stream, one after the other; the host waits once, for the answers.
+All kernels run in order on one stream; the host synchronises once, for the results.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mien.messages import Bool, Float32, Int64
 if TYPE_CHECKING:
     import torch
 
-_ALIGNED = 16  # bytes: a tensor may begin there whatever its type
+_ALIGNED = 16  # bytes: alignment that suits every tensor type
 
 
 class GpuWindows:
-    """The windows of sessions in the memory of a GPU.
+    """The sessions' windows in GPU memory.
 
     Args:
         windows: in host memory. encoders: by modality. fusion: of their outputs.
@@ -41,13 +41,13 @@ class GpuWindows:
 
         self._windows, self._encoders, self._fusion = windows, encoders, fusion
         self._parcel = _Parcel(fusion.device)
-        nothing = windows.places  # the place of a window in which nothing was observed
+        nothing = windows.places  # index of a window in which nothing was observed
         self._rows: dict[str, torch.Tensor] = {}
         self._hidden: dict[str, torch.Tensor] = {}
         self._observed: dict[str, torch.Tensor] = {}
         for name, track in windows.tracks.items():
             kept = track.means if isinstance(track, Ring) else track.features
-            # Behind all rows those of last slots that are seen in part.
+            # Behind all rows: the rows for last slots that are only partly visible.
             self._rows[name] = torch.zeros(kept[..., 0].size + MAX_BATCH, track.spec.dim, device=fusion.device)
             self._rows[name][: kept[..., 0].size] = torch.from_numpy(kept.reshape(-1, track.spec.dim))
             self._hidden[name] = torch.zeros(nothing + 1, slots, dim, device=fusion.device)
@@ -64,7 +64,7 @@ class GpuWindows:
                 self._hidden[name][nothing], self._observed[name][nothing] = hidden[0], observed[0]
 
     def warm_up(self) -> None:
-        """Make memory and CUDA graphs for batches of every size that may come.
+        """Allocate memory and capture CUDA graphs for every possible batch size.
 
         Raises:
             EngineError: the GPU is out of memory.
@@ -82,12 +82,12 @@ class GpuWindows:
         """Predictions for sessions.
 
         Args:
-            look: of at most `MAX_BATCH` sessions. observed: per modality by place, whether its window shows anything;
-                brought up to date for what is encoded.
-            at: per modality (B,), the places of encodings: the last one for a modality that is absent.
+            look: of at most `MAX_BATCH` sessions. observed: per modality by place, whether its window holds anything;
+                updated for what is encoded.
+            at: per modality (B,), the places of encodings: the last one for a missing modality.
 
         Returns:
-            outputs of the fusion, B rows each.
+            Outputs of the fusion, B rows each.
 
         Raises:
             EngineError: the GPU is out of memory, or lost.
@@ -143,7 +143,7 @@ class GpuWindows:
         self._parcel.add(f"{name}.values", values)
 
     def _pack_windows(self, name: str, track: Ring | Snapshots, places: Int64, ends_ns: Int64) -> Float32:
-        """Add the positions of windows to the parcel. Returns their mask."""
+        """Add the windows' positions to the parcel. Returns their mask."""
         if isinstance(track, Ring):
             flat, mask, partial = track.find(places, ends_ns)
             behind = len(self._rows[name]) - MAX_BATCH
@@ -178,7 +178,7 @@ class GpuWindows:
 
 
 class _Parcel:
-    """Arrays of any kind in one piece of page-locked memory, which goes to the GPU in one copy."""
+    """Arrays of any dtype in one pinned buffer, sent to the GPU in one copy."""
 
     def __init__(self, device: str) -> None:
         self._device, self._arrays = device, dict[str, Array]()
@@ -192,11 +192,11 @@ class _Parcel:
         return self._sent[name]
 
     def add(self, name: str, array: Array) -> None:
-        """One more array for the next copy."""
+        """Add an array to the next copy."""
         self._arrays[name] = array
 
     def send(self) -> None:
-        """Copy all that was added, on the current stream; overwrites the previous copy."""
+        """Copy everything added, on the current stream; overwrites the previous copy."""
         import torch
 
         places, size = [], 0

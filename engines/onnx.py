@@ -1,8 +1,8 @@
 """ONNX Runtime: the default on a CPU, and on CUDA where its GPU build is installed.
 
-The TorchScript exporter is taken first: it keeps one LSTM operator per `nn.LSTM` as the newer one does, runs equally
-fast, and exports in a tenth of the time. Networks that it cannot trace go through `torch.export`. The graph is
-optimised when it is compiled, not when it is loaded.
+The TorchScript exporter is tried first: like the newer one it keeps one LSTM operator per `nn.LSTM`, its graph runs
+equally fast, and it takes a tenth of the time. Networks that it cannot trace go through `torch.export`. The graph is
+optimised at compile time, not at load time.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with GELU as one operator
 MODEL = "model.onnx"
-_AT_ONCE = 8  # windows a run on a CPU: 16 are no faster, 32 slower for want of cache, and each takes 4 MB while it runs
+_CPU_BATCH = 8  # windows per run on a CPU: 16 are no faster, 32 miss the cache; each takes 4 MB while it runs
 
 
 class OnnxEngine(Engine):
-    """A session of ONNX Runtime. Larger batches than `at_once` are run in parts."""
+    """An ONNX Runtime session. Batches larger than `at_once` are split."""
 
     def __init__(self, id: str, network: Network, session: Any, at_once: int) -> None:
         super().__init__(id, network)
         self._session, self._at_once = session, at_once
         self._names = list(network.outputs)
-        # What the exporter found to be without effect on any output is no input of the graph.
+        # The exporter drops inputs that affect no output.
         self._inputs = [value.name for value in session.get_inputs()]
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -50,12 +50,12 @@ class OnnxEngine(Engine):
             runs = [self._session.run(self._names, part) for part in self._in_parts(given)]
             values = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
         except Exception as error:
-            # ONNX Runtime raises classes of its own without a common public base.
+            # ONNX Runtime's exceptions have no common public base.
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
         return dict(zip(self._names, values, strict=True))
 
     def _in_parts(self, inputs: dict[str, Array]) -> list[dict[str, Array]]:
-        """The inputs, a large batch of them cut up."""
+        """The inputs, with large batches split."""
         count = max((len(array) for array in inputs.values()), default=0)
         if count <= self._at_once or any(self.network.dynamic.get(name, {}).get(0) != "batch" for name in inputs):
             return [inputs]
@@ -96,14 +96,14 @@ class OnnxBackend:
         }
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
-        del precision  # there is one
+        del precision  # there is only one
         graph = export_graph(network, build_module(network))
         # Creating a session writes the optimised graph: fused, constant-folded, laid out for this CPU.
         self._open(graph, threads=1, optimised=folder / MODEL)
 
     def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         session = self._open((folder / MODEL).read_bytes(), threads, optimised=None)
-        at_once = _AT_ONCE if self.provider == "CPUExecutionProvider" else sys.maxsize
+        at_once = _CPU_BATCH if self.provider == "CPUExecutionProvider" else sys.maxsize
         return OnnxEngine(f"{self.name}-{precision}", network, session, at_once)
 
     def _open(self, model: bytes, threads: int, optimised: Path | None) -> Any:
@@ -112,10 +112,10 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A thread that spins while it waits takes the core that a capture worker needs.
+        # A spinning thread takes the core that a capture worker needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        options.log_severity_level = 4  # what fails is raised
+        options.log_severity_level = 4  # failures are raised, not logged
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
         if optimised:
@@ -166,9 +166,9 @@ def _export_traced(network: Network, module: nn.Module) -> bytes:
 
 
 def _without_zero_states(model: bytes) -> bytes:
-    """The graph without the states that its LSTMs begin with.
+    """The graph without its LSTMs' initial states.
 
-    They are zeros, made of the batch's shape each time, and an LSTM without states begins with zeros.
+    They are zeros, built from the batch's shape on each call; zeros are the default anyway.
     """
     import onnx
     from onnx import numpy_helper
@@ -204,7 +204,7 @@ def _export_captured(network: Network, module: nn.Module) -> bytes:
     shapes = tuple(
         {axis: dims[symbol] for axis, symbol in network.dynamic.get(name, {}).items()} for name in network.example
     )
-    # Capturing specialises an axis of size 1 to be always 1, so it is shown a larger one.
+    # Capturing specialises an axis of size 1 to be always 1, so a larger example is used.
     with _quiet_exporter():
         program = torch.onnx.export(
             module,
@@ -237,7 +237,7 @@ def _widened(argument: Any, axes: Mapping[int, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """What both exporters say about themselves on every call; what they may get wrong, the golden check finds."""
+    """Silence the exporters' warnings; the golden check catches real errors."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""OpenVINO: an alternative on CPUs, in float32 or, where the processor has it, bfloat16.
+"""OpenVINO: an alternative on CPUs, in float32 or, where the processor supports it, bfloat16.
 
-bfloat16 keeps 8 bits of a number. Whether that is enough is decided by the golden check, network by network.
+bfloat16 keeps 8 significant bits. The golden check decides per network whether that suffices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoEngine(Engine):
-    """A compiled model for any size of the dynamic axes, and one for exactly the example's, which runs faster."""
+    """A model compiled for dynamic axes, and one for exactly the example's shape, which is faster."""
 
     def __init__(self, id: str, network: Network, compiled: Any, compiled_example: Any) -> None:
         super().__init__(id, network)
@@ -38,7 +38,7 @@ class OpenVinoEngine(Engine):
         request = self._example_request if is_example else self._request
         try:
             request.infer({name: inputs[name] for name in self._names}, share_inputs=False)
-            # The request's memory belongs to the next call.
+            # The next call overwrites the request's memory.
             return {name: request.get_tensor(name).data.copy() for name in self.network.outputs}
         except RuntimeError as error:
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
@@ -92,17 +92,17 @@ class OpenVinoBackend:
 
 
 def _input_names(network: Network, model: Any) -> list[str]:
-    """The network's inputs that the model takes. A port may carry more names than the one it was exported by."""
+    """The network's inputs that the model kept. A port may have more names than the exported one."""
     names = {name for port in model.inputs for name in port.get_names()}
     return [name for name in network.example if name in names]
 
 
 def _openvino() -> Any:
-    # Where its telemetry package cannot be imported, OpenVINO goes without; else it forks a process that reports to
-    # Google Analytics, and that holds our sockets open for as long as it cannot reach it.
+    # Without its telemetry package OpenVINO skips telemetry; with it, it forks a process that reports to Google
+    # Analytics, and that holds our sockets open while it cannot connect.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     with warnings.catch_warnings():
-        # Its bindings rename classes on import and warn of it.
+        # Its bindings rename classes on import and warn about it.
         warnings.simplefilter("ignore", DeprecationWarning)
         import openvino
     return openvino

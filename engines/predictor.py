@@ -1,7 +1,7 @@
 """From windows to predictions, without repeated work.
 
-Pictures change thirty times a second, sound ten times, words once: a modality is encoded only when its window has
-changed. Streams that are due together share a batch.
+Video changes thirty times a second, audio ten times, words once: a modality is encoded only when its window has
+changed. Streams that are due at the same time share a batch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mien.errors import EngineError
 from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec
 from mien.models.checkpoint import Checkpoint
 
-MAX_BATCH = 32  # windows for one call of an engine on a CPU; more are predicted in turns
+MAX_BATCH = 32  # windows per call of a CPU engine; larger batches are split
 
 
 class Answer(NamedTuple):
-    """The prediction for one window: a row of `Answers`, in Python's numbers.
+    """The prediction for one window: a row of `Answers`, as Python numbers.
 
     Attributes:
         sentiment: -3 ... 3. emotions: probabilities, in the order of EMOTIONS. confidence: of the top emotion.
-        shares: of each modality in the model's order, summing to 1, exactly 0 for a missing one; all 0 when nothing
-            was observed.
-        is_observed: whether there was anything to predict from.
+        shares: of each modality in the model's order, summing to 1, exactly 0 for a missing one; all 0 if nothing was
+            observed.
+        is_observed: whether there was any input to predict from.
     """
 
     sentiment: float
@@ -59,9 +59,9 @@ class Answers(NamedTuple):
 
 
 class Encoded:
-    """Encodings of the windows of sessions, in host memory: hidden (places, S, d), observed (places, S).
+    """Encodings of the sessions' windows, in host memory: hidden (places, S, d), observed (places, S).
 
-    The last place is that of a window in which nothing was observed. `anything` (places,): whether anything was.
+    The last place is a window in which nothing was observed. `anything` (places,): whether anything was.
     """
 
     def __init__(self, places: int, slots: int, dim: int) -> None:
@@ -78,7 +78,7 @@ class Predictor:
         engine: "auto", or a name that `mien engines` lists. precision: "fp32", "fp16" or "bf16".
         threads: CPU threads for one inference.
         reuse: False encodes every modality of every window; the numbers are the same.
-        cache: folder of compiled forms; by default in mien's cache folder of this user.
+        cache: folder of compiled forms; default: in the user's mien cache folder.
 
     Attributes:
         specs: its modalities, by name.
@@ -119,12 +119,12 @@ class Predictor:
 
     @property
     def id(self) -> str:
-        """Checkpoint and engine. Changes when an engine fails and another one takes its place."""
+        """Checkpoint and engine. Changes when an engine fails and is replaced."""
         return f"{self.checkpoint.id}/{'+'.join(dict.fromkeys(part.id for part in self._parts()))}"
 
     @property
     def reason(self) -> str:
-        """Why this engine."""
+        """Why this engine was chosen."""
         return self.trouble or self._why or "; ".join(dict.fromkeys(part.reason for part in self._parts()))
 
     @property
@@ -142,10 +142,10 @@ class Predictor:
         """Predictions for the windows of the sessions of a process.
 
         Args:
-            windows: always the same object. look: that it returned.
+            windows: always the same object. look: returned by it.
 
         Raises:
-            EngineError: no engine can run them any more.
+            EngineError: no engine can run them any longer.
         """
         self.prepare(windows)
         if len(look.places) == 1 and self._gpu is None and not self._lost_gpu:
@@ -169,7 +169,7 @@ class Predictor:
         return _answers(fused, is_observed)
 
     def _predict_one(self, windows: Windows, look: Look) -> Answers:
-        """The same for one session on a CPU: with views, where arrays of places would cost more than they save."""
+        """`predict_look` for one session on a CPU: views, where index arrays would cost more than they save."""
         place, inputs, is_observed = int(look.places[0]), dict[str, Array](), False
         wanted = look.changed if self._reuse else look.present
         for name, track, there, new in zip(
@@ -185,14 +185,14 @@ class Predictor:
         return _answers(fused, np.array([is_observed]))
 
     def encode_ahead(self, windows: Windows, place: int, t_end_ns: int, heard: Collection[str]) -> None:
-        """Encode what has changed of a session's windows, before it is predicted: then the prediction need not.
+        """Encode a session's changed windows before its prediction is due, so that the prediction need not.
 
         Args:
-            windows: always the same object, as for `predict_look`. t_end_ns: of the prediction that is expected.
-            heard: the modalities that rows have come of.
+            windows: always the same object, as for `predict_look`. t_end_ns: of the expected prediction.
+            heard: the modalities that new rows came for.
 
         Raises:
-            EngineError: no engine can run them any more.
+            EngineError: no engine can run them any longer.
         """
         self.prepare(windows)
         if not self._reuse or self._gpu is not None or self._lost_gpu:
@@ -205,7 +205,7 @@ class Predictor:
         return [*self._encoders.values(), self._fusion]
 
     def prepare(self, windows: Windows) -> None:
-        """Prepare to predict from these windows, which takes seconds on a GPU; `predict_look` does it if needed."""
+        """Warm up for these windows, which takes seconds on a GPU; `predict_look` does it if needed."""
         if self._windows is windows:
             return
         self._windows = windows
@@ -228,7 +228,7 @@ class Predictor:
                 self._leave_gpu(error)
 
     def _predict_on_gpu(self, look: Look, at: Mapping[str, Int64]) -> dict[str, Array] | None:
-        """Outputs of the fusion; None if there is no GPU, or no longer."""
+        """Outputs of the fusion; None if there is no GPU, or it was lost."""
         if self._gpu is None:
             return None
         anything = {name: encoded.anything for name, encoded in self._encoded.items()}
@@ -247,7 +247,7 @@ class Predictor:
         return {name: np.concatenate(pieces) for name, pieces in zip(OUTPUTS, zip(*parts, strict=True), strict=True)}
 
     def _leave_gpu(self, error: EngineError) -> None:
-        """Switch to the next engines, and to windows in host memory."""
+        """Fall back to the next engine, with windows in host memory."""
         self._gpu, self._lost_gpu = None, True
         for part in self._parts():
             part.give_up(error)
@@ -269,7 +269,7 @@ class Predictor:
         self._encoded[name].anything[places] = mask.any(1)
 
     def _fuse_on_host(self, at: Mapping[str, Int64], observed: Int64) -> dict[str, Array]:
-        """Outputs of the fusion for those of the batch in which anything is observed, zeros for the others."""
+        """Outputs of the fusion for batch items with any observation, zeros for the others."""
         fused = self._nothing(len(next(iter(at.values()))))
         for first in range(0, len(observed), MAX_BATCH):
             part = observed[first : first + MAX_BATCH]

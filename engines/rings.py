@@ -1,9 +1,9 @@
 """The windows of all sessions of a process: each row is written once, and a batch of windows is one gather.
 
-A row never changes its slot, so a modality of instants is kept as a ring over slots, all sessions in one array: a row
-that arrives changes one slot, and a window is a stretch of the ring. What was written since the last look tells whether
-a window has changed; arrays are not compared. Windows equal those of `mien.windowing.place_rows` for the same rows in
-the order of their times, to the last bit. Words are kept in `mien.engines.snapshots`.
+A row never changes its slot, so a timestamped modality is a ring over slots, all sessions in one array: a new row
+changes one slot, and a window is a slice of the ring. Whether a window has changed is known from the writes since the
+last look, without comparing arrays. Windows are bit-equal to those of `mien.windowing.place_rows` for the same rows in
+time order. Words are kept in `mien.engines.snapshots`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _HOP_NS = 100 * NS_PER_MS  # dense modalities advance in these steps: their enco
 
 
 class Ring:
-    """Rows of instants of many sessions.
+    """Timestamped rows of many sessions.
 
     Args:
-        spec: the modality. places: how many sessions there is room for. span_ns: how much time is kept of each.
+        spec: the modality. places: session capacity. span_ns: how much time is kept of each.
 
     Attributes:
-        means: (places, width, dim), the mean of the rows of a slot. Slot k lies at k modulo capacity, and the first
-            ones once more behind the last, so that every window is one stretch.
+        means: (places, width, dim), the mean of each slot's rows. Slot k is at k modulo capacity, and the first
+            ones are repeated after the last, so that every window is contiguous.
         version: (places,), a number that changes with the window.
-        written: flat numbers (place x width + position) of slots written since the list was last emptied; None
+        written: flat indices (place x width + position) of slots written since the list was last emptied; None
             until a list is set.
     """
 
@@ -46,17 +46,17 @@ class Ring:
         self.version = np.zeros(places, np.int64)
         self.written: list[int] | None = None
         self._slots = np.full((places, self.width), NEVER, np.int64)
-        self._newest_ns = np.full((places, self.capacity), NEVER, np.int64)  # of the rows of a slot
+        self._newest_ns = np.full((places, self.capacity), NEVER, np.int64)  # of each slot's rows
         self._latest_ns = np.full(places, NEVER, np.int64)  # of all rows
         self._looked = np.full(places, NEVER, np.int64)  # last slot of the window looked at; NEVER if it has changed
-        # Slots of several rows: their times and rows in order, for one that comes late, or is not to be seen yet.
+        # Slots of several rows: their times and rows in order, for late rows and rows not yet visible.
         self._crowded: list[dict[int, list[tuple[int, int, Float32]]]] = [{} for _ in range(places)]
         self._back = np.arange(1 - spec.steps, 1)
-        # Sparse rows (video) are looked at up to the instant, dense ones up to the last whole hop.
+        # Sparse rows (video) are visible up to the instant, dense ones up to the last whole hop.
         self._hop_ns = 0 if self.slot_ns >= _HOP_NS else _HOP_NS
 
     def clear(self, place: int) -> None:
-        """Forget a session's rows."""
+        """Drop a session's rows."""
         self._slots[place] = self._newest_ns[place] = NEVER
         self._latest_ns[place] = self._looked[place] = NEVER
         self._crowded[place].clear()
@@ -71,14 +71,14 @@ class Ring:
             at = slot & (self.capacity - 1)
             held = slots[at]
             if held > slot:
-                continue  # older than all that is kept
+                continue  # older than the ring's span
             if held == slot:
                 self._join(place, at, slot, t_ns, row)
             else:
                 if crowded:
                     crowded.pop(int(held), None)
                 slots[at] = slot
-                # Not a copy: a sum that begins with 0 makes no negative zero.
+                # Not a copy: adding to 0 turns negative zero into zero.
                 np.add(row, np.float32(0.0), out=self.means[place, at])
                 self._newest_ns[place, at] = t_ns
             if slot <= self._looked[place]:
@@ -94,10 +94,10 @@ class Ring:
                 self.written.append(place * self.width + at)
 
     def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
-        """Ends (B,) of the windows that are seen at `t_end_ns` (B,), and which have changed since the last look."""
+        """Ends (B,) of the windows visible at `t_end_ns` (B,), and which have changed since the last look."""
         ends = t_end_ns if not self._hop_ns else t_end_ns // self._hop_ns * self._hop_ns - 1
         last = ends // self.slot_ns
-        # A slot whose newest row lies beyond the end is seen in part, and next time perhaps in full.
+        # A slot whose newest row lies beyond the end is partly visible, and may be complete next time.
         partial = self._is_partial(places, last, ends)
         changed = (self._looked[places] != last) | partial
         self._looked[places] = np.where(partial, NEVER, last)
@@ -105,11 +105,11 @@ class Ring:
         return ends, changed
 
     def find(self, places: Int64, ends_ns: Int64) -> tuple[Int64, Float32, dict[int, Float32]]:
-        """Where windows lie.
+        """Locate windows.
 
         Returns:
-            flat numbers of slots (B, steps), mask (B, steps), and what stands in the last slot of those windows that
-            end before its newest row.
+            flat indices of slots (B, steps), mask (B, steps), and the last slot's values for those windows that end
+            before its newest row.
         """
         last = ends_ns // self.slot_ns
         slots = last[:, None] + self._back
@@ -127,7 +127,7 @@ class Ring:
     def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
         """The windows of `places` (B,) up to `ends_ns` (B,): features (B, steps, dim) and mask (B, steps).
 
-        They are in `out`, or a view of what is kept, or arrays of their own: to be read before the next row comes.
+        The result is `out`, or a view of the ring, or fresh arrays: read it before the next write.
         """
         if len(places) == 1 and (window := self._view(int(places[0]), int(ends_ns[0]))) is not None:
             return window[None], np.ones((1, self.spec.steps), np.float32)
@@ -142,7 +142,7 @@ class Ring:
         return features, mask
 
     def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
-        """Time of the newest row up to `t_end_ns` (B,) that is in the window there, NEVER if there is none."""
+        """Time of the newest row up to `t_end_ns` (B,) within the window, NEVER if there is none."""
         newest = self._latest_ns[places]
         for index in np.flatnonzero(newest > t_end_ns).tolist():
             newest[index] = self._newest_until(int(places[index]), int(t_end_ns[index]))
@@ -150,7 +150,7 @@ class Ring:
         return newest
 
     def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
-        """`look` and `newest_ns` of one session, where numpy's calls cost more than what they do."""
+        """`look` and `newest_ns` of one session, where numpy's call overhead dominates."""
         end_ns = t_end_ns if not self._hop_ns else t_end_ns // self._hop_ns * self._hop_ns - 1
         last = end_ns // self.slot_ns
         at = last & (self.capacity - 1)
@@ -165,7 +165,7 @@ class Ring:
         return end_ns, changed, newest_ns if newest_ns > t_end_ns - WINDOW_NS else NEVER
 
     def _view(self, place: int, end_ns: int) -> Float32 | None:
-        """A window in place, (steps, dim); None where it is not whole."""
+        """A view of a window, (steps, dim); None if it has gaps."""
         last = end_ns // self.slot_ns
         begin = (last - self.spec.steps + 1) & (self.capacity - 1)
         end = begin + self.spec.steps
@@ -182,7 +182,7 @@ class Ring:
         return partial
 
     def _join(self, place: int, at: int, slot: int, t_ns: int, row: Float32) -> None:
-        """One more row of a slot that has one."""
+        """Add a row to a slot that has one already."""
         mean = self.means[place, at]
         rows = self._crowded[place].get(slot)
         if rows is None:
@@ -199,7 +199,7 @@ class Ring:
         return self._crowded[place].get(slot, single)
 
     def _mean_until(self, place: int, end_ns: int) -> Float32 | None:
-        """Mean of the rows of the end's slot up to the end."""
+        """Mean of the rows in the end's slot, up to the end."""
         rows = [row for t_ns, _, row in self._rows_of(place, end_ns // self.slot_ns) if t_ns <= end_ns]
         return _mean(rows) if rows else None
 
@@ -218,8 +218,8 @@ class Look(NamedTuple):
     Attributes:
         places: (B,) which sessions. t_end_ns: (B,) the instants.
         ends_ns: per modality (B,), where its window ends.
-        present: (B, M) whether a modality is there as a whole. changed: (B, M) whether it is, and its window is
-            another than when it was last looked at and present.
+        present: (B, M) whether a modality is present at all. changed: (B, M) whether it is, and its window differs
+            from the one last looked at while present.
         newest_ns: (B, M) time of the newest row, NEVER where there is none.
     """
 
@@ -231,7 +231,7 @@ class Look(NamedTuple):
     newest_ns: Int64
 
     def seen(self) -> Iterator[tuple[list[bool], list[int]]]:
-        """Of each session, per modality, `present` and `newest_ns`, in Python's numbers."""
+        """Per session and modality, `present` and `newest_ns`, as Python numbers."""
         return zip(self.present.tolist(), self.newest_ns.tolist(), strict=True)
 
 
@@ -240,10 +240,10 @@ class Windows:
 
     Args:
         specs: the modalities that the model knows, by name; their order is that of every axis M.
-        places: how many sessions there is room for. span_ns: how much time is kept of each.
+        places: session capacity. span_ns: how much time is kept of each.
 
     Attributes:
-        until_ns: (places, M), up to when a modality counts as there as a whole; NEVER if it does not.
+        until_ns: (places, M), until when a modality counts as present; NEVER if it does not.
     """
 
     def __init__(self, specs: Mapping[str, ModalitySpec], places: int = 1, span_ns: int = SPAN_NS) -> None:
@@ -254,19 +254,19 @@ class Windows:
         }
         self.column = {name: number for number, name in enumerate(self.specs)}
         self.until_ns = np.full((places, len(self.specs)), NEVER, np.int64)
-        self._pending = np.ones((places, len(self.specs)), bool)  # changed, and not shown since
+        self._pending = np.ones((places, len(self.specs)), bool)  # changed, and not seen since
         self._free: deque[int] = deque(range(places))
 
     def take_place(self) -> int:
-        """Room for one more session.
+        """Reserve a place for one more session.
 
         Raises:
-            IndexError: all of it is taken.
+            IndexError: all are taken.
         """
         return self._free.popleft()
 
     def give_back(self, place: int) -> None:
-        """A session has ended: its rows are forgotten, and another may take its place."""
+        """Free the place of a session that has ended, and drop its rows."""
         for track in self.tracks.values():
             track.clear(place)
         self.until_ns[place] = NEVER
@@ -274,11 +274,11 @@ class Windows:
         self._free.append(place)
 
     def show_all(self) -> None:
-        """Count every window as changed at the next look: what was computed from them is lost."""
+        """Mark every window as changed for the next look: what was computed from them is lost."""
         self._pending[:] = True
 
     def look(self, places: Sequence[int], t_end_ns: Sequence[int]) -> Look:
-        """The windows of sessions, each at an instant. A session may be in `places` once."""
+        """The windows of sessions, each at an instant. `places` holds a session at most once."""
         if len(places) == 1:
             return self._look_at_one(places[0], t_end_ns[0])
         at, ends = np.array(places, np.int64), np.array(t_end_ns, np.int64)
@@ -295,10 +295,10 @@ class Windows:
         return Look(at, ends, ends_ns, present, changed, newest_ns)
 
     def look_ahead(self, place: int, t_end_ns: int, heard: Collection[str]) -> dict[str, int]:
-        """Where the windows of a session end that are others now than when they were last looked at.
+        """Ends of a session's windows that have changed since they were last looked at.
 
-        A look at an instant that is still to come: at the modalities in `heard`, and at words, which change with time
-        alone. Where the look at that instant finds the same window, it finds it unchanged.
+        For an instant still to come: considers the modalities in `heard`, and words, which change with time alone. If
+        the look at that instant finds the same window, it counts as unchanged.
         """
         ends_ns: dict[str, int] = {}
         until_ns, pending = self.until_ns[place].tolist(), self._pending[place]
@@ -326,7 +326,7 @@ class Windows:
 
 
 def _mean(rows: Iterable[Float32]) -> Float32:
-    """As `mien.windowing.average_slots` adds and divides."""
+    """Same order of addition and division as `mien.windowing.average_slots`."""
     total, count = np.zeros(1, np.float32), 0
     for row in rows:
         total, count = total + row, count + 1

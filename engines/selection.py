@@ -1,4 +1,4 @@
-"""Which engine runs a network: the one asked for, or the one that measures fastest here; else the next that works."""
+"""Which engine runs a network: the one asked for, or the fastest measured here; the next that works if it fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from mien.engines.apart import do_apart
+from mien.engines.apart import compile_in_subprocess
 from mien.engines.base import PRECISIONS, Backend, Engine, Network, Precision
 from mien.engines.cache import Cache, identify
 from mien.engines.fallback import FallbackEngine
@@ -22,7 +22,7 @@ from mien.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-# Name -> file and attribute. The order is the order of preference among equals.
+# Name -> file and attribute, in order of preference (ties go to the first).
 BACKENDS = {
     "onnx": ("mien.engines.onnx", "backend"),
     "openvino": ("mien.engines.openvino", "backend"),
@@ -34,14 +34,14 @@ BACKENDS = {
 FALLBACKS = ("onnx", "torch")
 MEASURE_S = 2.0
 MEASURE_ROUNDS = 50
-ADVANTAGE = 0.9  # an engine further down the list must take less than this share of the time
+ADVANTAGE = 0.9  # a later engine must take less than this fraction of the time
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What "auto" stands for on this machine.
+    """What "auto" resolves to on this machine.
 
     Attributes:
-        medians_ms: of one inference of the network's example, per engine that was measured.
+        medians_ms: one inference of the network's example, per measured engine.
         refused: why the others were not, per engine.
     """
 
@@ -53,7 +53,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def find_backend(name: str) -> Backend:
-    """The backend of that name, whether or not this machine can run it.
+    """The backend of that name, whether or not it can run on this machine.
 
     Raises:
         EngineError: there is no such engine, or its file cannot be loaded.
@@ -63,16 +63,16 @@ def find_backend(name: str) -> Backend:
     try:
         backend: Backend = getattr(importlib.import_module(module), attribute)
     except Exception as error:
-        # An engine that is broken, or whose libraries are, must not take the others with it.
+        # One broken engine or library must not take the others down.
         raise EngineError(f"its file {module} cannot be loaded: {_describe(error)}") from error
     return backend
 
 
 def find_usable(name: str) -> Backend:
-    """The backend of that name, which this machine has everything for.
+    """The backend of that name, checked to be runnable on this machine.
 
     Raises:
-        EngineError: there is no such engine, or what it lacks here and what to do about that.
+        EngineError: there is no such engine, or it lacks something here (the message says how to get it).
     """
     backend = find_backend(name)
     try:
@@ -87,18 +87,17 @@ def find_usable(name: str) -> Backend:
 def open_engine(
     network: Network, engine: str = "auto", precision: str = "fp32", threads: int = 1, cache: Path | None = None
 ) -> FallbackEngine:
-    """The network, ready to run, after it has reproduced the reference's outputs.
+    """The network, ready to run, verified against the reference's outputs.
 
     Args:
         engine: "auto", or a name in `BACKENDS`.
         precision: "fp32", "fp16" or "bf16".
         threads: CPU threads it may use.
-        cache: folder of compiled forms; by default in mien's cache folder of this user.
+        cache: folder of compiled forms; default: in the user's mien cache folder.
 
     Returns:
-        An engine whose `id` says what it is and whose `reason` says why. What was asked for but cannot be had is
-        logged as a warning and replaced by the next that works, now and whenever it fails later on: never by one that
-        gives other numbers.
+        An engine whose `id` says what it is and whose `reason` says why. If the requested one does not work, now or
+        later, a warning is logged and the next that works takes over: never one that deviates from the reference.
 
     Raises:
         EngineError: there is no engine or precision of that name, or not even the reference can run the network.
@@ -123,7 +122,7 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
     """The network on this backend and no other, verified.
 
     Raises:
-        EngineError: why that cannot be.
+        EngineError: it cannot run there, and why.
     """
     if precision not in backend.precisions:
         raise EngineError(f"{backend.name} cannot compute in {precision} here, only {', '.join(backend.precisions)}")
@@ -132,7 +131,7 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
     except EngineError:
         raise
     except Exception as error:
-        # Libraries raise what they like; whatever it is, another engine can still do the work.
+        # Libraries raise anything; whatever it is, another engine may still work.
         log.debug("%s on %r", backend.name, network.name, exc_info=True)
         raise EngineError(_describe(error)) from error
 
@@ -144,13 +143,13 @@ def choose_engine(
     cache: Path | None = None,
     also: Sequence[Network] = (),
 ) -> Choice:
-    """The engine that runs the network's example fastest here, among those that reproduce the reference.
+    """The fastest engine for the network's example on this machine, among those that reproduce the reference.
 
-    Measured once, in at most two seconds beyond compiling, then remembered for as long as network, machine and
-    library versions stay as they are.
+    Measured once, in at most two seconds beyond compiling, then cached until the network, machine or library
+    versions change.
 
     Args:
-        also: networks that are compiled for the chosen engine on the way, if it has to be measured.
+        also: networks to compile for the chosen engine in the same go, if it has to be measured.
 
     Raises:
         EngineError: there is no precision of that name, or no engine can run the network.
@@ -165,7 +164,7 @@ def choose_engine(
         return msgspec.json.decode(path.read_bytes(), type=Choice)
     except (OSError, msgspec.DecodeError):
         pass
-    reply = do_apart([network, *also], "auto", wanted, threads, store.writable_root())
+    reply = compile_in_subprocess([network, *also], "auto", wanted, threads, store.writable_root())
     if reply is not None:
         return msgspec.json.decode(reply.choice, type=Choice)
     engines: list[tuple[Backend, Precision, Engine]] = []
@@ -192,7 +191,7 @@ def choose_engine(
 
 
 def _candidates(precision: Precision) -> tuple[list[tuple[Backend, Precision]], dict[str, str]]:
-    """Backends that could run here, and why the others cannot. Reduced precision competes with float32."""
+    """Backends that could run here, and why the others cannot. Reduced precisions compete with float32."""
     usable, refused = usable_backends()
     kinds = dict.fromkeys((precision, known_precision("fp32")))
     return [(backend, kind) for backend in usable for kind in kinds if kind in backend.precisions], refused
@@ -211,7 +210,7 @@ def usable_backends() -> tuple[list[Backend], dict[str, str]]:
 
 
 def _measure(network: Network, engines: Sequence[Engine]) -> dict[str, float]:
-    """Median time in ms of one inference, engines taking turns in random order so that noise meets all alike."""
+    """Median time of one inference in ms; engines take turns in random order to share the noise evenly."""
     times: dict[str, list[float]] = {engine.id: [] for engine in engines}
     turns = random.Random(0)
     order = list(engines)
@@ -224,7 +223,7 @@ def _measure(network: Network, engines: Sequence[Engine]) -> dict[str, float]:
             times[engine.id].append((time.perf_counter() - started) * 1e3)
         if time.perf_counter() > deadline and round_number > 0:
             break
-    # The first rounds fill caches and start threads.
+    # Warm-up rounds fill caches and start threads.
     return {name: statistics.median(values[min(3, len(values) - 1) :]) for name, values in times.items()}
 
 

@@ -1,6 +1,6 @@
-"""The words of all sessions of a process: the newest message of each holds all words of its window.
+"""The words of all sessions of a process: each session's newest message holds all words of its window.
 
-A message is shown from its end on, and its rows count from the instant on that it names, which may be later.
+A message becomes visible at its end; its rows count from the instant that it names, which may be later.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from mien.clock import NS_PER_S
 from mien.messages import Bool, FeatureWindow, Float32, Int64, ModalitySpec, Phrase, Transcript, Word
 from mien.windowing import WINDOW_NS, last_rows, place_rows
 
-SPAN_NS = 10 * NS_PER_S  # time kept of a live stream: a window, and a margin for rows that are late or early
+SPAN_NS = 10 * NS_PER_S  # time kept of a live stream: a window, and a margin for late or early rows
 NEVER = -(1 << 62)
 
 
 class Snapshots:
-    """Words of many sessions: each message replaces all words before it.
+    """Words of many sessions: each message replaces all earlier words.
 
     Args:
-        spec: the modality. places: how many sessions there is room for. span_ns: how much time is kept of each.
+        spec: the modality. places: session capacity. span_ns: how much time is kept of each.
 
     Attributes:
         features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
-        words, phrases, transcripts: to show, per place. reasons: why none of its words counts, if known.
+        words, phrases, transcripts: for display, per place. reasons: why none of its words counts, if known.
         written: places whose window was written since the list was last emptied; None until a list is set.
     """
 
@@ -41,19 +41,19 @@ class Snapshots:
         self.written: list[int] | None = None
         self._span_ns = span_ns
         self._kept: list[deque[FeatureWindow]] = [deque() for _ in range(places)]
-        # The window stays the same from the first of these until before the second.
+        # The window is constant from the first of these until before the second.
         self._since_ns = np.zeros(places, np.int64)
         self._until_ns = np.full(places, NEVER, np.int64)
         self._newest_ns = np.full(places, NEVER, np.int64)
         self._fresh = np.ones(places, bool)
 
     def clear(self, place: int) -> None:
-        """Forget a session's words."""
+        """Drop a session's words."""
         self._kept[place].clear()
         self._until_ns[place] = NEVER
 
     def write(self, place: int, message: FeatureWindow) -> None:
-        """A session's newest words."""
+        """Store a session's newest words."""
         kept = self._kept[place]
         kept.append(message)
         while len(kept) > 1 and kept[1].t_end_ns < message.t_end_ns - self._span_ns:
@@ -81,17 +81,17 @@ class Snapshots:
         return t_end_ns, changed, int(self._newest_ns[place])
 
     def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:
-        """As `Ring.gather`; the windows that were looked at last."""
+        """As `Ring.gather`, for the windows that were looked at last."""
         del ends_ns, out
         return self.features[places], self.mask[places]
 
     def newest_ns(self, places: Int64, t_end_ns: Int64) -> Int64:
-        """End of the newest word in the window that was looked at last, NEVER if there is none."""
+        """End of the newest word in the window looked at last, NEVER if there is none."""
         del t_end_ns
         return self._newest_ns[places]
 
     def _place(self, place: int, t_end_ns: int) -> None:
-        """Place the window at an instant, and note until when it stays the same."""
+        """Build the window at an instant, and note until when it is constant."""
         kept = self._kept[place]
         shown = next((message for message in reversed(kept) if message.t_end_ns <= t_end_ns), None)
         counted = next((message for message in reversed(kept) if _counts_from_ns(message) <= t_end_ns), None)

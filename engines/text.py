@@ -23,7 +23,7 @@ def text_network(folder: Path | str, adapters: Path | str | None = DEFAULT_ADAPT
 
     Args:
         folder: of MiniLM ("minilm-l6-v2" among the assets).
-        adapters: what tunes it; None for the base model as it is.
+        adapters: fine-tuning; None for the base model.
 
     Raises:
         AssetError: the folder lacks the model or its tokenizer, or the adapters are missing.

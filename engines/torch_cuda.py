@@ -1,6 +1,6 @@
-"""Torch on an NVIDIA GPU: cuDNN's recurrences, and all kernels of one inference started as one CUDA graph.
+"""Torch on an NVIDIA GPU: cuDNN's recurrences, and one CUDA graph per inference.
 
-One by one, the launches of CM-MSF's several hundred small kernels take longer than the kernels.
+Launching CM-MSF's several hundred small kernels one by one takes longer than running them.
 """
 
 from __future__ import annotations

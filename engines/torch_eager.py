@@ -1,4 +1,4 @@
-"""Torch as it is: the reference that every other engine is measured and checked against. On a GPU: `torch_cuda`."""
+"""Eager torch: the reference that every other engine is measured and checked against. On a GPU: `torch_cuda`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_module(module: nn.Module, network: Network, inputs: Mapping[str, Array])
 
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        # Arrays that came off the wire are read-only, which torch warns of on every call.
+        # Arrays from the wire are read-only, and torch warns about that on every call.
         arrays = (inputs[name] if inputs[name].flags.writeable else inputs[name].copy() for name in network.example)
         result: Any = module(*(torch.from_numpy(array).to(device) for array in arrays))
     tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
@@ -43,7 +43,7 @@ def make_golden(network: Network, module: nn.Module) -> Golden:
     """Golden inputs with this module's outputs.
 
     Raises:
-        EngineError: the network itself gives numbers that are not finite.
+        EngineError: the network itself returns non-finite numbers.
     """
     inputs = golden_inputs(network)
     outputs = [run_module(module, network, case) for case in inputs]
@@ -55,7 +55,7 @@ def make_golden(network: Network, module: nn.Module) -> Golden:
 
 
 class TorchEngine(Engine):
-    """A torch module called as it is."""
+    """A torch module, called directly."""
 
     def __init__(self, id: str, network: Network, module: nn.Module) -> None:
         super().__init__(id, network)
@@ -65,14 +65,14 @@ class TorchEngine(Engine):
         check_inputs(self.network, inputs)
         try:
             return run_module(self.module, self.network, inputs)
-        except RuntimeError as error:  # a GPU that is out of memory, among others
+        except RuntimeError as error:  # such as a GPU out of memory
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
 
 
 def has_cuda_gpu() -> bool:
     """Whether torch can compute on an NVIDIA GPU.
 
-    The driver is asked first: a process that needs no torch would pay 300 MB and a second for importing it.
+    The driver is asked first: importing torch costs a process that does not need it 300 MB and a second.
     """
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -84,7 +84,7 @@ def has_cuda_gpu() -> bool:
 
 
 class TorchBackend:
-    """Nothing is compiled and nothing is stored.
+    """Runs modules directly: nothing is compiled or stored.
 
     Args:
         name: what `--engine` calls it. device: what torch calls it.
@@ -106,7 +106,7 @@ class TorchBackend:
         return {"torch": importlib.metadata.version("torch"), "device": self.device}
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
-        """Nothing: a module is made when it is loaded."""
+        """A no-op: the module is built on load."""
 
     def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         del folder
@@ -119,7 +119,7 @@ class TorchBackend:
         id = f"{self.name}-{precision}"
         if self.device == "cpu":
             return TorchEngine(id, network, module)
-        # TF32 keeps 10 bits of a number: not what fp32 promises.
+        # TF32 keeps only 10 mantissa bits, fewer than fp32 promises.
         torch.backends.cudnn.allow_tf32 = False
         golden = make_golden(network, module)
         try:

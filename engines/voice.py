@@ -36,7 +36,7 @@ def voice_network(folder: Path | str) -> Network:
     if not weights.is_file():
         raise AssetError(f"{folder} holds no model.bin; fetch Whisper tiny.en with `mien assets`")
     base = hashlib.sha256((folder / "config.json").read_bytes() + str(weights.stat().st_size).encode()).hexdigest()
-    # A glide with overtones that comes and goes: something in every band, loud and faint.
+    # A chirp with overtones and a varying volume: something in every band, loud and faint.
     t = np.arange(WINDOW) / SAMPLE_RATE
     phase = 2 * np.pi * (120.0 * t + 40.0 * t * t)
     sound = np.sum([np.sin(k * phase) / k for k in range(1, 30)], axis=0) * (0.1 + 0.1 * np.sin(2 * np.pi * 3.0 * t))

@@ -1,4 +1,4 @@
-"""One set of input shapes of a TensorRT engine: where its data lies, and how it is started."""
+"""One set of input shapes of a TensorRT engine: its memory, and how it is launched."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TensorRtBinding(GpuBinding):
         known = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         inputs = []
         for name, array in zip(ports.inputs, arrays, strict=True):
-            if name not in known:  # without effect on any output; its place is kept
+            if name not in known:  # affects no output; its place is kept
                 kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
             elif self._context.set_input_shape(name, tuple(array.shape)):
                 kind = _torch_type(engine.get_tensor_dtype(name))
@@ -58,7 +58,7 @@ class TensorRtBinding(GpuBinding):
             shape = tuple(self._context.get_tensor_shape(name))
             made.append(torch.empty(shape, dtype=_torch_type(engine.get_tensor_dtype(name)), device="cuda"))
             self._context.set_tensor_address(name, made[-1].data_ptr())
-        # One run before the capture: TensorRT makes some of what it needs in its first.
+        # One run before the capture: TensorRT allocates lazily in its first.
         super().__init__(network.name, inputs, graphs=graphs, capture_after=1)
         self.outputs = tuple(made)
 

@@ -34,7 +34,7 @@ class TensorRtEngine(GpuEngine):
         graphs: False launches kernels one by one.
 
     Raises:
-        EngineError: the plan is of another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
+        EngineError: the plan is for another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
     """
 
     def __init__(self, id: str, network: Network, plan: bytes, ports: Ports, *, graphs: bool = True) -> None:
@@ -42,7 +42,7 @@ class TensorRtEngine(GpuEngine):
 
         super().__init__(id, network)
         self._ports, self._graphs = ports, graphs
-        # Contexts and runtime are referenced by the engine, not owned by it.
+        # The engine references contexts and runtime but does not own them.
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -89,7 +89,7 @@ class TensorRtBackend:
 
     def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         del threads  # the GPU has its own
-        # The import brings TensorRT under the one name `tensorrt`, whichever of the two it is.
+        # The import provides TensorRT under the one name `tensorrt`, whichever of the two it is.
         import_torch_tensorrt()
         ports = msgspec.json.decode((folder / PORTS).read_bytes(), type=Ports)
         plan = (folder / PLAN).read_bytes()
@@ -105,7 +105,7 @@ def build_plan(
     """A serialised engine for a fixed batch or, with None, for 1 to `MAX_BATCH` rows.
 
     Args:
-        target_sm: compute capability of the GPU to build for, which need not be here; None for the one that is.
+        target_sm: compute capability of the GPU to build for, which need not be present; None for the present one.
 
     Raises:
         EngineError: TensorRT cannot run all of the network, or cannot build for that GPU.
@@ -118,12 +118,12 @@ def build_plan(
 
 
 def fixed_batch(network: Network) -> int | None:
-    """The example's rows where the network takes no other number of them, else None."""
+    """The example's rows if the network takes no other number of them, else None."""
     return None if network.dynamic else len(next(iter(network.example.values())))
 
 
 def _source_digest() -> str:
-    """Of the code that decides what the engine computes."""
+    """Digest of the code that decides what the engine computes."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for name in ("engine.py", "conversion.py", "lstm.py"):

@@ -1,4 +1,4 @@
-"""torch-tensorrt in this process: imported where there is no GPU too, and kept from explaining itself."""
+"""Importing torch-tensorrt: also without a GPU, and without its log output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def import_torch_tensorrt() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch-tensorrt and torch.export from explaining themselves; what goes wrong is raised."""
+    """Silence torch-tensorrt and torch.export; failures are raised."""
     names = ("torch_tensorrt", "torch.export", "torch_tensorrt [TensorRT Conversion Context]", "torch._export")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -56,10 +56,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _import_without_gpu() -> Iterator[None]:
-    """Answer the questions about a GPU that torch-tensorrt asks while it is imported and converts.
+    """Fake the GPU queries that torch-tensorrt makes while it is imported and converts.
 
     Nothing that converts, builds or computes is replaced. A torch without CUDA also lacks the library that
-    torch-tensorrt's own C++ runtime is linked with, so that runtime is hidden; mien runs engines by itself.
+    torch-tensorrt's own C++ runtime is linked with, so that runtime is hidden; mien runs engines itself.
     """
     import torch
 

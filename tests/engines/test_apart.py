@@ -50,7 +50,7 @@ def test_another_process_makes_the_same_network(checkpoint: Checkpoint) -> None:
 def test_what_cannot_be_compiled_apart_is_an_error(checkpoint: Checkpoint, cache: Path) -> None:
     network = whole_network(checkpoint)
     with pytest.raises(EngineError, match="there is no precision 'fp7'"):
-        apart.do_apart([network], "auto", "fp7", 1, cache)
+        apart.compile_in_subprocess([network], "auto", "fp7", 1, cache)
     assert choose_engine(network, "fp32", 1, cache).medians_ms
 
 
@@ -68,6 +68,6 @@ def test_an_engine_opens_although_its_process_dies(
     assert "compiling here" in caplog.text
 
 
-def test_orders_and_replies_are_json() -> None:
-    order = apart.Order((Origin("a:b", {"folder": "ü", "adapters": None, "batch": 3}),), "auto", "fp32", 1, "/tmp")
-    assert msgspec.json.decode(msgspec.json.encode(order), type=apart.Order) == order
+def test_requests_and_replies_are_json() -> None:
+    request = apart.Request((Origin("a:b", {"folder": "ü", "adapters": None, "batch": 3}),), "auto", "fp32", 1, "/tmp")
+    assert msgspec.json.decode(msgspec.json.encode(request), type=apart.Request) == request
