@@ -1,4 +1,4 @@
-"""Sizes and switches of CM-MSF, as a checkpoint carries them. Light: no torch."""
+"""Sizes and switches of CM-MSF, as stored in a checkpoint. Lightweight: no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mien.errors import ConfigError
 from mien.messages import ModalitySpec
 from mien.models.voice.columns import ROW
 
-LONGEST = 100  # steps of a recurrence, whose cost grows with its length on every engine
+LONGEST = 100  # maximum steps of a recurrence: its cost grows with its length on every engine
 
 Count = Annotated[int, Meta(ge=1)]
 
-# Fields of `ModelConfig` that take a part out, by its name.
+# Ablations: name of a part -> the fields of `ModelConfig` that remove it.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
     "no mask": {"mask": False}, "no gate": {"gate": False, "reliability": False},
@@ -52,7 +52,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return math.prod(layer.stride for layer in self.front)
 
 
-# A word is a unit of its own; sound changes over several steps, a face over few.
+# Words are units; audio changes over several steps, a face over few.
 DEFAULT_ENCODERS = {
     "text": EncoderConfig(kernel=1),
     "audio": EncoderConfig(voice=True),
@@ -69,7 +69,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bilstm, conv, cascade, mask, gate: False removes that part, for ablation (see ABLATIONS).
         complement: "pairs", each modality is complemented by every other one by itself, 2 x 6 BiLSTMs in two stages of
             three modalities; "mean", by the mean of the others, half as many.
-        reliability: whether the probability that each modality alone is right is estimated, and scales its gating
+        reliability: estimate the probability that each modality alone is right; it scales the modality's gating
             vector and what it adds to others.
         sharpness: exponent of that probability where it scales a gating vector.
         dropout: in encoders, cascade and fusion, while training.
@@ -96,7 +96,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("an encoder without BiLSTM and without Conv1d has nothing left; switch one of them on")
 
     def fitted(self, specs: Iterable[ModalitySpec]) -> ModelConfig:
-        """The same, for these modalities: a front end is added where a recurrence would be too long without one."""
+        """This config, fitted to the modalities: adds a front end where a recurrence would otherwise be too long."""
         encoders = {}
         for spec in specs:
             encoder = self.encoders.get(spec.name, EncoderConfig())

@@ -1,14 +1,14 @@
-"""How a person's face and voice are at rest, kept in a file of theirs, so that it can be taken away.
+"""A person's resting face and voice, measured once, stored, and subtracted from live rows.
 
-A resting face is called sad or angry because of how it is built, and a resting voice because of its pitch, its
-microphone and its language. `mien calibrate` measures both once. From then on rows are compared with them, where they
-are made: what a recording holds is compared already, and replays to the same bits.
+A resting face looks sad or angry because of its anatomy, and a resting voice sounds so because of its pitch, its
+microphone and its language. `mien calibrate` measures both once. From then on the extractors compare rows with them:
+recordings hold compared rows, and replay to the same bits.
 
 - Voice: a reference that the user gave, see `mien.models.voice.reference`.
-- Face: the embedding is moved back by FACE_SHARE of how far this face at rest lies from faces at rest in general
-  (`rest.json` beside the weights). Blendshapes and pose stay: moving them told nothing more of people who talk.
+- Face: the embedding is shifted by FACE_SHARE of this resting face's offset from resting faces in general
+  (`rest.json` beside the weights). Blendshapes and pose stay: shifting them did not help on people who talk.
 
-Only means are kept, no picture and no sound.
+Only means are stored, no picture and no sound.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ FORMAT = 1
 FACE_SHARE = 0.5
 LEAST_FACE_S = 3.0
 HALF_S, LASTING_S, LONGEST_STEP_S = 60.0, 300.0, 1.0
-ROW, EMBEDDING = 122, slice(58, 122)  # of a row of vision: its size, and what the face CNN makes
-VOICE_ROW = WEIGHT  # of a voice before it is compared
+ROW, EMBEDDING = 122, slice(58, 122)  # of a vision row: its size, and the face CNN's columns
+VOICE_ROW = WEIGHT  # columns of an audio row before comparison
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _LARGEST_BYTES = 1 << 20
-_LARGEST = 1e4  # no mean of a row is anywhere near
+_LARGEST = 1e4  # no mean of a row comes anywhere near this
 _AGAIN = "calibrate again with: mien calibrate {}"
 
 
@@ -76,7 +76,7 @@ def check_name(name: str) -> str:
     """The name.
 
     Raises:
-        ConfigError: it is none for a person.
+        ConfigError: the name is not valid.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name for a person: up to 32 letters, digits, dashes and underscores")
@@ -84,7 +84,7 @@ def check_name(name: str) -> str:
 
 
 def people_folder() -> Path:
-    """Where baselines are kept, beside the user's configuration."""
+    """The folder of baselines, beside the user's configuration."""
     return platformdirs.user_config_path("mien", appauthor=False) / "people"
 
 
@@ -92,20 +92,20 @@ def baseline_path(name: str) -> Path:
     """The file of a person.
 
     Raises:
-        ConfigError: it is no name.
+        ConfigError: the name is not valid.
     """
     return people_folder() / f"{check_name(name)}.json"
 
 
 def people() -> Iterator[str]:
-    """The names of those who have a baseline, sorted."""
+    """Names of the people with a baseline, sorted."""
     for path in sorted(people_folder().glob("*.json")):
         if _NAME.fullmatch(path.stem):
             yield path.stem
 
 
 def voice_at_rest(values: Float32, valid: Bool, extractor: str) -> Rest:
-    """What is kept of raw rows (n, WEIGHT or more) of calm speech, of which `valid` (n,) are voice.
+    """A voice baseline from raw rows (n, WEIGHT or more) of calm speech; `valid` (n,): voice active.
 
     Raises:
         ConfigError: there is too little voice.
@@ -115,10 +115,10 @@ def voice_at_rest(values: Float32, valid: Bool, extractor: str) -> Rest:
 
 
 def face_at_rest(values: Float32, valid: Bool, seconds: float, extractor: str) -> Rest:
-    """What is kept of rows (n, D) of a resting face over so many seconds, of which `valid` (n,) show one.
+    """A face baseline from rows (n, D) of a resting face over that many seconds; `valid` (n,): face in view.
 
     Raises:
-        ConfigError: a face was in view for too short a time.
+        ConfigError: the face was in view for too short a time.
     """
     seen_s = seconds * float(valid.mean()) if len(valid) else 0.0
     if seen_s < LEAST_FACE_S:
@@ -130,10 +130,10 @@ def face_at_rest(values: Float32, valid: Bool, seconds: float, extractor: str) -
 
 
 def keep(name: str, face: Rest | None, voice: Rest | None) -> Path:
-    """Write a person's baseline, over one that there is; only its owner may read it.
+    """Write or replace a person's baseline (mode 0600).
 
     Raises:
-        ConfigError: it is no name. MienError: it cannot be written.
+        ConfigError: the name is not valid. MienError: the file cannot be written.
     """
     path = baseline_path(name)
     try:
@@ -158,11 +158,11 @@ def forget(name: str) -> None:
 
 
 class Person:
-    """Somebody whose rest is known.
+    """A person with a measured baseline.
 
     Attributes:
-        name: of the person. baseline: what is known of them.
-        tag: name and the first digits of the file's SHA-256: what predictions carry beside the model.
+        name: of the person. baseline: what was measured.
+        tag: name and the first digits of the file's SHA-256, appended to the model id in predictions.
     """
 
     def __init__(self, name: str, baseline: Baseline, tag: str = "") -> None:
@@ -170,7 +170,7 @@ class Person:
 
     @classmethod
     def load(cls, name: str) -> Person:
-        """Whom `mien calibrate` has measured.
+        """Load a person that `mien calibrate` has measured.
 
         Raises:
             ConfigError: there is no such person, or the file is damaged or open to others.
@@ -193,7 +193,7 @@ class Person:
         return cls(name, baseline, f"{name}-{hashlib.sha256(content).hexdigest()[:8]}")
 
     def voice(self, extractor: str) -> Reference | None:
-        """What rows of this extractor are compared with; None if the voice was not measured.
+        """The reference to compare this extractor's rows with; None if the voice was not measured.
 
         Raises:
             ConfigError: it was measured with another extractor, or is damaged.
@@ -204,10 +204,10 @@ class Person:
         return neutral_reference(self._checked(rest, extractor, WEIGHT))
 
     def face(self, extractor: str) -> Float32 | None:
-        """What is subtracted from rows (D,) of this extractor; None if the face was not measured.
+        """The offset (D,) to subtract from this extractor's rows; None if the face was not measured.
 
         Raises:
-            ConfigError: it was measured with another extractor, is damaged, or faces at rest are not known of it.
+            ConfigError: it was measured with another extractor, is damaged, or `rest.json` is of another one.
         """
         rest = self.baseline.face
         if rest is None:
@@ -225,7 +225,7 @@ class Person:
         return f"{' and '.join(parts)}, {self.baseline.made}"
 
     def summary(self, face: str, voice: str) -> dict[str, str | None]:
-        """What is known of them in words, and whether rows of these extractors can be compared with it."""
+        """What was measured, in words, and whether it fits rows of these extractors."""
         told: dict[str, str | None] = {"name": self.name, "tag": self.tag, "made": self.baseline.made}
         for what, rest in (("face", self.baseline.face), ("voice", self.baseline.voice)):
             told[what] = None if rest is None else f"{rest.seconds:.1f} s"
@@ -250,10 +250,10 @@ class Person:
 
 
 class RunningRest:
-    """How a face has looked in this session until now: as `Person.face`, from rows as they come.
+    """A running estimate of the resting face in this session: an offset as in `Person.face`, updated row by row.
 
-    Its part grows with the time that the face was in view, to half of FACE_SHARE after HALF_S, and what is older than
-    LASTING_S fades, so that what lasts for a while is not taken for rest.
+    Its weight grows with the time that the face was in view, reaching half of FACE_SHARE after HALF_S. Rows older than
+    LASTING_S fade out, so that a lasting expression is not mistaken for rest.
     """
 
     def __init__(self, extractor: str) -> None:
@@ -261,12 +261,12 @@ class RunningRest:
         self.reset()
 
     def reset(self) -> None:
-        """A new stream."""
+        """Start a new stream."""
         self._seconds, self._mean = 0.0, np.zeros(len(self._general))
         self._before_ns: int | None = None
 
     def __call__(self, row: Float32, t_ns: int) -> Float32:
-        """What is subtracted from this row of a face in view, (D,), before the row is learned from."""
+        """The offset (D,) for this row of a face in view, from the rows before it; then learns from the row."""
         moved = np.zeros(len(row), np.float32)
         if self._seconds > 0:
             share = FACE_SHARE * self._seconds / (self._seconds + HALF_S)
@@ -280,10 +280,10 @@ class RunningRest:
 
 
 def faces_at_rest(extractor: str) -> Float32:
-    """How rows (D,) of faces look at rest in general: the mean of neutral faces.
+    """The mean row (D,) of resting faces in general: neutral faces.
 
     Raises:
-        ConfigError: it is not known of this extractor, which another face encoder is part of.
+        ConfigError: none is stored for this extractor (it depends on the face encoder).
     """
     general = msgspec.json.decode(REST.read_bytes(), type=Rest)
     if general.extractor != extractor:
@@ -295,7 +295,7 @@ def faces_at_rest(extractor: str) -> Float32:
 
 
 def find_person(name: str) -> Person | None:
-    """Whom a setting names; None for an empty one.
+    """The person that a setting names; None if it is empty.
 
     Raises:
         ConfigError: as `Person.load`.

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 KIND = "mien-cmmsf"
 FORMAT = 1
 _METADATA_KEY = "mien"
-_RETIRED = ("centre", "tilt", "bands", "planes", "hidden")  # parts of encoders that older headers name
+_RETIRED = ("centre", "tilt", "bands", "planes", "hidden")  # encoder fields in older headers, ignored
 
 
 class CheckpointHeader(msgspec.Struct, frozen=True):
     """The metadata of a checkpoint.
 
     Attributes:
-        kind, format: of the file; other ones are refused.
+        kind, format: of the file; others are rejected.
         specs: the modalities in the order of the model's inputs and shares, with the extractors of their rows.
         labels: order of the emotion outputs.
         temperature: of each modality and of several together, see `mien.models.cmmsf.Fusion`.
@@ -112,7 +112,7 @@ class Checkpoint:
             }
             kept = state.get("fusion.temperature")
             if kept is not None and len(kept) == len(self.specs) + 2:
-                # Of before how far modalities disagree had one: 1 changes nothing.
+                # Older checkpoints lack the temperature of disagreement: 1 has no effect.
                 state["fusion.temperature"] = torch.cat([kept, torch.ones(1)])
             network.load_state_dict(state)
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -177,7 +177,7 @@ def save_checkpoint(
     figures: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Write a model as a checkpoint, all at once: a reader sees the old file or the new one.
+    """Write a model as a checkpoint, atomically: a reader sees the old file or the new one.
 
     Weights are stored in half precision; normalisation statistics keep float32, whose range they need.
 
@@ -204,7 +204,7 @@ def save_checkpoint(
         figures=dict(figures or {}),
         training=dict(training or {}),
     )
-    # Decoded and encoded once more, so that a rate of 10 and one of 10.0 give the same file.
+    # Decode and encode again, so that a rate of 10 and one of 10.0 give the same file.
     header = msgspec.json.decode(msgspec.json.encode(header), type=CheckpointHeader)
     content = save(state, {_METADATA_KEY: msgspec.json.encode(header, order="sorted").decode()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,13 +213,13 @@ def save_checkpoint(
 
 
 def check_extractors(checkpoint: Checkpoint, specs: Iterable[ModalitySpec]) -> None:
-    """Refuse rows that the checkpoint was not trained on.
+    """Reject rows that the checkpoint was not trained on.
 
     Args:
-        specs: of the rows that are to be predicted on; a modality of the checkpoint may be left out.
+        specs: of the rows to predict on; modalities of the checkpoint may be missing.
 
     Raises:
-        CheckpointError: a modality that the checkpoint does not know, or one whose rows differ.
+        CheckpointError: the checkpoint lacks a modality, or was trained on another extractor's rows.
     """
     trained = {spec.name: spec for spec in checkpoint.specs}
     for spec in specs:

@@ -91,7 +91,7 @@ class ModalityEncoder(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> Encoding:
         if not self.use_mask:
             mask = torch.ones_like(mask)
-        # where, not a product: 0 x NaN would be NaN.
+        # `where`, not a product: 0 x NaN would be NaN.
         x = torch.where(mask[..., None] > 0, (features - self.mean) / self.std, torch.zeros_like(features))
         x, steps = self.dropout(x.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)), mask
         for layer in self.front:

@@ -68,31 +68,31 @@ class FaceCNN(nn.Module):
         self.config = config = config or FaceConfig()
         width, layers = 1, list[nn.Module]()
         for channels, blocks in zip(config.channels, config.blocks, strict=True):
-            # The first looks further: a convolution at 48 x 48 costs more than all at 6 x 6, and sees little.
+            # A larger first kernel: convolutions at 48 x 48 cost more than all at 6 x 6, and see little.
             layers.append(_halve(width, channels, kernel=5 if width == 1 else 3))
             layers.extend(ResidualBlock(channels) for _ in range(blocks))
             width = channels
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(config.dropout)
-        # The norm spreads every number of the embedding over the range of tanh.
+        # The norm spreads the embedding over tanh's range.
         self.embed = nn.Sequential(
             nn.Linear(width, config.embedding, bias=False), nn.BatchNorm1d(config.embedding), nn.Tanh()
         )
         self.classify = nn.Linear(config.embedding, len(config.emotions))
-        # Predicts the label that a corpus had before it was voted on; not used live.
+        # Predicts a corpus's own label, from before the votes; not used live.
         self.classify_own = nn.Linear(config.embedding, len(config.emotions))
 
     def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
         """Crops to embeddings and logits.
 
         Args:
-            crop: (B, 1, 48, 48) float32 grey, 0 ... 255. Brightness and contrast are removed here, so that a dark
-                room is no expression.
+            crop: (B, 1, 48, 48) float32 grey, 0 ... 255. Brightness and contrast are normalised here, so that a dark
+                room does not pass for an expression.
 
         Returns:
             embedding (B, 64) in -1 ... 1, and logits (B, 7) in the order of EMOTIONS.
         """
-        # Averaging a face and its mirror image is worth a point of accuracy, and a camera that mirrors changes nothing.
+        # Averaging with the mirror image is worth a point of accuracy, and makes mirrored cameras irrelevant.
         if self.training:
             embedding = self._embed(crop)
         else:
@@ -102,7 +102,7 @@ class FaceCNN(nn.Module):
 
     def _embed(self, crop: Tensor) -> Tensor:
         centred = crop - crop.mean(dim=(2, 3), keepdim=True)
-        # At least one grey level of contrast, or the noise of a flat picture would be amplified.
+        # A floor of one grey level of contrast, or the noise of a flat picture would be amplified.
         contrast = (centred.square().mean(dim=(2, 3), keepdim=True) + 1.0).sqrt()
         pooled = self.features(centred / contrast).mean(dim=(2, 3))
         embedding: Tensor = self.embed(self.dropout(pooled))
@@ -110,7 +110,7 @@ class FaceCNN(nn.Module):
 
 
 def _halve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """A convolution to half the side."""
+    """A convolution that halves the side."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -119,13 +119,13 @@ def _halve(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def save_face(model: FaceCNN, path: Path, notes: dict[str, str] | None = None) -> None:
-    """Write the weights in half precision, with the config and `notes` as metadata. One model, the same bytes."""
+    """Write the weights in half precision, with config and `notes` as metadata; deterministic."""
     tensors = {
         name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    # One entry: safetensors writes several in an order that changes from run to run.
+    # A single entry: safetensors writes several in varying order.
     metadata = {_METADATA: msgspec.json.encode(FaceMetadata(model.config, notes or {}), order="sorted").decode()}
     write_tensors(path, tensors, metadata)
 
@@ -146,7 +146,7 @@ def load_face(path: Path) -> FaceCNN:
     if config.emotions != EMOTIONS:
         raise CheckpointError(f"{path} was trained for other emotions: {', '.join(config.emotions)}")
     if "classify.weight" in tensors and "classify_own.weight" not in tensors:
-        # Older weights have only the head of the corpus's own labels.
+        # Older weights have only the head for the corpus's own labels.
         tensors |= {f"classify_own.{part}": tensors[f"classify.{part}"] for part in ("weight", "bias")}
     model = FaceCNN(config)
     try:

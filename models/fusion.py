@@ -56,7 +56,7 @@ class Fused(NamedTuple):
     judgement: Judgement | None = None
 
     def in_float32(self) -> Fused:
-        """The same in full precision."""
+        """The same, cast to float32."""
         judgement = None if self.judgement is None else Judgement(*(output.float() for output in self.judgement))
         return Fused(
             self.sentiment.float(), self.logits.float(), self.log_variance.float(), self.shares.float(), judgement
@@ -64,7 +64,7 @@ class Fused(NamedTuple):
 
     @property
     def evidence(self) -> Tensor:
-        """Exponents of the temperatures (see `evidence`)."""
+        """Exponents of the temperatures (see the function `evidence`)."""
         return evidence(self.shares, self.judgement)
 
 
@@ -83,8 +83,8 @@ def pool_to_slots(x: Tensor, mask: Tensor, slots: int, *, fixed: bool = False) -
 
 def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
     """(slots, steps): which part of a slot each step fills. Rows sum to 1."""
-    # In whole numbers: a rounding error would make an unobserved slot look observed. Made on the device: a CUDA graph
-    # takes no copies from elsewhere.
+    # Integer arithmetic: a rounding error would make an unobserved slot look observed. Created on the device: a CUDA
+    # graph cannot contain copies from elsewhere.
     step = torch.arange(steps, device=device) * slots
     slot = torch.arange(slots, device=device)[:, None] * steps
     overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
@@ -92,7 +92,7 @@ def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
-    """Their sum, in their order: the same as of a stack of them, in fewer operators."""
+    """Sum in order: as over a stack of them, but with fewer operators."""
     return reduce(torch.add, terms)
 
 
@@ -358,12 +358,12 @@ class Fusion(nn.Module):
         return Fused(sentiment, self.emotions(z), self.log_variance(z)[:, 0], shares, judgement)
 
     def _scale(self, judgement: Judgement, available: Mapping[str, Tensor]) -> Tensor:
-        """Reliability to the power of `sharpness`, relative to that of the most reliable modality: (B, M).
+        """Reliability to the power of `sharpness`, relative to the most reliable modality: (B, M).
 
-        Only the ratio counts, and a modality alone has 1.
+        Only ratios count; a single modality has 1.
         """
         there = torch.stack([*available.values()], -1)
-        # The logarithm of a sigmoid, in operators that every engine has.
+        # The logarithm of a sigmoid, in operators that every engine supports.
         logarithm = judgement.logit.clamp(max=0.0) - torch.log(1.0 + torch.exp(-judgement.logit.abs()))
         power = self.sharpness * logarithm - (1.0 - there) * 1e4
         return torch.exp(power - power.amax(-1, keepdim=True)) * there

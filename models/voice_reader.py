@@ -1,10 +1,10 @@
-"""The encoder of a voice in CM-MSF: the sound of a voice over a window, compared with how it usually sounds.
+"""The voice encoder of CM-MSF: the mean sound of a voice over a window, compared with how it usually sounds.
 
-The states of a recogniser's encoder contain the words, and a network that sees their order learns the sentences of its
-corpora instead of emotions. So only their mean over the window is used. Pitch and loudness are used as far as there is
-a reference to compare them with: by themselves they belong to the speaker and the microphone. Their course over time,
-and that of the spectrum, through Conv1d beside BiLSTM as in CM-MSF's other encoders, was hardly better than chance on
-unseen corpora and made the whole worse.
+A speech recogniser's states contain the words, and a network that sees their order learns the corpora's sentences
+instead of emotions. So only their mean over the window is used. Pitch and loudness are used only relative to a
+reference: in absolute terms they identify the speaker and the microphone. Their course over time, and that of the
+spectrum, through Conv1d beside BiLSTM as in CM-MSF's other encoders, was hardly better than chance on unseen corpora
+and made the whole model worse.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class VoiceReader(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> Encoding:
         if not self.use_mask:
             mask = torch.ones_like(mask)
-        # where, not a product: 0 x NaN would be NaN.
+        # `where`, not a product: 0 x NaN would be NaN.
         known = torch.where(
             mask[..., None] > 0, features[..., STATE.start :], torch.zeros_like(features[..., STATE.start :])
         )
-        # Not fixed: ONNX Runtime would then add ten shares of a tenth in another order, to other last bits.
+        # Not fixed: ONNX Runtime would then add ten shares of a tenth in another order, changing the last bits.
         _, observed = pool_to_slots(mask[..., None], mask, self.slots)
         whole = (known * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1e-6)
         states, reference = whole[:, : WEIGHT - STATE.start], whole[:, WEIGHT - STATE.start :]

@@ -1,7 +1,7 @@
-"""Perturbations of training sound that change the recording and not the emotion in it.
+"""Augmentation of training audio that changes the recording but not its emotion.
 
-Waveforms are perturbed before extraction, into several copies of every clip. Everything is driven by a generator that
-the caller seeds.
+Waveforms are perturbed before extraction, into several copies of every clip. All randomness comes from the caller's
+generator.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from mien.models.voice.encoder import SAMPLE_RATE
 
 
 def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
-    """Another speaker, room, microphone, surroundings and transmission, each by chance.
+    """Simulate another speaker, room, microphone, background and transmission, each by chance.
 
-    In the order in which sound meets them. Loudness and codec differ between corpora, and must not become cues of
-    emotions.
+    Applied in physical order. Loudness and codec differ between corpora, and must not become cues of emotions.
 
     Args:
         samples: shape (n,), mono, 16 kHz.
@@ -38,18 +37,18 @@ def perturb_waveform(samples: Float32, rng: np.random.Generator) -> Float32:
     if rng.random() < 0.6:
         changed = colour(changed, rng)
     peak = float(np.abs(changed).max(initial=0.0))
-    gain = 10.0 ** (rng.uniform(-32.0, 6.0) / 20.0)  # from faint to driven 6 dB into its limits
+    gain = 10.0 ** (rng.uniform(-32.0, 6.0) / 20.0)  # from faint to 6 dB into clipping
     changed = np.clip(changed * np.float32(gain / max(peak, 1e-9)), -1.0, 1.0)
     chance = rng.random()
     if chance < 0.15:
         changed = telephone(changed)
     elif chance < 0.7:
         changed = transcode(changed, *CODECS[int(rng.integers(len(CODECS)))])
-    return np.clip(changed, -1.0, 1.0)  # a codec may go beyond
+    return np.clip(changed, -1.0, 1.0)  # a codec may overshoot
 
 
 def change_speed(samples: Float32, factor: float) -> Float32:
-    """Play `factor` times as fast, which also moves pitch and formants: a longer or a shorter vocal tract."""
+    """Play `factor` times as fast, which also shifts pitch and formants: a longer or a shorter vocal tract."""
     if factor == 1.0 or len(samples) == 0:
         return samples
     faster: Float32 = soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)
@@ -79,7 +78,7 @@ def reverberate(samples: Float32, rng: np.random.Generator) -> Float32:
 
 
 def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Float32:
-    """Noise between white and brown, `snr_db` under the mean power of the sound."""
+    """Add noise between white and brown, `snr_db` below the mean power of the sound."""
     spectrum = np.fft.rfft(rng.normal(0.0, 1.0, len(samples)))
     slope = rng.uniform(0.0, 1.0)
     spectrum /= np.maximum(np.linspace(0.0, SAMPLE_RATE / 2, len(spectrum)), 50.0) ** slope
@@ -90,9 +89,9 @@ def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Floa
 
 
 def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Float32:
-    """Other voices at once, `snr_db` under the mean power of the sound: speech without intelligible words.
+    """Add background voices, `snr_db` below the mean power of the sound: speech without intelligible words.
 
-    It is the sound itself, several times over, backwards and at other speeds and moments.
+    The babble is the sound itself, overlaid several times, backwards and at other speeds and offsets.
     """
     if len(samples) == 0:
         return samples
@@ -108,7 +107,7 @@ def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Flo
 
 def telephone(samples: Float32) -> Float32:
     """A telephone line: 300 to 3400 Hz, eight bits a sample in the mu-law of ITU-T G.711."""
-    import librosa  # here, because it takes a second to load
+    import librosa  # imported here: it takes a second to load
 
     if len(samples) == 0:
         return samples
@@ -128,10 +127,10 @@ CODECS = (
 
 
 def transcode(samples: Float32, container: str, codec: str, bits_per_s: int) -> Float32:
-    """Encode and decode with a lossy codec; of the same length."""
-    import av  # here, because training from extracted rows does not need it
+    """Encode and decode with a lossy codec; the length is kept."""
+    import av  # imported here: training from extracted rows does not need it
 
-    if len(samples) < SAMPLE_RATE // 10:  # no whole packet of some codecs
+    if len(samples) < SAMPLE_RATE // 10:  # shorter than a packet of some codecs
         return samples
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:

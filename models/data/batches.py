@@ -1,7 +1,7 @@
-"""Groups of samples to tensors: windows, the perturbations of training, and targets.
+"""Collates groups of samples into tensors: windows, augmentation, and targets.
 
-A live window is rarely whole: it opens in the middle of a sentence, the face is lost, the voice falls silent. Training
-windows are therefore cut at either end, and stretches of them are taken away.
+A live window is rarely complete: it opens in mid-sentence, the face is lost, the voice falls silent. Training
+windows are therefore cut at either end, and blocks of them masked.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mien.windowing import WINDOW_NS
 
 
 class Perturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How training windows differ from whole ones. Every number is a probability, of one modality of one item.
+    """Augmentation of training windows. Every number is a probability, per modality of an item.
 
     Attributes:
         cut_end, cut_start: the window ends before the item does, or opens after it began.
         tail: the window ends after the item.
-        block: a stretch of steps is not observed.
-        columns: a run of columns has its mean value.
-        noise: everything is replaced by noise, while other modalities are there.
-        drop: the modality is missing, while others are there.
+        block: a run of steps is masked.
+        columns: a run of columns is set to its mean.
+        noise: everything is replaced by noise, while other modalities are present.
+        drop: the modality is missing, while others are present.
         jitter: deviations of white noise added to rows, in standard deviations.
     """
 
@@ -50,14 +50,14 @@ class Perturbation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs of the modalities that are there, and targets.
+    """Inputs of the modalities that are present, and targets.
 
     Attributes:
         features: (B, T, D) per modality. mask: (B, T).
         sentiment: (B,), NaN where unknown. coarse: (B,) bool.
         emotions: (B, 7), all zero where unknown.
-        own: (B, 7) per modality, the emotions of that member by itself; all zero where unknown, or nothing is left.
-        encodings: of windows that were encoded before; there are no features then. reader_outputs: emotion logits
+        own: (B, 7) per modality, the emotions of that member by itself; all zero if unknown or fully masked.
+        encodings: of windows encoded beforehand; there are no features then. reader_outputs: emotion logits
             (B, 7) and sentiment (B,) of each modality's reader, for distillation.
     """
 
@@ -97,7 +97,7 @@ def whole_windows(sample: Sample, modalities: Sequence[str]) -> list[tuple[int, 
 def plain_batch(
     specs: Mapping[str, ModalitySpec], views: Sequence[tuple[Group, int, int]], modalities: Sequence[str]
 ) -> Batch:
-    """Windows as they are. `views`: group, start and end in ns; words count by the start, other rows by the window."""
+    """Unperturbed windows. `views`: group, start and end in ns; words use the start, other rows the window's end."""
     features: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
     for name in modalities:
@@ -120,7 +120,7 @@ def plain_batches(specs: Mapping[str, ModalitySpec], groups: Sequence[Group], si
 def _plain(spec: ModalitySpec, sample: Sample | None, start_ns: int, end_ns: int) -> tuple[Float32, Float32]:
     if sample is None:
         return np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
-    # Members of a group have different lengths; a view from 0 is of the whole of each.
+    # Members of a group have different lengths; a view from 0 covers each one entirely.
     length = sample.labels.duration_ns
     return window(sample, spec, length if start_ns == 0 else end_ns, start_ns if spec.rate_hz == 0 else 0)
 
@@ -136,7 +136,7 @@ def batch_targets(groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def own_emotions(name: str, groups: Sequence[Group]) -> Tensor:
-    """Emotions (n, 7) of one member of each group by itself, all zero where there is none or none is known."""
+    """Emotions (n, 7) of each group's member of one modality, all zero if it is missing or unlabelled."""
     nothing = (0.0,) * len(EMOTIONS)
     return torch.tensor(
         [(g.members[name].labels.emotions or nothing) if name in g.members else nothing for g in groups]
@@ -144,14 +144,14 @@ def own_emotions(name: str, groups: Sequence[Group]) -> Tensor:
 
 
 class Perturber:
-    """Makes training batches. Everything is drawn from the generator that it is given.
+    """Makes training batches; all randomness comes from the generator passed in.
 
     Args:
-        statistics: of the training rows, for noise on their scale.
+        statistics: of the training rows, to scale noise.
         speakers: references for audio rows; None leaves the rows without.
 
     Attributes:
-        settings: what is done to windows.
+        settings: which perturbations to apply.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Perturber:
         self._std = {name: np.array(s.std, np.float32) for name, s in statistics.items()}
 
     def batch(self, groups: Sequence[Group], random: np.random.Generator) -> Batch:
-        """A training batch of the modalities that any of the groups has."""
+        """A training batch over the modalities that occur in the groups."""
         names = [name for name in self._specs if any(name in group.members for group in groups)]
         features = {n: np.zeros((len(groups), self._specs[n].steps, self._specs[n].dim), np.float32) for n in names}
         mask = {n: np.zeros((len(groups), self._specs[n].steps), np.float32) for n in names}
@@ -189,7 +189,7 @@ class Perturber:
         return Batch(*tensors, *batch_targets(groups), own)
 
     def noise(self, name: str, count: int, random: np.random.Generator) -> Batch:
-        """Windows of one modality that are nothing but noise on the scale of its rows."""
+        """Windows of one modality that hold only noise on the scale of its rows."""
         spec = self._specs[name]
         noise = random.standard_normal((count, spec.steps, spec.dim), np.float32) * self._std[name] + self._mean[name]
         features = {name: torch.from_numpy(noise.astype(np.float32))}
@@ -204,7 +204,7 @@ class Perturber:
         )
 
     def kept(self, group: Group, random: np.random.Generator) -> list[str]:
-        """The modalities of a group that are not dropped as a whole; at least one."""
+        """The modalities of a group that are not dropped; at least one."""
         names = list(group.members)
         kept = [name for name in names if random.random() >= self.settings.drop]
         return kept or [names[int(random.integers(len(names)))]]

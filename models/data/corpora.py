@@ -1,8 +1,8 @@
 """Readers of labelled corpora. Training, extraction and evaluation all see the same items.
 
-`read_corpus` recognises a layout by itself: a CSV by its columns, a folder by its file names or its `labels.csv`,
-an npz by its arrays. A fault of the whole corpus (an unknown column, a label that does not exist) is an error; an
-empty item (no text, no clip, no duration) is skipped, and listed with the reason.
+`read_corpus` detects the layout: a CSV by its columns, a folder by its file names or its `labels.csv`, an npz by its
+arrays. A problem with the whole corpus (an unknown column or label) is an error; an empty item (no text, clip or
+duration) is skipped, and listed with the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mien.models.data.labels import (
 AUDIO_SUFFIXES = frozenset(
     {".aac", ".aif", ".aiff", ".amr", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
 )
-RECORDING_SUFFIX = ".mcap"  # of mien itself, with the rows of the live session
+RECORDING_SUFFIX = ".mcap"  # mien's own, with the rows of the live session
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
     | {".webm", ".wmv"}
@@ -73,7 +73,7 @@ _CSV_COLUMNS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # layout: (r
         frozenset({"id", "text", "sentiment", "emotion", "speaker", "split", "start", "end"}),
     ),
 }  # fmt: skip
-# Tables of one layout, told apart by a part of the file's name.
+# Tables of one layout, distinguished by part of the file's name.
 _MOSI_LIKE = {"mosei": "mosei", "mosi": "mosi", "sst": "sst5"}
 
 
@@ -86,9 +86,9 @@ class CorpusItem:
         image: row of `Corpus.images`.
         start_s, end_s: the segment within the file, or None for all of it.
         sentiment: -3 ... 3. emotion: one of the seven.
-        emotions: a soft label in the order of EMOTIONS, summing to 1, for an item that was given several, or voted on;
+        emotions: a soft label in the order of EMOTIONS, summing to 1, for an item with several labels or votes;
             `emotion` is then the one that annotators agree on, or None.
-        own_emotion: the label that the corpus had before it was voted on.
+        own_emotion: the corpus's own label, from before the votes.
         coarse: the sentiment is a sign without a strength.
     """
 
@@ -165,7 +165,7 @@ def read_corpus(path: Path) -> Corpus:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of what is in a file, or of the names and contents of all files below a folder.
+    """SHA-256 of a file's content, or of the names and contents of all files below a folder.
 
     Independent of paths and times: a copy has its original's digest.
     """
@@ -279,7 +279,7 @@ def _read_clips(folder: Path) -> Corpus:
 
 
 def _read_speech(folder: Path) -> Corpus:
-    """RAVDESS or EmoDB: everything is in the file names. Sub-folders (one an actor) are searched too."""
+    """RAVDESS or EmoDB, labelled by file name. Sub-folders (one per actor) are searched too."""
     clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES)
     counts = {
         "ravdess": sum(_RAVDESS.fullmatch(clip.stem) is not None for clip in clips),

@@ -1,4 +1,4 @@
-"""Datasets on disk, as `mien extract` writes them: rows of labelled items.
+"""Datasets on disk, as written by `mien extract`: rows of labelled items.
 
 A dataset is a folder:
 
@@ -7,8 +7,8 @@ A dataset is a folder:
                              the rows of each item; the items themselves, labels and all, are JSON in its metadata
     manifest.json            written last: specs, counts, statistics of the training rows, and what was skipped
 
-Every file is written whole or not at all, and a folder without a manifest is not a dataset yet. Only the owner may read
-the files (mode 0600): they hold what people said.
+Every file is written atomically, and a folder without a manifest is not a dataset yet. Only the owner may read the
+files (mode 0600): they hold what people said.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Contents(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a finished dataset holds. `counts` is by corpus and split."""
+    """What a finished dataset holds. `counts` is per corpus and split."""
 
     format: int = FORMAT
     specs: tuple[ModalitySpec, ...]
@@ -68,7 +68,7 @@ def write_shard(
     """Write items and their rows as one shard.
 
     Raises:
-        DataError: rows of the wrong shape or with numbers that are not finite, or a disk that is full.
+        DataError: rows have the wrong shape or non-finite values, or the disk is full.
     """
     tensors: dict[str, npt.NDArray[np.generic]] = {}
     for name, spec in specs.items():
@@ -84,9 +84,9 @@ def write_shard(
         tensors[f"{name}.values"] = _joined([r.values for r in there], np.zeros((0, spec.dim), np.float32))
         tensors[f"{name}.valid"] = _joined([r.valid for r in there], np.zeros(0, np.bool_))
         tensors[f"{name}.times_ns"] = _joined([r.times_ns for r in there], np.zeros(0, np.int64))
-        # -1: the item lacks this modality. 0: it has the modality, and no rows.
+        # -1: the item lacks this modality. 0: it has the modality, but no rows.
         tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
-    # One entry: safetensors writes several in no order, and equal items shall give equal bytes.
+    # A single entry: safetensors writes several in varying order, and equal items must give equal bytes.
     contents = _Contents([labels for labels, _ in items], list(skipped))
     write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), private=True, error=DataError)
 
@@ -98,7 +98,7 @@ def _joined(parts: list[npt.NDArray[np.generic]], empty: npt.NDArray[np.generic]
 def read_shard(
     path: Path, specs: Iterable[ModalitySpec]
 ) -> tuple[list[tuple[Labels, dict[str, RawRows]]], list[Skipped]]:
-    """Items, their rows, and what was skipped while they were made.
+    """Items, their rows, and what was skipped while extracting them.
 
     Raises:
         DataError: the file is damaged.
@@ -125,7 +125,7 @@ def read_shard(
 
 
 class NothingExtractedError(DataError):
-    """A dataset of nothing but skipped items."""
+    """Every item of a dataset was skipped."""
 
     def __init__(self, skipped: Sequence[Skipped]) -> None:
         count, first = len(skipped), skipped[0]
@@ -135,10 +135,10 @@ class NothingExtractedError(DataError):
 def finish_dataset(
     folder: Path, specs: Mapping[str, ModalitySpec], shards: Sequence[Path], left_out: Sequence[Skipped] = ()
 ) -> Manifest:
-    """Sum up all shards and write the manifest: from here on the folder is a dataset.
+    """Aggregate all shards and write the manifest: from here on the folder is a dataset.
 
     Args:
-        left_out: items that came into no shard.
+        left_out: items that are in no shard.
 
     Raises:
         DataError: every item was skipped (NothingExtractedError), or the manifest cannot be written.
@@ -171,14 +171,14 @@ def finish_dataset(
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a folder is, or is becoming, a dataset of `mien extract`."""
+    """Whether a folder is a dataset of `mien extract`, finished or not."""
     return path.is_dir() and ((path / MANIFEST).is_file() or (path / PLAN).is_file())
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished dataset.
 
-    Raises:
+    DataError: the folder is not a dataset, or its extraction has not finished.
         DataError: the folder is no dataset, or its extraction has not finished.
     """
     try:
@@ -198,7 +198,7 @@ def read_dataset(folder: Path) -> Dataset:
     """All samples of a finished dataset.
 
     Raises:
-        DataError: the folder is no finished dataset, or damaged.
+        DataError: the folder is not a finished dataset, or is damaged.
     """
     manifest = read_manifest(folder)
     specs = {spec.name: spec for spec in manifest.specs}

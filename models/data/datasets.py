@@ -1,4 +1,4 @@
-"""Labelled items as rows on the model's time axis, which training and evaluation read (files: `dataset_files`)."""
+"""Labelled items as rows on the model's time axis, for training and evaluation (files: `dataset_files`)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mien.errors import DataError
 from mien.messages import Bool, Float32, Int64, ModalitySpec
 from mien.windowing import average_slots, cut_window, last_rows, slot_ns
 
-WORD_S = 0.35  # assumed length of a word in a text without times
+WORD_S = 0.35  # assumed duration of a word in text without timestamps
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True):
     """One item of a dataset.
 
     Attributes:
-        sentiment: -3 ... 3, or None. coarse: its sign is known and its strength is not.
+        sentiment: -3 ... 3, or None. coarse: only its sign is known.
         emotions: probability per emotion in the order of EMOTIONS, or None.
-        agreed: if `emotions` are shares of votes: number of the emotion that a majority voted for, -1 for none.
-        own: number of the emotion that the corpus itself named before it was voted on.
-        still: its rows are of one moment that lasts, such as a photograph.
-        text: its words, for evaluation with only a part of them.
+        agreed: if `emotions` are vote shares: index of the emotion that a majority voted for, -1 for none.
+        own: index of the corpus's own label, from before the votes.
+        still: its rows show one static moment, such as a photograph.
+        text: its words, for evaluation on prefixes of them.
         copy: this is a perturbed, shortened or damaged copy of an item.
         damage, strength: kind and amount of damage (see `mien.stream.offline.damage`); None for none.
     """
@@ -63,7 +63,7 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class RawRows(msgspec.Struct, frozen=True):
-    """Rows of one modality of one item: values (n, dim), valid (n,), times_ns (n,) from the item's beginning."""
+    """Rows of one modality of one item: values (n, dim), valid (n,), times_ns (n,) from the item's start."""
 
     values: Float32
     valid: Bool
@@ -74,7 +74,7 @@ class RawRows(msgspec.Struct, frozen=True):
 class Track:
     """Rows on the model's time axis from slot 0 on: values (n, dim), zero where `mask` (n,) is zero.
 
-    For words, all rows are observed and `times_ns` are their times; for instants, row k is slot k.
+    For words, all rows are observed and `times_ns` are their times; for timestamped rows, row k is slot k.
     """
 
     values: Float32
@@ -84,14 +84,14 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One item, its labels and its rows per modality. A modality that it lacks is left out."""
+    """One item, its labels and its rows per modality. Missing modalities are left out."""
 
     labels: Labels
     tracks: Mapping[str, Track]
 
     @property
     def emotion(self) -> int | None:
-        """Number of its emotion; None for none, or for one that is shared between several."""
+        """Index of its emotion; None without one, or if it is split between several."""
         shares, agreed = self.labels.emotions, self.labels.agreed
         if agreed is not None:
             return agreed if agreed >= 0 else None
@@ -111,7 +111,7 @@ class Dataset:
         return [s for s in self.samples if name in (None, "all") or s.labels.split == name]
 
     def only(self, names: Sequence[str]) -> Dataset:
-        """The rows of these modalities, of the samples that have any of them."""
+        """The rows of these modalities, for samples that have any of them."""
         specs = {name: self.specs[name] for name in names}
         samples = [
             Sample(s.labels, {name: track for name, track in s.tracks.items() if name in specs})
@@ -122,9 +122,9 @@ class Dataset:
 
 
 def window(sample: Sample, spec: ModalitySpec, t_end_ns: int, t_start_ns: int = 0) -> tuple[Float32, Float32]:
-    """One modality of a sample as the model sees it at `t_end_ns`, without rows before `t_start_ns`.
+    """One modality of a sample as the model sees it at `t_end_ns`, ignoring rows before `t_start_ns`.
 
-    The same numbers as `mien.windowing.place_rows` gives for the sample's rows.
+    Bit-equal to `mien.windowing.place_rows` on the sample's rows.
 
     Returns:
         features (steps, dim), zero where nothing was observed, and mask (steps,).
@@ -146,7 +146,7 @@ def make_track(spec: ModalitySpec, rows: RawRows) -> Track:
         return Track(rows.values[kept], np.ones(int(kept.sum()), np.float32), rows.times_ns[kept])
     slots = rows.times_ns // slot_ns(spec)
     count = int(slots.max()) + 1 if len(slots) else 0
-    if count == len(slots) and np.array_equal(slots, np.arange(count)):  # one row a slot: nothing to average
+    if count == len(slots) and np.array_equal(slots, np.arange(count)):  # one row per slot: nothing to average
         mask = rows.valid.astype(np.float32)
         return Track(rows.values * mask[:, None], mask, rows.times_ns)
     inside = rows.valid & (slots >= 0)
@@ -155,7 +155,7 @@ def make_track(spec: ModalitySpec, rows: RawRows) -> Track:
 
 
 def word_times_ns(words: int, duration_ns: int = 0) -> Int64:
-    """Times for words without any: spread evenly over the item, or WORD_S apart where it has no length."""
+    """Times for words without any: spread evenly over the item, or WORD_S apart if it has no duration."""
     step = duration_ns / words if duration_ns and words else WORD_S * NS_PER_S
     return (np.arange(words) * step).astype(np.int64)
 
@@ -179,7 +179,7 @@ class RunningSums:
 
 
 def make_statistics(samples: Sequence[Sample], specs: Mapping[str, ModalitySpec]) -> dict[str, Statistics]:
-    """Statistics of the observed rows of samples, per modality that any of them has."""
+    """Statistics of the samples' observed rows, per modality that occurs."""
     made = {}
     for name, spec in specs.items():
         sums = RunningSums(spec.dim)
@@ -196,7 +196,7 @@ def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
     """All samples of several datasets.
 
     Raises:
-        DataError: two of them have rows of different extractors under one name.
+        DataError: the same modality comes from different extractors.
     """
     specs: dict[str, ModalitySpec] = {}
     for dataset in datasets:

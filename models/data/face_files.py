@@ -1,7 +1,7 @@
-"""Files of faces: FER2013 with one label a picture, and FER+ with the votes of ten annotators on the same pictures.
+"""Face image files: FER2013 with one label per image, and FER+ with ten annotators' votes on the same images.
 
-FER+ has three columns that are none of the seven emotions. Contempt is left out, and not counted as anger or disgust:
-annotators agree on it in one picture of 200. Unknown and "no face" (NF) are no emotions.
+FER+ has three columns outside the seven emotions. Contempt is dropped rather than counted as anger or disgust:
+annotators agree on it in one image of 200. Unknown and "no face" (NF) are not emotions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mien.messages import EMOTIONS, UInt8
 from mien.models.data.labels import parse_emotion
 
 OTHER_COLUMNS = ("contempt", "unknown", "NF")
-LEAST_VOTES = 4  # for the seven, single votes left out; with fewer, annotators do not see any of them
+LEAST_VOTES = 4  # for the seven, without single votes; with fewer, annotators see none of them
 MAJORITY = 5
 
 
@@ -51,13 +51,13 @@ class Vote:
 
 
 def read_faces(path: Path) -> FaceFile:
-    """Read pictures of faces with their labels.
+    """Read face images with their labels.
 
     The file holds `images` (n, height, width) uint8 and `labels` (n,) names, or `jpeg` (bytes of all pictures), `ends`
     (n,), `votes` (n, columns), `columns` and `labels`.
 
     Raises:
-        DataError: neither, or arrays that do not belong together.
+        DataError: neither, or arrays that do not match.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -82,7 +82,7 @@ def read_faces(path: Path) -> FaceFile:
 
 
 def vote(votes: npt.NDArray[np.int64]) -> Vote | str:
-    """The vote in one row of `FaceFile.votes`, or the reason why there is none."""
+    """The aggregated votes of one row of `FaceFile.votes`, or the reason why there is no result."""
     seven, others = votes[: len(EMOTIONS)], votes[len(EMOTIONS) :]
     if others.max() > seven.max():
         return f"most annotators say {OTHER_COLUMNS[int(others.argmax())]}"

@@ -1,6 +1,6 @@
-"""Fields of label tables: what they may hold, and which of our labels they mean.
+"""Parsers of label table fields: permitted values, and their mapping to our labels.
 
-Every parser takes `where` ("file, row 12") for its error, and raises `DataError` for a value that cannot be right.
+Every parser takes `where` ("file, row 12") for its errors, and raises `DataError` for an invalid value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SYNONYMS = {
     "disgusted": "disgust", "surprised": "surprise", "calm": "neutral", "boredom": "neutral", "bored": "neutral",
 }  # fmt: skip
 
-# The grouping of the 27 categories that the GoEmotions paper gives (Demszky et al., ACL 2020).
+# GoEmotions' 27 categories, grouped as in the paper (Demszky et al., ACL 2020).
 GOEMOTIONS = {
     "neutral": ("neutral",),
     "happy": ("admiration", "amusement", "approval", "caring", "desire", "excitement", "gratitude", "joy",
@@ -36,16 +36,16 @@ GOEMOTIONS = {
 }  # fmt: skip
 _GOEMOTIONS_TO_SEVEN = {fine: coarse for coarse, names in GOEMOTIONS.items() for fine in names}
 
-# MELD's three sentiment classes give a sign and no strength; 1 is the usual strength on the MOSEI scale.
+# MELD's three sentiment classes give a sign without a strength; 1 is the usual strength on the MOSEI scale.
 MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
 
 
 class EmptyItemError(Exception):
-    """An item without anything to learn from, with the reason. Readers skip and list it."""
+    """An item with nothing to learn from, with the reason. Readers skip and list it."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for a name that is not known."""
+    """A "did you mean" hint for an unknown name."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean `{near[0]}`?" if near else "known: " + ", ".join(known)
 
@@ -90,7 +90,7 @@ def parse_segment(row: dict[str, str], where: str) -> tuple[float | None, float 
     """Start and end in seconds, from the columns `start` and `end`."""
     start_s, end_s = _number(row.get("start", ""), "start", where), _number(row.get("end", ""), "end", where)
     if start_s is not None:
-        start_s = max(start_s, 0.0)  # MOSEI has segments that begin a little before their file
+        start_s = max(start_s, 0.0)  # MOSEI has segments that start slightly before their file
     if end_s is not None and end_s <= (start_s or 0.0):
         raise EmptyItemError("zero duration")
     return start_s, end_s
@@ -106,7 +106,7 @@ def parse_emotion(field: str, where: str) -> str | None:
 
 
 def parse_goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] | None]:
-    """Labels joined by a bar to one emotion, or, where raters saw several, to a soft label."""
+    """Labels joined by "|" to one emotion or, if raters chose several, to a soft label."""
     names = [name.strip().lower() for name in field.split("|") if name.strip()]
     if not names:
         raise EmptyItemError("no label")

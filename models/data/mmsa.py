@@ -1,8 +1,8 @@
-"""Feature pickles of the MMSA project (`aligned_50.pkl`, `unaligned_50.pkl`), read without running anything in them.
+"""Feature pickles of the MMSA project (`aligned_50.pkl`, `unaligned_50.pkl`), read without executing their code.
 
 Layout: per split ("train", "valid", "test") a dict of arrays: `text` or `text_bert`, `audio` and `vision`, shape
 (n, steps, dim), `regression_labels` (n,), and for unaligned files `audio_lengths` and `vision_lengths`.
-A pickle can run any code when it is loaded. Here it may only make numpy arrays, and only if the user allows it.
+A pickle can run arbitrary code when loaded. Here it may only make numpy arrays, and only if the user allows it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PLAIN_TYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[SU][0-9]{1,6}|O8?)")
 
 
 class _Type:
-    """The dtype that a pickle gives for an array. numpy's own type would trust a forged one, and crash."""
+    """The dtype that a pickle gives an array. numpy's own type would trust a forged one, and crash."""
 
     def __init__(self, name: str, *_: object) -> None:
         self._name, self._order = str(name), ""
@@ -42,7 +42,7 @@ class _Type:
 
 
 class _Array:
-    """An array of a pickle, until all of it is known and can be checked."""
+    """An array of a pickle, held until it is complete and can be checked."""
 
     def __init__(self, *_: object) -> None:
         self._shape: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class _Array:
 
     @classmethod
     def of(cls, content: Any, kind: Any, shape: Any = (), order: Any = "C") -> _Array:
-        """An array whose state comes with its making."""
+        """An array whose state comes with its constructor."""
         array = cls()
         array._shape, array._type, array._content = shape, kind, content
         array._order = "F" if order == "F" else "C"
@@ -80,7 +80,7 @@ class _Array:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """The unpickled value, with its arrays made."""
+    """The unpickled value, with its arrays built."""
     if depth > _MAX_DEPTH:
         raise DataError("it is nested too deeply")
     if isinstance(value, _Array):
@@ -93,7 +93,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How old protocols write bytes."""
+    """How old protocols encode bytes."""
     return text.encode("latin1" if encoding == "latin1" else "ascii")
 
 
@@ -115,9 +115,9 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """Makes arrays and plain containers; anything else is refused before it runs.
+    """Builds arrays and plain containers; rejects anything else before it runs.
 
-    The one in Python: that in C reserves memory for whatever numbers a forged file gives its entries.
+    Pure Python: the C unpickler reserves memory for whatever memo index a forged file gives.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -135,7 +135,7 @@ def is_pickle(path: Path) -> bool:
 def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
     """Samples of an MMSA pickle, with its own modalities and dimensions.
 
-    Numbers that are not finite (MOSEI's audio holds -inf) become 0.
+    Non-finite values (MOSEI's audio holds -inf) become 0.
 
     Raises:
         DataError: pickles are not allowed, the file is damaged, or it has another layout.
@@ -147,7 +147,7 @@ def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
             content = _plain(_ArraysOnly(stream, encoding="latin1").load())
     except DataError as error:
         raise DataError(f"{path}: {_line(error)}") from error
-    except Exception as error:  # unpickling of a damaged file raises almost anything
+    except Exception as error:  # unpickling a damaged file raises almost anything
         raise DataError(f"{path} cannot be read as a pickle of arrays: {_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("train", content.get("test")), dict):
         raise DataError(f"{path} is not an MMSA pickle: it has no `train` or `test` part")
@@ -165,7 +165,7 @@ def read_mmsa(path: Path, allow_pickle: bool) -> Dataset:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, on one line that a terminal shows and does not obey: parts of it may come from the file."""
+    """An error as one line, safe to print on a terminal: parts of it may come from the file."""
     return "".join(c if c.isprintable() else " " for c in str(error)[:300])
 
 

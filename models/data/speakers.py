@@ -1,6 +1,6 @@
-"""Voice references for training and evaluation, made of other clips of the same speaker.
+"""Voice references for training and evaluation, made from other clips of the same speaker.
 
-A corpus holds many clips of one person, in no order. Any of them can stand for earlier speech.
+A corpus holds many clips per person, unordered. Any of them can stand for earlier speech.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ AUDIO = "audio"
 NONE, RUNNING, LASTING, NEUTRAL, CORPUS = KINDS = ("none", "running", "lasting", "neutral", "corpus")
 # How often a training clip gets which kind of reference.
 SHARES = {NONE: 0.25, RUNNING: 0.35, LASTING: 0.08, NEUTRAL: 0.25, CORPUS: 0.07}
-FEWEST = 8  # clips of a speaker from which a running reference is made
-AFTER, GIVEN = 10, 3  # clips that a running and a neutral reference are measured with
+FEWEST = 8  # clips that a speaker needs for a running reference
+AFTER, GIVEN = 10, 3  # clips used to evaluate a running and a neutral reference
 
 
 class Speakers:
     """Draws references for samples.
 
     Kinds: "none"; "running", after any clips of the same speaker; "lasting", after clips of the same speaker with the
-    sample's emotion; "neutral", of a few neutral clips, as a user gives it; "corpus", the mean of all.
+    sample's emotion; "neutral", from a few neutral clips, as given by a user; "corpus", the mean of all.
 
     Args:
         moods: see `RunningReference`.
@@ -55,10 +55,10 @@ class Speakers:
     def draw(
         self, sample: Sample, kind: str, random: np.random.Generator, clips: int | None = None
     ) -> Reference | None:
-        """A reference for one sample; None for "none", and where its speaker has too little other speech.
+        """A reference for one sample; None for "none", or if its speaker has too little other speech.
 
         Args:
-            clips: how many a running one is made of; at random between 1 and 12 if not given.
+            clips: number of clips for a running one; by default 1 to 12 at random.
         """
         labels = sample.labels
         if kind == CORPUS:
@@ -78,7 +78,7 @@ class Speakers:
         return given_reference(said) if kind == NEUTRAL else running_reference(said, self._moods)
 
     def moods(self) -> Moods:
-        """The directions of moods, learned from the speakers of whom several emotions are known.
+        """Mood directions, learned from the speakers with several emotions.
 
         Raises:
             DataError: there is no such speaker.
@@ -97,6 +97,6 @@ class Speakers:
         return learn_moods(np.stack(means).astype(np.float64), speakers, emotions)
 
     def draw_any(self, sample: Sample, random: np.random.Generator) -> Reference | None:
-        """A reference of a kind by SHARES."""
+        """A reference of a random kind, weighted by SHARES."""
         kind = random.choice(list(SHARES), p=list(SHARES.values()))
         return self.draw(sample, str(kind), random)

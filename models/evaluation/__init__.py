@@ -1,1 +1,1 @@
-"""Metrics, and the protocols that measure a model on labelled samples."""
+"""Metrics, and protocols for evaluating a model on labelled samples."""

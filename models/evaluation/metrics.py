@@ -1,4 +1,4 @@
-"""The field's metrics, by MMSA's definitions, in plain numpy.
+"""The field's standard metrics, as MMSA defines them, in plain numpy.
 
 Every function takes the truth first. Nothing is rounded; callers print four decimals.
 """
@@ -20,10 +20,10 @@ class SentimentMetrics:
 
     Attributes:
         has0_accuracy, has0_f1: `pred >= 0` against `truth >= 0`, all samples.
-        non0_accuracy, non0_f1: samples with truth 0 left out, then `pred > 0` against `truth > 0`.
+        non0_accuracy, non0_f1: `pred > 0` against `truth > 0`, without samples of truth 0.
         accuracy7, accuracy5: clipped to +-3 and +-2, rounded half to even, equal.
-        mae, correlation: of the numbers as they are. Pearson's r is NaN where one side is constant.
-        count: samples. All accuracies are NaN where there is none to count.
+        mae, correlation: on unrounded values. Pearson's r is NaN if one side is constant.
+        count: samples. All accuracies are NaN if it is 0.
     """
 
     has0_accuracy: float
@@ -43,9 +43,9 @@ class EmotionMetrics:
 
     Attributes:
         uar: unweighted average recall, over the classes that occur in the truth.
-        accuracy, weighted_f1: as usual; the weights of F1 are how often a class occurs.
+        accuracy, weighted_f1: as usual; F1 is weighted by class frequency.
         ece: expected calibration error of the top class in 15 bins.
-        ece_by_chance: what a perfectly calibrated model of the same confidences shows on so few samples: 130 samples
+        ece_by_chance: the ECE of a perfectly calibrated model with the same confidences on as few samples: 130 samples
             cannot tell an error of 0 from one of 0.08.
         confusion: (classes, classes), rows are the truth.
         count: samples.
@@ -101,13 +101,13 @@ def emotion_metrics(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> Emoti
 
 
 def class_accuracy(truth: Array, prediction: Array, limit: int) -> float:
-    """Acc-(2 limit + 1): both clipped to +-limit and rounded, halves to the even neighbour."""
+    """Acc-(2 limit + 1): both clipped to +-limit and rounded half to even."""
     rounded = [np.rint(np.clip(values, -limit, limit)) for values in (truth, prediction)]
     return _mean(rounded[0] == rounded[1])
 
 
 def pearson(truth: Array, prediction: Array) -> float:
-    """Pearson's correlation; NaN where one side does not vary."""
+    """Pearson's correlation; NaN if one side is constant."""
     if len(truth) < 2:
         return float("nan")
     y, p = truth - truth.mean(), prediction - prediction.mean()
@@ -121,14 +121,14 @@ def confusion(truth: Labels, guess: Labels, classes: int) -> Labels:
 
 
 def uar(table: Labels) -> float:
-    """Mean recall of the classes that occur, from a confusion matrix."""
+    """Mean recall over the classes that occur, from a confusion matrix."""
     support = table.sum(1)
     occurs = support > 0
     return float((table.diagonal()[occurs] / support[occurs]).mean()) if occurs.any() else float("nan")
 
 
 def weighted_f1(truth: Labels, guess: Labels) -> float:
-    """F1 of each class, weighted by how often it occurs in the truth; 0 for a class that is never right."""
+    """F1 per class, weighted by its frequency in the truth; 0 for a class that is never predicted correctly."""
     if len(truth) == 0:
         return float("nan")
     total = 0.0
@@ -142,7 +142,7 @@ def weighted_f1(truth: Labels, guess: Labels) -> float:
 def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int = 15) -> float:
     """Expected calibration error (Guo et al., ICML 2017).
 
-    The mean distance of accuracy from confidence over equally wide bins of confidence, weighted by their counts.
+    The mean distance of accuracy from confidence over equal-width confidence bins, weighted by their counts.
     """
     if len(right) == 0:
         return float("nan")
@@ -152,10 +152,10 @@ def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int
 
 
 def calibration_error_by_chance(confidence: Array, bins: int = 15, draws: int = 100) -> float:
-    """The mean calibration error of a model that is right exactly as often as it says.
+    """The mean calibration error of a perfectly calibrated model.
 
-    Over `draws` samples of its successes: the least that can be expected of so many items. The same confidences give
-    the same figure.
+    Averaged over `draws` simulated outcomes: the lower bound for that many items. Deterministic for equal
+    confidences.
     """
     if len(confidence) == 0:
         return float("nan")
@@ -166,7 +166,7 @@ def calibration_error_by_chance(confidence: Array, bins: int = 15, draws: int = 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Predictions of about one confidence: its mean, how often they were right, and their number."""
+    """A bin of predictions: mean confidence, accuracy, and count."""
 
     confidence: float
     accuracy: float

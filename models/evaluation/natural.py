@@ -1,4 +1,4 @@
-"""Natural speech without emotion: how often something other than neutral is predicted, and how confidently."""
+"""Neutral natural speech: how often another emotion is predicted, and how confidently."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from mien.models.data.pairing import single
 from mien.models.evaluation.scores import Runner
 from mien.windowing import WINDOW_NS
 
-SURE = 0.7  # confidence from which users take a prediction for certain
+SURE = 0.7  # confidence from which users take a prediction as certain
 BATCH = 64
 
 
 def natural(
     run: Runner, specs: Mapping[str, ModalitySpec], samples: Sequence[Sample], modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """Predictions at every full second of items without emotion, and at the end of shorter ones.
+    """Predictions on neutral items, at every full second, and at the end of shorter ones.
 
     Returns:
-        Per corpus, and under "all", the seconds in which anything was observed, the share that was called neutral, the
-        share of other emotions with a confidence above `SURE`, the mean confidence, the share of every
-        emotion, and the mean share of every modality.
+        Per corpus, and under "all": the seconds with any observation, the fraction predicted neutral, the fraction of
+        other emotions with a confidence above `SURE`, the mean confidence, the fraction of every emotion, and the mean
+        share of every modality.
     """
     rows: dict[str, list[tuple[int, float, np.ndarray[Any, np.dtype[np.float64]]]]] = {}
     for sample in samples:
         length = sample.labels.duration_ns
         ends = [*range(NS_PER_S, length + 1, NS_PER_S)] or [length]
         group = single(sample, modalities)
-        # A start other than 0: the end of a view then counts, and not the whole item.
+        # A start other than 0 makes the end of the view count, instead of the whole item.
         views = [(group, max(1, end - WINDOW_NS), end) for end in ends]
         for begin in range(0, len(views), BATCH):
             batch = plain_batch(specs, views[begin : begin + BATCH], modalities)

@@ -1,4 +1,4 @@
-"""Confusion matrices (shares of a class, and counts) and calibration diagrams of an evaluation, as PNG."""
+"""Confusion matrices (normalised by class, and counts) and calibration diagrams of an evaluation, as PNG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mien.files import whole_file
 
 
 def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Two pictures for every corpus with emotions, and one of damage. `report`: the output of `mien eval --json`."""
+    """Two figures per corpus with emotions, and one for damage. `report`: the output of `mien eval --json`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for corpus, made in report["corpora"].items():
@@ -34,7 +34,7 @@ def present_classes(metrics: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[
 
 
 def _damage(made: Mapping[str, Any], path: Path) -> Path:
-    """A row a modality, a panel a kind of damage: accuracy alone and in company, and the median share, by strength."""
+    """One row per modality, one panel per damage: accuracy alone and fused, and the median share, by strength."""
     from matplotlib.figure import Figure
 
     columns = max(len(table["kinds"]) for table in made.values())

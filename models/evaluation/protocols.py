@@ -1,7 +1,7 @@
 """Evaluation protocols beyond whole windows: missing steps, partial clips, label-paired fusion, calibration.
 
-No accepted protocol exists for streaming. Ours: a clip is predicted when its first tenth, second tenth ... has been
-seen, each time from the window that ends there, without any later information, not even in the text encoder.
+There is no accepted protocol for streaming. Ours: a clip is predicted after its first tenth, second tenth ..., each
+time from the window that ends there, without any later information, not even in the text encoder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def robustness(
     modalities: Sequence[str],
     rates: Sequence[float],
 ) -> dict[str, Any]:
-    """Figures at each rate of random missing steps, one checkpoint, and their mean over the rates."""
+    """Figures at each rate of randomly dropped steps, for one checkpoint, and their mean over the rates."""
     by_rate = {
         f"{rate:.1f}": figures(groups, score(run, specs, groups, modalities, damage=missing_steps(rate)))
         for rate in rates
@@ -56,11 +56,11 @@ def streaming(
     encode_words: EncodeWords | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Figures with the first 10 %, 20 % ... 100 % of each item seen; sign flips per minute; time to the final sign.
+    """Figures on the first 10 %, 20 % ... 100 % of each item; sign flips per minute; time to the final sign.
 
     Args:
-        encode_words: the text encoder, so that a part of a sentence is read as that part; without it, rows of the whole
-            sentence are cut.
+        encode_words: the text encoder, to encode partial sentences as such; without it, rows of the whole sentence are
+            truncated.
     """
     by_share: dict[str, Any] = {}
     rolling: list[Scores] = []
@@ -101,13 +101,13 @@ def _of_neutral(samples: Sequence[Sample], sentiment: np.ndarray[Any, np.dtype[n
 def partial(
     sample: Sample, specs: Mapping[str, ModalitySpec], share: float, encode_words: EncodeWords | None
 ) -> Sample:
-    """The part of an item that is seen when `share` of it is over."""
+    """The prefix of an item that covers `share` of it."""
     end_ns = round(sample.labels.duration_ns * share)
     tracks: dict[str, Track] = {}
     for name, track in sample.tracks.items():
         spec = specs[name]
         if sample.labels.still and spec.rate_hz:
-            # A photograph: seen for this share of a window.
+            # A photograph is visible for this share of a window.
             steps = max(1, round(spec.steps * share))
             tracks[name] = Track(
                 np.repeat(track.values[:1], steps, 0), np.repeat(track.mask[:1], steps), np.zeros(steps, np.int64)
@@ -192,7 +192,7 @@ def fusion(
 def _conflict(
     run: Runner, specs: Mapping[str, ModalitySpec], pairing: Pairing, modalities: Sequence[str], odd: str, seed: int
 ) -> dict[str, Any]:
-    """One modality shows one emotion and all others another: which the model follows, and the gates."""
+    """One modality shows one emotion and all others another: which one the model follows, and the gates."""
     random = np.random.default_rng(seed + 1)
     emotions = pairing.emotions(modalities)
     groups, ours, theirs = [], [], []

@@ -20,7 +20,7 @@ from mien.windowing import WINDOW_NS
 Doubles = npt.NDArray[np.float64]
 # features and mask per modality -> sentiment (B,), emotions (B, 7), confidence (B,), gates (B, M)
 Runner = Callable[[Mapping[str, Float32], Mapping[str, Float32]], tuple[Float32, Float32, Float32, Float32]]
-# Changes features and mask in place, with the generator of the evaluation.
+# Modifies features and mask in place, using the evaluation's generator.
 Damage = Callable[[dict[str, Float32], dict[str, Float32], np.random.Generator], None]
 
 
@@ -44,7 +44,7 @@ class Scores:
 
 
 def torch_runner(network: CMMSF) -> Runner:
-    """The torch reference as a runner; it skips modalities that a batch lacks."""
+    """The torch reference as a runner; modalities missing from a batch are skipped."""
     network.eval()
 
     @torch.inference_mode()
@@ -73,9 +73,9 @@ def score(
     """Run a model over groups.
 
     Args:
-        modalities: to use; others are missing.
-        seen: only this first share of every item is seen.
-        damage: done to every batch before the model sees it.
+        modalities: to use; others are treated as missing.
+        seen: only this first fraction of every item is visible.
+        damage: applied to every batch before the model.
     """
     views = [(i, g, start, end) for i, g in enumerate(groups) for start, end in _views(g, modalities, seen)]
     # Sorted by modalities, so that a batch has only those that it needs.
@@ -115,7 +115,7 @@ def _views(group: Group, modalities: Sequence[str], seen: float) -> list[tuple[i
 def _averaged(
     columns: list[Float32], observed: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64], count: int
 ) -> Scores:
-    """The mean over the windows of each item, without windows in which nothing was observed."""
+    """The mean over each item's windows, ignoring windows without any observation."""
     seen = np.zeros(count, np.bool_)
     np.logical_or.at(seen, owner, observed)
     weight = np.where(seen[owner], observed, True).astype(np.float64)
@@ -131,10 +131,10 @@ def _averaged(
 
 
 def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
-    """Metrics by what the groups are labelled with, and the share of items in which nothing was observed.
+    """Metrics for the labels that the groups have, and the fraction of items without any observation.
 
-    `sentiment` where its strength is known, `emotion` where it is one of the seven, `own_labels` where their corpus
-    named another before it was voted on.
+    `sentiment` if its strength is known, `emotion` if it is one of the seven, `own_labels` if the corpus's own label
+    differed before the votes.
     """
     made: dict[str, Any] = {"count": len(groups), "nothing_observed": float(1 - scores.observed.mean())}
     truth = np.array([np.nan if g.sentiment is None or g.coarse else g.sentiment for g in groups])
@@ -159,13 +159,13 @@ def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
 
 
 def _own(group: Group) -> int:
-    """Number of the emotion that its corpus named before it was voted on, -1 for none."""
+    """Index of the corpus's own label from before the votes, -1 for none."""
     owns = [sample.labels.own for sample in group.members.values()]
     return owns[0] if len(owns) == 1 and owns[0] is not None else -1
 
 
 def missing_steps(rate: float) -> Damage:
-    """Damage that takes away each observed step with probability `rate`."""
+    """Damage that drops each observed step with probability `rate`."""
 
     def damage(features: dict[str, Float32], mask: dict[str, Float32], random: np.random.Generator) -> None:
         for name in mask:
@@ -176,7 +176,7 @@ def missing_steps(rate: float) -> Damage:
 
 
 def noise_instead(name: str, mean: Float32, std: Float32) -> Damage:
-    """Damage that replaces one modality by white noise on the scale of its training rows."""
+    """Damage that replaces one modality with white noise on the scale of its training rows."""
 
     def damage(features: dict[str, Float32], mask: dict[str, Float32], random: np.random.Generator) -> None:
         if name in features:

@@ -1,7 +1,7 @@
-"""Whether the share of a modality follows its reliability: under damage, in conflict, and when it is wrong.
+"""Whether a modality's share follows its reliability: under damage, in conflict, and when it is wrong.
 
-Groups are items of different corpora, put together by their labels. A damaged copy takes the place of the very item
-that it was made from, so that a table changes one thing at a time.
+Groups are items of different corpora, paired by label. A damaged copy replaces the very item that it was made from,
+so that a table changes one thing at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mien.models.evaluation.scores import Doubles, Runner, Scores, score
 
 
 def auroc(score: Doubles, positive: Bool) -> float:
-    """How often a positive has a higher score than a negative (area under the ROC curve); ties count half.
+    """Probability that a positive scores higher than a negative (area under the ROC curve); ties count half.
 
-    NaN without one of either.
+    NaN if either class is empty.
     """
     if positive.all() or not positive.any():
         return float("nan")
@@ -36,7 +36,7 @@ def auroc(score: Doubles, positive: Bool) -> float:
 def share_quality(
     run: Runner, specs: Mapping[str, ModalitySpec], groups: Sequence[Group], modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """How well the share of each modality tells whether that modality alone would be right."""
+    """How well each modality's share predicts whether that modality alone would be right."""
     truth = _truth(groups)
     shares = score(run, specs, groups, modalities).gates
     known = list(specs)
@@ -66,15 +66,15 @@ def damage_table(
 
     Args:
         samples: clean items, and copies of some with every damage of the table.
-        size: groups, equally many of every emotion.
+        size: number of groups, balanced over emotions.
 
     Returns:
-        Per modality, under "whole" the figures without damage, under "without" the decision of the others, and under
-        "kinds" per kind a list of figures by strength, from least to worst; "conflict" tells which members the
-        decision follows where the damaged one shows another emotion.
+        Per modality: under "whole" the figures without damage, under "without" the others' decision, and under "kinds"
+        per kind a list of figures by strength, weakest first; "conflict" tells which members the decision follows if
+        the damaged one shows another emotion.
 
     Raises:
-        DataError: no damaged copies.
+        DataError: there are no damaged copies.
     """
     damaged: dict[str, dict[tuple[str, float], dict[str, Sample]]] = {}
     for sample in samples:
@@ -132,7 +132,7 @@ def _with(group: Group, name: str, copies: Mapping[str, Sample]) -> Group:
 def _groups(
     pairing: Pairing, modalities: Sequence[str], name: str, size: int, seed: int
 ) -> tuple[list[Group], list[Group], Int64]:
-    """Groups that agree, groups in which one member shows another emotion, and which."""
+    """Groups that agree, groups with one member of another emotion, and which member that is."""
     random = np.random.default_rng(seed)
     emotions = pairing.emotions(modalities)
     if not emotions:

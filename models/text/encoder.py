@@ -1,7 +1,7 @@
 """Words to vectors, the same for training texts and for live speech recognition.
 
-Words are split into word pieces, MiniLM gives each piece a state, and a word's vector is the mean of its pieces'
-states. Needs no torch: a live worker tokenizes, runs `mien.engines.text.text_network` compiled, and pools.
+Words are split into word pieces, MiniLM encodes each piece, and a word's vector is the mean of its pieces' states.
+Needs no torch: a live worker tokenizes, runs the compiled `mien.engines.text.text_network`, and pools.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXT_STEPS = 50  # words in a window of the model
 ENCODER_VERSION = 1  # of the code below: what counts as a word, how pieces become a row
 DEFAULT_ADAPTERS = SHIPPED.text
 
-# Typographic and plain apostrophes are one character here.
+# Typographic and plain apostrophes are treated as one character.
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "."})
 
 
@@ -36,7 +36,7 @@ class Pieces:
     Attributes:
         input_ids: (T,), at most MAX_PIECES.
         word_index: (T,), the word that each piece belongs to, -1 for [CLS] and [SEP].
-        words: number of words that were given; the oldest may have no pieces, because they were cut.
+        words: number of words given; the oldest may have no pieces, because they were cut.
     """
 
     input_ids: Int64

@@ -1,4 +1,4 @@
-"""The text encoder's network: MiniLM (a 6-layer BERT of width 384) and the low-rank adapters that tune it.
+"""The text encoder's network: MiniLM (a 6-layer BERT of width 384) and its low-rank adapters.
 
 The adapters take a few megabytes and are merged into the base weights when the network is built, so that an engine
 runs plain MiniLM. Base weights: sentence-transformers/all-MiniLM-L6-v2. LoRA: Hu et al., ICLR 2022.
@@ -39,7 +39,7 @@ class MiniLMConfig:
 
 
 class LowRankLinear(nn.Linear):
-    """A Linear whose frozen weight W is tuned as W + up @ down."""
+    """A Linear with a frozen weight W, tuned as W + up @ down."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         nn.Module.__init__(self)
@@ -55,7 +55,7 @@ class LowRankLinear(nn.Linear):
 
 
 class Layer(nn.Module):
-    """One transformer layer, normalised after each residual as BERT does."""
+    """One transformer layer with post-norm, as in BERT."""
 
     def __init__(self, config: MiniLMConfig, dropout: float) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Layer(nn.Module):
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, width / heads)
             for project in (self.query, self.key, self.value)
         )
-        # Written out: for sentences, the fused kernel's backward pass costs a third of all training time on a CPU.
+        # Not the fused kernel: for sentences, its backward pass costs a third of all training time on a CPU.
         logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias
         mixed = logits.softmax(-1).to(value.dtype) @ value
         x = self.attended_norm(x + self.dropout(self.attended(mixed.transpose(1, 2).flatten(-2))))
@@ -121,7 +121,7 @@ def load_minilm(folder: Path, adapters: Path | None = None, dropout: float = 0.0
     """MiniLM from a folder with `config.json` and `model.safetensors`, in evaluation mode.
 
     Args:
-        adapters: a file of `save_adapters`, merged into the weights; None for the base model as it is.
+        adapters: a file written by `save_adapters`, merged into the weights; None for the base model.
 
     Raises:
         AssetError: the folder does not hold this model.
@@ -141,7 +141,7 @@ def load_minilm(folder: Path, adapters: Path | None = None, dropout: float = 0.0
 
 
 def add_adapters(model: MiniLM, rank: int) -> list[nn.Parameter]:
-    """Make a model tunable: low-rank updates of every Linear, and the biases and norms as they are.
+    """Make a model tunable: low-rank updates of every Linear, and full biases and norms.
 
     Returns:
         the parameters to train; all others are frozen.
@@ -173,13 +173,13 @@ def save_adapters(state: dict[str, Tensor], base: MiniLM, path: Path, card: dict
         name: (value - plain[name].to(value) if name in plain else value).half() for name, value in state.items()
     }
     rank = next(value.shape[0] for name, value in state.items() if name.endswith(".down"))
-    # One entry: safetensors writes several in no fixed order, and equal runs shall give equal files.
+    # A single entry: safetensors writes several in varying order, and equal runs must give equal files.
     about = {"format": ADAPTER_FORMAT, "config": {**asdict(base.config), "rank": rank}, "card": card}
     write_tensors(path, tensors, {"mien": json.dumps(about, sort_keys=True)})
 
 
 def load_adapters(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors of `save_adapters` in float32, and the config they were made for.
+    """Tensors written by `save_adapters`, in float32, and the config they were made for.
 
     Raises:
         CheckpointError: not such a file.
@@ -196,7 +196,7 @@ def merge_adapters(model: MiniLM, path: Path) -> None:
     """Add the adapters of a file to the weights of a plain model, in place.
 
     Raises:
-        CheckpointError: not adapters, or of another model.
+        CheckpointError: these are not adapters, or they belong to another model.
     """
     tensors, _ = load_adapters(path)
     weights = dict(model.named_parameters())
@@ -217,7 +217,7 @@ def _is_tuned(name: str) -> bool:
 
 
 def _from_bert(stored: dict[str, Tensor], config: MiniLMConfig) -> dict[str, Tensor]:
-    """BERT's names to ours. Only one sentence is ever read, so its segment embedding joins the positions."""
+    """BERT's names to ours. Only one sentence is ever read, so its segment embedding is added to the positions."""
     segment = stored["embeddings.token_type_embeddings.weight"][0]
     state = {
         "words.weight": stored["embeddings.word_embeddings.weight"],

@@ -1,1 +1,1 @@
-"""The voice: columns of an audio row, the encoder of its states, and references to compare it with."""
+"""The voice: columns of an audio row, the encoder, and references to compare rows with."""

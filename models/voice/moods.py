@@ -1,9 +1,9 @@
-"""Whether a voice has been in several moods: how far its states spread along the directions in which emotions differ.
+"""Whether a voice has been in several moods: the spread of its states along the directions that separate emotions.
 
-A voice whose speech so far was in one mood must not be compared with all of it: the comparison would remove the mood.
-The variance between utterances along a few directions tells the two apart. The directions are those of linear
+A voice heard in only one mood must not be compared with its full mean: the comparison would remove the mood. The
+variance between utterances along a few directions tells the two cases apart. The directions come from linear
 discriminant analysis between the emotions of one speaker (Fisher, 1936), so that voices, rooms and languages do not
-count. Light: no torch.
+count. Lightweight: no torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Float64 = npt.NDArray[np.float64]
 
 MOODS = Path(__file__).parent / "moods.json"  # of the shipped voice encoder
 DIRECTIONS = 3
-RIDGE = 0.1  # of the mean variance, added to every direction
+RIDGE = 0.1  # fraction of the mean variance, added to every direction
 
 
 class Moods(NamedTuple):
-    """`directions` (384, K) float32. Along each of them clips of one speaker in one emotion have the variance 1."""
+    """`directions` (384, K) float32, scaled so that a speaker's clips of one emotion have variance 1 along each."""
 
     directions: Float32
 
@@ -55,16 +55,16 @@ def shipped_moods() -> Moods:
 
 
 def encoded_moods(moods: Moods) -> bytes:
-    """What `shipped_moods` reads."""
+    """Serialise for `shipped_moods`."""
     directions = [[round(float(value), 5) for value in column] for column in moods.directions.T]
     return msgspec.json.encode(_Stored(ENCODER_VERSION, directions)) + b"\n"
 
 
 def learn_moods(means: Float64, speakers: Sequence[object], emotions: Sequence[object]) -> Moods:
-    """Directions in which the emotions of one speaker differ most, against what varies within an emotion.
+    """Directions in which one speaker's emotions differ most, relative to the variance within an emotion.
 
     Args:
-        means: (n, WEIGHT or more), the mean row of each clip. speakers, emotions: (n,), of each clip.
+        means: (n, WEIGHT or more), the mean row of each clip. speakers, emotions: (n,), one per clip.
     """
     names = {name: place for place, name in enumerate(dict.fromkeys(speakers))}
     speaker = np.array([names[name] for name in speakers])
@@ -75,14 +75,14 @@ def learn_moods(means: Float64, speakers: Sequence[object], emotions: Sequence[o
     within = from_mood.T @ from_mood / len(means)
     between = from_speaker.T @ from_speaker / len(means) - within
     within += RIDGE * np.trace(within) / len(within) * np.eye(len(within))
-    # between v = l within v, as an ordinary eigenproblem of the whitened states.
+    # Generalised eigenproblem (between v = l within v), solved by whitening.
     root = np.linalg.inv(np.linalg.cholesky(within))
     _, vectors = np.linalg.eigh(root @ between @ root.T)
     return Moods((root.T @ vectors[:, ::-1][:, :DIRECTIONS]).astype(np.float32))
 
 
 def _centred(states: Float64, group: npt.NDArray[np.int64]) -> Float64:
-    """States less the mean of their group."""
+    """States minus their group's mean."""
     sums = np.zeros((group.max() + 1, states.shape[1]))
     np.add.at(sums, group, states)
     centred: Float64 = states - (sums / np.bincount(group)[:, None])[group]

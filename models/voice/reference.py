@@ -1,17 +1,17 @@
-"""References of a voice: how the same person, microphone and room usually sound.
+"""Voice references: how the same person, microphone and room usually sound.
 
-The states of a recogniser's encoder tell voices, rooms and languages apart more readily than emotions. Compared with
-other speech of the same person they predict emotions of unseen people and corpora better. A reference is the mean of
-such speech; a row is compared with it by a weight between 0 (the voice is unknown) and 1:
+A speech recogniser's states separate voices, rooms and languages more readily than emotions. Relative to other
+speech of the same person they predict emotions of unseen people and corpora better. A reference is the mean of such
+speech; rows are compared with it with a weight between 0 (unknown voice) and 1:
 
-- A running reference is the mean of the speech so far. Its weight grows with the amount of speech, and with how far the
-  voice has varied as voices do between moods (`mien.models.voice.moods`): a voice that has always sounded the same may
-  have been in one mood all the time, which the comparison would remove.
-- A reference that the user gave is neutral speech, and has the weight 1.
+- A running reference is the mean of the speech so far. Its weight grows with the amount of speech, and with how much
+  the voice has varied as voices do between moods (`mien.models.voice.moods`): an unvarying voice may have been in one
+  mood all the time, which the comparison would remove.
+- A reference that the user provided is neutral speech, and has weight 1.
 
-Of either mean a part is taken (`SHARE`): it has an error, and a part of it separates emotions better than all of it.
+Only a fraction of either mean is subtracted (`SHARE`): means have errors, and a part separates emotions better.
 
-Live rows and training rows come from the same `compare`.
+Live rows and training rows go through the same `compare`.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mien.models.voice.columns import ENERGY, F0, GIVEN, HIGHER, LOUDER, ROW, ST
 from mien.models.voice.moods import Moods, shipped_moods
 
 ROWS_A_SECOND = 50
-SHORTEST, LONGEST = 10, 150  # rows of voice in one utterance; longer speech counts as several
-HALF_S = 3.0  # seconds of voice with which a running reference has half of its weight
-LASTING_S = 300.0  # of newer speech, after which older speech no longer counts
-# Variance between utterances along the directions of moods with which it has half of its weight. Ten clips of one
-# speaker have 6 to 18 (medians of seven corpora) if their emotions differ, and 2 to 6 if they do not. Chosen on corpora
-# left out, so that somebody who keeps one emotion is read at most three points worse than without a reference.
+SHORTEST, LONGEST = 10, 150  # rows of voice per utterance; longer speech is split
+HALF_S = 3.0  # seconds of voice at which a running reference has half of its weight
+LASTING_S = 300.0  # older speech is dropped after this much newer speech
+# Variance between utterances along the mood directions at which it has half of its weight. Ten clips of a speaker
+# have 6 to 18 (medians of seven corpora) if their emotions differ, and 2 to 6 if not. Chosen on left-out corpora, so
+# that a speaker who keeps one emotion is read at most three points worse than without a reference.
 HALF_VARIETY = 5.0
 VARIETY_POWER = 4
 SHORTEST_GIVEN_S = 3.0
-# Chosen on corpora left out: with three neutral clips of each speaker mean UAR is 0.470 (0.55 and 0.65), 0.465
-# (0.75). A running reference gains less than a point with more, and a lasting mood loses two.
+# Chosen on left-out corpora: with three neutral clips per speaker mean UAR is 0.470 (0.55 and 0.65), 0.465 (0.75).
+# With more, a running reference gains less than a point, and a lasting mood loses two.
 SHARE = 0.65
 
 
 class Reference(NamedTuple):
-    """What a voice is compared with.
+    """A voice to compare with.
 
-    `mean` (D,) float32 of raw rows without the reference's own columns; its `weight`; and `given`, how far the user
-    gave it, 0 to 1.
+    `mean` (D,) float32 of raw rows without the reference's own columns; its `weight`; and `given`, to what degree the
+    user provided it, 0 to 1.
     """
 
     mean: Float32
@@ -55,14 +55,14 @@ class Reference(NamedTuple):
 
 
 def compare(values: Float32, reference: Reference | None) -> Float32:
-    """Rows compared with a reference.
+    """Compare rows with a reference.
 
     Args:
-        values: (n, WEIGHT or more), without a reference. Columns from WEIGHT on are not read.
+        values: (n, WEIGHT or more), without a reference. Columns from WEIGHT on are ignored.
 
     Returns:
-        (n, ROW): states less `SHARE` of the weighted reference's, and the last columns set. None leaves the states as
-        they are.
+        (n, ROW): states minus `SHARE` of the weighted reference's, and the last columns set. With None the states are
+        unchanged.
     """
     made = np.zeros((len(values), ROW), np.float32)
     made[:, :WEIGHT] = values[:, :WEIGHT]
@@ -76,7 +76,7 @@ def compare(values: Float32, reference: Reference | None) -> Float32:
 
 
 def utterances(values: Float32, valid: Bool) -> list[Float32]:
-    """Stretches of voice of a whole recording, (n, D) each, as `RunningReference` takes them."""
+    """Voiced segments of a recording, (n, D) each, split as by `RunningReference`."""
     found: list[Float32] = []
     begin = None
     for row in range(len(valid) + 1):
@@ -101,10 +101,10 @@ class Utterance(NamedTuple):
 
 
 class RunningReference:
-    """The mean of the voice so far. Silence and other sounds do not count.
+    """The mean of the voice so far, ignoring silence and other sounds.
 
     Args:
-        moods: along which the voice's variety is measured; the shipped ones if not given.
+        moods: directions to measure the voice's variety along; default: the shipped ones.
     """
 
     def __init__(self, moods: Moods | None = None) -> None:
@@ -112,20 +112,20 @@ class RunningReference:
         self.reset()
 
     def reset(self) -> None:
-        """A new voice, or a new microphone."""
+        """Start over with a new voice or microphone."""
         self._rows: list[Float32] = []  # of the current utterance
         self._seconds = 0.0
         self._sum = np.zeros(WEIGHT)
-        self._squares = np.zeros(self._moods.directions.shape[1])  # of coordinates along moods
+        self._squares = np.zeros(self._moods.directions.shape[1])  # of coordinates along the mood directions
         self._reference: Reference | None = None
 
     @property
     def reference(self) -> Reference | None:
-        """The reference of the next row; None before the first utterance has ended."""
+        """The reference for the next row; None before the first utterance has ended."""
         return self._reference
 
     def __call__(self, values: Float32, valid: Bool) -> Float32:
-        """The next rows, (n, WEIGHT) and (n,), each compared with the speech before it: (n, ROW)."""
+        """Compare the next rows, (n, WEIGHT) and (n,), with the speech before each: (n, ROW)."""
         made = [compare(values[:0], None)]
         begin = 0
         for row in range(len(values)):
@@ -141,7 +141,7 @@ class RunningReference:
         return np.concatenate(made)
 
     def add(self, utterance: Utterance) -> None:
-        """One more utterance of this voice."""
+        """Add an utterance of this voice."""
         kept = min(1.0, max(0.0, LASTING_S - utterance.seconds) / max(self._seconds, 1e-9))
         self._seconds = kept * self._seconds + utterance.seconds
         self._sum = kept * self._sum + utterance.seconds * utterance.mean
@@ -152,7 +152,7 @@ class RunningReference:
 
 
 def running_reference(said: Sequence[Utterance], moods: Moods | None = None) -> Reference | None:
-    """The running reference after these utterances, in any order, of less than `LASTING_S` in all.
+    """The running reference after these utterances, in any order, of less than `LASTING_S` in total.
 
     Args:
         moods: see `RunningReference`.
@@ -169,18 +169,18 @@ def running_reference(said: Sequence[Utterance], moods: Moods | None = None) -> 
 
 
 def _weight(seconds: float, variety: float) -> float:
-    """Weight of a running reference, from the length of the speech and its variance between utterances along moods."""
+    """Weight of a running reference, from the duration of speech and its variance between utterances along moods."""
     varied = (max(0.0, variety) / HALF_VARIETY) ** VARIETY_POWER
     return seconds / (seconds + HALF_S) * varied / (varied + 1.0)
 
 
 def neutral_reference(mean: Float32) -> Reference:
-    """What a voice is compared with whose mean row (D,) of neutral speech is known."""
+    """The reference of a voice with a known mean row (D,) of neutral speech."""
     return Reference(mean, 1.0, SHARE)
 
 
 def given_reference(said: Sequence[Utterance]) -> Reference | None:
-    """The reference of weight 1 that is the mean of these utterances of neutral speech; None without any."""
+    """The reference of weight 1: the mean of these neutral utterances; None if there are none."""
     seconds = sum(utterance.seconds for utterance in said)
     if not seconds:
         return None
@@ -189,13 +189,13 @@ def given_reference(said: Sequence[Utterance]) -> Reference | None:
 
 
 def measured_reference(values: Float32, valid: Bool) -> tuple[Reference, float]:
-    """The reference that is the mean of a recording of neutral speech, and the seconds of voice in it.
+    """The reference from a recording of neutral speech, and the seconds of voice in it.
 
     Args:
         values: raw rows (n, WEIGHT or more) of the recording. valid: (n,), voice active.
 
     Raises:
-        ConfigError: there is too little voice in it.
+        ConfigError: it holds too little voice.
     """
     said = [Utterance.of(rows) for rows in utterances(values, valid)]
     seconds = sum(utterance.seconds for utterance in said)

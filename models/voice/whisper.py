@@ -1,9 +1,9 @@
 """The voice encoder: the lower half of Whisper's audio encoder, trained on far more voices than any emotion corpus has.
 
-Its middle layers hold how something is said; its last ones hold the words and drop the rest. A linear classifier on the
-mean state of a clip, on unseen speakers (four folds), has a UAR of .53, .69, .74, .72 and .68 on RAVDESS and of
-.69, .81, .85, .79 and .77 on EmoDB after 0, 1, 2, 3 and 4 of its layers. So it is cut after the second, which is half
-of the work, too.
+Its middle layers encode how something is said; its last ones encode the words and drop the rest. A linear classifier
+on a clip's mean state, on unseen speakers (four folds), has a UAR of .53, .69, .74, .72 and .68 on RAVDESS and of
+.69, .81, .85, .79 and .77 on EmoDB after 0, 1, 2, 3 and 4 layers. So it is cut after the second, which also halves
+the work.
 
 Whisper: Radford et al., ICML 2023. Weights: tiny.en in CTranslate2's format, the file that the recogniser uses.
 """
@@ -28,8 +28,8 @@ HEADS = 6
 BANDS, N_FFT, HOP = 80, 400, 160  # of Whisper's spectrogram
 CT2_VERSION = 6  # of the file format
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-_FLOOR, _RANGE = 1e-10, 8.0  # power, and decades below the loudest that are kept
-_LOUDEST = 1.0  # value of the loudest bin: about that of the speech that Whisper was trained on
+_FLOOR, _RANGE = 1e-10, 8.0  # power, and decades below the maximum that are kept
+_LOUDEST = 1.0  # value of the loudest bin: about that of Whisper's training speech
 
 
 class LogMel(nn.Module):
@@ -52,18 +52,18 @@ class LogMel(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         half = N_FFT // 2
-        # One frame fewer than the window has room for, as Whisper was trained.
+        # One frame fewer than the window holds, as in Whisper's training.
         parts = F.conv1d(F.pad(samples[:, None], (half, half - HOP)), self.waves, stride=HOP)
         real, imaginary = parts.chunk(2, 1)
         power = self.filters @ (real.square() + imaginary.square())
         log = torch.log10(power.clamp(min=_FLOOR))
         loudest = log.amax((1, 2), keepdim=True)
-        # Relative to the loudest of the window, so that distance and gain of the microphone do not count.
+        # Relative to the window's maximum, so that the microphone's distance and gain cancel out.
         return torch.maximum(log - loudest, torch.full_like(loudest, -_RANGE)) / 4.0 + _LOUDEST
 
 
 class VoiceLayer(nn.Module):
-    """One transformer layer that normalises before attention and before its perceptron."""
+    """One pre-norm transformer layer."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class VoiceLayer(nn.Module):
 
 
 class VoiceEncoder(nn.Module):
-    """The newest sound to the mean state of one block."""
+    """The newest audio to the mean state of one block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class VoiceEncoder(nn.Module):
         self.conv2 = nn.Conv1d(VOICE_DIM, VOICE_DIM, 3, stride=2, padding=1)
         self.positions = nn.Parameter(torch.zeros(WINDOW_FRAMES, VOICE_DIM))
         self.layers = nn.ModuleList(VoiceLayer(VOICE_DIM) for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(VOICE_DIM)  # with which the next layer would begin
+        self.norm = nn.LayerNorm(VOICE_DIM)  # the next layer's first norm
 
     def forward(self, samples: Tensor) -> Tensor:
         """Samples (B, WINDOW) mono 16 kHz -> (B, VOICE_DIM), the mean state of the block that it describes."""
@@ -124,7 +124,7 @@ def load_voice(folder: Path) -> VoiceEncoder:
 
 
 def _names() -> dict[str, tuple[str, slice]]:
-    """Our names -> CTranslate2's, and which rows."""
+    """Our names -> CTranslate2's, and which rows of the tensor."""
     whole = slice(None)
     names: dict[str, tuple[str, slice]] = {
         "positions": ("encoder/position_encodings/encodings", slice(0, WINDOW_FRAMES))
@@ -153,7 +153,7 @@ def read_ctranslate2(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or of another version.
+        ValueError: it is damaged, or of another format version.
     """
     content = memoryview(path.read_bytes())
     place = 0

@@ -1,8 +1,8 @@
-"""Sets of weights: the one installed with mien, and those that `mien train` makes. Light: no torch, no safetensors.
+"""Sets of weights: the one shipped with mien, and those made by `mien train`. Lightweight: no torch, no safetensors.
 
-A set is a folder of three files: CM-MSF, the adapters of the text encoder, and the face CNN. CM-MSF is trained on the
-rows that the two encoders made, so that the three belong together. `MODEL_CARD.md` says what made the shipped set and
-what it may be used for; `SHA256SUMS` lists its files.
+A set is a folder of three files: CM-MSF, the text encoder's adapters, and the face CNN. CM-MSF is trained on rows of
+those two encoders, so the three belong together. `MODEL_CARD.md` describes how the shipped set was made and what it
+may be used for; `SHA256SUMS` lists its files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mien.files import sha256_of, write_file
 FUSION, TEXT, FACE = "cmmsf.safetensors", "text.safetensors", "face.safetensors"
 FILES = {"fusion": FUSION, "text": TEXT, "face": FACE}
 SHIPPED_FOLDER = Path(__file__).parent
-REST = SHIPPED_FOLDER / "rest.json"  # how faces look at rest in general, to the shipped face CNN
+REST = SHIPPED_FOLDER / "rest.json"  # resting faces in general, for the shipped face CNN
 _SUMS = SHIPPED_FOLDER / "SHA256SUMS"
 
 
@@ -27,7 +27,7 @@ class WeightSet:
     """Paths of the weights in use.
 
     Attributes:
-        fusion: CM-MSF. text: adapters of the text encoder. face: the face CNN. A file need not exist.
+        fusion: CM-MSF. text: adapters of the text encoder. face: the face CNN. The files may be missing.
     """
 
     fusion: Path = SHIPPED_FOLDER / FUSION
@@ -42,8 +42,8 @@ def weight_set(choice: str | Path = "") -> WeightSet:
     """The weights that `inference.checkpoint` or `--checkpoint` names.
 
     Args:
-        choice: empty for the shipped set; a folder, whose own files are used, with shipped encoders where it has none;
-            or a file of CM-MSF, which is used with the shipped encoders.
+        choice: empty for the shipped set; a folder, with shipped encoders for any it lacks; or a CM-MSF file, which is
+            used with the shipped encoders.
     """
     if not choice:
         return SHIPPED
@@ -55,13 +55,13 @@ def weight_set(choice: str | Path = "") -> WeightSet:
 
 
 def shipped_digests() -> dict[str, str]:
-    """SHA-256 of each file of the shipped set, by the file's name."""
+    """SHA-256 of each file of the shipped set, by file name."""
     lines = (line.split(maxsplit=1) for line in _SUMS.read_text(encoding="ascii").splitlines() if line.strip())
     return {name.strip().lstrip("*"): digest for digest, name in lines}
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a file has the content of the shipped one of its name."""
+    """Whether a file is identical to the shipped one of its name."""
     try:
         return sha256_of(path) == shipped_digests().get(path.name)
     except OSError:
@@ -69,13 +69,13 @@ def is_shipped(path: Path) -> bool:
 
 
 def restore_shipped() -> list[Path]:
-    """Put back the files of the shipped set that are missing or were replaced, from the checkout's history.
+    """Restore missing or modified files of the shipped set from the checkout's git history.
 
     Returns:
-        The files that were put back.
+        The restored files.
 
     Raises:
-        CheckpointError: this is no checkout of mien, or its commit has other files too; says what to do.
+        CheckpointError: this is not a checkout of mien, or its commit has other files; the message says what to do.
     """
     changed = [SHIPPED_FOLDER / name for name in FILES.values() if not is_shipped(SHIPPED_FOLDER / name)]
     contents = {path: _committed(path) for path in changed}
@@ -85,10 +85,10 @@ def restore_shipped() -> list[Path]:
 
 
 def _committed(path: Path) -> bytes:
-    """What the checkout's last commit has as `path`, if it is what ships."""
+    """The last commit's version of `path`, if it is the shipped one."""
     again = "install mien again from where it came (pip install --force-reinstall --no-deps ...)"
     try:
-        # A folder inside another repository has no such file there, and ends in the error below.
+        # In a folder inside another repository git finds no such file, and we end in the error below.
         shown = subprocess.run(
             ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"], capture_output=True, check=False
         )

@@ -1,4 +1,4 @@
-"""Files of tensors, written whole or not at all."""
+"""Tensor files, written atomically."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors, from any device, as a safetensors file; creates missing folders.
 
     Args:
-        metadata: several entries are written in an order that changes from run to run.
+        metadata: more than one entry makes the file's bytes vary from run to run.
 
     Raises:
-        FileError: there is no room or no permission; an existing file stays as it was.
+        FileError: no space or no permission; an existing file is left unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
@@ -35,10 +35,10 @@ def read_tensors(path: Path, what: str, error: type[MienError]) -> tuple[dict[st
     """Tensors and metadata of a safetensors file.
 
     Args:
-        what: it holds, for the message. error: to raise.
+        what: description of the file, for the message. error: type to raise.
 
     Raises:
-        MienError: of the given type: the file is missing or damaged.
+        MienError: of the given type, if the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
