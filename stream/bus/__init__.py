@@ -1,1 +1,1 @@
-"""The bus: sockets and the bytes on them, who may connect, and what time it is at the other end."""
+"""The bus: sockets, message formats, access control, and clock synchronisation."""

@@ -1,7 +1,7 @@
-"""What a person chooses while a session runs: a source, the face that is followed, when somebody is measured at rest.
+"""Choices that a user makes while a session runs: a source, the face to follow, when to measure a person at rest.
 
-A worker offers what there is (`offer/<session>/<worker>`) to subscribers that ask for it by name. A choice goes the
-other way, as one frame that an XSUB socket sends. The bytes are in `stream/protocol.md`.
+A worker publishes its options (`offer/<session>/<worker>`) to subscribers that ask for them by name. A choice goes
+the other way, as one frame sent by an XSUB socket. The bytes are in `stream/protocol.md`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Place = tuple[float, float]
 
 
 class SourceOffer(msgspec.Struct, frozen=True):
-    """A device, file or address that a worker can take. `id` stands for it in a choice; `name` is for people."""
+    """A device, file or address that a worker can open. `id` identifies it in a choice; `name` is for display."""
 
     id: str
     name: str
 
 
 class RestOffer(msgspec.Struct, frozen=True):
-    """A person at rest, as a worker has measured them: the `mean` of rows of `extractor` over so many `seconds`."""
+    """A person at rest, as measured by a worker: the `mean` of rows of `extractor` over that many `seconds`."""
 
     extractor: str
     seconds: float
@@ -41,17 +41,17 @@ class RestOffer(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be chosen at a worker, and what became of the last choice.
+    """What can be chosen at a worker, and the outcome of the last choice.
 
     Attributes:
-        run: of the worker. t_ns: session time at which this held.
-        sources: what there is, with the one that is used now; `used` is its id.
+        run: of the worker. t_ns: session time of this state.
+        sources: the options, including the current one; `used` is its id.
         faces: left, top, right and bottom of each face in view as fractions of the picture, from left to right.
-        following: "largest" or "chosen"; empty where no face can be chosen.
-        left_s: seconds that a measurement of a person at rest has still to go; None where none is made.
-        rest: what was measured, in the offer that answers the choice to have it.
+        following: "largest" or "chosen"; empty if faces cannot be chosen.
+        left_s: remaining seconds of a measurement of a person at rest; None if there is none.
+        rest: the measurement, in the offer that answers a choice asking for it.
         answers: `nonce` of the choice that this answers; empty if it answers none.
-        refused: why that was not done; empty if it was.
+        refused: why that choice was rejected; empty if it was accepted.
     """
 
     session: str
@@ -69,13 +69,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A choice, of a source, of a face, or of what becomes of a measurement.
+    """A choice of a source, a face, or what to do about a measurement.
 
     Attributes:
         version: of the protocol.
-        nonce: any name; the offer that answers carries it.
+        nonce: any string; the answering offer carries it.
         source: `id` of a source. face: x and y in the face to follow, as fractions of the picture, or "largest".
-        rest: seconds for which a person at rest is to be measured; 0 asks for what was measured, once they are over.
+        rest: seconds for which to measure a person at rest; 0 asks for the result, once they have passed.
     """
 
     session: str
@@ -93,8 +93,8 @@ _decode_offer = msgspec.json.Decoder(Offer).decode
 
 
 def encode_choice(choice: Choice) -> bytes:
-    """The one frame of a choice."""
-    # Always with its version: it begins with a brace, and the byte of other messages would make it a subscription.
+    """A choice as a single frame."""
+    # Always with its version: it begins with a brace, and the tag byte of other messages would make it a subscription.
     return _encode(msgspec.to_builtins(choice) | {"version": choice.version})
 
 

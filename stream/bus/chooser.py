@@ -1,4 +1,4 @@
-"""Choosing at a capture worker that runs: asks what there is, says what is wanted, and waits for the answer."""
+"""Changes a running capture worker's source or face: lists the options, sends a choice, and waits for the answer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Chooser(Closing):
     """A connection to one capture worker.
 
     Args:
-        endpoint: of the worker. session: its session's name; None for whichever is there.
-        keys: folder of keys, empty for the user's; beyond this machine they are needed.
+        endpoint: of the worker. session: its session's name; None for any.
+        keys: folder of keys, empty for the user's; required for other machines.
 
     Raises:
-        BusError: not an endpoint. KeysError: keys are needed and not there.
+        BusError: not an endpoint. KeysError: keys are required but missing.
     """
 
     def __init__(self, endpoint: str, worker: str, session: str | None = None, keys: str | Path = "") -> None:
@@ -39,10 +39,10 @@ class Chooser(Closing):
         self._socket.send(b"\x01offer/" + (f"{session}/{worker}".encode() if session else b""))
 
     def offer(self, timeout_s: float = PATIENCE_S) -> Offer:
-        """What there is.
+        """The worker's options.
 
         Raises:
-            BusError: no worker answers.
+            BusError: no worker answered.
         """
         return self._wait("", timeout_s)
 
@@ -58,14 +58,14 @@ class Chooser(Closing):
         """Choose a source, a face, or to measure a person at rest.
 
         Args:
-            source: its id. face: a place in it as fractions of the picture, or "largest".
-            rest: seconds for which a person is to be measured; 0 asks for what was measured.
+            source: its id. face: a point in it as fractions of the picture, or "largest".
+            rest: seconds for which to measure a person; 0 asks for the result.
 
         Returns:
-            How it is now.
+            The new state.
 
         Raises:
-            BusError: it was refused, or no answer came.
+            BusError: it was rejected, or no answer came.
         """
         nonce = secrets.token_hex(8)
         wanted = {"source": source, "face": face, "rest": rest}

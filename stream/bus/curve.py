@@ -1,7 +1,7 @@
-"""Sockets that only known machines can use: encrypted and authenticated by CURVE, admitted by an allow-list (ZAP).
+"""Sockets restricted to known machines: CURVE encryption and authentication, with an allow-list (ZAP).
 
-libzmq asks one handler per process about each connection, over an inproc socket; without one it would accept all, so
-sockets demand it (`ZMQ_ZAP_ENFORCE_DOMAIN`). The handler answers from a `Keyring`, which follows its files.
+libzmq asks one handler per process about each connection, over an inproc socket; without a handler it accepts all,
+so sockets require one (`ZMQ_ZAP_ENFORCE_DOMAIN`). It answers from a `Keyring`, which follows its files.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _LOG = logging.getLogger(__name__)
 _LOG_INTERVAL_S = 10.0
 _HANDSHAKE_MS = 5000  # CURVE handshake timeout
 _HEARTBEAT_MS = 2000
-_SILENCE_MS = 6000  # a machine that was cut off is noticed, and connected to anew
+_SILENCE_MS = 6000  # heartbeat timeout: a lost peer is noticed, and reconnected
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address stays on this machine."""
+    """Whether an address is on loopback."""
     if host == "localhost":
         return True
     try:
         address = ipaddress.ip_address(host.strip("[]"))
-        # As a socket for both families names a peer of the older one.
+        # IPv4-mapped, as a dual-stack socket reports an IPv4 peer.
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         return (mapped or address).is_loopback
     except ValueError:
@@ -46,7 +46,7 @@ def host_of(endpoint: str) -> str:
 
 
 def is_guarded(endpoint: str, keys: str | Path) -> bool:
-    """Whether an endpoint is used with keys: always beyond this machine, and on it if a folder of keys is named."""
+    """Whether an endpoint requires keys: always on other machines, and on this one if a key folder is named."""
     if str(keys):
         return True
     host = host_of(endpoint)
@@ -54,13 +54,13 @@ def is_guarded(endpoint: str, keys: str | Path) -> bool:
 
 
 def connect(socket: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> Link | None:
-    """Connect a socket, with keys where they are needed. One that cannot be connected is closed.
+    """Connect a socket, with keys where required. On failure the socket is closed.
 
     Returns:
         The connection's keys; None if it needs none.
 
     Raises:
-        BusError: not an endpoint. KeysError: keys are needed and not there.
+        BusError: not an endpoint. KeysError: keys are required but missing.
     """
     socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
     try:
@@ -76,14 +76,14 @@ def connect(socket: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> Link 
 
 
 class Guard:
-    """Who may connect to a socket that we bind.
+    """Access control of a socket that we bind.
 
     Args:
         bound: the socket, not bound yet; it becomes a CURVE server.
         keys: folder of keys, empty for the user's.
 
     Raises:
-        KeysError: there is no key pair here.
+        KeysError: this machine has no key pair.
     """
 
     def __init__(self, bound: zmq.Socket[bytes], keys: str | Path) -> None:
@@ -102,7 +102,7 @@ class Guard:
 
     @property
     def refused(self) -> int:
-        """Connections of unknown machines that were refused since the start."""
+        """Connections from unknown machines rejected since the start."""
         return self._authenticator.refused.get(self._domain, 0)
 
     def has_revoked(self) -> bool:
@@ -112,7 +112,7 @@ class Guard:
 
 
 class Link:
-    """Our side of a connection to a socket that is guarded.
+    """The client side of a connection to a guarded socket.
 
     Args:
         connecting: the socket, not connected yet.
@@ -120,7 +120,7 @@ class Link:
         keys: folder of keys, empty for the user's.
 
     Raises:
-        KeysError: there is no key pair here, or the machine at `endpoint` is not known.
+        KeysError: this machine has no key pair, or the machine at `endpoint` is not known.
     """
 
     def __init__(self, connecting: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> None:
@@ -152,7 +152,7 @@ def _beat(guarded: zmq.Socket[bytes]) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether an address is one of this machine's: only those can be bound. No name is looked up."""
+    """Whether an address is local: only those can be bound. No DNS lookup."""
     if is_loopback(host):
         return True
     try:
@@ -165,10 +165,10 @@ def _is_here(host: str) -> bool:
 
 
 class _Authenticator:
-    """libzmq's ZAP handler (ZeroMQ RFC 27), in a thread of its own: decides who may connect. One for each context."""
+    """libzmq's ZAP handler (ZeroMQ RFC 27), in its own thread: decides who may connect. One per context."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.own: dict[bytes, str] = {}  # this machine's own processes come with its own key
+        self.own: dict[bytes, str] = {}  # this machine's own processes connect with its own key
         self.refused: dict[bytes, int] = {}
         self._keyrings: dict[bytes, Keyring] = {}
         self._logged_s = float("-inf")
@@ -182,7 +182,7 @@ class _Authenticator:
         threading.Thread(target=self._serve, name="zap", daemon=True).start()
 
     def keyring(self, domain: bytes, keys: str | Path) -> Keyring:
-        """The keyring of a folder, one for all sockets that are guarded by it."""
+        """The keyring of a folder, shared by all sockets guarded by it."""
         return self._keyrings.setdefault(domain, Keyring(keys))
 
     def _serve(self) -> None:
@@ -195,7 +195,7 @@ class _Authenticator:
                 status = [b"200", b"OK"] if allowed else [b"400", b"not on the list"]
                 self._socket.send_multipart([version, request, *status, b"", b""])
             except zmq.ZMQError:
-                return  # the context is gone, and every socket with it
+                return  # the context was terminated, and every socket with it
             except ValueError:
                 self._socket.send_multipart([b"1.0", b"", b"500", b"malformed", b"", b""])
 

@@ -1,9 +1,9 @@
-"""Keys of this machine and of the machines that it knows: files that their owner alone can read.
+"""Keys of this machine and of the machines that it knows: files readable by their owner only.
 
-A folder holds `identity.json`, this machine's own key pair (CURVE25519), and `peers/NAME.json`, the public key of each
-machine that may connect to it; one that is connected to has its host there too. Public keys are shown and typed as 64
-hex digits, since ZeroMQ's own form (Z85) is full of characters that mean something to a shell. A secret key is read
-from its file and handed to the socket; it is in no message, no log and no error.
+A folder holds `identity.json`, this machine's key pair (CURVE25519), and `peers/NAME.json`, the public key of each
+machine that may connect to it, with a host if we connect to that machine. Public keys are shown and typed as 64 hex
+digits, since ZeroMQ's own form (Z85) is full of shell metacharacters. A secret key goes from its file to the socket,
+and never into a message, log or error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FRESH_S = 0.25
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """This machine's key pair, in Z85. `repr` shows no secret."""
+    """This machine's key pair, in Z85. `repr` hides the secret."""
 
     public: str
     secret: str
@@ -43,19 +43,19 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Another machine: its public key in Z85, and the host under which it is connected to, if it is."""
+    """Another machine: its public key in Z85, and its host if we connect to it."""
 
     public: str
     host: str = ""
 
 
 def default_folder() -> Path:
-    """Where the user's keys lie."""
+    """The user's key folder."""
     return platformdirs.user_config_path("mien", appauthor=False) / "keys"
 
 
 def keys_folder(folder: str | Path = "") -> Path:
-    """The folder that a setting means; empty is the user's."""
+    """The folder for a setting; empty means the user's."""
     return Path(folder).expanduser() if str(folder) else default_folder()
 
 
@@ -81,7 +81,7 @@ def parse_public(text: str) -> str:
 
 
 class Keyring:
-    """The keys in a folder. Files are looked at again while it is used: what is added or revoked counts at once.
+    """The keys in a folder. Files are re-read while it is in use: additions and revocations take effect at once.
 
     Attributes:
         folder: where the files lie.
@@ -96,7 +96,7 @@ class Keyring:
 
     @property
     def identity_path(self) -> Path:
-        """The file with the secret."""
+        """The file with the secret key."""
         return self.folder / "identity.json"
 
     def identity(self) -> Identity:
@@ -116,7 +116,7 @@ class Keyring:
             raise KeysError(f"cannot read {path}: {error.strerror}") from None
         if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
             raise KeysError(f"others can read {path}; run: chmod 600 '{path}'")
-        # What was read is left out of the message, and so is its cause: it may be the secret.
+        # The content, and the cause that may quote it, stay out of the message: it may be the secret.
         try:
             identity = msgspec.json.decode(content, type=Identity)
             is_pair = zmq.curve_public(identity.secret.encode()).decode() == identity.public
@@ -129,10 +129,10 @@ class Keyring:
         return identity
 
     def create(self, *, force: bool = False) -> Identity:
-        """Make a key pair and write it.
+        """Generate and store a key pair.
 
         Raises:
-            KeysError: there is one already, or the folder cannot be written.
+            KeysError: one exists already, or the folder is not writable.
         """
         if self.identity_path.exists() and not force:
             raise KeysError(
@@ -145,7 +145,7 @@ class Keyring:
         return identity
 
     def peers(self) -> dict[str, Peer]:
-        """The machines that may connect, by name; read from the files at most a quarter of a second ago."""
+        """The machines that may connect, by name; re-read at most every quarter of a second."""
         self._refresh()
         return self._peers
 
@@ -160,10 +160,10 @@ class Keyring:
         return self._allowed
 
     def add(self, name: str, public: str, host: str = "") -> Peer:
-        """Let a machine connect, and know it by its host if it is to be connected to.
+        """Allow a machine to connect, and record its host if we connect to it.
 
         Raises:
-            KeysError: the name or the key cannot be used, or the name is taken by another key.
+            KeysError: the name or key is invalid, or the name is taken by another key.
         """
         path = self._peer_path(name)
         peer = Peer(parse_public(public), host.strip())
@@ -192,7 +192,7 @@ class Keyring:
         self._looked_s = float("-inf")
 
     def key_of(self, host: str) -> str | None:
-        """The public key (Z85) of the machine that is connected to under this host, if it is known."""
+        """The public key (Z85) of the machine with this host, if known."""
         return next((peer.public for peer in self.peers().values() if peer.host == host), None)
 
     def _refresh(self) -> None:
@@ -200,7 +200,7 @@ class Keyring:
             if time.monotonic() - self._looked_s < _FRESH_S:
                 return
             peers = {}
-            # A file that cannot be read admits no machine; `mien keys list` says which one it is.
+            # An unreadable file admits no machine; `mien keys list` names it.
             with suppress(OSError):
                 for path in sorted((self.folder / "peers").glob("*.json")):
                     peer = self._read(path)
@@ -210,7 +210,7 @@ class Keyring:
             self._looked_s = time.monotonic()
 
     def unreadable(self) -> list[Path]:
-        """Files of machines that cannot be read, and so admit none."""
+        """Peer files that cannot be read, and so admit no machine."""
         return [path for path in sorted((self.folder / "peers").glob("*.json")) if self._read(path) is None]
 
     @staticmethod
@@ -228,7 +228,7 @@ class Keyring:
         return self.folder / "peers" / f"{name}.json"
 
     def _write(self, path: Path, content: bytes) -> None:
-        """All at once, and never readable by others, not even for a moment."""
+        """Atomic, and never readable by others, not even for a moment."""
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Parts of predictions: some fields, at most so often, as a subscriber asks for by its topic.
+"""Partial predictions: selected fields at a limited rate, as a subscriber requests by topic.
 
-`part/<session>/<hz>/<fields>`, see `stream/protocol.md`. Each is made from the prediction itself, so nothing is
-encoded that nobody wants.
+`part/<session>/<hz>/<fields>`, see `stream/protocol.md`. Each part is derived from the prediction on demand, so
+nothing is encoded without a subscriber.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mien.stream.bus.wire import VERSION_BYTE, Frames, open_frames, parse
 KIND = b"part/"
 ALWAYS = ("session", "run", "seq", "t_end_ns")
 FIELDS = tuple(name for name in Prediction.__struct_fields__ if name not in ALWAYS)
-MOST_SESSIONS = 1024  # whose rates are kept
+MOST_SESSIONS = 1024  # whose rates are tracked
 _RATE = re.compile(r"(0|[1-9][0-9]{0,3})(\.[0-9]{1,3})?")
-_JITTER = 0.85  # as the pace of predictions itself
+_JITTER = 0.85  # as for the pace of predictions itself
 _NOTHING: dict[str, Any] = {
     "sentiment": None, "sentiment_smooth": None, "emotions": None, "confidence": None, "gates": {}, "age_ms": {}
 }  # fmt: skip
@@ -31,10 +31,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def part_topic(session: str | None, fields: Collection[str] | None, rate_hz: float | None) -> bytes:
-    """The topic that asks for fields of a session's predictions; None: of all sessions, all fields, every one.
+    """The topic for fields of a session's predictions; None: all sessions, all fields, every prediction.
 
     Raises:
-        InputError: there is no such field, or the rate is none.
+        InputError: there is no such field, or the rate is invalid.
     """
     if isinstance(fields, str):
         raise InputError(f"fields is a list of names, for instance [{fields!r}]")
@@ -50,7 +50,7 @@ def part_topic(session: str | None, fields: Collection[str] | None, rate_hz: flo
 
 
 class Part:
-    """What one topic asks for."""
+    """What one topic requests."""
 
     def __init__(self, topic: bytes, session: str, rate_hz: float, fields: tuple[str, ...]) -> None:
         self._topic, self._session, self._fields = topic, session, (*ALWAYS, *fields)
@@ -58,7 +58,7 @@ class Part:
         self._sent_ns: dict[str, int] = {}
 
     def message(self, prediction: Prediction) -> Frames | None:
-        """What of a prediction is sent; None where it is another session's, or too soon after the last one."""
+        """The part of a prediction to send; None if it is another session's, or too soon after the last one."""
         if self._session not in ("*", prediction.session):
             return None
         if self._interval_ns:
@@ -72,7 +72,7 @@ class Part:
 
 
 def read_part(topic: bytes) -> Part | None:
-    """The part that a subscriber's topic asks for; None if there is no such part."""
+    """The part requested by a subscriber's topic; None if it is not one."""
     parts = topic.decode("ascii", "replace").split("/")
     if len(parts) != 4:
         return None
@@ -86,7 +86,7 @@ def read_part(topic: bytes) -> Part | None:
 
 
 def decode_part(frames: Frames) -> Prediction:
-    """A part as a prediction, in which everything else is None or empty; or WireError."""
+    """A part as a prediction with all other fields None or empty. Raises WireError."""
     _, payload = open_frames(frames)
     part, prediction = parse(_decode, payload)
     check_prediction(prediction)

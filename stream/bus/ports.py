@@ -1,4 +1,4 @@
-"""TCP ports of this machine that are free, as far as one can know before binding them."""
+"""Free TCP ports of this machine, as far as that can be known before binding them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HIGHEST = 65_530
 
 
 def free_port() -> int:
-    """A port on loopback that is free at this moment."""
+    """A loopback port that is free right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 def free_ports(host: str = "127.0.0.1", first: int = 0, count: int = 4) -> int:
-    """The first of `count` free ports in a row, from `first` on; 0: from a port that the system proposes.
+    """The first of `count` consecutive free ports, searching from `first`; 0: from a port proposed by the system.
 
     Raises:
         BusError: there are none.

@@ -1,4 +1,4 @@
-"""Preview messages: the frame that was analysed, small, with the landmarks found in that very frame."""
+"""Preview messages: the analysed frame, scaled down, with the landmarks found in it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Edges = npt.NDArray[np.uint16]
 
 
 class Preview(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One frame, as it was analysed. The header of its message is this struct without `jpeg`, which is the payload.
+    """One analysed frame. The message's header is this struct without `jpeg`, which is the payload.
 
     Attributes:
         run, seq: of the video worker; `seq` counts previews of one kind, without gaps.
         t_ns: capture time of the frame, that of its row in the features.
-        features_seq: `seq` of the features message that was made from it.
+        features_seq: `seq` of the features message made from it.
         width, height: of the frame as captured, pixels.
         landmarks: shape (n, 2), float32, x and y as fractions of width and height; n is 0 without a face.
         faces: shape (n, 4), float32, left, top, right and bottom of each face in view, likewise; from left to right.
-        chosen: whether the face that is followed was chosen.
-        jpeg: the frame, at most 480 pixels long; empty where only landmarks were asked for or allowed.
+        chosen: whether the followed face was chosen by the user.
+        jpeg: the frame, at most 480 pixels long; empty if only landmarks were requested or allowed.
     """
 
     session: str
@@ -51,7 +51,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def _floats(_: type, data: Any) -> Float32:
-    """An array of a header: little-endian float32, not yet in its shape."""
+    """A header's array: little-endian float32, not reshaped yet."""
     return np.frombuffer(data, "<f4")
 
 
@@ -65,7 +65,7 @@ _decode = msgspec.msgpack.Decoder(Preview, dec_hook=_floats).decode
 
 def encode_preview(preview: Preview, kind: str) -> Frames:
     """A preview message; `kind` is "picture" or "mesh"."""
-    # What is empty is left out of the header: the default itself is.
+    # Empty fields are left out of the header: they are the defaults.
     faces = preview.faces if len(preview.faces) else _NO_FACES
     header = msgspec.structs.replace(preview, jpeg=b"", faces=faces)
     return [topic("preview", preview.session, kind), VERSION_BYTE + _encode(header), preview.jpeg]
@@ -97,7 +97,7 @@ def decode_preview(frames: Sequence[bytes]) -> Preview:
 
 
 def decode_edges(frames: Sequence[bytes]) -> Edges:
-    """The mesh's edges, shape (n, 2): which landmarks a line joins. Raises WireError."""
+    """The mesh's edges, shape (n, 2): pairs of landmarks to connect. Raises WireError."""
     _, payload = open_frames(frames)
     if len(payload) % 4 or len(payload) > 64 << 10:
         raise WireError("truncated: edges are pairs of uint16")

@@ -1,4 +1,4 @@
-"""Sound messages: what the microphone heard, as it was analysed, for a recorder."""
+"""Sound messages: the analysed microphone audio, for a recorder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mien.stream.bus.wire import VERSION_BYTE, Frames, open_frames, parse, topic
 
 
 class Sound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A piece of sound. The header of its message is this struct without `pcm`, which is the payload.
+    """A chunk of audio. The message's header is this struct without `pcm`, which is the payload.
 
     Attributes:
         run, seq: of the audio worker; `seq` counts pieces without gaps.

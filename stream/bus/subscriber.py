@@ -1,4 +1,4 @@
-"""Subscribing to a running mien, here or from your own program.
+"""Subscribe to a running mien from your own program.
 
 for prediction in mien.subscribe():
     print(prediction.sentiment, prediction.top_emotion)
@@ -22,34 +22,34 @@ from mien.stream.bus.parts import KIND, decode_part, part_topic
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status, topic
 
-_MAX_SESSIONS = 1024  # a publisher may invent names: what is kept of them is bounded
+_MAX_SESSIONS = 1024  # a publisher may invent names: bounds what is kept per session
 _MAX_WORKERS = 256
-_MOST_NAMED = 20  # sessions in a message
-_PROBE_S = 1.0  # what a publisher sent last it sends again at once; another machine may be far away
+_MOST_NAMED = 20  # sessions listed in a message
+_PROBE_S = 1.0  # a publisher repeats its last message at once; another machine may be far away
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
 
 
 class Subscriber(Closing):
-    """A connection to a mien that runs, will run, or comes and goes.
+    """A connection to a mien that is running, or will be; reconnects when it restarts.
 
     Args:
         endpoint: where the inference process publishes.
         session: one session's name; None for all.
-        newest_only: skip to the newest prediction whenever several wait; the skipped ones are counted.
-        keys: folder of keys; without one, the user's are taken for an endpoint on another machine (`mien keys`).
-        fields: of `Prediction` that are wanted; only these are encoded and sent, and all others are None or empty.
-        rate_hz: at most so many predictions a second, chosen by the publisher. Both need a mien that knows them, from
-            the version that has them on; an older one sends nothing.
+        newest_only: skip to the newest prediction when several are waiting; the skipped ones are counted.
+        keys: folder of keys; default: the user's, for an endpoint on another machine (`mien keys`).
+        fields: of `Prediction` to receive; only these are encoded and sent, all others are None or empty.
+        rate_hz: maximum predictions per second, thinned out by the publisher. Both need a publisher that supports them;
+            an older mien sends nothing.
 
     Attributes:
-        lost: predictions that never arrived, known from gaps in their numbers; with `rate_hz` it stays 0.
-        skipped: predictions that were passed over because newer ones waited.
-        refused: messages that broke the protocol, by cause.
+        lost: predictions that never arrived, detected by gaps in their numbers; always 0 with `rate_hz`.
+        skipped: predictions passed over because newer ones were waiting.
+        refused: messages that violated the protocol, by cause.
         statuses: the newest status of each process, by worker.
 
     Raises:
         BusError: `endpoint` is not an address. KeysError: it is on another machine, and keys are missing.
-        InputError: there is no such field, or the rate is none.
+        InputError: there is no such field, or the rate is invalid.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Subscriber(Closing):
         self._newest: dict[str, tuple[int, int]] = {}
 
     def wait(self, timeout_s: float) -> list[Prediction]:
-        """The predictions that have arrived, oldest first; empty if none came within `timeout_s`."""
+        """Wait for predictions and return them, oldest first; empty if none came within `timeout_s`."""
         until_s = time.monotonic() + timeout_s
         while True:
             predictions = self.poll()
@@ -114,7 +114,7 @@ class Subscriber(Closing):
         self._receiver.close()
 
     def _hear_numbers(self, status: Status) -> None:
-        """Inference says how far it has counted: what was sent before and has not come is lost, not silence."""
+        """A status tells how far inference has counted: earlier predictions that have not arrived are lost."""
         if self._has_rate:
             return
         run, seq = self._newest.get(status.session, (-1, -1))
@@ -125,7 +125,7 @@ class Subscriber(Closing):
                 self._newest[status.session] = (run, status.next_seq - 1)
 
     def _is_new(self, prediction: Prediction) -> bool:
-        """False for a last value that was sent again; counts gaps within a run."""
+        """False for a repeated last value; counts gaps within a run."""
         run, seq = self._newest.get(prediction.session, (-1, -1))
         if prediction.run == run:
             if prediction.seq <= seq:
@@ -138,10 +138,10 @@ class Subscriber(Closing):
 
 
 def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: str | Path = "") -> str:
-    """Why no prediction came, in one line: listens there for a moment, to statuses of any session.
+    """One line on why no prediction came: listens briefly to statuses of any session.
 
     Args:
-        endpoint, session, keys: as for `Subscriber`. silent_s: for how long nothing came.
+        endpoint, session, keys: as for `Subscriber`. silent_s: for how long nothing has come.
     """
     workers: set[str] = set()
     names: set[str] = set()
@@ -168,7 +168,7 @@ def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: s
 
 
 def misdirected(workers: Collection[str], endpoint: str) -> str | None:
-    """That an endpoint is a capture worker's, told from whose statuses come there; None if it is not."""
+    """A hint that the endpoint is a capture worker's, judging by its statuses; None if it is not."""
     if len(workers) != 1 or not set(workers) <= set(WORKERS):
         return None
     worker = next(iter(workers))
@@ -188,16 +188,16 @@ def subscribe(
     fields: Collection[str] | None = None,
     rate_hz: float | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions as they come, for ever; it reconnects by itself when mien is restarted.
+    """Yield predictions as they come, forever; reconnects when mien is restarted.
 
     Args:
         endpoint, session, newest_only, keys, fields, rate_hz: as for `Subscriber`.
-        timeout_s: give up when nothing has come for so long; None waits for ever.
+        timeout_s: give up after this long without a prediction; None waits forever.
 
     Raises:
         BusError: `endpoint` is not an address, or nothing came within `timeout_s`; says which sessions are there.
         KeysError: it is on another machine, and keys are missing.
-        InputError: there is no such field, or the rate is none.
+        InputError: there is no such field, or the rate is invalid.
     """
     with Subscriber(
         endpoint, session=session, newest_only=newest_only, keys=keys, fields=fields, rate_hz=rate_hz
@@ -230,7 +230,7 @@ async def subscribe_async(
         while True:
             predictions = subscriber.poll()
             if not predictions:
-                # A poll costs 2 us; waiting on the socket's descriptor does not work on every event loop (Windows).
+                # A poll costs 2 us; not every event loop can wait on the socket's descriptor (Windows).
                 await asyncio.sleep(0.002)
                 if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
                     raise BusError(await asyncio.to_thread(explain_silence, endpoint, session, timeout_s, keys))

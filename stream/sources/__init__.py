@@ -1,1 +1,1 @@
-"""Where pictures and sound come from: devices, network cameras and clips, on one code path."""
+"""Video and audio sources: devices, network cameras and clips, on one code path."""

@@ -1,4 +1,4 @@
-"""What a source is, from the text that names it: a device at this computer, a network address, or a file."""
+"""Parses source strings: a device of this computer, a network address, or a file."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _VIDEO_DEVICE = re.compile(r"(?:/dev/video)?(\d+)")
 
 @dataclass(frozen=True)
 class Device:
-    """A device at this computer: "auto", its index, or a part of its name."""
+    """A local device: "auto", its index, or part of its name."""
 
     name: str
 
     @property
     def index(self) -> int | None:
-        """Its number, where it has one: "2" or "/dev/video2"."""
+        """Its index, if given as one: "2" or "/dev/video2"."""
         found = _VIDEO_DEVICE.fullmatch(self.name)
         return int(found.group(1)) if found else None
 
 
 @dataclass(frozen=True)
 class Url:
-    """An address in the network."""
+    """A network address."""
 
     url: str
 
     @property
     def name(self) -> str:
-        """The address as it may be shown and logged: without user name and password."""
+        """The address without user name and password, safe to show and log."""
         return re.sub(r"(?<=://)[^/@]*@", "", self.url)
 
 
 @dataclass(frozen=True)
 class File:
-    """A file, whether it exists or not."""
+    """A file, whether or not it exists."""
 
     path: Path
 
@@ -54,11 +54,11 @@ class File:
 
     @property
     def source(self) -> str:
-        """Text that `address_of` reads as this file whatever its name looks like, and that JSON can carry."""
+        """A string that `address_of` parses as this file whatever its name, and that JSON can carry."""
         text = str(self.path)
         try:
             text.encode()
-        except UnicodeEncodeError:  # bytes of the name that are not UTF-8
+        except UnicodeEncodeError:  # a name that is not UTF-8
             return self.path.absolute().as_uri()
         return text if address_of(text) == self else str(self.path.absolute())
 
@@ -67,11 +67,11 @@ Address: TypeAlias = "Device | Url | File"
 
 
 def address_of(source: str) -> Address | None:
-    """What a source names; None for "none".
+    """Parse a source; None for "none".
 
-    What exists as a file is a file, whatever else its name might mean; only "auto", "none" and plain numbers never
-    are (write "./0"). What does not exist is a file if it is written as a path or ends as media do, so that the error
-    speaks of a file; a device's name may hold a dot ("USB Audio 2.0").
+    An existing file is a file, whatever else its name could mean, except for "auto", "none" and plain numbers (write
+    "./0"). Anything else is taken as a file if it is written as a path or has a media suffix, so that the error is
+    about a file; a device's name may contain a dot ("USB Audio 2.0").
     """
     if source == "none":
         return None
@@ -90,9 +90,9 @@ def address_of(source: str) -> Address | None:
 
 
 def clip_source(name: str) -> str:
-    """The source that is the file of that name, also where the name alone would mean something else ("0", "none").
+    """The source string for the file of that name, even if the name alone would mean something else ("0", "none").
 
-    A folder and what is not there count as files too, so that the error speaks of a file; an address stays as it is.
+    Folders and missing files count as files too, so that the error is about a file; addresses are left unchanged.
     """
     path, address = Path(name), address_of(name)
     named_alike = isinstance(address, Device) and address.index is None and name != "auto"
@@ -100,7 +100,7 @@ def clip_source(name: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it exists as a file; False for what no system takes for a name."""
+    """Whether it exists as a file; False for names that no system accepts."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -108,7 +108,7 @@ def is_file(path: Path) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name on one line, with escapes for line breaks, control characters and bytes that are not UTF-8."""
+    """A name on one line, with line breaks, control characters and non-UTF-8 bytes escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 

@@ -1,11 +1,11 @@
-"""Sound as a stream: a microphone, or a clip that stands in for one. Mono, 16 kHz, float32, with times.
+"""Audio as a stream: a microphone, or a clip standing in for one. Mono, 16 kHz, float32, with timestamps.
 
     source = open_audio(config, clock)
     source.start(start_ns)
     while not source.ended:
         chunk = source.read(timeout=0.1)
 
-The audio and the text worker each open a source of their own.
+The audio and the text worker each open their own source.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mien.stream.sources.source import JOIN_NS, NS_PER_SAMPLE, SAMPLE_RATE, Audi
 
 
 def open_audio(config: Config, clock: Clock) -> AudioSource:
-    """The source that `config.audio.source` names, open and not yet started.
+    """Open, but do not start, the source named by `config.audio.source`.
 
     Raises:
-        SourceError: there is no such microphone (the message lists those there are), the clip cannot be read
+        SourceError: there is no such microphone (the message lists the available ones), the clip cannot be read
             or has no sound, or the source is "none".
     """
     address = address_of(config.audio.source)
@@ -46,11 +46,11 @@ def open_audio(config: Config, clock: Clock) -> AudioSource:
 
 
 class ClipSound(AudioSource):
-    """The sound of a clip, paced by the session's clock, or with `clip.fast` as fast as it is read.
+    """A clip's audio, paced by the session's clock, or with `clip.fast` as fast as it is read.
 
-    Sample n has capture time `start_ns + n * NS_PER_SAMPLE`, also when the clip loops; a loop is
-    padded or cut to the clip's length. Paced, a chunk comes when its end is due, as from a microphone;
-    nothing is ever dropped. Sound that cannot be read to its end is over where it breaks off, and `error` says why.
+    Sample n has capture time `start_ns + n * NS_PER_SAMPLE`, even across loops; each loop is padded or cut to the
+    clip's length. When paced, a chunk is delivered when its end is due, as from a microphone; nothing is ever dropped.
+    Audio that cannot be decoded to its end stops there, and `error` says why.
     """
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
@@ -66,12 +66,12 @@ class ClipSound(AudioSource):
         self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
         self._start_ns = 0
         self._position = 0  # samples delivered
-        self._decoded = 0  # samples of the present pass that were decoded
+        self._decoded = 0  # samples of the current pass that were decoded
         self._waiting: list[Float32] = []
         self._waiting_samples = 0
         self._pieces = self._clip.sound()
         self._exhausted = False
-        self._from_sample = 0  # where to begin
+        self._from_sample = 0  # where to start
         self._fresh = True
 
     def start(self, start_ns: int) -> None:
@@ -79,7 +79,7 @@ class ClipSound(AudioSource):
         self.state = "running"
         late_ns = self._clock.now_ns() - start_ns
         if self._paced and late_ns > JOIN_NS:
-            # A worker that is started again must not play what was missed.
+            # A restarted worker must not replay what was missed.
             slot = round(SLOT_S * SAMPLE_RATE)
             self._from_sample = late_ns // NS_PER_SAMPLE // slot * slot
             if self._loop:
@@ -120,12 +120,12 @@ class ClipSound(AudioSource):
         self._pieces = iter(())
 
     def _fill(self) -> None:
-        """Decode until a whole chunk waits, or the clip is over."""
+        """Decode until a whole chunk is buffered, or the clip ends."""
         while self._waiting_samples < self._chunk_samples and not self._exhausted:
             try:
                 piece = next(self._pieces, None)
             except SourceError as error:
-                # It would break off there again: no loop, and nothing that starting anew could mend.
+                # It would fail there again: do not loop or restart.
                 self.error, self._exhausted = str(error), True
                 return
             if piece is not None:

@@ -1,7 +1,7 @@
-"""Cameras, at the computer or in the network: always the newest picture, and found again when they are lost.
+"""Local and network cameras: always the newest frame, reopened when lost.
 
-A thread of its own reads, so that a camera that blocks delays no other work. It keeps the newest frame only. A watchdog
-tells a camera that is silent, or that delivers one picture again and again, from one that works.
+A separate thread reads, so that a blocking camera delays nothing else; it keeps only the newest frame. A watchdog
+detects cameras that are silent or frozen.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from mien.stream.sources.geometry import Decoded, pixel_shape, upright_bgr
 from mien.stream.sources.pace import Pace
 from mien.stream.sources.source import Frame, VideoSource
 
-# At 3 frames a second and more; a slower camera has more time (see `Pace`).
-QUIET_S = 0.4  # silent for longer: said to be
+# For 3 frames a second or more; slower cameras get more time (see `Pace`).
+QUIET_S = 0.4  # silent for longer: reported
 STALL_S = 1.5  # silent for longer: lost
-FREEZE_S = 2.0  # the same picture for longer: frozen. A sensor's noise makes no two pictures alike
-_SLOWEST_S = 3.0  # after which the slowest is said to be silent
-BACKOFF_S = 0.25  # before the first attempt to open it again; doubled for each further one
+FREEZE_S = 2.0  # same picture for longer: frozen; sensor noise makes all real frames differ
+_SLOWEST_S = 3.0  # until the slowest is reported as silent
+BACKOFF_S = 0.25  # before the first attempt to reopen; doubled for each further one
 BACKOFF_MAX_S = 1.0
 _OPEN_S = 10.0  # for the first opening; a driver may take seconds
 _CONNECT_S, _SILENCE_S = 3.0, 2.5  # network: to connect, and between two packets
-_ABANDONED = 4  # threads that may still hang in a camera that was given up
-_DEVICES = 8  # indices that "auto" tries where the system does not list its cameras
+_ABANDONED = 4  # threads that may still hang in an abandoned camera
+_DEVICES = 8  # indices that "auto" tries if the system does not list its cameras
 
-av.logging.set_level(av.logging.PANIC)  # as for clips: damaged packets are common, and are told by our own errors
+av.logging.set_level(av.logging.PANIC)  # damaged packets are common; our own errors report them, as for clips
 
 
 class Camera(Protocol):
     """An open camera."""
 
     def read(self) -> Frame:
-        """Wait for the next frame.
+        """Block until the next frame.
 
         Raises:
-            SourceError: it delivers none any more.
+            SourceError: the camera has stopped delivering.
         """
         ...
 
@@ -60,7 +60,7 @@ class Camera(Protocol):
 
 
 def open_first(config: VideoConfig, clock: Clock) -> VideoSource:
-    """The first camera that opens.
+    """Open the first camera that works.
 
     Raises:
         SourceError: none does.
@@ -75,7 +75,7 @@ def open_first(config: VideoConfig, clock: Clock) -> VideoSource:
 
 
 def open_device(index: int, config: VideoConfig, clock: Clock) -> VideoSource:
-    """The camera of that index.
+    """Open the camera of that index.
 
     Raises:
         SourceError: it does not exist, is busy, or delivers no picture.
@@ -84,7 +84,7 @@ def open_device(index: int, config: VideoConfig, clock: Clock) -> VideoSource:
 
 
 def open_network(url: Url, clock: Clock) -> VideoSource:
-    """The camera at an RTSP or HTTP address.
+    """Open the camera at an RTSP or HTTP address.
 
     Raises:
         SourceError: nothing answers there, or no picture comes.
@@ -93,10 +93,10 @@ def open_network(url: Url, clock: Clock) -> VideoSource:
 
 
 class LiveCamera(VideoSource):
-    """Any camera, with a thread that reads it and a watchdog that opens it again.
+    """Any camera, with a reader thread and a watchdog that reopens it.
 
-    Drops: "skipped", frames that were older than the newest when a reader came; "frozen", copies of one picture.
-    A copy is never returned: it is no evidence of the present.
+    Drops: "skipped", frames replaced by newer ones before they were read; "frozen", repeats of one picture. Repeats
+    are never returned: they are no evidence of the present.
     """
 
     def __init__(self, name: str, open_camera: Callable[[], Camera]) -> None:
@@ -109,7 +109,7 @@ class LiveCamera(VideoSource):
         self._retry_at_s = 0.0
         self._last_ns = 0
         self._pace = Pace()
-        self._picture = self._frozen = -1  # checksums of the last picture, and of one that stands still
+        self._picture = self._frozen = -1  # checksums of the last picture, and of a frozen one
         self._grabber: _Grabber | None = _Grabber(open_camera)
         if not self._grabber.opened.wait(_OPEN_S):
             self.close()
@@ -121,7 +121,7 @@ class LiveCamera(VideoSource):
     def start(self, start_ns: int) -> None:  # noqa: ARG002 - a camera has its own times
         self.state = "running"
         if self._grabber is not None:
-            self._grabber.take(0.0)  # older than the session
+            self._grabber.take(0.0)  # captured before the session
         self._heard_s = self._changed_s = time.monotonic()
 
     def read(self, timeout: float) -> Frame | None:
@@ -155,7 +155,7 @@ class LiveCamera(VideoSource):
             grabber.join(timeout=_SILENCE_S + 0.5)
 
     def _is_new(self, frame: Frame, now_s: float) -> bool:
-        """Whether a frame is worth returning. Notices a picture that stands still, and one that moves again."""
+        """Whether a frame is worth returning. Detects when the picture freezes and when it recovers."""
         picture = zlib.crc32(frame.image[::4, ::4].tobytes())
         if picture in (self._picture, self._frozen):
             self.count("frozen")
@@ -180,7 +180,7 @@ class LiveCamera(VideoSource):
         return True
 
     def _limit_s(self, limit_s: float) -> float:
-        """A limit for a camera as quick as this one is; before that is known, no silence is remarkable."""
+        """Scale a limit to this camera's frame rate; until that is known, no silence counts."""
         if not self._pace.interval:
             return max(limit_s, STALL_S)
         return limit_s + self._pace.patience(QUIET_S, _SLOWEST_S) - QUIET_S
@@ -203,7 +203,7 @@ class LiveCamera(VideoSource):
         self._abandoned = [each for each in self._abandoned if each.is_alive()] + [grabber]
 
     def _reopen(self, timeout: float) -> bool:
-        """Begin to open it again, if it is time to."""
+        """Start to reopen it, if it is time."""
         early_s = self._retry_at_s - time.monotonic()
         hanging = sum(each.is_alive() for each in self._abandoned)
         if early_s > 0 or hanging >= _ABANDONED:
@@ -215,11 +215,11 @@ class LiveCamera(VideoSource):
 
 
 class _Grabber(threading.Thread):
-    """Opens a camera and reads it until told to stop. Keeps the newest frame.
+    """Opens a camera and reads it until stopped. Keeps the newest frame.
 
     Attributes:
-        opened: set when it is open, or could not be opened.
-        error: why it stopped by itself.
+        opened: set when it is open, or failed to open.
+        error: why it stopped, if not on request.
     """
 
     def __init__(self, open_camera: Callable[[], Camera]) -> None:
@@ -242,7 +242,7 @@ class _Grabber(threading.Thread):
                     self._offer(camera.read())
             finally:
                 camera.close()
-        except Exception as error:  # a driver's surprise must reach the status, not end in a silent thread
+        except Exception as error:  # any driver error must reach the status, not end in a dead thread
             with self._changed:
                 self.error = str(error) or type(error).__name__
                 self._changed.notify_all()
@@ -250,20 +250,20 @@ class _Grabber(threading.Thread):
             self.opened.set()
 
     def take(self, timeout: float) -> Frame | None:
-        """The newest frame that was not taken yet; None after `timeout` seconds, or at once after an error."""
+        """The newest unread frame; None after `timeout` seconds, or at once after an error."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self.error is not None, timeout)
             frame, self._newest = self._newest, None
             return frame
 
     def take_skipped(self) -> int:
-        """Frames that were replaced before they were taken, since the last call."""
+        """Frames replaced before they were read, since the last call."""
         with self._changed:
             skipped, self._skipped = self._skipped, 0
             return skipped
 
     def stop(self) -> None:
-        """Ask it to end after its present read. Does not wait."""
+        """Tell it to end after the current read. Does not wait."""
         self._stopping = True
 
     def _offer(self, frame: Frame) -> None:
@@ -274,7 +274,7 @@ class _Grabber(threading.Thread):
 
 
 class DeviceCamera:
-    """A camera at this computer, through OpenCV."""
+    """A local camera, through OpenCV."""
 
     def __init__(self, index: int, config: VideoConfig, clock: Clock) -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -313,8 +313,8 @@ class DeviceCamera:
 def driver_time_ns(position_ms: float, monotonic_ns: int, now_ns: int) -> int:
     """Session time at which a driver filled its buffer.
 
-    Video4Linux stamps buffers with the monotonic clock. Other drivers count from elsewhere or say nothing: then the
-    time of delivery is as near as one can get.
+    Video4Linux stamps buffers with the monotonic clock. Other drivers use another epoch or give no time: then the
+    time of delivery is the best estimate.
     """
     behind_ns = monotonic_ns - round(position_ms * NS_PER_MS)
     return now_ns - behind_ns if 0 <= behind_ns < NS_PER_S else now_ns
@@ -330,7 +330,7 @@ class NetworkCamera:
             "rtsp_transport": "tcp",
             "fflags": "nobuffer",
             "flags": "low_delay",
-            # Half a second or 256 KiB to find out what is sent: the defaults wait up to five.
+            # Half a second or 256 KiB to probe the stream: the defaults wait up to five.
             "analyzeduration": "500000",
             "probesize": "262144",
         }
@@ -342,7 +342,7 @@ class NetworkCamera:
             self._container.close()
             raise SourceError(f"{self._name} sends no picture; check the address")
         stream = self._container.streams.video[0]
-        stream.codec_context.thread_count = 1  # more would hold frames back
+        stream.codec_context.thread_count = 1  # more threads would delay frames
         self._frames = self._decode(stream)
 
     def read(self) -> Frame:
@@ -363,7 +363,7 @@ class NetworkCamera:
             try:
                 decoded = packet.decode()
             except av.error.InvalidDataError:
-                continue  # a packet damaged on its way; the next one may be whole
+                continue  # a packet damaged in transit; the next one may be intact
             for picture in decoded:
                 image = upright_bgr(Decoded(picture, pixel_shape(stream)))
                 yield Frame(image, now_ns, self._clock.now_ns())

@@ -1,8 +1,8 @@
-"""Clips: files whose picture and sound stand in for the devices.
+"""Clips: files whose video and audio stand in for the devices.
 
-Here, and nowhere else, it is decided which of a file's streams are taken, and when and in what shape what they hold is
-seen and heard. A clip has one time line for both, which begins at the container's start and is as long as the longer
-of them. Where it loops, both begin anew after exactly `Clip.duration_s`, so picture and sound never part.
+The only place that decides which of a file's streams are used, and how their content maps to time and shape. A clip
+has a single timeline for both, which starts at the container's start and lasts as long as the longer of them. When
+it loops, both restart after exactly `Clip.duration_s`, so video and audio never drift apart.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.sources.timeline import Stamp, Timeline, trace
 from mien.stream.sources.waveform import Waveform
 
-SLOT_S = 0.02  # 320 samples: a loop of whole slots keeps the sound's rows on the model's time axis
-_BELIEVED_S = 0.25  # a header's length that is wrong by more than this is not taken
-_SILENT = 1e-4  # peak of a sound track, -80 dB, up to which it says nothing
-_LISTEN_S = 1800.0  # how far into a track it is looked for something that can be heard
-_TAIL_S = 1.0  # a stream whose decoding fails for this long at the end has broken off
-_TRACED_BYTES = 2 << 30  # larger files are taken as their headers describe them: reading all of one takes too long
+SLOT_S = 0.02  # 320 samples: loops of whole slots keep the audio rows on the model's time axis
+_BELIEVED_S = 0.25  # tolerance of a header's length; beyond it the header is not trusted
+_SILENT = 1e-4  # peak of an audio track, -80 dB, up to which it counts as silent
+_LISTEN_S = 1800.0  # how far into a track to look for audible sound
+_TAIL_S = 1.0  # a stream that fails to decode for this long at the end is truncated
+_TRACED_BYTES = 2 << 30  # larger files are taken as their headers describe them: scanning them takes too long
 
-# FFmpeg prints a line to the terminal for every damaged packet; a clip's own errors say what could not be read.
+# FFmpeg prints a line for every damaged packet; a clip's own errors say what could not be read.
 av.logging.set_level(av.logging.PANIC)
 
 
 class BrokenClipError(SourceError):
-    """A stream of a clip cannot be read to its end. What came before is good."""
+    """A stream of a clip cannot be decoded to its end. What came before is good."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is taken of a file.
+    """The parts of a file that are used.
 
     Attributes:
-        path: the file. name: for people, on one line.
-        video, audio: numbers of the tracks taken, counted from 1 among their kind without covers; None where there is
-            no such track.
+        path: the file. name: for display, on one line.
+        video, audio: numbers of the tracks used, counted from 1 per kind without cover pictures; None if there is no
+            such track.
         duration_s: the length of one loop: a whole number of 20 ms slots.
-        notes: one line for each kind of which the file holds several tracks: which one was taken.
+        notes: one line per kind with several tracks in the file: which one is used.
     """
 
     path: Path
@@ -67,22 +67,22 @@ class Clip:
 
     @property
     def has_video(self) -> bool:
-        """Whether there is a picture."""
+        """Whether there is video."""
         return self.video is not None
 
     @property
     def has_audio(self) -> bool:
-        """Whether there is sound."""
+        """Whether there is audio."""
         return self.audio is not None
 
     def sound(self) -> Iterator[Float32]:
-        """The sound from time zero: mono, 16 kHz, float32 in pieces of any length.
+        """The audio from time zero: mono, 16 kHz, float32, in chunks of any length.
 
-        Where the sound begins later than the picture, or has a hole, there is silence: a sample count is a time.
+        Silence fills holes, and the start if the audio begins after the video: the sample count is the time.
 
         Raises:
-            SourceError: the file is missing or unreadable, or has no sound.
-            BrokenClipError: the sound breaks off.
+            SourceError: the file is missing or unreadable, or has no audio.
+            BrokenClipError: the audio is truncated.
         """
         if self.audio is None:
             raise SourceError(f"clip {self.path} has no sound; choose another file, or turn the sound off")
@@ -98,13 +98,13 @@ class Clip:
             raise broken
 
     def pictures(self, from_ns: int = 0) -> Iterator[tuple[int, Decoded]]:
-        """Decoded frames, each with its time since time zero in ns; not all are later than the one before.
+        """Decoded frames, each with its time since time zero in ns; times may repeat or fall.
 
-        With `from_ns` they begin at or before that time, as near to it as the file allows.
+        `from_ns` seeks: frames start at or before it, as close as the file allows.
 
         Raises:
-            SourceError: the file is missing or unreadable, or has no picture.
-            BrokenClipError: the picture breaks off.
+            SourceError: the file is missing or unreadable, or has no video.
+            BrokenClipError: the video is truncated.
         """
         if self.video is None:
             raise SourceError(f"clip {self.path} has no picture; choose another file, or turn the picture off")
@@ -118,7 +118,7 @@ class Clip:
                 yield t_ns, Decoded(frame, pixel_shape(stream))
 
     def _decoded(self, kind: str, from_ns: int = 0) -> Iterator[tuple[int | None, Any, Any]]:
-        """Time in ns, frame and stream of all that can be decoded."""
+        """Time in ns, frame and stream of everything that can be decoded."""
         with _open(self.path) as container:
             stream = container.streams[self._streams[kind]]
             stream.codec_context.thread_count = 1
@@ -133,7 +133,7 @@ class Clip:
                     try:
                         frames = packet.decode()
                     except av.error.FFmpegError as error:
-                        # Damaged: the next one may be whole.
+                        # Damaged: the next one may be intact.
                         failure, stamp = _reason(error), packet.dts if packet.pts is None else packet.pts
                         if stamp is not None:
                             failed_ns = _ns(stamp, packet.time_base) - begin_ns
@@ -151,14 +151,14 @@ class Clip:
 
 
 def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
-    """Look into a clip and choose what is taken of it.
+    """Open a clip and choose its tracks.
 
-    Never a cover. `tracks` names others than these: the picture and the sound that are flagged as default, of the
-    sound the first that is not silent from end to end.
+    Covers are never used. Unless `tracks` says otherwise: the default video and audio tracks; of the audio tracks the
+    first that is not silent throughout.
 
     Raises:
-        SourceError: the file is missing, unreadable, has neither picture nor sound of any length, or not the track
-            that is asked for.
+        SourceError: the file is missing, unreadable, has neither video nor audio of any length, or lacks the requested
+            track.
     """
     path, tracks = Path(path), tracks or ClipConfig()
     if not is_file(path):
@@ -173,9 +173,9 @@ def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
 
 
 def read_sound(path: str | Path, tracks: ClipConfig | None = None) -> Float32:
-    """A clip's whole sound: shape (n,), mono, 16 kHz, float32.
+    """A clip's whole audio: shape (n,), mono, 16 kHz, float32.
 
-    The same samples as `Clip.sound` gives, as far as it can be read.
+    The same samples as `Clip.sound`, as far as they can be read.
 
     Raises:
         SourceError: nothing of it can be read.
@@ -202,7 +202,7 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
         if size <= _TRACED_BYTES or header_s is None:
             stamps = list(_stamps(container, [*videos, *audios], begin_ns))
         counts = Counter(stamp.stream for stamp in stamps)
-        # A picture that stands still is a cover that is not flagged as one, if there is another.
+        # A video of one still picture is taken for a cover without the flag, if there is another track.
         moving = [s for s in videos if counts[s.index] > 1] or videos
         name = printable(path.name)
         video = _choose("picture", name, videos, moving, video_track)
@@ -232,7 +232,7 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
 def _choose(
     what: str, name: str, tracks: list[Any], usable: list[Any], wanted: int, heard: Path | None = None
 ) -> Any | None:
-    """The track that is asked for, else the default among the usable ones; with `heard`, one that is not silent."""
+    """The requested track, else the default among the usable ones; with `heard`, one that is not silent."""
     if wanted > len(tracks) > 0:
         has = f"{len(tracks)} {what} tracks" if len(tracks) > 1 else f"one {what} track"
         key = {"sound": "audio_track", "picture": "video_track"}[what]
@@ -255,7 +255,7 @@ def _note(what: str, name: str, tracks: list[Any], taken: Any) -> str:
 
 
 def _is_audible(path: Path, index: int) -> bool:
-    """Whether there is anything in a sound track but silence."""
+    """Whether an audio track holds anything but silence."""
     with _open(path) as container:
         stream = container.streams[index]
         heard_s = 0.0
@@ -300,7 +300,7 @@ def _stamps(container: Any, streams: list[Any], begin_ns: int) -> Iterator[Stamp
 
 
 def _shifted(packets: Iterator[Any], breaks: list[tuple[int, int]]) -> Iterator[Any]:
-    """Packets with their stamps on the clip's time line."""
+    """Packets with their timestamps moved to the clip's timeline."""
     shift_ns, coming = 0, iter([*breaks, (1 << 62, 0)])
     number, following = next(coming)
     for count, packet in enumerate(packets):
@@ -316,7 +316,7 @@ def _shifted(packets: Iterator[Any], breaks: list[tuple[int, int]]) -> Iterator[
 
 def _open(path: Path) -> Any:
     try:
-        # Not a bare name: FFmpeg takes what stands before a colon for a protocol.
+        # Not a bare name: FFmpeg takes text before a colon for a protocol.
         return av.open(f"file:{os.fspath(path)}")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise SourceError(
@@ -325,7 +325,7 @@ def _open(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What FFmpeg says of an error; some it has only a number for."""
+    """FFmpeg's message for an error; for some there is only a number."""
     said = getattr(error, "strerror", None) or str(error)
     return "its data are damaged" if said.startswith("Error number") else said
 
@@ -339,11 +339,11 @@ def _ns(ticks: int, base: Any) -> int:
 
 
 def _is_cover(stream: Any) -> bool:
-    """A music file's cover is a video stream of one picture; it is no picture to watch."""
+    """Whether a video stream is a music file's cover: a single picture, not to be watched."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def segment(samples: Float32, start_s: float | None, end_s: float | None) -> Float32:
-    """A part of a recording."""
+    """A slice of a recording."""
     first = round((start_s or 0.0) * SAMPLE_RATE)
     return samples[first : None if end_s is None else round(end_s * SAMPLE_RATE)]

@@ -1,7 +1,7 @@
-"""Cameras and microphones that are there now, by name, and what else can be chosen in their place.
+"""Cameras and microphones currently connected, by name, and the other sources that can be chosen.
 
-`python -m mien.stream.sources.devices` prints the microphones as JSON: PortAudio looks for devices once, when it
-starts, so a process that records learns from another one which have come since.
+`python -m mien.stream.sources.devices` prints the microphones as JSON: PortAudio enumerates devices only when it
+starts, so a recording process finds new ones by asking a fresh process.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _LISTING_S = 10.0
 
 @dataclass(frozen=True)
 class Choosable:
-    """Something that can be chosen: its name for people, and the text that `video.source` or `audio.source` takes."""
+    """A source that can be chosen: its name for display, and the text that `video.source` or `audio.source` takes."""
 
     name: str
     source: str
 
     @property
     def id(self) -> str:
-        """Stands for it on the wire, where paths and addresses do not belong."""
+        """Identifies it on the wire, where paths and addresses do not belong."""
         return hashlib.sha256(self.source.encode(errors="replace")).hexdigest()[:16]
 
 
 def cameras() -> list[Choosable]:
-    """The cameras at this computer; none of them is opened."""
+    """The local cameras, without opening them."""
     try:
         from cv2_enumerate_cameras import enumerate_cameras, supported_backends
     except ImportError:
@@ -46,7 +46,7 @@ def cameras() -> list[Choosable]:
         return []
     try:
         found = sorted(enumerate_cameras(backend), key=lambda camera: camera.index)
-    except Exception:  # whatever a system's interface raises, a session must not end for a list of names
+    except Exception:  # whatever the system raises, listing names must not end a session
         return []
     return [Choosable(f"{camera.name or 'camera'} ({camera.index})", str(camera.index)) for camera in found]
 
@@ -58,12 +58,12 @@ def microphones() -> list[Choosable]:
     except (ImportError, OSError):
         return []
     names = [str(device["name"]) for device in sounddevice.query_devices() if device["max_input_channels"] > 0]
-    # By name, since a device's number is another one after the next start.
+    # By name: indices may change at the next start.
     return [Choosable(name, name) for name in dict.fromkeys(names)]
 
 
 def microphones_now() -> list[Choosable]:
-    """The recording devices that are there now, from a process that has just started. Takes a moment."""
+    """The recording devices connected now, from a fresh process. Takes a moment."""
     command = [sys.executable, "-P", "-m", __name__]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         ran = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LISTING_S, check=True)
@@ -72,9 +72,9 @@ def microphones_now() -> list[Choosable]:
 
 
 def choosable(section: str, config: Config, used: str) -> list[Choosable]:
-    """What can be chosen for "video" or "audio": devices, what the configuration names, and what is used now.
+    """What can be chosen for "video" or "audio": devices, the configured source, and the current one.
 
-    Where there is no device at all, the built-in sample stands in.
+    If there is no device at all, the built-in sample stands in.
     """
     devices = cameras() if section == "video" else microphones_now()
     begun = config.video if section == "video" else config.audio

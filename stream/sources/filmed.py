@@ -1,4 +1,4 @@
-"""A clip as a camera in front of its screen takes it: so many pictures a second, without waiting for a slow reader."""
+"""A clip as a camera filming its screen would see it: a fixed frame rate, without waiting for slow readers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mien.stream.sources.source import Frame, VideoSource
 
 
 class FilmedClip(VideoSource):
-    """The picture of a clip at the pace of a camera, `clip.fps`.
+    """A clip's video at a camera's frame rate, `clip.fps`.
 
-    At every tick of that pace there is a frame: what the clip shows at that moment, again where nothing newer came,
-    and its capture time is the tick. A reader that comes too late for a tick has lost it: it gets the newest, and those
-    in between are counted as "late".
+    Every tick of that rate yields a frame: what the clip shows at that moment, repeated if there is nothing newer, with
+    the tick as its capture time. A reader that misses ticks gets the newest frame, and the missed ones are counted as
+    "late".
     """
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
@@ -44,7 +44,7 @@ class FilmedClip(VideoSource):
         self._start_ns = start_ns
         self.state = "running"
         late_ns = self._clock.now_ns() - start_ns
-        if late_ns > NS_PER_S:  # a worker that is started again goes on where the clip is by now
+        if late_ns > NS_PER_S:  # a restarted worker resumes where the clip is by now
             self._tick = self._tick_of(late_ns)
             self._frames = self._decoded(late_ns // self._loop_ns * self._loop_ns if self._loop else 0)
             self._next = next(self._frames, None)
@@ -71,7 +71,7 @@ class FilmedClip(VideoSource):
                 return None
             time.sleep((min(due_ns, until_ns) - now_ns) / NS_PER_S)
         self._tick += 1
-        if self._shown is None:  # the clip's picture begins later than its sound
+        if self._shown is None:  # the clip's video starts after its audio
             return None
         return Frame(upright_bgr(self._shown), due_ns, self._clock.now_ns())
 
@@ -81,11 +81,11 @@ class FilmedClip(VideoSource):
         self._frames = iter(())
 
     def _tick_of(self, t_ns: int) -> int:
-        """The newest tick that is due, `t_ns` after the start."""
+        """The newest tick due at `t_ns` after the start."""
         return max(0, int(t_ns * self._fps / NS_PER_S + 1e-6))
 
     def _decoded(self, pass_ns: int) -> Iterator[tuple[int, Any]]:
-        """Frames by their time since the start, from the pass that begins at `pass_ns`; for ever where it loops."""
+        """Frames by their time since the start, from the pass that begins at `pass_ns`; endless if it loops."""
         last_ns = -1
         while True:
             empty = True

@@ -1,4 +1,4 @@
-"""Decoded pictures as a person is to see them: upright, not mirrored, with square pixels."""
+"""Decoded pictures as a viewer should see them: upright, not mirrored, with square pixels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from av.sidedata.sidedata import SideDataContainer
 
 from mien.messages import UInt8
 
-_OBLONG = 8  # pixels more oblong than this are a broken header
-_side_data: Any = SideDataContainer  # its stub knows of no arguments
-_LARGEST = 8192  # width or height that a picture is stretched to at most
+_OBLONG = 8  # a more extreme pixel aspect ratio is a broken header
+_side_data: Any = SideDataContainer  # its type stub lacks the arguments
+_LARGEST = 8192  # largest width or height that a picture is stretched to
 
 
 class Decoded(NamedTuple):
-    """A frame as the decoder gives it (`av.VideoFrame`), and the shape of its pixels, width by height."""
+    """A decoded frame (`av.VideoFrame`), and its pixel aspect ratio, width by height."""
 
     frame: Any
     pixel: Fraction = Fraction(1)
 
 
 def pixel_shape(stream: Any) -> Fraction:
-    """Width of a stream's pixels by their height: the container's word before the codec's, 1 where both are silent."""
+    """A stream's pixel aspect ratio, width by height: the container's before the codec's, 1 if neither gives one."""
     for said in (stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio):
         if said and Fraction(1, _OBLONG) <= said <= _OBLONG:
             return Fraction(said)
@@ -32,10 +32,10 @@ def pixel_shape(stream: Any) -> Fraction:
 
 
 def upright_bgr(decoded: Decoded) -> UInt8:
-    """A decoded frame as (H, W, 3) BGR: with square pixels, turned and mirrored as its display matrix says.
+    """A decoded frame as (H, W, 3) BGR: with square pixels, rotated and mirrored by its display matrix.
 
-    Telephones film sideways, cameras that people look into mirror, television has oblong pixels. Pixels are stretched
-    in the direction in which they are few: nothing is lost.
+    Phones film sideways, front cameras mirror, television has oblong pixels. Pixels are stretched in the direction with
+    the lower resolution: nothing is lost.
     """
     frame, pixel = decoded
     image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
@@ -53,8 +53,8 @@ def upright_bgr(decoded: Decoded) -> UInt8:
 
 
 def _orientation(frame: Any) -> tuple[int, bool]:
-    """Quarter turns to the left, and whether the picture is mirrored left to right before."""
-    # `frame.side_data` would be kept in the frame that it refers to: pictures would wait for the garbage collector.
+    """Quarter turns to the left, and whether the picture is first mirrored left to right."""
+    # `frame.side_data` caches a reference cycle in the frame: pictures would wait for the garbage collector.
     data = _side_data(frame).get("DISPLAYMATRIX")
     if data is None:
         return 0, False

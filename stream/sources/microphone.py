@@ -1,7 +1,7 @@
-"""A microphone by PortAudio. It may be pulled out and put back while mien runs.
+"""A microphone through PortAudio. It may be unplugged and plugged in again while mien runs.
 
-The driver's thread only copies. Everything else, from the mixing down to opening a lost device again, happens in
-the thread that reads.
+The driver's thread only copies. Everything else, from downmixing to reopening a lost device, runs in the reading
+thread.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from mien.messages import Float32
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource, Chunk
 from mien.stream.sources.waveform import Downmix
 
-BUFFER_S = 5.0  # sound that may wait for the reader
-LATENCY_S = 0.05  # asked of the driver
-QUIET_S = 0.4  # a device that delivers nothing for so long is said to be silent
-SILENT_S = 2.5  # a device that delivers nothing for so long is lost; some need 2 s for their first samples
+BUFFER_S = 5.0  # audio that may be buffered for the reader
+LATENCY_S = 0.05  # requested from the driver
+QUIET_S = 0.4  # a device that delivers nothing for this long is reported as silent
+SILENT_S = 2.5  # a device that delivers nothing for this long is lost; some need 2 s for their first samples
 RETRY_S = 1.0
-SETTLE_S = 2.0  # time constant with which the driver's times are followed
-JUMP_S = 0.5  # a driver's time this far from the sample count: samples are missing
+SETTLE_S = 2.0  # time constant for following the driver's timestamps
+JUMP_S = 0.5  # a driver's timestamp this far from the sample count: samples are missing
 DEVICES_LISTED = 8
 
 
 class SampleClock:
-    """When a sample was captured: its count over the rate, plus an offset that slowly follows the driver's times.
+    """Sample capture times: the count over the rate, plus an offset that slowly follows the driver's timestamps.
 
-    A driver's times jitter by a block, and its crystal runs some 50 ppm off the session's clock; the count alone
-    drifts, the times alone stumble.
+    A driver's timestamps jitter by a block, and its crystal drifts some 50 ppm from the session's clock; the count
+    alone drifts, the timestamps alone jitter.
     """
 
     def __init__(self, rate: float) -> None:
@@ -48,10 +48,10 @@ class SampleClock:
         self._heard_s = 0.0
 
     def observe(self, index: int, t_ns: int, count: int) -> bool:
-        """The driver says that sample `index`, the first of `count`, was captured at `t_ns`.
+        """The driver reports that sample `index`, the first of `count`, was captured at `t_ns`.
 
         Returns:
-            False if that is no jitter: samples must be missing, and a new clock is needed.
+            False if that is too far off for jitter: samples are missing, and a new clock is needed.
         """
         offset_ns = t_ns - index * NS_PER_S / self._rate
         if self._offset_ns is None:
@@ -61,7 +61,7 @@ class SampleClock:
             return False
         block_s = count / self._rate
         self._heard_s += block_s
-        # At first the plain mean, so that one odd time at the start does not stay for seconds.
+        # A plain mean at first, so that an outlier at the start does not persist for seconds.
         self._offset_ns += error_ns * min(1.0, block_s / min(self._heard_s, SETTLE_S))
         return True
 
@@ -80,15 +80,15 @@ class _Block:
 
 
 class Microphone(AudioSource):
-    """A recording device: "auto" is the system's default, else its index or a part of its name.
+    """A recording device: "auto" is the system's default, else its index or part of its name.
 
     Raises:
-        SourceError: there is no such device, or it cannot be opened; the message lists those there are.
+        SourceError: there is no such device, or it cannot be opened; the message lists the available ones.
     """
 
     def __init__(self, source: str, config: Config, clock: Clock) -> None:
         super().__init__()
-        import sounddevice  # here, not above: loads PortAudio, which looks for devices
+        import sounddevice  # imported here: loads PortAudio, which enumerates devices
 
         self._sd: Any = sounddevice
         self._source = source
@@ -97,7 +97,7 @@ class Microphone(AudioSource):
         self._stream: Any = None
         self._lost_at_ns = self._alive_ns = 0
         self._lost = False
-        self._pending: _Block | None = None  # the first block after a hole
+        self._pending: _Block | None = None  # the first block after a gap
         self._open()
 
     def start(self, start_ns: int) -> None:  # noqa: ARG002
@@ -135,15 +135,15 @@ class Microphone(AudioSource):
         self._release()
 
     def _open(self) -> None:
-        """Find the device and open it, not yet recording."""
+        """Find and open the device, without recording yet."""
         sd = self._sd
         device = self._find()
         self.name = str(device["name"])
-        # The device's own rate and one resampler: systems resample well, badly, or not at all.
+        # The device's own rate and our resampler: systems resample well, badly, or not at all.
         self._rate = float(device["default_samplerate"])
         channels = min(int(device["max_input_channels"]), 2)
         self._blocks: queue.SimpleQueue[_Block] = queue.SimpleQueue()
-        self._captured = 0  # samples of the device, counted by the driver's thread
+        self._captured = 0  # device samples counted by the driver's thread
         self._fetched = 0  # counted by the reader
         self._pending = None
         self._begin_stretch()
@@ -164,7 +164,7 @@ class Microphone(AudioSource):
         self._max_age_s = 2.0 * max(float(self._stream.latency), LATENCY_S)
 
     def _find(self) -> dict[str, Any]:
-        """The device that the configuration names."""
+        """The configured device."""
         sd = self._sd
         inputs = self._inputs()
         if not inputs:
@@ -191,14 +191,14 @@ class Microphone(AudioSource):
         return f"there are: {', '.join(names[:DEVICES_LISTED])}{more}" if names else "there is none"
 
     def _copy(self, data: npt.NDArray[np.float32], count: int, times: Any, status: Any) -> None:
-        """The driver's thread: take the time, copy, go."""
+        """Runs in the driver's thread: take the time, copy, return."""
         now_ns = self._clock.now_ns()
         waiting = self._captured - self._fetched
         index, self._captured = self._captured, self._captured + count
         if waiting > BUFFER_S * self._rate:
-            return  # the reader sees the hole in the indices, and counts it
-        # Some drivers give no times, or ones from long ago while they start: a block is as old as it is long,
-        # at least, and not much older than the buffer.
+            return  # the reader sees the gap in the indices, and counts it
+        # Some drivers give no timestamps, or stale ones while they start: a block is at least as old as it is long, and
+        # not much older than the buffer.
         block_s = count / self._rate
         age_s = times.currentTime - times.inputBufferAdcTime if times.inputBufferAdcTime > 0 else 0.0
         age_s = min(max(age_s, block_s), block_s + self._max_age_s)
@@ -206,19 +206,19 @@ class Microphone(AudioSource):
         self._blocks.put(_Block(index, t_ns, data.copy(), bool(status.input_overflow)))
 
     def _begin_stretch(self) -> None:
-        """Start anew after a hole: times, filter, and what waits."""
+        """Start over after a gap: clock, filter and buffer."""
         self._times = SampleClock(self._rate)
         self._downmix = Downmix(self._rate)
         self._resampler = (
             None if self._rate == SAMPLE_RATE else soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
         )
-        self._origin: int | None = None  # index of the stretch's first sample
+        self._origin: int | None = None  # index of the segment's first sample
         self._parts: list[Float32] = []
         self._ready = 0  # samples in `_parts`
-        self._taken = 0  # samples of the stretch that were delivered
+        self._taken = 0  # samples of the segment that were delivered
 
     def _follow(self, block: _Block) -> None:
-        """Take a block in, or keep it for the next stretch if there is a hole before it."""
+        """Append a block, or keep it for the next segment if there is a gap before it."""
         missing = block.index - self._fetched
         self._fetched = block.index + len(block.samples)
         if missing > 0:
@@ -258,12 +258,12 @@ class Microphone(AudioSource):
         return Chunk(taken, t_start_ns, self._clock.now_ns(), continuous)
 
     def _watch(self) -> None:
-        """Nothing came: is the device still there? If not, try to open it again, once a second."""
+        """Nothing came: if the device is gone, try to reopen it, once a second."""
         now_ns = self._clock.now_ns()
         if self._stream is not None:
             silent_s = (now_ns - self._alive_ns) / NS_PER_S
             if self._stream.active and silent_s < SILENT_S:
-                # Perhaps it was just opened, and is about to deliver.
+                # It may just have been opened, and be about to deliver.
                 if self.state == "running" and silent_s > QUIET_S:
                     self.state, self.error = "degraded", f"microphone {self.name!r} delivers no sound"
                 return
@@ -280,7 +280,7 @@ class Microphone(AudioSource):
 
     def _reopen(self) -> None:
         try:
-            look_anew()  # only so does one that came back appear
+            look_anew()  # only then does a reconnected device appear
             self._open()
             with _quiet():
                 self._stream.start()
@@ -297,7 +297,7 @@ class Microphone(AudioSource):
 
 
 def look_anew() -> None:
-    """Have PortAudio look for devices, which it does only when it starts. Every stream must be closed before."""
+    """Have PortAudio enumerate devices, which it does only when it starts. Every stream must be closed before."""
     import sounddevice
 
     with _quiet():
@@ -306,14 +306,14 @@ def look_anew() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """PortAudio's message without its numbers."""
+    """PortAudio's message without its error codes."""
     text = str(error.args[0]) if error.args else str(error)
     return text.removeprefix("Error opening InputStream: ").removeprefix("Error starting stream: ").strip()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ALSA and PortAudio print their findings to the terminal; errors come as exceptions all the same."""
+    """Silence ALSA's and PortAudio's terminal output; errors are raised all the same."""
     if sys.platform == "win32":
         yield
         return

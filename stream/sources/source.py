@@ -1,4 +1,4 @@
-"""What every source of pictures or sound offers, whether a device, a network camera or a clip."""
+"""The interface of every video or audio source: device, network camera or clip."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mien.messages import Float32, UInt8, WorkerState
 
 SAMPLE_RATE = 16_000
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE  # 62,500 exactly: integer time never drifts
-JOIN_NS = NS_PER_S  # a paced clip that is started later than this goes on where it is by then
+JOIN_NS = NS_PER_S  # a paced clip started later than this joins where it is by then
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Sound that became ready together.
+    """A chunk of audio.
 
     Attributes:
         samples: shape (n,), mono, 16 kHz, float32, finite.
         t_start_ns: capture time of the first sample; sample i is `i * NS_PER_SAMPLE` later.
         read_ns: session time at which it was delivered.
-        continuous: False where samples are missing before this chunk, or it is the first: start filters anew.
+        continuous: False if samples are missing before this chunk, or it is the first: reset filters.
     """
 
     samples: Float32
@@ -54,10 +54,10 @@ class Source(ABC):
     """A device, a network camera, or a clip's picture or sound.
 
     Attributes:
-        name: what it is, for people; without the password that a URL may hold.
+        name: for display; without any password from a URL.
         state: "ready" before `start`, "running", "degraded" while a device is lost, "ended" after a clip.
-        error: why it is degraded, or why a clip ended before its time; None when all is well.
-        drops: what was lost since the start, by cause: samples of sound, or frames that `read` never returned.
+        error: why it is degraded, or why a clip ended early; None when all is well.
+        drops: losses since the start, by cause: audio samples, or frames that `read` never returned.
     """
 
     name: str = ""
@@ -77,27 +77,27 @@ class Source(ABC):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will ever follow: a clip that is over. A lost device has not ended."""
+        """Whether the source is finished: a clip that is over. A lost device has not ended."""
         return self.state == "ended"
 
     def count(self, cause: str, number: int = 1) -> None:
-        """Note that so many frames or samples were lost."""
+        """Count lost frames or samples."""
         self.drops[cause] = self.drops.get(cause, 0) + number
 
 
 class AudioSource(Source):
-    """A microphone or the sound of a clip."""
+    """A microphone or a clip's audio."""
 
     @abstractmethod
     def read(self, timeout: float) -> Chunk | None:
-        """The next sound, of at most `audio.chunk_ms`; None after `timeout` seconds without any."""
+        """The next chunk, of at most `audio.chunk_ms`; None after `timeout` seconds without any."""
 
 
 class VideoSource(Source):
-    """A camera or the picture of a clip.
+    """A camera or a clip's video.
 
     Attributes:
-        reopened: how often a lost camera was found again.
+        reopened: how often a lost camera was reopened.
     """
 
     reopened: int = 0

@@ -1,9 +1,9 @@
-"""One time line for all streams of a file, whatever its stamps do.
+"""A single timeline for all streams of a file, whatever its timestamps do.
 
-A file that was put together from several (`cat a.ts b.ts`), a recorder that was restarted, or a broadcast that was cut
-has stamps that start again or jump ahead. What follows such a break goes on where the file was before, by the same
-shift for picture and sound, so that they stay together. A stretch without picture while there is sound is no break,
-and neither is one without either that is shorter than JUMP_NS.
+Concatenated files (`cat a.ts b.ts`), restarted recorders and cut broadcasts have timestamps that restart or jump
+ahead. What follows such a discontinuity continues where the file was before, shifted equally for video and audio, so
+that they stay in sync. A gap in the video alone is no discontinuity, and neither is a gap in both shorter than
+JUMP_NS.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 from mien.clock import NS_PER_MS, NS_PER_S
 
-BACK_NS = 500 * NS_PER_MS  # a stamp that falls by more begins to count anew; by less, it is out of order
-JUMP_NS = 10 * NS_PER_S  # a stamp further ahead of everything else in the file is no pause
-_LONGEST_NS = NS_PER_S  # of a packet, for where the next one belongs: headers may say anything
+BACK_NS = 500 * NS_PER_MS  # a timestamp that falls by more restarts; by less, it is out of order
+JUMP_NS = 10 * NS_PER_S  # a timestamp further ahead of everything else in the file is not a pause
+_LONGEST_NS = NS_PER_S  # of a packet, for the next one's expected place: headers may say anything
 
 
 class Stamp(NamedTuple):
     """When a packet is decoded, how long it lasts, and how much later it is shown, in ns.
 
-    The first counts from the file's start; None where the packet does not say.
+    The first is relative to the file's start; None if the packet does not say.
     """
 
     stream: int
@@ -33,11 +33,11 @@ class Stamp(NamedTuple):
 
 @dataclass
 class Timeline:
-    """The breaks in a file's time.
+    """The discontinuities in a file's time.
 
     Attributes:
-        breaks: per stream, (number of the packet, shift in ns from there on), rising. Empty where time is unbroken.
-        end_ns: when all is over.
+        breaks: per stream, (packet number, shift in ns from there on), rising. Empty if time is continuous.
+        end_ns: the end of the last packet.
     """
 
     breaks: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
@@ -46,20 +46,20 @@ class Timeline:
 
 @dataclass
 class _Line:
-    """One stream: how far it has come."""
+    """One stream, and how far it has got."""
 
     segment: int = 0
     count: int = 0
     last_ns: int | None = None
-    next_ns: int = 0  # where its next packet belongs
+    next_ns: int = 0  # expected place of its next packet
     breaks: list[tuple[int, int]] = field(default_factory=list)  # (number of the packet, segment)
 
 
 def trace(stamps: Iterable[Stamp]) -> Timeline:
-    """Find the breaks in the stamps of a file's packets, in the order in which they stand there."""
+    """Find the discontinuities in a file's packet timestamps, given in file order."""
     lines: dict[int, _Line] = {}
     shifts = [0]  # of each segment
-    raw_ns = [0]  # newest stamp of each segment, as it stands in the file
+    raw_ns = [0]  # newest timestamp of each segment, as in the file
     ends_ns = [0]  # the latest end in each segment, likewise
     head_ns = 0
     for stream, stamp_ns, duration_ns, shown_ns in stamps:
@@ -81,7 +81,7 @@ def trace(stamps: Iterable[Stamp]) -> Timeline:
                 raw_ns.append(stamp_ns)
                 ends_ns.append(stamp_ns)
             elif (later_ns := place_ns - stamp_ns - shifts[segment]) > 0 and segment > line.segment:
-                # The other stream was shifted by less: neither may overlap what was before.
+                # The other stream was shifted by less: neither may overlap what came before.
                 shifts[segment] += later_ns
                 head_ns += later_ns
                 for other in lines.values():
@@ -101,12 +101,12 @@ def trace(stamps: Iterable[Stamp]) -> Timeline:
 
 
 def _continued(stamp_ns: int, place_ns: int, shifts: list[int]) -> int | None:
-    """The newest segment in which a stamp stands where it belongs."""
+    """The newest segment that a timestamp continues."""
     fitting = (n for n in range(len(shifts) - 1, -1, -1) if abs(stamp_ns + shifts[n] - place_ns) < BACK_NS)
     return next(fitting, None)
 
 
 def _begun(stamp_ns: int, now: int, raw_ns: list[int]) -> int:
-    """The segment that another stream has just begun with such stamps, else the number of a new one."""
+    """The segment that another stream has just started with such timestamps, else the number of a new one."""
     near = (n for n in range(len(raw_ns) - 1, now, -1) if abs(stamp_ns - raw_ns[n]) < JUMP_NS)
     return next(near, len(raw_ns))

@@ -1,4 +1,4 @@
-"""Pictures as a stream: a camera, a network camera, or a clip that stands in for one. BGR, with capture times.
+"""Video as a stream: a camera, a network camera, or a clip standing in for one. BGR, with capture times.
 
 source = open_video(config, clock)
 source.start(start_ns)
@@ -23,11 +23,11 @@ from mien.stream.sources.source import JOIN_NS, Frame, VideoSource
 
 OpenVideo = Callable[[Config, Clock], VideoSource]
 
-_BACKLOG = 8  # frames of a paced clip that may wait for a slow reader
+_BACKLOG = 8  # frames of a paced clip that may be queued for a slow reader
 
 
 def open_video(config: Config, clock: Clock) -> VideoSource:
-    """The source that `config.video.source` names, open and not yet started.
+    """Open, but do not start, the source named by `config.video.source`.
 
     Raises:
         SourceError: there is no such camera or nothing answers at the URL, the clip cannot be read or has no
@@ -56,13 +56,12 @@ def open_video(config: Config, clock: Clock) -> VideoSource:
 
 
 class ClipPicture(VideoSource):
-    """The picture of a clip, paced by the session's clock, or with `clip.fast` as fast as it is read.
+    """A clip's video, paced by the session's clock, or with `clip.fast` as fast as it is read.
 
-    A frame's capture time is `start_ns` plus its own presentation time on the clip's time line, also when the clip
-    loops: then each pass begins a clip's length after the last. Paced, a frame comes when it is due. A reader that
-    cannot keep up loses the oldest frames beyond a backlog of eight, as it would in front of a camera, and they are
-    counted as "late"; with `clip.fast` nothing is ever dropped. A picture that cannot be read to its end is over where
-    it breaks off, and `error` says why.
+    A frame's capture time is `start_ns` plus its presentation time on the clip's timeline, including previous loops.
+    When paced, a frame is delivered when it is due. A reader that cannot keep up loses the oldest frames beyond a
+    backlog of eight, as with a camera, counted as "late"; with `clip.fast` nothing is ever dropped. Video that cannot
+    be decoded to its end stops there, and `error` says why.
     """
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
@@ -92,7 +91,7 @@ class ClipPicture(VideoSource):
             self._join(late_ns)
 
     def _join(self, late_ns: int) -> None:
-        """Go on where the clip is by now: a worker that is started again must not play what was missed."""
+        """Skip to where the clip is by now: a restarted worker must not replay what was missed."""
         self._from_ns, self._joining = late_ns, True
         self._pass_ns = late_ns // self._loop_ns * self._loop_ns if self._loop else 0
         self._pictures = self._clip.pictures(late_ns - self._pass_ns)
@@ -118,12 +117,12 @@ class ClipPicture(VideoSource):
         self._loop = False
 
     def _wait(self, timeout: float) -> bool:
-        """Until the next frame is due; whether it is. Keeps at most the newest eight of those that are."""
+        """Wait for the next frame; whether it is due. Keeps at most the newest eight due frames."""
         until_ns = self._clock.now_ns() + round(timeout * NS_PER_S)
         while True:
             now_ns = self._clock.now_ns()
             while self._start_ns + self._waiting[-1][0] <= now_ns and self._decode():
-                # The newest is not due yet, so nine may wait and eight of them be due.
+                # The newest is not due yet, so nine may be queued and eight of them due.
                 if len(self._waiting) > _BACKLOG + 1:
                     self._waiting.popleft()
                     self.count("late")
@@ -140,11 +139,11 @@ class ClipPicture(VideoSource):
             try:
                 picture = next(self._pictures, None)
             except SourceError as error:
-                # It would break off there again: no loop, and nothing that starting anew could mend.
+                # It would fail there again: do not loop or restart.
                 self.error, self._pictures, self._loop = str(error), iter(()), False
                 return False
             if picture is None:
-                # A pass that gave nothing would be followed by another one, forever.
+                # A pass without frames would be followed by another one, forever.
                 if not self._loop or (self._last_ns < self._pass_ns and not self._joining):
                     return False
                 self._joining = False

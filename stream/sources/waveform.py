@@ -1,4 +1,4 @@
-"""From decoded sound to one waveform: mono, 16 kHz, in which a sample's number is a time."""
+"""Decoded audio to a single waveform: mono, 16 kHz, in which a sample's index is its time."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import soxr
 from mien.messages import Bool, Float32
 from mien.stream.sources.source import SAMPLE_RATE
 
-GAP_S = 0.05  # stamps may wander this far from the sample count before they are believed
-_SLOPE_S = 2.0  # stretch of sound by which the true rate is measured
-_SETTLE_S = 2.0  # time constant with which the sound is brought to its stamps
-_NEAR_S, _EVEN = 0.005, 0.01  # this near to its stamps, and at this much from the nominal rate, it is left alone again
-_BEND = (0.4, 2.5)  # how much slower or faster samples may be played
-_FADE_S = 0.005  # at the edges of silence that is filled in
-_CANCELLED = 0.2  # energy of the mean, of that of the channels over their number, below which they cancel each other
-_TOGETHER = 0.5  # above which they do not any more
+GAP_S = 0.05  # tolerated deviation of timestamps from the sample count
+_SLOPE_S = 2.0  # audio over which the true rate is measured
+_SETTLE_S = 2.0  # time constant for converging to the timestamps
+_NEAR_S, _EVEN = 0.005, 0.01  # this close to its timestamps and to the nominal rate, playback is left alone again
+_BEND = (0.4, 2.5)  # slowest and fastest playback factors
+_FADE_S = 0.005  # crossfade at the edges of inserted silence
+_CANCELLED = 0.2  # energy of the mean relative to the channels' energy by their number, below which they cancel out
+_TOGETHER = 0.5  # above which they no longer do
 _MEMORY_S = 0.5  # time constant of these energies
-_FAINT = 1e-9  # energy of -90 dB: nothing to decide by
+_FAINT = 1e-9  # energy of -90 dB: too faint to decide on
 
 
 class Downmix:
-    """Channels to one: their mean, or the strongest where they cancel each other, as with a plug of opposite phase.
+    """Channels to mono: their mean, or the strongest if they cancel out, as with a plug of opposite phase.
 
-    A channel in which nothing was heard so far has no part in it: a film's dialogue may be in one of six.
+    Channels that were silent so far are left out: a film's dialogue may be on one of six.
 
     Args:
         rate: samples per second.
@@ -37,7 +37,7 @@ class Downmix:
         self._rate = rate
         self._energies: Float32 | None = None  # of each channel, and of their mean
         self._weights: Float32 | None = None
-        self._heard: Bool = np.zeros(0, np.bool_)  # the channels in which something was
+        self._heard: Bool = np.zeros(0, np.bool_)  # the channels that were not silent so far
 
     def __call__(self, channels: Float32) -> Float32:
         """(c, n) to (n,). The number of channels may change from call to call."""
@@ -61,7 +61,7 @@ class Downmix:
         return mean
 
     def _decide(self, channels: Float32) -> Float32:
-        """The share of each channel: the same for all in which something was heard, or one for all."""
+        """The weight of each channel: equal for all that were not silent, or one for all."""
         count, size = channels.shape
         powers = np.mean(channels * channels, axis=1)
         heard = self._heard | (powers > _FAINT)
@@ -70,7 +70,7 @@ class Downmix:
         even: Float32 = (heard / heard.sum()).astype(np.float32)
         now: Float32 = np.append(powers, np.mean(self._mixed(channels, even) ** 2)).astype(np.float32)
         if self._energies is None or not np.array_equal(heard, self._heard):
-            self._energies = now  # of another mean than before
+            self._energies = now  # a different mean from before
         else:
             old = np.float32(np.exp(-size / self._rate / _MEMORY_S))
             self._energies = old * self._energies + (1 - old) * now
@@ -79,7 +79,7 @@ class Downmix:
         weights = even if self._weights is None else self._weights
         if each.max() < _FAINT:
             return weights
-        # Channels that have nothing to do with each other have a mean of their number times less energy than they.
+        # The mean of uncorrelated channels has their number times less energy than they have.
         share = together * int(heard.sum()) / float(each[heard].mean())
         one = weights.max() == 1.0
         if share > _TOGETHER or (share >= _CANCELLED and not one):
@@ -89,16 +89,16 @@ class Downmix:
 
 
 class Waveform:
-    """Decoded frames in, samples out, on the time line of their stamps.
+    """Decoded frames in, samples out, on the timeline of their timestamps.
 
-    Where sound is missing there is silence. Where there is a little more or less of it than its stamps leave room for,
-    as a device's clock and a recorder's drift apart, it is played a little faster or slower: nothing is cut, nothing
-    clicks. Rate and layout may change on the way.
+    Missing audio becomes silence. If there is slightly more or less audio than the timestamps leave room for, because a
+    device's and a recorder's clock drift apart, it is played slightly faster or slower: nothing is cut, nothing clicks.
+    Rate and layout may change midway.
     """
 
     def __init__(self) -> None:
         self._rate = 0.0
-        self._base_s = 0.0  # time at which the present rate begins
+        self._base_s = 0.0  # time at which the current rate starts
         self._count = 0  # samples at this rate since then
         self._begun = False
 
@@ -108,11 +108,11 @@ class Waveform:
         return self._base_s + (self._count / self._rate if self._rate else 0.0)
 
     def push(self, frame: Any, t_s: float | None) -> list[Float32]:
-        """Samples of a decoded frame (`av.AudioFrame`) that begins `t_s` seconds after time zero, if that is known."""
+        """Samples of a decoded frame (`av.AudioFrame`) that starts `t_s` seconds after time zero, if known."""
         return self.push_channels(_channels(frame), frame.sample_rate, t_s)
 
     def push_channels(self, channels: Float32, rate: float, t_s: float | None) -> list[Float32]:
-        """Likewise of samples (channels, n) at `rate` a second, full scale is 1, finite."""
+        """As `push`, for samples (channels, n) at `rate` per second, full scale 1, finite."""
         out: list[Float32] = []
         if rate != self._rate:
             out += self.finish()
@@ -125,27 +125,27 @@ class Waveform:
         return out
 
     def finish(self) -> list[Float32]:
-        """What the filters still hold."""
+        """Flush the filters."""
         return [self._resampled(np.zeros(0, np.float32), last=True)] if self._rate else []
 
     def _begin(self, rate: float) -> None:
         self._rate = rate
         self._downmix = Downmix(rate)
         self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        self._heard = 0  # samples that came in since `_marks` began
+        self._heard = 0  # samples received since `_marks` starts
         self._marks: deque[tuple[float, int]] = deque()  # (stamp in seconds, `_heard` at it)
-        self._next_s: float | None = None  # where the next frame is to begin
+        self._next_s: float | None = None  # where the next frame is expected to start
         self._last = np.float32(0.0)  # the newest sample
         self._drifts = False
-        self._bent: Float32 | None = None  # samples not yet played, once they are played at another rate
-        self._position = 0.0  # in `_bent`, of the next sample that is played
+        self._bent: Float32 | None = None  # samples not yet played, once the playback rate is changed
+        self._position = 0.0  # in `_bent`, of the next sample to play
 
     def _resampled(self, samples: Float32, last: bool = False) -> Float32:
         out: Float32 = self._resampler.resample_chunk(samples, last=last)
         return out
 
     def _fit(self, samples: Float32, t_s: float | None) -> Float32:
-        """The samples of a frame as they fit to its stamp."""
+        """A frame's samples, fitted to its timestamp."""
         if t_s is None:
             self._begun = True
             return samples
@@ -163,7 +163,7 @@ class Waveform:
             self._note(t_s, samples)
             return whole
         if missing_s < -GAP_S:
-            self._marks.clear()  # a jump says nothing of the rate
+            self._marks.clear()  # a jump says nothing about the rate
         slope, before = self._slope(t_s), self._last
         self._note(t_s, samples)
         if abs(error_s) > GAP_S:
@@ -185,7 +185,7 @@ class Waveform:
             self._last = samples[-1]
 
     def _slope(self, t_s: float) -> float:
-        """How much time by their stamps the last samples took, for each second by their number."""
+        """Seconds by timestamps per second by sample count, over the last samples."""
         while len(self._marks) > 1 and self._marks[1][0] < t_s - _SLOPE_S:
             self._marks.popleft()
         if not self._marks or self._heard - self._marks[0][1] < self._rate * _SLOPE_S / 4:
@@ -194,7 +194,7 @@ class Waveform:
         return (t_s - then_s) * self._rate / (self._heard - count)
 
     def _after_silence(self, samples: Float32, count: int) -> Float32:
-        """The samples after as many of silence, without a step at either edge."""
+        """The samples after that many of silence, without a step at either edge."""
         silence = np.zeros(count, np.float32)
         fade = min(round(_FADE_S * self._rate), count, len(samples))
         ramp = np.linspace(1.0, 0.0, fade, dtype=np.float32)
@@ -205,7 +205,7 @@ class Waveform:
         return np.concatenate([silence, samples])
 
     def _play(self, before: Float32, samples: Float32, factor: float) -> Float32:
-        """The samples stretched by a factor, by cubic interpolation (Catmull, Rom), from where the last ones ended."""
+        """Stretch samples by a factor, with cubic (Catmull-Rom) interpolation, from where the last ones ended."""
         line = np.concatenate([before, samples])
         at = self._position + np.arange(max(0, int((len(line) - 2 - self._position) * factor) + 1)) / factor
         at = at[at < len(line) - 2]
@@ -220,7 +220,7 @@ class Waveform:
 
 
 def to_float(data: npt.NDArray[Any]) -> Float32:
-    """Samples of any type that decoders and sound cards have, as float32 with full scale 1."""
+    """Samples of any type used by decoders and sound cards, as float32 with full scale 1."""
     if data.dtype == np.uint8:
         return (data.astype(np.float32) - 128.0) / 128.0
     if np.issubdtype(data.dtype, np.integer):
@@ -229,7 +229,7 @@ def to_float(data: npt.NDArray[Any]) -> Float32:
 
 
 def _channels(frame: Any) -> Float32:
-    """One decoded frame: shape (channels, n), full scale is 1, finite."""
+    """One decoded frame: shape (channels, n), full scale 1, finite."""
     data = frame.to_ndarray()
     data = data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
     finite: Float32 = np.nan_to_num(to_float(data), nan=0.0, posinf=0.0, neginf=0.0, copy=False)
