@@ -14,8 +14,8 @@ Recognising your own frames and sound, or a file, in this process:
         print(recognizer.predict().top_emotion)
     mien.analyze("talk.mp4").to_pandas()
 
-`BusError` says that the address is none, or that nothing came within `timeout_s`; `KeysError` that another machine is
-asked without keys. Both are a `MienError`, whose text says what to do. A mien that stops and comes back is no error.
+`BusError` means an invalid address, or that nothing arrived within `timeout_s`; `KeysError` that keys for another
+machine are missing. Both are a `MienError`, whose text says what to do. A mien that stops and restarts is no error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mien.stream.direct.analysis import Analysis, analyze
     from mien.stream.direct.recognizer import Frame, Recognizer, Sound
 
-# ONNX Runtime reports to its maker from 1.31 on. It is asked not to before anything of mien can load it.
+# ONNX Runtime sends telemetry from 1.31 on. Switched off before any part of mien can load it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.2.0"
@@ -72,7 +72,7 @@ __all__ = [
     "subscribe_async",
 ]
 
-# Loaded when they are first used: a subscriber has none of the libraries of a recogniser, and may not need sockets.
+# Loaded on first use: a subscriber does not have a recogniser's libraries, and may not need sockets.
 _LATER = {
     "Analysis": "mien.stream.direct.analysis",
     "Frame": "mien.stream.direct.recognizer",

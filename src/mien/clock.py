@@ -1,8 +1,8 @@
-"""One time line for all processes of a session.
+"""One timeline for all processes of a session.
 
-Capture times look like Unix time in nanoseconds, but advance with the monotonic clock: an NTP step or a user who
-sets the wall clock cannot move them. The anchor is read once, by the process that starts the session, and handed to all
-its processes, so that times of two processes on one host can be compared to the microsecond.
+Capture times look like Unix time in nanoseconds, but advance with the monotonic clock: an NTP step or a user setting
+the wall clock cannot move them. The anchor is read once, by the process that starts the session, and passed to all its
+processes, so that times of two processes on one host can be compared to the microsecond.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ NS_PER_MS = 1_000_000
 
 
 def read_anchor_ns() -> int:
-    """The offset that turns `time.monotonic_ns()` into Unix time, measured now. Unit: ns."""
+    """The offset from `time.monotonic_ns()` to Unix time, measured now. Unit: ns."""
     tries = []
     for _ in range(5):
         before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
         tries.append((after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2))
-    # The quickest: between two clocks that are read one after the other, a process may have been interrupted.
+    # The quickest try: the process may be preempted between the clock reads.
     return min(tries)[1]
 
 
@@ -27,7 +27,7 @@ class Clock:
     """The session's clock.
 
     Args:
-        anchor_ns: offset from the monotonic clock to Unix time, in ns; read now when not given.
+        anchor_ns: offset from the monotonic clock to Unix time, in ns; read now if omitted.
     """
 
     def __init__(self, anchor_ns: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Things that are closed at the end of a `with` block."""
+"""Base class of objects that a `with` block closes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Self
 
 
 class Closing(ABC):
-    """A context manager that closes itself."""
+    """A context manager that calls `close` on exit."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what it holds."""
+        """Release its resources."""
 
     def __enter__(self) -> Self:
         return self

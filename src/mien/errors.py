@@ -1,4 +1,4 @@
-"""Errors that a person can act on. The command line prints one line of each and exits with its code."""
+"""Errors that a user can act on. The command line prints each as one line and exits with its code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BusError(MienError):
 
 
 class WireError(MienError):
-    """A message that does not follow `stream/protocol.md`. Refused and counted, never fatal to a process."""
+    """A message that violates `stream/protocol.md`. Rejected and counted, never fatal to a process."""
 
     exit_code = 7
 
@@ -70,13 +70,13 @@ class KeysError(MienError):
 
 
 class RecordingError(MienError):
-    """A recording that cannot be written, read, or used for what was asked."""
+    """A recording that cannot be written, read, or used for the requested purpose."""
 
     exit_code = 12
 
 
 class FileError(MienError):
-    """A file that cannot be written: no room, no permission, or one of that name is there."""
+    """A file that cannot be written: disk full, no permission, or it exists already."""
 
     exit_code = 13
 
@@ -88,6 +88,6 @@ class FleetError(MienError):
 
 
 class InputError(MienError, ValueError):
-    """A frame, sound or time given to `Recognizer` or `analyze` that cannot be used; nothing of it was taken in."""
+    """A frame, sound or time given to `Recognizer` or `analyze` that cannot be used; it had no effect."""
 
     exit_code = 15

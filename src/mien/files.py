@@ -1,4 +1,4 @@
-"""Files that mien writes: whole or not at all, private where asked for, and refused with one line that says why."""
+"""Writing files: atomically, private if requested, with errors of one line that say why."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mien.errors import FileError, MienError
 
-ROOM_BYTES = 64 << 10  # what must find room before work begins whose result is to be written
-_PRIVATE, _PUBLIC = 0o600, 0o666  # the latter as far as the user's umask lets it
+ROOM_BYTES = 64 << 10  # free space required before starting work whose result will be written
+_PRIVATE, _PUBLIC = 0o600, 0o666  # the latter subject to the user's umask
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -42,16 +42,16 @@ def sha256_of(path: Path) -> str:
 
 
 def write_file(path: Path, content: bytes | str, *, private: bool = False, error: type[MienError] = FileError) -> None:
-    """Write a file that is there as a whole or not at all, even if the disk fills up or the power fails.
+    """Write a file atomically, even if the disk fills up or the power fails.
 
     Args:
-        content: text is written in UTF-8, its line ends as they are.
-        private: readable and writable by its owner alone, from its first byte on. Otherwise a file that is replaced
-            keeps its permissions.
-        error: the class of what is raised.
+        content: text is written as UTF-8, line endings unchanged.
+        private: readable and writable by its owner only, from the first byte on. Otherwise a replaced file keeps its
+            permissions.
+        error: the class of the error raised.
 
     Raises:
-        MienError: it cannot be written; what was there before is still there, and nothing is left behind.
+        MienError: it cannot be written; the previous file is untouched, and nothing is left behind.
     """
     data = content.encode() if isinstance(content, str) else content
     with _explained(path, error):
@@ -64,19 +64,19 @@ def write_file(path: Path, content: bytes | str, *, private: bool = False, error
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, private: bool = False, error: type[MienError] = FileError) -> Iterator[Path]:
-    """The same for what is written by a library that wants a path: it gets one beside the file's, and its end too.
+    """Atomic writing for a library that takes a path: yields one in the same folder, with the same suffix.
 
-    Arguments and errors as those of `write_file`.
+    Arguments and errors as for `write_file`.
     """
     with _explained(path, error):
-        target = Path(os.path.realpath(path))  # a link stays a link
+        target = Path(os.path.realpath(path))  # follows symbolic links, so that a link stays a link
         unfinished = _beside(target)
         mode = _create(unfinished, _PRIVATE if private else _PUBLIC)
         try:
             if not private and target.exists():
                 mode = stat.S_IMODE(target.stat().st_mode)
             yield unfinished
-            unfinished.chmod(mode)  # some libraries make their files anew
+            unfinished.chmod(mode)  # some libraries create the file anew
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             unfinished.replace(target)
@@ -85,14 +85,14 @@ def whole_file(path: Path, *, private: bool = False, error: type[MienError] = Fi
 
 
 def check_target(path: Path, *, new: bool = False, error: type[MienError] = FileError) -> None:
-    """Refuse at once what could not be written at the end: tried with a small file beside it, which is removed.
+    """Fail early if a file could not be written at the end: tried with a small temporary file in the same folder.
 
     Args:
-        new: a file that is there is refused, too, instead of being replaced.
-        error: the class of what is raised.
+        new: an existing file is an error, too, instead of being replaced.
+        error: the class of the error raised.
 
     Raises:
-        MienError: the folder is missing or cannot be written, the disk is full, or files may not grow.
+        MienError: the folder is missing or not writable, the disk is full, or a file size limit applies.
     """
     with _explained(path, error):
         if path.is_dir():
@@ -117,12 +117,12 @@ def check_target(path: Path, *, new: bool = False, error: type[MienError] = File
 
 
 def _beside(path: Path) -> Path:
-    """A name in the same folder that no other file has; not longer than the path's own may be."""
+    """A unique name in the same folder, no longer than names may be."""
     return path.with_name(f".{path.name[:30]}.{secrets.token_hex(6)}.tmp")
 
 
 def _create(path: Path, mode: int) -> int:
-    """An empty new file; the permissions that it got."""
+    """Create an empty file, and return its permissions."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -131,7 +131,7 @@ def _create(path: Path, mode: int) -> int:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a device or a pipe, such as /dev/stdout: written to, never replaced."""
+    """Whether it is a device or pipe, such as /dev/stdout: written to, never replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

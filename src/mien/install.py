@@ -1,4 +1,4 @@
-"""How this mien came onto the machine: from a checkout, a wheel or an index, and at which commit."""
+"""How this mien was installed: from a checkout, a wheel or an index, and at which commit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SAMPLE = Path(__file__).resolve().parent / "sample.mp4"  # the clip that mien comes with
+SAMPLE = Path(__file__).resolve().parent / "sample.mp4"  # the clip shipped with mien
 
 
 def install_command(extra: str) -> str:
-    """The command that adds an extra to this very installation, for instance `pip install -e "/home/me/mien[live]"`."""
+    """The command that adds an extra to this installation, for instance `pip install -e "/home/me/mien[live]"`."""
     origin = _origin()
     checkout = checkout_folder()
     if checkout is not None:
@@ -28,13 +28,13 @@ def install_command(extra: str) -> str:
 
 
 def checkout_folder() -> Path | None:
-    """The checkout that this mien runs from; None where it was copied out of one."""
+    """The checkout that this mien runs from; None if it does not run from one."""
     folder = Path(__file__).resolve().parents[2]
     return folder if (folder / "pyproject.toml").is_file() and (folder / "src" / "mien").is_dir() else None
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+" where files differ from it, or the one that pip installed; None elsewhere."""
+    """The checkout's commit, with "+" if there are local changes, or the one that pip installed; None if unknown."""
     folder = checkout_folder()
     if folder is None:
         known = _origin().get("vcs_info", {}).get("commit_id")
@@ -48,7 +48,7 @@ def commit() -> str | None:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
+    """Versions of the packages, leaving out those that are not installed."""
     from importlib import metadata
 
     found = {}
@@ -65,7 +65,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 @functools.cache
 def _origin() -> dict[str, Any]:
-    """What pip noted of where it took mien from (PEP 610); empty where that was an index."""
+    """Where pip installed mien from (PEP 610); empty for an index."""
     from importlib import metadata
 
     try:

