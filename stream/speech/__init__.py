@@ -1,1 +1,1 @@
-"""Hearing words and voices: recognition in short windows, agreement on words, voice activity, pitch."""
+"""Speech processing: streaming recognition, voice activity, pitch, and voice encoder states."""

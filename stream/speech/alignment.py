@@ -1,7 +1,7 @@
-"""Words whose times the alignment left open.
+"""Words that the alignment gave no duration.
 
-Alignment gives every word a time, also those that were never said, or that share the sound of their neighbour: these
-get no length.
+Alignment gives every word a time, including words that were never said or that share the sound of their neighbour:
+these get no duration.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from mien.stream.speech.whisper import HeardWord
 
-INSTANT_S = 0.03  # a word this short got no time of its own
-INSTANT_WORDS = 3  # so many of them at the end have no sound
+INSTANT_S = 0.03  # a shorter word has no time of its own
+INSTANT_WORDS = 3  # this many of them at the end have no sound
 
 
 def uttered(words: Sequence[HeardWord]) -> int:
-    """Number of words before those for which no sound is left: they all stand at its end."""
+    """Number of words before those for which no sound was left: these are all placed at its end."""
     count = len(words)
     while count and words[count - 1].end_s - words[count - 1].start_s < INSTANT_S:
         count -= 1
@@ -26,7 +26,7 @@ def uttered(words: Sequence[HeardWord]) -> int:
 
 
 def groups(words: Sequence[HeardWord]) -> list[list[HeardWord]]:
-    """Words, each with those after it that got no time of their own: they were said within its time."""
+    """Words, each grouped with the following ones that have no time of their own: they were said within its time."""
     groups: list[list[HeardWord]] = []
     for word in words:
         if groups and word.end_s - word.start_s < INSTANT_S:
@@ -37,7 +37,7 @@ def groups(words: Sequence[HeardWord]) -> list[list[HeardWord]]:
 
 
 def spread(words: Sequence[HeardWord], start_s: float, end_s: float) -> list[HeardWord]:
-    """Words one after the other over a span, each as long as its letters."""
+    """Words spread over a span, in proportion to their number of letters."""
     letters = np.cumsum([0, *(len(word.text) for word in words)])
     edges_s = start_s + (end_s - start_s) * letters / letters[-1]
     return [

@@ -1,7 +1,7 @@
-"""Streaming speech recognition: sound goes in step by step, words come out, first tentative and then committed.
+"""Streaming speech recognition: sound in, step by step; words out, first tentative, then committed.
 
-A step hears the last seconds again, but only where there is a voice, and only what comes after the committed words.
-All decisions are made on the time of the sound, never on the time of day: the same steps give the same words.
+Each step decodes the last seconds again, but only if there is a voice, and only what follows the committed words.
+All decisions depend on the time of the sound, never on the wall clock: the same steps give the same words.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from mien.stream.speech.voiced_sound import VoiceDetector, VoicedSound
 from mien.stream.speech.whisper import SAMPLE_RATE, HeardWord, Hypothesis
 
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE
-END_SILENCE_S = 0.5  # an utterance is over after so much silence
-FORGET_SILENCE_S = 1.0  # what was said before so much silence is no context any more
-LEAD_S = 0.5  # sound kept before a voice is noticed
-TAIL_S = 0.3  # sound after a voice that belongs to its last word
+END_SILENCE_S = 0.5  # this much silence ends an utterance
+FORGET_SILENCE_S = 1.0  # words before this much silence no longer serve as context
+LEAD_S = 0.5  # sound kept from before a voice is detected
+TAIL_S = 0.3  # sound after the last voiced frame that belongs to the last word
 LEAST_VOICE = 3  # frames of 32 ms: less is a click
-WINDOW_S = 7.0  # with the padding 8 s: up to here tiny.en costs the same
-CONTEXT_S = 2.5  # sound of committed words that stays as context
-LONGEST_S = 14.0  # where nothing agrees for so long, the older half is settled as it is
-HISTORY_S = 10.0  # committed words that are kept
+WINDOW_S = 7.0  # 8 s with padding: up to here tiny.en costs the same
+CONTEXT_S = 2.5  # sound of committed words kept as context
+LONGEST_S = 14.0  # after this long without agreement the older half is committed as it is
+HISTORY_S = 10.0  # of committed words kept
 NO_SPEECH, UNSURE = 0.6, -1.0  # Whisper's own thresholds for "nothing is said here"
-UNCLEAR_S = 3.0  # how long it is remembered that a voice was not understood
+UNCLEAR_S = 3.0  # how long speech counts as unclear after it was not understood
 HOPELESS = -1.6  # mean log probability below which a hypothesis is noise
-LEAST_WORD_S = 0.09  # of voice, for each word of a passage that is said again
-PAUSE_S = 0.5  # after a word, within which a pause is looked for
-MOST_CHECKS = 3  # times that a decoder in a loop is made to go on behind it
-# What Whisper says on noise; believed only if it is sure.
+LEAST_WORD_S = 0.09  # of voice for each word of a repeated passage
+PAUSE_S = 0.5  # after a word, in which to look for a pause
+MOST_CHECKS = 3  # times that a looping decoder is restarted after the loop
+# What Whisper hallucinates on noise; accepted only with high confidence.
 PHANTOMS = frozenset({"thankyou", "thanksforwatching", "you", "bye", "byebye", "thankyouforwatching"})
 PHANTOM_DOUBT = -0.7
 
 
 class Decoder(Protocol):
-    """What hears words in a window of sound; see `mien.stream.speech.whisper.Whisper.decode`."""
+    """Decodes a window of sound to words; see `mien.stream.speech.whisper.Whisper.decode`."""
 
     def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis: ...
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a step knows.
+    """The result of a step.
 
     Attributes:
         t_end_ns: capture time up to which the sound was processed.
-        words: committed words of the last HISTORY_S, then the tentative ones, in order of time. As long as the speaker
-            goes on, a committed word may still turn out to be uncertain, or certain after all.
+        words: committed words of the last HISTORY_S, then the tentative ones, in order of time. Until the utterance
+            ends, a committed word may still become uncertain, or certain again.
         committed: the words that this step committed.
-        unclear: there was a voice lately of which no word could be made out.
-        last: the stream is over; nothing follows.
+        unclear: there was speech recently, but no word was understood.
+        last: end of stream; nothing follows.
     """
 
     t_end_ns: int
@@ -81,16 +81,16 @@ class Recogniser:
         self.decoded = 0
         self._said: deque[Word] = deque()  # committed
         self._certainty = Certainty()
-        self._unclear_ns: int | None = None  # when a voice was heard last of which no word could be made out
+        self._unclear_ns: int | None = None  # when speech was last not understood
         self._t_end_ns = 0
         self._speaking = False
         self._forget()
 
     def step(self, samples: Float32, t_end_ns: int, continuous: bool = True) -> Heard:
-        """Hear `samples` (n,), mono, 16 kHz, the last of which ends at `t_end_ns`.
+        """Process `samples` (n,), mono, 16 kHz, the last of which ends at `t_end_ns`.
 
         Args:
-            continuous: False where sound is missing before them: what was said before is settled first.
+            continuous: False if there is a gap before them: everything said before it is committed first.
         """
         committed = [] if continuous else self._settle()
         if not continuous:
@@ -107,9 +107,9 @@ class Recogniser:
         return self._heard(committed)
 
     def whole(self, samples: Float32, step_ms: int) -> Iterator[Heard]:
-        """What a live worker would know of a whole recording `samples` (n,), step by step.
+        """The results of a live worker for a whole recording `samples` (n,), step by step.
 
-        Time counts from its first sample. Whatever was heard before is forgotten.
+        Time counts from its first sample. All earlier state is discarded.
         """
         self._forget()
         self._said.clear()
@@ -121,34 +121,34 @@ class Recogniser:
         yield self.finish()
 
     def finish(self) -> Heard:
-        """The stream is over: everything that was heard is committed."""
+        """End of stream: everything heard is committed."""
         committed = self._finish() if self._speaking or self._has_voice(1) else []
         heard = replace(self._heard(committed), last=True)
         self._forget()
         return heard
 
     def _forget(self) -> None:
-        """Begin anew, as if nothing had been heard yet. Committed words stay in the history."""
+        """Reset to the initial state. Committed words stay in the history."""
         self._sound.clear()
-        self._decoded_until_s = 0.0  # end of the sound that the last hypothesis knows
-        self._settled_until_s = 0.0  # everything before is settled
-        self._tentative: list[HeardWord] = []  # their seconds are those of the sound
+        self._decoded_until_s = 0.0  # end of the sound covered by the last hypothesis
+        self._settled_until_s = 0.0  # everything before is final
+        self._tentative: list[HeardWord] = []  # times in seconds of the sound
         self._prefix: list[HeardWord] = []  # committed words in the buffer
         self._speaking = False
 
     def _has_voice(self, frames: int = LEAST_VOICE) -> bool:
-        """Is there a voice that is not settled, for so many frames of 32 ms?"""
+        """Whether the sound not yet settled has at least this many voiced frames of 32 ms."""
         return self._sound.voiced_frames(self._settled_until_s) >= frames
 
     def _new_voice(self) -> bool:
-        """Is there sound of a voice that the last hypothesis does not know?"""
+        """Whether there is speech that the last hypothesis does not cover."""
         return self._sound.voiced_until_s + TAIL_S > self._decoded_until_s
 
     def _hear(self) -> list[HeardWord]:
         """The hypothesis for what comes after the committed words.
 
-        A decoder that is caught in a loop is given the sound behind the last saying that had a voice, and none of the
-        words: it goes on there, with the next saying or with what follows it.
+        A decoder caught in a loop gets the sound after the last repetition that had a voice, without any words as
+        context: it continues there, with the next repetition or with what follows.
         """
         self._decoded_until_s = self._sound.end_s
         since_s, context = self._sound.begin_s, self._prefix
@@ -167,7 +167,7 @@ class Recogniser:
         return self._placed(said[len(self._prefix) :])
 
     def _decode(self, since_s: float, context: list[HeardWord]) -> list[HeardWord]:
-        """The words that a decoder hears from `since_s` on after `context`, without those that it seems to invent."""
+        """The words decoded from `since_s` on after `context`, without likely hallucinations."""
         self.decoded += 1
         samples, since_s = self._sound.since(since_s)
         hypothesis = self._decoder.decode(samples, " ".join(word.text for word in context), self._beam)
@@ -185,7 +185,7 @@ class Recogniser:
         return [replace(word, start_s=word.start_s + since_s, end_s=word.end_s + since_s) for word in words]
 
     def _voiced_sayings(self, words: list[HeardWord], known: int) -> int:
-        """Number of words before a saying of a repeated passage that has no voice of its own; all if there is none."""
+        """Number of words before the first repetition of a passage without voice of its own; all if there is none."""
         texts = [word.text for word in words]
         checked = known
         while (found := repetition(texts, checked)) is not None:
@@ -200,14 +200,14 @@ class Recogniser:
         return len(words)
 
     def _behind(self, word: HeardWord) -> float:
-        """Where to go on behind a word: in the pause after it, where there is one."""
+        """Where to continue after a word: in the pause after it, if there is one."""
         span_s = self._sound.voiced_span(word.start_s, word.end_s)
         end_s = span_s[1] if span_s is not None else word.end_s
         pause_s = self._sound.pause_after(end_s, PAUSE_S)
         return end_s if pause_s is None else pause_s
 
     def _placed(self, words: list[HeardWord]) -> list[HeardWord]:
-        """Those words during which there is a voice, without the silence around them."""
+        """The words during which there is a voice, trimmed of surrounding silence."""
         placed: list[HeardWord] = []
         since_s = self._prefix[-1].end_s if self._prefix else 0.0
         for group in groups(words):
@@ -224,12 +224,12 @@ class Recogniser:
         self._tentative = hypothesis[count:]
         certain = hypothesis[:count]
         if certain and not self._tentative:
-            # A sentence only seems to end where the sound does.
+            # The decoder ends a sentence where the sound ends, whether it is complete or not.
             certain[-1] = replace(certain[-1], text=certain[-1].text.rstrip(".?!…") or certain[-1].text)
         return self._commit(certain)
 
     def _finish(self) -> list[Word]:
-        """The utterance is over: hear its end if need be, and commit it."""
+        """End of utterance: decode the rest if necessary, and commit it."""
         if self._new_voice():
             self._tentative = self._hear()
         return self._settle()
@@ -249,7 +249,7 @@ class Recogniser:
         return committed
 
     def _word(self, word: HeardWord, committed: bool) -> Word:
-        # Counted back from the newest sound: a device's clock and the session's drift apart over hours.
+        # Counted back from the newest sound: device and session clocks drift apart over hours.
         start_ns, end_ns = (
             self._t_end_ns - round((self._sound.end_s - s) * NS_PER_S) for s in (word.start_s, word.end_s)
         )
@@ -267,7 +267,7 @@ class Recogniser:
         return Heard(self._t_end_ns, (*self._said, *judged[count:]), tuple(fresh), unclear)
 
     def _trim(self) -> None:
-        """Let go of the sound that is not needed any more."""
+        """Drop sound that is no longer needed."""
         if not self._speaking:
             if self._sound.silence_s >= FORGET_SILENCE_S or not self._prefix:
                 self._prefix = []
@@ -286,7 +286,7 @@ class Recogniser:
             self._cut_words()
 
     def _cut_repetition(self) -> None:
-        """A passage that was said again and again is no context: a decoder that is given it goes on saying it."""
+        """Drop a repeated passage from the context: it would make the decoder go on repeating it."""
         found = repetition([word.text for word in self._prefix], 0, MISLEADING)
         if found is None:
             return
@@ -297,7 +297,7 @@ class Recogniser:
             self._prefix = self._prefix[found.end :]
 
     def _cut_words(self) -> None:
-        """Cut before a committed word, so that CONTEXT_S of committed sound stay, and after a sentence if possible."""
+        """Cut before a committed word, keeping CONTEXT_S of committed sound, and after a sentence if possible."""
         until_s = self._prefix[-1].end_s - CONTEXT_S
         ends = [i for i in range(1, len(self._prefix)) if self._prefix[i].start_s <= until_s]
         if not ends:

@@ -1,4 +1,4 @@
-"""Sound that waits for the recogniser: cut into steps, and never more than a few seconds of it."""
+"""Queue of sound for the recogniser: cut into steps, and bounded to a few seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Step:
         samples: shape (n,), mono, 16 kHz.
         t_end_ns: capture time of the end of the last sample.
         read_ns: session time at which its newest sound was delivered.
-        continuous: False where sound is missing before it, or it is the first.
+        continuous: False if there is a gap before it, or it is the first.
     """
 
     samples: Float32
@@ -31,12 +31,12 @@ class Step:
 class Backlog:
     """Chunks in, steps out.
 
-    Steps end at multiples of `step_ms` of sound since the last hole: they do not depend on how sound is chunked, nor,
+    Steps end at multiples of `step_ms` of sound since the last gap: they do not depend on how sound is chunked, nor,
     without a bound, on how fast they are taken.
 
     Args:
-        bound_s: where more than this waits, all but the newest chunk is skipped, and what is taken is everything
-            that waits in one step; None: nothing is ever skipped, and steps are taken one by one.
+        bound_s: if more than this is queued, all but the newest chunk is skipped, and `take` returns everything
+            queued as one step; None: nothing is ever skipped, and steps are taken one by one.
 
     Attributes:
         skipped_s: seconds of sound that were skipped since the start.
@@ -46,16 +46,16 @@ class Backlog:
         self._step = step_ms * SAMPLE_RATE // 1000
         self._bound_s = bound_s
         self._chunks: deque[Chunk] = deque()
-        self._position = 0  # samples since the last hole that were taken
+        self._position = 0  # samples taken since the last gap
         self.skipped_s = 0.0
 
     @property
     def waiting_s(self) -> float:
-        """Seconds of sound that wait."""
+        """Seconds of sound in the queue."""
         return sum(len(chunk.samples) for chunk in self._chunks) / SAMPLE_RATE
 
     def push(self, chunk: Chunk) -> None:
-        """Add the next sound."""
+        """Append the next chunk."""
         self._chunks.append(chunk)
         waiting_s = self.waiting_s
         if self._bound_s is not None and waiting_s > self._bound_s:
@@ -67,7 +67,7 @@ class Backlog:
         """The next step, None if it is not complete yet.
 
         Args:
-            rest: take what there is, complete or not: the stream is over.
+            rest: take what there is, complete or not, at the end of the stream.
         """
         if not self._chunks:
             return None
@@ -85,7 +85,7 @@ class Backlog:
         return self._cut(size)
 
     def _available(self) -> tuple[int, bool]:
-        """Samples before the next hole, and whether there is one."""
+        """Samples before the next gap, and whether there is one."""
         count = 0
         for index, chunk in enumerate(self._chunks):
             if index and not chunk.continuous:

@@ -1,6 +1,6 @@
-"""Is the recogniser sure of what it hears, or does it guess?
+"""Whether the recogniser is confident, or guessing.
 
-A recogniser of English hears English in everything, also in another language or in speech played backwards. It then
+An English recogniser hears English in everything, even in another language or in speech played backwards, but then
 gives its words low probabilities. Measured with tiny.en: the mean over an utterance is 0.8 to 0.95 for clear English,
 below 0.6 for one in a hundred; 0.3 to 0.4 for German, Italian, Polish, Korean and for English backwards, above 0.6
 for one in fifty. The mean log probability of a hypothesis is below -1.2 for one in three hundred of clear English, and
@@ -20,23 +20,23 @@ from mien.stream.speech.agreement import plain
 from mien.stream.speech.whisper import HeardWord
 
 SURE = 0.6  # mean probability of the words below which an utterance is a guess
-BELIEF, BELIEF_WORDS = 0.8, 3  # an utterance begins with the credit of so many words of this probability
-LEAST_BELIEF = 0.5  # after an utterance that was a guess the next one has less credit
+BELIEF, BELIEF_WORDS = 0.8, 3  # prior of an utterance: this many words of this probability
+LEAST_BELIEF = 0.5  # weaker prior after an utterance that was a guess
 DOUBTFUL = -1.2  # mean log probability of a hypothesis that is a guess
-DOUBTFUL_S = 1.5  # of sound: with less, every hypothesis is one
-DOUBT, DOUBT_WORDS = 0.2, 3  # a doubtful hypothesis counts as so many words of this probability
-FORGET_NS = 10 * NS_PER_S  # after so long without a word the credit is full again
-FEW = 3  # different words: more of them are speech, if perhaps another language
+DOUBTFUL_S = 1.5  # of sound: with less, every hypothesis is a guess
+DOUBT, DOUBT_WORDS = 0.2, 3  # a doubtful hypothesis counts as this many words of this probability
+FORGET_NS = 10 * NS_PER_S  # after this long without a word the prior is restored
+FEW = 3  # different words: more of them are speech, perhaps in another language
 _LEAST = 1e-3
 
 
 def is_noise(words: Sequence[HeardWord], hopeless: float) -> bool:
-    """Is the beginning of an utterance no more than what a decoder makes of a cough or laughter?
+    """Whether the beginning of an utterance is only what a decoder makes of a cough or laughter.
 
-    A decoder grows sure of a word by repeating it, so each counts once, as it was said first.
+    A decoder gets more confident in a word by repeating it, so each counts once, at its first occurrence.
 
     Args:
-        hopeless: mean log probability below which it is.
+        hopeless: mean log probability below which it is noise.
     """
     first: dict[str, float] = {}
     for word in words:
@@ -45,7 +45,7 @@ def is_noise(words: Sequence[HeardWord], hopeless: float) -> bool:
 
 
 class Certainty:
-    """Judges the words of an utterance together: a word alone says little."""
+    """Confidence over all words of an utterance: a single word says little."""
 
     def __init__(self) -> None:
         self._belief = BELIEF
@@ -53,17 +53,17 @@ class Certainty:
         self._doubts = 0  # doubtful hypotheses of this utterance
 
     def weigh(self, log_probability: float, seconds: float) -> None:
-        """Take in a hypothesis for `seconds` of sound, by its mean log probability."""
+        """Account for a hypothesis over `seconds` of sound, by its mean log probability."""
         self._doubts += seconds >= DOUBTFUL_S and log_probability < DOUBTFUL
 
     def judged(self, said: Collection[Word], tentative: Sequence[Word], t_ns: int) -> list[Word]:
-        """Committed and tentative words with `uncertain` as it is known at `t_ns`.
+        """Committed and tentative words with `uncertain` set as of `t_ns`.
 
         Args:
-            said: committed words; those of earlier utterances stay as they are.
+            said: committed words; those of earlier utterances stay unchanged.
         """
         if t_ns < self._settled_ns:
-            self._settled_ns = -1  # a clock that was set back
+            self._settled_ns = -1  # the clock was set back
         if t_ns > self._settled_ns + FORGET_NS:
             self._belief = BELIEF
         before = [word for word in said if word.t_start_ns <= self._settled_ns]
@@ -72,7 +72,7 @@ class Certainty:
         return before + [msgspec.structs.replace(word, uncertain=uncertain) for word in words]
 
     def settle(self, said: Collection[Word], t_ns: int) -> list[Word]:
-        """The utterance is over: its committed words, judged for the last time, and those before them."""
+        """End of utterance: its committed words with their final `uncertain`, after those of earlier utterances."""
         judged = self.judged(said, (), t_ns)
         words = [word for word in judged if word.t_start_ns > self._settled_ns]
         if words:

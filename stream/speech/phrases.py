@@ -1,4 +1,4 @@
-"""Where one phrase ends and the next begins: at punctuation, or where the speaker pauses."""
+"""Phrase boundaries: at punctuation, or where the speaker pauses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ENDINGS = (".", "!", "?", "…")
 
 
 def begins_phrase(word: Word, before: Word | None) -> bool:
-    """Whether a word begins a phrase, after the word `before` it."""
+    """Whether a word begins a phrase, given the word `before` it."""
     return before is None or before.text.rstrip().endswith(_ENDINGS) or word.t_start_ns - before.t_end_ns >= _PAUSE_NS
 
 

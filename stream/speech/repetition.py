@@ -1,6 +1,6 @@
-"""Passages that follow themselves: a person who says them again, or a decoder that hears nothing more.
+"""Repeated passages: by the speaker, or by a decoder in a loop.
 
-Text alone does not tell the two apart; the sound does. In speech, each repetition has its own stretch of voice.
+Text alone does not tell the two apart; the sound does. In speech, each repetition has voice of its own.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from mien.stream.speech.agreement import plain
 
-LONGEST = 12  # words: the longest passage that is looked for
-# How often a passage of so many words must follow itself before its sayings are checked; longer ones: twice.
+LONGEST = 12  # words in the longest passage to look for
+# By number of words: how often a passage must occur in a row before it is checked; longer ones: twice.
 SUSPECT = {1: 5, 2: 4, 3: 3}
-# The same for context: a decoder that is given such a beginning goes on repeating it.
+# The same for context: given such a prefix, a decoder goes on repeating it.
 MISLEADING = {1: 3}
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """A passage of `size` words from word `begin` on, said `times` times in a row."""
+    """A passage of `size` words from word `begin` on, occurring `times` times in a row."""
 
     begin: int
     size: int
@@ -31,16 +31,16 @@ class Repetition:
         return self.begin + self.times * self.size
 
     def sayings(self) -> list[range]:
-        """The words of each saying."""
+        """The indices of the words of each occurrence."""
         return [range(k, k + self.size) for k in range(self.begin, self.end, self.size)]
 
 
 def repetition(words: Sequence[str], known: int = 0, suspect: dict[int, int] = SUSPECT) -> Repetition | None:
-    """The first passage that is repeated so often that it may be a loop; None if there is none.
+    """The first passage that is repeated often enough to be a loop; None if there is none.
 
     Args:
-        known: so many words at the beginning are certain; a passage that ends among them is not looked at.
-        suspect: sayings by number of words, 2 where a number is not there.
+        known: number of words at the beginning that are certain; a passage ending among them is ignored.
+        suspect: minimum occurrences by number of words, 2 for numbers not listed.
     """
     said = [plain(word) for word in words]
     for begin in range(len(said)):

@@ -10,18 +10,18 @@ import numpy as np
 from mien.errors import AssetError
 from mien.messages import Bool, Float32
 
-FRAME, CONTEXT = 512, 64  # samples at 16 kHz that the network hears anew and again
-# Below the network's usual 0.5 / 0.35, which misses a distant voice in a noisy room altogether. On clean speech this
+FRAME, CONTEXT = 512, 64  # samples at 16 kHz per call of the network: new, and repeated from the call before
+# Below the network's default 0.5 / 0.35, which misses a distant voice in a noisy room entirely. On clean speech this
 # changes one row in a hundred, and noise and tones stay silent (tests/stream/modalities/test_audio.py).
 ON, OFF = 0.4, 0.25
-HANGOVER = 16  # rows, 320 ms: the gap of a stop consonant or a short breath does not cut a sentence
+HANGOVER = 16  # rows, 320 ms: a stop consonant or a short breath does not split a sentence
 
 
 class VoiceActivity:
-    """Silero VAD as a stream: probability of speech per 512 samples, with the state of the network kept between."""
+    """Streaming Silero VAD: probability of speech per 512 samples, keeping the network's state between calls."""
 
     def __init__(self) -> None:
-        import onnxruntime  # here, not above: the constants of this file are also wanted where nothing runs
+        import onnxruntime  # here, not above: this module's constants are also used where no network runs
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -44,7 +44,7 @@ class VoiceActivity:
 
 
 def _path() -> str:
-    spec = importlib.util.find_spec("faster_whisper")  # found, not imported: that would load CTranslate2 as well
+    spec = importlib.util.find_spec("faster_whisper")  # not imported: that would load CTranslate2 as well
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / "assets" / "silero_vad_v6.onnx"
         if path.is_file():
@@ -53,9 +53,9 @@ def _path() -> str:
 
 
 class Hangover:
-    """Probabilities of speech to voice active or not, row by row.
+    """Probabilities of speech to voice activity, row by row, with hysteresis.
 
-    A voice begins at ON, goes on while the probability stays above OFF, and for HANGOVER rows after that.
+    A voice starts at ON, lasts while the probability stays above OFF, and for HANGOVER rows after that.
     """
 
     def __init__(self) -> None:

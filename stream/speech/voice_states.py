@@ -1,4 +1,4 @@
-"""Sound to the states of the voice encoder, block by block as it comes."""
+"""Streaming states of the voice encoder, block by block."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from mien.models.voice.encoder import BLOCK, VOICE_DIM, WINDOW
 
 
 class VoiceStates:
-    """States of the speech recogniser's encoder, as sound comes.
+    """Streaming states of the speech recogniser's encoder.
 
-    State number j is what the encoder makes of the sound before sample j x BLOCK; before the first sample there was
-    silence.
+    State number j encodes the sound before sample j x BLOCK, with silence before the first sample.
 
     Args:
         folder: of Whisper tiny.en ("whisper-tiny.en" among the assets).
 
     Raises:
-        AssetError: the folder does not hold it.
+        AssetError: it is not in the folder.
         EngineError: it cannot be run.
     """
 
@@ -34,7 +33,7 @@ class VoiceStates:
 
     def reset(self) -> None:
         """Begin a new stream: the next sample is sample 0."""
-        self._sound = np.zeros(WINDOW, np.float32)  # the window before the next block, and what of that is there
+        self._sound = np.zeros(WINDOW, np.float32)  # the window before the next block, and what there is of that block
         self._states = [self._silence]
         self._first = 0  # number of the first of them
 
@@ -48,7 +47,7 @@ class VoiceStates:
         self._sound = self._sound[begin:]
 
     def take(self, numbers: Int64) -> Float32:
-        """States (n, VOICE_DIM) by their `numbers` (n,), which never fall; earlier ones are forgotten."""
+        """States (n, VOICE_DIM) by their `numbers` (n,), which never decrease; earlier ones are dropped."""
         if not len(numbers):
             return np.zeros((0, VOICE_DIM), np.float32)
         index = numbers - self._first

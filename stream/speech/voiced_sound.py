@@ -1,6 +1,6 @@
-"""The sound that a recogniser keeps, and where in it there is speech.
+"""The recogniser's sound buffer, with voice activity.
 
-Positions are seconds since the stream began. The sound is cut at whole frames of the voice detector only.
+Positions are seconds since the start of the stream. The sound is cut only at frame boundaries of the voice detector.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from mien.messages import Float32
 from mien.stream.speech.voice_activity import FRAME, OFF, ON
 from mien.stream.speech.whisper import SAMPLE_RATE
 
-UNVOICED = 0.25  # where the voice detector stays below this, nothing is said
-MARGIN_S = 0.2  # how wrong the time of a word may be
+UNVOICED = 0.25  # there is no speech where the voice detector stays below this
+MARGIN_S = 0.2  # possible error in the time of a word
 FRAME_S = FRAME / SAMPLE_RATE
 
 
@@ -27,11 +27,11 @@ class VoiceDetector(Protocol):
 
 
 class VoicedSound:
-    """A buffer that grows at its end and is cut at its beginning.
+    """A buffer appended to at its end and cut at its beginning.
 
     Attributes:
-        samples: (n,) what is kept, mono, 16 kHz.
-        voiced_until_s: end of the last frame with a voice.
+        samples: (n,) in the buffer, mono, 16 kHz.
+        voiced_until_s: end of the last voiced frame.
     """
 
     def __init__(self, detector: VoiceDetector) -> None:
@@ -39,11 +39,11 @@ class VoicedSound:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew at 0 s."""
+        """Restart at 0 s."""
         self._detector.reset()
         self.samples = np.zeros(0, np.float32)
         self.voiced_until_s = 0.0
-        self._begin = 0  # sample that the buffer begins with, a multiple of FRAME
+        self._begin = 0  # first sample in the buffer, a multiple of FRAME
         self._probabilities = np.zeros(0, np.float32)  # of voice, per frame
         self._active = np.zeros(0, np.bool_)
 
@@ -81,7 +81,7 @@ class VoicedSound:
         return self.samples[frame * FRAME :], (self._begin + frame * FRAME) / SAMPLE_RATE
 
     def voiced_frames(self, since_s: float) -> int:
-        """Frames of 32 ms with a voice, from `since_s` on."""
+        """Number of voiced frames of 32 ms, from `since_s` on."""
         return int(self._active[self._frame(since_s) :].sum())
 
     def voiced_s(self, start_s: float, end_s: float) -> float:
@@ -90,9 +90,9 @@ class VoicedSound:
         return min(float(heard.sum()) * FRAME_S, max(end_s - start_s, 0.0))
 
     def voiced_span(self, start_s: float, end_s: float) -> tuple[float, float] | None:
-        """A span without the silence around it, as attention passes on only when the next word begins.
+        """A word's span without surrounding silence: attention moves on only when the next word begins.
 
-        None if there is no voice anywhere near.
+        None if there is no voice nearby.
         """
         first, last = self._frame(start_s), self._frame(end_s)
         voiced = np.flatnonzero(self._probabilities[first : last + 1] >= UNVOICED)
@@ -117,7 +117,7 @@ class VoicedSound:
         return None
 
     def cut(self, at_s: float) -> None:
-        """Let go of the sound before the frame at `at_s`."""
+        """Drop the sound before the frame at `at_s`."""
         frames = min(self._frame(at_s), len(self._probabilities))
         self.samples = self.samples[frames * FRAME :]
         self._probabilities = self._probabilities[frames:]

@@ -1,7 +1,7 @@
-"""Whisper on short windows: what is said in a few seconds of sound, word by word, with times.
+"""Whisper on short windows: words with times for a few seconds of sound.
 
-Whisper was trained on windows of 30 s, and faster-whisper pads every call to that. Here the CTranslate2 model sees
-the window and a second of silence: a fifth of the work. Without any padding it falls apart.
+Whisper was trained on windows of 30 s, and faster-whisper pads every call to that. Here the CTranslate2 model gets
+the window and a second of silence: a fifth of the work. Without any padding it breaks down.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SAMPLE_RATE = 16_000
 FRAMES_PER_S = 100  # mel frames
 TOKENS_PER_S = 50  # the encoder halves them
 PADDING_S = 1.0
-MAX_LENGTH = 448  # tokens of prompt and answer together: what the decoder has positions for
-TOKENS_PER_SPOKEN_S = 7  # nobody speaks faster: an answer that is longer is a loop
+MAX_LENGTH = 448  # tokens of prompt and output together: the decoder's number of positions
+TOKENS_PER_SPOKEN_S = 7  # nobody speaks faster: a longer output is a loop
 LOOP_NGRAM = 5
 
 
@@ -41,7 +41,7 @@ class HeardWord:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was heard after the prefix.
+    """What was decoded after the prefix.
 
     Attributes:
         words: in order, punctuation attached to its word.
@@ -63,8 +63,8 @@ class Whisper:
         device: "auto" is CUDA where CTranslate2 finds it, else the CPU.
 
     Raises:
-        AssetError: the folder holds no model that CTranslate2 can read.
-        ConfigError: the model does not know the language; no such device or compute type.
+        AssetError: the folder contains no model that CTranslate2 can read.
+        ConfigError: the model does not support the language; no such device or compute type.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class Whisper:
         )
         self._features = FeatureExtractor(feature_size=self._model.n_mels)
         self._suppressed = [-1, *self._tokenizer.non_speech_tokens]
-        # Measured: below 8 s tiny.en loses words, base does not before 5 s. Told apart by the width of the encoder.
+        # Measured: below 8 s tiny.en loses words, base only below 5 s. Told apart by the width of the encoder.
         self.least_s = 5.0
         self.least_s = 8.0 if self._encode(np.zeros(SAMPLE_RATE, np.float32)).shape[-1] <= 384 else 5.0
         self.device = self._model.device
 
     def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
-        """What is said in `samples` (n,), mono, 16 kHz, at most 29 s, after the words of `prefix`.
+        """Transcribe `samples` (n,), mono, 16 kHz, at most 29 s, after the words of `prefix`.
 
-        `prefix` is what is known to be said at its beginning: the model continues it, which costs less than to
-        hear it again and never contradicts it.
+        `prefix` is the known transcript of its beginning: the model continues it, which costs less than decoding it
+        again and never contradicts it.
         """
         encoded = self._encode(samples)
         known = self._tokenizer.encode(" " + prefix.strip()) if prefix else []
@@ -136,11 +136,11 @@ class Whisper:
                 beam_size=beam,
                 max_length=len(prompt) + most,
                 no_repeat_ngram_size=ngram,
-                suppress_blank=not known,  # after a prefix, nothing more is a good answer
+                suppress_blank=not known,  # after a prefix, an empty continuation is valid
                 suppress_tokens=self._suppressed,
                 return_no_speech_prob=True,
             )[0]
-            # CTranslate2 repeats what it was given of the answer.
+            # CTranslate2's output includes the given prefix.
             said = [token for token in result.sequences_ids[0] if token < self._tokenizer.eot][len(known) :]
             if len(said) < most - 1:
                 break
@@ -151,7 +151,7 @@ class Whisper:
     ) -> tuple[tuple[HeardWord, ...], float]:
         """Words of `said`, with their times, and the mean log probability of their tokens.
 
-        A word ends when the decoder's attention passes to the next.
+        A word ends when the decoder's attention moves to the next.
         """
         tokens = known + said
         aligned = self._model.align(encoded, self._tokenizer.sot_sequence, [tokens], max(frames, 2))[0]
@@ -174,7 +174,7 @@ class Whisper:
 
 
 def _joined(words: list[HeardWord], heard: HeardWord) -> list[HeardWord]:
-    """`words` and one more; punctuation and parts without a space before them belong to the word before."""
+    """`words` with one appended; punctuation and parts without a leading space belong to the previous word."""
     text = heard.text.strip()
     if not text:
         return words
