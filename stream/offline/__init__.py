@@ -1,1 +1,1 @@
-"""The stream's extractors and model on files: extraction, labels, predictions over clips, the training pipeline."""
+"""The stream's extractors and model on files: extraction, labels, predictions over clips, and the training pipeline."""

@@ -1,4 +1,4 @@
-"""The fusion trained with each of its parts left out, and on each subset of modalities, over several seeds."""
+"""Ablation: the fusion trained without each of its parts, and on each subset of modalities, over several seeds."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mien.stream.offline.plan import TrainPlan, output_folder
 def ablate(
     plan: TrainPlan, seeds: Sequence[int], progress: Progress | None = None
 ) -> dict[str, list[dict[str, float]]]:
-    """Validation figures of every variant and seed, under the plan's fusion settings.
+    """Validation metrics of every variant and seed, with the plan's fusion settings.
 
-    Encoders are trained from the start in every run, so that no variant profits from another's training.
+    Encoders are trained from scratch in every run, so that no variant profits from another's training.
     """
     dataset = read_labelled(
         [Path(source) for source in plan.data],
@@ -87,7 +87,7 @@ def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -
 
 
 def ablation_table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A table in Markdown: mean and standard deviation over the seeds."""
+    """Markdown table: mean and standard deviation over the seeds."""
     columns = list(dict.fromkeys(name for runs in results.values() for run in runs for name in run))
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for variant, runs in results.items():

@@ -1,10 +1,10 @@
-"""How well action units from blendshapes go along with those of OpenFace, emotion by emotion.
+"""How well action units from blendshapes agree with those of OpenFace, by emotion.
 
     python -m mien.stream.offline.agreement UNITS.npz FACES
 
 UNITS holds OpenFace's units of RAVDESS videos: `ids` as 01-01-EE-II-SS-RR-AA, `columns`, `units` (n, columns). FACES is
-a labelled corpus of faces. These are other people in other pictures, so only means can be compared: for each unit the
-Pearson correlation over the seven emotions of its mean in FACES with its mean in UNITS.
+a labelled corpus of faces. People and pictures differ, so only means can be compared: for each unit, the Pearson
+correlation over the seven emotions between its mean in FACES and its mean in UNITS.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RAVDESS = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry", "06": "f
 
 
 class Agreement(NamedTuple):
-    """One unit: its means (7,) in the order of EMOTIONS, and how they correlate; NaN where one of them is constant."""
+    """One unit: its means (7,) in the order of EMOTIONS, and their correlation; NaN if one of them is constant."""
 
     unit: str
     movement: str
@@ -42,7 +42,7 @@ def openface_means(path: Path) -> dict[str, Reals]:
     """Mean intensity of each unit, by its name as "AU04", per emotion (7,).
 
     Raises:
-        DataError: the file is not such a one.
+        DataError: the file has another format.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -58,7 +58,7 @@ def openface_means(path: Path) -> dict[str, Reals]:
 
 
 def blendshape_means(faces: Path) -> dict[str, Reals]:
-    """Mean of each unit per emotion (7,), over the faces of a corpus in which landmarks were found.
+    """Mean of each unit per emotion (7,), over the faces of a corpus that have landmarks.
 
     Raises:
         DataError: the corpus cannot be read, or an emotion has no face.
@@ -97,7 +97,7 @@ def compare(ours: dict[str, Reals], theirs: dict[str, Reals]) -> list[Agreement]
 
 
 def table(agreements: list[Agreement]) -> str:
-    """As Markdown, with the emotion in which each finds a unit strongest."""
+    """Markdown table, with the emotion in which each side has the unit strongest."""
     lines = ["| unit | movement | r | strongest here | strongest in OpenFace |", "|---|---|---|---|---|"]
     for each in agreements:
         ours, theirs = EMOTIONS[int(each.ours.argmax())], EMOTIONS[int(each.theirs.argmax())]

@@ -1,4 +1,4 @@
-"""Predictions over a clip, without a stream: the same extractors, the same words, windows and model."""
+"""Predictions over a clip without a live stream: the same extractors, words, windows and model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Moment:
 class Clip:
     """A clip's length, and the messages of its workers in a live session, in order of time.
 
-    `boxes` (n, 4) are of the face in each row of vision, in pixels (left, top, right, bottom), NaN without one.
+    `boxes` (n, 4) are those of the face in each vision row, in pixels (left, top, right, bottom), NaN without a face.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Clip:
 
 
 def clips_in(path: Path) -> list[Path]:
-    """The clip, or all clips in a folder and below it, sorted.
+    """The clip, or all clips in a folder and its subfolders, sorted.
 
     Raises:
         SourceError: there is none.
@@ -98,10 +98,10 @@ def read_clip(path: Path, specs: dict[str, ModalitySpec], extractors: Extractors
 
 
 def predict_clip(clip: Clip, predictor: Predictor, windows: Windows, hop_s: float = 0.5) -> Iterator[Moment]:
-    """A prediction every `hop_s` seconds and at the clip's end, each from what a live session has by then.
+    """A prediction every `hop_s` seconds and at the clip's end, each from the data a live session has by then.
 
     Args:
-        windows: of the predictor, with room for one; always the same ones.
+        windows: of the predictor, for a batch of one; always the same object.
     """
     hop_ns = round(hop_s * NS_PER_S)
     assembler = Assembler(predictor.specs, InferenceConfig().max_age_ms, windows)
@@ -122,7 +122,7 @@ def predict_clip(clip: Clip, predictor: Predictor, windows: Windows, hop_s: floa
 
 
 class ClipRows(NamedTuple):
-    """What `mien predict` writes of a clip: a row a prediction; or why there is none."""
+    """What `mien predict` writes for a clip: one row per prediction; or why there is none."""
 
     rows: list[dict[str, object]]
     notes: tuple[str, ...] = ()
@@ -131,19 +131,19 @@ class ClipRows(NamedTuple):
 
 
 class ClipPredictor:
-    """Predicts clips one by one, and loads what that needs with the first. Until then it can be sent elsewhere.
+    """Predicts clips one by one, loading models with the first. Until then it can be sent to another process.
 
     Args:
         checkpoint: folder or file, empty for the shipped one. asr: recogniser, or "none". hop_s: between predictions.
-        tracks: which of a file's tracks are taken.
-        person: whose face and voice are compared with their rest.
-        features: whether tables of what was seen and heard are made, too.
+        tracks: which of a file's tracks to read.
+        person: the person whose rest is the baseline for face and voice.
+        features: whether to make tables of the features, too.
 
     Attributes:
         modalities: of the model.
 
     Raises:
-        CheckpointError: the model was trained on rows of other extractors.
+        CheckpointError: the model was trained for other extractors.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ClipPredictor:
         self._opened: tuple[Predictor, Windows, Extractors] | None = None
 
     def open(self) -> tuple[Predictor, Windows, Extractors]:
-        """Load the model; extractors load when they are first needed."""
+        """Load the model; extractors load on first use."""
         if self._opened is None:
             predictor = Predictor(load_checkpoint(self._checkpoint), self._engine)
             words = "" if self._asr == "none" else self._asr
@@ -185,7 +185,7 @@ class ClipPredictor:
         return self._opened
 
     def make(self, path: str) -> ClipRows:
-        """The rows of a clip."""
+        """Predict a clip."""
         predictor, windows, extractors = self.open()
         try:
             read = read_clip(Path(path), self._specs, extractors, self._asr != "none")
@@ -224,9 +224,9 @@ def _messages(clip: str, spec: ModalitySpec, said: Iterator[Rows]) -> list[Featu
 
 
 def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[Rows]:
-    """Rows in a worker's messages: one for each frame, or those of a chunk of sound."""
+    """Rows as a worker's messages: one per frame, or per chunk of sound."""
     size = max(1, _PIECE_NS // slot_ns(spec))
-    after_ns = slot_ns(spec) // 2 if size > 1 else 0  # the time of a row of sound is the middle of its slot
+    after_ns = slot_ns(spec) // 2 if size > 1 else 0  # the time of an audio row is the middle of its slot
     for at in range(0, len(rows.values), size):
         part = slice(at, at + size)
         times_ns = rows.times_ns[part]

@@ -1,7 +1,7 @@
-"""Damage to sound, pictures and words before extraction, in known kinds and strengths.
+"""Degrades sound, pictures and words before extraction, by known kinds and strengths of damage.
 
-Training learns from it when a modality is unreliable, and `mien eval --damage` measures its effect. All randomness is
-drawn from the caller's generator.
+From it, training learns when a modality is unreliable, and `mien eval --damage` measures its effect. All randomness
+comes from the caller's generator.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ DAMAGE: dict[str, dict[str, tuple[float, ...]]] = {
     "audio": {
         "white": (20, 10, 5, 0, -5),  # dB of speech over noise
         "babble": (20, 10, 5, 0, -5),  # dB over a few other speakers
-        "room": (0.3, 0.7, 1.5),  # s in which an echo falls by 60 dB
-        "band": (3400, 2000, 1000),  # Hz that are left
+        "room": (0.3, 0.7, 1.5),  # s, reverberation time (RT60)
+        "band": (3400, 2000, 1000),  # Hz, cut-off of the low-pass
         "clipping": (6, 15, 30),  # dB beyond full scale
         "codec": (24, 12, 6),  # kbit/s of Opus
     },
     "vision": {
-        "pixels": (32, 24, 16, 12, 8),  # of the face's side that are left
-        "blur": (0.03, 0.06, 0.1),  # standard deviation, as a part of the face's side
-        "dark": (0.4, 0.15, 0.05),  # of the light that is left, and the noise of a sensor
-        "occlusion": (0.2, 0.4, 0.6),  # of the face that is covered
-        "side light": (0.5, 0.8, 0.95),  # by how much one half is darker
+        "pixels": (32, 24, 16, 12, 8),  # left along the face's side
+        "blur": (0.03, 0.06, 0.1),  # standard deviation, as a fraction of the face's side
+        "dark": (0.4, 0.15, 0.05),  # fraction of the light left, plus sensor noise
+        "occlusion": (0.2, 0.4, 0.6),  # fraction of the face covered
+        "side light": (0.5, 0.8, 0.95),  # how much darker one half is
     },
     "text": {
-        "errors": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),  # words that are wrong, missing or inserted
+        "errors": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),  # fraction of words wrong, missing or inserted
     },
 }
 UNIT = {
@@ -56,15 +56,16 @@ UNIT = {
     "pixels": "pixels", "blur": "of the side", "dark": "of the light", "occlusion": "of the face",
     "side light": "darker", "errors": "of the words",
 }  # fmt: skip
-VOICES = 4  # of babble
-SHORTEST = SAMPLE_RATE // 10  # samples that a codec takes
+VOICES = 4  # in babble
+SHORTEST = SAMPLE_RATE // 10  # samples that a codec accepts
 
 
 class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which items get damaged copies.
 
     Attributes:
-        share: of all items, one copy each, of random kind and strength. table: every kind and strength of each item.
+        share: fraction of items that get one copy, of random kind and strength. table: every kind and strength for
+            each item.
         seed: of the choice.
     """
 
@@ -74,7 +75,7 @@ class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OtherItems:
-    """Material for damage: other voices and words of the corpus of an item."""
+    """Material for damage: other voices and words from the item's corpus."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -82,7 +83,7 @@ class OtherItems:
 
     @cached_property
     def vocabulary(self) -> list[str]:
-        """Words of the corpus, each as often as it occurs."""
+        """All words of the corpus, repeated as often as they occur."""
         texts = [item.text for item in self._corpus.items[:2000] if item.text]
         return [w.strip('.,;:!?"()-').lower() or w for text in texts for w in text.split()] or ["the"]
 
@@ -96,7 +97,7 @@ class OtherItems:
 def damaged_copies(
     extractors: Extractors, corpus: Corpus, others: OtherItems, item: CorpusItem, labels: Labels, options: Damaging
 ) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
-    """Labels and rows of an item's damaged copies; none where it has several modalities itself."""
+    """Labels and rows of an item's damaged copies; none if the item has several modalities."""
     modality = _only_modality(item)
     if modality is None or modality not in extractors.modalities or not (options.share or options.table):
         return
@@ -139,7 +140,7 @@ def _only_modality(item: CorpusItem) -> str | None:
 
 
 def draw_damage(modality: str, random: np.random.Generator) -> tuple[str, float]:
-    """A kind and a strength, every kind as often as any other."""
+    """A random kind and strength; all kinds are equally likely."""
     kinds = list(DAMAGE[modality])
     kind = kinds[int(random.integers(len(kinds)))]
     strengths = DAMAGE[modality][kind]
@@ -149,10 +150,10 @@ def draw_damage(modality: str, random: np.random.Generator) -> tuple[str, float]
 def damage_sound(
     samples: Float32, kind: str, strength: float, random: np.random.Generator, voices: Sequence[Float32] = ()
 ) -> Float32:
-    """Mono sound of 16 kHz, shape (n,), with one kind of damage; as long as before, and no louder than full scale.
+    """Mono sound at 16 kHz, shape (n,), with one kind of damage; of the same length, and within full scale.
 
     Args:
-        voices: of others, for babble.
+        voices: of other speakers, for babble.
     """
     if not len(samples) or (kind == "codec" and len(samples) < SHORTEST):
         return samples
@@ -178,7 +179,7 @@ def damage_sound(
 
 
 def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.Generator) -> UInt8:
-    """A picture that is all face, (H, W) grey or (H, W, 3), with one kind of damage; of the same size."""
+    """A face crop, (H, W) grey or (H, W, 3), with one kind of damage; of the same size."""
     height, width = image.shape[:2]
     side = min(height, width)
     made: Reals
@@ -210,7 +211,7 @@ def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.G
 def damage_words(
     words: Sequence[str], rate: float, vocabulary: Sequence[str], random: np.random.Generator
 ) -> list[str]:
-    """Words with a recogniser's errors in a share `rate` of them.
+    """Words with recognition errors in a fraction `rate` of them.
 
     Two thirds are substitutions, a sixth deletions and a sixth insertions. At least one word is left, in lower case and
     without punctuation.
@@ -231,7 +232,7 @@ def damage_words(
 
 
 def _mixed(samples: Float32, noise: Reals, snr_db: float) -> Reals:
-    """Speech plus noise. The power of speech is that of its louder half, without pauses."""
+    """Speech plus noise. The power of speech is that of its louder half, to exclude pauses."""
     frames = samples[: len(samples) // 320 * 320].reshape(-1, 320).astype(np.float64)
     power = np.square(frames).mean(1) if len(frames) else np.square(samples.astype(np.float64))
     speech = float(power[power >= np.median(power)].mean())

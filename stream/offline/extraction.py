@@ -1,7 +1,7 @@
-"""From labelled corpora to datasets of rows, through the extractors of the live stream.
+"""Extracts labelled corpora to datasets of rows, with the extractors of the live stream.
 
-Items are cut into chunks, one shard a chunk; processes take chunks, and a shard is written whole or not at all, so that
-a stopped run resumes where it was.
+Items are split into chunks, one shard per chunk; processes take chunks, and shards are written atomically, so that an
+interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mien.stream.recording.stretch import is_recording
 from mien.stream.sources.clip import open_clip
 
 CHUNK_TEXTS, CHUNK_CLIPS = 512, 32
-_MEASURED = 100  # clips whose length is read for an estimate
+_MEASURED = 100  # clips sampled to estimate their length
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class _Chunk(msgspec.Struct, frozen=True):
     shard: str
 
 
-# Has items, each a source and a position in it, made somewhere, in any order.
+# Makes items, each a source and a position in it, elsewhere, and yields them in any order.
 Spread = Callable[[Sequence[tuple[str, int]], ItemMaker], Iterator[tuple[tuple[str, int], MadeItem]]]
 
 
@@ -68,15 +68,15 @@ class _Plan(msgspec.Struct, frozen=True):
 
 
 def needed_specs(corpus: Corpus, options: ExtractOptions, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
-    """Specs of the rows of the items that would be taken from a corpus."""
+    """Specs of the rows of the items selected from a corpus."""
     has = {name for position in _chosen(corpus, options) for name in _modalities_of(corpus.items[position], options)}
     return live_specs(has, weights)
 
 
 def wordless_sound(sources: Sequence[Path], options: ExtractOptions) -> tuple[int, float]:
-    """How many items in folders of clips have sound and no text, and about how many seconds they last.
+    """Number of items in folders of clips that have sound but no text, and their approximate length in seconds.
 
-    Other corpora without texts have scripted sentences, whose words say nothing of the emotion.
+    Other corpora without texts have scripted sentences, whose words say nothing about the emotion.
     """
     count, seconds = 0, 0.0
     for source in sources:
@@ -114,17 +114,17 @@ def extract(
     progress: Callable[[int, int], None] | None = None,
     spread: Spread | None = None,
 ) -> Manifest:
-    """Extract corpora into the dataset folder `out`, or resume a run that was stopped.
+    """Extract corpora into the dataset folder `out`, or resume an interrupted run.
 
     Args:
-        sources: corpora in any layout that `read_corpus` knows.
+        sources: corpora in any layout supported by `read_corpus`.
         weights: of the text and face encoders.
         jobs: processes; 0 is one per core.
-        progress: called with items done and items in all.
-        spread: has items made elsewhere, in place of processes here; the dataset is the same.
+        progress: called with items done and total items.
+        spread: makes items elsewhere, instead of in processes here; the dataset is the same.
 
     Returns:
-        The manifest; it lists what was skipped, with the reason.
+        The manifest; it lists skipped items, with the reason.
 
     Raises:
         DataError: nothing to extract, every item was skipped, `out` holds something else, or the disk is full.
@@ -152,7 +152,7 @@ def extract(
         return finish_dataset(out, specs, shards, plan.skipped)
     except NothingExtractedError:
         for path in (*shards, out / PLAN):
-            path.unlink(missing_ok=True)  # so that the next run tries the items again
+            path.unlink(missing_ok=True)  # so that the next run retries the items
         raise
 
 
@@ -180,7 +180,7 @@ def _make_plan(
 
 
 def _chosen(corpus: Corpus, options: ExtractOptions) -> list[int]:
-    """Positions of the items to take."""
+    """Positions of the selected items."""
     left_out: set[int] = set()
     if corpus.name in options.train_limits:
         train = [position for position, item in enumerate(corpus.items) if item.split == "train"]
@@ -209,7 +209,7 @@ def _modalities_of(item: CorpusItem, options: ExtractOptions) -> set[str]:
 
 
 def _begin(out: Path, plan: _Plan) -> None:
-    """Write the plan to the folder, or check that it is the one there.
+    """Write the plan to the folder, or check that the folder has the same plan.
 
     Raises:
         DataError: the folder holds another plan, or something else.
@@ -237,7 +237,7 @@ def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
 
 
 def _gather(spread: Spread, todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet) -> Iterator[int]:
-    """Have items made one by one elsewhere, in any order, and write a shard once all of its items are there."""
+    """Make items elsewhere, in any order, and write each shard as soon as all of its items have arrived."""
     of = {(chunk.source, position): chunk for chunk in todo for position in chunk.ids}
     found: dict[str, dict[int, MadeItem]] = {chunk.shard: {} for chunk in todo}
     for (source, position), item in spread(list(of), plan.maker(weights)):
@@ -278,7 +278,7 @@ def _start_worker(plan: _Plan, out: Path, weights: WeightSet) -> None:
     global _worker
     maker = plan.maker(weights)
     _worker = maker, plan, out
-    # MediaPipe must be closed before the interpreter is: a spawned process runs finalizers, not `atexit`.
+    # MediaPipe must be closed before the interpreter exits: a spawned process runs finalizers, not `atexit`.
     multiprocessing.util.Finalize(None, maker.close, exitpriority=10)
 
 

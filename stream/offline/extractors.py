@@ -1,4 +1,4 @@
-"""The live extractors on files: words, sound and pictures of an item to rows."""
+"""The live extractors on files: an item's words, sound and pictures to rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def live_specs(modalities: Collection[str] = MODALITIES, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
-    """Specs of the rows that the extractors make with these weights."""
+    """Specs of the extractors' rows with these weights."""
     specs: dict[str, ModalitySpec] = {}
     if "text" in modalities:
         from mien.stream.modalities import text
@@ -54,17 +54,17 @@ def live_specs(modalities: Collection[str] = MODALITIES, weights: WeightSet = SH
 
 
 class Extractors:
-    """The live extractors, opened when they are first needed.
+    """The live extractors, opened on first use.
 
     Attributes:
-        modalities: to extract of every item.
+        modalities: to extract from every item.
         weights: of the text and face encoders.
         tracks: which of a file's tracks to read.
-        boxes: of the faces in the pictures that were read last, one for each row, None without a face.
+        boxes: of the faces in the pictures read last, one per row, None without a face.
 
     Args:
-        compared: whether voices are compared with what they said until then, as live; not for training data.
-        person: whose face and voice are compared with their rest.
+        compared: whether voices are normalised by their own past, as in live sessions; not for training data.
+        person: the person whose rest is the baseline for face and voice.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Extractors:
         self.boxes: list[Box | None] = []
 
     def rows(self, item: CorpusItem, corpus: Corpus | None = None) -> tuple[dict[str, RawRows], int, str | None]:
-        """All rows of one item, its length in ns, and the words in it.
+        """All rows of one item, its length in ns, and its words.
 
         Raises:
             SourceError: its clip cannot be read.
-            DataError: there is nothing in it.
+            DataError: it is empty.
         """
         if item.audio is not None and is_recording(item.audio):
             specs = live_specs([name for name in self.modalities if name != "text"], self.weights)
@@ -120,20 +120,20 @@ class Extractors:
         if words and "text" in self.modalities:
             times = word_times if word_times is not None else word_times_ns(len(words), duration_ns)
             values = self.text.encode(words)
-            # Words beyond what the encoder reads at once have no row.
+            # Words beyond the encoder's maximum input have no row.
             rows["text"] = RawRows(values, (values != 0).any(1), np.asarray(times, np.int64))
             duration_ns = duration_ns or int(times[-1]) + 1
         return rows, duration_ns, " ".join(words) or None
 
     def close(self) -> None:
-        """Release the extractors that were opened."""
+        """Release the opened extractors."""
         if "vision" in vars(self):
             self.vision.close()
         for name in ("text", "audio", "vision", "recogniser"):
             vars(self).pop(name, None)
 
     def sound_rows(self, sound: Float32) -> RawRows:
-        """Rows of a whole recording, mono 16 kHz."""
+        """Rows of a whole recording, mono, 16 kHz."""
         from mien.stream.modalities.audio import SPEC
 
         made, step_ns = self.audio.extract(sound), slot_ns(SPEC)
@@ -145,7 +145,7 @@ class Extractors:
         return RawRows(values[None], np.array([valid]), np.zeros(1, np.int64))
 
     def picture_rows(self, item: CorpusItem) -> RawRows:
-        """Rows of the pictures of an item's clip."""
+        """Rows of the pictures in an item's clip."""
         from mien.stream.modalities import vision
 
         assert item.video is not None
@@ -155,7 +155,7 @@ class Extractors:
         values, valid = [np.zeros((0, vision.SPEC.dim), np.float32)], []
         times: list[int] = []
         self.boxes = []
-        with contextlib.suppress(BrokenClipError):  # frames before the fault are good
+        with contextlib.suppress(BrokenClipError):  # frames before the fault are valid
             for t_ns, frame in open_clip(item.video, self.tracks).pictures():
                 if t_ns < start_ns or (times and t_ns - start_ns <= times[-1]):
                     continue
@@ -180,7 +180,7 @@ class Extractors:
         return (reader.rows(heard) for heard in self.heard(sound))
 
     def recognise(self, sound: Float32) -> tuple[list[str], Int64]:
-        """The words that a live session commits in a recording with certainty, and the end of each in ns."""
+        """The certain words that a live session commits in a recording, and the end of each in ns."""
         committed: list[Word] = []
         for heard in self.heard(sound):
             committed += heard.committed

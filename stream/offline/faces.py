@@ -1,4 +1,4 @@
-"""Faces of corpora, cut as the live stream cuts them."""
+"""Faces of corpora, cropped as in the live stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def labelled_faces(
 
     Args:
         landmarker: MediaPipe's `face_landmarker.task`.
-        progress: called with the faces done and all faces.
+        progress: called with faces done and total faces.
 
     Raises:
         DataError: there are none.
@@ -50,7 +50,7 @@ def labelled_faces(
             images.append(corpus.images[item.image])
             shares.append(target)
             sure.append(_number(item.emotion))
-            # A label without votes is the corpus's own.
+            # Without annotators' votes the label is the corpus's own.
             own.append(_number(item.emotion if item.emotions is None else item.own_emotion))
     if not images:
         raise DataError(f"no face with an emotion is in the split `{split}`")
@@ -66,8 +66,8 @@ def labelled_faces(
 def encoder_figures(samples: Sequence[Sample], weights: Path) -> dict[str, Any] | None:
     """Metrics of the face encoder alone on stills, from the embeddings in their rows.
 
-    `emotion` by what annotators agree on, `own_labels` by the second head on the labels that the corpus had before
-    they voted. None without stills that have one of both.
+    `emotion` on labels that annotators agree on, `own_labels` by the second head on the corpus's original labels.
+    None if no still has either.
     """
     import torch
 

@@ -30,7 +30,7 @@ def read_clips(
         options: `limit` clips of each source are taken, evenly spread; `asr` recognises their words.
 
     Raises:
-        DataError: a source is missing, or none has a clip that can be read.
+        DataError: a source is missing, or none has a readable clip.
     """
     items: list[tuple[str, CorpusItem]] = []
     for source in sources:

@@ -1,4 +1,4 @@
-"""Rows of one item of a corpus, its copies and damaged copies, and what is wanted of it."""
+"""Rows of one corpus item, its augmented and damaged copies, and the options for making them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.clip import read_sound, segment
 from mien.stream.sources.source import SAMPLE_RATE
 
-SHORTEST_PART = 0.2  # of a sentence's words, in a shortened copy
+SHORTEST_PART = 0.2  # of a sentence's words, kept in a shortened copy
 
 
 class ExtractOptions(msgspec.Struct, frozen=True):
-    """What is extracted.
+    """What to extract.
 
     Attributes:
         modalities: to extract, where an item has them.
         splits: of items; empty means all.
         audio_copies: perturbed copies of every training clip's sound.
-        partial_texts: share of training texts that get a copy with only a part of their words, as a window of a live
-            stream often holds.
-        asr: recogniser for clips that come without a text; empty or "none" leaves their words out.
-        limit: items per corpus and split, for trying things out; 0 takes all.
-        train_limits: training items per corpus, by its name, drawn by `seed`.
-        damaging: copies with damage, from which reliability is learned and measured.
+        partial_texts: fraction of training texts that get a copy with only part of their words, as often seen in a
+            window of a live stream.
+        asr: recogniser for clips without a text; empty or "none" leaves their words out.
+        limit: items per corpus and split, for experiments; 0 takes all.
+        train_limits: training items per corpus, by its name, drawn with `seed`.
+        damaging: damaged copies, for learning and measuring reliability.
         seed: of the copies.
         audio_track, video_track: which of a clip's tracks, counted from 1; 0 takes the one that a live session would.
     """
@@ -61,16 +61,16 @@ class ExtractOptions(msgspec.Struct, frozen=True):
 
 
 class MadeItem(NamedTuple):
-    """What was made of an item, and why it was skipped; with it, what came of it before."""
+    """The rows made of an item, and why it was skipped, if it was; rows made before that are kept."""
 
     made: list[tuple[Labels, dict[str, RawRows]]]
     skipped: Skipped | None
 
 
 class ItemMaker:
-    """Makes rows of items, and opens each corpus and each extractor when it is first needed.
+    """Makes rows of items, opening each corpus and extractor on first use.
 
-    It may be sent to another process before its first item; corpora are then read there, at the same paths.
+    It can be sent to another process before its first item; corpora are then read there, at the same paths.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ItemMaker:
         self.extractors = Extractors(modalities, options.asr, assets, weights, tracks=tracks)
 
     def make(self, source: str, position: int) -> MadeItem:
-        """Rows of the item at a position of a corpus."""
+        """Rows of the item at a position in a corpus."""
         if source not in self._corpora:
             self._corpora[source] = read_corpus(Path(source))
         corpus = self._corpora[source]
@@ -125,7 +125,7 @@ class ItemMaker:
 
     def _copies(self, corpus: Corpus, item: CorpusItem, labels: Labels) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
         options = self._options
-        # Seeded by the item's name: the same copies in any process and any order.
+        # Seeded by the item's name: the same copies in any process and order.
         digest = hashlib.sha256(f"{options.seed} {corpus.name} {item.id}".encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         if labels.text and item.audio is None and random.random() < options.partial_texts:
@@ -154,9 +154,9 @@ def _number(emotion: str | None, otherwise: int | None = None) -> int | None:
 
 
 def shortened(words: list[str], random: np.random.Generator) -> list[str]:
-    """A run of the words, as in a window that opens late or closes early.
+    """A contiguous part of the words, as in a window that starts late or ends early.
 
-    Half of the time in lower case without punctuation, as a recogniser writes them.
+    Half of the time in lower case without punctuation, as from a recogniser.
     """
     count = max(1, round(len(words) * random.uniform(SHORTEST_PART, 1.0)))
     begin = int(random.integers(0, len(words) - count + 1)) if random.random() < 0.4 else 0

@@ -1,4 +1,4 @@
-"""Labelled data of any form as one dataset: extracted datasets, corpora, MMSA pickles."""
+"""Labelled data in any format as one dataset: extracted datasets, corpora, MMSA pickles."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def read_labelled(
 ) -> Dataset:
     """All samples of the sources.
 
-    A corpus is extracted into `cache`, or the user's cache folder, and read from there the next time if its files and
-    the extractors are the same. The user's cache folder is bounded and private.
+    A corpus is extracted into `cache`, or the user's cache folder, and read from there next time if its files and the
+    extractors are unchanged. The user's cache folder is bounded and private.
 
     Args:
         jobs, progress, spread: as for `extract`.
 
     Raises:
-        DataError: a source is missing, unknown, or was extracted by other extractors than another one.
+        DataError: a source is missing or unknown, or sources were extracted by different extractors.
     """
     options = options or ExtractOptions()
     datasets = []
@@ -67,20 +67,20 @@ def read_labelled(
 
 
 def cache_folder() -> Path:
-    """Where extracted corpora are kept between runs."""
+    """The cache folder of extracted corpora."""
     return user_cache_path("mien") / "datasets"
 
 
 def _open_cache() -> Path:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    # It holds what people said and looked like: private, whatever the modes of its files.
+    # It holds people's words and looks: private, regardless of its files' modes.
     folder.chmod(0o700)
     return folder
 
 
 def _keep_newest(folder: Path) -> None:
-    """Note that a dataset was used, and remove those used longest ago beyond the bound."""
+    """Mark a dataset as used, and evict the least recently used ones beyond the bound."""
     with contextlib.suppress(OSError):
         os.utime(folder / PLAN)
     remove_oldest(cache_folder(), PLAN, MOST_DATASETS, MOST_BYTES)

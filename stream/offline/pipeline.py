@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 Reports: TypeAlias = "multiprocessing.queues.Queue[tuple[str, int, int]]"
 
-_reports: Reports  # of a stage in a process of its own, to the process that waits for it
+_reports: Reports  # from a stage in its own process to the process that waits for it
 
 
 def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
     """Run the stages of a plan.
 
     Returns:
-        Figures of each stage on its validation split.
+        Metrics of each stage on its validation split.
 
     Raises:
         DataError, AssetError, ConfigError: something is missing or wrong.
@@ -52,14 +52,14 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
         if stage in plan.stages:
             log.info("stage %s", stage)
             run = STAGE[stage]
-            # These change an extractor. In a process of their own, the next stage sees the new extractor's name.
+            # These change an extractor. Run in another process, so that the next stage sees the new extractor's name.
             apart = stage in ("text", "face")
             figures[stage] = in_own_process(run, plan, progress) if apart else run(plan, progress)
     return figures
 
 
 def in_own_process(run: Stage, plan: TrainPlan, progress: Progress | None) -> Any:
-    """Run a stage in another process, with `progress` called in this one; returns or raises what the stage does."""
+    """Run a stage in another process, calling `progress` in this one; returns or raises what the stage does."""
     level = logging.getLogger().level
     reports: Reports = multiprocessing.get_context("spawn").Queue()
     ended = threading.Event()

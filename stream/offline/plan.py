@@ -1,4 +1,4 @@
-"""The plan of `mien train`: data, folders, and the settings of every stage."""
+"""The plan of `mien train`: data, folders, and settings of all stages."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ STAGES = ("text", "face", "extract", "speech", "fusion")
 
 
 class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `mien train` does; `configs/train.toml` shows it.
+    """What `mien train` does; see `configs/train.toml` for an example.
 
     Attributes:
-        data: corpora, datasets of `mien extract`, or MMSA pickles.
-        work: working directory; a stopped run resumes from it.
-        out: folder of the weights, a set as `mien.models.weights` describes it; empty means `weights` in `work`.
-        replace_shipped: write into the installation instead, over the weights that came with mien.
-        device: "auto", an NVIDIA GPU where there is one, "cpu" or "cuda".
+        data: corpora, datasets from `mien extract`, or MMSA pickles.
+        work: working directory; an interrupted run resumes from it.
+        out: folder of the weights, a set as described in `mien.models.weights`; empty means `weights` in `work`.
+        replace_shipped: write to the installation instead, replacing the shipped weights.
+        device: "auto" (an NVIDIA GPU if there is one), "cpu" or "cuda".
         stages: of STAGES, run in that order.
         text: fields of `mien.models.training.text.TextTraining`.
     """
@@ -48,7 +48,7 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_plan(path: Path | None) -> TrainPlan:
-    """Read a TOML file, or take the defaults.
+    """Read a TOML file, or use the defaults.
 
     Raises:
         ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
@@ -57,7 +57,7 @@ def load_plan(path: Path | None) -> TrainPlan:
 
 
 def output_folder(plan: TrainPlan) -> Path:
-    """Where a plan's weights go.
+    """The folder for a plan's weights.
 
     Raises:
         ConfigError: it holds the shipped weights, and `replace_shipped` is not set.

@@ -1,4 +1,4 @@
-"""A pool of processes that end with the one that started it, even if that is killed."""
+"""A process pool that ends with its parent, even if that is killed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def worker_pool(count: int | None, initialise: Callable[..., object] | None = No
     """A pool of spawned processes.
 
     Args:
-        count: how many; None for one a core.
-        initialise: called with `args` in each of them first.
+        count: number of processes; None for one per core.
+        initialise: called first in each process, with `args`.
     """
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (initialise, args))
 

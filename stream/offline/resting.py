@@ -1,7 +1,7 @@
-"""People who just talk, with and without their rest: what their first seconds say of how the others are read.
+"""People who just talk, read with and without a baseline of their rest, measured in their first seconds.
 
-Nobody labelled such clips. What is counted is how many seconds are called something else than neutral, as a live
-session would say it at every full second.
+Such clips have no labels. Counted is how many seconds are called something other than neutral, by the prediction of a
+live session at each full second.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def resting(
     words: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Read clips with and without the rest of the person in them.
+    """Predict clips with and without a baseline of the person's rest.
 
     Args:
-        extractors: that compare rows with nothing.
-        seconds: at the beginning of each clip are its person's rest, and not counted. Clips that are no longer than
-            that are left out, and of a clip what is not in it for three seconds has no rest.
-        person: whose rest is used instead for all clips; then all seconds count that are not before `seconds`.
+        extractors: without a baseline.
+        seconds: length of the rest at the beginning of each clip, which is not counted. Clips that are no longer than
+            that are left out; a modality present for less than three seconds has no baseline.
+        person: whose rest is used instead for all clips; all seconds from `seconds` on still count.
 
     Returns:
-        Per clip and under "all": `seconds` that count, and the emotions that were said of them, `without` and `with`.
+        Per clip and under "all": `seconds` that count, and the emotions predicted for them, `without` and `with`.
 
     Raises:
         DataError: no clip is left.
@@ -79,7 +79,7 @@ def resting(
 
 
 def _person(clip: Clip, specs: dict[str, ModalitySpec], seconds: float) -> Person:
-    """Who is in a clip, after its first seconds."""
+    """The person in a clip, from its first seconds."""
     end_ns = round(seconds * NS_PER_S)
     rests: dict[str, Rest | None] = {"vision": None, "audio": None}
     for name in rests.keys() & specs.keys():
@@ -103,7 +103,7 @@ def _rows(clip: Clip, name: str, end_ns: int) -> tuple[Float32, Bool]:
 
 
 def _compared(clip: Clip, specs: dict[str, ModalitySpec], person: Person | None) -> Clip:
-    """What a live session would have made of it: of a clip that was compared with nothing."""
+    """A clip extracted without a baseline, as a live session with one would have extracted it."""
     voice = voice_reference(person)
     face = person.face(specs["vision"].extractor) if person is not None and "vision" in specs else None
     messages: list[FeatureWindow] = []
@@ -126,5 +126,5 @@ def _said(clip: Clip, predictor: Predictor, windows: Windows, seconds: float) ->
 
 
 def others_than_neutral(said: Sequence[str]) -> int:
-    """How many seconds are called something else."""
+    """Number of seconds not called neutral."""
     return sum(name != EMOTIONS[NEUTRAL] for name in said)

@@ -1,7 +1,6 @@
 """The stages of training.
 
-Each writes a file, is skipped when that file is there and belongs to the same settings and data, and resumes where it
-was stopped.
+Each writes a file, is skipped if that file exists for the same settings and data, and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ if TYPE_CHECKING:
 
 Stage: TypeAlias = Callable[[TrainPlan, Progress | None], Any]
 
-OUTSIDE = "speech-outside.json"  # by modality, how much higher its temperature is outside of the training corpora
-FEWEST_CORPORA = 3  # of emotional speech, for a temperature from corpora that were left out
+OUTSIDE = "speech-outside.json"  # factor on each modality's temperature outside the training corpora
+FEWEST_CORPORA = 3  # of emotional speech, for a temperature from held-out corpora
 
 
 class _Result:
-    """The file that a stage writes, and a note in the working directory of what it was made from.
+    """The file that a stage writes, with a note in the working directory of what it was made from.
 
     Args:
         made_from: settings and data, in JSON's types.
@@ -59,16 +58,16 @@ class _Result:
 
     @property
     def is_current(self) -> bool:
-        """Whether the file is there, as the stage wrote it from the same settings and data."""
+        """Whether the file exists, unchanged, made from the same settings and data."""
         return self._note.is_file() and self.path.is_file() and self._note.read_text() == self._content()
 
     def note(self) -> None:
-        """The file is written."""
+        """Record that the file was written."""
         write_file(self._note, self._content())
 
 
 def train_text_stage(plan: TrainPlan, progress: Progress | None) -> Any:
-    """Adapters of the text encoder; returns the figures of each epoch."""
+    """Adapters of the text encoder; returns the metrics of each epoch."""
     from mien.models.training.text import TextTraining, train_text
 
     corpora = [c for c in _corpora(plan) if any(item.text for item in c.items) and c.path.suffix.lower() == ".csv"]
@@ -126,7 +125,7 @@ def extract_stage(plan: TrainPlan, progress: Progress | None) -> Any:
 
 
 def train_speech_stage(plan: TrainPlan, progress: Progress | None) -> Any:
-    """The encoder of voices; returns UAR and accuracy of each corpus."""
+    """The voice encoder; returns UAR and accuracy on each corpus."""
     from mien.models.training.speech import pretrain_audio
     from mien.models.weights.tensors import write_tensors
 
@@ -182,13 +181,13 @@ STAGE: dict[str, Stage] = {
 
 
 def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None = None) -> str:
-    """Evaluate the encoder of voices on corpora that it was not trained on. Writes no weights.
+    """Evaluate the voice encoder on held-out corpora. Writes no weights.
 
     Args:
-        corpora: names; "all" stands for every one that has several emotions.
+        corpora: names; "all" means every one that has several emotions.
 
     Returns:
-        A table in Markdown.
+        A Markdown table.
 
     Raises:
         DataError: a corpus is missing, or there are too few.
@@ -211,9 +210,9 @@ def _left_out(
 def _outside(
     audio: Dataset, network: CMMSF, plan: TrainPlan, model: ModelConfig, progress: Progress | None
 ) -> dict[str, float]:
-    """How many times the temperature on validation parts a voice needs outside of all corpora, for `calibrate`.
+    """Factor by which a voice's temperature outside all corpora exceeds that on validation splits, for `calibrate`.
 
-    Nothing where there are too few corpora to tell.
+    Empty if there are too few corpora to tell.
     """
     valid = [s for s in audio.split("valid") if not s.labels.copy]
     several: dict[str, set[int | None]] = {}
@@ -225,7 +224,7 @@ def _outside(
 
 
 def _corpora(plan: TrainPlan) -> list[Corpus]:
-    """The sources that are corpora, and not datasets or pickles."""
+    """The sources that are corpora, not datasets or pickles."""
     paths = [Path(source) for source in plan.data]
     return [read_corpus(path) for path in paths if not is_dataset(path) and not is_pickle(path)]
 
@@ -235,7 +234,7 @@ def _contents(corpora: Sequence[Corpus]) -> list[list[Any]]:
 
 
 def _model(plan: TrainPlan, name: str) -> ModelConfig:
-    """The model with the one encoder that a stage trains, so that sizes of others do not restart the stage."""
+    """The model with only the encoder that a stage trains, so that other encoders' sizes do not restart the stage."""
     encoders = plan.fusion.model.encoders
     return msgspec.structs.replace(plan.fusion.model, encoders={n: e for n, e in encoders.items() if n == name})
 
@@ -249,7 +248,7 @@ def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:
 
 
 def _copy_encoders(plan: TrainPlan, dataset: Dataset) -> None:
-    """Copy shipped encoders that made the rows beside the fusion: another version of mien may ship others."""
+    """Copy the shipped encoders that made the rows next to the fusion: other versions of mien may ship others."""
     folder = output_folder(plan)
     used = weight_set(folder)
     for name, path in (("text", used.text), ("vision", used.face)):
