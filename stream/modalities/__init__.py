@@ -1,1 +1,1 @@
-"""One file a modality: what its rows are, and how they are made from sound or pictures."""
+"""One file per modality: its row format, and how rows are extracted from audio or video."""

@@ -1,10 +1,10 @@
-"""The voice: 50 rows a second of what emotion in speech is heard by.
+"""The voice: acoustic features and encoder states at 50 Hz.
 
-A row k speaks for the samples [320 k, 320 (k + 1)) and is made from a window around their centre, so it is ready
-22 ms after they are. Beside it is how the voice sounded until then: the newest state of the voice encoder, which has
-one every 200 ms, compared with how this voice usually sounds (`mien.models.voice.reference`). Silence is masked, never
-a made-up zero: `valid` follows the voice activity with hysteresis.
-The same extractor makes training data from files; in whatever chunks the sound comes, the rows are the same bits.
+Row k describes the samples [320 k, 320 (k + 1)) and is computed from a window around their centre, so it is ready
+22 ms after them. It also carries the voice encoder's newest state (one every 200 ms), relative to how this voice
+usually sounds (`mien.models.voice.reference`). Silence is masked, never filled with zeros: `valid` is the voice
+activity with hysteresis. The same extractor makes training data from files; rows are bit-identical however the audio
+is chunked.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from mien.stream.speech.voice_states import VoiceStates
 
 RATE_HZ = 50
 HOP = SAMPLE_RATE // RATE_HZ  # 320 samples
-N_FFT = 512  # 32 ms: harmonics of a low voice are still apart
+N_FFT = 512  # 32 ms: resolves the harmonics of low voices
 CENTRE = HOP // 2
-BEFORE = SPAN // 2 - CENTRE  # 352 samples before its span, and as many after, that a row needs
+BEFORE = SPAN // 2 - CENTRE  # 352 samples that a row needs before its span, and as many after
 
-F0_REFERENCE_HZ = 150.0  # pitch is given in octaves from here
-VOICED = 0.5  # periodicity from which a pitch is believed
+F0_REFERENCE_HZ = 150.0  # pitch is in octaves relative to this
+VOICED = 0.5  # periodicity above which a pitch is trusted
 
 ENCODER = "whisper-tiny.en"
 SPEC = ModalitySpec(
@@ -53,7 +53,7 @@ SPEC = ModalitySpec(
     extractor=f"mien-audio-4/mel64-yin-silero6/voice-{ENCODER_VERSION}-{ASSETS[ENCODER].files[0].sha256[:8]}",
 )
 
-ROWS_AT_ONCE = 256  # bounds memory on whole files
+ROWS_AT_ONCE = 256  # bounds memory on long files
 
 
 class AudioRows(NamedTuple):
@@ -64,18 +64,18 @@ class AudioRows(NamedTuple):
 
 
 class AudioExtractor:
-    """Sound to rows. Push samples in any chunking; the rows come as soon as their windows are complete.
+    """Audio to rows. Push samples in chunks of any size; rows are returned as soon as their windows are complete.
 
     Columns: 64 log-mel bands (natural log of power), log energy, pitch in octaves from 150 Hz (unvoiced: the last
-    one heard), periodicity 0 to 1, zero-crossing rate 0 to 1, probability of speech, 384 numbers of the voice
-    encoder's state, and four that tell what it was compared with (`mien.models.voice.columns`).
+    voiced one), periodicity 0 to 1, zero-crossing rate 0 to 1, speech probability, 384 numbers of the voice encoder's
+    state, and four on the reference (`mien.models.voice.columns`).
 
     Args:
         assets: where pretrained files are.
-        reference: what rows are compared with; a running one learns from them. None: nothing, as for training data.
+        reference: what to compare rows with; a running one learns from them. None: nothing, as for training data.
 
     Attributes:
-        resting: what is told of rows before they are compared; None: nobody is measured.
+        resting: receives rows before comparison, to measure a person at rest; None: no measurement.
 
     Raises:
         AssetError: the voice encoder is not available.
@@ -95,11 +95,11 @@ class AudioExtractor:
 
     @property
     def reference(self) -> Reference | None:
-        """What the next row is compared with."""
+        """The reference for the next row."""
         return self._reference.reference if isinstance(self._reference, RunningReference) else self._reference
 
     def reset(self, *, same_voice: bool = False) -> None:
-        """Begin a new stream: the next sample is sample 0 of row 0. The same voice keeps its running reference."""
+        """Start a new stream: the next sample is sample 0 of row 0. The same voice keeps its running reference."""
         if isinstance(self._reference, RunningReference) and not same_voice:
             self._reference.reset()
         self._vad.reset()
@@ -114,7 +114,7 @@ class AudioExtractor:
         self._hangover.reset()
 
     def push(self, samples: Float32) -> AudioRows:
-        """Add samples, shape (n,), mono 16 kHz, finite; the rows that are complete now, perhaps none."""
+        """Add samples, shape (n,), mono 16 kHz, finite; returns the rows completed by them, possibly none."""
         self._count += len(samples)
         self._samples = np.concatenate([self._samples, samples])
         self._listen(samples)
@@ -122,7 +122,7 @@ class AudioExtractor:
         return self._make(max(0, (len(self._samples) - SPAN) // HOP + 1))
 
     def finish(self) -> AudioRows:
-        """The rows whose span is complete but whose window reaches beyond the end, as if silence followed."""
+        """The last rows, whose windows reach beyond the end, as if silence followed."""
         rows = self._count // HOP - self._row
         padding = np.zeros(BEFORE + FRAME, np.float32)
         self._samples = np.concatenate([self._samples, padding])
@@ -138,7 +138,7 @@ class AudioExtractor:
     def _listen(self, samples: Float32) -> None:
         unheard = np.concatenate([self._unheard, samples])
         whole = len(unheard) // FRAME * FRAME
-        for begin in range(0, whole, FRAME):  # one at a time: a batch would give other bits
+        for begin in range(0, whole, FRAME):  # one at a time: batching would change the last bits
             self._speech.append(self._vad(unheard[begin : begin + FRAME]))
         self._unheard = unheard[whole:]
 
@@ -169,7 +169,7 @@ class AudioExtractor:
     def _acoustics(self, frames: Float32) -> Float32:
         """Frames (n, SPAN) to columns up to the zero-crossing rate.
 
-        Row by row arithmetic: no BLAS, whose bits depend on how many rows there are.
+        Computed row by row: no BLAS, whose bits depend on the number of rows.
         """
         rows = np.empty((len(frames), ZCR + 1), np.float32)
         middle = frames[:, (SPAN - N_FFT) // 2 : (SPAN + N_FFT) // 2]
@@ -189,7 +189,7 @@ class AudioExtractor:
 
 
 def voice_reference(person: Person | None = None) -> Reference | RunningReference:
-    """What a live voice is compared with: that of a person at rest, or a running reference.
+    """The reference for a live voice: a person's baseline, or a running reference.
 
     Raises:
         ConfigError: the person's baseline cannot be used.
@@ -199,15 +199,15 @@ def voice_reference(person: Person | None = None) -> Reference | RunningReferenc
 
 
 def voice_resting(seconds: float) -> Resting:
-    """What gathers a voice at rest from the rows of an `AudioExtractor`."""
+    """Measures a voice at rest from the rows of an `AudioExtractor`."""
     return Resting(seconds, lambda values, valid, _: voice_at_rest(values, valid, SPEC.extractor))
 
 
 class Audio(Hearing):
-    """A microphone or a clip's sound, and its rows. One message per chunk of sound.
+    """A microphone's or a clip's audio, and its rows. One message per chunk.
 
     Args:
-        open_source: gives the sound.
+        open_source: opens the audio source.
     """
 
     spec = SPEC
@@ -217,7 +217,7 @@ class Audio(Hearing):
     ) -> None:
         super().__init__(config, clock, open_source)
         self._slots = SlotClock(SPEC.rate_hz)
-        self._pushed = self._made = 0  # samples and rows of the present stretch without a hole
+        self._pushed = self._made = 0  # samples and rows since the last gap
         self._begin_ns = 0  # capture time of its first sample
         self._read_ns = 0  # when the newest chunk was read
         self._level_db: float | None = None
@@ -249,11 +249,11 @@ class Audio(Hearing):
                     yield None
                 continue
             if not chunk.continuous:
-                # Another microphone makes another sound of the same voice.
+                # Another microphone changes the sound of the same voice.
                 self._extractor.reset(same_voice=not self._is_changed)
                 self._is_changed = False
                 self._pushed = self._made = 0
-            # From the newest chunk, since a device's times follow the session's clock while the samples count on.
+            # From the newest chunk: a device's times follow the session's clock, while the sample count does not.
             self._begin_ns = chunk.t_start_ns - self._pushed * NS_PER_SAMPLE
             self._pushed += len(chunk.samples)
             power = float(np.mean(chunk.samples.astype(np.float64) ** 2))

@@ -1,4 +1,4 @@
-"""What every modality offers to the capture process that runs it.
+"""The interface between a modality and the capture process that runs it.
 
 A new modality is one file in `stream/modalities/` with a `create(config, clock)` function that returns a `Modality`.
 `stream/capture/` does the rest: sockets, sequence numbers, status, stopping.
@@ -41,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Faces:
-    """The faces in view, where one of them can be chosen.
+    """The faces in view, for sources where one can be chosen.
 
     Attributes:
         boxes: left, top, right and bottom of each as fractions of the picture, from left to right.
@@ -58,7 +58,7 @@ def message_of(
     """Rows as their worker publishes them.
 
     Args:
-        stamps: beside those that the rows have.
+        stamps: timestamps to add to those of the rows.
     """
     return FeatureWindow(
         session=session,
@@ -81,12 +81,12 @@ def message_of(
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """The frame that a row was made from, for previews.
+    """The frame that a row was computed from, for previews.
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
         landmarks: (n, 2) float32, pixels, the centre of the first pixel is (0, 0); None without a face.
-        edges: gives the pairs of landmarks that a line joins, (n, 2).
+        edges: returns the pairs of landmarks to connect, (n, 2).
         faces: those in view.
     """
 
@@ -98,7 +98,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class SoundPiece:
-    """Sound as it was captured, for recorders.
+    """Captured audio, for recorders.
 
     Attributes:
         samples: (n,) float32, -1 ... 1, mono. t_start_ns: capture time of the first. rate_hz: samples per second.
@@ -111,7 +111,7 @@ class SoundPiece:
 
 @dataclass(frozen=True)
 class Health:
-    """What a modality knows of itself. `drops` counts since the start, by cause."""
+    """A modality's health. `drops` counts since the start, by cause."""
 
     state: WorkerState = "running"
     drops: dict[str, int] = field(default_factory=dict)
@@ -120,46 +120,46 @@ class Health:
 
 
 class Modality(ABC):
-    """A source and its extractor, in one capture process."""
+    """A source and its extractor, run by a capture process."""
 
     spec: ModalitySpec
 
     @property
     @abstractmethod
     def used(self) -> str:
-        """The source that is used now, as the configuration writes it."""
+        """The current source, as written in the configuration."""
 
     @abstractmethod
     def use(self, source: str) -> None:
-        """Take another source from now on. Called between two rows, from the same thread.
+        """Switch to another source. Called between two rows, from the same thread.
 
         Raises:
-            SourceError: it cannot be opened; the one before is used further.
+            SourceError: it cannot be opened; the current one stays in use.
         """
 
     def faces(self) -> Faces | None:
-        """The faces that `follow` chooses among; None where there is no such choice."""
+        """The faces that `follow` chooses among; None if faces cannot be chosen."""
         return None
 
     def follow(self, place: tuple[float, float] | None) -> None:
-        """Follow the face at a place, x and y as fractions of the picture, while it is there; None: the largest.
+        """Follow the face at a point, x and y as fractions of the picture, while it is there; None: the largest.
 
         Raises:
-            SourceError: no faces are looked for here.
+            SourceError: this modality does not detect faces.
         """
         raise SourceError(f"there are no faces to choose among in {self.spec.name} (place {place})")
 
     def measure(self, seconds: float | None) -> None:
-        """Gather a person at rest from the rows of the next seconds; None: no more.
+        """Measure a person at rest from the rows of the next seconds; None: cancel.
 
         Raises:
-            SourceError: rows of this modality say nothing of a person at rest.
+            SourceError: this modality cannot be measured at rest.
         """
         raise SourceError(f"{self.spec.name} says nothing of a person at rest (for {seconds} s)")
 
     @property
     def resting(self) -> Resting | None:
-        """The measurement that is under way, or over; None where there is none."""
+        """The current or finished measurement; None if there is none."""
         return None
 
     @abstractmethod
@@ -172,26 +172,26 @@ class Modality(ABC):
 
     @abstractmethod
     def start(self, start_ns: int) -> None:
-        """Begin to capture. A clip's time zero is `start_ns`; a device uses its own times."""
+        """Start capturing. A clip's time zero is `start_ns`; a device uses its own times."""
 
     @abstractmethod
     def rows(self) -> Iterator[Rows | None]:
         """Rows as they become ready; None at least every 100 ms while there are none. Ends with the clip.
 
-        A device that is lost never ends the iterator: it goes on yielding None, says why in `health()`, and tries
-        to open the device again.
+        A lost device never ends the iterator: it keeps yielding None, reports why in `health()`, and tries to reopen
+        the device.
         """
 
     @abstractmethod
     def health(self) -> Health:
-        """How the modality is, at this moment. Called from the same thread as `rows()`."""
+        """The modality's current health. Called from the same thread as `rows()`."""
 
     def picture(self) -> Picture | None:
-        """The frame that the rows yielded last were made from; None where rows are not made from frames."""
+        """The frame that the last rows were computed from; None if rows do not come from frames."""
         return None
 
     def take_sound(self) -> Iterable[SoundPiece]:
-        """The sound that came since the last call, where it may be shared; nothing elsewhere."""
+        """The audio since the last call, if it may be shared; otherwise nothing."""
         return ()
 
     @abstractmethod

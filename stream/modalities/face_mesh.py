@@ -1,13 +1,13 @@
-"""The face in a picture: MediaPipe's landmarker, and which of several faces it follows.
+"""Face landmarks by MediaPipe's landmarker, and the choice of which face to follow.
 
-The landmarker is asked for one face. Asked for more, it would look for the others in every frame (on one core of an
-EPYC, 9.5 ms instead of 7.6 ms) and no longer smooth over time. The detector that comes with it costs 1.2 ms; a look
-around with it twice a second counts the faces and finds the largest, after the frame's landmarks: no row waits for it.
-Where the landmarker follows another one, it is shown only the largest from the next frame on, until it has it.
+The landmarker tracks one face. With more, it would run the detector on every frame (9.5 ms instead of 7.6 ms on one
+core of an EPYC) and no longer smooth over time. Its bundled detector costs 1.2 ms; we run it twice a second, after the
+frame's landmarks so that no row waits for it, to count the faces and find the largest. If the landmarker follows
+another face, the next frames are masked down to the largest one until it has switched.
 
-MediaPipe sees a picture at 128 or 192 pixels a side, in which a face of a tenth of the width is a smudge. Its detector
-finds faces of 45 pixels in parts of 300. Parts are looked at one by one, seldom enough to cost no more than a twentieth
-of a core, and only while no face is followed; a small face is then followed in its part.
+MediaPipe scales a picture to 128 or 192 pixels a side, where a face of a tenth of the width is a smudge. Its
+detector finds faces of 45 pixels in tiles of 300. Tiles are scanned one by one, at a rate that costs at most a
+twentieth of a core, and only while no face is followed; a small face is then tracked within its tile.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from mien.stream.modalities.mediapipe_tasks import (
 Place = tuple[float, float]
 
 LOOK_NS = 500 * NS_PER_MS
-LARGER = 1.5  # times the area of the face that is followed: then the largest is followed instead
-_SAME = 0.2  # intersection over union of two boxes that are one face
-_PATIENCE = 5  # frames in which only the largest face is shown, or a face is waited for in its part
-_GONE_NS = 3 * NS_PER_S  # for which a chosen face is waited for, before the largest is followed again
-_NEAR = 1.0  # widths of the chosen face within which it is looked for again
-PART_NS = 60 * NS_PER_MS  # between two parts; one costs about 2 ms
-SURE = 0.7  # score of the detector: things that are no face had up to 0.66 where faces of 45 pixels had 0.9
-_PART = 5 / 12  # side of a part, of the picture's shorter side
-_STEP = 0.55  # from part to part, of a part's side
-_AROUND = 4.0  # side of the region in which a small face is followed, in widths of the face
-_LEAST = 128  # pixels of that side
-_EDGE = 0.12  # a face nearer to the region's edge than this share of its side: the region is moved
-_SIZES = 0.12, 0.5  # width of a face in its region that needs no other one
-_LARGE = 0.3  # width of a face, of the picture's shorter side, that the whole picture is enough for
-_TAN = math.tan(math.radians(63.0) / 2)  # MediaPipe's camera: half of its vertical field of view
-_UNCLEAR_NS = 2 * NS_PER_S  # for which a face that was seen without landmarks is spoken of
+LARGER = 1.5  # ratio of areas at which the largest face replaces the followed one
+_SAME = 0.2  # intersection over union above which two boxes are the same face
+_PATIENCE = 5  # frames to wait for the landmarker to find the largest face, or a face in its tile
+_GONE_NS = 3 * NS_PER_S  # how long a lost chosen face is waited for, before the largest is followed again
+_NEAR = 1.0  # search radius for a lost chosen face, in its widths
+PART_NS = 60 * NS_PER_MS  # between two tiles; one costs about 2 ms
+SURE = 0.7  # detector score: non-faces had up to 0.66 where faces of 45 pixels had 0.9
+_PART = 5 / 12  # side of a tile, as a fraction of the picture's shorter side
+_STEP = 0.55  # stride of the tiles, as a fraction of their side
+_AROUND = 4.0  # side of the region in which a small face is tracked, in widths of the face
+_LEAST = 128  # minimum of that side in pixels
+_EDGE = 0.12  # the region is moved when the face is closer to its edge than this fraction of its side
+_SIZES = 0.12, 0.5  # width of a face in its region within which the region is kept
+_LARGE = 0.3  # face width, as a fraction of the picture's shorter side, from which the whole picture suffices
+_TAN = math.tan(math.radians(63.0) / 2)  # MediaPipe's assumed camera: half of its vertical field of view
+_UNCLEAR_NS = 2 * NS_PER_S  # how long a face seen without landmarks is reported
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class Region:
     bottom: int
 
     def of(self, picture: UInt8) -> UInt8:
-        """That part of it."""
+        """Crop a picture to this part."""
         return picture[self.top : self.bottom, self.left : self.right]
 
     def whole_box(self, box: Box) -> Box:
-        """A box in the part, in pixels of the whole picture."""
+        """Convert a box from the part to the whole picture, in pixels."""
         return box[0] + self.left, box[1] + self.top, box[2] + self.left, box[3] + self.top
 
     def whole_matrix(self, matrix: Float32, width: int, height: int) -> Float32:
-        """A head's place (4, 4) as the camera of the whole picture sees it, from the one of this part alone.
+        """Convert a head's pose matrix (4, 4) from the part's camera to the whole picture's.
 
-        The part was taken for a picture of its own, of the same field of view: what fills it seems near and central.
+        The landmarker assumes that the part is a full picture with the same field of view: heads seem near and central.
         """
         part_width, part_height = self.right - self.left, self.bottom - self.top
         depth = max(-float(matrix[2, 3]), 1e-3)
@@ -93,7 +93,7 @@ class Region:
 
 
 def region_around(box: Box, width: int, height: int) -> Region:
-    """The part in which a face is followed, inside a picture of that size."""
+    """The region in which to track a face, within a picture of that size."""
     side = min(max(_AROUND * (box[2] - box[0]), _LEAST), width, height)
     left = min(max((box[0] + box[2] - side) / 2, 0), width - side)
     top = min(max((box[1] + box[3] - side) / 2, 0), height - side)
@@ -101,7 +101,7 @@ def region_around(box: Box, width: int, height: int) -> Region:
 
 
 def region_for(region: Region, box: Box, width: int, height: int) -> Region | None:
-    """The part in which a face is followed further: the same while it fits, None where the whole picture will do."""
+    """The region for tracking a face further: unchanged while it fits, None once the whole picture suffices."""
     size = box[2] - box[0]
     if size >= _LARGE * min(width, height):
         return None
@@ -118,14 +118,14 @@ def region_for(region: Region, box: Box, width: int, height: int) -> Region | No
 
 
 class Search:
-    """Which part of the picture is looked at next."""
+    """Which tile of the picture to scan next."""
 
     def __init__(self) -> None:
         self._looked_ns: int | None = None
         self._next = 0
 
     def part(self, width: int, height: int, t_ns: int) -> Region | None:
-        """The part to look at now; None while it is not time for one."""
+        """The tile to scan now; None if it is not time yet."""
         if self._looked_ns is not None and 0 <= t_ns - self._looked_ns < PART_NS:
             return None
         self._looked_ns = t_ns
@@ -135,7 +135,7 @@ class Search:
 
 
 def _parts(width: int, height: int) -> list[Region]:
-    """Parts that overlap, so that any small face lies whole in one of them."""
+    """Overlapping tiles: any small face lies completely within one of them."""
     side = round(min(width, height) * _PART)
 
     def begins(length: int) -> list[int]:
@@ -150,13 +150,13 @@ class FaceMesh:
 
     Args:
         task: MediaPipe's `face_landmarker.task`.
-        moving: True for the frames of one stream in order of time, where the face is tracked and smoothed; False for
-            pictures that have nothing to do with each other.
-        max_faces: how far faces are counted; 1 does not look for others.
+        moving: True for a stream's frames in order, where the face is tracked and smoothed; False for unrelated
+            pictures.
+        max_faces: how many faces are counted; 1 does not look for others.
 
     Attributes:
-        faces: how many were in view at the last look, at most `max_faces`.
-        boxes: of the largest of them, at most `max_faces`, from left to right; empty where only one is looked for.
+        faces: number in view at the last detection, at most `max_faces`.
+        boxes: of the largest of them, at most `max_faces`, from left to right; empty if others are not looked for.
 
     Raises:
         AssetError: MediaPipe cannot use the file.
@@ -170,21 +170,21 @@ class FaceMesh:
         self._first_ns: int | None = None
         self._last_ms = -1
         self._looked_ns: int | None = None
-        self._around: UInt8 | None = None  # the picture whose other faces are to be looked for
+        self._around: UInt8 | None = None  # the picture in which to look for other faces
         self._followed: Box | None = None
         self._wanted: Box | None = None
         self._patience = 0
-        self._place: Place | None = None  # where a face was chosen that has not been looked for yet
+        self._place: Place | None = None  # a newly chosen point, not searched yet
         self._chosen: Box | None = None
-        self._chosen_ns = 0  # when it was seen last
+        self._chosen_ns = 0  # when it was last seen
         self._prefers_largest = False
         self._task = task
         self._search = Search()
-        self._region: Region | None = None  # in which a small face is followed
+        self._region: Region | None = None  # in which a small face is tracked
         self._missed = 0  # frames without it
         self._size = (0, 0)
         self._now_ns = 0
-        self._seen_ns: int | None = None  # when the detector saw a face of which there are no landmarks
+        self._seen_ns: int | None = None  # when the detector saw a face without landmarks
         try:
             self._landmarker: Any = open_landmarker(task, moving=moving)
             self._detector: Any = open_detector(task) if max_faces > 1 else None
@@ -193,7 +193,7 @@ class FaceMesh:
         self._reader = LandmarkReader(self._landmarker)
 
     def find(self, rgb: UInt8, t_ns: int = 0) -> Face | None:
-        """The face in a picture (H, W, 3) RGB, or None. `t_ns`: its capture time, which must not fall."""
+        """The face in a picture (H, W, 3) RGB, or None. `t_ns`: its capture time, which must not decrease."""
         if self._first_ns is None:
             self._first_ns = t_ns
         self.look_around()
@@ -201,7 +201,7 @@ class FaceMesh:
         if self._max_faces > 1 and (self._looked_ns is None or t_ns - self._looked_ns >= LOOK_NS):
             self._around = rgb
             if self._looked_ns is None:
-                self.look_around()  # nothing is known yet of whom to follow
+                self.look_around()  # no face is followed yet
             self._looked_ns = t_ns
         if self._wanted is not None:
             rgb = _only(rgb, self._wanted)
@@ -210,53 +210,53 @@ class FaceMesh:
             face = self._followed_closely(rgb, face)
         if face is not None and self._chosen is not None:
             if overlap(face.box, self._chosen) < _SAME:
-                face = None  # somebody else: nothing is known of the one who was chosen
+                face = None  # another face: the chosen one has not been found
             else:
                 self._chosen, self._chosen_ns = face.box, t_ns
         self._track(face)
         return face
 
     def look_around(self) -> None:
-        """Look at the other faces of the last picture, if it is time to.
+        """Run the detector on the last picture, if it is time.
 
-        The next `find` would do it; called while no row is waited for, it costs none of them time.
+        Otherwise the next `find` does it; calling this after a row was sent keeps the cost out of its latency.
         """
         rgb, self._around = self._around, None
         if rgb is not None:
             self._look(rgb)
 
     def follow(self, place: Place | None) -> None:
-        """Follow the face at a place, x and y as fractions of the picture, until it is gone for seconds.
+        """Follow the face at a point, x and y as fractions of the picture, until it has been gone for seconds.
 
-        None: the largest, as before anything was chosen.
+        None: the largest, the default.
         """
         self._place, self._chosen, self._prefers_largest = place, None, place is None
-        self._chosen_ns, self._looked_ns, self._around = self._now_ns, None, None  # looked for in the next frame
+        self._chosen_ns, self._looked_ns, self._around = self._now_ns, None, None  # searched in the next frame
 
     @property
     def is_chosen(self) -> bool:
-        """Whether a face is followed because it was chosen."""
+        """Whether the followed face was chosen by the user."""
         return self._chosen is not None or self._place is not None
 
     @property
     def is_unclear(self) -> bool:
-        """Whether there is a face in view, but too small or turned away for landmarks."""
+        """Whether a face is in view, but too small or turned away for landmarks."""
         return self._seen_ns is not None and self._now_ns - self._seen_ns < _UNCLEAR_NS
 
     def _begin(self, rgb: UInt8, t_ns: int) -> None:
-        """A frame has come; of another size than the last, nothing that is known of places holds."""
+        """Start a frame; if its size has changed, forget all positions."""
         self._now_ns = t_ns
         if rgb.shape[:2] != self._size:
             self._size = rgb.shape[0], rgb.shape[1]
             self._region = self._wanted = self._followed = self._chosen = None
 
     def _landmarks(self, rgb: UInt8, t_ns: int) -> Face | None:
-        """What the landmarker makes of a picture, or of the part of it that holds a small face."""
+        """The landmarker's result on a picture, or on the region that holds a small face."""
         region = self._region
         shown = rgb if region is None else region.of(rgb)
         if not self._moving:
             return face_of(self._reader.read(shown, None), shown.shape)
-        # Times are counted from the first frame, so that a clip gives the same rows whenever it is played.
+        # Times are relative to the first frame, so that a clip gives the same rows whenever it is played.
         assert self._first_ns is not None
         self._last_ms = max(self._last_ms + 1, (t_ns - self._first_ns) // NS_PER_MS)
         face = face_of(self._reader.read(shown, self._last_ms), shown.shape)
@@ -267,7 +267,7 @@ class FaceMesh:
         return Face(face.landmarks + offset, face.blendshapes, region.whole_matrix(face.matrix, width, height))
 
     def _followed_closely(self, rgb: UInt8, face: Face | None) -> Face | None:
-        """Where to look for a small face in the next frame; the face as it is."""
+        """Update the region in which to track a small face; returns the face unchanged."""
         height, width = self._size
         if face is not None:
             self._seen_ns, self._missed = None, 0
@@ -285,7 +285,7 @@ class FaceMesh:
         return face
 
     def _detected(self, rgb: UInt8, least: float = 0.0) -> list[Box]:
-        """Boxes of the faces that the detector sees with at least such a score."""
+        """Boxes of the detected faces with at least this score."""
         if self._detector is None:
             self._detector = open_detector(self._task)
         picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
@@ -301,7 +301,7 @@ class FaceMesh:
         self._landmarker = self._detector = None
 
     def _look(self, rgb: UInt8) -> None:
-        """Count the faces, and want the one that was chosen, or the largest, if another one is followed."""
+        """Count the faces, and select the chosen one, or the largest, if another one is followed."""
         boxes = self._detected(rgb)
         self.faces = min(len(boxes), self._max_faces)
         self.boxes = tuple(sorted(sorted(boxes, key=_area)[-self._max_faces :]))
@@ -322,7 +322,7 @@ class FaceMesh:
         self._want(largest)
 
     def _look_for_chosen(self, boxes: list[Box]) -> bool:
-        """Find the face that was chosen; False once it is gone for so long that it is given up."""
+        """Find the chosen face; False once it has been lost for too long."""
         found: Box | None = None
         if self._place is not None and boxes:
             x, y = self._place[0] * self._size[1], self._place[1] * self._size[0]
@@ -345,7 +345,7 @@ class FaceMesh:
         return self.is_chosen
 
     def _want(self, box: Box) -> None:
-        """Show the landmarker this face alone until it has it."""
+        """Mask the landmarker's input down to this face until it has found it."""
         self._wanted, self._patience = box, _PATIENCE
         if self._moving and (self._region is not None or self._chosen is not None):
             height, width = self._size
@@ -382,13 +382,13 @@ def _centre(box: Box) -> Place:
 
 
 def _distance(box: Box, x: float, y: float) -> float:
-    """From a point to a box's centre; within the box, all are nearer than any outside of one."""
+    """Distance from a point to a box's centre; a point within the box is closer than any outside of one."""
     inside = box[0] <= x <= box[2] and box[1] <= y <= box[3]
     return math.dist(_centre(box), (x, y)) - (1e6 if inside else 0.0)
 
 
 def _only(rgb: UInt8, box: Box) -> UInt8:
-    """The picture with nothing but one face and what is close around it."""
+    """The picture with everything masked but one face and its close surroundings."""
     margin = 0.6 * (box[2] - box[0])
     left, top = (max(0, round(edge - margin)) for edge in box[:2])
     right, bottom = (max(0, round(edge + margin)) for edge in box[2:])

@@ -1,4 +1,4 @@
-"""Where a head looks and stands, from the matrix of the face landmarker."""
+"""Head pose and position from the face landmarker's matrix."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from mien.messages import Float32
 
-_NEAR_CM = 10.0  # a face is never nearer to the camera; keeps the pose finite
-_SCALE_CM = 50.0  # distance at which a face has scale 1
+_NEAR_CM = 10.0  # minimum distance of a face from the camera; keeps the pose finite
+_SCALE_CM = 50.0  # distance at which the scale is 1
 
 
 def head_pose(matrix: Float32) -> Float32:
-    """Yaw, pitch and roll in radians, and where the head is.
+    """Yaw, pitch and roll in radians, and the head's position.
 
     Args:
         matrix: (4, 4) from the canonical face to the camera, cm; x right, y up, z towards the viewer.

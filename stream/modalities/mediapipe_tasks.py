@@ -1,11 +1,11 @@
-"""MediaPipe's landmarker and detector of faces, without what they do not need, and what they say of a face.
+"""MediaPipe's face landmarker and detector, without their unneeded imports and conversions.
 
-Its drawing helpers import matplotlib's pyplot when the package is loaded: half of a video worker's start, and memory
-for as long as it runs. Nothing here draws with them, so for the moment of the import an empty module stands there.
+Loading the package imports matplotlib's pyplot for its drawing helpers: half of a video worker's start-up time, and
+memory for as long as it runs. Nothing here draws, so an empty module takes its place during the import.
 
-Its landmarker makes an object of each of 478 landmarks and 52 blendshapes, a tenth of what a frame costs.
-`LandmarkReader` takes the same numbers out of the library's result as arrays. It depends on the layout of one release,
-which is why that is pinned.
+The landmarker creates an object for each of 478 landmarks and 52 blendshapes, a tenth of a frame's cost.
+`LandmarkReader` reads the same numbers from the library's result as arrays. It depends on one release's memory layout,
+which is why that release is pinned.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _QUIET = threading.Lock()
 
 
 class Landmarks(NamedTuple):
-    """What the landmarker says of one face.
+    """The landmarker's output for one face.
 
     `points` (478, 2): x and y as fractions of the picture. `blendshapes` (52,). `matrix` (4, 4): from the canonical
     face to the camera.
@@ -89,7 +89,7 @@ class Face:
 
 
 def face_of(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
-    """The face in a picture of that shape; None without one, and where a number of it is not finite."""
+    """The face in a picture of that shape; None if there is none, or if a number is not finite."""
     if found is None:
         return None
     landmarks = found.points * np.array([shape[1], shape[0]], np.float32) - np.float32(0.5)
@@ -101,8 +101,8 @@ def face_of(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
 class LandmarkReader:
     """Calls a landmarker without its conversions.
 
-    As MediaPipe does, in a thread of the landmarker's own: called from the thread that goes on with a frame, it waited
-    longer for a busy processor, whose time Linux gives out by threads.
+    Like MediaPipe, it uses a thread of the landmarker's own: called from the thread that continues with a frame, it
+    waited longer for a busy processor, because Linux schedules by thread.
 
     Args:
         landmarker: a `vision.FaceLandmarker` that outputs blendshapes and matrices. The caller closes it.
@@ -116,12 +116,12 @@ class LandmarkReader:
         """The first face in a picture (H, W, 3), or None.
 
         Args:
-            t_ms: time of a frame, later than the one before; None for a still, where the landmarker is made for them.
+            t_ms: time of a frame, later than the one before; None for a still, if the landmarker was made for stills.
 
         Raises:
             RuntimeError, ValueError and others, as MediaPipe: it failed on this picture.
         """
-        # Rows are read one after the other: a view with gaps between them would be read as noise.
+        # Rows must be contiguous: a strided view would be read as noise.
         rgb = np.ascontiguousarray(rgb)
         height, width = rgb.shape[:2]
         picture = ctypes.c_void_p()
@@ -154,7 +154,7 @@ _at: Any = ctypes.byref
 
 
 def _landmarks(result: Any) -> Landmarks | None:
-    """The first face of a result, copied: its memory is the library's."""
+    """The first face of a result, copied: its memory belongs to the library."""
     if not result.face_landmarks_count:
         return None
     points, shapes = result.face_landmarks[0], result.face_blendshapes[0]
@@ -164,7 +164,7 @@ def _landmarks(result: Any) -> Landmarks | None:
     return Landmarks(
         _floats(points.landmarks, (points.landmarks_count, 2), (ctypes.sizeof(NormalizedLandmarkC), 4), x),
         _floats(shapes.categories, (shapes.categories_count,), (ctypes.sizeof(CategoryC),), score),
-        # Column by column.
+        # Column-major.
         _floats(matrix.data, (matrix.rows, matrix.cols), (4, 4 * matrix.rows), 0),
     )
 
@@ -175,7 +175,7 @@ def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offs
 
 
 def open_landmarker(task: Path, *, moving: bool) -> Any:
-    """The landmarker of one face, for the frames of a stream or for stills. The caller closes it."""
+    """A landmarker for one face, for a stream's frames or for stills. The caller closes it."""
     with _quiet():
         return vision.FaceLandmarker.create_from_options(
             vision.FaceLandmarkerOptions(
@@ -189,7 +189,7 @@ def open_landmarker(task: Path, *, moving: bool) -> Any:
 
 
 def open_detector(task: Path) -> Any:
-    """The detector that the landmarker's bundle carries, for itself. The caller closes it."""
+    """The detector from the landmarker's bundle, on its own. The caller closes it."""
     with zipfile.ZipFile(task) as bundle:
         network = bundle.read("face_detector.tflite")
     options = vision.FaceDetectorOptions(
@@ -201,8 +201,8 @@ def open_detector(task: Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep MediaPipe's start-up messages, which no setting turns off, from the terminal."""
-    with _QUIET:  # two at once could restore each other's silence
+    """Suppress MediaPipe's start-up messages, which no setting turns off."""
+    with _QUIET:  # two at once could restore each other's redirection
         try:
             saved = os.dup(2)
         except OSError:  # standard error is closed, as in a service

@@ -1,4 +1,4 @@
-"""The sentiment of each phrase by its words alone, whatever face, voice or sentence came before."""
+"""The sentiment of each phrase from its words alone, regardless of face, voice and earlier sentences."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class PhraseReader:
-    """Reads phrases as they are committed; one that has not changed is not read again.
+    """Predicts phrases as they are committed; unchanged ones are not predicted again.
 
     Args:
         encode: words to rows (n, dim).
-        open_reader: opens what reads rows, when the first phrase is there: by then inference has compiled it.
+        open_reader: opens the predictor at the first phrase: by then inference has compiled it.
     """
 
     def __init__(self, encode: Callable[[tuple[str, ...]], Float32], open_reader: Callable[[], SnapshotReader]) -> None:
@@ -30,9 +30,9 @@ class PhraseReader:
         self._read: dict[int, tuple[tuple[str, ...], Phrase]] = {}  # by the end of the last word
 
     def phrases(self, heard: Heard) -> tuple[Phrase, ...]:
-        """The phrases of committed, certain words of which any word lies in the window that ends where the sound does.
+        """Phrases of committed, certain words that overlap the window ending at the end of the audio.
 
-        A phrase that goes on is read again with each word that is committed.
+        A phrase in progress is predicted again with each committed word.
         """
         since_ns = heard.t_end_ns - WINDOW_NS
         known_ns = min((word.t_start_ns for word in heard.words), default=0)
@@ -50,7 +50,7 @@ class PhraseReader:
         texts = tuple(word.text for word in words)
         before = self._read.get(words[-1].t_end_ns)
         if before is not None:
-            # The recogniser forgets words of some seconds ago: what is left of a long phrase keeps its reading.
+            # The recogniser drops older words: the rest of a long phrase keeps its prediction.
             forgotten = before[1].t_start_ns < known_ns and before[0][-len(texts) :] == texts
             if forgotten or before[0] == texts:
                 return before

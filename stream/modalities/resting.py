@@ -1,4 +1,4 @@
-"""A person at rest, gathered from the raw rows of an extractor while it makes them."""
+"""A measurement of a person at rest, from an extractor's raw rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mien.models.baseline import Rest
 
 
 class Resting:
-    """Rows before they are compared with anything, for so many seconds; what comes later is not kept.
+    """Collects rows before comparison for a number of seconds; later ones are ignored.
 
     Args:
-        seconds: for how long. rest: their mean, from values (n, D), valid (n,) and the seconds that they span.
+        seconds: for how long. rest: computes their mean from values (n, D), valid (n,) and the seconds that they span.
 
     Attributes:
-        passed_s: how much of it is over.
+        passed_s: elapsed seconds.
     """
 
     def __init__(self, seconds: float, rest: Callable[[Float32, Bool, float], Rest]) -> None:
@@ -29,21 +29,21 @@ class Resting:
 
     @property
     def left_s(self) -> float:
-        """How much of it is still to come."""
+        """Remaining seconds."""
         return max(self._seconds - self.passed_s, 0.0)
 
     def add(self, values: Float32, valid: Any, seconds: float) -> None:
-        """Rows (n, D), which of them are valid (n,), and the time that has passed with them."""
+        """Add rows (n, D), which of them are valid (n,), and the time that they span."""
         if self.left_s > 0:
             self._values.append(values)
             self._valid.append(np.asarray(valid, np.bool_))
             self.passed_s += seconds
 
     def result(self) -> Rest:
-        """The mean of what has come.
+        """The mean of the collected rows.
 
         Raises:
-            ConfigError: too little of a face or a voice was there.
+            ConfigError: there was too little face or voice.
         """
         if not self._values:
             return self._rest(np.zeros((0, 1), np.float32), np.zeros(0, np.bool_), 0.0)

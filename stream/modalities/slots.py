@@ -1,9 +1,9 @@
-"""Rows of a device onto slots that are fixed in absolute time, one row a slot.
+"""Assigns a device's rows to slots fixed in absolute time, one row per slot.
 
-A sound card counts seconds with a crystal of its own, some 50 ppm off, so its fiftieths of a second slowly slide
-along the session's. Rounding each row's time would put two rows into one slot and none into the next again and
-again while a row's time lies near a border. Here rows simply follow each other, until they stand clearly nearer to
-the next slot or the last one: then one row is repeated or left out, once in minutes.
+A sound card's clock drifts some 50 ppm from the session's, so its 50 Hz rows slowly slide along the session's slots.
+Rounding each row's time would alternate between double and empty slots while rows are close to a slot border.
+Instead rows fill consecutive slots until they are clearly closer to the next or the previous one: then one row is
+repeated or dropped, once in minutes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.messages import Int64
 
-SLIP = 0.75  # of a slot: how far a row may stand from its slot's centre. Half of a slot is where it begins
-GAP = 10  # slots: further ahead than this, rows are missing, and the slots between stay empty
+SLIP = 0.75  # of a slot: how far a row may be from its slot's centre; a slot ends at half
+GAP = 10  # slots: rows further ahead than this follow a gap, and the slots between stay empty
 
 
 class SlotClock:
@@ -24,7 +24,7 @@ class SlotClock:
         rate_hz: slots per second.
 
     Attributes:
-        slips: rows that were repeated or left out since the start, to follow the session's clock.
+        slips: rows repeated or dropped since the start, to follow the session's clock.
     """
 
     def __init__(self, rate_hz: float) -> None:
@@ -36,10 +36,10 @@ class SlotClock:
         """Slots for rows.
 
         Args:
-            times_ns: shape (n,), where each row's centre lies in session time; may creep, but not jump back.
+            times_ns: shape (n,), session time of each row's centre; may drift, but not jump back.
 
         Returns:
-            index (m,) into the rows, and slot (m,), rising strictly.
+            index (m,) into the rows, and slot (m,), strictly increasing.
         """
         index, slots = [], []
         for row, t_ns in enumerate(times_ns.tolist()):

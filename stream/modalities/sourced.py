@@ -1,4 +1,4 @@
-"""What modalities made from a device or a clip have in common: where it comes from, and another in its place."""
+"""The base of modalities with a device or clip as source, which can be switched at run time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 
 class Sourced(Modality, Generic[AnySource]):
-    """A modality with a source, which `prepare` opens and `start` starts.
+    """A modality with a source, opened by `prepare` and started by `start`.
 
     Args:
-        open_source: gives the source.
+        open_source: opens the source.
     """
 
     section: ClassVar[str]  # of the configuration, which names the source
@@ -32,7 +32,7 @@ class Sourced(Modality, Generic[AnySource]):
         self._config, self._clock, self._open_source = config, clock, open_source
         self._opened: AnySource | None = None
         self._start_ns = self._sent_ns = 0  # when it was started, and the end of the last message
-        self._chosen = False  # whether the source was chosen while it runs
+        self._chosen = False  # whether the source was chosen at run time
 
     @property
     def used(self) -> str:
@@ -68,20 +68,20 @@ class Sourced(Modality, Generic[AnySource]):
 
     @abstractmethod
     def _change(self, config: Config) -> None:
-        """Go on with the source of another configuration.
+        """Switch to another configuration's source.
 
         Raises:
-            SourceError: it cannot be opened; the one before is used further.
-            WorkerError: nor can the one before.
+            SourceError: it cannot be opened; the current one stays in use.
+            WorkerError: the previous one cannot be reopened either.
         """
 
     @abstractmethod
     def _detail(self, source: AnySource) -> Detail:
-        """What a status says of the modality beside its source's name, once that is open."""
+        """The modality's part of a status, besides its source's name, once that is open."""
 
 
 class Hearing(Sourced[AudioSource]):
-    """A modality that is made from sound."""
+    """A modality based on audio."""
 
     section = "audio"
 
@@ -91,8 +91,8 @@ class Hearing(Sourced[AudioSource]):
         super().__init__(config, clock, open_source)
 
     def _change(self, config: Config) -> None:
-        # The old one goes first: some systems do not open a device twice, and PortAudio finds new ones only while none
-        # is.
+        # Close the old one first: some systems do not open a device twice, and PortAudio enumerates only while no
+        # device is open.
         self._source.close()
         try:
             if isinstance(address_of(config.audio.source), Device):

@@ -1,7 +1,7 @@
-"""The words: what is said, and what MiniLM makes of it, word by word.
+"""The words: speech recognition, and MiniLM's state for each word.
 
-Rows are words, not instants: a message holds all words of the last WINDOW_S and replaces the message before it. One
-is published after every step of recognition, even if nothing was said: its end is the watermark.
+Rows are words, not instants: a message holds all words of the last WINDOW_S and replaces the one before. One is
+published after every recognition step, even if nothing was said: its end is the watermark.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Whisper
 from mien.windowing import WINDOW_NS
 
-BACKLOG_S = 6.0  # sound that may wait before the recogniser skips to the newest
+BACKLOG_S = 6.0  # audio that may be queued before the recogniser skips to the newest
 POLL_S = 0.05
-RETRY_S = 2.0  # between attempts to open a recogniser that failed
-METER_S = 30.0  # span over which the real-time factor is taken
+RETRY_S = 2.0  # between attempts to open a failed recogniser
+METER_S = 30.0  # over which the real-time factor is measured
 ASR_MODELS = ("tiny.en", "base", "small")
 
 
 def text_spec(adapters: Path = DEFAULT_ADAPTERS) -> ModalitySpec:
-    """What rows are, made with these adapters; MiniLM as it is where there is no such file."""
+    """The row format with these adapters; plain MiniLM if there is no such file."""
     extractor = text_extractor(adapters if adapters.is_file() else None)
     return ModalitySpec(name="text", dim=TEXT_DIM, rate_hz=0, steps=TEXT_STEPS, snapshot=True, extractor=extractor)
 
@@ -67,7 +67,7 @@ class TextEncoder:
     Args:
         folder: of MiniLM ("minilm-l6-v2" among the assets).
         engine: "auto" or the name of an engine.
-        adapters: what tunes it; None, or a file that is not there, for the base model as it is.
+        adapters: fine-tuning; None, or a missing file, for the base model.
 
     Raises:
         AssetError: the folder does not hold MiniLM.
@@ -77,13 +77,13 @@ class TextEncoder:
     def __init__(self, folder: Path, engine: str = "auto", adapters: Path | None = DEFAULT_ADAPTERS) -> None:
         self._tokenizer = WordTokenizer(folder)
         if adapters is not None and not adapters.is_file():
-            adapters = None  # as `text_spec` says
+            adapters = None  # see `text_spec`
         self._engine = open_engine(text_network(folder, adapters), engine)
 
     def encode(self, words: Sequence[str]) -> Float32:
-        """Shape (words, 384): the mean of the states of each word's pieces, all words read as one sequence.
+        """Shape (words, 384): the mean state of each word's pieces, with all words encoded as one sequence.
 
-        Beyond 128 pieces the oldest words are not read; their rows are zero.
+        Beyond 128 pieces the oldest words are cut; their rows are zero.
         """
         if not words:
             return np.zeros((0, TEXT_DIM), np.float32)
@@ -94,13 +94,13 @@ class TextEncoder:
 
 
 class WordReader:
-    """What was heard to the rows of a message: the words of the last WINDOW_S, read as one sequence.
+    """Recognised words to the rows of a message: the words of the last WINDOW_S, encoded as one sequence.
 
-    Uncertain words are not read; their rows are zero and not valid. One code for the live worker and for whole clips.
+    Uncertain words are left out: zero rows, not valid. One code path for the live worker and for whole clips.
 
     Args:
-        settle_s: after the end of the sound, from when on the rows count, so that it makes no difference how long up to
-            then recognition took. The last ones of a stream, after which nothing is predicted, count at once.
+        settle_s: delay after the end of the audio at which the rows take effect, so that recognition latency below it
+            makes no difference. A stream's last rows, which no prediction follows, take effect at once.
     """
 
     def __init__(self, encoder: TextEncoder, settle_s: float) -> None:
@@ -109,7 +109,7 @@ class WordReader:
         self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
 
     def rows(self, heard: Heard, stamps: dict[str, int] | None = None) -> Rows:
-        """The window that ends where the sound does; encoded again only if the words have changed."""
+        """The window that ends where the audio does; re-encoded only if the words have changed."""
         words = words_within(heard)
         certain = np.array([not word.uncertain for word in words], np.bool_)
         texts = tuple(word.text for word in words if not word.uncertain)
@@ -132,10 +132,10 @@ class WordReader:
 
 
 def open_recogniser(config: TextConfig, assets: AssetsConfig, device: str | None = None) -> Recogniser:
-    """The streaming recogniser that a configuration names.
+    """The configured streaming recogniser.
 
     Args:
-        device: in place of `config.device`.
+        device: overrides `config.device`.
 
     Raises:
         AssetError: the model is not available.
@@ -152,7 +152,7 @@ def open_recogniser(config: TextConfig, assets: AssetsConfig, device: str | None
 
 
 def asr_folder(asr: str, assets: AssetsConfig) -> Path:
-    """The folder of a speech model: a name in ASR_MODELS, or a folder as it is.
+    """The folder of a speech model: a name in ASR_MODELS, or a path.
 
     Raises:
         AssetError: a known model that is not available.
@@ -161,7 +161,7 @@ def asr_folder(asr: str, assets: AssetsConfig) -> Path:
     if asr in ASR_MODELS and f"whisper-{asr}" in ASSETS:
         return asset_path(f"whisper-{asr}", assets)
     if asr in ASR_MODELS:
-        # Known, but no source of it could be verified: it is used where it was put by hand, and never fetched.
+        # Known, but without a verified source: used if installed by hand, never fetched.
         placed = Path(assets.paths.get(f"whisper-{asr}") or cache_folder(assets) / f"whisper-{asr}").expanduser()
         if placed.is_dir():
             return placed
@@ -178,13 +178,13 @@ def asr_folder(asr: str, assets: AssetsConfig) -> Path:
 
 
 class Text(Hearing):
-    """A microphone or a clip's sound, and the words in it.
+    """A microphone's or a clip's audio, and the words in it.
 
-    The sound is read here, at all times; recognition runs in a thread of its own, one step at a time.
+    The audio is read here, continuously; recognition runs in a thread of its own, one step at a time.
 
     Args:
-        open_source: gives the sound.
-        gives_way: whether recognition lets everything else of the machine go first, as its own process does.
+        open_source: opens the audio source.
+        gives_way: whether recognition runs at low priority, as in its own process.
     """
 
     def __init__(
@@ -209,16 +209,16 @@ class Text(Hearing):
         self._retry_s = 0.0
         self._error: str | None = None
         self._failures = 0
-        self._unheard_s = 0.0  # sound that came while there was no recogniser
+        self._unheard_s = 0.0  # audio received while there was no recogniser
         self._processed_ns: int | None = None
-        self._busy: deque[tuple[float, float]] = deque()  # seconds of sound, seconds of work
+        self._busy: deque[tuple[float, float]] = deque()  # seconds of audio, seconds of work
 
     def prepare(self) -> None:
         others = threads()
         self._thread = ThreadPoolExecutor(1, "asr")
         self._thread.submit(self._open).result()
-        # A step of recognition keeps a core busy for 0.1 to 0.3 s, and a frame of the picture must not wait for it. But
-        # a worker that died is to be back soon, so its models are opened like everything else.
+        # A recognition step occupies a core for 0.1 to 0.3 s, and video frames must not wait for it. Models are loaded
+        # at normal priority: a restarted worker should be back soon.
         if self._gives_way:
             give_way(spared=others)
         super().prepare()
@@ -227,7 +227,7 @@ class Text(Hearing):
         thread = self._thread
         assert thread is not None
         job: Future[Rows] | None = None
-        said = self._fast  # a clip in full begins with its first words; an empty first message would be of no use
+        said = self._fast  # a fast clip starts with its first words; an empty first message would be useless
         while True:
             source = self._source
             if job is not None and job.done():
@@ -240,7 +240,7 @@ class Text(Hearing):
                 elif source.ended:
                     break
             if job is not None and (self._fast or source.ended):
-                # Without a drop: nothing is read ahead of the step that is being heard.
+                # Without drops: nothing is read ahead of the current step.
                 wait([job], POLL_S)
             else:
                 chunk = source.read(timeout=POLL_S)
@@ -248,7 +248,7 @@ class Text(Hearing):
                     self._backlog.push(chunk)
                     if not said and self._recogniser is not None:
                         said = True
-                        # Before a first step of sound is complete: the worker listens, and so far there are no words.
+                        # Before the first complete step: the worker is listening, and there are no words yet.
                         yield _no_words(max(0, chunk.t_start_ns), {"read": chunk.read_ns})
             yield None
         if self._processed_ns is not None:
@@ -284,7 +284,7 @@ class Text(Hearing):
 
     @property
     def _skipped_s(self) -> float:
-        """Seconds of sound that were not heard."""
+        """Seconds of audio that were skipped."""
         return self._backlog.skipped_s + self._unheard_s
 
     def close(self) -> None:
@@ -294,7 +294,7 @@ class Text(Hearing):
 
     def _open(self) -> None:
         text, assets = self._config.text, self._config.assets
-        # Side by side: the wait for words after a restart is the longer of the two.
+        # In parallel: after a restart, words wait for the slower of the two.
         with ThreadPoolExecutor(1, "text-encoder") as beside:
             encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
             recogniser = open_recogniser(text, assets, self._device)
@@ -306,7 +306,7 @@ class Text(Hearing):
         self._recogniser = recogniser
 
     def _recognise(self, step: Step | None) -> Rows:
-        """One step, or with None the end of the stream. Runs in the recogniser's thread; never raises."""
+        """Run one step, or with None finish the stream. Runs in the recogniser's thread; never raises."""
         begun = time.perf_counter()
         t_end_ns = step.t_end_ns if step is not None else self._processed_ns or 0
         seconds = len(step.samples) / SAMPLE_RATE if step is not None else 0.0
@@ -338,7 +338,7 @@ class Text(Hearing):
         self._failures += 1
         self._error = f"speech recognition failed ({type(error).__name__}: {error}); it is opened again"
         if self._config.text.device == "auto":
-            # A GPU that is found but cannot be used (a missing library, no memory left) must not silence the words.
+            # A GPU that is detected but unusable (a missing library, no memory left) must not disable the words.
             self._device = "cpu"
         self._recogniser = None
         self._retry_s = time.monotonic() + RETRY_S
@@ -351,7 +351,7 @@ def words_within(heard: Heard, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[
 
 
 def _no_words(t_end_ns: int, stamps: dict[str, int]) -> Rows:
-    """The message for a window in which nothing was heard."""
+    """The message for a window without words."""
     return Rows(
         t_start_ns=max(0, t_end_ns - WINDOW_NS),
         t_end_ns=t_end_ns,

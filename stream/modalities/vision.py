@@ -1,8 +1,8 @@
-"""The face: one row a frame of what emotion in a face is seen by.
+"""The face: one feature row per frame.
 
-A row is 52 blendshapes, six numbers of head pose, and the embedding that the face CNN makes of the aligned crop. No
-face: a row of zeros that is not valid, never a missing row. The same extractor makes training data from files and
-still pictures, with the same numbers for the same frames.
+A row is 52 blendshapes, six numbers of head pose, and the face CNN's embedding of the aligned crop. Without a face:
+an invalid row of zeros, never a missing row. The same extractor makes training data from files and stills, with the
+same numbers for the same frames.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _digest(path: Path) -> str:
 
 
 def vision_spec(weights: Path = SHIPPED.face) -> ModalitySpec:
-    """What rows are, made with these weights of the face CNN."""
+    """The row format with these face CNN weights."""
     return ModalitySpec(
         name="vision",
         dim=122,
@@ -67,16 +67,16 @@ SPEC = vision_spec()
 
 @dataclass(frozen=True, eq=False)
 class FaceView:
-    """What was seen, beside the row.
+    """What was seen, besides the row.
 
     Attributes:
-        faces: how many faces are in view, as far as they are counted.
-        box: left, top, right, bottom of the one the row speaks of, in pixels; None without one.
-        crop: (48, 48) uint8, what the face CNN saw; None if it saw nothing.
-        logits: (7,) what the face CNN makes of it, in the order of EMOTIONS; None likewise.
+        faces: number of faces in view, up to the counting limit.
+        box: left, top, right, bottom of the row's face, in pixels; None without one.
+        crop: (48, 48) uint8, the face CNN's input; None if there was none.
+        logits: (7,) the face CNN's output, in the order of EMOTIONS; None likewise.
         landmarks: (478, 2) pixels; None without a face.
-        all_faces: boxes of the faces that were seen at the last look, from left to right, and whether one was chosen;
-            None where no others are looked for.
+        all_faces: boxes of the faces at the last detection, from left to right, and whether one was chosen; None if
+            others are not looked for.
         unclear: there is a face, but too small or turned away for a row.
     """
 
@@ -97,14 +97,14 @@ class VisionExtractor:
 
     Args:
         assets: where pretrained files are.
-        max_faces: how far faces are counted; with 1, no others are looked for, and the one that is found first
-            counts as the largest.
+        max_faces: how many faces are counted; with 1, no others are looked for, and the first one found counts as the
+            largest.
         weights: of the face CNN.
-        rest: what is subtracted from every row of a stream for how this person looks at rest, (122,), or what learns it
-            from them; None: nothing. Stills are not compared.
+        rest: this person's resting face, subtracted from every row of a stream, (122,), or a running estimate of it;
+            None: nothing. Stills are not compared.
 
     Attributes:
-        resting: what is told of a stream's rows before they are compared; None: nobody is measured.
+        resting: receives a stream's rows before comparison, to measure a person at rest; None: no measurement.
 
     Raises:
         AssetError: the face landmarker is not available.
@@ -122,14 +122,14 @@ class VisionExtractor:
         self._max_faces, self._rest = max_faces, rest
         self.resting: Resting | None = None
         self._before_ns: int | None = None
-        # One engine everywhere: rows must not depend on what the fusion model runs on.
+        # The same engine everywhere: rows must not depend on what the fusion model runs on.
         self._cnn = open_engine(face_network(weights), "onnx", "fp32", threads=1)
         self._stream: FaceMesh | None = None
         self._stills: FaceMesh | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new stream: nothing of the last one is tracked or smoothed into it."""
+        """Start a new stream: no tracking or smoothing across."""
         if self._stream is not None:
             self._stream.close()
         if isinstance(self._rest, RunningRest):
@@ -165,24 +165,24 @@ class VisionExtractor:
         return values, valid, replace(view, all_faces=others)
 
     def look_around(self) -> None:
-        """Look at the other faces of the last frame, if it is time to; the next `row` would do it."""
+        """Run the face detector on the last frame, if it is time; otherwise the next `row` does it."""
         assert self._stream is not None, "closed"
         self._stream.look_around()
 
     def follow(self, place: tuple[float, float] | None) -> None:
-        """Follow the face at a place, x and y as fractions of the picture; None: the largest."""
+        """Follow the face at a point, x and y as fractions of the picture; None: the largest."""
         assert self._stream is not None, "closed"
         self._stream.follow(place)
 
     def still(self, image: UInt8) -> Row:
-        """The row of a picture that is all face, as data sets of cropped faces have it.
+        """The row of a picture filled by a face, as in datasets of cropped faces.
 
         Args:
             image: (H, W) grey or (H, W, 3) BGR, uint8; 48 x 48 is large enough.
 
         Returns:
             As `row`, except that it is always valid: if no landmarks are found (in FER2013, one in twenty), the whole
-            picture is the crop, and blendshapes and pose are zero. `FaceView.faces` is 0 then.
+            picture is the crop, blendshapes and pose are zero, and `FaceView.faces` is 0.
         """
         if self._stills is None:
             self._stills = self._mesh(moving=False, max_faces=1)
@@ -222,7 +222,7 @@ class VisionExtractor:
 
 
 def mesh_edges() -> npt.NDArray[np.uint16]:
-    """The lines of the face mesh: pairs of landmarks, (2556, 2)."""
+    """The face mesh's edges: pairs of landmarks, (2556, 2)."""
     from mien.stream.modalities.mediapipe_tasks import EDGES
 
     return EDGES
@@ -237,7 +237,7 @@ def face_network(weights: Path | str = SHIPPED.face) -> Network:
     weights = Path(weights)
     if not weights.is_file():
         raise CheckpointError(f"the face CNN's weights {weights} are missing; install mien again, or train them")
-    # A gradient with some structure, so that an engine is checked on activations that are not all alike.
+    # A gradient with some structure, so that an engine is checked on varied activations.
     ramp = np.linspace(40.0, 220.0, CROP_SIZE * CROP_SIZE, dtype=np.float32)
     example = ramp.reshape(1, 1, CROP_SIZE, CROP_SIZE)
 
@@ -262,7 +262,7 @@ def face_network(weights: Path | str = SHIPPED.face) -> Network:
 
 
 def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> Float32 | RunningRest | None:
-    """What a live face is compared with: this person at rest, with `adapt` itself until now, or nothing.
+    """The resting face to subtract from a live one: the person's, with `adapt` a running estimate, or none.
 
     Raises:
         ConfigError: the person's baseline cannot be used.
@@ -272,12 +272,12 @@ def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> 
 
 
 def face_resting(seconds: float, extractor: str) -> Resting:
-    """What gathers a face at rest from the rows of a `VisionExtractor`."""
+    """Measures a face at rest from the rows of a `VisionExtractor`."""
     return Resting(seconds, lambda values, valid, seen_s: face_at_rest(values, valid, seen_s, extractor))
 
 
 class Vision(Sourced[VideoSource]):
-    """A camera or a clip's picture, or the frames of another source, and its rows. One message a frame."""
+    """A camera's or a clip's video, or another source's frames, and its rows. One message per frame."""
 
     section = "video"
 
@@ -352,7 +352,7 @@ class Vision(Sourced[VideoSource]):
                 times_ns=np.array([frame.t_ns], np.int64),
                 stamps={"read": frame.read_ns},
             )
-            extractor.look_around()  # the row is on its way
+            extractor.look_around()  # the row is already on its way
 
     def _detail(self, source: VideoSource) -> Detail:
         width, height = self._size or (None, None)

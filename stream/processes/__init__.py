@@ -1,1 +1,1 @@
-"""The processes of a session: planned, started, watched, told what to do."""
+"""The processes of a session: planning, starting, supervising."""

@@ -1,6 +1,6 @@
-"""One process of a session, as its supervisor holds it: started anew, told by a pipe, heard by another.
+"""One process of a session, as its supervisor sees it: a child with a pipe in each direction.
 
-Each process is this very program (`python -m mien capture video --supervised`): the same on every system, and nothing
+Each process is this same program (`python -m mien capture video --supervised`): the same on every system, and nothing
 is inherited by accident. See `mien.stream.processes.control` for the other end of the pipes.
 """
 
@@ -28,7 +28,7 @@ from mien.errors import MienError
 from mien.files import reason
 from mien.stream.processes.control import PATIENCE_S, Assignment
 
-# One thread a library: on a small machine threads that spin for work cost more than they bring.
+# One thread per library: on a small machine spinning threads cost more than they gain.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -44,15 +44,15 @@ _ENVIRONMENT = {
 }
 
 
-# This very program. -P: files in the working folder are not modules, whatever their names.
+# This same program. -P: files in the working folder must not shadow modules.
 PROGRAM = (sys.executable, "-P", "-m", "mien")
 
-BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a process that died is started again
-STABLE_AFTER_S = 30.0  # a process that ran so long counts as healthy again
+BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a crashed process is restarted
+STABLE_AFTER_S = 30.0  # after this long a restarted process counts as healthy
 
 
 def backoff_s(deaths: int) -> float:
-    """How long a process that died so often in a row stays down."""
+    """Delay before a restart after that many consecutive crashes."""
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
 
@@ -70,7 +70,7 @@ class Event:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def as_error(self) -> MienError:
-        """What a process failed with, as it said it."""
+        """The process's own error message, as an exception."""
         error = MienError(str(self.facts.get("error", f"{self.worker} failed")))
         error.exit_code = int(self.facts.get("exit_code", 1))
         return error
@@ -83,9 +83,9 @@ class Child:
         program: runs `mien`; this very installation by default.
 
     Attributes:
-        began_s, ready_s, heard_s: when it was started, was ready, and gave its last sign of life.
-        patience_s: how long the next sign may take, as it said itself.
-        hung: why it was killed by us.
+        began_s, ready_s, heard_s: when it was started, became ready, and sent its last heartbeat.
+        patience_s: timeout of the next heartbeat, as announced by the process.
+        hung: why we killed it.
     """
 
     def __init__(
@@ -121,23 +121,23 @@ class Child:
         threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
 
     def note_ready(self) -> None:
-        """It has said that it is ready."""
+        """Record that it is ready."""
         self.ready = True
         self.ready_s = self.heard_s = time.monotonic()
 
     def check_alive(self, ready_timeout_s: float) -> None:
-        """Kill it where it hangs, or is not ready in time; its exit is then an event like any other."""
+        """Kill it if it hangs, or is not ready in time; its exit is then an event like any other."""
         silent_s = time.monotonic() - self.heard_s
         if not self.hung and silent_s > (self.patience_s if self.ready else ready_timeout_s):
             self.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
             self.process.kill()
 
     def cause(self, event: Event) -> str:
-        """Why it has ended, for a sentence about it."""
+        """Why it has ended, as part of a sentence."""
         return self.hung or f"died (exit code {event.facts.get('code')})"
 
     def deaths(self, before: int) -> int:
-        """Deaths in a row with this one: one that had run for long begins them anew."""
+        """Consecutive crashes including this one; the count restarts after a long run."""
         lived_s = time.monotonic() - self.ready_s if self.ready else 0.0
         return 1 if lived_s >= STABLE_AFTER_S else before + 1
 
@@ -146,18 +146,18 @@ class Child:
         self.tell({"start_ns": start_ns})
 
     def tell(self, order: dict[str, Any]) -> None:
-        """Write an order for the process."""
+        """Send an order to the process."""
         self._tell(msgspec.json.encode(order).decode())
 
     def release(self) -> None:
-        """Let go of the process: it ends by itself, and can publish a last status."""
+        """Close its pipe: it then ends by itself, and can publish a last status."""
         stdin = self.process.stdin
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(OSError):
                 stdin.close()
 
     def end(self, patience_s: float) -> None:
-        """Let go of the process and wait until it has ended; one that takes longer than `patience_s` is killed."""
+        """Close its pipe and wait until it has ended; it is killed after `patience_s`."""
         self.release()
         try:
             self.process.wait(patience_s)
@@ -166,7 +166,7 @@ class Child:
             self.process.wait(patience_s)
 
     def sweep(self) -> None:
-        """End what the process has left behind: a library may have forked, and a fork holds its sockets."""
+        """Kill what the process has left behind: a library may have forked, and a fork holds its sockets."""
         if os.name == "posix":
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ class Child:
 
 
 def open_log(path: Path) -> BinaryIO:
-    """A log, begun anew. One that another user left (`sudo mien run`) is removed first, where the folder is ours.
+    """Open an empty log. One left by another user (`sudo mien run`) is removed first, if the folder is ours.
 
     Raises:
         MienError: it cannot be written.
@@ -212,7 +212,7 @@ def open_log(path: Path) -> BinaryIO:
 
 
 def log_path(config: Config, worker: str) -> Path:
-    """Where a process of the session writes what its libraries have to say."""
+    """The log file for the output of a process's libraries."""
     folder = platformdirs.user_log_path("mien", appauthor=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)

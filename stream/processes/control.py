@@ -1,9 +1,9 @@
-"""What every mien process has in common: its orders, its end, and its signs of life.
+"""A supervised process's side: its orders, shutdown, and heartbeats.
 
-Under a supervisor, a process reads JSON lines from its standard input: first the configuration, later the moment to
-start. The pipe is also a lifeline: when the supervisor goes away, however it goes, the pipe ends and so does the
-process. It answers on standard output with one JSON line for each change of state. The same on every system: no
-signals between processes, nothing inherited but two pipes.
+Under a supervisor, a process reads JSON lines from standard input: first the configuration, later the time to start.
+The pipe also ties their lifetimes: when the supervisor goes away, for any reason, the pipe closes and the process
+ends. It reports on standard output with one JSON line per change of state. The same on every system: no signals
+between processes, nothing inherited but two pipes.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from mien.messages import Origin, Status
 
 _GRACE_S = 1.5
 _BEAT_S = 0.1
-PATIENCE_S = 1.5  # without a sign of life a process counts as hung
-BUSY_PATIENCE_S = 12.0  # likewise, while it waits for what may block: opening a device, a slow reader of a clip
-_SAY_S = 1.0  # to say something to a supervisor that does not read
+PATIENCE_S = 1.5  # heartbeat timeout, after which a process counts as hung
+BUSY_PATIENCE_S = 12.0  # likewise, during calls that may block: opening a device, a slow reader of a clip
+_SAY_S = 1.0  # write timeout for a supervisor that does not read
 _PR_SET_PDEATHSIG = 1
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """The first line that a supervisor writes to a process.
+    """The first line from a supervisor to a process.
 
     Attributes:
         config: the session's configuration.
         anchor_ns: the session clock's anchor.
         workers: capture workers that run in this session.
-        absent: for each modality that is not captured, why.
-        origin: where pictures and sound come from; "replay": features are those of a recording, predicted by cue.
-        label: their name, for people.
-        others: further sessions, with workers elsewhere, that an inference process serves.
-        endpoint: where an inference process publishes that is one of several; they are heard at one address.
-        room: for an inference process whose sessions come and go by `Order`: how many it can hold at once.
-        run: of the session's predictions; 0 draws one at random.
+        absent: why, for each modality that is not captured.
+        origin: source of the video and audio; "replay": features come from a recording, predicted by cue.
+        label: its name, for display.
+        others: further sessions, with workers elsewhere, served by an inference process.
+        endpoint: where one of several inference processes publishes; a proxy merges them at one address.
+        room: capacity of an inference process whose sessions come and go by `Order`.
+        run: of the session's predictions; 0 picks a random one.
     """
 
     config: Config
@@ -63,14 +63,14 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a supervisor tells inference while it runs.
+    """An instruction from the supervisor to a running inference process.
 
     Attributes:
-        status: to be published: a supervisor has no socket of its own.
-        worker, fault: why this worker's modality is to be masked. No fault: its process answers.
+        status: to publish, since a supervisor has no socket of its own.
+        worker, fault: why this worker's modality must be masked. No fault: its process has recovered.
         dead: the process is gone for good: the mask stays until its successor sends rows.
-        session: whose worker it is; empty for the only session, or the first.
-        serve: a session to predict from now on, in a process with room. release: the name of one to let go.
+        session: of the worker; empty for the only session, or the first.
+        serve: a session to predict from now on, in a process with room. release: name of the one to drop.
     """
 
     status: Status | None = None
@@ -87,7 +87,7 @@ class Control:
 
     Attributes:
         stopping: set when the process should end.
-        started: set when it may begin; `start_ns` is then the session time of the clip's beginning.
+        started: set when it may begin; `start_ns` is then the session time of the clip's start.
         supervised: whether a supervisor started it, whose clock it shares.
     """
 
@@ -104,16 +104,16 @@ class Control:
         self._beat_s, self._patience_s = 0.0, PATIENCE_S
 
     def say(self, state: str, **facts: Any) -> None:
-        """Tell the supervisor of a change of state."""
+        """Report a change of state to the supervisor."""
         until_s = time.monotonic() + _SAY_S
         while not self._write({"state": state, **facts}) and time.monotonic() < until_s:
             time.sleep(0.02)
 
     def beat(self, patience_s: float = PATIENCE_S) -> None:
-        """Give a sign of life, from the loop that does the work and nowhere else: called often, sent when due.
+        """Send a heartbeat, only from the loop that does the work: called often, rate-limited.
 
         Args:
-            patience_s: how long the next one may take before this process counts as hung.
+            patience_s: timeout of the next one, after which this process counts as hung.
         """
         now_s = time.monotonic()
         if now_s - self._beat_s >= _BEAT_S or patience_s != self._patience_s:
@@ -121,7 +121,7 @@ class Control:
             self._write({"beat": patience_s})
 
     def take_orders(self) -> Iterator[Order]:
-        """What the supervisor has to say to inference, oldest first."""
+        """Pending orders for inference, oldest first."""
         while True:
             try:
                 yield self._orders.get_nowait()
@@ -129,11 +129,11 @@ class Control:
                 return
 
     def _write(self, line: dict[str, Any]) -> bool:
-        """Write a line; False if the supervisor does not read: one that is stopped must not stop us."""
+        """Write a line; False if the supervisor does not read: a stopped one must not block us."""
         if self._out is None:
             return True
         try:
-            # Short enough for a pipe to take it as a whole or not at all.
+            # Short enough for an atomic pipe write.
             os.write(self._out, json.dumps(line).encode()[:4000] + b"\n")
         except BlockingIOError:
             return False
@@ -142,22 +142,22 @@ class Control:
         return True
 
     def begin(self) -> None:
-        """Start at once, as a process that was started alone does."""
+        """Start at once, for a process without a supervisor."""
         self.start_ns = 0 if self.assignment.config.clip.fast else self.clock.now_ns()
         self.started.set()
 
     def sibling(self, config: Config) -> Control:
-        """The same process's view of another session that it serves, with all workers elsewhere."""
+        """A view of this process for another session that it serves, with all workers elsewhere."""
         return self.beside(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}))
 
     def beside(self, assignment: Assignment) -> Control:
-        """The same process's view of another session that it serves: begun and stopped together."""
+        """A view of this process for another session that it serves, started and stopped together with this one."""
         other = Control(msgspec.structs.replace(assignment, anchor_ns=self.assignment.anchor_ns), False)
         other.stopping, other.started, other.start_ns = self.stopping, self.started, self.start_ns
         return other
 
     def listen(self, lines: Iterable[bytes]) -> None:
-        """Follow the supervisor's pipe until it ends, then stop the process, by force if need be."""
+        """Read the supervisor's pipe until it closes, then stop the process, by force if needed."""
         for line in lines:
             order = json.loads(line)
             if "start_ns" in order:
@@ -169,13 +169,13 @@ class Control:
                 break
         self.stopping.set()
         time.sleep(_GRACE_S)
-        # Blocked in a driver or a native library: there is no process left to wait for it.
+        # Blocked in a driver or a native library, with no supervisor left to kill it.
         os._exit(0)
 
 
 def run_supervised(body: Callable[[Control], None]) -> None:
-    """Run a process body under a supervisor; a failure ends as one JSON line for it, not as a traceback."""
-    # Ctrl-C reaches the whole terminal group; the supervisor alone decides what it means.
+    """Run a process body under a supervisor; a failure is reported as one JSON line, not as a traceback."""
+    # Ctrl-C reaches the whole terminal group; only the supervisor decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lines = sys.stdin.buffer  # UTF-8, whatever the terminal's encoding
     first = lines.readline()
@@ -196,7 +196,7 @@ def run_supervised(body: Callable[[Control], None]) -> None:
 
 
 def _private_stdout() -> int:
-    """Standard output for our lines alone: whatever libraries print, also from C, goes to standard error."""
+    """Reserve standard output for our lines: library output, even from C, is redirected to standard error."""
     sys.stdout.flush()
     private = os.dup(1)
     os.dup2(2, 1)
@@ -206,9 +206,9 @@ def _private_stdout() -> int:
 
 
 def _die_with_parent() -> None:
-    """Linux ends this process with its supervisor, also while it is stopped or hangs in a driver.
+    """Have Linux kill this process with its supervisor, even while it is stopped or hangs in a driver.
 
-    Elsewhere the pipe alone does that, for every process that runs.
+    Elsewhere only the pipe does that, for processes that are running.
     """
     if sys.platform == "linux":
         import ctypes
@@ -219,7 +219,7 @@ def _die_with_parent() -> None:
 def run_alone(
     config: Config, body: Callable[[Control], None], workers: tuple[str, ...] = (), clock: Clock | None = None
 ) -> None:
-    """Run a process body by itself, until Ctrl-C, SIGTERM or the end of its clip; on a clock of its own."""
+    """Run a process body standalone, until Ctrl-C, SIGTERM or the end of its clip; on its own clock."""
     control = Control(Assignment(config, (clock or Clock()).anchor_ns, workers), supervised=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stopping.set())

@@ -1,4 +1,4 @@
-"""What a session captures: from a configuration to the workers that run, and why the others do not."""
+"""Plans a session: from a configuration to the workers to run, and why the others do not."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """The configuration with every "auto" decided.
+    """The configuration with every "auto" resolved.
 
     Attributes:
         workers: capture workers to run.
         absent: per modality that is not captured, why.
-        notes: one line each for the person who started it.
-        label: what plays, in words.
-        origin: where it comes from.
+        notes: one line each for the user.
+        label: the source, in words.
+        origin: of the source.
     """
 
     config: Config
@@ -41,7 +41,7 @@ class Session:
 
 
 def plan_session(config: Config) -> Session:
-    """Decide what runs, and which tracks of a clip are played.
+    """Decide which workers run, and which tracks of a clip are played.
 
     Raises:
         SourceError: a clip is missing or unreadable, or there is nothing at all to capture.
@@ -106,14 +106,14 @@ def plan_session(config: Config) -> Session:
 
 
 def source_origin(source: str) -> str:
-    """Where picture or sound come from: "device", "clip", or "sample", which is the built-in clip."""
+    """Origin of video or audio: "device", "clip", or "sample" for the built-in clip."""
     return _origin_of(address_of(source))
 
 
 def with_source(config: Config, section: str, source: str) -> Config:
-    """A configuration with another source for "video" or "audio".
+    """The configuration with another source for "video" or "audio".
 
-    The one before can be chosen again. A file stands in for a device, which does not end: it is played again and again.
+    The previous one remains available. Files loop, since they stand in for devices, which do not end.
     """
     before = getattr(config, section)
     choices = list(dict.fromkeys((*before.choices, before.source)))
@@ -133,14 +133,14 @@ def _origin_of(address: Address | None) -> str:
 def _clip(address: Address | None, config: Config) -> Clip | None:
     if not isinstance(address, File):
         return None
-    # The decoder takes 20 MB, which a supervisor of devices does without.
+    # The decoder takes 20 MB, which a supervisor of devices does not need.
     from mien.stream.sources.clip import open_clip
 
     return open_clip(address.path, config.clip)
 
 
 def _source(address: Address | None, written: str) -> str:
-    """An address as text that every process reads alike."""
+    """An address as a string that every process parses the same way."""
     if address is None:
         return "none"
     return address.source if isinstance(address, File) else written
@@ -159,7 +159,7 @@ def find_camera() -> bool:
 
 
 def find_microphone() -> bool:
-    """Whether this machine has a device that records."""
+    """Whether this machine has a recording device."""
     try:
         import sounddevice
 

@@ -1,4 +1,4 @@
-"""Priorities of processes and threads: what may be late gives way to the rows of features."""
+"""Process and thread priorities: whatever may be late yields to the feature rows."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _NICE = 5
 _HELD = 10
 _LAST = 19
 _AUTOGROUP = Path("/proc/self/autogroup")
-_AGAIN_S = 0.12  # Linux takes one such change in a tenth of a second, of all processes
+_AGAIN_S = 0.12  # Linux permits one such change per 0.1 s, system-wide
 
 
 def threads() -> frozenset[int]:
-    """The threads of this process that have priorities of their own; none where the system knows no such thing."""
+    """The threads of this process with their own priorities; none if the system has no such thing."""
     return frozenset(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else frozenset()
 
 
 def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
-    """Give way to others where there is too little of the processor.
+    """Lower the priority, to yield when the processor is overloaded.
 
-    A row that is late is late by milliseconds; words, and pictures for people, may wait longer.
+    Rows must not be late by more than milliseconds; words, and pictures for display, may wait longer.
 
     Args:
-        thread: only the calling thread; without effect where threads have no priorities of their own.
-        spared: of `threads()`, those that do not give way.
+        thread: only the calling thread; no effect if threads have no priorities of their own.
+        spared: those of `threads()` that keep their priority.
     """
     if sys.platform == "linux":
         for number in [threading.get_native_id()] if thread else threads() - set(spared):
@@ -46,27 +46,26 @@ def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
 
 
 def _give_way_as_group() -> None:
-    """Let other sessions of processes go first, where Linux shares the processor among them by autogroups.
+    """Yield to other process sessions where Linux schedules by autogroups.
 
-    Priorities then count only within a session. Every process of mien that another started leads one of its own; that
-    of a terminal is left as it is.
+    Priorities then count only within a session. Every mien process started by another leads its own session; that of
+    a terminal is left unchanged.
     """
     if os.getsid(0) == os.getpid():
         _bound_group(_AUTOGROUP, _NICE, _LAST)
 
 
 def hold_back(process: int, *, held: bool) -> None:
-    """Let a process that leads a session of its own give way to all others while it is held back, and no longer.
+    """Lower the priority of a process that leads its own session while it is held back, and restore it afterwards.
 
-    Without effect where the processor is not shared among autogroups: what gives way by its own priority could not take
-    that back.
+    No effect without autogroup scheduling: a process that lowered its own priority could not raise it again.
     """
     if sys.platform == "linux":
         _bound_group(Path(f"/proc/{process}/autogroup"), _HELD if held else 0, _LAST if held else 0)
 
 
 def _bound_group(autogroup: Path, least: int, most: int) -> None:
-    """Have the priority of an autogroup within these, both included."""
+    """Keep an autogroup's priority within this range, inclusive."""
     for _ in range(10):
         try:
             now = int(autogroup.read_text().split()[-1])
@@ -76,4 +75,4 @@ def _bound_group(autogroup: Path, least: int, most: int) -> None:
         except BlockingIOError:
             time.sleep(_AGAIN_S)
         except (OSError, ValueError, IndexError):
-            return  # this Linux knows no such thing
+            return  # not supported by this Linux

@@ -1,7 +1,7 @@
-"""Starts a session's processes, keeps them running, and ends them all.
+"""Starts a session's processes, keeps them running, and stops them all.
 
-Each process is this very program, started anew (`python -m mien capture video --supervised`): the same on every system,
-and nothing is inherited by accident. Two pipes tie it to us, see `mien.stream.processes.control`.
+Each process is this same program (`python -m mien capture video --supervised`): the same on every system, and nothing
+is inherited by accident. Two pipes connect it to us, see `mien.stream.processes.control`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mien.stream.processes.control import PATIENCE_S, Assignment, Order
 from mien.stream.processes.plan import Session, with_source
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks
-_LEAD_MS = 150  # between the order to start and a clip's time zero: every process is listening by then
+_LEAD_MS = 150  # from the start order to a clip's time zero: enough for every process to be listening
 _START_STEP_NS = 100 * NS_PER_MS  # the longest slot of any modality
 _RESTART_TIMEOUT_S = 60.0
 _STOP_S = 1.2
-CRASH_LOOP = 5  # deaths in a row
-_SOURCE_BACKOFF_S = 2.0  # for a device that is missing: it may return at any time
-_LATE_S = 0.4  # without a sign of life a process counts as late, and its modality is masked
-_AWAY_S = 0.3  # between two checks of the processes; a longer gap is our own
+CRASH_LOOP = 5  # consecutive crashes
+_SOURCE_BACKOFF_S = 2.0  # for a missing device: it may return at any time
+_LATE_S = 0.4  # without a heartbeat a process counts as late, and its modality is masked
+_AWAY_S = 0.3  # between two checks of the processes; a longer gap means that we were suspended
 _STATUS_S = 1.0
 
 
@@ -43,12 +43,12 @@ class Supervisor:
 
     Args:
         session: what to run.
-        inference: where inference runs elsewhere, takes the orders for it; None runs it here.
-        program: what every process is started by, for instance another interpreter's `mien`.
+        inference: takes orders for an inference process elsewhere; None runs it here.
+        program: starts every process, for instance another interpreter's `mien`.
 
     Attributes:
         model: checkpoint and engine, once inference is ready.
-        ended: whether every clip has been played and predicted to its end; `predictions` is then how many there were.
+        ended: whether every clip has been played and fully predicted; `predictions` is then how many there were.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Supervisor:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
         self._start_ns: int | None = None
-        self._deaths: Counter[str] = Counter()  # in a row
+        self._deaths: Counter[str] = Counter()  # consecutive
         self._report = Report(session.config.session, self.clock)
         self._due: dict[str, float] = {}
         self._tended_s = self._reported_s = 0.0
-        # On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
+        # On Linux a process dies with the thread that started it (see mien.stream.processes.control), so it must stay.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._notes: list[str] = []
         self._specs: dict[str, ModalitySpec] = {}
 
     def launch(self) -> None:
-        """Start all processes. They load their models at the same time."""
+        """Start all processes. They load their models in parallel."""
         for worker in self._workers:
             self._spawn(worker)
 
@@ -89,10 +89,10 @@ class Supervisor:
         return [worker for worker, child in self._children.items() if not child.ready]
 
     def wait_ready(self, stopping: threading.Event, timeout_s: float = _READY_TIMEOUT_S) -> bool:
-        """Until every process is ready. False if told to stop before.
+        """Wait until every process is ready. False if told to stop before.
 
         Raises:
-            MienError: as the process that failed said it; WorkerError if one died, or is not ready in time.
+            MienError: as reported by the process that failed; WorkerError if one died, or is not ready in time.
         """
         until_s = time.monotonic() + timeout_s
         while self.waiting_for():
@@ -110,14 +110,14 @@ class Supervisor:
                 raise event.as_error()
             if event.state == "exited":
                 raise WorkerError(self._describe_exit(event))
-        # Before the first row is sent: a model that was trained on other rows would give wrong numbers, not errors.
+        # Before the first row: a model that was trained on other rows would give wrong numbers, not errors.
         check_extractors(load_checkpoint(self.session.config.inference.checkpoint), self._specs.values())
         return True
 
     def start(self) -> None:
-        """Order all processes to begin at one and the same time."""
+        """Order all processes to start at the same time."""
         fast = self.session.config.clip.fast
-        # On a multiple of every slot's length, a clip's rows fall into the same slots however and whenever it plays.
+        # A multiple of every slot's length: a clip's rows fall into the same slots however and whenever it plays.
         first_ns = self.clock.now_ns() + _LEAD_MS * NS_PER_MS
         self._start_ns = 0 if fast else -(-first_ns // _START_STEP_NS) * _START_STEP_NS
         for child in self._children.values():
@@ -126,14 +126,14 @@ class Supervisor:
         self._publish_report()
 
     def processes(self) -> dict[str, int]:
-        """Process ids of what runs now, by worker."""
+        """Process ids by worker."""
         return {worker: child.process.pid for worker, child in self._children.items() if child.process.poll() is None}
 
     def tend(self) -> None:
-        """Look after the processes: call it a few times a second.
+        """Check on the processes: call it a few times a second.
 
         Raises:
-            WorkerError: a process died that cannot be replaced: while a clip plays in full nothing may be missed.
+            WorkerError: a process died that cannot be replaced: a clip played in full must not miss anything.
         """
         while True:
             try:
@@ -145,7 +145,7 @@ class Supervisor:
             if event.state == "exited" and child is not None and child.process.pid == event.pid and not child.ended:
                 self._on_exit(event)
         now_s = time.monotonic()
-        # While we ourselves did not run (Ctrl-Z, suspend, a machine with too much to do), the silence was ours.
+        # While we ourselves were not running (Ctrl-Z, suspend, overload), the silence was ours.
         away_s = now_s - self._tended_s
         self._tended_s = now_s
         for child in self._children.values():
@@ -161,12 +161,12 @@ class Supervisor:
             self._publish_report()
 
     def report_recording(self, error: str) -> None:
-        """Say in the statuses that the session is no longer recorded, and why."""
+        """Report in the statuses that the session is no longer recorded, and why."""
         self._report.recording_error = error
         self._publish_report()
 
     def stop(self) -> None:
-        """End all processes: asked, then terminated, then killed. Takes at most about two seconds."""
+        """Stop all processes: asked, then terminated, then killed. Takes at most about two seconds."""
         self._due.clear()
         for child in self._children.values():
             child.release()
@@ -184,7 +184,7 @@ class Supervisor:
         self._spawner.shutdown()
 
     def take_notes(self) -> list[str]:
-        """What happened since the last call."""
+        """Events since the last call, for display."""
         notes, self._notes = self._notes, []
         return notes
 
@@ -193,7 +193,7 @@ class Supervisor:
         self._children[worker] = started.result()
 
     def _look_after(self, child: Child, now_s: float) -> None:
-        """Notice a process that is late, and kill one that hangs; its exit is then an event like any other."""
+        """Detect a late process, and kill a hung one; its exit is then an event like any other."""
         if child.ended or child.hung or child.process.poll() is not None or self.session.config.clip.fast:
             return
         if not child.ready:
@@ -214,7 +214,7 @@ class Supervisor:
                 self._mark_healthy(child.worker)
 
     def _mark_unhealthy(self, worker: str, fault: str, *, dead: bool) -> None:
-        """Report a faulty process, and have its modality masked."""
+        """Report a faulty process, and mask its modality."""
         self._report.add_fault(worker, fault)
         if worker != "inference":
             status = self._report.of_worker(worker, "failed" if dead else "degraded")
@@ -222,10 +222,10 @@ class Supervisor:
         self._publish_report()
 
     def _mark_healthy(self, worker: str) -> None:
-        """Report that a process answers again."""
+        """Report that a process has recovered."""
         self._report.faults.pop(worker, None)
         if worker == "inference":
-            # It may have just begun, and know of nothing that happened before.
+            # A restarted process knows nothing of what happened before.
             for other, fault in list(self._report.faults.items()):
                 child = self._children.get(other)
                 self._mark_unhealthy(other, fault, dead=child is None or not child.late)
@@ -269,7 +269,7 @@ class Supervisor:
             if "spec" in event.facts:
                 self._specs[event.worker] = msgspec.convert(event.facts["spec"], ModalitySpec)
         elif event.state == "using":
-            # Whatever is started again goes on with what was chosen.
+            # A restarted process continues with the chosen source.
             config = with_source(self._assignment.config, event.facts["section"], event.facts["source"])
             self._assignment = msgspec.structs.replace(self._assignment, config=config)
         elif event.state == "ended":
