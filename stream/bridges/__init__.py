@@ -1,4 +1,4 @@
 """Bridges: predictions for programs that speak WebSocket, OSC, LSL or MQTT instead of ZeroMQ.
 
-A bridge is one more subscriber. It never holds anything up: what its peer cannot take is dropped and counted.
+A bridge is one more subscriber. It never blocks the pipeline: what its peer cannot keep up with is dropped and counted.
 """

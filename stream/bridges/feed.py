@@ -1,4 +1,4 @@
-"""What a bridge forwards: predictions and changed statuses of running sessions, read from the bus."""
+"""What bridges forward: predictions and changed statuses of running sessions, read from the bus."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SILENT_AFTER_S = 5.0
 
 @dataclass
 class Counts:
-    """What a bridge did.
+    """A bridge's counters.
 
     Attributes:
-        received: predictions that came in. thinned: of these, left out to keep to the rate that was asked for.
-        sent: messages to peers. dropped: messages that a slow or absent peer did not get. errors: failed sends.
-        connects: how often a peer connected, or the bridge to its peer.
+        received: incoming predictions. thinned: of these, left out to keep to the requested rate.
+        sent: messages to peers. dropped: messages lost to a slow or absent peer. errors: failed sends.
+        connects: how often a peer connected, or the bridge connected to its peer.
     """
 
     received: int = 0
@@ -44,7 +44,7 @@ class Feed:
 
     Args:
         endpoint: where inference publishes. session: one session's name; None for all. keys: folder of keys.
-        rate_hz: most predictions per second and session; None for all of them.
+        rate_hz: maximum predictions per second and session; None for no limit.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Feed:
         self._told: dict[str, tuple[str, str | None]] = {}
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """What arrived, oldest first; empty if nothing did within `timeout_s`."""
+        """Events, oldest first; empty if none arrived within `timeout_s`."""
         predictions = self._subscriber.wait(timeout_s)
         self.counts.received += len(predictions)
         events: list[Event] = []
@@ -81,10 +81,10 @@ class Feed:
         return events
 
     def run(self, send: Callable[[Event], object], is_stopping: Callable[[], bool]) -> None:
-        """Forward everything until told to stop, which is looked at ten times a second.
+        """Forward everything until stopped (polled ten times a second).
 
         Args:
-            send: must not block; what it cannot pass on it drops and counts.
+            send: must not block; it drops and counts what it cannot pass on.
         """
         heard_s, is_silent = time.monotonic(), False
         while not is_stopping():
@@ -105,11 +105,11 @@ class Feed:
         if not self._interval_ns:
             return True
         due_ns = self._due_ns.get(prediction.session, 0)
-        # Session time that went back is another run or a clip that starts again.
+        # Session time going backwards means another run or a looping clip.
         if due_ns - self._interval_ns <= prediction.t_end_ns < due_ns:
             return False
         late_ns = prediction.t_end_ns - due_ns
-        # On the beat, so that 25 predictions a second thinned to 10 are 10 and not 8.
+        # On a fixed grid, so that 25 predictions a second thinned to 10 are 10 and not 8.
         beat = due_ns if 0 <= late_ns < self._interval_ns else prediction.t_end_ns
         self._due_ns[prediction.session] = beat + self._interval_ns
         return True

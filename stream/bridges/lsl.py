@@ -1,11 +1,10 @@
 """Lab Streaming Layer: two streams a session, on LSL's clock.
 
-`mien-prediction` has one float channel for each number of a prediction, NaN where there is none. `mien-marker` has one
-string channel: `word:<text>` for each committed word at the end of its sound, and `status:<worker>:<state>` for each
-change.
+`mien-prediction` has one float channel per number of a prediction, NaN if missing. `mien-marker` has one string
+channel: `word:<text>` for each committed word at the end of its sound, and `status:<worker>:<state>` for each change.
 
-Time stamps are capture times. LSL's clock is the monotonic clock of this host; a session's time has an offset from it
-that is measured by the exchange of `mien.stream.bus.clock_exchange`, also where the session runs on another host.
+Timestamps are capture times. LSL's clock is this host's monotonic clock; a session's offset from it is measured by
+the exchange of `mien.stream.bus.clock_exchange`, even if the session runs on another host.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ _MAX_SESSIONS = 64
 
 
 class LslOutlet:
-    """Streams of every session that is heard of, made at its first prediction or status.
+    """Streams of every session on the bus, created at its first prediction or status.
 
     Args:
-        endpoint, keys: of the session's inference process, to measure its clock.
+        endpoint, keys: of the session's inference process, to measure its clock offset.
     """
 
     def __init__(self, endpoint: str, counts: Counts, keys: str | Path = "") -> None:
@@ -81,9 +80,9 @@ class _Session:
         self._worded_ns = -1
 
     def push(self, event: Event) -> int:
-        """Returns how many samples were pushed."""
+        """Push samples and return how many."""
         pushed = self._push(event)
-        # After the samples, which are not to wait for it.
+        # Last, so that the samples do not wait for it.
         self._exchange.tick()
         for frames in self._receiver.drain():
             with contextlib.suppress(WireError):
@@ -107,7 +106,7 @@ class _Session:
         self._receiver.close()
 
     def _lsl_time(self, t_ns: int) -> float:
-        """Session time to LSL's clock, in s. Until the offset is measured, now is as near as one can say."""
+        """Session time to LSL's clock, in s. Until the offset is measured, the current time is the best estimate."""
         estimate = self._exchange.estimate()
         now_s: float = pylsl.local_clock()
         if estimate is None:
@@ -116,7 +115,7 @@ class _Session:
 
 
 def sample(prediction: Prediction) -> list[float]:
-    """The channels of a prediction in the order of CHANNELS, NaN where there is no value."""
+    """The channels of a prediction in the order of CHANNELS, NaN if missing."""
     emotions = prediction.emotions or {}
     values: list[float | None] = [prediction.sentiment, prediction.sentiment_smooth, prediction.confidence]
     values += [emotions.get(name) for name in EMOTIONS]

@@ -5,7 +5,7 @@
     PREFIX/SESSION/sentiment, confidence, emotion, transcript      single values, retained
     PREFIX/SESSION/status/WORKER      state of a process, retained
 
-With discovery, Home Assistant finds sentiment, emotion and confidence of each session by itself.
+With discovery, Home Assistant finds sentiment, emotion and confidence of each session automatically.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mien.stream.bridges.feed import Counts, Event
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 64  # messages that wait for the broker; the oldest is dropped
+_QUEUE = 64  # messages queued for the broker; the oldest is dropped
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STATE_CLASSES = {"sentiment": "measurement", "confidence": "measurement", "emotion": None}
 
@@ -54,26 +54,26 @@ class Broker:
 
 
 class MqttOutlet:
-    """Publishes to a broker, and connects again when it is lost; for the event loop that runs `serve`."""
+    """Publishes to a broker, and reconnects when it is lost; for the event loop that runs `serve`."""
 
     def __init__(self, broker: Broker, counts: Counts) -> None:
         self._broker = broker
         self._counts = counts
         self._waiting: deque[tuple[str, str | bytes]] = deque()
-        self._retained: dict[str, str | bytes] = {}  # what a broker that restarts has to be told again
+        self._retained: dict[str, str | bytes] = {}  # to be repeated after the broker restarts
         self._announced: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._more = asyncio.Event()
 
     def send(self, event: Event) -> None:
-        """Queue what an event comes to. Called from the thread that reads the bus."""
+        """Queue an event's messages. Called from the thread that reads the bus."""
         messages = self._messages(event)
-        # A loop that is closing takes nothing any more.
+        # The loop is closing.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._queue, messages)
 
     async def serve(self) -> None:
-        """Connect, publish, and reconnect with growing pauses, until cancelled."""
+        """Connect, publish, and reconnect with exponential backoff, until cancelled."""
         pause_s, failed = _FIRST_PAUSE_S, False
         broker = self._broker
         availability = f"{broker.prefix}/bridge"
@@ -87,7 +87,7 @@ class MqttOutlet:
                     tls_context=ssl.create_default_context() if broker.tls else None,
                     will=aiomqtt.Will(availability, "offline", qos=1, retain=True),
                     timeout=10,
-                    # Small messages one after the other: none is to wait until the broker has acknowledged the last.
+                    # TCP_NODELAY: small messages in a row must not wait for acknowledgements (Nagle).
                     socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
                 ) as client:
                     self._counts.connects += 1
@@ -99,7 +99,7 @@ class MqttOutlet:
                     try:
                         await self._publish(client)
                     finally:
-                        # A clean end sends no will.
+                        # A clean disconnect does not trigger the last will.
                         await client.publish(availability, "offline", qos=1, retain=True)
             except (aiomqtt.MqttError, OSError) as error:
                 if not failed:

@@ -1,4 +1,4 @@
-"""OSC over UDP, for music, light and media programs: one bundle of messages a prediction.
+"""OSC over UDP, for music, light and media programs: one bundle of messages per prediction.
 
 /mien/SESSION/sentiment            float   -3 ... 3, and sentiment_smooth
 /mien/SESSION/confidence           float   0 ... 1
@@ -7,7 +7,7 @@
 /mien/SESSION/share/MODALITY       float   0 ... 1
 /mien/SESSION/age_ms/MODALITY      float   of the newest evidence; -1 if there is none
 /mien/SESSION/transcript           string  when it changes
-/mien/SESSION/abstains             string  why there is no prediction; nothing else of the above is then sent
+/mien/SESSION/abstains             string  why there is no prediction; then none of the above is sent
 /mien/SESSION/status/WORKER        string  state of a process, when it changes
 """
 
@@ -22,7 +22,7 @@ from mien.errors import ConfigError
 from mien.messages import Prediction, Status
 from mien.stream.bridges.feed import Counts, Event
 
-_MAX_TEXT = 1024  # a datagram has to stay under the 64 KiB of UDP, and most receivers read less
+_MAX_TEXT = 1024  # a datagram must fit into UDP's 64 KiB, and most receivers read less
 
 
 class OscOutlet:
@@ -44,7 +44,7 @@ class OscOutlet:
         self._transcripts: dict[str, str] = {}
 
     def send(self, event: Event) -> None:
-        """One datagram."""
+        """Send one datagram."""
         values = self._prediction(event) if isinstance(event, Prediction) else _status(event)
         bundle = OscBundleBuilder(IMMEDIATELY)
         for address, value in values.items():
@@ -56,7 +56,7 @@ class OscOutlet:
             self._counts.sent += 1
         except BlockingIOError:
             self._counts.dropped += 1
-        except OSError:  # no program listens there; UDP may say so, and the next datagram may arrive
+        except OSError:  # nothing listens there (ICMP may say so); the next datagram may arrive
             self._counts.errors += 1
 
     def close(self) -> None:

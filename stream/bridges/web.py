@@ -4,8 +4,8 @@
     http://127.0.0.1:5590/events   the same as server-sent events, `event: prediction` or `event: status`
     http://127.0.0.1:5590/overlay  a transparent page, for a browser source of a streaming program
 
-Both take `?session=NAME`, `?rate_hz=10` and `?fields=sentiment,emotions`; what is filtered out is never encoded. The
-rules for hosts, origins and tokens are those of the dashboard (`mien.stream.dashboard.guard`).
+Both take `?session=NAME`, `?rate_hz=10` and `?fields=sentiment,emotions`; filtered fields are never encoded. Hosts,
+origins and tokens are checked as for the dashboard (`mien.stream.dashboard.guard`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mien.stream.dashboard.guard import Guard
 from mien.stream.dashboard.server import Place
 
 OVERLAY = Path(__file__).parent / "static" / "overlay.html"
-_QUEUE = 32  # events that wait for one client; the oldest is dropped
+_QUEUE = 32  # events queued per client; the oldest is dropped
 _MAX_CLIENTS = 256
 _FIELDS = frozenset(Prediction.__struct_fields__) | {"top_emotion"}
 _encode = msgspec.json.Encoder().encode
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """What one client asked for. Empty: everything."""
+    """What one client requested. Empty: everything."""
 
     session: str = ""
     rate_hz: float = 0.0
@@ -45,7 +45,7 @@ class Filter(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Filter:
-        """From the query of an address.
+        """Parse a URL's query.
 
         Raises:
             ValueError: what is wrong with it.
@@ -64,7 +64,7 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """The bounded queue of one connection."""
+    """A connection's bounded queue."""
 
     def __init__(self, wanted: Filter, counts: Counts) -> None:
         self._wanted = wanted
@@ -74,7 +74,7 @@ class Client:
         self._due_s = 0.0
 
     def offer(self, event: Event) -> None:
-        """Queue an event if it is wanted."""
+        """Queue an event if it passes the filter."""
         wanted = self._wanted
         if wanted.session and event.session != wanted.session:
             return
@@ -107,7 +107,7 @@ class Client:
 
 
 class WebOutlet:
-    """The web application of the bridge, for the event loop that serves it."""
+    """The bridge's web application, for the event loop that serves it."""
 
     def __init__(self, place: Place, origins: frozenset[str], counts: Counts) -> None:
         self._counts = counts
@@ -122,8 +122,8 @@ class WebOutlet:
         self.app = Guard(Starlette(routes=routes), place.port, place.token, origins=origins)
 
     def send(self, event: Event) -> None:
-        """Offer an event to every client. Called from the thread that reads the bus."""
-        # A loop that is closing takes nothing any more.
+        """Queue an event for every client. Called from the thread that reads the bus."""
+        # The loop is closing.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._offer, event)
 
@@ -175,13 +175,13 @@ class WebOutlet:
                 try:
                     kind, payload = await asyncio.wait_for(client.next(), 15)
                 except TimeoutError:
-                    yield b": still here\n\n"  # a comment, so that a connection that is gone is noticed
+                    yield b": still here\n\n"  # a comment, so that a broken connection is noticed
                     continue
                 yield b"event: %s\ndata: %s\n\n" % (kind.encode(), payload)
 
 
 async def _until_gone(socket: WebSocket) -> None:
-    """Read until the peer closes; what it says is ignored."""
+    """Read until the peer closes; its messages are ignored."""
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
         while True:
             await socket.receive_text()

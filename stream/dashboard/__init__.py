@@ -1,1 +1,1 @@
-"""The page that people look at: one more subscriber, in a process of its own."""
+"""The dashboard page: one more subscriber, in its own process."""

@@ -1,7 +1,7 @@
-"""A person's rest, measured from the page: by the capture workers that run, kept by the code of `mien calibrate`.
+"""Measuring a person at rest from the page: the running capture workers measure, `mien calibrate`'s code stores.
 
-The rows that the workers make anyway are measured before they are compared with anything: the devices stay open and the
-session goes on. What was measured is not used here; `--person` does that.
+The workers measure their rows before comparison: the devices stay open and the session continues. The result is not
+used in this session; `--person` does that.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NAMES = {"video": "face", "audio": "voice"}
 
 
 class PeopleOrder(msgspec.Struct, frozen=True):
-    """What the page wants: who there is, to begin to measure, to keep what was measured, or to delete somebody.
+    """A request from the page: list people, start measuring, store the measurement, or delete a person.
 
     Attributes:
-        workers: of which the face ("video") and the voice ("audio") are measured.
+        workers: to measure: "video" for the face, "audio" for the voice.
     """
 
     act: Literal["list", "begin", "keep", "delete"]
@@ -37,7 +37,7 @@ class PeopleOrder(msgspec.Struct, frozen=True):
 
 
 class Calibrating:
-    """Measures, lists and deletes for the page, where it may choose (`Choosing`).
+    """Measures, lists and deletes people for the page, where it may control the workers (`Choosing`).
 
     Args:
         collector: knows the session. bus: where its workers are. choosing: whether they may be told anything.
@@ -47,10 +47,10 @@ class Calibrating:
         self._collector, self._bus, self._choosing = collector, bus, choosing
 
     def carry_out(self, order: PeopleOrder) -> dict[str, Any]:
-        """Do what the page wants, and say who there is now.
+        """Carry out the page's request, and return the people there are now.
 
         Raises:
-            MienError: it is not allowed here, a worker is not there or refuses, or too little was seen or heard.
+            MienError: not allowed here, a worker is missing or refuses, or too little face or voice was measured.
         """
         if not self._choosing.allowed:
             raise BusError("the page is served beyond this machine; dashboard.control = true lets it measure people")
@@ -84,7 +84,7 @@ class Calibrating:
         return told
 
     def _check_here(self, workers: tuple[str, ...], name: str) -> None:
-        """Before any worker is told: a rest is kept where rows are compared, beside the camera and the microphone."""
+        """Check before instructing any worker: a rest is stored where rows are compared, on the capturing machine."""
         if not workers:
             raise ConfigError("choose the face, the voice, or both")
         for worker in workers:
@@ -97,7 +97,7 @@ class Calibrating:
                 chooser.choose(chooser.offer(), rest=SECONDS)
 
     def _take(self, workers: tuple[str, ...]) -> dict[str, Rest]:
-        """What was measured; all of it or nothing."""
+        """The measurements, all or nothing."""
         found: dict[str, Rest] = {}
         missing: list[str] = []
         for worker in workers:
@@ -125,7 +125,7 @@ class Calibrating:
 
 
 def _checked(offer: RestOffer, worker: str) -> Rest:
-    """What a worker has measured, as it is kept."""
+    """A worker's measurement, validated for storage."""
     size = baseline.ROW if worker == "video" else baseline.VOICE_ROW
     if len(offer.mean) != size:
         raise BusError(f"the {worker} worker measured {len(offer.mean)} numbers, not {size}: for {WORKERS[worker]}")

@@ -1,4 +1,4 @@
-"""Camera, microphone and face, as they are chosen on the page: asked of the capture workers, and told to them."""
+"""Choosing camera, microphone and face on the page: asks the capture workers, and instructs them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mien.stream.bus.chooser import Chooser
 from mien.stream.dashboard.collector import Collector
 
 _OFFER_S = 10.0  # listing devices takes a moment
-_ALIVE_S = 3.0  # a worker says how it is once a second
+_ALIVE_S = 3.0  # workers send a status once a second
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What the page wants: the id of a source, or a face; only `worker`: what there is."""
+    """The page's request: the id of a source, or a face; `worker` alone: list the options."""
 
     worker: Literal["video", "audio"]
     source: str | None = None
@@ -25,16 +25,16 @@ class Wish(msgspec.Struct, frozen=True):
 
     @property
     def chooses(self) -> bool:
-        """Whether something is chosen, not only asked."""
+        """Whether it changes anything, or only asks."""
         return self.source is not None or self.face is not None
 
 
 class Choosing:
-    """Chooses for the page, where that is allowed.
+    """Sends the page's choices to the workers, where that is allowed.
 
     Args:
         collector: knows which workers are there. bus: where they are.
-        allowed: False where the page is served beyond this machine and `dashboard.control` does not let it.
+        allowed: False if the page is served to other machines and `dashboard.control` does not permit it.
 
     Attributes:
         allowed: as given.
@@ -47,7 +47,7 @@ class Choosing:
 
     @property
     def workers(self) -> list[str]:
-        """The workers at which something can be chosen; none for a replay, nor in a fleet. Called under the lock."""
+        """The workers that accept choices; none for a replay or in a fleet. Call with the lock held."""
         about = self._collector.about
         if not self.allowed or (about is not None and about.origin == "replay") or self._collector.is_elsewhere:
             return []
@@ -55,10 +55,10 @@ class Choosing:
         return [name for name in names if self._collector.status_age_s(name) < _ALIVE_S]
 
     def carry_out(self, wish: Wish) -> dict[str, Any]:
-        """Do what the page wants, and say how it is now. Takes as long as a device takes to open.
+        """Carry out the page's request, and return the new state. Takes as long as opening a device.
 
         Raises:
-            BusError: it is not allowed here, no such worker is there, or it refused.
+            BusError: not allowed here, there is no such worker, or it refused.
         """
         with self._collector.lock:
             workers = self.workers
@@ -67,7 +67,7 @@ class Choosing:
             raise BusError("the page is served beyond this machine; dashboard.control = true lets it choose")
         if wish.worker not in workers:
             raise BusError(f"no {wish.worker} worker is there")
-        # Words are heard from a source of their own.
+        # Speech recognition has a source of its own.
         followers = ["text"] if wish.worker == "audio" and wish.source is not None and "text" in workers else []
         offer = None
         for worker in (wish.worker, *followers):

@@ -1,4 +1,4 @@
-"""The dashboard's ear: one subscriber to the pipeline, however many browsers there are, in a thread of its own."""
+"""The dashboard's subscriber: one for any number of browsers, in its own thread."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from mien.stream.bus.wire import decode_about, decode_features, topic
 from mien.stream.dashboard.history import History
 
 STALE_S = 2.0  # without a prediction
-_WATCH_S = 2.0  # a browser that has not asked for so long does not watch
-_LATENCIES = 900  # half a minute
+_WATCH_S = 2.0  # a browser that has not asked for this long is not watching
+_LATENCIES = 900  # half a minute's worth
 _SILENT_DB = 10.0 / math.log(10.0)  # from the natural logarithm of a power
-_DECIMATE = 5  # of 50 rows of sound a second, ten are shown
+_DECIMATE = 5  # shows ten of the 50 audio rows per second
 
 
 class Collector:
-    """Subscribes, remembers, and says what is new.
+    """Subscribes, keeps a history, and tells what is new.
 
     Args:
-        bus: where the mien is that is looked at.
-        session: one session's name; None for whichever is there.
-        minutes: how far back it remembers.
-        pictures: False where the page is served beyond this machine: landmarks alone.
+        bus: of the mien to show.
+        session: one session's name; None for any.
+        minutes: length of the history.
+        pictures: False if the page is served to other machines: landmarks only.
 
     Attributes:
-        lock: held while anything below is read or changed.
+        lock: to hold while reading or changing anything below.
         history: the last minutes.
-        prediction: the newest, None before the first. about: what the session says of itself.
+        prediction: the newest, None before the first. about: the session's own description.
         preview: the newest picture with its landmarks; None without a viewer.
         edges: the mesh's lines, pairs of landmark numbers.
-        preview_bytes: of all previews that came.
+        preview_bytes: total size of all previews.
     """
 
     def __init__(self, bus: BusConfig, session: str | None, minutes: float, *, pictures: bool = True) -> None:
@@ -69,10 +69,10 @@ class Collector:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._bus, self._resting = bus, False
         self._subscribed: tuple[bytes, ...] = ()
-        self._connect()  # here, so that what is wrong with an endpoint or its keys is an error of the caller
+        self._connect()  # here, so that errors in an endpoint or its keys are raised to the caller
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start to receive."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -81,26 +81,26 @@ class Collector:
         self._thread.join(5)
 
     def watch(self, client: int, picture: bool) -> None:
-        """A browser asks for more, with or without the picture. Called under the lock."""
+        """A browser asks for previews, with or without the picture. Call with the lock held."""
         self._watchers[client] = (time.monotonic(), picture)
 
     def unwatch(self, client: int) -> None:
-        """A browser is gone. Called under the lock."""
+        """A browser has left. Call with the lock held."""
         self._watchers.pop(client, None)
 
     def rest(self, resting: bool) -> None:
-        """Listen no longer, or again: as long as a page would show many sessions as one."""
+        """Pause or resume receiving: paused while a page would show many sessions as one."""
         self._resting = resting
 
     @property
     def is_watched(self) -> bool:
-        """Whether a browser has asked lately."""
+        """Whether a browser has asked recently."""
         now_s = time.monotonic()
         return any(now_s - at_s < _WATCH_S for at_s, _ in list(self._watchers.values()))
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the session's camera is served at another address than here, as in a fleet. Called under the lock."""
+        """Whether the session's camera is served at another address, as in a fleet. Call with the lock held."""
         workers = self.about.config.get("bus", {}).get("workers", {}) if self.about is not None else {}
         return bool(workers.get("video")) and workers["video"] != self._bus.address("video")
 
@@ -111,19 +111,19 @@ class Collector:
 
     @property
     def is_stale(self) -> bool:
-        """Whether what is shown is not what is going on: no prediction for two seconds, or the session is over."""
+        """Whether the display is outdated: no prediction for two seconds, or the session is over."""
         inference = self.statuses.get("inference")
         over = inference is not None and inference.state in ("ended", "stopped", "failed")
         return over or self.silent_s is None or self.silent_s >= STALE_S
 
     @property
     def per_second(self) -> float:
-        """Predictions that came within the last two seconds, per second."""
+        """Predictions per second, over the last two seconds."""
         since_s = time.monotonic() - 2.0
         return sum(at_s >= since_s for at_s in self._arrivals_s) / 2.0
 
     def status_age_s(self, worker: str) -> float:
-        """Seconds since a process last said how it is."""
+        """Seconds since a process's last status."""
         return time.monotonic() - self._status_s.get(worker, -math.inf)
 
     def preview_age_s(self) -> float:
@@ -131,7 +131,7 @@ class Collector:
         return time.monotonic() - self._preview_s
 
     def latencies(self) -> dict[str, Any]:
-        """p50 and p99 in ms over half a minute: frame read to published, and captured to published."""
+        """p50 and p99 in ms over half a minute: from frame read to published, and from captured to published."""
         return {"software": _percentiles(self._software_ms), "end_to_end": _percentiles(self._end_to_end_ms)}
 
     def _run(self) -> None:
@@ -199,9 +199,9 @@ class Collector:
             try:
                 message = decode_features(frames)
             except WireError:
-                continue  # counted where it matters: inference refuses it too
+                continue  # inference rejects it too, and counts it
             if message.values.shape[1] <= VAD:
-                continue  # another extractor's
+                continue  # from another extractor
             for index in range(0, len(message.values), _DECIMATE):
                 rows = message.values[index : index + _DECIMATE]
                 level_db = float(rows[:, ENERGY].max()) * _SILENT_DB
@@ -226,7 +226,7 @@ class Collector:
                 self.history.add_picture(preview)
 
     def _follow_watchers(self) -> None:
-        """Ask for pictures while a browser wants them, for landmarks while one watches without, else for nothing."""
+        """Subscribe to pictures while a browser wants them, to landmarks while one watches without, else to neither."""
         now_s = time.monotonic()
         wishes = [picture for at_s, picture in self._watchers.values() if now_s - at_s < _WATCH_S]
         session = self._wanted_session or (self.prediction.session if self.prediction else None)

@@ -1,8 +1,8 @@
-"""One browser's feed: it asks, and gets the newest state there is, at its own pace.
+"""One browser's feed: it polls, and gets the newest state, at its own pace.
 
-Nothing is queued for a browser. One that stalls has at most one answer under way, and when it asks again it gets what
-it missed as far back as the history reaches. A question is JSON, the page's cursors; an answer is binary: the length of
-the JSON (uint32, little-endian), the JSON, the landmarks as pairs of float32, the JPEG.
+Nothing is queued for a browser. A stalled one has at most one answer in flight, and when it asks again it gets what
+it missed, as far back as the history reaches. A question is JSON with the page's cursors; an answer is binary: the
+length of the JSON (uint32, little-endian), the JSON, the landmarks as pairs of float32, the JPEG.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _clients = itertools.count()
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What a page has: cursors into the history, capture time (µs) of the picture it shows, and what it looks at.
+    """A page's state: cursors into the history, capture time (µs) of its picture, and what it displays.
 
     Attributes:
-        picture: whether it shows the picture, or the mesh alone.
-        at: capture time in ms that it looks back to; None for now.
+        picture: whether it shows the picture, or only the mesh.
+        at: capture time in ms to look back to; None for live.
     """
 
     era: int = -1
@@ -51,7 +51,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def serve_feed(socket: WebSocket, viewed: SessionView, views: SessionViews, span_ms: int) -> None:
-    """Answer one browser until it goes away."""
+    """Answer one browser until it disconnects."""
     collector = viewed.collector
     await socket.accept()
     client = next(_clients)
@@ -71,14 +71,14 @@ async def serve_feed(socket: WebSocket, viewed: SessionView, views: SessionViews
                 reply = answer(question, viewed, views.count, span_ms)
             await socket.send_bytes(reply)
     except (WebSocketDisconnect, RuntimeError):
-        pass  # it left, also in the middle of an answer
+        pass  # it disconnected, possibly in the middle of an answer
     finally:
         with collector.lock:
             collector.unwatch(client)
 
 
 def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int) -> bytes:
-    """What is new for a page. `sessions`: how many there are. Called under the collector's lock."""
+    """What is new for a page. `sessions`: their number. Call with the collector's lock held."""
     collector, recordings = viewed.collector, viewed.recordings
     history = collector.history
     known = question.era == history.era
@@ -122,7 +122,7 @@ def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int)
     elif preview.t_ns // 1000 != question.drawn:
         jpeg = preview.jpeg if question.picture else b""
         told["picture"] = {
-            "t_us": preview.t_ns // 1000,  # nanoseconds do not fit into the numbers of a page
+            "t_us": preview.t_ns // 1000,  # nanoseconds exceed JavaScript's exact integers
             "seq": preview.seq,
             "width": preview.width,
             "height": preview.height,

@@ -1,8 +1,8 @@
-"""Who may see the page: on this machine every user who can open it, beyond it those with the token.
+"""Access control of the page: on this machine any local user, from other machines those with the token.
 
-Loopback is not enough by itself: any web page that the user visits can send requests to 127.0.0.1. So the Host header
-must name this server (a foreign name that resolves to us does not), and what another page's script sends, which its
-Origin tells, is refused.
+Loopback alone is not safe: any web page that the user visits can send requests to 127.0.0.1. So the Host header must
+name this server (against DNS rebinding), and requests from another page's script, told by their Origin, are
+rejected.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Guard:
     """Middleware in front of everything: pages, files, sockets.
 
     Args:
-        app: what is guarded.
+        app: to protect.
         port: that the server listens on.
-        token: that is asked for; empty on loopback, where Host must be a name of loopback.
-        hosts: names by which the server may be called beyond loopback; empty for any, since the token decides.
-        origins: other pages whose requests are answered, as browsers name them (`https://example.org`, `null`).
+        token: required from clients; empty on loopback, where Host must be a loopback name.
+        hosts: permitted host names beyond loopback; empty for any, since the token decides.
+        origins: other pages whose requests are accepted, as browsers name them (`https://example.org`, `null`).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Guard:
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it here."""
+        """Pass a request on, or reject it here."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -80,7 +80,7 @@ class Guard:
             return 421, "this server does not go by that name"
         origin = headers.get(b"origin")
         if origin is None:
-            # Browsers name the origin of every socket, and of every request that changes something.
+            # Browsers send an Origin with every WebSocket, and with every request that changes something.
             safe = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
             return None if safe else (403, "a request without an origin")
         if origin.lower() in self._origins:
@@ -98,7 +98,7 @@ class Guard:
         return morsel is not None and hmac.compare_digest(morsel.value.encode(), self._token.encode())
 
     async def _admit(self, scope: Scope, send: Send) -> None:
-        """The token goes from the address, which is shown and kept, into a cookie, which is not."""
+        """Move the token from the address, which is visible and stored, into a cookie, which is not."""
         rest = [(k, v) for k, v in parse_qsl(scope.get("query_string", b"").decode("latin-1")) if k != "token"]
         target = scope["path"] + ("?" + urlencode(rest) if rest else "")
         cookie = f"{COOKIE}={self._token}; Path=/; HttpOnly; SameSite=Strict"

@@ -1,4 +1,4 @@
-"""What the dashboard remembers: the last minutes of predictions, sound, words and pictures, in bounded memory."""
+"""The dashboard's history: the last minutes of predictions, audio, words and pictures, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mien.stream.bus.preview import Preview
 from mien.stream.recording.phrases import SaidWord, SaidWords
 
 MODALITIES = ("vision", "audio", "text")
-ROW_NS = 95 * NS_PER_MS  # one row for each tenth of a second, whatever the rate of predictions
+ROW_NS = 95 * NS_PER_MS  # one row per tenth of a second, whatever the rate of predictions
 PICTURE_NS = 330 * NS_PER_MS  # three pictures a second are kept for looking back
 _WORDS = 600
 
@@ -21,15 +21,15 @@ SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probabil
 
 
 class History:
-    """The last minutes.
+    """A rolling history.
 
     Args:
-        minutes: how far back it reaches.
+        minutes: its length.
 
     Attributes:
-        rows, sound: oldest first; `first_row` and `first_sound` count those that were let go of, so that the position
-            of a row among all that ever were is a cursor that stays valid.
-        words: those that were committed, oldest first; `tentative`: those that may still change.
+        rows, sound: oldest first; `first_row` and `first_sound` count evicted ones, so that a row's position among all
+            that ever were is a stable cursor.
+        words: committed ones, oldest first; `tentative`: those that may still change.
         era: changes when time went backwards and everything before was dropped.
     """
 
@@ -48,7 +48,7 @@ class History:
         self._newest_sound_ns = 0
 
     def add(self, prediction: Prediction) -> None:
-        """Take in a prediction; at most ten a second become rows."""
+        """Add a prediction; at most ten a second become rows."""
         t_ns = prediction.t_end_ns
         if self.rows and t_ns < self._newest_ns - 2 * NS_PER_S:
             self.clear()
@@ -65,7 +65,7 @@ class History:
             self._pictures.popleft()
 
     def add_sound(self, t_ns: int, level_db: float, speech: float, voice: bool) -> None:
-        """Take in the level of the sound (dB of full scale), probability of speech 0 ... 1 and voice activity."""
+        """Add an audio level (dB of full scale), speech probability 0 ... 1 and voice activity."""
         if self.sound and 0 <= t_ns - self._newest_sound_ns < ROW_NS:
             return
         self._newest_sound_ns = t_ns
@@ -75,7 +75,7 @@ class History:
             self.first_sound += 1
 
     def add_picture(self, preview: Preview) -> None:
-        """Keep a picture for looking back, if the last one is a third of a second old."""
+        """Keep a picture for looking back, if the last one is at least a third of a second old."""
         if self._pictures and preview.t_ns < self._pictures[-1].t_ns:
             self._pictures.clear()
         if not self._pictures or preview.t_ns - self._pictures[-1].t_ns >= PICTURE_NS:
@@ -89,7 +89,7 @@ class History:
         return best if best is not None and abs(best.t_ns - t_ns) <= NS_PER_S else None
 
     def clear(self) -> None:
-        """Begin anew: another session, or a time line that starts again."""
+        """Start over: another session, or a timeline that restarted."""
         self.era += 1
         self.first_row = self.first_sound = 0
         self.rows.clear()
@@ -112,7 +112,7 @@ class History:
 
 
 def row_of(prediction: Prediction) -> Row:
-    """A prediction as a row; None where there is no number."""
+    """A prediction as a row; None for missing numbers."""
     row: Row = [prediction.t_end_ns // NS_PER_MS]
     row += [_rounded(prediction.sentiment, 3), _rounded(prediction.sentiment_smooth, 3)]
     row.append(_rounded(prediction.confidence, 3))
@@ -123,7 +123,7 @@ def row_of(prediction: Prediction) -> Row:
 
 
 def row_of_word(word: Word, sentiment: float | None = None) -> list[str | float | int | bool | None]:
-    """A word as the page gets it: text, begin, end, committed, the sentiment of its phrase, uncertain."""
+    """A word for the page: text, begin, end, committed, the sentiment of its phrase, uncertain."""
     said = None if word.uncertain else _rounded(sentiment, 2)
     begin_ms, end_ms = word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS
     return [word.text.strip(), begin_ms, end_ms, word.committed, said, word.uncertain]

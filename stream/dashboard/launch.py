@@ -1,4 +1,4 @@
-"""Opening the dashboard: by itself, or beside `mien demo`, where it may fail without harm to the stream."""
+"""Launching the dashboard: standalone, or beside `mien demo`, where its failure must not harm the stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STOP_S = 2.0
 
 
 def bus_overrides(endpoint: str | None) -> dict[str, Any]:
-    """Configuration keys for looking at the mien whose predictions are at `endpoint`.
+    """Configuration keys for connecting to the mien that publishes predictions at `endpoint`.
 
     Raises:
         BusError: it is not an address.
@@ -37,7 +37,7 @@ def bus_overrides(endpoint: str | None) -> dict[str, Any]:
 
 
 def bus_config(endpoint: str, keys: str = "") -> BusConfig:
-    """The bus of the mien whose predictions are at `endpoint`.
+    """The bus of the mien that publishes predictions at `endpoint`.
 
     Raises:
         BusError: it is not an address.
@@ -55,16 +55,16 @@ def look(
     say: Callable[[str], None],
     replayed: Path | None = None,
 ) -> None:
-    """Show a mien until Ctrl-C.
+    """Show a running mien until Ctrl-C.
 
     Args:
-        window: in a window instead of on a page.
-        browser: open the page where there is a browser.
-        say: prints a line for the person who started it.
-        replayed: the recording that is being replayed, if labels are to go to it.
+        window: use a window instead of a page.
+        browser: open the page if there is a browser.
+        say: prints a line for the user.
+        replayed: the recording being replayed, if labels should go to it.
 
     Raises:
-        MienError: the page's port cannot be had, or there is no screen for a window.
+        MienError: the page's port is not available, or there is no screen for a window.
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -87,7 +87,7 @@ def look(
 
 
 def look_supervised(*, window: bool) -> None:
-    """The same beside a session: a pipe says what to look at and when to end."""
+    """The same, supervised: a pipe says what to show and when to end."""
 
     def body(control: Control) -> None:
         config = control.assignment.config
@@ -104,16 +104,16 @@ def look_supervised(*, window: bool) -> None:
 
 
 class DashboardProcess:
-    """A dashboard beside a session, in a process of its own.
+    """A dashboard in its own process, beside a session.
 
     Args:
         config: the session's.
         window: a window instead of a page.
-        browser: open the page where there is a browser.
+        browser: open the page if there is a browser.
 
     Attributes:
         url: of the page; None before it is ready.
-        failed: whether there will be none.
+        failed: whether it could not start.
     """
 
     def __init__(self, config: Config, *, window: bool = False, browser: bool = True) -> None:
@@ -126,11 +126,11 @@ class DashboardProcess:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return self._child.process.pid
 
     def take_notes(self) -> list[str]:
-        """What a person should know, since the last call: where the page is, or why there is none."""
+        """Messages for the user since the last call: the page's address, or why there is none."""
         notes: list[str] = []
         while True:
             try:
@@ -151,12 +151,12 @@ class DashboardProcess:
                 notes.append(f"the {self._what} has died, see {self._child.log}; the stream goes on")
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
         self._child.end(_STOP_S)
 
 
 def qr_code(url: str) -> str:
-    """A QR code of an address, in half blocks, for a phone; the address alone where `segno` is missing."""
+    """An address as a QR code in half blocks, for a phone; the address alone if `segno` is not installed."""
     try:
         import segno
     except ImportError:
@@ -167,7 +167,7 @@ def qr_code(url: str) -> str:
 
 
 def has_page() -> bool:
-    """Whether what the page is made with is installed."""
+    """Whether the page's dependencies are installed."""
     return importlib.util.find_spec("nicegui") is not None
 
 
@@ -178,7 +178,7 @@ def _serve(
     ready: Callable[[str], None],
     replayed: Path | None = None,
 ) -> None:
-    importlib.import_module("nicegui")  # first of all, so that what is missing is named by its own name
+    importlib.import_module("nicegui")  # first, so that the error names the missing package
     from mien.stream.dashboard.server import serve, take_place
 
     page = config.dashboard

@@ -1,4 +1,4 @@
-"""What the dashboard's user keeps: recordings and labels, only when asked for, and only on this machine."""
+"""Recordings and labels made from the page: only on request, and only on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mien.stream.recording.table import zero_ns_of
 
 
 class Label(msgspec.Struct, frozen=True):
-    """A stretch that the page's user has labelled; capture times in ms."""
+    """A labelled stretch; capture times in ms."""
 
     from_ms: int
     to_ms: int
@@ -30,21 +30,21 @@ class Label(msgspec.Struct, frozen=True):
 
 
 class Recordings:
-    """Recordings of the session that the dashboard looks at.
+    """Recordings of the session shown on the dashboard.
 
     Args:
-        bus: where the session is.
-        session: its name; None for whichever is there.
-        folder: where recordings go; empty for "mien" among the user's documents.
-        allowed: False where the page is served beyond this machine: others must not fill this disk.
-        replayed: the recording that is looked at, where a replay is: labels go to it.
+        bus: of the session.
+        session: its name; None for any.
+        folder: for recordings; empty for "mien" in the user's documents.
+        allowed: False if the page is served to other machines: they must not fill this disk.
+        replayed: the recording being replayed, if any: labels go to it.
 
     Attributes:
-        last: file of the recording that is being made, was made last, or is looked at; labels are for it.
+        last: file of the current, last or replayed recording; labels refer to it.
         marks: begin and end of each label, capture times in ms.
 
     Raises:
-        MienError: the recording that is replayed, or its labels, cannot be read.
+        MienError: the replayed recording, or its labels, cannot be read.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Recordings:
 
     @property
     def recording(self) -> RecorderState | None:
-        """How far the recording is that is being made now; None if there is none."""
+        """The current recording's progress; None if there is none."""
         recorder = self._recorder
         if recorder is None or not recorder.is_running:
             return None
@@ -72,17 +72,17 @@ class Recordings:
 
     @property
     def error(self) -> str | None:
-        """Why the last recording ended before it was told to; None if it did not."""
+        """Why the last recording ended by itself; None if it did not."""
         recorder = self._recorder
         if recorder is None or recorder.is_running:
             return None
         return recorder.state.error
 
     def state(self, shared: dict[str, bool]) -> dict[str, Any] | None:
-        """What the page is told; None where recording is not allowed.
+        """The state for the page; None if recording is not allowed.
 
         Args:
-            shared: whether the session lets out "video" and "audio" to those who ask for them.
+            shared: whether the session publishes "video" and "audio" on request.
         """
         if not self._allowed:
             return None
@@ -98,10 +98,10 @@ class Recordings:
         }
 
     def start(self, *, video: bool, audio: bool) -> Path:
-        """Begin a recording; it goes on until `stop`.
+        """Start a recording, until `stop`.
 
         Raises:
-            RecordingError: it is not allowed here, or the file cannot be made.
+            RecordingError: not allowed here, or the file cannot be created.
         """
         if not self._allowed:
             raise RecordingError("the page is served beyond this machine, so it cannot record; use mien record")
@@ -118,18 +118,18 @@ class Recordings:
             return path
 
     def stop(self) -> None:
-        """End the recording, if one is being made, and wait until its file is closed."""
+        """Stop the current recording, if any, and wait until its file is closed."""
         with self._lock:
             if self._recorder is not None and self._recorder.is_running:
                 self._recorder.stop()
 
     @property
     def can_label(self) -> bool:
-        """Whether there is a recording that a label could be for."""
+        """Whether there is a recording to label."""
         return self._allowed and self.last is not None
 
     def label(self, label: Label) -> str:
-        """Write a label into the table beside the recording; what was done, in a sentence.
+        """Write a label into the table beside the recording; returns a sentence on the outcome.
 
         Raises:
             RecordingError: there is no recording, or it cannot be read. DataError: the stretch lies outside of it.
@@ -144,7 +144,7 @@ class Recordings:
         return f"{stretch.end_s - stretch.start_s:.1f} s labelled {what}, in {file.table}"
 
     def take_back(self) -> str:
-        """Remove the label that was made last; what was done, in a sentence.
+        """Remove the most recent label; returns a sentence on the outcome.
 
         Raises:
             RecordingError: there is none.
@@ -165,7 +165,7 @@ class Recordings:
     def _file(self) -> tuple[LabelFile, int]:
         """The labels, and the session time of the recording's zero.
 
-        A recording that is being made is read as far as it is on the disk, which is up to a second ago.
+        A recording in progress is read as far as it has reached the disk, up to a second ago.
         """
         if not self.can_label or self.last is None:
             raise RecordingError("there is no recording to label; press Record first")

@@ -1,4 +1,4 @@
-"""The screen of this machine: whether there is one, and a browser on it."""
+"""Detecting a local screen, and opening a browser on it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import webbrowser
 
 
 def has_screen() -> bool:
-    """Whether there is a screen for windows."""
+    """Whether windows can be shown."""
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def open_browser(url: str) -> bool:
-    """Open a page where there is a browser with a screen; one that runs in the terminal would take it away."""
+    """Open a page if there is a graphical browser; a text browser would take over the terminal."""
     if not has_screen() or os.environ.get("SSH_CONNECTION"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Serving the page: NiceGUI on a socket that was bound before, so that a port in use is one clear line."""
+"""Serving the page: NiceGUI on a socket bound beforehand, so that a port in use gives a single clear line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Place:
-    """Where the page is, and the open socket."""
+    """The page's address, and the open socket."""
 
     socket: socket.socket
     host: str
@@ -37,14 +37,14 @@ class Place:
 
     @property
     def url(self) -> str:
-        """What a person types, here or on another machine, with the token where one is asked for."""
+        """The URL to open, here or on another machine, including the token if one is required."""
         host = _own_address(self.host)
         name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.port}" + (f"/?token={self.token}" if self.token else "")
 
 
 class RecordOrder(msgspec.Struct, frozen=True):
-    """What the page's record button sends."""
+    """The request of the page's record button."""
 
     on: bool
     video: bool = False
@@ -52,13 +52,13 @@ class RecordOrder(msgspec.Struct, frozen=True):
 
 
 def _own_address(host: str) -> str:
-    """The address at which others find what listens at `host`: where that is all addresses, the one of the way out."""
+    """The address at which others reach what listens at `host`: for all addresses, that of the default route."""
     if host not in ("0.0.0.0", "::"):
         return host
     family, elsewhere = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))  # asks for the route; nothing is sent
+            probe.connect((elsewhere, 9))  # resolves the route; nothing is sent
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
@@ -68,11 +68,11 @@ def take_place(address: str, port: int, token: str, advice: str) -> Place:
     """Bind a port for a web server.
 
     Args:
-        token: what clients beyond loopback have to show; empty makes a new one.
+        token: required from clients on other machines; empty generates one.
         advice: how to choose another port, for the error.
 
     Raises:
-        BusError: it is in use, or the address is not one of this machine.
+        BusError: it is in use, or the address is not local.
     """
     host = address.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -102,8 +102,8 @@ def serve(
     """Serve the page until told to stop.
 
     Args:
-        replayed: the recording that is being replayed, if labels are to go to it.
-        is_stopping: asked ten times a second.
+        replayed: the recording being replayed, if labels should go to it.
+        is_stopping: polled ten times a second.
         ready: called with the page's address once it can be opened.
 
     Raises:
@@ -154,7 +154,7 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
 
     async def grid(_: Request) -> Response:
         if views.sessions is None:
-            return RedirectResponse("/")  # only one is looked at
+            return RedirectResponse("/")  # a single session is shown
         return FileResponse(ASSETS / "sessions.html", headers={"Cache-Control": "no-cache"})
 
     def order(kind: Any, carry_out: Callable[[SessionView, Any], dict[str, Any]]) -> Callable[..., Any]:
@@ -165,7 +165,7 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
                 return JSONResponse(await asyncio.to_thread(carry_out, view_of(request), given))
             except (MienError, msgspec.MsgspecError) as error:
                 if isinstance(given, Wish) and not given.chooses:
-                    status = 200  # that a worker is away for a moment answers the question of what there is
+                    status = 200  # a temporarily missing worker is a valid answer to which options there are
                 return JSONResponse({"error": str(error)}, status_code=status)
 
         return endpoint
@@ -199,7 +199,7 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
         favicon=ASSETS / "mark.svg",
         tailwind=False,
         show_welcome_message=False,
-        # NiceGUI loads a page anew that was away for longer; a browser may be busy, and the page is not for it to lose.
+        # NiceGUI reloads a page after a longer absence; a busy browser must not lose its page.
         reconnect_timeout=120.0,
     )
     return app
@@ -217,7 +217,7 @@ def _label(view: SessionView, label: Label | None) -> dict[str, Any]:
 
 
 async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
-    """Serve an ASGI application on a bound socket until told to stop; `ready` gets its address once it answers."""
+    """Serve an ASGI application on a bound socket until stopped; `ready` gets its address once it answers."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -230,7 +230,7 @@ async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], 
         ws_ping_interval=None,
     )
     server = uvicorn.Server(config)
-    # Ctrl-C is handled by the process that started this one.
+    # Ctrl-C is handled by the parent process.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     serving = asyncio.create_task(server.serve(sockets=[place.socket]))
     told = False

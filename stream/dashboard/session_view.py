@@ -1,4 +1,4 @@
-"""What the page works with, for each session that is looked at: one where there is one, more at a fleet's gateway."""
+"""The page's state per session: one session normally, more at a fleet's gateway."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mien.stream.dashboard.recordings import Recordings
 from mien.stream.dashboard.sessions import Sessions
 
 _UNUSED_S = 60.0
-_MOST = 32  # sessions that are looked at together
+_MOST = 32  # sessions viewed at the same time
 
 
 class SessionView:
-    """One session: what is heard of it, and what the page may tell it.
+    """One session: what was received of it, and what the page may control.
 
     Args:
-        trusted: whether the page is this machine's alone; others get no pictures and do not record.
+        trusted: whether the page is served on this machine only; others get no pictures and cannot record.
     """
 
     def __init__(
@@ -37,24 +37,24 @@ class SessionView:
 
     @property
     def is_used(self) -> bool:
-        """Whether a browser looks, has just looked, or has it recorded."""
+        """Whether a browser views it, has just viewed it, or is recording it."""
         watched = self.collector.is_watched or time.monotonic() - self.used_s < _UNUSED_S
         return watched or self.recordings.recording is not None
 
     def close(self) -> None:
-        """End what was begun here, and disconnect."""
+        """Stop what was started here, and disconnect."""
         self.recordings.stop()
         self.collector.stop()
 
 
 class SessionViews:
-    """All of them, made when they are first asked for.
+    """All session views, created on demand.
 
     Args:
-        session: the only one that is looked at; None for all there are.
+        session: the only one to show; None for all.
 
     Attributes:
-        sessions: what is heard of all; None where only one is looked at.
+        sessions: the overview of all; None if only one is shown.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class SessionViews:
         self._others: dict[str, SessionView] = {}
         self.sessions: Sessions | None = None
         if session is None and replayed is None:
-            # Where there are many, nobody looks at all of them as if they were one.
+            # With many sessions, a view of all of them as one makes no sense.
             self.sessions = Sessions(bus, self._first.collector.rest)
             self.sessions.start()
 
     @property
     def count(self) -> int:
-        """How many sessions there are to choose from; 0 where only one is looked at."""
+        """The number of sessions to choose from; 0 if only one is shown."""
         return self.sessions.count if self.sessions is not None else 0
 
     def of(self, session: str | None) -> SessionView:
-        """The view of a session by its name; for None, of whichever session is there.
+        """The view of a session by name; for None, of any session.
 
         Raises:
-            BusError: that is no name, or too many are looked at already.
+            BusError: not a session name, or too many are viewed already.
         """
         if session is None or self.sessions is None:
             return self._first

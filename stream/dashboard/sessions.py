@@ -1,7 +1,7 @@
-"""All sessions of an address, for the page that shows them side by side: a fleet's gateway has thousands.
+"""Overview of all sessions at an address, for the page that lists them: a fleet's gateway has thousands.
 
-Statuses are heard all the time, which is one message a second and process. Predictions are asked for only while the
-page is open, and then one a second and session, of the few fields that it shows (`mien.stream.bus.parts`).
+Statuses are received all the time, one message per second and process. Predictions are subscribed to only while the
+page is open, and then one per second and session, with only the fields shown (`mien.stream.bus.parts`).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from mien.stream.dashboard.collector import STALE_S
 
 _SHOWN = ("sentiment_smooth", "top_emotion", "confidence", "abstains")
 _RATE_HZ = 1.0
-_SILENT_S = 2.5  # a process says how it is once a second
-_FRESH_S = 3.0  # as long as a prediction is shown
-_WATCHED_S = 5.0  # after the page last asked
-_FORGOTTEN_S = 600.0  # a session that is silent for so long
+_SILENT_S = 2.5  # processes send a status once a second
+_FRESH_S = 3.0  # how long a prediction is shown
+_WATCHED_S = 5.0  # after the page's last request
+_FORGOTTEN_S = 600.0  # a session silent for this long is removed
 _MOST = 100_000
-_QUEUED = 20_000  # two seconds of thousands of sessions
+_QUEUED = 20_000  # two seconds' worth of thousands of sessions
 _SPEAKING = ("ready", "running", "degraded")
 
 
 class SessionRow(msgspec.Struct, frozen=True):
-    """A session as the page shows it.
+    """A session on the overview page.
 
     Attributes:
-        state: as its inference says, "degraded" where a worker of it is, or "silent". note: what is amiss.
-        sentiment: smoothed, -3 to 3; None where there is no current prediction, as of those that follow.
+        state: as reported by its inference, "degraded" if one of its workers is, or "silent". note: any problem.
+        sentiment: smoothed, -3 to 3; None without a current prediction, as for the fields below.
         emotion, confidence: the most probable, and how probable it is.
         per_second: predictions. p50_ms, p99_ms: from frame read to published.
     """
@@ -63,10 +63,10 @@ class _Heard:
 
 
 class Sessions:
-    """Listens, in a thread.
+    """Receives in a thread.
 
     Args:
-        bus: where predictions are published. crowded: told whether more than one session speaks, when that changes.
+        bus: where predictions are published. crowded: called when there starts or stops being more than one session.
 
     Raises:
         MienError: the address or its keys cannot be used.
@@ -84,7 +84,7 @@ class Sessions:
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start to receive."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -94,11 +94,11 @@ class Sessions:
 
     @property
     def count(self) -> int:
-        """How many speak now; as of half a second ago."""
+        """The number of active sessions, as of half a second ago."""
         return self._count
 
     def rows(self) -> list[SessionRow]:
-        """All of them, by name. Asks for predictions, which come as long as this is called again and again."""
+        """All of them, by name. Subscribes to predictions, for as long as it is called regularly."""
         with self._lock:
             self._asked_s = now_s = time.monotonic()
             return [_row(name, heard, now_s) for name, heard in sorted(self._heard.items())]

@@ -1,4 +1,4 @@
-"""What the page is told: badges that are true, and facts of every process, as plain JSON."""
+"""State for the page: badges that are true, and figures of every process, as plain JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mien.messages import WORKERS, Status
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import MODALITIES
 
-SILENT_S = 2.0  # a process says how it is once a second
+SILENT_S = 2.0  # processes send a status once a second
 PICTURE_S = 2.0
 FACTS_S = 0.25
 Badge = tuple[str, str]
@@ -20,7 +20,7 @@ _WORKER = {modality: worker for worker, modality in WORKERS.items()}
 
 
 def badges(collector: Collector, recording: bool) -> list[Badge]:
-    """Kind and text of each badge. Where things come from is said only while they come."""
+    """Kind and text of each badge. The origin is shown only while predictions come."""
     found: list[Badge] = []
     if collector.is_stale:
         found.append(("STALE", _why_stale(collector)))
@@ -49,7 +49,7 @@ def origin(collector: Collector) -> str:
 
 
 def source(collector: Collector) -> str:
-    """What is captured, in words."""
+    """The captured sources, in words."""
     statuses = collector.statuses
     # What was chosen while it runs, the workers alone know.
     chosen = any(statuses[worker].detail.get("chosen") for worker in ("video", "audio") if worker in statuses)
@@ -64,7 +64,7 @@ def source(collector: Collector) -> str:
 
 
 def shared(collector: Collector) -> dict[str, bool]:
-    """Whether the session lets out its picture ("video") and its sound ("audio"), as it says of itself."""
+    """Whether the session publishes its picture ("video") and its sound ("audio"), by its own description."""
     return {
         "video": _config(collector, "video").get("preview") == "picture",
         "audio": bool(_config(collector, "audio").get("share")),
@@ -72,7 +72,7 @@ def shared(collector: Collector) -> dict[str, bool]:
 
 
 def picture_note(collector: Collector, wanted: bool) -> str:
-    """Why the picture is as it is now; empty where it speaks for itself."""
+    """An explanation of the picture's state; empty if none is needed."""
     video = collector.statuses.get("video")
     elsewhere = "the picture stays on the machine of its camera" if collector.is_elsewhere else ""
     if video is None or collector.status_age_s("video") > SILENT_S:
@@ -89,7 +89,7 @@ def picture_note(collector: Collector, wanted: bool) -> str:
 
 
 def facts(collector: Collector) -> dict[str, Any]:
-    """Each modality's process, and the model's, as of at most a quarter of a second ago: all browsers share them."""
+    """Figures of each modality's process and the model's, at most a quarter of a second old, shared by browsers."""
     now_s = time.monotonic()
     made_s, told = _FACTS.get(collector, (-math.inf, {}))
     if now_s - made_s > FACTS_S:
@@ -133,7 +133,7 @@ def _facts(collector: Collector) -> dict[str, Any]:
 
 
 def _session_note(collector: Collector) -> str:
-    """What a person should know of the session as a whole: that it is not recorded any more comes first."""
+    """A note on the session as a whole, most important first: that recording has stopped."""
     supervisor, inference = collector.statuses.get("supervisor"), collector.statuses.get("inference")
     if supervisor is not None and supervisor.detail.get("recorder.error"):
         return f"not recorded: {supervisor.detail['recorder.error']}"
@@ -141,7 +141,7 @@ def _session_note(collector: Collector) -> str:
 
 
 def _config(collector: Collector, section: str) -> dict[str, Any]:
-    """A part of the session's configuration, as it says of itself."""
+    """A section of the session's configuration, from its own description."""
     table: dict[str, Any] = collector.about.config.get(section, {}) if collector.about is not None else {}
     return table
 

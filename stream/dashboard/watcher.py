@@ -1,4 +1,4 @@
-"""A browser without a screen: asks for the dashboard's feed as the page does. For measuring and for tests."""
+"""A headless client of the dashboard's feed, for measurements and tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mien.messages import Float32
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the page gets: the facts, and a picture with the landmarks of its frame; both are empty if it is not new."""
+    """The data and picture (with its landmarks) of an answer; the latter two are empty if not new."""
 
     facts: dict[str, Any]
     landmarks: Float32
@@ -53,7 +53,7 @@ class Watcher(Closing):
         self._known = {"era": -1, "row": 0, "sound": 0, "words": -1, "edges": 0, "drawn": 0}
 
     def ask(self, **more: Any) -> None:
-        """Ask for what is new; `more`: fields of the question."""
+        """Ask for news; `more`: fields of the question."""
         self._socket.send(msgspec.json.encode(self._known | more), text=True)
 
     def take(self, timeout_s: float | None = 10.0) -> Answer:
@@ -69,17 +69,17 @@ class Watcher(Closing):
         return answer
 
     def close(self) -> None:
-        """Go away."""
+        """Disconnect."""
         self._stack.close()
 
 
 class Audience:
-    """Watchers at work, each in a thread of its own.
+    """Concurrent watchers, each in its own thread.
 
     Args:
         url: of the page.
-        count: how many take what comes.
-        stalled: how many ask and never take the answer.
+        count: how many read their answers.
+        stalled: how many ask and never read.
     """
 
     def __init__(self, url: str, count: int, stalled: int = 0) -> None:
@@ -93,7 +93,7 @@ class Audience:
             thread.start()
 
     def leave(self) -> None:
-        """All go away."""
+        """Disconnect all."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(10)

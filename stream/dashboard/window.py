@@ -1,4 +1,4 @@
-"""The same facts in small, in an OpenCV window: for machines with a screen and without a browser."""
+"""A compact dashboard in an OpenCV window: for machines with a screen but no browser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]  # BGR
 
 WIDTH, HEIGHT = 1000, 480
 _PICTURE = 480, 360
-_RIGHT = 510  # where the numbers begin
+_RIGHT = 510  # x position of the numbers
 _TITLE = "mien"
 _FPS = 15
 _CLIENT = -1
@@ -43,7 +43,7 @@ _NAMES = {"vision": "face", "audio": "voice", "text": "words"}
 
 
 def show_window(config: Config, session: str | None, is_stopping: Callable[[], bool]) -> None:
-    """Show a mien in a window until told to stop, until it is closed, or until Esc is pressed.
+    """Show a running mien in a window until stopped, closed, or Esc is pressed.
 
     Raises:
         SourceError: there is no screen.
@@ -71,7 +71,7 @@ def show_window(config: Config, session: str | None, is_stopping: Callable[[], b
 
 
 def draw(collector: Collector) -> UInt8:
-    """What the window shows, (480, 1000, 3) BGR. Called under the collector's lock."""
+    """The window's content, (480, 1000, 3) BGR. Call with the collector's lock held."""
     image = np.full((HEIGHT, WIDTH, 3), _GROUND, np.uint8)
     fresh = not collector.is_stale
     prediction = collector.prediction if fresh else None
@@ -91,7 +91,7 @@ def draw(collector: Collector) -> UInt8:
 
 
 def _framed(preview: Preview | None, edges: list[int]) -> UInt8:
-    """The picture in its frame, with the mesh of the same moment."""
+    """The framed picture, with the mesh of the same moment."""
     frame = np.zeros((_PICTURE[1], _PICTURE[0], 3), np.uint8)
     if preview is None:
         _put(frame, "waiting for the picture", 150, 185, _SOFT, 0.5)
@@ -175,11 +175,11 @@ def _figures(image: UInt8, collector: Collector) -> None:
 
 
 def _put(image: UInt8, text: str, x: int, y: int, colour: Colour, size: float) -> int:
-    """Write; returns where the text ends."""
+    """Draw text; returns the x position of its end."""
     cv2.putText(image, text, (x, y), _FONT, size, colour, 1, cv2.LINE_AA)
     return x + int(cv2.getTextSize(text, _FONT, size, 1)[0][0])
 
 
 def _plain(text: str) -> str:
-    """OpenCV's fonts know ASCII alone."""
+    """Reduce text to ASCII, which is all that OpenCV's fonts support."""
     return text.replace("·", "-").encode("ascii", "replace").decode()

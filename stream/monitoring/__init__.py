@@ -1,1 +1,1 @@
-"""How a session is: measured by its processes, told to people, supervisors and Prometheus."""
+"""Monitoring of a session: measured by its processes, reported to users, supervisors and Prometheus."""

@@ -1,6 +1,6 @@
-"""Figures for Prometheus at `/metrics`, and the state for supervisors at `/health`. One more subscriber, in a thread.
+"""Prometheus metrics at `/metrics`, and health for supervisors at `/health`. One more subscriber, in a thread.
 
-`/health` answers 200 as long as predictions come (its JSON says what is amiss), and 503 when none do.
+`/health` answers 200 while predictions come (its JSON lists any problems), and 503 when none do.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _LIVELY = ("running", "ready", "ended")
 
 
 class Exporter:
-    """Serves one session's figures until it is closed.
+    """Serves one session's metrics until closed.
 
     Args:
-        endpoint: where inference publishes. session: the one that is looked at.
-        port: where to serve; 0 takes any, see `port`. host: an address of this machine's own.
+        endpoint: where inference publishes. session: the one to observe.
+        port: to listen on; 0 picks a free one, see `port`. host: a local address.
         keys: folder of keys, for an endpoint on another machine.
 
     Raises:
-        BusError: the port is in use, or the host is not this machine's own.
+        BusError: the port is in use, or the host is not local.
     """
 
     def __init__(self, endpoint: str, session: str, port: int, host: str = "127.0.0.1", keys: str | Path = "") -> None:
@@ -74,7 +74,7 @@ class Exporter:
 
 
 class _Figures:
-    """Counters, and gauges that are read when they are scraped."""
+    """Counters, and gauges that are evaluated on scraping."""
 
     def __init__(self, observer: Observer, session: str) -> None:
         self._observer = observer
@@ -102,12 +102,12 @@ class _Figures:
         return self._observer.condition()
 
     def health(self) -> tuple[int, bytes]:
-        """The answer to /health: a code, and JSON."""
+        """The answer to /health: status code and JSON."""
         condition = self.condition()
         return 503 if condition.verdict == "down" else 200, msgspec.json.encode(condition)
 
     def collect(self) -> Iterator[Metric]:
-        """The present state, as the registry asks for it."""
+        """The current metrics, called by the registry."""
         condition = self.condition()
         up = GaugeMetricFamily("mien_up", "1 while predictions come.", labels=["session"])
         up.add_metric([self._session], float(condition.verdict != "down"))
@@ -165,9 +165,9 @@ def _of_processes(condition: Condition) -> Iterator[Metric]:
 
 
 def _is_ours(host: str | None) -> bool:
-    """Whether a Host header names this machine: a web page can have a name of its own resolve to 127.0.0.1."""
+    """Whether a Host header names this machine: a web page's own name may resolve to 127.0.0.1 (DNS rebinding)."""
     if host is None:
-        return True  # no browser
+        return True  # not a browser
     try:
         return is_loopback(urlsplit(f"//{host.lower()}").hostname or "")
     except ValueError:
@@ -178,7 +178,7 @@ def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]
     """Answers /metrics from a registry and /health with a code and JSON, to requests for a name of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10.0  # a client that connects and sends nothing
+        timeout = 10.0  # for a client that connects and sends nothing
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
@@ -200,6 +200,6 @@ def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Nobody needs a line for every scrape."""
+            """No log line per scrape."""
 
     return Handler

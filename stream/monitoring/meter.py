@@ -1,4 +1,4 @@
-"""Rates and resources of the process that asks."""
+"""Rates and resource usage of this process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 
 import psutil
 
-_FRESH_S = 0.25  # a share of the processor over less than this says little
+_FRESH_S = 0.25  # CPU usage over a shorter interval is meaningless
 
 
 class RateMeter:
@@ -18,7 +18,7 @@ class RateMeter:
         self.total = 0
 
     def tick(self, count: int = 1) -> None:
-        """Count events that happened now."""
+        """Count events that happened just now."""
         now_s = time.monotonic()
         self._times_s.extend([now_s] * min(count, 1000))
         self.total += count
@@ -32,7 +32,7 @@ class RateMeter:
 
 
 class StepMeter:
-    """What each step of a piece of work takes, averaged over about a second."""
+    """Time per step of the work, averaged over about a second."""
 
     def __init__(self) -> None:
         self._spent_ns: dict[str, int] = {}
@@ -41,15 +41,15 @@ class StepMeter:
         self._since_s = time.monotonic()
 
     def add(self, step: str, spent_ns: int) -> None:
-        """A step took so long."""
+        """Record a step's duration."""
         self._spent_ns[step] = self._spent_ns.get(step, 0) + spent_ns
 
     def finish(self, pieces: int) -> None:
-        """So many pieces of work are done."""
+        """Count completed pieces of work."""
         self._pieces += pieces
 
     def averages_us(self) -> dict[str, float]:
-        """Microseconds a piece by step, over the last whole second or so; empty before."""
+        """Microseconds per piece by step, over about the last full second; empty before."""
         now_s = time.monotonic()
         if now_s - self._since_s >= 1.0 and self._pieces:
             self._averages = {step: round(ns / self._pieces / 1e3, 1) for step, ns in self._spent_ns.items()}
@@ -58,7 +58,7 @@ class StepMeter:
 
 
 class ResourceMeter:
-    """CPU and memory of this process; several that ask at about the same time get the same answer."""
+    """CPU and memory of this process; concurrent callers get the same cached answer."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -68,7 +68,7 @@ class ResourceMeter:
         self._answer = 0.0, 0.0
 
     def read(self) -> tuple[float, float]:
-        """Share of one core since it was looked at last in percent, and resident memory in MiB."""
+        """Percentage of one core since the last measurement, and resident memory in MiB."""
         now_s = time.monotonic()
         if now_s - self._read_s >= _FRESH_S:
             self._read_s = now_s

@@ -1,6 +1,6 @@
-"""How a running session is, seen from outside: what `mien status`, the health endpoint and the metrics tell.
+"""A running session's health, seen from outside: for `mien status`, the health endpoint and the metrics.
 
-Fed by a subscriber, it needs nothing but what is published; so it also works on another machine.
+It uses only what is published, so it also works from another machine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mien.clock import NS_PER_S
 from mien.messages import WORKERS, Prediction, Status
 from mien.stream.bus.subscriber import Subscriber
 
-SILENT_S = 3.0  # no prediction for so long: down
-_STALE_NS = 4 * NS_PER_S  # a status so much older than the newest one is no longer true
+SILENT_S = 3.0  # without a prediction: down
+_STALE_NS = 4 * NS_PER_S  # a status this much older than the newest one is stale
 _RATE_S = 2.0
 
 Verdict = Literal["ok", "degraded", "down"]
@@ -27,7 +27,7 @@ class ProcessCondition(msgspec.Struct, frozen=True, kw_only=True):
     """One process. Fields as in `mien.Status`; `state` may also be "silent", "late", "down" or "crash loop".
 
     Attributes:
-        source: what a worker captures. following: which face, "largest" or "chosen"; None where it says neither.
+        source: what a worker captures. following: which face, "largest" or "chosen"; None if not reported.
     """
 
     worker: str
@@ -45,7 +45,7 @@ class ProcessCondition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModalityCondition(msgspec.Struct, frozen=True, kw_only=True):
-    """One modality. `masked`: why it is missing as a whole, None if it is not."""
+    """One modality. `masked`: why it is missing entirely, None if it is not."""
 
     name: str
     share: float
@@ -57,9 +57,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """A session.
 
     Attributes:
-        verdict: "ok"; "degraded": predictions come, and something is amiss; "down": none come.
-        problems: what is amiss, one line each.
-        silent_s: since a prediction, or the word that none is to be expected; None if there never was one.
+        verdict: "ok"; "degraded": predictions come, but there are problems; "down": none come.
+        problems: one line each.
+        silent_s: since a prediction, or since a status said not to expect any; None if there never was one.
         lost: predictions that never arrived here.
     """
 
@@ -95,7 +95,7 @@ class Observer:
         return self._subscriber.statuses
 
     def wait(self, timeout_s: float) -> list[Prediction]:
-        """Predictions that have arrived within `timeout_s`, taken in."""
+        """Process and return the predictions that arrive within `timeout_s`."""
         predictions = self._subscriber.wait(timeout_s)
         self._take_in(predictions)
         return predictions
@@ -105,7 +105,7 @@ class Observer:
         self._subscriber.close()
 
     def condition(self) -> Condition:
-        """How the session is at this moment."""
+        """The session's current condition."""
         now_s = time.monotonic()
         silent_s = None if self._heard_s is None else now_s - self._heard_s
         processes = tuple(self._processes())
@@ -147,7 +147,7 @@ class Observer:
         status = self.statuses.get("inference")
         if status is not None and (status.run, status.t_ns) != self._inference:
             self._inference = status.run, status.t_ns
-            # Once it runs, only predictions show that it does; it makes them also when there is no evidence.
+            # Once it runs, only predictions prove that it works; they also come without any evidence.
             if status.state in ("starting", "ready", "ended"):
                 self._heard_s = now_s
 

@@ -1,7 +1,7 @@
-"""The state of a session's processes, as their supervisor knows it, for subscribers.
+"""The supervisor's view of a session's processes, published for subscribers.
 
-A supervisor has no socket of its own. Its statuses go down the pipe to inference, which publishes them; while
-inference itself is down nothing is published, and its first status afterwards says why.
+A supervisor has no socket of its own. It passes its statuses to inference through a pipe; while inference itself is
+down nothing is published, and its first status afterwards says why.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock, read_anchor_ns
 from mien.messages import Status, WorkerState
 from mien.stream.monitoring.meter import ResourceMeter
 
-_STEP_NS = 250 * NS_PER_MS  # the time of day has moved by more against the session's clock: a step, no drift
+_STEP_NS = 250 * NS_PER_MS  # a larger jump between wall clock and session clock is a step, not drift
 
 
 class Report:
     """Statuses that the supervisor publishes.
 
     Attributes:
-        restarts: how often each process was started again.
+        restarts: how often each process was restarted.
         faults: per faulty process, why.
-        last_error: the newest of them, also when it is over.
-        recording_error: why the session is not recorded any more, if it was to be.
+        last_error: the newest fault, even after recovery.
+        recording_error: why a requested recording has stopped.
     """
 
     def __init__(self, session: str, clock: Clock) -> None:
@@ -41,11 +41,11 @@ class Report:
         self._resources = ResourceMeter()
 
     def add_fault(self, worker: str, fault: str) -> None:
-        """A process is faulty, late or dead."""
+        """Mark a process as faulty, late or dead."""
         self.faults[worker] = self.last_error = fault
 
     def wall_step(self) -> str | None:
-        """A note, if the time of day was set or the machine slept since the last call."""
+        """A note if the wall clock was set or the machine slept since the last call."""
         wall_ns = read_anchor_ns()
         step_ns, self._wall_ns = wall_ns - self._wall_ns, wall_ns
         if abs(step_ns) <= _STEP_NS:
@@ -60,7 +60,7 @@ class Report:
         """The supervisor's own status.
 
         Args:
-            states: per process, how it is: running, late, starting, down, crash loop, ended.
+            states: of each process: running, late, starting, down, crash loop, ended.
         """
         cpu_percent, rss_mb = self._resources.read()
         detail: dict[str, str | float | int | bool | None] = {"clock_step_ms": round(self._wall_step_ns / NS_PER_MS)}
@@ -84,7 +84,7 @@ class Report:
         )
 
     def of_worker(self, worker: str, state: WorkerState) -> Status:
-        """A status in place of a process that cannot say it itself: `run` and `pid` are 0."""
+        """A status on behalf of a process that cannot send one itself: `run` and `pid` are 0."""
         return Status(
             session=self._session,
             worker=worker,

@@ -1,4 +1,4 @@
-"""What a run was like, in numbers: rates, latency by stage, drops by cause, resources by process."""
+"""Summary figures of a run: rates, latency by stage, drops by cause, resources by process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Prediction, Status
 
 STAGES = ("capture", "feature", "transport", "wait", "infer", "total", "deliver")
-_RATIO = 1.01  # width of a bucket: percentiles are exact to 1 %, in bounded memory however long a run is
+_RATIO = 1.01  # bucket width: percentiles are exact to 1 %, in bounded memory for any length of run
 _SMALLEST_MS = 0.001
 
 
@@ -23,7 +23,7 @@ class Histogram:
         self.max_ms = 0.0
 
     def add(self, ms: float) -> None:
-        """Count one duration. Negative ones (clocks of two hosts) count as 0."""
+        """Count one duration. Negative ones (clock skew between hosts) count as 0."""
         self._buckets[int(math.log(max(ms, _SMALLEST_MS) / _SMALLEST_MS) / math.log(_RATIO))] += 1
         self.count += 1
         self.max_ms = max(self.max_ms, ms)
@@ -39,7 +39,7 @@ class Histogram:
         return math.nan
 
     def to_dict(self) -> dict[str, float]:
-        """p50, p90, p99 and max in ms, and how many there were."""
+        """p50, p90, p99 and max in ms, and the count."""
         percentiles = {f"p{p}": self.percentile_ms(p) for p in (50, 90, 95, 99)} if self.count else {}
         return {"n": self.count, **{k: round(v, 3) for k, v in percentiles.items()}, "max": round(self.max_ms, 3)}
 
@@ -48,7 +48,7 @@ class Summary:
     """Collects a run's predictions and statuses.
 
     Args:
-        warm_up: first predictions left out of the latency figures: caches fill, clocks of the CPU rise.
+        warm_up: number of predictions to leave out of the latency figures: caches fill, the CPU clock rises.
     """
 
     def __init__(self, warm_up: int = 10) -> None:
@@ -86,11 +86,11 @@ class Summary:
             self._add_words(prediction, now_ns)
 
     def add_status(self, status: Status) -> None:
-        """Take in how a process is."""
+        """Process a status."""
         if self.statuses.get(status.worker) is status:
             return
         self.statuses[status.worker] = status
-        # Counters start again with each run of a process; the sum of the runs is what was dropped.
+        # Counters restart with each run of a process; the total is the sum over runs.
         self._drops[status.worker, status.run] = status.drops
         if status.rss_mb is not None:
             self._peak_mb[status.worker] = max(status.rss_mb, self._peak_mb.get(status.worker, 0.0))
@@ -147,7 +147,7 @@ class Summary:
         }
 
     def _add_words(self, prediction: Prediction, now_ns: int) -> None:
-        """How long after its sound a word is committed, as a subscriber sees it."""
+        """Latency from the end of a word's sound to its commit, as a subscriber sees it."""
         for word in prediction.words:
             key = (word.text, word.t_end_ns)
             if word.committed and key not in self._seen_words:
