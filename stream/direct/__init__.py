@@ -1,1 +1,1 @@
-"""Recognition in the caller's own process: the stream's extractors, windows and model, without sockets or processes."""
+"""Recognition in-process: the stream's extractors, windows and model, without sockets or further processes."""

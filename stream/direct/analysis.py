@@ -1,4 +1,4 @@
-"""`mien.analyze`: the predictions of a file, a picture or arrays, in one call."""
+"""`mien.analyze`: predictions for a file, a picture or arrays, in one call."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 Samples = npt.NDArray[Any]
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-_LOOKED_S = 5.0  # for which a still picture is looked at: the model's window
+_LOOKED_S = 5.0  # how long a still picture is shown to the model: its window
 _LOOKS_HZ = 10
-_PIECE_S = 1.0  # of an array of sound
+_PIECE_S = 1.0  # chunk of an audio array
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What mien says of something from beginning to end.
+    """The predictions for a whole file, picture or array.
 
     Attributes:
-        name: of what.
-        predictions: one for each frame (without pictures, for each piece of sound), as `mien run --fast` gives them,
-            and a last one that has seen everything; of a picture, one.
-        notes: what there is to know of the file, for people; for instance which of its sound tracks was taken.
+        name: of the source.
+        predictions: one per frame (without video, per chunk of audio), equal to those of `mien run --fast`, and a last
+            one that has seen everything; for a picture, one.
+        notes: remarks on the file, for display; for instance which audio track was used.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Analysis:
     notes: tuple[str, ...] = field(default=())
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with a row for each prediction.
+        """A table with one row per prediction.
 
         Its columns are `t_s` (seconds), `sentiment`, `sentiment_smooth`, `top_emotion`, each emotion, `confidence`,
         `gate_` and `age_ms_` of each modality, `words` and `abstains`.
@@ -81,15 +81,15 @@ def analyze(
     """Predict a file, a picture or an array.
 
     Args:
-        source: a file with picture, sound or both, or of a picture; or an array of uint8, (height, width, 3) for a
-            picture or (frames, height, width, 3) with `fps`; or an array of sound, (n,) or (n, channels), with `rate`.
-            A picture is looked at for five seconds, as a camera before it would.
-        rate: samples per second of an array of sound. fps: frames per second of an array of frames.
+        source: a file with video, audio or both, or a picture; or an array of uint8, (height, width, 3) for a picture
+            or (frames, height, width, 3) with `fps`; or an audio array, (n,) or (n, channels), with `rate`. A picture
+            is treated as five seconds of video.
+        rate: samples per second of an audio array. fps: frames per second of an array of frames.
         asr, language, checkpoint, engine, person, config: as for `Recognizer`.
         progress: called with each prediction as it is made.
 
     Returns:
-        The predictions. For a file they are those of `mien run --fast`.
+        The predictions. For a file they equal those of `mien run --fast`.
 
     Raises:
         SourceError: the file cannot be read. InputError: the array cannot be used.
@@ -117,11 +117,11 @@ def analyze(
 def analyzing(
     path: Path, settings: Config, listener: Callable[[str, Rows], None] | None = None
 ) -> Iterator[tuple[Running, str, tuple[str, ...]]]:
-    """A file's session at work, its name, and notes for people.
+    """A file's running session, its name, and notes for the user.
 
     Args:
-        settings: of the session; the file takes the place of its devices.
-        listener: told of the rows of each modality, from a thread.
+        settings: of the session; the file replaces its devices.
+        listener: called with the rows of each modality, from a thread.
     """
     played = clip_source(str(path))
     settings = msgspec.structs.replace(
@@ -199,7 +199,7 @@ def _read_picture(path: Path) -> Samples:
     import cv2
 
     try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # cv2.imread does not know every path
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # cv2.imread does not support every path
     except OSError as error:
         raise SourceError(f"picture {printable(str(path))} cannot be read: {error.strerror}") from error
     except cv2.error:

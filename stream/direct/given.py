@@ -1,8 +1,7 @@
-"""Pictures and sound that a program gives in place of a device: checked, put in order, and read by their workers.
+"""Pictures and sound pushed by a program instead of a device: checked, sorted, and read by the workers.
 
-What is given out of order is sorted for as long as nothing `ORDER_NS` newer of its kind has come, and no prediction
-beyond it was asked for. Whether something is too late depends on what was given before alone, never on how fast it is
-worked on.
+Out-of-order input is sorted within a window: until something `ORDER_NS` newer of its kind has come, or a prediction
+beyond it was requested. Whether something is too late depends only on earlier input, never on processing speed.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, 
 from mien.stream.sources.waveform import GAP_S, Waveform, to_float
 
 ORDER_NS = 500 * NS_PER_MS
-PAUSE_NS = NS_PER_S  # without sound for longer, what follows is a new stretch; shorter gaps are silence, as in clips
-_GRID_NS = 20 * NS_PER_MS  # on which a stretch begins, as clips do, so that its rows lie on the model's time axis
-_ROOM = 64  # items that may wait for their worker; a caller that gives more waits
+PAUSE_NS = NS_PER_S  # a longer gap in the audio starts a new segment; shorter ones become silence, as in clips
+_GRID_NS = 20 * NS_PER_MS  # segments start on this grid, as clips do, so that their rows are on the model's time axis
+_ROOM = 64  # items queued per worker; then the caller blocks
 _LAST_NS = 1 << 62
 _SIDES = (16, 16_384)  # pixels
 _RATES = (4_000, 768_000)  # samples per second
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 
 class Waiting(Generic[T]):
-    """Items on their way to one worker. Knows when the worker has done with all of them."""
+    """A queue of items for one worker, which also knows when the worker has finished them all."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -45,12 +44,12 @@ class Waiting(Generic[T]):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing waits and nothing more will come."""
+        """Whether the queue is empty and closed."""
         with self._changed:
             return self._left or (self._finished and not self._items)
 
     def put(self, item: T) -> None:
-        """Add an item; waits for room. Nothing happens once the worker is gone."""
+        """Add an item; blocks while the queue is full. A no-op once the worker has ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._left or len(self._items) < _ROOM)
             if not self._left:
@@ -58,7 +57,7 @@ class Waiting(Generic[T]):
                 self._changed.notify_all()
 
     def take(self, timeout: float) -> T | None:
-        """The next item, None after `timeout` seconds without one. Asking says that the last one is done with."""
+        """The next item, None after `timeout` seconds without one. Marks the previous item as finished."""
         with self._changed:
             if not self._items:
                 self._idle = True
@@ -71,18 +70,18 @@ class Waiting(Generic[T]):
             return self._items.popleft()
 
     def settle(self) -> None:
-        """Wait until the worker has done with all that was put."""
+        """Wait until the worker has finished all items."""
         with self._changed:
             self._changed.wait_for(lambda: self._left or (self._idle and not self._items and not self._finished))
 
     def finish(self) -> None:
-        """Nothing more will be put."""
+        """Close the queue: nothing more will be added."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """The worker has ended: nothing waits for it any more."""
+        """The worker has ended: nobody waits for it any more."""
         with self._changed:
             self._left = True
             self._items.clear()
@@ -90,7 +89,7 @@ class Waiting(Generic[T]):
 
 
 class _Given(Source, Generic[T]):
-    """What waits for a worker, as a source of it."""
+    """A worker's queue, as a source."""
 
     def __init__(self, waiting: Waiting[T]) -> None:
         super().__init__()
@@ -111,19 +110,19 @@ class _Given(Source, Generic[T]):
 
 
 class GivenFrames(_Given[Frame], VideoSource):
-    """Frames that wait for the vision worker."""
+    """Queued frames for the vision worker."""
 
     name = "given frames"
 
 
 class GivenSound(_Given[Chunk], AudioSource):
-    """Chunks of sound that wait for the audio or the text worker."""
+    """Queued audio chunks for the audio or the text worker."""
 
     name = "given sound"
 
 
 class Frames:
-    """Where frames are given.
+    """Input of frames.
 
     Attributes:
         newest_ns: time of the newest frame; None before the first.
@@ -137,10 +136,10 @@ class Frames:
         self._lock = threading.Lock()
 
     def give(self, image: Any, t_ns: int) -> None:
-        """Add a frame; waits for the worker where it is far behind.
+        """Add a frame; blocks while the worker is far behind.
 
         Raises:
-            InputError: it is no picture, or it is too late, or there is one of this time.
+            InputError: it is not a picture, or it is too late, or there is one with this time already.
         """
         picture = checked_picture(image)
         with self._lock:
@@ -152,12 +151,12 @@ class Frames:
             at = bisect_right(self._held, t_ns, key=_time)
             if at and self._held[at - 1][0] == t_ns:
                 raise InputError(f"there is a frame of {seconds(t_ns)} already; each needs a time of its own")
-            self._held.insert(at, (t_ns, picture.copy()))  # the caller may use its memory again
+            self._held.insert(at, (t_ns, picture.copy()))  # the caller may reuse its buffer
             self.newest_ns = max(t_ns, self.newest_ns or 0)
             self._release(self.newest_ns - ORDER_NS)
 
     def release(self, until_ns: int = _LAST_NS) -> None:
-        """Have frames up to a time worked on; those before it are too late from now on."""
+        """Pass frames up to a time to the worker; earlier ones are too late from now on."""
         with self._lock:
             self._release(until_ns)
 
@@ -169,16 +168,16 @@ class Frames:
 
 
 class Sounds:
-    """Where sound is given: any rate, number of channels and length of piece.
+    """Input of audio: any rate, number of channels and chunk size.
 
-    It is mixed and resampled as a clip's sound (`Waveform`), a gap of at most `PAUSE_NS` is filled with silence, and
-    it is cut into chunks.
+    It is mixed down and resampled as a clip's audio (`Waveform`), gaps of at most `PAUSE_NS` are filled with silence,
+    and it is cut into chunks.
 
     Args:
-        outs: what takes the chunks. chunk_ms: their length.
+        outs: queues for the chunks. chunk_ms: their length.
 
     Attributes:
-        newest_ns: end of the newest sound; None before the first.
+        newest_ns: end of the newest audio; None before the first.
     """
 
     def __init__(self, outs: Sequence[Waiting[Chunk]], chunk_ms: int) -> None:
@@ -188,16 +187,16 @@ class Sounds:
         self._held: list[tuple[int, Float32, float]] = []
         self._end_ns: int | None = None  # of what was released
         self._waveform: Waveform | None = None
-        self._begin_ns = 0  # of the present stretch
+        self._begin_ns = 0  # of the current segment
         self._rest = np.zeros(0, np.float32)  # of it, not yet a chunk
         self._cut = 0  # samples of it that became chunks
         self._lock = threading.Lock()
 
     def give(self, samples: Any, rate: float, t_ns: int) -> None:
-        """Add sound; waits for the workers where they are far behind.
+        """Add audio; blocks while the workers are far behind.
 
         Raises:
-            InputError: it is no sound, too late, or overlaps what was given before.
+            InputError: it is not audio, is too late, or overlaps earlier audio.
         """
         channels = checked_sound(samples, rate)
         with self._lock:
@@ -220,12 +219,12 @@ class Sounds:
             self._release(self.newest_ns - ORDER_NS)
 
     def release(self, until_ns: int = _LAST_NS) -> None:
-        """Have the pieces that begin up to a time worked on."""
+        """Pass chunks that start up to a time to the workers."""
         with self._lock:
             self._release(until_ns)
 
     def finish(self) -> None:
-        """The sound is over: all of it is worked on, with what the filters still hold."""
+        """End of the audio: pass on everything, and flush the filters."""
         with self._lock:
             self._release(_LAST_NS)
             self._end_stretch()
@@ -263,7 +262,7 @@ class Sounds:
 
 
 def checked_picture(image: Any) -> UInt8:
-    """A picture as the extractors take it.
+    """Validate a picture for the extractors.
 
     Raises:
         InputError: it is not (height, width, 3) uint8.
@@ -285,10 +284,10 @@ def checked_picture(image: Any) -> UInt8:
 
 
 def checked_sound(samples: Any, rate: Any) -> Float32:
-    """Sound as (channels, n) float32, full scale is 1.
+    """Validate audio and convert it to (channels, n) float32, full scale 1.
 
     Raises:
-        InputError: it is not (n,) or (n, channels) of numbers, or the rate is none.
+        InputError: it is not a numeric (n,) or (n, channels), or the rate is invalid.
     """
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not _RATES[0] <= rate <= _RATES[1]:
         raise InputError(f"a rate is {_RATES[0]} to {_RATES[1]} samples per second, not {rate!r}")
@@ -313,7 +312,7 @@ def checked_sound(samples: Any, rate: Any) -> Float32:
 
 
 def seconds(t_ns: int) -> str:
-    """A time for people."""
+    """A time for display."""
     return f"{t_ns / NS_PER_S:.3f} s"
 
 

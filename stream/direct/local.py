@@ -1,4 +1,4 @@
-"""A session within one process: rows of its modalities in, predictions out. Not safe between threads; `running` is."""
+"""A session within one process: rows of its modalities in, predictions out. Not thread-safe; `running` is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mien.stream.inference.schedule import Trigger
 from mien.stream.modalities.base import Health, Rows, message_of
 from mien.stream.processes.plan import Session
 
-LOOK_BACK_NS = 4 * NS_PER_S  # how far before the newest rows an instant may lie: they and its window fit into a ring
+LOOK_BACK_NS = 4 * NS_PER_S  # maximum age of an instant relative to the newest rows: the ring holds both and the window
 
 
 class LocalSession:
@@ -41,7 +41,7 @@ class LocalSession:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last prediction is made."""
+        """Whether the last prediction has been made."""
         return self._mode.is_over
 
     def holds_back(self, worker: str) -> bool:
@@ -49,13 +49,13 @@ class LocalSession:
         return self._mode.holds_back(worker)
 
     def hear(self, worker: str, spec: ModalitySpec, rows: Rows) -> None:
-        """Take in what a worker has made."""
+        """Add a worker's rows."""
         message = message_of(rows, spec, session=self._name, run=self._run, seq=self._sent[worker])
         self._sent[worker] += 1
         self._mode.take(message, 0)
 
     def note(self, worker: str, health: Health) -> None:
-        """Take in how a worker is; "ended" says that no rows follow."""
+        """Record a worker's health; "ended" means that no rows follow."""
         self._mode.note_status(
             Status(
                 session=self._name,
@@ -70,17 +70,17 @@ class LocalSession:
         )
 
     def due(self) -> Prediction | None:
-        """The next instant's prediction, once every worker has spoken up to it; the last one has seen everything."""
+        """The next instant's prediction, once every worker has reached it; the last one has seen everything."""
         trigger = self._mode.due(0)
         return None if trigger is None else self._predict(trigger)
 
     def at(self, t_end_ns: int) -> Prediction:
-        """The prediction for an instant, from what has been heard; at most `LOOK_BACK_NS` before the newest rows."""
+        """The prediction for an instant, from the rows so far; at most `LOOK_BACK_NS` before the newest rows."""
         self._mode.pass_over(t_end_ns)
         return self._predict(Trigger(t_end_ns))
 
     def settle(self, newest_ns: int) -> None:
-        """Discard instants that will not be asked for, so that no rows wait for them."""
+        """Discard instants that will not be requested, so that no rows wait for them."""
         self._mode.pass_over(newest_ns - LOOK_BACK_NS)
 
     def _predict(self, trigger: Trigger) -> Prediction:

@@ -1,4 +1,4 @@
-"""`mien.Recognizer`: predictions of a program's own frames and sound."""
+"""`mien.Recognizer`: predictions for a program's own frames and audio."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from mien.stream.processes.plan import Session
 from mien.stream.sources.source import Chunk
 from mien.stream.sources.source import Frame as SourceFrame
 
-APART_NS = 10 * NS_PER_S  # by which frames and sound of a stream may be apart
-BEYOND_NS = 100 * NS_PER_MS  # of sound after an instant, without which its last rows cannot be made
+APART_NS = 10 * NS_PER_S  # maximum offset between a stream's frames and audio
+BEYOND_NS = 100 * NS_PER_MS  # audio required after an instant to complete its last rows
 _POLL_S = 0.005
-_MOST_S = 4e9  # the year 2096, and far below where nanoseconds end
+_MOST_S = 4e9  # the year 2096, far below the overflow of nanoseconds
 
 
 class Frame(NamedTuple):
@@ -41,7 +41,7 @@ class Frame(NamedTuple):
 
 
 class Sound(NamedTuple):
-    """Sound for `Recognizer.stream`: arguments of `Recognizer.sound`."""
+    """Audio for `Recognizer.stream`: arguments of `Recognizer.sound`."""
 
     samples: Any
     rate: float
@@ -49,27 +49,27 @@ class Sound(NamedTuple):
 
 
 class Recognizer(Closing):
-    """Predictions of frames and sound that your program has, without sockets and without processes.
+    """Predictions for your program's own frames and audio, without sockets or further processes.
 
     The extractors, windows and model are those of `mien run`; the same input gives the same numbers as
-    `mien run --fast`. Models are loaded when it is made, which takes seconds; then it works in threads of its own.
-    Its methods may be called from any thread.
+    `mien run --fast`. The constructor loads the models, which takes seconds; the work is done in background threads.
+    All methods are thread-safe.
 
-    Times are seconds on any clock, of the capture: the same clock for frames and sound. Frames may come out of order
-    by half a second, and so may pieces of sound.
+    Times are capture times in seconds on any clock, the same for frames and audio. Frames and audio chunks may arrive
+    up to half a second out of order.
 
     Args:
-        video: whether frames will be given. audio: whether sound will.
-        asr: speech recogniser for the words, as `text.asr` of the configuration; "none" leaves words out.
-        language: that is spoken.
-        checkpoint: folder of `mien train` or a file of the fusion; empty for the weights that ship.
+        video: whether frames will be pushed. audio: whether audio will.
+        asr: speech recogniser for the words, as `text.asr` of the configuration; "none" disables words.
+        language: the spoken language.
+        checkpoint: folder of `mien train` or a CM-MSF file; empty for the shipped weights.
         engine: "auto", or a name that `mien engines` lists.
-        person: who it is, as `mien calibrate` measured them at rest.
-        config: a TOML file, over which the other arguments are laid.
+        person: name of a person measured by `mien calibrate`, whose baseline is applied.
+        config: a TOML file; the other arguments override it.
 
     Raises:
-        AssetError: a pretrained file cannot be had; `mien assets` fetches them.
-        ConfigError: an argument or a key of the file cannot be used.
+        AssetError: a pretrained file is missing; `mien assets` fetches them.
+        ConfigError: an argument or a key of the file is invalid.
         CheckpointError, EngineError: the model cannot be used.
     """
 
@@ -109,14 +109,14 @@ class Recognizer(Closing):
         self._end = weakref.finalize(self, _close, self._running, tuple(queues.values()))
 
     def frame(self, bgr: Any, t: float | None = None) -> None:
-        """Give a picture. Returns at once, unless the extractors are far behind.
+        """Push a picture. Returns at once, unless the extractors are far behind.
 
         Args:
-            bgr: (height, width, 3) uint8, blue, green, red, as OpenCV has it; it is copied.
-            t: when it was captured, in seconds; now, if not given. Each frame has a time of its own.
+            bgr: (height, width, 3) uint8, blue, green, red, as in OpenCV; it is copied.
+            t: capture time in seconds; default: now. Each frame needs a different time.
 
         Raises:
-            InputError: it cannot be used, and why; nothing of it was taken in.
+            InputError: it cannot be used, and why; nothing was accepted.
         """
         t_ns = self._clock.now_ns() if t is None else nanoseconds(t)
         self._check_open("video", self._frames)
@@ -126,15 +126,15 @@ class Recognizer(Closing):
         self._began_ns = t_ns if self._began_ns is None else self._began_ns
 
     def sound(self, samples: Any, rate: float, t: float | None = None) -> None:
-        """Give sound. Returns at once, unless the extractors are far behind.
+        """Push audio. Returns at once, unless the extractors are far behind.
 
         Args:
             samples: (n,) or (n, channels): float from -1 to 1, int16, int32, or uint8.
             rate: samples per second, 4,000 to 768,000.
-            t: when the first sample was captured, in seconds; if not given, the last one was just now.
+            t: capture time of the first sample in seconds; default: the last sample was captured just now.
 
         Raises:
-            InputError: it cannot be used, and why; nothing of it was taken in.
+            InputError: it cannot be used, and why; nothing was accepted.
         """
         self._check_open("audio", self._sounds)
         assert self._sounds is not None
@@ -148,18 +148,18 @@ class Recognizer(Closing):
         self._began_ns = t_ns if self._began_ns is None else self._began_ns
 
     def predict(self, t: float | None = None, *, wait: bool = True) -> Prediction:
-        """The prediction for an instant, from all that was given of the time up to it.
+        """The prediction for an instant, from all input up to it.
 
-        Where it is to be that of `mien run --fast` exactly, 0.1 s of sound after the instant is to be given before.
+        To equal `mien run --fast` exactly, it needs 0.1 s of audio after the instant.
 
         Args:
-            t: the instant, in seconds; the newest that anything was given of, if not given. Not before an instant that
-                was predicted, and at most 4 s before the newest frame or sound.
-            wait: whether to wait until the words up to it are recognised, which takes some tenths of a second now and
-                then. Without, the words are those that are known by now, and numbers depend on the machine's speed.
+            t: the instant, in seconds; default: the newest input's time. Not before an instant that was predicted
+                already, and at most 4 s before the newest frame or audio.
+            wait: wait until the words up to it are recognised, which occasionally takes some tenths of a second.
+                Without, the words recognised so far are used, and numbers depend on the machine's speed.
 
         Raises:
-            InputError: nothing was given yet, or `t` cannot be used.
+            InputError: there is no input yet, or `t` cannot be used.
         """
         with self._lock:
             self._check_open()
@@ -188,15 +188,15 @@ class Recognizer(Closing):
     async def stream(
         self, inputs: Iterable[Frame | Sound] | AsyncIterable[Frame | Sound] | None = None
     ) -> AsyncIterator[Prediction]:
-        """Every instant's prediction, as `mien run --fast` gives them.
+        """Every instant's prediction, equal to those of `mien run --fast`.
 
-        One for each frame (without frames, for each piece of sound), as soon as everything up to it was given, and a
-        last one that has seen everything.
+        One per frame (without frames, per chunk of audio), as soon as all input up to it has been pushed, and a last
+        one that has seen everything.
 
         Args:
-            inputs: frames and sound, about in the order of their times; after them all is over. Without, they are
-                given by `frame` and `sound` from other threads, until `finish`. Within the event loop's own thread
-                these can wait for ever, as no prediction is taken then: use `inputs`.
+            inputs: frames and audio, roughly in time order; the stream ends after them. Without, they are pushed by
+                `frame` and `sound` from other threads, until `finish`. Calling these within the event loop's own thread
+                can deadlock, since no prediction is consumed meanwhile: use `inputs`.
 
         Raises:
             InputError: an input cannot be used.
@@ -221,7 +221,7 @@ class Recognizer(Closing):
                     await feeding
 
     def every(self, inputs: Iterable[Frame | Sound]) -> Iterator[Prediction]:
-        """`stream` for programs without an event loop: what it yields for `inputs`."""
+        """`stream` for programs without an event loop: its predictions for `inputs`."""
         self._begin_stream()
         failure: list[BaseException] = []
 
@@ -242,7 +242,7 @@ class Recognizer(Closing):
         thread.join()
 
     def finish(self) -> None:
-        """Nothing more will be given: `stream` comes to its end, and the last words are final. May be called twice."""
+        """End of input: `stream` ends, and the last words become final. May be called twice."""
         with self._lock:
             if self._finished or self._closed:
                 return
@@ -255,7 +255,7 @@ class Recognizer(Closing):
                 waiting.finish()
 
     def close(self) -> None:
-        """Release the models, and end the threads. May be called twice."""
+        """Release the models, and stop the threads. May be called twice."""
         self._closed = True
         self._end()
 
@@ -314,7 +314,7 @@ class Recognizer(Closing):
         self._running.check()
 
     def _check_apart(self, t_ns: int, other: Frames | Sounds | None, what: str, switch: str) -> None:
-        """A stream predicts an instant once frames and sound have come up to it; neither is kept without bound."""
+        """Bound the offset: a stream waits for both frames and audio, and must not queue either forever."""
         if not self._streams or other is None:
             return
         since_ns = self._began_ns if other.newest_ns is None else other.newest_ns
@@ -326,7 +326,7 @@ class Recognizer(Closing):
 
 
 def settings_of(config: str | Path | None, **options: Any) -> Config:
-    """The configuration of a call: a file, the options over it, and nothing dropped."""
+    """A call's configuration: the file with the options applied, and no dropping of input."""
     keys = {
         "asr": "text.asr",
         "language": "text.language",
@@ -343,7 +343,7 @@ def nanoseconds(t: Any) -> int:
     """A time in seconds as ns.
 
     Raises:
-        InputError: it is no time.
+        InputError: it is not a valid time.
     """
     try:
         value = float(t)

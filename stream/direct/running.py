@@ -1,4 +1,4 @@
-"""A session whose workers are threads of this process: their rows meet in a `LocalSession`."""
+"""A session whose workers are threads of this process, with a `LocalSession` collecting their rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mien.stream.direct.local import LocalSession
 from mien.stream.modalities.base import Health, Modality, Rows, create_modality
 from mien.stream.processes.plan import Session
 
-_AT_ONCE = 64  # predictions that may wait to be taken; then the workers wait too
+_AT_ONCE = 64  # predictions that may be queued; then the workers wait too
 _POLL_S = 0.1
 _JOIN_S = 10.0
 
@@ -26,12 +26,12 @@ class Running:
 
     Args:
         plan: what is captured, with `clip.fast`: nothing is dropped.
-        create: makes a worker's modality; by default from what the plan names.
+        create: makes a worker's modality; by default from the plan's sources.
         paced: whether a worker that is far ahead waits for the others, as those of a clip in full do.
-        listener: told of each worker's rows, from its thread.
+        listener: called with each worker's rows, from its thread.
 
     Attributes:
-        predictor: the model. specs: of what the workers make, by modality.
+        predictor: the model. specs: of the workers' rows, by modality.
 
     Raises:
         MienError: a model, an asset or a source is missing or cannot be used.
@@ -71,10 +71,10 @@ class Running:
             raise
 
     def start(self, *, streams: bool, left: Callable[[str], None] = lambda _: None) -> None:
-        """Begin.
+        """Start.
 
         Args:
-            streams: whether every instant is predicted, for `predictions`; else `at` says which.
+            streams: predict every instant, for `predictions`; otherwise only those passed to `at`.
             left: called with a worker's name when its thread ends.
         """
         self._streams = streams
@@ -92,7 +92,7 @@ class Running:
             self._predict()
 
     def predictions(self) -> Iterator[Prediction]:
-        """Every instant's prediction, to the last one. To be read by one thread.
+        """Every instant's prediction, to the last one. For a single consumer thread.
 
         Raises:
             MienError: a worker failed.
@@ -111,7 +111,7 @@ class Running:
             yield prediction
 
     def poll(self) -> tuple[list[Prediction], bool]:
-        """What can be had of `predictions` without waiting, and whether that was the last of it."""
+        """The available `predictions` without waiting, and whether they are the last."""
         taken: list[Prediction] = []
         while True:
             try:
@@ -125,19 +125,19 @@ class Running:
             taken.append(prediction)
 
     def at(self, t_ns: int) -> Prediction:
-        """The prediction for an instant, from what the workers have made of it so far."""
+        """The prediction for an instant, from the workers' rows so far."""
         with self._changed:
             self.check()
             return self._session.at(t_ns)
 
     def check(self) -> None:
-        """Raise what a worker failed with."""
+        """Raise a worker's error, if any."""
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """End the threads and release the models. May be called twice."""
-        self._closed = True  # before the lock: a worker that waits for its prediction to be taken has it
+        """Stop the threads and release the models. May be called twice."""
+        self._closed = True  # before the lock, which a worker holds while its prediction waits to be consumed
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
@@ -172,7 +172,7 @@ class Running:
 
     def _hear(self, worker: str, modality: Modality, rows: Rows) -> None:
         health = modality.health()
-        if health.state == "ended":  # its source; rows of what was read may still follow
+        if health.state == "ended":  # the source has ended; rows of what was read may still follow
             health = Health("running", detail=health.detail)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._error is not None or not self._waits(worker))
@@ -188,11 +188,11 @@ class Running:
             self._changed.notify_all()
 
     def _waits(self, worker: str) -> bool:
-        """A worker of a clip does not run far ahead; one that is given its input comes as far as that."""
+        """Whether a worker must wait: a clip's must not run far ahead; one with pushed input is limited by that."""
         return self._paced and self._session.holds_back(worker)
 
     def _predict(self) -> None:
-        """Predict what is due. Waits where nobody takes it, and so does every worker."""
+        """Predict what is due. Blocks while nobody consumes the predictions, and so does every worker."""
         while self._streams and not self._closed and (prediction := self._session.due()) is not None:
             self._put(prediction)
         if self._streams and self._session.is_over:

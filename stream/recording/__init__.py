@@ -1,1 +1,1 @@
-"""A session in a file, and what can be done with it: replay, comparison, export, report, labels."""
+"""Session recordings: writing, replay, comparison, export, report, labels."""

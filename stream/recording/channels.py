@@ -1,16 +1,16 @@
-"""What a recording holds: MCAP channels of JSON messages, each with a schema. Foxglove and every MCAP reader opens it.
+"""The format of a recording: MCAP channels of JSON messages, each with a schema, for Foxglove and any MCAP reader.
 
     /mien/about         mien.About, as on the wire
     /mien/features/M    mien.Features: a features message, its numbers as base64 of little-endian float32
     /mien/prediction    mien.Prediction, as on the wire
     /mien/status/W      mien.Status, as on the wire
     /mien/transcript    foxglove.Log: words as they are committed
-    /mien/video         foxglove.CompressedImage: only where it was asked for
-    /mien/mesh          mien.Mesh: once, with the pictures: which of their landmarks a line joins
-    /mien/audio         foxglove.RawAudio: only where it was asked for
+    /mien/video         foxglove.CompressedImage: only on request
+    /mien/mesh          mien.Mesh: once, with the pictures: the edges between their landmarks
+    /mien/audio         foxglove.RawAudio: only on request
 
 Log times are session times of arrival at the recorder; publish times are those of the evidence. The metadata record
-`mien` names the version of this format; the attachment `session.json` holds what /mien/about says.
+`mien` holds the format version; the attachment `session.json` is a copy of /mien/about.
 """
 
 from __future__ import annotations
@@ -101,22 +101,22 @@ _BASE64 = {"type": "string", "contentEncoding": "base64"}
 
 
 def record_features(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes]:
-    """A features message of the wire as it is recorded: the fields of its header, and its payload as `values`.
+    """A wire features message in its recorded form: the fields of its header, and its payload as `values`.
 
     Lossless: see `features_frames`.
 
     Raises:
-        WireError: it does not follow the protocol.
+        WireError: it violates the protocol.
     """
     header, payload = decode_feature_header(frames)
     return header, _encode(header)[:-1] + b"," + _encode(_Values(payload))[1:]
 
 
 def features_frames(data: bytes) -> tuple[FeatureHeader, Frames]:
-    """A recorded features message as it was on the wire.
+    """A recorded features message in its wire form.
 
     Raises:
-        msgspec.MsgspecError: it is no such record.
+        msgspec.MsgspecError: it is not such a record.
     """
     header, payload = _decode_header(data), _decode_values(data).values
     name = topic("features", header.session, header.modality)
@@ -134,39 +134,39 @@ def log_entry(t_ns: int, text: str) -> bytes:
 
 
 def image_record(preview: Preview) -> bytes:
-    """A preview's picture as foxglove.CompressedImage, and beside it what only mien knows of it."""
+    """A preview's picture as foxglove.CompressedImage, with mien's own fields added."""
     fields = msgspec.structs.asdict(preview)
-    del fields["faces"], fields["chosen"]  # for the page alone
+    del fields["faces"], fields["chosen"]  # only needed by the page
     image = {"timestamp": _time(fields.pop("t_ns")), "frame_id": "camera", "data": fields.pop("jpeg"), "format": "jpeg"}
     return _encode(image | fields | {"landmarks": np.ascontiguousarray(preview.landmarks, "<f4").tobytes()})
 
 
 def preview_of(data: bytes) -> Preview:
-    """A recorded picture."""
+    """The preview of a recorded picture."""
     fields = msgspec.structs.asdict(_decode_image(data))
     fields["landmarks"] = np.frombuffer(fields["landmarks"], "<f4").reshape(-1, 2)
     return Preview(t_ns=fields.pop("timestamp").ns, jpeg=fields.pop("data"), **fields)
 
 
 def mesh_record(edges: bytes) -> bytes:
-    """The lines of the face mesh, as they are on the wire."""
+    """The face mesh's edges, in wire form."""
     return _encode({"edges": edges})
 
 
 def mesh_edges_of(data: bytes) -> bytes:
-    """The recorded lines."""
+    """The recorded edges."""
     return _decode_mesh(data).edges
 
 
 def sound_record(sound: Sound) -> bytes:
-    """A piece of sound as foxglove.RawAudio, and beside it what only mien knows of it."""
+    """A chunk of audio as foxglove.RawAudio, with mien's own fields added."""
     fields = msgspec.structs.asdict(sound)
     audio = {"timestamp": _time(fields.pop("t_start_ns")), "data": fields.pop("pcm"), "format": "pcm-s16"}
     return _encode(audio | {"sample_rate": fields.pop("rate_hz"), "number_of_channels": 1} | fields)
 
 
 def sound_of(data: bytes) -> Sound:
-    """A recorded piece of sound."""
+    """The recorded chunk of audio."""
     fields = msgspec.structs.asdict(_decode_audio(data))
     start_ns, rate_hz, pcm = fields.pop("timestamp").ns, fields.pop("sample_rate"), fields.pop("data")
     return Sound(t_start_ns=start_ns, rate_hz=rate_hz, pcm=pcm, **fields)
@@ -224,7 +224,7 @@ _FOXGLOVE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """A schema whose root is an object, as Foxglove wants it, and not a reference to one."""
+    """A schema with an object as its root, as Foxglove requires, instead of a reference to one."""
     (reference,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     root = components.pop(reference["$ref"].rpartition("/")[2])
     return {**root, "$defs": components} if components else root

@@ -1,4 +1,4 @@
-"""Two recordings of the same evidence, or two outputs of `mien predict`: where two models, or engines, differ."""
+"""Compares two recordings of the same evidence, or two outputs of `mien predict`: different models or engines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mien.stream.recording.table import Row, Table, read_table
 
 
 def pair_rows(first: Table, second: Table) -> list[tuple[Row, Row]]:
-    """Predictions for the same instant.
+    """Pairs of predictions for the same instant.
 
     Raises:
-        RecordingError: there is none.
+        RecordingError: there are none.
     """
     theirs = {(row.clip, row.t_end_ns): row for row in second.rows}
     pairs = [(row, theirs[key]) for row in first.rows if (key := (row.clip, row.t_end_ns)) in theirs]
@@ -37,7 +37,7 @@ def pair_rows(first: Table, second: Table) -> list[tuple[Row, Row]]:
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Differences in numbers; `second` minus `first` where there is a sign.
+    """Differences in numbers; signed ones are `second` minus `first`.
 
     Raises:
         RecordingError: a recording cannot be read, or they have nothing in common.
@@ -81,7 +81,7 @@ def _table(path: Path) -> Table:
 
 
 def _bit_equal(first: Path, second: Path, pairs: Sequence[tuple[Row, Row]]) -> int:
-    """How many predictions for the same instant are equal in all that they say, but for the model's name."""
+    """How many predictions for the same instant are equal in everything but the model's name."""
     if is_predicted(first) or is_predicted(second):
         return sum(replace(x, model="", t_s=0.0) == replace(y, model="", t_s=0.0) for x, y in pairs)
     theirs = {p.t_end_ns: _said(p) for p in open_recording(second).predictions()}
@@ -93,7 +93,7 @@ def _said(prediction: Prediction) -> bytes:
 
 
 def _correlation(values: list[tuple[float, float]]) -> float | None:
-    """Pearson's; None where one of the two does not vary."""
+    """Pearson's correlation; None if either side is constant."""
     mean_a, mean_b = fmean(x for x, _ in values), fmean(y for _, y in values)
     spread = sum((x - mean_a) ** 2 for x, _ in values) * sum((y - mean_b) ** 2 for _, y in values)
     if spread == 0:
@@ -125,7 +125,7 @@ _GATE = "gate_"
 
 
 def is_predicted(path: Path) -> bool:
-    """Whether a file is a table of `mien predict`: CSV, or JSON lines."""
+    """Whether a file is an output of `mien predict`: CSV, or JSON lines."""
     try:
         with path.open("rb") as file:
             begin = file.read(64)
@@ -135,10 +135,10 @@ def is_predicted(path: Path) -> bool:
 
 
 def read_predicted(path: Path) -> Table:
-    """The rows of a table of `mien predict`. Its clips follow each other in `t_s`; `t_end_ns` is the time in each.
+    """The rows of an output of `mien predict`. Its clips are concatenated in `t_s`; `t_end_ns` is the time within each.
 
     Raises:
-        RecordingError: it cannot be read, is no such table, or has no rows.
+        RecordingError: it cannot be read, is not such a table, or has no rows.
     """
     rows: list[Row] = []
     clip, begins_s, ends_s = "", 0.0, 0.0
@@ -176,7 +176,7 @@ def _row(values: Mapping[str, Any], clip: str, seconds: float, t_s: float) -> Ro
         t_s=t_s,
         t_end_ns=round(seconds * NS_PER_S),
         sentiment=number("sentiment"),
-        sentiment_smooth=number("sentiment"),  # nothing is smoothed over a table
+        sentiment_smooth=number("sentiment"),  # tables are not smoothed
         emotion=values.get("emotion") or None,
         emotions={name: float(values[name]) for name in EMOTIONS} if made else None,
         confidence=number("confidence"),

@@ -1,10 +1,10 @@
-"""A recorder in a process of its own, as the dashboard and `mien run --record` start it.
+"""A recorder in its own process, as started by the dashboard and `mien run --record`.
 
     recorder = RecorderProcess(Path("talk.mcap"), config.bus)
     recorder.state        # RecorderState: "waiting", "recording", "ended" or "failed", with size, seconds and error
     recorder.stop()
 
-It ends when the file has been closed in order; if the process that started it dies, it closes the file and ends too.
+It ends when the file has been closed properly; if the parent process dies, it closes the file and ends too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _decode_state = msgspec.json.Decoder(RecorderState).decode
 
 
 class RecorderProcess:
-    """Starts `mien record` and follows what it says.
+    """Starts `mien record` and tracks its state.
 
     Args:
         path: to create; an existing file is not overwritten, the state is then "failed".
-        bus: where the session is. session: its name; None takes the first that is heard.
-        video, audio: also pictures and sound, where the session lets them out.
+        bus: of the session. session: its name; None takes the first one heard.
+        video, audio: also record pictures and sound, if the session publishes them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RecorderProcess:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            start_new_session=os.name == "posix",  # Ctrl-C is ours to handle
+            start_new_session=os.name == "posix",  # we handle Ctrl-C
         )
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -60,30 +60,30 @@ class RecorderProcess:
 
     @property
     def state(self) -> RecorderState:
-        """How far it is, as of about a second ago."""
+        """The recorder's state, as of about a second ago."""
         return self._state
 
     @property
     def is_running(self) -> bool:
-        """Whether it still writes."""
+        """Whether it is still writing."""
         return self._process.poll() is None
 
     def wait_recording(self, timeout_s: float) -> bool:
-        """Until it has heard the session, and misses nothing from then on. False if it has failed or not heard it."""
+        """Wait until it receives the session, and misses nothing from then on. False if it failed or timed out."""
         until_s = time.monotonic() + timeout_s
         while time.monotonic() < until_s and self._state.state == "waiting" and self._thread.is_alive():
             time.sleep(0.02)
         return self._state.state == "recording"
 
     def stop(self) -> RecorderState:
-        """Close the file in order and end. Returns the last state."""
+        """Close the file properly and end. Returns the last state."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # what is on the disk can be read all the same
+            self._process.kill()  # what is on disk stays readable
             self._process.wait()
         self._thread.join(2.0)
         return self._state

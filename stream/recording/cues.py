@@ -1,9 +1,9 @@
-"""What a replay sends, in order: recorded messages as they were on the wire, and a cue for each recorded prediction.
+"""A replay's messages in order: recorded ones in wire form, and a cue for each recorded prediction.
 
-A prediction depends on the features messages that inference had taken in by then and on nothing else; each recorded
-prediction names those that came in since the one before. So a cue can have inference do exactly the same again, as long
-as the recording holds all of them; where it began in the middle of a session, they begin with the rows of the window
-before. Where a message was lost, predictions are the same again once everything from then has left the window.
+A prediction depends only on the features messages that inference had processed by then; each recorded prediction
+names those processed since the one before. So a cue can make inference repeat exactly that, if the recording holds
+them all; if it starts in mid-session, from the first prediction whose whole window is recorded. After a lost
+message, predictions are equal again once that time has left the window.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from mien.stream.recording import channels
 from mien.stream.recording.reader import Entry, Recording
 from mien.windowing import WINDOW_NS
 
-_SETTLE_NS = NS_PER_S  # an encoder's steps, and rows that were on their way
-_LOOK_AHEAD_NS = 2 * NS_PER_S  # a prediction may be written down before the features it was made from
-_SLOWEST_NS = 10 * NS_PER_S  # between two messages of a modality, words on a machine that is busy
+_SETTLE_NS = NS_PER_S  # an encoder's steps, and rows in transit
+_LOOK_AHEAD_NS = 2 * NS_PER_S  # a prediction may be recorded before the features it was made from
+_SLOWEST_NS = 10 * NS_PER_S  # between two messages of a modality, such as words on a busy machine
 _MOST_OPEN = 4096
-_KEPT = 64  # messages that may be asked for again, per modality
+_KEPT = 64  # messages per modality that may be requested again
 
 _Waiting = deque[tuple[Entry, Prediction]]
 _WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
 
 
 class Sent(NamedTuple):
-    """A message to publish: when it was written down, and by which worker it was sent."""
+    """A message to publish, with its log time and worker."""
 
     log_ns: int
     worker: str
@@ -41,9 +41,9 @@ class Sent(NamedTuple):
 
 
 class Cued(NamedTuple):
-    """A prediction to ask for.
+    """A prediction to request.
 
-    `exact`: whether the recording holds everything that it was made from.
+    `exact`: whether the recording holds all of its inputs.
     """
 
     log_ns: int
@@ -53,12 +53,12 @@ class Cued(NamedTuple):
 
 
 class CueMaker:
-    """Turns a recording into what is to be published.
+    """Turns a recording into messages and cues.
 
     Args:
         recording: to replay.
-        prime: take over the recorded smoothed sentiment where the recording begins in the middle of a session. Only
-            right for the model that made it.
+        prime: start from the recorded smoothed sentiment if the recording starts in mid-session. Only valid for the
+            model that made it.
     """
 
     def __init__(self, recording: Recording, *, prime: bool = True) -> None:
@@ -76,9 +76,9 @@ class CueMaker:
         self._priming = False
 
     def items(self) -> Iterator[Sent | Cued]:
-        """Messages and cues in the order in which they are to be sent."""
+        """Messages and cues in sending order."""
         waiting: _Waiting = deque()
-        later: deque[Sent] = deque()  # written down after the prediction that waits, and sent after its cue
+        later: deque[Sent] = deque()  # recorded after the pending prediction, sent after its cue
         for entry in self._recording.entries():
             if entry.channel == channels.PREDICTION:
                 waiting.append((entry, entry.prediction()))
@@ -102,14 +102,14 @@ class CueMaker:
             yield later.popleft()
 
     def _is_clear(self, waiting: _Waiting, now_ns: int) -> bool:
-        """Whether it is known what the first prediction that waits was made from, or never will be."""
+        """Whether the inputs of the first pending prediction are known, or never will be."""
         entry, prediction = waiting[0]
         breaks = self._breaks(prediction)
         if breaks and self._unknown(waiting):
             return now_ns - entry.log_ns > _SLOWEST_NS
         here = self._is_here(prediction)
         if here and breaks and prediction.run != self._run:
-            # A worker's rows from before the recorder came may be written down after the first predictions.
+            # Rows from before the recorder joined may be recorded after the first predictions.
             here = self._covers_window(self._taken_before(waiting), waiting)
         return here or now_ns - entry.log_ns > _LOOK_AHEAD_NS
 
@@ -134,7 +134,7 @@ class CueMaker:
         record, frames = entry.features()
         held = self._open.setdefault((record.modality, record.run), {})
         held[record.seq] = frames
-        if len(held) > _MOST_OPEN:  # no prediction names them: the model does not know this modality
+        if len(held) > _MOST_OPEN:  # no prediction names them: the model lacks this modality
             oldest = next(iter(held))
             del held[oldest]
             self._times_ns.pop((record.modality, record.run, oldest), None)
@@ -157,16 +157,16 @@ class CueMaker:
         return prediction.seq != self._next_seq
 
     def _unknown(self, waiting: _Waiting) -> set[str]:
-        """Modalities of which the predictions do not say yet where they went on."""
+        """Modalities whose position at that time the predictions do not tell yet."""
         return self._modalities - _first_named(waiting).keys()
 
     def _taken_before(self, waiting: _Waiting) -> dict[str, tuple[Span, ...]]:
-        """What inference had taken in before predictions that are missing: all but what is named from now on."""
+        """What inference had processed before missing predictions: all before the first span named afterwards."""
         named = _first_named(waiting)
         numbers: dict[str, list[tuple[int, int]]] = {}
         for (modality, run), held in self._open.items():
             if modality not in named:
-                # It has been silent for long; what came with the first messages is what it had said before.
+                # It has been silent for long; its recent values arrived before the first messages.
                 log_ns = waiting[0][0].log_ns + NS_PER_S
                 taken = [seq for seq in held if self._times_ns[modality, run, seq][1] <= log_ns]
             else:
@@ -175,7 +175,7 @@ class CueMaker:
         return spans_of(numbers)
 
     def _covers_window(self, before: Mapping[str, tuple[Span, ...]], waiting: _Waiting) -> bool:
-        """Whether the messages reach back without a gap as far as the window of the first prediction that waits."""
+        """Whether the messages cover the window of the first pending prediction without a gap."""
         named = _first_named(waiting)
         since_ns = waiting[0][1].t_end_ns - WINDOW_NS - _SETTLE_NS
         for modality in {*before, *named}:
@@ -224,7 +224,7 @@ class CueMaker:
         exact = self._exact_from_ns is None or prediction.t_end_ns >= self._exact_from_ns
         if exact and self._priming and prediction.sentiment_smooth is not None:
             self._priming = False
-            # No time passes between this and the prediction itself, so that it comes out as it is.
+            # No time passes between this and the prediction itself, so that it is reproduced.
             smoothed = (prediction.sentiment_smooth, prediction.t_end_ns) if self._prime else None
         yield Cued(
             entry.log_ns,
@@ -233,7 +233,7 @@ class CueMaker:
                 seq=self._seq,
                 t_end_ns=prediction.t_end_ns,
                 inputs=inputs,
-                # That reason is in the messages themselves.
+                # The messages themselves carry that reason.
                 absent={name: why for name, why in prediction.absent.items() if why != NOT_UNDERSTOOD},
                 reset=new_run,
                 smoothed=smoothed,
@@ -244,7 +244,7 @@ class CueMaker:
         self._seq += 1
 
     def _again(self, modality: str, run: int, seq: int) -> Frames | None:
-        """A message that was taken in once more: inference that was started anew is sent the last values."""
+        """A message that was processed twice: a restarted inference process receives the last values again."""
         for known_run, known_seq, frames in self._recent.get(modality, ()):
             if (known_run, known_seq) == (run, seq):
                 return frames
@@ -252,7 +252,7 @@ class CueMaker:
 
 
 def _first_named(waiting: _Waiting) -> dict[str, Span]:
-    """Per modality the first span that a prediction names."""
+    """Per modality, the first span named by a prediction."""
     named: dict[str, Span] = {}
     for _, prediction in waiting:
         for modality, spans in prediction.inputs.items():

@@ -1,4 +1,4 @@
-"""A recording for other programs: CSV, JSON, and subtitles with the sentiment of what is said."""
+"""Exports a recording for other programs: CSV, JSON, and subtitles with the sentiment of the words."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mien.messages import EMOTIONS
 from mien.stream.recording.table import SpokenWord, Table, summarise
 
 _PAUSE_S = 0.8  # a subtitle ends after a pause of this length,
-_LONGEST_S = 5.0  # when it has been there for so long,
+_LONGEST_S = 5.0  # or after this long,
 _LONGEST_CHARS = 74  # or when it is full: two lines
-_MILD = 0.3  # sentiments nearer to zero than this are neither
+_MILD = 0.3  # sentiments closer to zero than this count as neither
 
 _VTT_STYLE = """STYLE
 ::cue(.positive) { color: #7ee2a8 }
@@ -30,7 +30,7 @@ def export(table: Table, kind: str) -> str:
 
 
 def _csv(table: Table) -> str:
-    """One row a prediction; an empty field is a number that there is not. Numbers are exact."""
+    """One row per prediction; missing numbers are empty fields. Numbers are exact."""
     text = io.StringIO()
     modalities = table.modalities
     columns = ["t_s", "t_end_ns", "sentiment", "sentiment_smooth", "emotion", *EMOTIONS, "confidence"]
@@ -47,7 +47,7 @@ def _csv(table: Table) -> str:
 
 
 def _json(table: Table) -> str:
-    """One object: what the session is, the summary that a report shows, words, and predictions."""
+    """One object: the session, the report's summary, words, and predictions."""
     content = {
         "recording": table.path.name,
         "cut_off": table.cut_off,
@@ -80,7 +80,7 @@ def _vtt(table: Table) -> str:
 
 
 def subtitles(table: Table) -> Iterator[tuple[float, float, list[SpokenWord]]]:
-    """Begin and end in seconds, and the words to show between them. They do not overlap."""
+    """Start and end in seconds, and the words to show in between. They do not overlap."""
     group: list[SpokenWord] = []
     groups: list[list[SpokenWord]] = []
     for word in table.words:
@@ -113,7 +113,7 @@ def _label(words: list[SpokenWord]) -> str:
     value, emotion = _sentiment(words), words[-1].emotion
     if value is None:
         return ""
-    value = round(value, 1) + 0.0  # no minus before a zero
+    value = round(value, 1) + 0.0  # no negative zero
     return f"[{value:+.1f} {emotion}] " if emotion else f"[{value:+.1f}] "
 
 

@@ -1,11 +1,11 @@
-"""Labels for stretches of recordings, in the table that `mien extract` reads: `labels.csv` beside the recording.
+"""Labels for stretches of a recording, in the table read by `mien extract`: `labels.csv` beside the recording.
 
     labels = LabelFile(Path("talk.mcap"))
     labels.add(12.0, 15.5, emotion="happy", sentiment=2.0)
     labels.stretches      # in the order of time
     labels.remove(labels.stretches[0])
 
-One table serves all recordings of a folder; rows of other files, and columns that are not ours, stay as they are.
+One table serves all recordings of a folder; rows of other files, and unknown columns, are preserved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mien.stream.recording.table import zero_ns_of
 TABLE = "labels.csv"
 COLUMNS = ("id", "file", "start", "end", "sentiment", "emotion", "text", "speaker", "split")
 SHORTEST_S = 0.2
-_VALID_EVERY, _VALID_AT = 5, 2  # of each five stretches the third is kept to judge the training by
+_VALID_EVERY, _VALID_AT = 5, 2  # the third of every five stretches is kept for validation
 
 
 class Stretch(msgspec.Struct, frozen=True, order=True):
@@ -36,8 +36,8 @@ class Stretch(msgspec.Struct, frozen=True, order=True):
 
     Attributes:
         start_s, end_s: seconds from the recording's zero, as in `Table.rows`.
-        sentiment: -3 ... 3, or None. emotion: one of the seven, or None. At least one of them is there.
-        text: what was said, as it was recognised; it may be corrected in the table.
+        sentiment: -3 ... 3, or None. emotion: one of the seven, or None. At least one of them is set.
+        text: what was said, as recognised; it may be corrected in the table.
     """
 
     start_s: float
@@ -55,7 +55,7 @@ class LabelFile:
         path: of the recording.
 
     Raises:
-        RecordingError: it cannot be read. DataError: the table beside it is no table of labels.
+        RecordingError: it cannot be read. DataError: the file beside it is not a table of labels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,12 +71,12 @@ class LabelFile:
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
-        """All labels of this recording, in the order of time."""
+        """All labels of this recording, in time order."""
         return tuple(sorted(self._stretches, key=lambda s: (s.start_s, s.end_s)))
 
     @property
     def seconds(self) -> float:
-        """Length of the recording."""
+        """Duration of the recording."""
         return self._seconds
 
     def add(
@@ -91,7 +91,7 @@ class LabelFile:
         """Label a stretch, and write the table.
 
         Raises:
-            DataError: it is too short, outside the recording, or not labelled by anything known; or the disk is full.
+            DataError: it is too short, outside the recording, or has no valid label; or the disk is full.
         """
         start_s, end_s = max(round(start_s, 3), 0.0), min(round(end_s, 3), round(self._seconds, 3))
         if not end_s - start_s >= SHORTEST_S:
@@ -110,7 +110,7 @@ class LabelFile:
         return stretch
 
     def remove(self, stretch: Stretch) -> None:
-        """Take a label back, and write the table. One that is not there is no error."""
+        """Remove a label, and write the table. Removing a missing one is not an error."""
         if stretch in self._stretches:
             self._stretches.remove(stretch)
             self._write()

@@ -1,7 +1,7 @@
-"""Words with the sentiment of what was said, phrase by phrase, from a session's predictions.
+"""Words with the sentiment of their phrases, from a session's predictions.
 
-Predictions carry what each phrase says by its words alone. Those recorded before mien 0.3 do not: there a
-phrase has the sentiment of the first prediction that knows its last word, since a prediction at the moment a word is
+Predictions carry the sentiment of each phrase's words alone. Those recorded before mien 0.3 do not: there a phrase
+gets the sentiment of the first prediction that includes its last word, since a prediction at the moment a word is
 spoken cannot know it.
 """
 
@@ -15,13 +15,13 @@ from mien.messages import Prediction, Word
 from mien.stream.speech.phrases import begins_phrase
 from mien.windowing import WINDOW_NS
 
-_SAME_NS = NS_PER_S // 2  # a word that is recognised again moves by no more
+_SAME_NS = NS_PER_S // 2  # a word that is recognised again moves by at most this much
 _KEPT = 256
 
 
 @dataclass(eq=False)
 class SaidWord:
-    """A committed word; `sentiment` and `emotion` are of its phrase as far as it goes, None where it has none."""
+    """A committed word; `sentiment` and `emotion` are of its phrase so far, None if it has none."""
 
     word: Word
     sentiment: float | None = None
@@ -29,19 +29,19 @@ class SaidWord:
 
 
 class SaidWords:
-    """Follows the predictions of one session in order."""
+    """Follows one session's predictions in order."""
 
     def __init__(self) -> None:
-        # Words as they were first recognised, with what the prediction that had them said.
+        # Words as first recognised, with that prediction's sentiment.
         self._seen: deque[SaidWord] = deque(maxlen=_KEPT)
         self._said: deque[SaidWord] = deque(maxlen=_KEPT)
         self._phrase: list[SaidWord] = []
 
     def hear(self, prediction: Prediction) -> tuple[list[SaidWord], bool]:
-        """The words that this prediction has committed, and whether words that were returned before have changed.
+        """The words committed by this prediction, and whether words returned earlier have changed.
 
-        They do so in place: in their sentiment when their phrase goes on, and in whether they are uncertain, which a
-        newer prediction knows better.
+        Words change in place: in their sentiment when their phrase continues, and in whether they are uncertain, which
+        newer predictions know better.
         """
         newly: list[SaidWord] = []
         before = [(said, said.sentiment, said.word) for said in self._said]
@@ -52,7 +52,7 @@ class SaidWords:
         for word in prediction.words:
             known = self._first(word)
             if known is None:
-                # What was said before the window has no reading of its own.
+                # Words from before the window are not rated any more.
                 read = prediction if prediction.t_end_ns - word.t_end_ns <= WINDOW_NS else None
                 known = SaidWord(word, read.sentiment, read.top_emotion) if read else SaidWord(word)
                 self._seen.append(known)

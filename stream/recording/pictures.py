@@ -1,4 +1,4 @@
-"""Pictures of a recording, drawn for screen and paper alike: dark on white, told apart without colour too."""
+"""Charts of a recording, for screen and paper: dark on white, readable without colour."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mien.stream.recording.table import Row, Table
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
+# Okabe and Ito's palette, distinguishable with any colour vision.
 EMOTION_COLOURS = {
     "neutral": "#b8bec6",
     "happy": "#e69f00",
@@ -32,7 +32,7 @@ MODALITY_COLOURS = {"vision": "#0072b2", "audio": "#e69f00", "text": "#009e73"}
 MODALITY_NAMES = {"vision": "face", "audio": "voice", "text": "words"}
 _OTHERS = ("#cc79a7", "#56b4e9", "#d55e00")
 _INK, _PALE = "#1f2933", "#8a94a0"
-_BINS = 1200  # a point for each two pixels; more would only make the file large
+_BINS = 1200  # one point per two pixels; more would only enlarge the file
 _STYLE = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
@@ -48,7 +48,7 @@ _STYLE = {
 
 
 def timeline(table: Table) -> str:
-    """Sentiment, emotions, shares of the modalities and what was missing, on one time axis, as SVG."""
+    """Sentiment, emotions, modality shares and gaps on a common time axis, as SVG."""
     t_s, value = _binned(table.rows)
 
     def draw(figure: Any) -> None:
@@ -95,7 +95,7 @@ def emotion_shares(means: dict[str, float], tops: dict[str, float]) -> str:
 
 
 def latencies(rows: Sequence[Row], percentiles: dict[str, float] | None) -> str | None:
-    """How long predictions took, and their percentiles in ms, as SVG; None where the recording does not say."""
+    """Prediction latencies, and their percentiles in ms, as SVG; None if the recording lacks them."""
     values = np.array([row.latency_ms for row in rows if row.latency_ms is not None])
     if not len(values) or percentiles is None:
         return None
@@ -116,7 +116,7 @@ def latencies(rows: Sequence[Row], percentiles: dict[str, float] | None) -> str 
 
 
 def comparison(pairs: Sequence[tuple[Row, Row]], zero_s: float, names: tuple[str, str], path: Path) -> None:
-    """Two recordings over each other, and their difference, as a PNG file."""
+    """Two recordings overlaid, and their difference, as a PNG file."""
     t_s = np.array([a.t_s for a, _ in pairs]) - zero_s
     first, second = (np.array([_nan(pair[side].sentiment_smooth) for pair in pairs]) for side in (0, 1))
 
@@ -180,7 +180,7 @@ def _coverage(axis: Any, t_s: Floats, table: Table, value: Callable[[Callable[[R
 
 
 def _hatch_missing(axis: Any, t_s: Floats, made: Floats) -> None:
-    """Where there was no prediction, none is drawn, and it is seen that there was none."""
+    """Hatch the periods without predictions, so that gaps are visible as such."""
     low, high = axis.get_ylim()
     axis.fill_between(
         t_s, low, high, where=np.isnan(made), step="mid", facecolor="white", edgecolor="#c5ccd3", hatch="////", lw=0
@@ -188,7 +188,7 @@ def _hatch_missing(axis: Any, t_s: Floats, made: Floats) -> None:
 
 
 def _binned(rows: Sequence[Row]) -> tuple[Floats, Callable[[Callable[[Row], float | None]], Floats]]:
-    """Times, and a function that gives a number of each row at these times: the mean of a bin, NaN where none is."""
+    """Times, and a function that samples a field of the rows at these times: bin means, NaN for empty bins."""
     times = np.array([row.t_s for row in rows])
     if len(rows) <= _BINS:
         return times, lambda pick: np.array([_nan(pick(row)) for row in rows])
@@ -224,11 +224,11 @@ def _figure(draw: Callable[[Any], None], size: tuple[float, float]) -> Any:
 
 
 def _svg(name: str, draw: Callable[[Any], None], size: tuple[float, float]) -> str:
-    """A picture as an SVG element that fills its column."""
+    """A chart as an SVG element that fills its column."""
     import matplotlib
 
     out = io.StringIO()
-    # Pictures on one page must not share the names of their parts.
+    # Charts on one page must not share element ids.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         _figure(draw, size).savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()

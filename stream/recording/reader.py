@@ -1,4 +1,4 @@
-"""Reading recordings: whole ones by their index, cut-off ones up to the last chunk that is complete."""
+"""Reading recordings: complete ones by their index, truncated ones up to the last complete chunk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DAMAGED = (msgspec.MsgspecError, WireError, ValueError, OverflowError, Recursio
 
 
 class Entry(NamedTuple):
-    """One message of a recording: its channel, when it was written down, when what it tells of was, and its JSON."""
+    """One message of a recording: channel, log time, publish time, and JSON."""
 
     channel: str
     log_ns: int
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     data: bytes
 
     def prediction(self) -> Prediction:
-        """The prediction. This and all below raise RecordingError if the message is damaged or of another kind."""
+        """The prediction. This and all below raise RecordingError if the message is damaged or of another type."""
         message = self._read(_decode_prediction)
         self._read(lambda _: check_prediction(message))
         return message
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
         return message
 
     def features(self) -> tuple[FeatureHeader, Frames]:
-        """The features, and the message as it was on the wire."""
+        """The features header, and the message in wire form."""
         return self._read(channels.features_frames)
 
     def preview(self) -> Preview:
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
         return self._read(channels.preview_of)
 
     def sound(self) -> Sound:
-        """The piece of sound."""
+        """The chunk of audio."""
         return self._read(channels.sound_of)
 
     def _read(self, read: Callable[[bytes], _Read]) -> _Read:
@@ -75,13 +75,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording on the disk.
+    """A recording on disk.
 
     Attributes:
         path: the file.
-        about: what the session said of itself when it began; None if inference never did.
-        cut_off: it was not closed in order; what can be read is read.
-        channels: that have messages.
+        about: the session's description of itself at its start; None if inference never sent one.
+        cut_off: it was not closed properly; everything readable is read.
+        channels: those with messages.
         first_ns, last_ns: log times; 0 if it is empty.
     """
 
@@ -112,11 +112,11 @@ class Recording:
         """Messages in the order of their log times.
 
         Args:
-            names: channels, or a function that says of a channel whether it is wanted; None for all.
+            names: channels, or a predicate on channel names; None for all.
             since_ns, until_ns: log times, the second exclusive. With an index, only that part of the file is read.
 
         Raises:
-            RecordingError: the file cannot be read any more.
+            RecordingError: the file is no longer readable.
         """
         wanted = names if callable(names) else (self.channels if names is None else set(names)).__contains__
         with _opened(self.path) as file:
@@ -136,7 +136,7 @@ class Recording:
                 raise RecordingError(f"{self.path} is damaged: {_line(error)}; copy it anew") from error
 
     def predictions(self) -> Iterator[Prediction]:
-        """All predictions, in their order."""
+        """All predictions, in order."""
         for entry in self.entries({channels.PREDICTION}):
             yield entry.prediction()
 
@@ -148,15 +148,15 @@ _BROKEN = (
 
 
 def _line(error: Exception) -> str:
-    """What an error says, on one line that a terminal shows and does not obey."""
+    """An error as one line, safe to print on a terminal."""
     return "".join(c if c.isprintable() else " " for c in f"{type(error).__name__}: {error}"[:200])
 
 
 def open_recording(path: Path) -> Recording:
-    """Open a recording of any mien up to this one's version.
+    """Open a recording made by this version of mien or an older one.
 
     Raises:
-        RecordingError: it is not there, no MCAP, no recording of mien, or of a later version of mien.
+        RecordingError: it is missing, not MCAP, not a recording of mien, or of a newer version.
     """
     with _opened(path) as file:
         if file.read(8) != b"\x89MCAP0\r\n":
@@ -181,7 +181,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _read_index(file: BinaryIO) -> Any:
-    """The summary of a file that was closed in order, else None."""
+    """The summary of a file that was closed properly, else None."""
     try:
         return make_reader(file).get_summary()
     except Exception:  # whatever is wrong with its end, its beginning may be good
@@ -240,14 +240,14 @@ def _check_format(path: Path, formats: list[str | None]) -> None:
 
 
 def _records(file: BinaryIO) -> Iterator[Any]:
-    """The records of a file without an index, up to the first that is not complete."""
+    """The records of a file without an index, up to the first incomplete one."""
     try:
         for record in StreamReader(file, validate_crcs=True, record_size_limit=_RECORD_LIMIT).records:
             if isinstance(record, Footer):
                 return
             if not isinstance(record, Schema):
                 yield record
-    except Exception:  # the end of what was written, whatever half a record looks like to the library
+    except Exception:  # the library may fail in any way on a truncated record
         return
 
 

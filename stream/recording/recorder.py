@@ -1,4 +1,4 @@
-"""The recorder: one more subscriber, which writes down what it hears. Nothing in the pipeline waits for it."""
+"""The recorder: one more subscriber, which writes what it receives. The pipeline never waits for it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from mien.stream.bus.wire import FeatureHeader, decode_about, decode_prediction,
 from mien.stream.recording import channels
 from mien.stream.recording.writer import RecordingWriter
 
-_QUEUE = 10_000  # messages that wait while the disk is slow
-_DRAIN_S = 0.5  # for what is still under way when it is told to stop
+_QUEUE = 10_000  # messages queued while the disk is slow
+_DRAIN_S = 0.5  # for messages in transit when it is told to stop
 
 
 class RecorderState(msgspec.Struct, frozen=True):
-    """How far a recorder is.
+    """A recorder's progress.
 
     Attributes:
         state: "waiting" until a session is heard, "recording", "ended", "failed".
         path: of the file. bytes: its size. seconds: from the first message to the last.
-        predictions, lost: how many are in it, and how many are known to be missing.
+        predictions, lost: how many were written, and how many are known to be missing.
         error: why it failed.
     """
 
@@ -52,15 +52,15 @@ class Recorder:
 
     Args:
         path: to create.
-        bus: where the session is.
-        session: its name; None takes the first that is heard.
-        video, audio: also pictures and sound, where the session lets them out.
+        bus: of the session.
+        session: its name; None takes the first one heard.
+        video, audio: also record pictures and sound, if the session publishes them.
 
     Attributes:
-        notes: what a person should know, one line each.
+        notes: messages for the user, one line each.
 
     Raises:
-        RecordingError: the file cannot be made.
+        RecordingError: the file cannot be created.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Recorder:
         self._about: About | None = None
         self._last_status: dict[str, bytes] = {}
         self._newest: dict[str, tuple[int, int]] = {}
-        self._first_seq: dict[tuple[str, int], int] = {}  # of each worker's run, the first that was not sent as recent
+        self._first_seq: dict[tuple[str, int], int] = {}  # per worker and run, the first seq received live
         self._older: set[tuple[str, int, int]] = set()
         self._lost: Counter[str] = Counter()
         self._predictions = 0
@@ -89,7 +89,7 @@ class Recorder:
 
     @property
     def state(self) -> RecorderState:
-        """How far it is."""
+        """The current progress."""
         return RecorderState(
             state="ended" if self._ended else "recording" if self._about is not None else "waiting",
             path=str(self._writer.path),
@@ -107,13 +107,13 @@ class Recorder:
     ) -> RecorderState:
         """Record until told to stop, the session's clip has ended, or `seconds` have passed.
 
-        They count from the first message, or from the start while nothing comes.
+        The time counts from the first message, or from the start while nothing comes.
 
         Args:
             report: called when the state changes, and once a second.
 
         Raises:
-            RecordingError: the disk is full or the file cannot be written; what came before can be read.
+            RecordingError: the disk is full or the file cannot be written; earlier messages stay readable.
         """
         poller = zmq.Poller()
         try:
@@ -153,7 +153,7 @@ class Recorder:
         wanted = {"inference": tuple(prefix(kind) for kind in ("prediction", "status", "about"))}
         wanted |= {worker: (prefix("features"), prefix("recent")) for worker in WORKERS}
         if self._wanted["video"]:
-            # By name: previews leave the worker for those alone who ask for pictures.
+            # By name: a worker sends previews only to those who subscribe to pictures.
             wanted["video"] += (prefix("preview", "picture"), prefix("preview", "edges"))
         if self._wanted["audio"]:
             wanted["audio"] += (prefix("sound"),)
@@ -226,7 +226,7 @@ class Recorder:
         self._take_words(record, now_ns)
 
     def _take_recent(self, frames: list[bytes], now_ns: int) -> None:
-        """Rows from before we came. Their numbers end where those that come by themselves begin, or a little later."""
+        """Rows from before we joined. They end at the first live row, or slightly after it."""
         firsts = dict(self._first_seq)
         for message in decode_recent(frames):
             record, data = channels.record_features(message)
@@ -239,7 +239,7 @@ class Recorder:
 
     def _take_words(self, record: FeatureHeader, now_ns: int) -> None:
         if record.words and record.words[-1][1] < self._last_word_ns - 60 * NS_PER_S:
-            self._last_word_ns = -1  # the clip began again
+            self._last_word_ns = -1  # the clip has looped
         fresh = [word for word in record.said if word.committed and word.t_start_ns > self._last_word_ns]
         if fresh:
             self._last_word_ns = fresh[-1].t_start_ns
@@ -267,7 +267,7 @@ class Recorder:
             self._writer.attach(channels.ATTACHMENT, msgspec.json.format(data, indent=2), now_ns)
 
     def _is_new(self, what: str, run: int, seq: int) -> bool:
-        """False for a last value that was sent again; counts gaps within a run."""
+        """False for a repeated last value; counts gaps within a run."""
         last_run, last_seq = self._newest.get(what, (-1, -1))
         if run == last_run:
             if seq <= last_seq:

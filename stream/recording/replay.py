@@ -1,4 +1,4 @@
-"""Replaying a recording: the settings of its inference, a check of its model, and a player in place of workers."""
+"""Replaying a recording: its inference settings, a check of its model, and a player in place of the workers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def plan_replay(
     """The session that replays a recording.
 
     Args:
-        config: the user's; its bus counts. Whatever decides numbers is taken from the recording.
+        config: the user's; only its bus is used. Whatever affects numbers is taken from the recording.
         speed: 0 is as fast as possible.
-        checkpoint, engine: others than the recorded ones.
+        checkpoint, engine: replacements for the recorded ones.
 
     Raises:
         RecordingError: there is nothing to replay.
@@ -79,15 +79,15 @@ def plan_replay(
 def has_other_clocks(recording: Recording) -> bool:
     """Whether capture ran on other machines.
 
-    Inference then moved their times into its own, by an offset that is measured as it goes and is not recorded, so that
-    a replay is equal only where no row falls into another slot for it.
+    Inference then converted their times to its own, by an offset that is measured continuously and not recorded. A
+    replay is equal only if that moved no row into another slot.
     """
     workers: dict[str, str] = recording.about.config.get("bus", {}).get("workers", {}) if recording.about else {}
     return any(workers.values())
 
 
 def recorded_inference(recording: Recording) -> InferenceConfig:
-    """Settings of inference when the recording was made; what this mien does not know is left out."""
+    """Inference settings of the recording; fields unknown to this version are dropped."""
     found: dict[str, Any] = recording.about.config.get("inference", {}) if recording.about is not None else {}
     known = {name: found[name] for name in InferenceConfig.__struct_fields__ if name in found}
     try:
@@ -97,12 +97,12 @@ def recorded_inference(recording: Recording) -> InferenceConfig:
 
 
 def recorded_person(recording: Recording) -> PersonConfig:
-    """Whose rest the recorded rows are compared with already; what is named is the tag of the predictions."""
+    """The person whose baseline was already applied to the recorded rows, for the predictions' tag."""
     return PersonConfig(name=tag_of(recording.about.model) if recording.about is not None else "")
 
 
 def recorded_engine(recording: Recording) -> str:
-    """The engine that made the recorded predictions; "auto" if that is not clear."""
+    """The engine that made the recorded predictions; "auto" if unclear."""
     if recording.about is None:
         return "auto"
     names = {part.rpartition("-")[0] for part in recording.about.model.partition("/")[2].split("+")}
@@ -110,7 +110,7 @@ def recorded_engine(recording: Recording) -> str:
 
 
 def check_features(recording: Recording, weights: Checkpoint) -> None:
-    """Refuse a model that was trained on other features than the recorded ones: its numbers would be wrong.
+    """Reject a model trained on other features than the recorded ones: its numbers would be wrong.
 
     Raises:
         CheckpointError: which features do not fit.
@@ -126,9 +126,9 @@ def check_features(recording: Recording, weights: Checkpoint) -> None:
             break
 
 
-# What is not for those who come later, as in a live session: rows that append, pictures, sound.
+# Not repeated to late subscribers, as in a live session: rows that append, pictures, sound.
 _FLEETING = (b"/vision", b"/audio", b"/picture", b"/")
-_AHEAD = 32  # cues that may be unanswered
+_AHEAD = 32  # maximum number of unanswered cues
 _LISTENER_PATIENCE_S = 20.0
 _ANSWER_PATIENCE_S = 30.0
 
@@ -137,8 +137,8 @@ class Tally(msgspec.Struct):
     """How a replay compares with its recording.
 
     Attributes:
-        predictions: that were made. equal: of them, bit-equal to the recorded ones. differing: not so, although the
-            recording holds all that they were made from. incomplete: it does not, and they are not equal.
+        predictions: made by the replay. equal: of them, bit-equal to the recorded ones. differing: not equal, although
+            the recording holds all of their inputs. incomplete: not equal, and inputs are missing.
         first_difference: in words.
     """
 
@@ -150,17 +150,17 @@ class Tally(msgspec.Struct):
 
 
 class Player:
-    """Publishes a recording in place of the capture workers, from a thread of its own.
+    """Publishes a recording in place of the capture workers, from its own thread.
 
     Args:
         recording: to replay.
         bus: whose worker ports are bound.
-        speed: 1 for the pace at which it was recorded, 2 for twice that; 0 for as fast as inference can.
+        speed: 1 for real time, 2 for twice as fast; 0 for as fast as inference can.
         prime: see `CueMaker`.
 
     Attributes:
         tally: how predictions compare with the recorded ones; complete once the replay has ended.
-        error: why it could not go on.
+        error: why it stopped early.
 
     Raises:
         BusError: a port is in use.
@@ -177,7 +177,7 @@ class Player:
         self._publishers: dict[str, Publisher] = {}
         try:
             for worker in WORKERS:
-                # Never drops: a cue waits for what it names.
+                # Never drops: a cue waits for the messages it names.
                 self._publishers[worker] = Publisher(bus.endpoint(worker), bus, lossless=True)
         except MienError:
             self.close()
@@ -188,7 +188,7 @@ class Player:
         self._thread = threading.Thread(target=self._run, name="player", daemon=True)
 
     def start(self) -> None:
-        """Begin to publish."""
+        """Start publishing."""
         self._thread.start()
 
     def close(self) -> None:
@@ -227,9 +227,9 @@ class Player:
             self.error = error
 
     def _await_inference(self) -> None:
-        """Until it listens on all ports and has answered our subscription with its last status.
+        """Wait until it listens on all ports and has answered our subscription with its last status.
 
-        What is sent or predicted before is lost.
+        Anything sent or predicted before that is lost.
         """
         until_s = time.monotonic() + _LISTENER_PATIENCE_S
         session = self._recording.session
@@ -246,7 +246,7 @@ class Player:
             self._service(min(left_s, 0.05))
 
     def _await_answers(self, open_cues: int) -> None:
-        """Until at most so many cues have no prediction yet."""
+        """Wait until at most that many cues are unanswered."""
         give_up_s = time.monotonic() + _ANSWER_PATIENCE_S
         while len(self._expected) > open_cues and not self._stopping.is_set():
             if time.monotonic() > give_up_s:
@@ -265,7 +265,7 @@ class Player:
                 continue
 
     def _compare(self, made: Prediction) -> None:
-        # Predictions are numbered as their cues are; the last one may come twice.
+        # Predictions are numbered like their cues; the last one may be repeated.
         while self._expected and self._expected[0].cue.seq < made.seq:
             self._expected.popleft()
         if not self._expected or self._expected[0].cue.seq != made.seq:
@@ -286,9 +286,9 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def content(prediction: Prediction) -> bytes:
-    """What a prediction says, without what differs from run to run; equal bytes are equal numbers to the last bit.
+    """A prediction's content without run-specific fields; equal bytes mean bit-equal numbers.
 
-    Left out are the numbers of run, message and inputs, and how long it took.
+    Excluded are the numbers of run, message and inputs, and timings.
     """
     return _encode(msgspec.structs.replace(prediction, run=0, seq=0, latency={}, inputs={}))
 

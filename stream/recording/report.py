@@ -1,4 +1,4 @@
-"""A recording as one page: self-contained, for screen and paper. Its numbers are those of `mien export --json`."""
+"""A recording as one page: self-contained, for screen and paper. Its numbers equal those of `mien export --json`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ section { break-inside: avoid }
 
 
 def report(table: Table) -> str:
-    """The page as HTML. It loads nothing from anywhere."""
+    """The page as HTML. It loads no external resources."""
     figures = summarise(table)
     about = table.about
     title = html.escape(table.path.name)
@@ -67,7 +67,7 @@ def _subtitle(table: Table, figures: dict[str, Any]) -> str:
     about = table.about
     parts = [f"{figures['seconds']:.1f} s", f"{figures['predictions']} predictions"]
     if about is not None:
-        # Of the recording: the session may have begun days before. A clip that was played in full has its own time.
+        # Relative to the recording: the session may have started days before. A clip played in full has its own time.
         first_ns = table.rows[0].t_end_ns
         when = datetime.fromtimestamp((first_ns if first_ns >= UNIX_NS else about.t_ns) / 1e9, UTC)
         parts = [
@@ -187,7 +187,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _tenth(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # no minus before a zero
+    return f"{round(value, 1) + 0.0:+.1f}"  # no negative zero
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A stretch of a recording as training data: the rows that were made live, so that no picture or sound need be kept."""
+"""A stretch of a recording as training data, from its live rows, so that no picture or sound need be kept."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.table import zero_ns_of
 
-_SLOT_NS = 100 * NS_PER_MS  # the longest slot of any modality: rows stay in theirs
-_LATE_NS = 12 * NS_PER_S  # words may be committed so long after they were said
+_SLOT_NS = 100 * NS_PER_MS  # the longest slot of any modality: rows stay in their slots
+_LATE_NS = 12 * NS_PER_S  # words may be committed this long after they were spoken
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a labelled file is a recording of mien."""
+    """Whether a labelled file is a mien recording."""
     return path.suffix.lower() == RECORDING_SUFFIX
 
 
 def recorded_rows(
     path: Path, item: CorpusItem, specs: Mapping[str, ModalitySpec], encode: Callable[[list[str]], Float32] | None
 ) -> tuple[dict[str, RawRows], int, str | None]:
-    """Rows of each modality between `start_s` and `end_s` of a recording, their length in ns, and what was said.
+    """Rows of each modality between `start_s` and `end_s` of a recording, their duration in ns, and the words spoken.
 
     Args:
-        path, item: the recording, and which part of it.
-        specs: of the modalities besides text whose rows are wanted.
-        encode: makes rows of words, which are encoded anew, as for any labelled text, from the item's text or else
-            from what was recognised; None: no rows of text are wanted.
+        path, item: the recording, and the part of it.
+        specs: of the wanted modalities, except text.
+        encode: encodes words to rows, as for any labelled text: the item's text or else the recognised words; None: no
+            rows of text are wanted.
 
     Raises:
         RecordingError: it cannot be read.
-        DataError: nothing is there, or it was made by other extractors than those of this mien.
+        DataError: nothing is there, or it was made by other extractors than this version's.
     """
     recording = open_recording(path)
     zero_ns = zero_ns_of(recording)
@@ -64,7 +64,7 @@ def recorded_rows(
 
 
 def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list[str], Int64]:
-    """Committed words that end within a stretch, without uncertain ones, and when each ends, in ns from its start."""
+    """Committed, certain words that end within a stretch, and when each ends, in ns from its start."""
     said: dict[int, Word] = {}
     for entry in recording.entries({channels.FEATURES + "text"}):
         record, _ = entry.features()
@@ -76,10 +76,10 @@ def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list
 
 
 def take_words(said: dict[int, Word], words: Iterable[Word]) -> None:
-    """Add the committed words of a message to those that were said before, by the time that they begin."""
+    """Merge a message's committed words into the earlier ones, keyed by their start time."""
     newest_ns = next(reversed(said), -1)
     for word in words:
-        # A newer message knows better whether a word is certain.
+        # Newer messages know better whether a word is certain.
         if word.committed and (word.t_start_ns in said or word.t_start_ns > newest_ns):
             said[word.t_start_ns] = word
             newest_ns = max(newest_ns, word.t_start_ns)

@@ -1,4 +1,4 @@
-"""A recording in numbers: a row for each prediction, its words, and what they come to, for exports and reports."""
+"""A recording as a table: a row per prediction, its words, and summary figures, for exports and reports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mien.stream.recording import channels
 from mien.stream.recording.phrases import SaidWord, SaidWords
 from mien.stream.recording.reader import Recording, open_recording
 
-UNIX_NS = 10**17  # times before 1973 are those of a clip that was played in full
+UNIX_NS = 10**17  # times before 1973 belong to a clip that was played in full
 
 
 class SpokenWord(msgspec.Struct, frozen=True):
-    """A committed word that is certain.
+    """A committed, certain word.
 
-    Times in seconds from the recording's zero; sentiment of its phrase, None where it had none.
+    Times in seconds from the recording's zero; `sentiment` of its phrase, None if it had none.
     """
 
     text: str
@@ -35,7 +35,7 @@ class SpokenWord(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """A prediction. `t_s` is in seconds from the recording's zero; the rest is as in `mien.Prediction`.
 
-    `clip` is the file that an offline prediction is of; empty in a recording.
+    `clip` is the file of an offline prediction; empty in a recording.
     """
 
     t_s: float
@@ -56,13 +56,13 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """All of a recording.
+    """A whole recording.
 
     Attributes:
-        path: of the recording. cut_off: it was not closed in order.
+        path: of the recording. cut_off: it was not closed properly.
         zero_ns: session time of t_s = 0: when capture began, or the first prediction if the recording began later.
-        words: those that were still spoken when the recording began, or later.
-        lost: predictions that are known to be missing.
+        words: those that ended after the recording began.
+        lost: predictions known to be missing.
     """
 
     path: Path
@@ -107,11 +107,11 @@ def read_table(path: Path) -> Table:
 
 
 def summarise(table: Table) -> dict[str, Any]:
-    """What the rows come to.
+    """Summary figures of the rows.
 
-    `emotions` is the mean probability and `top_emotion` the share of predictions in which an emotion is on top, both
-    of the predictions that were made; `coverage` is the share of all in which a modality had evidence; `gates` is the
-    mean share in the decision, of those that were made.
+    `emotions` is the mean probability of each emotion and `top_emotion` the fraction of predictions in which it is on
+    top, over predictions that did not abstain; `coverage` is the fraction of all in which a modality had evidence;
+    `gates` is its mean share in the decision, over those that did not abstain.
     """
     rows = table.rows
     made = [row for row in rows if row.emotions is not None]
@@ -155,7 +155,7 @@ def _zero_ns(recording: Recording, first: Prediction) -> int:
     if first.t_end_ns < UNIX_NS:
         return 0
     begun = [first.t_end_ns] if first.seq else []
-    for modality in ("vision", "audio"):  # words are sent with those from before
+    for modality in ("vision", "audio"):  # words are sent together with earlier ones
         for entry in recording.entries({channels.FEATURES + modality}):
             record, _ = entry.features()
             begun += [record.t_start_ns] if record.seq == 0 else []

@@ -1,4 +1,4 @@
-"""Writing a recording so that it can be read whenever it ends: twice a second what came is a chunk on the disk."""
+"""Writing a recording that is readable whenever it ends: new messages reach the disk as a chunk twice a second."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from mien.files import reason
 from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PREDICTION, PROFILE, schema_of
 from mien.stream.recording.reader import Recording
 
-FLUSH_S = 0.5  # what is lost at most when the recorder is killed
+FLUSH_S = 0.5  # maximum loss when the recorder is killed
 CHUNK_BYTES = 4 << 20
 
 
 class RecordingWriter:
-    """An MCAP file that grows.
+    """A growing MCAP file.
 
     Args:
-        path: to create; a file that is there is never overwritten.
+        path: to create; an existing file is never overwritten.
 
     Attributes:
         messages, attachments: written so far.
-        kept: of each channel, how many messages are on the disk, whatever happens next.
+        kept: per channel, the number of messages safely on disk.
 
     Raises:
-        RecordingError: the file cannot be made, now, or cannot grow, later; it then stays readable up to that moment.
+        RecordingError: the file cannot be created, or later cannot grow; it then stays readable up to that moment.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,19 +79,19 @@ class RecordingWriter:
         self._sync()
 
     def flush_if_due(self) -> None:
-        """Put what has come onto the disk, if half a second has passed. Call it too while nothing comes."""
+        """Write pending messages to disk, if half a second has passed. Call it even while nothing comes."""
         if time.monotonic() - self._flushed_s >= FLUSH_S:
             self._writer.end_chunk()
             self._sync()
 
     def close(self) -> None:
-        """Write the index and close. A file without it can be read as well, only more slowly."""
+        """Write the index and close. A file without it is readable too, only more slowly."""
         self._writer.finish()
         self._sync()
         self._file.close()
 
     def abandon(self) -> None:
-        """Close as it is; a file that holds no message is removed."""
+        """Close without an index; a file without messages is removed."""
         self._file.close()
         if not self.kept:
             self.path.unlink(missing_ok=True)
@@ -112,10 +112,10 @@ class RecordingWriter:
 
 
 def rewrite(recording: Recording, path: Path) -> None:
-    """Copy what can be read of a recording into a new one, closed in order, with an index.
+    """Copy the readable part of a recording into a new one with an index.
 
     Raises:
-        RecordingError: the file cannot be made, or the disk is full.
+        RecordingError: the file cannot be created, or the disk is full.
     """
     writer = RecordingWriter(path)
     try:
@@ -130,14 +130,14 @@ def rewrite(recording: Recording, path: Path) -> None:
 
 
 class _ChunkWriter(Writer):  # type: ignore[misc]
-    """The library ends a chunk when it is large; we end it too when it is old."""
+    """The library ends a chunk when it is large; we also end it when it is old."""
 
     def end_chunk(self) -> None:
         getattr(self, "_Writer__finalize_chunk")()  # noqa: B009  # it has no public name
 
 
 class _File:
-    """What the library writes to: whole batches reach the disk, or nothing of them."""
+    """The library's output: each batch reaches the disk completely or not at all."""
 
     def __init__(self, path: Path) -> None:
         self._waiting = bytearray()
@@ -158,7 +158,7 @@ class _File:
         return self.written + len(self._waiting)
 
     def flush(self) -> None:
-        """Nothing: `sync` does it."""
+        """A no-op: `sync` does it."""
 
     def sync(self) -> None:
         view = memoryview(bytes(self._waiting))
@@ -180,6 +180,6 @@ class _File:
             self._descriptor = -1
 
     def _cut_off(self) -> None:
-        """Take back the part of a batch that still found room."""
-        with contextlib.suppress(OSError):  # readers leave out what is incomplete
+        """Undo the part of a batch that still fitted."""
+        with contextlib.suppress(OSError):  # readers skip incomplete data
             os.ftruncate(self._descriptor, self.written)
