@@ -1,1 +1,1 @@
-"""The capture process: one modality run, and what it publishes."""
+"""The capture process: runs one modality and publishes its rows."""

@@ -1,4 +1,4 @@
-"""A capture worker's choices: offers the sources and faces there are, and applies a choice among them."""
+"""A capture worker's choices: publishes the available sources and faces, and applies choices."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from mien.stream.modalities.base import Modality
 from mien.stream.processes.priority import give_way
 from mien.stream.sources.devices import Choosable, choosable
 
-_WAITING = 4  # choices at a time; of more, the oldest are let go
+_WAITING = 4  # queued choices; the oldest are dropped
 
 
 class Choosing:
-    """Hears choices on the worker's socket, where `bus.control` lets them be made.
+    """Receives choices on the worker's socket, as far as `bus.control` permits.
 
     Args:
         publisher: the worker's socket. worker: its name. run: its number.
         config: the session's. modality: what captures.
 
     Attributes:
-        refused: choices that were malformed, for another worker, or not allowed.
+        refused: choices that were malformed, for another worker, or not permitted.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class Choosing:
         self._is_asked = False
         self._lister = ThreadPoolExecutor(1, "devices", partial(give_way, thread=True))
         self._listing: Future[list[Choosable]] | None = None
-        # Nobody may choose while a clip is played in full: it would not be that clip any more.
+        # No choices while a clip is played in full: the result would no longer be that clip's.
         if config.bus.control != "none" and not config.clip.fast:
             publisher.answer(offer_topic(config.session, worker), self._ask)
             publisher.hear_choices(self._hear)
 
     def take(self, using: Callable[[str, str], None]) -> bool:
-        """Offer what was asked for and do what was chosen, once it is known what there is.
+        """Publish requested offers and apply choices, once the options are known.
 
         Args:
-            using: told the section of the configuration ("video", "audio") and its source before another one is used.
+            using: called with the section of the configuration ("video", "audio") and its new source before the switch.
 
         Returns:
-            Whether something was changed, and a status is due.
+            Whether anything changed, so that a status is due.
         """
         if self._waiting and self._waiting[0].source is None:
             self._do(self._waiting.popleft(), [], using)
@@ -87,11 +87,11 @@ class Choosing:
         return True
 
     def is_opening(self) -> bool:
-        """Whether the next `take` may open a device, which takes its time."""
+        """Whether the next `take` may open a device, which can block."""
         return bool(self._waiting) and self._listing is not None and self._listing.done()
 
     def close(self) -> None:
-        """Choose no more."""
+        """Stop accepting choices."""
         self._lister.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self) -> None:
@@ -126,14 +126,14 @@ class Choosing:
                 if source != self._modality.used:
                     self._modality.use(source)
                     if self._modality.resting is not None:
-                        self._modality.measure(None)  # what comes now is of another camera or microphone
+                        self._modality.measure(None)  # rows now come from another camera or microphone
                     using(self._section, source)
         except (SourceError, ConfigError) as error:
             refused = str(error)[:500]
         self._offer(found, choice.nonce, refused, rest)
 
     def _measure(self, seconds: float) -> RestOffer | None:
-        """Begin to measure a person at rest; with 0 what was measured, None while that is not over."""
+        """Start measuring a person at rest; with 0 return the measurement, None while it is not finished."""
         if seconds:
             self._modality.measure(seconds)
             return None

@@ -1,8 +1,8 @@
-"""Pictures for viewers, and sound for a recorder, as they were analysed.
+"""Analysed pictures for viewers, and analysed audio for a recorder.
 
-Pictures are small and leave the video worker only while there is a subscription by name, only on loopback, at most 15
-a second and 480 pixels long; `video.preview` allows the landmarks alone, or nothing. Sound leaves the audio worker only
-if the session was told to share it (`audio.share`), likewise. The bytes are in `stream/protocol.md`.
+Pictures leave the video worker only while there is a subscription by name, only on loopback, at most 15 a second and
+480 pixels long; `video.preview` restricts them to landmarks, or to nothing. Audio leaves the audio worker only if the
+session shares it (`audio.share`), likewise. The bytes are in `stream/protocol.md`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _JITTER_NS = 2_000_000
 
 
 class PreviewPublisher:
-    """Sends previews on the video worker's socket while they are wanted.
+    """Sends previews on the video worker's socket while there are subscribers.
 
     Args:
         publisher: the worker's socket.
-        config: the session's; `video.preview` says what may leave.
+        config: the session's; `video.preview` says what may be sent.
         run: of the worker.
 
     Attributes:
-        sent: previews that left. sent_bytes: of all their frames together.
+        sent: number of previews sent. sent_bytes: total size of their frames.
     """
 
     def __init__(self, publisher: Publisher, config: Config, run: int) -> None:
@@ -50,7 +50,7 @@ class PreviewPublisher:
         self._session = config.session
         self._run = run
         self._pictures = config.video.preview == "picture"
-        # A clip in full waits for slow readers; a viewer must not hold it up.
+        # A clip in full waits for slow readers; a viewer must not delay it.
         self._allowed = (
             config.video.preview != "none" and is_loopback(host_of(publisher.endpoint)) and not config.clip.fast
         )
@@ -60,13 +60,13 @@ class PreviewPublisher:
         self._seq = dict.fromkeys(self._topics, 0)
         self._due_ns = 0
         self._encoder = ThreadPoolExecutor(1, "preview", partial(give_way, thread=True))
-        self._pending: tuple[Future[bytes], tuple[str, ...], Preview] | None = None  # the kinds that are wanted of it
+        self._pending: tuple[Future[bytes], tuple[str, ...], Preview] | None = None  # the kinds to send of it
 
     def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
-        """Take what is wanted of the frame that the last row was made from; `deliver` sends it when it is ready.
+        """Prepare the subscribed parts of the last row's frame; `deliver` sends it when it is ready.
 
         A picture is scaled and encoded in a low-priority thread: right after a row was sent, other processes need the
-        processor. A frame that comes while another is encoded is skipped.
+        processor. A frame that comes while another is being encoded is skipped.
         """
         self.deliver()
         if picture is None or not self._allowed or self.is_busy or t_ns + _JITTER_NS < self._due_ns:
@@ -76,7 +76,7 @@ class PreviewPublisher:
         )
         if not wanted:
             return
-        # A late one is made up for by half a period at most, so that the mean rate holds and none come in a bunch.
+        # A late one is compensated by half a period at most, so that the mean rate holds without bursts.
         self._due_ns = max(self._due_ns + _PERIOD_NS, t_ns + _PERIOD_NS // 2)
         if not self._edges_known:
             self._edges_known = True
@@ -107,24 +107,24 @@ class PreviewPublisher:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a picture is being made."""
+        """Whether a picture is being encoded."""
         return self._pending is not None
 
     def deliver(self) -> None:
-        """Send the picture that is ready, if there is one."""
+        """Send the encoded picture, if there is one."""
         if self._pending is not None and self._pending[0].done():
             (jpeg, wanted, preview), self._pending = self._pending, None
             self._send(wanted, preview, jpeg.result())
 
     def close(self) -> None:
-        """Let go of the picture that is being made."""
+        """Discard the picture being encoded."""
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, wanted: tuple[str, ...], preview: Preview, jpeg: bytes) -> None:
         for kind in wanted:
             shown = jpeg if kind == "picture" else b""
             frames = encode_preview(msgspec.structs.replace(preview, seq=self._seq[kind], jpeg=shown), kind)
-            self._publisher.send(frames, keep=False)  # a picture is never kept for later subscribers
+            self._publisher.send(frames, keep=False)  # pictures are never repeated to late subscribers
             self._seq[kind] += 1
             self.sent += 1
             self.sent_bytes += sum(map(len, frames))
@@ -143,7 +143,7 @@ def encode_jpeg(image_bgr: npt.NDArray[np.uint8]) -> bytes:
 
 
 class SoundPublisher:
-    """Sends sound on the audio worker's socket while it is wanted and allowed.
+    """Sends audio on the audio worker's socket while it is subscribed to and permitted.
 
     Args:
         publisher: the worker's socket. config: the session's. run: of the worker.
@@ -156,7 +156,7 @@ class SoundPublisher:
         self._allowed = config.audio.share and is_loopback(host_of(publisher.endpoint))
 
     def offer(self, piece: SoundPiece) -> None:
-        """Send a piece of sound, if it is wanted."""
+        """Send a chunk of audio, if it is subscribed to."""
         if not self._allowed or not len(piece.samples):
             return
         if not self._publisher.has_subscriber(self._topic, by_name=True):

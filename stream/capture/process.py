@@ -36,7 +36,7 @@ def capture(worker: str, control: Control) -> None:
     try:
         process.publish_status("starting")
         modality.prepare()
-        # What is loaded by now stays; scanning it again and again would only add to the slowest rows.
+        # Freeze what is loaded by now: scanning it again and again would only slow down the slowest rows.
         gc.collect()
         gc.freeze()
         process.publish_status("ready")
@@ -70,7 +70,7 @@ class _CaptureProcess:
         self._reported_s = 0.0
 
     def wait_for_start(self) -> None:
-        """Wait for the order to begin; when playing a clip in full, also for a subscriber."""
+        """Wait for the start order; when playing a clip in full, also for a subscriber."""
         while not self._control.started.wait(0.05) and not self._control.stopping.is_set():
             self._control.beat()
             self._report_if_due("ready")
@@ -81,10 +81,10 @@ class _CaptureProcess:
                 time.sleep(0.005)
 
     def run(self) -> None:
-        """Publish until the clip ends or we are told to stop; either is said in the last status."""
+        """Publish until the clip ends or we are told to stop; the last status says which."""
         self._modality.start(self._control.start_ns)
         for rows in self._modality.rows():
-            # While a device is looked for, opening it may block.
+            # While a device is being found, opening it may block.
             self._control.beat(BUSY_PATIENCE_S if self._state == "degraded" else PATIENCE_S)
             if self._control.stopping.is_set():
                 self.publish_status("stopped")
@@ -100,22 +100,22 @@ class _CaptureProcess:
             if self._choosing.take(lambda section, source: self._control.say("using", section=section, source=source)):
                 self.publish_status(self._state)
             state = self._modality.health().state
-            # A source may be over while its last rows are still being made; only `rows()` knows when all is said.
+            # The source may end before its last rows are made; only `rows()` knows when it is done.
             self._report_if_due("running" if state == "ended" else state)
         self.publish_status("ended")
         self._control.say("ended")
-        # The end must reach its readers before the socket goes; the supervisor stops us when it has.
+        # The last status must arrive before the socket closes; the supervisor stops us when it has.
         while not self._control.stopping.wait(0.05):
             self._control.beat()
             self._report_if_due("ended")
 
     def close(self) -> None:
-        """Nothing more is published."""
+        """Stop publishing."""
         self._choosing.close()
         self._previews.close()
 
     def publish_status(self, state: WorkerState) -> None:
-        """Say how this worker is."""
+        """Publish this worker's status."""
         self._state, self._reported_s = state, time.monotonic()
         health = self._modality.health()
         cpu_percent, rss_mb = self._resources.read()
@@ -154,11 +154,11 @@ class _CaptureProcess:
             seq=self._seq,
             stamps={"sent": self._control.clock.now_ns()},
         )
-        # Rows that append are not sent again to later subscribers: all others would get them twice.
+        # Rows that append are not repeated to late subscribers: all others would get them twice.
         frames = encode_features(message)
         self._publisher.send(frames, keep=spec.snapshot)
         self._recent.add(frames, rows.t_end_ns)
-        # After the features, so that watching costs the frame itself no time.
+        # After the features, so that previews do not delay them.
         self._previews.offer(self._modality.picture(), rows.t_end_ns, self._seq)
         self._seq += 1
         self._t_end_ns = rows.t_end_ns
@@ -169,14 +169,14 @@ class _CaptureProcess:
             self.publish_status(state)
 
 
-KEPT_NS = 8 * NS_PER_S  # the window, and what an encoder's steps and late rows need beyond it
+KEPT_NS = 8 * NS_PER_S  # the window, plus a margin for an encoder's steps and late rows
 
 
 class RecentFeatures:
-    """What a worker has sent in the last seconds, at least its last message, for a recorder that comes in the middle.
+    """A worker's messages of the last seconds, at least the last one, for a recorder that joins in mid-session.
 
-    A prediction is made from five seconds of rows. With those from before it came, a recorder's first prediction can be
-    made again from its file as well as any later one. They are sent, in one message, to each subscription to
+    A prediction is made from five seconds of rows. With those from before it joined, a recorder's first prediction can
+    be reproduced from its file like any later one. They are sent, in one message, for each subscription to
     `recent/<session>/<modality>` by name.
 
     Args:
@@ -189,7 +189,7 @@ class RecentFeatures:
         self._bytes = 0
 
     def add(self, frames: Frames, t_end_ns: int) -> None:
-        """Keep a features message."""
+        """Store a features message."""
         self._kept.append((t_end_ns, frames))
         self._bytes += sum(map(len, frames))
         while len(self._kept) > 1 and (self._kept[0][0] < t_end_ns - KEPT_NS or self._bytes > MAX_PAYLOAD_BYTES // 2):

@@ -1,4 +1,4 @@
-"""A person at rest, measured before the camera and the microphone or in a clip, for `mien.models.baseline`."""
+"""Measuring a person at rest, from camera and microphone or a clip, for `mien.models.baseline`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mien.models.baseline import Rest
 from mien.stream.modalities.base import Modality, create_modality
 
 _JOIN_S = 10.0
-_WORKERS = ("video", "audio")  # whose rows say something of a person at rest
+_WORKERS = ("video", "audio")  # whose rows can be measured at rest
 
 
 class Measured(NamedTuple):
-    """What was found of a person; None of what was not wanted."""
+    """The measurements; None for what was not requested."""
 
     face: Rest | None
     voice: Rest | None
 
 
 class Measurement:
-    """Looks and listens from `start` on, by the modalities of a session.
+    """Measures from `start` on, with a session's modalities.
 
     Args:
-        config: with sources that are decided, as `plan_session` gives it, and without a person.
-        workers: "video", "audio", or both: what is measured.
-        seconds: for how long. A clip that ends before is measured to its end.
+        config: with resolved sources, from `plan_session`, and without a person.
+        workers: to measure: "video", "audio", or both.
+        seconds: for how long. A shorter clip is measured to its end.
 
     Raises:
         MienError: a device, a clip or a pretrained file cannot be opened.
@@ -48,7 +48,7 @@ class Measurement:
             raise
 
     def start(self) -> None:
-        """Begin, now that the person knows."""
+        """Start measuring, once the person has been told."""
         start_ns = self._clock.now_ns()
         for part in self._parts.values():
             part.begin(start_ns)
@@ -59,14 +59,14 @@ class Measurement:
         return not any(part.is_alive() for part in self._parts.values())
 
     def stop(self) -> None:
-        """End it now, as where a device gives nothing."""
+        """Stop now, for instance if a device delivers nothing."""
         self._stopping.set()
 
     def result(self) -> Measured:
-        """What was measured.
+        """The measurements.
 
         Raises:
-            MienError: a device was lost, or there was too little of a face or a voice. Nothing is kept then.
+            MienError: a device was lost, or there was too little face or voice. Nothing is stored then.
         """
         found: dict[str, Rest] = {}
         missing: list[str] = []
@@ -88,7 +88,7 @@ class Measurement:
 
 
 class _Part(threading.Thread):
-    """One modality, in a thread of its own."""
+    """One modality, in its own thread."""
 
     def __init__(self, modality: Modality, stopping: threading.Event) -> None:
         super().__init__(daemon=True)

@@ -1,1 +1,1 @@
-"""What the extractors saw and heard, as tables with named columns."""
+"""The extractors' output as tables with named columns."""

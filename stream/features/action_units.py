@@ -1,8 +1,8 @@
 """Action units of the Facial Action Coding System (FACS), estimated from blendshapes.
 
-ARKit's blendshapes, which MediaPipe's follow, are named after movements of the face, most of which are one action unit
-of FACS (Ekman, Friesen, Hager 2002). The table below says which, and is mien's own. Values are those of blendshapes, 0
-to 1: neither FACS intensities A to E nor OpenFace's 0 to 5. How far they go along with OpenFace's: `agreement`.
+ARKit's blendshapes, which MediaPipe follows, are named after facial movements, most of which correspond to one action
+unit of FACS (Ekman, Friesen, Hager 2002). The mapping below is mien's own. Values are those of blendshapes, 0 to 1:
+neither FACS intensities A to E nor OpenFace's 0 to 5. For their correlation with OpenFace's see `agreement`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _AT = {name: index for index, name in enumerate(BLENDSHAPES)}
 
 
 class ActionUnit(NamedTuple):
-    """A unit, and what it is estimated from.
+    """A unit, and how it is estimated.
 
     Attributes:
-        name: as "AU04". movement: as FACS calls it. shapes: blendshapes, in the words of the data dictionary.
+        name: as "AU04". movement: its name in FACS. shapes: blendshapes, as named in the data dictionary.
         estimate: from blendshapes by name, each (n,), to (n,).
     """
 
@@ -58,7 +58,7 @@ def _mean(name: str, movement: str, first: str, second: str) -> ActionUnit:
 
 
 def _parted(of: Callable[[str], Float32]) -> Float32:
-    """Lips apart, by the jaw or by the lips themselves: no one blendshape is that."""
+    """Lips apart, by the jaw or by the lips themselves: no single blendshape covers both."""
     lowered = (of("mouthLowerDownLeft") + of("mouthLowerDownRight")) / 2
     raised = (of("mouthUpperUpLeft") + of("mouthUpperUpRight")) / 2
     parted: Float32 = np.maximum.reduce([of("jawOpen") - of("mouthClose"), lowered, raised])

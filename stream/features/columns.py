@@ -1,4 +1,4 @@
-"""The columns of feature tables: the one list of them, and the data dictionary that the documentation shows.
+"""The columns of feature tables: their only list, and the data dictionary shown in the documentation.
 
 python -m mien.stream.features.columns      # the dictionary as Markdown
 """
@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
     Attributes:
         name: its name. unit: of its numbers; empty for text and flags.
-        meaning: what it says. kind: of the rows that it is filled in; empty in all others.
+        meaning: description. kind: of the rows that have it; empty in all others.
         type: of its values.
     """
 

@@ -1,4 +1,4 @@
-"""Feature tables: a row for each frame, each hop of sound and each word, in the order of time, as CSV or Parquet."""
+"""Feature tables: a row per frame, audio hop and word, in time order, as CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def check_features(path: Path) -> None:
-    """Refuse before anything is extracted what could not be written at the end.
+    """Check before extraction that the table can be written at the end.
 
     Raises:
         ConfigError: another format, or Parquet without its library. FileError: it cannot be written.
@@ -57,8 +57,8 @@ class FeatureTable:
 
         Args:
             messages: of its workers, in order.
-            boxes: (n, 4) of its rows of vision, NaN without a face; None where they are not known.
-            zero_ns: time at which it begins.
+            boxes: (n, 4) of its vision rows, NaN without a face; None if unknown.
+            zero_ns: start of the clip.
         """
         rows: list[dict[str, Any]] = []
         said: dict[int, Word] = {}
@@ -74,7 +74,7 @@ class FeatureTable:
             elif message.modality == "text":
                 take_words(said, message.words)
         rows += [_word(word, zero_ns) for word in said.values()]
-        rows.sort(key=lambda row: row["t_s"])  # stable: a frame before the hop of the same time
+        rows.sort(key=lambda row: row["t_s"])  # stable: a frame before the audio hop of the same time
         self._rows += [{"clip": clip, **row} for row in rows if row["t_s"] >= 0]
 
     def extend(self, other: FeatureTable) -> None:
@@ -121,7 +121,7 @@ def _parquet() -> Any:
 
 
 def _frames(message: FeatureWindow, times_s: np.ndarray[Any, Any], boxes: Float32 | None) -> list[dict[str, Any]]:
-    """Rows of frames; one without a face has its time only, since zeros would be numbers."""
+    """Rows of frames; one without a face has only its time, since zeros would be numbers."""
     shapes = message.values[:, BLENDSHAPES]
     names = [column.name for column in (*POSE, *UNITS, *SHAPES)]
     numbers = np.concatenate([message.values[:, POSE_COLUMNS], action_units(shapes), shapes], axis=1)
@@ -166,7 +166,7 @@ def boxes_of(seen: Sequence[tuple[float, float, float, float] | None]) -> Float3
 
 
 def recorded_features(path: Path) -> FeatureTable:
-    """The features in a recording, from its zero on. It has no boxes.
+    """The features in a recording, from its zero on. They have no boxes.
 
     Raises:
         RecordingError: it cannot be read, or has no features.
@@ -184,6 +184,6 @@ def _messages(recording: Recording) -> Iterator[FeatureWindow]:
     for entry in recording.entries(lambda name: name.startswith(channels.FEATURES)):
         record, frames = entry.features()
         key = entry.channel, record.run, record.seq
-        if key not in seen:  # a message may have been sent again
+        if key not in seen:  # a message may have been repeated
             seen.add(key)
             yield decode_features(frames)

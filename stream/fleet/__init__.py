@@ -1,1 +1,1 @@
-"""Sessions of many cameras on many machines: Ray decides what runs where, ZeroMQ carries what they say."""
+"""Sessions of many cameras on many machines: Ray decides what runs where, ZeroMQ carries the data."""

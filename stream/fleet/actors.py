@@ -1,4 +1,4 @@
-"""The actors of a fleet as Ray has them: made where they are to be, and found again by a directory that starts anew."""
+"""A fleet's actors in Ray: created on their nodes, and rediscovered by a restarted directory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ANSWER_S = 3.0
 
 
 class GatewayActor(Gateway):
-    """The gateway, at an address of the node that it was placed on."""
+    """The gateway, at an address of its node."""
 
     @property
     def address(self) -> str:
-        """Where it serves; of all addresses of a node, that by which Ray knows it."""
+        """Its address; if it listens on all addresses, the one by which Ray knows the node."""
         import ray
 
         served = super().address
@@ -36,10 +36,10 @@ class GatewayActor(Gateway):
 
 
 class Actors:
-    """Makes and finds actors. They are named and detached: they outlive their creator.
+    """Creates and finds actors. They are named and detached: they outlive their creator.
 
     Args:
-        ray: the module, connected. guarded: whether they serve beyond their machine.
+        ray: the module, connected. guarded: whether they serve other machines.
     """
 
     def __init__(self, ray: Any, plan: Plan, guarded: bool) -> None:
@@ -47,7 +47,7 @@ class Actors:
         self._namespace = namespace(plan.fleet)
 
     def member(self, kind: Kind, name: str, node: Node, room: int, gateway: str, spare: bool) -> tuple[About, Any]:
-        """A capture host or a pool on a node. `spare`: whether no session waits for it."""
+        """Create a capture host or a pool on a node. `spare`: whether no session is waiting for it."""
         plan = self._plan
         cpus = plan.capture.cpus * room if kind == "capture" else plan.pools.cpus
         gpus = plan.pools.gpus if kind == "pool" else 0.0
@@ -73,7 +73,7 @@ class Actors:
         return about, handle
 
     def gateway(self, nodes: list[Node]) -> Any:
-        """The gateway, where the plan places it; Ray starts it again when it dies."""
+        """Create the gateway on a node permitted by the plan; Ray restarts it when it dies."""
         plan = self._plan.gateway
         bus = BusConfig(host=plan.host, port=plan.port, high_water_mark=self._plan.base.bus.high_water_mark)
         fitting = [node.id for node in nodes if plan.place and node.fits(plan.place)]
@@ -90,7 +90,7 @@ class Actors:
         return made.remote(self._plan.fleet, bus, guarded=self._guarded)
 
     def found(self) -> Iterator[tuple[About, Any, bytes]]:
-        """Members that a directory before this one has left running, and what they report."""
+        """Running members created by a previous directory, and their reports."""
         asked = {}
         for actor in self._ray.util.list_named_actors(all_namespaces=True):
             name = actor["name"]
@@ -100,13 +100,13 @@ class Actors:
                 handle = self._ray.get_actor(name, namespace=self._namespace)
                 order = CaptureOrder(-1) if name.startswith("capture-") else PoolOrder(-1)
                 asked[name] = handle, handle.describe.remote(), handle.sync.remote(msgspec.json.encode(order))
-        until_s = time.monotonic() + _ANSWER_S  # for all together: a node that is lost has many
+        until_s = time.monotonic() + _ANSWER_S  # for all together: a lost node has many
         for handle, described, said in asked.values():
             try:
                 left_s = max(until_s - time.monotonic(), 0.05)
                 about_bytes, answer = self._ray.get([described, said], timeout=left_s)
                 about = msgspec.json.decode(about_bytes, type=About)
-            except Exception:  # whatever is wrong with it: it is of no use
+            except Exception:  # whatever is wrong with it, it is unusable
                 with suppress(Exception):
                     self._ray.kill(handle)
                 continue

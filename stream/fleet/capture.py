@@ -1,4 +1,4 @@
-"""Sessions' capture on one node: each under the supervision that a session has on one machine, inference elsewhere."""
+"""Capture of sessions on one node: each supervised as a session on a single machine is, with inference elsewhere."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LISTENER_S = 30.0
 
 
 class CaptureHost(Ordered[CaptureOrder]):
-    """Captures the sessions that it is told to.
+    """Captures its assigned sessions.
 
     Args:
-        fleet: its name. host: the node's address. guarded: whether workers serve beyond this machine.
-        recording: what is kept, and where. gateway: where predictions are heard, for a recorder.
+        fleet: its name. host: the node's address. guarded: whether workers serve other machines.
+        recording: what to record, and where. gateway: where predictions are published, for a recorder.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CaptureHost(Ordered[CaptureOrder]):
         return CaptureReport(self._version, self._keys.public, sessions)
 
     def close(self) -> None:
-        """End all."""
+        """Stop all."""
         with self._lock:
             runs = list(self._running.values())
             self._running.clear()
@@ -92,7 +92,7 @@ class CaptureHost(Ordered[CaptureOrder]):
 
 
 class _Run:
-    """One session: started, looked after, and started again when it fails as a whole."""
+    """One session: started, supervised, and restarted if it fails as a whole."""
 
     def __init__(self, task: CaptureTask, bus: BusConfig, recording: RecordingPlan, gateway: str) -> None:
         self.task = task
@@ -105,7 +105,7 @@ class _Run:
 
     def report(self) -> Captured:
         orders = [self._orders.popleft() for _ in range(len(self._orders))]
-        # A supervisor's status each second: of several that wait, the newest says it all.
+        # A supervisor's status once a second: if several are queued, the newest suffices.
         newest = {(order.worker, order.status is None): order for order in orders}
         return msgspec.structs.replace(self._said, orders=tuple(newest.values()))
 
@@ -155,7 +155,7 @@ class _Run:
             supervisor.stop()
 
     def _await_listener(self, session: Session) -> None:
-        """A clip begins once it is listened to; a camera is where it is."""
+        """Clips wait until inference listens; cameras start at once."""
         until_s = time.monotonic() + _LISTENER_S
         while session.origin != "live" and not self.heard.wait(0.05) and not self._stopping.is_set():
             if time.monotonic() > until_s:

@@ -1,6 +1,6 @@
-"""Ray, as the fleet uses it: joined or started embedded, checked for open doors, and the actors in it.
+"""The fleet's use of Ray: joining a cluster or starting one embedded, security checks, and the actors.
 
-Nothing of Ray is imported before it is needed, and nothing of it calls anywhere: its usage reports are switched off.
+Ray is imported lazily, and never calls home: its usage reports are switched off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mien.files import write_file
 from mien.stream.bus.curve import is_loopback
 from mien.stream.fleet.node import state_folder
 
-# Ray's own settings: an actor that is lost is elsewhere after about 16 s, and what actors start gives way to all else.
+# Ray's own settings: a lost actor is replaced after about 16 s, and processes started by actors have low priority.
 RAY_SETTINGS = {
     "health_check_initial_delay_ms": 2000,
     "health_check_period_ms": 500,
@@ -30,28 +30,28 @@ RAY_SETTINGS = {
 }
 _ANSWER_S = 2.0
 DIRECTORY = "directory"
-# Of the node that Ray itself depends on: what is there is lost only with everything.
+# Resource of the head node, which Ray depends on: it is lost only with everything else.
 ON_HEAD = {"node:__internal_head__": 0.001}
 GATEWAY = "gateway"
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
-    """Where a fleet's Ray is, so that `mien fleet status` finds it. `own`: it asks for the fleet's own token."""
+    """Where a fleet's Ray runs, for `mien fleet status`. `own`: it requires the fleet's own token."""
 
     address: str
     own: bool = False
 
 
 def namespace(fleet: str) -> str:
-    """Under which a fleet's actors are named."""
+    """The Ray namespace of a fleet's actors."""
     return f"mien-{fleet}"
 
 
 def quiet_ray(token: Path | None = None) -> Any:
-    """The module, with its usage reports and its hints off.
+    """Import Ray, with its usage reports and hints off.
 
     Args:
-        token: a file with the token that Ray is to ask for, or asks for; without one, the environment decides.
+        token: a file with the token that Ray requires or presents; without one, the environment decides.
     """
     if token is not None and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -65,13 +65,13 @@ def quiet_ray(token: Path | None = None) -> Any:
 
 
 def start_embedded(fleet: str) -> Any:
-    """Start Ray on this machine, for as long as this process lives.
+    """Start Ray on this machine, for the lifetime of this process.
 
-    Ray listens on every address that the machine has, and cannot be told not to. So it asks for a token, which this
-    user alone can read; Ray itself would write it where others may.
+    Ray always listens on every address of the machine. So it requires a token, which only this user can read; Ray
+    itself would write it where others may read it.
 
     Raises:
-        FleetError: it does not start, or the fleet runs already.
+        FleetError: it does not start, or the fleet is already running.
     """
     check_free(fleet)
     token = _token(fleet)
@@ -96,10 +96,10 @@ def start_embedded(fleet: str) -> Any:
 
 
 def check_free(fleet: str) -> None:
-    """Refuse to start a fleet embedded once more: the note of where the first one is would be lost.
+    """Refuse to start an embedded fleet twice: the record of the first one's address would be lost.
 
     Raises:
-        FleetError: it runs.
+        FleetError: it is running.
     """
     known = _known(fleet)
     if known is not None and known.own and _answers(known.address):
@@ -112,10 +112,10 @@ def join(fleet: str, address: str) -> Any:
     """Join a cluster.
 
     Raises:
-        FleetError: nothing answers there, or it asks for a token.
+        FleetError: nothing answers there, or it requires a token.
     """
     known = _known(fleet)
-    # Ray itself would go on trying for minutes.
+    # Ray itself would retry for minutes.
     if ":" in address and not _answers(address.removeprefix("ray://")):
         raise FleetError(f"no Ray cluster answers at {address}; start one with: ray start --head")
     ray = quiet_ray(_token(fleet) if known is not None and known.own and known.address == address else None)
@@ -129,24 +129,24 @@ def join(fleet: str, address: str) -> Any:
 
 
 def remember(fleet: str, address: str, *, own: bool = False) -> None:
-    """Note where a fleet is, for this user."""
+    """Record a fleet's address, for this user."""
     write_file(_note(fleet), msgspec.json.encode(Whereabouts(address, own)), private=True)
 
 
 def forget(fleet: str) -> None:
-    """It is no longer there."""
+    """Remove that record."""
     for path in (_note(fleet), _token(fleet)):
         path.unlink(missing_ok=True)
 
 
 def whereabouts(fleet: str) -> str:
-    """The address of a fleet that was started by this user; "auto" if none was, for Ray's own note."""
+    """The recorded address of this user's fleet; "auto" if there is none, to use Ray's own record."""
     known = _known(fleet)
     return "auto" if known is None else known.address
 
 
 def directory_of(ray: Any, fleet: str) -> Any:
-    """The directory of a fleet that runs.
+    """The directory of a running fleet.
 
     Raises:
         FleetError: there is none.
@@ -158,7 +158,7 @@ def directory_of(ray: Any, fleet: str) -> Any:
 
 
 def open_doors(ray: Any) -> list[str]:
-    """What lets strangers in: Ray runs any code for anyone who reaches its ports, unless it asks for a token."""
+    """Security problems: Ray runs any code for anyone who reaches its ports, unless it requires a token."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return []
     hosts = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
@@ -178,10 +178,10 @@ def open_doors(ray: Any) -> list[str]:
 
 
 def ask(ray: Any, call: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """What an actor answers.
+    """An actor's answer.
 
     Raises:
-        FleetError: it does not, or says what is wrong.
+        FleetError: it does not answer, or reports an error.
     """
     try:
         return ray.get(call(), timeout=timeout_s)
@@ -195,7 +195,7 @@ def ask(ray: Any, call: Callable[[], Any], timeout_s: float, what: str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What an actor's constructor raised; else what Ray says first."""
+    """The error raised by an actor's constructor; else the first line of Ray's message."""
     raised = [
         line.partition("Error: ")[2] for line in str(error).splitlines() if line.strip().startswith("mien.errors.")
     ]

@@ -1,7 +1,7 @@
-"""The directory: who serves which session now, and what is to change. One actor, named, detached, started again.
+"""The directory: assigns sessions to members and tracks them. One named, detached actor, restarted when it dies.
 
-It keeps nothing on a disk. The plan comes with it; what runs is asked of the actors that run. Ray is told where each
-actor is to be, and tells when one is gone; an actor that does not answer is given up here, sooner than Ray would.
+It stores nothing on disk. It is created with the plan, and asks running actors for their state. Ray is told where to
+place each actor, and reports when one dies; an unresponsive actor is given up here, sooner than Ray would.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mien.stream.processes.control import Order
 
 _TURN_S = 0.2
 _NODES_S = 1.0
-_UNAVAILABLE_S = 1.2  # an actor whose connection broke is given so long to come back
+_UNAVAILABLE_S = 1.2  # grace period for an actor with a broken connection
 _BORN_S = 60.0  # an actor that Ray has not placed by then is placed elsewhere
-_SUSPECT_S = 15.0  # a node whose actors do not answer gets nothing new for so long
+_SUSPECT_S = 15.0  # a node with unresponsive actors gets nothing new for this long
 _PIECE = 64 << 10  # bytes; Ray's limit is 100 KiB
-_REPORTING = 20.0  # times as long as a report takes until the next one: a twentieth of the time at most
-_AGAIN_S = 3.0  # before a gateway that could not start is tried again
+_REPORTING = 20.0  # minimum interval between reports as a multiple of their cost: at most a twentieth of the time
+_AGAIN_S = 3.0  # before retrying a gateway that failed to start
 
 
 class Directory(Placement):
-    """Keeps a fleet as its plan says.
+    """Keeps a fleet in the state that its plan describes.
 
     Args:
-        guarded: whether actors serve beyond their machine, and so need keys. plan: as `in_pieces` makes it.
+        guarded: whether actors serve other machines, and so need keys. plan: from `in_pieces`.
     """
 
     def __init__(self, guarded: bool, *plan: bytes) -> None:
@@ -67,10 +67,10 @@ class Directory(Placement):
 
             self._exporter = FleetExporter(self.condition, self._plan.gateway.metrics_port)
 
-    # --- what is asked of it -----------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     def condition(self) -> bytes:
-        """A `report.FleetCondition`, as JSON: how it was after the last turn. So no one waits for the turn to end."""
+        """A `report.FleetCondition` as JSON, as of the last cycle, so that callers never wait for a cycle to end."""
         return self._said
 
     def move(self, session: str, to: str = "", capture: bool = False) -> str:
@@ -97,7 +97,7 @@ class Directory(Placement):
         return f"{session} is moved"
 
     def drain(self, node: str, back: bool = False) -> str:
-        """Take everything from a node, and put nothing new there; `back` lets it be used again.
+        """Move everything off a node, and place nothing new there; `back` makes it available again.
 
         Raises:
             FleetError: there is no such node.
@@ -109,7 +109,7 @@ class Directory(Placement):
         return f"{node} is {'used again' if back else 'drained'}"
 
     def stop(self) -> int:
-        """End all actors but this one. Returns how many there were."""
+        """Stop all other actors. Returns how many there were."""
         self._stopping.set()
         self._thread.join(10.0)
         with self._lock:
@@ -128,7 +128,7 @@ class Directory(Placement):
         """Of this actor."""
         return [os.getpid()]
 
-    # --- maintaining it -----------------------------------------------------------------------------------------------
+    # --- maintenance --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -136,7 +136,7 @@ class Directory(Placement):
             for step in (self._look, self._turn, self._report):
                 try:
                     step()
-                except Exception as error:  # the fleet goes on; what is wrong is seen in its status
+                except Exception as error:  # the fleet goes on; the error shows in its status
                     self._problem = f"the directory: {type(error).__name__}: {error}"
                     traceback.print_exc()
             self._stopping.wait(max(_TURN_S - (time.monotonic() - began_s), 0.02))
@@ -163,7 +163,7 @@ class Directory(Placement):
             self._report_s = time.monotonic() + _REPORTING * (time.monotonic() - began_s)
 
     def _see(self, nodes: list[dict[str, Any]]) -> None:
-        """Which nodes there are; what ran on those that are gone is lost."""
+        """Update the nodes; whatever ran on nodes that are gone is lost."""
         known, now_s = self._roster.nodes, time.monotonic()
         alive = {node["NodeID"]: node for node in nodes if node["Alive"]}
         for id_ in known.keys() - alive.keys():
@@ -181,7 +181,7 @@ class Directory(Placement):
             )  # fmt: skip
 
     def _hear(self) -> None:
-        """Take in what the actors have answered."""
+        """Process the actors' answers."""
         now_s = time.monotonic()
         links = [*self._links.values(), *([self._gateway] if self._gateway else [])]
         pending = [link.pending for link in links if link.pending is not None]
@@ -249,13 +249,13 @@ class Directory(Placement):
         self._trust(member, key)
 
     def _trust(self, member: Member, key: str) -> None:
-        """The key of a member's machine is to be known to the others."""
+        """Make the key of a member's machine known to the others."""
         node = self._roster.nodes.get(member.node)
         if self._guarded and node is not None and key:
             self._keys[f"node-{node.host.replace(':', '_')}"] = Trusted(key, node.host)
 
     def _give_up(self, member: Member, why: str) -> None:
-        """A member is gone, or as good as: whatever it may still send is cut off, and its sessions go elsewhere."""
+        """Give up an unresponsive or dead member: cut off anything it may still send, and move its sessions."""
         self._lost_s = time.monotonic()
         for held in self._roster.drop(member, why):
             held.run = self._issue()
@@ -271,14 +271,14 @@ class Directory(Placement):
             self._tell_gateway()
 
     def _lose(self, member: Member, why: str) -> None:
-        """Likewise, where the node itself may be gone: others there may answer yet, but nothing new goes there."""
+        """The same if the whole node may be gone: its other members may still answer, but it gets nothing new."""
         self._suspect_until_s[member.node] = time.monotonic() + _SUSPECT_S
         node = self._roster.nodes.get(member.node)
         if node is not None:
             node.suspect = True
         self._give_up(member, why)
 
-    # --- telling -----------------------------------------------------------------------------------------------------
+    # --- orders ------------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
         for name, link in self._links.items():
@@ -292,7 +292,7 @@ class Directory(Placement):
             allowed = {name: Trusted(key) for name, key in self._plan.gateway.allow.items()}
             self._gateway.ask(gateway_order(self._roster, self._gateway, {**self._keys, **allowed}))
 
-    # --- who is there ------------------------------------------------------------------------------------------------
+    # --- members -----------------------------------------------------------------------------------------------------
 
     def _node(self, name: str) -> Node:
         for node in self._roster.nodes.values():
@@ -302,7 +302,7 @@ class Directory(Placement):
         raise FleetError(f"no node is called {name}; there are: {known}")
 
     def _adopt(self) -> None:
-        """What a directory before this one has left running goes on."""
+        """Take over the members that a previous directory left running."""
         self._see(self._ray.nodes())
         for about, handle, answer in self._actors.found():
             member, link = self._enter(about, handle), self._links[about.name]
@@ -326,9 +326,9 @@ class Directory(Placement):
 
 
 def in_pieces(plan: bytes) -> list[bytes]:
-    """A plan, compressed, in pieces that Ray keeps with the actor.
+    """A plan, compressed, in chunks small enough for Ray to store with the actor.
 
-    What is larger lies in a store of the machine that starts the fleet, and a directory started again would miss it.
+    Larger arguments are stored on the machine that starts the fleet, where a restarted directory may not find them.
     """
     packed = zlib.compress(plan)
     return [packed[begin : begin + _PIECE] for begin in range(0, len(packed), _PIECE)]

@@ -1,11 +1,11 @@
-"""One address for all sessions of a fleet: pools come and go behind it.
+"""One address for all sessions of a fleet, whichever pools are behind it.
 
-Messages are forwarded by libzmq alone (`zmq_proxy`): no payload is seen by Python, however many there are. What is
-forwarded changes rarely; then the proxy is ended, connections are made and cut, and it goes on with the same sockets.
-A pool that has been given up is cut off here first, so nothing that it may still send reaches a subscriber.
+Messages are forwarded by libzmq alone (`zmq_proxy`): Python never touches a payload. The set of pools changes rarely;
+then the proxy is stopped, connections are opened and closed, and it resumes with the same sockets. A pool that was
+given up is disconnected here first, so that nothing it may still send reaches a subscriber.
 
-Every subscription goes on to all that is forwarded: one subscriber with far too many would fill pools too. So they are
-counted by the publisher of gaps, which sees them all, and what ends a flood closes the connections here.
+Every subscription is forwarded to all pools: a subscriber with far too many would fill their memory too. So the
+publisher of gap statuses, which sees all subscriptions, counts them, and a flood closes all connections here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _GATEWAYS = itertools.count()
 
 
 class Gateway(Ordered[GatewayOrder]):
-    """Forwards what pools publish, and says why a session is silent.
+    """Forwards the pools' messages, and explains why a session is silent.
 
     Args:
         fleet: its name. bus: where to serve.
         guarded: whether pools are on other machines, and so need keys.
 
     Raises:
-        BusError: the address cannot be served, or it is beyond this machine and there are no keys.
+        BusError: the address cannot be bound, or it is not on loopback and there are no keys.
     """
 
     def __init__(self, fleet: str, bus: BusConfig, *, guarded: bool) -> None:
@@ -83,7 +83,7 @@ class Gateway(Ordered[GatewayOrder]):
 
     @property
     def floods(self) -> int:
-        """How often all subscribers were cut off because there were far too many subscriptions."""
+        """How often all subscribers were disconnected because of too many subscriptions."""
         return self._gaps.subscription_flood_resets
 
     def _apply(self, wanted: GatewayOrder) -> GatewayReport:
@@ -96,7 +96,7 @@ class Gateway(Ordered[GatewayOrder]):
         return GatewayReport(self._version, self._keys.public, self.address, len(self._pools), self.floods)
 
     def close(self) -> None:
-        """Serve no longer."""
+        """Stop serving."""
         self._stopping.set()
         with self._lock:
             self._orders.send(b"TERMINATE")
@@ -113,7 +113,7 @@ class Gateway(Ordered[GatewayOrder]):
         self._front.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._front.setsockopt(zmq.SNDHWM, bus.high_water_mark * 16)
         self._front.setsockopt(zmq.LINGER, 200)
-        # Subscribers have nothing long to say: a topic at most, or the handshake of CURVE.
+        # Subscribers send only short messages: a topic, or the CURVE handshake.
         self._front.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, "") else 160)
         self._front.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
         self._guard = Guard(self._front, keys) if is_guarded(endpoint, "") else None
@@ -128,7 +128,7 @@ class Gateway(Ordered[GatewayOrder]):
         self._address = self._front.get_string(zmq.LAST_ENDPOINT)
 
     def _forward(self) -> None:
-        """Forward, and change what is forwarded in between: sockets are of one thread."""
+        """Forward, and update connections in between: sockets belong to one thread."""
         while not self._stopping.is_set():
             with self._lock:
                 wanted = self._wanted
@@ -148,18 +148,18 @@ class Gateway(Ordered[GatewayOrder]):
             zmq.proxy_steerable(self._back, self._front, None, self._ordered)
 
     def _stop_flood(self) -> None:
-        """Called while the lock is held."""
+        """Call with the lock held."""
         self._flooded = True
         self._orders.send(b"TERMINATE")
 
     def _cut_off(self) -> None:
-        """Close the connections of all subscribers, and with them forget what they asked for; honest ones come back."""
+        """Close all subscribers' connections, and so drop their subscriptions; well-behaved ones reconnect."""
         self._front.unbind(self._address)
         while not self._stopping.is_set():
             try:
                 self._front.bind(self._address)
                 return
-            except zmq.ZMQError:  # the port is still being closed
+            except zmq.ZMQError:  # the port is not released yet
                 self._stopping.wait(_TICK_S)
 
     def _connect(self, endpoint: str) -> bool:
@@ -168,11 +168,11 @@ class Gateway(Ordered[GatewayOrder]):
                 Link(self._back, endpoint, self._folder)
             self._back.connect(endpoint)
         except (KeysError, zmq.ZMQError):
-            return False  # the directory sees that it is missing, and asks again
+            return False  # the directory sees the difference, and asks again
         return True
 
     def _tend(self) -> None:
-        """A subscriber that comes in a gap is told why nothing comes."""
+        """Tell subscribers that arrive during a gap why nothing comes."""
         while not self._stopping.wait(_TICK_S):
             with self._lock:
                 self._gaps.service()

@@ -1,4 +1,4 @@
-"""The directory's connection to one actor: one call at a time, and what is known of the actor."""
+"""The directory's connection to one actor: one call at a time, and the actor's last known state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVERY_S = 0.5
 
 
 class News(NamedTuple):
-    """What an actor is to be told: `names` of sessions that have changed since a version; all, where it is `WHOLE`."""
+    """Pending changes: `names` of sessions that have changed since a version; all of them for `WHOLE`."""
 
     since: int
     names: set[str]
@@ -25,9 +25,9 @@ class ActorLink:
     """An actor with a method `sync`.
 
     Attributes:
-        handle: Ray's. whole: whether the actor is to be told all that it is to do, not only what has changed.
+        handle: Ray's. whole: whether the next order must be complete, instead of only the changes.
         version, version_there: of the order, as we count it, and as the actor last said.
-        heard_s, broken_s: when it last answered; since when its connection is broken, 0 while it is not.
+        heard_s, broken_s: when it last answered; since when its connection is broken, 0 if it is not.
         died: whether Ray says that it is gone for good, and `error`, why. has_answered: whether it ever has.
         pools_there, gaps_there: what a gateway was told.
     """
@@ -48,13 +48,13 @@ class ActorLink:
 
     @property
     def is_free(self) -> bool:
-        """Whether it may be asked: it has answered, and there is news or it is time to."""
+        """Whether it may be called: the last call is answered, and there is news or a call is due."""
         due = self.whole or bool(self._changed) or time.monotonic() - self._asked_s >= _EVERY_S
         return self._ref is None and not self.died and due
 
     @property
     def settled(self) -> bool:
-        """Whether the actor does what it was last told."""
+        """Whether the actor has carried out its last order."""
         return not self.whole and not self._changed and self.version_there == self.version
 
     @property
@@ -63,11 +63,11 @@ class ActorLink:
         return self._ref
 
     def touch(self, session: str) -> None:
-        """What the actor is to do about a session has changed."""
+        """Mark a session's order as changed."""
         self._changed.add(session)
 
     def take_news(self) -> News | None:
-        """What the actor is to be told, if anything; counts a new version then."""
+        """The pending changes, if any; starts a new version then."""
         if self.settled:
             return None
         since = WHOLE if self.whole or self.version_there != self.version else self.version
@@ -89,7 +89,7 @@ class ActorLink:
         self._ref = self.handle.sync.remote(order)
 
     def hear(self, ray: Any, ready: Collection[Any]) -> bytes | None:
-        """The answer, if it is among those that are there."""
+        """The answer, if it is among those ready."""
         if self._ref is None or self._ref not in ready:
             return None
         ref, self._ref = self._ref, None
@@ -109,7 +109,7 @@ class ActorLink:
         return answer
 
     def end(self, ray: Any) -> None:
-        """End the actor in order; in the background, so that nothing waits."""
+        """Stop the actor gracefully, in the background."""
         threading.Thread(target=self._end, args=(ray,), name="farewell", daemon=True).start()
 
     def _end(self, ray: Any) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a whole fleet for Prometheus at `/metrics`: by session, node and pool."""
+"""Prometheus metrics of a whole fleet at `/metrics`: by session, node and pool."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WELL = ("running", "ended")
 
 
 class FleetExporter:
-    """Serves a fleet's figures until it is closed, to its own machine.
+    """Serves a fleet's metrics until closed, on loopback.
 
     Args:
-        look: gives a `FleetCondition` as JSON. port: where to serve; 0 takes any, see `port`.
+        look: returns a `FleetCondition` as JSON. port: to listen on; 0 picks a free one, see `port`.
 
     Raises:
         BusError: the port is in use.
@@ -47,7 +47,7 @@ class FleetExporter:
         self._thread.join(2.0)
 
     def collect(self) -> Iterator[Metric]:
-        """The present state, as the registry asks for it."""
+        """The current metrics, called by the registry."""
         found = msgspec.json.decode(self._look(), type=FleetCondition)
         yield from _of_sessions(found)
         yield from _of_pools(found)

@@ -1,4 +1,4 @@
-"""What the actors of a fleet share: how they take orders, and on one machine its folder and its keys."""
+"""Shared by a fleet's actors: how they receive orders, and each machine's state folder and keys."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ OrderT = TypeVar("OrderT", CaptureOrder, PoolOrder, GatewayOrder)
 
 
 def state_folder(fleet: str) -> Path:
-    """Where a fleet keeps files on this machine; the user's alone."""
+    """A fleet's state folder on this machine; readable by the user only."""
     folder = platformdirs.user_state_path("mien", appauthor=False) / "fleet" / fleet
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 class NodeKeys:
-    """The key pair of this machine in a fleet, made when it is first needed, and who may connect.
+    """This machine's key pair in a fleet, created on first use, and the peers that may connect.
 
     Args:
         fleet: its name.
-        door: for a socket that others may use than the fleet's machines; it has a list of its own.
+        door: for a socket open to others than the fleet's machines, with its own allow-list.
 
     Attributes:
-        folder: of the keys, as `bus.keys` names it. public: this machine's, in hex.
+        folder: of the keys, as for `bus.keys`. public: this machine's public key, in hex.
     """
 
     def __init__(self, fleet: str, door: str = "") -> None:
@@ -53,7 +53,7 @@ class NodeKeys:
         self._keyring = keyring
 
     def trust(self, trusted: Mapping[str, Trusted]) -> None:
-        """Exactly these may connect from now on, besides this machine itself."""
+        """Allow exactly these to connect from now on, besides this machine itself."""
         known = self._keyring.peers()
         others = {name: peer for name, peer in trusted.items() if peer.key != self.public}
         for name in known.keys() - others.keys():
@@ -70,28 +70,28 @@ class NodeKeys:
 
 
 class Ordered(ABC, Generic[OrderT]):
-    """An actor that the directory tells what to do.
+    """An actor controlled by the directory.
 
     Args:
-        keys: of the machine. kind: of its orders. about: what it was made with, for a directory that starts anew.
+        keys: of the machine. kind: of its orders. about: its creation arguments, for a restarted directory.
     """
 
     def __init__(self, keys: NodeKeys, kind: type[OrderT], about: bytes = b"") -> None:
         self._keys, self._about = keys, about
         self._kind: type[OrderT] = kind
-        self._version = -1  # of the last order that changed what is to be done
+        self._version = -1  # of the last order with changes
         self._lock = threading.Lock()
 
     def describe(self) -> bytes:
-        """What it was made with."""
+        """Its creation arguments."""
         return self._about
 
     def processes(self) -> list[int]:
-        """Ids of the processes that it runs in and looks after."""
+        """Ids of its own and its child processes."""
         return [os.getpid()]
 
     def sync(self, order: bytes) -> bytes:
-        """Take an order in, and answer how things are. What takes longer is done in the background."""
+        """Accept an order, and return a report. Lengthy work is done in the background."""
         wanted = msgspec.json.decode(order, type=self._kind)
         with self._lock:
             if wanted.trusted is not None:
@@ -100,4 +100,4 @@ class Ordered(ABC, Generic[OrderT]):
 
     @abstractmethod
     def _apply(self, wanted: OrderT) -> msgspec.Struct:
-        """Do what is wanted, with the lock held; the report."""
+        """Carry out an order, with the lock held; returns the report."""

@@ -1,8 +1,8 @@
-"""What the directory tells the actors of a fleet, and what they answer: the state that is wanted, the state that is.
+"""Messages between the directory and a fleet's actors: desired state in orders, actual state in reports.
 
-Orders say what is to be, not what to do: an actor compares, and starts or ends what differs. So one may come twice,
-or from a directory that has just been started again. Of hundreds of sessions an order names only those that have
-changed since the version that the actor has; an actor that has another version is told all.
+Orders are declarative: an actor compares, and starts or stops what differs. So an order may be repeated, or come from
+a restarted directory. With hundreds of sessions an order holds only changes since the actor's version; an actor with
+an unexpected version gets a complete one.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from mien.messages import Origin, Status
 from mien.stream.processes.control import Assignment, Order
 
 T = TypeVar("T")
-WHOLE = -1  # `since`, for an order that names all there is to be
+WHOLE = -1  # `since` of a complete order
 CaptureState = Literal["starting", "running", "ended", "failed"]
 
 
 class Trusted(msgspec.Struct, frozen=True):
-    """A node's public key, in hex, and the host at which it is connected to."""
+    """A node's public key, in hex, and the host by which others connect to it."""
 
     key: str
     host: str = ""
 
 
 class CaptureTask(msgspec.Struct, frozen=True):
-    """A session to capture. Another `incarnation` is to be started anew; `port` is where to look for free ones.
+    """A session to capture. A new `incarnation` means a restart; `port` is where to start looking for free ones.
 
-    `heard`: whether its inference listens. A clip waits for that, so that its beginning is predicted too.
+    `heard`: whether its inference is listening. Clips wait for that, so that their beginning is predicted too.
     """
 
     config: Config
@@ -41,13 +41,13 @@ class CaptureTask(msgspec.Struct, frozen=True):
 
 
 class Captured(msgspec.Struct, frozen=True):
-    """A session at the actor that captures it.
+    """A session's state at its capture host.
 
     Attributes:
-        endpoints: at which each worker publishes, once it does.
+        endpoints: of each worker, once it publishes.
         workers, absent, origin, label: as in an `Assignment`.
-        error: why it is not running, or what happened last.
-        orders: for the inference of the session, since the last report.
+        error: why it is not running, or its last error.
+        orders: for the session's inference, since the last report.
     """
 
     incarnation: int
@@ -62,7 +62,7 @@ class Captured(msgspec.Struct, frozen=True):
 
 
 class CaptureOrder(msgspec.Struct, frozen=True):
-    """`tasks` that are new or other since a version, and names of those that are `gone`; None where nothing is."""
+    """`tasks` that are new or have changed since a version, and names of those `gone`; None if nothing has."""
 
     version: int
     tasks: tuple[CaptureTask, ...] | None = None
@@ -80,7 +80,7 @@ class CaptureReport(msgspec.Struct, frozen=True):
 
 
 class PoolOrder(msgspec.Struct, frozen=True):
-    """As `CaptureOrder`. `orders` are passed on to inference as they are."""
+    """As `CaptureOrder`. `orders` are passed on to inference unchanged."""
 
     version: int
     assignments: tuple[Assignment, ...] | None = None
@@ -91,13 +91,13 @@ class PoolOrder(msgspec.Struct, frozen=True):
 
 
 def renewed(before: Mapping[str, T], order: CaptureOrder | PoolOrder, given: Mapping[str, T]) -> dict[str, T]:
-    """By session, what is wanted after an order. `given`: what it names."""
+    """The desired state by session after an order. `given`: the order's entries."""
     kept = {} if order.since == WHOLE else {name: each for name, each in before.items() if name not in order.gone}
     return {**kept, **given}
 
 
 class Served(msgspec.Struct, frozen=True):
-    """A session at the pool that predicts it, as its last status says. `error`: why it is refused."""
+    """A session's state at its pool, from its last status. `error`: why it is refused."""
 
     run: int
     state: str = "starting"
@@ -111,11 +111,11 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class PoolReport(msgspec.Struct, frozen=True):
-    """A pool.
+    """A pool's state.
 
     Attributes:
-        state: "starting", "ready", or "dead": its process has ended, and the pool is to be replaced.
-        endpoint: where it publishes. cpu_percent: of one core. rss_mb: resident memory, MiB.
+        state: "starting", "ready", or "dead": its process has ended, and the pool must be replaced.
+        endpoint: of its predictions. cpu_percent: of one core. rss_mb: resident memory, MiB.
     """
 
     version: int
@@ -133,9 +133,9 @@ class GatewayOrder(msgspec.Struct, frozen=True):
     """What to forward, and statuses of sessions that no pool predicts at the moment.
 
     Attributes:
-        pools: endpoints; None where they are as in `version`.
-        gaps: per session, the status that says why it is silent: with `pools`, of all that are; else, of new ones.
-        closed: sessions that are silent no longer.
+        pools: endpoints; None if unchanged since `version`.
+        gaps: per session, a status that explains its silence: a complete list with `pools`, otherwise new ones.
+        closed: sessions that are no longer silent.
     """
 
     version: int
@@ -146,7 +146,7 @@ class GatewayOrder(msgspec.Struct, frozen=True):
 
 
 class GatewayReport(msgspec.Struct, frozen=True):
-    """`address` is where to subscribe. `floods`: how often all subscribers were cut off because one asked too much."""
+    """`address` is for subscribers. `floods`: how often all were disconnected because of too many subscriptions."""
 
     version: int
     key: str

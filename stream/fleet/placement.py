@@ -1,4 +1,4 @@
-"""What a directory decides: who captures and predicts which session, and who is made or ended for it."""
+"""The directory's decisions: who captures and predicts which session, and which members to start and stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mien.stream.fleet.roster import About, Held, Kind, Member, Node, Roster, de
 
 _BUSY_S = 10.0
 _DEMAND_S = 5.0
-_PLACING_S = 0.1  # of a turn
+_PLACING_S = 0.1  # per cycle
 _RECOVERY_S = 15.0  # after a loss
 
 
@@ -29,9 +29,9 @@ class Placement:
         self._roster, self._actors = Roster(plan), Actors(ray, plan, guarded)
         self._links: dict[str, ActorLink] = {}
         self._gateway: ActorLink | None = None
-        self._door = GatewayReport(-1, "")  # what the gateway said last
+        self._door = GatewayReport(-1, "")  # the gateway's last report
         self._number, self._last_number = 0, int(time.time() * 1000)
-        self._first = 0  # of the sessions, which is looked at first in the next turn
+        self._first = 0  # index of the session to consider first in the next cycle
         self._lost_s = 0.0  # when a member was
         self._demanded: Any = None
         self._demanded_s = 0.0
@@ -55,9 +55,9 @@ class Placement:
         self._demand(now_s)
 
     def _add_spares(self, now_s: float) -> None:
-        """As many pools as there are to be at least; after a loss, when its sessions are predicted again elsewhere.
+        """Keep the minimum number of pools; after a loss, only once its sessions are predicted again elsewhere.
 
-        Starting one takes seconds of a processor, which they need first.
+        Starting a pool takes seconds of CPU time, which those sessions need first.
         """
         there = [pool for pool in self._roster.of("pool") if not pool.leaving]
         recovers = any(held.gap and held.moves and not held.problem for held in self._roster.sessions.values())
@@ -69,7 +69,7 @@ class Placement:
                 return
 
     def _demand(self, now_s: float) -> None:
-        """What the fleet needs in all, for an autoscaler; said again when it has changed."""
+        """The fleet's total resource demand, for an autoscaler; sent again when it changes."""
         if now_s - self._demanded_s < _DEMAND_S:
             return
         self._demanded_s = now_s
@@ -81,7 +81,7 @@ class Placement:
             request_resources(bundles=bundles)
 
     def _place(self) -> None:
-        """Sessions that are nowhere; of many, some in each turn, so that none takes long."""
+        """Place unplaced sessions; a limited number per cycle, to keep it short."""
         until_s, sessions = time.monotonic() + _PLACING_S, list(self._roster.sessions.values())
         for held in sessions[self._first :] + sessions[: self._first]:
             if not held.capture and not held.left_capture:
@@ -94,7 +94,7 @@ class Placement:
 
     def _place_capture(self, held: Held) -> None:
         if self._plan.recording.folder and not self._door.address:
-            return  # a recorder hears predictions there
+            return  # a recorder subscribes there
         choice = self._roster.choose_capture(held)
         if isinstance(choice, str):
             held.problem = choice
@@ -112,7 +112,7 @@ class Placement:
         if held.captured is None or not held.captured.endpoints:
             return
         if held.moves and self._gateway is not None and not self._gateway.settled:
-            return  # what the pool before may still send is cut off first
+            return  # first disconnect the previous pool, which may still be sending
         pool = self._roster.choose_pool(held)
         if pool is None:
             pool = self._add_pool()
@@ -128,7 +128,7 @@ class Placement:
         self._links[pool.name].touch(held.planned.name)
 
     def _relieve(self, pool: Member, now_s: float) -> None:
-        """Take from a pool that has too much to do, and end one that has had nothing to do."""
+        """Relieve an overloaded pool, and stop an idle one."""
         plan, said = self._plan.pools, pool.report
         pool.idle_since_s = None if pool.sessions else pool.idle_since_s or now_s
         spare = len([p for p in self._roster.of("pool") if not p.leaving]) > plan.fewest
@@ -184,13 +184,13 @@ class Placement:
             self._gateway.whole = True
 
     def _touch(self, held: Held) -> None:
-        """What members are to do about a session has changed."""
+        """Mark a session's orders as changed."""
         for name in (held.capture, held.pool, held.left_capture, held.left_pool):
             if name in self._links:
                 self._links[name].touch(held.planned.name)
 
     def _issue(self) -> int:
-        """A number larger than all before, also of a directory that was here before."""
+        """A number larger than all before, even a previous directory's."""
         self._last_number = max(self._last_number + 1, int(time.time() * 1000))
         return self._last_number
 

@@ -1,6 +1,7 @@
-"""The plan of a fleet, `fleet.toml`: which sessions there are, where they may run, and what they need.
+"""The fleet's plan, `fleet.toml`: its sessions, where they may run, and their resource needs.
 
-Read strictly. What concerns the whole fleet is an error; what concerns one session is told, and the others run.
+Parsed strictly. Errors that concern the whole fleet are raised; those of single sessions are reported, and the rest
+run.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CapturePlan(_Section, frozen=True):
-    """What capture takes: `cpus` of a session, and how many `sessions` one actor looks after.
+    """Resources for capture: `cpus` per session, and how many `sessions` one actor supervises.
 
-    Workers serve on ports of their node from `port` on.
+    Workers listen on ports of their node from `port` on.
     """
 
     cpus: Share = 1.0
@@ -42,10 +43,10 @@ class CapturePlan(_Section, frozen=True):
 
 
 class PoolPlan(_Section, frozen=True):
-    """Inference: what one pool takes, and how many sessions it holds, as `mien bench multi` measures.
+    """Inference: a pool's resources and its capacity in sessions, as measured by `mien bench multi`.
 
-    There are `fewest` to `most` pools (0: as many as are needed). One is added when the share of a core that a pool
-    uses exceeds `use`, or the latency of its sessions `p99_ms`; one that was idle for `idle_s` is ended.
+    There are `fewest` to `most` pools (0: no limit). One is added when a pool's use of a core exceeds `use`, or its
+    sessions' latency exceeds `p99_ms`; one that has been idle for `idle_s` is stopped.
     """
 
     cpus: Share = 1.0
@@ -59,9 +60,9 @@ class PoolPlan(_Section, frozen=True):
 
 
 class GatewayPlan(_Section, frozen=True):
-    """The address at which every session is subscribed to. Beyond one machine it asks for keys.
+    """The common address for subscribing to every session. Other machines need keys.
 
-    `allow` names who may subscribe from elsewhere, with the public key that `mien keys list` shows there.
+    `allow` lists remote subscribers by name, with the public key that `mien keys list` shows there.
     `metrics_port` serves /metrics to the gateway's machine; 0 does not.
     """
 
@@ -73,13 +74,13 @@ class GatewayPlan(_Section, frozen=True):
 
 
 class HealthPlan(_Section, frozen=True):
-    """When something counts as lost: an actor that does not answer for `silence_s`."""
+    """Failure detection: an actor that does not answer for `silence_s` is considered lost."""
 
     silence_s: Annotated[float, Meta(ge=1, le=60)] = 4.0
 
 
 class RecordingPlan(_Section, frozen=True):
-    """Recordings, in a folder of the node that captures; empty records nothing."""
+    """Recordings, in a folder of the capturing node; empty disables recording."""
 
     folder: str = ""
     video: bool = False
@@ -89,9 +90,9 @@ class RecordingPlan(_Section, frozen=True):
 class SessionEntry(_Section, frozen=True):
     """One session, or many: `pattern` with `count`, or the rows of a CSV file.
 
-    `source` is picture and sound alike: rtsp://..., http://..., a file, a device, or "synthetic" (rows without a
-    camera, for trying a fleet out). In texts, {n} is the number of a session of a pattern, from 1, and {column} a
-    cell of the CSV. `place` are labels of the node that it must run on; "host" is its name.
+    `source` is for both video and audio: rtsp://..., http://..., a file, a device, or "synthetic" (rows without a
+    camera, for testing a fleet). In strings, {n} is the number of a pattern's session, from 1, and {column} a cell of
+    the CSV. `place` are required labels of its node; "host" is the node's name.
     """
 
     name: str = ""
@@ -120,14 +121,14 @@ class _File(_Tables, frozen=True):
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """A session as it is to run: its configuration, without addresses, and the labels of nodes that may run it."""
+    """A session as planned: its configuration, without addresses, and the required node labels."""
 
     config: Config
     place: dict[str, str] = {}
 
     @property
     def name(self) -> str:
-        """The session's."""
+        """The session's name."""
         return self.config.session
 
 
@@ -139,11 +140,11 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Plan(_Tables, frozen=True, kw_only=True):
-    """A fleet: the tables of its file, and what they come to.
+    """A fleet: the tables of its file, expanded.
 
     Attributes:
         sessions: by name, those that can run. problems: of the others.
-        base: the configuration that pools are started with.
+        base: the pools' configuration.
     """
 
     base: Config
@@ -155,7 +156,7 @@ def read_plan(path: Path) -> Plan:
     """Read a `fleet.toml`.
 
     Raises:
-        ConfigError: the file cannot be read, or something that concerns the whole fleet is wrong.
+        ConfigError: the file cannot be read, or has an error that concerns the whole fleet.
     """
     file = read_toml(path, _File)
     base = merge(file.defaults, {"session": f"{file.fleet}-pool"}, path)
@@ -189,7 +190,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _rows(entry: SessionEntry, folder: Path) -> Iterator[Mapping[str, str]]:
-    """What texts of an entry are filled with, once for each session."""
+    """Template values of an entry, once per session."""
     given = [name for name in ("name", "pattern", "csv") if getattr(entry, name)]
     if len(given) != 1 and given != ["pattern", "csv"]:
         raise ConfigError("give a session a `name`, or a `pattern` with a `count`, or a `csv`")
@@ -211,7 +212,7 @@ def _rows(entry: SessionEntry, folder: Path) -> Iterator[Mapping[str, str]]:
 
 
 class _Filler(string.Formatter):
-    """Fills {n} and {column}; nothing else of what it is given can be reached."""
+    """Fills {n} and {column} and rejects anything else, such as attribute access."""
 
     def get_field(self, field_name: str, _args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         if field_name not in kwargs:
@@ -249,7 +250,7 @@ def _planned(
 
 
 def _located(source: str, folder: Path) -> str:
-    """A file's path beside the plan is found from everywhere."""
+    """Resolve a file's path relative to the plan."""
     if "://" in source or source in ("auto", "none", "sample") or SYNTHETIC.fullmatch(source):
         return str(SAMPLE) if source == "sample" else source
     beside = folder / source
@@ -257,7 +258,7 @@ def _located(source: str, folder: Path) -> str:
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables laid one over the other."""
+    """Merge tables, the second over the first."""
     joined = dict(first)
     for key, value in second.items():
         before = joined.get(key)

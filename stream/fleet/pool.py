@@ -1,4 +1,4 @@
-"""A pool: one inference process whose sessions come and go, and what it says of them."""
+"""A pool: one inference process whose sessions come and go, and its reports."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from mien.stream.processes.priority import hold_back
 _READY_S = 180.0
 _STOP_S = 2.0
 _POLL_MS = 100
-_AGAIN_S = 2.0  # before a session that was refused is tried again
+_AGAIN_S = 2.0  # before retrying a refused session
 
 
 class PoolHost(Ordered[PoolOrder]):
-    """Runs `mien infer` with room for sessions, and lets it serve those that it is told to.
+    """Runs `mien infer` with room for sessions, and assigns sessions to it.
 
     Args:
-        fleet, host, guarded: as for `CaptureHost`. name: the pool's. base: what its process is configured by.
-        room: how many sessions it holds. spare: whether no session waits for it, so that it may start slowly.
+        fleet, host, guarded: as for `CaptureHost`. name: the pool's. base: the process's configuration.
+        room: session capacity. spare: whether no session is waiting, so that it may start at low priority.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PoolHost(Ordered[PoolOrder]):
         anywhere = bus.endpoint().rpartition(":")[0] + ":*"
         assignment = Assignment(self._config, read_anchor_ns(), endpoint=anywhere, room=room)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        # On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
+        # On Linux a process dies with the thread that started it (see mien.stream.processes.control), so it must stay.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
         self._held_back = spare
@@ -88,11 +88,11 @@ class PoolHost(Ordered[PoolOrder]):
         return self._report()
 
     def processes(self) -> list[int]:
-        """This one, and the one that predicts."""
+        """Its own process and the inference process."""
         return [*super().processes(), self._child.process.pid]
 
     def close(self) -> None:
-        """End the process; one that does not end by itself is killed."""
+        """End the process, by force if it does not end by itself."""
         self._stopping.set()
         self._child.end(_STOP_S)
         self._child.sweep()
@@ -154,7 +154,7 @@ class PoolHost(Ordered[PoolOrder]):
         )
 
     def _follow(self) -> None:
-        """Hear what the process says, by its pipe and on its socket."""
+        """Receive the process's messages, from its pipe and its socket."""
         receiver: Receiver | None = None
         while not self._stopping.is_set() and not self._dead:
             while not self._events.empty():

@@ -1,4 +1,4 @@
-"""How a fleet is: what `mien fleet status`, the metrics and the dashboard tell."""
+"""A fleet's condition, for `mien fleet status`, the metrics and the dashboard."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class SessionCondition(msgspec.Struct, frozen=True):
     """One session.
 
     Attributes:
-        state: "waiting" for a node or a pool, "starting", "running", "degraded" (a modality is missing that is
-            captured, or its capture says what is wrong), "ended" (its clip), "failed" (its capture does not start).
-        node, pool: where it is captured, and by whom predicted. run: of its predictions.
-        moves: how often it had to go elsewhere. note: what is amiss, or was last.
-        drops: what its present run did not use or take in, by cause, as in a `Status`.
+        state: "waiting" for a node or a pool, "starting", "running", "degraded" (a captured modality is missing, or
+            its capture reports an error), "ended" (its clip), "failed" (its capture does not start).
+        node, pool: where it is captured and predicted. run: of its predictions.
+        moves: how often it had to be relocated. note: the current or last problem.
+        drops: inputs that its current run did not use, by cause, as in a `Status`.
     """
 
     name: str
@@ -72,11 +72,11 @@ class FleetCondition(msgspec.Struct, frozen=True):
     """A fleet.
 
     Attributes:
-        gateway: where its sessions are subscribed to. since_s: for how long the directory runs.
+        gateway: address for subscribing. since_s: the directory's uptime.
         states: how many sessions are in each. problems: sessions of the plan that cannot run.
-        problem: what ails the whole fleet; empty if nothing does.
-        gateway_key: public, for those who subscribe from elsewhere. forwarded: how many pools it forwards.
-        floods: how often it cut off all subscribers because one asked for far too many topics.
+        problem: of the whole fleet; empty if there is none.
+        gateway_key: its public key, for remote subscribers. forwarded: number of connected pools.
+        floods: how often it disconnected all subscribers because of too many subscriptions.
     """
 
     fleet: str
@@ -95,7 +95,7 @@ class FleetCondition(msgspec.Struct, frozen=True):
 
 
 def condition(roster: Roster, gateway: GatewayReport, began_s: float, pid: int, problem: str = "") -> FleetCondition:
-    """How everything is now. `began_s` is the directory's beginning, in Unix time; `problem`, what ails the whole."""
+    """The current condition. `began_s`: the directory's start, in Unix time; `problem`: of the whole fleet."""
     sessions = tuple(_session(held, roster) for held in roster.sessions.values())
     pools = tuple(
         PoolCondition(

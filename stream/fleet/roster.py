@@ -1,7 +1,7 @@
-"""Who is there in a fleet, and who could take what. Pure: no clock, no Ray, no socket.
+"""A fleet's nodes, members and sessions, and who could take what. Pure: no clock, no Ray, no socket.
 
-Nodes and members (capture hosts and pools) are facts that the directory keeps; here it is decided where a session or a
-new member goes: to the least loaded of those that may have it.
+The directory keeps the facts on nodes and members (capture hosts and pools); this decides where a session or a new
+member goes: to the least loaded candidate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mien.stream.fleet.orders import Captured, CaptureReport, PoolReport, Served
 from mien.stream.fleet.plan import Plan, Planned
 
 Kind = Literal["capture", "pool"]
-NO_ROOM = "no node has"  # what a problem begins with that more nodes would solve
+NO_ROOM = "no node has"  # prefix of problems that more nodes would solve
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Node:
 
     Attributes:
         id: Ray's. host: its address. labels: Ray's, and "host", its name.
-        cpus, gpus: of it. drained: whether it is to be left. suspect: an actor there does not answer.
+        cpus, gpus: its totals. drained: whether to move everything off it. suspect: an actor there does not answer.
     """
 
     id: str
@@ -37,16 +37,16 @@ class Node:
     suspect: bool = False
 
     def fits(self, place: Mapping[str, str]) -> bool:
-        """Whether a session of this place may run here."""
+        """Whether a session with these required labels may run here."""
         return all(self.labels.get(key) == value for key, value in place.items())
 
 
 @dataclass
 class About:
-    """What an actor was made with: a capture host or a pool.
+    """An actor's creation arguments: a capture host's or a pool's.
 
     Attributes:
-        room: how many sessions it holds. cpus, gpus: what it was given.
+        room: session capacity. cpus, gpus: its reservation.
     """
 
     name: str
@@ -59,11 +59,11 @@ class About:
 
 @dataclass
 class Member(About):
-    """A capture host or a pool, and what is known of it.
+    """A capture host or a pool, and its known state.
 
     Attributes:
-        sessions: that it is to have. leaving: whether it is to be ended once it has none.
-        idle_since_s, busy_since_s: since when it has had none, or too much to do.
+        sessions: assigned to it. leaving: whether to stop it once it has none.
+        idle_since_s, busy_since_s: since when it has had none, or been overloaded.
     """
 
     sessions: set[str] = field(default_factory=set)
@@ -76,16 +76,16 @@ class Member(About):
 
 @dataclass
 class Held:
-    """A session and where it is.
+    """A session and its placement.
 
     Attributes:
         incarnation, run: of its capture and of its predictions; larger ones are newer.
-        capture, pool: names of members; empty while there is none.
-        left_capture, left_pool: members that still have to let it go.
-        captured: what its capture says. gap: why it is not predicted; empty while it is.
-        problem: why it waits. avoid: a member that it was just moved away from. wish: the node it is to go to.
-        heard: whether a pool listens to its capture. moves: how often it had to go elsewhere.
-        predictions: in all its runs.
+        capture, pool: names of members; empty if there is none.
+        left_capture, left_pool: previous members that have not released it yet.
+        captured: its capture's report. gap: why it is not predicted; empty if it is.
+        problem: why it waits. avoid: a member that it was just moved away from. wish: the requested node.
+        heard: whether a pool listens to its capture. moves: how often it had to be relocated.
+        predictions: total over all runs.
     """
 
     planned: Planned
@@ -106,7 +106,7 @@ class Held:
     counted: tuple[int, int] = (0, 0)
 
     def count(self, served: Served) -> None:
-        """Take in how many predictions its run has had."""
+        """Update the number of predictions from its run's count."""
         before = self.counted[1] if self.counted[0] == served.run else 0
         self.predictions += max(served.predictions - before, 0)
         self.counted = served.run, served.predictions
@@ -120,18 +120,18 @@ class Roster:
         self.nodes: dict[str, Node] = {}
         self.members: dict[str, Member] = {}
         self.sessions = {name: Held(planned) for name, planned in plan.sessions.items()}
-        self._left: set[str] = set()  # sessions that a member still has to let go
+        self._left: set[str] = set()  # sessions that a member has not released yet
 
     def of(self, kind: Kind) -> list[Member]:
         """All members of a kind."""
         return [member for member in self.members.values() if member.kind == kind]
 
     def usable(self, place: Mapping[str, str]) -> list[Node]:
-        """Nodes that may take something new."""
+        """Nodes that accept something new."""
         return [n for n in self.nodes.values() if n.fits(place) and not n.drained and not n.suspect]
 
     def free_cpus(self, node: Node) -> float:
-        """Of a node, what no member of this fleet was given."""
+        """A node's CPUs that no member of this fleet has reserved."""
         return node.cpus - sum(member.cpus for member in self.members.values() if member.node == node.id)
 
     def free_gpus(self, node: Node) -> float:
@@ -139,7 +139,7 @@ class Roster:
         return node.gpus - sum(member.gpus for member in self.members.values() if member.node == node.id)
 
     def choose_capture(self, held: Held) -> Member | tuple[Node, int] | str:
-        """What captures a session: a member, or a new one on a node with room for so many; or why none can."""
+        """Where to capture a session: a member, or a node for a new one with its capacity; or why nowhere."""
         plan, place = self.plan.capture, held.planned.place
         fitting = [node for node in self.nodes.values() if node.fits(place)]
         if not fitting:
@@ -161,7 +161,7 @@ class Roster:
                 if most < 1:
                     continue
                 found = node, min(plan.sessions, most)
-            # One that runs before one that would have to start, for a session that is to be predicted again soon.
+            # Prefer a running one over one yet to start, for a session that should be predicted again soon.
             starts = bool(held.moves) and isinstance(found, tuple)
             rank = (bool(held.wish) and node.id != held.wish, held.avoid in {m.name for m in members}, starts, load)
             if best is None or rank < best[0]:
@@ -171,7 +171,7 @@ class Roster:
         return best[1]
 
     def choose_pool(self, held: Held) -> Member | None:
-        """Which pool is to predict a session; None if none has room."""
+        """The pool to predict a session; None if none has room."""
         dropped = {node.id for node in self.nodes.values() if node.drained or node.suspect}
         pools = [
             pool
@@ -179,7 +179,7 @@ class Roster:
             if len(pool.sessions) < pool.room and not pool.leaving and pool.node not in dropped
             and pool.name != held.avoid
         ]  # fmt: skip
-        # One that runs before one that starts: a session that is moved is to be predicted at once.
+        # Prefer a running one over one that is starting: a relocated session should be predicted at once.
         return min(
             pools,
             key=lambda p: (bool(held.wish) and p.node != held.wish, not p.ready, len(p.sessions) / p.room),
@@ -187,7 +187,7 @@ class Roster:
         )
 
     def choose_pool_node(self, avoid: str = "") -> Node | str:
-        """Where a new pool is to be; or why nowhere."""
+        """The node for a new pool; or why there is none."""
         plan = self.plan.pools
         if plan.most and len([pool for pool in self.of("pool") if not pool.leaving]) >= plan.most:
             return f"there are {plan.most} pools, as many as `pools.most` allows"
@@ -201,7 +201,7 @@ class Roster:
         return min(nodes, key=lambda node: (node.id == avoid, self._pools_on(node), -self.free_cpus(node)))
 
     def drop(self, member: Member, why: str) -> list[Held]:
-        """A member is gone. Returns the sessions that are predicted no longer."""
+        """Remove a lost member. Returns the sessions that are no longer predicted."""
         self.members.pop(member.name, None)
         hit = []
         for name in member.sessions:
@@ -221,7 +221,7 @@ class Roster:
         return hit
 
     def let_go(self, member: str) -> None:
-        """A member has no session any more but those it is to have."""
+        """The member has released all sessions but its assigned ones."""
         for name in list(self._left):
             held = self.sessions[name]
             held.left_capture = "" if held.left_capture == member else held.left_capture
@@ -230,12 +230,12 @@ class Roster:
                 self._left.discard(name)
 
     def is_left(self, member: Member) -> bool:
-        """Whether a member has let all go that were taken from it."""
+        """Whether a member has released all sessions taken from it."""
         left = (self.sessions[name] for name in self._left)
         return all(member.name not in (held.left_capture, held.left_pool) for held in left)
 
     def leave_pool(self, held: Held, why: str) -> None:
-        """Take a session from its pool, which has to let it go before another has it."""
+        """Take a session from its pool, which must release it before another gets it."""
         if held.pool:
             pool = self.members[held.pool]
             pool.sessions.discard(held.planned.name)
@@ -244,7 +244,7 @@ class Roster:
             held.gap, held.moves = why, held.moves + 1
 
     def leave_capture(self, held: Held, why: str) -> None:
-        """Likewise from its capture: a camera is opened once at a time."""
+        """The same for its capture: a camera can be opened only once."""
         if held.capture:
             member = self.members[held.capture]
             member.sessions.discard(held.planned.name)
@@ -253,7 +253,7 @@ class Roster:
             held.captured, held.gap, held.moves = None, why, held.moves + 1
 
     def resume_captures(self, member: Member, said: CaptureReport) -> int:
-        """A capture host was there before its directory. Returns the largest number that its sessions have."""
+        """Restore a capture host from before the directory's restart. Returns the largest number among its sessions."""
         for name, captured in said.sessions.items():
             held = self.sessions.get(name)
             if held is not None and not held.capture:
@@ -263,7 +263,7 @@ class Roster:
         return max((captured.incarnation for captured in said.sessions.values()), default=0)
 
     def resume_pool(self, member: Member, said: PoolReport) -> int:
-        """Likewise a pool."""
+        """The same for a pool."""
         member.report = said
         for name, served in said.sessions.items():
             held = self.sessions.get(name)
@@ -278,7 +278,7 @@ class Roster:
 
 
 def demand(roster: Roster) -> list[dict[str, float]]:
-    """What a cluster needs for what runs and for what waits for room, one entry a member; empty while nothing waits."""
+    """Resources needed by running members and unplaced sessions, one entry per member; empty while none wait."""
     capture, pools = roster.plan.capture, roster.plan.pools
     waiting = [
         held for held in roster.sessions.values() if held.problem.startswith("no node has") and " CPUs" in held.problem

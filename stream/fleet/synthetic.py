@@ -1,4 +1,4 @@
-"""Sessions without cameras, for trying a fleet out: rows of the right shape and pace, from generator processes."""
+"""Sessions without cameras, for testing a fleet: rows of the right shape and rate, from generator processes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
 
 
 class SyntheticCapture:
-    """Generators, one for the sessions that were asked for together."""
+    """Generator processes, one per batch of sessions requested together."""
 
     def __init__(self) -> None:
         self._batches: list[_Batch] = []
 
     def match(self, tasks: Mapping[str, CaptureTask], bus: BusConfig) -> None:
-        """Send what these sessions would send, and nothing else."""
+        """Generate exactly these sessions' messages."""
         sent: dict[str, int] = {}
         for batch in list(self._batches):
             batch.keep({name: task.incarnation for name, task in tasks.items()})

@@ -1,7 +1,7 @@
-"""Work on files over a cluster: an item a task, by whatever makes items on one machine.
+"""Processing files on a cluster: one task per item, with the same maker as on a single machine.
 
-What makes them is sent once to each process of the cluster; files are read there, at the same paths. A task whose node
-was lost is done anew by Ray, and every item comes back once.
+The maker is sent once to each process of the cluster, which reads files at the same paths. Ray repeats the tasks of a
+lost node, and every item is returned once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from mien.errors import FleetError, MienError
 from mien.stream.fleet import cluster
 
-_AHEAD = 4  # tasks that wait for each core
+_AHEAD = 4  # tasks queued per core
 _makers: dict[str, Any] = {}
 
 
@@ -23,7 +23,7 @@ class Maker(Protocol):
     """Makes items. It can be sent to another process before its first."""
 
     def make(self, *item: Any) -> Any:
-        """What an item becomes."""
+        """Process an item."""
 
     def close(self) -> None:
         """Release what was opened."""
@@ -34,10 +34,10 @@ Spread = Callable[[Sequence[Any], Maker], Iterator[tuple[Any, Any]]]
 
 @contextmanager
 def tasks_at(address: str) -> Iterator[Spread]:
-    """Of a cluster, a function that gives each item with what became of it, as they are done.
+    """A function that runs items on a cluster and yields each with its result, as they are done.
 
     Raises:
-        FleetError: nothing answers there, or from the function: the cluster is lost. MienError: as the task said it.
+        FleetError: nothing answers there, or from the function: the cluster is lost. MienError: as raised by the task.
     """
     ray = cluster.join("tasks", address)
     try:
@@ -49,7 +49,7 @@ def tasks_at(address: str) -> Iterator[Spread]:
 def _spread(ray: Any, items: Sequence[Any], maker: Maker) -> Iterator[tuple[Any, Any]]:
     name = secrets.token_hex(8)
     sent = ray.put(maker)
-    # A node that is lost is no fault of the task's; an error of the task itself is not tried again.
+    # Retry tasks of a lost node, but not those that raised an error themselves.
     make = ray.remote(_make).options(num_cpus=1, max_retries=-1, scheduling_strategy="SPREAD")
     most = max(int(ray.cluster_resources().get("CPU", 1)) * _AHEAD, 1)
     waiting: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""What each actor is to do, from what the roster says: the orders of a directory."""
+"""The directory's orders for each actor, derived from the roster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PORTS = 10_000
 def member_order(
     roster: Roster, member: Member, link: ActorLink, trusted: Mapping[str, Trusted], passed_on: Sequence[Order]
 ) -> bytes:
-    """For a capture host or a pool. `passed_on` are orders of captures for the inference of their sessions."""
+    """For a capture host or a pool. `passed_on`: orders from captures for their sessions' inference."""
     news, trust = link.take_news(), link.new_trust(trusted)
     since, names = news if news is not None else (link.version, set[str]())
     named = member.sessions if since == WHOLE else names & member.sessions
@@ -35,7 +35,7 @@ def member_order(
 
 
 def gateway_order(roster: Roster, link: ActorLink, trusted: Mapping[str, Trusted]) -> bytes:
-    """For the gateway: pools that are cut off are those that are no longer named."""
+    """For the gateway: pools that are no longer listed are disconnected."""
     pools = tuple(m.report.endpoint for m in roster.of("pool") if m.report and m.report.endpoint)
     why = {name: held.problem or held.gap for name, held in roster.sessions.items() if held.gap or held.problem}
     link.whole |= link.pools_there != pools
