@@ -1,1 +1,1 @@
-"""Training of CM-MSF and of its encoders."""
+"""Training of CM-MSF and its encoders."""

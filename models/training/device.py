@@ -1,7 +1,7 @@
-"""Where training computes: on an NVIDIA GPU in mixed precision, else on the processor.
+"""Training device: an NVIDIA GPU in mixed precision, else the CPU.
 
-Weights are drawn on the processor, so that a seed means the same start anywhere; batches are drawn there too, except
-those of faces. A GPU's results differ from a processor's in their last bits, and are the same each time.
+Initial weights are drawn on the CPU, so that a seed means the same start anywhere; batches are drawn there too, except
+those of faces. A GPU's results differ from a CPU's in the last bits, but are reproducible.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AUTO = "auto"
 
 
 def training_device(name: str = AUTO) -> torch.device:
-    """The device of that name; "auto": an NVIDIA GPU where torch finds one, else the processor.
+    """The device of that name; "auto": an NVIDIA GPU if torch finds one, else the CPU.
 
     Raises:
         ConfigError: there is no such device here.
@@ -35,19 +35,19 @@ def training_device(name: str = AUTO) -> torch.device:
             raise ConfigError("torch finds no CUDA GPU here; train with --device cpu, or install torch for CUDA")
         if (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"there is no {name}; torch finds {torch.cuda.device_count()} GPU(s)")
-        # Read when cuBLAS starts. Without it, products of matrices differ from run to run.
+        # Read when cuBLAS starts. Without it, matrix products differ from run to run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return device
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the device for the notes of weights: "NVIDIA H100 80GB HBM3", or "processor"."""
+    """The device's name for the notes of weights: "NVIDIA H100 80GB HBM3", or "processor"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster there. Without the instructions it is emulated, and slower than float32."""
+    """Whether bfloat16 is faster there. Without hardware support it is emulated, and slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(
@@ -56,5 +56,5 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def mixed_precision(device: torch.device, bf16: bool | None = None) -> torch.autocast:
-    """Products in bfloat16, sums in float32; None: where that is faster."""
+    """Products in bfloat16, sums in float32; None: if that is faster."""
     return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device) if bf16 is None else bf16)

@@ -1,4 +1,4 @@
-"""Items encoded once, for training and fitting behind encoders that stay as they are."""
+"""Items encoded once, for training and fitting on top of frozen encoders."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mien.models.data.pairing import Group, single
 from mien.models.fusion import Encoding
 
 BATCH = 64
-NOISES = 64  # windows of noise of each modality
+NOISES = 64  # noise windows per modality
 
 
 class EncodedModality:
-    """Every item of one modality as a whole window, as `views` training windows, and windows of noise.
+    """Every item of one modality as a whole window, as `views` training windows, and noise windows.
 
     Attributes:
         hidden: (views + 1) n windows and NOISES of noise, (N, S, d) in half precision. observed: (N, S).
@@ -64,12 +64,12 @@ class EncodedModality:
         self._positions = {id(sample): position for position, sample in enumerate(samples)}
 
     def position(self, sample: Sample, random: np.random.Generator) -> int:
-        """Where one of the windows of an item is; the whole one in a third of cases."""
+        """Index of one of an item's windows; the whole one in a third of cases."""
         view = 0 if random.random() < 1 / 3 or not self._views else 1 + int(random.integers(self._views))
         return self._positions[id(sample)] + self._count * view
 
     def noise(self, random: np.random.Generator) -> int:
-        """Where a window of noise is."""
+        """Index of a noise window."""
         return len(self.hidden) - NOISES + int(random.integers(NOISES))
 
 
@@ -77,7 +77,7 @@ class EncodedItems:
     """Batches of encoded windows.
 
     Args:
-        readers: by modality, whose outputs come with the batches; the network's own where there is none.
+        readers: by modality, whose outputs come with the batches; the network's own if there is none.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class EncodedItems:
         }
 
     def batch(self, groups: Sequence[Group], random: np.random.Generator) -> Batch:
-        """A training batch of the modalities that any of the groups has, some of them missing, some of them noise."""
+        """A training batch over the groups' modalities, some of them dropped, some replaced by noise."""
         at = {name: np.full(len(groups), -1) for name in self.modalities if any(name in g.members for g in groups)}
         own = {name: own_emotions(name, groups) for name in at}
         for row, group in enumerate(groups):

@@ -1,7 +1,7 @@
-"""Training of the face encoder on aligned crops, labelled with the votes of annotators.
+"""Training of the face encoder on aligned crops, labelled with annotators' votes.
 
-A larger encoder is trained first. The smaller one, which ships, learns mostly from that teacher's outputs on the crops
-that it sees (Hinton et al., 2015; Beyer et al., 2022).
+A larger encoder is trained first, as the teacher. The smaller, shipped one learns mostly from the teacher's outputs on
+the crops that it sees (Hinton et al., 2015; Beyer et al., 2022).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from mien.models.training.loop import Evaluation, Progress, Run, class_weights, 
 
 
 class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to train.
+    """Training settings.
 
     Attributes:
-        epochs, teacher_epochs: of the encoder that ships, and of its teacher; without the latter there is no teacher.
+        epochs, teacher_epochs: of the shipped encoder and of its teacher; 0 teacher epochs mean no teacher.
         teacher_channels, teacher_blocks, teacher_dropout: see `FaceConfig`.
-        learning_rate: its peak, reached after a `warmup` share of all steps.
-        balance: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
+        learning_rate: the peak, reached after a `warmup` fraction of all steps.
+        balance: exponent of the inverse class frequencies that weight emotions; 0 none, 1 fully balanced.
         taught: weight of the teacher's outputs, at `temperature`, against the votes' `1 - taught`.
-        own: weight of the label that a corpus had before it was voted on.
-        damaged: share of crops that are made hard to see (see `face_augmentation`). flattened: how far their votes are
-            moved towards a uniform distribution where they are hardest to see.
-        ema: decay of the averaged weights, which are validated and kept.
-        bf16: compute in bfloat16; None: where the device multiplies in it.
+        own: weight of the corpus's own label, from before the votes.
+        damaged: fraction of crops that are damaged (see `face_augmentation`). flattened: how far the votes of the most
+            damaged ones are moved towards a uniform distribution.
+        ema: decay of the averaged weights, which are validated and saved.
+        bf16: compute in bfloat16; None: if the device supports it in hardware.
     """
 
     epochs: int = 80
@@ -68,7 +68,7 @@ class Faces:
         crops: (n, 48, 48) uint8, as `aligned_crop` cuts them.
         shares: (n, 7) of the votes, in the order of EMOTIONS, summing to 1.
         sure: (n,) index of the emotion that most annotators agree on, -1 where they do not.
-        own: (n,) index of the label that the corpus had before it was voted on, -1 where it had none.
+        own: (n,) index of the corpus's own label, from before the votes, -1 without one.
     """
 
     crops: UInt8
@@ -94,10 +94,10 @@ class FaceMetrics:
     """Metrics of an encoder on labelled faces.
 
     Attributes:
-        loss: cross-entropy with the shares of votes.
-        accuracy, uar: where annotators agree; `uar` is the mean recall over the emotions that occur.
-        recalls: of each emotion, in the order of EMOTIONS; NaN for one that does not occur.
-        own_accuracy, own_uar: the second head's, on the labels that the corpus had before; NaN without any.
+        loss: cross-entropy with the vote shares.
+        accuracy, uar: on faces whose annotators agree; `uar` is the mean recall over the emotions that occur.
+        recalls: of each emotion, in the order of EMOTIONS; NaN if it does not occur.
+        own_accuracy, own_uar: the second head's, against the corpus's own labels; NaN without any.
     """
 
     loss: float
@@ -110,7 +110,7 @@ class FaceMetrics:
 
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    """The training faces on the device, and their teacher. `weights`, `own_weights`: (7,) of the classes."""
+    """The training faces on the device, and their teacher. `weights`, `own_weights`: (7,) per class."""
 
     crops: Tensor
     shares: Tensor
@@ -137,18 +137,18 @@ def train_face(
 
     Args:
         train, valid: faces; those of `valid` are never trained on.
-        out: where the weights go.
-        work: folder of the teacher's weights and of the state that a stopped run is continued from; None: nothing is
-            kept, and nothing is continued.
-        device: where to compute, the processor by default (see `training_device`).
-        report: called after each epoch with "face" or "teacher of faces", the epochs done, and all epochs.
-        notes: that go into the weights.
+        out: path of the weights.
+        work: folder for the teacher's weights and the state for resuming a stopped run; None: nothing is stored, and
+            nothing is resumed.
+        device: default: the CPU (see `training_device`).
+        report: called after each epoch with "face" or "teacher of faces", finished epochs, and all epochs.
+        notes: stored in the weights.
 
     Returns:
-        Validation metrics of what was written.
+        Validation metrics of the saved weights.
 
     Raises:
-        DataError: a state of another run.
+        DataError: the state belongs to another run.
     """
     training, device, config = training or FaceTraining(), device or torch.device("cpu"), config or FaceConfig()
     teacher = None
@@ -163,7 +163,7 @@ def train_face(
             teacher = run.averaged
             if kept is not None:
                 save_face(teacher, kept)
-        if kept is not None:  # as a resumed run finds it: in half precision
+        if kept is not None:  # in half precision, like what a resumed run loads
             teacher = _placed(load_face(kept), device)
     data = _targets(train, training, teacher, device)
     state = None if work is None else work / "face.state"
@@ -171,7 +171,7 @@ def train_face(
     assert run.best is not None, "every epoch is validated"
     epoch = run.history.index(run.best) + 1
     save_face(run.best_network(), out, {"seed": str(seed), **(notes or {}), "epoch": str(epoch)})
-    # The weights that were written: half precision, evaluated in single precision as on the live path.
+    # Evaluate the saved weights: half precision, computed in single precision as on the live path.
     return evaluate_face(load_face(out), valid)
 
 
@@ -189,7 +189,7 @@ def _train(
     torch.manual_seed(seed)
     device, count = data.crops.device, len(data.crops)
     network = _placed(FaceCNN(config), device).train()
-    size = count // training.batch or 1  # steps of an epoch
+    size = count // training.batch or 1  # steps per epoch
     groups = decay_groups(list(network.parameters()), training.weight_decay, training.learning_rate)
     optimizer = torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
     schedule = warm_cosine(epochs * size, training.warmup * epochs * size)
@@ -232,7 +232,7 @@ def _targets(faces: Faces, training: FaceTraining, teacher: FaceCNN | None, devi
 
 
 def _loss(model: FaceCNN, data: _Targets, chosen: Tensor, generator: torch.Generator, training: FaceTraining) -> Tensor:
-    """Cross-entropy with the votes, weighted by class, and with the corpus's own label; divergence from the teacher."""
+    """Class-weighted cross-entropy with the votes and with the corpus's own label; divergence from the teacher."""
     with torch.no_grad():
         crops, severity = augment(_as_input(data.crops[chosen]), generator, training.damaged)
         crops = crops.contiguous(memory_format=torch.channels_last)
@@ -280,11 +280,11 @@ def _recalls(logits: Tensor, truth: Tensor) -> tuple[float, list[float]]:
 
 
 def _placed(model: FaceCNN, device: torch.device) -> FaceCNN:
-    """On its device, channels last: the order in which convolutions of small pictures are fastest."""
+    """Move to the device, channels last: the fastest layout for convolutions of small images."""
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
 def _as_input(crops: Tensor) -> Tensor:
-    """(B, 48, 48) uint8 to what the network takes, channels last."""
+    """(B, 48, 48) uint8 to the network's input, channels last."""
     return crops[:, None].float().contiguous(memory_format=torch.channels_last)

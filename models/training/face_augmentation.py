@@ -12,22 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DAMAGES = ("blur", "dark", "occluded", "side light", "small", "turned")
-_LIGHT = 0.35  # share of crops with an everyday blur, and likewise with a small covered patch
+_LIGHT = 0.35  # fraction of crops with a mild blur, and likewise with a small covered patch
 
 
 def augment(crops: Tensor, generator: torch.Generator, damaged: float) -> tuple[Tensor, Tensor]:
     """Vary every crop, and damage some of them.
 
-    Every crop is mirrored, turned, scaled, shifted and toned at random, with some blur, noise and a covered patch. A
-    share of them is damaged in one of the ways of `DAMAGES`, enough to make people less certain of the emotion.
+    Every crop is mirrored, rotated, scaled, shifted and toned at random, with some blur, noise and a covered patch. A
+    fraction of them is damaged in one of the ways of `DAMAGES`, enough to make people less certain of the emotion.
 
     Args:
         crops: (B, 1, 48, 48) float32, 0 ... 255.
-        generator: of the device of the crops.
-        damaged: the share that is damaged.
+        generator: on the crops' device.
+        damaged: the fraction to damage.
 
     Returns:
-        The crops, (B, 1, 48, 48), and how badly each is damaged (B,), 0 ... 1; 0 for those that are not.
+        The crops, (B, 1, 48, 48), and the severity of each one's damage (B,), 0 ... 1; 0 if undamaged.
     """
     draw = _Draw(len(crops), generator, crops.device)
     severity = torch.where(draw.uniform(0, 1) < damaged, draw.uniform(0.15, 1), 0.0)
@@ -44,14 +44,14 @@ def augment(crops: Tensor, generator: torch.Generator, damaged: float) -> tuple[
     return _dark(seen, draw, by_kind["dark"]), severity
 
 
-_TURN = math.radians(42)  # of a head that is turned as far as one that is damaged can be
-_RADIUS = 1.15  # of the head, where the crop reaches from -1 to 1
-_SIGMA = 4.0  # pixels of the strongest blur
-_SIDES = (24, 16, 12, 8)  # pixels of a small face, from the lightest damage to the strongest
+_TURN = math.radians(42)  # maximum yaw of a damaged crop's head
+_RADIUS = 1.15  # of the head, in coordinates where the crop spans -1 to 1
+_SIGMA = 4.0  # standard deviation of the strongest blur in pixels
+_SIDES = (24, 16, 12, 8)  # pixels of a small face's side, from the mildest damage to the strongest
 
 
 class _Draw:
-    """Random numbers, one set a crop."""
+    """Random numbers, one set per crop."""
 
     def __init__(self, count: int, generator: torch.Generator, device: torch.device) -> None:
         self._count, self._generator, self._device = count, generator, device
@@ -68,7 +68,7 @@ class _Draw:
 
 
 def _flat(draw: _Draw) -> Tensor:
-    """Affine maps (B, 2, 3) of the picture's plane: a mirror, a turn, a scale and a shift."""
+    """Affine maps (B, 2, 3) of the image plane: a mirror, a rotation, a scale and a shift."""
     angle = draw.uniform(-0.35, 0.35)
     scale, aspect = draw.uniform(-0.22, 0.22).exp(), draw.uniform(-0.08, 0.08).exp()
     mirror = draw.sign()
@@ -84,13 +84,13 @@ def _move(crops: Tensor, draw: _Draw, turned: Tensor) -> Tensor:
 
 
 def _warp(crops: Tensor, affine: Tensor, yaw: Tensor) -> Tensor:
-    """Move crops in their plane, and turn what is on them about the vertical axis, as if it lay on a cylinder."""
+    """Transform crops in their plane, and rotate their content about the vertical axis, as if on a cylinder."""
     grid = F.affine_grid(affine, list(crops.shape), align_corners=False)
     yaw = yaw[:, None, None]
-    # The crop is cut by eyes and mouth: they stay in its middle and at their distance, whichever way the head turns.
+    # The crop is aligned by eyes and mouth: keep them in its middle and at their distance, whatever the yaw.
     closer = yaw.cos().sqrt()
     shown = grid[..., 0] * closer / _RADIUS + yaw.sin()
-    # Beyond the profile is the background, for which a reflection will do.
+    # Beyond the profile is background, for which a reflection will do.
     shown = torch.where(shown.abs() > 1, shown.sign() * (2 - shown.abs()), shown).clamp(-0.999, 0.999)
     across = torch.where(yaw == 0, grid[..., 0], _RADIUS * torch.sin(torch.asin(shown) - yaw))
     grid = torch.stack([across, grid[..., 1] * closer], 3)
@@ -104,14 +104,14 @@ def _blur(crops: Tensor, severity: Tensor) -> Tensor:
     sigma = (severity * _SIGMA).clamp(min=1e-2)[:, None]
     kernel = torch.exp(-0.5 * (reach / sigma) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)
-    # One crop a group: each has its own kernel.
+    # One group per crop: each has its own kernel.
     padded = F.pad(crops.reshape(1, count, side, side), (9, 9, 9, 9), mode="replicate")
     across = F.conv2d(padded, kernel[:, None, None], groups=count)
     return F.conv2d(across, kernel[:, None, :, None], groups=count).reshape(crops.shape)
 
 
 def _small(crops: Tensor, severity: Tensor) -> Tensor:
-    """Faces that were small in the picture."""
+    """Simulate faces that were small in the picture."""
     seen = crops
     for step, side in enumerate(_SIDES):
         small = F.interpolate(F.interpolate(crops, size=(side, side), mode="area"), size=crops.shape[-2:],
@@ -131,7 +131,7 @@ def _side_light(crops: Tensor, draw: _Draw, severity: Tensor) -> Tensor:
 
 
 def _cover(crops: Tensor, draw: _Draw, severity: Tensor) -> Tensor:
-    """A rectangle of one grey: in a part of the crops a small one, in the damaged ones up to two thirds of a side."""
+    """A uniform grey rectangle: small in some of the crops, up to two thirds of a side in damaged ones."""
     side = crops.shape[-1]
     axis = torch.arange(side, device=crops.device)
     little = torch.where(draw.uniform(0, 1) < 0.5, draw.uniform(0.15, 0.4), 0.0)
@@ -148,7 +148,7 @@ def _cover(crops: Tensor, draw: _Draw, severity: Tensor) -> Tensor:
 
 
 def _dark(crops: Tensor, draw: _Draw, severity: Tensor) -> Tensor:
-    """Little light, at worst a hundredth, with sensor noise and quantisation."""
+    """Low light, at worst a hundredth, with sensor noise and quantisation."""
     severity = severity[:, None, None, None]
     light = torch.exp(-severity * math.log(100.0))
     noise = draw.normal(crops.shape) * 2.0 * (severity > 0)

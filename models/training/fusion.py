@@ -1,7 +1,7 @@
-"""Training of CM-MSF on datasets of rows: many corpora, each with the modalities and labels that it has.
+"""Training of CM-MSF on datasets of rows: many corpora, each with its own modalities and labels.
 
-A batch is of one kind: one modality alone, items that have several, or items of different corpora paired by label. A
-batch of one modality costs a fraction of a paired one, because the cascade has nothing to do.
+A batch is of one kind: one modality alone, multimodal items, or items of different corpora paired by label. A batch of
+one modality costs a fraction of a paired one, because the cascade has nothing to do.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def train_fusion(
     device: torch.device | None = None,
     report: Report | None = None,
 ) -> Trained:
-    """Train on the "train" split, and keep what does best on "valid".
+    """Train on the "train" split, and keep the weights that do best on "valid".
 
     Args:
         readers: weights of CM-MSF trained with one modality alone, by modality (see `load_readers`).
         state, log_dir, report: see `fit`.
-        device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
+        device: default: the CPU (see `training_device`). The result is on the CPU.
 
     Raises:
-        DataError: nothing to train or to validate on, or a state of another run.
+        DataError: nothing to train or to validate on, or the state belongs to another run.
     """
     device = device or torch.device("cpu")
     torch.set_num_threads(settings.threads)
@@ -113,7 +113,7 @@ def train_fusion(
             loss = loss + reliability_loss(network, encodings, fused, batch, settings)
         if kind in teachers and settings.keep_weight > 0:
             outputs = batch.reader_outputs.get(kind) or reader_outputs(teachers[kind], batch)
-            decides = kind == next(iter(teachers))  # the reader whose heads the network started from
+            decides = kind == next(iter(teachers))  # the reader whose heads initialised the network
             loss = loss + settings.keep_weight * distillation_loss(fused, outputs, sentiment=decides)
         return kind, loss
 
@@ -139,7 +139,7 @@ def train_fusion(
 
 
 def _encodings(network: CMMSF, batch: Batch) -> dict[str, Encoding]:
-    """The batch's encodings, computed now unless they were before."""
+    """The batch's encodings, computed now unless done beforehand."""
     return batch.encodings or {
         name: network.encode(name, batch.features[name], batch.mask[name]) for name in batch.features
     }
@@ -154,7 +154,7 @@ def _encoded(network: CMMSF, batch: Batch) -> Batch:
 def _missing_readers(
     dataset: Dataset, settings: FusionTraining, readers: Mapping[str, Weights], device: torch.device
 ) -> dict[str, Weights]:
-    """Readers of the modalities that have none, trained now."""
+    """Train readers for the modalities that have none."""
     made: dict[str, Weights] = {}
     for name in [name for name in dataset.specs if name not in readers]:
         alone = msgspec.structs.replace(

@@ -1,8 +1,8 @@
-"""The training loop of every network: descend, average the weights, validate, log, and resume where a run stopped.
+"""The training loop of every network: gradient steps, weight averaging, validation, logging, and resuming.
 
-Averages of weights do better than the weights themselves (Polyak & Juditsky, 1992); what is validated and kept is the
-exponential moving average. The same seed gives the same weights on one machine, bit for bit, resumed or not: all that
-is random is drawn from generators that follow from the seed and the step.
+Averaged weights do better than the raw ones (Polyak & Juditsky, 1992), so their exponential moving average is
+validated and kept. The same seed gives bit-identical weights on one machine, resumed or not: all randomness comes
+from generators seeded by the seed and the step.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Validation of the averaged weights after `step` steps: the loss that decides, and figures to show."""
+    """Validation of the averaged weights after `step` steps: the loss to minimise, and figures for display."""
 
     step: int
     loss: float
     figures: dict[str, float] = field(default_factory=dict)
 
 
-# After each step: its number, the number of all steps (of those done, once a run stops early), and the validation that
-# followed it, if one did.
+# Called after each step: its number, the total (of those done, if a run stops early), and the validation that
+# followed it, if any.
 Report = Callable[[int, int, Evaluation | None], None]
-# What is trained, how much of it is done, and how much there is to do.
+# What is being trained, how much of it is done, and the total.
 Progress = Callable[[str, int, int], None]
 
 
 def part(progress: Progress | None, name: str) -> Callable[..., None] | None:
-    """The report of one part of a longer task, for those that report only numbers."""
+    """The report of one part of a longer task, for callees that report only numbers."""
     return None if progress is None else lambda done, total, *_: progress(name, done, total)
 
 
 def warm_cosine(steps: int, warm_up: float, floor: float = 0.0) -> Callable[[int], float]:
-    """Factor of the learning rate by step: a linear rise over `warm_up` steps, then a cosine from 1 to `floor`."""
+    """Learning rate factor by step: linear warm-up over `warm_up` steps, then a cosine from 1 to `floor`."""
 
     def factor(step: int) -> float:
         if step < warm_up:
@@ -64,17 +64,17 @@ def warm_cosine(steps: int, warm_up: float, floor: float = 0.0) -> Callable[[int
 
 
 def decay_groups(parameters: Sequence[Tensor], weight_decay: float, learning_rate: float) -> list[dict[str, Any]]:
-    """Parameter groups of an optimiser: matrices decay, biases and norms do not."""
+    """Optimiser parameter groups: weight decay for matrices, none for biases and norms."""
     groups = [([p for p in parameters if (p.ndim > 1) == matrix], decay) for matrix, decay in
               ((True, weight_decay), (False, 0.0))]  # fmt: skip
     return [{"params": part, "weight_decay": decay, "lr": learning_rate} for part, decay in groups if part]
 
 
 def class_weights(counts: Tensor, exponent: float) -> Tensor:
-    """Weights (K,) of classes that occur `counts` (K,) times: `count ** -exponent`.
+    """Class weights (K,) from `counts` (K,): `count ** -exponent`.
 
-    Their mean over all items is 1, so that they change no learning rate. An exponent of 0 leaves classes as they are, 1
-    makes them count alike.
+    Their mean over all items is 1, so that the learning rate is unaffected. An exponent of 0 means no weighting, 1
+    equal weight for all classes.
     """
     counts = counts.clamp(min=1.0)
     weights = counts**-exponent
@@ -85,11 +85,10 @@ class Run(Generic[Network]):
     """A network in training: its optimiser, schedule and averaged weights.
 
     Args:
-        network: on its device. What does not require a gradient is neither stored nor changed.
-        schedule: factor of every group's learning rate, by step.
-        decay: of the average; smaller at first, `(1 + n) / (ramp + n)` after n steps, or it would remember the random
-            start.
-        clip: largest norm of the gradients.
+        network: on its device. Parameters without gradients are neither stored nor changed.
+        schedule: factor on every group's learning rate, by step.
+        decay: of the average; less at first, `(1 + n) / (ramp + n)` after n steps, to forget the random start.
+        clip: maximum gradient norm.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Run(Generic[Network]):
 
     @property
     def best(self) -> Evaluation | None:
-        """The validation with the lowest loss, the first of equal ones."""
+        """The validation with the lowest loss, the first if several are equal."""
         return min(self.history, key=lambda evaluation: evaluation.loss, default=None)
 
     @property
@@ -134,12 +133,12 @@ class Run(Generic[Network]):
         return len(self.history) - 1 - self.history.index(self.best) if self.best else 0
 
     def best_network(self) -> Network:
-        """The averaged network, with the weights of the best validation from here on."""
+        """Load the weights of the best validation into the averaged network, and return it."""
         self.averaged.load_state_dict(self._best, strict=False)
         return self.averaged
 
     def descend(self, loss: Tensor) -> None:
-        """One step down the gradient of `loss`."""
+        """Take one optimiser step on `loss`."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
@@ -149,7 +148,7 @@ class Run(Generic[Network]):
         self.step += 1
 
     def judge(self, loss: float, figures: Mapping[str, float]) -> Evaluation:
-        """Note a validation, and keep the averaged weights if it is the best so far."""
+        """Record a validation, and keep the averaged weights if it is the best so far."""
         evaluation = Evaluation(self.step, loss, dict(figures))
         self.history.append(evaluation)
         if self.stale == 0:
@@ -160,7 +159,7 @@ class Run(Generic[Network]):
         return {name: t.detach().clone() for name, t in network.state_dict().items() if name not in self._frozen}
 
     def store(self, path: Path, plan: str) -> None:
-        """Write all that changes to `path`. `plan` names the settings and the data of the run."""
+        """Write the training state to `path`. `plan` identifies the run's settings and data."""
         tensors = {f"network.{name}": tensor for name, tensor in self._changing(self.network).items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self._changing(self.averaged).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
@@ -170,10 +169,10 @@ class Run(Generic[Network]):
         write_tensors(path, tensors, {"plan": plan, "step": str(self.step), "state": json.dumps(state)})
 
     def restore(self, path: Path, plan: str) -> None:
-        """Resume where `store` was called.
+        """Resume from a file of `store`.
 
         Raises:
-            DataError: the file is damaged, or of a run with other settings or data.
+            DataError: the file is damaged, or from a run with other settings or data.
         """
         tensors, metadata = read_tensors(path, "the state of a stopped run (remove it to start again),", DataError)
         if metadata.get("plan") != plan:
@@ -217,14 +216,14 @@ def fit(
     """Train until `steps` are done, or validation has not improved `patience` times.
 
     Args:
-        losses: by step, the name of what it trains and its loss. After a resumed run it is first called for a step
-            that follows a validation.
+        losses: by step, the name of what it trains and its loss. A resumed run calls it first for the step after a
+            validation.
         validate: loss and figures of `run.averaged`, every `every` steps and after the last one.
-        state: file that a stopped run resumes from, written after each validation and removed at the end.
+        state: file for resuming a stopped run, written after each validation and removed at the end.
         log_dir: for TensorBoard.
 
     Raises:
-        DataError: the state is of another run.
+        DataError: the state belongs to another run.
     """
     if state is not None and state.exists():
         run.restore(state, plan)

@@ -13,23 +13,23 @@ from mien.models.data.batches import Batch
 from mien.models.fusion import Encoding, Fused
 from mien.models.training.fusion_settings import FusionTraining
 
-MARGIN = 0.5  # by which an answer may exceed the usual strength where only the sign of a sentiment is known
+MARGIN = 0.5  # permitted excess over the usual strength if only the sign of a sentiment is known
 
 
 def variance_loss(log_variance: Tensor, error: Tensor) -> Tensor:
     """Gaussian negative log-likelihood (n,) of absolute errors (n,), less a constant.
 
-    The variance learns from the error and not the error from the variance, which would give up on hard items.
+    The error's gradient is detached: otherwise the variance would give up on hard items.
     """
     log_variance = log_variance.clamp(-6, 6)
     return 0.5 * (error.detach().square() * torch.exp(-log_variance) + log_variance)
 
 
 def fusion_loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: Tensor) -> Tensor:
-    """Cross-entropy of emotions, error of sentiment and its variance; each over the items that have the label.
+    """Cross-entropy of emotions, error of sentiment and its variance; each over the items with that label.
 
     Args:
-        weights: (7,), of the emotions.
+        weights: (7,), per emotion.
     """
     total = fused.sentiment.new_zeros(())
     known = batch.emotions.sum(1) > 0
@@ -56,9 +56,9 @@ def fusion_loss(fused: Fused, batch: Batch, settings: FusionTraining, weights: T
 def reliability_loss(
     network: CMMSF, encodings: Mapping[str, Encoding], fused: Fused, batch: Batch, settings: FusionTraining
 ) -> Tensor:
-    """Cross-entropy of the emotions that each modality shows by itself, and of the probability that it is right.
+    """Cross-entropy of each modality's own emotions, and of the estimated probability that it is right.
 
-    It is right where this very network, given that modality alone, names the emotion of the group.
+    It is right if this very network, given that modality alone, predicts the group's emotion.
     """
     judgement = fused.judgement
     assert judgement is not None

@@ -1,4 +1,4 @@
-"""Readers: networks of one modality, trained alone, from which the training of the fusion starts."""
+"""Readers: networks of one modality, trained alone, that initialise the training of the fusion."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Weights = Mapping[str, Tensor]
 
 
 def load_readers(network: CMMSF, readers: Mapping[str, Weights]) -> set[str]:
-    """Copy the weights of readers, by modality, into a network of several modalities.
+    """Copy readers' weights, by modality, into a network of several modalities.
 
-    The first reader also brings its fusion and heads: with its modality alone, the network then answers as that
+    The first reader also contributes its fusion and heads: with its modality alone, the network then answers as that
     reader does.
 
     Returns:
         The names of the parameters that were loaded.
 
     Raises:
-        DataError: a reader is of a model with other sizes.
+        DataError: a reader has other sizes.
     """
     state = network.state_dict()
     found: set[str] = set()
@@ -57,14 +57,13 @@ def load_readers(network: CMMSF, readers: Mapping[str, Weights]) -> set[str]:
 
 
 def _widened(gate: Tensor, wide: Tensor, index: int, count: int) -> Tensor:
-    """Weights (d, d + 2) of a gate that saw one modality, placed in those of one that sees `count` of them.
+    """Weights (d, d + 2) of a single-modality gate, placed in those of a gate over `count` modalities.
 
-    Those are (d, count d + 2 count). The columns of the other modalities stay: their inputs are zero when they are
-    missing.
+    Those are (d, count d + 2 count). The columns of other modalities stay: their inputs are zero if they are missing.
     """
     dim = gate.shape[0]
     if gate.shape[1] != dim + 2 or wide.shape != (dim, count * dim + 2 * count):
-        return gate  # whose shape the caller then refuses
+        return gate  # the caller rejects its shape
     wide = wide.clone()
     wide[:, index * dim : (index + 1) * dim] = gate[:, :dim]
     wide[:, count * dim + index], wide[:, count * dim + count + index] = gate[:, dim], gate[:, dim + 1]
@@ -74,7 +73,7 @@ def _widened(gate: Tensor, wide: Tensor, index: int, count: int) -> Tensor:
 def reader_networks(
     specs: Mapping[str, ModalitySpec], model: ModelConfig, readers: Mapping[str, Weights], device: torch.device
 ) -> dict[str, CMMSF]:
-    """The readers as frozen networks of one modality, without reliability: a single modality does not need it."""
+    """The readers as frozen networks of one modality, without reliability, which a single modality does not need."""
     networks = {}
     model = msgspec.structs.replace(model, reliability=False)
     for name, reader in readers.items():
@@ -95,7 +94,7 @@ def reader_outputs(reader: CMMSF, batch: Batch) -> tuple[Tensor, Tensor]:
 def distillation_loss(fused: Fused, outputs: tuple[Tensor, Tensor], sentiment: bool) -> Tensor:
     """Divergence of emotions from a reader's outputs (Li & Hoiem, ECCV 2016), and with `sentiment` of sentiments.
 
-    Fine-tuning for several modalities must not spoil each alone.
+    Fine-tuning on several modalities must not degrade each one alone.
     """
     logits, expected = outputs
     loss = F.kl_div(F.log_softmax(fused.logits, 1), logits.softmax(1), reduction="batchmean")

@@ -1,4 +1,4 @@
-"""Training and validation batches of the fusion: which kind comes next, and of which items."""
+"""Training and validation batches of the fusion: the kind of each batch, and its items."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SEPARATOR = "+"
 
 
 class BatchSampler:
-    """Draws training batches of every kind that the data can make.
+    """Draws training batches of every kind that the data permits.
 
     Attributes:
         kinds: how often a batch is of which kind.
-        error_rates: how often a modality in a pair is to show another emotion (see `Pairing.draw`).
+        error_rates: how often a modality in a pair should show another emotion (see `Pairing.draw`).
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class BatchSampler:
             raise DataError("no kind of training batch can be made; the training split has no labelled rows")
 
     def encode(self, network: CMMSF, readers: Mapping[str, CMMSF]) -> None:
-        """Encode `views` windows of every item now; batches are of those from here on."""
+        """Encode `views` windows of every item now; later batches are drawn from these."""
         random = np.random.default_rng((self._settings.seed, 7))
         self._encoded = EncodedItems(network, self._train, self._perturber, self._settings.views, random, readers)
 
     def draw(self, random: np.random.Generator) -> tuple[str, Batch]:
-        """A kind, and a batch of it."""
+        """A random kind, and a batch of it."""
         kind = list(self.kinds)[_choice(list(self.kinds.values()), random)]
         groups = [self._group(kind, random) for _ in range(self._settings.batch)]
         return kind, (self._encoded or self._perturber).batch(groups, random)
@@ -101,7 +101,7 @@ def can_pair(pairing: Pairing, kind: str, specs: Mapping[str, ModalitySpec]) -> 
 def validation_batches(
     valid: Sequence[Sample], specs: Mapping[str, ModalitySpec], settings: FusionTraining
 ) -> Iterator[tuple[str, list[Batch]]]:
-    """Whole windows of each modality alone, and of pairs; the same for every run on the same data."""
+    """Whole windows of each modality alone, and of pairs; deterministic for the same data."""
     random = np.random.default_rng(0)
     for kind in [*specs, OWN]:
         samples = [s for s in valid if _is_of_kind(s, kind)]
@@ -126,7 +126,7 @@ def _is_of_kind(sample: Sample, kind: str) -> bool:
 
 
 def _by_corpus(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[float, list[Sample]]]:
-    """Share and samples of every corpus; by the root of its size where no share is given."""
+    """Share and samples of every corpus; by the square root of its size if no share is given."""
     pools: dict[str, list[Sample]] = {}
     for sample in samples:
         pools.setdefault(sample.labels.corpus, []).append(sample)

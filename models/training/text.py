@@ -1,7 +1,7 @@
-"""Tuning the text encoder on labelled sentences, so that word states carry sentiment and emotion.
+"""Fine-tuning the text encoder on labelled sentences, so that word states carry sentiment and emotion.
 
-What ships is small: low-rank adapters. Trained on labels alone they trade one corpus for another. So teachers, tuned as
-a whole and each on one task, come first; the adapters learn from their outputs on all sentences, and from the labels.
+Only low-rank adapters are shipped. Trained on labels alone they gain on one corpus and lose on another. So fully tuned
+teachers, one per task, come first; the adapters learn from their outputs on all sentences, and from the labels.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def train_text(
     device: torch.device | None = None,
     report: Progress | None = None,
 ) -> list[dict[str, float]]:
-    """Tune, and write the adapters of the epoch with the lowest validation loss to `out`.
+    """Fine-tune, and write the adapters of the epoch with the lowest validation loss to `out`.
 
     Args:
         corpora: with text, and "train" and "valid" splits between them; "test" is never read.
-        base: folder of the base model. work: for the teachers, and for the state that a stopped run resumes from.
-        model: sizes of CM-MSF, whose reader of text is trained along and written to `work` (READER).
-        device: where to compute, the processor by default (see `training_device`).
+        base: folder of the base model. work: for the teachers, and for the state to resume a stopped run from.
+        model: sizes of CM-MSF, whose text reader is trained jointly and written to `work` (READER).
+        device: default: the CPU (see `training_device`).
 
     Returns:
         validation figures of each epoch.
@@ -70,7 +70,7 @@ def train_text(
     tuner = SentenceTuner(load_minilm(base, dropout=options.dropout), model).to(device)
     normalise(tuner, batches(train, tokenizer, options.sampling, options.seed, 0))
     tuned = add_adapters(tuner.encoder, options.rank)
-    tuner.to(device)  # the adapters were drawn on the processor
+    tuner.to(device)  # the adapters were drawn on the CPU
     run = tune("text", tuner, tuned, train, valid, tokenizer, options, work / "text.state", targets, report)
     assert run.best is not None, "every epoch is validated"
     best = run.best_network().cpu()

@@ -1,7 +1,7 @@
 """Sentences of several corpora, cut into shuffled batches.
 
-Live text is often partial, without punctuation and misheard. Part of the training text is therefore cut, stripped to
-what a recogniser writes, and given a recogniser's errors; the more words are wrong, the softer its labels become.
+Live text is often partial, unpunctuated and misrecognised. Part of the training text is therefore cut, stripped to a
+recogniser's output format, and given recognition errors; the more words are wrong, the softer its labels become.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mien.models.training.text_errors import Mishearing, certainty, plain_words
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What an epoch is made of.
+    """Composition of an epoch.
 
     Attributes:
         batch: sentences in a batch.
-        repeats: times that a corpus is seen in an epoch, 1 if not named; a fraction takes a new part each time.
-        bare, cut: share of sentences stripped of punctuation, and cut to a part of their words.
-        misheard: share of sentences with a recogniser's errors, in a share of their words drawn from `word_errors`.
+        repeats: passes over a corpus per epoch, 1 if not named; a fraction takes a new part each time.
+        bare, cut: fraction of sentences stripped of punctuation, and cut to a part of their words.
+        misheard: fraction of sentences with recognition errors, at a word error rate drawn from `word_errors`.
     """
 
     batch: int = 32
@@ -40,13 +40,13 @@ class SamplingConfig:
     word_errors: tuple[float, float] = (0.1, 0.6)
 
     def repeats_of(self, corpus: str) -> float:
-        """Times that a corpus is seen in an epoch."""
+        """Passes over a corpus per epoch."""
         return dict(self.repeats).get(corpus, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherTargets:
-    """Outputs of the teachers on texts.
+    """The teachers' outputs on texts.
 
     Attributes:
         rows: row of each text. sentiment: (n,), -3 ... 3, NaN without a teacher of it. emotions: (n, 7), probabilities,
@@ -65,9 +65,9 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     words: Tensor
-    sentiment: Tensor  # (B,), NaN where there is none
+    sentiment: Tensor  # (B,), NaN if unknown
     coarse: Tensor  # (B,), bool
-    emotions: Tensor  # (B, 7), all zero where there is none
+    emotions: Tensor  # (B, 7), all zero if unknown
     taught_sentiment: Tensor  # (B,), NaN without a teacher
     taught_emotions: Tensor  # (B, 7), all zero without a teacher
 
@@ -77,13 +77,13 @@ class Batch:
 
 
 def bare_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """As a recogniser may write them: no punctuation but apostrophes, and 4 % of the words lost."""
+    """Mimic a recogniser's output: no punctuation but apostrophes, and 4 % of the words lost."""
     kept = plain_words(words)
     return [word for word in kept if rng.random() > 0.04] or kept or list(words)
 
 
 def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """A stretch of at least half of the words, and of 4."""
+    """A run of at least half of the words, and of 4."""
     least = min(len(words), max(4, math.ceil(0.5 * len(words))))
     length = int(rng.integers(least, len(words) + 1))
     start = int(rng.integers(0, len(words) - length + 1))
@@ -127,7 +127,7 @@ def batches(
     epoch: int,
     targets: TeacherTargets | None = None,
 ) -> Iterator[Batch]:
-    """The batches of an epoch, shuffled, with sentences of like length together so that little is padding."""
+    """An epoch's shuffled batches, with sentences of similar length together to save padding."""
     rng = np.random.default_rng([seed, epoch])
     mishear = Mishearing(item.text or "" for _, items in sorted(corpora.items()) for item in items)
     drawn: list[tuple[CorpusItem, Pieces]] = []
@@ -158,8 +158,8 @@ def collate(
 ) -> Batch:
     """Pad sentences to the longest of them.
 
-    `certain`: how far the labels of each hold, 1 if not given; the rest is neutral sentiment and a uniform distribution
-    of emotions.
+    `certain`: the confidence in each one's labels, 1 if not given; the rest is neutral sentiment and a uniform
+    distribution of emotions.
     """
     size, length = len(chosen), max(len(pieces.input_ids) for _, pieces in chosen)
     ids, mask = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
@@ -169,7 +169,7 @@ def collate(
     for row, (item, pieces) in enumerate(chosen):
         own = len(pieces.input_ids)
         ids[row, :own], mask[row, :own] = pieces.input_ids, 1
-        # The newest words, as a window of the model holds them; words that have no pieces left are not counted.
+        # The newest words, as in a window of the model; words without remaining pieces are not counted.
         inside = pieces.word_index >= 0
         _, number = np.unique(pieces.word_index[inside], return_inverse=True)
         words[row, :own][inside] = np.maximum(number - max(0, int(number.max(initial=-1)) + 1 - TEXT_STEPS), -1)

@@ -1,6 +1,6 @@
-"""Teachers of the text encoder: MiniLM tuned as a whole, each on one task.
+"""Teachers of the text encoder: fully tuned MiniLMs, each on one task.
 
-Their outputs on all training texts are soft labels for the adapters that ship (Hinton et al., 2015).
+Their outputs on all training texts are soft labels for the shipped adapters (Hinton et al., 2015).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def teacher_targets(
     device: torch.device,
     report: Progress | None = None,
 ) -> TeacherTargets | None:
-    """Outputs of the teachers on every training text, averaged over those of one task. None without a teacher.
+    """The teachers' outputs on every training text, averaged per task. None without a teacher.
 
     A teacher is trained unless its outputs are in `work` already.
     """

@@ -1,8 +1,8 @@
-"""Tuning of the text encoder under CM-MSF, as a whole or by low-rank adapters.
+"""Fine-tuning of the text encoder under CM-MSF, as a whole or by low-rank adapters.
 
-Several corpora at once: each item has the labels that it has. The word states are read by CM-MSF with text as its only
-modality, and training of the fusion starts from that reader: one trained afterwards, on states of sentences that the
-encoder has memorised, would trust them more than it should.
+On several corpora at once, each with its own labels. CM-MSF with text as its only modality reads the word states, and
+training of the fusion starts from that reader: one trained afterwards, on states of sentences that the encoder has
+memorised, would trust them too much.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Tuning:
-    """How to tune.
+    """Fine-tuning settings.
 
     Attributes:
         encoder_rate: learning rate of the encoder's weights, as a share of `learning_rate`, the reader's.
-        temper: exponent of the inverse class frequency that weighs emotions; 0 = none, 1 = fully balanced.
-        coarse_weight: of items of which only the sign of the sentiment is known, relative to the others.
+        temper: exponent of the inverse class frequencies that weight emotions; 0 = none, 1 = fully balanced.
+        coarse_weight: of items with only the sign of the sentiment, relative to the others.
         taught_weight: of the teachers' outputs, relative to the labels of the corpora.
-        average: decay of the averaged weights, which are validated and kept.
+        average: decay of the averaged weights, which are validated and saved.
         patience: epochs without a lower validation loss that end the run.
     """
 
@@ -73,7 +73,7 @@ class SentenceTuner(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Its device."""
         return next(self.parameters()).device
 
     def __init__(self, encoder: MiniLM, model: ModelConfig) -> None:
@@ -83,12 +83,12 @@ class SentenceTuner(nn.Module):
         self.reader = CMMSF([spec], model)
 
     def forward(self, batch: Batch) -> Fused:
-        """The heads of a batch of sentences, before calibration."""
+        """The heads' outputs for a batch of sentences, before calibration."""
         rows, mask = self.rows(batch)
         return self.reader.raw({TEXT: rows}, {TEXT: mask})
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Word states (B, TEXT_STEPS, 384), each the mean of its pieces', and mask (B, TEXT_STEPS)."""
+        """Word states (B, TEXT_STEPS, 384), each the mean over its pieces, and mask (B, TEXT_STEPS)."""
         with mixed_precision(batch.words.device, bf16=True):
             states = self.encoder(batch.input_ids, batch.attention_mask)
         pieces = (batch.words[:, None] == torch.arange(TEXT_STEPS, device=batch.words.device)[:, None]).float()
@@ -108,18 +108,18 @@ def tune(
     targets: TeacherTargets | None = None,
     report: Progress | None = None,
 ) -> Run[SentenceTuner]:
-    """Tune the encoder's parameters `tuned`, and the whole reader; validate after each epoch.
+    """Train the encoder's parameters `tuned`, and the whole reader; validate after each epoch.
 
     Args:
-        name: of what is tuned, for logs and reports.
-        state: file that a stopped run resumes from (see `fit`).
-        targets: outputs of teachers on the training texts.
+        name: of the model, for logs and reports.
+        state: file for resuming a stopped run (see `fit`).
+        targets: teachers' outputs on the training texts.
 
     Returns:
         The run; the figures of its validations are those of `validate`.
 
     Raises:
-        DataError: the state is of a run with other options.
+        DataError: the state belongs to a run with other options.
     """
     sampling, seed = options.sampling, options.seed
     groups = [
@@ -128,7 +128,7 @@ def tune(
         for group in decay_groups(members, options.weight_decay, rate * options.learning_rate)
     ]
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
-    size = math.ceil(sum(1 for _ in epoch_items(train, sampling, seed, 0)) / sampling.batch)  # steps of an epoch
+    size = math.ceil(sum(1 for _ in epoch_items(train, sampling, seed, 0)) / sampling.batch)  # steps per epoch
     schedule = warm_cosine(options.epochs * size, options.warm_up * options.epochs * size)
     run = Run(tuner.train(), optimizer, schedule, decay=options.average, clip=1.0)
     counts = sum((torch.tensor(item.emotion_target) * sampling.repeats_of(corpus) for corpus, items in train.items()
@@ -155,7 +155,7 @@ def tune(
 
 @torch.no_grad()
 def normalise(tuner: SentenceTuner, drawn: Iterator[Batch]) -> None:
-    """Scale the reader's input by the word states of the base model in some batches."""
+    """Fit the reader's input normalisation to the base model's word states in some batches."""
     tuner.eval()
     shown = (tuner.rows(batch.to(tuner.device)) for batch in islice(drawn, STATISTICS_BATCHES))
     states = torch.cat([rows[mask > 0] for rows, mask in shown])
@@ -178,7 +178,7 @@ def predict(tuner: SentenceTuner, texts: Sequence[str], tokenizer: WordTokenizer
 
 
 def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer) -> dict[str, float]:
-    """Figures by corpus, and "loss": mean of every corpus's own (absolute error, or cross-entropy)."""
+    """Figures by corpus, and "loss": the mean of each corpus's own (absolute error, or cross-entropy)."""
     figures: dict[str, float] = {}
     losses: list[float] = []
     for name, items in sorted(corpora.items()):
@@ -206,10 +206,10 @@ def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokeniz
 
 
 def _loss(fused: Fused, batch: Batch, class_weights: Tensor, options: Tuning) -> Tensor:
-    """The loss of sentiment and emotions, against the labels and against the teachers.
+    """The loss on sentiment and emotions, against the labels and the teachers.
 
-    Absolute error and correlation of sentiment, a hinge on its sign where only that is known, and cross-entropy of
-    emotions; of the teachers, error and cross-entropy.
+    Absolute error and correlation of sentiment, a hinge if only its sign is known, and cross-entropy of emotions; for
+    the teachers, error and cross-entropy.
     """
     sentiment, logits = fused.sentiment, fused.logits
     size = len(sentiment)
