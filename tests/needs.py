@@ -1,4 +1,4 @@
-"""What tests need of this machine: pretrained files, which they skip without, and programs, which they run."""
+"""Requirements of tests: pretrained files, whose absence skips them, and programs that they run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL_ASSETS = ("face-landmarker", "whisper-tiny.en", "minilm-l6-v2")
 
 
 def need_asset(name: str) -> Path:
-    """Where a pretrained file is; skips the test if it is not here."""
+    """The path of a pretrained file; skips the test if it is missing."""
     try:
         return asset_path(name, AssetsConfig(offline=True))
     except AssetError as error:
@@ -27,7 +27,7 @@ def need_asset(name: str) -> Path:
 
 
 def need_assets() -> None:
-    """Skips the test where one of the files of a whole session is missing."""
+    """Skips the test if one of a whole session's files is missing."""
     for name in ALL_ASSETS:
         need_asset(name)
 
@@ -35,7 +35,7 @@ def need_assets() -> None:
 def run_program(
     command: Sequence[str], timeout_s: float = 120, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, whatever its exit code, and keep what it writes. `environment`: besides this one's."""
+    """Run a program to its end, whatever its exit code, and capture its output. `environment`: added to this one's."""
     return subprocess.run(
         command,
         capture_output=True,
@@ -48,7 +48,7 @@ def run_program(
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
-    """The code and the text with which a server on this machine answers."""
+    """Status code and body of a response from a local server."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return answer.status, answer.read().decode()

@@ -6,14 +6,14 @@ import os
 import random
 import socket
 
-# Under those that a system gives to outgoing connections: a port that was free a moment ago stays so. Processes
-# that run tests side by side have parts of their own.
+# Below the ephemeral range: a port that was free a moment ago stays free. Parallel test processes have ranges of their
+# own.
 _PART = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
 RANGE = (10_000 + 5_500 * _PART, 15_500 + 5_500 * _PART)
 
 
 def free_ports(count: int = 4) -> int:
-    """The first of so many free ports in a row, as a session needs them."""
+    """The first of that many consecutive free ports, as a session needs them."""
     chance = random.SystemRandom()
     while True:
         first = chance.randrange(*RANGE)

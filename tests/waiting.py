@@ -1,4 +1,4 @@
-"""Waiting in tests for what other processes and threads do."""
+"""Waiting in tests for other processes and threads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def wait_until(
     timeout_s: float = 60.0,
     meanwhile: Callable[[], object] | None = None,
 ) -> _Value:
-    """What a condition returns once it is true.
+    """Wait until a condition is true, and return its value.
 
     Args:
-        what: named in the failure. timeout_s: far more than it takes on a machine that is busy.
-        meanwhile: called between two looks.
+        what: named in the failure. timeout_s: far more than needed on a busy machine.
+        meanwhile: called between two checks.
     """
     until_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -38,7 +38,7 @@ def wait_for_items(
     timeout_s: float = 60.0,
     meanwhile: Callable[[], object] | None = None,
 ) -> list[_Value]:
-    """So many items or more of those that `take` returns, which come bit by bit."""
+    """At least that many items from repeated calls of `take`."""
     got: list[_Value] = []
 
     def enough() -> bool:

@@ -1,4 +1,4 @@
-"""What a session's window holds at an instant, in arrays of its own, and what the model says of it alone."""
+"""A session's window at an instant, in separate arrays, and the model's prediction for it alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Window:
 
 
 def window_of(assembler: Assembler, t_end_ns: int) -> Window:
-    """The window that ends at `t_end_ns`, made of what has arrived."""
+    """The window that ends at `t_end_ns`, built from what has arrived."""
     look = assembler.windows.look([assembler.place], [t_end_ns])
     made = Window(
         t_end_ns,
@@ -49,7 +49,7 @@ def window_of(assembler: Assembler, t_end_ns: int) -> Window:
 
 
 def predict_anew(predictor: Predictor, window: Window) -> Answer:
-    """The prediction for one window, every modality of it encoded anew."""
+    """The prediction for one window, with every modality encoded again."""
     inputs: dict[str, Array] = {}
     for name in predictor.specs:
         seen = {"features": window.features[name][None], "mask": window.mask[name][None]}

@@ -1,4 +1,4 @@
-"""A browser for the tests of the page: Chromium without a screen, and the programs that it looks at."""
+"""Headless Chromium for tests of the page, and the programs behind it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assets() -> None:
 
 
 class Program:
-    """A mien in a process of its own, and what it says on standard error."""
+    """A mien process, and its standard error."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.lines: list[str] = []
@@ -58,7 +58,7 @@ class Program:
             self.lines.extend(lines)
 
     def says(self, pattern: str, timeout_s: float = PATIENCE_S) -> str:
-        """Wait for a line that matches; its first group."""
+        """Wait for a matching line; returns its first group."""
         until_s = time.monotonic() + timeout_s
         while time.monotonic() < until_s:
             for line in list(self.lines):
@@ -87,7 +87,7 @@ def dashboard(port: int, *arguments: str) -> tuple[Program, str]:
 
 
 def await_predictions(port: int, session: Program) -> None:
-    """Until a session predicts; one that has ended says why."""
+    """Wait until a session predicts; one that has ended fails with its output."""
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         until_s = time.monotonic() + 120
         while not subscriber.wait(0.5):
@@ -120,7 +120,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Page:
-    """A page that notes what goes wrong in it, and every host that it speaks to."""
+    """A page that records its errors, and every host that it contacts."""
 
     def __init__(self, chromium: Any, url: str, width: int = 1440, rows: int = 3, **context: Any) -> None:
         self.problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Running the product as a user does: real processes, real sockets, the built-in sample and the default weights."""
+"""Running the product like a user: real processes, real sockets, the built-in sample and the default weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from mien.install import SAMPLE
 from tests.ports import free_ports
 
-# What a clip does not decide: how long it took, names, and how rows were parted into messages.
+# Not determined by the clip: durations, names, and how rows were split into messages.
 RUN_DEPENDENT = ("latency", "run", "session", "inputs")
 
 
@@ -23,7 +23,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def run_json(port: int, *arguments: str, timeout_s: float = 240) -> tuple[list[dict[str, Any]], str]:
-    """`mien run --json` to its end: its predictions, and what it said on standard error."""
+    """Run `mien run --json` to its end: its predictions, and its standard error."""
     ran = subprocess.run(
         command("run", "--json", "--port", str(port), "--session", f"test-{os.getpid()}-{port}", *arguments),
         capture_output=True,
@@ -37,7 +37,7 @@ def run_json(port: int, *arguments: str, timeout_s: float = 240) -> tuple[list[d
 
 
 def comparable(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Predictions without what is not decided by the clip: how long it took, and names."""
+    """Predictions without fields that the clip does not determine: durations, and names."""
     return [{key: value for key, value in p.items() if key not in RUN_DEPENDENT} for p in predictions]
 
 

@@ -1,7 +1,7 @@
-"""Several machines on one: network namespaces, joined by a wire that delays and loses packets.
+"""Several hosts on one machine: network namespaces, joined by a link with delay and loss.
 
-Each host is a namespace with one card, a TUN device. What it sends comes to this process, which hands it on late, or
-not at all: so it works where the kernel has no `netem`. Needs root, iproute2 and /dev/net/tun.
+Each host is a namespace with one TUN device. Its packets go through this process, which delays or drops them: so it
+works without the kernel's `netem`. Needs root, iproute2 and /dev/net/tun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes wrong at the start is one clear line and an exit code of its own, from whichever process it comes."""
+"""Start-up errors are one clear line with their own exit code, from whichever process they come."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_speech_model_that_cannot_be_fetched(port: int) -> None:
 
 @contextmanager
 def rude_camera(*, hang: bool) -> Iterator[str]:
-    """A network camera that takes the call and then says nothing, or hangs up."""
+    """A network camera that accepts the connection and then sends nothing, or hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         stopping = threading.Event()

@@ -1,4 +1,4 @@
-"""Camera, microphone and face chosen while a session runs: on the page, from the terminal, and seen in recordings."""
+"""Camera, microphone and face chosen at run time: on the page, from the terminal, and visible in recordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard as its user meets it: a real session, a real page in Chromium, real watchers."""
+"""The dashboard end to end: a real session, a real page in Chromium, real watchers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def preview_bytes(port: int, seconds: float) -> tuple[int, int]:
 
 
 def test_no_picture_is_published_without_a_viewer(station: tuple[int, Program, str]) -> None:
-    """Neither for a dashboard without a browser, nor for somebody who takes everything; then one comes, and goes."""
+    """Neither for a dashboard without a browser, nor for a wildcard subscriber; then a viewer comes, and goes."""
     port, _, url = station
     everything = Receiver(f"tcp://127.0.0.1:{port + 1}", (b"",), 1000)
     before, after = preview_bytes(port, 4)
@@ -232,7 +232,7 @@ def test_looking_back_and_returning(station: tuple[int, Program, str], open_page
 
 
 def test_five_watchers_and_one_of_them_stalled(station: tuple[int, Program, str]) -> None:
-    """The others get what they would; memory does not grow; the stalled one comes back to what is new."""
+    """The others are unaffected; memory does not grow; the stalled one resumes with the newest state."""
     _, program, url = station
     process = psutil.Process(program.process.pid)
     stalled = Watcher(url)
@@ -321,7 +321,7 @@ def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[.
 
 
 def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> None:
-    """The session is ended and started again, inference is killed, the dashboard too; the page is left alone."""
+    """Session, inference and dashboard are each restarted; the page is left alone."""
     port = free_ports()
     arguments = ("--clip", str(SAMPLE), "--loop", "--asr", "none")
     session = run(port, *arguments)
@@ -359,7 +359,7 @@ def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> Non
 
 
 def test_each_worker_killed_under_an_open_page(open_page: Callable[..., Page]) -> None:
-    """The page names what is missing and why, the others go on, and it is back without anybody's doing."""
+    """The page names what is missing and why, the others continue, and it recovers by itself."""
     port = free_ports()
     session = run(port, "--clip", str(SAMPLE), "--loop")
     page_program, url = dashboard(port)
@@ -444,7 +444,7 @@ def request(
 
 
 def test_other_names_and_other_pages_are_refused() -> None:
-    """On loopback: what a web page elsewhere can make the user's browser send."""
+    """On loopback: what another web page can make the user's browser send."""
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
     from websockets.typing import Origin

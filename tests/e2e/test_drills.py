@@ -1,4 +1,4 @@
-"""The drills that print figures, in short: they run, do what they say, and judge. Their limits are not tested here."""
+"""Short runs of the drills that print figures: they run, do what they say, and judge. Limits are not tested here."""
 
 from __future__ import annotations
 

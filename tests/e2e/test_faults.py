@@ -1,4 +1,4 @@
-"""What happens to a running session when its processes hang or die: it says so, masks, and gets over it."""
+"""Hanging or dying processes of a running session: it reports them, masks, and recovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_S = 90.0
 
 
 class Watch:
-    """A subscriber that remembers what it was told."""
+    """A subscriber that records what it receives."""
 
     def __init__(self, port: int) -> None:
         self.subscriber = Subscriber(f"tcp://127.0.0.1:{port}")

@@ -1,4 +1,4 @@
-"""Nonsense on the ports of processes that run: refused, counted, and nothing is predicted from it."""
+"""Garbage on the ports of running processes: rejected, counted, and never predicted from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) 
 
 
 def nonsense(chance: random.Random) -> list[bytes]:
-    """A message that is wrong in some way, on a topic that inference subscribes to."""
+    """A malformed message on a topic that inference subscribes to."""
     kind = chance.choice(("features", "status", "cue", "features", "prediction", "preview"))
     inputs = seeds()[kind]
     frames = split(mutate(chance.choice(inputs), chance))
@@ -98,7 +98,7 @@ def test_nonsense_from_workers_is_refused_counted_and_predicts_nothing(
 @pytest.mark.assets
 @pytest.mark.timeout(400)
 def test_random_bytes_on_a_port_affect_no_session(inference: subprocess.Popen[bytes], port: int) -> None:
-    """Connections that say nonsense, or nothing, to the port of predictions; then a real worker is listened to."""
+    """Connections that send garbage, or nothing, to the predictions' port; then a real worker still gets through."""
     need_asset("face-landmarker")
     chance = random.Random(7)
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)

@@ -1,4 +1,4 @@
-"""A session is kept, replayed and studied: real processes, the built-in sample and the default weights."""
+"""A session is recorded, replayed and analysed: real processes, the built-in sample and the default weights."""
 
 from __future__ import annotations
 

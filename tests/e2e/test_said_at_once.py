@@ -1,4 +1,4 @@
-"""What a person typed, the exit code, and the first line said: never a traceback, and no process is left behind."""
+"""Command lines with their exit codes and first messages: never a traceback, and no process is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session that runs unattended: its log for machines, its figures, and the unit that starts it."""
+"""Unattended operation: JSON logs, metrics, and the systemd unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several sessions on one inference process: each has its own workers and numbers, and none disturbs another."""
+"""Several sessions on one inference process: each with its own workers and numbers, none disturbs another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of `examples/`, as a user starts them: their own process, a real publisher, a real `mien run`."""
+"""The examples in `examples/`, started like a user would: separate processes, a real publisher, a real `mien run`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mien.models.checkpoint import Checkpoint, save_checkpoint
 from mien.models.cmmsf import CMMSF
 from tests.engines.networks import PAIRS, SPECS, make_network, usable_pair
 
-# Threads that wait for each other are slower than one wherever cores are busy.
+# Threads that wait for each other are slower than one on busy cores.
 torch.set_num_threads(1)
 
 
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines that are compiled once, also where several processes run tests side by side."""
+    """Engines compiled once, even if several processes run tests in parallel."""
     own = tmp_path_factory.getbasetemp()
     return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "engines"
 

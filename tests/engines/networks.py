@@ -1,4 +1,4 @@
-"""Small networks with every kind of operator that mien's models are made of."""
+"""Small networks with every kind of operator used in mien's models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mien.engines.selection import BACKENDS, find_backend
 from mien.messages import ModalitySpec
 from mien.models.voice.columns import ROW
 
-# Every pair that exists anywhere; what this machine cannot run is skipped with the reason that a user would see.
+# Every existing pair; those that cannot run here are skipped with the reason shown to users.
 PAIRS = [(name, precision) for name in BACKENDS for precision in find_backend(name).precisions]
 
 SPECS = (
@@ -23,7 +23,7 @@ SPECS = (
 
 
 class ConvBiLstm(nn.Module):
-    """Conv1d beside a BiLSTM, a mask, attention pooling and two heads: a CM-MSF in small."""
+    """Conv1d beside a BiLSTM, a mask, attention pooling and two heads: a miniature CM-MSF."""
 
     def __init__(self, dim: int = 12, width: int = 16) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def make_network(version: str = "1", seed: int = 0, dynamic: bool = True) -> Net
 
 
 def usable_pair(request: pytest.FixtureRequest) -> tuple[str, Precision]:
-    """The engine and precision of a fixture's parameter; skips what cannot run here, and says why."""
+    """The engine and precision of a fixture's parameter; skips with the reason if it cannot run here."""
     name, precision = request.param
     missing = find_backend(name).missing()
     if missing:

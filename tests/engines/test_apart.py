@@ -1,4 +1,4 @@
-"""Networks are compiled in a process that ends, so that the one that runs them never loads torch."""
+"""Networks are compiled in a subprocess, so that the process that runs them never loads torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A compiled form is found again, or made anew; whatever happens to it, the numbers are right."""
+"""A compiled form is found again or rebuilt; whatever happens to it, the numbers are right."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def entry_of(cache: Path) -> Path:
 
 
 def unbuildable(network: Network) -> Network:
-    """The same network to the cache, but one that can no longer be compiled."""
+    """The same network for the cache, but one that can no longer be compiled."""
 
     def build() -> NoReturn:
         raise AssertionError("compiled again although it was in the cache")
@@ -112,7 +112,7 @@ def test_key_is_made_of_everything_that_matters(network: Network) -> None:
 
 
 class SlowBackend(OnnxBackend):
-    """ONNX Runtime, with time to be killed half-way through a compile."""
+    """ONNX Runtime, slow enough to be killed half-way through a compile."""
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         del network, precision
@@ -167,7 +167,7 @@ def test_folder_that_cannot_be_written_is_replaced(
 
 
 class WrongBackend(OnnxBackend):
-    """Compiles another network than it was given: what a broken converter would do."""
+    """Compiles a different network, as a broken converter would."""
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         other = make_network(network.version, seed=9)
@@ -218,7 +218,7 @@ def test_what_is_the_same_in_two_entries_is_on_the_disk_once(network: Network, c
     manifests = sum(path.stat().st_size for path in cache.glob(f"*/{MANIFEST}"))
     assert len(Cache(cache).entries()) == 2
     assert Cache(cache).size() < size + manifests
-    # One that is damaged is damaged in both, noticed in both, and made anew.
+    # Damage in one shows in both, is noticed in both, and repaired.
     damaged = entry_with(cache, network.version) / MODEL
     damaged.write_bytes(damaged.read_bytes()[:-1])
     open_onnx(network, cache)

@@ -1,4 +1,4 @@
-"""`mien compile`, as a user types it: what it makes, what it says, and what it refuses."""
+"""`mien compile` from the command line: its output, messages and errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_compiles_the_parts_and_fixed_batches(checkpoint: Checkpoint) -> None:
 
 
 def test_what_cannot_be_had_is_replaced_and_said(checkpoint: Checkpoint) -> None:
-    """The parts that stand in are those that were compiled before."""
+    """The fallback parts are those compiled before."""
     said = run("--engine", "onnx", "--precision", "fp16", "--checkpoint", str(checkpoint.path))
     assert f"{checkpoint.id}/onnx-fp32" in said
     assert "onnx cannot compute in fp16" in said

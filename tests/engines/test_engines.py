@@ -19,7 +19,7 @@ from tests.engines.networks import make_network
 
 
 def open_pair(pair: tuple[str, Precision], network: Network, cache: Path) -> Engine:
-    """The engine; a reduced precision that its own golden check refuses is skipped, for it is never used either."""
+    """The engine; skipped if its own golden check rejects the reduced precision, since it is never used then."""
     name, precision = pair
     try:
         return open_backend(network, find_backend(name), precision, 1, Cache(cache))

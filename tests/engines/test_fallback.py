@@ -1,4 +1,4 @@
-"""Whatever fails, when it is loaded or in the middle of a stream: said, replaced, and never a wrong number."""
+"""Any failure, on loading or in mid-stream, is reported and handled by a fallback, never by a wrong number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FULL: dict[str, Callable[[], object]] = {
 
 
 class SmallDevice(TorchBackend):
-    """A device whose memory is enough for some calls: 0 fails when it is loaded, more in the middle of a stream."""
+    """A device with memory for a number of calls: 0 fails on loading, more fails in mid-stream."""
 
     def __init__(self, calls: int, allocate: Callable[[], object]) -> None:
         super().__init__("torch-cuda", "cpu")
@@ -113,7 +113,7 @@ def test_what_the_caller_did_wrong_replaces_nothing(network: Network, cache: Pat
 
 
 class Broken(nn.Module):
-    """Fails on whatever engine: there is no number to give."""
+    """Fails on any engine: there is no result to return."""
 
     def forward(self, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise RuntimeError("always")
@@ -121,7 +121,7 @@ class Broken(nn.Module):
 
 def test_no_engine_left_is_an_error_that_names_them_all(network: Network, cache: Path) -> None:
     network = Network("small", "broken", Broken, network.example, network.outputs, network.dynamic)
-    # Torch compiles nothing, and so finds out only when it is asked for a number.
+    # Torch compiles nothing, so it fails only on inference.
     engine = open_engine(network, "onnx", cache=cache)
     with pytest.raises(EngineError, match=r"no engine can run network 'small': onnx-fp32: .*; torch-fp32: .*always"):
         engine.infer(network.example)
@@ -129,7 +129,7 @@ def test_no_engine_left_is_an_error_that_names_them_all(network: Network, cache:
 
 @pytest.fixture
 def engine_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An engine whose file cannot be imported: what a half-installed library does."""
+    """An engine whose file cannot be imported, as with a half-installed library."""
     (tmp_path / "broken_engine.py").write_text("import a_library_that_is_not_there\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(selection.BACKENDS, "openvino", ("broken_engine", "backend"))

@@ -1,4 +1,4 @@
-"""The whole CM-MSF on an NVIDIA GPU: `make test-gpu`. Skipped, visibly, where there is none."""
+"""The whole CM-MSF on an NVIDIA GPU: `make test-gpu`. Skipped, visibly, without one."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_gpu_that_is_full_is_left(network: Network, reference: Engine, store: Pa
 def test_latency_side_by_side(
     network: Network, reference: Engine, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not judged: TensorRT's loops may be slower than cuDNN's LSTM, and `auto` takes what is faster."""
+    """No verdict: TensorRT's loops may be slower than cuDNN's LSTM, and `auto` takes whichever is faster."""
     engines = {"torch-fp32": reference}
     for name, precision in PAIRS:
         if find_backend(name).missing() is None:

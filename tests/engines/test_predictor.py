@@ -1,4 +1,4 @@
-"""The predictor gives the whole model's numbers, whatever it reuses and however windows are batched."""
+"""The predictor returns the whole model's numbers, whatever it reuses and however windows are batched."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_parts_are_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: 
 
 
 def kept_stream(name: str, seed: int, windows: Windows, frames: int) -> Iterator[tuple[Assembler, Window, int]]:
-    """A synthetic stream in shared windows, beside the same one in windows of its own."""
+    """A synthetic stream in shared windows, next to the same one in windows of its own."""
     stream = SyntheticStream(name, windows.specs, seed)
     kept, alone = Assembler(windows.specs, 400, windows), Assembler(windows.specs, 400)
     for frame in range(frames):
@@ -219,7 +219,7 @@ def test_auto_uses_one_engine_for_all_parts(checkpoint: Checkpoint, compiled: Pa
 
 
 def with_engines_on(device: str, predictor: Predictor) -> Predictor:
-    """Its torch modules where a GPU's would be, with memory of their own: what runs is what runs on a GPU."""
+    """Put its torch modules where a GPU's would be, with separate memory: the code path is the GPU's."""
     import torch
 
     from mien.engines.torch_cuda import TorchCudaEngine

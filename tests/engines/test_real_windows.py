@@ -1,7 +1,7 @@
-"""Every engine gives the reference's outputs on real windows: of the corpora where they are, and of the sample.
+"""Every engine reproduces the reference's outputs on real windows: from the corpora, if present, and the sample.
 
-`MIEN_CORPORA` names the folder of the corpora. A few items of each go through the extractors of the live stream; their
-windows, mixtures of modalities from different items, and windows with parts masked go through the shipped weights.
+`MIEN_CORPORA` names the folder of the corpora. A few items of each go through the live extractors; their windows,
+mixtures of modalities from different items, and partly masked windows go through the shipped weights.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def extractors(weights: Checkpoint) -> Iterator[Extractors]:
 
 @pytest.fixture(scope="session")
 def samples(extractors: Extractors) -> dict[str, list[Sample]]:
-    """Extracted once, however many engines look at them."""
+    """Extracted once for all engines."""
     made = {"sample": [clip_of(extractors, SAMPLE, 6.0, 18.0)]}  # happy, then sad
     folder = os.environ.get("MIEN_CORPORA")
     if folder:
@@ -88,7 +88,7 @@ def samples(extractors: Extractors) -> dict[str, list[Sample]]:
 
 
 def windows_of(samples: list[Sample], specs: tuple[ModalitySpec, ...]) -> dict[str, Array]:
-    """A batch: windows as they are, mixtures of several samples, and both with parts of them masked."""
+    """A batch: plain windows, mixtures of several samples, and both with parts masked."""
     random = np.random.default_rng(4)
     rows: list[dict[str, tuple[Array, Array]]] = []
     for sample in samples:
@@ -138,7 +138,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, Precision]:
 
 @cache
 def _opened(pair: tuple[str, Precision], compiled: Path) -> Engine | str:
-    """The engine, or why its own golden check refuses it: then it is never used either."""
+    """The engine, or why its own golden check rejects it: it is never used then."""
     try:
         return open_backend(whole_network(load_checkpoint()), find_backend(pair[0]), pair[1], 1, Cache(compiled))
     except EngineError as error:
@@ -148,7 +148,7 @@ def _opened(pair: tuple[str, Precision], compiled: Path) -> Engine | str:
 
 
 def infer_all(engine: Engine, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
-    """In batches of so many windows."""
+    """Infer in batches of that many windows."""
     count = len(next(iter(inputs.values())))
     parts = [
         engine.infer({name: array[first : first + rows] for name, array in inputs.items()})
@@ -170,7 +170,7 @@ def test_outputs_are_the_references(
     if isinstance(engine, str):
         pytest.skip(engine)
     want, got = infer_all(reference, inputs, 32), infer_all(engine, inputs, rows)
-    # Windows that all look alike would show little.
+    # Identical windows would show little.
     assert want["sentiment"].std() > 0.05, source
     assert set(np.flatnonzero(want["shares"].max(1) == 0)), "the window in which nothing was observed"
     for name in OUTPUTS:

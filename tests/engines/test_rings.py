@@ -1,4 +1,4 @@
-"""Windows that are kept are those that would be made anew, to the last bit, and know when they have changed."""
+"""Cached windows are bit-equal to rebuilt ones, and track their changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACES = 3
 
 
 class Rows:
-    """What was written of one session, in the order of arrival, and the window that `place_rows` makes of it."""
+    """The rows written for one session, in order of arrival, and the window that `place_rows` makes of them."""
 
     def __init__(self, spec: ModalitySpec) -> None:
         self.spec = spec
@@ -43,7 +43,7 @@ class Rows:
 
 
 def history(spec: ModalitySpec, random: np.random.Generator) -> Iterator[tuple[int, Float32, np.ndarray, np.ndarray]]:
-    """Pieces of rows of several sessions: on time, late, early, in bursts, twice at one moment, invalid."""
+    """Chunks of rows of several sessions: on time, late, early, in bursts, duplicate times, invalid."""
     now_ns = T0
     pace_ns = int(NS_PER_S / random.choice([7, 30, 50, 240]))
     for _ in range(int(random.integers(1, 30))):

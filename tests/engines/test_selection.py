@@ -1,4 +1,4 @@
-"""`auto` measures, remembers, and never takes an engine that gives other numbers."""
+"""`auto` measures, remembers, and never picks an engine that deviates from the reference."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_auto_never_takes_wrong_numbers(
 def test_engine_whose_library_is_broken_is_replaced(
     network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A library that is there but cannot start is found out when it is loaded."""
+    """A library that is installed but cannot start is detected on loading."""
     monkeypatch.setattr(OnnxBackend, "missing", lambda _: None)
     engine = open_engine(network, "onnx-cuda", cache=cache)
     if engine.id == "onnx-cuda-fp32":

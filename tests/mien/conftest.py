@@ -1,4 +1,4 @@
-"""What tests here share with others."""
+"""Fixtures shared with other tests."""
 
 from tests.stream.conftest import port
 

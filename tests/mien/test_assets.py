@@ -1,4 +1,4 @@
-"""Assets are found, fetched and checked. The publisher is a local HTTP server, the packages are real wheels for pip."""
+"""Assets are found, fetched and verified. The publisher is a local HTTP server, packages are real wheels for pip."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def publisher() -> Iterator[Publisher]:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its only index."""
+    """A folder that is pip's only index."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -140,7 +140,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def visible(config: AssetsConfig) -> list[str]:
-    """What a fetch left in the cache, but for locks."""
+    """What a fetch left in the cache, except locks."""
     cache = Path(config.cache)
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") if cache.exists() else []
 
@@ -282,7 +282,7 @@ def test_a_cache_without_permission_is_a_clear_error(publisher: Publisher, tmp_p
     config = AssetsConfig(cache=str(locked / "cache"))
     user = os.geteuid()
     if user == 0:
-        # Root may write everywhere; for the moment we are not root.
+        # Root can write anywhere; drop the privilege for a moment.
         os.seteuid(65534)
     try:
         with pytest.raises(AssetError, match=r"cannot write .*: Permission denied; make room or give permission"):
@@ -307,7 +307,7 @@ CHILD = textwrap.dedent(
 
 
 def start_child(config: AssetsConfig, publisher: Publisher) -> subprocess.Popen[str]:
-    """Another process that wants the asset; returned when it is about to ask for it."""
+    """Another process that wants the asset; returns when it is about to request it."""
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), config.cache, publisher.address]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -390,7 +390,7 @@ def test_what_is_in_the_cache_is_right(name: str) -> None:
 
 
 def test_folders_that_vanish_while_they_are_measured_are_passed_over(tmp_path: Path) -> None:
-    """As pip's temporary ones do while it is watched."""
+    """As pip's temporary folders do while their size is measured."""
     (tmp_path / "kept").write_bytes(b"12345")
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: one clear line for what went wrong, an exit code, never a traceback."""
+"""The command line's errors: one clear line, an exit code, never a traceback."""
 
 from __future__ import annotations
 

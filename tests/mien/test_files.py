@@ -1,4 +1,4 @@
-"""Files that mien writes, on disks that are full, read-only or not there."""
+"""Files written by mien, on disks that are full, read-only or missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ordinary = pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="n
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """As `ulimit -f` sets it: no file grows beyond a thousand bytes. What a full disk says comes the same way.
+    """Like `ulimit -f`: no file grows beyond a thousand bytes. The error is that of a full disk.
 
     Only within a test's body: pytest's own output may be a file.
     """

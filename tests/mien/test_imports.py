@@ -1,4 +1,4 @@
-"""The house: who may import whom, what stays light, and that every package is packed."""
+"""Architecture: who may import whom, what stays lightweight, and that every package is packaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Package -> its folder, from the bottom up: a file imports from its own floor and from those before it.
+# Package -> its folder, from the bottom up: a file imports from its own layer and from those before it.
 FLOORS = {
     "mien": ROOT / "src" / "mien",
     "mien.models.weights": ROOT / "models" / "weights",
@@ -28,7 +28,7 @@ FLOORS = {
     "mien.stream": ROOT / "stream",
     "mien.cli": ROOT / "src" / "mien" / "cli",
 }
-# The same inside a package: its rooms, each of which imports from itself and from those before it.
+# The same within a package: a sub-package imports from itself and from those before it.
 ROOMS = {
     "mien.stream": [
         "sources",
@@ -49,7 +49,7 @@ ROOMS = {
         "fleet",
     ],
 }
-# What a machine that only subscribes does not have; zmq it has, but loads with the first subscription.
+# Modules that a subscriber-only machine lacks; it has zmq, but loads it with the first subscription.
 HEAVY = [
     "torch",
     "cv2",
@@ -74,7 +74,7 @@ HEAVY = [
 
 
 def floor_of(module: str) -> str:
-    """The floor that an imported module belongs to."""
+    """The layer of an imported module."""
     return max((name for name in FLOORS if f"{module}.".startswith(f"{name}.")), key=len)
 
 
@@ -84,7 +84,7 @@ def files_of(floor: str) -> list[Path]:
 
 
 def mien_imports(path: Path, *, types: bool = True) -> set[str]:
-    """What a file imports of mien, wherever in it; at run time, or also for types."""
+    """What a file imports of mien, anywhere in it; at run time, or also for types."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not types:
@@ -185,7 +185,7 @@ def test_a_subscriber_needs_the_base_install_only() -> None:
 
 
 def test_folders_are_tied_by_few_imports() -> None:
-    """A folder is a room; an arrow is a folder that imports from another, however often."""
+    """Edges of the import graph between folders, each counted once."""
     rooms = [path.parent for folder in FLOORS.values() for path in folder.rglob("__init__.py")]
     names = {room_name(room): room for room in rooms}
     arrows = set()

@@ -1,4 +1,4 @@
-"""`mien keys` as a person uses it, and that a secret is never shown."""
+"""`mien keys` from the command line; a secret is never shown."""
 
 from __future__ import annotations
 

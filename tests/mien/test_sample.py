@@ -1,4 +1,4 @@
-"""The built-in sample: is it what its manifest says, and can it be seen and heard?"""
+"""The built-in sample matches its manifest, and can be seen and heard."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FOLDER = Path(mien.__file__).parent
 SAMPLE = FOLDER / "sample.mp4"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "sample.json").read_text(encoding="utf-8"))
 PARTS: list[dict[str, Any]] = MANIFEST["parts"]
-SETTLE_S = 1.0  # a part's expression is there after so long
+SETTLE_S = 1.0  # until a part's expression is established
 
 
 @pytest.fixture(scope="module")
 def sound() -> np.ndarray:
-    """The sample's sound, 16 kHz, shape (n,)."""
+    """The sample's audio, 16 kHz, shape (n,)."""
     resampler = av.AudioResampler(format="flt", layout="mono", rate=16_000)
     with av.open(str(SAMPLE)) as file:
         frames = [part for frame in file.decode(audio=0) for part in resampler.resample(frame)]
@@ -34,7 +34,7 @@ def sound() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def blendshapes() -> dict[str, np.ndarray]:
-    """Per blendshape its value in every frame, shape (frames,)."""
+    """Per blendshape, its value in every frame, shape (frames,)."""
     mediapipe = pytest.importorskip("mediapipe")
     tasks = mediapipe.tasks
     options = tasks.vision.FaceLandmarkerOptions(

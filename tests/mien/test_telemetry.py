@@ -16,7 +16,7 @@ onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def test_onnx_runtime_keeps_no_identity_of_this_machine(tmp_path: Path) -> None:
-    """Where it reports, it first leaves a device identity in the user's cache."""
+    """Before reporting, it would create a device id in the user's cache."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("faster_whisper")
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}

@@ -1,4 +1,4 @@
-"""`mien watch`: its view at every size, its keys, its lines, and what it says while nothing comes."""
+"""`mien watch`: its view at every size, its keys, its lines, and its message while nothing comes."""
 
 from __future__ import annotations
 

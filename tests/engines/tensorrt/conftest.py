@@ -66,7 +66,7 @@ def compile_form(network: Network, precision: Precision, batch: int | None) -> F
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The default weights; where they have not been trained yet, random ones of the default sizes."""
+    """The default weights; random ones of the default sizes if there are none yet."""
     if SHIPPED.fusion.exists():
         return load_checkpoint()
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def form(checkpoint: Checkpoint) -> Callable[[str], Form]:
 
 
 def windows(network: Network, rows: int, seed: int = 0) -> dict[str, Array]:
-    """Windows around the example, each with another part observed; the second lacks a whole modality."""
+    """Windows around the example, each with a different part observed; the second lacks a whole modality."""
     random = np.random.default_rng(seed)
     inputs = {}
     for number, (name, example) in enumerate(network.example.items()):

@@ -1,7 +1,7 @@
 """Runs a TensorRT network definition in torch on the CPU, layer by layer.
 
-TensorRT itself computes on a GPU only. This computes what the network that the converters built says, loops included,
-so that a wrong converter gives wrong numbers here too. It knows the kinds of layers that CM-MSF becomes.
+TensorRT itself needs a GPU. This evaluates the network definition built by the converters, loops included, so that a
+wrong converter gives wrong numbers here too. It supports the layer types that CM-MSF uses.
 """
 
 from __future__ import annotations

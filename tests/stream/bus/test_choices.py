@@ -1,4 +1,4 @@
-"""Choices over real sockets: who may make them, what is refused, and that nobody else notices."""
+"""Choices over real sockets: who may make them, which are rejected, and that no one else notices."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CHOICE: dict[str, Any] = {"version": 1, "session": "default", "worker": "video",
 
 
 class Capturing(Modality):
-    """Notes what it is told, as a modality that captures would do it."""
+    """Records its calls, in place of a capturing modality."""
 
     def __init__(self) -> None:
         self.source = "one.mp4"
@@ -83,7 +83,7 @@ Capturing.__abstractmethods__ = frozenset()
 
 @contextmanager
 def worker(config: Config) -> Iterator[tuple[Publisher, Capturing, Choosing]]:
-    """A video worker's socket that is served as its process does it."""
+    """A video worker's socket, served as by its process."""
     publisher = Publisher(config.bus.endpoint("video"), config.bus)
     modality, ended = Capturing(), threading.Event()
     choosing = Choosing(publisher, "video", config, 7, Clock(), modality)
@@ -164,7 +164,7 @@ def test_too_little_of_a_person_or_another_camera_is_no_measurement(port: int) -
 
 
 def test_other_subscribers_see_no_offers(port: int) -> None:
-    """Neither one that takes everything nor one of features: an offer is sent to those who ask by name."""
+    """Neither one that subscribes to everything nor one for features: offers go to those who ask by name."""
     set_up = config(port)
     with worker(set_up) as (publisher, _, _):
         receiver = Receiver(publisher.endpoint, (b"features/", b"status/"))

@@ -42,7 +42,7 @@ PATIENCE_S = 240.0  # the first start on a slow machine compiles the networks
     ways=st.lists(st.tuples(st.integers(15, 25), st.integers(15, 25), st.integers(0, 40)), min_size=8, max_size=40),
 )
 def test_the_error_is_never_larger_than_it_says(offset_ms: int, ways: list[tuple[int, int, int]]) -> None:
-    """Ways of 20 +- 5 ms there and back, and up to 40 ms until the question is seen."""
+    """20 +- 5 ms each way, and up to 40 ms until the question is read."""
     estimator, now_ms = ClockOffset(), 1_000_000
     for there_ms, back_ms, unseen_ms in ways:
         seen_ms = now_ms + there_ms + unseen_ms
@@ -66,7 +66,7 @@ def test_the_shortest_way_counts_and_what_is_old_counts_less() -> None:
     estimator.add(0, 3_000 * NS_PER_MS + 30 * NS_PER_MS, 3_000 * NS_PER_MS + 30 * NS_PER_MS, 32 * NS_PER_MS)
     estimator.add(100 * NS_PER_MS, 3_101 * NS_PER_MS, 3_101 * NS_PER_MS, 102 * NS_PER_MS)
     assert estimator.estimate(200 * NS_PER_MS) == (3_000 * NS_PER_MS, NS_PER_MS + 9_800)
-    estimator.add(300 * NS_PER_MS, 0, 0, 200 * NS_PER_MS)  # heard before it was asked: nonsense
+    estimator.add(300 * NS_PER_MS, 0, 0, 200 * NS_PER_MS)  # received before it was asked: invalid
     estimator.add(400 * NS_PER_MS, 0, 0, 9 * NS_PER_S)  # much too late
     assert len(estimator) == 2
 
@@ -89,7 +89,7 @@ def test_all_times_of_a_message_move_together() -> None:
 
 
 def times_of(message: FeatureWindow) -> dict[str, int]:
-    """Every time in a message, by where it stands."""
+    """Every time in a message, by field."""
     found = {f"times_ns.{k}": t_ns for k, t_ns in enumerate(message.times_ns.tolist())}
     found |= {f"stamps.{stage}": t_ns for stage, t_ns in message.stamps.items()}
     owned = (("word", message.words), ("phrase", message.phrases))
@@ -102,7 +102,7 @@ def times_of(message: FeatureWindow) -> dict[str, int]:
 
 @pytest.mark.parametrize("answer", ["elsewhere", "unknown", "wrong"])
 def test_what_another_machine_says_of_its_clock_is_measured(port: int, answer: str) -> None:
-    """From elsewhere, from a program that knows no `boot`, and from a container whose clocks are its own."""
+    """From another machine, from a program without `boot`, and from a container with its own clocks."""
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     boot = {"elsewhere": "0" * 16, "unknown": "", "wrong": this_boot()}[answer]
     anchor_ns = ours.anchor_ns - 500 * NS_PER_S if answer == "wrong" else theirs.anchor_ns
@@ -156,7 +156,7 @@ def test_the_bound_holds_where_the_process_is_interrupted_while_it_asks(
     receiver = Receiver(publisher.endpoint, (b"features/",))
 
     class Interrupted:
-        """The receiver of a process that loses the processor right after it has asked."""
+        """The receiver of a process that is preempted right after asking."""
 
         socket = property(lambda self: self)
         unsubscribe = receiver.socket.unsubscribe
@@ -183,7 +183,7 @@ def test_the_bound_holds_where_the_process_is_interrupted_while_it_asks(
 
 
 class Worker:
-    """One that sends a row every 40 ms, of which its reader learns 0.3 ms later, and sees questions only then."""
+    """Sends a row every 40 ms, which its reader receives 0.3 ms later, and reads questions only then."""
 
     PERIOD_NS, WAY_NS, AHEAD_NS = 40 * NS_PER_MS, 300_000, 5 * NS_PER_S
 

@@ -1,4 +1,4 @@
-"""Guarded sockets, over real ones: a host that is not on the list sees nothing and can send nothing."""
+"""Guarded sockets, over real ones: an unlisted host receives nothing and can send nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MESSAGE = [b"prediction/default/", b"\x01", b"{}"]
 
 @pytest.fixture
 def server(tmp_path: Path) -> Keyring:
-    """Keys of the machine that publishes, which knows itself alone."""
+    """Keys of the publishing machine, which knows only itself."""
     keyring = Keyring(tmp_path / "server")
     keyring.create()
     return keyring
 
 
 def client(folder: Path, server: Keyring) -> Keyring:
-    """Keys of a machine that knows the server, but not the other way round."""
+    """Keys of a machine that knows the server, but not vice versa."""
     keyring = Keyring(folder)
     keyring.create()
     keyring.add("server", server.identity().public, host="127.0.0.1")
@@ -40,7 +40,7 @@ def publisher_of(server: Keyring, port: int) -> Publisher:
 
 
 def arrives(publisher: Publisher, receiver: Receiver, within_s: float = 60.0) -> bool:
-    """Whether what is published arrives; within far more time than it takes on a machine that is busy."""
+    """Whether published messages arrive, within far more time than needed on a busy machine."""
     until_s = time.monotonic() + within_s
     while time.monotonic() < until_s:
         publisher.send(MESSAGE)
@@ -87,7 +87,7 @@ def test_a_client_without_keys_sees_nothing_and_can_send_nothing(server: Keyring
 def test_a_publisher_that_is_not_the_one_that_is_known_is_not_listened_to(
     tmp_path: Path, server: Keyring, port: int
 ) -> None:
-    """Somebody else has taken the port, with keys of their own and everybody on their list."""
+    """An impostor has taken the port, with its own keys and everybody on its list."""
     known = client(tmp_path / "known", server)
     impostor = Keyring(tmp_path / "impostor")
     impostor.create()

@@ -1,4 +1,4 @@
-"""Messages as mien 0.1 wrote them: they are understood, and what is written today says the same."""
+"""Messages written by mien 0.1 are still understood, and today's encode the same content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys in their files: who can read them, what is refused, and that a secret is nowhere else."""
+"""Key files: who can read them, what is rejected, and that secrets appear nowhere else."""
 
 from __future__ import annotations
 

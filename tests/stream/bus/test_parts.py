@@ -1,4 +1,4 @@
-"""Subscribers that want some fields, or fewer predictions, are sent just these; all others see no change."""
+"""Subscribers to some fields, or fewer predictions, get exactly these; all others see no change."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def publisher(port: int) -> Iterator[Publisher]:
 
 @contextmanager
 def served(publisher: Publisher) -> Iterator[None]:
-    """A publisher that answers those who come, in a thread of its own."""
+    """A publisher that answers subscriptions in its own thread."""
     stop = threading.Event()
 
     def serve() -> None:
@@ -83,7 +83,7 @@ def test_gaps_are_counted_and_a_restart_is_none(publisher: Publisher) -> None:
 
 
 def test_what_was_lost_last_is_told_from_silence(publisher: Publisher) -> None:
-    """Inference says how far it has counted: no prediction after the missing ones is needed to know of them."""
+    """Statuses tell how far inference has counted: losses are known without a later prediction."""
     inference = msgspec.structs.replace(STATUS, worker="inference", run=1)
     with Subscriber(publisher.endpoint) as subscriber:
         wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
@@ -175,7 +175,7 @@ def test_silence_is_an_error_that_says_what_to_look_at(port: int) -> None:
 
 
 def refusal(ask: Callable[[float], object], said: str) -> str:
-    """The error of `ask(seconds)`, with more time where the others have not been heard yet."""
+    """The error of `ask(seconds)`, with more time if the others have not been received yet."""
     for seconds in (0.2, 2.0, 20.0):
         with pytest.raises(BusError) as raised:
             ask(seconds)

@@ -1,4 +1,4 @@
-"""The wire format: what is encoded is decoded, and whatever breaks the protocol is refused."""
+"""The wire format: encoding round-trips, and protocol violations are rejected."""
 
 from __future__ import annotations
 

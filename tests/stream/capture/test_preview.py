@@ -1,4 +1,4 @@
-"""Previews: who gets them, how many, and what they hold. Real sockets; the frames are made."""
+"""Previews: who gets them, how many, and their content. Real sockets; synthetic frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FRAME_NS = 33_333_333
 
 @dataclass
 class Camera:
-    """Offers a frame every 33 ms of capture time, as fast as it is asked to."""
+    """Offers a frame every 33 ms of capture time, as fast as it is called."""
 
     publisher: Publisher
     previews: PreviewPublisher
@@ -40,7 +40,7 @@ class Camera:
     image: np.ndarray = field(default_factory=lambda: portrait(640))
 
     def film(self, frames: int) -> None:
-        """Each picture is made before the next frame comes, as it is at thirty a second."""
+        """Each picture is finished before the next frame comes, as at thirty a second."""
         for _ in range(frames):
             self.previews.offer(Picture(self.image, self.landmarks, lambda: EDGES), self.t_ns, self.seq)
             self.t_ns += FRAME_NS
@@ -81,7 +81,7 @@ def camera(publisher: Publisher, preview: str = "picture", *, fast: bool = False
 
 
 def test_nothing_leaves_unless_previews_are_asked_for_by_name(publisher: Publisher) -> None:
-    """Somebody who takes all there is has not asked for pictures."""
+    """A wildcard subscription does not request pictures."""
     receiver = connect(publisher, b"")
     filming = camera(publisher)
     filming.film(30)
@@ -114,7 +114,7 @@ def test_a_watcher_gets_small_pictures_with_their_landmarks_at_most_fifteen_a_se
 
 
 def test_frames_do_not_wait_for_a_picture_that_is_being_made(publisher: Publisher) -> None:
-    """Those that come meanwhile are left out, and what arrives is whole and in order."""
+    """Frames that come meanwhile are skipped, and what arrives is complete and in order."""
     receiver = connect(publisher, b"preview/default/picture")
     filming = camera(publisher)
     for number in range(300):

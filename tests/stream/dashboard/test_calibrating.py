@@ -1,4 +1,4 @@
-"""Whom the page may have measured, and by which workers."""
+"""Whom the page may measure, and with which workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mien.stream.dashboard.collector import Collector
 
 
 def calibrating(*, allowed: bool = True, **workers: str) -> Calibrating:
-    """For a session of which nothing is heard."""
+    """For a session without any messages."""
     bus = BusConfig(workers=WorkersConfig(**workers))
     collector = Collector(BusConfig(), None, 1.0)  # hears nothing, not even from there: it needs no keys
     return Calibrating(collector, bus, Choosing(collector, bus, allowed=allowed))
@@ -26,7 +26,7 @@ def test_beyond_this_machine_it_is_refused_unless_the_page_may_choose() -> None:
 @pytest.mark.parametrize("act", ["begin", "keep"])
 @pytest.mark.parametrize("workers", [("audio",), ("video", "audio")])
 def test_where_a_worker_runs_on_another_machine_nobody_is_measured(act: str, workers: tuple[str, ...]) -> None:
-    """Said before the worker that is here is told anything, and with what to do instead."""
+    """Rejected before the local worker is instructed, with advice."""
     there = calibrating(audio="tcp://10.0.0.2:5562")
     with pytest.raises(BusError, match="the audio worker runs elsewhere: measure there, with mien calibrate ada"):
         there.carry_out(PeopleOrder(act, "ada", workers))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the dashboard remembers: bounded, in order, and honest about what it does not know."""
+"""The dashboard's history: bounded, ordered, and explicit about missing values."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_is_missing_is_no_number() -> None:
 
 
 def test_words_have_the_sentiment_of_their_phrase_by_itself() -> None:
-    """Not that of the face, the voice and the sentence before; also where the phrase goes on later."""
+    """Independent of face, voice and the previous sentence, even if the phrase continues later."""
     history = History(minutes=1.0)
     ms = NS_PER_MS
 

@@ -1,4 +1,4 @@
-"""All sessions of an address: how each is, what costs nothing while nobody looks, and the view of one of them."""
+"""All sessions of an address: their states, no cost while no one watches, and the view of a single one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 
 
 class Station:
-    """Says what a gateway would."""
+    """Publishes what a gateway would."""
 
     def __init__(self) -> None:
         self.bus = BusConfig(port=free_ports())

@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 
 
 class SetClock:
-    """Stands for the module `time` in the collector: there is no silence but the test's."""
+    """Replaces the module `time` in the collector: silence exists only when the test says so."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -38,7 +38,7 @@ class SetClock:
 
 
 class Station:
-    """Says what the processes of a session would."""
+    """Publishes what a session's processes would."""
 
     def __init__(self, clock: SetClock) -> None:
         self.clock = clock

@@ -1,4 +1,4 @@
-"""What a program gives is put in order, cut as a clip's sound is, refused with a reason, and lost never."""
+"""Pushed input is sorted, cut like a clip's audio, rejected with a reason, and never lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Recognizer gives the numbers of the stream, whatever the order, the pieces and the threads of its input."""
+"""A Recognizer reproduces the stream's numbers, whatever the order, chunking and threads of its input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECONDS = 4.0
 
 @pytest.fixture(scope="module")
 def frames() -> list[Frame]:
-    """The first seconds of the sample's picture."""
+    """The first seconds of the sample's video."""
     made = []
     for t_ns, frame in open_clip(SAMPLE).pictures():
         if t_ns >= SECONDS * NS_PER_S:
@@ -42,12 +42,12 @@ def frames() -> list[Frame]:
 
 @pytest.fixture(scope="module")
 def sound() -> Sound:
-    """And of its sound."""
+    """The first seconds of the sample's audio."""
     return Sound(read_sound(SAMPLE)[: round(SECONDS * SAMPLE_RATE)], SAMPLE_RATE, 0.0)
 
 
 def pieces_of(sound: Sound, seed: int = 0) -> list[Sound]:
-    """The same sound in pieces of odd lengths."""
+    """The same audio in chunks of odd lengths."""
     chance, at, pieces = random.Random(seed), 0, []
     while at < len(sound.samples):
         size = chance.randrange(1, 3000)
@@ -64,7 +64,7 @@ def mixed(frames: list[Frame], sound: Sound, seed: int) -> list[Frame | Sound]:
 
 @pytest.fixture(scope="module")
 def expected(frames: list[Frame], sound: Sound) -> list[Prediction]:
-    """What is said of it, given in order."""
+    """The predictions for it, pushed in order."""
     items: list[Frame | Sound] = sorted([*frames, *pieces_of(sound)], key=lambda item: item.t)
     with Recognizer(engine="onnx") as recognizer:
         return list(recognizer.every(items))
@@ -125,7 +125,7 @@ def test_predictions_on_demand_are_those_of_the_stream(
 
 
 def test_many_threads_lose_nothing(frames: list[Frame], sound: Sound, expected: list[Prediction]) -> None:
-    """Two threads of frames, one of sound and two that predict meanwhile; the end is that of the quiet case."""
+    """Two threads push frames, one audio, and two predict meanwhile; the end equals the single-threaded case."""
     failures: list[BaseException] = []
     late: list[str] = []
     turn = threading.Barrier(3)
@@ -266,7 +266,7 @@ def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
 
 @pytest.mark.parametrize("asks", [True, False], ids=["predicting", "giving alone"])
 def test_what_is_kept_does_not_grow(asks: bool) -> None:
-    """A minute of frames and sound; what is kept of it is what a window and the order of input need."""
+    """A minute of frames and audio; only what a window and input sorting need is kept."""
     picture = np.zeros((120, 160, 3), np.uint8)
     sound = np.random.default_rng(1).normal(0, 0.01, SAMPLE_RATE // 5).astype(np.float32)
     counts = []
@@ -289,7 +289,7 @@ def test_what_is_kept_does_not_grow(asks: bool) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(420)
 def test_memory_stays_the_same_over_minutes() -> None:
-    """In a process of its own; five minutes here, ten by default."""
+    """In a separate process; five minutes here, ten by default."""
     script = Path(__file__).parents[3] / "scripts" / "recognizer_memory.py"
     ran = subprocess.run(
         [sys.executable, str(script), "--minutes", "5"], capture_output=True, text=True, timeout=400, check=False

@@ -1,4 +1,4 @@
-"""The gateway: one address, pools behind it that come and go, and why a session is silent."""
+"""The gateway: one address, changing pools behind it, and explanations for silent sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a fleet: every name that the Grafana dashboard asks for is served."""
+"""Fleet metrics: every name that the Grafana dashboard uses is served."""
 
 from __future__ import annotations
 

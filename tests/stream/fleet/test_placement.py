@@ -1,4 +1,4 @@
-"""When a directory adds a pool, moves a session, and ends a pool: decided from what pools report, without Ray."""
+"""When a directory adds a pool, moves a session, and stops a pool: decided from pools' reports, without Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mien.stream.fleet.wanted import member_order
 
 
 class Decisions(Placement):
-    """A directory's decisions at a time of the test's; what would be made and ended is noted."""
+    """A directory's decisions at test-controlled times; created and stopped members are recorded."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, pools: str) -> None:
         path = folder / "fleet.toml"

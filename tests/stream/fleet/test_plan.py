@@ -1,4 +1,4 @@
-"""The plan of a fleet: patterns, tables, places, and what is wrong with which session."""
+"""The fleet's plan: patterns, tables, places, and errors of single sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where sessions go: spread, by place, never to a node that is drained or does not answer."""
+"""Placement of sessions: balanced, by label, never on a drained or unresponsive node."""
 
 from __future__ import annotations
 

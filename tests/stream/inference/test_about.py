@@ -1,4 +1,4 @@
-"""What a session says of itself, and what it keeps to itself."""
+"""A session's description of itself, and what it leaves out."""
 
 from __future__ import annotations
 

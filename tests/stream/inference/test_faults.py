@@ -1,4 +1,4 @@
-"""Who may say that a modality is not to be believed, and what ends that."""
+"""Who can have a modality masked, and what unmasks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an inference process takes from its workers' sockets."""
+"""What an inference process accepts from its workers' sockets."""
 
 from __future__ import annotations
 

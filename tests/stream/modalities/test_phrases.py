@@ -1,4 +1,4 @@
-"""Phrases of words, each read by itself with the real text encoder and the shipped weights."""
+"""Phrases predicted from their words alone, with the real text encoder and the shipped weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faces that are small in the picture: found in parts of it, followed, and placed as in the whole."""
+"""Faces that are small in the picture: found in tiles, tracked, and located as in the whole."""
 
 from __future__ import annotations
 

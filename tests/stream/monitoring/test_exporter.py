@@ -1,4 +1,4 @@
-"""What is told of a session: by `mien status`, at /metrics and at /health. Real publishers, real HTTP."""
+"""`mien status`, /metrics and /health. Real publishers, real HTTP."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INFERENCE = msgspec.structs.replace(STATUS, worker="inference", state="running",
 
 
 class Station:
-    """An inference process as far as it is heard: predictions 20 times a second, and statuses."""
+    """An inference process as seen from outside: predictions 20 times a second, and statuses."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint

@@ -1,4 +1,4 @@
-"""What the supervisor says of a session and of the clock. The time of day is set in a process of its own."""
+"""The supervisor's reports on a session and its clock. The wall clock is set in a separate process."""
 
 from __future__ import annotations
 

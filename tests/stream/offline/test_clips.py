@@ -1,4 +1,4 @@
-"""Predictions over a clip are those of a live session that knows what had come by then."""
+"""Predictions on a clip equal those of a live session that knows only what had come by then."""
 
 from __future__ import annotations
 

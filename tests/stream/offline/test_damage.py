@@ -1,4 +1,4 @@
-"""Damage to media: each kind grows with its strength, and what is extracted knows what was done to it."""
+"""Damage to media: each kind grows with its strength, and extracted items carry a record of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extraction gives the live extractors' rows, goes on where it was stopped, and lists what it left out."""
+"""Extraction gives the live extractors' rows, resumes where it was stopped, and lists what it skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions that never were: what workers would send, taken in by a real assembler, as a recorder would hear it."""
+"""Synthetic sessions: workers' messages, processed by a real assembler, as a recorder would receive them."""
 
 from __future__ import annotations
 

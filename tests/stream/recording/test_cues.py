@@ -1,4 +1,4 @@
-"""A recording can be predicted anew to the last bit: every window is made of the same messages."""
+"""A replay is bit-equal: every window is made from the same messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file: complete whenever it ends, readable by the format's own library, and refused in one line if not ours."""
+"""The file: complete whenever it ends, readable by the format's own library, and rejected in one line if not ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of stretches: in the table that extraction reads, beside others' rows; what they hold is what was recorded."""
+"""Labels of stretches: in the table that extraction reads, next to others' rows; their rows are the recorded ones."""
 
 from __future__ import annotations
 

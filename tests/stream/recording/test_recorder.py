@@ -1,4 +1,4 @@
-"""The recorder is one more subscriber: what is published is in the file, once, and what was lost is counted."""
+"""The recorder is one more subscriber: each published message is in the file once, and losses are counted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVENTS = [what for _, what in live(4)]
 
 
 class Bus:
-    """The sockets of a session."""
+    """A session's sockets."""
 
     def __init__(self, port: int) -> None:
         self.config = BusConfig(port=port)

@@ -1,4 +1,4 @@
-"""Which streams of a clip are taken, and when and in what shape what they hold is seen and heard."""
+"""Which of a clip's streams are used, and how their content maps to time and shape."""
 
 from __future__ import annotations
 

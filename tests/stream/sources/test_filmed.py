@@ -1,4 +1,4 @@
-"""A clip that is filmed: frames at a camera's pace, and what nobody reads in time is lost and counted."""
+"""A filmed clip: frames at a camera's rate, with unread ones lost and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One time line for picture and sound, whatever the stamps of a file do."""
+"""A single timeline for video and audio, whatever a file's timestamps do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words are judged together, by how probable the recogniser holds them."""
+"""Words are rated together, by the recogniser's probabilities."""
 
 from __future__ import annotations
 
