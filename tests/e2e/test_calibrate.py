@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     assert kept["state"] == "can be used"
     assert kept["name"] == "ada"
     assert kept["face"] == "6.0 s"
-    assert "for you alone" in made.stderr
+    assert "readable by you alone" in made.stderr
     path = Path(kept["path"])
     assert path.is_relative_to(home.config)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -72,7 +72,7 @@ def test_who_was_measured_is_listed_shown_and_deleted(home: Home) -> None:
     assert "bob" not in home.mien("calibrate", "--list").stdout
     assert "nobody called 'bob'" in home.mien("calibrate", "bob", "--delete", expected=2).stderr
     assert "no name for a person" in home.mien("calibrate", "../x", "--clip", str(SAMPLE), expected=2).stderr
-    assert "one at a time" in home.mien("calibrate", "--list", "--delete", expected=2).stderr
+    assert "give only one of" in home.mien("calibrate", "--list", "--delete", expected=2).stderr
 
 
 def test_a_clip_without_a_face_says_so_and_keeps_nothing(home: Home, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_recording_that_fails_is_said_everywhere_and_can_be_read(tmp_path: Pat
         assert f"{len(predictions)} predictions in " in error
         assert status.t_ns - recording.last_ns < 2e9 or not predictions
         said = (tmp_path / "said").read_text(encoding="utf-8")
-        assert f"the session goes on, but not its recording: {error}" in said
+        assert f"the session continues without its recording: {error}" in said
         assert subscriber.wait(60.0), "the session did not go on"
     process.communicate(timeout=60)
     assert process.returncode == 12

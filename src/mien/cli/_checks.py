@@ -29,7 +29,7 @@ from mien.install import install_command
 
 Verdict = Literal["ok", "warn", "fail"]
 
-INSTALL_LIVE = f"install what capturing needs: {install_command('live')}"
+INSTALL_LIVE = f"needed to capture: {install_command('live')}"
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def check_gpu(_: Config) -> Iterator[Row]:
     """An NVIDIA GPU, and whether torch can use it."""
     seen = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
     if importlib.util.find_spec("torch") is None:
-        yield Row("gpu", "ok", "an NVIDIA driver is installed" if seen else "none; none is needed")
+        yield Row("gpu", "ok", "an NVIDIA driver is installed" if seen else "none; not required")
         return
     import torch
 
@@ -177,10 +177,10 @@ def check_gpu(_: Config) -> Iterator[Row]:
             "gpu",
             "warn",
             f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it",
-            "install a CUDA build of torch to use the GPU; the CPU works without",
+            "install a CUDA build of torch to use the GPU; the CPU engines need none",
         )
     else:
-        yield Row("gpu", "ok", "none; the CPU engines need none")
+        yield Row("gpu", "ok", "none; not required")
 
 
 def check_engines(_: Config) -> Iterator[Row]:
@@ -205,11 +205,16 @@ def check_assets(config: Config) -> Iterator[Row]:
     for name in ASSETS:
         state = status(name, config.assets, thorough=True)
         if state.state == "ok":
-            yield Row(f"asset {name}", "ok", f"complete and right: {state.path}")
+            yield Row(f"asset {name}", "ok", f"complete and verified: {state.path}")
         elif state.state == "missing" and name not in needed(config):
-            yield Row(f"asset {name}", "ok", "not here, and not needed by this configuration")
+            yield Row(f"asset {name}", "ok", "not downloaded; this configuration does not need it")
         elif state.state == "missing" and name not in config.assets.paths and not config.assets.offline:
-            yield Row(f"asset {name}", "warn", "not here yet", f"the first run fetches it; or now: mien assets {name}")
+            yield Row(
+                f"asset {name}",
+                "warn",
+                "not downloaded",
+                f"the first run fetches it; or now: mien assets {name}",
+            )
         elif name in config.assets.paths:
             yield Row(f"asset {name}", "fail", state.problem or "", f"correct `assets.paths.{name}`")
         else:
@@ -233,15 +238,15 @@ def check_checkpoint(config: Config) -> Iterator[Row]:
     files = weight_set(config.inference.checkpoint)
     changed = [path.name for path in (files.fusion, files.text, files.face) if not is_shipped(path)]
     if not changed:
-        yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, as it ships")
+        yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, as shipped")
     elif any(path.parent == SHIPPED_FOLDER and path.name in changed for path in (files.fusion, files.text, files.face)):
         replaced = ", ".join(changed)
         yield Row(
-            "checkpoint", "warn", f"{checkpoint.id}: {replaced} in {SHIPPED_FOLDER} is not what ships",
-            "fine if you trained it; `mien weights --restore` puts back what ships",
+            "checkpoint", "warn", f"{checkpoint.id}: {replaced} in {SHIPPED_FOLDER} is not the shipped version",
+            "fine if you trained it; `mien weights --restore` restores the shipped files",
         )  # fmt: skip
     else:
-        yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, weights of your own")
+        yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, your own weights")
 
 
 def check_ports(config: Config) -> Iterator[Row]:
@@ -261,8 +266,8 @@ def check_ports(config: Config) -> Iterator[Row]:
         yield Row(
             "ports",
             "warn",
-            f"{', '.join(map(str, used))} in use or not to be bound, of {span}",
-            "fine if mien is running; else set `bus.port` to four free ports, or `bus.host` to an address of your own",
+            f"{', '.join(map(str, used))} of {span} in use, or cannot be bound",
+            "fine if mien is running; else set `bus.port` to four free ports, or `bus.host` to a local address",
         )
     else:
         yield Row("ports", "ok", f"{span} are free")
@@ -274,7 +279,7 @@ def check_session(config: Config) -> Iterator[Row]:
     if port:
         with socket.socket() as probe:
             served = probe.connect_ex(("127.0.0.1", port)) == 0
-        yield Row("metrics", "ok", f"port {port} " + ("is in use already" if served else "is free"))
+        yield Row("metrics", "ok", f"port {port} " + ("is already in use" if served else "is free"))
     try:
         from mien.stream.bus.subscriber import Subscriber
         from mien.stream.monitoring.observer import Observer
@@ -287,11 +292,11 @@ def check_session(config: Config) -> Iterator[Row]:
             observer.wait(0.1)
         condition = observer.condition()
     if not condition.processes:
-        yield Row("session", "ok", f"no mien runs as {config.session!r} on {config.bus.address()}")
+        yield Row("session", "ok", f"no session {config.session!r} is running on {config.bus.address()}")
     elif condition.verdict == "ok":
-        yield Row("session", "ok", f"{config.session!r} runs, {condition.predictions_per_s:.0f} predictions a second")
+        yield Row("session", "ok", f"{config.session!r} is running, {condition.predictions_per_s:.0f} predictions/s")
     else:
-        yield Row("session", "warn", "; ".join(condition.problems), "mien status tells more")
+        yield Row("session", "warn", "; ".join(condition.problems), "for details: mien status")
 
 
 def check_cache(config: Config) -> Iterator[Row]:
@@ -308,12 +313,12 @@ def check_cache(config: Config) -> Iterator[Row]:
                 pass
             free_gb = shutil.disk_usage(folder).free / 1e9
         except OSError as error:
-            yield Row(area, "fail", f"{folder} cannot be written: {error.strerror}", "give permission there")
+            yield Row(area, "fail", f"{folder} cannot be written: {error.strerror}", "correct its permissions")
             continue
         if free_gb < 0.5:
             yield Row(area, "warn", f"{folder} has {free_gb:.1f} GB free", "make room: assets take up to 0.4 GB")
         else:
-            yield Row(area, "ok", f"{folder} can be written, {free_gb:.0f} GB free")
+            yield Row(area, "ok", f"{folder} is writable, {free_gb:.0f} GB free")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -30,7 +30,7 @@ _SENTIMENT = ("has0_accuracy", "non0_accuracy", "has0_f1", "non0_f1", "accuracy7
 def print_report(report: dict[str, Any]) -> None:
     """All that was measured, corpus by corpus."""
     console = make_console()
-    console.print(f"{report['checkpoint']} on {report['engine']}, looking at {', '.join(report['modalities'])}")
+    console.print(f"{report['checkpoint']} on {report['engine']}, modalities: {', '.join(report['modalities'])}")
     for corpus, made in report["corpora"].items():
         title = f"{corpus}, {made['split']}, {made['count']} items"
         if "sentiment" in made:

@@ -27,7 +27,7 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
             for name, made in sorted_out.durations
         ]
         print_table(console, figure_table(report["kind"], (*_PERCENTILES, "n"), rows))
-        console.print("milliseconds, warm-up left out", style="dim")
+        console.print("milliseconds, without the warm-up", style="dim")
     if sorted_out.ratios:
         _space(console)
         rows = [(name, *(f"{made[part]:.2f}" for part in _SPREAD)) for name, made in sorted_out.ratios]
@@ -126,7 +126,7 @@ def _show_surroundings(report: Mapping[str, Any], console: Console) -> None:
     console.print(f"\n{report['machine']}; Python {report['python']}; {versions}", soft_wrap=True)
     console.print(f"commit {report['commit']}; load per core {load['before']} -> {load['after']}", soft_wrap=True)
     if (load["before"] or 0) > 0.5:
-        console.print("the machine was busy with other work: trust ratios of one run, not the times", style="yellow")
+        console.print("the machine was busy with other work: trust ratios within a run, not times", style="yellow")
 
 
 def _space(console: Console) -> None:

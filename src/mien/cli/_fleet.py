@@ -62,12 +62,12 @@ def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_
             last = _wait_gateway(ray, directory, stopping)
             typer.echo(f"the fleet {plan.fleet} publishes at {last.gateway}: {len(last.sessions)} sessions", err=True)
             if detach:
-                typer.echo(f"it goes on; look with: mien fleet status {plan.fleet}", err=True)
+                typer.echo(f"it keeps running; to look at it: mien fleet status {plan.fleet}", err=True)
                 return
             last, ended = _watch(ray, directory, last, stopping, seconds)
             over = over or ended
             if not over:
-                typer.echo(f"the fleet goes on; end it with: mien fleet stop {plan.fleet}", err=True)
+                typer.echo(f"the fleet keeps running; to end it: mien fleet stop {plan.fleet}", err=True)
         finally:
             if over and directory is not None:
                 with suppress(FleetError):
@@ -164,7 +164,7 @@ def start_behind(file: Path, fleet: str) -> None:
         text = log.read_text(encoding="utf-8", errors="replace")
         if "publishes at" in text:
             typer.echo(text.strip(), err=True)
-            typer.echo(f"it goes on; look with: mien fleet status {fleet}; its log is {log}", err=True)
+            typer.echo(f"it keeps running; to look at it: mien fleet status {fleet}; its log is {log}", err=True)
             return
         time.sleep(0.2)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -19,35 +19,34 @@ _SHARE = 0.2  # of the sound's length: what recognition takes on a core of 2024,
 
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")]
 Asr = Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")]
-AudioTrack = Annotated[int, typer.Option(min=0, help="Which of several sound tracks; 0 is the default.")]
+AudioTrack = Annotated[int, typer.Option(min=0, help="Audio track, if there are several; 0: the default one.")]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")]
 Camera = Annotated[str | None, typer.Option(help="Device index, URL, file, auto or none.")]
-Checkpoint = Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else shipped.")]
-ClipAsr = Annotated[str, typer.Option(help="Recogniser of clips without a text: tiny.en (the default), base, or none.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="A TOML file as in configs/.")]
+Checkpoint = Annotated[str, typer.Option(help="Folder of `mien train` or .safetensors file; else the shipped one.")]
+ClipAsr = Annotated[str, typer.Option(help="Recogniser for clips without text: tiny.en (the default), base, or none.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML configuration.")]
 Configuration = Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration.")]
-Endpoint = Annotated[str, typer.Argument(help="Where it publishes.")]
+Endpoint = Annotated[str, typer.Argument(help="Address that mien publishes on.")]
 Engine = Annotated[str | None, typer.Option(help="Inference engine, or auto.")]
 FleetName = Annotated[str, typer.Option(help="The fleet's name.")]
-Host = Annotated[str | None, typer.Option(help="Address to serve; beyond this machine with keys.")]
+Host = Annotated[str | None, typer.Option(help="Address to bind; beyond this machine only with keys.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="One prediction a line on standard output.")]
-Keys = Annotated[str, typer.Option(help="Folder of keys; another machine needs them, see mien keys.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one prediction per line as JSON.")]
+Keys = Annotated[str, typer.Option(help="Folder of keys, required for another machine; see mien keys.")]
 KeysFolder = Annotated[str | None, typer.Option(help="Folder of keys, see mien keys.")]
 Mic = Annotated[str | None, typer.Option(help="Device index or part of its name, file, auto or none.")]
 OneSession = Annotated[str | None, typer.Option(help="One session only.")]
 OtherCheckpoint = Annotated[str | None, typer.Option(help="Folder of `mien train`, or a .safetensors file.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write; else standard output.")]
-PagePort = Annotated[int | None, typer.Option(help="Port of the page; 0 takes any.")]
-Person = Annotated[str | None, typer.Option(help="A person whom `mien calibrate` has measured at rest.")]
-Port = Annotated[int | None, typer.Option(help="First of the four ports.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line a second instead of the live view.")]
+PagePort = Annotated[int | None, typer.Option(help="Port of the page; 0: any.")]
+Person = Annotated[str | None, typer.Option(help="A person measured by `mien calibrate`.")]
+Port = Annotated[int | None, typer.Option(help="First of four consecutive ports.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print one line a second instead of the live view.")]
 Ray = Annotated[
     str,
     typer.Option(
         metavar="ADDRESS",
-        help="A Ray cluster that does the work: auto, or HOST:6379. "
-        "Its nodes have mien, and the files at the same paths.",
+        help="Ray cluster to run on: auto, or HOST:6379. Its nodes need mien, and the files at the same paths.",
     ),
 ]
 Recording = Annotated[Path, typer.Argument(help="A recording of mien (MCAP).")]
@@ -55,7 +54,7 @@ Seconds = Annotated[float | None, typer.Option(min=0.1, help="End after this man
 SessionName = Annotated[str | None, typer.Option(help="Name of the session.")]
 Summary = Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
-VideoTrack = Annotated[int, typer.Option(min=0, help="Which of several picture tracks.")]
+VideoTrack = Annotated[int, typer.Option(min=0, help="Video track, if there are several.")]
 
 
 def choose_recogniser(sources: Sequence[Path], options: ExtractOptions, asr: str, jobs: int) -> ExtractOptions:
@@ -79,7 +78,7 @@ def choose_recogniser(sources: Sequence[Path], options: ExtractOptions, asr: str
     takes_s = seconds * _SHARE / min(jobs or os.cpu_count() or 1, count)
     clips = "1 clip" if count == 1 else f"{count} clips"
     typer.echo(
-        f"{clips} without a text, {_length(seconds)} of sound: {chosen} recognises their words, in about "
+        f"{clips} without text, {_length(seconds)} of sound: {chosen} recognises the words, which takes about "
         f"{_length(takes_s)} the first time; --asr none leaves words out",
         err=True,
     )

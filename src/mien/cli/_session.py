@@ -143,7 +143,7 @@ def _check_targets(record: RecordingChoice | None, summary_path: Path | None) ->
         check_target(record.path, new=True, error=RecordingError)
     if summary_path is not None:
         if record is not None and record.path.absolute() == summary_path.absolute():
-            raise FileError(f"--record and --summary are both {summary_path}; give each a file of its own")
+            raise FileError(f"--record and --summary are both {summary_path}; give each its own file")
         check_target(summary_path, new=summary_path.is_file())
 
 
@@ -251,7 +251,7 @@ def _follow(
                 journal.note(note, show.notes_console)
             if recorder is not None and recorder.state.error:
                 supervisor.report_recording(recorder.state.error)
-                journal.note(f"the session goes on, but not its recording: {recorder.state.error}", show.notes_console)
+                journal.note(f"the session continues without its recording: {recorder.state.error}", show.notes_console)
                 recorder = None  # its end is reported once
             service.alive(summary.predictions, summary.predictions_per_s)
             for note in beside.take_notes() if beside is not None else ():
@@ -297,7 +297,7 @@ def print_summary(summary: Summary, supervisor: Supervisor, console: Console) ->
     text.append(f", {figures['abstained']} abstained" if figures["abstained"] else "", style="not bold")
     console.print(text.append(f"   {supervisor.model}", style="not bold"), soft_wrap=True)
     if supervisor.session.config.clip.fast:
-        console.print(f"played {figures['clip_seconds']:.1f} s of the clip, every instant predicted")
+        console.print(f"played {figures['clip_seconds']:.1f} s of the clip, with a prediction at every instant")
     latency = figures["latency_ms"]
     if latency:
         console.print("latency in ms; total = frame read to prediction published", style="dim")

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 def command(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Assets to fetch; without one, those that the configuration needs.")
+        list[str] | None, typer.Argument(help="Assets to download; else those that the configuration needs.")
     ] = None,
     config: options.ConfigFile = None,
-    list_only: Annotated[bool, typer.Option("--list", help="Show all assets, and fetch nothing.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Fetch every asset there is.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List all assets, and download nothing.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Download every asset.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but progress and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only progress and errors.")] = False,
 ) -> None:
-    """Fetch the pretrained files, and check every one against its SHA-256."""
+    """Download the pretrained files, and check each against its SHA-256."""
     from mien.assets import ASSETS, cache_folder, needed, status
     from mien.config import load_config
 

@@ -16,41 +16,48 @@ Kind = Literal[
     "engines", "single", "paced", "multi", "soak", "bus", "watchers", "chaos", "flood", "subscribers", "bridges",
     "silence", "compare",
 ]  # fmt: skip
-_HELP = """What to measure.
-
-engines: all of them side by side. single: one stream, as fast as possible. paced: the whole session at the pace of a
-camera. multi: streams of 30 a second sent to one inference process, the most that hold, or exactly -n. soak MINUTES: a
-looped session. bus: ZeroMQ alone. watchers: the session with no, one and five viewers of its dashboard. chaos: a
-session under injected faults. flood: features ten times too fast. subscribers: 100 that read, 20 slow
-ones and one that never does. bridges: the latency that each bridge adds. silence: words that are heard in ten minutes
-each of silence, hum, noise, music, typing and coughs, of which there must be none. compare A.json B.json: ratios of two
-reports with their spread."""
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help=_HELP)] = "paced",
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="What to measure, see above.")] = "paced",
     operands: Annotated[list[str] | None, typer.Argument(help="soak: minutes. compare: two reports.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=1, help="How long to measure, warm-up left out.")] = None,
-    clip: Annotated[Path | None, typer.Option(help="paced, soak: what plays; the built-in sample by default.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Duration, without the warm-up.")] = None,
+    clip: Annotated[Path | None, typer.Option(help="paced, soak: clip to play; else the sample.")] = None,
     fps: Annotated[
-        float, typer.Option(min=0, max=240, help="paced, soak: pace of the camera that films it; 0: the clip's own.")
+        float, typer.Option(min=0, max=240, help="paced, soak: frame rate of the camera; 0: the clip's own.")
     ] = 30.0,
-    asr: Annotated[str | None, typer.Option(help="paced, soak, silence: tiny.en, base ...")] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="chaos: how long.")] = 20.0,
-    every: Annotated[float, typer.Option(min=5, help="chaos: seconds from one fault to the next.")] = 20.0,
+    asr: Annotated[str | None, typer.Option(help="paced, soak, silence: recogniser, tiny.en, base ...")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="chaos: duration.")] = 20.0,
+    every: Annotated[float, typer.Option(min=5, help="chaos: seconds between faults.")] = 20.0,
     streams: Annotated[int | None, typer.Option("-n", min=1, help="multi: number of streams.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="multi: without sockets, in this process.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="multi: what batches of every size cost by step.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="multi: cost of each step by batch size.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="multi: inference processes that share the streams.")] = 1,
-    python: Annotated[str, typer.Option(help="multi: the interpreter of another mien to measure.")] = "",
+    python: Annotated[str, typer.Option(help="multi: Python interpreter of another mien to measure.")] = "",
     engine: Annotated[str, typer.Option(help="Inference engine, or auto.")] = "auto",
     checkpoint: options.Checkpoint = "",
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the report to this file; - is standard output.")
+        Path | None, typer.Option("--json", help="Write the report to this file; -: standard output.")
     ] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="paced, soak: write a PNG of the latency.")] = None,
 ) -> None:
-    """Measure this machine, and print where and with what it was done."""
+    """Benchmark mien on this machine; reports include hardware, versions and load.
+
+    \b
+    paced         all processes on a clip at a camera's pace, dropping late frames
+    soak MINUTES  the same for longer, with the growth of latency and memory
+    single        one stream, as fast as possible
+    multi         the most 30 Hz streams that one inference process sustains, or -n
+    engines       all inference engines, in turns
+    bus           ZeroMQ alone
+    bridges       the latency that each bridge adds
+    watchers      a session with no, one and five dashboard viewers
+    subscribers   100 fast subscribers, 20 slow ones and one that never reads
+    flood         features at ten times the normal rate
+    chaos         a session under injected faults
+    silence       words recognised in sounds without speech; there must be none
+    compare A B   ratios of two JSON reports, with their spread
+    """  # noqa: D301 - typer keeps the lines of a paragraph that begins so
     import json
     from collections.abc import Callable
     from typing import Any
@@ -68,7 +75,7 @@ def command(
         _figures.show_comparison(*(_bench.read_report(Path(path)) for path in given))
         return
     if plot_path is not None and kind not in ("paced", "soak"):
-        raise ConfigError("--plot draws a session: use it with paced or soak")
+        raise ConfigError("--plot works with paced and soak only")
 
     for path in (json_path, plot_path):
         if path is not None and path != STDOUT:

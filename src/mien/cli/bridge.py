@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from mien.stream.bridges.feed import Feed
 
 group = typer.Typer(
-    help="Pass predictions on over WebSocket, OSC, LSL or MQTT, until Ctrl-C. Needs the extra `bridges`.",
+    help="Forward predictions over WebSocket, OSC, LSL or MQTT, until Ctrl-C. Needs the extra `bridges`.",
     no_args_is_help=True,
 )
 
-Endpoint = Annotated[str, typer.Argument(help="Where mien publishes.")]
-Rate = Annotated[float | None, typer.Option("--rate-hz", min=0.01, help="Most predictions per second and session.")]
-AsJson = Annotated[bool, typer.Option("--json", help="At the end, print what was counted as JSON.")]
+Endpoint = Annotated[str, typer.Argument(help="Address that mien publishes on.")]
+Rate = Annotated[float | None, typer.Option("--rate-hz", min=0.01, help="Maximum predictions per second and session.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the final counts as JSON.")]
 Bridge = Callable[[Any, Callable[[], bool]], None]  # of a feed, until told to stop
 
 
@@ -83,15 +83,16 @@ def _command(rate_hz: float | None = None) -> Callable[[Callable[..., Bridge]], 
 @_command()
 def ws(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond this machine clients need a token.")
+        str, typer.Option(help="Address to listen on; beyond loopback, clients need a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.")] = 5590,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.")] = 5590,
     origin: Annotated[
-        list[str] | None, typer.Option(help="Another page that may connect, such as http://localhost:8000. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Origin of a page that may connect, as http://localhost:8000. Repeatable."),
     ] = None,
-    token: Annotated[str, typer.Option(envvar="MIEN_BRIDGE_TOKEN", help="Beyond this machine; else a new one.")] = "",
+    token: Annotated[str, typer.Option(envvar="MIEN_BRIDGE_TOKEN", help="Required beyond loopback; else random.")] = "",
 ) -> Bridge:
-    """JSON over WebSocket and server-sent events, and an overlay for streaming programs."""
+    """JSON over WebSocket and server-sent events, and an overlay for streaming software."""
     import asyncio
 
     from mien.stream.bridges.web import WebOutlet
@@ -112,9 +113,9 @@ def ws(
 
 @_command()
 def osc(
-    to: Annotated[str, typer.Option(help="HOST:PORT that the datagrams go to, unencrypted.")] = "127.0.0.1:9000",
+    to: Annotated[str, typer.Option(help="HOST:PORT to send to, unencrypted.")] = "127.0.0.1:9000",
 ) -> Bridge:
-    """OSC messages over UDP, /mien/SESSION/..., for music, light and media programs."""
+    """OSC messages over UDP, /mien/SESSION/..., for music, lighting and media software."""
     from mien.stream.bridges.osc import OscOutlet
 
     def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
@@ -147,15 +148,15 @@ def lsl() -> Bridge:
 @_command(rate_hz=2.0)
 def mqtt(
     broker: Annotated[str, typer.Option(help="HOST:PORT of the broker.")] = "127.0.0.1:1883",
-    prefix: Annotated[str, typer.Option(help="First part of all topics.")] = "mien",
+    prefix: Annotated[str, typer.Option(help="Prefix of all topics.")] = "mien",
     qos: Annotated[int, typer.Option(min=0, max=2, help="Quality of service.")] = 0,
     username: Annotated[
-        str | None, typer.Option(help="With the password in the environment: MIEN_MQTT_PASSWORD.")
+        str | None, typer.Option(help="User name; the password is read from MIEN_MQTT_PASSWORD.")
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypt, and check the broker's certificate.")] = False,
     discovery: Annotated[str, typer.Option(help="Home Assistant's discovery prefix; '' for none.")] = "homeassistant",
 ) -> Bridge:
-    """MQTT, retained last values, with discovery by Home Assistant."""
+    """MQTT, with retained values and discovery by Home Assistant."""
     import asyncio
     import os
 

@@ -12,15 +12,15 @@ from mien.cli import _options as options
 def command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Of datasets, engines, assets; without one, all are shown, and the first two cleared."),
+        typer.Argument(help="datasets, engines or assets; else all are shown, and --clear clears the first two."),
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what is in them. It is made or fetched anew.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Empty them; mien fills them again when needed.")] = False,
     config: Annotated[str, typer.Option("--config", "-c", help="TOML configuration, for `assets.cache`.")] = "",
     as_json: options.Json = False,
 ) -> None:
     """Show mien's caches and their sizes, or clear them.
 
-    datasets: features and transcripts of data that `mien eval` was given. engines: compiled networks. assets: the
+    datasets: features and transcripts of data given to `mien eval`. engines: compiled networks. assets: the
     pretrained files.
     """
     import json
@@ -43,7 +43,7 @@ def command(
     }
     unknown = sorted(set(names or ()) - set(caches))
     if unknown:
-        raise ConfigError(f"there is no cache {unknown[0]!r}; there are {', '.join(caches)}")
+        raise ConfigError(f"there is no cache {unknown[0]!r}; known: {', '.join(caches)}")
     chosen = names or (["datasets", "engines"] if clear else list(caches))
     report = []
     for name in chosen:

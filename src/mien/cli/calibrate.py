@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="What you call the person.")] = "me",
+    name: Annotated[str, typer.Argument(help="A name for the person.")] = "me",
     config: options.Configuration = None,
     camera: options.Camera = None,
     mic: options.Mic = None,
-    clip: Annotated[str | None, typer.Option(help="Measure in a file instead: a calm face and voice.")] = None,
-    seconds: Annotated[float, typer.Option(min=5, max=300, help="How long to look and listen.")] = 15.0,
-    list_all: Annotated[bool, typer.Option("--list", help="Show who was measured.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Show what is kept of NAME.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is kept of NAME.")] = False,
+    clip: Annotated[str | None, typer.Option(help="Measure a file with a calm face and voice instead.")] = None,
+    seconds: Annotated[float, typer.Option(min=5, max=300, help="Duration of the measurement.")] = 15.0,
+    list_all: Annotated[bool, typer.Option("--list", help="List the people measured.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show what is stored for NAME.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is stored for NAME.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure a resting face and a calm voice, for `--person NAME`."""
@@ -33,14 +33,14 @@ def command(
     from mien.models import baseline
 
     if list_all + show + delete > 1:
-        raise ConfigError("--list, --show and --delete go one at a time")
+        raise ConfigError("give only one of --list, --show and --delete")
     if list_all:
         _list(as_json)
         return
     baseline.check_name(name)
     if delete:
         baseline.forget(name)
-        typer.echo(f"what was kept of {name} is deleted", err=True)
+        typer.echo(f"deleted what was stored for {name}", err=True)
         return
     if not show:
         _calibrate(name, config, camera, mic, clip, seconds)
@@ -66,7 +66,7 @@ def _calibrate(
         typer.echo(note, err=True)
     measured = _measure(session, seconds, is_clip=bool(clip))
     path = baseline.keep(name, measured.face, measured.voice)
-    typer.echo(f"kept in {path}, for you alone; use it with --person {name}", err=True)
+    typer.echo(f"saved in {path}, readable by you alone; use it with --person {name}", err=True)
 
 
 def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
@@ -98,13 +98,13 @@ def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
 
 def _instruct(console: Any, workers: tuple[str, ...], seconds: float) -> None:
     if "video" in workers:
-        console.print("Look into the camera with a relaxed face, as if nobody was there.", style="bold")
+        console.print("Look into the camera with a relaxed face, as if nobody were there.", style="bold")
     if "audio" in workers:
         from mien.models.baseline import SENTENCE
 
-        console.print("Read this aloud, in the voice that you have every day (or any calm sentence of your language):")
+        console.print("Read this aloud in your everyday voice (or any calm sentence in your language):")
         console.print(f"\n  {SENTENCE}\n", style="bold")
-    console.print(f"It takes {seconds:.0f} s. Only means of features are kept, no picture and no sound.", style="dim")
+    console.print(f"It takes {seconds:.0f} s. Only means of features are saved, no pictures and no sound.", style="dim")
 
 
 def _list(as_json: bool) -> None:
@@ -126,7 +126,7 @@ def _list(as_json: bool) -> None:
         facts = kept.get("error") or f"{kept['made']}  face {kept['face']}  voice {kept['voice']}  {kept['state']}"
         typer.echo(f"{name:<20} {facts}")
     if not found:
-        typer.echo("nobody was calibrated yet; do so with: mien calibrate NAME", err=True)
+        typer.echo("nobody has been calibrated yet; run: mien calibrate NAME", err=True)
 
 
 def _summary(name: str) -> dict[str, Any]:

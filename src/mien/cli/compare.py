@@ -9,12 +9,12 @@ import typer
 
 
 def command(
-    first: Annotated[Path, typer.Argument(help="A recording of mien (MCAP), or an output of mien predict.")],
-    second: Annotated[Path, typer.Argument(help="Its replay, or another output, with another checkpoint or engine.")],
+    first: Annotated[Path, typer.Argument(help="A recording (MCAP), or an output of mien predict.")],
+    second: Annotated[Path, typer.Argument(help="Its replay, or another output.")],
     plot: Annotated[Path | None, typer.Option("--plot", "-p", help="Draw both and their difference (PNG).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two recordings, or two outputs of `mien predict`: where two models, or two engines, differ."""
+    """Compare two recordings or two outputs of `mien predict`, of different models or engines."""
     import json
 
     from mien.stream.recording.comparison import compare, draw_comparison
@@ -36,9 +36,9 @@ def _lines(figures: dict[str, Any]) -> list[str]:
         f"{name:<7}{side['file']}: {side['predictions']} predictions by {', '.join(side['models'])}"
         for name, side in (("first", figures["first"]), ("second", figures["second"]))
     ]
-    lines.append(f"{figures['instants']} instants in both, at {figures['bit_equal']} of them all is bit-equal")
+    lines.append(f"{figures['instants']} instants in both, {figures['bit_equal']} of them bit-equal")
     if figures["abstains_differently"]:
-        lines.append(f"at {figures['abstains_differently']} only one of them abstains")
+        lines.append(f"only one of the two abstains at {figures['abstains_differently']}")
     sentiment = figures["sentiment"]
     if sentiment:
         correlation = sentiment["correlation"]
@@ -48,7 +48,7 @@ def _lines(figures: dict[str, Any]) -> list[str]:
             + ("–" if correlation is None else f"{correlation:.4f}")
         )
         lines.append(
-            f"emotions     same on top at {figures['same_top_emotion']:.1%}, "
+            f"emotions     same top emotion at {figures['same_top_emotion']:.1%}, "
             f"total variation {figures['emotions_total_variation']:.2g}"
         )
         lines.append(f"confidence   mean difference {figures['confidence_mean_difference']:+.2g}")

@@ -13,12 +13,12 @@ from mien.cli import _options as options
 def command(
     engine: Annotated[str, typer.Option(help="Engine to compile for, or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    batch: Annotated[str, typer.Option(help="Fixed batch sizes of the whole model besides any size, as 1,8.")] = "",
+    batch: Annotated[str, typer.Option(help="Fixed batch sizes to compile besides the dynamic one, such as 1,8.")] = "",
     target_sm: Annotated[
-        str | None, typer.Option("--target-sm", help="TensorRT: a GPU that is not here, by compute capability, as 8.9.")
+        str | None, typer.Option("--target-sm", help="TensorRT: another GPU's compute capability, such as 8.9.")
     ] = None,
     checkpoint: options.Checkpoint = "",
-    output: Annotated[Path, typer.Option(help="Where engines for --target-sm are written.")] = Path(),
+    output: Annotated[Path, typer.Option(help="Folder for engines of --target-sm.")] = Path(),
 ) -> None:
     """Compile the checkpoint's networks, so that the first run starts in a second.
 
@@ -37,11 +37,11 @@ def command(
     try:
         sizes = [int(size) for size in batch.split(",") if size.strip()]
     except ValueError as error:
-        raise EngineError(f"--batch is {batch!r}; give whole numbers, for instance 1,8") from error
+        raise EngineError(f"--batch is {batch!r}; give whole numbers, such as 1,8") from error
     if any(size < 1 for size in sizes):
         raise EngineError(f"--batch is {batch!r}; every size must be 1 or more")
     if precision not in PRECISIONS:
-        raise EngineError(f"there is no precision {precision!r}; known are {', '.join(PRECISIONS)}")
+        raise EngineError(f"there is no precision {precision!r}; known: {', '.join(PRECISIONS)}")
     weights = load_checkpoint(checkpoint)
     started = time.perf_counter()
     if target_sm is not None:

@@ -11,17 +11,19 @@ from mien.cli import _options as options
 
 
 def command(
-    endpoint: Annotated[str | None, typer.Argument(help="Where it publishes: tcp://127.0.0.1:5560 ...")] = None,
+    endpoint: Annotated[
+        str | None, typer.Argument(help="Address that mien publishes on, as tcp://127.0.0.1:5560.")
+    ] = None,
     config: options.Configuration = None,
-    host: Annotated[str | None, typer.Option(help="Address of the page; elsewhere it asks for a token.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the page; beyond loopback it requires a token.")] = None,
     port: options.PagePort = None,
     session: options.OneSession = None,
-    label: Annotated[Path | None, typer.Option(help="The recording that mien replays there: labels go to it.")] = None,
+    label: Annotated[Path | None, typer.Option(help="The recording being replayed, to save labels with.")] = None,
     window: Annotated[bool, typer.Option("--window", help="A window instead of a page.")] = False,
     browser: options.Browser = True,
     supervised: options.Supervised = False,
 ) -> None:
-    """Show a running mien on a page in the browser. It may start later, stop, and come back."""
+    """Show a running mien in the browser; it may start later or restart."""
     from mien.stream.dashboard.launch import look, look_supervised
 
     if supervised:

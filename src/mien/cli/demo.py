@@ -23,10 +23,10 @@ def command(
     sample: Annotated[bool, typer.Option("--sample", help="Play the sample even if there is a camera.")] = False,
     as_json: options.JsonLines = False,
     port: options.Port = None,
-    dashboard_port: Annotated[int | None, typer.Option(help="Port of the dashboard; 0 takes any.")] = None,
+    dashboard_port: Annotated[int | None, typer.Option(help="Port of the dashboard; 0: any.")] = None,
     summary: options.Summary = None,
 ) -> None:
-    """See your own face, voice and words become a rolling prediction."""
+    """Show live predictions from your camera and microphone, or from the built-in sample."""
     from mien.cli._session import output_of, run_session
     from mien.config import load_config
     from mien.install import SAMPLE, install_command

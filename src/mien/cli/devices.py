@@ -8,7 +8,7 @@ import typer
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
-    """List cameras and microphones, with what `--camera` and `--mic` take. Nothing is opened."""
+    """List cameras and microphones as values for `--camera` and `--mic`, without opening them."""
     import json
 
     from mien.stream.sources.devices import cameras, microphones
@@ -26,5 +26,5 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
             typer.echo(f"  --{option} {device.source!r}  {device.name}")
     if not any(found.values()):
         typer.echo(
-            "Files and network cameras do as well: --clip FILE, --camera ADDRESS; mien demo plays a sample.", err=True
+            "Files and network cameras work too: --clip FILE, --camera ADDRESS; mien demo plays a sample.", err=True
         )

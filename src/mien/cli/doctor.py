@@ -13,7 +13,7 @@ def command(
     config: options.ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check versions, devices, engines, assets, checkpoint and ports. Exits with 1 if something needed is broken."""
+    """Check versions, devices, engines, assets, checkpoint and ports. Exits with 1 if something required is broken."""
     from mien.cli._checks import run_checks
     from mien.config import load_config
 
@@ -37,6 +37,6 @@ def command(
         console = make_console()
         console.print(table)
         counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("ok", "warn", "fail")}
-        console.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['fail']} broken")
+        console.print(f"{counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failures")
     if any(row.verdict == "fail" for row in rows):
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ from mien.cli import _options as options
 
 
 def command(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove every compiled form from the cache.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all compiled networks from the cache.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """List the inference engines of this machine and the cache of compiled networks."""
@@ -68,4 +68,4 @@ def _show(report: dict[str, Any]) -> None:
         id, size_mib = f"{entry['backend']}-{entry['precision']}", entry["bytes"] / 2**20
         console.print(f"  {entry['network']:<16} {id:<14} {size_mib:7.1f} MiB   compiled in {entry['compile_s']:.1f} s")
     if not report["entries"]:
-        console.print("  none yet; they are made when first needed, or by `mien compile`")
+        console.print("  none yet; they are compiled when first needed, or by `mien compile`")

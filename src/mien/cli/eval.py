@@ -22,29 +22,29 @@ def command(
         typer.Argument(help="Corpora in any layout of `mien extract`, datasets it wrote, or MMSA pickles."),
     ],
     checkpoint: options.Checkpoint = "",
-    split: Annotated[str, typer.Option(help="train, valid, test or all; test if there is one, else valid.")] = "",
-    modalities: Annotated[str, typer.Option(help="Modalities to use; the others count as missing.")] = "",
-    missing: Annotated[str, typer.Option(help="Rates of random missing steps, for instance 0:0.9.")] = "",
-    stream: Annotated[bool, typer.Option("--stream", help="With the first 10 %, 20 % ... of each item seen.")] = False,
-    fused: Annotated[bool, typer.Option("--fused", help="Items of several corpora, paired by label.")] = False,
-    damage: Annotated[bool, typer.Option("--damage", help="Each modality under noise, blur, wrong words ...")] = False,
+    split: Annotated[str, typer.Option(help="train, valid, test or all; else test, or valid if there is none.")] = "",
+    modalities: Annotated[str, typer.Option(help="Modalities to use, comma-separated; else all.")] = "",
+    missing: Annotated[str, typer.Option(help="Also with random steps missing, at rates such as 0:0.9.")] = "",
+    stream: Annotated[bool, typer.Option("--stream", help="Also from the first 10 %, 20 % ... of each item.")] = False,
+    fused: Annotated[bool, typer.Option("--fused", help="Also the fusion, on items paired by label.")] = False,
+    damage: Annotated[bool, typer.Option("--damage", help="Also with noise, blur, wrong words and the like.")] = False,
     natural: Annotated[
-        bool, typer.Option("--natural", help="DATA is clips of people who just talk, or folders of them.")
+        bool, typer.Option("--natural", help="DATA is clips of people talking, unlabelled: are they called neutral?")
     ] = False,
     baseline: Annotated[
-        float, typer.Option(min=0, help="With --natural: the first seconds of each clip are its person's rest.")
+        float, typer.Option(min=0, help="With --natural: seconds at each clip's start with the person at rest.")
     ] = 0.0,
-    person: Annotated[str, typer.Option(help="With --natural: a person that `mien calibrate` measured.")] = "",
+    person: Annotated[str, typer.Option(help="With --natural: a person measured by `mien calibrate`.")] = "",
     as_json: options.Json = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",
-    limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split that are extracted; 0 takes all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Most items per corpus and split; 0: all.")] = 0,
     asr: options.ClipAsr = "",
-    jobs: Annotated[int, typer.Option(min=0, help="Processes for extraction; 0 is one per core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes for extraction; 0: one per core.")] = 0,
     ray: options.Ray = "",
     allow_pickle: options.AllowPickle = False,
 ) -> None:  # fmt: skip
-    """Measure a checkpoint on labelled data."""
+    """Evaluate a checkpoint on labelled data: accuracy, error and calibration by corpus, and more on request."""
     import json
 
     from mien.cli._progress import item_progress
@@ -73,7 +73,7 @@ def command(
         damaging=Damaging(table=damage),
     )  # fmt: skip
     if (baseline or person) and not natural:
-        raise DataError("--baseline and --person go with --natural; corpora left out: mien train --leave-out")
+        raise DataError("--baseline and --person need --natural; to leave out corpora: mien train --leave-out")
     if natural and (baseline or person):
         _resting(loaded, data, names, asr, weights, engine, baseline, person, as_json)
         return
@@ -115,7 +115,7 @@ def command(
                 made["stream"] = streaming(run, specs, samples, names, encode, progress)
         report["corpora"][corpus] = made
     if not everything:
-        raise DataError("nothing to measure: no labelled item of these modalities is in that split")
+        raise DataError("nothing to evaluate: that split has no labelled items of these modalities")
     if len(judged) > 1:
         report["together"] = figures(
             [group for groups, _ in judged for group in groups], Scores.joined([scores for _, scores in judged])

@@ -17,9 +17,7 @@ def command(
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
     vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
     mcap: Annotated[bool, typer.Option("--mcap", help="Repair a truncated recording; needs --out.")] = False,
-    features: Annotated[
-        Path | None, typer.Option(help="What was seen and heard, in this file: .csv or .parquet.")
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help="Write the features to this file: .csv or .parquet.")] = None,
     out: options.Out = None,
 ) -> None:
     """Export a recording as CSV, JSON or subtitles, its features as a table, or repair one that was cut off."""
@@ -38,7 +36,7 @@ def command(
         raise ConfigError("one format at a time: " + " or ".join(f"--{kind}" for kind in chosen))
     if features is not None:
         if chosen or out is not None:
-            raise ConfigError("--features FILE names its own file; give it alone")
+            raise ConfigError("give --features FILE without another format or --out")
         from mien.stream.features.table import check_features, recorded_features
 
         check_features(features)

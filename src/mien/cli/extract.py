@@ -14,26 +14,26 @@ from mien.cli._options import choose_recogniser, spread_at
 def command(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="Corpora: CSV of MOSI, MOSEI, GoEmotions or MELD, folders of RAVDESS or EmoDB, npz of "
-                            "FER2013, or a folder of clips with a labels.csv (columns file, text, sentiment, emotion, "
-                            "speaker, split, start, end)."),
+        typer.Argument(help="Corpora: CSV of MOSI, MOSEI, SST-5, GoEmotions or MELD, folders of RAVDESS or EmoDB, npz "
+                            "of FER2013 or FER+, or a folder of clips with a labels.csv (columns file, text, "
+                            "sentiment, emotion, speaker, split, start, end)."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset. A stopped run resumes there.")],
-    modalities: Annotated[str, typer.Option(help="What to extract, where an item has it.")] = "text,audio,vision",
-    split: Annotated[str, typer.Option(help="Only these splits, for instance train,valid.")] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the dataset; a stopped run resumes there.")],
+    modalities: Annotated[str, typer.Option(help="What to extract, if an item has it.")] = "text,audio,vision",
+    split: Annotated[str, typer.Option(help="Only these splits, such as train,valid.")] = "",
     asr: options.ClipAsr = "",
-    audio_copies: Annotated[int, typer.Option(min=0, help="Perturbed copies of every training clip's sound.")] = 0,
+    audio_copies: Annotated[int, typer.Option(min=0, help="Augmented copies of each training clip's sound.")] = 0,
     partial_texts: Annotated[float, typer.Option(min=0, max=1, help="Share of training texts to add shortened.")] = 0.0,
     checkpoint: Annotated[
-        str, typer.Option(help="Folder of `mien train`, whose text and face encoders make the rows; else the shipped.")
+        str, typer.Option(help="Folder of `mien train` whose text and face encoders to use; else the shipped ones.")
     ] = "",
-    limit: Annotated[int, typer.Option(min=0, help="Items per corpus and split; 0 takes all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Most items per corpus and split; 0: all.")] = 0,
     audio_track: options.AudioTrack = 0,
     video_track: options.VideoTrack = 0,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 is one per core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     ray: options.Ray = "",
 ) -> None:  # fmt: skip
-    """Extract labelled corpora through the extractors of the live stream."""
+    """Extract features from labelled corpora, with the extractors of the live stream."""
     from mien.cli._progress import item_progress
     from mien.models.weights import weight_set
     from mien.stream.offline.extraction import extract

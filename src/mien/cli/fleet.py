@@ -12,23 +12,23 @@ from mien.cli import _options as options
 if TYPE_CHECKING:
     from mien.stream.fleet.report import FleetCondition
 
-group = typer.Typer(help="Many cameras on many machines, run by Ray.", no_args_is_help=True)
+group = typer.Typer(help="Run many cameras on many machines, with Ray.", no_args_is_help=True)
 
-Fleet = Annotated[str, typer.Argument(help="The fleet's name, as its file has it.")]
-Address = Annotated[str, typer.Option(help="Of the Ray cluster; without it, where the fleet was started from here.")]
+Fleet = Annotated[str, typer.Argument(help="The fleet's name, as in its plan.")]
+Address = Annotated[str, typer.Option(help="Address of the Ray cluster; else where it was started from here.")]
 
 
 @group.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="The plan, as configs/fleet/demo.toml shows it.")],
+    file: Annotated[Path, typer.Argument(help="The plan, such as configs/fleet/demo.toml.")],
     address: Annotated[
         str, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; else Ray runs on this machine.")
     ] = "",
-    detach: Annotated[bool, typer.Option("--detach", help="Return once the fleet runs; it goes on.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the fleet runs, and leave it running.")] = False,
     seconds: Annotated[float | None, typer.Option(min=1, help="End the fleet after this many seconds.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print how the fleet was at its end as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the final state of the fleet as JSON.")] = False,
 ) -> None:
-    """Start a fleet. It ends with its last clip; Ctrl-C ends one that runs on this machine alone, and leaves others."""
+    """Start a fleet. It ends with its last clip. Ctrl-C ends a fleet on this machine, and detaches from a cluster."""
     from mien.cli._fleet import follow, start_behind
     from mien.stream.fleet.plan import read_plan
 
@@ -45,8 +45,8 @@ def run(
 def status(
     fleet: Fleet = "fleet",
     address: Address = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="Also sessions that are well, however many.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show all sessions, healthy ones too.")] = False,
 ) -> None:
     """Show nodes, pools and sessions once. Exits with 1 if something is wrong."""
     import msgspec
@@ -80,11 +80,11 @@ def stop(fleet: Fleet = "fleet", address: Address = "") -> None:
 def move(
     session: Annotated[str, typer.Argument(help="The session's name.")],
     fleet: options.FleetName = "fleet",
-    to: Annotated[str, typer.Option(help="The node's name, address or id; else the least loaded.")] = "",
-    capture: Annotated[bool, typer.Option("--capture", help="Its capture too, not only its inference.")] = False,
+    to: Annotated[str, typer.Option(help="Name, address or id of the node; else the least loaded.")] = "",
+    capture: Annotated[bool, typer.Option("--capture", help="Move its capture too, not only its inference.")] = False,
     address: Address = "",
 ) -> None:
-    """Predict a session elsewhere, with a gap of about a second."""
+    """Move a session's inference to another pool or node, with a gap of about a second."""
     from mien.cli._fleet import connected
     from mien.stream.fleet.cluster import ask
 
@@ -97,10 +97,10 @@ def move(
 def drain(
     node: Annotated[str, typer.Argument(help="The node's name, address or id, as `mien fleet status` shows it.")],
     fleet: options.FleetName = "fleet",
-    back: Annotated[bool, typer.Option("--undo", help="Let the node be used again.")] = False,
+    back: Annotated[bool, typer.Option("--undo", help="Allow the node to be used again.")] = False,
     address: Address = "",
 ) -> None:
-    """Move everything off a node, for instance before it is switched off, and place nothing new there."""
+    """Move everything off a node, for instance before a shutdown, and place nothing new there."""
     from mien.cli._fleet import connected
     from mien.stream.fleet.cluster import ask
 

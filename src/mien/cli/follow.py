@@ -12,15 +12,17 @@ from mien.cli import _options as options
 def command(
     whom: Annotated[
         str | None,
-        typer.Argument(help="Number of a face from the left, its place as X,Y (0 to 1), or largest. None: list them."),
+        typer.Argument(
+            metavar="FACE", help="Number from the left, position X,Y (0 to 1), or largest; without it, list the faces."
+        ),
     ] = None,
-    endpoint: Annotated[str, typer.Option(help="Where mien publishes its predictions.")] = "tcp://127.0.0.1:5560",
-    session: Annotated[str | None, typer.Option(help="One session's name.")] = None,
+    endpoint: Annotated[str, typer.Option(help="Address that mien publishes on.")] = "tcp://127.0.0.1:5560",
+    session: Annotated[str | None, typer.Option(help="Name of the session.")] = None,
     keys: options.Keys = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the faces as JSON.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the video worker.")] = 5.0,
 ) -> None:
-    """List the faces in view, or choose the one that a running mien follows. It is followed until it is gone."""
+    """List the faces in view, or choose the one that a running mien follows until it leaves."""
     import msgspec
 
     from mien.errors import BusError
@@ -40,7 +42,7 @@ def command(
     if as_json:
         typer.echo(msgspec.json.encode({"faces": offer.faces, "following": offer.following}).decode())
         return
-    following = {"largest": "following the largest", "chosen": "following the one that was chosen"}
+    following = {"largest": "following the largest", "chosen": "following the chosen one"}
     faces = "1 face" if len(offer.faces) == 1 else f"{len(offer.faces)} faces"
     typer.echo(f"{faces} in view, {following.get(offer.following, 'no face can be chosen')}")
     if whom is None:
@@ -62,4 +64,4 @@ def _place(whom: str | None) -> tuple[float, float] | int | str | None:
             return x, y
     except ValueError:
         pass
-    raise ConfigError(f"{whom!r} is no face: give its number from the left, X,Y between 0 and 1, or largest")
+    raise ConfigError(f"{whom!r} is not a face: give its number from the left, X,Y between 0 and 1, or largest")

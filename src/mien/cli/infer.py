@@ -19,11 +19,11 @@ def command(
     port: options.Port = None,
     session: options.SessionName = None,
     also: Annotated[
-        list[Path] | None, typer.Option(help="TOML of another session to predict in this process; may be repeated.")
+        list[Path] | None, typer.Option(help="Configuration of another session to serve. Repeatable.")
     ] = None,
     supervised: options.Supervised = False,
 ) -> None:
-    """Turn the features that capture workers publish into predictions, until Ctrl-C."""
+    """Predict from the features that capture workers publish, until Ctrl-C."""
     from mien.stream.inference.loop import infer
     from mien.stream.processes.control import run_alone, run_supervised
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from mien.stream.bus.keyring import Keyring
 
 group = typer.Typer(
-    help="Keys of this machine and of those that may connect to it; required beyond one machine.",
+    help="Manage the keys that connections between machines require.",
     no_args_is_help=True,
 )
 
-Folder = Annotated[str, typer.Option(help="Folder of the keys; without it, the user's.")]
+Folder = Annotated[str, typer.Option(help="Folder of the keys; else the user's.")]
 
 
 def _keyring(folder: str) -> Keyring:
@@ -26,22 +26,22 @@ def _keyring(folder: str) -> Keyring:
 @group.command()
 def new(
     folder: Folder = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace the keys that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing keys.")] = False,
 ) -> None:
-    """Make this machine's keys, once. What is printed is public."""
+    """Make this machine's keys, once, and print the public one."""
     from mien.stream.bus.keyring import to_hex
 
     keyring = _keyring(folder)
     identity = keyring.create(force=force)
     typer.echo(to_hex(identity.public))
-    typer.echo(f"The secret key stays in {keyring.identity_path}. Other machines are told the line above.", err=True)
+    typer.echo(f"The secret key stays in {keyring.identity_path}. Give the line above to other machines.", err=True)
 
 
 @group.command()
 def add(
-    name: Annotated[str, typer.Argument(help="What you call the machine.")],
+    name: Annotated[str, typer.Argument(help="A name for the machine.")],
     public: Annotated[str, typer.Argument(metavar="KEY", help="Its public key, as `mien keys list` shows it there.")],
-    host: Annotated[str, typer.Option(help="Its host, if this machine is to connect to it.")] = "",
+    host: Annotated[str, typer.Option(help="Its host, if this machine connects to it.")] = "",
     folder: Folder = "",
 ) -> None:
     """Let a machine connect to this one. Running processes accept it at once."""
@@ -53,7 +53,7 @@ def add(
 @group.command("list")
 def list_all(
     folder: Folder = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the public keys: this machine's, and those of the machines that may connect."""
     import json
@@ -74,13 +74,11 @@ def list_all(
         for name, peer in peers.items():
             typer.echo(f"{name:<20} {peer['key']}" + (f"  at {peer['host']}" if peer["host"] else ""))
     for path in keyring.unreadable():
-        typer.secho(f"mien: {path} cannot be read and admits no machine", fg=typer.colors.YELLOW, err=True)
+        typer.secho(f"mien: {path} cannot be read, so no machine is admitted by it", fg=typer.colors.YELLOW, err=True)
 
 
 @group.command()
-def revoke(
-    name: Annotated[str, typer.Argument(help="The machine that may connect no longer.")], folder: Folder = ""
-) -> None:
+def revoke(name: Annotated[str, typer.Argument(help="Name of the machine.")], folder: Folder = "") -> None:
     """Revoke a machine's key. Running processes disconnect it within a second."""
     _keyring(folder).revoke(name)
-    typer.echo(f"{name} may connect no longer", err=True)
+    typer.echo(f"{name} may no longer connect", err=True)

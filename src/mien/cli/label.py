@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def command(
     path: options.Recording,
     add: Annotated[
-        tuple[float, float] | None, typer.Option(help="Label from here to there, in seconds.", metavar="START END")
+        tuple[float, float] | None, typer.Option(help="Label this stretch, in seconds.", metavar="START END")
     ] = None,
     sentiment: Annotated[float | None, typer.Option("--sentiment", "-s", help="With --add: -3 to 3.")] = None,
     emotion: Annotated[str | None, typer.Option("--emotion", "-e", help="With --add: one of the seven.")] = None,
-    speaker: Annotated[str, typer.Option(help="With --add: who speaks, by any name.")] = "",
-    remove: Annotated[int | None, typer.Option(help="Take back a label, by its number in --list.")] = None,
+    speaker: Annotated[str, typer.Option(help="With --add: a name for the speaker.")] = "",
+    remove: Annotated[int | None, typer.Option(help="Remove a label, by its number in --list.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Show the labels.")] = False,
-    speed: Annotated[float, typer.Option(min=0.1, help="Pace at which the page shows the recording.")] = 1.0,
+    speed: Annotated[float, typer.Option(min=0.1, help="Playback speed on the page.")] = 1.0,
     config: options.Configuration = None,
     port: options.PagePort = None,
     browser: options.Browser = True,

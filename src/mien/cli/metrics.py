@@ -11,8 +11,8 @@ from mien.cli import _options as options
 
 def command(
     endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
-    session: Annotated[str, typer.Option(help="The session to look at.")] = "default",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve; 0 takes any.")] = 9464,
+    session: Annotated[str, typer.Option(help="Name of the session.")] = "default",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on; 0: any.")] = 9464,
     keys: options.Keys = "",
 ) -> None:
     """Serve /metrics and /health of a running session on this machine, until Ctrl-C."""

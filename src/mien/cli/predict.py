@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A clip, or a folder with clips.")],
+    path: Annotated[Path, typer.Argument(help="A clip, or a folder of clips.")],
     checkpoint: options.Checkpoint = "",
     hop: Annotated[float, typer.Option(min=0.02, help="Seconds between predictions.")] = 0.5,
     asr: Annotated[str, typer.Option(help="Recogniser: tiny.en, base, a folder, or none.")] = "tiny.en",
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
     out: options.Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of CSV.")] = False,
-    person: Annotated[str, typer.Option(help="A person whom `mien calibrate` has measured at rest.")] = "",
+    person: Annotated[str, typer.Option(help="A person measured by `mien calibrate`.")] = "",
     audio_track: options.AudioTrack = 0,
     video_track: options.VideoTrack = 0,
-    features: Annotated[Path | None, typer.Option(help="Write what was seen and heard: .csv or .parquet.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Write the features to this file: .csv or .parquet.")] = None,
     ray: options.Ray = "",
 ) -> None:  # fmt: skip
-    """Predict over clips, with the features and the model of the stream."""
+    """Predict on clips, with the extractors and the model of the live stream."""
     import csv
     import io
     import json

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="File to create, for instance talk.mcap.")],
+    path: Annotated[Path, typer.Argument(help="File to create, such as talk.mcap.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration of the session.")] = None,
     port: Annotated[int | None, typer.Option(help="First of the session's four ports.")] = None,
     session: Annotated[str | None, typer.Option(help="Name of the session; else the first one found.")] = None,
-    video: Annotated[bool, typer.Option("--video", help="Keep pictures too, as the dashboard shows them.")] = False,
-    audio: Annotated[bool, typer.Option("--audio", help="Keep sound too; the session must share it.")] = False,
+    video: Annotated[bool, typer.Option("--video", help="Record pictures too, as the dashboard shows them.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="Record sound too; needs audio.share.")] = False,
     seconds: options.Seconds = None,
     keys: options.KeysFolder = None,
     supervised: options.Supervised = False,

@@ -18,9 +18,9 @@ def command(
     fast: Annotated[
         bool, typer.Option("--fast", help="Play the clip as fast as possible; no frame is dropped.")
     ] = False,
-    loop: Annotated[bool, typer.Option("--loop", help="Play the clip again and again.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Repeat the clip.")] = False,
     asr: options.Asr = None,
-    language: Annotated[str | None, typer.Option(help="Language that is spoken, for instance en.")] = None,
+    language: Annotated[str | None, typer.Option(help="Spoken language, such as en.")] = None,
     checkpoint: options.OtherCheckpoint = None,
     engine: options.Engine = None,
     port: options.Port = None,
@@ -29,13 +29,11 @@ def command(
     seconds: options.Seconds = None,
     as_json: options.JsonLines = False,
     quiet: options.Quiet = False,
-    record: Annotated[Path | None, typer.Option(help="Keep features and predictions in this file (MCAP).")] = None,
-    video: Annotated[bool, typer.Option("--video", help="With --record: keep pictures too.")] = False,
-    audio: Annotated[bool, typer.Option("--audio", help="With --record: keep sound too.")] = False,
-    metrics: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve /metrics and /health there.")] = None,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="What happens, as JSON lines on standard error.")
-    ] = False,
+    record: Annotated[Path | None, typer.Option(help="Record features and predictions to this file (MCAP).")] = None,
+    video: Annotated[bool, typer.Option("--video", help="With --record: record pictures too.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="With --record: record sound too.")] = False,
+    metrics: Annotated[int | None, typer.Option(min=1, max=65535, help="Port for /metrics and /health.")] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log events as JSON lines on standard error.")] = False,
     summary: options.Summary = None,
 ) -> None:
     """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""

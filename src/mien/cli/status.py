@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def command(
     endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
     session: options.OneSession = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     keys: options.Keys = "",
 ) -> None:
-    """Show processes, modalities, rates, drops and last errors once. Exits with 1 on a fault, 6 if silent."""
+    """Show processes, modalities, rates, drops and last errors once. Exits with 1 on a fault, 6 if nothing answers."""
     import msgspec
 
     from mien.errors import BusError
@@ -97,7 +97,7 @@ def _show(condition: Condition, endpoint: str) -> None:
         if process.last_error:
             console.print(f"last error of {process.worker}: {process.last_error}", soft_wrap=True)
     if condition.lost:
-        console.print(f"{condition.lost} predictions were lost on the way here")
+        console.print(f"{condition.lost} predictions were lost in transit")
 
 
 def _with_unit(value: float | None, unit: str) -> str:

@@ -12,29 +12,29 @@ from mien.cli import _options as options
 
 
 def command(
-    config: Annotated[Path | None, typer.Option(help="TOML file as configs/train.toml shows it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file, such as configs/train.toml.")] = None,
     data: Annotated[
         list[Path] | None, typer.Option(help="Corpora, datasets of `mien extract`, or MMSA pickles. Repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the weights; `weights` in --work if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the weights; else `weights` in --work.")] = None,
     work: Annotated[Path | None, typer.Option(help="Working directory; a stopped run resumes from it.")] = None,
     replace_shipped: Annotated[
-        bool, typer.Option("--replace-shipped", help="Overwrite the weights that came with mien.")
+        bool, typer.Option("--replace-shipped", help="Overwrite the weights that ship with mien.")
     ] = False,
     stages: Annotated[str, typer.Option(help="Only these of text,face,extract,speech,fusion.")] = "",
-    device: Annotated[str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the fusion.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the fusion.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the fusion stage.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the fusion stage.")] = None,
     allow_pickle: options.AllowPickle = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log what every stage does.")] = False,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Train the fusion with each part left out.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log the progress of every stage.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Instead, train the fusion without parts.")] = False,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(help="Train the voice on the other corpora and evaluate it on this one; or all. Repeatable."),
+        typer.Option(help="Instead, train the voice encoder without this corpus, and test on it; or all. Repeatable."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the ablations.")] = "1111,1112,1113",
+    seeds: Annotated[str, typer.Option(help="With --ablations: seeds, comma-separated.")] = "1111,1112,1113",
 ) -> None:  # fmt: skip
-    """Train the models on labelled data, into a folder that --checkpoint takes."""
+    """Train the models on labelled data; the result is a folder for --checkpoint."""
     import json
     import logging
 
@@ -87,7 +87,7 @@ def _say_how_to_use(folder: Path) -> None:
 
     if folder == SHIPPED_FOLDER:
         typer.echo(
-            f"the weights that came with mien were replaced, in {folder}; `mien weights --restore` puts them back.\n"
+            f"the weights that ship with mien were replaced, in {folder}; `mien weights --restore` restores them.\n"
             "To ship these instead: cd models/weights && sha256sum *.safetensors > SHA256SUMS",
             err=True,
         )
@@ -95,6 +95,6 @@ def _say_how_to_use(folder: Path) -> None:
         typer.echo(
             f"the weights are in {folder}; to use them:\n"
             f"  mien run --checkpoint {shlex.quote(str(folder))}\n"
-            "or `inference.checkpoint` in a configuration; `mien weights` looks at them",
+            "or `inference.checkpoint` in a configuration; `mien weights` describes them",
             err=True,
         )

@@ -20,7 +20,7 @@ def command(
     as_json: options.JsonLines = False,
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after this many predictions.")] = None,
     keys: options.Keys = "",
-    timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds without one.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds without a prediction.")] = None,
 ) -> None:
     """Show the predictions of a running mien, in the terminal (q quits) or as JSON lines."""
     import contextlib

@@ -13,15 +13,15 @@ from mien.cli import _options as options
 def command(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="Folder of `mien train` or .safetensors file; else as configured."),
+        typer.Argument(help="Folder of `mien train` or .safetensors file; else the configured one."),
     ] = None,
     config: options.Configuration = None,
     restore: Annotated[bool, typer.Option("--restore", help="Put back shipped files that were replaced.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show which weights are in use, whether they are the shipped ones, and whether they fit each other.
+    """Show which weights are in use, whether they are the shipped ones, and whether they match each other.
 
-    With --restore, the shipped files of a checkout are put back. Exits with 1 if the weights do not fit each other.
+    With --restore, put back the shipped files of a checkout. Exits with 1 if the weights do not match.
     """
     import json
 
@@ -33,7 +33,7 @@ def command(
         for path in restored:
             typer.echo(f"restored {path}", err=True)
         if not restored:
-            typer.echo("the weights that ship are all in place", err=True)
+            typer.echo("all shipped weights are in place", err=True)
     settings = load_config(config, {"inference.checkpoint": checkpoint})
     report = _report(settings.inference.checkpoint)
     if as_json:
@@ -78,7 +78,7 @@ def _print(report: dict[str, Any]) -> None:
     if report["problem"]:
         typer.secho(report["problem"], fg=typer.colors.RED, err=True)
     elif report["shipped"]:
-        typer.echo(f"{report['id']}: the weights that ship with this mien")
+        typer.echo(f"{report['id']}: the weights shipped with this mien")
     else:
         seed, corpora = report["trained"].get("seed"), report["trained"].get("corpora", [])
-        typer.echo(f"{report['id']}: weights of your own, trained on {', '.join(corpora) or 'unknown'}, seed {seed}")
+        typer.echo(f"{report['id']}: your own weights, trained on {', '.join(corpora) or 'unknown'}, seed {seed}")

@@ -97,7 +97,7 @@ def test_words_of_clips_without_a_text_are_recognised_unless_told_otherwise(tmp_
     command = ["extract", str(said), "--modalities", "text", "--jobs", "1", "-o"]
     result = CliRunner().invoke(app, [*command, str(tmp_path / "with")])
     assert result.exit_code == 0, result.output
-    assert "1 clip without a text, 5 s of sound: tiny.en recognises" in result.stderr
+    assert "1 clip without text, 5 s of sound: tiny.en recognises" in result.stderr
     assert "four parts" in (read_dataset(tmp_path / "with").samples[0].labels.text or "")
     result = CliRunner().invoke(app, ["extract", str(said), "--asr", "none", "--jobs", "1", "-o", str(tmp_path / "no")])
     assert result.exit_code == 0, result.output
