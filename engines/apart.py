@@ -65,7 +65,7 @@ def compile_in_subprocess(
         ran = subprocess.run(command, input=request, stdout=subprocess.PIPE, check=True)
         reply = msgspec.json.decode(ran.stdout.splitlines()[-1], type=Reply)
     except (OSError, subprocess.CalledProcessError, msgspec.MsgspecError, IndexError) as error:
-        log.warning("the process that compiles has failed (%s); compiling here", error)
+        log.warning("the compile process failed (%s); compiling in this process", error)
         return None
     if reply.error is not None:
         raise EngineError(reply.error)

@@ -98,7 +98,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, msgspec.json.format(msgspec.json.encode(choice)))
         except (OSError, FileError) as error:
-            log.warning("cannot remember the measured engine: %s", error)
+            log.warning("cannot save the choice of engine: %s", error)
 
     def entries(self) -> list[Entry]:
         """Complete entries, without opening them."""

@@ -173,7 +173,7 @@ def choose_engine(
             engines.append((backend, kind, open_backend(network, backend, kind, threads, store)))
         except EngineError as error:
             refused[f"{backend.name}-{kind}"] = str(error)
-            log.warning("engine %s-%s is no candidate for %r: %s", backend.name, kind, network.name, error)
+            log.warning("engine %s-%s is not a candidate for %r: %s", backend.name, kind, network.name, error)
     if not engines:
         raise EngineError(f"no engine can run network {network.name!r}: {'; '.join(refused.values())}")
     medians = _measure(network, [engine for _, _, engine in engines])

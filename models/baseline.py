@@ -79,7 +79,7 @@ def check_name(name: str) -> str:
         ConfigError: the name is not valid.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name for a person: up to 32 letters, digits, dashes and underscores")
+        raise ConfigError(f"{name!r} is not a name for a person: use up to 32 letters, digits, dashes and underscores")
     return name
 
 
@@ -288,7 +288,7 @@ def faces_at_rest(extractor: str) -> Float32:
     general = msgspec.json.decode(REST.read_bytes(), type=Rest)
     if general.extractor != extractor:
         raise ConfigError(
-            "how faces look at rest is known of the shipped face encoder alone; use that, or leave out --person and "
+            "resting faces are known for the shipped face encoder only; use that, or leave out --person and "
             f"person.adapt ({general.extractor}, not {extractor})"
         )
     return general.values()

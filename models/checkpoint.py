@@ -231,6 +231,6 @@ def check_extractors(checkpoint: Checkpoint, specs: Iterable[ModalitySpec]) -> N
             if getattr(spec, what) != getattr(expected, what):
                 raise CheckpointError(
                     f"{checkpoint.path} was trained on {spec.name} rows with {what} {getattr(expected, what)!r}, but "
-                    f"they come with {getattr(spec, what)!r}; name the folder of `mien train` that it came in, "
-                    "where its own encoders are, use the weights of that extractor, or train again"
+                    f"these have {getattr(spec, what)!r}; pass the whole folder of `mien train`, which holds its own "
+                    "encoders, use weights for that extractor, or train again"
                 )

@@ -184,7 +184,7 @@ def _read_text(path: Path) -> Corpus:
     layouts = [name for name, (required, _) in _CSV_COLUMNS.items() if required <= columns and name != "clips"]
     if not layouts:
         known = "; ".join(f"{name}: {', '.join(sorted(need))}" for name, (need, _) in _CSV_COLUMNS.items())
-        raise DataError(f"{path} has columns {', '.join(sorted(columns))}, which no layout has ({known})")
+        raise DataError(f"{path} has columns {', '.join(sorted(columns))}, which match no known layout ({known})")
     layout = layouts[0]
     _refuse_unknown(path, layout, columns)
     name = layout

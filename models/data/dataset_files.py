@@ -186,7 +186,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         if (folder / PLAN).is_file():
             raise DataError(f"{folder} is half extracted; run the same `mien extract` again to finish it") from error
-        raise DataError(f"{folder} is no dataset; make one with `mien extract SOURCE -o {folder}`") from error
+        raise DataError(f"{folder} is not a dataset; make one with `mien extract SOURCE -o {folder}`") from error
     except (OSError, msgspec.DecodeError) as error:
         raise DataError(f"cannot read {folder / MANIFEST}: {error}") from error
     if manifest.format != FORMAT:

@@ -37,7 +37,7 @@ class _Type:
     def plain(self) -> np.dtype[Any]:
         name = self._order + self._name.lstrip("<>|=")
         if not _PLAIN_TYPE.fullmatch(name):
-            raise DataError(f"an array of {name[:40]!r}, which are no numbers or texts")
+            raise DataError(f"an array of {name[:40]!r}, which are not numbers or text")
         return np.dtype(name)
 
 
@@ -123,7 +123,7 @@ class _ArraysOnly(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
-            raise DataError(f"the pickle wants to run {module}.{name}, which is no array; it is refused")
+            raise DataError(f"the pickle wants to run {module}.{name}, which is not an array; refused")
         return stand_in
 
 

@@ -114,7 +114,7 @@ def leave_out(
         if name not in emotions:
             raise DataError(f"no emotional speech of {name} is there to leave out; there is {', '.join(emotions)}")
     if len(emotions) < 2:
-        raise DataError("with one corpus there is nothing to train on when it is left out; give several")
+        raise DataError("leaving out the only corpus leaves nothing to train on; give several")
     logits_of: dict[tuple[str, str], Tensor] = {}
     truth: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
     for number, name in enumerate(chosen):

@@ -176,7 +176,7 @@ class Run(Generic[Network]):
         """
         tensors, metadata = read_tensors(path, "the state of a stopped run (remove it to start again),", DataError)
         if metadata.get("plan") != plan:
-            raise DataError(f"{path} is of a run with other settings or data; remove it to start again")
+            raise DataError(f"{path} belongs to a run with other settings or data; remove it to start again")
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -59,7 +59,7 @@ def join_units(dataset: Dataset, units: Path) -> Dataset:
         with np.load(units, allow_pickle=False) as arrays:
             ids, rows = arrays["ids"], np.nan_to_num(arrays["units"].astype(np.float32))
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{units} is no table of action units: {error}") from error
+        raise DataError(f"{units} is not a table of action units: {error}") from error
     by_name = {str(name).partition("-")[2]: row for name, row in zip(ids, rows, strict=True)}
     voice = dataset.specs.get(VOICE)
     samples = []

@@ -93,9 +93,9 @@ def _committed(path: Path) -> bytes:
             ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"], capture_output=True, check=False
         )
     except OSError as error:
-        raise CheckpointError(f"{path} is not the shipped file, and git is not here to restore it; {again}") from error
+        raise CheckpointError(f"{path} is not the shipped file, and git is missing to restore it; {again}") from error
     if shown.returncode:
-        raise CheckpointError(f"{path} is not the shipped file, and this is no checkout to restore it from; {again}")
+        raise CheckpointError(f"{path} is not the shipped file, and this is not a checkout to restore it from; {again}")
     if hashlib.sha256(shown.stdout).hexdigest() != shipped_digests().get(path.name):
         raise CheckpointError(
             f"neither {path} nor the one in the checkout's last commit is what {_SUMS.name} lists; check out a commit "

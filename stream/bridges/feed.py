@@ -93,7 +93,7 @@ class Feed:
                 heard_s, is_silent = time.monotonic(), False
             elif not is_silent and time.monotonic() - heard_s > _SILENT_AFTER_S:
                 is_silent = True
-                log.warning("nothing received from %s; is `mien run` up, and on that port? Waiting", self.endpoint)
+                log.warning("nothing received from %s; is `mien run` running on that port? Waiting", self.endpoint)
             for event in events:
                 send(event)
 

@@ -163,8 +163,8 @@ def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: s
     if session is not None and sessions and session not in sessions:
         return f"there is no session {session!r} at {endpoint}; heard there: {', '.join(sessions)}"
     if sessions:
-        return f"no prediction came from {endpoint} for {silent_s:g} s, though mien is up; `mien status` says more"
-    return f"nothing came from {endpoint} for {silent_s:g} s; is `mien run` up, and on that port?"
+        return f"no prediction came from {endpoint} for {silent_s:g} s, though mien is running; see mien status"
+    return f"nothing came from {endpoint} for {silent_s:g} s; is `mien run` running on that port?"
 
 
 def misdirected(workers: Collection[str], endpoint: str) -> str | None:
@@ -175,7 +175,7 @@ def misdirected(workers: Collection[str], endpoint: str) -> str | None:
     address, _, port = endpoint.rpartition(":")
     offset = list(WORKERS).index(worker) + 1
     right = f"{address}:{int(port) - offset}" if port.isdigit() else "the port that `mien run` was given"
-    return f"{endpoint} is the {worker} worker's, {offset} above that of predictions; ask {right}"
+    return f"{endpoint} is the {worker} worker's, {offset} above that of predictions; use {right}"
 
 
 def subscribe(

@@ -122,7 +122,7 @@ class Choosing:
             else:
                 source = next((each.source for each in found if each.id == choice.source), None)
                 if source is None:
-                    raise SourceError("that source is not there any more; choose among those that are")
+                    raise SourceError("that source is no longer there; choose another")
                 if source != self._modality.used:
                     self._modality.use(source)
                     if self._modality.resting is not None:
@@ -139,7 +139,7 @@ class Choosing:
             return None
         measured = self._modality.resting
         if measured is None:
-            raise SourceError("nobody is being measured here, or no longer: the source was changed; begin again")
+            raise SourceError("no measurement is in progress, perhaps because the source was changed; start again")
         if measured.left_s > 0:
             return None
         self._modality.measure(None)

@@ -88,7 +88,7 @@ class SessionViews:
             if not NAME.fullmatch(session):
                 raise BusError("not a session's name")
             if len(self._others) >= _MOST:
-                raise BusError(f"{_MOST} sessions are looked at already; close some of their pages")
+                raise BusError(f"{_MOST} sessions are open already; close some of their pages")
             self._others[session] = SessionView(self._config, self._bus, session, None, trusted=self._trusted)
         self._others[session].used_s = time.monotonic()
         return self._others[session]

@@ -145,12 +145,12 @@ class Frames:
         with self._lock:
             if t_ns <= self._released_ns:
                 raise InputError(
-                    f"the frame of {seconds(t_ns)} comes after one of {seconds(self._released_ns)} was worked on; "
-                    f"frames may be out of order by {ORDER_NS / NS_PER_S:g} s, and not before a prediction beyond them"
+                    f"the frame at {seconds(t_ns)} came after the frame at {seconds(self._released_ns)} was processed; "
+                    f"frames may be up to {ORDER_NS / NS_PER_S:g} s late, unless a later time was predicted"
                 )
             at = bisect_right(self._held, t_ns, key=_time)
             if at and self._held[at - 1][0] == t_ns:
-                raise InputError(f"there is a frame of {seconds(t_ns)} already; each needs a time of its own")
+                raise InputError(f"there is already a frame at {seconds(t_ns)}; each needs its own time")
             self._held.insert(at, (t_ns, picture.copy()))  # the caller may reuse its buffer
             self.newest_ns = max(t_ns, self.newest_ns or 0)
             self._release(self.newest_ns - ORDER_NS)
@@ -204,8 +204,8 @@ class Sounds:
             slack_ns = int(GAP_S * NS_PER_S)
             if self._end_ns is not None and t_ns < self._end_ns - slack_ns:
                 raise InputError(
-                    f"the sound of {seconds(t_ns)} comes after sound up to {seconds(self._end_ns)} was worked on; "
-                    f"pieces may be out of order by {ORDER_NS / NS_PER_S:g} s, and not before a prediction beyond them"
+                    f"the sound at {seconds(t_ns)} came after sound up to {seconds(self._end_ns)} was processed; "
+                    f"pieces may be up to {ORDER_NS / NS_PER_S:g} s late, unless a later time was predicted"
                 )
             at = bisect_right(self._held, t_ns, key=_time)
             before = self._held[at - 1] if at else None
@@ -213,7 +213,7 @@ class Sounds:
             if (before is not None and t_ns < before[0] + _length_ns(before[1], before[2]) - slack_ns) or (
                 after is not None and after[0] < end_ns - slack_ns
             ):
-                raise InputError(f"the sound of {seconds(t_ns)} to {seconds(end_ns)} overlaps sound that was given")
+                raise InputError(f"the sound from {seconds(t_ns)} to {seconds(end_ns)} overlaps earlier sound")
             insort(self._held, (t_ns, channels, float(rate)), key=_time)
             self.newest_ns = max(end_ns, self.newest_ns or 0)
             self._release(self.newest_ns - ORDER_NS)

@@ -167,10 +167,10 @@ class Recognizer(Closing):
                 raise InputError("predict() cannot be mixed with stream(), which predicts every instant itself")
             newest_ns = self._newest_ns()
             if newest_ns is None:
-                raise InputError("nothing to predict from yet: give a frame or sound before")
+                raise InputError("nothing to predict from yet: give a frame or sound first")
             t_ns = newest_ns if t is None else nanoseconds(t)
             if t_ns < self._last_ns:
-                raise InputError(f"{seconds(t_ns)} lies before {seconds(self._last_ns)}, which was predicted before")
+                raise InputError(f"{seconds(t_ns)} is before {seconds(self._last_ns)}, which was already predicted")
             if t_ns < newest_ns - LOOK_BACK_NS:
                 raise InputError(
                     f"{seconds(t_ns)} is too long before the newest input, of {seconds(newest_ns)}; predict as you "
@@ -272,7 +272,7 @@ class Recognizer(Closing):
         with self._lock:
             self._check_open()
             if self._streams:
-                raise InputError("one stream() at a time, and one only: make another Recognizer for another input")
+                raise InputError("a Recognizer runs stream() only once: make another for another input")
             self._streams = True
         self._running.stream()
 
@@ -310,7 +310,7 @@ class Recognizer(Closing):
         if switch and taken is None:
             raise InputError(f"this Recognizer was made with {switch}=False")
         if switch and self._finished:
-            raise InputError("finish() was called: nothing more can be given; make another Recognizer")
+            raise InputError("finish() was called, which ends the input; make another Recognizer")
         self._running.check()
 
     def _check_apart(self, t_ns: int, other: Frames | Sounds | None, what: str, switch: str) -> None:

@@ -202,7 +202,7 @@ def _rows(entry: SessionEntry, folder: Path) -> Iterator[Mapping[str, str]]:
             with file.open(encoding="utf-8-sig", newline="") as table:
                 for number, row in enumerate(csv.DictReader(table), 1):
                     if None in row or None in row.values():
-                        raise ConfigError(f"line {number + 1} of {file} has another number of cells than its first")
+                        raise ConfigError(f"line {number + 1} of {file} has a different number of cells than the first")
                     yield {"n": str(number), **row}
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(f"cannot read {file}: {error}") from error

@@ -214,7 +214,7 @@ class Mode(ABC):
         answers = answer.is_observed
         if answers and not math.isfinite(answer.sentiment):
             self.refusals.note(
-                "nonfinite_output", "the model gave a number that is not finite; no prediction was made from it"
+                "nonfinite_output", "the model returned a non-finite number; that prediction was dropped"
             )
             answers = False
         prediction = Prediction(

@@ -104,7 +104,7 @@ class Hearing(Sourced[AudioSource]):
             try:
                 self._opened = self._started(self._config)
             except SourceError as lost:
-                raise WorkerError(f"{error}; and the source before is gone: {lost}") from error
+                raise WorkerError(f"{error}; the previous source is gone too: {lost}") from error
             raise SourceError(str(error)) from error
 
     def _started(self, config: Config) -> AudioSource:

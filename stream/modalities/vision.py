@@ -305,7 +305,7 @@ class Vision(Sourced[VideoSource]):
 
     def follow(self, place: tuple[float, float] | None) -> None:
         if self._config.video.max_faces < 2 or self._extractor is None:
-            raise SourceError("only one face is looked for (video.max_faces = 1); allow more to choose among them")
+            raise SourceError("only one face is detected (video.max_faces = 1); raise that to choose among several")
         self._extractor.follow(place)
         boxes = self._all_faces.boxes if self._all_faces is not None else ()
         self._all_faces = Faces(boxes, "largest" if place is None else "chosen")

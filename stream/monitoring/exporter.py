@@ -40,7 +40,7 @@ class Exporter:
 
     def __init__(self, endpoint: str, session: str, port: int, host: str = "127.0.0.1", keys: str | Path = "") -> None:
         if not is_loopback(host):
-            raise BusError(f"metrics are served to this machine only, not on {host}; put a proxy before them")
+            raise BusError(f"metrics are served to this machine only, not on {host}; put a proxy in front of them")
         self._observer = Observer(Subscriber(endpoint, session=session, keys=keys))
         self._figures = _Figures(self._observer, session)
         try:

@@ -218,7 +218,7 @@ def _begin(out: Path, plan: _Plan) -> None:
     if (out / PLAN).is_file():
         if (out / PLAN).read_bytes() != content:
             raise DataError(
-                f"{out} was begun from other corpora, options or extractors; choose another folder or remove this one"
+                f"{out} was started from other corpora, options or extractors; choose another folder or remove this one"
             )
     elif any(out.iterdir()):
         raise DataError(f"{out} is not empty and holds no dataset; choose another folder")

@@ -54,7 +54,7 @@ def read_clips(
     finally:
         extractors.close()
     if not samples:
-        raise DataError(f"no clip to be read in {', '.join(map(str, sources))}")
+        raise DataError(f"no readable clip in {', '.join(map(str, sources))}")
     return samples
 
 

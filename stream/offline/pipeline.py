@@ -46,7 +46,7 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
         except OSError as error:
             raise ConfigError(f"cannot make the folder {folder}: {error.strerror}") from error
         if not os.access(folder, os.W_OK):
-            raise ConfigError(f"the folder {folder} is not yours to write to; name another one")
+            raise ConfigError(f"the folder {folder} is not writable; name another one")
     figures: dict[str, Any] = {}
     for stage in STAGES:
         if stage in plan.stages:

@@ -194,7 +194,7 @@ def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None
     """
     dataset = _dataset(plan, progress)
     if "audio" not in dataset.specs:
-        raise DataError("there is no speech among the data, and --leave-out judges voices")
+        raise DataError("the data has no speech, which --leave-out needs")
     return _left_out(dataset, [] if "all" in corpora else corpora, plan, _model(plan, "audio"), progress).table()
 
 

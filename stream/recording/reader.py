@@ -228,7 +228,7 @@ def _about(data: bytes) -> About:
 
 def _check_format(path: Path, formats: list[str | None]) -> None:
     if not formats:
-        raise RecordingError(f"{path} is an MCAP file, but no recording of mien; give one that `mien record` made")
+        raise RecordingError(f"{path} is an MCAP file, but not a recording of mien; give one that `mien record` made")
     try:
         newest = max(int(name or "") for name in formats)
     except ValueError as error:

@@ -76,7 +76,7 @@ def _subtitle(table: Table, figures: dict[str, Any]) -> str:
             *parts,
         ]
     if table.cut_off:
-        parts.append("the recording was cut off; this is what is in it")
+        parts.append("the recording was cut off; this page shows what it holds")
     return ", ".join(parts)
 
 

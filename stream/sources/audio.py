@@ -38,7 +38,7 @@ def open_audio(config: Config, clock: Clock) -> AudioSource:
         return ClipSound(address.path, config, clock)
     if isinstance(address, Url):
         raise SourceError(
-            f"no sound is taken from the network ({address.name}); set audio.source to a microphone, a file or none"
+            f"sound cannot come from the network ({address.name}); set audio.source to a microphone, a file or none"
         )
     from mien.stream.sources.microphone import Microphone
 

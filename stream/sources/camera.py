@@ -298,7 +298,7 @@ class DeviceCamera:
 
     def read(self) -> Frame:
         if not self._capture.grab():
-            raise SourceError(f"{self._name} has stopped delivering pictures; connect it again")
+            raise SourceError(f"{self._name} has stopped delivering pictures; reconnect it")
         now_ns = self._clock.now_ns()
         t_ns = driver_time_ns(self._capture.get(cv2.CAP_PROP_POS_MSEC), time.monotonic_ns(), now_ns)
         ok, image = self._capture.retrieve()
@@ -351,7 +351,7 @@ class NetworkCamera:
         except (av.error.FFmpegError, OSError) as error:
             raise SourceError(f"{self._name} was lost: {_reason(error)}") from error
         if frame is None:
-            raise SourceError(f"{self._name} was lost: it has ended the connection")
+            raise SourceError(f"{self._name} was lost: it closed the connection")
         return frame
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ def test_who_was_measured_is_listed_shown_and_deleted(home: Home) -> None:
     home.mien("calibrate", "--delete", "bob")
     assert "bob" not in home.mien("calibrate", "--list").stdout
     assert "nobody called 'bob'" in home.mien("calibrate", "bob", "--delete", expected=2).stderr
-    assert "no name for a person" in home.mien("calibrate", "../x", "--clip", str(SAMPLE), expected=2).stderr
+    assert "not a name for a person" in home.mien("calibrate", "../x", "--clip", str(SAMPLE), expected=2).stderr
     assert "give only one of" in home.mien("calibrate", "--list", "--delete", expected=2).stderr
 
 

@@ -81,7 +81,7 @@ def test_a_resting_person_is_measured_kept_and_deleted(place: Place, open_page: 
     shown = int(page.text("countdown"))
     assert 10 <= shown <= 15
     page.wait(lambda: 0 < int(page.text("countdown")) < shown)
-    page.wait(lambda: "for you alone" in page.text("calibration-said"), 90)
+    page.wait(lambda: "readable by you alone" in page.text("calibration-said"), 90)
     assert "mien run --person ada" in page.text("calibration-said")
     path = place.people / "ada.json"
     assert str(path) in page.text("calibration-said")
@@ -127,7 +127,7 @@ def test_who_cancels_is_not_kept(place: Place, open_page: Callable[..., Page]) -
     opened(page)
     page.tab.fill(".js-person", "../bob")
     page.tab.click(".js-calibration-start")
-    page.wait(lambda: "is no name for a person" in page.text("calibration-said"))
+    page.wait(lambda: "is not a name for a person" in page.text("calibration-said"))
 
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])

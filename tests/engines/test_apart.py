@@ -65,7 +65,7 @@ def test_an_engine_opens_although_its_process_dies(
     )  # fmt: skip
     engine = open_engine(lost, "onnx", cache=cache)
     assert engine.id == "onnx-fp32"
-    assert "compiling here" in caplog.text
+    assert "compiling in this process" in caplog.text
 
 
 def test_requests_and_replies_are_json() -> None:

@@ -46,7 +46,7 @@ def test_auto_never_takes_wrong_numbers(
     choice = choose_engine(network, cache=cache)
     assert choice.engine != "onnx"
     assert "off the reference" in choice.refused["onnx-fp32"]
-    assert "is no candidate" in caplog.text
+    assert "is not a candidate" in caplog.text
     want = torch_eager.load(network, "fp32", cache, 1).infer(network.example)
     got = open_engine(network, cache=cache).infer(network.example)
     np.testing.assert_allclose(got["sentiment"], want["sentiment"], atol=1e-5)

@@ -64,7 +64,7 @@ def test_what_is_kept_is_private_listed_and_deleted() -> None:
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 33, "é", "a\n", "con.json", "-x"])
 def test_what_is_no_name_is_refused(name: str) -> None:
     for action in (Person.load, baseline.forget, baseline.baseline_path):
-        with pytest.raises(ConfigError, match="no name for a person"):
+        with pytest.raises(ConfigError, match="not a name for a person"):
             action(name)
 
 
@@ -95,7 +95,7 @@ def test_other_weights_and_versions_are_refused() -> None:
     # Measured with a face encoder of one's own: nothing is known of how faces look at rest to that.
     own = baseline.Rest("own", 5.0, [0.0] * ROW)
     baseline.keep("bob", own, None)
-    with pytest.raises(ConfigError, match="shipped face encoder alone"):
+    with pytest.raises(ConfigError, match="shipped face encoder only"):
         Person.load("bob").face("own")
 
 

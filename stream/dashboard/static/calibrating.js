@@ -27,10 +27,10 @@ function show(people) {
     const kinds = ["face", "voice"].filter((kind) => person[kind]).join(" and ");
     const text = [person.name, kinds, person.made, person.state === "can be used" ? "" : person.state].filter(Boolean).join(" · ");
     const button = Object.assign(document.createElement("button"), { type: "button", className: "m-button", textContent: "Delete" });
-    button.setAttribute("aria-label", `delete what is kept of ${person.name}`);
+    button.setAttribute("aria-label", `delete what is stored for ${person.name}`);
     button.addEventListener("click", async () => {
       const answer = await tell({ act: "delete", name: person.name });
-      say(answer.error || `What was kept of ${person.name} is deleted.`);
+      say(answer.error || `Deleted what was stored for ${person.name}.`);
       if (answer.people) show(answer.people);
       $("person").focus();
     });
@@ -70,8 +70,8 @@ async function begin() {
   ends = performance.now() + 1000 * answer.seconds;
   say(`Measuring for ${answer.seconds} seconds.`);
   $("instruction").textContent = [
-    workers.includes("video") && "Look into the camera with a relaxed face, as if nobody was there.",
-    answer.sentence && "Read this aloud, in the voice that you have every day (or any calm sentence of your language):",
+    workers.includes("video") && "Look into the camera with a relaxed face, as if nobody were there.",
+    answer.sentence && "Read this aloud in your everyday voice (or any calm sentence in your language):",
   ].filter(Boolean).join(" ");
   $("read").textContent = answer.sentence;
   measuring(true);
@@ -85,7 +85,7 @@ async function count() {
   if (left > 0) return;
   const measured = wanted;
   stop();
-  say("Done; keeping it …");
+  say("Done; saving …");
   $("calibration-close").textContent = "Close";
   // The last rows are made a moment after their time.
   let answer = null;
@@ -96,7 +96,7 @@ async function count() {
   }
   if (answer.error) say(answer.error);
   else {
-    say(`Kept in ${answer.path}, for you alone. Use it with: mien run --person ${measured.name}`);
+    say(`Saved in ${answer.path}, readable by you alone. Use it with: mien run --person ${measured.name}`);
     show(answer.people);
   }
   measuring(false);

@@ -274,7 +274,7 @@ function drawEmpty() {
   const silent = (state.silent ?? 0) + (performance.now() - state.heard);
   const nothing = !state.rows.length || (state.stale && state.cursor === null && silent > EMPTY_MS);
   empty.hidden = !state.endpoint || isLost() || !nothing;
-  if (!empty.hidden) set(empty, `Listening on ${state.endpoint}. Nothing comes${state.rows.length ? " any more" : " yet"}: start \`mien run\` or \`mien demo\` on this port.`);
+  if (!empty.hidden) set(empty, `Listening on ${state.endpoint}. No predictions${state.rows.length ? " any more" : " yet"}: start \`mien run\` or \`mien demo\` on this port.`);
   set($("endpoint"), state.endpoint);
 }
 
@@ -337,7 +337,7 @@ function drawWords() {
     span.textContent = uncertain ? `${text}?` : text;
     if (uncertain) {
       span.className = "is-uncertain";
-      span.title = "not understood with certainty; it does not count";
+      span.title = "uncertain: it does not count in predictions";
     } else if (!committed) span.className = "is-tentative";
     else if (sentiment !== null) {
       span.style.borderBottomColor = sentimentColour(sentiment);
@@ -456,10 +456,10 @@ function offerLabels() {
   const shown = state.labels && state.cursor !== null;
   box.hidden = !shown;
   if (!shown) return;
-  const choices = state.begin === null ? [["Begin here", "b"], ...(state.marks.length ? [["Take the last back", "z"]] : [])]
-    : state.end === null ? [["End here", "e"], ["Drop it", "Escape"]]
+  const choices = state.begin === null ? [["Begin here", "b"], ...(state.marks.length ? [["Undo last label", "z"]] : [])]
+    : state.end === null ? [["End here", "e"], ["Cancel", "Escape"]]
       : [...[-3, -2, -1, 0, 1, 2, 3].map((value) => [`${value}`.replace("-", "−"), `${value + 4}`]),
-        ...Object.entries(LETTERS).map(([key, name]) => [name, key]), ["Drop it", "Escape"]];
+        ...Object.entries(LETTERS).map(([key, name]) => [name, key]), ["Cancel", "Escape"]];
   const text = JSON.stringify(choices);
   if (box.dataset.shown === text) return;
   box.dataset.shown = text;
@@ -489,9 +489,9 @@ function hint(message) {
   }
   let text = "[←] [→] move (with [Shift] by a second)";
   if (state.labels) {
-    if (state.begin === null) text += ` · [B] begin a stretch to label${state.marks.length ? " · [Z] take the last label back" : ""}`;
-    else if (state.end === null) text += " · [E] end the stretch here · [Esc] drop it";
-    else text += " · label it: [1] to [7] for sentiment −3 to +3, or [N] [H] [S] [A] [F] [D] [U] for the emotion · [Esc] drop it";
+    if (state.begin === null) text += ` · [B] begin a stretch to label${state.marks.length ? " · [Z] undo the last label" : ""}`;
+    else if (state.end === null) text += " · [E] end the stretch here · [Esc] cancel";
+    else text += " · label it: [1] to [7] for sentiment −3 to +3, or [N] [H] [S] [A] [F] [D] [U] for the emotion · [Esc] cancel";
   }
   keys.replaceChildren(...part(`${text} · [Space] back to now`));
 }
@@ -568,7 +568,7 @@ async function record() {
     const open = Boolean(state.record.shared[name]);
     $(name).disabled = !open;
     $(name).checked &&= open;
-    set($(name).parentElement.lastElementChild, open ? `Keep the ${what} too` : `The ${what} cannot be kept: this session does not share it (${key})`);
+    set($(name).parentElement.lastElementChild, open ? `Record the ${what} too` : `The ${what} cannot be recorded: this session does not share it (${key})`);
   }
   explain(state.record.error);
   $("dialog").showModal();
@@ -577,7 +577,7 @@ async function record() {
 function explain(error) {
   const also = [$("video").checked && "the picture", $("audio").checked && "the sound"].filter(Boolean);
   const kept = also.length ? ` and ${also.join(" and ")}` : "";
-  const without = also.length === 2 ? "" : ` ${also.length ? `Not ${$("video").checked ? "the sound" : "the picture"}` : "Neither picture nor sound"} is kept.`;
+  const without = also.length === 2 ? "" : ` ${also.length ? `Not ${$("video").checked ? "the sound" : "the picture"}` : "Neither picture nor sound"} is recorded.`;
   set($("kept"), error || `Features, predictions, words and the state of the processes${kept} are written to a file in ${state.record.folder}, on this machine, until you stop.${without}`);
 }
 

@@ -42,8 +42,8 @@ function draw() {
   const shown = state.sessions.filter((session) => `${session.name} ${session.state}`.toLowerCase().includes(wanted));
   shown.sort((a, b) => ORDERS[$("order").value](a, b) || a.name.localeCompare(b.name, "en", { numeric: true }));
   $("empty").hidden = lost || shown.length > 0;
-  set($("empty"), state.sessions.length ? "No session has that in its name or state."
-    : `Listening on ${state.endpoint || "one session"}. Nothing comes yet: start \`mien run\` or \`mien fleet run\` on this port.`);
+  set($("empty"), state.sessions.length ? "No session matches."
+    : `Listening on ${state.endpoint || "one session"}. No predictions yet: start \`mien run\` or \`mien fleet run\` on this port.`);
   document.body.classList.toggle("is-lost", lost);
   const there = new Set(shown.map((session) => session.name));
   for (const [name, tile] of tiles) {

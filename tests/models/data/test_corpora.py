@@ -143,7 +143,7 @@ def test_folder_of_clips(tmp_path: Path) -> None:
         (MOSI + "a,a,1,0,1,hm\n", "row 2: 6 fields where the header has 8"),
         (MOSI + "a,a,1,0,1, ,1,train\n", r"no usable item \(1 x empty text\)"),
         ("text,sentiment,sentimant\nhm,1,1\n", "unknown column `sentimant`; did you mean `sentiment`"),
-        ("words,mood\nhm,1\n", "which no layout has"),
+        ("words,mood\nhm,1\n", "which match no known layout"),
         (MELD + "Hi,Ann,joyful,positive,0,0\n", "unknown emotion 'joyful'; did you mean `joy`"),
         (MELD + "Hi,Ann,joy,good,0,0\n", "sentiment 'good' is none of"),
         ("id,text,labels\nx,hm,gratitud\n", "did you mean `gratitude`"),

@@ -138,7 +138,7 @@ def test_one_seed_one_result_and_resuming_does_not_show(base: Path, corpora: lis
 def test_a_work_folder_of_another_run_is_refused(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(corpora, base, tmp_path / "out", tmp_path, replace(OPTIONS, epochs=3), report=stop_after(36))
-    with pytest.raises(DataError, match="of a run with other settings"):
+    with pytest.raises(DataError, match="belongs to a run with other settings"):
         train(corpora, base, tmp_path / "out", tmp_path, OPTIONS)
 
 

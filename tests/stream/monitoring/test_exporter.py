@@ -197,7 +197,7 @@ def test_status_looks_once_and_its_exit_code_tells(station: Station, port: int) 
     station.close()
     silent = look(f"tcp://127.0.0.1:{port + 1}", "--timeout", "0.5")
     assert silent.returncode == 6
-    assert "is `mien run` up" in silent.stderr
+    assert "is `mien run` running" in silent.stderr
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd's socket is a Unix one")

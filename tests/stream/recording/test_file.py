@@ -169,10 +169,10 @@ def foreign(path: Path, metadata: dict[str, str] | None) -> Path:
         (lambda p: p.mkdir() or p, "is a folder"),
         (lambda p: (p.write_bytes(b"") and p) or p, "is not an MCAP file"),
         (lambda p: p.write_text("dear diary") and p, "is not an MCAP file"),
-        (lambda p: foreign(p, None), "no recording of mien"),
+        (lambda p: foreign(p, None), "not a recording of mien"),
         (lambda p: foreign(p, {"format": "2"}), "version 2, this mien reads up to 1; install a newer mien"),
         (lambda p: foreign(p, {}), "does not say which version"),
-        (lambda p: p.write_bytes(b"\x89MCAP0\r\n" + bytes(99)) and p, "no recording of mien"),
+        (lambda p: p.write_bytes(b"\x89MCAP0\r\n" + bytes(99)) and p, "not a recording of mien"),
     ],
     ids=["missing", "folder", "empty", "text", "foreign", "newer", "no version", "broken"],
 )

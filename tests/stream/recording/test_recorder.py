@@ -234,7 +234,7 @@ def test_sound_comes_back_as_it_was() -> None:
 
 def test_without_a_mien_it_ends_when_it_was_told_to(tmp_path: Path, port: int) -> None:
     recorder = Recorder(tmp_path / "talk.mcap", BusConfig(port=port))
-    with pytest.raises(RecordingError, match=r"nothing came from .*is `mien run` up.*no .*talk\.mcap"):
+    with pytest.raises(RecordingError, match=r"nothing came from .*is `mien run` running.*no .*talk\.mcap"):
         recorder.run(threading.Event(), seconds=0.3)
     assert not (tmp_path / "talk.mcap").exists()
 
