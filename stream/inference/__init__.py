@@ -1,1 +1,1 @@
-"""The inference process: messages of the workers in, windows, decisions, predictions out."""
+"""The inference process: windows from worker messages, scheduling, and predictions."""

@@ -1,4 +1,4 @@
-"""What a session says of itself to those who keep or show it."""
+"""A session's description of itself, for recorders and viewers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mien.config import Config
 from mien.install import installed_versions
 from mien.models.baseline import Person
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ before a path: passwords may hold one
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ before a path: passwords may contain one
 _PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "mediapipe", "faster-whisper", "ctranslate2")
 
 
 def published_config(config: Config) -> dict[str, Any]:
-    """The configuration as it may leave the process: no token, no user names and passwords of cameras' addresses."""
+    """The configuration without secrets: no token, no user names or passwords in cameras' addresses."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -32,10 +32,10 @@ def published_config(config: Config) -> dict[str, Any]:
 
 
 def person_tag(config: Config, *, replayed: bool = False) -> str:
-    """How predictions name the person whose rest rows are compared with; empty without one.
+    """The tag in predictions for the person whose rest is the baseline; empty without one.
 
-    Where capture runs on other machines, the baseline lies there and only the name is known here. What is replayed was
-    compared when it was recorded, and `person.name` is the tag that it had.
+    If capture runs on other machines, the baseline is stored there and only the name is known here. In a replay the
+    baseline was applied when recording, and `person.name` is the recorded tag.
 
     Raises:
         ConfigError: the person's baseline cannot be used.
@@ -53,11 +53,11 @@ def with_person(model: str, tag: str) -> str:
 
 
 def tag_of(model: str) -> str:
-    """The tag in what `with_person` made; empty without one."""
+    """The tag that `with_person` added; empty without one."""
     return model.partition("/")[0].partition("+")[2]
 
 
-@functools.cache  # a pool says it of hundreds of sessions, and looking them up takes milliseconds
+@functools.cache  # a pool publishes them for hundreds of sessions, and looking them up takes milliseconds
 def versions() -> dict[str, str]:
     """Versions of mien, of Python, and of the installed packages that its numbers depend on."""
     found = {"mien": mien.__version__, "python": platform.python_version(), "machine": platform.machine()}

@@ -1,7 +1,7 @@
-"""From messages to windows. Pure: no socket, no thread, no clock of its own.
+"""Assembles windows from messages. Pure: no socket, no thread, no clock.
 
-Feed it `FeatureWindow`s in any order that a network may deliver them, and look at the window that ends at an instant in
-`Windows`. The same messages give the same window, whatever came between. Whatever is refused is counted by cause.
+Push `FeatureWindow`s in any order in which a network may deliver them, and read the window ending at an instant from
+`Windows`. The same messages give the same window, whatever came between. Rejected messages are counted by cause.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mien.messages import FeatureWindow, ModalitySpec
 from mien.stream.sources.pace import Pace
 from mien.windowing import WINDOW_NS
 
-_FUTURE_NS = 2 * NS_PER_S  # rows from further ahead than this are a broken clock, not evidence
-_MOST_AGE_NS = 3 * NS_PER_S  # for which a row of the slowest camera counts
-_STEP_BACK_NS = 1 * NS_PER_S  # a watermark that falls by more is a clock step, not jitter
-_NEWS_NS = 1 * NS_PER_S  # newer by more than this is news, not a repetition
-_MAX_GAP = 1 << 24  # messages lost at once: days
+_FUTURE_NS = 2 * NS_PER_S  # rows further ahead than this indicate a broken clock
+_MOST_AGE_NS = 3 * NS_PER_S  # how long a row of the slowest camera counts
+_STEP_BACK_NS = 1 * NS_PER_S  # a watermark falling by more is a clock step, not jitter
+_NEWS_NS = 1 * NS_PER_S  # anything newer by more than this is not a duplicate
+_MAX_GAP = 1 << 24  # messages lost at once: several days' worth
 
 
 class Assembler:
@@ -28,13 +28,13 @@ class Assembler:
 
     Args:
         specs: the modalities that the model knows, by name.
-        max_age_ms: a modality of instants whose newest message is older is masked as a whole; one that speaks less
-            often has more time.
-        windows: where the rows of all sessions of the process are kept; by default room for this one alone.
+        max_age_ms: a modality of instants whose newest message is older is masked as a whole; slower ones get more
+            time.
+        windows: the rows of all sessions of the process; by default room for this one only.
 
     Attributes:
-        drops: what was refused or lost, by cause. last_refusal: the newest cause in words.
-        explanations: per modality, what its silence means; becomes the reason of its absence.
+        drops: rejected and lost messages, by cause. last_refusal: the newest cause in words.
+        explanations: per modality, what its silence means; becomes the reason for its absence.
         place: of the session in `windows`.
     """
 
@@ -56,7 +56,7 @@ class Assembler:
 
     @property
     def faults(self) -> dict[str, str]:
-        """Per modality that is to be masked whatever has arrived, why."""
+        """Modalities to mask regardless of what has arrived, with the reason."""
         return self._faults
 
     @faults.setter
@@ -66,21 +66,21 @@ class Assembler:
             self._set_until(name)
 
     def reset(self) -> None:
-        """Forget all that has come, as if the session had just begun."""
+        """Reset to the state at the start of a session."""
         for name in self.specs:
             self._forget(name)
             self._orders[name] = _Order()
         self.faults = {}
 
     def push(self, message: FeatureWindow, now_ns: int | None = None) -> bool:
-        """Take a message in.
+        """Add a message.
 
         Args:
             message: decoded, hence well-formed.
-            now_ns: session time at arrival; None where time is the clip's own.
+            now_ns: session time at arrival; None if time is the clip's own.
 
         Returns:
-            Whether it was accepted. If not, `drops` counts the cause and `last_refusal` says it.
+            Whether it was accepted. If not, the cause is counted in `drops` and explained in `last_refusal`.
         """
         name = message.modality
         spec = self.specs.get(name)
@@ -112,11 +112,11 @@ class Assembler:
         return True
 
     def watermark_ns(self, modality: str) -> int | None:
-        """Up to when a modality has spoken; None if it never has."""
+        """A modality's watermark; None if it has sent nothing."""
         return self._watermarks_ns.get(modality)
 
     def absent(self, t_end_ns: int) -> dict[str, str]:
-        """Why modalities are masked as a whole at an instant, which was the last to be looked at."""
+        """Why modalities are masked as a whole at an instant, which must be the last one read."""
         absent = {}
         for name in self.specs:
             watermark_ns, silence = self._watermarks_ns.get(name), None
@@ -132,14 +132,14 @@ class Assembler:
         return absent
 
     def _judge(self, name: str, message: FeatureWindow) -> str | None:
-        """A cause to refuse a message, or None."""
+        """A cause to reject a message, or None."""
         watermark_ns, order = self._watermarks_ns.get(name), self._orders[name]
         cause = order.judge(message, self.drops, watermark_ns)
         if cause or watermark_ns is None or message.t_end_ns >= watermark_ns:
             return cause
         stepped = message.t_end_ns < watermark_ns - _STEP_BACK_NS
         if stepped and order.in_order:
-            # The clock went back: the rows from before would hide everything after it.
+            # The clock was set back: earlier rows would hide all later ones.
             self.drops["clock_step"] += 1
             self._forget(name)
             return None
@@ -152,15 +152,15 @@ class Assembler:
         self._set_until(name)
 
     def _set_until(self, name: str) -> None:
-        """Up to when the modality counts as there, with what is known now."""
+        """Update until when the modality counts as present."""
         there = name in self._watermarks_ns and name not in self._faults
         until_ns = self._watermarks_ns[name] + self._patience_ns(name) if there else NEVER
         self.windows.until_ns[self.place, self.windows.column[name]] = until_ns
 
     def _patience_ns(self, name: str) -> int:
-        """How long a modality may be silent."""
+        """Timeout of a modality's messages."""
         if self.specs[name].snapshot:
-            # Words lag by nature and leave the window by themselves; only their worker's silence counts.
+            # Words inherently lag and leave the window on their own; only their worker's silence counts.
             return WINDOW_NS
         return int(self._paces[name].patience(self._max_age_ns, _MOST_AGE_NS))
 
@@ -173,7 +173,7 @@ class Assembler:
 def ages_ms(
     names: Iterable[str], t_end_ns: int, present: Sequence[bool], newest_ns: Sequence[int]
 ) -> dict[str, float | None]:
-    """Age of each modality's newest row at an instant; None where it has none, or is masked as a whole."""
+    """Age of each modality's newest row at an instant; None if it has none, or is masked as a whole."""
     return {
         name: (t_end_ns - newest) / NS_PER_MS if there and newest != NEVER else None
         for name, there, newest in zip(names, present, newest_ns, strict=True)
@@ -181,7 +181,7 @@ def ages_ms(
 
 
 class _Order:
-    """Sequence numbers of one publisher: what is new, late, twice, lost, or from a run that is over."""
+    """Sequence numbers of one publisher: detects late, duplicate and lost messages, and those of an earlier run."""
 
     def __init__(self) -> None:
         self.run: int | None = None
@@ -191,10 +191,10 @@ class _Order:
         self._missing: deque[int] = deque(maxlen=256)
 
     def judge(self, message: FeatureWindow, drops: Counter[str], watermark_ns: int | None) -> str | None:
-        """A cause to refuse the message, or None. Counts what was lost before it.
+        """A cause to reject the message, or None. Counts messages lost before it.
 
-        What is newer by far than all that has come can be no duplicate and not left over from before, whatever its
-        numbers say: one message with absurd numbers must not make all that follow it look old.
+        A message far newer than all before it can be neither duplicate nor left over, whatever its numbers: one
+        message with absurd numbers must not make all later ones look old.
         """
         is_news = watermark_ns is not None and message.t_end_ns > watermark_ns + _NEWS_NS
         if message.run != self.run:

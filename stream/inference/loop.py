@@ -1,4 +1,4 @@
-"""The inference process: one model, the sessions that it serves, and the socket that predictions leave by."""
+"""The inference process: one model, the sessions that it serves, and the socket for their predictions."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
 from mien.stream.processes.control import PATIENCE_S, Assignment, Control
 
-_TEND_NS = 20 * NS_PER_MS  # between two looks at what happens rarely: connections, clocks, statuses
+_TEND_NS = 20 * NS_PER_MS  # interval of housekeeping: connections, clocks, statuses
 _OBEY_NS = 20 * NS_PER_MS
-_OBEY_SHARE = 4  # of a turn that takes longer: else hundreds that are to be served would wait for minutes
-_RECEIVE_NS = 100 * NS_PER_MS  # with more messages than can be read in time, predictions come late instead of never
+_OBEY_SHARE = 4  # a quarter of a long turn may go to orders: else hundreds of new sessions would wait for minutes
+_RECEIVE_NS = 100 * NS_PER_MS  # limit of reading: under overload predictions are late, instead of starved
 _PATIENCE_EACH_S = 0.01
-_TURNS = 5  # it takes so many of them to look after all sessions
+_TURNS = 5  # iterations over which housekeeping of all sessions is spread
 
 
 def infer(control: Control, others: Sequence[Config] = ()) -> None:
     """Run inference until all clips have ended or it is told to stop.
 
     Args:
-        others: further sessions, with workers of their own, that are predicted by the same process and model and
-            published on the same socket.
+        others: further sessions, with their own workers, predicted by the same process and model and published on the
+            same socket.
 
     Raises:
-        ConfigError: two sessions have one name, or one worker.
-        MienError: the checkpoint or the engine cannot be used, or the port is taken.
+        ConfigError: two sessions share a name or a worker.
+        MienError: the checkpoint or the engine cannot be used, or the port is in use.
     """
     config, room = control.assignment.config, control.assignment.room
     controls = [] if room else [control, *(control.sibling(other) for other in others)]
@@ -59,7 +59,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         infer_in_processes(control, others, processes)
         return
     endpoint = control.assignment.endpoint or config.bus.endpoint("inference")
-    # A process with room is behind a gateway, which ends floods before there are so many.
+    # A process with room is behind a gateway, which ends floods before that many subscriptions.
     most = 2 * FLEET_SUBSCRIPTIONS if room else MAX_SUBSCRIPTIONS
     publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=places, most_subscriptions=most)
     control.say("bound", endpoint=publisher.address)
@@ -73,7 +73,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
 
 
 def processes_for(config: Config, sessions: int) -> int:
-    """How many processes are to serve so many sessions."""
+    """Number of processes for this many sessions."""
     if config.clip.fast:
         return 1
     wanted = config.inference.processes
@@ -81,7 +81,7 @@ def processes_for(config: Config, sessions: int) -> int:
 
 
 def check_apart(configs: Sequence[Config]) -> None:
-    """Refuse sessions that share a name or a worker.
+    """Check that no two sessions share a name or a worker.
 
     Raises:
         ConfigError: two do.
@@ -96,10 +96,10 @@ def check_apart(configs: Sequence[Config]) -> None:
 
 
 class Loop:
-    """Predicts all sessions of a process; what is due together is predicted together.
+    """Predicts all sessions of a process; those due at the same time are batched.
 
     Args:
-        windows: with a place for each session; where the process has room, sessions come and go.
+        windows: with a place for each session; if the process has room, sessions come and go.
     """
 
     def __init__(self, control: Control, publisher: Publisher, predictor: Predictor, windows: Windows) -> None:
@@ -111,16 +111,16 @@ class Loop:
         self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
         self._held: set[zmq.Socket[bytes]] = set()  # of workers that are ahead: not polled
         self._wake_ns = np.full(windows.places, NEVER_NS, np.int64)
-        self._ask_ns = self._wake_ns.copy()  # when workers are to be asked for the time
+        self._ask_ns = self._wake_ns.copy()  # when to ask workers for the time
         self._tended_ns = 0
         self._obeyed_ns = time.perf_counter_ns()
         self._turn = 0
 
     def run(self, controls: Sequence[Control]) -> None:
-        """Until told to stop.
+        """Run until told to stop.
 
         Args:
-            controls: the process's view of each session that it begins with.
+            controls: the process's view of each initial session.
         """
         config, clock = self._control.assignment.config, self._control.clock
         self._poller.register(self._publisher.socket)
@@ -129,7 +129,7 @@ class Loop:
             for control in controls:
                 self._open(control)
             self._predictor.prepare(self._windows)
-            # What is loaded by now stays; scanning it again and again would only add to the slowest predictions.
+            # What is loaded by now stays; scanning it repeatedly would only add to tail latency.
             gc.collect()
             gc.freeze()
             for session in self._sessions.values():
@@ -141,7 +141,7 @@ class Loop:
                 self._beat()
                 self._take_in(wait_ms)
                 self._obey()
-                self._predict()  # before anything that can wait
+                self._predict()  # before anything less urgent
                 now_ns = clock.now_ns()
                 for number in np.flatnonzero(self._ask_ns <= now_ns).tolist():
                     self._ask_ns[number] = self._sessions[number].ask_time()
@@ -159,7 +159,7 @@ class Loop:
             self._poller.close()
 
     def _open(self, control: Control) -> Session:
-        """Begin to listen to a session's workers."""
+        """Connect to a session's workers."""
         shared = self._publisher, self._predictor, self._windows, self._resources, self._steps
         session = Session(control, mode_of(control), *shared)
         self._sessions[session.mode.place] = session
@@ -169,11 +169,11 @@ class Loop:
         return session
 
     def _beat(self) -> None:
-        """Give a sign of life. A turn through hundreds of sessions takes longer, which is no fault."""
+        """Send a heartbeat. A turn through hundreds of sessions takes longer, which is no fault."""
         self._control.beat(PATIENCE_S + _PATIENCE_EACH_S * len(self._sessions))
 
     def _obey(self) -> None:
-        """Follow orders; of hundreds, some at a time, so that other sessions are predicted meanwhile."""
+        """Carry out orders; if there are hundreds, some at a time, so that predictions continue meanwhile."""
         now_ns = time.perf_counter_ns()
         until_ns = now_ns + max((now_ns - self._obeyed_ns) // _OBEY_SHARE, _OBEY_NS)
         self._obeyed_ns = now_ns
@@ -190,11 +190,11 @@ class Loop:
                 return
 
     def _named(self, name: str) -> Session | None:
-        """The session of this name; the first for none."""
+        """The session with this name; the first if it is empty."""
         return next((s for s in self._sessions.values() if not name or s.config.session == name), None)
 
     def _serve(self, assignment: Assignment) -> None:
-        """Take a session on. One that cannot be served is refused; the others go on."""
+        """Add a session. One that cannot be served is rejected; the others continue."""
         name = assignment.config.session
         self._release(name)
         try:
@@ -208,7 +208,7 @@ class Loop:
         self._control.say("serving", session=name, run=assignment.run)
 
     def _release(self, name: str) -> None:
-        """Let a session go. Nothing of it is sent again to those who subscribe later."""
+        """Remove a session. Nothing of it is sent again to later subscribers."""
         session = self._named(name) if name else None
         if session is None:
             return
@@ -227,14 +227,14 @@ class Loop:
         self._control.say("released", session=name, run=session.control.run)
 
     def _tell_time(self, question: bytes) -> list[bytes] | None:
-        """The answer to a question for the time; of several processes behind one address, one answers."""
+        """The answer to a time request; of several processes behind one address, only one answers."""
         name = question.split(b"/")[1].decode("ascii", "replace") if question.count(b"/") > 1 else ""
         if self._control.assignment.room and (not name or self._named(name) is None):
             return None
         return answer_question(question, self._control.run, self._control.clock)
 
     def _hold_back(self) -> None:
-        """Poll no sockets of workers that are ahead of the others: what is not read would end every wait at once."""
+        """Stop polling workers that are ahead of the others: unread messages would end every poll at once."""
         for socket, (number, worker) in self._heard_at.items():
             holds = self._sessions[number].mode.holds_back(worker)
             if holds and socket not in self._held:
@@ -245,7 +245,7 @@ class Loop:
                 self._poller.register(socket)
 
     def _take_in(self, wait_ms: int) -> None:
-        """Wait for messages and take them in."""
+        """Wait for messages and process them."""
         if self._control.assignment.config.clip.fast:
             self._hold_back()
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
@@ -270,11 +270,11 @@ class Loop:
         turns = min(_TURNS, max(len(self._sessions), 1))
         for number, session in list(self._sessions.items())[self._turn % turns :: _TURNS]:
             session.settle()
-            self._ask_ns[number] = session.ask_time()  # at once, where a worker with another clock has come
+            self._ask_ns[number] = session.ask_time()  # at once, if a worker with another clock has appeared
             self._wake_ns[number] = min(self._wake_ns[number], session.mode.wake_ns())
 
     def _predict(self) -> bool:
-        """One prediction for each session that is due. Returns whether any was."""
+        """Make one prediction for each session that is due. Returns whether any was."""
         clock, now_ns = self._control.clock, self._control.clock.now_ns()
         marks_ns = [time.perf_counter_ns()]
         due: list[tuple[Session, Trigger]] = []
@@ -305,9 +305,9 @@ class Loop:
         return True
 
     def _encode_ahead(self) -> None:
-        """Encode what came between two predictions of the only session, rather than while the next is waited for.
+        """Encode new rows of the only session between two predictions, to shorten the latency of the next.
 
-        Several sessions leave no such time: those that are due together are encoded together, which costs less.
+        Several sessions leave no such time: those due at the same time are encoded as a batch, which costs less.
         """
         if len(self._sessions) != 1:
             return

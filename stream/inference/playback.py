@@ -1,9 +1,9 @@
-"""Sessions that are played: a clip in full, and a recording.
+"""Playback modes: whole clips, and recordings.
 
-Playing a clip in full, every instant gets a prediction, as soon as all modalities have spoken up to it, and knows
-nothing from after it: then the result depends on the clip alone, not on which process was quicker. Replaying a
-recording, cues say for which instant and from which messages; the clock has no part in it.
-The schedules are pure: they see messages and times, and read no clock.
+For a whole clip, every instant is predicted as soon as all modalities have reached it, and from nothing later: so the
+result depends only on the clip, not on the speed of processes. For a recording, cues give the instants and the messages
+to predict from; the clock plays no part.
+The schedules are pure: they get messages and times, and read no clock.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from mien.stream.inference.schedule import JITTER, LEADERS, Trigger
 from mien.stream.processes.control import Control
 from mien.stream.sources.pace import Pace
 
-_AHEAD_NS = 2 * NS_PER_S  # of a clip in full: how far the quickest worker may be ahead of the slowest
-_PATIENCE_NS = 10 * NS_PER_S  # for messages that a cue names and that were lost on the way
+_AHEAD_NS = 2 * NS_PER_S  # for whole clips: how far the fastest worker may be ahead of the slowest
+_PATIENCE_NS = 10 * NS_PER_S  # timeout for messages that a cue names and that were lost in transit
 _MOST_HELD = 4096
 
 
 class CompleteSchedule:
-    """Every instant of the leading modality, in order, once all modalities have spoken up to it.
+    """Every instant of the leading modality, in order, once all modalities have reached it.
 
-    Messages wait here until their instant has come.
+    Messages are queued here until their instant is due.
 
     Args:
-        modalities: those that take part. max_hz: most predictions per second of the clip.
-        max_age_ms: a leader silent for longer has lost the lead until it speaks again, and one that is silent for
-            longer as a rule never has it.
+        modalities: those present. max_hz: maximum predictions per second of the clip.
+        max_age_ms: a leader silent for longer loses the lead until its next message, and one that is usually silent
+            for longer never leads.
     """
 
     def __init__(self, modalities: Collection[str], max_hz: float, max_age_ms: int = 400) -> None:
@@ -41,16 +41,16 @@ class CompleteSchedule:
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._leaders = [m for m in LEADERS if m in modalities] or list(modalities)
         self._pending: dict[str, deque[Trigger]] = {m: deque() for m in self._leaders}
-        self._led_ns: dict[str, int] = {}  # newest instant of each leader that is past
+        self._led_ns: dict[str, int] = {}  # newest past instant of each leader
         self._paces = {m: Pace() for m in self._leaders}
         self._waiting: dict[str, deque[FeatureWindow]] = {}
         self._marks_ns: dict[str, int] = {}
-        self._taken_ns: dict[str, int] = {}  # end of the newest message that was taken
+        self._taken_ns: dict[str, int] = {}  # end of the newest message taken
         self._ended: set[str] = set()
         self._last_ns: int | None = None
 
     def hear(self, message: FeatureWindow, received_ns: int) -> None:
-        """A message has come."""
+        """Add a message."""
         modality = message.modality
         self._waiting.setdefault(modality, deque()).append(message)
         self._marks_ns[modality] = max(self._marks_ns.get(modality, message.t_end_ns), message.t_end_ns)
@@ -60,10 +60,10 @@ class CompleteSchedule:
             )
 
     def take(self, t_end_ns: int | None) -> list[FeatureWindow]:
-        """The messages that have something to say of the time up to an instant; None: all that are left.
+        """The messages about the time up to an instant; None: all that are left.
 
-        The last words of a clip are committed in a second message of the same end. An instant at that end is due after
-        the first, so it never takes the second, however early that has come.
+        The last words of a clip are committed in a second message with the same end. An instant at that end is due
+        after the first, so it never takes the second, no matter how early it arrived.
         """
         taken: list[FeatureWindow] = []
         for modality, waiting in self._waiting.items():
@@ -76,15 +76,15 @@ class CompleteSchedule:
         return taken
 
     def watermark_ns(self, modality: str) -> int | None:
-        """Up to when a modality has spoken; None if it never has."""
+        """A modality's watermark; None if it has sent nothing."""
         return self._marks_ns.get(modality)
 
     def end(self, modality: str) -> None:
-        """A modality's clip is over."""
+        """A modality's clip has ended."""
         self._ended.add(modality)
 
     def due(self, watermarks_ns: Mapping[str, int | None]) -> Trigger | None:
-        """The next instant that all workers have reached; the watermarks are of those that have not ended."""
+        """The next instant reached by all workers; the watermarks are of those that have not ended."""
         while (leader := self._next_leader()) is not None:
             trigger = self._pending[leader][0]
             if any(mark is None or mark < trigger.t_end_ns for mark in watermarks_ns.values()):
@@ -98,22 +98,22 @@ class CompleteSchedule:
         return None
 
     def pass_over(self, t_end_ns: int) -> None:
-        """Leave out the instants up to one."""
+        """Skip the instants up to and including one."""
         while (leader := self._next_leader()) is not None and self._pending[leader][0].t_end_ns <= t_end_ns:
             self._pass(leader)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left and nothing more will come."""
+        """Whether the queue is empty and nothing more will come."""
         return self._ended.issuperset(self._leaders) and not any(self._pending.values())
 
     def _next_leader(self) -> str | None:
-        """The modality whose instant is next of those that are known."""
+        """The modality with the earliest queued instant."""
         waiting = [leader for leader in self._leaders if self._pending[leader]]
         return min(waiting, key=lambda leader: self._pending[leader][0].t_end_ns, default=None)
 
     def _leads(self, modality: str, t_ns: int) -> bool:
-        """Whether an instant of this modality counts: no better leader has just spoken."""
+        """Whether an instant of this modality is predicted: no preferred leader has a recent one."""
         others = self._leaders[: self._leaders.index(modality)]
         quick = [other for other in others if not self._is_over(other) and not self._is_slow(other)]
         if any(t_ns - self._led_ns.get(other, -(1 << 62)) <= self._max_age_ns for other in quick):
@@ -134,13 +134,13 @@ class CompleteSchedule:
 
 
 def begins_ns(message: FeatureWindow) -> int:
-    """From when on a message has something to say: its first row; as a whole where it is a state (words)."""
+    """The start of the time that a message is about: that of its first row, or its end for a snapshot (words)."""
     whole = message.words or not len(message.times_ns)
     return message.t_end_ns if whole else min(int(message.times_ns[0]), message.t_end_ns)
 
 
 class Complete(Mode):
-    """A clip as fast as possible: every instant, once all workers have spoken up to it; nothing is dropped."""
+    """A clip as fast as possible: every instant, once all workers have reached it; nothing is dropped."""
 
     at_once = 32
     captured = False
@@ -184,7 +184,7 @@ class Complete(Mode):
         self._schedule.end(modality)
 
     def pass_over(self, t_end_ns: int) -> None:
-        """Take in what was said of the time up to an instant, and leave out the instants until then."""
+        """Process the messages up to an instant, and skip the instants until then."""
         self._schedule.pass_over(t_end_ns)
         self._push_until(t_end_ns)
 
@@ -193,7 +193,7 @@ class Complete(Mode):
             self.push(message, None)
 
     def _open_watermarks(self) -> dict[str, int | None]:
-        """Up to when each modality has spoken whose worker has not ended."""
+        """The watermarks of modalities whose worker has not ended."""
         return {
             WORKERS[worker]: self._schedule.watermark_ns(WORKERS[worker])
             for worker in self.workers
@@ -202,7 +202,7 @@ class Complete(Mode):
 
 
 class CueSchedule:
-    """What the cues of a replay ask for, in their order, each as soon as the messages that it names are here."""
+    """The predictions requested by a replay's cues, in order, each once the messages that it names have arrived."""
 
     def __init__(self) -> None:
         self.finished = False
@@ -214,20 +214,20 @@ class CueSchedule:
         self._waiting_since_ns: int | None = None
 
     def hear(self, message: FeatureWindow) -> None:
-        """A features message, kept until a cue names it."""
+        """Keep a features message until a cue names it."""
         held = self._held.setdefault((message.modality, message.run), {})
         held[message.seq] = message
         if len(held) > _MOST_HELD:  # of a modality that no cue names
             del held[next(iter(held))]
 
     def cue(self, cue: Cue) -> None:
-        """A cue; one that was heard before is ignored."""
+        """Add a cue; duplicates are ignored."""
         if cue.seq >= self._next:
             self._cues.append(cue)
             self._next = cue.seq + 1
 
     def due(self, now_ns: int) -> tuple[Cue, list[FeatureWindow]] | None:
-        """The next cue and its messages, once they are all here, or have been waited for long enough."""
+        """The next cue and its messages, once all have arrived, or after a timeout."""
         if not self._cues:
             return None
         cue = self._cues[0]
@@ -254,16 +254,16 @@ class CueSchedule:
         for run, first, last in spans:
             held = self._held.get((modality, run), {})
             taken += [held[seq] for seq in range(first, last + 1) if seq in held]
-            # Numbers only rise: what no cue has named by now was not taken in when it was recorded either.
+            # Numbers only increase: messages not named by any cue so far were not used in the recorded session either.
             self._held[modality, run] = {seq: message for seq, message in held.items() if seq > last}
         return taken
 
 
 class Replay(Mode):
-    """A recording: what its cues ask for, from the messages that they name, as it was done when it was made."""
+    """A recording: the predictions that its cues request, from the messages that they name, as in the original."""
 
     replayed = True
-    span_ns = 80 * NS_PER_S  # older mien took in messages of clips long before they were predicted from
+    span_ns = 80 * NS_PER_S  # older versions consumed messages of clips long before predicting from them
 
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
@@ -305,11 +305,11 @@ class Replay(Mode):
         """None: the recording has it."""
 
     def note_status(self, status: Status) -> None:
-        """A recorded one, for those who watch; what it meant for a prediction is in the prediction's cue."""
+        """A recorded status, for viewers; its effect on a prediction is in the prediction's cue."""
 
 
 def mode_of(control: Control) -> type[Mode]:
-    """How a session is served."""
+    """The mode of a session."""
     if control.assignment.origin == "replay":
         return Replay
     return Complete if control.assignment.config.clip.fast else Live

@@ -1,6 +1,6 @@
-"""How a session is served: when it is predicted, from what, and what of the model's answer is published.
+"""Modes of a session: when to predict, from which messages, and what to publish of the model's answer.
 
-Here are what all modes have in common, and `Live`; `playback` has the others. No sockets here; `session` has them.
+This module has what all modes share, and `Live`; `playback` has the others, `session` the sockets.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from mien.stream.inference.faults import Faults, Refusals
 from mien.stream.inference.schedule import LiveSchedule, Trigger
 
 _SILENT = Transcript()
-Seen = tuple[list[bool], list[int]]  # whether each modality is there as a whole, and the time of its newest row
+Seen = tuple[list[bool], list[int]]  # whether each modality is present (not masked), and the time of its newest row
 Asked = tuple[int, int]
 
 
 class Expected(NamedTuple):
-    """The instant of a prediction that is not due yet, and the modalities that rows have come of meanwhile."""
+    """The instant of a prediction that is not due yet, and the modalities with new rows since."""
 
     t_end_ns: int
     heard: Collection[str]
 
 
 class Mode(ABC):
-    """What is known of a session, and when to predict from it.
+    """State of a session, and when to predict from it.
 
     Args:
         config: the session's.
-        workers: that speak in it. absent: per modality that nobody captures, why.
-        specs: the modalities of the model, by name. windows: where their rows are kept.
-        run: of the process. refusals: where what is not believed is counted.
+        workers: of the session. absent: modalities that are not captured, with the reason.
+        specs: the modalities of the model, by name. windows: holds their rows.
+        run: of the process. refusals: counts rejected messages.
 
     Attributes:
-        place: in `windows`. ended: workers whose clip is over. seq: number of the next prediction.
-        absent: modalities that the last prediction was made without, and why.
-        smoothed: the smoothed sentiment and the instant that it is of; None before there is one.
-        span_ns: how much time is kept of it. captured: whether messages are as old as their stamps say.
-        at_once: messages of a worker that are taken in before anything is predicted.
+        place: in `windows`. ended: workers whose clip has ended. seq: number of the next prediction.
+        absent: modalities missing in the last prediction, with the reason.
+        smoothed: the smoothed sentiment and its instant; None before the first.
+        span_ns: length of the history kept. captured: whether the messages' stamps are capture times.
+        at_once: maximum messages of a worker to process before predicting.
     """
 
     at_once = 256
@@ -92,29 +92,29 @@ class Mode(ABC):
                 self.assembler.explanations[modality] = absent.get(modality, "not captured")
         self._words = next((track for track in windows.tracks.values() if isinstance(track, Snapshots)), None)
         self._faults = Faults()
-        self._unclear: dict[str, str] = {}  # why nothing is in the rows of a modality that goes on, as its worker says
+        self._unclear: dict[str, str] = {}  # why the rows of a running modality are empty, as reported by its worker
         self._predicted_ns = 0  # the newest instant
         self._said_last = False
         self._taken_in: dict[str, list[tuple[int, int]]] = {}
 
-    # --- what a mode decides ---------------------------------------------------------------------------------------
+    # --- differs between modes ------------------------------------------------------------------------------------
 
     @abstractmethod
     def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
-        """A message of features, or a cue."""
+        """Process a features message or a cue."""
 
     @abstractmethod
     def trigger(self, now_ns: int) -> Trigger | None:
-        """What to predict now, if anything, until all workers have ended."""
+        """The prediction due now, if any, while workers are running."""
 
     def wake_ns(self) -> int:
-        """When there may be something to predict although no message has come."""
+        """When a prediction may become due without a new message."""
         return 0
 
     @property
     @abstractmethod
     def dropped(self) -> dict[str, int]:
-        """Messages that were not predicted from, by cause."""
+        """Messages not used in a prediction, by cause."""
 
     @property
     def has_all(self) -> bool:
@@ -122,33 +122,33 @@ class Mode(ABC):
         return self.ended.issuperset(self.workers)
 
     def last_trigger(self) -> Trigger | None:
-        """Every clip ends with a prediction that has seen all of it: the last words are committed at its very end."""
+        """The final prediction of a clip, from all its data: the last words are committed only at its end."""
         marks = [self.assembler.watermark_ns(WORKERS[worker]) for worker in self.workers]
         end_ns = max((mark for mark in marks if mark is not None), default=None)
         return Trigger(max(end_ns, self._predicted_ns)) if end_ns is not None else None
 
     def holds_back(self, worker: str) -> bool:
-        """Whether a worker's messages have to wait for those of others."""
+        """Whether a worker's messages must wait for those of others."""
         del worker
         return False
 
     def lose(self, modality: str) -> None:
-        """A modality is known to be lost."""
+        """A modality was lost."""
         del modality
 
     def end(self, modality: str) -> None:
-        """A modality's clip is over."""
+        """A modality's clip has ended."""
         del modality
 
-    # --- what all have in common -------------------------------------------------------------------------------------
+    # --- common to all modes ------------------------------------------------------------------------------------
 
     @property
     def is_over(self) -> bool:
-        """Whether the last prediction is made."""
+        """Whether the last prediction was made."""
         return self._said_last
 
     def note_status(self, status: Status) -> None:
-        """What a worker says of itself."""
+        """Process a worker's status."""
         modality = WORKERS.get(status.worker)
         if modality is None or modality not in self.assembler.specs:
             return
@@ -171,7 +171,7 @@ class Mode(ABC):
         self._note_faults()
 
     def note_fault(self, modality: str, fault: str | None, *, dead: bool = False) -> None:
-        """What the supervisor says of a modality's process; None: it answers."""
+        """Process a fault of a modality's process, reported by the supervisor; None: it responds."""
         if fault is None:
             self._faults.clear_process(modality)
         else:
@@ -180,11 +180,11 @@ class Mode(ABC):
         self._note_faults()
 
     def expected(self) -> Expected | None:
-        """What has come for the next prediction since this was last asked; None if nothing has, or none is foreseen."""
+        """What has arrived for the next prediction since the last call; None if nothing has, or none is expected."""
         return None
 
     def due(self, now_ns: int) -> Trigger | None:
-        """What is to be predicted now, if anything; the next one once this is predicted."""
+        """The prediction due now, if any; the next one only after `predicted`."""
         trigger = self.trigger(now_ns)
         if trigger is None and not self._said_last and self.has_all:
             self._said_last = True
@@ -192,11 +192,11 @@ class Mode(ABC):
         return trigger
 
     def predicted(self, trigger: Trigger, answer: Answer, seen: Seen, model: str, asked_ns: Asked) -> Prediction:
-        """The prediction of what was due; it abstains where nothing was observed.
+        """Make the prediction that was due; it abstains if nothing was observed.
 
         Args:
             seen: per modality, as in `mien.engines.rings.Look`.
-            model: checkpoint and engine. asked_ns: when it was asked, and when it had answered.
+            model: checkpoint and engine. asked_ns: when the model was called, and when it returned.
         """
         present, newest_ns = seen
         t_end_ns, names = trigger.t_end_ns, self.assembler.specs
@@ -243,7 +243,7 @@ class Mode(ABC):
         return prediction
 
     def push(self, message: FeatureWindow, received_ns: int | None) -> bool:
-        """Put a message into the windows. Whether it was accepted; if not, why is counted."""
+        """Add a message to the windows. Returns whether it was accepted; if not, the cause is counted."""
         if not self.assembler.push(message, received_ns):
             self.refusals.last = self.assembler.last_refusal
             return False
@@ -268,7 +268,7 @@ class Mode(ABC):
 
 
 class Live(Mode):
-    """Devices, and clips at their own pace: the newest instant, and what is older is skipped."""
+    """Devices, and clips at their own pace: only the newest instant is predicted, older ones are skipped."""
 
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
@@ -312,8 +312,8 @@ def _latency_ms(trigger: Trigger, began_ns: int, done_ns: int, *, captured: bool
     """A prediction's stages in ms.
 
     Args:
-        began_ns, done_ns: when the model was asked, and when it had answered.
-        captured: False for a clip that is played in full, which has no capture times to count from.
+        began_ns, done_ns: when the model was called, and when it returned.
+        captured: False for a whole clip, which has no capture times to count from.
     """
     infer = (done_ns - began_ns) / NS_PER_MS
     if not (captured and trigger.read_ns and trigger.sent_ns and trigger.received_ns):

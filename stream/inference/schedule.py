@@ -1,4 +1,4 @@
-"""When a live session is predicted. No clock is read here."""
+"""When to predict a live session. Reads no clock."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mien.messages import FeatureWindow
 from mien.stream.sources.pace import Pace
 
 LEADERS = ("vision", "audio")
-JITTER = 0.85  # a 30 Hz camera that is a little early now and then is not halved by max_hz = 30
+JITTER = 0.85  # so that max_hz = 30 does not halve a 30 Hz camera that is occasionally a little early
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """An instant to predict for, and what is known of the message that asked for it (None for the timer)."""
+    """An instant to predict for, with the times of the message that triggered it (None for the timer)."""
 
     t_end_ns: int
     read_ns: int | None = None
@@ -26,11 +26,11 @@ class LiveSchedule:
     """Newest first.
 
     The leading modality sets the pace: vision while it delivers often enough, else audio, else a timer. Only the newest
-    instant is worth a prediction, and what is older is counted as skipped. Pure: it reads no clock.
+    instant is predicted, and older ones are counted as skipped. Pure: it reads no clock.
 
     Args:
-        max_hz: most predictions per second. hop_ms: pace of the timer. max_age_ms: a leader silent for longer has
-            lost the lead, and one that is silent for longer as a rule never has it.
+        max_hz: maximum predictions per second. hop_ms: interval of the timer. max_age_ms: a leader silent for longer
+            loses the lead, and one that is usually silent for longer never leads.
     """
 
     def __init__(self, max_hz: float, hop_ms: int, max_age_ms: int) -> None:
@@ -57,11 +57,11 @@ class LiveSchedule:
         self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
 
     def lose(self, modality: str) -> None:
-        """A modality is known to be lost: another one leads at once."""
+        """A modality was lost: another one leads at once."""
         self._heard_ns.pop(modality, None)
 
     def due(self, now_ns: int) -> Trigger | None:
-        """What to predict now, if anything."""
+        """The prediction due now, if any."""
         trigger = self._pending
         if trigger is not None:
             if trigger.t_end_ns - self._last_ns < self._interval_ns:
@@ -77,9 +77,9 @@ class LiveSchedule:
         return trigger
 
     def next_ns(self) -> int | None:
-        """The instant that is likely to be due next, as far from the last as that was from the one before it.
+        """The instant likely to be due next, extrapolated from the last two.
 
-        None while one is due, and where the last two say nothing of the next.
+        None while one is due, and if the last two do not allow it.
         """
         is_known = self._pending is None and 0 < self._step_ns <= self._max_age_ns
         return self._last_ns + self._step_ns if is_known else None
@@ -89,7 +89,7 @@ class LiveSchedule:
         return modality == self._leader(now_ns)
 
     def wake_ns(self) -> int:
-        """When something is due if no message comes: what waits, or the timer once no modality leads."""
+        """When a prediction becomes due without a message: the pending one, or the timer if no modality leads."""
         if self._pending is not None:
             return 0
         leaders = [m for m in self._heard_ns if not self._paces[m].is_slower(self._max_age_ns)]

@@ -1,6 +1,6 @@
-"""One session as the inference process serves it: what comes in, and what goes out. When to predict: `prediction`.
+"""One session of the inference process: its input and output. `prediction` decides when to predict.
 
-What its workers send is decoded, checked for who may say it, and put into our time.
+Messages of its workers are decoded, checked for a permitted sender, and converted to our clock.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from mien.stream.processes.control import Control, Order
 
 NEVER_NS = (1 << 63) - 1
 _STATUS_INTERVAL_S = 1.0
-_RECENT = 300  # predictions whose latency a status sums up
+_RECENT = 300  # predictions over which a status summarises latency
 
 
 class Received(NamedTuple):
-    """A message, the bytes that it came in, and when it came on our clock."""
+    """A message, its frames, and its arrival on our clock."""
 
     message: FeatureWindow | Status | Cue
     frames: list[bytes]
@@ -56,11 +56,11 @@ class Inbox:
 
     Args:
         config: the session's.
-        workers: whom to listen to.
+        workers: to connect to.
         clock: ours.
-        refusals: where what is not believed is counted.
+        refusals: counts rejected messages.
         supervised: whether the workers of this machine share our clock.
-        replayed: whether the senders are a player, which speaks for all, and gives cues.
+        replayed: whether the sender is a player, which sends for all workers, and sends cues.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Inbox:
         self._newest: dict[str, tuple[int, int]] = {}
 
     def open(self, poller: Poller) -> dict[zmq.Socket[bytes], str]:
-        """Connect to the workers; the sockets at which each is heard."""
+        """Connect to the workers; returns each one's sockets."""
         session, bus = self._config.session, self._config.bus
         prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
         for worker in self._workers:
@@ -99,7 +99,7 @@ class Inbox:
             receiver.close()
 
     def tend(self) -> None:
-        """Look after the connections, when it is time to."""
+        """Maintain the connections, if due."""
         for receiver in self._receivers.values():
             receiver.tend()
 
@@ -110,7 +110,7 @@ class Inbox:
         return min((exchange.due_ns for exchange in self._exchanges.values()), default=NEVER_NS)
 
     def take(self, worker: str, limit: int) -> Iterator[Received]:
-        """What has come from a worker, oldest first; what cannot be believed is counted and left out."""
+        """The messages from a worker, oldest first; invalid ones are counted and left out."""
         receiver = self._receivers[worker]
         for frames in receiver.drain(limit):
             received_ns = self._clock.now_ns()
@@ -124,7 +124,7 @@ class Inbox:
                 yield Received(message, frames, received_ns)
 
     def clock_offsets(self) -> dict[str, float]:
-        """Per worker with a clock of its own, how far that is ahead of ours, and how wrong this can be, in ms."""
+        """For each worker with another clock, its offset from ours (positive: ahead) and the maximum error, in ms."""
         detail = {}
         for worker, exchange in self._exchanges.items():
             estimate = exchange.estimate()
@@ -157,12 +157,12 @@ class Inbox:
         return self._in_our_time(worker, message)
 
     def _check_sender(self, worker: str, said: str) -> None:
-        """A process speaks for itself: what it says of others could silence them."""
+        """A process may report only on itself: otherwise it could silence others."""
         if said not in (worker, WORKERS[worker]) and not self._replayed:
             raise WireError(f"foreign: the {worker} worker does not speak for {said}")
 
     def _is_elsewhere(self, worker: str) -> bool:
-        """Whether a worker has a clock of its own: those of one supervisor share one."""
+        """Whether a worker has another clock: those under one supervisor share one."""
         if self._config.clip.fast:
             return False
         return not self._supervised or bool(getattr(self._config.bus.workers, worker, ""))
@@ -181,11 +181,11 @@ class Session:
     """A session: its workers' messages in, its predictions out.
 
     Args:
-        control: the process's view of it. mode: how it is served.
+        control: the process's view of it. mode: when and how to predict.
         publisher, predictor, windows, resources, steps: shared with other sessions.
 
     Attributes:
-        mode: when to predict, and from what. reported_s: when it last said how it is.
+        mode: when to predict, and from what. reported_s: when its last status was published.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Session:
             supervised=control.supervised and not control.assignment.endpoint,
             replayed=mode.replayed,
         )
-        self._absent: dict[str, str] = {}  # as it was said last
+        self._absent: dict[str, str] = {}  # as last reported
         self._next_seq = 0
         self._tag = person_tag(config, replayed=mode.replayed)
         self._totals_ms: deque[float] = deque(maxlen=_RECENT)
@@ -224,11 +224,11 @@ class Session:
         self._state: WorkerState = "starting"
 
     def open(self, poller: Poller) -> dict[zmq.Socket[bytes], str]:
-        """Connect to the workers; the sockets at which they are heard."""
+        """Connect to the workers; returns their sockets."""
         return self._inbox.open(poller)
 
     def announce(self) -> None:
-        """Say that it is ready, and for what."""
+        """Publish that it is ready, and its description."""
         self._publish_about()
         self.publish_status("ready")
         self.control.say("ready", model=self.named(self._predictor.id))
@@ -246,16 +246,16 @@ class Session:
 
     @property
     def is_on(self) -> bool:
-        """Whether it has begun and not ended."""
+        """Whether it has begun but not ended."""
         return self._state != "ended" and self.control.started.is_set()
 
     def predicted(self, trigger: Trigger, answer: Answer, seen: Seen, model: str, asked_ns: Asked) -> list[bytes]:
-        """The message of a prediction of what was due; arguments as for `Mode.predicted`."""
+        """The message of the prediction that was due; arguments as for `Mode.predicted`."""
         prediction = self.mode.predicted(trigger, answer, seen, self.named(model), asked_ns)
         if not self.mode.replayed and self.mode.absent.keys() != self._absent.keys():
             self._absent = self.mode.absent
             self.publish_status("running" if self._state == "ready" else self._state)
-        self._next_seq = self.mode.seq  # only now: a status that is heard before the prediction would call it lost
+        self._next_seq = self.mode.seq  # only now: a status received before the prediction would count it as lost
         self._totals_ms.append(prediction.latency.get("total", 0.0))
         self._meter.tick()
         if self._publisher.parts:
@@ -263,7 +263,7 @@ class Session:
         return encode_prediction(prediction)
 
     def settle(self) -> None:
-        """Look after the connections; say that all is said, once it is, and now and then how this is."""
+        """Maintain the connections; publish the end of the session, and a periodic status."""
         self._inbox.tend()
         if self._state != "ended" and self.mode.is_over:
             self.publish_status("ended")
@@ -272,7 +272,7 @@ class Session:
             self.publish_status(self._state if self._state == "ended" else "running")
 
     def ask_time(self) -> int:
-        """Ask for the time where it is not ours, if it is time to. Returns when it is time again."""
+        """Ask workers with other clocks for the time, if due. Returns when it is due again."""
         return self._inbox.ask()
 
     def close(self) -> None:
@@ -280,7 +280,7 @@ class Session:
         self._inbox.close()
 
     def publish_status(self, state: WorkerState) -> None:
-        """Say how this session's inference is."""
+        """Publish a status of this session's inference."""
         self._state, self.reported_s = state, time.monotonic()
         cpu_percent, rss_mb = self._resources.read()
         status = Status(
@@ -310,7 +310,7 @@ class Session:
         self._publisher.send(encode_status(status))
 
     def obey(self, order: Order) -> None:
-        """What the supervisor says: a status to publish, or which process is not well."""
+        """Carry out the supervisor's order: publish a status, or note a process's fault."""
         if order.status is not None:
             self._publisher.send(encode_status(order.status))
         modality = WORKERS.get(order.worker or "")
@@ -318,11 +318,11 @@ class Session:
             self.mode.note_fault(modality, order.fault, dead=order.dead)
 
     def named(self, model: str) -> str:
-        """Checkpoint and engine, and whose rest this session's rows are compared with."""
+        """Checkpoint and engine, with the tag of the person whose rest is this session's baseline."""
         return with_person(model, self._tag)
 
     def _latency(self) -> dict[str, float]:
-        """Of the newest predictions, from frame read to published, in ms."""
+        """Latency of the newest predictions, from frame read to published, in ms."""
         if not self._totals_ms or not self.mode.captured:
             return {}
         p50, p99 = np.percentile(self._totals_ms, (50, 99))
@@ -344,7 +344,7 @@ class Session:
         self._publisher.send(encode_about(about))
 
     def _drops(self) -> dict[str, int]:
-        """What was not used or did not arrive, by cause."""
+        """Messages not used or lost, by cause."""
         drops = Counter(self.mode.assembler.drops) + self.refusals.counts
         drops.update(self.mode.dropped)
         drops.update(self._publisher.drops)

@@ -1,8 +1,7 @@
-"""Sessions shared out among several inference processes, behind one address for subscribers.
+"""Shards sessions over several inference processes, behind one address for subscribers.
 
-Each process serves its share as one alone would, and publishes on an address of its own on this machine; what it
-publishes is forwarded as it is, without its payload being copied here. A process that dies or hangs is started again,
-and its sessions say so meanwhile.
+Each process serves its share like a single one, and publishes on its own local address; its messages are forwarded
+unchanged, without copying payloads. A process that dies or hangs is restarted, and its sessions report that meanwhile.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ _AT_ONCE = 4096
 
 
 def share_out(configs: Sequence[Config], processes: int) -> list[list[Config]]:
-    """Sessions to processes, evenly and the same way every time: dealt in the order of a hash of their names."""
+    """Distribute sessions over processes, evenly and deterministically: round-robin in the order of name hashes."""
     order = sorted(configs, key=lambda config: (zlib.crc32(config.session.encode()), config.session))
     return [share for number in range(processes) if (share := order[number::processes])]
 
 
 def infer_in_processes(control: Control, others: Sequence[Config], processes: int) -> None:
-    """Run so many inference processes until told to stop.
+    """Run this many inference processes until told to stop.
 
     Raises:
-        MienError: as the process that cannot start says it, or the port is taken.
+        MienError: a process cannot start, with its reason, or the port is in use.
     """
     config = control.assignment.config
     configs = [config, *others]
@@ -84,7 +83,7 @@ class _Shard:
     """One process and its sessions.
 
     Attributes:
-        model: checkpoint and engine; empty before the process was ready for the first time.
+        model: checkpoint and engine; empty until the process was first ready.
     """
 
     def __init__(self, name: str, configs: Sequence[Config], control: Control, publisher: Publisher) -> None:
@@ -95,14 +94,14 @@ class _Shard:
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._receiver: Receiver | None = None
-        self._parts: set[bytes] = set()  # topics that the process was asked for
+        self._parts: set[bytes] = set()  # topics requested from the process
         self._deaths = self._restarts = 0
         self._due_s: float | None = None
         self._started = False
         self._child = self._spawn()
 
     def tend(self, poller: zmq.Poller) -> None:
-        """Follow what the process says, and see that it runs.
+        """Process its messages, and restart it if necessary.
 
         Raises:
             MienError: it cannot start.
@@ -119,13 +118,13 @@ class _Shard:
             self._child.check_alive(_READY_S)
 
     def start_if(self, *, begun: bool) -> None:
-        """Order the process to begin, once all have begun and it is ready."""
+        """Tell the process to begin, once all have begun and it is ready."""
         if begun and self._child.ready and not self._started:
             self._started = True
             self._child.start(self._control.start_ns)
 
     def forward(self) -> None:
-        """Publish what the process has published, and ask it for the parts that are wanted here."""
+        """Forward what the process has published, and request from it the parts that subscribers want."""
         if self._receiver is not None:
             for topic in self._parts ^ self._publisher.parts.keys():
                 if topic in self._parts:
@@ -136,11 +135,11 @@ class _Shard:
             self._publisher.forward(self._receiver.drain_frames(_AT_ONCE))
 
     def release(self) -> None:
-        """Let the process end."""
+        """Tell the process to end."""
         self._child.release()
 
     def close(self) -> None:
-        """See that it has ended."""
+        """Make sure that it has ended."""
         self._child.end(_STOP_S)
         self.forward()
         self._child.sweep()
