@@ -1,1 +1,1 @@
-"""Measuring the stream: paced and synthetic sources, rates, latency and what machine it was."""
+"""Benchmarks of the stream: paced and synthetic sources, rates, latency, and a description of the machine."""

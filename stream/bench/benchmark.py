@@ -1,4 +1,4 @@
-"""One stream as fast as it goes, and the bus alone: what needs neither camera nor pace."""
+"""Benchmarks without camera or pacing: one stream at full speed, and the bus alone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
 
 
 def bench_bus(seconds: float = 5.0, dim: int = 119) -> dict[str, Any]:
-    """The bus alone: a features and a prediction message through TCP on this machine, one at a time, then in bursts."""
+    """The bus alone: a features and a prediction message over local TCP, one at a time, then in bursts."""
     stream = SyntheticStream("bench", {"vision": ModalitySpec("vision", dim, 10, 50)})
     (message,) = stream.next()
     prediction = _prediction_of_nothing()
@@ -125,7 +125,7 @@ def _round_trips(
 
 
 def _burst(publisher: Publisher, receiver: Receiver, seconds: float, frames: list[bytes]) -> tuple[int, int]:
-    """As many as go: sent and received."""
+    """As many as possible: sent and received."""
     sent = received = 0
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:

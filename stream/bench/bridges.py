@@ -1,4 +1,4 @@
-"""What a bridge adds: predictions made up at a camera's pace, received directly and behind each bridge."""
+"""Overhead of each bridge: synthetic predictions at a camera's pace, received directly and through the bridge."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from mien.stream.bus.wire import decode_prediction, encode_prediction
 
 KINDS = ("ws", "osc", "lsl", "mqtt")
 _SESSION = "bench"
-_STEP = 1 / 1024  # sentiments are numbers of predictions: OSC and LSL carry no other, and float32 keeps these exactly
+_STEP = 1 / 1024  # sentiments encode a prediction's number: OSC and LSL carry no other, and float32 holds these exactly
 _CYCLE = 2048
 _READY_S = 30.0
 Arrivals = dict[int, int]  # number of a prediction -> when it arrived, ns of the monotonic clock
 
 
 def measure_bridges(seconds: float, rate_hz: float = 30.0) -> dict[str, Any]:
-    """Latency that each bridge adds to that of a direct subscriber, in ms, prediction by prediction.
+    """Latency that each bridge adds to that of a direct subscriber, in ms, per prediction.
 
     Args:
-        seconds: of each bridge, one after the other. A kind whose library or broker is missing is skipped and says so.
+        seconds: for each bridge, one after the other. One whose library or broker is missing is skipped with a message.
     """
     results: dict[str, Any] = {}
     for kind in KINDS:

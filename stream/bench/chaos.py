@@ -1,8 +1,8 @@
-"""A session into which faults are injected every few seconds, as a subscriber sees it: masked, lost, recovered.
+"""Fault injection every few seconds into a session, observed by a subscriber: masked, lost, recovered.
 
-Nothing is simulated: processes are killed and stopped by signals, the camera is a server that goes away, the microphone
-a sound card that is unloaded, and garbage comes over real sockets. Only the wall clock's step is made inside the
-processes, since the machine's own clock belongs to others.
+Nothing is simulated: processes are killed and stopped by signals, the camera is a server that disappears, the
+microphone a sound card that is unloaded, and garbage arrives over real sockets. Only the wall clock step is made inside
+the processes, since the machine's clock is shared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mien.stream.processes.supervisor import Supervisor
 
 WARM_UP_S = 15.0
 AWAY_S = 4.0  # how long a device is gone
-_PATIENCE_S = 15.0  # for a recovery, also where faults follow each other more closely
+_PATIENCE_S = 15.0  # timeout of a recovery, even if faults follow at shorter intervals
 _GARBAGE = 1000
 _RECOVERY_LIMIT_S, _GROWTH_LIMIT = 5.0, 0.05
 
@@ -41,8 +41,8 @@ class Fault:
     """A fault and its repair.
 
     Attributes:
-        modality: what it should mask; "" for what should stop predictions for a while, None for what should not.
-        repair: undoes it after AWAY_S; recovery is counted from there.
+        modality: to be masked by it; "" if it should interrupt predictions, None if it should have no effect.
+        repair: undoes it after AWAY_S; recovery is timed from there.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Fault:
 
 @dataclass
 class Outcome:
-    """What a fault did. Times in s; None: it did not happen."""
+    """Effect of a fault. Times in s; None: it did not happen."""
 
     fault: str
     at_s: float
@@ -74,9 +74,9 @@ class Chaos:
     """Runs a session and injects faults.
 
     Args:
-        session: what runs; on `camera` and `card`, where they are given.
+        session: to run; on `camera` and `card`, if given.
         every_s: between two faults.
-        report: called with each outcome as it is known.
+        report: called with each outcome as soon as it is known.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Chaos:
         self._started_s = 0.0
 
     def run(self, seconds: float, stopping: threading.Event) -> dict[str, Any]:
-        """For so long, or until told to stop. Returns the figures.
+        """Run for `seconds`, or until told to stop. Returns the figures.
 
         Raises:
             MienError: a process could not start.
@@ -195,11 +195,11 @@ class Chaos:
             outcome.reason = prediction.absent[str(fault.modality)]
 
     def _follow(self, seconds: float, stopping: threading.Event, condition: Callable[[Prediction], bool]) -> bool:
-        """Look after the session; True as soon as a prediction meets the condition."""
+        """Supervise the session; True as soon as a prediction meets the condition."""
         until_s = time.monotonic() + seconds
         while not stopping.is_set() and time.monotonic() < until_s:
             self._supervisor.tend()
-            self._supervisor.take_notes()  # its statuses say the same
+            self._supervisor.take_notes()  # duplicates its statuses
             met = False
             for prediction in self._subscriber.wait(0.02):
                 self._log.add_prediction(prediction)
@@ -217,7 +217,7 @@ class Chaos:
         threading.Thread(target=work, daemon=True).start()
 
     def _throw_garbage(self) -> None:
-        """Half as bytes on the bare ports, half as messages of the transport's own kind."""
+        """Half as raw bytes on the ports, half as ZeroMQ messages."""
         random = np.random.default_rng(1)
         endpoints = [self._session.config.bus.address(worker) for worker in ("inference", *self._session.workers)]
         for number in range(_GARBAGE // 2):
@@ -268,21 +268,21 @@ class Chaos:
         }
 
 
-SILENCE_S = 0.5  # without a prediction: a gap that must be explained
-_BEHIND_MS = 2500.0  # a worker whose rows are so late says so by its lag
-_OLD_ENOUGH_S = 20.0  # a process whose memory is compared has loaded everything
+SILENCE_S = 0.5  # a longer gap without predictions must be explained
+_BEHIND_MS = 2500.0  # a worker with more lag explains a gap by it
+_OLD_ENOUGH_S = 20.0  # age at which a process has loaded everything, so that its memory can be compared
 _KEPT = 1000
 
 
 class GapLog:
-    """Remembers predictions with when they came, and what statuses said.
+    """Log of predictions with their arrival times, and of what statuses reported.
 
     Args:
-        workers: capture workers of the session; the masks of others are on purpose.
+        workers: capture workers of the session; masks of other modalities are intended.
 
     Attributes:
-        arrivals: (when, prediction), the newest thousand. count: all there were.
-        memory: per process, (when, MB) of its mature runs.
+        arrivals: (when, prediction), the newest thousand. count: total number.
+        memory: per process, (when, MB), once it has loaded everything.
     """
 
     def __init__(self, workers: Collection[str]) -> None:
@@ -295,24 +295,24 @@ class GapLog:
         self._since_s: dict[tuple[str, int], float] = {}
 
     def add_prediction(self, prediction: Prediction) -> None:
-        """A prediction came now."""
+        """Add a prediction that arrived now."""
         self.arrivals.append((time.monotonic(), prediction))
         self.count += 1
 
     def add_statuses(self, statuses: Mapping[str, Status]) -> None:
-        """The newest status of each process."""
+        """Add the newest status of each process."""
         now_s = time.monotonic()
         for worker, status in statuses.items():
             before = self._newest.get(worker)
             if status is before:
                 continue
             self._newest[worker] = status
-            # An error stays in the status when it is over; only a new one, or a state, explains what happens now.
+            # An error remains in the status after it is over; only a new one, or a state, explains the present.
             news = status.last_error is not None and (before is None or status.last_error != before.last_error)
             behind = status.lag_ms is not None and status.lag_ms > _BEHIND_MS
             if news or behind or status.state in ("degraded", "failed", "starting"):
                 self._said.append((now_s, worker))
-            # Inference says which modalities are missing as a whole, and why.
+            # Inference reports which modalities are missing as a whole, and why.
             self._said += [(now_s, each) for each in WORKERS if f"absent.{WORKERS[each]}" in status.detail]
             if status.rss_mb is None or not status.run:
                 continue
@@ -320,17 +320,17 @@ class GapLog:
                 self.memory[worker].append((now_s, status.rss_mb))
 
     def forget(self) -> None:
-        """Keep what is needed for the present."""
+        """Drop entries that are no longer needed."""
         del self._said[:-_KEPT]
         del self.arrivals[:-_KEPT]
 
     def silences(self, since_s: float) -> list[tuple[float, float]]:
-        """Times between two predictions, from `since_s` on: begin and end."""
+        """Gaps between two predictions, from `since_s` on: start and end."""
         times_s = [since_s, *(at_s for at_s, _ in self.arrivals if at_s >= since_s)]
         return list(itertools.pairwise(times_s))
 
     def unexplained(self, since_s: float) -> list[str]:
-        """Silences and masks since then of which no status told why."""
+        """Gaps and masks since then that no status explained."""
         found = [
             f"silence of {end_s - begin_s:.1f} s"
             for begin_s, end_s in self.silences(since_s)
@@ -345,7 +345,7 @@ class GapLog:
         return found
 
     def growth(self) -> dict[str, float | None]:
-        """Per process, its last fifth of memory over its first, less 1; None where there is too little to compare."""
+        """Per process, memory of the last fifth over that of the first, minus 1; None if there is too little data."""
         growth: dict[str, float | None] = {}
         for worker, values in self.memory.items():
             fifth = len(values) // 5
@@ -365,7 +365,7 @@ class GapLog:
         return spans
 
     def _explained(self, begin_s: float, end_s: float, worker: str | None) -> bool:
-        """Whether a status said, when it could be heard, that something was amiss then."""
+        """Whether a status reported a fault at that time, as soon as one could arrive."""
         return any(
             begin_s - 1.0 <= at_s <= end_s + 5.0 and (said in ("supervisor", worker) or worker is None)
             for at_s, said in self._said

@@ -1,6 +1,6 @@
-"""A camera and a microphone that can be taken away: a clip over HTTP, and PulseAudio's null sink.
+"""A camera and a microphone that can be unplugged: a clip over HTTP, and PulseAudio's null sink.
 
-Both come to the workers as devices do: by the network stack, and by the system's sound server.
+Both reach the workers as devices do: through the network stack and the system's sound server.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _QUALITY = 90
 
 
 class CameraServer:
-    """Pictures as multipart JPEG, at a pace in a loop, while it is switched on.
+    """Loops over pictures as multipart JPEG, at a fixed rate, while it is switched on.
 
     Args:
-        jpegs: the pictures; no two alike in a row, since a camera that repeats a picture counts as frozen.
+        jpegs: the pictures; no two equal in a row, since a camera that repeats a picture counts as frozen.
         period_s: time between two of them.
 
     Attributes:
-        url: where it is found, also while it is off.
+        url: its address, also while it is off.
     """
 
     def __init__(self, jpegs: Sequence[bytes], period_s: float) -> None:
@@ -51,7 +51,7 @@ class CameraServer:
         self._server: ThreadingHTTPServer | None = None
 
     def switch_on(self) -> None:
-        """Serve."""
+        """Start serving."""
         jpegs, on, period_s = self._jpegs, self._on, self._period_s
 
         class Handler(BaseHTTPRequestHandler):
@@ -79,7 +79,7 @@ class CameraServer:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def switch_off(self) -> None:
-        """End every connection and serve no more, until it is switched on again."""
+        """Close all connections and stop serving, until it is switched on again."""
         self._on.clear()
         if self._server is not None:
             self._server.shutdown()
@@ -88,7 +88,7 @@ class CameraServer:
 
 
 def clip_camera(clip: Path, seconds: float = 30.0) -> CameraServer:
-    """A camera that films a clip's first `seconds` at the clip's own pace, with a sensor's noise.
+    """A camera that shows a clip's first `seconds` at the clip's own pace, with sensor noise.
 
     Raises:
         SourceError: it has no pictures.
@@ -110,7 +110,7 @@ def clip_camera(clip: Path, seconds: float = 30.0) -> CameraServer:
 
 
 def write_wave(path: Path, samples: Float32) -> None:
-    """Sound (n,), mono 16 kHz, as a WAV file of 16 bits."""
+    """Write sound (n,), mono 16 kHz, as a 16-bit WAV file."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -119,16 +119,16 @@ def write_wave(path: Path, samples: Float32) -> None:
 
 
 class SoundCard:
-    """A PulseAudio server of our own with one microphone, which hears a clip in a loop while it is plugged in.
+    """A private PulseAudio server with one microphone, which plays a clip in a loop while it is plugged in.
 
     Args:
-        clip: what is heard. folder: empty, for the server's files.
+        clip: to play. folder: empty, for the server's files.
 
     Attributes:
-        environment: variables with which a process finds this microphone as its default.
+        environment: variables that make this microphone a process's default.
 
     Raises:
-        SourceError: what is lacking on this machine.
+        SourceError: something is missing on this machine.
     """
 
     def __init__(self, clip: Path, folder: Path) -> None:
@@ -160,16 +160,16 @@ class SoundCard:
         threading.Thread(target=self._play, name="sound-card", daemon=True).start()
 
     def plug_in(self) -> None:
-        """The microphone is there, and hears the clip."""
+        """Add the microphone, and play the clip."""
         self._module = self._control("load-module", "module-null-sink", "sink_name=microphone").stdout.strip()
 
     def pull_out(self) -> None:
-        """It is gone."""
+        """Remove the microphone."""
         self._control("unload-module", self._module)
         self._module = ""
 
     def close(self) -> None:
-        """End the server and the player."""
+        """Stop the server and the player."""
         if hasattr(self, "_closing"):
             self._closing.set()
             if self._player is not None and self._player.poll() is None:

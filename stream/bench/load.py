@@ -1,7 +1,7 @@
-"""A real inference process under load: features many times too fast, subscribers many and slow.
+"""A real inference process under load: features many times too fast, many subscribers, slow subscribers.
 
-What is made up are the features, which come over real sockets as workers send them; their stamps say when they were
-due, so the latency that predictions carry counts from there.
+Only the features are synthetic; they arrive over real sockets as from workers. Their stamps are their due times, so
+the predictions' latency counts from there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mien.stream.processes.control import Assignment
 
 _READY_S = 180.0
 _SETTLE_S = 3.0
-_SLOW_S = 0.5  # a slow subscriber takes so long over each message
+_SLOW_S = 0.5  # a slow subscriber's time per message
 SESSION = "load"
 
 
@@ -60,7 +60,7 @@ class InferenceUnderLoad:
         self._wait_ready(events)
 
     def begin(self, factor: int) -> None:
-        """Features from now on come `factor` times as fast as a camera's, each with the time at which it is sent."""
+        """From now on send features `factor` times as fast as a camera, stamped with the time of sending."""
         self._factor = factor
         self._stream = SyntheticStream(SESSION, self.specs)
         self._began_ns, self._frames = self.clock.now_ns(), 0
@@ -69,11 +69,11 @@ class InferenceUnderLoad:
             self._child.start(self._began_ns)
 
     def feed(self) -> float:
-        """Send what is due; seconds until the next is."""
+        """Send what is due; returns the seconds until the next is."""
         assert self._stream is not None, "begin() comes first"
         period_ns = NS_PER_S // (FRAME_HZ * self._factor)
         now_ns = self.clock.now_ns()
-        # After a stall of this process, what was missed is not made up for.
+        # After a stall of this process, do not catch up.
         self._frames = max(self._frames, (now_ns - self._began_ns) // period_ns - 5)
         while (due_ns := self._began_ns + self._frames * period_ns) <= now_ns:
             self._frames += 1
@@ -90,7 +90,7 @@ class InferenceUnderLoad:
             publisher.close()
 
     def _send(self, message: FeatureWindow, due_ns: int) -> None:
-        """A message as made, moved to where it is due on the session's clock."""
+        """Send a message, shifted to its due time on the session's clock."""
         spec: ModalitySpec = self.specs[message.modality]
         shift_ns = due_ns - message.t_end_ns
         times_ns = message.times_ns + shift_ns

@@ -1,4 +1,4 @@
-"""Figures that can be trusted: durations with their spread, where and with what they were taken, and comparisons."""
+"""Reliable figures: durations with their spread, machine and versions, and comparisons."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 
 from mien.install import commit, installed_versions
 
-BLOCKS = 20  # a run is cut into so many pieces; how their medians differ is the spread of a comparison
+BLOCKS = 20  # blocks in a run; the spread of their medians is that of a comparison
 _PACKAGES = ("mien", "numpy", "onnxruntime", "openvino", "torch", "torch-tensorrt", "torch-tensorrt-rtx", "pyzmq")
 
 
 def describe(durations_ms: Sequence[float]) -> dict[str, Any]:
-    """Percentiles of durations in ms, how many there were, and medians of successive blocks."""
+    """Percentiles of durations in ms, their count, and medians of successive blocks."""
     values = np.asarray(durations_ms, np.float64)
     if not len(values):
         return {"n": 0}
@@ -29,9 +29,9 @@ def describe(durations_ms: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(base_blocks: Sequence[float], other_blocks: Sequence[float]) -> dict[str, float]:
-    """How many times as much the other takes: ratio of medians, and its 10th and 90th percentile over all pairs.
+    """Ratio of medians, other to base, and its 10th and 90th percentile over all pairs of blocks.
 
-    Block medians of one run differ by what the machine did meanwhile; a ratio whose spread includes 1 shows nothing.
+    Block medians within a run vary with other load on the machine; a ratio whose spread includes 1 shows nothing.
     """
     base, other = np.asarray(base_blocks, np.float64), np.asarray(other_blocks, np.float64)
     pairs = (other[None, :] / np.maximum(base[:, None], 1e-9)).ravel()
@@ -44,7 +44,7 @@ def ratio(base_blocks: Sequence[float], other_blocks: Sequence[float]) -> dict[s
 
 
 def compare_reports(base: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """`ratio` of every measurement that both reports have, by its path."""
+    """`ratio` of every measurement present in both reports, by its path."""
     left, right = dict(_measurements(base)), dict(_measurements(other))
     return {path: ratio(left[path], right[path]) for path in left if path in right}
 
@@ -61,7 +61,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def load_per_core() -> float | None:
-    """Runnable processes per core over the last minute, where the system tells; above 1, timings are of the queue."""
+    """Load average per core over the last minute, if available; above 1, timings include waiting for a core."""
     try:
         return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
     except (AttributeError, OSError):
@@ -69,7 +69,7 @@ def load_per_core() -> float | None:
 
 
 class Turns:
-    """Durations of several candidates that take turns, so that other load on the machine affects all of them alike."""
+    """Durations of several candidates in turns, so that other load on the machine affects all of them alike."""
 
     def __init__(self, names: Sequence[str], seed: int = 0) -> None:
         self.durations_ms: dict[str, list[float]] = {name: [] for name in names}
@@ -80,7 +80,7 @@ class Turns:
         return [str(name) for name in self._random.permutation(list(self.durations_ms))]
 
     def add(self, name: str, started: float) -> None:
-        """Count a turn that began at `time.perf_counter()` = `started` and ends now."""
+        """Add a turn that started at `time.perf_counter()` = `started` and ends now."""
         self.durations_ms[name].append((time.perf_counter() - started) * 1e3)
 
 

@@ -1,4 +1,4 @@
-"""A whole session at the pace of a camera, measured from outside: all its processes, its bus, and a subscriber."""
+"""A whole session at a camera's pace, measured from outside: all its processes, the bus, and a subscriber."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGES = ("capture", "feature", "transport", "wait", "infer", "software", "publi
 
 
 class Recording:
-    """What a subscriber sees of a session."""
+    """What a subscriber receives from a session."""
 
     def __init__(self) -> None:
         self.received_ns: list[int] = []
@@ -36,12 +36,12 @@ class Recording:
         self.lost = 0
 
     def add(self, prediction: Prediction, now_ns: int) -> None:
-        """Take in a prediction that arrived at session time `now_ns`."""
+        """Add a prediction that arrived at session time `now_ns`."""
         self.received_ns.append(now_ns)
         self.predictions.append(prediction)
 
     def add_status(self, status: Status, at_s: float, warming_up: bool) -> None:
-        """Take in a status at `at_s` seconds since the start."""
+        """Add a status at `at_s` seconds since the start."""
         if self.statuses.get(status.worker) is status:
             return
         self.statuses[status.worker] = status
@@ -59,7 +59,7 @@ class Recording:
 def record(session: Session, seconds: float, stopping: threading.Event) -> tuple[Recording, str]:
     """Run a session for `seconds` after its warm-up, or to the end of its clip.
 
-    Returns what was seen, warm-up left out, and the model's id.
+    Returns what was received, without the warm-up, and the model's id.
 
     Raises:
         MienError: a process could not start, or died.
@@ -99,8 +99,8 @@ def record(session: Session, seconds: float, stopping: threading.Event) -> tuple
 def summarise(recording: Recording, offered_fps: float | None = None) -> dict[str, Any]:
     """Rates, latencies by stage, ages, jitter, drops by cause, speech recognition, and resources of a recording.
 
-    "software" is from the frame being read to its prediction being published; "publish" from there to a subscriber
-    that holds it. "end_to_end" counts from when the frame was due (a clip) or captured (a device) to that subscriber.
+    "software" is from reading the frame to publishing its prediction; "publish" from there to its arrival at the
+    subscriber. "end_to_end" is from when the frame was due (clip) or captured (device) to that arrival.
     """
     stages: dict[str, list[float]] = defaultdict(list)
     ages: dict[str, list[float]] = defaultdict(list)
@@ -141,7 +141,7 @@ def summarise(recording: Recording, offered_fps: float | None = None) -> dict[st
 def slopes(recording: Recording, seconds: float) -> dict[str, Any]:
     """Growth per minute once a run of `seconds` has settled: memory of every process in MiB, latency in ms.
 
-    It has settled after two minutes, or after two fifths of a shorter run. "minutes" holds the latency of each minute.
+    It has settled after two minutes, or after two fifths of a shorter run. "minutes" is the latency of each minute.
     """
     settle_s = min(SOAK_SETTLE_S, 0.4 * seconds)
     growth: dict[str, Any] = {"settled_after_s": round(settle_s, 1), "memory_mb_per_min": {}}
@@ -173,12 +173,12 @@ def timeline(recording: Recording) -> list[tuple[float, float]]:
 
 
 def _asr(recording: Recording) -> dict[str, Any] | None:
-    """The recogniser's share of real time, how far behind the sound it is, and how late words are committed."""
+    """The recogniser's real-time factor, its lag behind the sound, and the delay until words are committed."""
     text = recording.statuses.get("text")
     if text is None:
         return None
     lags: list[float] = []
-    # What the first prediction shows was committed before the measurement.
+    # Words in the first prediction were committed before the measurement.
     seen = {(word.text, word.t_end_ns) for word in recording.predictions[0].words} if recording.predictions else set()
     for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True):
         for word in prediction.words:
@@ -202,7 +202,7 @@ def _drops(recording: Recording) -> dict[str, int]:
 
 
 def _slope_per_min(series: list[tuple[float, float]]) -> float | None:
-    """Least squares; None where there is too little to fit."""
+    """Least squares; None if there is too little to fit."""
     if len(series) < 10:
         return None
     at_s, values = np.array(series).T

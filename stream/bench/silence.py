@@ -1,7 +1,7 @@
-"""Words recognised without speech: sounds made by a formula, through the text worker, and the words that it commits to.
+"""Words recognised without speech: synthetic sounds through the text worker, and the words that it commits.
 
-All sounds are synthesised from a seed: (n,) float32, mono, 16 kHz. Their level changes as they go on, from hardly
-audible to loud, as no recogniser is wrong at one level only.
+All sounds are synthesised from a seed: (n,) float32, mono, 16 kHz. Their level changes over time, from barely audible
+to loud, since no recogniser is wrong at one level only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mien.stream.bench.devices import write_wave
 from mien.stream.modalities.base import create_modality
 from mien.stream.sources.source import SAMPLE_RATE
 
-_PIECE_S = 10.0  # a level holds for so long
+_PIECE_S = 10.0  # duration of each level
 _LEVELS_DB = (-12, -24, -36, -48, -60)  # peak, of full scale
 
 
@@ -54,7 +54,7 @@ def pink(count: int, random: np.random.Generator) -> Float32:
 
 
 def music(count: int, random: np.random.Generator) -> Float32:
-    """Chords, a melody with vibrato, and a drum, in a tempo of its own."""
+    """Chords, a melody with vibrato, and a drum, at a random tempo."""
     beat = round(60 / random.uniform(70, 140) * SAMPLE_RATE)
     out = np.zeros(count + 4 * beat)
     root = int(random.integers(40, 52))
@@ -73,7 +73,7 @@ def music(count: int, random: np.random.Generator) -> Float32:
 
 
 def keyboard(count: int, random: np.random.Generator) -> Float32:
-    """Typing: two clicks a key, of resonances that ring for a few milliseconds, over the noise of a room."""
+    """Typing: two clicks per key, with resonances of a few milliseconds, over room noise."""
     out = 0.003 * random.standard_normal(count + SAMPLE_RATE)
     at = 0
     while at < count:
@@ -86,7 +86,7 @@ def keyboard(count: int, random: np.random.Generator) -> Float32:
 
 
 def coughs(count: int, random: np.random.Generator) -> Float32:
-    """Coughs, one to four in a row: a burst of breath through a vocal tract, then a voice that falls."""
+    """Coughs, one to four in a row: a burst of breath through a vocal tract, then a falling voice."""
     out = 0.002 * random.standard_normal(count + 2 * SAMPLE_RATE)
     at = int(random.uniform(0.2, 1.0) * SAMPLE_RATE)
     while at < count:
@@ -104,7 +104,7 @@ SOUNDS: dict[str, Callable[[int, np.random.Generator], Float32]] = {
 
 
 def synthesised(name: str, seconds: float, seed: int) -> Float32:
-    """One of SOUNDS: pieces of ten seconds, each of its own making, at one level after the other."""
+    """One of SOUNDS: pieces of ten seconds, each synthesised separately, cycling through the levels."""
     random = np.random.default_rng([seed, list(SOUNDS).index(name)])
     total = round(seconds * SAMPLE_RATE)
     size = round(_PIECE_S * SAMPLE_RATE)
@@ -128,7 +128,7 @@ def measure_silence(
         report: called with each sound's name and figures.
 
     Returns:
-        Per sound what `count_words` says, `seconds`, and `work_s` that it took.
+        Per sound the result of `count_words`, `seconds`, and `work_s`, the time that it took.
     """
     figures: dict[str, Any] = {}
     for name in SOUNDS:
@@ -143,7 +143,7 @@ def measure_silence(
 def count_words(sound: Float32, asr: str | None = None) -> dict[str, Any]:
     """Words that the text worker hears in a sound.
 
-    `words` that were committed, certain or not, `tentative` ones that were shown for a while, and the committed `text`.
+    `words` committed, certain or not, `tentative` ones shown for a while, and the committed `text`.
     """
     committed: dict[int, Word] = {}
     tentative: set[tuple[str, int]] = set()

@@ -1,6 +1,6 @@
-"""`python -m mien.stream.bench.stepped ...`: mien, but SIGUSR1 sets its time of day an hour on.
+"""`python -m mien.stream.bench.stepped ...`: mien, but SIGUSR1 sets its wall clock forward by an hour.
 
-For that process alone: the machine's own clock belongs to others.
+Only for that process: the machine's clock is shared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mien.clock import NS_PER_S
 
 
 def step_wall_clock(seconds: float) -> None:
-    """From now on, the time of day that this process reads is another one."""
+    """Step the wall clock that this process reads."""
     read, read_ns = time.time, time.time_ns
     time.time = lambda: read() + seconds
     time.time_ns = lambda: read_ns() + int(seconds * NS_PER_S)

@@ -1,4 +1,4 @@
-"""Many streams: how many hold the limit, what they cost by step, and what batches and memory do as they grow."""
+"""Many streams: how many stay within the limit, their cost by step, and how batches and memory scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mien.stream.inference.assembler import Assembler
 
 P99_LIMIT_MS = 33.0
 WARM_UP_S = 1.0
-_LEAD_NS = 6 * NS_PER_S  # a stream has been running for a whole window when the clock starts
+_LEAD_NS = 6 * NS_PER_S  # streams have run for a whole window when the measurement starts
 _SLEEP_MARGIN_NS = NS_PER_MS // 2
 _WARM_UP = 12
 
@@ -27,13 +27,13 @@ Trial = dict[str, Any]
 
 
 class Lane(NamedTuple):
-    """A stream, and the assembler that takes it in."""
+    """A stream and its assembler."""
 
     stream: SyntheticStream
     assembler: Assembler
 
     def advance(self) -> int:
-        """Take in what comes with the next frame. Returns when it is captured."""
+        """Process the messages that come with the next frame. Returns when it is captured."""
         due_ns = self.stream.due_ns
         for message in self.stream.next():
             self.assembler.push(message)
@@ -41,11 +41,10 @@ class Lane(NamedTuple):
 
 
 def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, batched: bool = True) -> Trial:
-    """`streams` streams of 30 frames a second each in this very process, without sockets.
+    """`streams` streams of 30 frames a second each in this process, without sockets.
 
-    Streams that are due together share a batch, or with `batched` False are predicted one after the other. A frame that
-    is overtaken by its stream's next one is dropped and counted. Latency is from the moment a frame is due to the
-    moment its prediction is there.
+    Streams due at the same time share a batch, or with `batched` False are predicted one by one. A frame overtaken by
+    its stream's next one is dropped and counted. Latency is from when a frame is due until its prediction is ready.
     """
     clock = time.monotonic_ns
     process = psutil.Process()
@@ -92,7 +91,7 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
         "batched": batched,
         "drops": {"overtaken": dropped},
         "mean_batch": round(float(np.mean(batches)), 2) if batches else 0.0,
-        # What the process could serve if it were never idle: its time in the model alone.
+        # Throughput if the process were never idle, by the time in the model alone.
         "capacity_fps": round(len(latencies) / busy_ns * NS_PER_S, 1) if busy_ns else 0.0,
         "cpu_percent": process.cpu_percent(),
         "rss_mb": round(process.memory_info().rss / 2**20, 1),
@@ -103,7 +102,7 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
 def stream_figures(
     streams: int, seconds: float, latencies: list[float], jitter: list[float], ages: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Rates, latencies, jitter and ages (ms) of a trial, and whether it holds the limit.
+    """Rates, latencies, jitter and ages (ms) of a trial, and whether it stays within the limit.
 
     It does if nearly all frames were predicted, 99 in a hundred of them in time.
     """
@@ -120,7 +119,7 @@ def stream_figures(
 
 
 def measure_batches(predictor: Predictor, sizes: Sequence[int], rounds: int = 60) -> dict[str, Any]:
-    """What a batch of rolling windows costs by its size: ms of the batch, and microseconds a window by step."""
+    """Cost of a batch of rolling windows by its size: ms per batch, and microseconds per window by step."""
     table = {}
     for size in sizes:
         windows, lanes = make_lanes(predictor, size, _LEAD_NS)
@@ -146,7 +145,7 @@ def measure_batches(predictor: Predictor, sizes: Sequence[int], rounds: int = 60
 
 
 def compare_batching(predictor: Predictor, streams: int, seconds: float) -> dict[str, Any]:
-    """So many streams together and one by one."""
+    """This many streams, batched and one by one."""
     kept = ("offered_fps", "achieved_fps", "capacity_fps", "mean_batch", "latency_ms", "drops")
     return {
         name: {k: v for k, v in bench_multi(predictor, streams, seconds, batched=batched).items() if k in kept}
@@ -157,14 +156,14 @@ def compare_batching(predictor: Predictor, streams: int, seconds: float) -> dict
 def find_most_streams(
     run: Callable[[int], Trial], most: int = 128, report: Callable[[Trial], None] | None = None
 ) -> dict[str, Any]:
-    """The largest number of streams with which a trial, or a second one, holds 33 ms at p99.
+    """The largest number of streams with which a trial, or its repetition, stays within 33 ms at p99.
 
-    It is found by doubling, then by halving steps. Memory by stream is the slope of a line through the trials.
+    Found by doubling, then by bisection. Memory per stream is the slope of a line through the trials.
     """
     trials: list[Trial] = []
 
     def holds(streams: int) -> bool:
-        for _ in range(2):  # a moment in which the machine did something else is not to decide
+        for _ in range(2):  # a momentary load on the machine should not decide
             trials.append(run(streams))
             if report is not None:
                 report(trials[-1])
@@ -179,7 +178,7 @@ def find_most_streams(
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     found: dict[str, Any] = {"most_streams": low, "p99_limit_ms": P99_LIMIT_MS}
-    # What was once asked of the system is not given back at once: only ever larger trials tell.
+    # Freed memory is not returned to the system at once: only trials larger than all before count.
     growing = [trial for index, trial in enumerate(trials) if trial["streams"] > max(
         (other["streams"] for other in trials[:index]), default=0)]  # fmt: skip
     if len(growing) > 2:
@@ -196,7 +195,7 @@ def find_most_streams(
 
 
 def make_lanes(predictor: Predictor, streams: int, begin_ns: int) -> tuple[Windows, list[Lane]]:
-    """Streams with a window full of rows, whose frames are spread over the time between two."""
+    """Streams with full windows, their frames staggered over a frame interval."""
     period_ns = NS_PER_S // FRAME_HZ
     windows, lanes = Windows(predictor.specs, streams), []
     for number in range(streams):
@@ -209,7 +208,7 @@ def make_lanes(predictor: Predictor, streams: int, begin_ns: int) -> tuple[Windo
 
 
 def _due(lanes: Sequence[Lane], now_ns: int) -> tuple[list[tuple[int, int]], int]:
-    """Place and time of the newest frame of every stream that has one by now, and how many were overtaken."""
+    """Place and time of the newest frame of every stream that has one, and how many were overtaken."""
     due: list[tuple[int, int]] = []
     overtaken = 0
     for lane in lanes:

@@ -1,4 +1,4 @@
-"""Features of a stream that is not there: rows of the right shape and pace, to measure what follows capture."""
+"""Features of a synthetic stream: rows of the right shape and pace, to measure what follows capture."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mien.stream.inference.assembler import Assembler
 FRAME_HZ = 30
 SOUND_HZ = 10
 WORDS_HZ = 1.25
-_POOL = 257  # rows of each modality, which come again and again
-_START_NS = 60 * NS_PER_S  # its first words were said before it began, and times on the wire are not negative
+_POOL = 257  # rows of each modality, which repeat
+_START_NS = 60 * NS_PER_S  # its first words precede its start, and times on the wire must not be negative
 
 
 class SyntheticStream:
-    """Messages as the three workers send them: 30 frames, 10 pieces of sound and 1.25 sets of words a second.
+    """Messages as from the three workers: 30 frames, 10 chunks of sound and 1.25 sets of words a second.
 
     Args:
         specs: the modalities, by name. seed: of the rows.
@@ -37,7 +37,7 @@ class SyntheticStream:
         self.session = session
         self._specs = dict(specs)
         random = np.random.default_rng(seed)
-        # Made once: what is measured is not how fast random numbers are.
+        # Made once: the benchmark should not measure the random generator.
         self._pool = {
             name: random.standard_normal((_POOL, spec.dim)).astype(np.float32) for name, spec in self._specs.items()
         }
@@ -52,13 +52,13 @@ class SyntheticStream:
         return self._start_ns + int(self._frame * NS_PER_S / self._hz)
 
     def next(self) -> list[FeatureWindow]:
-        """The messages that become ready with the next frame, the frame's own last."""
+        """The messages that become ready with the next frame, that of the frame last."""
         t_ns = self.due_ns
         self._frame += 1
         messages = []
         for name, spec in self._specs.items():
             pace_hz = WORDS_HZ if spec.snapshot else FRAME_HZ if spec.rate_hz <= FRAME_HZ else SOUND_HZ
-            # To the nearest frame: frames are not whole nanoseconds apart.
+            # To the nearest frame: the frame interval is not a whole number of nanoseconds.
             period_ns = NS_PER_S * (1 / pace_hz - 0.5 / self._hz)
             if t_ns - self._until_ns[name] >= period_ns or not self._sent[name]:
                 messages.append(self._message(spec, t_ns))
@@ -94,7 +94,7 @@ class SyntheticStream:
 
 
 def synthetic_inputs(specs: Mapping[str, ModalitySpec], count: int, seed: int = 0) -> list[dict[str, Float32]]:
-    """Inputs of the whole model at successive instants of one stream, whose window is full from the first one on."""
+    """Inputs of the whole model at successive instants of one stream, with a full window from the start."""
     stream, windows = SyntheticStream("synthetic", specs, seed), Windows(specs)
     assembler, inputs = Assembler(specs, windows=windows), []
     for frame in range(6 * FRAME_HZ + count):

@@ -1,4 +1,4 @@
-"""What viewers cost: one session with no, one and five viewers of its dashboard, in turns."""
+"""Cost of viewers: one session with no, one and five viewers of its dashboard, in turns."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
 
 CASES = {"nobody": (0, 0), "one": (1, 0), "five, one of them stalled": (4, 1)}
-_SETTLE_S = 4.0  # for those before to be forgotten (two seconds), and for the status to tell of it
+_SETTLE_S = 4.0  # until previous viewers time out (two seconds), and the status shows it
 _READY_S = 60.0
 
 
 def measure_watchers(session: Session, seconds: float, rounds: int, stopping: threading.Event) -> dict[str, Any]:
     """Latency, rate, and bytes of previews with no, one and five viewers.
 
-    Watchers take what a browser would and draw nothing: what drawing costs is the browser's machine's. The cases take
-    turns in random order, so that what else the machine does meets all of them alike.
+    Watchers receive what a browser would but draw nothing: drawing is a cost of the browser's machine. The cases take
+    turns in random order, so that other load on the machine affects all of them alike.
 
     Args:
         session: to run; its dashboard takes any port.
@@ -103,7 +103,7 @@ def _await_page(
 def _listen(
     supervisor: Supervisor, subscriber: Subscriber, seconds: float, stopping: threading.Event
 ) -> tuple[list[Any], float]:
-    """Predictions that come within so many seconds, and how long that was."""
+    """Predictions arriving within this many seconds, and the actual duration."""
     found = []
     begun_s = time.monotonic()
     while (took_s := time.monotonic() - begun_s) < seconds and not stopping.is_set():
@@ -113,11 +113,11 @@ def _listen(
 
 
 def _sent_bytes(statuses: dict[str, Status]) -> tuple[int, int]:
-    """Run of the video worker, and the bytes of previews that it has sent in it."""
+    """Run of the video worker, and the bytes of previews sent in it."""
     status = statuses.get("video")
     return (status.run, int(status.detail.get("preview_bytes") or 0)) if status is not None else (0, 0)
 
 
 def _bytes_since(before: tuple[int, int], now: tuple[int, int]) -> int:
-    """What was sent since; a worker that was started again in between counts from 0."""
+    """Bytes sent since; a worker that restarted in between counts from 0."""
     return now[1] - (before[1] if before[0] == now[0] else 0)
