@@ -50,7 +50,7 @@ def test_what_cannot_be_had_is_replaced_and_said(checkpoint: Checkpoint) -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--precision", "int8"], r"no precision 'int8'; known are fp32, fp16, bf16"),
+        (["--precision", "int8"], r"no precision 'int8'; known: fp32, fp16, bf16"),
         (["--engine", "tensort"], r"did you mean 'tensorrt'"),
         (["--batch", "1,two"], r"--batch is '1,two'; give whole numbers"),
         (["--batch", "0"], r"every size must be 1 or more"),

@@ -213,7 +213,7 @@ def test_the_port_of_a_worker_is_told_from_that_of_predictions(publisher: Publis
     publisher.send(encode_status(STATUS))
     port = int(publisher.endpoint.rpartition(":")[2])
     with served(publisher):
-        said = f"is the video worker's, 1 above that of predictions; ask tcp://127.0.0.1:{port - 1}"
+        said = f"is the video worker's, 1 above that of predictions; use tcp://127.0.0.1:{port - 1}"
         assert said in refusal(lambda seconds: run_status(publisher.endpoint, "--timeout", str(seconds)), said)
         assert said in refusal(lambda seconds: next(mien.subscribe(publisher.endpoint, timeout_s=seconds)), said)
 

@@ -49,10 +49,10 @@ def test_a_frame_that_is_too_late_is_refused_and_changes_nothing() -> None:
     frames = Frames(waiting)
     frames.give(PICTURE, NS_PER_S)
     frames.release(NS_PER_S)
-    with pytest.raises(InputError, match=r"the frame of 0\.900 s comes after one of 1\.000 s"):
+    with pytest.raises(InputError, match=r"the frame at 0\.900 s came after the frame at 1\.000 s"):
         frames.give(PICTURE, 900 * NS_PER_MS)
     frames.give(PICTURE, 2 * NS_PER_S)
-    with pytest.raises(InputError, match=r"there is a frame of 2\.000 s already"):
+    with pytest.raises(InputError, match=r"there is already a frame at 2\.000 s"):
         frames.give(PICTURE, 2 * NS_PER_S)
     frames.release()
     assert [frame.t_ns for frame in taken(waiting)] == [NS_PER_S, 2 * NS_PER_S]
@@ -115,7 +115,7 @@ def test_sound_that_overlaps_or_is_too_late_is_refused() -> None:
         with pytest.raises(InputError, match="overlaps"):
             sounds.give(piece, SAMPLE_RATE, round(t_s * NS_PER_S))
     sounds.release()
-    with pytest.raises(InputError, match=r"the sound of 0\.200 s comes after sound up to 1\.400 s"):
+    with pytest.raises(InputError, match=r"the sound at 0\.200 s came after sound up to 1\.400 s"):
         sounds.give(piece, SAMPLE_RATE, 200 * NS_PER_MS)
     sounds.give(piece, SAMPLE_RATE, round(1.4 * NS_PER_S))
     sounds.finish()

@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_left_out_once(encode: Counting, caplog: pytest.L
 
     reader = PhraseReader(encode, refuse)
     assert reader.phrases(heard(said(ANGRY))) == reader.phrases(heard(said(REPORT))) == ()
-    assert [record.message for record in caplog.records] == ["phrases are not read by themselves: it reads no text"]
+    assert [record.message for record in caplog.records] == ["cannot read phrases by themselves: it reads no text"]
 
 
 def test_only_rows_without_instants_are_read_alone() -> None:
