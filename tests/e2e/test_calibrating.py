@@ -97,7 +97,7 @@ def test_a_resting_person_is_measured_kept_and_deleted(place: Place, open_page: 
         assert all("ada" not in each.model for each in predictions), "measured, and not used"
 
     page.tab.locator(".js-people button").click()
-    page.wait(lambda: "deleted" in page.text("calibration-said"))
+    page.wait(lambda: "Deleted" in page.text("calibration-said"))
     assert not path.exists()
     assert place.listed() == {}
     assert page.problems == []
