@@ -1,4 +1,4 @@
-"""The `mien` command. One command a file; whatever is heavy is imported inside the command that needs it."""
+"""The `mien` command. One file per command; heavy modules are imported inside the command that needs them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _root(
     pass
 
 
-# A file here is a command: its `command` function is registered under the file's name, or its `group` of commands.
+# Each file here is a command: its `command` function, or its `group` of commands, is registered under the file's name.
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
     _imported = importlib.import_module(f"{__name__}.{_module}")
     if hasattr(_imported, "command"):
@@ -59,7 +59,7 @@ _EXTRAS = {
 
 
 def main() -> None:
-    """Entry point. An error that mien raised on purpose is one line and an exit code, never a traceback."""
+    """Entry point. A `MienError` becomes one line and an exit code, never a traceback."""
     _leave_deleted_folder()
     with GuardedStreams():
         try:
@@ -73,7 +73,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if not error.name or error.name.partition(".")[0] == "mien":
                 raise
-            # The base install is for subscribers; whatever else a command needs comes with an extra.
+            # The base install is for subscribers; everything else comes with an extra.
             extra = _EXTRAS.get(error.name.partition(".")[0], "live")
             from mien.install import install_command
 
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _leave_deleted_folder() -> None:
-    """Libraries cannot be loaded from a working folder that was removed. In /proc no relative name makes a file."""
+    """Libraries cannot be loaded in a deleted working folder. In /proc no relative name creates a file."""
     try:
         os.getcwd()
     except OSError:
@@ -91,9 +91,9 @@ def _leave_deleted_folder() -> None:
 
 
 def _run() -> int | str | None:
-    """Typer's exit code: it ends the interpreter, and what is left to write is to be checked first."""
+    """Run the app and return its exit code, instead of exiting: output must be flushed and checked first."""
     try:
-        app(prog_name="mien")  # also as `python -m mien`: shells complete by this name
+        app(prog_name="mien")  # also as `python -m mien`: shell completion uses this name
     except SystemExit as ended:
         return ended.code
     return 0

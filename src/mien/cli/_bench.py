@@ -1,4 +1,4 @@
-"""What `mien bench` runs and draws."""
+"""Runs and plots of `mien bench`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _FORMAT = 1
 
 
 def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run, and say where, with what, and how busy the machine was."""
-    # A thread that spins for work takes the core that another process needs. Read when libraries are loaded.
+    """Run, and add machine, versions, and how busy the machine was."""
+    # Spinning threads take the core that another process needs. Read when libraries are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     before = load_per_core()
     process = psutil.Process()
@@ -65,7 +65,7 @@ def run_multi(
     processes: int,
     python: str,
 ) -> dict[str, Any]:
-    """`mien bench multi`: a fixed number of streams, or the most that hold, over real sockets."""
+    """`mien bench multi`: a fixed number of streams, or the largest within the limit, over real sockets."""
     from mien.stream.bench.multi import Served, measure_streams
     from mien.stream.bench.streams import find_most_streams
 
@@ -78,7 +78,7 @@ def run_multi(
 def run_multi_in_process(
     checkpoint: str, engine: str, streams: int | None, seconds: float, *, profile: bool
 ) -> dict[str, Any]:
-    """`mien bench multi --in-process`, and with `profile` what batches of every size cost."""
+    """`mien bench multi --in-process`, and with `profile` the cost of batches by size."""
     from mien.engines.base import MAX_BATCH
     from mien.stream.bench.streams import bench_multi, compare_batching, find_most_streams, measure_batches
 
@@ -116,7 +116,7 @@ def run_bridges(seconds: float) -> dict[str, Any]:
 
 
 def run_silence(seconds: float, asr: str | None) -> dict[str, Any]:
-    """`mien bench silence`: words that are recognised without speech."""
+    """`mien bench silence`: words recognised without speech."""
     from mien.stream.bench.silence import measure_silence
 
     console = make_console(stderr=True)
@@ -138,7 +138,7 @@ def run_session(
     *,
     soak: bool,
 ) -> dict[str, Any]:
-    """`mien bench paced` and `mien bench soak`: all processes, on a clip in a loop, filmed at `fps` (0: its own)."""
+    """`mien bench paced` and `mien bench soak`: all processes, on a looped clip, filmed at `fps` (0: its own)."""
     from mien.stream.bench.paced import record, slopes, summarise, timeline
 
     session = _looped_session(clip, engine, checkpoint, {"clip.fps": fps, "text.asr": asr})
@@ -157,7 +157,7 @@ def minutes(text: str) -> float:
     """The operand of `soak`.
 
     Raises:
-        ConfigError: it is no positive number.
+        ConfigError: it is not a positive number.
     """
     try:
         value = float(text)
@@ -169,10 +169,10 @@ def minutes(text: str) -> float:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that `--json` wrote.
+    """Read a report written by `--json`.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not a report.
     """
     try:
         report = msgspec.json.decode(path.read_bytes())
@@ -194,7 +194,7 @@ def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float
 
 
 def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float, seed: int = 0) -> dict[str, Any]:
-    """`mien bench chaos`: a looped clip as camera and microphone, and something that happens every `every_s`."""
+    """`mien bench chaos`: a looped clip as camera and microphone, and a fault every `every_s`."""
     from mien.stream.bench.chaos import Chaos, Outcome
     from mien.stream.bench.devices import SoundCard, clip_camera
     from mien.stream.processes.plan import plan_session
@@ -273,7 +273,7 @@ def _looped_session(clip: Path | None, engine: str, checkpoint: str, overrides: 
 
 
 def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
-    """Distribution and timeline of the software latency, as a PNG.
+    """Plot distribution and timeline of the software latency as a PNG.
 
     Raises:
         DataError: there is nothing to draw.

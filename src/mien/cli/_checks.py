@@ -1,7 +1,7 @@
-"""What `mien doctor` looks at. Each check is a small function that yields rows, and never raises.
+"""The checks of `mien doctor`. Each is a small function that yields rows, and never raises.
 
-The rule for verdicts: what is not there but not needed by every user is a warning, what is there and broken is a
-failure. A subscriber's base install on a machine without a camera is healthy.
+The rule for verdicts: something missing that not every user needs is a warning, something broken is a failure. A
+subscriber's base install on a machine without a camera is healthy.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ Check = Callable[[Config], Iterator[Row]]
 
 
 def run_checks(config: Config) -> Iterator[Row]:
-    """Every check's rows, one after the other. A check that fails in an unforeseen way is a failing row itself."""
+    """The rows of all checks. An unexpected error in a check becomes a failing row."""
     for check in CHECKS:
         try:
             yield from check(config)
-        except Exception as error:  # a diagnosis must outlive whatever it finds
+        except Exception as error:  # a diagnosis must survive any finding
             area = check.__name__.removeprefix("check_").replace("_", " ")
             yield Row(area, "fail", f"{type(error).__name__}: {error}", "please report this")
 
@@ -63,10 +63,10 @@ def check_python(_: Config) -> Iterator[Row]:
 
 
 def check_packages(_: Config) -> Iterator[Row]:
-    """What is installed, by extra."""
+    """Installed packages, by extra."""
     requirements = importlib.metadata.requires("mien") or []
     for extra in ("base", "live"):
-        # As the package's metadata has it: `torch<2.15,>=2.9; extra == "live"`.
+        # As in the package's metadata: `torch<2.15,>=2.9; extra == "live"`.
         names = [
             re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
             for requirement in requirements
@@ -92,7 +92,7 @@ def check_packages(_: Config) -> Iterator[Row]:
 
 
 def check_bridges(_: Config) -> Iterator[Row]:
-    """What `mien bridge` can speak here."""
+    """Protocols available to `mien bridge`."""
     packages = {"ws": "uvicorn", "osc": "python-osc", "lsl": "pylsl", "mqtt": "aiomqtt"}
     lacking = [f"{kind} ({package})" for kind, package in packages.items() if _version(package) is None]
     able = [kind for kind, package in packages.items() if _version(package) is not None]
@@ -114,7 +114,7 @@ def check_bridges(_: Config) -> Iterator[Row]:
 
 def check_cameras(_: Config) -> Iterator[Row]:
     """Cameras of this machine, opened once each."""
-    # Read by OpenCV when it is loaded: a camera that cannot be opened is a row here, not lines of warnings.
+    # Read by OpenCV when it is loaded: a camera that cannot be opened becomes a row, not lines of warnings.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     cv2 = yield from _import("cv2", "camera", "libgl1 libglib2.0-0")
     if cv2 is None:
@@ -146,7 +146,7 @@ def check_cameras(_: Config) -> Iterator[Row]:
 
 
 def check_microphones(_: Config) -> Iterator[Row]:
-    """Recording devices, as PortAudio sees them."""
+    """Recording devices, as listed by PortAudio."""
     sounddevice = yield from _import("sounddevice", "microphone", "libportaudio2")
     if sounddevice is None:
         return
@@ -184,7 +184,7 @@ def check_gpu(_: Config) -> Iterator[Row]:
 
 
 def check_engines(_: Config) -> Iterator[Row]:
-    """Inference engines, and what each of them lacks."""
+    """Inference engines, and what each one lacks."""
     from mien.engines.selection import BACKENDS, find_usable
     from mien.errors import EngineError
 
@@ -193,13 +193,13 @@ def check_engines(_: Config) -> Iterator[Row]:
             find_usable(name)
             yield Row(f"engine {name}", "ok", "can run here")
         except EngineError as missing:
-            # Only what an install for capturing brings is expected.
+            # Only what comes with an install for capturing is expected.
             expected = name in ("onnx", "torch") and importlib.util.find_spec("torch") is not None
             yield Row(f"engine {name}", "fail" if expected else "warn", "cannot run here", str(missing))
 
 
 def check_assets(config: Config) -> Iterator[Row]:
-    """Pretrained files, each with its hash."""
+    """Pretrained files, each verified by its hash."""
     from mien.assets import ASSETS, needed, status
 
     for name in ASSETS:
@@ -255,7 +255,7 @@ def check_ports(config: Config) -> Iterator[Row]:
     for port in range(config.bus.port, config.bus.port + 4):
         with socket.socket(socket.AF_INET6 if ":" in config.bus.host else socket.AF_INET) as probe:
             if os.name != "nt":
-                # As ZeroMQ binds: a port that was closed a moment ago is free.
+                # As ZeroMQ binds: a port closed a moment ago is free.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((config.bus.host, port))
@@ -274,7 +274,7 @@ def check_ports(config: Config) -> Iterator[Row]:
 
 
 def check_session(config: Config) -> Iterator[Row]:
-    """A mien that runs on these ports, and where its figures are to be served."""
+    """A mien running on these ports, and the address of its metrics."""
     port = config.service.metrics_port
     if port:
         with socket.socket() as probe:
@@ -283,7 +283,7 @@ def check_session(config: Config) -> Iterator[Row]:
     try:
         from mien.stream.bus.subscriber import Subscriber
         from mien.stream.monitoring.observer import Observer
-    except ImportError:  # another check says what is missing
+    except ImportError:  # another check reports what is missing
         return
     with Subscriber(config.bus.address(), session=config.session, keys=config.bus.keys) as subscriber:
         observer = Observer(subscriber)
@@ -345,7 +345,7 @@ def _version(package: str) -> str | None:
 
 
 def _import(module: str, area: str, libraries: str) -> Generator[Row, None, Any]:
-    """Import a module of [live]; a row if it is not installed, or installed and broken. Returns it, or None."""
+    """Import a module of [live]; yields a row if it is missing or broken. Returns the module, or None."""
     if importlib.util.find_spec(module) is None:
         yield Row(area, "warn", f"{module} is not installed", INSTALL_LIVE)
         return None

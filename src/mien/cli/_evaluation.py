@@ -1,4 +1,4 @@
-"""Reports of `mien eval` as a person reads them: the field's metrics, and whether the model is to be trusted."""
+"""Human-readable reports of `mien eval`: the field's metrics, and how far the model can be trusted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SENTIMENT = ("has0_accuracy", "non0_accuracy", "has0_f1", "non0_f1", "accuracy7
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """All that was measured, corpus by corpus."""
+    """All measurements, corpus by corpus."""
     console = make_console()
     console.print(f"{report['checkpoint']} on {report['engine']}, modalities: {', '.join(report['modalities'])}")
     for corpus, made in report["corpora"].items():
@@ -133,7 +133,7 @@ def _print_fused(console: Any, made: dict[str, Any]) -> None:
 
 
 def print_damage(console: Any, made: dict[str, Any]) -> None:
-    """Each modality alone and in company, by kind and strength of damage."""
+    """Each modality alone and with the others, by kind and strength of damage."""
     for name, table in made.items():
         shown = Table(
             "damage", "", "alone", "sure", "company", "sure", "share", "conflict: followed",
@@ -156,7 +156,7 @@ def _cells(level: dict[str, Any]) -> list[str]:
 
 
 def print_natural(console: Any, made: dict[str, Any]) -> None:
-    """How often people who just talk are called something else than neutral."""
+    """How often people who just talk are called something other than neutral."""
     shown = Table(
         "", "seconds", "neutral", "sure and wrong", "confidence", "most often else", "shares",
         title="people who just talk", title_justify="left",
@@ -176,7 +176,7 @@ def print_natural(console: Any, made: dict[str, Any]) -> None:
 
 
 def print_shares(console: Any, made: dict[str, Any]) -> None:
-    """How well a share tells whether its modality alone is right."""
+    """How well a modality's share predicts whether it alone is right."""
     for what, by_modality in made.items():
         parts = (f"{name} {m['auroc']:.3f}" for name, m in by_modality.items())
         console.print(f"share against being right alone (AUROC), {what}: " + "  ".join(parts))

@@ -1,4 +1,4 @@
-"""Reports of `mien bench` as a person reads them: tables of durations, ratios, trials and single figures."""
+"""Human-readable reports of `mien bench`: tables of durations, ratios, trials and single figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mien.stream.bench.measurement import compare_reports
 
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
 _SPREAD = ("ratio", "p10", "p90")
-_SHOWN = "faults"  # of `mien bench chaos`: each was printed when it had happened
+_SHOWN = "faults"  # of `mien bench chaos`: each was printed when it happened
 
 
 def show(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print a report that `mien bench` made."""
+    """Print a report of `mien bench`."""
     console = console or make_console()
     sorted_out = _Tables()
     sorted_out.take(report["results"], "")
@@ -45,7 +45,7 @@ def show(report: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def show_comparison(base: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Ratios of two reports: how many times as long the second one takes."""
+    """Ratios of two reports: how many times as long the second takes."""
     console = make_console()
     ratios = compare_reports(base["results"], other["results"])
     rows = []
@@ -62,7 +62,7 @@ def show_comparison(base: Mapping[str, Any], other: Mapping[str, Any]) -> None:
 
 @dataclass
 class _Tables:
-    """The results of a report, sorted by how they are shown; each name is the path to the figure."""
+    """The results of a report, grouped by presentation; each name is the path to the figure."""
 
     durations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     ratios: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -70,7 +70,7 @@ class _Tables:
     single: list[tuple[str, Any]] = field(default_factory=list)
 
     def take(self, results: Mapping[str, Any], path: str) -> None:
-        """Sort results out, in the report's order."""
+        """Group results, in the report's order."""
         for key, value in results.items():
             name = f"{path} {key}".strip()
             if key == _SHOWN:
@@ -90,7 +90,7 @@ class _Tables:
 
 
 def _is_duration(value: Any) -> bool:
-    """Whether `mien.stream.bench.measurement.describe` made it; of nothing it says the number alone."""
+    """Whether `mien.stream.bench.measurement.describe` made it; without durations it has only their number."""
     return isinstance(value, dict) and ("blocks" in value or value == {"n": 0})
 
 
@@ -99,7 +99,7 @@ def _is_ratio(value: Any) -> bool:
 
 
 def _are_alike(values: Iterable[Any]) -> bool:
-    """Whether these are records with the same fields, such as the processor time and memory of each process."""
+    """Whether these are records with the same fields, such as CPU time and memory of each process."""
     records = [
         value for value in values if isinstance(value, dict) and not _is_duration(value) and not _is_ratio(value)
     ]
@@ -107,7 +107,7 @@ def _are_alike(values: Iterable[Any]) -> bool:
 
 
 def _flat(record: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The columns of a record: of durations the middle and the tail, of what is nested each part."""
+    """The columns of a record: median and tail of durations; nested records are flattened."""
     columns: dict[str, Any] = {}
     for key, value in record.items():
         name = f"{path} {key}".strip()

@@ -1,4 +1,4 @@
-"""What `mien fleet` does besides its options: start, follow, show and end."""
+"""Actions of `mien fleet`: start, follow, show and end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLOURS = {"running": "green", "ended": "green", "degraded": "yellow", "startin
 
 @contextmanager
 def connected(fleet: str, address: str) -> Iterator[tuple[Any, Any]]:
-    """Ray, and the directory of a fleet that runs.
+    """Ray, and the directory of a running fleet.
 
     Raises:
         FleetError: there is none.
@@ -43,10 +43,10 @@ def connected(fleet: str, address: str) -> Iterator[tuple[Any, Any]]:
 
 
 def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_json: bool) -> None:
-    """Start a fleet, and report what happens to its sessions until it ends or is detached from.
+    """Start a fleet, and report on its sessions until it ends or the user detaches.
 
     Raises:
-        FleetError: it cannot be started, or runs already.
+        FleetError: it cannot be started, or is already running.
     """
     with ending_signals() as stopping:
         ray = cluster.join(plan.fleet, address) if address else cluster.start_embedded(plan.fleet)
@@ -95,7 +95,7 @@ def _wait_gateway(ray: Any, directory: Any, stopping: threading.Event) -> FleetC
 def _watch(
     ray: Any, directory: Any, last: FleetCondition, stopping: threading.Event, seconds: float | None
 ) -> tuple[FleetCondition, bool]:
-    """Say what changes. Returns how it was last, and whether the fleet has done all there was to do."""
+    """Report changes. Returns the last condition, and whether the fleet has finished."""
     said: dict[str, tuple[str, str]] = {}
     began_s = time.monotonic()
     while not stopping.wait(_LOOK_S):
@@ -144,10 +144,10 @@ def end(ray: Any, directory: Any, fleet: str) -> int:
 
 
 def start_behind(file: Path, fleet: str) -> None:
-    """Start a fleet, with Ray on this machine, in a process that goes on when this one ends.
+    """Start a fleet, with Ray on this machine, in a process that outlives this one.
 
     Raises:
-        FleetError: it does not start; says what it said.
+        FleetError: it does not start; with its error.
     """
     cluster.check_free(fleet)
     log = state_folder(fleet) / "fleet.log"
@@ -172,7 +172,7 @@ def start_behind(file: Path, fleet: str) -> None:
 
 
 def show(found: FleetCondition, *, every: bool) -> None:
-    """A fleet for people: what is amiss first."""
+    """Show a fleet: problems first."""
     from rich.table import Column, Table
     from rich.text import Text
 

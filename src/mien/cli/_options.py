@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have: one spelling and one help text of each, and what some stand for."""
+"""Options and arguments shared by commands: one spelling and one help text each, and what some stand for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mien.stream.offline.items import ExtractOptions
 
 DEFAULT_ASR = "tiny.en"
-_SHARE = 0.2  # of the sound's length: what recognition takes on a core of 2024, measured over the built-in sample
+_SHARE = 0.2  # of the sound's length: recognition time on a core of 2024, measured on the built-in sample
 
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickles; only if you trust them.")]
 Asr = Annotated[str | None, typer.Option(help="tiny.en, base, small, a CTranslate2 folder, or none.")]
@@ -58,9 +58,9 @@ VideoTrack = Annotated[int, typer.Option(min=0, help="Video track, if there are 
 
 
 def choose_recogniser(sources: Sequence[Path], options: ExtractOptions, asr: str, jobs: int) -> ExtractOptions:
-    """The options with a recogniser: as asked for, or for folders of clips, whose words would be lost without one.
+    """The options with a recogniser: as requested, or by default for folders of clips, which need one for their words.
 
-    Says on standard error how many clips are to be heard, and about how long that takes.
+    Reports on standard error how many clips will be transcribed, and about how long that takes.
 
     Args:
         asr: as given on the command line; empty if it was not. jobs: processes; 0 is one per core.
@@ -93,10 +93,10 @@ def _length(seconds: float) -> str:
 
 @contextmanager
 def spread_at(address: str) -> Iterator[Spread | None]:
-    """What has items made at a cluster; None without an address: they are made here.
+    """A function that makes items on a cluster; None without an address: they are made here.
 
     Raises:
-        FleetError: no cluster answers there.
+        FleetError: no cluster responds there.
     """
     if not address:
         yield None

@@ -1,4 +1,4 @@
-"""Progress of long commands: bars on a terminal, and a line now and then where the output is kept in a file."""
+"""Progress of long commands: bars on a terminal, otherwise a line at intervals."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LINE_INTERVAL_S = 60.0
 
 @contextmanager
 def item_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress on standard error while the context lasts. Call what it gives with items done and items in all."""
+    """Progress on standard error within the context. Call the yielded function with items done and total items."""
     with stage_progress() as update:
         yield lambda done, total: update(what, done, total)
 
 
 @contextmanager
 def stage_progress() -> Iterator[Update]:
-    """Progress of each stage. Call what it gives with the stage's name, items done and items in all."""
+    """Progress of each stage. Call the yielded function with the stage's name, items done and total items."""
     from mien.cli._terminal import make_console
 
     console = make_console(stderr=True)
@@ -58,7 +58,7 @@ def _bars(console: Console) -> Iterator[Update]:
 
 @contextmanager
 def _lines(interval_s: float = LINE_INTERVAL_S) -> Iterator[Update]:
-    """A line when a stage begins, one an interval, and one when it is done."""
+    """A line when a stage starts, one per interval, and one when it is done."""
     import typer
 
     begun_s: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What a session that runs as a service has beside its predictions: figures, a log for machines, word to systemd."""
+"""Running a session as a service: metrics, machine-readable logs, and notifications to systemd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AMISS = ("degraded", "failed")
 
 
 class Journal:
-    """What happens, for people in colour, or with `service.log = "json"` as one JSON object a line."""
+    """Log of events, in colour for people, or with `service.log = "json"` as one JSON object per line."""
 
     def __init__(self, config: Config) -> None:
         self._session = config.session
@@ -28,18 +28,18 @@ class Journal:
 
     @property
     def for_machines(self) -> bool:
-        """Whether standard error carries JSON lines, and nothing else should be written there."""
+        """Whether standard error is for JSON lines only."""
         return self._json
 
     def note(self, text: str, console: Console) -> None:
-        """Something that a person should know."""
+        """Log a message for the user."""
         if self._json:
             self.write("warning", "note", message=text)
         else:
             console.print(text, style="yellow", soft_wrap=True)
 
     def follow(self, statuses: Iterable[Status]) -> None:
-        """Write a line for every process whose state has changed; for people, the view shows it."""
+        """Log every process whose state has changed; for people, the view shows it instead."""
         if not self._json:
             return
         for status in statuses:
@@ -50,14 +50,14 @@ class Journal:
                 self.write(level, "state", worker=status.worker, state=now[0], message=now[1], pid=status.pid)
 
     def write(self, level: str, event: str, **facts: Any) -> None:
-        """One line, flushed."""
+        """Write one line, and flush."""
         at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         line = {"time": at, "level": level, "event": event, "session": self._session, **facts}
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 class Service:
-    """The figures' server, if the configuration asks for one, and the service manager, if there is one."""
+    """The metrics server, if configured, and the service manager, if there is one."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -65,7 +65,7 @@ class Service:
         self._exporter: Any = None
 
     def open(self) -> None:
-        """Before the processes: a port that cannot be had is said at once.
+        """Call it before starting processes, to fail early if the port is not available.
 
         Raises:
             BusError: the port is in use.
@@ -79,15 +79,15 @@ class Service:
             )
 
     def ready(self) -> None:
-        """The session runs."""
+        """Notify that the session is running."""
         self._manager.ready()
 
     def alive(self, predictions: int, per_second: float) -> None:
-        """Call it in the loop that looks after the processes."""
+        """Update; call it in the supervision loop."""
         self._manager.alive(f"{predictions} predictions, {per_second:.1f} a second")
 
     def close(self) -> None:
-        """The session ends."""
+        """Notify that the session is ending."""
         self._manager.stopping()
         if self._exporter is not None:
             self._exporter.close()

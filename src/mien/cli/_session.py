@@ -1,4 +1,4 @@
-"""Running a session from the terminal: start, show, end, sum up. Shared by `mien run`, `mien demo`, `mien replay`."""
+"""Running a session from the terminal: start, show, end, summary. Shared by `mien run`, `mien demo`, `mien replay`."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from mien.stream.recording.recorder import RecorderState
 from mien.stream.recording.replay import Player
 
 _FRAME_S = 0.1
-_RECORDER_S = 15.0  # for a recorder to start and to hear the session
+_RECORDER_S = 15.0  # for a recorder to start and to receive from the session
 
 
 @dataclass(frozen=True)
 class RecordingChoice:
-    """Where a session is kept, and whether with pictures and sound."""
+    """Where to record a session, and whether with pictures and sound."""
 
     path: Path
     video: bool = False
     audio: bool = False
 
     def start(self, session: Session) -> RecorderProcess:
-        """Start the recorder. It listens before the session speaks."""
+        """Start the recorder. It subscribes before the session publishes."""
         config = session.config
         return RecorderProcess(self.path, config.bus, config.session, video=self.video, audio=self.audio)
 
@@ -74,10 +74,10 @@ def run_session(
     Predictions go to standard output; everything else to standard error.
 
     Args:
-        summary_path: JSON file to create. record: keep the session in a file. Both are tried before anything starts; if
-            recording fails later, that is said at once and the session goes on without.
+        summary_path: JSON file to create. record: record the session to a file. Both are checked before anything
+            starts; if recording fails later, that is reported at once and the session continues without.
         player: publishes a recording in place of capture workers; closed at the end.
-        dashboard: starts a dashboard once the session runs; if that fails, the session goes on without.
+        dashboard: starts a dashboard once the session is running; if that fails, the session continues without.
 
     Raises:
         MienError: a process could not start, or died and cannot be replaced; or a file could not be written.
@@ -134,10 +134,10 @@ def run_session(
 
 
 def _check_targets(record: RecordingChoice | None, summary_path: Path | None) -> None:
-    """Refuse before anything starts what could not be written at the end.
+    """Fail early, before anything starts, if a file could not be written at the end.
 
     Raises:
-        MienError: a folder that is not there, a file that is, a full disk, or one file for both.
+        MienError: a missing folder, an existing file, a full disk, or one file for both.
     """
     if record is not None:
         check_target(record.path, new=True, error=RecordingError)
@@ -148,7 +148,7 @@ def _check_targets(record: RecordingChoice | None, summary_path: Path | None) ->
 
 
 class _Show:
-    """Shows predictions as they come."""
+    """Shows predictions as they arrive."""
 
     def __init__(self, session: Session, badge: str, output: Output, summary: Summary) -> None:
         self.notes_console = make_console(stderr=True)
@@ -171,14 +171,14 @@ class _Show:
             self._live.stop()
 
     def add(self, prediction: Prediction) -> None:
-        """Take in a prediction; JSON lines are written at once."""
+        """Add a prediction; JSON lines are written at once."""
         self._last, self._heard_s = prediction, time.monotonic()
         if self._output == "json":
             sys.stdout.buffer.write(msgspec.json.encode(prediction) + b"\n")
             sys.stdout.buffer.flush()
 
     def refresh(self) -> None:
-        """Draw, if it is time to."""
+        """Redraw, if due."""
         now_s = time.monotonic()
         interval_s = 1.0 if self._output == "lines" else _FRAME_S
         if now_s - self._drawn_s < interval_s:
@@ -222,7 +222,7 @@ def _wait_ready(supervisor: Supervisor, stopping: threading.Event, console: Cons
 
 
 def _await_subscription(subscriber: Subscriber, stopping: threading.Event, timeout_s: float = 5.0) -> None:
-    """Until inference has answered our subscription with its last status: from then on nothing is missed."""
+    """Wait until inference has answered our subscription with its last status: from then on nothing is missed."""
     until_s = time.monotonic() + timeout_s
     while "inference" not in subscriber.statuses and not stopping.is_set() and time.monotonic() < until_s:
         subscriber.wait(0.02)
@@ -267,7 +267,7 @@ def _follow(
             journal.follow(subscriber.statuses.values())
             show.refresh()
             if supervisor.ended:
-                # The last prediction is said to be made before it has come; it is waited for, but not for ever.
+                # The end is reported before the last prediction arrives; wait for it, with a timeout.
                 if predictions or ended_s == math.inf:
                     ended_s = time.monotonic()
                 if summary.predictions + summary.lost >= supervisor.predictions or time.monotonic() > ended_s + 2.0:
@@ -277,9 +277,9 @@ def _follow(
 
 
 def _report_recording(state: RecorderState, console: Console) -> str | None:
-    """Say what was recorded. Why it ended before it was told to; None if it did not."""
+    """Report what was recorded. Returns why it ended early; None if it did not."""
     if state.error:
-        if sys.exc_info()[0] is not None:  # else it is what the session ends with
+        if sys.exc_info()[0] is not None:  # otherwise the session ends with it
             console.print(f"not recorded: {state.error}", style="yellow", soft_wrap=True)
         return state.error
     lost = f", {state.lost} messages were lost on the way" if state.lost else ""
@@ -289,7 +289,7 @@ def _report_recording(state: RecorderState, console: Console) -> str | None:
 
 
 def print_summary(summary: Summary, supervisor: Supervisor, console: Console) -> None:
-    """The run in numbers, for people."""
+    """Print the run in numbers."""
     figures: dict[str, Any] = summary.to_dict()
     console.print()
     headline = f"{figures['predictions']} predictions in {figures['seconds']:.1f} s"

@@ -1,4 +1,4 @@
-"""Standard output and error as people have them: in any encoding, closed, full, or with a reader that has left."""
+"""Robust standard output and error: in any encoding, closed, on a full disk, or with a reader that has gone."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _IN_ASCII = {
 
 
 class ReaderGoneError(Exception):
-    """The program that read our output has ended: `mien watch --json | head -1`. No failure, and no reason to go on."""
+    """The program reading our output has ended: `mien watch --json | head -1`. Not a failure, but time to stop."""
 
 
 class GuardedStreams:
-    """Replaces `sys.stdout` and `sys.stderr` until it is left.
+    """Replaces `sys.stdout` and `sys.stderr` within a `with` block.
 
-    Writing to standard output raises ReaderGoneError, or FileError with the reason. What cannot be said on standard
-    error is dropped. Characters that an encoding lacks are written as similar ones.
+    If writing fails, standard output raises ReaderGoneError, or FileError with the reason; standard error drops the
+    text. Characters that an encoding lacks are replaced by similar ones.
     """
 
     def __enter__(self) -> GuardedStreams:
@@ -39,7 +39,7 @@ class GuardedStreams:
             buffer = getattr(stream, "buffer", None)
             raw = getattr(buffer, "raw", buffer)
             if not isinstance(raw, io.RawIOBase):
-                continue  # a test's, or a notebook's
+                continue  # of a test or a notebook
             output = _Output(stream, raw, essential=name == "stdout")
             text = io.TextIOWrapper(
                 io.BufferedWriter(output),
@@ -54,14 +54,14 @@ class GuardedStreams:
 
     def __exit__(self, *_: object) -> None:
         for output in self._outputs:
-            output.essential = False  # the interpreter writes what is left once more when it ends
+            output.essential = False  # the interpreter flushes again on exit
 
 
 class _Output(io.RawIOBase):
-    """A stream's file. `essential`: that it cannot be written is an error."""
+    """A stream's file. `essential`: a failed write is an error."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase, *, essential: bool) -> None:
-        self._stream = stream  # closes its file when it is collected
+        self._stream = stream  # closes its file when garbage-collected
         self._raw = raw
         self.essential = essential
 
@@ -80,26 +80,26 @@ class _Output(io.RawIOBase):
         except OSError as error:
             if not self.essential:
                 return memoryview(data).nbytes
-            # Windows says of a pipe without a reader that the argument is wrong.
+            # Windows reports a pipe without a reader as an invalid argument.
             if isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL):
                 raise ReaderGoneError from error
             raise FileError(f"cannot write to standard output: {reason(error)}") from error
 
 
 def _open_closed() -> None:
-    """What was closed (`mien run >&-`) is opened on nothing, before a socket or a file gets its number."""
+    """Reopen closed standard streams (`mien run >&-`) on the null device, before anything else gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Codec error handler: characters that resemble those that cannot be written."""
+    """Codec error handler: similar characters for those that cannot be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]

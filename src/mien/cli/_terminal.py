@@ -1,4 +1,4 @@
-"""What commands print for people, text as it is and tables that are never cut; keys that they press; Ctrl-C."""
+"""Terminal input and output: verbatim text, tables that are never truncated, key presses, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rich.table import Column, Table
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints brackets, colons and numbers as they are: names of files and devices may hold any of them.
+    """A console without markup, emoji and highlighting: names of files and devices may contain brackets and colons.
 
-    Styles are given as styles, not as markup.
+    Styles are passed as styles, not as markup.
     """
     return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table as wide as it needs: a line that a narrow terminal wraps can be read, a cut number cannot."""
+    """Print a table at its full width: a line wrapped by a narrow terminal can be read, a truncated number cannot."""
     wide = console.options.update(max_width=10_000)
     before, needed = console.width, Measurement.get(console, wide, table).maximum
     console.width = max(before, needed)
@@ -34,11 +34,11 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def figure_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A plain table: names on the left, and figures, right-aligned, in the columns after them.
+    """A plain table: names on the left, right-aligned figures in the other columns.
 
     Args:
         title: of the first column. columns: of the others.
-        rows: a name and its figures; None where there is none.
+        rows: a name and its figures; None for a missing one.
     """
     table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
     for name, *figures in rows:
@@ -47,7 +47,7 @@ def figure_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any
 
 
 def cell(value: Any) -> str:
-    """A figure as a person reads it."""
+    """A figure, formatted for display."""
     if value is None or value == {} or value == []:
         return "-"
     if isinstance(value, bool):
@@ -61,7 +61,7 @@ def cell(value: Any) -> str:
 
 @contextlib.contextmanager
 def ending_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, and so end a command in order instead of in the middle of something."""
+    """Ctrl-C and SIGTERM set the event, for an orderly shutdown."""
     stopping = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
@@ -75,9 +75,9 @@ def ending_signals() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def pressed_keys() -> Iterator[Callable[[], str]]:
-    """Keys as they are pressed, without Return: gives a function that returns those since its last call.
+    """Key presses, without Return: yields a function that returns those since its last call.
 
-    Where standard input is no terminal there are none. Ctrl-C stays what it is.
+    There are none if standard input is not a terminal. Ctrl-C works as usual.
     """
     if not sys.stdin.isatty():
         yield lambda: ""

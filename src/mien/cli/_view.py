@@ -1,4 +1,4 @@
-"""The live terminal view: one prediction and how the processes are, on one screen."""
+"""The live terminal view: one prediction and the state of the processes, on one screen."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.text import Text
 from mien.messages import EMOTIONS, SENTIMENT_MAX, Prediction, Status, Word
 
 STALE_S = 2.0
-_FRAMED = 60, 20  # columns and rows from which there is room for a frame
-_WIDE = 70  # columns from which a process has room for units
+_FRAMED = 60, 20  # minimum columns and rows for a frame
+_WIDE = 70  # minimum columns for units in a process's line
 _WORD_ROWS = 3
 _LEAST_ROWS, _MOST_ROWS = 5, 15  # of the sentiment's curve
-_NAME, _SHARE = 8, 4  # columns of an emotion's name and of a percentage
+_NAME, _SHARE = 8, 4  # widths of an emotion's name and of a percentage
 _EMOTION_STYLE = {
     "neutral": "white",
     "happy": "yellow",
@@ -29,7 +29,7 @@ _EMOTION_STYLE = {
 }
 _MODALITIES = (("vision", "face"), ("audio", "voice"), ("text", "words"))
 _WORKERS = ("video", "audio", "text", "inference")
-_FIRST_YEAR_NS = 365 * 86_400 * 10**9  # times before are those of a clip, which count from its beginning
+_FIRST_YEAR_NS = 365 * 86_400 * 10**9  # earlier times are those of a clip, counted from its start
 
 
 def render(
@@ -49,15 +49,15 @@ def render(
 ) -> RenderableType:
     """The view, laid out for a terminal of that size.
 
-    Where there is little room, the processes that are well share a line, and the blank lines go; where there is much,
-    the sentiment of the last while is drawn. Long reasons and errors are wrapped, never cut.
+    In a small terminal, healthy processes share a line, and blank lines are left out; in a large one, a curve of recent
+    sentiment is added. Long reasons and errors are wrapped, never truncated.
 
     Args:
-        badge: "LIVE", "SAMPLE" or "CLIP": where picture and sound come from. label: its name.
-        silent_s: seconds since the last prediction; from two on the view says that it is stale.
-        width: columns. height: rows there are; None for as many as are needed.
-        fill: take all of `height`.
-        note: what the person should know while nothing comes.
+        badge: "LIVE", "SAMPLE" or "CLIP": the source of picture and sound. label: its name.
+        silent_s: seconds since the last prediction; from two on the view marks it as stale.
+        width: columns. height: available rows; None for as many as needed.
+        fill: use all of `height`.
+        note: message for the user while nothing arrives.
         history: smoothed sentiment at even intervals, oldest first, None where there was none.
     """
     framed = width >= _FRAMED[0] and (height is None or height >= _FRAMED[1])
@@ -117,12 +117,12 @@ def line(prediction: Prediction) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that a terminal shows and does not obey: what comes over the network may hold escape sequences."""
+    """Text without control characters: text from the network may contain escape sequences."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def clock(t_ns: int) -> str:
-    """A session time with its hours: the time of day here, or how far a clip has been played that counts from 0."""
+    """A session time as hh:mm:ss: the local time of day, or the position in a clip."""
     seconds, hundredths = t_ns // 10**9, t_ns // 10**7 % 100
     if t_ns < _FIRST_YEAR_NS:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{hundredths:02d}"
@@ -159,7 +159,7 @@ def _sentiment(prediction: Prediction, width: int) -> Text:
 
 
 def _drawn(history: Sequence[float | None], width: int, rows: int) -> list[Text]:
-    """The curve of the sentiment, newest on the right."""
+    """The sentiment curve, newest on the right."""
     values = list(history)[-(width - 3) :]
     middle = rows // 2
     heights = [None if v is None else round((0.5 - v / (2 * SENTIMENT_MAX)) * (rows - 1)) for v in values]
@@ -181,7 +181,7 @@ def _bar(share: float, style: str, width: int) -> Text:
 
 
 def _columns(prediction: Prediction, width: int) -> Iterator[Text]:
-    """Emotions beside the shares; below them the reasons that are too long to stand there."""
+    """Emotions beside the shares; reasons that are too long for that go below."""
     left = width * 11 // 20
     right = width - left - 3
     shares, reasons = _shares(prediction, right)
@@ -216,7 +216,7 @@ def _shares(prediction: Prediction, width: int) -> tuple[list[Text], list[Text]]
 
 
 def _words(prediction: Prediction, width: int, rows: int) -> list[Text]:
-    """The newest words that fit into so many rows."""
+    """The newest words that fit into this many rows."""
     title = "words  "
     if not prediction.words:
         return _wrapped(Text(title + plain(prediction.absent.get("text", "none in the last 5 s")), style="dim"), width)[
@@ -246,7 +246,7 @@ def _processes(
     *,
     short: bool = False,
 ) -> list[Text]:
-    """Rates, latency and model, then each process; `short`: those that are well together on one line."""
+    """Rates, latency and model, then each process; `short`: healthy ones share one line."""
     text = f"{per_second:.1f} predictions/s"
     if prediction is not None and "total" in prediction.latency:
         text += f"  latency {prediction.latency['total']:.0f} ms" + (
