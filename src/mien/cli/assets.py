@@ -48,7 +48,7 @@ def command(
 
 
 def _fetch(name: str, config: AssetsConfig, bars: Progress, shown: contextlib.ExitStack) -> None:
-    """Fetch one asset. Bars are shown from the first sign of life on, so that an early error stands alone."""
+    """Fetch one asset. Progress bars appear only with the first progress, so that an early error stands alone."""
     from mien.assets import ASSETS, asset_path
 
     task = bars.add_task(name, total=None, visible=False)

@@ -1,4 +1,4 @@
-"""`mien bench`: figures that an engineer would trust."""
+"""`mien bench`: benchmarks of this machine."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def command(
 
     for path in (json_path, plot_path):
         if path is not None and path != STDOUT:
-            check_target(path)  # before the minutes that it takes
+            check_target(path)  # fail early: a benchmark takes minutes
 
     runs: dict[Kind, Callable[[], dict[str, Any]]] = {
         "engines": lambda: _bench.run_engines(checkpoint, seconds or 20.0),

@@ -21,7 +21,7 @@ group = typer.Typer(
 Endpoint = Annotated[str, typer.Argument(help="Address that mien publishes on.")]
 Rate = Annotated[float | None, typer.Option("--rate-hz", min=0.01, help="Maximum predictions per second and session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the final counts as JSON.")]
-Bridge = Callable[[Any, Callable[[], bool]], None]  # of a feed, until told to stop
+Bridge = Callable[[Any, Callable[[], bool]], None]  # runs on a feed until told to stop
 
 
 def _run(
@@ -33,7 +33,7 @@ def _run(
     seconds: options.Seconds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a bridge until Ctrl-C, and say what it did."""
+    """Run a bridge until Ctrl-C, and report on it."""
     import json
     import logging
     import time
@@ -57,7 +57,7 @@ def _run(
 
 
 def _command(rate_hz: float | None = None) -> Callable[[Callable[..., Bridge]], Callable[..., Bridge]]:
-    """A command of the group that runs the bridge which a function makes: its options, and those of `_run`.
+    """Make a command of the group from a function that creates a bridge: its options, and those of `_run`.
 
     Args:
         rate_hz: the default of --rate-hz.
@@ -185,7 +185,7 @@ def mqtt(
 
 
 def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
-    """The bus read in a thread of its own while an event loop serves the peers."""
+    """Reads the bus in its own thread while an event loop serves the peers."""
     import asyncio
     import contextlib
     from collections.abc import AsyncIterator

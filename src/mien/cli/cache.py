@@ -1,4 +1,4 @@
-"""`mien cache`: what mien keeps on disk to be quicker the next time."""
+"""`mien cache`: mien's caches on disk."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def command(
         if clear and name == "engines":
             Cache().clear()
         elif clear:
-            # The folder of the assets may be one of the user's own: nothing else in it is touched.
+            # The assets' folder may be chosen by the user: touch nothing else in it.
             for known in ASSETS if name == "assets" else [path.name for path in folder.glob("*/")]:
                 shutil.rmtree(folder / known, ignore_errors=True)
         report.append({"name": name, "bytes": size, "most_bytes": most, "path": str(folder), "cleared": clear})

@@ -1,4 +1,4 @@
-"""`mien calibrate`: how a person's face and voice are at rest, so that it can be taken away."""
+"""`mien calibrate`: measures a person's face and voice at rest, as a baseline."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
             while not measurement.done:
                 passed_s = time.monotonic() - begun_s
                 if not is_clip and passed_s > seconds + 2.0:
-                    break  # a device that gives nothing does not end by itself
+                    break  # a device that delivers nothing does not end by itself
                 update(min(round(passed_s), round(seconds)), round(seconds) + 1)
                 time.sleep(0.05)
             update(round(seconds) + 1, round(seconds) + 1)
@@ -130,7 +130,7 @@ def _list(as_json: bool) -> None:
 
 
 def _summary(name: str) -> dict[str, Any]:
-    """What is kept of somebody, and whether it can be used with the shipped weights."""
+    """Show a stored baseline, and whether it can be used with the shipped weights."""
     from mien.models.baseline import Person, baseline_path
     from mien.stream.modalities.audio import SPEC as AUDIO
     from mien.stream.modalities.vision import SPEC as VISION

@@ -1,4 +1,4 @@
-"""`mien demo`: the camera and the microphone, or the built-in sample where there is neither."""
+"""`mien demo`: camera and microphone, or the built-in sample without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mien doctor`: what this machine has for mien, each with a verdict and what to do."""
+"""`mien doctor`: checks this machine, each with a verdict and advice."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def command(
 def _natural(
     checkpoint: Any, data: list[Path], options: Any, asr: str, weights: Any, engine: str, as_json: bool
 ) -> None:
-    """What is said of people who just talk; nothing of it needs a label."""
+    """Figures for people who just talk, without labels."""
     import json
 
     import msgspec
@@ -243,7 +243,7 @@ def _runner(checkpoint: Any, engine: str) -> Runner:
 
 
 def _samples(dataset: Dataset, corpus: str, split: str, names: list[str]) -> tuple[str, list[Sample]]:
-    """The split that is meant, and its labelled samples that have any of the modalities."""
+    """The requested split, and its labelled samples that have any of the modalities."""
     ours = [s for s in dataset.samples if s.labels.corpus == corpus and not s.labels.copy]
     splits = {s.labels.split for s in ours}
     part = split or ("test" if "test" in splits else "valid" if "valid" in splits else "all")
@@ -270,7 +270,7 @@ def _rates(missing: str) -> list[float]:
 
 
 def _text_encoder(checkpoint: Any, weights: Any) -> Any:
-    """What encodes parts of sentences; None where the checkpoint's words are not those of the live text encoder."""
+    """Encoder for partial sentences; None if the checkpoint's word rows are not those of the live text encoder."""
     from mien.stream.offline.extractors import Extractors, live_specs
 
     text = next((spec for spec in checkpoint.specs if spec.name == "text"), None)

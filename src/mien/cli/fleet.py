@@ -1,4 +1,4 @@
-"""`mien fleet`: many cameras on many machines, run by Ray."""
+"""`mien fleet`: many cameras on many machines, with Ray."""
 
 from __future__ import annotations
 

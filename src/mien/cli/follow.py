@@ -1,4 +1,4 @@
-"""`mien follow`: which of several faces is followed."""
+"""`mien follow`: choosing which of several faces to follow."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def command(
 
 
 def _place(whom: str | None) -> tuple[float, float] | int | str | None:
-    """A place, a face's number from the left, or "largest"."""
+    """Parse a point, a face's number from the left, or "largest"."""
     from mien.errors import ConfigError
 
     if whom is None or whom == "largest":

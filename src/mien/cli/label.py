@@ -1,4 +1,4 @@
-"""`mien label`: stretches of a recording become training data."""
+"""`mien label`: labels stretches of a recording as training data."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _show_page(
     from mien.stream.bus.ports import free_ports
     from mien.stream.dashboard.launch import look
 
-    # Ports of its own: a mien may be running.
+    # Separate ports: a mien may be running.
     first = free_ports(first=5570)
     minutes = math.ceil(labels.seconds / 60) + 1
     settings = load_config(config, {"bus.port": first, "dashboard.port": port, "dashboard.minutes": minutes})
@@ -76,7 +76,7 @@ def _show_page(
     replays: list[subprocess.Popen[str]] = []
 
     def begin(line: str) -> None:
-        """The page is open: play the recording from its beginning."""
+        """Called when the page is open: play the recording from its start."""
         typer.echo(line, err=True)
         replays.append(
             subprocess.Popen(

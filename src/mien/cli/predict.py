@@ -88,7 +88,7 @@ def command(
 
 
 def _in_order(clips: list[str], maker: ClipPredictor, ray: str) -> Iterator[ClipRows]:
-    """The clips' rows, in the clips' order, wherever they are made."""
+    """The clips' rows in order, made here or on a cluster."""
     if not ray:
         yield from (maker.make(clip) for clip in clips)
         return

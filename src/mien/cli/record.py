@@ -1,4 +1,4 @@
-"""`mien record`: keep a running session in a file."""
+"""`mien record`: records a running session to a file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _say(state: object) -> None:
 
 
 def _show(state: RecorderState) -> None:
-    """One line on a terminal, written over once a second."""
+    """One line on a terminal, updated once a second."""
     import sys
 
     if sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""`mien status`: one look at a mien that runs."""
+"""`mien status`: the state of a running mien, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mien watch`: look at a mien that runs."""
+"""`mien watch`: follow a running mien."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from mien.cli import _options as options
 
-_SILENT_S = 3.0  # without a prediction: then it is said why
+_SILENT_S = 3.0  # without predictions, after which the reason is shown
 _HISTORY, _STEP_S = 400, 0.5  # points of the sentiment's curve, and the time between two
 
 

@@ -1,4 +1,4 @@
-"""`mien weights`: which weights are in use, and whether they are those that ship."""
+"""`mien weights`: which weights are in use, and whether they are the shipped ones."""
 
 from __future__ import annotations
 
