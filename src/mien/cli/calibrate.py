@@ -130,7 +130,7 @@ def _list(as_json: bool) -> None:
 
 
 def _summary(name: str) -> dict[str, Any]:
-    """Show a stored baseline, and whether it can be used with the shipped weights."""
+    """Summary of a stored baseline, and whether it can be used with the shipped weights."""
     from mien.models.baseline import Person, baseline_path
     from mien.stream.modalities.audio import SPEC as AUDIO
     from mien.stream.modalities.vision import SPEC as VISION
