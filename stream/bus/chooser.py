@@ -14,7 +14,7 @@ from mien.errors import BusError, WireError
 from mien.stream.bus.choices import Choice, Offer, Place, decode_offer, encode_choice
 from mien.stream.bus.curve import connect
 
-PATIENCE_S = 15.0  # opening a device may take ten
+TIMEOUT_S = 15.0  # opening a device may take ten
 
 
 class Chooser(Closing):
@@ -38,7 +38,7 @@ class Chooser(Closing):
         self._link = connect(self._socket, endpoint, keys)
         self._socket.send(b"\x01offer/" + (f"{session}/{worker}".encode() if session else b""))
 
-    def offer(self, timeout_s: float = PATIENCE_S) -> Offer:
+    def offer(self, timeout_s: float = TIMEOUT_S) -> Offer:
         """The worker's options.
 
         Raises:
@@ -53,7 +53,7 @@ class Chooser(Closing):
         source: str | None = None,
         face: Place | str | None = None,
         rest: float | None = None,
-        timeout_s: float = PATIENCE_S,
+        timeout_s: float = TIMEOUT_S,
     ) -> Offer:
         """Choose a source, a face, or to measure a person at rest.
 

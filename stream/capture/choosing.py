@@ -58,7 +58,7 @@ class Choosing:
         # No choices while a clip is played in full: the result would no longer be that clip's.
         if config.bus.control != "none" and not config.clip.fast:
             publisher.answer(offer_topic(config.session, worker), self._ask)
-            publisher.hear_choices(self._hear)
+            publisher.hear_choices(self._receive)
 
     def take(self, using: Callable[[str, str], None]) -> bool:
         """Publish requested offers and apply choices, once the options are known.
@@ -97,7 +97,7 @@ class Choosing:
     def _ask(self) -> None:
         self._is_asked = True
 
-    def _hear(self, frame: bytes, is_local: bool) -> None:
+    def _receive(self, frame: bytes, is_local: bool) -> None:
         try:
             choice = decode_choice(frame)
         except WireError:

@@ -20,7 +20,7 @@ from mien.stream.monitoring.meter import RateMeter, ResourceMeter
 from mien.stream.processes.control import BUSY_PATIENCE_S, PATIENCE_S, Control
 
 _STATUS_INTERVAL_S = 1.0
-_LISTENER_PATIENCE_S = 10.0
+_LISTENER_TIMEOUT_S = 10.0
 
 
 def capture(worker: str, control: Control) -> None:
@@ -76,7 +76,7 @@ class _CaptureProcess:
             self._report_if_due("ready")
         if self._control.assignment.config.clip.fast:
             rows_topic = topic("features", self._session, self._modality.spec.name)
-            until_s = time.monotonic() + _LISTENER_PATIENCE_S
+            until_s = time.monotonic() + _LISTENER_TIMEOUT_S
             while not self._publisher.has_subscriber(rows_topic) and time.monotonic() < until_s:
                 time.sleep(0.005)
 

@@ -145,11 +145,11 @@ class Collector:
                     self._connect()
                 predictions = self._subscriber.wait(0.02)
                 with self.lock:
-                    self._hear(predictions)
+                    self._receive(predictions)
                     self._hear_about()
                     self._hear_sound()
                     self._hear_pictures()
-                    self._follow_watchers()
+                    self._update_subscriptions()
         finally:
             self._disconnect()
 
@@ -168,7 +168,7 @@ class Collector:
             each.close()
         self._is_connected = False
 
-    def _hear(self, predictions: list[Prediction]) -> None:
+    def _receive(self, predictions: list[Prediction]) -> None:
         now_s = time.monotonic()
         for worker, status in self._subscriber.statuses.items():
             if self.statuses.get(worker) is not status:
@@ -225,7 +225,7 @@ class Collector:
                 self._preview_s = time.monotonic()
                 self.history.add_picture(preview)
 
-    def _follow_watchers(self) -> None:
+    def _update_subscriptions(self) -> None:
         """Subscribe to pictures while a browser wants them, to landmarks while one watches without, else to neither."""
         now_s = time.monotonic()
         wishes = [picture for at_s, picture in self._watchers.values() if now_s - at_s < _WATCH_S]

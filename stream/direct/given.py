@@ -227,19 +227,19 @@ class Sounds:
         """End of the audio: pass on everything, and flush the filters."""
         with self._lock:
             self._release(_LAST_NS)
-            self._end_stretch()
+            self._end_segment()
 
     def _release(self, until_ns: int) -> None:
         while self._held and self._held[0][0] <= until_ns:
             t_ns, channels, rate = self._held.pop(0)
             if self._end_ns is not None and t_ns > self._end_ns + PAUSE_NS:
-                self._end_stretch()
+                self._end_segment()
             if self._waveform is None:
                 self._waveform, self._begin_ns = Waveform(), t_ns // _GRID_NS * _GRID_NS
             self._end_ns = t_ns + _length_ns(channels, rate)
             self._add(self._waveform.push_channels(channels, rate, (t_ns - self._begin_ns) / NS_PER_S))
 
-    def _end_stretch(self) -> None:
+    def _end_segment(self) -> None:
         if self._waveform is None:
             return
         self._add(self._waveform.finish())

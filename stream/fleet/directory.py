@@ -27,14 +27,14 @@ from mien.stream.fleet.roster import Member, Node
 from mien.stream.fleet.wanted import gateway_order, member_order
 from mien.stream.processes.control import Order
 
-_TURN_S = 0.2
+_CYCLE_S = 0.2
 _NODES_S = 1.0
 _UNAVAILABLE_S = 1.2  # grace period for an actor with a broken connection
-_BORN_S = 60.0  # an actor that Ray has not placed by then is placed elsewhere
+_START_TIMEOUT_S = 60.0  # an actor that Ray has not placed by then is placed elsewhere
 _SUSPECT_S = 15.0  # a node with unresponsive actors gets nothing new for this long
-_PIECE = 64 << 10  # bytes; Ray's limit is 100 KiB
-_REPORTING = 20.0  # minimum interval between reports as a multiple of their cost: at most a twentieth of the time
-_AGAIN_S = 3.0  # before retrying a gateway that failed to start
+_CHUNK_BYTES = 64 << 10  # bytes; Ray's limit is 100 KiB
+_REPORT_FACTOR = 20.0  # minimum interval between reports as a multiple of their cost: at most a twentieth of the time
+_RETRY_S = 3.0  # before retrying a gateway that failed to start
 
 
 class Directory(Placement):
@@ -54,7 +54,7 @@ class Directory(Placement):
         self._suspect_until_s: dict[str, float] = {}
         self._looked_s = 0.0
         self._lock = threading.Lock()
-        self._said, self._report_s = b"", 0.0  # a report, and when the next one is due
+        self._report_json, self._report_s = b"", 0.0  # a report, and when the next one is due
         self._stopping = threading.Event()
         self._began_s = time.time()
         self._adopt()
@@ -71,7 +71,7 @@ class Directory(Placement):
 
     def condition(self) -> bytes:
         """A `report.FleetCondition` as JSON, as of the last cycle, so that callers never wait for a cycle to end."""
-        return self._said
+        return self._report_json
 
     def move(self, session: str, to: str = "", capture: bool = False) -> str:
         """Predict a session elsewhere; with `capture`, capture it elsewhere too. `to` is a node's name or id.
@@ -92,7 +92,7 @@ class Directory(Placement):
             self._roster.leave_pool(held, "it is moved to another pool")
             if capture:
                 self._roster.leave_capture(held, "its capture is moved to another node")
-            self._touch(held)
+            self._mark_changed(held)
         self._report(at_once=True)
         return f"{session} is moved"
 
@@ -133,36 +133,36 @@ class Directory(Placement):
     def _run(self) -> None:
         while not self._stopping.is_set():
             began_s = time.monotonic()
-            for step in (self._look, self._turn, self._report):
+            for step in (self._refresh_nodes, self._cycle, self._report):
                 try:
                     step()
                 except Exception as error:  # the fleet goes on; the error shows in its status
                     self._problem = f"the directory: {type(error).__name__}: {error}"
                     traceback.print_exc()
-            self._stopping.wait(max(_TURN_S - (time.monotonic() - began_s), 0.02))
+            self._stopping.wait(max(_CYCLE_S - (time.monotonic() - began_s), 0.02))
 
-    def _look(self) -> None:
+    def _refresh_nodes(self) -> None:
         if time.monotonic() - self._looked_s >= _NODES_S:
             nodes = self._ray.nodes()
             with self._lock:
                 self._looked_s = time.monotonic()
-                self._see(nodes)
+                self._update_nodes(nodes)
 
-    def _turn(self) -> None:
+    def _cycle(self) -> None:
         with self._lock:
-            self._hear()
+            self._poll_actors()
             self._decide()
-            self._tell()
+            self._send_orders()
 
     def _report(self, *, at_once: bool = False) -> None:
         began_s = time.monotonic()
         if at_once or began_s >= self._report_s:
             with self._lock:
-                said = reports.condition(self._roster, self._door, self._began_s, os.getpid(), self._problem)
-            self._said = msgspec.json.encode(said)
-            self._report_s = time.monotonic() + _REPORTING * (time.monotonic() - began_s)
+                said = reports.condition(self._roster, self._gateway_report, self._began_s, os.getpid(), self._problem)
+            self._report_json = msgspec.json.encode(said)
+            self._report_s = time.monotonic() + _REPORT_FACTOR * (time.monotonic() - began_s)
 
-    def _see(self, nodes: list[dict[str, Any]]) -> None:
+    def _update_nodes(self, nodes: list[dict[str, Any]]) -> None:
         """Update the nodes; whatever ran on nodes that are gone is lost."""
         known, now_s = self._roster.nodes, time.monotonic()
         alive = {node["NodeID"]: node for node in nodes if node["Alive"]}
@@ -180,7 +180,7 @@ class Directory(Placement):
                 suspect=self._suspect_until_s.get(id_, 0.0) > now_s,
             )  # fmt: skip
 
-    def _hear(self) -> None:
+    def _poll_actors(self) -> None:
         """Process the actors' answers."""
         now_s = time.monotonic()
         links = [*self._links.values(), *([self._gateway] if self._gateway else [])]
@@ -191,26 +191,26 @@ class Directory(Placement):
             answer = link.hear(self._ray, ready)
             if answer is not None:
                 self._suspect_until_s.pop(member.node, None)
-                self._take(member, link, answer)
+                self._process_answer(member, link, answer)
             elif link.died:
                 self._give_up(member, f"the {member.kind} {name} died")
             elif link.broken_s and now_s - link.broken_s > _UNAVAILABLE_S:
-                self._lose(member, f"the {member.kind} {name} is lost")
-            elif now_s - link.heard_s > (self._plan.health.silence_s if link.has_answered else _BORN_S):
-                self._lose(member, f"the {member.kind} {name} does not answer")
+                self._give_up_node(member, f"the {member.kind} {name} is lost")
+            elif now_s - link.heard_s > (self._plan.health.silence_s if link.has_answered else _START_TIMEOUT_S):
+                self._give_up_node(member, f"the {member.kind} {name} does not answer")
         if self._gateway is not None:
             answer = self._gateway.hear(self._ray, ready)
             if answer is not None:
                 said = msgspec.json.decode(answer, type=GatewayReport)
-                self._door = said
+                self._gateway_report = said
                 self._gateway.version_there = said.version
                 self._gateway.whole |= said.pools < len(self._gateway.pools_there or ())
                 self._problem = ""
-            elif self._gateway.died and now_s - self._gateway.heard_s > _AGAIN_S:
-                self._problem, self._door = f"the gateway: {self._gateway.error}", GatewayReport(-1, "")
+            elif self._gateway.died and now_s - self._gateway.heard_s > _RETRY_S:
+                self._problem, self._gateway_report = f"the gateway: {self._gateway.error}", GatewayReport(-1, "")
                 self._gateway = None
 
-    def _take(self, member: Member, link: ActorLink, answer: bytes) -> None:
+    def _process_answer(self, member: Member, link: ActorLink, answer: bytes) -> None:
         if member.kind == "capture":
             said = msgspec.json.decode(answer, type=CaptureReport)
             key, link.version_there, member.ready = said.key, said.version, True
@@ -222,8 +222,8 @@ class Directory(Placement):
                     self._orders.setdefault(held.pool, []).extend(captured.orders)
                 before, held.captured = held.captured, msgspec.structs.replace(captured, orders=())
                 if before is None or (before.endpoints, before.workers) != (captured.endpoints, captured.workers):
-                    held.run = self._issue()
-                    self._touch(held)
+                    held.run = self._next_number()
+                    self._mark_changed(held)
                 if captured.state == "failed" or not captured.endpoints:
                     held.gap = held.gap if not captured.error else captured.error
         else:
@@ -258,9 +258,9 @@ class Directory(Placement):
         """Give up an unresponsive or dead member: cut off anything it may still send, and move its sessions."""
         self._lost_s = time.monotonic()
         for held in self._roster.drop(member, why):
-            held.run = self._issue()
+            held.run = self._next_number()
             if member.kind == "capture":
-                self._touch(held)
+                self._mark_changed(held)
         link = self._links.pop(member.name, None)
         self._orders.pop(member.name, None)
         if link is not None:
@@ -268,9 +268,9 @@ class Directory(Placement):
                 self._ray.kill(link.handle)
         if self._gateway is not None and member.kind == "pool":
             self._gateway.whole = True
-            self._tell_gateway()
+            self._send_gateway_order()
 
-    def _lose(self, member: Member, why: str) -> None:
+    def _give_up_node(self, member: Member, why: str) -> None:
         """The same if the whole node may be gone: its other members may still answer, but it gets nothing new."""
         self._suspect_until_s[member.node] = time.monotonic() + _SUSPECT_S
         node = self._roster.nodes.get(member.node)
@@ -280,14 +280,14 @@ class Directory(Placement):
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
-    def _tell(self) -> None:
+    def _send_orders(self) -> None:
         for name, link in self._links.items():
             if link.is_free:
                 said = self._orders.pop(name, ())
                 link.ask(member_order(self._roster, self._roster.members[name], link, self._keys, said))
-        self._tell_gateway()
+        self._send_gateway_order()
 
-    def _tell_gateway(self) -> None:
+    def _send_gateway_order(self) -> None:
         if self._gateway is not None and self._gateway.is_free:
             allowed = {name: Trusted(key) for name, key in self._plan.gateway.allow.items()}
             self._gateway.ask(gateway_order(self._roster, self._gateway, {**self._keys, **allowed}))
@@ -303,7 +303,7 @@ class Directory(Placement):
 
     def _adopt(self) -> None:
         """Take over the members that a previous directory left running."""
-        self._see(self._ray.nodes())
+        self._update_nodes(self._ray.nodes())
         for about, handle, answer in self._actors.found():
             member, link = self._enter(about, handle), self._links[about.name]
             member.ready = link.has_answered = True
@@ -331,7 +331,7 @@ def in_pieces(plan: bytes) -> list[bytes]:
     Larger arguments are stored on the machine that starts the fleet, where a restarted directory may not find them.
     """
     packed = zlib.compress(plan)
-    return [packed[begin : begin + _PIECE] for begin in range(0, len(packed), _PIECE)]
+    return [packed[begin : begin + _CHUNK_BYTES] for begin in range(0, len(packed), _CHUNK_BYTES)]
 
 
 def open_directory(ray: Any, fleet: str, plan: bytes, guarded: bool) -> Any:

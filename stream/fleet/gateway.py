@@ -71,7 +71,7 @@ class Gateway(Ordered[GatewayOrder]):
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._forward, name="gateway", daemon=True),
-            threading.Thread(target=self._tend, name="gaps", daemon=True),
+            threading.Thread(target=self._explain_gaps, name="gaps", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -171,7 +171,7 @@ class Gateway(Ordered[GatewayOrder]):
             return False  # the directory sees the difference, and asks again
         return True
 
-    def _tend(self) -> None:
+    def _explain_gaps(self) -> None:
         """Tell subscribers that arrive during a gap why nothing comes."""
         while not self._stopping.wait(_TICK_S):
             with self._lock:

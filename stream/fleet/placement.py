@@ -29,7 +29,7 @@ class Placement:
         self._roster, self._actors = Roster(plan), Actors(ray, plan, guarded)
         self._links: dict[str, ActorLink] = {}
         self._gateway: ActorLink | None = None
-        self._door = GatewayReport(-1, "")  # the gateway's last report
+        self._gateway_report = GatewayReport(-1, "")  # the gateway's last report
         self._number, self._last_number = 0, int(time.time() * 1000)
         self._first = 0  # index of the session to consider first in the next cycle
         self._lost_s = 0.0  # when a member was
@@ -42,12 +42,12 @@ class Placement:
             self._gateway = ActorLink(self._actors.gateway(list(roster.nodes.values())))
         for node in roster.nodes.values():
             if node.drained:
-                self._empty(node)
+                self._drain(node)
         self._add_spares(now_s)
         self._place()
         for member in list(roster.members.values()):
             if member.kind == "pool":
-                self._relieve(member, now_s)
+                self._rebalance(member, now_s)
             else:
                 member.leaving = not member.sessions
                 if member.leaving and self._roster.is_left(member):
@@ -93,7 +93,7 @@ class Placement:
                 return
 
     def _place_capture(self, held: Held) -> None:
-        if self._plan.recording.folder and not self._door.address:
+        if self._plan.recording.folder and not self._gateway_report.address:
             return  # a recorder subscribes there
         choice = self._roster.choose_capture(held)
         if isinstance(choice, str):
@@ -103,7 +103,7 @@ class Placement:
             node, room = choice
             choice = self._add("capture", node, room)
         held.problem, held.capture = "", choice.name
-        held.incarnation, held.heard = self._issue(), False
+        held.incarnation, held.heard = self._next_number(), False
         choice.sessions.add(held.planned.name)
         choice.leaving = False
         self._links[choice.name].touch(held.planned.name)
@@ -123,11 +123,11 @@ class Placement:
             why = self._roster.choose_pool_node()
             held.problem = why if isinstance(why, str) else "no pool has room"
             return
-        held.problem, held.pool, held.run = "", pool.name, self._issue()
+        held.problem, held.pool, held.run = "", pool.name, self._next_number()
         pool.sessions.add(held.planned.name)
         self._links[pool.name].touch(held.planned.name)
 
-    def _relieve(self, pool: Member, now_s: float) -> None:
+    def _rebalance(self, pool: Member, now_s: float) -> None:
         """Relieve an overloaded pool, and stop an idle one."""
         plan, said = self._plan.pools, pool.report
         pool.idle_since_s = None if pool.sessions else pool.idle_since_s or now_s
@@ -153,9 +153,9 @@ class Placement:
         if roomy or self._add_pool(pool.node) is not None:
             held = self._roster.sessions[min(pool.sessions)]
             self._roster.leave_pool(held, "its pool had too much to do")
-            self._touch(held)
+            self._mark_changed(held)
 
-    def _empty(self, node: Node) -> None:
+    def _drain(self, node: Node) -> None:
         """Move sessions off a drained node, once a member elsewhere is ready for them."""
         why = f"the node {node.labels['host']} is drained"
         for member in [m for m in self._roster.members.values() if m.node == node.id]:
@@ -172,7 +172,7 @@ class Placement:
                     self._roster.leave_pool(held, why)
                 elif any(each.fits(held.planned.place) for each in self._roster.usable({})):
                     self._roster.leave_capture(held, why)
-                self._touch(held)
+                self._mark_changed(held)
             if not member.sessions and self._roster.is_left(member):
                 self._end(member)
 
@@ -183,13 +183,13 @@ class Placement:
         if self._gateway is not None:
             self._gateway.whole = True
 
-    def _touch(self, held: Held) -> None:
+    def _mark_changed(self, held: Held) -> None:
         """Mark a session's orders as changed."""
         for name in (held.capture, held.pool, held.left_capture, held.left_pool):
             if name in self._links:
                 self._links[name].touch(held.planned.name)
 
-    def _issue(self) -> int:
+    def _next_number(self) -> int:
         """A number larger than all before, even a previous directory's."""
         self._last_number = max(self._last_number + 1, int(time.time() * 1000))
         return self._last_number
@@ -200,7 +200,9 @@ class Placement:
 
     def _add(self, kind: Kind, node: Node, room: int, spare: bool = False) -> Member:
         self._number += 1
-        about, handle = self._actors.member(kind, f"{kind}-{self._number}", node, room, self._door.address, spare)
+        about, handle = self._actors.member(
+            kind, f"{kind}-{self._number}", node, room, self._gateway_report.address, spare
+        )
         return self._enter(about, handle)
 
     def _enter(self, about: About, handle: Any) -> Member:

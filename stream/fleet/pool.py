@@ -26,7 +26,7 @@ from mien.stream.processes.priority import hold_back
 _READY_S = 180.0
 _STOP_S = 2.0
 _POLL_MS = 100
-_AGAIN_S = 2.0  # before retrying a refused session
+_RETRY_S = 2.0  # before retrying a refused session
 
 
 class PoolHost(Ordered[PoolOrder]):
@@ -170,11 +170,11 @@ class PoolHost(Ordered[PoolOrder]):
                 continue
             receiver.socket.poll(_POLL_MS, zmq.POLLIN)
             for frames in receiver.drain(4096):
-                self._hear(frames)
+                self._receive(frames)
         if receiver is not None:
             receiver.close()
 
-    def _hear(self, frames: list[bytes]) -> None:
+    def _receive(self, frames: list[bytes]) -> None:
         if not frames[0].endswith(b"/inference"):
             return
         try:
@@ -193,7 +193,7 @@ class PoolHost(Ordered[PoolOrder]):
                 self._child.start(0)
                 self._match()
             elif event.state == "refused":
-                name, again_s = str(event.facts["session"]), time.monotonic() + _AGAIN_S
+                name, again_s = str(event.facts["session"]), time.monotonic() + _RETRY_S
                 self._refused[name] = int(event.facts["run"]), str(event.facts["error"]), again_s
             elif event.state == "failed":
                 self._error = str(event.facts.get("error"))

@@ -39,7 +39,7 @@ Place = tuple[float, float]
 LOOK_NS = 500 * NS_PER_MS
 LARGER = 1.5  # ratio of areas at which the largest face replaces the followed one
 _SAME = 0.2  # intersection over union above which two boxes are the same face
-_PATIENCE = 5  # frames to wait for the landmarker to find the largest face, or a face in its tile
+_MAX_WAIT_FRAMES = 5  # frames to wait for the landmarker to find the largest face, or a face in its tile
 _GONE_NS = 3 * NS_PER_S  # how long a lost chosen face is waited for, before the largest is followed again
 _NEAR = 1.0  # search radius for a lost chosen face, in its widths
 PART_NS = 60 * NS_PER_MS  # between two tiles; one costs about 2 ms
@@ -173,7 +173,7 @@ class FaceMesh:
         self._around: UInt8 | None = None  # the picture in which to look for other faces
         self._followed: Box | None = None
         self._wanted: Box | None = None
-        self._patience = 0
+        self._wait_frames = 0
         self._place: Place | None = None  # a newly chosen point, not searched yet
         self._chosen: Box | None = None
         self._chosen_ns = 0  # when it was last seen
@@ -204,7 +204,7 @@ class FaceMesh:
                 self.look_around()  # no face is followed yet
             self._looked_ns = t_ns
         if self._wanted is not None:
-            rgb = _only(rgb, self._wanted)
+            rgb = _masked(rgb, self._wanted)
         face = self._landmarks(rgb, t_ns)
         if self._moving:
             face = self._followed_closely(rgb, face)
@@ -275,7 +275,7 @@ class FaceMesh:
                 self._region = region_for(self._region, face.box, width, height)
             return face
         self._missed += 1
-        if self._region is not None and self._missed > _PATIENCE:
+        if self._region is not None and self._missed > _MAX_WAIT_FRAMES:
             self._region = None
         if self._region is None and (part := self._search.part(width, height, self._now_ns)) is not None:
             found = self._detected(part.of(rgb), SURE)
@@ -319,7 +319,7 @@ class FaceMesh:
             least = 1.0 if prefers else LARGER
             if overlap(same, followed) >= _SAME and _area(largest) <= least * _area(same):
                 return
-        self._want(largest)
+        self._switch_to(largest)
 
     def _look_for_chosen(self, boxes: list[Box]) -> bool:
         """Find the chosen face; False once it has been lost for too long."""
@@ -338,15 +338,15 @@ class FaceMesh:
         if found is not None:
             self._chosen, self._chosen_ns = found, self._now_ns
             if self._followed is None or overlap(found, self._followed) < _SAME:
-                self._want(found)
+                self._switch_to(found)
         elif self._now_ns - self._chosen_ns >= _GONE_NS:
             self._chosen = self._place = None
             self._prefers_largest = True
         return self.is_chosen
 
-    def _want(self, box: Box) -> None:
+    def _switch_to(self, box: Box) -> None:
         """Mask the landmarker's input down to this face until it has found it."""
-        self._wanted, self._patience = box, _PATIENCE
+        self._wanted, self._wait_frames = box, _MAX_WAIT_FRAMES
         if self._moving and (self._region is not None or self._chosen is not None):
             height, width = self._size
             self._region = region_for(region_around(box, width, height), box, width, height)
@@ -358,8 +358,8 @@ class FaceMesh:
         elif self._max_faces == 1:
             self.faces = 0
         if self._wanted is not None:
-            self._patience -= 1
-            if self._patience == 0 or (face is not None and overlap(face.box, self._wanted) >= _SAME):
+            self._wait_frames -= 1
+            if self._wait_frames == 0 or (face is not None and overlap(face.box, self._wanted) >= _SAME):
                 self._wanted = None
         if face is None and self._wanted is None:
             self._followed = None
@@ -387,7 +387,7 @@ def _distance(box: Box, x: float, y: float) -> float:
     return math.dist(_centre(box), (x, y)) - (1e6 if inside else 0.0)
 
 
-def _only(rgb: UInt8, box: Box) -> UInt8:
+def _masked(rgb: UInt8, box: Box) -> UInt8:
     """The picture with everything masked but one face and its close surroundings."""
     margin = 0.6 * (box[2] - box[0])
     left, top = (max(0, round(edge - margin)) for edge in box[:2])

@@ -151,7 +151,7 @@ class Supervisor:
         for child in self._children.values():
             if away_s > _AWAY_S:
                 child.heard_s = min(child.heard_s + away_s - _AWAY_S, now_s)
-            self._look_after(child, now_s)
+            self._check_heartbeat(child, now_s)
         for worker in [worker for worker, due_s in self._due.items() if due_s <= now_s]:
             del self._due[worker]
             self._spawn(worker)
@@ -192,7 +192,7 @@ class Supervisor:
         started = self._spawner.submit(Child, worker, self._assignment, self._events, self._program)
         self._children[worker] = started.result()
 
-    def _look_after(self, child: Child, now_s: float) -> None:
+    def _check_heartbeat(self, child: Child, now_s: float) -> None:
         """Detect a late process, and kill a hung one; its exit is then an event like any other."""
         if child.ended or child.hung or child.process.poll() is not None or self.session.config.clip.fast:
             return

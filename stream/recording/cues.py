@@ -87,7 +87,7 @@ class CueMaker:
                     later.append(sent)
                 else:
                     yield sent
-            while waiting and self._is_clear(waiting, entry.log_ns):
+            while waiting and self._is_resolved(waiting, entry.log_ns):
                 yield from self._next(waiting, later)
         while waiting:
             yield from self._next(waiting, later)
@@ -101,16 +101,16 @@ class CueMaker:
         while later and (not waiting or later[0].log_ns <= waiting[0][0].log_ns):
             yield later.popleft()
 
-    def _is_clear(self, waiting: _Waiting, now_ns: int) -> bool:
+    def _is_resolved(self, waiting: _Waiting, now_ns: int) -> bool:
         """Whether the inputs of the first pending prediction are known, or never will be."""
         entry, prediction = waiting[0]
-        breaks = self._breaks(prediction)
-        if breaks and self._unknown(waiting):
+        breaks = self._follows_gap(prediction)
+        if breaks and self._unresolved(waiting):
             return now_ns - entry.log_ns > _SLOWEST_NS
         here = self._is_here(prediction)
         if here and breaks and prediction.run != self._run:
             # Rows from before the recorder joined may be recorded after the first predictions.
-            here = self._covers_window(self._taken_before(waiting), waiting)
+            here = self._covers_window(self._processed_before(waiting), waiting)
         return here or now_ns - entry.log_ns > _LOOK_AHEAD_NS
 
     def _sent(self, entry: Entry) -> Sent | None:
@@ -150,17 +150,17 @@ class CueMaker:
             for seq in range(first, last + 1)
         )
 
-    def _breaks(self, prediction: Prediction) -> bool:
+    def _follows_gap(self, prediction: Prediction) -> bool:
         """Whether predictions are missing before this one."""
         if prediction.run != self._run:
             return prediction.seq > 0
         return prediction.seq != self._next_seq
 
-    def _unknown(self, waiting: _Waiting) -> set[str]:
+    def _unresolved(self, waiting: _Waiting) -> set[str]:
         """Modalities whose position at that time the predictions do not tell yet."""
         return self._modalities - _first_named(waiting).keys()
 
-    def _taken_before(self, waiting: _Waiting) -> dict[str, tuple[Span, ...]]:
+    def _processed_before(self, waiting: _Waiting) -> dict[str, tuple[Span, ...]]:
         """What inference had processed before missing predictions: all before the first span named afterwards."""
         named = _first_named(waiting)
         numbers: dict[str, list[tuple[int, int]]] = {}
@@ -192,8 +192,8 @@ class CueMaker:
 
     def _cue(self, waiting: _Waiting) -> Iterator[Sent | Cued]:
         entry, prediction = waiting[0]
-        new_run, breaks = prediction.run != self._run, self._breaks(prediction)
-        before = self._taken_before(waiting) if breaks else {}
+        new_run, breaks = prediction.run != self._run, self._follows_gap(prediction)
+        before = self._processed_before(waiting) if breaks else {}
         covered = new_run and self._covers_window(before, waiting)
         waiting.popleft()
         self._run, self._next_seq = prediction.run, prediction.seq + 1
@@ -206,7 +206,7 @@ class CueMaker:
                 for seq in range(first, last + 1):
                     self._times_ns.pop((modality, run, seq), None)
                     if seq not in held:
-                        frames = self._again(modality, run, seq)
+                        frames = self._repeated(modality, run, seq)
                         if frames is None:
                             missing = True
                             continue
@@ -243,7 +243,7 @@ class CueMaker:
         )
         self._seq += 1
 
-    def _again(self, modality: str, run: int, seq: int) -> Frames | None:
+    def _repeated(self, modality: str, run: int, seq: int) -> Frames | None:
         """A message that was processed twice: a restarted inference process receives the last values again."""
         for known_run, known_seq, frames in self._recent.get(modality, ()):
             if (known_run, known_seq) == (run, seq):

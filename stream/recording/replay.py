@@ -129,8 +129,8 @@ def check_features(recording: Recording, weights: Checkpoint) -> None:
 # Not repeated to late subscribers, as in a live session: rows that append, pictures, sound.
 _FLEETING = (b"/vision", b"/audio", b"/picture", b"/")
 _AHEAD = 32  # maximum number of unanswered cues
-_LISTENER_PATIENCE_S = 20.0
-_ANSWER_PATIENCE_S = 30.0
+_LISTENER_TIMEOUT_S = 20.0
+_ANSWER_TIMEOUT_S = 30.0
 
 
 class Tally(msgspec.Struct):
@@ -231,7 +231,7 @@ class Player:
 
         Anything sent or predicted before that is lost.
         """
-        until_s = time.monotonic() + _LISTENER_PATIENCE_S
+        until_s = time.monotonic() + _LISTENER_TIMEOUT_S
         session = self._recording.session
         answered = False
         while not self._stopping.is_set() and time.monotonic() < until_s:
@@ -247,9 +247,9 @@ class Player:
 
     def _await_answers(self, open_cues: int) -> None:
         """Wait until at most that many cues are unanswered."""
-        give_up_s = time.monotonic() + _ANSWER_PATIENCE_S
+        deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
         while len(self._expected) > open_cues and not self._stopping.is_set():
-            if time.monotonic() > give_up_s:
+            if time.monotonic() > deadline_s:
                 raise WorkerError("inference does not answer; the replay cannot go on")
             self._service(0.05)
 

@@ -37,8 +37,8 @@ BACKOFF_S = 0.25  # before the first attempt to reopen; doubled for each further
 BACKOFF_MAX_S = 1.0
 _OPEN_S = 10.0  # for the first opening; a driver may take seconds
 _CONNECT_S, _SILENCE_S = 3.0, 2.5  # network: to connect, and between two packets
-_ABANDONED = 4  # threads that may still hang in an abandoned camera
-_DEVICES = 8  # indices that "auto" tries if the system does not list its cameras
+_MAX_ABANDONED = 4  # threads that may still hang in an abandoned camera
+_MAX_DEVICES = 8  # indices that "auto" tries if the system does not list its cameras
 
 av.logging.set_level(av.logging.PANIC)  # damaged packets are common; our own errors report them, as for clips
 
@@ -206,7 +206,7 @@ class LiveCamera(VideoSource):
         """Start to reopen it, if it is time."""
         early_s = self._retry_at_s - time.monotonic()
         hanging = sum(each.is_alive() for each in self._abandoned)
-        if early_s > 0 or hanging >= _ABANDONED:
+        if early_s > 0 or hanging >= _MAX_ABANDONED:
             time.sleep(min(timeout, max(early_s, 0.01)))
             return False
         self._grabber = _Grabber(self._open)
@@ -377,6 +377,6 @@ def _reason(error: Exception) -> str:
 
 def _device_indices() -> list[int]:
     if not sys.platform.startswith("linux"):
-        return list(range(_DEVICES))
+        return list(range(_MAX_DEVICES))
     found = (re.fullmatch(r"video(\d+)", path.name) for path in Path("/dev").glob("video*"))
     return sorted(int(match.group(1)) for match in found if match)

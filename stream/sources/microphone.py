@@ -115,7 +115,7 @@ class Microphone(AudioSource):
             if self._ready >= self._chunk_samples or (self._ready and self._pending is not None):
                 return self._take(min(self._ready, self._chunk_samples))
             if self._pending is not None:
-                self._begin_stretch()
+                self._begin_segment()
                 self._accept(self._pending)
                 self._pending = None
                 continue
@@ -146,7 +146,7 @@ class Microphone(AudioSource):
         self._captured = 0  # device samples counted by the driver's thread
         self._fetched = 0  # counted by the reader
         self._pending = None
-        self._begin_stretch()
+        self._begin_segment()
         try:
             with _quiet():
                 self._stream = sd.InputStream(
@@ -205,7 +205,7 @@ class Microphone(AudioSource):
         t_ns = now_ns - int(age_s * NS_PER_S)
         self._blocks.put(_Block(index, t_ns, data.copy(), bool(status.input_overflow)))
 
-    def _begin_stretch(self) -> None:
+    def _begin_segment(self) -> None:
         """Start over after a gap: clock, filter and buffer."""
         self._times = SampleClock(self._rate)
         self._downmix = Downmix(self._rate)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 _INTERVALS = 5  # most recent ones: a single pause does not change their median
-_RULE = 3  # needed before the median counts
-_PATIENCE = 2.5  # intervals
+_MIN_INTERVALS = 3  # needed before the median counts
+_TOLERANCE = 2.5  # intervals
 
 
 class Pace:
@@ -32,8 +32,8 @@ class Pace:
 
     def is_slower(self, interval: float) -> bool:
         """Whether its usual interval is longer than the given one."""
-        return len(self._intervals) >= _RULE and self.interval > interval
+        return len(self._intervals) >= _MIN_INTERVALS and self.interval > interval
 
     def patience(self, least: float, most: float) -> float:
         """How long its newest delivery stays valid: `least` for a fast source, more for a slow one, up to `most`."""
-        return min(max(least, _PATIENCE * self.interval), max(least, most))
+        return min(max(least, _TOLERANCE * self.interval), max(least, most))

@@ -84,7 +84,7 @@ class Recogniser:
         self._unclear_ns: int | None = None  # when speech was last not understood
         self._t_end_ns = 0
         self._speaking = False
-        self._forget()
+        self._reset()
 
     def step(self, samples: Float32, t_end_ns: int, continuous: bool = True) -> Heard:
         """Process `samples` (n,), mono, 16 kHz, the last of which ends at `t_end_ns`.
@@ -94,7 +94,7 @@ class Recogniser:
         """
         committed = [] if continuous else self._settle()
         if not continuous:
-            self._forget()
+            self._reset()
         self._t_end_ns = t_end_ns
         self._sound.append(samples)
         if self._speaking or self._has_voice():
@@ -102,7 +102,7 @@ class Recogniser:
             if self._sound.silence_s >= END_SILENCE_S:
                 committed += self._finish()
             elif self._new_voice():
-                committed += self._agree(self._hear())
+                committed += self._agree(self._decode_new())
         self._trim()
         return self._heard(committed)
 
@@ -111,7 +111,7 @@ class Recogniser:
 
         Time counts from its first sample. All earlier state is discarded.
         """
-        self._forget()
+        self._reset()
         self._said.clear()
         self._certainty, self._unclear_ns = Certainty(), None
         size = step_ms * SAMPLE_RATE // 1000
@@ -124,10 +124,10 @@ class Recogniser:
         """End of stream: everything heard is committed."""
         committed = self._finish() if self._speaking or self._has_voice(1) else []
         heard = replace(self._heard(committed), last=True)
-        self._forget()
+        self._reset()
         return heard
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Reset to the initial state. Committed words stay in the history."""
         self._sound.clear()
         self._decoded_until_s = 0.0  # end of the sound covered by the last hypothesis
@@ -144,7 +144,7 @@ class Recogniser:
         """Whether there is speech that the last hypothesis does not cover."""
         return self._sound.voiced_until_s + TAIL_S > self._decoded_until_s
 
-    def _hear(self) -> list[HeardWord]:
+    def _decode_new(self) -> list[HeardWord]:
         """The hypothesis for what comes after the committed words.
 
         A decoder caught in a loop gets the sound after the last repetition that had a voice, without any words as
@@ -161,10 +161,10 @@ class Recogniser:
             del said[count:]
             if not looped or (count == known and not context):
                 break
-            since_s, context = self._behind(said[-1]) if said else since_s, []
+            since_s, context = self._resume_point(said[-1]) if said else since_s, []
             if self._sound.voiced_frames(since_s) < LEAST_VOICE:
                 break
-        return self._placed(said[len(self._prefix) :])
+        return self._voiced_words(said[len(self._prefix) :])
 
     def _decode(self, since_s: float, context: list[HeardWord]) -> list[HeardWord]:
         """The words decoded from `since_s` on after `context`, without likely hallucinations."""
@@ -199,14 +199,14 @@ class Recogniser:
             checked = found.end
         return len(words)
 
-    def _behind(self, word: HeardWord) -> float:
+    def _resume_point(self, word: HeardWord) -> float:
         """Where to continue after a word: in the pause after it, if there is one."""
         span_s = self._sound.voiced_span(word.start_s, word.end_s)
         end_s = span_s[1] if span_s is not None else word.end_s
         pause_s = self._sound.pause_after(end_s, PAUSE_S)
         return end_s if pause_s is None else pause_s
 
-    def _placed(self, words: list[HeardWord]) -> list[HeardWord]:
+    def _voiced_words(self, words: list[HeardWord]) -> list[HeardWord]:
         """The words during which there is a voice, trimmed of surrounding silence."""
         placed: list[HeardWord] = []
         since_s = self._prefix[-1].end_s if self._prefix else 0.0
@@ -231,7 +231,7 @@ class Recogniser:
     def _finish(self) -> list[Word]:
         """End of utterance: decode the rest if necessary, and commit it."""
         if self._new_voice():
-            self._tentative = self._hear()
+            self._tentative = self._decode_new()
         return self._settle()
 
     def _settle(self) -> list[Word]:
