@@ -90,7 +90,7 @@ class Pairing:
         shares: Mapping[str, float] | None = None,
         conflict: float = 0.0,
         damaged: float = 0.0,
-        damaged_wrong: float = 0.5,
+        damaged_wrong: float | Mapping[str, float] = 0.5,
         odd: Mapping[str, float] | None = None,
         errors: Mapping[str, float] | None = None,
     ) -> Group:
@@ -104,8 +104,8 @@ class Pairing:
             shares: how often each emotion is drawn, 1 where it is not named.
             conflict: how often one member of three or more shows another emotion: the others are right.
             odd: how often, against the others, each modality is that member; 1 where it is not named.
-            damaged: how often a member is a damaged one, `damaged_wrong` of the time of any emotion, and the others are
-                right.
+            damaged: how often a member is a damaged one, `damaged_wrong` of the time (of each modality, or by
+                modality) of any emotion, and the others are right.
             errors: how often each modality shows another emotion: the error rate of its reader on unseen items. On
                 items that it was trained on it is right too often for the fusion to learn when not to rely on it.
 
@@ -159,7 +159,7 @@ class Pairing:
         emotion: int,
         random: np.random.Generator,
         chances: Mapping[str, float],
-        damaged_wrong: float,
+        damaged_wrong: float | Mapping[str, float],
         odd: Mapping[str, float],
     ) -> dict[str, Sample]:
         """A member that is damaged, of another emotion, or neutral, if one is drawn."""
@@ -169,7 +169,8 @@ class Pairing:
         pool: list[Sample] = []
         if kind == "damaged":
             by_emotion = self._damaged.get(modality, [[]] * len(EMOTIONS))
-            other = emotion if random.random() < 1.0 - damaged_wrong else int(random.integers(len(EMOTIONS)))
+            wrong = damaged_wrong[modality] if isinstance(damaged_wrong, Mapping) else damaged_wrong
+            other = emotion if random.random() < 1.0 - wrong else int(random.integers(len(EMOTIONS)))
             pool = by_emotion[other]
         elif kind == "conflict":
             if odd:

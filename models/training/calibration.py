@@ -22,7 +22,6 @@ from mien.models.training.fusion_settings import FusionTraining
 BATCH = 128
 MOST = 2000  # items of each modality for fitting reliability
 BOUNDS = 0.1, 20.0  # of temperatures; those of exponents that stay small are large
-SURVIVING = 3.0  # exponent of what damage leaves: with 1, a share falls more slowly than accuracy
 
 
 def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> None:
@@ -50,9 +49,10 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
     perturbation = msgspec.structs.replace(settings.perturbation, drop=0.0, noise=noise)
     perturber = Perturber(dataset.specs, statistics, perturbation)
     encoded = EncodedItems(network, valid, perturber, 1, random)
-    pairing, left = Pairing(valid), surviving(encoded, valid)
+    pairing, left = Pairing(valid), surviving(encoded, valid, settings.surviving)
     damaged = settings.damaged if settings.reliability_damaged is None else settings.reliability_damaged
     conflict = settings.conflict if settings.reliability_conflict is None else settings.reliability_conflict
+    wrong = {name: settings.reliability_damaged_wrong.get(name, settings.damaged_wrong) for name in names}
     kinds = [
         chosen
         for count in range(1, len(encoded.modalities) + 1)
@@ -78,7 +78,7 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
                 composed=settings.composed,
                 conflict=conflict,
                 damaged=damaged,
-                damaged_wrong=settings.damaged_wrong,
+                damaged_wrong=wrong,
                 odd=settings.odd,
             )
             for _ in range(BATCH)
@@ -112,11 +112,12 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
 Level = tuple[str, str | None, float]  # modality, kind of damage, strength
 
 
-def surviving(encoded: EncodedItems, samples: Sequence[Sample]) -> dict[Level, float]:
-    """How much each damage leaves of a modality: how often it is right, relative to items without damage, cubed.
+def surviving(encoded: EncodedItems, samples: Sequence[Sample], exponents: Mapping[str, float]) -> dict[Level, float]:
+    """How much each damage leaves of a modality: a power of how often it is right, relative to items without damage.
 
     Args:
         samples: that were encoded. A level that has few of them counts as a little less damaged than they say.
+        exponents: of each modality, 1 where it is not named.
     """
     right: dict[Level, list[bool]] = {}
     for name, windows in encoded.modalities.items():
@@ -125,7 +126,8 @@ def surviving(encoded: EncodedItems, samples: Sequence[Sample]) -> dict[Level, f
             right.setdefault(_level(name, sample), []).append(guess == sample.emotion)
     clean = {name: float(np.mean(hits)) for (name, damage, _), hits in right.items() if damage is None}
     return {
-        level: min(1.0, (sum(hits) + 2.0 * clean[level[0]]) / (len(hits) + 2.0) / clean[level[0]]) ** SURVIVING
+        level: min(1.0, (sum(hits) + 2.0 * clean[level[0]]) / (len(hits) + 2.0) / clean[level[0]])
+        ** exponents.get(level[0], 1.0)
         for level, hits in right.items()
         if level[1] is not None and clean.get(level[0])
     }

@@ -35,6 +35,9 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reliability_steps: of fitting that probability on the "valid" split: on training items a model is right too
             often. reliability_noise: how often a member is noise meanwhile; None: as in `perturbation`.
             reliability_damaged, reliability_conflict: as `damaged` and `conflict` meanwhile; None: the same.
+            reliability_damaged_wrong: as `damaged_wrong` meanwhile, by modality; the same where it is not named.
+        surviving: by modality, exponent of how much damage leaves of how often it is right: a damaged member counts as
+            right only so far. 1 where it is not named; above it, the share falls faster than the modality gets worse.
         trained_rate: learning rate of parameters that come trained, as a share of `learning_rate`.
         keep_weight: of the distillation from the frozen unimodal readers.
         ema: decay of the averaged weights, which are validated and kept.
@@ -79,6 +82,8 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reliability_noise: float | None = None
     reliability_damaged: float | None = None
     reliability_conflict: float | None = None
+    reliability_damaged_wrong: dict[str, float] = {}
+    surviving: dict[str, float] = {}
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25

@@ -97,7 +97,7 @@ def test_the_stronger_a_damage_the_less_it_leaves(dataset: Dataset, trained: CMM
     valid = [s for s in dataset.split("valid") if s.emotion is not None]
     statistics = {name: Statistics(0, *trained.normalisation(name)) for name in NAMES}
     perturber = Perturber(SPECS, statistics, SETTINGS.perturbation)
-    left = surviving(EncodedItems(trained, valid, perturber, 0, np.random.default_rng(0)), valid)
+    left = surviving(EncodedItems(trained, valid, perturber, 0, np.random.default_rng(0)), valid, {})
     for name in NAMES:
         levels = [left[name, "noise", strength] for strength in STRENGTHS]
         assert all(0 < after < before <= 1 for before, after in itertools.pairwise(levels)), levels
@@ -119,6 +119,10 @@ def test_damaged_copies_take_no_part_in_what_is_clean(dataset: Dataset) -> None:
     kept = [m.emotion == 1 for group in other for m in group.members.values() if m.labels.damage]
     assert len(kept) == 200
     assert np.mean(kept) < 0.3
+    chances = {name: float(name != "audio") for name in NAMES}
+    some = [pairing.draw(NAMES, random, emotion=1, damaged=1.0, damaged_wrong=chances) for _ in range(200)]
+    assert all(group.members["audio"].emotion == 1 for group in some)
+    assert not all(group.members["vision"].emotion == 1 for group in some)
 
 
 def test_in_a_conflict_the_others_are_right() -> None:
