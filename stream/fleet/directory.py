@@ -322,7 +322,7 @@ class Directory(Placement):
             self._trust(member, key)
         for held in self._roster.sessions.values() if self._links else ():
             if not held.pool:
-                held.gap, held.moves = "it was lost while the directory was, too", 1
+                held.gap, held.moves = "it was lost together with the directory", 1
 
 
 def in_pieces(plan: bytes) -> list[bytes]:

@@ -96,7 +96,7 @@ class Held:
     left_capture: str = ""
     left_pool: str = ""
     captured: Captured | None = None
-    gap: str = "it has not begun"
+    gap: str = "it has not started"
     problem: str = ""
     avoid: str = ""
     wish: str = ""

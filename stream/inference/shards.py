@@ -182,7 +182,7 @@ class _Shard:
                 t_ns=self._control.clock.now_ns(),
                 state="failed",
                 pid=event.pid,
-                last_error=f"the inference process {cause}; it is started again",
+                last_error=f"the inference process {cause}; it is being restarted",
                 detail={"restarts": self._restarts},
             )
             self._publisher.send(encode_status(status))

@@ -109,7 +109,7 @@ class _Figures:
     def collect(self) -> Iterator[Metric]:
         """The current metrics, called by the registry."""
         condition = self.condition()
-        up = GaugeMetricFamily("mien_up", "1 while predictions come.", labels=["session"])
+        up = GaugeMetricFamily("mien_up", "1 while there are predictions.", labels=["session"])
         up.add_metric([self._session], float(condition.verdict != "down"))
         yield up
         lost = CounterMetricFamily("mien_predictions_lost", "Predictions that never arrived here.")
@@ -119,7 +119,7 @@ class _Figures:
         rate.add_metric([], condition.predictions_per_s)
         yield rate
         age = GaugeMetricFamily("mien_age_seconds", "Age of the newest evidence.", labels=["modality"])
-        masked = GaugeMetricFamily("mien_masked", "1 while a modality is missing as a whole.", labels=["modality"])
+        masked = GaugeMetricFamily("mien_masked", "1 while a modality is missing entirely.", labels=["modality"])
         for modality in condition.modalities:
             masked.add_metric([modality.name], float(modality.masked is not None))
             if modality.age_ms is not None:
@@ -128,8 +128,8 @@ class _Figures:
         yield masked
         yield from _of_processes(condition)
         inference = self._observer.statuses.get("inference")
-        offset = GaugeMetricFamily("mien_clock_offset_seconds", "How far a worker's clock is ahead.", labels=["worker"])
-        error = GaugeMetricFamily("mien_clock_error_seconds", "How wrong the offset can be.", labels=["worker"])
+        offset = GaugeMetricFamily("mien_clock_offset_seconds", "Clock offset; positive: ahead.", labels=["worker"])
+        error = GaugeMetricFamily("mien_clock_error_seconds", "Error bound of the offset.", labels=["worker"])
         for name, value in inference.detail.items() if inference is not None else ():
             worker, _, what = name.partition(".")
             if what in ("clock_offset_ms", "clock_error_ms") and isinstance(value, float):
@@ -140,12 +140,12 @@ class _Figures:
 
 def _of_processes(condition: Condition) -> Iterator[Metric]:
     label = ["worker"]
-    well = GaugeMetricFamily("mien_process_up", "1 while a process is well.", labels=label)
+    well = GaugeMetricFamily("mien_process_up", "1 while a process is healthy.", labels=label)
     rate = GaugeMetricFamily("mien_process_rows_per_second", "Rows or predictions a second.", labels=label)
-    lag = GaugeMetricFamily("mien_process_lag_seconds", "How far rows are behind capture.", labels=label)
+    lag = GaugeMetricFamily("mien_process_lag_seconds", "Delay of rows behind capture.", labels=label)
     memory = GaugeMetricFamily("mien_process_memory_bytes", "Resident memory.", labels=label)
     cpu = GaugeMetricFamily("mien_process_cpu_ratio", "Share of one core.", labels=label)
-    restarts = CounterMetricFamily("mien_process_restarts", "Times it was started again.", labels=label)
+    restarts = CounterMetricFamily("mien_process_restarts", "Restarts of a process.", labels=label)
     drops = CounterMetricFamily("mien_drops", "What was dropped, by cause.", labels=["worker", "cause"])
     for process in condition.processes:
         name = [process.worker]
@@ -183,7 +183,7 @@ def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if not _is_ours(self.headers.get("Host")):
-                self._answer(421, "text/plain", b"this server goes by names of this machine only\n")
+                self._answer(421, "text/plain", b"this server answers only to names of this machine\n")
             elif path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif path == "/health":

@@ -124,7 +124,7 @@ class Observer:
             if modality.masked and modality.name in captured
         ]
         if down:
-            problems.insert(0, "no prediction comes" + (f" for {silent_s:.1f} s" if silent_s else ""))
+            problems.insert(0, "no predictions" + (f" for {silent_s:.1f} s" if silent_s else ""))
         newest = self.newest
         return Condition(
             verdict="down" if down else "degraded" if problems else "ok",

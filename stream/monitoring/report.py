@@ -53,7 +53,7 @@ class Report:
         self._wall_step_ns += step_ns
         return (
             f"the time of day moved by {step_ns / NS_PER_S:+.1f} s (it was set, or this machine slept); "
-            "session time goes on unmoved"
+            "session time is not affected"
         )
 
     def of_session(self, states: Mapping[str, str]) -> Status:

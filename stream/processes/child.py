@@ -129,7 +129,7 @@ class Child:
         """Kill it if it hangs, or is not ready in time; its exit is then an event like any other."""
         silent_s = time.monotonic() - self.heard_s
         if not self.hung and silent_s > (self.patience_s if self.ready else ready_timeout_s):
-            self.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
+            self.hung = f"did not respond for {silent_s:.1f} s and was killed"
             self.process.kill()
 
     def cause(self, event: Event) -> str:

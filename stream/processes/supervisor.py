@@ -204,7 +204,7 @@ class Supervisor:
             return
         silent_s = now_s - child.heard_s
         if silent_s > child.patience_s:
-            child.hung = f"gave no sign of life for {silent_s:.1f} s and was killed"
+            child.hung = f"did not respond for {silent_s:.1f} s and was killed"
             child.process.kill()
         elif (silent_s > _LATE_S and child.patience_s <= PATIENCE_S) != child.late:
             child.late = not child.late
@@ -296,9 +296,9 @@ class Supervisor:
         self._due[worker] = now_s + delay_s
         note = self._describe_exit(event)
         if self._deaths[worker] >= CRASH_LOOP:
-            note += f"; it keeps dying ({self._deaths[worker]} times in a row), the others go on without it"
-        self._notes.append(f"{note}; starting it again in {delay_s:g} s")
-        self._mark_unhealthy(worker, f"{self._cause(event)}; it is started again", dead=True)
+            note += f"; it keeps dying ({self._deaths[worker]} times in a row), the others continue without it"
+        self._notes.append(f"{note}; restarting it in {delay_s:g} s")
+        self._mark_unhealthy(worker, f"{self._cause(event)}; it is being restarted", dead=True)
 
     def _cause(self, event: Event) -> str:
         return f"the {event.worker} process {self._children[event.worker].cause(event)}"

@@ -291,6 +291,6 @@ class Recorder:
 
 
 _NO_MEDIA = {
-    "video": "no picture came: the session has no camera, or video.preview does not let pictures out",
-    "audio": "no sound came: the session has no microphone, or audio.share does not let sound out",
+    "video": "no pictures arrived: the session has no camera, or video.preview does not allow them",
+    "audio": "no sound arrived: the session has no microphone, or audio.share does not allow it",
 }

@@ -44,7 +44,7 @@ def report(table: Table) -> str:
     sections = [
         f"<h1>{title}</h1><p class=sub>{html.escape(_subtitle(table, figures))}</p>",
         _facts(figures),
-        _section("Timeline", pictures.timeline(table), "Hatched: no prediction, because no evidence was there."),
+        _section("Timeline", pictures.timeline(table), "Hatched: no prediction, for lack of evidence."),
         f"<div class=two>{_emotions(figures)}{_modalities(figures, table)}</div>",
         _transcript(table),
         f"<div class=two>{_latency(figures, table)}{_made_by(table, figures)}</div>",
@@ -98,7 +98,7 @@ def _facts(figures: dict[str, Any]) -> str:
 
 def _emotions(figures: dict[str, Any]) -> str:
     if not figures["emotions"]:
-        return _section("Emotions", "<p>There was no prediction.</p>")
+        return _section("Emotions", "<p>There were no predictions.</p>")
     return _section("Emotions", pictures.emotion_shares(figures["emotions"], figures["top_emotion"]))
 
 
@@ -120,7 +120,7 @@ def _modalities(figures: dict[str, Any], table: Table) -> str:
         for (name, reason), count in sorted(reasons.items(), key=lambda item: -item[1])
     )
     if missing:
-        missing = f"<p class=note>Missing as a whole, share of all predictions:</p><ul class=note>{missing}</ul>"
+        missing = f"<p class=note>Missing entirely, share of all predictions:</p><ul class=note>{missing}</ul>"
     return _section(
         "Coverage and shares",
         f"<table><tr><th><th class=n>had evidence<th class=n>mean share in the decision</tr>{rows}</table>{missing}",
@@ -144,7 +144,7 @@ def _transcript(table: Table) -> str:
 def _latency(figures: dict[str, Any], table: Table) -> str:
     picture = pictures.latencies(table.rows, figures["latency_ms"])
     if picture is None:
-        return _section("Latency", "<p>A clip played in full, or a replay: there is no latency to speak of.</p>")
+        return _section("Latency", "<p>A clip played with --fast, or a replay: latency has no meaning.</p>")
     values = figures["latency_ms"]
     text = ", ".join(f"{name} {ms:.1f} ms" for name, ms in values.items())
     return _section("Latency", picture, text)
@@ -152,7 +152,7 @@ def _latency(figures: dict[str, Any], table: Table) -> str:
 
 def _made_by(table: Table, figures: dict[str, Any]) -> str:
     about = table.about
-    rows = [("model", ", ".join(figures["models"])), ("lost on the way", f"{figures['lost']} predictions")]
+    rows = [("model", ", ".join(figures["models"])), ("lost in transit", f"{figures['lost']} predictions")]
     if about is not None:
         rows += [("extractors", "; ".join(spec.extractor for spec in about.modalities))]
         rows += [("versions", ", ".join(f"{name} {version}" for name, version in about.versions.items()))]

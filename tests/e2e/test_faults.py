@@ -63,8 +63,8 @@ def test_a_hung_worker_is_masked_killed_and_started_again(port: int) -> None:
         back = watch.until(lambda p: "vision" not in p.absent, "the face again")
         assert back.run == before.run, "inference never stopped"
         assert not hung.is_running(), "it was killed, and is no zombie"
-        assert watch.was_said("supervisor", "no sign of life")
-        assert watch.was_said("video", "no sign of life")
+        assert watch.was_said("supervisor", "did not respond")
+        assert watch.was_said("video", "did not respond")
         watch.until(lambda _: watch.subscriber.statuses["supervisor"].detail["video.restarts"] == 1, "the count")
         watch.until(lambda _: watch.subscriber.statuses["video"].state == "running", "its own word")
 

@@ -282,7 +282,7 @@ def _report_recording(state: RecorderState, console: Console) -> str | None:
         if sys.exc_info()[0] is not None:  # otherwise the session ends with it
             console.print(f"not recorded: {state.error}", style="yellow", soft_wrap=True)
         return state.error
-    lost = f", {state.lost} messages were lost on the way" if state.lost else ""
+    lost = f", {state.lost} messages were lost in transit" if state.lost else ""
     text = f"recorded {state.predictions} predictions in {state.path}, {state.bytes / 1e6:.2f} MB{lost}"
     console.print(text, soft_wrap=True)
     return None

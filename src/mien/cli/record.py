@@ -67,7 +67,7 @@ def command(
         state = recorder.run(stopping, _show, math.inf if seconds is None else seconds)
     typer.echo(
         f"\r{path}: {state.seconds:.1f} s, {state.predictions} predictions, {state.bytes / 1e6:.2f} MB"
-        + (f", {state.lost} messages were lost on the way" if state.lost else ""),
+        + (f", {state.lost} messages were lost in transit" if state.lost else ""),
         err=True,
     )
     for note in recorder.notes:

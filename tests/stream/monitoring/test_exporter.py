@@ -140,7 +140,7 @@ def test_what_is_amiss_is_said_and_its_end_too(station: Station, exporter: Expor
 def test_silence_is_down(station: Station, exporter: Exporter) -> None:
     health(exporter, "ok")
     station.close()
-    assert "no prediction comes" in str(health(exporter, "down")["problems"])
+    assert "no predictions" in str(health(exporter, "down")["problems"])
     assert figures(exporter)["mien_up", (PREDICTION.session,)] == 0
 
 

@@ -166,7 +166,7 @@ def test_a_session_without_any_evidence_has_a_report_too(tmp_path: Path) -> None
         for t_ns, what in live(3) if isinstance(what, Prediction)
     ]  # fmt: skip
     table = read_table(write(tmp_path / "a.mcap", nothing))
-    assert "There was no prediction" in report(table)
+    assert "There were no predictions" in report(table)
     assert summarise(table)["sentiment"] is None
     assert export(table, "srt") == ""
 
