@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -82,15 +82,25 @@ class Cache:
         import filelock
 
         identity = identify(network, backend, precision)
-        key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
+        key = _key(identity)
         root = self.writable_root()
-        if not (root / key / MANIFEST).is_file():
-            compile_in_subprocess([network], backend.name, precision, threads, root)
+        _compile_missing(root, [network], backend, precision, threads)
         try:
             with filelock.FileLock(root / f"{key}.lock", timeout=LOCK_TIMEOUT_S):
                 return _open_locked(root / key, identity, network, backend, precision, threads)
         except filelock.Timeout as error:
             raise EngineError(f"another process has been compiling {network.name!r} for too long") from error
+
+    def compile_missing(
+        self, networks: Sequence[Network], backend: Backend, precision: Precision, threads: int
+    ) -> None:
+        """Compile what is not here yet of networks that are opened together, in one process: each loads torch anew.
+
+        Raises:
+            EngineError: one of them cannot be compiled.
+        """
+        if backend.cached:
+            _compile_missing(self.writable_root(), networks, backend, precision, threads)
 
     def write_choice(self, path: Path, choice: msgspec.Struct) -> None:
         """Store a benchmark result atomically; if the folder is not writable, it is measured again next time."""
@@ -161,6 +171,19 @@ def identify(network: Network, backend: Backend, precision: Precision) -> dict[s
         "precision": precision,
         "machine": machine(),
     } | {f"version {name}": version for name, version in backend.versions().items()}
+
+
+def _key(identity: dict[str, str]) -> str:
+    return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
+
+
+def _compile_missing(
+    root: Path, networks: Sequence[Network], backend: Backend, precision: Precision, threads: int
+) -> None:
+    """Compile those that have no entry, in a process of its own where that is possible."""
+    missing = [each for each in networks if not (root / _key(identify(each, backend, precision)) / MANIFEST).is_file()]
+    if missing:
+        compile_in_subprocess(missing, backend.name, precision, threads, root)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from mien.engines.fallback import IN_PLACE_OF, FallbackEngine
 from mien.engines.gpu_engine import GpuEngine
 from mien.engines.gpu_windows import GpuWindows
 from mien.engines.rings import Look, Windows
-from mien.engines.selection import choose_engine, open_engine
+from mien.engines.selection import choose_engine, compile_together, open_engine
 from mien.errors import EngineError
 from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec
 from mien.models.checkpoint import Checkpoint
@@ -102,10 +102,11 @@ class Predictor:
         self._why = ""
         encoders = {name: encoder_network(checkpoint, spec) for name, spec in self.specs.items()}
         fusion = fusion_network(checkpoint)
+        parts = (*encoders.values(), fusion)
         if engine == "auto":
-            parts = (*encoders.values(), fusion)
             choice = choose_engine(whole_network(checkpoint), precision, threads, cache, parts)
             engine, precision, self._why = choice.engine, choice.precision, choice.reason
+        compile_together(parts, engine, precision, threads, cache)
         self._encoders = {
             name: open_engine(network, engine, precision, threads, cache) for name, network in encoders.items()
         }

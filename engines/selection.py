@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -116,6 +117,19 @@ def open_engine(
 
     candidates = ((f"{name}-{kind}", opener(name, kind)) for name, kind in dict.fromkeys(attempts))
     return FallbackEngine(network, candidates, reason)
+
+
+def compile_together(
+    networks: Sequence[Network], engine: str, precision: str, threads: int = 1, cache: Path | None = None
+) -> None:
+    """Compile networks in one process that `open_engine` is then asked for one by one, with the same arguments.
+
+    Whatever goes wrong here, `open_engine` meets again, replaces and reports.
+    """
+    with contextlib.suppress(Exception):  # libraries raise what they like
+        backend, wanted = find_usable(engine), known_precision(precision)
+        kind = wanted if wanted in backend.precisions else known_precision("fp32")
+        Cache(cache).compile_missing(networks, backend, kind, threads)
 
 
 def open_backend(network: Network, backend: Backend, precision: Precision, threads: int, cache: Cache) -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,9 +15,9 @@ import pytest
 from mien.engines import apart
 from mien.engines.base import Network, Origin
 from mien.engines.cache import Cache
-from mien.engines.cmmsf import fusion_network, whole_network
+from mien.engines.cmmsf import encoder_network, fusion_network, whole_network
 from mien.engines.predictor import Predictor
-from mien.engines.selection import choose_engine, open_engine
+from mien.engines.selection import choose_engine, compile_together, open_engine
 from mien.errors import EngineError
 from mien.models.checkpoint import Checkpoint
 
@@ -47,11 +48,28 @@ def test_another_process_makes_the_same_network(checkpoint: Checkpoint) -> None:
             np.testing.assert_array_equal(again.example[name], value)
 
 
-def test_what_cannot_be_compiled_apart_is_an_error(checkpoint: Checkpoint, cache: Path) -> None:
+def test_what_cannot_be_compiled_apart_is_an_error(checkpoint: Checkpoint, compiled: Path) -> None:
     network = whole_network(checkpoint)
     with pytest.raises(EngineError, match="there is no precision 'fp7'"):
-        apart.compile_in_subprocess([network], "auto", "fp7", 1, cache)
-    assert choose_engine(network, "fp32", 1, cache).medians_ms
+        apart.compile_in_subprocess([network], "auto", "fp7", 1, compiled)
+    assert choose_engine(network, "fp32", 1, compiled).medians_ms
+
+
+def test_parts_of_a_model_are_compiled_in_one_process(
+    checkpoint: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process loads torch anew."""
+    orders: list[list[str]] = []
+
+    def follow(networks: Sequence[Network], *_: object) -> None:
+        orders.append([network.name for network in networks])
+
+    monkeypatch.setattr("mien.engines.cache.compile_in_subprocess", follow)
+    parts = [fusion_network(checkpoint), *(encoder_network(checkpoint, spec) for spec in checkpoint.specs[:1])]
+    compile_together(parts, "onnx", "fp32", 1, cache)
+    compile_together(parts, "torch", "fp32", 1, cache)  # which compiles nothing
+    compile_together(parts, "no such engine", "fp32", 1, cache)  # which opening it says
+    assert orders == [[network.name for network in parts]]
 
 
 @pytest.mark.parametrize("function", ["mien.engines.nosuch:network", "os:abort"])

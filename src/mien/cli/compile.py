@@ -30,7 +30,7 @@ def command(
     from mien.engines.cache import Cache
     from mien.engines.cmmsf import whole_network
     from mien.engines.predictor import Predictor
-    from mien.engines.selection import find_usable, open_backend
+    from mien.engines.selection import compile_together, find_usable, open_backend
     from mien.errors import EngineError
     from mien.models.checkpoint import load_checkpoint
 
@@ -63,6 +63,8 @@ def command(
     typer.echo(f"{predictor.id}  {predictor.reason}  {time.perf_counter() - started:.1f} s")
     name, _, used = predictor.id.rsplit("/", 1)[1].split("+")[0].rpartition("-")
     kind = next(known for known in PRECISIONS if known == used)
-    for size in sizes:
-        opened = open_backend(whole_network(weights, size), find_usable(name), kind, 1, Cache())
+    fixed_networks = {size: whole_network(weights, size) for size in sizes}
+    compile_together([*fixed_networks.values()], name, kind)
+    for size, network in fixed_networks.items():
+        opened = open_backend(network, find_usable(name), kind, 1, Cache())
         typer.echo(f"{opened.id}  batch {size}  {time.perf_counter() - started:.1f} s")
