@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,14 @@ from hypothesis import HealthCheck, settings
 # An example's duration depends on the machine, not on what is tested.
 settings.register_profile("mien", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mien")
+E2E = Path(__file__).parent / "e2e"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a session outside of `tests/e2e`: `make test` looks for sessions there alone, and would miss it."""
+    for item in items:
+        if item.get_closest_marker("e2e") and E2E not in item.path.parents:
+            raise pytest.UsageError(f"{item.nodeid} is marked e2e; move it to tests/e2e")
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ class Pairing:
         self._by_emotion: dict[str, list[list[Sample]]] = {}
         self._texts_by_valence: list[list[Sample]] = [[] for _ in EMOTIONS]
         self._damaged: dict[str, list[list[Sample]]] = {}
+        self._emotions: dict[tuple[str, ...], list[int]] = {}
         for sample in samples:
             if sample.labels.damage is not None:
                 for modality in sample.tracks:
@@ -78,7 +79,11 @@ class Pairing:
 
     def emotions(self, modalities: Sequence[str]) -> list[int]:
         """Emotions of which every one of the modalities has an example."""
-        return [e for e in range(len(EMOTIONS)) if all(self._pool(m, e, False) for m in modalities)]
+        known = self._emotions.get(key := tuple(modalities))  # asked for in each of millions of draws
+        if known is None:
+            known = [e for e in range(len(EMOTIONS)) if all(self._pool(m, e, False) for m in modalities)]
+            self._emotions[key] = known
+        return known
 
     def draw(
         self,

@@ -34,7 +34,7 @@ def test_a_file_in_one_call_is_the_same_as_run(fast_sample: list[dict[str, Any]]
                 assert made[key] == (value if value is None else pytest.approx(value, abs=1e-6))
 
 
-@pytest.mark.e2e
+# Not marked e2e: it starts no session, so it may run beside other tests.
 @pytest.mark.assets
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """Its cells in their order, as a script: what a kernel adds is not ours to test."""

@@ -29,6 +29,7 @@ from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from tests.e2e.conftest import command, comparable, run_json
 from tests.needs import run_program
+from tests.ports import free_ports
 from tests.stream.pictures import write_clip
 from tests.stream.sources.media import RATE, write_tracks
 
@@ -285,14 +286,31 @@ def test_a_killed_worker_is_missed_said_to_be_missing_and_comes_back(port: int) 
     assert b"the video process died" in said.replace(b"\n", b" ")
 
 
-def test_a_second_run_on_the_same_ports_is_an_error(port: int) -> None:
+@pytest.fixture(scope="module")
+def undisturbed() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The port and the process of a session that goes on whatever others do."""
+    port = free_ports()
     with running(port, "--session", "first") as process:
-        line = command("run", "--clip", str(SAMPLE), "--asr", "none", "--port", str(port), "--session", "second")
-        second = run_program(line)
-        assert second.returncode == 6
-        assert "in use" in second.stderr
-        assert "Traceback" not in second.stderr
-        assert first_prediction(port, process).seq >= 0, "the first one goes on"
+        yield port, process
+
+
+def test_a_second_run_on_the_same_ports_is_an_error(undisturbed: tuple[int, subprocess.Popen[bytes]]) -> None:
+    port, process = undisturbed
+    line = command("run", "--clip", str(SAMPLE), "--asr", "none", "--port", str(port), "--session", "second")
+    second = run_program(line)
+    assert second.returncode == 6
+    assert "in use" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert first_prediction(port, process).seq >= 0, "the first one goes on"
+
+
+def test_watch_shows_a_running_mien_as_json_lines(undisturbed: tuple[int, subprocess.Popen[bytes]]) -> None:
+    port, _ = undisturbed
+    watch = command("watch", f"tcp://127.0.0.1:{port}", "--json", "--count", "5", "--timeout", "60")
+    ran = subprocess.run(watch, capture_output=True, text=True, timeout=90, check=True)
+    seqs = [json.loads(line)["seq"] for line in ran.stdout.splitlines()]
+    assert len(seqs) == 5
+    assert seqs == sorted(set(seqs))
 
 
 @pytest.mark.long
@@ -306,17 +324,3 @@ def test_demo_counts_its_predictions(port: int, tmp_path: Path) -> None:
     assert {"video", "audio", "text", "inference"} <= summary["processes"].keys()
     for process in summary["processes"].values():
         assert process["rss_mb"] > 10
-
-
-def test_watch_shows_a_running_mien_as_json_lines(port: int) -> None:
-    with running(port, "--session", "watched"):
-        ran = subprocess.run(
-            command("watch", f"tcp://127.0.0.1:{port}", "--json", "--count", "5", "--timeout", "60"),
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=True,
-        )
-    seqs = [json.loads(line)["seq"] for line in ran.stdout.splitlines()]
-    assert len(seqs) == 5
-    assert seqs == sorted(set(seqs))

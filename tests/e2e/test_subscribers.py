@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -159,40 +161,53 @@ def test_example_survives_a_restart(example: Command, endpoint: str) -> None:
         process.communicate()
 
 
-@pytest.mark.assets
-@pytest.mark.timeout(420)
-def test_example_prints_predictions_of_a_running_session(example: Command, tmp_path: Path) -> None:
-    """Real capture workers on the sample, a real model."""
+class Session(NamedTuple):
+    """A `mien demo` on the sample: real capture workers, a real model."""
+
+    process: subprocess.Popen[bytes]
+    endpoint: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     need_assets()
-    port = free_ports()
-    process = start(example, f"tcp://127.0.0.1:{port}", "40")
-    log = tmp_path / "session.log"
+    port, log = free_ports(), tmp_path_factory.mktemp("session") / "session.log"
     with log.open("wb") as errors:
-        session = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "mien", "demo", "--sample", "--headless", "--port", str(port)],
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
     try:
-        out = follow(process, session, log)
+        yield Session(process, f"tcp://127.0.0.1:{port}", log)
     finally:
-        for running in (process, session):
-            running.terminate()
-        process.communicate(timeout=60)
-        session.wait(60)
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.assets
+@pytest.mark.timeout(420)
+def test_example_prints_predictions_of_a_running_session(example: Command, session: Session) -> None:
+    process = start(example, session.endpoint, "40")
+    try:
+        out = follow(process, session)
+    finally:
+        process.kill()
+        process.communicate()
     shown = [line for line in out.splitlines() if "no prediction" not in line]
     assert len(out.splitlines()) == 40
     assert shown
     assert all(any(f" {name}" in line for name in EMOTIONS) for line in shown)
 
 
-def follow(process: subprocess.Popen[str], session: subprocess.Popen[bytes], log: Path) -> str:
+def follow(process: subprocess.Popen[str], session: Session) -> str:
     """What an example prints until it ends; a session that ends before it is a failure that says why."""
     while True:
         try:
             out, errors = process.communicate(timeout=1)
         except subprocess.TimeoutExpired:
-            assert session.poll() is None, log.read_text(encoding="utf-8", errors="replace")
+            assert session.process.poll() is None, session.log.read_text(encoding="utf-8", errors="replace")
             continue
         assert process.returncode == 0, errors
         return out

@@ -80,7 +80,7 @@ def extractors(weights: Checkpoint) -> Iterator[Extractors]:
 @pytest.fixture(scope="session")
 def samples(extractors: Extractors) -> dict[str, list[Sample]]:
     """Extracted once for all engines."""
-    made = {"sample": [clip_of(extractors, SAMPLE, 6.0, 18.0)]}  # happy, then sad
+    made = {"sample": [clip_of(extractors, SAMPLE, 8.0, 16.0)]}  # happy, then sad
     folder = os.environ.get("MIEN_CORPORA")
     if folder:
         made["corpora"] = list(corpus_items(extractors, Path(folder)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -83,7 +84,8 @@ def files_of(floor: str) -> list[Path]:
     return [path for path in FLOORS[floor].rglob("*.py") if not any(path.is_relative_to(other) for other in others)]
 
 
-def mien_imports(path: Path, *, types: bool = True) -> set[str]:
+@functools.cache
+def mien_imports(path: Path, *, types: bool = True) -> frozenset[str]:
     """What a file imports of mien, anywhere in it; at run time, or also for types."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -98,7 +100,7 @@ def mien_imports(path: Path, *, types: bool = True) -> set[str]:
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
             # `from mien import cli` names a floor only together with what it imports.
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name == "mien" or name.startswith("mien.")}
+    return frozenset(name for name in found if name == "mien" or name.startswith("mien."))
 
 
 # The public functions of the package's face live above; `__main__` is the door of the command line.

@@ -78,10 +78,10 @@ def test_watching_with_keys_shows_and_without_them_shows_nothing(tmp_path: Path,
         "emotions": {"happy": 1.0}, "confidence": 0.5, "gates": {}, "age_ms": {},
     }  # fmt: skip
     publisher.send([b"prediction/default/", b"\x01", json.dumps(prediction).encode()])
-    watch = [sys.executable, "-m", "mien", "watch", publisher.endpoint, "--json", "-n", "1", "--timeout", "8"]
+    watch = [sys.executable, "-m", "mien", "watch", publisher.endpoint, "--json", "-n", "1", "--timeout"]
     with_keys, without = (
         subprocess.Popen([*watch, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for extra in (("--keys", str(tmp_path)), ())
+        for extra in (("60", "--keys", str(tmp_path)), ("3",))
     )
     while with_keys.poll() is None or without.poll() is None:
         publisher.service()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from mien.models.evaluation.metrics import (
     calibration_error,
@@ -98,6 +97,8 @@ def test_confidence_curve_goes_from_least_to_most_confident() -> None:
 
 
 def test_agrees_with_scikit_learn() -> None:
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score  # two seconds for all tests else
+
     random = np.random.default_rng(0)
     truth = random.integers(0, 7, 500)
     probabilities = random.dirichlet(np.ones(7), 500)

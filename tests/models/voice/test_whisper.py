@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ctranslate2
 import numpy as np
@@ -11,8 +12,6 @@ import torch
 from faster_whisper.feature_extractor import FeatureExtractor
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mien.assets import asset_path
 from mien.config import AssetsConfig
@@ -20,6 +19,9 @@ from mien.errors import AssetError
 from mien.messages import Float32
 from mien.models.voice.encoder import BLOCK_FRAMES, LATER_FRAMES, VOICE_DIM, WINDOW, WINDOW_FRAMES
 from mien.models.voice.whisper import LAYERS, VoiceEncoder, load_voice, read_ctranslate2
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 pytestmark = pytest.mark.assets
 
@@ -45,6 +47,10 @@ def sound() -> Float32:
 
 def transformers_encoder(folder: Path) -> WhisperEncoder:
     """All four layers of it, with the file's weights."""
+    # Here: importing it takes two seconds, in each process that runs tests.
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
     stored = {name: torch.from_numpy(value.astype(np.float32)) for name, value in read_ctranslate2(
         folder / "model.bin").items() if name.startswith("encoder/")}  # fmt: skip
     config = WhisperConfig(

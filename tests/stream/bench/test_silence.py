@@ -23,7 +23,7 @@ def test_sounds_are_made_from_their_seed_at_several_levels(name: str) -> None:
 
 @pytest.mark.assets
 def test_no_word_is_committed_without_speech() -> None:
-    figures = measure_silence(10.0)
+    figures = measure_silence(5.0)
     assert list(figures) == list(SOUNDS)
     assert {name: sound["text"] for name, sound in figures.items()} == dict.fromkeys(SOUNDS, "")
 

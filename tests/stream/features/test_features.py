@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soxr
 from typer.testing import CliRunner
 
 from mien.cli import app
@@ -21,6 +23,9 @@ from mien.stream.features.table import FeatureTable, boxes_of, check_features
 from mien.stream.modalities.audio import SPEC as AUDIO
 from mien.stream.modalities.vision import SPEC as VISION
 from mien.stream.offline.agreement import compare, openface_means
+from mien.stream.sources.clip import open_clip, read_sound
+from mien.stream.sources.geometry import upright_bgr
+from tests.stream.sources.media import RATE, write_tracks
 
 ROOT = Path(__file__).parents[3]
 
@@ -146,15 +151,17 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path, monke
 
 @pytest.mark.assets
 def test_predict_writes_the_features_of_a_clip(tmp_path: Path) -> None:
-    path, out = tmp_path / "f.csv", tmp_path / "p.csv"
+    path, out, clip = tmp_path / "f.csv", tmp_path / "p.csv", tmp_path / "clip.mkv"
+    images = [upright_bgr(picture) for _, picture in islice(open_clip(SAMPLE).pictures(), 100)]
+    write_tracks(clip, [soxr.resample(read_sound(SAMPLE)[: 4 * 16_000], 16_000, RATE)], images=images)
     ran = CliRunner().invoke(
-        app, ["predict", str(SAMPLE), "--asr", "none", "--engine", "onnx", "--features", str(path), "-o", str(out)]
+        app, ["predict", str(clip), "--asr", "none", "--engine", "onnx", "--features", str(path), "-o", str(out)]
     )
     assert ran.exit_code == 0, ran.output
     rows = read(path)
     kinds = [row["kind"] for row in rows]
-    assert kinds.count("frame") == 600
-    assert kinds.count("hop") == pytest.approx(24 * 50, abs=5)
+    assert kinds.count("frame") == 100
+    assert kinds.count("hop") == pytest.approx(4 * 50, abs=5)
     faces = [row for row in rows if row["kind"] == "frame" and row["valid"] == "True"]
-    assert len(faces) > 300
+    assert len(faces) > 90
     assert all(float(row["box_left"]) < float(row["box_right"]) for row in faces)

@@ -11,7 +11,7 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
 from mien.stream.sources.source import SAMPLE_RATE
-from mien.stream.speech.asr import Recogniser
+from mien.stream.speech.asr import Heard, Recogniser
 from mien.stream.speech.certainty import FORGET_NS, Certainty, is_noise
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import HeardWord, Whisper
@@ -89,10 +89,15 @@ def recogniser() -> Recogniser:
     return Recogniser(Whisper(asset_path("whisper-tiny.en")), VoiceActivity())
 
 
-def shares(recogniser: Recogniser, sound: Float32) -> tuple[int, float]:
+def hear(recogniser: Recogniser, sound: Float32) -> list[Heard]:
+    """Everything that is said of the sound, with a second of silence before and after."""
+    return list(recogniser.whole(np.pad(sound, SAMPLE_RATE), 800))
+
+
+def shares(steps: list[Heard]) -> tuple[int, float]:
     """Committed words, and the share of them that is uncertain."""
     said: list[Word] = []
-    for heard in recogniser.whole(np.pad(sound, SAMPLE_RATE), 800):
+    for heard in steps:
         said += heard.committed
         recent = [word for word in heard.words if word.committed]
         said[len(said) - len(recent) :] = recent
@@ -102,7 +107,7 @@ def shares(recogniser: Recogniser, sound: Float32) -> tuple[int, float]:
 @pytest.mark.assets
 def test_clear_english_is_certain(recogniser: Recogniser) -> None:
     for sound in (spoken(ENGLISH), spoken_by_espeak(ENGLISH)):
-        count, uncertain = shares(recogniser, sound)
+        count, uncertain = shares(hear(recogniser, sound))
         assert count > 12
         assert uncertain == 0
 
@@ -117,15 +122,14 @@ def test_clear_english_is_certain(recogniser: Recogniser) -> None:
     ],
 )
 def test_another_language_is_uncertain_or_not_understood(recogniser: Recogniser, voice: str, sentence: str) -> None:
-    sound = np.pad(spoken_by_espeak(sentence, voice), SAMPLE_RATE)
-    heard = list(recogniser.whole(sound, 800))
+    heard = hear(recogniser, spoken_by_espeak(sentence, voice))
     assert any(step.unclear or any(word.uncertain for word in step.words) for step in heard)
-    count, uncertain = shares(recogniser, sound)
+    count, uncertain = shares(heard)
     assert count == 0 or uncertain > 0.6
 
 
 @pytest.mark.assets
 def test_speech_backwards_is_uncertain(recogniser: Recogniser) -> None:
-    count, uncertain = shares(recogniser, np.ascontiguousarray(spoken(ENGLISH)[::-1]))
+    count, uncertain = shares(hear(recogniser, np.ascontiguousarray(spoken(ENGLISH)[::-1])))
     assert count
     assert uncertain > 0.6
