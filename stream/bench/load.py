@@ -23,6 +23,7 @@ from mien.messages import WORKERS, FeatureWindow, ModalitySpec
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.measurement import describe
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
+from mien.stream.bus.ports import free_ports
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import decode_prediction, encode_features, topic
@@ -38,10 +39,10 @@ SESSION = "load"
 class InferenceUnderLoad:
     """An inference process, and publishers in place of its three workers."""
 
-    def __init__(self, port: int, engine: str = "auto", checkpoint: str = "") -> None:
+    def __init__(self, engine: str, checkpoint: str) -> None:
         self.config: Config = msgspec.structs.replace(
             load_config(overrides={"session": SESSION}),
-            bus=BusConfig(port=port),
+            bus=BusConfig(port=free_ports()),
             inference=InferenceConfig(engine=engine, checkpoint=checkpoint),
         )
         self.clock = Clock()
@@ -123,10 +124,10 @@ class InferenceUnderLoad:
 
 
 def measure_flood(
-    port: int, seconds: float, factor: int, engine: str, checkpoint: str, stopping: threading.Event
+    engine: str, checkpoint: str, seconds: float, stopping: threading.Event, factor: int = 10
 ) -> dict[str, Any]:
     """Latency and memory of inference at the pace of a camera, then at `factor` times that, for `seconds` each."""
-    load = InferenceUnderLoad(port, engine, checkpoint)
+    load = InferenceUnderLoad(engine, checkpoint)
     results: dict[str, Any] = {}
     try:
         with Subscriber(load.config.bus.endpoint(), session=SESSION) as subscriber:
@@ -164,10 +165,10 @@ def measure_flood(
 
 
 def measure_subscribers(
-    port: int, seconds: float, fast: int, slow: int, engine: str, checkpoint: str, stopping: threading.Event
+    engine: str, checkpoint: str, seconds: float, stopping: threading.Event, fast: int = 100, slow: int = 20
 ) -> dict[str, Any]:
     """What each of many subscribers gets of a stream at a camera's pace, one of them never reading."""
-    load = InferenceUnderLoad(port, engine, checkpoint)
+    load = InferenceUnderLoad(engine, checkpoint)
     endpoint = load.config.bus.endpoint()
     stalled = Receiver(endpoint, (b"",))
     observer = Subscriber(endpoint, session=SESSION)

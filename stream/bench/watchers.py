@@ -26,7 +26,7 @@ _SETTLE_S = 4.0  # until previous viewers time out (two seconds), and the status
 _READY_S = 60.0
 
 
-def measure_watchers(session: Session, seconds: float, rounds: int, stopping: threading.Event) -> dict[str, Any]:
+def measure_watchers(session: Session, seconds: float, stopping: threading.Event, rounds: int = 3) -> dict[str, Any]:
     """Latency, rate, and bytes of previews with no, one and five viewers.
 
     Watchers receive what a browser would but draw nothing: drawing is a cost of the browser's machine. The cases take

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from mien.stream.bench.measurement import load_per_core, surroundings
 from mien.stream.bus.ports import free_ports
 
 if TYPE_CHECKING:
+    from mien.engines.predictor import Predictor
     from mien.stream.processes.plan import Session
 
 _FORMAT = 1
@@ -40,21 +42,6 @@ def with_surroundings(kind: str, run: Callable[[], dict[str, Any]]) -> dict[str,
         results["processes"] = {"bench": {"cpu_percent": process.cpu_percent(), "rss_mb": memory_mb}}
     load = {"before": before, "after": load_per_core()}
     return {"format": _FORMAT, "kind": kind, "results": results, "load_per_core": load, **surroundings()}
-
-
-def run_engines(checkpoint: str, seconds: float) -> dict[str, Any]:
-    """`mien bench engines`."""
-    from mien.models.checkpoint import load_checkpoint
-    from mien.stream.bench.engines import bench_engines
-
-    return bench_engines(load_checkpoint(checkpoint), seconds)
-
-
-def run_single(checkpoint: str, engine: str, seconds: float) -> dict[str, Any]:
-    """`mien bench single`."""
-    from mien.stream.bench.benchmark import bench_single
-
-    return bench_single(_predictor(checkpoint, engine), seconds)
 
 
 def run_multi(
@@ -82,7 +69,7 @@ def run_multi_in_process(
     from mien.engines.base import MAX_BATCH
     from mien.stream.bench.streams import bench_multi, compare_batching, find_most_streams, measure_batches
 
-    predictor = _predictor(checkpoint, engine)
+    predictor = open_predictor(checkpoint, engine)
     if profile:
         most = streams or (MAX_BATCH if predictor.on_gpu else 32)
         return measure_batches(predictor, [1 << power for power in range(most.bit_length())])
@@ -101,18 +88,10 @@ def _report_trial(trial: dict[str, Any]) -> None:
     )
 
 
-def run_bus(seconds: float) -> dict[str, Any]:
-    """`mien bench bus`."""
-    from mien.stream.bench.benchmark import bench_bus
-
-    return bench_bus(seconds)
-
-
-def run_bridges(seconds: float) -> dict[str, Any]:
-    """`mien bench bridges`."""
-    from mien.stream.bench.bridges import measure_bridges
-
-    return measure_bridges(seconds)
+def until_stopped(run: Callable[[threading.Event], dict[str, Any]]) -> dict[str, Any]:
+    """Run a measurement that Ctrl-C ends early: it then reports what it has."""
+    with ending_signals() as stopping:
+        return run(stopping)
 
 
 def run_silence(seconds: float, asr: str | None) -> dict[str, Any]:
@@ -141,7 +120,7 @@ def run_session(
     """`mien bench paced` and `mien bench soak`: all processes, on a looped clip, filmed at `fps` (0: its own)."""
     from mien.stream.bench.paced import record, slopes, summarise, timeline
 
-    session = _looped_session(clip, engine, checkpoint, {"clip.fps": fps, "text.asr": asr})
+    session = looped_session(clip, engine, checkpoint, {"clip.fps": fps, "text.asr": asr})
     with ending_signals() as stopping:
         recording, model = record(session, seconds, stopping)
     report: dict[str, Any] = {"model": model, "clip": session.label, "workers": list(session.workers)}
@@ -183,14 +162,6 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("format") != _FORMAT or "results" not in report:
         raise DataError(f"{path} is not a report of this mien bench; write one with --json")
     return report
-
-
-def run_watchers(clip: Path | None, engine: str, checkpoint: str, seconds: float) -> dict[str, Any]:
-    """`mien bench watchers`: what it costs to be watched, in three rounds of turns."""
-    from mien.stream.bench.watchers import measure_watchers
-
-    with ending_signals() as stopping:
-        return measure_watchers(_looped_session(clip, engine, checkpoint, {}), seconds, 3, stopping)
 
 
 def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float, seed: int = 0) -> dict[str, Any]:
@@ -239,37 +210,16 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
         return Chaos(session, every_s, show, camera, card, seed).run(minutes * 60, stopping)
 
 
-def run_flood(seconds: float, engine: str, checkpoint: str, factor: int = 10) -> dict[str, Any]:
-    """`mien bench flood`: features at `factor` times their rate, after as long at their own."""
-    from mien.stream.bench.load import measure_flood
-
-    with ending_signals() as stopping:
-        return measure_flood(free_ports(), seconds, factor, engine, checkpoint, stopping)
-
-
-def run_subscribers(seconds: float, engine: str, checkpoint: str, fast: int = 100, slow: int = 20) -> dict[str, Any]:
-    """`mien bench subscribers`: many that read, some that are slow, and one that never does."""
-    from mien.stream.bench.load import measure_subscribers
-
-    with ending_signals() as stopping:
-        return measure_subscribers(free_ports(), seconds, fast, slow, engine, checkpoint, stopping)
-
-
-def _looped_session(clip: Path | None, engine: str, checkpoint: str, overrides: dict[str, Any]) -> Session:
+def looped_session(clip: Path | None, engine: str, checkpoint: str, overrides: dict[str, Any] | None = None) -> Session:
     """A clip that plays again and again; the sample if none is given."""
     from mien.stream.processes.plan import plan_session
 
     source = str(clip or SAMPLE)
-    overrides |= {
-        "video.source": source,
-        "audio.source": source,
-        "clip.loop": True,
-        "inference.engine": engine,
-        "inference.checkpoint": checkpoint,
-        "bus.port": free_ports(),
-        "session": "bench",
-    }
-    return plan_session(load_config(overrides=overrides))
+    looped = {
+        "video.source": source, "audio.source": source, "clip.loop": True, "inference.engine": engine,
+        "inference.checkpoint": checkpoint, "bus.port": free_ports(), "session": "bench",
+    }  # fmt: skip
+    return plan_session(load_config(overrides={**(overrides or {}), **looped}))
 
 
 def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
@@ -304,7 +254,8 @@ def draw(points: list[tuple[float, float]], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def _predictor(checkpoint: str, engine: str) -> Any:
+def open_predictor(checkpoint: str, engine: str) -> Predictor:
+    """The model of a measurement that needs no other process."""
     from mien.engines.predictor import Predictor
     from mien.models.checkpoint import load_checkpoint
 

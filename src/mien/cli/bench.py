@@ -60,6 +60,7 @@ def command(
     """  # noqa: D301 - typer keeps the lines of a paragraph that begins so
     import json
     from collections.abc import Callable
+    from functools import partial
     from typing import Any
 
     from mien.cli import _bench, _figures
@@ -81,21 +82,28 @@ def command(
         if path is not None and path != STDOUT:
             check_target(path)  # fail early: a benchmark takes minutes
 
+    from mien.models.checkpoint import load_checkpoint
+    from mien.stream.bench import benchmark, bridges, engines, load, watchers
+
     runs: dict[Kind, Callable[[], dict[str, Any]]] = {
-        "engines": lambda: _bench.run_engines(checkpoint, seconds or 20.0),
-        "single": lambda: _bench.run_single(checkpoint, engine, seconds or 10.0),
+        "engines": lambda: engines.bench_engines(load_checkpoint(checkpoint), seconds or 20.0),
+        "single": lambda: benchmark.bench_single(_bench.open_predictor(checkpoint, engine), seconds or 10.0),
         "multi": lambda: (
             _bench.run_multi_in_process(checkpoint, engine, streams, seconds or 5.0, profile=profile)
             if in_process or profile
             else _bench.run_multi(checkpoint, engine, streams, seconds or 5.0, processes, python)
         ),
-        "watchers": lambda: _bench.run_watchers(clip, engine, checkpoint, seconds or 15.0),
-        "bus": lambda: _bench.run_bus(seconds or 6.0),
-        "bridges": lambda: _bench.run_bridges(seconds or 10.0),
+        "watchers": lambda: _bench.until_stopped(
+            partial(watchers.measure_watchers, _bench.looped_session(clip, engine, checkpoint), seconds or 15.0)
+        ),
+        "bus": lambda: benchmark.bench_bus(seconds or 6.0),
+        "bridges": lambda: bridges.measure_bridges(seconds or 10.0),
         "silence": lambda: _bench.run_silence(seconds or 600.0, asr),
         "chaos": lambda: _bench.run_chaos(clip, asr, minutes, every),
-        "flood": lambda: _bench.run_flood(seconds or 30.0, engine, checkpoint),
-        "subscribers": lambda: _bench.run_subscribers(seconds or 30.0, engine, checkpoint),
+        "flood": lambda: _bench.until_stopped(partial(load.measure_flood, engine, checkpoint, seconds or 30.0)),
+        "subscribers": lambda: _bench.until_stopped(
+            partial(load.measure_subscribers, engine, checkpoint, seconds or 30.0)
+        ),
         "paced": lambda: _bench.run_session(clip, asr, engine, checkpoint, seconds or 30.0, fps, plot_path, soak=False),
         "soak": lambda: _bench.run_session(
             clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, fps, plot_path, soak=True
