@@ -32,7 +32,6 @@ class Ring:
     Attributes:
         means: (places, width, dim), the mean of each slot's rows. Slot k is at k modulo capacity, and the first
             ones are repeated after the last, so that every window is contiguous.
-        version: (places,), a number that changes with the window.
         written: flat indices (place x width + position) of slots written since the list was last emptied; None
             until a list is set.
     """
@@ -43,7 +42,6 @@ class Ring:
         self.capacity = 1 << (max(span_ns // self.slot_ns, spec.steps) - 1).bit_length()
         self.width = self.capacity + spec.steps - 1
         self.means = np.zeros((places, self.width, spec.dim), np.float32)
-        self.version = np.zeros(places, np.int64)
         self.written: list[int] | None = None
         self._slots = np.full((places, self.width), NEVER, np.int64)
         self._newest_ns = np.full((places, self.capacity), NEVER, np.int64)  # of each slot's rows
@@ -101,7 +99,6 @@ class Ring:
         partial = self._is_partial(places, last, ends)
         changed = (self._looked[places] != last) | partial
         self._looked[places] = np.where(partial, NEVER, last)
-        self.version[places] += changed
         return ends, changed
 
     def find(self, places: Int64, ends_ns: Int64) -> tuple[Int64, Float32, dict[int, Float32]]:
@@ -158,7 +155,6 @@ class Ring:
         changed = partial or bool(self._looked[place] != last)
         if changed:
             self._looked[place] = NEVER if partial else last
-            self.version[place] += 1
         newest_ns = int(self._latest_ns[place])
         if newest_ns > t_end_ns:
             newest_ns = self._newest_until(place, t_end_ns)

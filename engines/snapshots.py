@@ -24,7 +24,7 @@ class Snapshots:
         spec: the modality. places: session capacity. span_ns: how much time is kept of each.
 
     Attributes:
-        features: (places, steps, dim). mask: (places, steps). version: (places,), changes with them.
+        features: (places, steps, dim). mask: (places, steps).
         words, phrases, transcripts: for display, per place. reasons: why none of its words counts, if known.
         written: places whose window was written since the list was last emptied; None until a list is set.
     """
@@ -33,7 +33,6 @@ class Snapshots:
         self.spec = spec
         self.features = np.zeros((places, spec.steps, spec.dim), np.float32)
         self.mask = np.zeros((places, spec.steps), np.float32)
-        self.version = np.zeros(places, np.int64)
         self.words: list[tuple[Word, ...]] = [()] * places
         self.phrases: list[tuple[Phrase, ...]] = [()] * places
         self.transcripts = [Transcript()] * places
@@ -67,7 +66,6 @@ class Snapshots:
             self._place(int(places[index]), int(t_end_ns[index]))
         changed = self._fresh[places]
         self._fresh[places] = False
-        self.version[places] += changed
         return t_end_ns, changed
 
     def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
@@ -75,9 +73,7 @@ class Snapshots:
         if t_end_ns >= self._until_ns[place] or t_end_ns < self._since_ns[place]:
             self._place(place, t_end_ns)
         changed = bool(self._fresh[place])
-        if changed:
-            self._fresh[place] = False
-            self.version[place] += 1
+        self._fresh[place] = False
         return t_end_ns, changed, int(self._newest_ns[place])
 
     def gather(self, places: Int64, ends_ns: Int64, out: Float32 | None = None) -> tuple[Float32, Float32]:

@@ -15,14 +15,14 @@ from mien.stream.inference.assembler import Assembler, ages_ms
 
 @dataclass(frozen=True)
 class Window:
-    """Per modality features (T, D), mask (T,), the age of its newest row, why it is absent, and its version."""
+    """Per modality features (T, D), mask (T,), age of the newest row, why it is absent, and whether it has changed."""
 
     t_end_ns: int
     features: dict[str, Float32]
     mask: dict[str, Float32]
     age_ms: dict[str, float | None] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
-    version: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, bool] = field(default_factory=dict)
     words: tuple[Word, ...] = ()
 
 
@@ -37,15 +37,17 @@ def window_of(assembler: Assembler, t_end_ns: int) -> Window:
         assembler.absent(t_end_ns),
     )
     words: tuple[Word, ...] = ()
-    for there, (name, track) in zip(look.present[0], assembler.windows.tracks.items(), strict=True):
+    for there, changed, (name, track) in zip(
+        look.present[0], look.changed[0], assembler.windows.tracks.items(), strict=True
+    ):
         spec = track.spec
         features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
         if there:
             (features,), (mask,) = track.gather(look.places, look.ends_ns[name])
             words = track.words[assembler.place] if isinstance(track, Snapshots) else words
         made.features[name], made.mask[name] = features.copy(), mask.copy()
-        made.version[name] = int(track.version[assembler.place]) if there else -1
-    return Window(t_end_ns, made.features, made.mask, made.age_ms, made.absent, made.version, words)
+        made.changed[name] = bool(changed)
+    return Window(t_end_ns, made.features, made.mask, made.age_ms, made.absent, made.changed, words)
 
 
 def predict_anew(predictor: Predictor, window: Window) -> Answer:

@@ -84,11 +84,6 @@ def lower(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return graph
 
 
-def measure_coverage(graph: fx.GraphModule) -> Coverage:
-    """Ask every converter whether it takes its node, and partition as torch-tensorrt would."""
-    return _partition(graph)[0]
-
-
 @dataclass(frozen=True)
 class Definition:
     """A network as TensorRT knows it.
@@ -116,7 +111,7 @@ def define(network: Network, graph: fx.GraphModule) -> Definition:
     Raises:
         EngineError: a part of the graph would fall back to PyTorch.
     """
-    coverage, partitioned = _partition(graph)
+    coverage, partitioned = partition(graph)
     if not coverage.is_whole:
         raise EngineError(
             f"TensorRT cannot run all of network {network.name!r}: {coverage.engines} engines and "
@@ -213,7 +208,8 @@ def _outputs_of(partitioned: fx.GraphModule) -> tuple[str, ...]:
     return tuple(f"output{node.args[1] if node.op == 'call_function' else 0}" for node in results)
 
 
-def _partition(graph: fx.GraphModule) -> tuple[Coverage, Any]:
+def partition(graph: fx.GraphModule) -> tuple[Coverage, Any]:
+    """Ask every converter whether it takes its node, and cut the graph up as torch-tensorrt would."""
     import_torch_tensorrt()
     from torch_tensorrt.dynamo import partitioning
     from torch_tensorrt.dynamo.conversion import DYNAMO_CONVERTERS

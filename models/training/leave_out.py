@@ -125,7 +125,7 @@ def leave_out(
 
         rest = _without(dataset, spoken, name)
         moods = Speakers(rest.samples).moods()
-        network = pretrain_audio(rest, settings, model, moods=moods, device=device, report=step).network
+        network = pretrain_audio(rest, settings, model, moods=moods, device=device, report=step)
         held = [s for s in spoken if s.labels.corpus == name and not s.labels.copy]
         truth[name] = np.array([s.emotion or 0 for s in held])
         for kind in KINDS:

@@ -32,6 +32,7 @@ Span = tuple[int, int, int]
 
 # Worker (a process, named after its device) -> modality (of its rows, by the field's usual name).
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
+WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
 MODALITIES = ("text", "audio", "vision")
 
 # Why no words count, although there is speech.

@@ -19,7 +19,7 @@ import psutil
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import WorkerError
-from mien.messages import ModalitySpec, Span, Status
+from mien.messages import WORKER_OF, ModalitySpec, Span, Status
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.generator import RUN, Task, due_ns
 from mien.stream.bench.streams import stream_figures
@@ -186,13 +186,12 @@ def _inference(
     served: Served, folder: Path, endpoints: dict[str, dict[str, str]], port: int
 ) -> Iterator[subprocess.Popen[str]]:
     """`mien infer` with all sessions, each with workers of its own elsewhere."""
-    workers = {"vision": "video"}
     files = []
     for name, at in endpoints.items():
         lines = [f'session = "{name}"', f"bus.port = {port}", f'inference.engine = "{served.engine}"']
         lines += [f'inference.checkpoint = "{served.checkpoint}"'] if served.checkpoint else []
         lines += [f"inference.processes = {served.processes}"] if served.processes != 1 else []
-        lines += [f'bus.workers.{workers.get(modality, modality)} = "{address}"' for modality, address in at.items()]
+        lines += [f'bus.workers.{WORKER_OF[modality]} = "{address}"' for modality, address in at.items()]
         files.append(folder / f"{name}.toml")
         files[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     also = [argument for path in files[1:] for argument in ("--also", str(path))]

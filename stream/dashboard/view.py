@@ -7,7 +7,7 @@ import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mien.messages import WORKERS, Status
+from mien.messages import WORKER_OF, Status
 from mien.stream.dashboard.collector import Collector
 from mien.stream.dashboard.history import MODALITIES
 
@@ -16,7 +16,6 @@ PICTURE_S = 2.0
 FACTS_S = 0.25
 Badge = tuple[str, str]
 _FACTS: WeakKeyDictionary[Collector, tuple[float, dict[str, Any]]] = WeakKeyDictionary()
-_WORKER = {modality: worker for worker, modality in WORKERS.items()}
 
 
 def badges(collector: Collector, recording: bool) -> list[Badge]:
@@ -102,7 +101,7 @@ def _facts(collector: Collector) -> dict[str, Any]:
     prediction = collector.prediction
     told: dict[str, Any] = {}
     for modality in MODALITIES:
-        worker = _WORKER[modality]
+        worker = WORKER_OF[modality]
         status = collector.statuses.get(worker)
         silent = status is not None and collector.status_age_s(worker) > SILENT_S
         age = prediction.age_ms.get(modality) if prediction is not None else None

@@ -6,19 +6,12 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from mien.stream.fleet.cluster import reason
 from mien.stream.fleet.orders import WHOLE, Trusted
 
 _EVERY_S = 0.5
-
-
-class News(NamedTuple):
-    """Pending changes: `names` of sessions that have changed since a version; all of them for `WHOLE`."""
-
-    since: int
-    names: set[str]
 
 
 class ActorLink:
@@ -66,12 +59,16 @@ class ActorLink:
         """Mark a session's order as changed."""
         self._changed.add(session)
 
-    def take_news(self) -> News | None:
-        """The pending changes, if any; starts a new version then."""
+    def take_news(self) -> tuple[int, set[str]] | None:
+        """The pending changes, if any; starts a new version then.
+
+        Returns:
+            the version before, and the sessions that have changed since; all of them for `WHOLE`.
+        """
         if self.settled:
             return None
         since = WHOLE if self.whole or self.version_there != self.version else self.version
-        news = News(since, self._changed)
+        news = since, self._changed
         self.version += 1
         self.whole, self._changed = False, set()
         return news

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mien.errors import BusError
 from mien.stream.fleet.report import FleetCondition
-from mien.stream.monitoring.exporter import handler
+from mien.stream.monitoring.exporter import MetricsServer
 
 _WELL = ("running", "ended")
 
 
-class FleetExporter:
+class FleetExporter(MetricsServer):
     """Serves a fleet's metrics until closed, on loopback.
 
     Args:
-        look: returns a `FleetCondition` as JSON. port: to listen on; 0 picks a free one, see `port`.
-
-    Raises:
-        BusError: the port is in use.
+        look: returns a `FleetCondition` as JSON. port: as for `MetricsServer`.
     """
 
     def __init__(self, look: Callable[[], bytes], port: int) -> None:
         self._look = look
         registry = CollectorRegistry()
         registry.register(self)
-        try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler(registry, self._health))
-        except OSError as error:
-            raise BusError(f"cannot serve metrics on port {port}: {error.strerror}; choose another") from error
-        self.port: int = self._server.server_address[1]
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(2.0)
+        super().__init__(registry, self._health, port)
 
     def collect(self) -> Iterator[Metric]:
         """The current metrics, called by the registry."""

@@ -13,7 +13,7 @@ import msgspec
 
 from mien.clock import NS_PER_S
 from mien.config import BusConfig
-from mien.messages import WORKERS
+from mien.messages import WORKER_OF
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.generator import Task
 from mien.stream.bench.synthetic import FRAME_HZ
@@ -21,7 +21,6 @@ from mien.stream.fleet.orders import Captured, CaptureTask
 from mien.stream.fleet.plan import SYNTHETIC
 
 _BEGIN_S = 0.5
-_WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
 
 
 class SyntheticCapture:
@@ -78,8 +77,8 @@ class _Batch:
             if not alive:
                 said[name] = Captured(number, "failed", error="the generator of synthetic rows died")
                 continue
-            at = {_WORKER_OF[modality]: address for modality, address in endpoints.get(name, {}).items()}
-            absent = {modality: "switched off" for modality, worker in _WORKER_OF.items() if worker not in at}
+            at = {WORKER_OF[modality]: address for modality, address in endpoints.get(name, {}).items()}
+            absent = {modality: "switched off" for modality, worker in WORKER_OF.items() if worker not in at}
             state = "running" if at else "starting"
             said[name] = Captured(number, state, at, tuple(at), absent, "sample", "synthetic")  # type: ignore[arg-type]
         return said

@@ -17,7 +17,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mien.errors import BusError
-from mien.messages import Prediction
 from mien.stream.bus.curve import is_loopback
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.monitoring.observer import Condition, Observer
@@ -26,89 +25,95 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5,
 _LIVELY = ("running", "ready", "ended")
 
 
-class Exporter:
-    """Serves one session's metrics until closed.
+class MetricsServer:
+    """Serves /metrics from a registry, and /health, until closed.
 
     Args:
-        endpoint: where inference publishes. session: the one to observe.
+        registry: of the metrics. health: the answer to /health: status code and JSON.
         port: to listen on; 0 picks a free one, see `port`. host: a local address.
-        keys: folder of keys, for an endpoint on another machine.
 
     Raises:
         BusError: the port is in use, or the host is not local.
     """
 
-    def __init__(self, endpoint: str, session: str, port: int, host: str = "127.0.0.1", keys: str | Path = "") -> None:
+    def __init__(
+        self, registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]], port: int, host: str = "127.0.0.1"
+    ) -> None:
         if not is_loopback(host):
             raise BusError(f"metrics are served to this machine only, not on {host}; put a proxy in front of them")
-        self._observer = Observer(Subscriber(endpoint, session=session, keys=keys))
-        self._figures = _Figures(self._observer, session)
         try:
-            self._server = ThreadingHTTPServer((host, port), handler(self._figures.registry, self._figures.health))
+            self._server = ThreadingHTTPServer((host, port), _handler(registry, health))
         except OSError as error:
-            self._observer.close()
             raise BusError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another port") from error
         self.port: int = self._server.server_address[1]
         self._server.daemon_threads = True
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._follow, name="metrics", daemon=True),
-            threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics-http", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._serving = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True)
+        self._serving.start()
 
     def close(self) -> None:
         """Stop serving."""
-        self._stopping.set()
         self._server.shutdown()
         self._server.server_close()
-        for thread in self._threads:
-            thread.join(2.0)
-
-    def _follow(self) -> None:
-        while not self._stopping.is_set():
-            for prediction in self._observer.wait(0.2):
-                self._figures.add(prediction)
-        self._observer.close()
+        self._serving.join(2.0)
 
 
-class _Figures:
-    """Counters, and gauges that are evaluated on scraping."""
+class Exporter(MetricsServer):
+    """Serves one session's metrics until closed: counters, and gauges that are evaluated on scraping.
 
-    def __init__(self, observer: Observer, session: str) -> None:
-        self._observer = observer
-        self.registry = CollectorRegistry()
-        self._predictions = Counter("mien_predictions", "Predictions received.", registry=self.registry)
-        self._abstained = Counter("mien_abstained", "Predictions without evidence.", registry=self.registry)
+    Args:
+        endpoint: where inference publishes. session: the one to observe.
+        port, host: as for `MetricsServer`.
+        keys: folder of keys, for an endpoint on another machine.
+
+    Raises:
+        BusError: as `MetricsServer`.
+    """
+
+    def __init__(self, endpoint: str, session: str, port: int, host: str = "127.0.0.1", keys: str | Path = "") -> None:
+        self._observer, self._session = Observer(Subscriber(endpoint, session=session, keys=keys)), session
+        registry = CollectorRegistry()
+        self._predictions = Counter("mien_predictions", "Predictions received.", registry=registry)
+        self._abstained = Counter("mien_abstained", "Predictions without evidence.", registry=registry)
         self._latency = Histogram(
             "mien_latency_seconds",
             "From a frame being read to its prediction being published, by stage.",
             ["stage"],
             buckets=_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
-        self._session = session
-        self.registry.register(self)
+        registry.register(self)
+        try:
+            super().__init__(registry, self._health, port, host)
+        except BusError:
+            self._observer.close()
+            raise
+        self._stopping = threading.Event()
+        self._following = threading.Thread(target=self._follow, name="observer", daemon=True)
+        self._following.start()
 
-    def add(self, prediction: Prediction) -> None:
-        self._predictions.inc()
-        if prediction.abstains is not None:
-            self._abstained.inc()
-        for stage, ms in prediction.latency.items():
-            self._latency.labels(stage).observe(ms / 1e3)
+    def close(self) -> None:
+        """Stop serving, and disconnect."""
+        self._stopping.set()
+        super().close()
+        self._following.join(2.0)
 
-    def condition(self) -> Condition:
-        return self._observer.condition()
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            for prediction in self._observer.wait(0.2):
+                self._predictions.inc()
+                if prediction.abstains is not None:
+                    self._abstained.inc()
+                for stage, ms in prediction.latency.items():
+                    self._latency.labels(stage).observe(ms / 1e3)
+        self._observer.close()
 
-    def health(self) -> tuple[int, bytes]:
-        """The answer to /health: status code and JSON."""
-        condition = self.condition()
+    def _health(self) -> tuple[int, bytes]:
+        condition = self._observer.condition()
         return 503 if condition.verdict == "down" else 200, msgspec.json.encode(condition)
 
     def collect(self) -> Iterator[Metric]:
         """The current metrics, called by the registry."""
-        condition = self.condition()
+        condition = self._observer.condition()
         up = GaugeMetricFamily("mien_up", "1 while there are predictions.", labels=["session"])
         up.add_metric([self._session], float(condition.verdict != "down"))
         yield up
@@ -174,7 +179,7 @@ def _is_ours(host: str | None) -> bool:
         return False
 
 
-def handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]) -> type[BaseHTTPRequestHandler]:
+def _handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]]) -> type[BaseHTTPRequestHandler]:
     """Answers /metrics from a registry and /health with a code and JSON, to requests for a name of this machine."""
 
     class Handler(BaseHTTPRequestHandler):

@@ -17,14 +17,12 @@ from mien.clock import NS_PER_S
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
 from mien.errors import ConfigError, DataError, SourceError
-from mien.messages import EMOTIONS, Bool, FeatureWindow, Float32, ModalitySpec
+from mien.messages import EMOTIONS, NEUTRAL, Bool, FeatureWindow, Float32, ModalitySpec
 from mien.models.baseline import FORMAT, Baseline, Person, Rest, face_at_rest, voice_at_rest
 from mien.models.voice.reference import compare
 from mien.stream.modalities.audio import voice_reference
 from mien.stream.offline.clips import Clip, predict_clip, read_clip
 from mien.stream.offline.extractors import Extractors
-
-NEUTRAL = EMOTIONS.index("neutral")
 
 
 def resting(

@@ -126,7 +126,7 @@ def extract_stage(plan: TrainPlan, progress: Progress | None) -> Any:
 
 def train_speech_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     """The voice encoder; returns UAR and accuracy on each corpus."""
-    from mien.models.training.speech import pretrain_audio
+    from mien.models.training.speech import measure_audio, pretrain_audio
     from mien.models.weights.tensors import write_tensors
 
     dataset = _dataset(plan, progress)
@@ -140,11 +140,12 @@ def train_speech_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     if result.is_current:
         return None
     device = training_device(plan.device)
-    trained = pretrain_audio(audio, plan.speech, model, device=device, report=part(progress, "speech"))
-    write_tensors(result.path, trained.reader)
-    write_file(Path(plan.work) / OUTSIDE, msgspec.json.encode(_outside(audio, trained.network, plan, model, progress)))
+    network = pretrain_audio(audio, plan.speech, model, device=device, report=part(progress, "speech"))
+    write_tensors(result.path, network.state_dict())
+    write_file(Path(plan.work) / OUTSIDE, msgspec.json.encode(_outside(audio, network, plan, model, progress)))
     result.note()
-    return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in trained.measures.items()}
+    measures = measure_audio(network, [s for s in audio.split("valid") if not s.labels.copy])
+    return {corpus: {"uar": m.uar, "accuracy": m.accuracy} for corpus, m in measures.items()}
 
 
 def train_fusion_stage(plan: TrainPlan, progress: Progress | None) -> Any:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mien.clock import NS_PER_S
-from mien.messages import NOT_UNDERSTOOD, WORKERS, Cue, Prediction, Span, spans_of
+from mien.messages import NOT_UNDERSTOOD, WORKER_OF, WORKERS, Cue, Prediction, Span, spans_of
 from mien.stream.bus.preview import encode_preview
 from mien.stream.bus.sound import encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, Frames, topic
@@ -29,7 +29,6 @@ _MOST_OPEN = 4096
 _KEPT = 64  # messages per modality that may be requested again
 
 _Waiting = deque[tuple[Entry, Prediction]]
-_WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
 
 
 class Sent(NamedTuple):
@@ -140,7 +139,7 @@ class CueMaker:
             self._times_ns.pop((record.modality, record.run, oldest), None)
         self._times_ns[record.modality, record.run, record.seq] = record.t_end_ns, entry.log_ns
         self._recent.setdefault(record.modality, deque(maxlen=_KEPT)).append((record.run, record.seq, frames))
-        return Sent(entry.log_ns, _WORKER_OF.get(record.modality, "video"), frames)
+        return Sent(entry.log_ns, WORKER_OF.get(record.modality, "video"), frames)
 
     def _is_here(self, prediction: Prediction) -> bool:
         return all(
@@ -210,7 +209,7 @@ class CueMaker:
                         if frames is None:
                             missing = True
                             continue
-                        yield Sent(entry.log_ns, _WORKER_OF.get(modality, "video"), frames)
+                        yield Sent(entry.log_ns, WORKER_OF.get(modality, "video"), frames)
                     numbers.append((run, seq))
                 self._open[modality, run] = {seq: frames for seq, frames in held.items() if seq > last}
             inputs |= spans_of({modality: numbers})

@@ -13,9 +13,8 @@ import contextlib
 import difflib
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,6 +137,8 @@ def fetch(
     Raises:
         AssetError: the cache cannot be written, no source is available, or the files have the wrong hash.
     """
+    import filelock
+
     asset = _known(name, manifest)
     cache = cache_folder(config)
     # Only the cache counts here, not an explicit path.
@@ -145,7 +146,7 @@ def fetch(
     report = progress or (lambda _what, _done, _total: None)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _only_process(cache / f".{name}.lock"):
+        with filelock.FileLock(cache / f".{name}.lock"):
             state = status(name, cached, manifest)
             if state.state != "ok":
                 _sweep(cache, name)
@@ -235,28 +236,3 @@ def _sweep(cache: Path, name: str) -> None:
     """Remove the remains of a killed fetch. Requires the lock."""
     for leftover in cache.glob(f".{name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _only_process(lock: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases even if this process is killed."""
-    with lock.open("a+b") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            while True:
-                # This call gives up after ten seconds; a download may take longer.
-                with contextlib.suppress(OSError):
-                    file.seek(0)
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-            try:
-                yield
-            finally:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

@@ -41,7 +41,7 @@ def largest_difference(got: dict[str, Array], want: dict[str, Array]) -> float:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_all_of_it_is_one_engine(form: FormOf, module: nn.Module, name: str) -> None:
-    coverage = conversion.measure_coverage(form(name).graph)
+    coverage = conversion.partition(form(name).graph)[0]
     assert coverage.unsupported == ()
     assert (coverage.engines, coverage.torch_blocks) == (1, 0)
     assert coverage.is_whole
@@ -150,7 +150,7 @@ def test_without_the_converter_it_falls_apart(form: FormOf, monkeypatch: pytest.
 
     compiled = form("static")
     monkeypatch.delitem(registry.DYNAMO_ATEN_CONVERTERS, torch.ops.aten.lstm.input)
-    coverage = conversion.measure_coverage(compiled.graph)
+    coverage = conversion.partition(compiled.graph)[0]
     assert "aten.lstm.input" in coverage.unsupported
     assert coverage.engines > 1
     assert coverage.torch_blocks > 1

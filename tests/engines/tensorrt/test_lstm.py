@@ -81,4 +81,4 @@ def test_takes_only_what_it_reproduces(options: dict[str, Any], convertible: boo
     graph = conversion.lower(conversion.export(make(**options), "fp32", 1))
     (node,) = (node for node in graph.graph.nodes if node.target is torch.ops.aten.lstm.input)
     assert lstm.is_convertible(node) is convertible
-    assert conversion.measure_coverage(graph).is_whole is convertible
+    assert conversion.partition(graph)[0].is_whole is convertible

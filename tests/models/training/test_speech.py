@@ -57,7 +57,7 @@ def speech() -> Dataset:
 
 
 def test_an_unheard_speaker_is_understood_once_there_is_a_reference(speech: Dataset) -> None:
-    network = pretrain_audio(speech, QUICK, MODEL).network
+    network = pretrain_audio(speech, QUICK, MODEL)
     valid = speech.split("valid")
     assert measure_audio(network, valid, NONE)["made"].count == 36
     assert measure_audio(network, valid, NONE)["made"].uar < 0.5  # chance is a third
@@ -66,16 +66,9 @@ def test_an_unheard_speaker_is_understood_once_there_is_a_reference(speech: Data
 
 def test_the_same_seed_gives_the_same_weights(speech: Dataset) -> None:
     few = SpeechTraining(steps=4, batch=8)
-    first, second = (pretrain_audio(speech, few, MODEL).reader for _ in range(2))
+    first, second = (pretrain_audio(speech, few, MODEL).state_dict() for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_it_is_measured_as_it_was_trained(speech: Dataset) -> None:
-    trained = pretrain_audio(speech, SpeechTraining(steps=2, batch=4), MODEL)
-    before = {name: metric.uar for name, metric in trained.measures.items()}
-    again = measure_audio(trained.network, speech.split("valid"))
-    assert {name: metric.uar for name, metric in again.items()} == before
 
 
 def test_references_are_of_other_clips_of_the_same_speaker(speech: Dataset) -> None:
@@ -128,7 +121,7 @@ def test_every_corpus_is_left_out_once_and_calibrated_by_the_others() -> None:
     assert all(each.metrics.count == 45 for each in made.judged)
     assert all(sum(each.predicted) == pytest.approx(1.0) for each in made.judged)
     assert 0.2 <= made.temperature <= 5.0
-    network = pretrain_audio(Dataset({"audio": SPEC}, samples), settings, MODEL).network
+    network = pretrain_audio(Dataset({"audio": SPEC}, samples), settings, MODEL)
     assert made.hotter_than(network, samples) >= 1.0
     table = made.table()
     assert "| **mean of 3** | three neutral clips |" in table
