@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from mien.models.baseline import Rest
-from mien.models.data.face_files import Vote, read_faces, vote
+from mien.models.data.face_files import read_faces, vote
 from mien.models.weights import REST
 from mien.stream.modalities.vision import SPEC, VisionExtractor
 
@@ -23,13 +23,12 @@ FACES, SEED = 400, 0
 
 def main(path: Path) -> None:
     """Read the faces of a file with votes and write their mean."""
-    faces = read_faces(path)
-    assert faces.votes is not None, "a file with votes, as FER+"
-    votes = [vote(row) for row in faces.votes]
-    neutral = [number for number, seen in enumerate(votes) if isinstance(seen, Vote) and seen.emotion == "neutral"]
+    images, _, votes = read_faces(path)
+    assert votes is not None, "a file with votes, as FER+"
+    neutral = [n for n, seen in enumerate(map(vote, votes)) if not isinstance(seen, str) and seen[1] == "neutral"]
     extractor = VisionExtractor()
     try:
-        stills = [extractor.still(faces.images[n]) for n in np.random.default_rng(SEED).permutation(neutral)[:FACES]]
+        stills = [extractor.still(images[n]) for n in np.random.default_rng(SEED).permutation(neutral)[:FACES]]
     finally:
         extractor.close()
     rows = [values for values, _, view in stills if view.faces]

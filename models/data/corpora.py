@@ -320,22 +320,23 @@ def _emodb_name(stem: str) -> tuple[str, str] | None:
 
 def _read_faces(path: Path) -> Corpus:
     """FER2013 and FER+ as npz (see `mien.models.data.face_files`)."""
-    faces = read_faces(path)
+    images, labels, votes = read_faces(path)
     split, items, skipped = split_of_name(path), list[CorpusItem](), list[tuple[str, str]]()
-    for row, own in enumerate(faces.labels):
+    for row, own in enumerate(labels):
         item = CorpusItem(f"{path.stem}_{row:05d}", split, image=row, emotion=own)
-        if faces.votes is not None:
-            voted = vote(faces.votes[row])
+        if votes is not None:
+            voted = vote(votes[row])
             if isinstance(voted, str):
                 skipped.append((item.id, voted))
                 continue
-            item = replace(item, emotion=voted.emotion, emotions=voted.shares, own_emotion=own)
+            shares, emotion = voted
+            item = replace(item, emotion=emotion, emotions=shares, own_emotion=own)
         elif own is None:
             skipped.append((item.id, "no label"))
             continue
         items.append(item)
-    name = "fer2013" if faces.votes is None else "ferplus"
-    return Corpus(name, path, tuple(items), tuple(skipped), faces.images)
+    name = "fer2013" if votes is None else "ferplus"
+    return Corpus(name, path, tuple(items), tuple(skipped), images)
 
 
 def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str, str]]]]:

@@ -7,7 +7,6 @@ annotators agree on it in one image of 200. Unknown and "no face" (NF) are not e
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,41 +19,18 @@ from mien.models.data.labels import parse_emotion
 OTHER_COLUMNS = ("contempt", "unknown", "NF")
 LEAST_VOTES = 4  # for the seven, without single votes; with fewer, annotators see none of them
 MAJORITY = 5
+Votes = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class FaceFile:
-    """The contents of one file.
-
-    Attributes:
-        images: (n, height, width) uint8.
-        labels: (n,) the corpus's own label of each, one of EMOTIONS or None.
-        votes: (n, 7 + 3) votes for EMOTIONS and OTHER_COLUMNS; None without votes.
-    """
-
-    images: UInt8
-    labels: tuple[str | None, ...]
-    votes: npt.NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True)
-class Vote:
-    """The votes on one face.
-
-    Attributes:
-        shares: of the votes for the seven, in the order of EMOTIONS; single votes are left out.
-        emotion: that a majority agrees on, or None.
-    """
-
-    shares: tuple[float, ...]
-    emotion: str | None
-
-
-def read_faces(path: Path) -> FaceFile:
+def read_faces(path: Path) -> tuple[UInt8, tuple[str | None, ...], Votes | None]:
     """Read face images with their labels.
 
     The file holds `images` (n, height, width) uint8 and `labels` (n,) names, or `jpeg` (bytes of all pictures), `ends`
     (n,), `votes` (n, columns), `columns` and `labels`.
+
+    Returns:
+        images (n, height, width); the corpus's own label of each (n,), one of EMOTIONS or None; and (n, 7 + 3) votes
+        for EMOTIONS and OTHER_COLUMNS, None without votes.
 
     Raises:
         DataError: neither, or arrays that do not match.
@@ -78,11 +54,16 @@ def read_faces(path: Path) -> FaceFile:
     known = {str(name): parse_emotion(str(name), str(path)) for name in np.unique(labels.astype(str))}
     own = tuple(known[str(name)] for name in labels.astype(str))
     votes = _votes(path, arrays["votes"], arrays["columns"], len(images)) if "votes" in arrays else None
-    return FaceFile(images, own, votes)
+    return images, own, votes
 
 
-def vote(votes: npt.NDArray[np.int64]) -> Vote | str:
-    """The aggregated votes of one row of `FaceFile.votes`, or the reason why there is no result."""
+def vote(votes: Votes) -> tuple[tuple[float, ...], str | None] | str:
+    """The aggregated votes of one face, or the reason why there is no result.
+
+    Returns:
+        shares of the votes for the seven, in the order of EMOTIONS, single votes left out; and the emotion that a
+        majority agrees on, or None.
+    """
     seven, others = votes[: len(EMOTIONS)], votes[len(EMOTIONS) :]
     if others.max() > seven.max():
         return f"most annotators say {OTHER_COLUMNS[int(others.argmax())]}"
@@ -90,7 +71,7 @@ def vote(votes: npt.NDArray[np.int64]) -> Vote | str:
     if counted.sum() < LEAST_VOTES:
         return "annotators see no emotion in it"
     agreed = EMOTIONS[int(seven.argmax())] if seven.max() >= MAJORITY else None
-    return Vote(tuple((counted / counted.sum()).tolist()), agreed)
+    return tuple((counted / counted.sum()).tolist()), agreed
 
 
 def _decoded(path: Path, content: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) -> UInt8:
@@ -109,9 +90,7 @@ def _decoded(path: Path, content: npt.NDArray[np.generic], ends: npt.NDArray[np.
     return np.asarray(np.stack(pictures), np.uint8)
 
 
-def _votes(
-    path: Path, votes: npt.NDArray[np.generic], columns: npt.NDArray[np.generic], count: int
-) -> npt.NDArray[np.int64]:
+def _votes(path: Path, votes: npt.NDArray[np.generic], columns: npt.NDArray[np.generic], count: int) -> Votes:
     names = [str(name) for name in columns.astype(str)] if columns.ndim == 1 else []
     if votes.shape != (count, len(names)) or votes.dtype.kind not in "iu" or not names:
         raise DataError(f"{path}: votes must be whole numbers ({count}, {len(names)}), not {votes.shape} {votes.dtype}")

@@ -34,6 +34,7 @@ Span = tuple[int, int, int]
 WORKERS = {"video": "vision", "audio": "audio", "text": "text"}
 WORKER_OF = {modality: worker for worker, modality in WORKERS.items()}
 MODALITIES = ("text", "audio", "vision")
+MODALITY_NAMES = {"vision": "face", "audio": "voice", "text": "words"}  # for people, in the order to show them
 
 # Why no words count, although there is speech.
 NOT_UNDERSTOOD = "speech not understood: unclear, or another language"

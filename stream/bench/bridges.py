@@ -25,6 +25,7 @@ from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_prediction, encode_prediction
+from mien.stream.processes.child import wait_or_kill
 
 KINDS = ("ws", "osc", "lsl", "mqtt")
 _SESSION = "bench"
@@ -216,9 +217,5 @@ _PEERS: dict[str, Callable[[Arrivals, threading.Event], Any]] = {"ws": _web, "os
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    if process.poll() is None:
-        process.kill()
+    process.terminate()
+    wait_or_kill(process, 10)

@@ -2,11 +2,15 @@
 
 `python -m mien.stream.bench.generator` reads one JSON line with a `Task`, writes one with the addresses at which it
 publishes, and begins when it is told the moment, in `time.monotonic_ns()`. It ends with its standard input.
+`start_generator`, `endpoints_of` and `tell` are the other end of its pipes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +29,8 @@ from mien.stream.bus.wire import encode_features
 RUN = 1
 LEAD_S = 6  # rows from before the beginning, so that windows are full
 _HURRY = 5  # they are sent so many times as fast
+# A thread that spins for work takes the core that another process needs.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -36,6 +42,32 @@ class Task(msgspec.Struct, frozen=True):
     total: int
     frame_hz: float = FRAME_HZ
     bus: BusConfig = BusConfig()
+
+
+def start_generator(task: Task) -> subprocess.Popen[str]:
+    """A generator that has its task."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "mien.stream.bench.generator"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT},
+        start_new_session=os.name == "posix",
+    )  # fmt: skip
+    tell(process, msgspec.json.encode(task).decode())
+    return process
+
+
+def tell(generator: subprocess.Popen[str], line: str) -> None:
+    """Write a line for a generator; one that has died answers nothing."""
+    assert generator.stdin is not None
+    with contextlib.suppress(OSError):
+        generator.stdin.write(line + "\n")
+        generator.stdin.flush()
+
+
+def endpoints_of(generator: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
+    """Of each session, by modality, where a generator publishes its rows; empty if it has died."""
+    assert generator.stdout is not None
+    line = generator.stdout.readline()
+    return msgspec.json.decode(line, type=dict[str, dict[str, str]]) if line else {}
 
 
 def due_ns(begin_ns: int, stream: int, total: int, frame: int, frame_hz: float = FRAME_HZ) -> int:

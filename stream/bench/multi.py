@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import psutil
@@ -21,12 +20,13 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import WorkerError
 from mien.messages import WORKER_OF, ModalitySpec, Span, Status
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.generator import RUN, Task, due_ns
+from mien.stream.bench.generator import ENVIRONMENT, RUN, Task, due_ns, endpoints_of, start_generator, tell
 from mien.stream.bench.streams import stream_figures
 from mien.stream.bench.synthetic import FRAME_HZ
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
+from mien.stream.processes.child import wait_or_kill
 
 WARM_UP_S = 2.0
 _READY_S = 180.0
@@ -72,8 +72,10 @@ def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, A
     names = [f"stream-{number}" for number in range(streams)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generators = [stack.enter_context(_generator(task)) for task in _tasks(names, specs)]
-        endpoints = {name: at for generator in generators for name, at in _answer(generator).items()}
+        generators = [stack.enter_context(_ending(start_generator(task))) for task in _tasks(names, specs)]
+        endpoints = {name: at for generator in generators for name, at in endpoints_of(generator).items()}
+        if len(endpoints) < streams:
+            raise WorkerError("a generator of streams did not start")
         port = free_port()
         process = stack.enter_context(_inference(served, folder, endpoints, port))
         receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"prediction/", b"status/"), _QUEUE)
@@ -81,7 +83,7 @@ def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, A
         _wait_ready(receiver, process, set(names), folder / "inference.log")
         begin_ns = time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)
         for generator in generators:
-            _tell(generator, str(begin_ns))
+            tell(generator, str(begin_ns))
         return _follow(receiver, process, streams, begin_ns + int(WARM_UP_S * NS_PER_S), begin_ns, seconds)
 
 
@@ -174,14 +176,6 @@ def _tasks(names: Sequence[str], specs: tuple[ModalitySpec, ...]) -> Iterator[Ta
 
 
 @contextmanager
-def _generator(task: Task) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "mien.stream.bench.generator"]
-    with _running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        _tell(process, msgspec.json.encode(task).decode())
-        yield process
-
-
-@contextmanager
 def _inference(
     served: Served, folder: Path, endpoints: dict[str, dict[str, str]], port: int
 ) -> Iterator[subprocess.Popen[str]]:
@@ -196,17 +190,17 @@ def _inference(
         files[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     also = [argument for path in files[1:] for argument in ("--also", str(path))]
     command = [served.python, "-m", "mien", "infer", "-c", str(files[0]), *also]
-    with (
-        (folder / "inference.log").open("w", encoding="utf-8") as log,
-        _running(command, stdin=subprocess.DEVNULL, stderr=log) as process,
-    ):
-        yield process
+    with (folder / "inference.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=log, text=True, env={**os.environ, **ENVIRONMENT}
+        )
+        with _ending(process):
+            yield process
 
 
 @contextmanager
-def _running(command: list[str], **streams: int | IO[Any]) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    process: subprocess.Popen[str] = subprocess.Popen(command, text=True, env=environment, **streams)  # type: ignore[call-overload]
+def _ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended with the block."""
     try:
         yield process
     finally:
@@ -214,26 +208,7 @@ def _running(command: list[str], **streams: int | IO[Any]) -> Iterator[subproces
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 stream.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
-
-
-def _tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
-
-
-def _answer(process: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise WorkerError("a generator of streams did not start")
-    answer: dict[str, dict[str, str]] = json.loads(line)
-    return answer
+        wait_or_kill(process, 10)
 
 
 def _wait_ready(receiver: Receiver, process: subprocess.Popen[str], missing: set[str], log: Path) -> None:

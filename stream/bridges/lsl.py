@@ -17,12 +17,11 @@ import pylsl
 
 from mien.clock import NS_PER_S, Clock
 from mien.errors import WireError
-from mien.messages import EMOTIONS, Prediction, Status
+from mien.messages import EMOTIONS, MODALITIES, Prediction, Status
 from mien.stream.bridges.feed import Counts, Event
 from mien.stream.bus.clock_exchange import ClockExchange
 from mien.stream.bus.sockets import Receiver
 
-MODALITIES = ("text", "audio", "vision")
 # Name, unit and kind of each channel of `mien-prediction`.
 CHANNELS = (
     ("sentiment", "-3..3", "Valence"),

@@ -16,7 +16,6 @@ from mien.messages import WORKERS
 from mien.models import baseline
 from mien.models.baseline import SECONDS, SENTENCE, Person, Rest
 from mien.stream.bus.choices import RestOffer
-from mien.stream.bus.chooser import Chooser
 from mien.stream.bus.curve import host_of, is_loopback
 from mien.stream.dashboard.choosing import Choosing
 from mien.stream.dashboard.collector import Collector
@@ -93,7 +92,7 @@ class Calibrating:
 
     def _begin(self, workers: tuple[str, ...]) -> None:
         for worker in workers:
-            with self._chooser(worker) as chooser:
+            with self._choosing.chooser(worker) as chooser:
                 chooser.choose(chooser.offer(), rest=SECONDS)
 
     def _take(self, workers: tuple[str, ...]) -> dict[str, Rest]:
@@ -101,7 +100,7 @@ class Calibrating:
         found: dict[str, Rest] = {}
         missing: list[str] = []
         for worker in workers:
-            with self._chooser(worker) as chooser:
+            with self._choosing.chooser(worker) as chooser:
                 try:
                     offer = chooser.choose(chooser.offer(), rest=0.0)
                 except MienError as error:
@@ -114,14 +113,6 @@ class Calibrating:
         if missing or not found:
             raise BusError("nothing was kept: " + ("; ".join(missing) or "nothing was measured"))
         return found
-
-    def _chooser(self, worker: str) -> Chooser:
-        with self._collector.lock:
-            workers = self._choosing.workers
-            session = next((status.session for status in self._collector.statuses.values()), None)
-        if worker not in workers:
-            raise BusError(f"no {worker} worker is there")
-        return Chooser(self._bus.address(worker), worker, session, self._bus.keys)
 
 
 def _checked(offer: RestOffer, worker: str) -> Rest:

@@ -60,21 +60,31 @@ class Choosing:
         Raises:
             BusError: not allowed here, there is no such worker, or it refused.
         """
-        with self._collector.lock:
-            workers = self.workers
-            session = next((status.session for status in self._collector.statuses.values()), None)
         if not self.allowed:
             raise BusError("the page is served beyond this machine; dashboard.control = true lets it choose")
-        if wish.worker not in workers:
-            raise BusError(f"no {wish.worker} worker is there")
+        with self._collector.lock:
+            workers = self.workers
         # Speech recognition has a source of its own.
         followers = ["text"] if wish.worker == "audio" and wish.source is not None and "text" in workers else []
         offer = None
         for worker in (wish.worker, *followers):
-            with Chooser(self._bus.address(worker), worker, session, self._bus.keys) as chooser:
+            with self.chooser(worker) as chooser:
                 found = chooser.offer(_OFFER_S)
                 if wish.chooses:
                     found = chooser.choose(found, source=wish.source, face=wish.face)
                 offer = offer or found
         answer: dict[str, Any] = msgspec.to_builtins(offer)
         return answer
+
+    def chooser(self, worker: str) -> Chooser:
+        """A connection to a worker.
+
+        Raises:
+            BusError: it is not there.
+        """
+        with self._collector.lock:
+            workers = self.workers
+            session = next((status.session for status in self._collector.statuses.values()), None)
+        if worker not in workers:
+            raise BusError(f"no {worker} worker is there")
+        return Chooser(self._bus.address(worker), worker, session, self._bus.keys)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import EMOTIONS, Prediction, UInt8
+from mien.messages import EMOTIONS, MODALITY_NAMES, Prediction, UInt8
 from mien.stream.bus.preview import Preview
 from mien.stream.dashboard import view
 from mien.stream.dashboard.collector import Collector
@@ -39,7 +39,6 @@ _EMOTION: dict[str, Colour] = {
     "surprise": (179, 139, 225),
 }
 _MODALITY: dict[str, Colour] = {"vision": (148, 135, 43), "audio": (171, 188, 68), "text": (210, 221, 169)}
-_NAMES = {"vision": "face", "audio": "voice", "text": "words"}
 
 
 def show_window(config: Config, session: str | None, is_stopping: Callable[[], bool]) -> None:
@@ -84,7 +83,7 @@ def draw(collector: Collector) -> UInt8:
         _bar(image, 178 + 21 * index, name, shares.get(name) if shares else None, _EMOTION[name])
     for index, modality in enumerate(MODALITIES):
         gate = prediction.gates.get(modality, 0.0) if prediction is not None and shares else None
-        _bar(image, 340 + 21 * index, _NAMES[modality], gate, _MODALITY[modality])
+        _bar(image, 340 + 21 * index, MODALITY_NAMES[modality], gate, _MODALITY[modality])
     _words(image, prediction)
     _figures(image, collector)
     return image
@@ -170,7 +169,7 @@ def _figures(image: UInt8, collector: Collector) -> None:
     for modality in MODALITIES:
         fact = facts[modality]
         age = "--" if fact["age_ms"] is None else f"{fact['age_ms']} ms"
-        parts.append(f"{_NAMES[modality]}: {fact['state']}, {age} old, {fact['drops'] or 0} drops")
+        parts.append(f"{MODALITY_NAMES[modality]}: {fact['state']}, {age} old, {fact['drops'] or 0} drops")
     _put(image, "   ".join(parts), 14, 462, _SOFT, 0.42)
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-
-import msgspec
 
 from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.messages import WORKER_OF
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.generator import Task
+from mien.stream.bench.generator import Task, endpoints_of, start_generator, tell
 from mien.stream.bench.synthetic import FRAME_HZ
 from mien.stream.fleet.orders import Captured, CaptureTask
 from mien.stream.fleet.plan import SYNTHETIC
+from mien.stream.processes.child import wait_or_kill
 
 _BEGIN_S = 0.5
 
@@ -59,10 +55,10 @@ class _Batch:
         specs = load_checkpoint(first.inference.checkpoint).specs
         if first.audio.source == "none":
             specs = tuple(spec for spec in specs if spec.name == "vision")
-        self._task = Task(tuple(tasks), tuple(specs), 0, len(tasks), hz, bus)
+        task = Task(tuple(tasks), tuple(specs), 0, len(tasks), hz, bus)
         # On Linux a process dies with the thread that started it: one that stays.
         self._spawner = ThreadPoolExecutor(1, "generator")
-        self._process = self._spawner.submit(self._start).result()
+        self._process = self._spawner.submit(start_generator, task).result()
         self._endpoints: dict[str, dict[str, str]] | None = None
         self._reader = self._spawner.submit(self._begin)
 
@@ -86,36 +82,16 @@ class _Batch:
     def end(self) -> None:
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
-        try:
-            self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(2.0)
+        wait_or_kill(self._process, 1.0)
         self._reader.result()
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._spawner.shutdown(wait=False)
 
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "mien.stream.bench.generator"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=os.name == "posix",
-        )
-
     def _begin(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(msgspec.json.encode(self._task).decode() + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-            begin_ns = time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)
-            self._process.stdin.write(f"{begin_ns}\n")
-            self._process.stdin.flush()
-            self._endpoints = msgspec.json.decode(line, type=dict[str, dict[str, str]]) if line else {}
-        except (OSError, ValueError):
+            endpoints = endpoints_of(self._process)
+            tell(self._process, str(time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)))
+            self._endpoints = endpoints
+        except ValueError:  # closed, or not a generator's answer
             self._endpoints = {}

@@ -159,11 +159,7 @@ class Child:
     def end(self, patience_s: float) -> None:
         """Close its pipe and wait until it has ended; it is killed after `patience_s`."""
         self.release()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(patience_s)
+        wait_or_kill(self.process, patience_s)
 
     def sweep(self) -> None:
         """Kill what the process has left behind: a library may have forked, and a fork holds its sockets."""
@@ -191,6 +187,15 @@ class Child:
                 continue
             self._events.put(Event(self.worker, pid, str(facts.pop("state", "")), facts))
         self._events.put(Event(self.worker, pid, "exited", {"code": self.process.wait()}))
+
+
+def wait_or_kill(process: subprocess.Popen[Any], patience_s: float) -> None:
+    """Wait until a process has ended; one that takes longer than `patience_s` is killed."""
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(patience_s)
 
 
 def open_log(path: Path) -> BinaryIO:

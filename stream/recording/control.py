@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from mien.config import BusConfig
-from mien.stream.processes.child import PROGRAM
+from mien.stream.processes.child import PROGRAM, wait_or_kill
 from mien.stream.recording.recorder import RecorderState
 
 _STOP_S = 10.0  # for the last chunk and the index
@@ -80,11 +80,7 @@ class RecorderProcess:
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # what is on disk stays readable
-            self._process.wait()
+        wait_or_kill(self._process, _STOP_S)  # what is on disk stays readable
         self._thread.join(2.0)
         return self._state
 

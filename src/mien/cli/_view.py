@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from mien.messages import EMOTIONS, SENTIMENT_MAX, Prediction, Status, Word
+from mien.messages import EMOTIONS, MODALITY_NAMES, SENTIMENT_MAX, Prediction, Status, Word
 
 STALE_S = 2.0
 _FRAMED = 60, 20  # minimum columns and rows for a frame
@@ -27,7 +27,6 @@ _EMOTION_STYLE = {
     "disgust": "green",
     "surprise": "cyan",
 }
-_MODALITIES = (("vision", "face"), ("audio", "voice"), ("text", "words"))
 _WORKERS = ("video", "audio", "text", "inference")
 _FIRST_YEAR_NS = 365 * 86_400 * 10**9  # earlier times are those of a clip, counted from its start
 
@@ -106,7 +105,7 @@ def line(prediction: Prediction) -> str:
     if prediction.abstains or prediction.sentiment is None or prediction.emotions is None:
         return plain(f"{clock(prediction.t_end_ns)}  abstains: {prediction.abstains}")
     top = prediction.top_emotion or ""
-    gates = " ".join(f"{name} {prediction.gates.get(key, 0.0):.2f}" for key, name in _MODALITIES)
+    gates = " ".join(f"{name} {prediction.gates.get(key, 0.0):.2f}" for key, name in MODALITY_NAMES.items())
     words = f"{prediction.transcript.committed} {prediction.transcript.tentative}".strip()
     if not words and prediction.transcript.uncertain:
         words = f"({prediction.transcript.uncertain}?)"
@@ -202,7 +201,7 @@ def _emotions(prediction: Prediction, width: int) -> Iterator[Text]:
 def _shares(prediction: Prediction, width: int) -> tuple[list[Text], list[Text]]:
     title = "share in the decision"
     lines, reasons = [Text(title if len(title) <= width else "share", style="dim")], []
-    for key, name in _MODALITIES:
+    for key, name in MODALITY_NAMES.items():
         share, age_ms = prediction.gates.get(key, 0.0), prediction.age_ms.get(key)
         text = Text(f"{name:<5} ").append_text(_bar(share, "cyan", max(width - 5 - _SHARE - 2, 1)))
         lines.append(text.append(f" {share:4.0%}"))

@@ -17,7 +17,7 @@ from mien.models.training.calibration import calibrate
 from mien.models.training.device import mixed_precision, multiplies_bf16, training_device
 from mien.models.training.face import train_face
 from mien.models.training.fusion import train_fusion
-from mien.models.training.speech import pretrain_audio
+from mien.models.training.speech import measure_audio, pretrain_audio
 from mien.models.training.text import READER
 from tests.models.made_data import made_dataset
 from tests.models.training import test_face, test_fusion, test_speech, test_text
@@ -89,7 +89,7 @@ def test_a_voice_is_learned_on_a_gpu(speech: Dataset) -> None:
     device = training_device("cuda")
     first, second = (pretrain_audio(speech, test_speech.QUICK, test_speech.MODEL, device=device)
                      for _ in range(2))  # fmt: skip
-    assert test_speech.measure_audio(first, speech.split("valid"))["made"].uar >= 0.8
+    assert measure_audio(first, speech.split("valid"))["made"].uar >= 0.8
     assert equal(first.state_dict(), second.state_dict())
 
 
