@@ -95,20 +95,16 @@ def analyze(
         SourceError: the file cannot be read. InputError: the array cannot be used.
         AssetError, ConfigError, CheckpointError, EngineError: as for `Recognizer`.
     """
-    options: dict[str, Any] = {
-        "asr": asr,
-        "language": language,
-        "checkpoint": checkpoint,
-        "engine": engine,
-    }
-    options["person"] = person
+    options = {"asr": asr, "language": language, "checkpoint": checkpoint, "engine": engine, "person": person}
     if isinstance(source, np.ndarray):
-        return _analyze_array(source, rate, fps, progress, {**options, "config": config})
+        name, predictions = _of_array(source, rate, fps, {**options, "config": config})
+        return Analysis(name, tuple(_told(predictions, progress)))
     if not isinstance(source, str | Path):
         raise InputError(f"analyze takes a file's path or a NumPy array, not {type(source).__name__}")
     path = Path(source).expanduser()
     if path.suffix.lower() in PICTURES:
-        return _analyze_picture(_read_picture(path), str(path.name), progress, {**options, "config": config})
+        predictions = _of_picture(_read_picture(path), {**options, "config": config})
+        return Analysis(path.name, tuple(_told(predictions, progress)))
     with analyzing(path, settings_of(config, **options)) as (running, name, notes):
         return Analysis(name, tuple(_told(running.predictions(), progress)), notes)
 
@@ -146,53 +142,44 @@ def _told(predictions: Iterator[Prediction], progress: Callable[[Prediction], No
         yield prediction
 
 
-def _analyze_array(
-    array: Samples,
-    rate: float | None,
-    fps: float | None,
-    progress: Callable[[Prediction], None] | None,
-    options: dict[str, Any],
-) -> Analysis:
+def _of_array(
+    array: Samples, rate: float | None, fps: float | None, options: dict[str, Any]
+) -> tuple[str, Iterator[Prediction]]:
+    """What an array is, and its predictions."""
     if rate is not None:
-        return _analyze_sound(array, rate, progress, options)
+        return "sound", _of_sound(array, rate, options)
     if array.ndim == 4:
         if fps is None or not 0 < fps <= 1000:
             raise InputError(f"an array of frames needs fps, frames per second; not {fps!r}")
-        return _analyze_frames(array, fps, progress, options)
+        return "frames", _of_frames(array, fps, options)
     if array.ndim < 3:
         raise InputError("an array of sound needs its rate: mien.analyze(samples, rate=16000)")
-    return _analyze_picture(array, "picture", progress, options)
+    return "picture", _of_picture(array, options)
 
 
-def _analyze_sound(
-    array: Samples, rate: float, progress: Callable[[Prediction], None] | None, options: dict[str, Any]
-) -> Analysis:
+def _of_sound(array: Samples, rate: float, options: dict[str, Any]) -> Iterator[Prediction]:
     checked_sound(array, rate)
     step = max(1, round(_PIECE_S * rate))
     pieces = (Sound(array[at : at + step], rate, at / rate) for at in range(0, len(array), step))
     with Recognizer(video=False, **options) as recognizer:
-        return Analysis("sound", tuple(_told(recognizer.every(pieces), progress)))
+        yield from recognizer.every(pieces)
 
 
-def _analyze_frames(
-    array: Samples, fps: float, progress: Callable[[Prediction], None] | None, options: dict[str, Any]
-) -> Analysis:
+def _of_frames(array: Samples, fps: float, options: dict[str, Any]) -> Iterator[Prediction]:
     if not len(array):
         raise InputError("there are no frames in the array")
     checked_picture(array[0])
     frames = (Frame(image, number / fps) for number, image in enumerate(array))
     with Recognizer(audio=False, **options) as recognizer:
-        return Analysis("frames", tuple(_told(recognizer.every(frames), progress)))
+        yield from recognizer.every(frames)
 
 
-def _analyze_picture(
-    image: Samples, name: str, progress: Callable[[Prediction], None] | None, options: dict[str, Any]
-) -> Analysis:
+def _of_picture(image: Samples, options: dict[str, Any]) -> Iterator[Prediction]:
     checked_picture(image)
     with Recognizer(audio=False, **options) as recognizer:
         for look in range(round(_LOOKED_S * _LOOKS_HZ)):
             recognizer.frame(image, look / _LOOKS_HZ)
-        return Analysis(name, tuple(_told(iter([recognizer.predict()]), progress)))
+        yield recognizer.predict()
 
 
 def _read_picture(path: Path) -> Samples:

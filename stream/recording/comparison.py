@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import StatisticsError, correlation, fmean
 from typing import Any
 
 from msgspec.structs import replace
@@ -94,11 +94,10 @@ def _said(prediction: Prediction) -> bytes:
 
 def _correlation(values: list[tuple[float, float]]) -> float | None:
     """Pearson's correlation; None if either side is constant."""
-    mean_a, mean_b = fmean(x for x, _ in values), fmean(y for _, y in values)
-    spread = sum((x - mean_a) ** 2 for x, _ in values) * sum((y - mean_b) ** 2 for _, y in values)
-    if spread == 0:
+    try:
+        return correlation(*zip(*values, strict=True))
+    except StatisticsError:
         return None
-    return float(sum((x - mean_a) * (y - mean_b) for x, y in values) / spread**0.5)
 
 
 def draw_comparison(first: Path, second: Path, out: Path) -> None:
