@@ -48,7 +48,8 @@ class Ring:
         self._latest_ns = np.full(places, NEVER, np.int64)  # of all rows
         self._looked = np.full(places, NEVER, np.int64)  # last slot of the window looked at; NEVER if it has changed
         # Slots of several rows: their times and rows in order, for late rows and rows not yet visible.
-        self._crowded: list[dict[int, list[tuple[int, int, Float32]]]] = [{} for _ in range(places)]
+        self._crowded: list[dict[int, _Crowd]] = [{} for _ in range(places)]
+        self._zeros = np.zeros(spec.dim, np.float32)
         self._back = np.arange(1 - spec.steps, 1)
         # Sparse rows (video) are visible up to the instant, dense ones up to the last whole hop.
         self._hop_ns = 0 if self.slot_ns >= _HOP_NS else _HOP_NS
@@ -61,35 +62,37 @@ class Ring:
 
     def write(self, place: int, values: Float32, valid: Bool, times_ns: Int64) -> None:
         """Rows of a session, in any order: (n, dim), (n,), (n,)."""
-        slots, crowded = self._slots[place], self._crowded[place]
+        slots, newest_ns, means = self._slots[place], self._newest_ns[place], self.means[place]
+        crowded, written, first = self._crowded[place], self.written, place * self.width
+        looked, latest_ns = self._looked.item(place), self._latest_ns.item(place)
         for row, is_valid, t_ns in zip(values, valid.tolist(), times_ns.tolist(), strict=True):
             if not is_valid:
                 continue
             slot = t_ns // self.slot_ns
             at = slot & (self.capacity - 1)
-            held = slots[at]
+            held = slots.item(at)
             if held > slot:
                 continue  # older than the ring's span
             if held == slot:
-                self._join(place, at, slot, t_ns, row)
+                newest_ns[at] = self._join(crowded, slot, newest_ns.item(at), means[at], t_ns, row)
             else:
                 if crowded:
-                    crowded.pop(int(held), None)
+                    crowded.pop(held, None)
                 slots[at] = slot
                 # Not a copy: adding to 0 turns negative zero into zero.
-                np.add(row, np.float32(0.0), out=self.means[place, at])
-                self._newest_ns[place, at] = t_ns
-            if slot <= self._looked[place]:
-                self._looked[place] = NEVER
-            if t_ns > self._latest_ns[place]:
-                self._latest_ns[place] = t_ns
+                np.add(row, self._zeros, means[at])
+                newest_ns[at] = t_ns
+            if slot <= looked:
+                looked = self._looked[place] = NEVER
+            if t_ns > latest_ns:
+                latest_ns = self._latest_ns[place] = t_ns
             if at + self.capacity < self.width:
                 slots[at + self.capacity] = slot
-                self.means[place, at + self.capacity] = self.means[place, at]
-                if self.written is not None:
-                    self.written.append(place * self.width + at + self.capacity)
-            if self.written is not None:
-                self.written.append(place * self.width + at)
+                means[at + self.capacity] = means[at]
+                if written is not None:
+                    written.append(first + at + self.capacity)
+            if written is not None:
+                written.append(first + at)
 
     def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
         """Ends (B,) of the windows visible at `t_end_ns` (B,), and which have changed since the last look."""
@@ -177,27 +180,35 @@ class Ring:
         partial: Bool = (self._slots[places, at] == last) & (self._newest_ns[places, at] > ends_ns)
         return partial
 
-    def _join(self, place: int, at: int, slot: int, t_ns: int, row: Float32) -> None:
-        """Add a row to a slot that has one already."""
-        mean = self.means[place, at]
-        rows = self._crowded[place].get(slot)
-        if rows is None:
-            rows = self._crowded[place][slot] = [(int(self._newest_ns[place, at]), 0, mean.copy())]
-        insort(rows, (t_ns, len(rows), row))
-        mean[:] = _mean(row for _, _, row in rows)
-        self._newest_ns[place, at] = rows[-1][0]
+    def _join(
+        self, crowded: dict[int, _Crowd], slot: int, newest_ns: int, mean: Float32, t_ns: int, row: Float32
+    ) -> int:
+        """Add a row to a slot with others, whose mean is `mean`. Returns the time of the newest."""
+        crowd = crowded.get(slot)
+        if crowd is None:
+            crowd = crowded[slot] = _Crowd([(newest_ns, 0, mean.copy())], mean.copy())
+        rows, total = crowd
+        if t_ns >= newest_ns:
+            rows.append((t_ns, len(rows), row))
+            np.add(total, row, total)
+        else:
+            insort(rows, (t_ns, len(rows), row))
+            total[:] = _total(row for _, _, row in rows)
+        np.divide(total, np.float32(len(rows)), mean)
+        return rows[-1][0]
 
     def _rows_of(self, place: int, slot: int) -> list[tuple[int, int, Float32]]:
         at = slot & (self.capacity - 1)
         if self._slots[place, at] != slot:
             return []
         single = [(int(self._newest_ns[place, at]), 0, self.means[place, at])]
-        return self._crowded[place].get(slot, single)
+        crowd = self._crowded[place].get(slot)
+        return crowd.rows if crowd is not None else single
 
     def _mean_until(self, place: int, end_ns: int) -> Float32 | None:
         """Mean of the rows in the end's slot, up to the end."""
         rows = [row for t_ns, _, row in self._rows_of(place, end_ns // self.slot_ns) if t_ns <= end_ns]
-        return _mean(rows) if rows else None
+        return _total(rows) / np.float32(len(rows)) if rows else None
 
     def _newest_until(self, place: int, end_ns: int) -> int:
         slot = end_ns // self.slot_ns
@@ -321,9 +332,16 @@ class Windows:
         )
 
 
-def _mean(rows: Iterable[Float32]) -> Float32:
-    """Same order of addition and division as `mien.windowing.average_slots`."""
-    total, count = np.zeros(1, np.float32), 0
+class _Crowd(NamedTuple):
+    """Several rows of one slot: (time, number, row) in order, and their sum."""
+
+    rows: list[tuple[int, int, Float32]]
+    total: Float32
+
+
+def _total(rows: Iterable[Float32]) -> Float32:
+    """Sum in the order of `mien.windowing.average_slots`."""
+    total = np.zeros(1, np.float32)
     for row in rows:
-        total, count = total + row, count + 1
-    return total / np.float32(count)
+        total = total + row
+    return total

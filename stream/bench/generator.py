@@ -23,7 +23,8 @@ from mien.config import BusConfig
 from mien.messages import ModalitySpec
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
 from mien.stream.bus.clock_exchange import answer_question
-from mien.stream.bus.sockets import Publisher, make_room
+from mien.stream.bus.poller import make_room
+from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_features
 
 RUN = 1

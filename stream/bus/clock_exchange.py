@@ -24,7 +24,6 @@ import msgspec
 
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.errors import WireError
-from mien.messages import FeatureWindow
 from mien.stream.bus.limits import MAX_TIME_NS
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import VERSION_BYTE, open_frames, parse, topic
@@ -131,11 +130,11 @@ class ClockExchange:
         """When the next question is to be asked, if the last one is answered."""
         return self._due_ns if self._asked is None else max(self._due_ns, self._asked[1] + _PATIENCE_NS)
 
-    def tick(self) -> None:
-        """Ask if it is time to. Call it at `due_ns`, not only when messages come."""
+    def tick(self) -> bool:
+        """Ask if it is time to, and return whether it was. Call it at `due_ns`, not only when messages come."""
         now_ns = self._clock.now_ns()
         if now_ns < self.due_ns:
-            return
+            return False
         if self._asked is not None:
             self._receiver.socket.unsubscribe(self._asked[0])
         question = topic("clock", self._session, secrets.token_hex(8))
@@ -144,6 +143,7 @@ class ClockExchange:
         # Read before asking: an answer may come before this process goes on, and the bound must hold then too.
         self._asked = question, self._clock.now_ns()
         self._receiver.socket.subscribe(question)
+        return True
 
     def hear(self, frames: list[bytes], heard_ns: int) -> None:
         """An answer. One to another question, or twice, is ignored.
@@ -173,30 +173,10 @@ class ClockExchange:
             return found
         return self._known_ns, 0
 
-    def to_ours(self, message: FeatureWindow) -> FeatureWindow | None:
-        """A message in our session time; None if its publisher's clock is not known yet."""
+    def to_ours_ns(self, run: int) -> int | None:
+        """By how much times of the publisher's run are to be moved into our session time; None if not known yet."""
         estimate = self.estimate()
-        if estimate is None or message.run != self.run:
+        if estimate is None or run != self.run:
             self._due_ns = min(self._due_ns, self._clock.now_ns())
             return None
-        return moved(message, -estimate[0])
-
-
-def moved(message: FeatureWindow, by_ns: int) -> FeatureWindow:
-    """A message with all its times moved."""
-    return msgspec.structs.replace(
-        message,
-        t_start_ns=message.t_start_ns + by_ns,
-        t_end_ns=message.t_end_ns + by_ns,
-        times_ns=message.times_ns + by_ns,
-        words=tuple(
-            msgspec.structs.replace(word, t_start_ns=word.t_start_ns + by_ns, t_end_ns=word.t_end_ns + by_ns)
-            for word in message.words
-        ),
-        phrases=tuple(
-            msgspec.structs.replace(phrase, t_start_ns=phrase.t_start_ns + by_ns, t_end_ns=phrase.t_end_ns + by_ns)
-            for phrase in message.phrases
-        ),
-        stamps={stage: t_ns + by_ns for stage, t_ns in message.stamps.items()},
-        counts_from_ns=message.counts_from_ns and message.counts_from_ns + by_ns,
-    )
+        return -estimate[0]

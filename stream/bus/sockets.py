@@ -14,8 +14,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import zmq
+import zmq.backend
 
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
@@ -23,10 +25,9 @@ from mien.messages import Prediction
 from mien.stream.bus.choices import MAX_CHOICE_BYTES
 from mien.stream.bus.curve import Guard, connect, host_of, is_guarded, is_loopback
 from mien.stream.bus.parts import KIND, Part, read_part
+from mien.stream.bus.poller import has_message
 
 _RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
-_FEW = 32  # sessions whose sockets fit into every system's limits
-_FILES_A_SESSION = 24  # of three workers' connections, with a monitor each
 _MAX_TOPICS = 256  # of each session
 MAX_SUBSCRIPTIONS = 1024
 FLEET_SUBSCRIPTIONS = 16 * MAX_SUBSCRIPTIONS  # at a gateway, of subscribers to thousands of sessions
@@ -37,6 +38,8 @@ _PATIENCE_S = 5.0
 _REBIND_S = 1.5
 Message = list[bytes] | list[zmq.Frame]
 _RECEIVERS = itertools.count()
+_NOW, _MORE, _HAS_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
+_send_frame: Callable[..., Any] = zmq.backend.Socket.send  # `send_multipart` calls it, at nine times the cost
 _LOOK_INTERVAL_S = 0.5  # how often the list of machines that may connect is compared with what it was
 _GIVEN_UP_S = 1.0
 _BROKEN = (
@@ -46,24 +49,6 @@ _BROKEN = (
     | zmq.Event.HANDSHAKE_FAILED_AUTH
 )
 _TRYING = zmq.Event.CONNECT_DELAYED | zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECTED
-
-
-def make_room(sessions: int) -> None:
-    """Let this process have the sockets of so many sessions, where the system and libzmq allow fewer by default.
-
-    To be called before the first socket is made.
-    """
-    if sessions <= _FEW:
-        return
-    zmq.Context.instance().set(zmq.MAX_SOCKETS, 65_000)
-    if sys.platform != "win32":
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = sessions * _FILES_A_SESSION
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Publisher:
@@ -174,10 +159,9 @@ class Publisher:
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
         for _ in range(_MAX_EVENTS):
-            try:
-                frame = self.socket.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
+            if not has_message(self.socket):
                 break
+            frame = self.socket.recv(_NOW, copy=False)
             event = frame.bytes
             if not event or event[0] not in (0, 1):
                 if self._hear is not None and event.startswith(b"{"):
@@ -292,9 +276,12 @@ class Publisher:
 
     def _send(self, frames: Message) -> None:
         give_up_s = time.monotonic() + _PATIENCE_S if self._lossless else 0.0  # that one never has to wait
+        socket, copy = self.socket, isinstance(frames[0], bytes)
         while True:
             try:
-                self.socket.send_multipart(frames, zmq.DONTWAIT, copy=isinstance(frames[0], bytes))
+                for frame in frames[:-1]:
+                    _send_frame(socket, frame, _MORE, copy)
+                _send_frame(socket, frames[-1], _NOW, copy)
                 return
             except zmq.Again:
                 if time.monotonic() > give_up_s:
@@ -313,6 +300,9 @@ class Receiver:
         high_water_mark: messages that wait at most.
         keys: folder of keys, empty for the user's; beyond this machine they are needed.
 
+    Attributes:
+        is_drained: whether no message was left when the last `drain` ended.
+
     Raises:
         BusError: not an endpoint. KeysError: keys are needed and not there.
     """
@@ -321,6 +311,7 @@ class Receiver:
         self, endpoint: str, prefixes: tuple[bytes, ...], high_water_mark: int = 64, keys: str | Path = ""
     ) -> None:
         self.endpoint = endpoint
+        self.is_drained = False
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVHWM, high_water_mark)
@@ -344,21 +335,29 @@ class Receiver:
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
         """The messages that are there now, oldest first, at most `limit`: a flood cannot hold the reader."""
-        # Frames say themselves whether more follow; recv_multipart asks the socket, which takes half as long again.
-        return ([frame.bytes for frame in frames] for frames in self.drain_frames(limit))
+        return self._read(limit, copy=True)
 
     def drain_frames(self, limit: int = 256) -> Iterator[list[zmq.Frame]]:
         """As `drain`, without copying what the messages hold."""
+        return self._read(limit, copy=False)
+
+    def _read(self, limit: int, *, copy: bool) -> Iterator[list[Any]]:
         self.tend()
-        receive = self.socket.recv
+        self.is_drained = False
+        receive, ask = self.socket.recv, self.socket.getsockopt
         for _ in range(limit):
             try:
-                frames = [receive(zmq.DONTWAIT, copy=False)]
+                frames = [receive(_NOW, copy)]
             except zmq.Again:
-                return
-            while frames[-1].more:
-                frames.append(receive(copy=False))
+                break
+            while ask(_HAS_MORE):
+                frames.append(receive(_NOW, copy))
             yield frames
+            if not has_message(self.socket):  # costs a third of what the exception does
+                break
+        else:
+            return
+        self.is_drained = True
 
     def tend(self) -> None:
         """Look after the connection, when it is time to. Called by `drain`; call it too while nothing comes."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from mien.errors import WireError
-from mien.messages import About, Cue, FeatureWindow, Int64, Phrase, Prediction, Status, Word
+from mien.messages import About, Bool, Cue, FeatureWindow, Float32, Int64, Phrase, Prediction, Status, Word
 from mien.stream.bus.limits import (
     MAX_WORDS,
     NAME,
@@ -36,6 +37,7 @@ MAX_DIM = 4096
 MAX_PAYLOAD_BYTES = 4 << 20
 MAX_HEADER_BYTES = 256 << 10
 MAX_SETTLE_NS = 5_000_000_000  # after its end, from when on a message counts at the latest
+_FLOAT32 = np.dtype("<f4")
 _SLACK_US = 2_000_000  # a row may lie so far after the span of its message; a long word's even further before
 
 Frames = list[bytes]
@@ -64,13 +66,17 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
     stamps: dict[str, int] = {}
     counts_from_ns: int = 0
 
-    @property
-    def said(self) -> tuple[Word, ...]:
-        """The words as `mien.FeatureWindow` has them; `uncertain` holds one bit a word, or nothing: all are certain."""
-        if not self.uncertain:  # numpy makes up bits where there are none to unpack
-            return tuple(Word(*word) for word in self.words)
-        bits = np.unpackbits(np.frombuffer(self.uncertain, np.uint8), count=len(self.words), bitorder="little")
-        return tuple(Word(*word, uncertain=bool(bit)) for word, bit in zip(self.words, bits, strict=True))
+    def said(self, by_ns: int = 0) -> tuple[Word, ...]:
+        """The words as `mien.FeatureWindow` has them, their times moved by `by_ns`.
+
+        `uncertain` holds one bit a word, or nothing: all are certain.
+        """
+        # numpy makes up bits where there are none to unpack
+        bits = _unpacked(self.uncertain, len(self.words)).tolist() if self.uncertain else [False] * len(self.words)
+        return tuple(
+            Word(text, start_ns + by_ns, end_ns + by_ns, committed, probability, is_uncertain)
+            for (text, start_ns, end_ns, committed, probability), is_uncertain in zip(self.words, bits, strict=True)
+        )
 
 
 _encode_msgpack = msgspec.msgpack.Encoder().encode
@@ -103,7 +109,7 @@ def sent_times_ns(times_ns: Int64, t_start_ns: int, t_end_ns: int) -> Int64:
     return t_start_ns + (times_ns - t_start_ns) // 1000 * 1000
 
 
-def even_times_ns(t_start_ns: int, t_end_ns: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def even_times_ns(t_start_ns: int, t_end_ns: int, rows: int) -> Int64:
     """Capture times of rows that fill a span evenly, each at the start of its share. Shape (rows,)."""
     return t_start_ns + np.arange(rows, dtype=np.int64) * ((t_end_ns - t_start_ns) // max(rows, 1))
 
@@ -145,27 +151,39 @@ def decode_features(frames: Sequence[bytes]) -> FeatureWindow:
     Raises:
         WireError: any deviation from the protocol; its text begins with a cause of one word.
     """
-    header, payload = decode_feature_header(frames)
-    values = np.frombuffer(payload, "<f4").reshape(header.rows, header.dim)
-    if not np.isfinite(values).all():
+    return features_of(*decode_feature_header(frames))
+
+
+def features_of(header: FeatureHeader, payload: bytes, by_ns: int = 0) -> FeatureWindow:
+    """The features of a header that was checked, and its payload, with all times moved by `by_ns`.
+
+    Raises:
+        WireError: as `decode_features`.
+    """
+    if by_ns:
+        check_time("in our time", header.t_start_ns + by_ns, header.t_end_ns + by_ns)
+    values: Float32 = np.ndarray((header.rows, header.dim), _FLOAT32, payload)
+    if np.count_nonzero(np.isfinite(values)) != values.size:  # `all` takes twice as long
         raise WireError("nonfinite: a value is NaN or infinite")
-    valid = np.unpackbits(np.frombuffer(header.valid, np.uint8), count=header.rows, bitorder="little").astype(bool)
     return FeatureWindow(
         session=header.session,
         modality=header.modality,
         run=header.run,
         seq=header.seq,
-        t_start_ns=header.t_start_ns,
-        t_end_ns=header.t_end_ns,
+        t_start_ns=header.t_start_ns + by_ns,
+        t_end_ns=header.t_end_ns + by_ns,
         extractor=header.extractor,
         values=values if sys.byteorder == "little" else values.astype(np.float32),
-        valid=valid,
-        times_ns=_times(header),
-        words=header.said,
-        phrases=tuple(Phrase(*phrase) for phrase in header.phrases),
-        stamps=header.stamps,
+        valid=_unpacked(header.valid, header.rows),
+        times_ns=_times(header, by_ns),
+        words=header.said(by_ns) if header.words else (),
+        phrases=tuple(
+            Phrase(start_ns + by_ns, end_ns + by_ns, sentiment, emotion)
+            for start_ns, end_ns, sentiment, emotion in header.phrases
+        ),
+        stamps={stage: t_ns + by_ns for stage, t_ns in header.stamps.items()},
         reason=header.reason,
-        counts_from_ns=header.counts_from_ns,
+        counts_from_ns=header.counts_from_ns and header.counts_from_ns + by_ns,
     )
 
 
@@ -280,6 +298,7 @@ def _decode_json(
     return message
 
 
+@lru_cache(1024)
 def _check_topic(said: bytes, kind: str, session: str, part: str) -> None:
     """What a subscriber chose by its topic must be what it gets."""
     if not NAME.fullmatch(session) or (part and not NAME.fullmatch(part)):
@@ -301,7 +320,8 @@ def _check_header(header: FeatureHeader) -> None:
         check_time("a stamp", stamp_ns)
     if len(header.words) > MAX_WORDS:
         raise WireError("oversized: words")
-    check_words((text, start_ns, end_ns, share) for text, start_ns, end_ns, _, share in header.words)
+    if header.words:
+        check_words((text, start_ns, end_ns, share) for text, start_ns, end_ns, _, share in header.words)
     check_phrases(header.phrases)
     if header.uncertain and len(header.uncertain) != (len(header.words) + 7) // 8:
         raise WireError("truncated: uncertain does not hold one bit a word")
@@ -313,15 +333,24 @@ def _bits(flags: Iterable[bool]) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes() if bits.any() else b""
 
 
-def _times(header: FeatureHeader) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    if header.offsets_us is None:
-        return even_times_ns(header.t_start_ns, header.t_end_ns, header.rows)
-    if len(header.offsets_us) != header.rows:
+@lru_cache(256)
+def _unpacked(bits: bytes, count: int) -> Bool:
+    """One flag a bit, least significant bit first, not to be written to: few patterns come again and again."""
+    flags: Bool = np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little").astype(bool)
+    flags.setflags(write=False)
+    return flags
+
+
+def _times(header: FeatureHeader, by_ns: int) -> Int64:
+    offsets_us, start_ns = header.offsets_us, header.t_start_ns + by_ns
+    if offsets_us is None:
+        return even_times_ns(start_ns, header.t_end_ns + by_ns, header.rows)
+    if len(offsets_us) != header.rows:
         raise WireError("truncated: offsets_us does not hold one number a row")
     latest_us = (header.t_end_ns - header.t_start_ns) // 1000 + _SLACK_US
-    if header.rows and (min(header.offsets_us) < -5 * _SLACK_US or max(header.offsets_us) > latest_us):
+    if offsets_us and (min(offsets_us) < -5 * _SLACK_US or max(offsets_us) > latest_us):
         raise WireError("time: a row is outside the span of its message")
-    return header.t_start_ns + np.array(header.offsets_us, np.int64).reshape(-1) * 1000
+    return np.array([start_ns + offset_us * 1000 for offset_us in offsets_us], np.int64)
 
 
 _decode_recent = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]]).decode

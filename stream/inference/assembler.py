@@ -100,11 +100,11 @@ class Assembler:
         track = self.windows.tracks[name]
         if isinstance(track, Snapshots):
             track.write(self.place, message)
-        elif len(message.values):
+        elif times_ns := message.times_ns.tolist():
             newest_ns = self._newest_ns.get(name, NEVER)
-            if message.times_ns[0] < newest_ns:
+            if times_ns[0] < newest_ns:
                 self.drops["late"] += 1
-            self._newest_ns[name] = max(newest_ns, int(message.times_ns.max()))
+            self._newest_ns[name] = max(newest_ns, *times_ns)
             track.write(self.place, message.values, message.valid, message.times_ns)
         self._paces[name].hear(message.t_end_ns)
         self._watermarks_ns[name] = max(self._watermarks_ns.get(name, NEVER), message.t_end_ns)

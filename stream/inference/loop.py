@@ -21,8 +21,8 @@ from mien.errors import ConfigError, MienError
 from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bus.clock_exchange import answer_question
-from mien.stream.bus.poller import Poller
-from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher, make_room
+from mien.stream.bus.poller import Poller, make_room
+from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher
 from mien.stream.inference.playback import mode_of
 from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import NEVER_NS, Session
@@ -258,7 +258,8 @@ class Loop:
                 self._publisher.service()
                 continue
             number, worker = self._heard_at[socket]
-            self._sessions[number].hear(worker)
+            if self._sessions[number].hear(worker):
+                self._poller.trust(socket)
             self._wake_ns[number] = 0
             if time.perf_counter_ns() - began_ns > _RECEIVE_NS:
                 self._poller.put_off(ready[count + 1 :])
@@ -285,6 +286,7 @@ class Loop:
                 self._wake_ns[number] = max(session.mode.wake_ns(), now_ns + (NS_PER_MS if session.is_on else _TEND_NS))
             else:
                 due.append((session, trigger))
+                self._wake_ns[number] = session.mode.wake_ns()
         if not due:
             return False
         began_ns = clock.now_ns()

@@ -209,7 +209,8 @@ class Mode(ABC):
             silenced = bool(self._words.reasons[self.place])
         absent = {} if all(present) and not silenced else self.assembler.absent(t_end_ns)
         ages = ages_ms(names, t_end_ns, present, newest_ns)
-        absent = {**{m: why for m, why in self._unclear.items() if ages.get(m) is None}, **absent}
+        if self._unclear:
+            absent = {**{m: why for m, why in self._unclear.items() if ages.get(m) is None}, **absent}
         self.absent = absent
         answers = answer.is_observed
         if answers and not math.isfinite(answer.sentiment):
@@ -278,12 +279,12 @@ class Live(Mode):
         self._has_news = False
 
     def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
-        if isinstance(message, FeatureWindow) and self.push(message, received_ns):
-            self._schedule.hear(message, received_ns)
-            # The next rows of the one that leads come with the next instant.
-            if not self._schedule.leads(message.modality, received_ns):
-                self._heard.add(message.modality)
-                self._has_news = True
+        if not isinstance(message, FeatureWindow) or not self.push(message, received_ns):
+            return
+        # The next rows of the one that leads come with the next instant.
+        if not self._schedule.hear(message, received_ns):
+            self._heard.add(message.modality)
+            self._has_news = True
 
     def trigger(self, now_ns: int) -> Trigger | None:
         trigger = self._schedule.due(now_ns)

@@ -44,17 +44,19 @@ class LiveSchedule:
         self._last_ns = self._step_ns = 0
         self._last_made_ns = 0
 
-    def hear(self, message: FeatureWindow, received_ns: int) -> None:
-        """A message was accepted."""
-        if message.modality not in LEADERS:
-            return
-        self._heard_ns[message.modality] = received_ns
-        self._paces[message.modality].hear(message.t_end_ns)
-        if message.modality != self._leader(received_ns) or message.t_end_ns <= self._last_ns:
-            return
-        if self._pending is not None:
-            self.skipped += 1
-        self._pending = Trigger(message.t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
+    def hear(self, message: FeatureWindow, received_ns: int) -> bool:
+        """A message was accepted. Returns whether predictions are made when its modality delivers."""
+        modality, t_end_ns = message.modality, message.t_end_ns
+        if modality not in LEADERS:
+            return False
+        self._heard_ns[modality] = received_ns
+        self._paces[modality].hear(t_end_ns)
+        if modality != self._leader(received_ns):
+            return False
+        if t_end_ns > self._last_ns:
+            self.skipped += self._pending is not None
+            self._pending = Trigger(t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
+        return True
 
     def lose(self, modality: str) -> None:
         """A modality was lost: another one leads at once."""
@@ -83,10 +85,6 @@ class LiveSchedule:
         """
         is_known = self._pending is None and 0 < self._step_ns <= self._max_age_ns
         return self._last_ns + self._step_ns if is_known else None
-
-    def leads(self, modality: str, now_ns: int) -> bool:
-        """Whether predictions are made when this modality delivers."""
-        return modality == self._leader(now_ns)
 
     def wake_ns(self) -> int:
         """When a prediction becomes due without a message: the pending one, or the timer if no modality leads."""

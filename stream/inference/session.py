@@ -24,11 +24,12 @@ from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import (
     decode_cue,
-    decode_features,
+    decode_feature_header,
     decode_status,
     encode_about,
     encode_prediction,
     encode_status,
+    features_of,
     topic,
 )
 from mien.stream.inference.about import person_tag, published_config, versions, with_person
@@ -89,6 +90,7 @@ class Inbox:
             if self._is_elsewhere(worker):
                 self._exchanges[worker] = ClockExchange(receiver, session, self._clock)
         # Only now: where one cannot be connected to, the poller knows of none.
+        self._poller = poller
         for receiver in self._receivers.values():
             poller.register(receiver.socket)
         return {receiver.socket: worker for worker, receiver in self._receivers.items()}
@@ -105,8 +107,9 @@ class Inbox:
 
     def ask(self) -> int:
         """Ask workers with clocks of their own for the time, if it is time to. Returns when it is time again."""
-        for exchange in self._exchanges.values():
-            exchange.tick()
+        for worker, exchange in self._exchanges.items():
+            if exchange.tick():
+                self._poller.doubt(self._receivers[worker].socket)
         return min((exchange.due_ns for exchange in self._exchanges.values()), default=NEVER_NS)
 
     def take(self, worker: str, limit: int) -> Iterator[Received]:
@@ -122,6 +125,10 @@ class Inbox:
                 continue
             if message is not None:
                 yield Received(message, frames, received_ns)
+
+    def is_drained(self, worker: str) -> bool:
+        """Whether all was taken that had come from a worker."""
+        return self._receivers[worker].is_drained
 
     def clock_offsets(self) -> dict[str, float]:
         """For each worker with another clock, its offset from ours (positive: ahead) and the maximum error, in ms."""
@@ -148,13 +155,17 @@ class Inbox:
             if worker in self._exchanges:
                 self._exchanges[worker].hear(frames, received_ns)
             return None
-        message = decode_features(frames)
-        self._check_sender(worker, message.modality)
-        number = message.run, message.seq
-        if self._newest.get(message.modality) == number:
+        header, payload = decode_feature_header(frames)
+        self._check_sender(worker, header.modality)
+        number = header.run, header.seq
+        if self._newest.get(header.modality) == number:
             return None  # sent again, for another new subscriber, as the protocol says
-        self._newest[message.modality] = number
-        return self._in_our_time(worker, message)
+        self._newest[header.modality] = number
+        exchange = self._exchanges.get(worker)
+        by_ns = exchange.to_ours_ns(header.run) if exchange is not None else 0
+        if by_ns is None:
+            raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
+        return features_of(header, payload, by_ns)
 
     def _check_sender(self, worker: str, said: str) -> None:
         """A process may report only on itself: otherwise it could silence others."""
@@ -166,15 +177,6 @@ class Inbox:
         if self._config.clip.fast:
             return False
         return not self._supervised or bool(getattr(self._config.bus.workers, worker, ""))
-
-    def _in_our_time(self, worker: str, message: FeatureWindow) -> FeatureWindow:
-        exchange = self._exchanges.get(worker)
-        if exchange is None:
-            return message
-        ours = exchange.to_ours(message)
-        if ours is None:
-            raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
-        return ours
 
 
 class Session:
@@ -233,16 +235,17 @@ class Session:
         self.publish_status("ready")
         self.control.say("ready", model=self.named(self._predictor.id))
 
-    def hear(self, worker: str) -> None:
-        """Take in what a worker has sent."""
+    def hear(self, worker: str) -> bool:
+        """Take in what a worker has sent. Returns whether that was all."""
         if self.mode.holds_back(worker):
-            return
+            return False
         for message, frames, received_ns in self._inbox.take(worker, self.mode.at_once):
             if isinstance(message, Status):
                 self._publisher.send(frames)
                 self.mode.note_status(message)
             else:
                 self.mode.take(message, received_ns)
+        return self._inbox.is_drained(worker)
 
     @property
     def is_on(self) -> bool:

@@ -240,7 +240,7 @@ class Recorder:
     def _take_words(self, record: FeatureHeader, now_ns: int) -> None:
         if record.words and record.words[-1][1] < self._last_word_ns - 60 * NS_PER_S:
             self._last_word_ns = -1  # the clip has looped
-        fresh = [word for word in record.said if word.committed and word.t_start_ns > self._last_word_ns]
+        fresh = [word for word in record.said() if word.committed and word.t_start_ns > self._last_word_ns]
         if fresh:
             self._last_word_ns = fresh[-1].t_start_ns
             text = " ".join(f"({word.text.strip()}?)" if word.uncertain else word.text.strip() for word in fresh)

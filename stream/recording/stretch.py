@@ -70,7 +70,7 @@ def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list
         record, _ = entry.features()
         if record.t_end_ns > end_ns + _LATE_NS:
             break
-        take_words(said, record.said)
+        take_words(said, record.said())
     words = [word for word in said.values() if not word.uncertain and start_ns <= word.t_end_ns < end_ns]
     return [word.text.strip() for word in words], np.array([word.t_end_ns - start_ns for word in words], np.int64)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -75,7 +75,8 @@ def _with_topic(data: bytes, kind: str, part: str = "") -> Frames:
 def features(data: bytes) -> bool:
     """Features, into windows as inference makes them."""
     try:
-        window = wire.decode_features(_with_topic(data, "features", "modality"))
+        header, payload = wire.decode_feature_header(_with_topic(data, "features", "modality"))
+        window = wire.features_of(header, payload)
     except MienError:
         return False
     rows, dim = window.values.shape
@@ -85,14 +86,17 @@ def features(data: bytes) -> bool:
     assert np.isfinite(window.values).all()
     assert limits.NAME.fullmatch(window.session)
     wire.encode_features(window)
-    _assemble(window)
+    moved = [window, window]
+    for by_ns in (-5 * NS_PER_S, limits.MAX_TIME_NS):
+        with suppress(MienError):
+            moved.append(wire.features_of(header, payload, by_ns))
+    _assemble(moved)
     return True
 
 
-def _assemble(window: FeatureWindow) -> None:
+def _assemble(messages: Sequence[FeatureWindow]) -> None:
     assembler = Assembler(SPECS)
-    exchange = clock_exchange.moved(window, -5 * NS_PER_S)
-    for message in (window, window, exchange):
+    for message in messages:
         assembler.push(message, NOW_NS)
         for t_ns in (NOW_NS, min(message.t_end_ns, NOW_NS)):
             made = window_of(assembler, t_ns)

@@ -21,10 +21,11 @@ from mien.stream.bus.clock_exchange import (
     ClockOffset,
     answer_question,
     decode_answer,
-    moved,
     this_boot,
 )
+from mien.stream.bus.limits import MAX_TIME_NS
 from mien.stream.bus.sockets import Publisher, Receiver
+from mien.stream.bus.wire import decode_feature_header, encode_features, features_of
 from tests.stream.bus.test_wire import features
 
 
@@ -72,11 +73,21 @@ def test_answers_that_break_the_protocol_are_refused(payload: bytes) -> None:
 
 
 def test_all_times_of_a_message_move_together() -> None:
-    message = features(3, stamps={"read": 2_000}, counts_from_ns=3_000)
+    message = features(3, stamps={"read": 2_000}, counts_from_ns=1_500_000_000)
     times = times_of(message)
     assert len(times) == 3 + 1 + 3 + 2 + 2
-    assert times_of(moved(message, 500)) == {name: t_ns + 500 for name, t_ns in times.items()}
-    assert moved(features(3, counts_from_ns=0), 500).counts_from_ns == 0
+    assert times_of(moved(message, 500_000)) == {name: t_ns + 500_000 for name, t_ns in times.items()}
+    assert moved(features(3, counts_from_ns=0), 500_000).counts_from_ns == 0
+
+
+@pytest.mark.parametrize("by_ns", [-(10**18), MAX_TIME_NS])
+def test_times_that_are_none_by_our_clock_are_refused(by_ns: int) -> None:
+    with pytest.raises(WireError, match=r"^time: in our time"):
+        moved(features(3), by_ns)
+
+
+def moved(message: FeatureWindow, by_ns: int) -> FeatureWindow:
+    return features_of(*decode_feature_header(encode_features(message)), by_ns)
 
 
 def times_of(message: FeatureWindow) -> dict[str, int]:
@@ -127,7 +138,7 @@ def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(po
             publisher.tell_time(partial(answer_question, run=run, clock=theirs))
             _exchange(exchange, run, publisher, receiver, ours)
             assert exchange.due_ns > ours.now_ns() + 3 * NS_PER_S, "what is known is asked for again and again"
-            assert exchange.to_ours(features(1, run=run + 5)) is None, "a run whose clock is not known"
+            assert exchange.to_ours_ns(run + 5) is None, "a run whose clock is not known"
             estimate = exchange.estimate()
             assert estimate is not None
             assert estimate == (theirs.anchor_ns - ours.anchor_ns, 0)  # known: both are on this machine

@@ -24,6 +24,17 @@ def test_a_socket_is_found_until_it_is_read_and_also_when_its_signal_was_taken_a
         assert poller.poll(60_000) == poller.poll(0) == [receivers[1].socket]
         assert list(receivers[1].drain()) == [[b"features/a", b"1"]]
         assert poller.poll(0) == []
+        # One that was read until it is empty need not be looked at before its signal comes again.
+        states = []
+        for limit in (0, 256):
+            list(receivers[1].drain(limit))
+            states.append(receivers[1].is_drained)
+        assert states == [False, True]
+        poller.trust(receivers[1].socket)
+        publishers[1].send([b"features/a", b"4"])
+        assert poller.poll(60_000) == [receivers[1].socket]
+        assert list(receivers[1].drain()) == [[b"features/a", b"4"]]
+        assert poller.poll(0) == []
         # Whatever is done with a socket may take its signal away.
         publishers[2].send([b"features/b", b"2"])
         wait_until(lambda: receivers[2].socket.poll(0))
