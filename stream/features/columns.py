@@ -1,4 +1,4 @@
-"""The columns of feature tables: their only list, and the data dictionary shown in the documentation.
+"""The columns of feature tables: the single list, and the data dictionary shown in the documentation.
 
 python -m mien.stream.features.columns      # the dictionary as Markdown
 """
@@ -18,9 +18,9 @@ class Column(NamedTuple):
     """A column.
 
     Attributes:
-        name: its name. unit: of its numbers; empty for text and flags.
-        meaning: description. kind: of the rows that have it; empty in all others.
-        type: of its values.
+        name: column name. unit: unit of the values; empty for text and flags.
+        meaning: description. kind: which rows have a value; the cell is empty in all others.
+        type: type of the values.
     """
 
     name: str
@@ -31,24 +31,24 @@ class Column(NamedTuple):
 
 
 POSE = (
-    Column("head_yaw", "rad", "positive: the face turns to the right of the picture", "frame"),
-    Column("head_pitch", "rad", "positive: down", "frame"),
-    Column("head_roll", "rad", "positive: the top of the head tilts to the left of the picture", "frame"),
-    Column("head_x", "tangent", "where the head is, from the optical axis, positive: right", "frame"),
-    Column("head_y", "tangent", "likewise, positive: up", "frame"),
-    Column("head_scale", "1", "1 at half a metre from the camera, 2 at half of that", "frame"),
+    Column("head_yaw", "rad", "rotation; positive: towards the right of the image", "frame"),
+    Column("head_pitch", "rad", "rotation; positive: down", "frame"),
+    Column("head_roll", "rad", "tilt; positive: top of the head towards the left of the image", "frame"),
+    Column("head_x", "tangent", "position relative to the optical axis; positive: right", "frame"),
+    Column("head_y", "tangent", "position relative to the optical axis; positive: up", "frame"),
+    Column("head_scale", "1", "apparent size: 1 at 0.5 m from the camera, 2 at 0.25 m", "frame"),
 )
 BOX = tuple(
-    Column(f"box_{side}", "px", f"{side} edge of the face's landmarks; empty in tables of recordings", "frame")
+    Column(f"box_{side}", "px", f"{side} edge of the face landmarks; empty in tables made from recordings", "frame")
     for side in ("left", "top", "right", "bottom")
 )
 UNITS = tuple(Column(unit.name, "0 to 1", f"{unit.movement}: {unit.shapes}", "frame") for unit in ACTION_UNITS)
 SHAPES = tuple(Column(f"blendshape_{name}", "0 to 1", f"blendshape {name}", "frame") for name in BLENDSHAPES)
 SOUND = (
-    Column("energy", "ln(power)", "of 32 ms around the middle of the hop; full scale is 1", "hop"),
-    Column("pitch", "Hz", "fundamental frequency (YIN); where the hop has none, the last one heard", "hop"),
-    Column("periodicity", "0 to 1", "how much the hop repeats itself; a pitch is believed from 0.5 on", "hop"),
-    Column("zero_crossings", "0 to 1", "share of neighbouring samples of opposite sign", "hop"),
+    Column("energy", "ln(power)", "energy of 32 ms centred on the hop; full scale is 1", "hop"),
+    Column("pitch", "Hz", "fundamental frequency (YIN); in unvoiced hops, the last one measured", "hop"),
+    Column("periodicity", "0 to 1", "strength of the periodicity; the pitch is used from 0.5 up", "hop"),
+    Column("zero_crossings", "0 to 1", "share of adjacent samples that differ in sign", "hop"),
     Column("voice_activity", "0 to 1", "probability of speech (Silero VAD)", "hop"),
 )
 MELS = tuple(
@@ -56,15 +56,15 @@ MELS = tuple(
     for band in range(N_MELS)
 )
 WORD = (
-    Column("word", "", "as it was recognised", "word", "text"),
-    Column("word_end_s", "s", "end of the word; it begins at t_s", "word"),
-    Column("word_probability", "0 to 1", "of the recogniser", "word"),
+    Column("word", "", "recognised word", "word", "text"),
+    Column("word_end_s", "s", "end of the word; t_s is its start", "word"),
+    Column("word_probability", "0 to 1", "confidence of the speech recogniser", "word"),
 )
 COLUMNS = (
-    Column("clip", "", "file that the row is of", "all", "text"),
-    Column("t_s", "s", "since the clip or the recording began: frame, middle of the hop, beginning of the word", "all"),
-    Column("kind", "", "frame, hop (20 ms of sound) or word", "all", "text"),
-    Column("valid", "", "a face was found; a voice is active; the word is certain", "all", "flag"),
+    Column("clip", "", "source file", "all", "text"),
+    Column("t_s", "s", "time since the start: of the frame, the middle of the hop, the start of the word", "all"),
+    Column("kind", "", "frame, hop (20 ms of audio) or word", "all", "text"),
+    Column("valid", "", "frame: a face was found; hop: a voice is active; word: confidently recognised", "all", "flag"),
     *POSE,
     *BOX,
     *UNITS,
