@@ -28,8 +28,8 @@ def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) 
     """Fit the last layers of reliability on the "valid" split, with its damaged copies and pairs in conflict.
 
     No other parameter changes; a model without reliability stays as it is. A damaged modality that is right counts as
-    right only so far as its damage leaves it (see `surviving`): where it agrees with the others it nearly always is,
-    and yet it adds little to them.
+    right only by the factor of its damage (see `surviving`): where it agrees with the others it nearly always is
+    right, but it adds little to them.
     """
     valid = [s for s in dataset.split("valid") if s.emotion is not None and (s.labels.damage or not s.labels.copy)]
     module, names = network.fusion.reliability, list(dataset.specs)
@@ -113,11 +113,11 @@ Level = tuple[str, str | None, float]  # modality, kind of damage, strength
 
 
 def surviving(encoded: EncodedItems, samples: Sequence[Sample], exponents: Mapping[str, float]) -> dict[Level, float]:
-    """How much each damage leaves of a modality: a power of how often it is right, relative to items without damage.
+    """Accuracy under each level of damage relative to clean accuracy, at most 1, raised to the modality's exponent.
 
     Args:
-        samples: that were encoded. A level that has few of them counts as a little less damaged than they say.
-        exponents: of each modality, 1 where it is not named.
+        samples: those that were encoded. Levels with few samples are smoothed towards the clean accuracy.
+        exponents: by modality, default 1.
     """
     right: dict[Level, list[bool]] = {}
     for name, windows in encoded.modalities.items():

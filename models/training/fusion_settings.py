@@ -7,45 +7,46 @@ import msgspec
 from mien.models.architecture import ModelConfig
 from mien.models.data.batches import Perturbation
 
-OWN = "own"  # kind of batch: items that have several modalities themselves
+OWN = "own"  # batches of items that were recorded with several modalities
 
 
 class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How CM-MSF is trained.
 
     Attributes:
-        kinds: how often a batch is of which kind: a modality, several joined by "+" for pairs, or "own". A kind that
-            the data cannot make is left out.
-        corpora: how often an item comes from which corpus; one that is not named counts by the root of its size.
-        by_valence: how often a pair's sentence is one with a sentiment instead of an emotion.
-        pair_emotions: how often a pair is of which emotion, 1 where it is not named. Frequent emotions are also
-            predicted more often.
-        composed: how often one member of a pair is neutral while the others show the labelled emotion.
-        conflict, damaged: the same with a member of another emotion, and with a damaged one.
-        odd: how often, against the others, each modality is the member of another emotion; 1 where it is not named.
-        damaged_wrong: how often a damaged member is of any emotion, and not of that of the others.
-        damaged_alone: how often a single modality is a damaged one.
-        wrong: least error rate of a modality in pairs. Without it the error rate of its reader on the "valid" split
-            counts, and people outside of the corpora are read worse.
-        alone_weight, reliability_weight: of the emotions that a modality shows by itself, and of the probability that
-            it is right; no effect on a model without reliability.
-        views: training windows of every item that are encoded once, before training; 0 trains encoders too and
-            encodes every window anew. With views the encoders stay as their readers left them; a modality that has no
+        kinds: relative frequency of each kind of batch: a modality, several joined by "+" for pairs, or "own". Kinds
+            that the data cannot make are left out.
+        corpora: relative frequency of each corpus; default: the square root of its size.
+        by_valence: share of pairs whose sentence is labelled with a sentiment instead of an emotion.
+        pair_emotions: relative frequency of each emotion in pairs, default 1. Frequent emotions are also predicted more
+            often.
+        composed: share of pairs in which one member is neutral and the others show the labelled emotion.
+        conflict, damaged: share of pairs in which one member shows another emotion, or is damaged.
+        odd: relative frequency with which each modality is the conflicting member, default 1.
+        damaged_wrong: share of damaged members whose emotion is random instead of that of the others.
+        damaged_alone: share of unimodal batches that are damaged.
+        wrong: minimum error rate of a modality in pairs. By default the error rate of its reader on the "valid" split,
+            which is too low for people outside the corpora.
+        alone_weight, reliability_weight: loss weights of the emotion that a modality shows by itself, and of the
+            probability that it is right; no effect on a model without reliability.
+        views: training windows of each item that are encoded once, before training; 0 trains the encoders too and
+            encodes every window anew. With views the encoders keep the weights of their readers; a modality without a
             reader gets one, trained for `reader_steps`.
-        reliability_steps: of fitting that probability on the "valid" split: on training items a model is right too
-            often. reliability_noise: how often a member is noise meanwhile; None: as in `perturbation`.
-            reliability_damaged, reliability_conflict: as `damaged` and `conflict` meanwhile; None: the same.
-            reliability_damaged_wrong: as `damaged_wrong` meanwhile, by modality; the same where it is not named.
-        surviving: by modality, exponent of how much damage leaves of how often it is right: a damaged member counts as
-            right only so far. 1 where it is not named; above it, the share falls faster than the modality gets worse.
-        trained_rate: learning rate of parameters that come trained, as a share of `learning_rate`.
-        keep_weight: of the distillation from the frozen unimodal readers.
+        reliability_steps: steps that fit the reliability on the "valid" split, because on training items a model is
+            right too often. reliability_noise: share of members replaced by noise in these steps; default: as in
+            `perturbation`. reliability_damaged, reliability_conflict: as `damaged` and `conflict`, in these steps;
+            default: the same. reliability_damaged_wrong: as `damaged_wrong`, in these steps, by modality; default: the
+            same.
+        surviving: by modality, exponent of accuracy under damage relative to clean accuracy; a damaged member that is
+            right counts as right by that factor only. Default 1; above 1, the share falls faster than the accuracy.
+        trained_rate: learning rate of pretrained parameters, as a fraction of `learning_rate`.
+        keep_weight: loss weight of the distillation from the frozen unimodal readers.
         ema: decay of the averaged weights, which are validated and kept.
         neutral_weight: penalty factor for non-zero sentiment on neutral items.
-        temper: exponent of inverse class frequencies that weigh emotions; 0 none, 1 fully balanced.
-        evaluate_every, patience: steps between validations, and how many without a lower loss end the run.
+        temper: exponent of the inverse class frequencies that weight emotions; 0 none, 1 fully balanced.
+        evaluate_every, patience: steps between validations; validations without improvement before training stops.
         valid_items: of each kind in a validation. calibration_items: of each corpus, for temperatures.
-        bf16: compute in bfloat16; None: where the device multiplies in it.
+        bf16: compute in bfloat16; None: if the device has bfloat16 matrix multiplication.
     """
 
     seed: int = 1111
