@@ -1,15 +1,14 @@
-"""How far the clock of another host is from ours: the exchange of NTP (RFC 5905, section 8), over the bus.
+"""Clock offset of another host: NTP's exchange (RFC 5905, section 8), over the bus.
 
-Inference asks by subscribing to a topic of its own, `clock/<session>/<nonce>`; the publisher answers on it
-with the time at which it saw the question and the time at which it answered. So it needs no port of its own, and
-only those who may subscribe may ask.
+Inference asks by subscribing to a unique topic, `clock/<session>/<nonce>`; the publisher answers on it with the times
+at which it saw the question and answered. So no extra port is needed, and only permitted subscribers can ask.
 
-A worker sees questions when it publishes: one that is asked right after a row came waits for the next row, and half of
-that wait would be taken for an offset, again and again. So questions are asked at random moments, of which some
-come right before a row.
+A worker sees questions only when it publishes. A question asked right after a row waits for the next row, and half of
+that wait would always be mistaken for an offset. So questions are asked at random moments, some of which fall right
+before a row.
 
-On one machine nothing has to be estimated: all processes count from its start, so what differs is the anchors of their
-clocks, which the answer tells.
+On one machine nothing needs estimating: all processes count from boot, so only the anchors of their clocks differ, and
+the answer contains the anchor.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import VERSION_BYTE, open_frames, parse, topic
 
 _KEPT = 64
-_EAGER = 24  # exchanges at first, before one a second is enough
+_EAGER = 24  # exchanges at the eager rate, before one a second is enough
 _EAGER_NS, _CALM_NS, _KNOWN_NS = 80 * NS_PER_MS, NS_PER_S, 10 * NS_PER_S
-_PATIENCE_NS = 3 * NS_PER_S  # an answer that takes longer is worth nothing
-_DRIFT = 100e-6  # two crystals part by at most so much
+_PATIENCE_NS = 3 * NS_PER_S  # a slower answer is useless
+_DRIFT = 100e-6  # maximum drift between two crystals
 _ANSWER_BYTES = 256
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _SLACK_NS = NS_PER_MS
@@ -42,9 +41,9 @@ class ClockAnswer(msgspec.Struct, frozen=True):
     """A publisher's answer. Its session time, in ns.
 
     Attributes:
-        run: of the publisher: another one has another clock.
+        run: of the publisher; each run has its own clock.
         received_ns: when it saw the question. sent_ns: when it answered.
-        boot: of its machine, see `this_boot`; empty where that is not known. anchor_ns: of its clock.
+        boot: see `this_boot`; empty if unknown. anchor_ns: of its clock.
     """
 
     run: int
@@ -60,7 +59,7 @@ _decode = msgspec.json.Decoder(ClockAnswer).decode
 
 @cache
 def this_boot() -> str:
-    """Which start of which machine this process runs in, in 16 hex digits that tell nothing else; empty if unknown."""
+    """An opaque id of this boot of this machine, 16 hex digits; empty if unknown."""
     try:
         return hashlib.blake2b(_BOOT.read_bytes(), digest_size=8, person=b"mien-boot").hexdigest()
     except OSError:
@@ -82,7 +81,7 @@ def decode_answer(frames: list[bytes]) -> ClockAnswer:
 
 
 class ClockOffset:
-    """An estimate from exchanges: that with the shortest way there and back is the best. Pure."""
+    """An offset estimate from exchanges; the one with the shortest round trip is the best. Pure."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_KEPT)  # rank, delay, offset, when
@@ -92,16 +91,16 @@ class ClockOffset:
         return len(self._samples)
 
     def add(self, asked_ns: int, received_ns: int, sent_ns: int, heard_ns: int) -> None:
-        """One exchange: first and last by our clock, the others by theirs."""
+        """Add an exchange: the first and last times are on our clock, the others on theirs."""
         delay_ns = (heard_ns - asked_ns) - (sent_ns - received_ns)
         if 0 <= delay_ns <= _PATIENCE_NS:
             offset_ns = ((received_ns - asked_ns) + (sent_ns - heard_ns)) // 2
-            # All of them grow worse by the same drift, so which is the best does not change while none is added.
+            # All of them degrade by the same drift, so the best one changes only when one is added.
             self._samples.append((delay_ns / 2 - heard_ns * _DRIFT, delay_ns, offset_ns, heard_ns))
             self._best = min(self._samples)
 
     def estimate(self, now_ns: int) -> tuple[int, int] | None:
-        """Their clock minus ours, and how wrong that can be at most, in ns; None before the first exchange."""
+        """Their clock minus ours and its maximum error, in ns; None before the first exchange."""
         if self._best is None:
             return None
         _, delay_ns, offset_ns, at_ns = self._best
@@ -109,10 +108,10 @@ class ClockOffset:
 
 
 class ClockExchange:
-    """Asks the publisher behind a receiver, again and again.
+    """Asks the publisher behind a receiver repeatedly.
 
     Attributes:
-        run: of the publisher that the estimate is of.
+        run: of the publisher that the estimate refers to.
     """
 
     def __init__(self, receiver: Receiver, session: str, clock: Clock) -> None:
@@ -127,11 +126,11 @@ class ClockExchange:
 
     @property
     def due_ns(self) -> int:
-        """When the next question is to be asked, if the last one is answered."""
+        """When to ask next; while a question is unanswered, after its timeout."""
         return self._due_ns if self._asked is None else max(self._due_ns, self._asked[1] + _PATIENCE_NS)
 
     def tick(self) -> bool:
-        """Ask if it is time to, and return whether it was. Call it at `due_ns`, not only when messages come."""
+        """Ask if it is due, and return whether it was. Call it at `due_ns`, not only when messages arrive."""
         now_ns = self._clock.now_ns()
         if now_ns < self.due_ns:
             return False
@@ -140,16 +139,16 @@ class ClockExchange:
         question = topic("clock", self._session, secrets.token_hex(8))
         interval_ns = _EAGER_NS if len(self._offset) < _EAGER else _CALM_NS
         self._due_ns = now_ns + interval_ns // 2 + secrets.randbelow(interval_ns)
-        # Read before asking: an answer may come before this process goes on, and the bound must hold then too.
+        # Read before asking: an answer may arrive before this process resumes, and the error bound must hold then too.
         self._asked = question, self._clock.now_ns()
         self._receiver.socket.subscribe(question)
         return True
 
     def hear(self, frames: list[bytes], heard_ns: int) -> None:
-        """An answer. One to another question, or twice, is ignored.
+        """Process an answer; duplicates and answers to other questions are ignored.
 
         Raises:
-            WireError: it breaks the protocol.
+            WireError: it violates the protocol.
         """
         if self._asked is None or frames[0] != self._asked[0]:
             return
@@ -168,13 +167,13 @@ class ClockExchange:
     def estimate(self) -> tuple[int, int] | None:
         """Offset and error in ns, as `ClockOffset.estimate`; without an error on one machine."""
         found = self._offset.estimate(self._clock.now_ns())
-        # What is known has to agree with what was measured: containers may have clocks of their own.
+        # The known offset must agree with the measured one: containers may have their own clocks.
         if found is None or self._known_ns is None or abs(self._known_ns - found[0]) > found[1] + _SLACK_NS:
             return found
         return self._known_ns, 0
 
     def to_ours_ns(self, run: int) -> int | None:
-        """By how much times of the publisher's run are to be moved into our session time; None if not known yet."""
+        """What to add to times of the publisher's run to get our session time; None if not known yet."""
         estimate = self.estimate()
         if estimate is None or run != self.run:
             self._due_ns = min(self._due_ns, self._clock.now_ns())

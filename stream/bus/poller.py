@@ -1,4 +1,4 @@
-"""Waiting for messages on hundreds of sockets, at a cost that depends on those that have one."""
+"""Polls hundreds of sockets at a cost that depends only on those with messages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import zmq
 _SWEEP_S = 0.1
 _FEW = 32  # sessions whose sockets fit into every system's limits
 _FILES_A_SESSION = 24  # of three workers' connections, with a monitor each
-# Plain numbers: to combine pyzmq's enumerations takes longer than to ask the socket.
+# Plain ints: combining pyzmq's enums takes longer than the call.
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 def make_room(sessions: int) -> None:
-    """Let this process have the sockets of so many sessions, where the system and libzmq allow fewer by default.
+    """Raise the limits of libzmq and the system on sockets, if so many sessions need it.
 
-    To be called before the first socket is made.
+    Call it before creating the first socket.
     """
     if sessions <= _FEW:
         return
@@ -35,18 +35,18 @@ def make_room(sessions: int) -> None:
 
 
 class Poller:
-    """Which sockets have a message waiting.
+    """Finds the sockets that have a message waiting.
 
-    `zmq.Poller` asks every socket at every call: 0.6 ms for 768 silent ones, more than everything else costs that an
-    inference process does with a message. libzmq has a file descriptor for each socket, which the system can watch. It
-    signals changes only, and whatever is done with a socket may take the signal away (zmq_getsockopt(3), ZMQ_FD). So
-    sockets that had a message are looked at again until they have none, and all of them ten times a second.
+    `zmq.Poller` asks every socket on every call: 0.6 ms for 768 silent ones, more than all other work on a message
+    costs. libzmq has a file descriptor for each socket, which the system can watch. It is edge-triggered, and any
+    operation on the socket may consume the edge (zmq_getsockopt(3), ZMQ_FD). So sockets that had a message are checked
+    again until they have none, and all sockets ten times a second.
     """
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._sockets: set[zmq.Socket[bytes]] = set()
-        self._doubted: dict[zmq.Socket[bytes], None] = {}  # that may have a message without a signal, in their order
+        self._doubted: dict[zmq.Socket[bytes], None] = {}  # may have a message without an edge, in order
         self._swept_s = time.monotonic()
 
     def register(self, socket: zmq.Socket[bytes]) -> None:
@@ -56,25 +56,25 @@ class Poller:
         self._doubted[socket] = None
 
     def unregister(self, socket: zmq.Socket[bytes]) -> None:
-        """Watch a socket no longer; to be called before it is closed."""
+        """Stop watching a socket; call it before closing the socket."""
         self._selector.unregister(socket.FD)
         self._sockets.discard(socket)
         self._doubted.pop(socket, None)
 
     def doubt(self, socket: zmq.Socket[bytes]) -> None:
-        """Look at a socket at the next call, since something else than waiting was done with it."""
+        """Check a socket on the next call: another operation may have consumed its edge."""
         self._doubted[socket] = None
 
     def trust(self, socket: zmq.Socket[bytes]) -> None:
-        """Wait for a socket's signal again: it was read until it said that it has no message."""
+        """Wait for a socket's next edge: it was read until it was empty."""
         self._doubted.pop(socket, None)
 
     def put_off(self, sockets: Sequence[zmq.Socket[bytes]]) -> None:
-        """Sockets that were not read although they have a message: they come first at the next call."""
+        """Put sockets that have a message but were not read first on the next call."""
         self._doubted = dict.fromkeys(sockets) | self._doubted
 
     def poll(self, timeout_ms: float) -> list[zmq.Socket[bytes]]:
-        """The sockets that have a message; it may be none before the time is over."""
+        """The sockets that have a message; may return none before the timeout."""
         now_s = time.monotonic()
         if now_s - self._swept_s >= _SWEEP_S:
             self._swept_s = now_s
@@ -82,14 +82,14 @@ class Poller:
         ready = [socket for socket in self._doubted if has_message(socket)]
         self._doubted = dict.fromkeys(ready)
         for key, _ in self._selector.select(0 if ready else timeout_ms / 1000):
-            # Looking also takes in what libzmq has to do for the socket; without it the signal would stay.
+            # Asking also makes libzmq process its commands for the socket, which clears the edge.
             if has_message(key.data) and key.data not in self._doubted:
                 ready.append(key.data)
                 self._doubted[key.data] = None
         return ready
 
     def close(self) -> None:
-        """Give the system's resources back."""
+        """Release system resources."""
         self._selector.close()
 
 

@@ -27,20 +27,20 @@ from mien.stream.bus.curve import Guard, connect, host_of, is_guarded, is_loopba
 from mien.stream.bus.parts import KIND, Part, read_part
 from mien.stream.bus.poller import has_message
 
-_RESEND_INTERVAL_S = 0.02  # a storm of subscriptions costs at most 50 resends a second
+_RESEND_INTERVAL_S = 0.02  # at most 50 resends a second, however many subscriptions
 _MAX_TOPICS = 256  # of each session
 MAX_SUBSCRIPTIONS = 1024
 FLEET_SUBSCRIPTIONS = 16 * MAX_SUBSCRIPTIONS  # at a gateway, of subscribers to thousands of sessions
-_MAX_PARTS = 64  # different ones: each is encoded for itself
-_MAX_EVENTS = 1000  # at a time: a storm of subscriptions cannot hold the publisher
-READ_AHEAD = 16  # libzmq takes in all that wait at once: with its 1000, a flood faster than this process never ends
+_MAX_PARTS = 64  # distinct ones: each is encoded separately
+_MAX_EVENTS = 1000  # per call, so that a storm of subscriptions cannot block the publisher
+READ_AHEAD = 16  # libzmq reads all waiting subscriptions at once; with 1000 ahead, a fast flood never lets it return
 _PATIENCE_S = 5.0
 _REBIND_S = 1.5
 Message = list[bytes] | list[zmq.Frame]
 _RECEIVERS = itertools.count()
 _NOW, _MORE, _HAS_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
-_send_frame: Callable[..., Any] = zmq.backend.Socket.send  # `send_multipart` calls it, at nine times the cost
-_LOOK_INTERVAL_S = 0.5  # how often the list of machines that may connect is compared with what it was
+_send_frame: Callable[..., Any] = zmq.backend.Socket.send  # `send_multipart` calls it, and costs nine times as much
+_LOOK_INTERVAL_S = 0.5  # between two checks for revoked keys
 _GIVEN_UP_S = 1.0
 _BROKEN = (
     zmq.Event.DISCONNECTED
@@ -101,7 +101,7 @@ class Publisher:
         self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark * sessions)
         self.socket.setsockopt(zmq.RCVHWM, READ_AHEAD)
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-        # Subscribers have nothing long to say: a topic or a choice at most, or the handshake of CURVE.
+        # Subscribers send only topics, choices, or the CURVE handshake.
         self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else MAX_CHOICE_BYTES)
         if lossless:
             self.socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -116,7 +116,7 @@ class Publisher:
         self._publish(frames[0], frames, keep=keep)
 
     def send_all(self, messages: Iterable[list[bytes]]) -> None:
-        """Publish messages and keep them, as `send`, for less than each of them alone costs."""
+        """Publish and keep messages, as `send` does, with less overhead per message."""
         self.service()
         for frames in messages:
             self._publish(frames[0], frames)
@@ -129,7 +129,7 @@ class Publisher:
                 self._send(frames)
 
     def forward(self, messages: Iterable[list[zmq.Frame]]) -> None:
-        """Publish messages of another publisher and keep them, as `send`; what they hold is not copied."""
+        """Publish and keep messages of another publisher, as `send` does, without copying their frames."""
         for frames in messages:
             self._publish(frames[0].bytes, frames)
 
@@ -139,7 +139,7 @@ class Publisher:
         return self.socket.get_string(zmq.LAST_ENDPOINT)
 
     def forget(self, session: str) -> None:
-        """Nothing of a session is sent again: it is published elsewhere from now on."""
+        """Stop resending messages of a session that is published elsewhere from now on."""
         for name in [name for name in self._last if name.split(b"/")[1:2] == [session.encode()]]:
             del self._last[name]
             self._due.discard(name)
@@ -149,11 +149,11 @@ class Publisher:
         self._answers[topic] = make
 
     def tell_time(self, make: Callable[[bytes], list[bytes] | None]) -> None:
-        """Have a question for the time answered, see `mien.stream.bus.clock_exchange`; None leaves it to others."""
+        """Answer clock questions, see `mien.stream.bus.clock_exchange`; None leaves a question to others."""
         self._tell_time = make
 
     def hear_choices(self, take: Callable[[bytes, bool], None]) -> None:
-        """Have choices taken (`mien.stream.bus.choices`): called with each frame, and whether it is of this machine."""
+        """Handle choices (`mien.stream.bus.choices`): called with each frame, and whether it came from this machine."""
         self._hear = take
 
     def service(self) -> None:
@@ -188,7 +188,7 @@ class Publisher:
                     del self.subscriptions[prefix]
                     self.parts.pop(prefix, None)
         if len(self.subscriptions) + self._questions > self._most_subscriptions:
-            # libzmq would keep them all, 10 KB each. It forgets them with the connections, and honest ones come back.
+            # libzmq would keep them all, 10 KB each. It drops them with the connections; honest subscribers reconnect.
             self.subscription_flood_resets += 1
             self.subscriptions.clear()
             self.parts.clear()
@@ -215,7 +215,7 @@ class Publisher:
 
     @property
     def drops(self) -> dict[str, int]:
-        """What was not sent or not allowed, by cause, as a status counts it."""
+        """Dropped messages and refused connections, by cause, for the status."""
         counts = {
             "unread": self.dropped,
             "unknown_key": self.refused,
@@ -250,7 +250,7 @@ class Publisher:
         self._bind()
 
     def _bind(self) -> None:
-        # The process that had the port may still be closing it: restarting a session at once must not fail.
+        # A previous process may still be closing the port: restarting a session at once must not fail.
         give_up_s = time.monotonic() + _REBIND_S
         while True:
             try:
@@ -275,7 +275,7 @@ class Publisher:
         self._send(frames)
 
     def _send(self, frames: Message) -> None:
-        give_up_s = time.monotonic() + _PATIENCE_S if self._lossless else 0.0  # that one never has to wait
+        give_up_s = time.monotonic() + _PATIENCE_S if self._lossless else 0.0  # without it, sending never blocks
         socket, copy = self.socket, isinstance(frames[0], bytes)
         while True:
             try:
@@ -292,7 +292,7 @@ class Publisher:
 
 
 class Receiver:
-    """A SUB socket on one endpoint. It connects at once and for good: publishers may come and go.
+    """A SUB socket on one endpoint that stays connected: publishers may come and go.
 
     Args:
         endpoint: where to connect.
@@ -325,20 +325,20 @@ class Receiver:
         self._broken_s: float | None = None
         self._events: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._events.setsockopt(zmq.LINGER, 0)
-        self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq waits, with all its connections, for a queue that is full
-        # A number, since an object's place in memory comes again, and libzmq closes sockets in its own time.
+        self._events.setsockopt(zmq.RCVHWM, 0)  # a full queue would block libzmq, with all its connections
+        # A counter, not `id()`, which is reused while libzmq is still closing the old socket.
         monitored = f"inproc://receiver-{next(_RECEIVERS)}"
         self.socket.monitor(monitored, _BROKEN | _TRYING)
         self._events.connect(monitored)
-        # A receiver that was not closed is closed here, in the one order that is safe.
+        # Closes a receiver that nobody closed, in the only safe order.
         self._let_go = weakref.finalize(self, _close_monitored, self.socket, self._events)
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
-        """The messages that are there now, oldest first, at most `limit`: a flood cannot hold the reader."""
+        """The waiting messages, oldest first, at most `limit`, so that a flood cannot block the reader."""
         return self._read(limit, copy=True)
 
     def drain_frames(self, limit: int = 256) -> Iterator[list[zmq.Frame]]:
-        """As `drain`, without copying what the messages hold."""
+        """As `drain`, without copying the frames."""
         return self._read(limit, copy=False)
 
     def _read(self, limit: int, *, copy: bool) -> Iterator[list[Any]]:
@@ -360,7 +360,7 @@ class Receiver:
         self.is_drained = True
 
     def tend(self) -> None:
-        """Look after the connection, when it is time to. Called by `drain`; call it too while nothing comes."""
+        """Maintain the connection when due. Called by `drain`; call it too while nothing arrives."""
         if time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
             self._look_after()
 
@@ -369,7 +369,7 @@ class Receiver:
         self._let_go()
 
     def _look_after(self) -> None:
-        """Disconnect from a machine whose key was revoked; connect anew where libzmq has given up.
+        """Disconnect from a machine whose key was revoked; reconnect where libzmq has given up.
 
         libzmq connects again when a connection breaks, but never when the other side broke the protocol: one message
         that is too long, or another program on the port for a moment, and nothing would be received from then on.
@@ -393,7 +393,7 @@ class Receiver:
 
 
 def _close_monitored(socket: zmq.Socket[bytes], events: zmq.Socket[bytes]) -> None:
-    """Close a socket and its monitor: events that are not read would stop libzmq, with all its connections."""
+    """Close a socket and its monitor: unread events would block libzmq, with all its connections."""
     socket.disable_monitor()
     events.close(0)
     socket.close(0)
