@@ -20,6 +20,7 @@ from mien.engines.snapshots import NEVER, SPAN_NS, Snapshots
 from mien.messages import Bool, Float32, Int64, ModalitySpec
 from mien.windowing import WINDOW_NS, slot_ns
 
+FOREVER_NS = 1 << 62
 _HOP_NS = 100 * NS_PER_MS  # dense modalities advance in these steps: their encoding is reused in between
 
 
@@ -28,6 +29,8 @@ class Ring:
 
     Args:
         spec: the modality. places: session capacity. span_ns: how much time is kept of each.
+        late_ns: rows older than the newest by more than this no longer join a slot that has rows. It bounds the memory
+            taken by a publisher that sends many rows a slot.
 
     Attributes:
         means: (places, width, dim), the mean of each slot's rows. Slot k is at k modulo capacity, and the first
@@ -36,9 +39,10 @@ class Ring:
             until a list is set.
     """
 
-    def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS) -> None:
+    def __init__(self, spec: ModalitySpec, places: int, span_ns: int = SPAN_NS, late_ns: int = FOREVER_NS) -> None:
         self.spec = spec
         self.slot_ns = slot_ns(spec)
+        self._late_ns = late_ns
         self.capacity = 1 << (max(span_ns // self.slot_ns, spec.steps) - 1).bit_length()
         self.width = self.capacity + spec.steps - 1
         self.means = np.zeros((places, self.width, spec.dim), np.float32)
@@ -74,10 +78,13 @@ class Ring:
             if held > slot:
                 continue  # older than the ring's span
             if held == slot:
+                if t_ns < latest_ns - self._late_ns:
+                    continue
                 newest_ns[at] = self._join(crowded, slot, newest_ns.item(at), means[at], t_ns, row)
             else:
                 if crowded:
                     crowded.pop(held, None)
+                    self._settle(crowded, (latest_ns - self._late_ns) // self.slot_ns)
                 slots[at] = slot
                 # Not a copy: adding to 0 turns negative zero into zero.
                 np.add(row, self._zeros, means[at])
@@ -197,6 +204,11 @@ class Ring:
         np.divide(total, np.float32(len(rows)), mean)
         return rows[-1][0]
 
+    def _settle(self, crowded: dict[int, _Crowd], before: int) -> None:
+        """Keep only the means of slots before this one: no row joins them any more."""
+        while crowded and (slot := next(iter(crowded))) < before:
+            del crowded[slot]
+
     def _rows_of(self, place: int, slot: int) -> list[tuple[int, int, Float32]]:
         at = slot & (self.capacity - 1)
         if self._slots[place, at] != slot:
@@ -247,17 +259,24 @@ class Windows:
 
     Args:
         specs: the modalities that the model knows, by name; their order is that of every axis M.
-        places: session capacity. span_ns: how much time is kept of each.
+        places: session capacity. span_ns: how much time is kept of each. late_ns: as for `Ring`.
 
     Attributes:
         until_ns: (places, M), until when a modality counts as present; NEVER if it does not.
     """
 
-    def __init__(self, specs: Mapping[str, ModalitySpec], places: int = 1, span_ns: int = SPAN_NS) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, ModalitySpec],
+        places: int = 1,
+        span_ns: int = SPAN_NS,
+        late_ns: int = FOREVER_NS,
+    ) -> None:
         self.specs = dict(specs)
         self.places = places
         self.tracks: dict[str, Ring | Snapshots] = {
-            name: (Snapshots if spec.snapshot else Ring)(spec, places, span_ns) for name, spec in self.specs.items()
+            name: Snapshots(spec, places, span_ns) if spec.snapshot else Ring(spec, places, span_ns, late_ns)
+            for name, spec in self.specs.items()
         }
         self.column = {name: number for number, name in enumerate(self.specs)}
         self.until_ns = np.full((places, len(self.specs)), NEVER, np.int64)

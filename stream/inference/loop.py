@@ -16,7 +16,6 @@ from mien.clock import NS_PER_MS
 from mien.config import Config
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
-from mien.engines.snapshots import SPAN_NS
 from mien.errors import ConfigError, MienError
 from mien.messages import WORKERS
 from mien.models.checkpoint import load_checkpoint
@@ -24,6 +23,7 @@ from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.poller import Poller, make_room
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher
 from mien.stream.inference.playback import mode_of
+from mien.stream.inference.prediction import Live
 from mien.stream.inference.schedule import Trigger
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
@@ -66,8 +66,9 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
-        span_ns = max((mode_of(each).span_ns for each in controls), default=SPAN_NS)
-        Loop(control, publisher, predictor, Windows(predictor.specs, places, span_ns)).run(controls)
+        modes = [mode_of(each) for each in controls] or [Live]
+        span_ns, late_ns = max(mode.span_ns for mode in modes), max(mode.late_ns for mode in modes)
+        Loop(control, publisher, predictor, Windows(predictor.specs, places, span_ns, late_ns)).run(controls)
     finally:
         publisher.close()
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import Config
 from mien.engines.predictor import Answer
-from mien.engines.rings import Windows
+from mien.engines.rings import FOREVER_NS, Windows
 from mien.engines.snapshots import SPAN_NS, Snapshots
 from mien.messages import (
     EMOTIONS,
@@ -57,13 +57,15 @@ class Mode(ABC):
         place: in `windows`. ended: workers whose clip has ended. seq: number of the next prediction.
         absent: modalities missing in the last prediction, with the reason.
         smoothed: the smoothed sentiment and its instant; None before the first.
-        span_ns: length of the history kept. captured: whether the messages' stamps are capture times.
+        span_ns: length of the history kept. late_ns: as for `mien.engines.rings.Ring`.
+        captured: whether the messages' stamps are capture times.
         at_once: maximum messages of a worker to process before predicting.
     """
 
     at_once = 256
     replayed = False
     span_ns = SPAN_NS
+    late_ns = FOREVER_NS
     captured = True
 
     def __init__(
@@ -270,6 +272,8 @@ class Mode(ABC):
 
 class Live(Mode):
     """Devices, and clips at their own pace: only the newest instant is predicted, older ones are skipped."""
+
+    late_ns = 4 * NS_PER_S  # the assembler accepts messages one second late; their rows may be older than that
 
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)

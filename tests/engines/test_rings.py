@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.engines.rings import Ring, Windows
+from mien.engines.rings import FOREVER_NS, Ring, Windows
 from mien.engines.snapshots import NEVER, SPAN_NS, Snapshots
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
+from mien.stream.inference.prediction import Live
 from mien.windowing import WINDOW_NS, place_rows
 
 T0 = 1_000 * NS_PER_S
@@ -74,7 +76,9 @@ def test_kept_windows_are_those_made_anew_in_ten_thousand_histories() -> None:
 def check_history(seed: int, rate_hz: float, steps: int) -> None:
     random = np.random.default_rng(seed)
     spec = ModalitySpec("m", 2, rate_hz, steps)
-    ring, rows = Ring(spec, PLACES), [Rows(spec) for _ in range(PLACES)]
+    # No row comes, and no window ends, as late as a live session bounds it.
+    late_ns = FOREVER_NS if seed % 2 else Live.late_ns
+    ring, rows = Ring(spec, PLACES, late_ns=late_ns), [Rows(spec) for _ in range(PLACES)]
     shown: list[tuple[bytes, bytes] | None] = [None] * PLACES
     for place, values, valid, times_ns in history(spec, random):
         ring.write(place, values, valid, times_ns)
@@ -100,6 +104,27 @@ def check_history(seed: int, rate_hz: float, steps: int) -> None:
         assert ring.newest_ns(places, t_end_ns).tolist() == [
             rows[place].newest_ns(int(t_ns)) for place, t_ns in zip(places, t_end_ns, strict=True)
         ]
+
+
+def test_many_rows_a_slot_are_kept_only_while_others_may_join_them() -> None:
+    spec = ModalitySpec("m", 1000, 50.0, 50)
+    ring = Ring(spec, 1, late_ns=NS_PER_S)
+
+    def write(t_ns: int) -> None:
+        ring.write(0, np.ones((1, spec.dim), np.float32), np.ones(1, bool), np.array([t_ns]))
+
+    tracemalloc.start()
+    taken = []
+    for second in range(8):
+        for row in range(500):  # ten times as many as there are slots
+            write(T0 + second * NS_PER_S + row * 2 * NS_PER_MS)
+        taken.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert taken[-1] < 1.5 * taken[1]
+    end_ns = np.array([T0 + 7 * NS_PER_S])
+    before = ring.gather(np.zeros(1, np.int64), end_ns)[0].copy()
+    write(int(end_ns[0]) - NS_PER_S // 2 - NS_PER_S)
+    assert np.array_equal(ring.gather(np.zeros(1, np.int64), end_ns)[0], before)
 
 
 def test_a_window_that_is_looked_at_again_has_not_changed() -> None:
