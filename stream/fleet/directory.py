@@ -86,9 +86,11 @@ class Directory(Placement):
             node = self._node(to) if to else None
             if node is not None and capture and not node.fits(held.planned.place):
                 raise FleetError(f"{session} may not run on {to}: its place is {held.planned.place}")
-            held.wish = node.id if node is not None else ""
             if not held.pool and not held.capture:
                 raise FleetError(f"{session} does not run: {held.problem or held.gap}")
+            if held.pool and (why := self._roster.why_it_stays(held)):
+                raise FleetError(f"{session} stays where it is: {why}")
+            held.wish = node.id if node is not None else ""
             self._roster.leave_pool(held, "it is moved to another pool")
             if capture:
                 self._roster.leave_capture(held, "its capture is moved to another node")
@@ -295,10 +297,16 @@ class Directory(Placement):
     # --- members -----------------------------------------------------------------------------------------------------
 
     def _node(self, name: str) -> Node:
-        for node in self._roster.nodes.values():
-            if name in (node.id, node.labels["host"], node.host) or (len(name) >= 8 and node.id.startswith(name)):
-                return node
-        known = ", ".join(f"{node.labels['host']} ({node.id[:8]})" for node in self._roster.nodes.values())
+        nodes = list(self._roster.nodes.values())
+        found = [
+            node for node in nodes
+            if name in (node.id, node.labels["host"], node.host) or (len(name) >= 8 and node.id.startswith(name))
+        ]  # fmt: skip
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{node.labels['host']} ({node.id[:8]})" for node in found or nodes)
+        if found:
+            raise FleetError(f"{len(found)} nodes are called {name}; give the id of one: {known}")
         raise FleetError(f"no node is called {name}; there are: {known}")
 
     def _adopt(self) -> None:

@@ -7,7 +7,7 @@ member goes: to the least loaded candidate.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -167,7 +167,7 @@ class Roster:
             if best is None or rank < best[0]:
                 best = rank, found
         if best is None:
-            return f"{NO_ROOM} {plan.cpus:g} CPUs free for its capture"
+            return f"{NO_ROOM} {_cpus(plan.cpus)} free for its capture"
         return best[1]
 
     def choose_pool(self, held: Held) -> Member | None:
@@ -186,6 +186,13 @@ class Roster:
             default=None,
         )
 
+    def why_it_stays(self, held: Held) -> str:
+        """Why a session cannot leave its pool; empty if another has room or can be started."""
+        if self.choose_pool(replace(held, avoid=held.pool)) is not None:
+            return ""
+        node = self.choose_pool_node()
+        return node if isinstance(node, str) else ""
+
     def choose_pool_node(self, avoid: str = "") -> Node | str:
         """The node for a new pool; or why there is none."""
         plan = self.plan.pools
@@ -196,7 +203,7 @@ class Roster:
             if self.free_cpus(node) >= plan.cpus - 1e-9 and self.free_gpus(node) >= plan.gpus - 1e-9
         ]  # fmt: skip
         if not nodes:
-            need = f"{plan.cpus:g} CPUs" + (f" and {plan.gpus:g} GPUs" if plan.gpus else "")
+            need = _cpus(plan.cpus) + (f" and {plan.gpus:g} of a GPU" if plan.gpus else "")
             return f"{NO_ROOM} {need} free for a pool"
         return min(nodes, key=lambda node: (node.id == avoid, self._pools_on(node), -self.free_cpus(node)))
 
@@ -280,9 +287,7 @@ class Roster:
 def demand(roster: Roster) -> list[dict[str, float]]:
     """Resources needed by running members and unplaced sessions, one entry per member; empty while none wait."""
     capture, pools = roster.plan.capture, roster.plan.pools
-    waiting = [
-        held for held in roster.sessions.values() if held.problem.startswith("no node has") and " CPUs" in held.problem
-    ]
+    waiting = [held for held in roster.sessions.values() if held.problem.startswith(NO_ROOM) and " CPU" in held.problem]
     if not waiting:
         return []
     bundles = [{"CPU": m.cpus, "GPU": m.gpus} for m in roster.members.values()]
@@ -290,6 +295,10 @@ def demand(roster: Roster) -> list[dict[str, float]]:
     bundles += [{"CPU": capture.cpus, "GPU": 0.0}] * uncaptured
     bundles += [{"CPU": pools.cpus, "GPU": pools.gpus}] * -(-len(waiting) // pools.sessions)
     return [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles if any(bundle.values())]
+
+
+def _cpus(count: float) -> str:
+    return f"{count:g} CPU" if count == 1 else f"{count:g} CPUs"
 
 
 def _worded(place: Mapping[str, str]) -> str:

@@ -108,6 +108,23 @@ def test_a_session_that_is_moved_waits_until_its_pool_has_let_it_go(plan: Plan) 
     assert held.left_pool == ""
 
 
+def test_a_session_stays_where_no_other_pool_can_take_it(plan: Plan) -> None:
+    roster = roster_of(plan)
+    first = hire(roster, "pool-1", "pool", "a")
+    held = roster.sessions["s-1"]
+    held.pool, first.sessions = "pool-1", {"s-1"}
+    assert roster.why_it_stays(held) == ""  # a pool can be started on b
+    roster.nodes["b"].drained = True
+    roster.nodes["a"].cpus = 1.0
+    assert roster.why_it_stays(held) == "no node has 1 CPU free for a pool"
+    roster.nodes["b"].drained = False
+    hire(roster, "pool-2", "pool", "b").sessions = {"s-2", "s-3"}
+    assert "pools.most" in roster.why_it_stays(held)
+    roster.members["pool-2"].sessions = set()
+    assert roster.why_it_stays(held) == ""
+    assert held.avoid == ""
+
+
 def test_pools_are_spread_and_bounded(plan: Plan) -> None:
     roster = roster_of(plan)
     hire(roster, "pool-1", "pool", "a")
