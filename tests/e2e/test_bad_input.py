@@ -71,11 +71,11 @@ def test_a_clip_of_zero_length(port: int, tmp_path: Path) -> None:
     assert_fails(port, 3, "empty.mp4", arguments=("--clip", str(empty)))
 
 
-def test_a_camera_that_is_not_there(port: int) -> None:
+def test_missing_camera(port: int) -> None:
     assert_fails(port, 3, "63", arguments=("--camera", "63", "--mic", "none"))
 
 
-def test_a_network_camera_that_does_not_answer(port: int) -> None:
+def test_unreachable_network_camera(port: int) -> None:
     url = "http://127.0.0.1:9/picture.mjpg"
     assert_fails(port, 3, "127.0.0.1:9", arguments=("--camera", url, "--mic", "none"))
 
@@ -90,7 +90,7 @@ def test_a_missing_asset(port: int, tmp_path: Path) -> None:
     assert_fails(port, 4, "offline", arguments=("--config", str(config), "--clip", str(SAMPLE)))
 
 
-def test_a_checkpoint_that_is_not_there(port: int, tmp_path: Path) -> None:
+def test_missing_checkpoint(port: int, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.safetensors")
     assert_fails(
         port, 5, "none.safetensors", arguments=("--clip", str(SAMPLE), "--asr", "none", "--checkpoint", missing)
@@ -123,7 +123,7 @@ def test_an_unknown_engine(port: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere XDG_STATE_HOME says nothing of logs")
-def test_a_log_folder_that_cannot_be_written(port: int, tmp_path: Path) -> None:
+def test_unwritable_log_folder(port: int, tmp_path: Path) -> None:
     blocked = tmp_path / "state"
     blocked.write_text("a file where a folder should be")
     try:
@@ -138,7 +138,7 @@ def test_a_log_folder_that_cannot_be_written(port: int, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def test_a_speech_model_that_cannot_be_fetched(port: int) -> None:
+def test_unavailable_speech_model(port: int) -> None:
     assert_fails(port, 4, "Whisper small", "--asr", arguments=("--clip", str(SAMPLE), "--asr", "small"))
 
 
@@ -168,6 +168,6 @@ def rude_camera(*, hang: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("hang", [True, False], ids=["busy", "vanishing"])
-def test_a_camera_that_takes_the_call_and_shows_nothing(port: int, hang: bool) -> None:
+def test_camera_that_connects_but_sends_no_frames(port: int, hang: bool) -> None:
     with rude_camera(hang=hang) as url:
         assert_fails(port, 3, "127.0.0.1", arguments=("--camera", url, "--mic", "none"))

@@ -134,7 +134,7 @@ class TestWeb:
         assert predictions[0]["transcript"] == {"committed": "hello", "tentative": "there", "uncertain": ""}
 
     @pytest.mark.long
-    def test_filters_are_applied_for_one_client_alone(self, web_port: int) -> None:
+    def test_filters_apply_per_client(self, web_port: int) -> None:
         from websockets.sync.client import connect
 
         origin: Any = f"http://127.0.0.1:{web_port}"
@@ -150,7 +150,7 @@ class TestWeb:
             assert time.monotonic() - began_s > 0.75  # five at five a second
             assert json.loads(all_of_them.recv(10))["model"] == "cmmsf-0/test"
 
-    def test_another_session_is_silent_and_wrong_filters_are_refused(self, web_port: int) -> None:
+    def test_other_sessions_are_filtered_and_invalid_filters_rejected(self, web_port: int) -> None:
         from websockets.exceptions import ConnectionClosedError
         from websockets.sync.client import connect
 
@@ -183,7 +183,7 @@ class TestWeb:
             urllib.request.urlopen(f"http://127.0.0.1:{web_port}/events?rate_hz=often", timeout=10)
 
     @pytest.mark.long
-    def test_a_client_that_never_reads_affects_no_other(self, web_port: int) -> None:
+    def test_slow_client_does_not_affect_others(self, web_port: int) -> None:
         from websockets.sync.client import connect
 
         origin: Any = f"http://127.0.0.1:{web_port}"
@@ -253,7 +253,7 @@ print(json.dumps({"labels": labels, "samples": samples, "marker": marker}))
 """
 
 
-def test_an_lsl_inlet_in_another_process(station: Station) -> None:
+def test_lsl_inlet_in_another_process(station: Station) -> None:
     pytest.importorskip("pylsl")
     with bridge("lsl", station):
         ran = subprocess.run([sys.executable, "-c", INLET], capture_output=True, text=True, timeout=120, check=False)
@@ -335,9 +335,7 @@ class TestMqtt:
             assert said["mien/bridge"] == "online"
         assert self.retained(port, "mien/bridge")["mien/bridge"] == "offline"
 
-    def test_a_killed_bridge_leaves_its_last_will(
-        self, station: Station, broker: tuple[int, Callable[[], None]]
-    ) -> None:
+    def test_killed_bridge_leaves_its_last_will(self, station: Station, broker: tuple[int, Callable[[], None]]) -> None:
         port, _ = broker
         process = subprocess.Popen(
             command("bridge", "mqtt", station.endpoint, "--broker", f"127.0.0.1:{port}"), stderr=subprocess.DEVNULL
@@ -357,7 +355,7 @@ class TestMqtt:
         (["mqtt", "--broker", "host:0"], "'host:0' is not HOST:PORT"),
     ],
 )
-def test_a_wrong_address_is_one_line(arguments: list[str], said: str) -> None:
+def test_invalid_address_is_a_one_line_error(arguments: list[str], said: str) -> None:
     ran = subprocess.run(command("bridge", *arguments), capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode != 0
     assert said in ran.stderr

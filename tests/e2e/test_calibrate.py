@@ -63,7 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return home
 
 
-def test_who_was_measured_is_listed_shown_and_deleted(home: Home) -> None:
+def test_baselines_are_listed_shown_and_deleted(home: Home) -> None:
     home.mien("calibrate", "bob", "--clip", str(SAMPLE), "--mic", "none", "--seconds", "5")
     assert set(json.loads(home.mien("calibrate", "--list", "--json").stdout)) == {"ada", "bob"}
     assert json.loads(home.mien("calibrate", "bob", "--show", "--json").stdout)["voice"] is None
@@ -75,7 +75,7 @@ def test_who_was_measured_is_listed_shown_and_deleted(home: Home) -> None:
     assert "give only one of" in home.mien("calibrate", "--list", "--delete", expected=2).stderr
 
 
-def test_a_clip_without_a_face_says_so_and_keeps_nothing(home: Home, tmp_path: Path) -> None:
+def test_clip_without_a_face_is_reported_and_stores_nothing(home: Home, tmp_path: Path) -> None:
     import cv2
 
     path = tmp_path / "grey.mp4"
@@ -90,7 +90,7 @@ def test_a_clip_without_a_face_says_so_and_keeps_nothing(home: Home, tmp_path: P
     assert "nobody called 'cleo'" in home.mien("run", "--clip", str(SAMPLE), "--person", "cleo", expected=2).stderr
 
 
-def test_the_sample_keeps_its_emotions_and_names_the_person(home: Home) -> None:
+def test_sample_keeps_its_emotions_and_names_the_person(home: Home) -> None:
     said = home.mien("predict", str(SAMPLE), "--hop", "0.5", "--person", "ada", "--asr", "none").stdout
     rows = list(csv.DictReader(io.StringIO(said)))
     assert all("+ada-" in row["model"] for row in rows)
@@ -105,7 +105,7 @@ def test_the_sample_keeps_its_emotions_and_names_the_person(home: Home) -> None:
     assert sum(float(r["neutral"]) for r in with_rest) > sum(float(r["neutral"]) for r in neutral)
 
 
-def test_a_recording_of_a_person_replays_to_the_same_bits_without_the_baseline(home: Home, tmp_path: Path) -> None:
+def test_recording_of_a_person_replays_bit_equal_without_the_baseline(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "ada.mcap"
     said = home.mien(
         "run", "--clip", str(SAMPLE), "--fast", "--asr", "none", "--person", "ada", "--port", str(free_ports()),
@@ -133,7 +133,7 @@ def test_a_recording_of_a_person_replays_to_the_same_bits_without_the_baseline(h
     assert repeated.model == model
 
 
-def test_a_recognizer_compares_with_a_person_as_run_does(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recognizer_uses_a_baseline_as_run_does(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of frames and sound that a program gives, and of a file in one call."""
     said = home.mien("run", "--clip", str(SAMPLE), "--fast", "--asr", "none", "--person", "ada", "--port",
                      str(free_ports()), "--json")  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_recognizer_compares_with_a_person_as_run_does(home: Home, monkeypatch
         mien.Recognizer(person="cleo")
 
 
-def test_other_extractors_are_refused_with_what_to_do(home: Home) -> None:
+def test_other_extractors_are_refused_with_advice(home: Home) -> None:
     path = home.config / "mien" / "people" / "ada.json"
     content = path.read_text()
     old = home.config / "mien" / "people" / "old.json"

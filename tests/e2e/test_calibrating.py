@@ -70,7 +70,7 @@ def opened(page: Page) -> None:
     page.tab.locator(".js-calibration").wait_for(state="visible")
 
 
-def test_a_resting_person_is_measured_kept_and_deleted(place: Place, open_page: Callable[..., Page]) -> None:
+def test_baseline_is_measured_stored_and_deleted(place: Place, open_page: Callable[..., Page]) -> None:
     page = open_page(place.url)
     opened(page)
     assert "no picture and no sound" in page.text("before")
@@ -103,7 +103,7 @@ def test_a_resting_person_is_measured_kept_and_deleted(place: Place, open_page: 
     assert page.problems == []
 
 
-def test_who_cancels_is_not_kept(place: Place, open_page: Callable[..., Page]) -> None:
+def test_cancelled_measurement_is_not_stored(place: Place, open_page: Callable[..., Page]) -> None:
     """By keyboard: from the name to the start, and out again."""
     page = open_page(place.url)
     page.tab.locator(".js-calibrate").focus()
@@ -152,7 +152,7 @@ def test_the_dialog_is_accessible(place: Place, open_page: Callable[..., Page], 
 
 
 @pytest.mark.parametrize("origin", [None, "http://example.org"])
-def test_other_pages_and_programs_measure_nobody(place: Place, origin: str | None) -> None:
+def test_other_pages_and_programs_cannot_measure(place: Place, origin: str | None) -> None:
     host, port = place.url.split("/")[2].split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=20)
     order = json.dumps({"act": "begin", "name": "eve", "workers": ["video"]})

@@ -83,7 +83,7 @@ def followed(page: Page) -> float:
     )
 
 
-def test_another_face_is_followed_where_it_is_clicked(place: Place, open_page: Callable[..., Page]) -> None:
+def test_clicked_face_is_followed(place: Place, open_page: Callable[..., Page]) -> None:
     page = open_page(place.url)
     page.wait(lambda: "2 faces in view, following the largest: click another" in page.text("faces-said"))
     page.wait(lambda: followed(page) > 0.5)
@@ -105,7 +105,7 @@ def test_another_face_is_followed_where_it_is_clicked(place: Place, open_page: C
     assert page.problems == []
 
 
-def test_another_face_is_followed_from_the_terminal(place: Place) -> None:
+def test_face_is_chosen_from_the_terminal(place: Place) -> None:
     place.follow("largest")
     found = place.follow()
     assert len(found["faces"]) == 2
@@ -121,7 +121,7 @@ def test_another_face_is_followed_from_the_terminal(place: Place) -> None:
     assert "there is no face 3: 2 in view" in ran.stderr
 
 
-def test_camera_and_microphone_are_picked_on_the_page(
+def test_camera_and_microphone_are_chosen_on_the_page(
     place: Place, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
     """The session goes on, statuses and a recording say what is used, and a worker that dies comes back with it."""

@@ -141,7 +141,7 @@ def test_the_page_explains_itself(station: tuple[int, Program, str], open_page: 
     assert page.problems == []
 
 
-def test_words_have_the_colour_of_what_was_said(open_page: Callable[..., Page]) -> None:
+def test_words_are_coloured_by_sentiment(open_page: Callable[..., Page]) -> None:
     """Of the sample's phrases as it is played over and over, not of the sentiment that lags behind them."""
     port = free_ports()
     program, url = dashboard(port)
@@ -175,7 +175,7 @@ def test_words_have_the_colour_of_what_was_said(open_page: Callable[..., Page]) 
         program.stop()
 
 
-def test_the_page_says_where_it_listens_and_what_to_start(open_page: Callable[..., Page]) -> None:
+def test_page_shows_its_endpoint_and_what_to_start(open_page: Callable[..., Page]) -> None:
     port = free_ports()
     program, url = dashboard(port)
     try:
@@ -231,7 +231,7 @@ def test_looking_back_and_returning(station: tuple[int, Program, str], open_page
     assert page.problems == []
 
 
-def test_five_watchers_and_one_of_them_stalled(station: tuple[int, Program, str]) -> None:
+def test_five_viewers_of_which_one_stalls(station: tuple[int, Program, str]) -> None:
     """The others are unaffected; memory does not grow; the stalled one resumes with the newest state."""
     _, program, url = station
     process = psutil.Process(program.process.pid)
@@ -320,7 +320,7 @@ def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[.
         assert min(centres, key=lambda other: abs(centres[other] - centre)) == number
 
 
-def test_stale_at_once_and_back_by_itself(open_page: Callable[..., Page]) -> None:
+def test_page_turns_stale_at_once_and_recovers(open_page: Callable[..., Page]) -> None:
     """Session, inference and dashboard are each restarted; the page is left alone."""
     port = free_ports()
     arguments = ("--clip", str(SAMPLE), "--loop", "--asr", "none")
@@ -406,7 +406,7 @@ def inference_pid(port: int) -> int:
         return subscriber.statuses["inference"].pid
 
 
-def test_demo_prints_where_its_page_is(tmp_path: Path) -> None:
+def test_demo_prints_the_address_of_its_page(tmp_path: Path) -> None:
     """And a page whose port is taken is one clear line: the stream goes on."""
     port = free_ports()
     summary = tmp_path / "summary.json"
@@ -443,7 +443,7 @@ def request(
     return result
 
 
-def test_other_names_and_other_pages_are_refused() -> None:
+def test_other_host_names_and_origins_are_refused() -> None:
     """On loopback: what another web page can make the user's browser send."""
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
@@ -469,7 +469,7 @@ def test_other_names_and_other_pages_are_refused() -> None:
         program.stop()
 
 
-def test_beyond_this_machine_it_asks_for_its_token(tmp_path: Path) -> None:
+def test_remote_access_needs_the_token(tmp_path: Path) -> None:
     config = tmp_path / "open.toml"
     config.write_text('[dashboard]\nhost = "0.0.0.0"\nport = 0\ntoken = "a-token-of-mine"\n', encoding="utf-8")
     program, url = dashboard(free_ports(), "--config", str(config))
@@ -501,7 +501,7 @@ def test_beyond_this_machine_it_asks_for_its_token(tmp_path: Path) -> None:
         program.stop()
 
 
-def test_what_is_missing_is_one_line() -> None:
+def test_missing_parts_are_one_line_errors() -> None:
     """No nicegui; a port that is taken; an address that is none."""
     code = (
         "import sys; sys.modules['nicegui'] = None; sys.argv = ['mien', 'dashboard']; import mien.cli; mien.cli.main()"
@@ -527,7 +527,7 @@ def press(page: Page, *keys: str) -> None:
         page.tab.keyboard.press(key)
 
 
-def test_a_recording_and_its_labels_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+def test_recording_and_labels_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     """On a phone's screen, with nothing but taps."""
     port = free_ports()
     config = tmp_path / "here.toml"

@@ -18,7 +18,7 @@ from mien.install import SAMPLE
 
 @pytest.mark.e2e
 @pytest.mark.assets
-def test_a_file_in_one_call_is_the_same_as_run(fast_sample: list[dict[str, Any]]) -> None:
+def test_file_in_one_call_equals_run(fast_sample: list[dict[str, Any]]) -> None:
     analysis = mien.analyze(SAMPLE)
     assert len(analysis.predictions) == len(fast_sample)
     for ours, theirs in zip(analysis.predictions, fast_sample, strict=True):

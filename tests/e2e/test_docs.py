@@ -60,7 +60,7 @@ ANSWERS = {
 }
 
 
-def test_the_answers_to_where_something_is_are_true() -> None:
+def test_answers_in_contributing_name_the_right_files() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     answers = re.findall(r"^\| Where .*\? \| (.*) \|$", page, re.MULTILINE)
     assert len(answers) == 10
@@ -70,7 +70,7 @@ def test_the_answers_to_where_something_is_are_true() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_named_in_the_documentation_are_there(page: Path) -> None:
+def test_files_named_in_the_documentation_exist(page: Path) -> None:
     tops = "|".join(("src", "stream", "models", "engines", "docs", "configs", "scripts", "tests", "examples"))
     named = re.findall(rf"`((?:{tops})/[\w./-]*)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []

@@ -37,7 +37,7 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     return results, ran.stderr
 
 
-def test_chaos_injects_faults_and_tells_what_they_did(tmp_path: Path) -> None:
+def test_chaos_injects_faults_and_reports_their_effect(tmp_path: Path) -> None:
     results, said = bench(tmp_path, "chaos", "--minutes", "0.5", "--every", "10")
     assert len(results["faults"]) >= 2
     for outcome in results["faults"]:
@@ -55,7 +55,7 @@ def test_chaos_injects_faults_and_tells_what_they_did(tmp_path: Path) -> None:
     }
 
 
-def test_a_flood_is_counted_and_predictions_go_on(tmp_path: Path) -> None:
+def test_flood_is_counted_and_predictions_continue(tmp_path: Path) -> None:
     results, _ = bench(tmp_path, "flood", "--seconds", "4")
     flood = results["flood of 10x"]
     assert flood["sent_per_s"] > 3 * results["unloaded"]["sent_per_s"]
@@ -64,7 +64,7 @@ def test_a_flood_is_counted_and_predictions_go_on(tmp_path: Path) -> None:
     assert results["memory ratio"] < 1.5
 
 
-def test_a_subscriber_that_never_reads_costs_the_others_nothing(tmp_path: Path) -> None:
+def test_slow_subscriber_does_not_affect_others(tmp_path: Path) -> None:
     results, _ = bench(tmp_path, "subscribers", "--seconds", "5")
     assert results["published"] > 20
     # Of 150: on a machine that is busy, one or two are under way when it ends.
@@ -72,7 +72,7 @@ def test_a_subscriber_that_never_reads_costs_the_others_nothing(tmp_path: Path) 
     assert results["age at slow subscribers_ms"]["n"] > 20
 
 
-def test_a_signal_steps_the_time_of_day_of_one_process(port: int) -> None:
+def test_signal_steps_the_wall_clock_of_one_process(port: int) -> None:
     """What chaos does to a worker, done to the supervisor: it says so, and session time goes on unmoved."""
     arguments = ("run", "--clip", str(SAMPLE), "--loop", "--asr", "none", "--quiet", "--port", str(port))
     stepped = [sys.executable, "-m", "mien.stream.bench.stepped", *arguments]

@@ -52,7 +52,7 @@ def process_of(session: psutil.Popen, worker: str) -> psutil.Process:
     return found
 
 
-def test_a_hung_worker_is_masked_killed_and_started_again(port: int) -> None:
+def test_hung_worker_is_masked_killed_and_restarted(port: int) -> None:
     with running(port, "--session", "hung") as session, Watch(port) as watch:
         before = watch.until(lambda p: p.gates.get("vision", 0.0) > 0.0, "a face")
         hung = process_of(session, "video")
@@ -69,7 +69,7 @@ def test_a_hung_worker_is_masked_killed_and_started_again(port: int) -> None:
         watch.until(lambda _: watch.subscriber.statuses["video"].state == "running", "its own word")
 
 
-def test_inference_that_dies_comes_back_and_the_gap_is_explained(port: int) -> None:
+def test_inference_restarts_and_the_gap_is_explained(port: int) -> None:
     with running(port, "--session", "gap") as session, Watch(port) as watch:
         before = watch.until(lambda p: bool(p.gates.get("vision")), "a face")
         process_of(session, "infer").kill()
@@ -93,7 +93,7 @@ def test_a_hung_worker_does_not_outlive_its_supervisor(port: int) -> None:
         assert again.poll() is None
 
 
-def test_a_supervisor_that_was_paused_itself_reports_no_fault(port: int) -> None:
+def test_paused_supervisor_reports_no_fault(port: int) -> None:
     """Ctrl-Z and a suspended machine look like silence of everybody else."""
     with running(port, "--session", "stopped") as session, Watch(port) as watch:
         before = watch.until(lambda p: bool(p.gates.get("vision")), "a face")
@@ -108,7 +108,7 @@ def test_a_supervisor_that_was_paused_itself_reports_no_fault(port: int) -> None
         assert watch.subscriber.lost == 0
 
 
-def test_a_worker_that_keeps_dying_is_said_to_and_the_rest_goes_on(port: int) -> None:
+def test_crash_loop_is_reported_and_other_workers_continue(port: int) -> None:
     with running(port, "--session", "loop") as session, Watch(port) as watch:
         before = watch.until(lambda p: bool(p.gates.get("vision")), "a face")
         killed: set[int] = set()

@@ -74,9 +74,7 @@ def resident_mb(pid: int) -> float:
 
 
 @pytest.mark.timeout(400)
-def test_nonsense_from_workers_is_refused_counted_and_predicts_nothing(
-    inference: subprocess.Popen[bytes], port: int
-) -> None:
+def test_malformed_features_are_rejected_and_counted(inference: subprocess.Popen[bytes], port: int) -> None:
     chance = random.Random(11)
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         wait_for(lambda: subscriber.wait(0.1) or "inference" in subscriber.statuses, inference)
@@ -97,7 +95,7 @@ def test_nonsense_from_workers_is_refused_counted_and_predicts_nothing(
 
 @pytest.mark.assets
 @pytest.mark.timeout(400)
-def test_random_bytes_on_a_port_affect_no_session(inference: subprocess.Popen[bytes], port: int) -> None:
+def test_random_bytes_on_a_port_do_not_affect_sessions(inference: subprocess.Popen[bytes], port: int) -> None:
     """Connections that send garbage, or nothing, to the predictions' port; then a real worker still gets through."""
     need_asset("face-landmarker")
     chance = random.Random(7)
@@ -131,7 +129,7 @@ def test_random_bytes_on_a_port_affect_no_session(inference: subprocess.Popen[by
 
 
 @pytest.mark.parametrize("session", ["../../outside", "a/b", "..\\outside", "a" * 65, "a\nb", "", "\x1b[2J"])
-def test_a_session_name_that_leads_elsewhere_is_refused(session: str, tmp_path: Path) -> None:
+def test_path_traversal_in_a_session_name_is_refused(session: str, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "mien", "run", "--clip", str(SAMPLE), "--session", session]
     ran = run_program(line, environment={"XDG_STATE_HOME": str(tmp_path / "state" / "mien")})
     assert ran.returncode == 2

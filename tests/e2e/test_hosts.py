@@ -113,7 +113,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 
 
 @pytest.mark.timeout(400)
-def test_machines_with_keys_predict_with_the_right_ages_and_others_receive_nothing(machines: Machines) -> None:
+def test_hosts_with_keys_predict_and_others_receive_nothing(machines: Machines) -> None:
     at = machines.network.address
     keys = {host: machines.mien(host, "keys", "new") for host in HOSTS}
     machines.mien("camera", "keys", "add", "inference", keys["inference"])

@@ -123,9 +123,7 @@ def hears(hz: float) -> Callable[[list[Rows]], bool]:
     return enough
 
 
-def test_sound_comes_the_microphone_is_pulled_out_and_comes_back_at_another_rate(
-    server: SoundServer, tmp_path: Path
-) -> None:
+def test_microphone_is_unplugged_and_returns_at_another_rate(server: SoundServer, tmp_path: Path) -> None:
     clock = Clock()
     modality = create(load_config(), clock)
     modality.prepare()
@@ -162,7 +160,7 @@ def test_sound_comes_the_microphone_is_pulled_out_and_comes_back_at_another_rate
             player.wait()
 
 
-def test_speech_is_heard_as_voice(server: SoundServer, tmp_path: Path) -> None:
+def test_speech_is_detected_as_voice(server: SoundServer, tmp_path: Path) -> None:
     modality = create(load_config(), Clock())
     speech = write_wav(tmp_path / "speech.wav", spoken("I am so glad that you are here with me, it is wonderful."))
     modality.prepare()

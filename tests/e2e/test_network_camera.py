@@ -80,7 +80,7 @@ class Receiver:
 
 
 @pytest.mark.assets
-def test_a_camera_is_lost_and_comes_back(server: CameraServer, landmarker: Path) -> None:  # noqa: ARG001
+def test_lost_camera_reconnects(server: CameraServer, landmarker: Path) -> None:  # noqa: ARG001
     clock = Clock()
     modality = create(load_config(None, {"video.source": server.url, "assets.offline": True}), clock)
     try:
@@ -114,7 +114,7 @@ def test_a_camera_is_lost_and_comes_back(server: CameraServer, landmarker: Path)
         modality.close()
 
 
-def test_a_camera_that_is_off_at_the_start_is_named(server: CameraServer) -> None:
+def test_camera_that_is_off_at_the_start_is_named(server: CameraServer) -> None:
     server.switch_off()
     with pytest.raises(SourceError, match=f"{server.url} cannot be opened: Connection refused"):
         open_video(load_config(None, {"video.source": server.url}), Clock())

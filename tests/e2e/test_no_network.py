@@ -48,14 +48,14 @@ def _namespaces() -> None:
         pytest.skip(f"no network namespaces here: {made.stderr.decode().strip()} (they need root)")
 
 
-def test_a_packet_that_leaves_is_counted() -> None:
+def test_outgoing_packet_is_counted() -> None:
     """Otherwise the test below could not fail."""
     said = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'out', ('198.51.100.7', 53))"
     assert run_apart(sys.executable, "-c", said)[1] >= 1
 
 
 @pytest.mark.timeout(400)
-def test_the_whole_demo_sends_nothing_out() -> None:
+def test_demo_sends_nothing_out() -> None:
     need_assets()
     demo = command("demo", "--sample", "--headless", "--json", "--seconds", "12")
     out, packets = run_apart(*demo)

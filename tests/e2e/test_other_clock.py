@@ -31,7 +31,7 @@ run_alone(config, lambda control: capture("audio", control), clock=Clock(Clock()
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ahead_s", [3, pytest.param(-3, marks=pytest.mark.long)])
-def test_capture_on_a_host_with_another_clock_gives_right_ages(port: int, ahead_s: int) -> None:
+def test_ages_are_right_across_hosts_with_different_clocks(port: int, ahead_s: int) -> None:
     started = [sys.executable, "-c", CAPTURE, str(SAMPLE), str(port), str(ahead_s * NS_PER_S)]
     capturing = subprocess.Popen(started, stderr=subprocess.DEVNULL)
     inferring = subprocess.Popen(

@@ -80,9 +80,7 @@ def sample_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_recording_replayed_is_bit_equal_and_can_be_recorded_again(
-    sample_recording: Path, port: int, tmp_path: Path
-) -> None:
+def test_replay_is_bit_equal_and_can_be_recorded(sample_recording: Path, port: int, tmp_path: Path) -> None:
     again = tmp_path / "again.mcap"
     said = mien(
         "replay", str(sample_recording), "--speed", "0", "--port", str(port), "--json", "--record", str(again)
@@ -99,7 +97,7 @@ def test_a_recording_replayed_is_bit_equal_and_can_be_recorded_again(
     assert about.origin == "replay"
 
 
-def test_a_recorder_that_comes_late_and_is_killed_loses_a_second_at_most(port: int, tmp_path: Path) -> None:
+def test_late_and_killed_recorder_loses_at_most_a_second(port: int, tmp_path: Path) -> None:
     path = tmp_path / "killed.mcap"
     arguments = ("run", "--clip", str(SAMPLE), "--loop", "--port", str(port), "--quiet")
     with running(*arguments), Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
@@ -121,7 +119,7 @@ def test_a_recorder_that_comes_late_and_is_killed_loses_a_second_at_most(port: i
     assert f"{len(predictions)} of {len(predictions)} predictions are bit-equal" in said
 
 
-def test_a_full_disk_ends_the_recording_in_one_line_and_the_stream_goes_on(port: int, tmp_path: Path) -> None:
+def test_full_disk_ends_the_recording_but_not_the_stream(port: int, tmp_path: Path) -> None:
     path = tmp_path / "full.mcap"
     arguments = ("run", "--clip", str(SAMPLE), "--loop", "--port", str(port), "--quiet", "--asr", "none")
     with running(*arguments) as session, Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
@@ -137,7 +135,7 @@ def test_a_full_disk_ends_the_recording_in_one_line_and_the_stream_goes_on(port:
     assert len(list(open_recording(path).predictions())) > 0
 
 
-def test_a_port_in_use_and_files_that_are_no_recordings_are_one_line(
+def test_port_in_use_and_invalid_recordings_are_one_line_errors(
     sample_recording: Path, port: int, tmp_path: Path
 ) -> None:
     with socket.socket() as taken:
@@ -183,7 +181,7 @@ def test_report_and_exports_of_the_sample_agree(sample_recording: Path, tmp_path
     assert subtitles.index("wonderful") < subtitles.index("terrible")
 
 
-def test_labelled_stretches_are_extracted_and_trained_on(sample_recording: Path, tmp_path: Path) -> None:
+def test_labelled_segments_are_extracted_and_trained_on(sample_recording: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     path = folder / "talk.mcap"
@@ -210,7 +208,7 @@ def test_labelled_stretches_are_extracted_and_trained_on(sample_recording: Path,
     assert (work / "out" / "cmmsf.safetensors").is_file()
 
 
-def test_ctrl_c_closes_the_file_in_order(port: int, tmp_path: Path) -> None:
+def test_ctrl_c_closes_the_file_cleanly(port: int, tmp_path: Path) -> None:
     path = tmp_path / "talk.mcap"
     arguments = ("run", "--clip", str(SAMPLE), "--loop", "--port", str(port), "--quiet", "--asr", "none")
     with running(*arguments), Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:

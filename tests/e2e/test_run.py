@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.assets]
 PARTS = json.loads(SAMPLE.with_suffix(".json").read_text())["parts"]
 
 
-def test_every_frame_of_the_clip_is_predicted_and_the_words_are_there(fast_sample: list[dict[str, Any]]) -> None:
+def test_every_frame_is_predicted_and_words_are_recognised(fast_sample: list[dict[str, Any]]) -> None:
     assert len(fast_sample) >= 22 * 25
     assert [p["seq"] for p in fast_sample] == list(range(len(fast_sample)))
     times = [p["t_end_ns"] for p in fast_sample]
@@ -49,7 +49,7 @@ def test_every_frame_of_the_clip_is_predicted_and_the_words_are_there(fast_sampl
         assert word in heard.values()
 
 
-def test_sentiment_and_emotion_move_the_right_way_between_the_parts(fast_sample: list[dict[str, Any]]) -> None:
+def test_sentiment_and_emotion_follow_the_parts_of_the_sample(fast_sample: list[dict[str, Any]]) -> None:
     def middle(part: dict[str, Any]) -> list[dict[str, Any]]:
         # The window is five seconds long: only the end of a part is free of the one before.
         begin_ns, end_ns = (part["end_s"] - 2.0) * 1e9, part["end_s"] * 1e9
@@ -99,7 +99,7 @@ def test_predictions_are_well_formed(fast_sample: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.long
-def test_played_in_full_twice_the_predictions_are_bit_equal(port: int, fast_sample: list[dict[str, Any]]) -> None:
+def test_two_complete_runs_are_bit_equal(port: int, fast_sample: list[dict[str, Any]]) -> None:
     again, _ = run_json(port, "--clip", str(SAMPLE), "--fast")
     assert comparable(again) == comparable(fast_sample)
 
@@ -158,7 +158,7 @@ def record_rows(port: int, *arguments: str) -> dict[str, dict[int, np.ndarray]]:
 
 
 @pytest.mark.long
-def test_at_its_own_pace_and_in_full_the_features_are_equal(port: int) -> None:
+def test_paced_and_complete_runs_have_equal_features(port: int) -> None:
     in_full = {
         name: rows(messages) for name, messages in record_features(port, "--clip", str(SAMPLE), "--fast").items()
     }
@@ -176,7 +176,7 @@ def test_at_its_own_pace_and_in_full_the_features_are_equal(port: int) -> None:
 
 
 @pytest.mark.long
-def test_an_awkward_clip_is_the_same_to_run_predict_and_extract(port: int, tmp_path: Path) -> None:
+def test_run_predict_and_extract_agree_on_an_awkward_clip(port: int, tmp_path: Path) -> None:
     """Two sound tracks, the first silent, the other of opposite channels, and with more samples than time."""
     sound = np.concatenate([soxr.resample(read_sound(SAMPLE)[: 6 * 16_000], 16_000, RATE / 0.97)])
     images = [upright_bgr(picture) for t_ns, picture in open_clip(SAMPLE).pictures() if t_ns < 6e9]
@@ -259,7 +259,7 @@ def test_ctrl_c_ends_every_process_and_prints_the_summary(port: int, number: sig
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_when_the_supervisor_is_killed_nothing_is_left_and_the_ports_are_free(port: int) -> None:
+def test_killed_supervisor_leaves_no_process_and_no_port_in_use(port: int) -> None:
     with running(port, "--session", "orphans") as process:
         children = family(process)
         process.kill()
@@ -270,7 +270,7 @@ def test_when_the_supervisor_is_killed_nothing_is_left_and_the_ports_are_free(po
         assert again.poll() is None
 
 
-def test_a_killed_worker_is_missed_said_to_be_missing_and_comes_back(port: int) -> None:
+def test_killed_worker_is_masked_reported_and_restarted(port: int) -> None:
     with running(port, "--session", "kill", "--json", stderr=subprocess.PIPE) as process:
         stream = mien.subscribe(f"tcp://127.0.0.1:{port}", timeout_s=60)
         while next(stream).gates.get("vision", 0.0) == 0.0:

@@ -130,7 +130,7 @@ def test_ten_thousand_messages_follow_the_schema(checker: list[str], port: int) 
 
 
 @pytest.mark.timeout(400)
-def test_the_check_finds_one_message_that_does_not(checker: list[str], port: int) -> None:
+def test_schema_check_finds_an_invalid_message(checker: list[str], port: int) -> None:
     said = publish(port, checker, 100, spoil=True)
     assert said["valid"] == 99
     assert "session must be string" in str(said["first"])

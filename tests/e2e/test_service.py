@@ -33,14 +33,14 @@ def options_of_the_unit() -> list[str]:
     return options
 
 
-def test_the_units_options_are_options_of_mien(tmp_path: Path) -> None:
+def test_systemd_unit_uses_existing_options(tmp_path: Path) -> None:
     ran = run_program(command(*options_of_the_unit(), "--clip", str(tmp_path / "none.mp4")))
     assert ran.returncode == 3
     assert "does not exist" in ran.stderr
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     broken = tmp_path / UNIT.name
     broken.write_text(UNIT.read_text().replace("Restart=always", "Restart=sometimes"))
     assert any("sometimes" in line for line in complaints(broken)), "it would have been found"

@@ -65,7 +65,7 @@ def test_four_sessions_on_one_inference_process(tmp_path: Path) -> None:
             process.wait(20)
 
 
-def test_two_sessions_of_one_name_or_on_one_port_are_refused(tmp_path: Path) -> None:
+def test_duplicate_session_names_and_ports_are_refused(tmp_path: Path) -> None:
     for other, message in (('session = "default"\nbus.port = 6100\n', "name"), ('session = "x"\n', "address")):
         path = tmp_path / "other.toml"
         path.write_text(other)

@@ -36,7 +36,7 @@ def start(folder: Path, count: int) -> tuple[subprocess.Popen[str], int]:
 
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(os.name == "nt", reason="kills a process of the other one's")
-def test_a_process_that_dies_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+def test_dead_process_is_restarted_and_others_continue(tmp_path: Path) -> None:
     process, port = start(tmp_path, 3)
     runs: dict[str, list[int]] = {"s0": [], "s1": [], "s2": []}
     pids: dict[str, int] = {}

@@ -39,7 +39,7 @@ def test_a_first_run_loads_no_torch(checkpoint: Checkpoint, cache: Path) -> None
         assert {"cmmsf", "cmmsf-fusion"} <= {entry.network for entry in Cache(cache).entries()}
 
 
-def test_another_process_makes_the_same_network(checkpoint: Checkpoint) -> None:
+def test_another_process_builds_the_same_network(checkpoint: Checkpoint) -> None:
     for network in (whole_network(checkpoint), whole_network(checkpoint, 3), fusion_network(checkpoint)):
         assert network.origin is not None
         again = apart.make(network.origin)
@@ -48,7 +48,7 @@ def test_another_process_makes_the_same_network(checkpoint: Checkpoint) -> None:
             np.testing.assert_array_equal(again.example[name], value)
 
 
-def test_what_cannot_be_compiled_apart_is_an_error(checkpoint: Checkpoint, compiled: Path) -> None:
+def test_compile_error_in_a_subprocess_is_reported(checkpoint: Checkpoint, compiled: Path) -> None:
     network = whole_network(checkpoint)
     with pytest.raises(EngineError, match="there is no precision 'fp7'"):
         apart.compile_in_subprocess([network], "auto", "fp7", 1, compiled)
@@ -73,7 +73,7 @@ def test_parts_of_a_model_are_compiled_in_one_process(
 
 
 @pytest.mark.parametrize("function", ["mien.engines.nosuch:network", "os:abort"])
-def test_an_engine_opens_although_its_process_dies(
+def test_engine_opens_although_its_compiler_process_dies(
     network: Network, cache: Path, function: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

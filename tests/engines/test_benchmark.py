@@ -35,13 +35,13 @@ def test_ratio_has_a_spread() -> None:
     assert noisy["p10"] < noisy["ratio"] == 1.0 < noisy["p90"]
 
 
-def test_comparison_finds_what_both_reports_have() -> None:
+def test_comparison_uses_figures_of_both_reports() -> None:
     base = {"infer": describe([1.0] * 100), "only here": describe([1.0]), "note": "text"}
     other = {"infer": describe([2.0] * 100), "deeper": {"infer": describe([1.0])}}
     assert compare_reports(base, other) == {"infer": {"ratio": 2.0, "p10": 2.0, "p90": 2.0}}
 
 
-def test_synthetic_stream_keeps_the_pace_of_each_modality(checkpoint: Checkpoint) -> None:
+def test_synthetic_stream_keeps_the_rate_of_each_modality(checkpoint: Checkpoint) -> None:
     inputs = synthetic_inputs({spec.name: spec for spec in checkpoint.specs}, 2 * FRAME_HZ)
     changes = {
         spec.name: sum(
@@ -82,7 +82,7 @@ def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
     assert multi["age_ms"].keys() == predictor.specs.keys()
 
 
-def test_most_streams_says_what_batches_and_memory_do(checkpoint: Checkpoint, compiled: Path) -> None:
+def test_most_streams_depends_on_batches_and_memory(checkpoint: Checkpoint, compiled: Path) -> None:
     predictor = Predictor(checkpoint, "onnx", cache=compiled)
     heard: list[dict[str, object]] = []
     report = find_most_streams(lambda streams: bench_multi(predictor, streams, 0.3), most=2, report=heard.append)
@@ -123,7 +123,7 @@ def test_reports_are_written_shown_and_compared(
 
 
 @pytest.mark.parametrize("content", [None, "not json", "[]", '{"format": 99, "results": {}}'])
-def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_invalid_reports_are_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "report.json"
     if content is not None:
         path.write_text(content)
@@ -131,7 +131,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> No
         _bench.read_report(path)
 
 
-def test_figures_of_every_shape_are_tables(
+def test_figures_of_every_shape_become_tables(
     checkpoint: Checkpoint, compiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No braces, nothing cut where a terminal is narrow, and names with brackets as they are."""

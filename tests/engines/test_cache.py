@@ -49,7 +49,7 @@ def unbuildable(network: Network) -> Network:
     return Network(network.name, network.version, build, network.example, network.outputs, network.dynamic)
 
 
-def test_second_open_builds_nothing(network: Network, cache: Path) -> None:
+def test_second_open_uses_the_cache(network: Network, cache: Path) -> None:
     open_onnx(network, cache)
     again = Cache(cache).open(unbuildable(network), onnx, "fp32", 1)
     np.testing.assert_allclose(again.infer(network.example)["sentiment"], reference(network)["sentiment"], atol=1e-5)
@@ -57,7 +57,7 @@ def test_second_open_builds_nothing(network: Network, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", [MODEL, GOLDEN, MANIFEST])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
-def test_damaged_entry_is_made_anew(
+def test_damaged_entry_is_rebuilt(
     network: Network, cache: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_onnx(network, cache)
@@ -88,7 +88,7 @@ def test_entry_of_another_network_is_never_used(cache: Path, caplog: pytest.LogC
     assert "off the reference" in caplog.text
 
 
-def test_key_is_made_of_everything_that_matters(network: Network) -> None:
+def test_key_covers_everything_that_matters(network: Network) -> None:
     base = identify(network, onnx, "fp32")
     changed = [
         identify(make_network(version="2"), onnx, "fp32"),
@@ -126,7 +126,7 @@ def _compile_slowly(cache: Path) -> None:
     Cache(cache).open(make_network(), SlowBackend("onnx", "CPUExecutionProvider"), "fp32", 1)
 
 
-def test_killed_compile_leaves_nothing_that_is_used(network: Network, cache: Path) -> None:
+def test_killed_compile_leaves_no_valid_entry(network: Network, cache: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_compile_slowly, args=(cache,))
     process.start()
     try:
@@ -146,7 +146,7 @@ def _open_in_process(cache: Path) -> None:
     open_onnx(make_network(), cache)
 
 
-def test_processes_that_start_together_share_one_compile(cache: Path) -> None:
+def test_concurrent_processes_share_one_compile(cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_open_in_process, args=(cache,)) for _ in range(2)]
     for process in processes:
@@ -157,9 +157,7 @@ def test_processes_that_start_together_share_one_compile(cache: Path) -> None:
     assert len(Cache(cache).entries()) == 1
 
 
-def test_folder_that_cannot_be_written_is_replaced(
-    network: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unwritable_folder_is_replaced(network: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     open_onnx(network, blocked / "engines")
@@ -174,7 +172,7 @@ class WrongBackend(OnnxBackend):
         super().compile(other, precision, folder)
 
 
-def test_engine_with_other_numbers_is_refused_and_replaced(
+def test_engine_with_wrong_outputs_is_replaced(
     network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mien.engines.onnx.backend", WrongBackend("onnx", "CPUExecutionProvider"))
@@ -198,7 +196,7 @@ def test_clear_frees_everything(network: Network, cache: Path) -> None:
     assert Cache(cache / "never made").clear() == 0
 
 
-def test_entries_that_are_not_used_any_more_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_entries_are_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mien.engines.cache.MOST_ENTRIES", 2)
     open_onnx(make_network("1"), cache)
     open_onnx(make_network("2"), cache)
@@ -210,7 +208,7 @@ def test_entries_that_are_not_used_any_more_go(cache: Path, monkeypatch: pytest.
     assert kept == {"1", "3"}
 
 
-def test_what_is_the_same_in_two_entries_is_on_the_disk_once(network: Network, cache: Path) -> None:
+def test_equal_files_of_two_entries_are_stored_once(network: Network, cache: Path) -> None:
     open_onnx(network, cache)
     size = Cache(cache).size()
     again = Network(network.name, "2", network.build, network.example, network.outputs, network.dynamic)

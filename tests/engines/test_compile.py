@@ -40,7 +40,7 @@ def test_compiles_the_parts_and_fixed_batches(checkpoint: Checkpoint) -> None:
     assert names == sorted(["cmmsf", "cmmsf", "cmmsf-fusion", *(f"cmmsf-{spec.name}" for spec in checkpoint.specs)])
 
 
-def test_what_cannot_be_had_is_replaced_and_said(checkpoint: Checkpoint) -> None:
+def test_unavailable_engine_is_replaced_and_reported(checkpoint: Checkpoint) -> None:
     """The fallback parts are those compiled before."""
     said = run("--engine", "onnx", "--precision", "fp16", "--checkpoint", str(checkpoint.path))
     assert f"{checkpoint.id}/onnx-fp32" in said
@@ -58,12 +58,12 @@ def test_what_cannot_be_had_is_replaced_and_said(checkpoint: Checkpoint) -> None
         (["--target-sm", "8.9", "--precision", "bf16"], r"in fp32 or fp16"),
     ],
 )
-def test_refuses_with_a_line_that_helps(checkpoint: Checkpoint, arguments: list[str], says: str) -> None:
+def test_refuses_with_a_helpful_line(checkpoint: Checkpoint, arguments: list[str], says: str) -> None:
     with pytest.raises(MienError, match=says):
         run(*arguments, "--checkpoint", str(checkpoint.path))
 
 
-def test_target_without_tensorrt_says_what_to_install(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_target_without_tensorrt_names_the_package(checkpoint: Checkpoint, tmp_path: Path) -> None:
     missing = find_backend("tensorrt").missing()
     if missing is None or "not installed" not in missing:
         pytest.skip("torch-tensorrt is installed")

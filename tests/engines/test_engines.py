@@ -68,14 +68,14 @@ def test_batch_equals_single_windows(engine: Engine, pair: tuple[str, Precision]
             np.testing.assert_allclose(array[0], together[name][row], atol=1e-5 if pair[1] == "fp32" else 5e-3)
 
 
-def test_what_is_masked_changes_nothing(engine: Engine) -> None:
+def test_masked_values_change_nothing(engine: Engine) -> None:
     inputs = batch(2)
     noisy = {"x": np.where(inputs["mask"][..., None] == 0, np.float32(7), inputs["x"]), "mask": inputs["mask"]}
     for name, array in engine.infer(inputs).items():
         np.testing.assert_array_equal(array, engine.infer(noisy)[name])
 
 
-def test_takes_read_only_and_strided_arrays(engine: Engine) -> None:
+def test_accepts_read_only_and_strided_arrays(engine: Engine) -> None:
     inputs = batch(2)
     want = engine.infer(inputs)
     frozen = {name: np.asfortranarray(array) for name, array in inputs.items()}
@@ -108,7 +108,7 @@ def test_other_inputs_are_refused(engine: Engine, network: Network, change: dict
         engine.infer(inputs)
 
 
-def test_no_zeros_are_made_for_recurrences_to_begin_with(network: Network) -> None:
+def test_recurrences_need_no_initial_zeros(network: Network) -> None:
     graph = onnx.load_from_string(export_graph(network, network.build().eval())).graph
     recurrences = [node for node in graph.node if node.op_type == "LSTM"]
     assert recurrences
@@ -144,7 +144,7 @@ def test_unknown_engine_and_precision_are_errors(network: Network, cache: Path) 
         open_engine(network, precision="int8", cache=cache)
 
 
-def test_unsupported_precision_falls_back_and_says_so(
+def test_unsupported_precision_falls_back_with_a_warning(
     network: Network, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = open_engine(network, "torch", precision="fp16", cache=cache)
@@ -153,7 +153,7 @@ def test_unsupported_precision_falls_back_and_says_so(
     assert "torch cannot compute in fp16" in caplog.text
 
 
-def test_missing_library_falls_back_and_says_so(
+def test_missing_library_falls_back_with_a_warning(
     network: Network, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = find_backend("onnx-cuda")

@@ -84,7 +84,7 @@ def test_device_out_of_memory_is_replaced_at_once(
     assert "engine torch-cuda-fp32 is not used" in caplog.text
 
 
-def test_stream_goes_on_when_its_device_is_full(
+def test_stream_continues_when_its_device_is_full(
     checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, SmallDevice(4, FULL["gpu allocator"]))
@@ -104,7 +104,7 @@ def test_stream_goes_on_when_its_device_is_full(
     assert "CUDA out of memory" in predictor.trouble == predictor.reason
 
 
-def test_what_the_caller_did_wrong_replaces_nothing(network: Network, cache: Path) -> None:
+def test_caller_errors_do_not_replace_the_engine(network: Network, cache: Path) -> None:
     engine = open_engine(network, "onnx", cache=cache)
     with pytest.raises(EngineError, match="needs input 'x'"):
         engine.infer({})
@@ -137,7 +137,7 @@ def engine_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     sys.modules.pop("broken_engine", None)
 
 
-def test_engine_file_that_fails_to_import_breaks_nothing(network: Network, cache: Path, engine_file: str) -> None:
+def test_engine_file_that_fails_to_import_is_skipped(network: Network, cache: Path, engine_file: str) -> None:
     with pytest.raises(EngineError, match=r"broken_engine cannot be loaded: ModuleNotFoundError.*not_there"):
         find_backend(engine_file)
     choice = choose_engine(network, cache=cache)
@@ -148,9 +148,7 @@ def test_engine_file_that_fails_to_import_breaks_nothing(network: Network, cache
     assert "a_library_that_is_not_there" in engine.reason
 
 
-def test_library_that_breaks_when_it_is_looked_for_breaks_nothing(
-    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_library_is_skipped(network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: TorchBackend) -> None:
         raise OSError("libcudart.so.13: cannot open shared object file")
 

@@ -79,7 +79,7 @@ def batch_of(network: Network, rows: int, seed: int = 0) -> dict[str, Array]:
     return inputs
 
 
-def test_golden_inputs_give_the_references_outputs(
+def test_golden_inputs_match_the_reference(
     pair: tuple[str, Precision], network: Network, reference: Engine, store: Path
 ) -> None:
     engine = opened(pair, network, store)
@@ -93,7 +93,7 @@ def test_golden_inputs_give_the_references_outputs(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 17, 32])
-def test_every_batch_size_gives_the_references_outputs(
+def test_every_batch_size_matches_the_reference(
     pair: tuple[str, Precision], network: Network, reference: Engine, store: Path, rows: int
 ) -> None:
     engine = opened(pair, network, store)
@@ -126,7 +126,7 @@ def test_compiled_form_is_loaded_again(
 
 
 @pytest.mark.usefixtures("_tensorrt")
-def test_what_matters_makes_another_entry(network: Network) -> None:
+def test_relevant_changes_make_another_entry(network: Network) -> None:
     import torch
 
     backend = find_backend("tensorrt")
@@ -141,7 +141,7 @@ def test_what_matters_makes_another_entry(network: Network) -> None:
 
 @pytest.mark.usefixtures("_tensorrt")
 @pytest.mark.parametrize("damage", ["cut", "foreign"])
-def test_engine_that_cannot_be_used_is_built_anew(
+def test_unusable_engine_is_rebuilt(
     network: Network, reference: Engine, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mien.engines.tensorrt.engine import PLAN
@@ -171,7 +171,7 @@ def plan(network: Network, store: Path, _tensorrt: None) -> tuple[bytes, Ports]:
 
 
 @pytest.mark.parametrize("how", ["as it comes", "without graphs", "capture fails"])
-def test_numbers_are_the_same_with_and_without_a_graph(
+def test_outputs_are_equal_with_and_without_a_graph(
     network: Network,
     reference: Engine,
     plan: tuple[bytes, Ports],
@@ -203,7 +203,7 @@ def test_numbers_are_the_same_with_and_without_a_graph(
 
 
 @pytest.mark.parametrize("how", ["as it comes", "without graphs", "capture fails"])
-def test_torchs_numbers_are_the_same_with_and_without_a_graph(
+def test_torch_outputs_are_equal_with_and_without_a_graph(
     network: Network, reference: Engine, monkeypatch: pytest.MonkeyPatch, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     import torch
@@ -236,7 +236,7 @@ def test_torchs_numbers_are_the_same_with_and_without_a_graph(
     assert ("launched one by one" in caplog.text) == (how == "capture fails")
 
 
-def test_data_goes_through_pinned_memory_on_a_stream_of_its_own(network: Network, plan: tuple[bytes, Ports]) -> None:
+def test_data_uses_pinned_memory_and_its_own_stream(network: Network, plan: tuple[bytes, Ports]) -> None:
     import torch
 
     from mien.engines.tensorrt.engine import TensorRtEngine
@@ -258,7 +258,7 @@ def test_batch_beyond_the_profile_is_refused(network: Network, plan: tuple[bytes
     assert engine.infer(network.example)
 
 
-def test_gpu_that_is_full_is_left(network: Network, reference: Engine, store: Path) -> None:
+def test_full_gpu_is_replaced(network: Network, reference: Engine, store: Path) -> None:
     import torch
 
     if not torch.cuda.is_available():
@@ -278,7 +278,7 @@ def test_gpu_that_is_full_is_left(network: Network, reference: Engine, store: Pa
         np.testing.assert_allclose(got[output], array, atol=1e-4)
 
 
-def test_latency_side_by_side(
+def test_latency_comparison(
     network: Network, reference: Engine, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No verdict: TensorRT's loops may be slower than cuDNN's LSTM, and `auto` takes whichever is faster."""

@@ -56,7 +56,7 @@ def assert_close(left: Answer, right: Answer, atol: float = 1e-5) -> None:
     assert left.shares == pytest.approx(right.shares, abs=atol)
 
 
-def test_reuse_changes_no_number(checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reuse_changes_no_output(checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictors = {reuse: Predictor(checkpoint, "onnx", reuse=reuse, cache=compiled) for reuse in (True, False)}
     windows = {reuse: Windows(predictor.specs) for reuse, predictor in predictors.items()}
     encoded: Counter[tuple[bool, str]] = Counter()
@@ -76,7 +76,7 @@ def test_reuse_changes_no_number(checkpoint: Checkpoint, compiled: Path, monkeyp
     assert encoded[True, "text"] < encoded[True, "audio"] < 40
 
 
-def test_what_is_encoded_ahead_is_not_encoded_again_and_changes_no_number(
+def test_encoding_ahead_is_reused_and_changes_no_output(
     checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead, plain = (Predictor(checkpoint, "onnx", cache=compiled) for _ in range(2))
@@ -118,7 +118,7 @@ def counted(infer: Callable[..., Any], counts: Counter[tuple[bool, str]], key: t
     return run
 
 
-def test_parts_are_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: Predictor) -> None:
+def test_parts_equal_the_whole(checkpoint: Checkpoint, compiled: Path, predictor: Predictor) -> None:
     whole = open_engine(whole_network(checkpoint), "torch", cache=compiled)
     stream = Stream(2)
     for changed in PACE:
@@ -148,9 +148,7 @@ def kept_stream(name: str, seed: int, windows: Windows, frames: int) -> Iterator
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_kept_windows_of_several_sessions_give_the_numbers_of_windows_made_one_by_one(
-    checkpoint: Checkpoint, compiled: Path, engine: str
-) -> None:
+def test_rolling_windows_of_sessions_equal_single_windows(checkpoint: Checkpoint, compiled: Path, engine: str) -> None:
     together = Predictor(checkpoint, engine, cache=compiled)
     alone = Predictor(checkpoint, engine, cache=compiled)
     windows = Windows(together.specs, 4)
@@ -169,7 +167,7 @@ def test_kept_windows_of_several_sessions_give_the_numbers_of_windows_made_one_b
             assert answers.confidence[index] == pytest.approx(want.confidence, abs=1e-5)
 
 
-def test_one_session_is_predicted_to_the_last_bit_as_its_windows(checkpoint: Checkpoint, compiled: Path) -> None:
+def test_one_session_is_bit_equal_to_its_windows(checkpoint: Checkpoint, compiled: Path) -> None:
     kept, alone = (Predictor(checkpoint, "onnx", reuse=reuse, cache=compiled) for reuse in (True, False))
     windows = Windows(kept.specs, 2)
     quiet = Assembler(windows.specs, 400, windows)
@@ -235,7 +233,7 @@ def with_engines_on(device: str, predictor: Predictor) -> Predictor:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_windows_in_a_gpus_memory_give_the_same_numbers(checkpoint: Checkpoint, compiled: Path, device: str) -> None:
+def test_windows_in_gpu_memory_give_equal_outputs(checkpoint: Checkpoint, compiled: Path, device: str) -> None:
     on_gpu = with_engines_on(device, Predictor(checkpoint, "torch", cache=compiled))
     on_host = Predictor(checkpoint, "torch", cache=compiled)
     windows = {"gpu": Windows(on_gpu.specs, 6), "host": Windows(on_gpu.specs, 6)}
@@ -260,7 +258,7 @@ def test_windows_in_a_gpus_memory_give_the_same_numbers(checkpoint: Checkpoint, 
     assert on_gpu._gpu is not None
 
 
-def test_gpu_that_fails_in_the_middle_is_left_and_no_number_changes(
+def test_failing_gpu_is_replaced_with_equal_outputs(
     checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = with_engines_on("cpu", Predictor(checkpoint, "torch", cache=compiled))

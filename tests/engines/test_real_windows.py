@@ -162,7 +162,7 @@ def allowed(want: Array, precision: Precision) -> float:
 
 
 @pytest.mark.parametrize("rows", [1, 32])
-def test_outputs_are_the_references(
+def test_outputs_match_the_reference(
     pair: tuple[str, Precision], rows: int, windows: tuple[str, dict[str, Array]], reference: Engine, compiled: Path
 ) -> None:
     source, inputs = windows
@@ -178,7 +178,7 @@ def test_outputs_are_the_references(
         assert off <= allowed(want[name], pair[1]), f"{name} of {source} is {off:.1e} off"
 
 
-def test_rolling_prediction_gives_the_references(
+def test_rolling_prediction_matches_the_reference(
     pair: tuple[str, Precision], windows: tuple[str, dict[str, Array]], weights: Checkpoint, reference: Engine,
     compiled: Path,
 ) -> None:  # fmt: skip

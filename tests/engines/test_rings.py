@@ -62,13 +62,13 @@ def history(spec: ModalitySpec, random: np.random.Generator) -> Iterator[tuple[i
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**64 - 1), rate_hz=st.sampled_from([5.0, 10.0, 50.0]), steps=st.sampled_from([1, 10, 50]))
-def test_kept_windows_are_those_made_anew(seed: int, rate_hz: float, steps: int) -> None:
+def test_rolling_windows_equal_rebuilt_ones(seed: int, rate_hz: float, steps: int) -> None:
     check_history(seed, rate_hz, steps)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_kept_windows_are_those_made_anew_in_ten_thousand_histories() -> None:
+def test_rolling_windows_equal_rebuilt_ones_in_many_histories() -> None:
     for seed in range(10_000):
         check_history(seed, (5.0, 10.0, 50.0)[seed % 3], (1, 10, 50)[seed // 3 % 3])
 
@@ -106,7 +106,7 @@ def check_history(seed: int, rate_hz: float, steps: int) -> None:
         ]
 
 
-def test_many_rows_a_slot_are_kept_only_while_others_may_join_them() -> None:
+def test_crowded_slots_keep_rows_only_while_they_can_change() -> None:
     spec = ModalitySpec("m", 1000, 50.0, 50)
     ring = Ring(spec, 1, late_ns=NS_PER_S)
 
@@ -127,7 +127,7 @@ def test_many_rows_a_slot_are_kept_only_while_others_may_join_them() -> None:
     assert np.array_equal(ring.gather(np.zeros(1, np.int64), end_ns)[0], before)
 
 
-def test_a_window_that_is_looked_at_again_has_not_changed() -> None:
+def test_window_read_twice_is_unchanged() -> None:
     ring = Ring(ModalitySpec("m", 1, 50, 250), 1)
     one = np.ones((1, 1), np.float32), np.ones(1, bool)
     place = np.zeros(1, np.int64)
@@ -144,7 +144,7 @@ def test_a_window_that_is_looked_at_again_has_not_changed() -> None:
     assert [changed(t_ms) for t_ms in (290, 300)] == [True, True]
 
 
-def test_sessions_do_not_see_each_others_rows_and_a_place_can_be_cleared() -> None:
+def test_sessions_are_separate_and_can_be_cleared() -> None:
     spec = ModalitySpec("m", 1, 10, 50)
     ring, places = Ring(spec, 2), np.arange(2)
     for place in (0, 1):
@@ -188,7 +188,7 @@ def words(t_end_ms: int, *said: tuple[str, int], committed: bool = True, settle_
     ),
     st.data(),
 )
-def test_words_are_those_of_the_newest_message_and_count_from_when_it_says(
+def test_words_come_from_the_newest_message_from_its_time(
     pieces: list[tuple[int, int, int, int]], data: st.DataObject
 ) -> None:
     spec = ModalitySpec("text", 1, 0, 3, snapshot=True)
@@ -218,7 +218,7 @@ def test_words_are_those_of_the_newest_message_and_count_from_when_it_says(
             before = made
 
 
-def test_a_modality_that_was_away_is_shown_again_when_it_is_back() -> None:
+def test_returning_modality_is_shown_again() -> None:
     spec = ModalitySpec("m", 1, 10, 50)
     windows = Windows({"m": spec})
     place = windows.take_place()

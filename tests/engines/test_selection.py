@@ -17,7 +17,7 @@ from tests.engines.networks import make_network
 from tests.engines.test_cache import WrongBackend
 
 
-def test_auto_takes_what_it_measured(network: Network, cache: Path) -> None:
+def test_auto_takes_the_fastest_measured(network: Network, cache: Path) -> None:
     choice = choose_engine(network, cache=cache)
     runnable = {name for name in BACKENDS if find_backend(name).missing() is None}
     assert {name.rsplit("-", 1)[0] for name in choice.medians_ms} == runnable
@@ -39,7 +39,7 @@ def test_choice_is_remembered_until_something_changes(network: Network, cache: P
     assert choose_engine(network, cache=cache).reason != "remembered"
 
 
-def test_auto_never_takes_wrong_numbers(
+def test_auto_never_takes_wrong_outputs(
     network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mien.engines.onnx.backend", WrongBackend("onnx", "CPUExecutionProvider"))

@@ -33,7 +33,7 @@ source = "synthetic:5"
 """
 
 
-def test_pools_and_nodes_follow_what_there_is_to_do(marked: Marked, tmp_path: Path) -> None:
+def test_pools_and_nodes_follow_demand(marked: Marked, tmp_path: Path) -> None:
     plan = tmp_path / "fleet.toml"
     plan.write_text(PLAN.format(port=free_ports(1)), encoding="utf-8")
     driver = Driver(marked, tmp_path, nodes=2, cpus=1.0)  # for one camera and one pool each

@@ -38,7 +38,7 @@ def test_the_demo_predicts_its_clips_and_ends(tmp_path: Path, mien: Mien, marked
     assert marked.wait_gone() == []
 
 
-def test_a_fleet_behind_is_looked_at_changed_and_ended(tmp_path: Path, mien: Mien, marked: Marked) -> None:
+def test_background_fleet_is_inspected_changed_and_stopped(tmp_path: Path, mien: Mien, marked: Marked) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(
         f"fleet = 'behind'\n[capture]\ncpus = 0.1\nsessions = 8\n[pools]\ncpus = 0.2\nfewest = 2\nsessions = 4\n"
@@ -77,7 +77,7 @@ def wait_for(mien: Mien, *conditions: Callable[[dict[str, Any]], bool]) -> dict[
     raise AssertionError(found)
 
 
-def test_ctrl_c_ends_all_that_runs_on_this_machine_alone(tmp_path: Path, marked: Marked) -> None:
+def test_ctrl_c_stops_a_local_fleet(tmp_path: Path, marked: Marked) -> None:
     process = subprocess.Popen(
         [*MIEN, "fleet", "run", str(demo(tmp_path))], env=marked.environment, stderr=subprocess.PIPE, text=True
     )

@@ -124,7 +124,7 @@ def write_plan(folder: Path) -> tuple[Path, int]:
     return path, port
 
 
-def test_whatever_is_lost_is_predicted_again(driver: Driver, tmp_path: Path) -> None:
+def test_sessions_recover_from_every_loss(driver: Driver, tmp_path: Path) -> None:
     plan, port = write_plan(tmp_path)
     assert driver("start", str(plan)) == []  # Ray asks for a token: nothing to warn of
     listeners = [Listener(f"tcp://127.0.0.1:{port}") for _ in range(2)]

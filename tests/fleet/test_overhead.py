@@ -68,7 +68,7 @@ class Alone:
         self._rows.match({}, BusConfig())
 
 
-def test_what_a_fleet_costs_beside_inference_alone(marked: Marked, tmp_path: Path) -> None:
+def test_fleet_overhead_over_plain_inference(marked: Marked, tmp_path: Path) -> None:
     port = free_ports(1)
     plan = tmp_path / "fleet.toml"
     plan.write_text(PLAN.format(port=port), encoding="utf-8")

@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
     ids=lambda command: command[0],
 )
-def test_a_cluster_says_the_same_to_the_last_byte(marked: Marked, tmp_path: Path, command: list[str]) -> None:
+def test_cluster_predictions_are_byte_equal(marked: Marked, tmp_path: Path, command: list[str]) -> None:
     clips = corpus(tmp_path / "clips", 3)
     for copy in ("again.mp4", "once-more.mp4"):
         (clips / copy).write_bytes((clips / "sample.mp4").read_bytes())
@@ -67,7 +67,7 @@ def test_a_cluster_says_the_same_to_the_last_byte(marked: Marked, tmp_path: Path
     assert marked.wait_gone(30) == []
 
 
-def test_a_cluster_makes_the_same_dataset(marked: Marked, tmp_path: Path) -> None:
+def test_cluster_makes_the_same_dataset(marked: Marked, tmp_path: Path) -> None:
     clips = corpus(tmp_path / "clips")
     local = [*MIEN, "extract", str(clips), "--out", str(tmp_path / "local"), "--asr", "none", "--jobs", "1"]
     subprocess.run(local, env=marked.environment, check=True, capture_output=True)

@@ -51,7 +51,7 @@ def test_a_forged_pickle_is_refused_in_one_line(tmp_path: Path, content: object)
 
 
 @pytest.mark.timeout(60)
-def test_a_pickle_that_asks_for_memory_does_not_get_it(tmp_path: Path) -> None:
+def test_pickle_cannot_allocate_memory(tmp_path: Path) -> None:
     """An entry numbered 2^31: the unpickler in C would reserve 32 GB for those before it."""
     path = tmp_path / "mosi.pkl"
     path.write_bytes(b"\x80\x02}r\x00\x00\x00\x80X\x05\x00\x00\x00trainr\xff\xff\xff\xff}s.")
@@ -61,7 +61,7 @@ def test_a_pickle_that_asks_for_memory_does_not_get_it(tmp_path: Path) -> None:
     assert time.process_time() - began_s < 20
 
 
-def test_an_array_of_no_rows_but_endless_steps_is_refused(tmp_path: Path) -> None:
+def test_array_of_no_rows_but_endless_steps_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mosi.pkl"
     endless = np.zeros((0, 1 << 40, 1), np.float32)
     path.write_bytes(pickle.dumps({"train": {"audio": endless, "audio_lengths": [], "regression_labels": []}}))
@@ -69,7 +69,7 @@ def test_an_array_of_no_rows_but_endless_steps_is_refused(tmp_path: Path) -> Non
         read_mmsa(path, allow_pickle=True)
 
 
-def test_digits_of_a_key_that_stand_for_too_much() -> None:
+def test_key_digits_out_of_range() -> None:
     with pytest.raises(MienError):
         parse_public("#" * 40)
 
@@ -86,7 +86,7 @@ def test_digits_of_a_key_that_stand_for_too_much() -> None:
         ("gates", {str(i): 0.0 for i in range(1000)}),
     ],
 )
-def test_numbers_that_json_can_write_and_nobody_can_use(field: str, value: object) -> None:
+def test_json_numbers_out_of_range(field: str, value: object) -> None:
     """Dividing an integer of 40 digits, or drawing no emotions, ended `mien watch`."""
     import json
 
@@ -109,14 +109,14 @@ def test_a_topic_that_names_another_message_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 5000, b'{"session": 5}', b"\xff"])
-def test_a_damaged_message_of_a_recording_is_an_error_that_says_so(data: bytes) -> None:
+def test_damaged_message_of_a_recording_is_a_clear_error(data: bytes) -> None:
     entry = Entry("/prediction", 0, 0, data)
     for read in (entry.prediction, entry.status, entry.features, entry.preview, entry.sound):
         with pytest.raises(RecordingError, match="damaged"):
             read()
 
 
-def test_an_index_that_points_nowhere_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_index_that_points_nowhere_is_a_clear_error(tmp_path: Path) -> None:
     """Offsets beyond 2^63 in a recording's summary: seeking there is an error of the system."""
     whole = seeds()["recording"][0]
     path = tmp_path / "cut.mcap"

@@ -15,13 +15,13 @@ from tests.fuzz.targets import TARGETS, join
 SEEDS = seeds()
 
 
-def test_every_target_has_seeds_and_takes_them() -> None:
+def test_every_target_accepts_its_seeds() -> None:
     assert SEEDS.keys() == TARGETS.keys()
     assert all(TARGETS[name](data) for name, inputs in SEEDS.items() for data in inputs)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_fuzzing_has_found_before(name: str) -> None:
+def test_earlier_findings(name: str) -> None:
     """The corpus: inputs that reached something new, or were bugs once."""
     inputs = sorted((CORPUS / name).iterdir())
     assert inputs

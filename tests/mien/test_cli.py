@@ -51,7 +51,7 @@ def test_help_names_every_command() -> None:
         assert f" {name} " in ran.stdout
 
 
-def test_without_arguments_there_is_help_and_no_traceback() -> None:
+def test_no_arguments_print_help() -> None:
     ran = run_mien()
     assert "COMMAND [ARGS]..." in ran.stdout
     assert "Traceback" not in ran.stderr
@@ -65,7 +65,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "assets", "doctor"])
-def test_an_unknown_configuration_key_names_the_nearest(command: str, tmp_path: Path) -> None:
+def test_unknown_configuration_key_suggests_the_nearest(command: str, tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text("[video]\nfsp = 30\n")
     ran = run_mien(command, "--config", str(path))
@@ -78,11 +78,11 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path) -> None:
     assert_one_line(run_mien("run", "--config", str(path)), 2, "`bus.port`", "expected `int`, got `str`")
 
 
-def test_a_configuration_that_is_not_there() -> None:
+def test_missing_configuration() -> None:
     assert_one_line(run_mien("run", "--config", "absent.toml"), 2, "cannot read configuration absent.toml")
 
 
-def test_an_unknown_asset_names_the_nearest() -> None:
+def test_unknown_asset_suggests_the_nearest() -> None:
     assert_one_line(run_mien("assets", "whisper-tiny"), 4, "did you mean `whisper-tiny.en`?")
 
 
@@ -102,7 +102,7 @@ def test_an_asset_with_a_wrong_hash_is_refused(tmp_path: Path) -> None:
     assert_one_line(ran, 4, "face_landmarker.task has the wrong hash", "assets.paths.face-landmarker")
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "my.toml"
     path.write_text(f"[assets]\ncache = {json.dumps(str(tmp_path / 'file'))}\n")
@@ -121,7 +121,7 @@ def test_assets_are_listed_for_programs(tmp_path: Path) -> None:
         assert row["sha256"] == {file.name: file.sha256 for file in ASSETS[name].files}
 
 
-def test_the_doctor_gives_each_finding_a_verdict() -> None:
+def test_doctor_gives_each_finding_a_verdict() -> None:
     ran = run_mien("doctor", "--json")
     rows = json.loads(ran.stdout)
     assert {"python", "packages: base", "gpu", "checkpoint", "ports", "cache for assets"} <= {
@@ -133,7 +133,7 @@ def test_the_doctor_gives_each_finding_a_verdict() -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_the_doctor_finds_what_is_broken(tmp_path: Path) -> None:
+def test_doctor_finds_problems(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "my.toml"
     cache = json.dumps(str(tmp_path / "file" / "cache"))

@@ -9,7 +9,7 @@ import time
 from mien.clock import Clock, read_anchor_ns
 
 
-def test_a_clock_shows_the_time_of_day_when_it_is_made() -> None:
+def test_clock_shows_the_time_of_day_of_its_creation() -> None:
     before = time.time_ns()
     now = Clock().now_ns()
     after = time.time_ns()
@@ -25,7 +25,7 @@ def test_a_given_anchor_is_kept() -> None:
     assert before <= now - 123 <= time.monotonic_ns()
 
 
-def test_a_wrong_wall_clock_moves_nothing() -> None:
+def test_wall_clock_steps_move_nothing() -> None:
     # An hour off, as after a step of the system's time: only the anchor differs, the distance of two moments does not.
     right, wrong = Clock(read_anchor_ns()), Clock(read_anchor_ns() + 3_600_000_000_000)
     first = right.now_ns(), wrong.now_ns()
@@ -34,7 +34,7 @@ def test_a_wrong_wall_clock_moves_nothing() -> None:
     assert abs((second[0] - first[0]) - (second[1] - first[1])) < 1_000_000_000
 
 
-def test_two_processes_of_a_session_share_a_time_line() -> None:
+def test_processes_of_a_session_share_a_time_line() -> None:
     clock = Clock()
     code = f"from mien.clock import Clock; print(Clock({clock.anchor_ns}).now_ns())"
     before = clock.now_ns()

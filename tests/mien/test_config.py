@@ -25,7 +25,7 @@ def test_no_file_and_no_overrides_are_the_defaults() -> None:
     assert load_config() == Config()
 
 
-def test_overrides_lie_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, '[video]\nsource = "1"\nfps = 25\n[bus]\nport = 6000\n')
     config = load_config(path, {"video.source": "2", "session": "studio", "audio.source": None})
     assert (config.video.source, config.video.fps) == ("2", 25.0)
@@ -34,7 +34,7 @@ def test_overrides_lie_over_the_file_and_the_file_over_the_defaults(tmp_path: Pa
     assert config.audio == Config().audio
 
 
-def test_nothing_can_be_changed_afterwards() -> None:
+def test_configuration_is_immutable() -> None:
     with pytest.raises(AttributeError):
         load_config().bus.port = 1  # type: ignore[misc]
 
@@ -65,12 +65,12 @@ def test_overrides_are_checked_as_a_file_is(overrides: dict[str, Any]) -> None:
         load_config(None, overrides)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read configuration .*absent\.toml: No such file"):
         load_config(tmp_path / "absent.toml")
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_binary_file(tmp_path: Path) -> None:
     (tmp_path / "mien.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(tmp_path / "mien.toml")

@@ -79,7 +79,7 @@ def test_private_files_and_kept_permissions(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
+def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     write_file(tmp_path / "link", b"through")
     assert (tmp_path / "link").is_symlink()
@@ -89,7 +89,7 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
     assert not Path(os.devnull).is_file()
 
 
-def test_a_name_as_long_as_it_may_be(tmp_path: Path) -> None:
+def test_longest_file_name(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 125 + ".json")
     check_target(path, new=True)
     write_file(path, b"content")
@@ -98,7 +98,7 @@ def test_a_name_as_long_as_it_may_be(tmp_path: Path) -> None:
         write_file(tmp_path / ("é" * 130), b"content")
 
 
-def test_an_unfinished_file_leaves_the_old_one(tmp_path: Path) -> None:
+def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     write_file(path, b"old")
 
@@ -114,7 +114,7 @@ def test_an_unfinished_file_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path: Path) -> None:
+def test_size_limit_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     write_file(path, b"old")
     with small_files(), pytest.raises(DataError, match=r"manifest\.json: the file may not grow any more"):
@@ -125,7 +125,7 @@ def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["manifest.json"]
 
 
-def test_a_full_disk_is_found_before_and_leaves_nothing(full_disk: Path) -> None:
+def test_full_disk_is_found_early_and_leaves_nothing(full_disk: Path) -> None:
     with pytest.raises(FileError, match="the disk is full"):
         check_target(full_disk / "new.json", new=True)
     with pytest.raises(FileError, match="the disk is full"):
@@ -133,7 +133,7 @@ def test_a_full_disk_is_found_before_and_leaves_nothing(full_disk: Path) -> None
     assert os.listdir(full_disk) == ["filler"]
 
 
-def test_what_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
+def test_unwritable_targets_are_refused_early(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"here")
     for path, said in (
         (tmp_path, "is a folder; add a file's name"),

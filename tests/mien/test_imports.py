@@ -134,7 +134,7 @@ def rooms_of(floor: str) -> list[str]:
 
 
 @pytest.mark.parametrize("floor", ROOMS)
-def test_rooms_import_one_way(floor: str) -> None:
+def test_subpackages_import_one_way(floor: str) -> None:
     order = ROOMS[floor]
     assert sorted(order) == rooms_of(floor), "name each room in ROOMS and in CONTRIBUTING.md"
     for path in files_of(floor):
@@ -145,13 +145,13 @@ def test_rooms_import_one_way(floor: str) -> None:
 
 
 @pytest.mark.parametrize("floor", ROOMS)
-def test_contributing_says_the_order(floor: str) -> None:
+def test_contributing_states_the_order(floor: str) -> None:
     said = " <- ".join(f"`{room}`" for room in ROOMS[floor])
     assert said in " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("room", [f"{floor}.{room}" for floor in ("mien.models", *ROOMS) for room in rooms_of(floor)])
-def test_a_room_has_no_circle(room: str) -> None:
+def test_packages_have_no_import_cycles(room: str) -> None:
     floor, name = room.rsplit(".", 1)
     files = {path.stem: path for path in (FLOORS[floor] / name).glob("*.py")}
     needs = {
@@ -186,7 +186,7 @@ def test_a_subscriber_needs_the_base_install_only() -> None:
     assert json.loads(ran.stdout) == ["zmq"]
 
 
-def test_folders_are_tied_by_few_imports() -> None:
+def test_folders_have_few_imports_between_them() -> None:
     """Edges of the import graph between folders, each counted once."""
     rooms = [path.parent for folder in FLOORS.values() for path in folder.rglob("__init__.py")]
     names = {room_name(room): room for room in rooms}
@@ -205,7 +205,7 @@ def room_name(folder: Path) -> str:
     return ".".join((floor, *folder.relative_to(top).parts))
 
 
-def test_files_that_the_documents_name_are_there() -> None:
+def test_files_named_in_documents_exist() -> None:
     for document in (ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "README.md", *ROOT.glob("docs/*.md")):
         text = document.read_text("utf-8")
         for name in re.findall(r"`((?:src|models|engines|stream|tests|configs)/[a-z_/]+\.\w+)`", text):

@@ -17,7 +17,7 @@ from mien import install
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_an_extra_is_added_to_the_installation_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_is_added_to_the_existing_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     if install.checkout_folder() is not None:
         assert install.install_command("live") == f'pip install -c "{ROOT / "constraints.txt"}" -e "{ROOT}[live]"'
     monkeypatch.setattr(install, "checkout_folder", lambda: None)
@@ -34,14 +34,14 @@ def test_an_extra_is_added_to_the_installation_that_is_there(monkeypatch: pytest
     assert install.commit() == "12ab34cd5"
 
 
-def test_the_commit_is_the_checkouts() -> None:
+def test_commit_is_that_of_the_checkout() -> None:
     if install.checkout_folder() is None:
         pytest.skip("not a checkout")
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (install.commit() or "").rstrip("+") == head.stdout.strip()
 
 
-def test_one_opencv_alone_is_asked_for() -> None:
+def test_only_one_opencv_is_required() -> None:
     """opencv-python and opencv-contrib-python share a folder: two of them are two versions of one library."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = {Requirement(text).name for texts in extras.values() for text in texts}

@@ -29,7 +29,7 @@ def mien(*arguments: str, home: Path | None = None) -> subprocess.CompletedProce
     )
 
 
-def test_keys_are_made_exchanged_and_revoked_and_no_secret_is_shown(tmp_path: Path) -> None:
+def test_keys_are_made_exchanged_and_revoked_without_showing_secrets(tmp_path: Path) -> None:
     camera, desk = tmp_path / "camera", tmp_path / "desk"
     said = [mien("keys", "new", "--folder", str(folder)) for folder in (camera, desk)]
     keys = [ran.stdout.strip() for ran in said]
@@ -54,7 +54,7 @@ def test_keys_are_made_exchanged_and_revoked_and_no_secret_is_shown(tmp_path: Pa
         assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
-def test_what_cannot_be_done_is_one_line_and_its_own_exit_code(tmp_path: Path) -> None:
+def test_errors_are_one_line_with_their_own_exit_code(tmp_path: Path) -> None:
     folder = ("--folder", str(tmp_path))
     assert mien("keys", "new", *folder).returncode == 0
     for ran in (
@@ -70,7 +70,7 @@ def test_what_cannot_be_done_is_one_line_and_its_own_exit_code(tmp_path: Path) -
         assert ran.stderr.startswith("mien: ")
 
 
-def test_watching_with_keys_shows_and_without_them_shows_nothing(tmp_path: Path, port: int) -> None:
+def test_watching_needs_keys(tmp_path: Path, port: int) -> None:
     assert mien("keys", "new", "--folder", str(tmp_path)).returncode == 0
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig(keys=str(tmp_path)))
     prediction = {

@@ -58,7 +58,7 @@ def mean_in(track: np.ndarray, emotion: str) -> float:
     return float(track[round((part["start_s"] + SETTLE_S) * fps) : round(part["end_s"] * fps)].mean())
 
 
-def test_file_is_small_and_has_picture_and_sound() -> None:
+def test_file_is_small_and_has_video_and_audio() -> None:
     assert SAMPLE.stat().st_size <= 1_000_000
     with av.open(str(SAMPLE)) as file:
         video, audio = file.streams.video[0], file.streams.audio[0]
@@ -81,7 +81,7 @@ def test_opencv_reads_the_picture() -> None:
     assert image.shape == (MANIFEST["height"], MANIFEST["width"], 3)
 
 
-def test_parts_follow_each_other_and_differ() -> None:
+def test_parts_are_consecutive_and_differ() -> None:
     assert [part["start_s"] for part in PARTS] == [0.0, *(part["end_s"] for part in PARTS[:-1])]
     assert PARTS[-1]["end_s"] == MANIFEST["duration_s"]
     emotions = [part["emotion"] for part in PARTS]

@@ -58,7 +58,7 @@ def drawn(width: int, height: int, statuses: dict[str, Status]) -> list[str]:
 
 @pytest.mark.parametrize("size", [(50, 15), (60, 20), (80, 24), (140, 45)])
 @pytest.mark.parametrize("troubled", [False, True])
-def test_nothing_is_cut_and_all_of_the_terminal_is_used(size: tuple[int, int], troubled: bool) -> None:
+def test_nothing_is_truncated_and_the_full_terminal_is_used(size: tuple[int, int], troubled: bool) -> None:
     statuses = STATUSES
     if troubled:
         statuses = STATUSES | {"video": msgspec.structs.replace(status("video"), state="degraded", last_error=ERROR)}
@@ -100,7 +100,7 @@ def endpoint() -> Iterator[str]:
     publisher.close()
 
 
-def test_a_session_that_is_not_there_is_not_waited_for_in_silence(endpoint: str) -> None:
+def test_waiting_for_a_missing_session_is_reported(endpoint: str) -> None:
     command = [sys.executable, "-m", "mien", "watch", endpoint, "--session", "nosuch"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -112,7 +112,7 @@ def test_a_session_that_is_not_there_is_not_waited_for_in_silence(endpoint: str)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_q_quits_and_gives_the_terminal_back(endpoint: str) -> None:
+def test_q_quits_and_restores_the_terminal(endpoint: str) -> None:
     import fcntl
     import pty
     import struct

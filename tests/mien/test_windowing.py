@@ -43,9 +43,7 @@ def test_each_slot_is_the_mean_of_its_valid_rows(case: tuple[ModalitySpec, Float
 
 
 @given(instants(), st.integers(0, 60))
-def test_a_row_keeps_its_slot_while_time_goes_on(
-    case: tuple[ModalitySpec, Float32, Bool, Int64, int], later: int
-) -> None:
+def test_row_keeps_its_slot_as_time_advances(case: tuple[ModalitySpec, Float32, Bool, Int64, int], later: int) -> None:
     spec, values, valid, times_ns, t_end_ns = case
     # Only rows that both windows could have seen, or the second would rightly know more.
     seen = times_ns <= t_end_ns
@@ -60,7 +58,7 @@ def test_a_row_keeps_its_slot_while_time_goes_on(
 
 
 @given(instants())
-def test_invalid_rows_are_as_if_they_were_not_there(case: tuple[ModalitySpec, Float32, Bool, Int64, int]) -> None:
+def test_invalid_rows_are_ignored(case: tuple[ModalitySpec, Float32, Bool, Int64, int]) -> None:
     spec, values, valid, times_ns, t_end_ns = case
     spoiled = np.where(valid[:, None], values, np.float32(1e9))
     features, mask = place_rows(spec, spoiled, valid, times_ns, t_end_ns)
@@ -70,7 +68,7 @@ def test_invalid_rows_are_as_if_they_were_not_there(case: tuple[ModalitySpec, Fl
 
 
 @given(instants())
-def test_the_future_is_not_seen(case: tuple[ModalitySpec, Float32, Bool, Int64, int]) -> None:
+def test_future_rows_are_ignored(case: tuple[ModalitySpec, Float32, Bool, Int64, int]) -> None:
     spec, values, valid, times_ns, t_end_ns = case
     past = times_ns // slot_ns(spec) <= slot_of(spec, t_end_ns)
     features, mask = place_rows(spec, values, valid, times_ns, t_end_ns)
@@ -88,7 +86,7 @@ def test_a_whole_second_has_a_whole_number_of_slots(rate_hz: float, second: int)
 
 
 @given(st.integers(0, 30), st.integers(1, 10), st.data())
-def test_words_stand_in_order_and_the_last_ones_are_kept(count: int, steps: int, data: st.DataObject) -> None:
+def test_words_are_ordered_and_the_last_are_kept(count: int, steps: int, data: st.DataObject) -> None:
     spec = ModalitySpec("text", dim=2, rate_hz=0, steps=steps, snapshot=True)
     values = np.arange(2 * count, dtype=np.float32).reshape(count, 2) + 1
     valid = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), bool)

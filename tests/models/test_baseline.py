@@ -43,7 +43,7 @@ def _kept(name: str = "ada") -> Person:
     return Person.load(name)
 
 
-def test_what_is_kept_is_private_listed_and_deleted() -> None:
+def test_baselines_are_private_listed_and_deleted() -> None:
     assert list(baseline.people()) == []
     _kept("zoe")
     person = _kept()
@@ -62,14 +62,14 @@ def test_what_is_kept_is_private_listed_and_deleted() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 33, "é", "a\n", "con.json", "-x"])
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     for action in (Person.load, baseline.forget, baseline.baseline_path):
         with pytest.raises(ConfigError, match="not a name for a person"):
             action(name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_a_file_that_others_can_read_is_refused() -> None:
+def test_file_readable_by_others_is_refused() -> None:
     _kept()
     baseline.baseline_path("ada").chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -108,14 +108,14 @@ def _spoilt(change: Callable[[dict[str, dict[str, list[float]]]], None]) -> Pers
     return Person.load("ada")
 
 
-def test_numbers_that_cannot_be_are_refused() -> None:
+def test_impossible_values_are_refused() -> None:
     with pytest.raises(ConfigError, match="is damaged; calibrate again"):
         _spoilt(lambda tree: tree["face"].update(mean=[1e38] * ROW)).face(FACE)
     with pytest.raises(ConfigError, match="calibrate again"):
         _spoilt(lambda tree: tree["voice"].update(mean=[1.0])).voice("voice-1")
 
 
-def test_a_voice_is_compared_with_a_part_of_its_rest() -> None:
+def test_voice_is_compared_with_part_of_its_baseline() -> None:
     reference = _kept().voice("voice-1")
     assert reference is not None
     mean = np.array(json.loads(baseline.baseline_path("ada").read_text())["voice"]["mean"], np.float32)
@@ -128,7 +128,7 @@ def test_a_voice_is_compared_with_a_part_of_its_rest() -> None:
     np.testing.assert_allclose(made[:, WEIGHT + 3], rows[:, F0] - mean[F0], atol=1e-6)
 
 
-def test_a_face_is_moved_by_what_sets_it_apart_at_rest() -> None:
+def test_face_is_shifted_by_its_difference_at_rest() -> None:
     general = faces_at_rest(FACE)
     baseline.keep("ada", baseline.Rest(FACE, 15.0, (general + 0.2).tolist()), None)
     person = Person.load("ada")
@@ -139,7 +139,7 @@ def test_a_face_is_moved_by_what_sets_it_apart_at_rest() -> None:
     assert person.voice("any") is None
 
 
-def test_too_little_face_or_voice_is_said() -> None:
+def test_too_little_face_or_voice_is_reported() -> None:
     rows = np.zeros((100, ROW), np.float32)
     with pytest.raises(ConfigError, match=r"in view for 1\.0 s, 3 are needed"):
         baseline.face_at_rest(rows, np.arange(100) < 10, 10.0, FACE)
@@ -149,7 +149,7 @@ def test_too_little_face_or_voice_is_said() -> None:
         baseline.voice_at_rest(np.zeros((100, WEIGHT), np.float32), np.arange(100) < 50, "v")
 
 
-def test_a_running_rest_is_slow_partial_and_forgets() -> None:
+def test_running_baseline_is_slow_partial_and_decays() -> None:
     general = faces_at_rest(FACE)
     look = general + 0.3
     rest = RunningRest(FACE)

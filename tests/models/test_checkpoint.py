@@ -55,7 +55,7 @@ def test_round_trip_keeps_configuration_statistics_and_weights(saved: Path) -> N
     assert not loaded.training
 
 
-def test_weights_without_a_temperature_of_disagreement_answer_as_they_did(saved: Path) -> None:
+def test_weights_without_a_disagreement_temperature_predict_as_before(saved: Path) -> None:
     network = CMMSF(SPECS, ModelConfig(dim=8, stages=1, reliability=True)).eval()
     network.fusion.temperature.copy_(torch.tensor([0.5, 2.0, 0.7, 3.0, 1.0]))
     header = save_checkpoint(saved, network).header
@@ -75,7 +75,7 @@ def test_the_same_weights_have_the_same_identity(saved: Path, tmp_path: Path) ->
     assert first.id.startswith("cmmsf-")
 
 
-def test_headers_that_name_retired_parts_of_encoders_are_read_if_they_did_not_use_them(saved: Path) -> None:
+def test_headers_with_unused_retired_options_are_read(saved: Path) -> None:
     before = load_checkpoint(saved)
     encoder = {"centre": 0, "tilt": False, "bands": 0, "planes": [], "front": [], "kernel": 1, "hidden": None}
     config = {"dim": 8, "stages": 1, "encoders": {"text": encoder, "pulse": encoder | {"kernel": 3}}}

@@ -106,7 +106,7 @@ def test_a_single_modality_has_share_one(form: dict[str, object], only: str) -> 
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_with_nothing_observed_no_prediction_is_made_up(form: dict[str, object]) -> None:
+def test_nothing_observed_gives_no_prediction(form: dict[str, object]) -> None:
     network, (features, mask) = model(**form), batch()
     for m in network.names:
         mask[m].zero_()
@@ -180,7 +180,7 @@ def test_every_modality_and_every_depth_reaches_the_output(form: dict[str, objec
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_modality_is_complemented_by_the_others(form: dict[str, object]) -> None:
+def test_modality_is_complemented_by_the_others(form: dict[str, object]) -> None:
     network, (features, mask) = model(**form), batch()
     pooled: list[torch.Tensor] = []
     network.fusion.mgf.pools["text"].register_forward_hook(lambda *args: pooled.append(args[2]))
@@ -223,7 +223,7 @@ def rely_on_sound(network: CMMSF, bias: float) -> None:
     network.fusion.reliability.get_parameter("own.audio.2.bias").fill_(bias)
 
 
-def test_what_is_thought_unreliable_has_a_small_share_and_adds_little_to_others() -> None:
+def test_unreliable_modality_has_a_small_share() -> None:
     network, (features, mask) = model(**NEW), batch()
     mixed = []
     network.fusion.mgf.pools["text"].register_forward_hook(lambda *args: mixed.append(args[2]))
@@ -237,7 +237,7 @@ def test_what_is_thought_unreliable_has_a_small_share_and_adds_little_to_others(
     assert not torch.allclose(mixed[0], mixed[2])
 
 
-def test_one_modality_alone_is_read_the_same_however_reliable_it_is_thought() -> None:
+def test_reliability_does_not_change_a_single_modality() -> None:
     network, (features, mask) = model(**NEW), batch()
     with torch.inference_mode():
         said = []

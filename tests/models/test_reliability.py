@@ -60,7 +60,7 @@ def test_the_share_falls_with_damage(table: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_share_tells_whether_a_modality_alone_is_right(dataset: Dataset, trained: CMMSF, name: str) -> None:
+def test_share_predicts_whether_a_modality_is_right(dataset: Dataset, trained: CMMSF, name: str) -> None:
     pairing, random = Pairing(dataset.split("valid")), np.random.default_rng(3)
     groups = [pairing.draw(NAMES, random, conflict=0.3, damaged=0.4) for _ in range(300)]
     quality = share_quality(torch_runner(trained), SPECS, groups, NAMES)[name]
@@ -68,7 +68,7 @@ def test_the_share_tells_whether_a_modality_alone_is_right(dataset: Dataset, tra
     assert quality["share_when_right"] > quality["share_when_wrong"]
 
 
-def test_a_damaged_modality_that_says_something_else_is_not_followed(table: dict[str, Any]) -> None:
+def test_conflicting_damaged_modality_is_not_followed(table: dict[str, Any]) -> None:
     for name in NAMES:
         worst = table[name]["kinds"]["noise"][-1]
         assert worst["conflict"]["follows_the_odd_one"] < 0.2
@@ -76,7 +76,7 @@ def test_a_damaged_modality_that_says_something_else_is_not_followed(table: dict
         assert worst["alone"]["accuracy"] < table[name]["whole"]["alone"]["accuracy"]
 
 
-def test_only_what_says_how_reliable_it_is_learns_from_the_validation_part(dataset: Dataset) -> None:
+def test_only_reliability_learns_from_the_validation_part(dataset: Dataset) -> None:
     settings = msgspec.structs.replace(SETTINGS, steps=8, evaluate_every=8, reliability_steps=10)
     network = train_fusion(dataset, settings).network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -93,7 +93,7 @@ def test_only_what_says_how_reliable_it_is_learns_from_the_validation_part(datas
     )
 
 
-def test_the_stronger_a_damage_the_less_it_leaves(dataset: Dataset, trained: CMMSF) -> None:
+def test_stronger_damage_leaves_less(dataset: Dataset, trained: CMMSF) -> None:
     valid = [s for s in dataset.split("valid") if s.emotion is not None]
     statistics = {name: Statistics(0, *trained.normalisation(name)) for name in NAMES}
     perturber = Perturber(SPECS, statistics, SETTINGS.perturbation)
@@ -104,7 +104,7 @@ def test_the_stronger_a_damage_the_less_it_leaves(dataset: Dataset, trained: CMM
     assert len(left) == len(NAMES) * len(STRENGTHS)
 
 
-def test_damaged_copies_take_no_part_in_what_is_clean(dataset: Dataset) -> None:
+def test_damaged_copies_are_excluded_from_clean_scores(dataset: Dataset) -> None:
     valid = dataset.split("valid")
     groups = paired_set(valid, NAMES, 70)
     assert all(member.labels.damage is None for group in groups for member in group.members.values())
@@ -125,7 +125,7 @@ def test_damaged_copies_take_no_part_in_what_is_clean(dataset: Dataset) -> None:
     assert not all(group.members["vision"].emotion == 1 for group in some)
 
 
-def test_in_a_conflict_the_others_are_right() -> None:
+def test_others_are_right_in_a_conflict() -> None:
     pairing, random = Pairing(made_dataset(2).split("train")), np.random.default_rng(0)
     for _ in range(50):
         group = pairing.draw(NAMES, random, emotion=2, conflict=1.0)
@@ -139,7 +139,7 @@ def test_in_a_conflict_the_others_are_right() -> None:
     assert all(member.emotion == 2 for member in two.members.values())
 
 
-def test_the_figures_of_pairs_say_how_good_the_shares_are(dataset: Dataset, trained: CMMSF) -> None:
+def test_pair_figures_measure_share_quality(dataset: Dataset, trained: CMMSF) -> None:
     scales = {name: (np.zeros(SPECS[name].dim, np.float32), np.ones(SPECS[name].dim, np.float32)) for name in NAMES}
     made = fusion(torch_runner(trained), SPECS, dataset.split("valid"), NAMES, scales, size=70)
     assert set(made["shares"]["all agree"]) == set(NAMES)
@@ -152,7 +152,7 @@ def test_a_table_of_damage_needs_damage() -> None:
         damage_table(torch_runner(network), SPECS, samples, NAMES)
 
 
-def test_auroc_is_the_chance_that_what_is_right_ranks_higher() -> None:
+def test_auroc_is_the_chance_of_ranking_higher() -> None:
     right = np.array([True, True, False, False, True])
     assert auroc(np.array([0.9, 0.8, 0.1, 0.2, 0.7]), right) == 1.0
     assert auroc(np.array([0.5] * 5), right) == 0.5

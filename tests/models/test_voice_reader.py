@@ -30,7 +30,7 @@ def rows() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
 
 
 @torch.no_grad()
-def test_what_is_masked_changes_nothing(reader: VoiceReader) -> None:
+def test_masked_values_change_nothing(reader: VoiceReader) -> None:
     torch.manual_seed(1)
     x, mask = torch.randn(2, 250, ROW), (torch.rand(2, 250) < 0.6).float()
     mask[1, 100:] = 0
@@ -47,9 +47,7 @@ def test_what_is_masked_changes_nothing(reader: VoiceReader) -> None:
 
 
 @torch.no_grad()
-def test_a_reference_that_is_the_population_moves_states_by_what_is_not_taken_of_it(
-    reader: VoiceReader, rows: np.ndarray
-) -> None:
+def test_population_reference_shifts_states_by_the_untaken_part(reader: VoiceReader, rows: np.ndarray) -> None:
     raw = compare(rows, None)
     mean = reader.mean[:WEIGHT].numpy()
     mask = torch.ones(1, 250)
@@ -66,7 +64,7 @@ def test_a_reference_that_is_the_population_moves_states_by_what_is_not_taken_of
 
 
 @torch.no_grad()
-def test_slots_that_were_averaged_before_are_the_rows_to_it(reader: VoiceReader, rows: np.ndarray) -> None:
+def test_averaged_slots_equal_their_rows(reader: VoiceReader, rows: np.ndarray) -> None:
     valid = np.random.default_rng(1).random(250) < 0.7
     valid[[0, -1]] = True
     raw = RawRows(compare(rows, None), valid, np.arange(250, dtype=np.int64) * 20_000_000 + 10_000_000)
@@ -80,7 +78,7 @@ def test_slots_that_were_averaged_before_are_the_rows_to_it(reader: VoiceReader,
 
 
 @torch.no_grad()
-def test_the_order_of_states_is_not_seen(reader: VoiceReader, rows: np.ndarray) -> None:
+def test_order_of_states_does_not_matter(reader: VoiceReader, rows: np.ndarray) -> None:
     mask = torch.ones(1, 250)
     first = torch.from_numpy(compare(rows, None))[None]
     other = first.clone()

@@ -17,13 +17,13 @@ from mien.files import sha256_of
 from mien.models.weights import FACE, FILES, FUSION, SHIPPED, TEXT, is_shipped, restore_shipped, weight_set
 
 
-def test_the_list_is_of_the_files_that_ship() -> None:
+def test_list_matches_the_shipped_files() -> None:
     listed = weights.shipped_digests()
     found = {name: sha256_of(weights.SHIPPED_FOLDER / name) for name in FILES.values()}
     assert listed == found, "new default weights? cd models/weights && sha256sum *.safetensors > SHA256SUMS"
 
 
-def test_a_choice_is_nothing_a_folder_or_a_file(tmp_path: Path) -> None:
+def test_choice_is_none_a_folder_or_a_file(tmp_path: Path) -> None:
     assert weight_set() == SHIPPED
     assert weight_set(tmp_path / "a.safetensors") == weights.WeightSet(fusion=tmp_path / "a.safetensors")
     (tmp_path / TEXT).write_bytes(b"text")
@@ -31,7 +31,7 @@ def test_a_choice_is_nothing_a_folder_or_a_file(tmp_path: Path) -> None:
     assert (chosen.fusion, chosen.text, chosen.face) == (tmp_path / FUSION, tmp_path / TEXT, SHIPPED.face)
 
 
-def test_encoders_of_a_folder_make_rows_of_their_own_name(tmp_path: Path) -> None:
+def test_encoders_of_a_folder_have_their_own_extractor_names(tmp_path: Path) -> None:
     from mien.clock import Clock
     from mien.config import load_config
     from mien.models.checkpoint import check_extractors, load_checkpoint
@@ -68,7 +68,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_replaced_weights_are_told_and_put_back(checkout: Path) -> None:
+def test_replaced_weights_are_reported_and_restored(checkout: Path) -> None:
     assert restore_shipped() == []
     (checkout / FUSION).write_bytes(b"of my own")
     (checkout / FACE).unlink()
@@ -85,7 +85,7 @@ def test_replaced_weights_are_told_and_put_back(checkout: Path) -> None:
     assert all(is_shipped(checkout / name) for name in FILES.values())
 
 
-def test_without_a_checkout_it_is_said_how_to_restore(checkout: Path) -> None:
+def test_without_a_checkout_restoring_is_explained(checkout: Path) -> None:
     shutil.rmtree(checkout / ".git")
     (checkout / FUSION).write_bytes(b"of my own")
     with pytest.raises(CheckpointError, match="install mien again"):
@@ -93,7 +93,7 @@ def test_without_a_checkout_it_is_said_how_to_restore(checkout: Path) -> None:
     assert (checkout / FUSION).read_bytes() == b"of my own"
 
 
-def test_a_commit_with_other_weights_is_not_taken_for_what_ships(checkout: Path) -> None:
+def test_commit_with_other_weights_is_not_the_shipped_one(checkout: Path) -> None:
     (checkout / FUSION).write_bytes(b"of my own")
     git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run([*git, "commit", "-qam", "mine"], check=True)

@@ -40,7 +40,7 @@ def largest_difference(got: dict[str, Array], want: dict[str, Array]) -> float:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_all_of_it_is_one_engine(form: FormOf, module: nn.Module, name: str) -> None:
+def test_whole_network_is_one_engine(form: FormOf, module: nn.Module, name: str) -> None:
     coverage = conversion.partition(form(name).graph)[0]
     assert coverage.unsupported == ()
     assert (coverage.engines, coverage.torch_blocks) == (1, 0)
@@ -60,7 +60,7 @@ def test_every_recurrence_is_a_loop(form: FormOf, module: nn.Module, name: str) 
 
 
 @pytest.mark.parametrize("name", [name for name, (precision, _) in FORMS.items() if precision == "fp32"])
-def test_network_has_the_numbers_of_eager(form: FormOf, module: nn.Module, name: str) -> None:
+def test_network_equals_eager(form: FormOf, module: nn.Module, name: str) -> None:
     compiled = form(name)
     for seed, rows in enumerate(rows_of(compiled)):
         inputs = windows(compiled.network, rows, seed)
@@ -69,7 +69,7 @@ def test_network_has_the_numbers_of_eager(form: FormOf, module: nn.Module, name:
 
 
 @pytest.mark.parametrize("name", [name for name, (precision, _) in FORMS.items() if precision == "fp16"])
-def test_half_is_within_a_hundredth_of_the_deviation(form: FormOf, module: nn.Module, name: str) -> None:
+def test_half_precision_is_within_a_hundredth_of_the_deviation(form: FormOf, module: nn.Module, name: str) -> None:
     compiled = form(name)
     population = reference(module, compiled.network, windows(compiled.network, 64, seed=9))
     for seed, rows in enumerate(rows_of(compiled)):
@@ -81,7 +81,7 @@ def test_half_is_within_a_hundredth_of_the_deviation(form: FormOf, module: nn.Mo
 
 
 @pytest.mark.parametrize("name", ["static-4", "static-8", "dynamic"])
-def test_windows_of_a_batch_are_as_alone(form: FormOf, module: nn.Module, name: str) -> None:
+def test_batch_equals_single_windows(form: FormOf, module: nn.Module, name: str) -> None:
     """Each row is the prediction of its own window, whatever stands beside it."""
     compiled = form(name)
     inputs = windows(compiled.network, compiled.batch or 8, seed=5)
@@ -93,7 +93,7 @@ def test_windows_of_a_batch_are_as_alone(form: FormOf, module: nn.Module, name: 
 
 
 @pytest.mark.parametrize("name", ["dynamic", "half-dynamic"])
-def test_open_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
+def test_dynamic_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
     """What the engine will be told of sizes; a batch beyond them is refused by the engine where it runs."""
     import tensorrt
 
@@ -118,7 +118,7 @@ def test_engine_is_built_ahead_of_time(form: FormOf, name: str, capability: str)
 
 
 @pytest.mark.parametrize("capability", ["1.0", "9.0"])
-def test_capability_it_cannot_build_for_is_an_error(capability: str) -> None:
+def test_unsupported_capability_is_an_error(capability: str) -> None:
     """TensorRT for RTX knows no Hopper; standard TensorRT builds for those where they are."""
     with pytest.raises(EngineError, match=rf"cannot build for SM {capability}, only for .*8\.9.*12\.0"):
         conversion.capability_of(capability)
@@ -144,7 +144,7 @@ def test_nine_point_zero_is_refused_by_tensorrt_itself() -> None:
     assert "Compute capability is invalid or not supported" in listener.heard
 
 
-def test_without_the_converter_it_falls_apart(form: FormOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_converter_the_graph_is_split(form: FormOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the coverage check sees a missing converter."""
     from torch_tensorrt.dynamo.conversion import _ConverterRegistry as registry
 
@@ -158,7 +158,7 @@ def test_without_the_converter_it_falls_apart(form: FormOf, monkeypatch: pytest.
         conversion.define(compiled.network, compiled.graph)
 
 
-def test_swapped_gates_are_noticed(form: FormOf, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_gates_are_detected(form: FormOf, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the numeric check sees a converter that takes the input gate for the forget gate."""
     compiled = form("static")
     right = lstm._array

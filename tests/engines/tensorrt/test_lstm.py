@@ -49,7 +49,7 @@ def make(steps: int = 7, dynamic: bool = False, **options: Any) -> Network:
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize(("batch", "rows"), [(1, 1), (3, 3), (None, 1), (None, 4)])
-def test_numbers_are_those_of_torch(steps: int, batch: int | None, rows: int) -> None:
+def test_equals_torch(steps: int, batch: int | None, rows: int) -> None:
     network = make(steps, dynamic=batch is None)
     x = np.random.default_rng(2).standard_normal((rows, steps, 5)).astype(np.float32)
     want = run_module(build_module(network), network, {"x": x})["y"]
@@ -77,7 +77,7 @@ def test_half(precision: Precision) -> None:
         ({"bias": False}, False),
     ],
 )
-def test_takes_only_what_it_reproduces(options: dict[str, Any], convertible: bool) -> None:
+def test_converts_only_what_it_reproduces(options: dict[str, Any], convertible: bool) -> None:
     graph = conversion.lower(conversion.export(make(**options), "fp32", 1))
     (node,) = (node for node in graph.graph.nodes if node.target is torch.ops.aten.lstm.input)
     assert lstm.is_convertible(node) is convertible

@@ -37,7 +37,7 @@ def test_speed_moves_pitch_and_length_together(factor: float) -> None:
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
-def test_noise_has_the_power_that_was_asked_for(snr_db: float) -> None:
+def test_noise_has_the_requested_power(snr_db: float) -> None:
     clean = tone()
     noise = add_noise(clean, snr_db, np.random.default_rng(0)).astype(np.float64) - clean
     assert 10 * np.log10(np.mean(clean**2) / np.mean(noise**2)) == pytest.approx(snr_db, abs=0.1)
@@ -95,12 +95,12 @@ def test_a_telephone_keeps_the_middle_of_the_spectrum() -> None:
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0])
-def test_babble_has_the_power_that_was_asked_for(snr_db: float) -> None:
+def test_babble_has_the_requested_power(snr_db: float) -> None:
     clean = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
     babble = add_babble(clean, snr_db, np.random.default_rng(1)).astype(np.float64) - clean
     assert 10 * np.log10(np.mean(clean**2) / np.mean(babble**2)) == pytest.approx(snr_db, abs=0.1)
 
 
-def test_nothing_stays_nothing() -> None:
+def test_silence_stays_silence() -> None:
     for seed in range(20):
         assert len(perturb_waveform(np.zeros(0, np.float32), np.random.default_rng(seed))) == 0

@@ -53,7 +53,7 @@ def test_mosei_table_has_no_id_and_may_lack_times(tmp_path: Path) -> None:
     ]
 
 
-def test_goemotions_maps_to_seven_and_keeps_doubt(tmp_path: Path) -> None:
+def test_goemotions_maps_to_seven_and_keeps_ambiguity(tmp_path: Path) -> None:
     rows = "x,thanks a lot,gratitude|joy\ny,oh really,curiosity|anger\nz,fine,neutral\nw,unlabelled,\n"
     corpus = read_corpus(write(tmp_path / "goemotions_valid.csv", "id,text,labels\n" + rows))
     happy, torn, neutral = corpus.items
@@ -266,7 +266,7 @@ def test_a_digest_is_of_the_content_alone(tmp_path: Path) -> None:
     assert content_digest(tmp_path / "two") != first
 
 
-def test_paths_that_are_no_corpus(tmp_path: Path) -> None:
+def test_invalid_corpus_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_corpus(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="is not a corpus"):

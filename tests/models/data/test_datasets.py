@@ -50,7 +50,7 @@ def write(folder: Path, *shards: list[tuple[Labels, dict[str, RawRows]]]) -> Non
 
 @pytest.mark.parametrize("fps", [10.0, 15.0, 29.97, 60.0])
 @pytest.mark.parametrize("end_ms", [40, 1234, 5000, 7777, 9000])
-def test_a_window_is_what_the_assembler_makes_of_the_rows(fps: float, end_ms: int) -> None:
+def test_window_equals_that_of_the_assembler(fps: float, end_ms: int) -> None:
     rows = frames(int(fps * 8), fps)
     sample = Sample(Labels(id="a", corpus="c", duration_ns=8 * NS_PER_S), {"vision": make_track(VISION, rows)})
     now = rows.times_ns <= end_ms * NS_PER_MS  # rows of the last slot that are yet to come are not there live
@@ -62,7 +62,7 @@ def test_a_window_is_what_the_assembler_makes_of_the_rows(fps: float, end_ms: in
             np.testing.assert_allclose(mine, live, rtol=1e-6, atol=1e-6)
 
 
-def test_words_come_as_the_assembler_gives_them() -> None:
+def test_words_match_the_assembler() -> None:
     rows = words(60, 6 * NS_PER_S)
     sample = Sample(Labels(id="a", corpus="c", duration_ns=6 * NS_PER_S), {"text": make_track(TEXT, rows)})
     for mine, live in zip(
@@ -82,7 +82,7 @@ def test_a_still_fills_its_window() -> None:
     assert (features == 1).all()
 
 
-def test_nothing_from_before_the_start_is_seen() -> None:
+def test_rows_before_the_start_are_ignored() -> None:
     rows = frames(80, 10.0)
     sample = Sample(Labels(id="a", corpus="c", duration_ns=8 * NS_PER_S), {"vision": make_track(VISION, rows)})
     mask = window(sample, VISION, 7 * NS_PER_S, 6 * NS_PER_S)[1]
@@ -120,7 +120,7 @@ def test_statistics_are_of_valid_training_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.mean, statistics.mean, rtol=1e-6)
 
 
-def test_a_folder_without_manifest_is_no_dataset(tmp_path: Path) -> None:
+def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mien extract"):
         read_dataset(tmp_path)
     (tmp_path / PLAN).write_text("{}")

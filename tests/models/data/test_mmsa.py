@@ -70,7 +70,7 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_code_in_it_does_not_run(tmp_path: Path) -> None:
+def test_code_in_a_pickle_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"train": Harmful(tmp_path / "ran")}))
     with pytest.raises(DataError, match="refused"):
         read_mmsa(tmp_path / "bad.pkl", allow_pickle=True)

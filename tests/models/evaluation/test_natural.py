@@ -35,7 +35,7 @@ def newest(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tupl
     )
 
 
-def test_every_second_counts_and_sees_nothing_later() -> None:
+def test_every_second_counts_and_is_causal() -> None:
     made = natural(newest, SPECS, [clip(3, 0, "calm"), clip(2, 5, "other")], list(SPECS))
     # At the end of a second the window holds the first row of the next one.
     assert made["calm"]["seconds"] == 3
@@ -46,13 +46,13 @@ def test_every_second_counts_and_sees_nothing_later() -> None:
     assert made["calm"]["shares"] == {"text": 0.0, "audio": 0.0, "vision": 1.0}
 
 
-def test_only_what_is_sure_and_not_neutral_counts_as_sure_and_wrong() -> None:
+def test_only_confident_non_neutral_counts_as_confidently_wrong() -> None:
     made = natural(newest, SPECS, [clip(6, 1, "long")], list(SPECS))["long"]
     said = [2, 3, 4, 5, 6, 6]
     assert [round(6 * made["said"][name]) for name in EMOTIONS] == [said.count(k) for k in range(7)]
     assert made["sure_and_wrong"] == pytest.approx(3 / 6)  # sure from the fourth second on
 
 
-def test_nothing_observed_is_no_second() -> None:
+def test_unobserved_seconds_are_not_counted() -> None:
     empty = Sample(Labels(id="x", corpus="none", duration_ns=2 * NS_PER_S), {})
     assert natural(newest, SPECS, [empty], list(SPECS)) == {}

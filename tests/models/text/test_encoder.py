@@ -63,7 +63,7 @@ def test_words_keep_their_pieces(tokenizer: WordTokenizer) -> None:
     np.testing.assert_array_equal(pieces.input_ids, plain.input_ids)
 
 
-def test_no_words_are_two_pieces(tokenizer: WordTokenizer) -> None:
+def test_empty_text_is_two_pieces(tokenizer: WordTokenizer) -> None:
     pieces = tokenizer.tokenize_words([])
     assert pieces.input_ids.tolist() == [101, 102]
     rows, valid = pool_words(np.ones((2, TEXT_DIM), np.float32), pieces)
@@ -71,7 +71,7 @@ def test_no_words_are_two_pieces(tokenizer: WordTokenizer) -> None:
     assert valid.shape == (0,)
 
 
-def test_the_oldest_words_are_cut(tokenizer: WordTokenizer) -> None:
+def test_oldest_words_are_dropped(tokenizer: WordTokenizer) -> None:
     pieces = tokenizer.tokenize_words([*["old"] * 5, *["new"] * (MAX_PIECES - 2)])
     assert len(pieces.input_ids) == MAX_PIECES
     assert pieces.word_index[1] == 5
@@ -95,7 +95,7 @@ def test_a_row_is_the_mean_of_its_pieces(tokenizer: WordTokenizer) -> None:
     np.testing.assert_allclose(rows, [[1, 1, 1], [3, 3, 3]])  # pieces 1, and 2 to 4
 
 
-def test_it_is_the_model_that_was_published(base: Path, tokenizer: WordTokenizer) -> None:
+def test_equals_the_published_model(base: Path, tokenizer: WordTokenizer) -> None:
     transformers = pytest.importorskip("transformers")
     reference = transformers.BertModel.from_pretrained(base).eval()
     ids = tokenizer.tokenize_words(["well,", "that", "was", "rather", "un-believable", "I'd", "say"]).input_ids[None]
@@ -148,7 +148,7 @@ def test_every_length_in_onnx_equals_torch(base: Path, tuned: tuple[MiniLM, Path
         np.testing.assert_allclose(states, states_of(model, ids), atol=1e-4)
 
 
-def test_folders_and_files_that_are_not_these(base: Path, tmp_path: Path) -> None:
+def test_invalid_folders_and_files(base: Path, tmp_path: Path) -> None:
     with pytest.raises(AssetError, match="fetch it with `mien assets`"):
         load_minilm(tmp_path)
     with pytest.raises(AssetError, match="run `mien assets`"):

@@ -26,7 +26,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch find
 base, corpora, speech = test_text.base, test_text.corpora, test_speech.speech
 
 
-def test_auto_is_a_gpu_where_there_is_one() -> None:
+def test_auto_prefers_a_gpu() -> None:
     assert training_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert training_device("cpu") == torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_auto_is_a_gpu_where_there_is_one() -> None:
     ("name", "complaint"),
     [("gpu", "unknown device gpu"), ("mps", "not on mps"), ("cuda:99", "CUDA GPU|there is no cuda:99")],
 )
-def test_a_device_that_is_not_here_is_an_error(name: str, complaint: str) -> None:
+def test_missing_device_is_an_error(name: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         training_device(name)
 
@@ -69,7 +69,7 @@ def test_the_fusion_learns_on_a_gpu_and_one_seed_gives_one_result() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_stopped_run_goes_on_on_a_gpu(tmp_path: Path) -> None:
+def test_stopped_run_resumes_on_a_gpu(tmp_path: Path) -> None:
     device, dataset, state = training_device("cuda"), made_dataset(), tmp_path / "state"
 
     def stop(step: int, *_: object) -> None:

@@ -68,7 +68,7 @@ def test_brightness_and_contrast_are_no_expression() -> None:
         assert torch.allclose(model(crop)[0], model(darker)[0], atol=5e-3)
 
 
-def test_a_mirrored_face_is_the_same_face() -> None:
+def test_mirrored_face_gives_the_same_result() -> None:
     model = FaceCNN().eval()
     crop = torch.rand(2, 1, 48, 48) * 255
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def test_a_flat_picture_gives_finite_numbers() -> None:
     assert torch.isfinite(logits).all()
 
 
-def test_weights_come_back_as_they_were_saved_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+def test_weights_round_trip_byte_equal(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = FaceCNN(SMALL).eval()
     save_face(model, tmp_path / "one.safetensors", {"seed": "0"})
@@ -133,7 +133,7 @@ def test_augmentation_is_drawn_from_its_generator_and_keeps_the_picture_recognis
     assert (spread > 40).float().mean() > 0.8
 
 
-def test_damage_is_as_frequent_as_asked_and_says_how_bad_it_is() -> None:
+def test_damage_has_the_requested_rate_and_a_severity() -> None:
     crops = torch.from_numpy(bars(400, 0).crops)[:, None].float()
     seen, severity = augment(crops, torch.Generator().manual_seed(1), 0.5)
     assert torch.isfinite(seen).all()
@@ -190,7 +190,7 @@ def test_faces_without_labels_of_their_own_corpus_are_learned(tmp_path: Path) ->
     assert metrics.accuracy > 0.7
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_resumed_run_gives_the_same_weights(tmp_path: Path) -> None:
     faces, held_out = bars(96, 0), bars(64, 1)
 
     class StopError(Exception):
@@ -234,7 +234,7 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
             Faces(*wrong)
 
 
-def test_the_shipped_weights_are_small_and_whole() -> None:
+def test_shipped_weights_are_small_and_complete() -> None:
     assert WEIGHTS.stat().st_size < 3_500_000
     model = load_face(WEIGHTS)
     assert model.config.crop

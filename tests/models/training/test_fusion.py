@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(dataset: Dataset
     assert other.best.loss != first.best.loss
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(dataset: Dataset, tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Path) -> None:
     class StoppedError(Exception):
         pass
 
@@ -111,7 +111,7 @@ def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_alone_a_modality_is_read_as_its_reader_did(name: str) -> None:
+def test_single_modality_equals_its_reader(name: str) -> None:
     torch.manual_seed(5)
     reader, whole = (CMMSF(specs, QUICK.model).eval() for specs in ([SPECS[name]], list(SPECS.values())))
     torch.nn.init.normal_(reader.fusion.sentiment.weight)
@@ -124,7 +124,7 @@ def test_alone_a_modality_is_read_as_its_reader_did(name: str) -> None:
         torch.testing.assert_close(after, before)
 
 
-def test_the_first_reader_decides_and_the_others_bring_their_encoders() -> None:
+def test_first_reader_decides_and_others_add_encoders() -> None:
     names = list(SPECS)[:2]
     readers = {name: CMMSF([SPECS[name]], QUICK.model).state_dict() for name in names}
     whole = CMMSF(list(SPECS.values()), QUICK.model)
@@ -143,7 +143,7 @@ def test_a_reader_of_other_sizes_is_refused() -> None:
         load_readers(CMMSF(list(SPECS.values()), QUICK.model), {name: other})
 
 
-def test_a_modality_alone_is_held_to_what_its_reader_said(dataset: Dataset) -> None:
+def test_single_modality_is_distilled_from_its_reader(dataset: Dataset) -> None:
     """The reader is of another opinion than the labels, so that forgetting shows."""
     turned = made_dataset(seed=3)
     for sample in turned.samples:
@@ -201,7 +201,7 @@ def test_pairs_are_of_one_emotion_and_of_the_samples_given(dataset: Dataset) -> 
     assert len(seen) == 7
 
 
-def test_pairs_are_of_each_emotion_as_often_as_asked(dataset: Dataset) -> None:
+def test_pairs_follow_the_requested_emotion_frequencies(dataset: Dataset) -> None:
     pairing, random, names = Pairing(dataset.split("train")), np.random.default_rng(0), list(SPECS)
     shares = dict.fromkeys(EMOTIONS[2:], 0.0) | {EMOTIONS[0]: 3.0}
     drawn = [pairing.draw(names, random, shares=shares).emotions or () for _ in range(400)]
@@ -249,7 +249,7 @@ def test_temperature_undoes_the_overconfidence_of_each_modality() -> None:
     assert temperature.tolist() == pytest.approx([2.5, 0.8], rel=0.1)
 
 
-def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
+def test_shared_weights_do_not_affect_single_modalities() -> None:
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(12000, 7, generator=random)
     targets = torch.nn.functional.one_hot(drawn(logits, random), 7).float()
@@ -264,7 +264,7 @@ def test_what_is_shared_has_no_say_in_what_is_alone() -> None:
     assert float(only[2]) == pytest.approx(1.44, rel=0.2)
 
 
-def test_modalities_that_disagree_have_a_temperature_of_their_own() -> None:
+def test_disagreeing_modalities_have_their_own_temperature() -> None:
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(12000, 7, generator=random)
     targets = torch.nn.functional.one_hot(drawn(logits, random), 7).float()
@@ -282,7 +282,7 @@ def test_modalities_that_disagree_have_a_temperature_of_their_own() -> None:
     torch.testing.assert_close(alone, torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]))
 
 
-def test_with_views_encoders_stay_as_their_readers_left_them(dataset: Dataset) -> None:
+def test_encoders_stay_frozen_with_views(dataset: Dataset) -> None:
     settings = msgspec.structs.replace(QUICK, views=2, reader_steps=12)
     torch.manual_seed(1)
     reader = CMMSF([SPECS["text"]], settings.model).eval()
@@ -297,7 +297,7 @@ def test_with_views_encoders_stay_as_their_readers_left_them(dataset: Dataset) -
     assert all(torch.equal(a, b) for a, b in zip(after.values(), weights(again).values(), strict=True))
 
 
-def test_windows_that_were_encoded_before_are_those_that_are_encoded_now(dataset: Dataset) -> None:
+def test_cached_encodings_equal_fresh_ones(dataset: Dataset) -> None:
     torch.manual_seed(2)
     network = CMMSF(list(SPECS.values()), QUICK.model).eval()
     statistics = make_statistics(dataset.split("train"), SPECS)
@@ -315,7 +315,7 @@ def test_windows_that_were_encoded_before_are_those_that_are_encoded_now(dataset
         assert torch.equal(batch.own[name], plain.own[name])
 
 
-def test_corpora_together_are_judged_as_one(dataset: Dataset, trained: CMMSF) -> None:
+def test_joined_corpora_are_evaluated_as_one(dataset: Dataset, trained: CMMSF) -> None:
     run, valid = torch_runner(trained), dataset.split("valid")
     groups = [[single(s) for s in valid if name in s.tracks][: 20 + 10 * n] for n, name in enumerate(SPECS)]
     scores = [score(run, SPECS, part, list(SPECS)) for part in groups]
@@ -326,7 +326,7 @@ def test_corpora_together_are_judged_as_one(dataset: Dataset, trained: CMMSF) ->
     assert together["confusion"] == np.sum([m["confusion"] for m in apart], 0).tolist()
 
 
-def test_protocols_report_what_they_promise(dataset: Dataset, trained: CMMSF) -> None:
+def test_protocols_report_their_figures(dataset: Dataset, trained: CMMSF) -> None:
     run, valid, names = torch_runner(trained), dataset.split("valid"), list(SPECS)
     texts = [s for s in valid if "text" in s.tracks]
     groups = [single(s) for s in texts]

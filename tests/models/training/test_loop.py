@@ -51,7 +51,7 @@ def equal(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_rate_rises_and_falls_to_its_floor() -> None:
+def test_learning_rate_warms_up_and_decays() -> None:
     rates = [warm_cosine(100, 10, floor=0.1)(step) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[10] == max(rates) == 1.0
@@ -69,7 +69,7 @@ def test_class_weights_change_no_learning_rate(exponent: float) -> None:
     assert torch.isfinite(class_weights(torch.zeros(3), exponent)).all()
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, first, second = make_run(), make_run(), make_run()
     train(whole)
     with pytest.raises(KeyboardInterrupt):
@@ -108,7 +108,7 @@ def test_a_run_that_does_not_improve_ends_early() -> None:
 
 
 @pytest.mark.parametrize(("damage", "complaint"), [(False, "other settings"), (True, "remove it to start again")])
-def test_a_state_that_cannot_be_used_is_refused(damage: bool, complaint: str, tmp_path: Path) -> None:
+def test_unusable_state_is_refused(damage: bool, complaint: str, tmp_path: Path) -> None:
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         train(make_run(), state, stop_at=5)

@@ -37,7 +37,7 @@ def made(tmp_path: Path) -> Dataset:
     return Dataset({"audio": VOICE}, samples)
 
 
-def test_voices_get_the_face_of_their_own_performance(tmp_path: Path) -> None:
+def test_voices_are_paired_with_the_face_of_the_same_performance(tmp_path: Path) -> None:
     dataset = made(tmp_path)
     joined = join_units(dataset, tmp_path / "units.npz")
     assert len(joined.samples) == 24
@@ -50,7 +50,7 @@ def test_voices_get_the_face_of_their_own_performance(tmp_path: Path) -> None:
         np.testing.assert_allclose(face.values[7], arrays["units"][0], rtol=1e-6)
 
 
-def test_no_actor_is_judged_by_who_met_them(tmp_path: Path) -> None:
+def test_no_actor_is_tested_by_a_model_that_saw_them(tmp_path: Path) -> None:
     joined = join_units(made(tmp_path), tmp_path / "units.npz")
     judged: list[str] = []
     for split, out in actor_folds(joined, 6):
@@ -62,7 +62,7 @@ def test_no_actor_is_judged_by_who_met_them(tmp_path: Path) -> None:
         actor_folds(joined, 13)
 
 
-def test_every_way_to_decide_is_judged_on_every_fold(tmp_path: Path) -> None:
+def test_every_decision_rule_is_evaluated_on_every_fold(tmp_path: Path) -> None:
     joined = join_units(made(tmp_path), tmp_path / "units.npz")
     model = msgspec.structs.replace(TRAINING.model, dim=8, slots=5, stages=1)
     quick = msgspec.structs.replace(TRAINING, steps=30, evaluate_every=30, batch=8, bf16=False, model=model)

@@ -56,7 +56,7 @@ def speech() -> Dataset:
     return Dataset({"audio": SPEC}, samples)
 
 
-def test_an_unheard_speaker_is_understood_once_there_is_a_reference(speech: Dataset) -> None:
+def test_unseen_speaker_is_recognised_with_a_reference(speech: Dataset) -> None:
     network = pretrain_audio(speech, QUICK, MODEL)
     valid = speech.split("valid")
     assert measure_audio(network, valid, NONE)["made"].count == 36
@@ -132,7 +132,7 @@ def test_every_corpus_is_left_out_once_and_calibrated_by_the_others() -> None:
         leave_out(Dataset({"audio": SPEC}, samples[:45]), (), settings, MODEL)
 
 
-def test_nothing_to_train_on_is_an_error(speech: Dataset) -> None:
+def test_empty_training_set_is_an_error(speech: Dataset) -> None:
     with pytest.raises(DataError, match="no speech"):
         pretrain_audio(Dataset(speech.specs, speech.split("valid")), QUICK, MODEL)
     with pytest.raises(DataError, match="no speech"):

@@ -117,7 +117,7 @@ def test_it_learns_and_ships_the_best_epoch(base: Path, corpora: list[Corpus], t
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_one_seed_one_result_and_resuming_does_not_show(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+def test_one_seed_gives_one_result_also_after_resuming(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     straight, again, resumed = (tmp_path / name for name in ("straight", "again", "resumed"))
     train(corpora, base, straight / "out", straight, OPTIONS)
     train(corpora, base, again / "out", again, OPTIONS)
@@ -166,7 +166,7 @@ def teachers(epochs: int = 12, **changes: object) -> tuple[Teacher, ...]:
     )
 
 
-def test_what_only_a_teacher_knows_is_learned(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+def test_knowledge_of_the_teacher_is_learned(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     """Most sentences have no label, and the teachers have learned from the few that do."""
     felt, named = corpora
     mute = replace(felt, name="mosei", items=tuple(replace(item, sentiment=None) for item in felt.items))
@@ -189,7 +189,7 @@ def test_what_only_a_teacher_knows_is_learned(base: Path, corpora: list[Corpus],
     assert history[-1]["mosi.mae"] < 0.4
 
 
-def test_outputs_of_teachers_are_kept(base: Path, corpora: list[Corpus], tmp_path: Path,
+def test_teacher_outputs_are_cached(base: Path, corpora: list[Corpus], tmp_path: Path,
                                 caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
     caplog.set_level(logging.INFO)
     texts, valid, tokenizer = sentences(corpora, "train"), sentences(corpora, "valid"), WordTokenizer(base)
@@ -253,7 +253,7 @@ def test_a_run_that_stops_early_reports_the_steps_it_did(base: Path, corpora: li
     assert last == (2 * 36, 2 * 36)
 
 
-def test_a_teacher_without_its_corpus_says_nothing(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
+def test_teacher_without_its_corpus_adds_no_loss(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     train, valid = (sentences(corpora[:1], split) for split in ("train", "valid"))
     targets = teacher_targets(
         teachers(2), train, valid, WordTokenizer(base), base, tmp_path, MODEL, torch.device("cpu")
@@ -287,7 +287,7 @@ def test_labels_of_a_misheard_sentence_count_less(base: Path, corpora: list[Corp
     assert strongest(1.0) == pytest.approx(strongest(0.0) / 2)
 
 
-def test_a_recogniser_makes_as_many_errors_as_asked() -> None:
+def test_simulated_recogniser_has_the_requested_error_rate() -> None:
     texts = ["the film was good and the end was bad", "a good film is a good thing", "their end was there"] * 3
     mishear, rng = Mishearing(texts), np.random.default_rng(0)
     words = ["the", "film", "was", "good", "and", "the", "end", "was", "bad", "their", "thing", "is", "there"]
@@ -303,7 +303,7 @@ def test_a_recogniser_makes_as_many_errors_as_asked() -> None:
     assert all(mishear(["good"], 1.0, rng) for _ in range(50))  # never nothing
 
 
-def test_batches_hold_everything_once(base: Path, corpora: list[Corpus]) -> None:
+def test_batches_cover_every_item_once(base: Path, corpora: list[Corpus]) -> None:
     items = sentences(corpora, "train")
     made = list(batches(items, WordTokenizer(base), replace(OPTIONS.sampling, misheard=0.0), 3, 0))
     assert sum(len(batch.coarse) for batch in made) == sum(map(len, items.values()))
@@ -312,7 +312,7 @@ def test_batches_hold_everything_once(base: Path, corpora: list[Corpus]) -> None
         assert not ((batch.words >= 0) & ~batch.attention_mask.bool()).any()
 
 
-def test_the_reader_sees_what_a_window_of_the_stream_holds(base: Path) -> None:
+def test_reader_sees_one_window_of_the_stream(base: Path) -> None:
     words = ["good", "unbelievable"]
     item, pieces = CorpusItem("a", text=" ".join(words), sentiment=1.0), WordTokenizer(base).tokenize_words(words)
     batch = collate([(item, pieces)])
@@ -329,7 +329,7 @@ def test_the_reader_sees_what_a_window_of_the_stream_holds(base: Path) -> None:
     assert mask[0].tolist() == [1.0, 1.0] + [0.0] * (TEXT_STEPS - 2)
 
 
-def test_of_a_long_text_the_newest_words_are_read(base: Path) -> None:
+def test_newest_words_of_a_long_text_are_read(base: Path) -> None:
     words = ["good"] * (TEXT_STEPS + 10)
     batch = collate([(CorpusItem("a", text=" ".join(words)), WordTokenizer(base).tokenize_words(words))])
     assert batch.words[0].tolist() == [-1] * 11 + list(range(TEXT_STEPS)) + [-1]
@@ -345,7 +345,7 @@ def test_the_reader_is_kept_with_the_adapters(base: Path, corpora: list[Corpus],
     assert validate(tuner, valid, WordTokenizer(base))["loss"] == pytest.approx(history[best]["loss"], abs=0.03)
 
 
-def test_bare_words_are_what_a_recogniser_writes() -> None:
+def test_bare_words_match_recogniser_output() -> None:
     generator = np.random.default_rng(0)
     heard = [bare_words(["Well,", "I", "didn’t", "...", "know!"], generator) for _ in range(200)]
     assert ["well", "i", "didn't", "know"] in heard
@@ -354,7 +354,7 @@ def test_bare_words_are_what_a_recogniser_writes() -> None:
     assert bare_words(["?!"], generator) == ["?!"]
 
 
-def test_cut_words_keep_a_stretch() -> None:
+def test_cut_words_keep_a_contiguous_part() -> None:
     generator = np.random.default_rng(0)
     words = [str(n) for n in range(10)]
     for _ in range(100):

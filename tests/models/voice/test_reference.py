@@ -56,7 +56,7 @@ def test_any_chunking_gives_the_same_bits(cuts: list[int]) -> None:
     assert whole.shape == (400, ROW)
 
 
-def test_the_first_words_are_compared_with_nothing_and_later_ones_more_and_more() -> None:
+def test_reference_weight_grows_with_speech() -> None:
     values, valid = speech(6000)
     made = RunningReference()(values, valid)
     end = int(np.flatnonzero(valid[:-1] & ~valid[1:])[0]) + 2
@@ -68,7 +68,7 @@ def test_the_first_words_are_compared_with_nothing_and_later_ones_more_and_more(
     assert not made[:, GIVEN].any()
 
 
-def test_silence_leaves_a_reference_as_it_is() -> None:
+def test_silence_does_not_change_a_reference() -> None:
     values, valid = speech(2000)
     running = RunningReference()
     running(values, valid)
@@ -79,7 +79,7 @@ def test_silence_leaves_a_reference_as_it_is() -> None:
     assert running.reference is before
 
 
-def test_a_voice_that_has_never_varied_keeps_its_mood() -> None:
+def test_constant_voice_keeps_its_mood() -> None:
     lively, flat = (
         running_reference([Utterance.of(r) for r in utterances(*speech(6000, vary=v))]) for v in (1.0, 0.05)
     )
@@ -109,7 +109,7 @@ def test_old_speech_fades() -> None:
     assert running.reference.mean[STATE].mean() > 0.8
 
 
-def test_what_is_compared_is_less_the_weighted_reference() -> None:
+def test_weighted_reference_is_subtracted() -> None:
     values, _ = speech(20)
     reference = Reference(np.random.default_rng(1).standard_normal(WEIGHT).astype(np.float32), 0.5)
     made = compare(values, reference)
@@ -132,7 +132,7 @@ def test_a_measured_reference_is_the_mean_of_the_voice() -> None:
     np.testing.assert_allclose(reference.mean, expected, atol=1e-5)
 
 
-def test_too_little_voice_makes_no_reference() -> None:
+def test_too_little_voice_gives_no_reference() -> None:
     values, valid = speech(600)
     valid[60:] = False
     with pytest.raises(ConfigError, match="speak for longer"):

@@ -80,7 +80,7 @@ def transformers_encoder(folder: Path) -> WhisperEncoder:
     return model
 
 
-def test_the_spectrogram_is_whispers_at_one_level(encoder: VoiceEncoder, sound: Float32) -> None:
+def test_spectrogram_equals_whispers_at_one_level(encoder: VoiceEncoder, sound: Float32) -> None:
     ours = encoder.spectrogram(torch.from_numpy(sound[None]))[0].numpy()
     theirs = FeatureExtractor(feature_size=80)(sound, padding=0)
     assert ours.shape == theirs.shape == (80, 2 * WINDOW_FRAMES)
@@ -89,14 +89,14 @@ def test_the_spectrogram_is_whispers_at_one_level(encoder: VoiceEncoder, sound: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("decibels", [-30.0, 12.0])
-def test_a_microphones_level_is_not_heard(encoder: VoiceEncoder, sound: Float32, decibels: float) -> None:
+def test_microphone_level_does_not_matter(encoder: VoiceEncoder, sound: Float32, decibels: float) -> None:
     louder = (sound * 10.0 ** (decibels / 20.0)).astype(np.float32)
     states = encoder(torch.from_numpy(np.stack([sound, louder])))
     torch.testing.assert_close(states[1], states[0], atol=0.02, rtol=0.02)
 
 
 @torch.no_grad()
-def test_the_states_are_those_of_the_whole_encoders_middle(folder: Path, encoder: VoiceEncoder, sound: Float32) -> None:
+def test_states_equal_the_middle_layer_of_the_full_encoder(folder: Path, encoder: VoiceEncoder, sound: Float32) -> None:
     mel = encoder.spectrogram(torch.from_numpy(sound[None]))
     reference = transformers_encoder(folder)
     said = reference(mel, output_hidden_states=True)
@@ -118,7 +118,7 @@ def test_it_tells_sounds_apart(encoder: VoiceEncoder, sound: Float32) -> None:
     assert torch.cdist(states, states)[0, 2] > 5
 
 
-def test_a_folder_without_it_is_refused(tmp_path: Path) -> None:
+def test_folder_without_the_model_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"not a model", b"\6\0\0\0\3\0Wh\0\3\0\0\0\0\0\0\0"):
         (tmp_path / "model.bin").write_bytes(content)
         with pytest.raises(AssetError, match=r"does not hold Whisper tiny\.en"):
@@ -132,7 +132,7 @@ def beginning(folder: Path) -> bytes:
 
 
 @given(cut=st.integers(0, 4000), at=st.integers(0, 200), byte=st.integers(0, 255))
-def test_a_damaged_file_is_an_error_and_nothing_else(
+def test_damaged_file_is_a_clear_error(
     beginning: bytes, tmp_path_factory: pytest.TempPathFactory, cut: int, at: int, byte: int
 ) -> None:
     content = bytearray(beginning[:cut])

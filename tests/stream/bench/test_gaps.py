@@ -47,13 +47,13 @@ def test_a_state_a_new_error_or_a_lag_explains_it() -> None:
     assert log_of(inference).unexplained(since_s)
 
 
-def test_what_another_worker_says_does_not() -> None:
+def test_another_workers_status_does_not_explain_it() -> None:
     since_s = time.monotonic()
     audio = msgspec.structs.replace(WELL, worker="audio", state="failed")
     assert log_of(audio).unexplained(since_s) == ["vision masked for 0.0 s"]
 
 
-def test_an_error_explains_when_it_is_new_and_not_for_ever() -> None:
+def test_only_a_recent_error_explains_a_mask() -> None:
     log = GapLog(("video",))
     said = msgspec.structs.replace(WELL, last_error="long ago")
     for _ in range(1200):

@@ -128,7 +128,7 @@ def test_sources_and_faces_are_offered_and_chosen(port: int) -> None:
         assert choosing.refused == 0
 
 
-def test_a_person_at_rest_is_measured_and_had_once(port: int) -> None:
+def test_baseline_is_measured_and_returned_once(port: int) -> None:
     set_up = config(port)
     with worker(set_up) as (_, modality, _), Chooser(set_up.bus.address("video"), "video") as chooser:
         offer = chooser.offer()
@@ -148,7 +148,7 @@ def test_a_person_at_rest_is_measured_and_had_once(port: int) -> None:
             chooser.choose(offer, rest=0.0)
 
 
-def test_too_little_of_a_person_or_another_camera_is_no_measurement(port: int) -> None:
+def test_too_little_data_or_another_camera_gives_no_measurement(port: int) -> None:
     set_up = config(port)
     with worker(set_up) as (_, modality, _), Chooser(set_up.bus.address("video"), "video") as chooser:
         offer = chooser.offer()
@@ -193,7 +193,7 @@ def test_other_subscribers_see_no_offers(port: int) -> None:
         msgspec.json.encode(CHOICE | {"rest": -0.5, "face": None}),
     ],
 )
-def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) -> None:
+def test_invalid_choices_are_counted_and_ignored(port: int, frame: bytes) -> None:
     set_up = config(port)
     with worker(set_up) as (publisher, modality, choosing):
         sender: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
@@ -208,7 +208,7 @@ def test_what_is_no_choice_is_counted_and_does_nothing(port: int, frame: bytes) 
 
 
 @pytest.mark.parametrize("changed", [{"control": "none"}, {"fast": True}])
-def test_nothing_is_offered_where_choosing_is_not_allowed(port: int, changed: dict[str, Any]) -> None:
+def test_nothing_is_offered_if_choosing_is_disabled(port: int, changed: dict[str, Any]) -> None:
     fast = changed.pop("fast", False)
     set_up = msgspec.structs.replace(config(port, **changed), clip=ClipConfig(fast=fast))
     with (
@@ -221,7 +221,7 @@ def test_nothing_is_offered_where_choosing_is_not_allowed(port: int, changed: di
 
 
 @pytest.mark.parametrize("control", ["local", "keys"])
-def test_beyond_this_machine_keys_and_leave_are_needed(tmp_path: Path, port: int, control: str) -> None:
+def test_remote_choosing_needs_keys_and_permission(tmp_path: Path, port: int, control: str) -> None:
     here = _own_address()
     if here is None:
         pytest.skip("this machine has no address but that of loopback")
@@ -254,12 +254,12 @@ def _own_address() -> str | None:
 
 
 @given(st.binary(max_size=600))
-def test_random_bytes_are_no_choice(frame: bytes) -> None:
+def test_random_bytes_are_refused_as_choices(frame: bytes) -> None:
     with pytest.raises(WireError):
         decode_choice(frame)
 
 
-def test_a_choice_and_an_offer_come_back_as_they_were(port: int) -> None:
+def test_choices_and_offers_round_trip(port: int) -> None:
     choice = Choice(session="default", worker="video", nonce="a1", face=(0.25, 0.5))
     assert decode_choice(encode_choice(choice)) == choice
     with worker(config(port)) as (publisher, _, _), Chooser(publisher.endpoint, "video") as chooser:

@@ -33,7 +33,7 @@ from tests.stream.bus.test_wire import features
     offset_ms=st.integers(-10_000, 10_000),
     ways=st.lists(st.tuples(st.integers(15, 25), st.integers(15, 25), st.integers(0, 40)), min_size=8, max_size=40),
 )
-def test_the_error_is_never_larger_than_it_says(offset_ms: int, ways: list[tuple[int, int, int]]) -> None:
+def test_error_never_exceeds_its_bound(offset_ms: int, ways: list[tuple[int, int, int]]) -> None:
     """20 +- 5 ms each way, and up to 40 ms until the question is read."""
     estimator, now_ms = ClockOffset(), 1_000_000
     for there_ms, back_ms, unseen_ms in ways:
@@ -52,7 +52,7 @@ def test_the_error_is_never_larger_than_it_says(offset_ms: int, ways: list[tuple
     assert abs(offset_ns - offset_ms * NS_PER_MS) <= error_ns
 
 
-def test_the_shortest_way_counts_and_what_is_old_counts_less() -> None:
+def test_shortest_round_trip_wins_and_old_ones_lose_weight() -> None:
     estimator = ClockOffset()
     assert estimator.estimate(0) is None
     estimator.add(0, 3_000 * NS_PER_MS + 30 * NS_PER_MS, 3_000 * NS_PER_MS + 30 * NS_PER_MS, 32 * NS_PER_MS)
@@ -72,7 +72,7 @@ def test_answers_that_break_the_protocol_are_refused(payload: bytes) -> None:
         decode_answer([b"clock/default/0", b"\x01", payload])
 
 
-def test_all_times_of_a_message_move_together() -> None:
+def test_all_times_of_a_message_are_shifted_together() -> None:
     message = features(3, stamps={"read": 2_000}, counts_from_ns=1_500_000_000)
     times = times_of(message)
     assert len(times) == 3 + 1 + 3 + 2 + 2
@@ -81,7 +81,7 @@ def test_all_times_of_a_message_move_together() -> None:
 
 
 @pytest.mark.parametrize("by_ns", [-(10**18), MAX_TIME_NS])
-def test_times_that_are_none_by_our_clock_are_refused(by_ns: int) -> None:
+def test_times_out_of_range_on_our_clock_are_refused(by_ns: int) -> None:
     with pytest.raises(WireError, match=r"^time: in our time"):
         moved(features(3), by_ns)
 
@@ -103,7 +103,7 @@ def times_of(message: FeatureWindow) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("answer", ["elsewhere", "unknown", "wrong"])
-def test_what_another_machine_says_of_its_clock_is_measured(port: int, answer: str) -> None:
+def test_remote_clock_offset_is_measured(port: int, answer: str) -> None:
     """From another machine, from a program without `boot`, and from a container with its own clocks."""
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     boot = {"elsewhere": "0" * 16, "unknown": "", "wrong": this_boot()}[answer]
@@ -128,7 +128,7 @@ def test_what_another_machine_says_of_its_clock_is_measured(port: int, answer: s
         publisher.close()
 
 
-def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(port: int) -> None:
+def test_clock_request_is_answered_and_a_new_run_measured_again(port: int) -> None:
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
     receiver = Receiver(publisher.endpoint, (b"features/",))
@@ -148,9 +148,7 @@ def test_a_question_is_answered_over_the_bus_and_another_run_is_measured_anew(po
         publisher.close()
 
 
-def test_the_bound_holds_where_the_process_is_interrupted_while_it_asks(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bound_holds_if_the_process_is_interrupted(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock_exchange, "this_boot", lambda: "")  # as between two machines
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
@@ -209,7 +207,7 @@ class Worker:
         return question and [question, b"\1", msgspec.json.encode(theirs)]  # type: ignore[return-value]
 
 
-def test_questions_are_not_asked_in_step_with_rows() -> None:
+def test_clock_requests_are_not_synchronised_with_rows() -> None:
     worker = Worker()
     exchange = ClockExchange(worker, "default", worker)  # type: ignore[arg-type]
     row_ns = worker.t_ns - NS_PER_MS  # the first question comes right after a row

@@ -50,9 +50,7 @@ def arrives(publisher: Publisher, receiver: Receiver, within_s: float = 60.0) ->
     return False
 
 
-def test_a_machine_on_the_list_receives_and_one_that_is_not_gets_nothing(
-    tmp_path: Path, server: Keyring, port: int
-) -> None:
+def test_only_listed_machines_receive(tmp_path: Path, server: Keyring, port: int) -> None:
     known, unknown = client(tmp_path / "known", server), client(tmp_path / "unknown", server)
     server.add("known", known.identity().public)
     publisher = publisher_of(server, port)
@@ -66,7 +64,7 @@ def test_a_machine_on_the_list_receives_and_one_that_is_not_gets_nothing(
         receiver.close()
 
 
-def test_a_client_without_keys_sees_nothing_and_can_send_nothing(server: Keyring, port: int) -> None:
+def test_client_without_keys_cannot_receive_or_send(server: Keyring, port: int) -> None:
     publisher = publisher_of(server, port)
     plain: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
     plain.setsockopt(zmq.LINGER, 0)
@@ -84,9 +82,7 @@ def test_a_client_without_keys_sees_nothing_and_can_send_nothing(server: Keyring
         endpoint.close()
 
 
-def test_a_publisher_that_is_not_the_one_that_is_known_is_not_listened_to(
-    tmp_path: Path, server: Keyring, port: int
-) -> None:
+def test_unknown_publisher_is_ignored(tmp_path: Path, server: Keyring, port: int) -> None:
     """An impostor has taken the port, with its own keys and everybody on its list."""
     known = client(tmp_path / "known", server)
     impostor = Keyring(tmp_path / "impostor")
@@ -106,7 +102,7 @@ def test_a_publisher_that_is_not_the_one_that_is_known_is_not_listened_to(
         endpoint.close()
 
 
-def test_revoking_a_machine_disconnects_it_and_the_others_come_back(tmp_path: Path, server: Keyring, port: int) -> None:
+def test_revoked_machine_is_disconnected_and_others_reconnect(tmp_path: Path, server: Keyring, port: int) -> None:
     leaving, staying = client(tmp_path / "leaving", server), client(tmp_path / "staying", server)
     server.add("leaving", leaving.identity().public)
     server.add("staying", staying.identity().public)
@@ -125,7 +121,7 @@ def test_revoking_a_machine_disconnects_it_and_the_others_come_back(tmp_path: Pa
         endpoint.close()
 
 
-def test_a_revoked_publisher_is_no_longer_listened_to(tmp_path: Path, server: Keyring, port: int) -> None:
+def test_revoked_publisher_is_ignored(tmp_path: Path, server: Keyring, port: int) -> None:
     known = client(tmp_path / "known", server)
     server.add("known", known.identity().public)
     publisher = publisher_of(server, port)
@@ -139,7 +135,7 @@ def test_a_revoked_publisher_is_no_longer_listened_to(tmp_path: Path, server: Ke
         endpoint.close()
 
 
-def test_refusals_are_counted_and_logged_now_and_then_without_any_key(
+def test_refusals_are_counted_and_logged_without_keys(
     tmp_path: Path, server: Keyring, port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher = publisher_of(server, port)
@@ -157,14 +153,14 @@ def test_refusals_are_counted_and_logged_now_and_then_without_any_key(
         receiver.close()
 
 
-def test_beyond_this_machine_nothing_is_bound_or_connected_without_keys(tmp_path: Path) -> None:
+def test_remote_endpoints_need_keys(tmp_path: Path) -> None:
     with pytest.raises(BusError, match=r"without keys mien serves this machine only; .*mien keys new"):
         Publisher("tcp://0.0.0.0:5999", BusConfig(host="0.0.0.0", keys=str(tmp_path)))
     with pytest.raises(KeysError, match="mien keys new"):
         Receiver("tcp://192.0.2.1:5560", (b"",), keys=tmp_path)
 
 
-def test_every_address_of_this_machine_can_be_served_with_keys(server: Keyring, port: int) -> None:
+def test_every_local_address_can_be_served_with_keys(server: Keyring, port: int) -> None:
     config = BusConfig(host="0.0.0.0", port=port, keys=str(server.folder))
     publisher = Publisher(config.endpoint(), config)
     assert config.address() == f"tcp://127.0.0.1:{port}"
@@ -190,7 +186,7 @@ def test_every_address_of_this_machine_can_be_served_with_keys(server: Keyring, 
         ("inproc://here", "", False),
     ],
 )
-def test_what_is_guarded(endpoint: str, keys: str, expected: bool) -> None:
+def test_guarded_endpoints(endpoint: str, keys: str, expected: bool) -> None:
     assert is_guarded(endpoint, keys) is expected
 
 

@@ -73,7 +73,7 @@ SOUND = Sound(session="studio", run=3, seq=4, t_start_ns=T_NS, rate_hz=16_000, p
         ("sound", encode_sound(SOUND)),
     ],
 )
-def test_these_messages_have_not_changed_by_a_byte(kind: str, written: list[bytes]) -> None:
+def test_messages_are_byte_equal(kind: str, written: list[bytes]) -> None:
     assert [bytes(frame) for frame in written] == GOLDEN[kind]
 
 
@@ -86,18 +86,18 @@ def test_these_messages_have_not_changed_by_a_byte(kind: str, written: list[byte
         (decode_prediction, "prediction", PREDICTION),
     ],
 )
-def test_what_was_meant_is_read(decode: Callable[[list[bytes]], Any], kind: str, meant: object) -> None:
+def test_golden_messages_decode_to_their_values(decode: Callable[[list[bytes]], Any], kind: str, meant: object) -> None:
     assert decode(GOLDEN[kind]) == meant
 
 
-def test_arrays_are_read_as_they_were() -> None:
+def test_arrays_decode_unchanged() -> None:
     features, preview = decode_features(GOLDEN["features"]), decode_preview(GOLDEN["preview"])
     for name in FeatureWindow.__struct_fields__:
         np.testing.assert_array_equal(getattr(features, name), getattr(FEATURES, name), name)
     np.testing.assert_array_equal(preview.landmarks, PREVIEW.landmarks)
 
 
-def test_the_header_of_features_says_the_same() -> None:
+def test_header_of_features_is_unchanged() -> None:
     before, now = GOLDEN["features"], [bytes(frame) for frame in encode_features(FEATURES)]
     assert (now[0], now[2]) == (before[0], before[2])
     assert now[1][:1] == before[1][:1]

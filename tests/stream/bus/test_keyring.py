@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 PUBLIC = zmq.curve_keypair()[0].decode()
 
 
-def test_new_keys_are_a_pair_and_come_back(tmp_path: Path) -> None:
+def test_new_keys_are_a_pair_and_round_trip(tmp_path: Path) -> None:
     made = Keyring(tmp_path / "keys").create()
     assert Keyring(tmp_path / "keys").identity() == made
     assert zmq.curve_public(made.secret.encode()).decode() == made.public
@@ -41,7 +41,7 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
-def test_a_secret_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+def test_secret_readable_by_others_is_refused(tmp_path: Path) -> None:
     keyring = Keyring(tmp_path)
     keyring.create()
     keyring.identity_path.chmod(0o640)
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_one_clear_line_without_its_content(tmp_path: Path, da
     assert "\n" not in str(raised.value)
 
 
-def test_halves_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
+def test_mismatched_keys_are_refused(tmp_path: Path) -> None:
     keyring = Keyring(tmp_path)
     identity = keyring.create()
     keyring.identity_path.write_text(json.dumps({"public": PUBLIC, "secret": identity.secret}))
@@ -99,7 +99,7 @@ def test_a_name_is_not_given_to_another_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "../desk", "a/b", "a\\b", "a" * 65, "a\n", "-x", "a\0"])
-def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     keyring = Keyring(tmp_path / "keys")
     for act in (lambda: keyring.add(name, PUBLIC), lambda: keyring.revoke(name)):
         with pytest.raises(KeysError, match="not a name"):
@@ -112,7 +112,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     ["", "a" * 63, "g" * 64, "a" * 65, PUBLIC[:-1], PUBLIC + "0", "~" * 40, "ü" * 40, "#" * 40],
     ids=itertools.count(),  # a test's name is the same in every process; the key is a new one in each
 )
-def test_what_is_no_public_key_is_refused(text: str) -> None:
+def test_invalid_public_keys_are_refused(text: str) -> None:
     with pytest.raises(KeysError, match="64 hex digits"):
         parse_public(text)
 

@@ -44,7 +44,7 @@ def publish(publisher: Publisher, prediction: Prediction) -> None:
     publisher.send(encode_prediction(prediction))
 
 
-def test_only_what_was_chosen_is_sent_and_others_see_no_change(publisher: Publisher) -> None:
+def test_only_chosen_parts_are_sent(publisher: Publisher) -> None:
     plain: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     plain.connect(publisher.endpoint)
     plain.subscribe(b"prediction/")
@@ -66,7 +66,7 @@ def test_only_what_was_chosen_is_sent_and_others_see_no_change(publisher: Publis
         assert made.words == ()
 
 
-def test_fewer_predictions_are_no_loss_and_each_session_has_its_own_pace(publisher: Publisher) -> None:
+def test_thinned_predictions_are_no_loss_and_each_session_has_its_rate(publisher: Publisher) -> None:
     with (
         Subscriber(publisher.endpoint, rate_hz=5) as every,
         Subscriber(publisher.endpoint, session="b", rate_hz=1) as b,
@@ -86,7 +86,7 @@ def test_fewer_predictions_are_no_loss_and_each_session_has_its_own_pace(publish
     wait_for(lambda: not publisher.parts, publisher)
 
 
-def test_both_forms_of_subscribing_take_them(publisher: Publisher) -> None:
+def test_both_subscriber_forms_receive_parts(publisher: Publisher) -> None:
     with served(publisher):
 
         async def first() -> Prediction:
@@ -120,7 +120,7 @@ def test_both_forms_of_subscribing_take_them(publisher: Publisher) -> None:
         b"part/*/5/__class__",
     ],
 )  # fmt: skip
-def test_topics_that_ask_for_nothing_are_ignored(topic: bytes) -> None:
+def test_empty_part_topics_are_ignored(topic: bytes) -> None:
     assert read_part(topic) is None
 
 

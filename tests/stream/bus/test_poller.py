@@ -10,7 +10,7 @@ from mien.stream.bus.sockets import Publisher, Receiver
 from tests.waiting import wait_until
 
 
-def test_a_socket_is_found_until_it_is_read_and_also_when_its_signal_was_taken_away(port: int) -> None:
+def test_socket_is_reported_until_read_even_without_its_signal(port: int) -> None:
     publishers = [Publisher(f"tcp://127.0.0.1:{port + number}", BusConfig()) for number in range(3)]
     receivers = [Receiver(publisher.address, (b"features/",)) for publisher in publishers]
     poller = Poller()

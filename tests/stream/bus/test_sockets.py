@@ -108,7 +108,7 @@ def test_lossless_waits_for_a_slow_subscriber(port: int) -> None:
     publisher.close()
 
 
-def test_a_receiver_outlives_its_publisher(port: int) -> None:
+def test_receiver_survives_a_publisher_restart(port: int) -> None:
     receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"",))
     for number in range(2):
         publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
@@ -119,7 +119,7 @@ def test_a_receiver_outlives_its_publisher(port: int) -> None:
     receiver.close()
 
 
-def test_a_port_in_use_is_a_clear_error(port: int) -> None:
+def test_port_in_use_is_a_clear_error(port: int) -> None:
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     with pytest.raises(BusError, match=r"in use.*--port"):
         Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
@@ -147,7 +147,7 @@ def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
-def test_a_storm_of_subscriptions_does_not_multiply_messages(port: int) -> None:
+def test_many_subscriptions_do_not_multiply_messages(port: int) -> None:
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     publisher.send(message(1))
     receiver = Receiver(publisher.endpoint, (b"",), high_water_mark=1000)
@@ -185,7 +185,7 @@ def test_a_receiver_reconnects_after_another_program_used_the_port(port: int) ->
     publisher.close()
 
 
-def test_a_message_that_is_too_long_silences_its_sender_for_a_moment_only(port: int) -> None:
+def test_oversized_message_interrupts_its_sender_briefly(port: int) -> None:
     publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG)
     receiver = Receiver(publisher.endpoint, (b"",))
     wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)

@@ -73,7 +73,7 @@ def test_predictions_arrive_once_and_in_order_though_the_last_is_sent_again(publ
         assert subscriber.lost == 0
 
 
-def test_gaps_are_counted_and_a_restart_is_none(publisher: Publisher) -> None:
+def test_gaps_are_counted_but_not_restarts(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint) as subscriber:
         wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         for seq, run in ((0, 1), (1, 1), (5, 1), (0, 2), (1, 2)):
@@ -82,7 +82,7 @@ def test_gaps_are_counted_and_a_restart_is_none(publisher: Publisher) -> None:
         assert subscriber.lost == 3
 
 
-def test_what_was_lost_last_is_told_from_silence(publisher: Publisher) -> None:
+def test_last_loss_is_told_from_silence(publisher: Publisher) -> None:
     """Statuses tell how far inference has counted: losses are known without a later prediction."""
     inference = msgspec.structs.replace(STATUS, worker="inference", run=1)
     with Subscriber(publisher.endpoint) as subscriber:
@@ -100,7 +100,7 @@ def test_what_was_lost_last_is_told_from_silence(publisher: Publisher) -> None:
         assert subscriber.lost == 3, "another run's numbers say nothing of this one's"
 
 
-def test_garbage_is_refused_and_counted_and_the_rest_arrives(publisher: Publisher) -> None:
+def test_garbage_is_counted_and_other_messages_arrive(publisher: Publisher) -> None:
     with Subscriber(publisher.endpoint) as subscriber:
         wait_until(lambda: publisher.subscriptions, meanwhile=publisher.service)
         publisher.send([b"prediction/default/", b"\x01", b"{nonsense"], keep=False)
@@ -135,7 +135,7 @@ def test_one_session_only(publisher: Publisher) -> None:
         assert [p.session for p in collect(publisher, subscriber, 1)] == ["mine"]
 
 
-def test_the_generator_and_its_asynchronous_twin(publisher: Publisher) -> None:
+def test_sync_and_async_generators(publisher: Publisher) -> None:
     stop = threading.Event()
 
     def feed() -> None:
@@ -169,7 +169,7 @@ def test_the_generator_and_its_asynchronous_twin(publisher: Publisher) -> None:
         feeder.join()
 
 
-def test_silence_is_an_error_that_says_what_to_look_at(port: int) -> None:
+def test_silence_is_an_error_with_advice(port: int) -> None:
     with pytest.raises(BusError, match=r"nothing came.*mien run"):
         next(mien.subscribe(f"tcp://127.0.0.1:{port}", timeout_s=0.2))
 
@@ -190,7 +190,7 @@ def run_status(endpoint: str, *arguments: str) -> None:
         raise result.exception
 
 
-def test_a_session_that_is_not_there_is_told_with_those_that_are(publisher: Publisher) -> None:
+def test_missing_session_is_reported_with_the_running_ones(publisher: Publisher) -> None:
     inference = msgspec.structs.replace(STATUS, worker="inference")
     for name in ("first", "second"):
         publisher.send(encode_status(msgspec.structs.replace(inference, session=name)))
@@ -209,7 +209,7 @@ def test_a_session_that_is_not_there_is_told_with_those_that_are(publisher: Publ
         assert there in refusal(lambda seconds: run_status(*arguments, str(seconds)), there)
 
 
-def test_the_port_of_a_worker_is_told_from_that_of_predictions(publisher: Publisher) -> None:
+def test_worker_port_is_recognised(publisher: Publisher) -> None:
     publisher.send(encode_status(STATUS))
     port = int(publisher.endpoint.rpartition(":")[2])
     with served(publisher):
@@ -218,7 +218,7 @@ def test_the_port_of_a_worker_is_told_from_that_of_predictions(publisher: Publis
         assert said in refusal(lambda seconds: next(mien.subscribe(publisher.endpoint, timeout_s=seconds)), said)
 
 
-def test_what_a_caller_needs_is_in_the_module() -> None:
+def test_module_exports_what_callers_need() -> None:
     assert {"subscribe", "subscribe_async", "BusError", "KeysError", "MienError"} <= set(dir(mien)) & set(mien.__all__)
     assert all(hasattr(mien, name) for name in mien.__all__)
     page = pydoc.plain(pydoc.render_doc(mien))
@@ -226,6 +226,6 @@ def test_what_a_caller_needs_is_in_the_module() -> None:
     assert "async subscribe_async(endpoint" in page or "subscribe_async(endpoint" in page
 
 
-def test_an_address_that_is_none_is_a_clear_error() -> None:
+def test_invalid_address_is_a_clear_error() -> None:
     with pytest.raises(BusError, match="not an endpoint"):
         next(mien.subscribe("127.0.0.1:5560"))

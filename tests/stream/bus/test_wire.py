@@ -73,7 +73,7 @@ def assert_equal(left: FeatureWindow, right: FeatureWindow) -> None:
     ),
     st.data(),
 )
-def test_features_survive_the_wire(values: np.ndarray, data: st.DataObject) -> None:
+def test_features_round_trip(values: np.ndarray, data: st.DataObject) -> None:
     rows = len(values)
     offsets_us = data.draw(st.lists(st.integers(0, 300_000), min_size=rows, max_size=rows))
     sent = features(
@@ -89,7 +89,7 @@ def test_features_survive_the_wire(values: np.ndarray, data: st.DataObject) -> N
     assert_equal(wire.decode_features(wire.encode_features(sent)), sent)
 
 
-def test_features_without_rows_survive_the_wire() -> None:
+def test_features_without_rows_round_trip() -> None:
     sent = features(0, words=())
     assert_equal(wire.decode_features(wire.encode_features(sent)), sent)
 
@@ -99,12 +99,12 @@ def test_evenly_spaced_rows_need_no_times_on_the_wire() -> None:
     assert "offsets_us" not in header
 
 
-def test_predictions_and_statuses_survive_the_wire() -> None:
+def test_predictions_and_statuses_round_trip() -> None:
     assert wire.decode_prediction(wire.encode_prediction(PREDICTION)) == PREDICTION
     assert wire.decode_status(wire.encode_status(STATUS)) == STATUS
 
 
-def test_topics_of_sessions_whose_names_begin_alike_differ_by_prefix() -> None:
+def test_topics_of_sessions_are_no_prefix_of_each_other() -> None:
     assert not wire.topic("prediction", "default2").startswith(wire.topic("prediction", "default"))
 
 
@@ -166,20 +166,20 @@ GOOD = wire.encode_features(features())
         (reframed(extractor="x" * 257), "oversized"),
     ],
 )
-def test_features_that_break_the_protocol_are_refused_with_their_cause(frames: list[bytes], cause: str) -> None:
+def test_invalid_features_are_refused_with_the_cause(frames: list[bytes], cause: str) -> None:
     with pytest.raises(WireError, match=f"^{cause}:"):
         wire.decode_features(frames)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5))
-def test_random_bytes_are_refused_and_nothing_else_happens(frames: list[bytes]) -> None:
+def test_random_bytes_are_refused(frames: list[bytes]) -> None:
     for decode in (wire.decode_features, wire.decode_prediction, wire.decode_status):
         with pytest.raises(WireError):
             decode(frames)
 
 
 @given(st.integers(0, len(GOOD[1]) - 1), st.integers(0, 255))
-def test_a_flipped_header_byte_is_refused_or_gives_a_well_formed_message(position: int, value: int) -> None:
+def test_flipped_header_byte_is_refused_or_well_formed(position: int, value: int) -> None:
     header = bytearray(GOOD[1])
     header[position] = value
     try:
@@ -195,12 +195,12 @@ def test_a_flipped_header_byte_is_refused_or_gives_a_well_formed_message(positio
 @pytest.mark.parametrize(
     "payload", [b"", b"{}", b"[]", b'{"session": 5}', b"\xff\xfe", b'{"session":"a/b"}', b"[" * 9999]
 )
-def test_json_that_is_no_prediction_is_refused(payload: bytes) -> None:
+def test_invalid_prediction_json_is_refused(payload: bytes) -> None:
     with pytest.raises(WireError):
         wire.decode_prediction([b"prediction/default/", wire.VERSION_BYTE, payload])
 
 
-def test_the_json_has_what_follows_from_the_rest() -> None:
+def test_json_has_derived_fields() -> None:
     exact_ns = 1_764_164_223_123_456_789
     topic, header, payload = wire.encode_prediction(msgspec.structs.replace(PREDICTION, t_end_ns=exact_ns))
     said = json.loads(payload)
@@ -231,7 +231,7 @@ def test_messages_follow_the_published_schema() -> None:
     assert not validator.is_valid(broken)
 
 
-def test_the_published_schema_is_the_one_of_the_types() -> None:
+def test_published_schema_matches_the_types() -> None:
     published = Path(__file__).resolve().parents[3] / "docs" / "messages.schema.json"
     current = json.loads(json.dumps(wire.json_schema()))
     assert json.loads(published.read_text()) == current, "run: mien schema > docs/messages.schema.json"

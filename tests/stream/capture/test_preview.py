@@ -80,7 +80,7 @@ def camera(publisher: Publisher, preview: str = "picture", *, fast: bool = False
     return Camera(publisher, PreviewPublisher(publisher, config(preview, fast=fast), run=7))
 
 
-def test_nothing_leaves_unless_previews_are_asked_for_by_name(publisher: Publisher) -> None:
+def test_previews_are_sent_only_on_request(publisher: Publisher) -> None:
     """A wildcard subscription does not request pictures."""
     receiver = connect(publisher, b"")
     filming = camera(publisher)
@@ -90,7 +90,7 @@ def test_nothing_leaves_unless_previews_are_asked_for_by_name(publisher: Publish
     receiver.close()
 
 
-def test_a_watcher_gets_small_pictures_with_their_landmarks_at_most_fifteen_a_second(publisher: Publisher) -> None:
+def test_previews_are_small_with_landmarks_at_most_15_hz(publisher: Publisher) -> None:
     receiver = connect(publisher, b"preview/default/picture", b"preview/default/edges")
     filming = camera(publisher)
     filming.landmarks = np.array([(0, 0), (319.5, 159.5), (639, 639)], np.float32)
@@ -113,7 +113,7 @@ def test_a_watcher_gets_small_pictures_with_their_landmarks_at_most_fifteen_a_se
     receiver.close()
 
 
-def test_frames_do_not_wait_for_a_picture_that_is_being_made(publisher: Publisher) -> None:
+def test_frames_do_not_wait_for_preview_encoding(publisher: Publisher) -> None:
     """Frames that come meanwhile are skipped, and what arrives is complete and in order."""
     receiver = connect(publisher, b"preview/default/picture")
     filming = camera(publisher)
@@ -129,7 +129,7 @@ def test_frames_do_not_wait_for_a_picture_that_is_being_made(publisher: Publishe
     receiver.close()
 
 
-def test_a_late_subscriber_gets_the_edges_but_no_old_picture(publisher: Publisher) -> None:
+def test_late_subscriber_gets_edges_but_no_old_picture(publisher: Publisher) -> None:
     first = connect(publisher, b"preview/default/picture")
     camera(publisher).film(3)
     later = connect(publisher, b"preview/default/picture/", b"preview/")
@@ -139,7 +139,7 @@ def test_a_late_subscriber_gets_the_edges_but_no_old_picture(publisher: Publishe
     later.close()
 
 
-def test_a_watcher_who_leaves_ends_it(publisher: Publisher) -> None:
+def test_previews_stop_without_viewers(publisher: Publisher) -> None:
     receiver = connect(publisher, b"preview/default/picture")
     filming = camera(publisher)
     filming.film(10)
@@ -151,7 +151,7 @@ def test_a_watcher_who_leaves_ends_it(publisher: Publisher) -> None:
     assert filming.previews.sent == sent
 
 
-def test_the_mesh_alone_holds_no_picture(publisher: Publisher) -> None:
+def test_mesh_preview_holds_no_picture(publisher: Publisher) -> None:
     receiver = connect(publisher, b"preview/default/mesh")
     filming = camera(publisher)
     filming.film(4)
@@ -165,7 +165,7 @@ def test_the_mesh_alone_holds_no_picture(publisher: Publisher) -> None:
 @pytest.mark.parametrize(
     ("preview", "fast", "sends"), [("mesh", False, True), ("none", False, False), ("picture", True, False)]
 )
-def test_what_is_switched_off_does_not_leave(publisher: Publisher, preview: str, fast: bool, sends: bool) -> None:
+def test_disabled_previews_are_not_sent(publisher: Publisher, preview: str, fast: bool, sends: bool) -> None:
     receiver = connect(publisher, b"preview/default/picture")
     camera(publisher, preview, fast=fast).film(10)
     previews = [decode_preview(frames) for frames in received(receiver)]
@@ -175,7 +175,7 @@ def test_what_is_switched_off_does_not_leave(publisher: Publisher, preview: str,
 
 
 @given(st.lists(st.binary(max_size=64), max_size=4), st.binary(max_size=200))
-def test_what_is_no_preview_is_refused(frames: list[bytes], header: bytes) -> None:
+def test_invalid_previews_are_refused(frames: list[bytes], header: bytes) -> None:
     for each in (frames, [b"preview/default/picture", b"\x01" + header, b""]):
         try:
             preview = decode_preview(each)

@@ -18,21 +18,21 @@ def calibrating(*, allowed: bool = True, **workers: str) -> Calibrating:
     return Calibrating(collector, bus, Choosing(collector, bus, allowed=allowed))
 
 
-def test_beyond_this_machine_it_is_refused_unless_the_page_may_choose() -> None:
+def test_remote_calibration_needs_permission() -> None:
     with pytest.raises(BusError, match=r"dashboard\.control"):
         calibrating(allowed=False).carry_out(PeopleOrder("list"))
 
 
 @pytest.mark.parametrize("act", ["begin", "keep"])
 @pytest.mark.parametrize("workers", [("audio",), ("video", "audio")])
-def test_where_a_worker_runs_on_another_machine_nobody_is_measured(act: str, workers: tuple[str, ...]) -> None:
+def test_remote_workers_cannot_be_calibrated(act: str, workers: tuple[str, ...]) -> None:
     """Rejected before the local worker is instructed, with advice."""
     there = calibrating(audio="tcp://10.0.0.2:5562")
     with pytest.raises(BusError, match="the audio worker runs elsewhere: measure there, with mien calibrate ada"):
         there.carry_out(PeopleOrder(act, "ada", workers))  # type: ignore[arg-type]
 
 
-def test_what_is_measured_has_to_be_there_and_chosen() -> None:
+def test_measured_sources_must_exist_and_be_chosen() -> None:
     with pytest.raises(BusError, match="no video worker is there"):
         calibrating().carry_out(PeopleOrder("begin", "ada", ("video",)))
     with pytest.raises(ConfigError, match="the face, the voice, or both"):

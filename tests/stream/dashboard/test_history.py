@@ -45,7 +45,7 @@ def words_of(history: History) -> list[list[str | float | int | bool | None]]:
     return [row_of_word(said.word, said.sentiment) for said in history.words]
 
 
-def test_it_holds_ten_rows_a_second_of_the_last_minutes() -> None:
+def test_history_holds_ten_rows_per_second_of_recent_minutes() -> None:
     history = History(minutes=1.0)
     for frame in range(25 * 90):
         t_ns = frame * FRAME_NS
@@ -63,7 +63,7 @@ def test_it_holds_ten_rows_a_second_of_the_last_minutes() -> None:
     assert history.picture_at(10 * NS_PER_S) is None
 
 
-def test_what_is_missing_is_no_number() -> None:
+def test_missing_values_are_null() -> None:
     history = History(minutes=1.0)
     history.add(prediction(NS_PER_S, None))
     (row,) = history.rows
@@ -71,7 +71,7 @@ def test_what_is_missing_is_no_number() -> None:
     assert row[14:] == [0.0, 20.0, None]  # face, voice; words are absent, however old the last is
 
 
-def test_words_have_the_sentiment_of_their_phrase_by_itself() -> None:
+def test_words_have_the_sentiment_of_their_phrase() -> None:
     """Independent of face, voice and the previous sentence, even if the phrase continues later."""
     history = History(minutes=1.0)
     ms = NS_PER_MS
@@ -94,7 +94,7 @@ def test_words_have_the_sentiment_of_their_phrase_by_itself() -> None:
     assert history.words_version > version + 1
 
 
-def test_without_phrases_one_has_the_sentiment_of_the_prediction_that_first_knew_its_last_word() -> None:
+def test_without_phrases_the_first_prediction_gives_the_sentiment() -> None:
     history = History(minutes=1.0)
     ms = NS_PER_MS
 
@@ -118,7 +118,7 @@ def test_without_phrases_one_has_the_sentiment_of_the_prediction_that_first_knew
     ]
 
 
-def test_a_word_may_turn_out_to_be_uncertain_and_has_no_sentiment_then() -> None:
+def test_uncertain_words_have_no_sentiment() -> None:
     history = History(minutes=1.0)
     history.add(prediction(NS_PER_S, 2.0, (Word("sure", 900 * NS_PER_MS, 1000 * NS_PER_MS),)))
     version = history.words_version
@@ -128,13 +128,13 @@ def test_a_word_may_turn_out_to_be_uncertain_and_has_no_sentiment_then() -> None
     assert history.words_version > version
 
 
-def test_a_word_from_before_is_not_coloured_by_a_guess() -> None:
+def test_earlier_words_are_not_coloured_by_guesses() -> None:
     history = History(minutes=1.0)
     history.add(prediction(10 * NS_PER_S, 2.0, (Word("early", NS_PER_S, 2 * NS_PER_S),)))
     assert words_of(history)[0][4] is None
 
 
-def test_a_time_line_that_begins_again_begins_anew() -> None:
+def test_history_restarts_with_the_time_line() -> None:
     history = History(minutes=1.0)
     history.add(prediction(100 * NS_PER_S))
     history.add_picture(preview(100 * NS_PER_S))

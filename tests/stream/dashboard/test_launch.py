@@ -14,7 +14,7 @@ from mien.stream.dashboard.launch import qr_code
 pytest.importorskip("segno", reason="needs the dashboard's packages")
 
 
-def test_the_address_for_a_phone_is_one_it_can_open() -> None:
+def test_address_for_a_phone_is_reachable() -> None:
     """An address of this machine instead of a name that only it knows; and the QR code says the same."""
     server = pytest.importorskip("mien.stream.dashboard.server")
     place = server.take_place("0.0.0.0", 0, "a-token", "")

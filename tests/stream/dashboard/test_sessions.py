@@ -68,7 +68,7 @@ def by_name(sessions: Sessions) -> dict[str, SessionRow]:
     return {row.name: row for row in sessions.rows()}
 
 
-def test_every_session_is_shown_as_it_is(station: Station) -> None:
+def test_every_session_is_listed_with_its_state(station: Station) -> None:
     crowded: list[bool] = []
     sessions = Sessions(station.bus, crowded.append)
     sessions.start()
@@ -98,7 +98,7 @@ def test_every_session_is_shown_as_it_is(station: Station) -> None:
         sessions.stop()
 
 
-def test_many_sessions_are_not_heard_as_one_and_each_has_a_view(station: Station, tmp_path: Path) -> None:
+def test_sessions_are_separate_and_each_has_a_view(station: Station, tmp_path: Path) -> None:
     views = SessionViews(DashboardConfig(recordings=str(tmp_path)), station.bus, None, None, trusted=True)
     try:
         first = views.of(None).collector

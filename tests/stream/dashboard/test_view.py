@@ -121,7 +121,7 @@ def station(monkeypatch: pytest.MonkeyPatch) -> Iterator[Station]:
     station.close()
 
 
-def test_stale_until_something_comes_and_again_when_nothing_does(station: Station) -> None:
+def test_stale_before_data_and_after_silence(station: Station) -> None:
     assert station.kinds() == ["STALE"]
     station.predict()
     station.wait(lambda: station.kinds() == ["LIVE"])
@@ -137,7 +137,7 @@ def test_stale_until_something_comes_and_again_when_nothing_does(station: Statio
     ("video", "audio", "kind"),
     [("device", "device", "LIVE"), ("sample", "sample", "SAMPLE"), ("device", "clip", "CLIP"), ("clip", None, "CLIP")],
 )
-def test_live_is_only_what_comes_from_devices(station: Station, video: str, audio: str | None, kind: str) -> None:
+def test_only_devices_are_live(station: Station, video: str, audio: str | None, kind: str) -> None:
     station.about("live")  # as inference that was started alone would say
     station.status("video", video)
     if audio is not None:
@@ -155,7 +155,7 @@ def test_a_replay_of_a_camera_is_a_replay(station: Station) -> None:
     station.wait(lambda: station.kinds() == ["REPLAY"])
 
 
-def test_abstaining_and_the_end_are_said(station: Station) -> None:
+def test_abstaining_and_end_are_shown(station: Station) -> None:
     station.predict("nothing is observed")
     station.wait(lambda: station.kinds() == ["LIVE", "ABSTAINS"])
     station.predict()
@@ -167,7 +167,7 @@ def test_abstaining_and_the_end_are_said(station: Station) -> None:
 
 
 @pytest.mark.assets
-def test_the_level_and_the_voice_are_those_of_the_rows(station: Station) -> None:
+def test_level_and_voice_match_the_rows(station: Station) -> None:
     """A tone of -23 dB, as the real extractor tells of it, and then rows of another extractor, which say nothing."""
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     made = AudioExtractor().push((0.1 * np.sin(2 * np.pi * 440 * t)).astype(np.float32))
@@ -237,7 +237,7 @@ def test_the_window_shows_picture_mesh_and_numbers(station: Station) -> None:
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there is always a screen")
-def test_no_screen_is_one_line() -> None:
+def test_missing_screen_is_a_one_line_error() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     ran = subprocess.run(
         [sys.executable, "-m", "mien", "dashboard", "--window"],

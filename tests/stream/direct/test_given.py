@@ -44,7 +44,7 @@ def test_frames_in_any_order_within_half_a_second_are_read_in_order() -> None:
     assert [frame.t_ns for frame in taken(waiting)] == times_ns
 
 
-def test_a_frame_that_is_too_late_is_refused_and_changes_nothing() -> None:
+def test_late_frame_is_refused_without_effect() -> None:
     waiting: Waiting[Frame] = Waiting()
     frames = Frames(waiting)
     frames.give(PICTURE, NS_PER_S)
@@ -58,7 +58,7 @@ def test_a_frame_that_is_too_late_is_refused_and_changes_nothing() -> None:
     assert [frame.t_ns for frame in taken(waiting)] == [NS_PER_S, 2 * NS_PER_S]
 
 
-def test_the_memory_of_a_frame_may_be_used_again() -> None:
+def test_frame_buffers_can_be_reused() -> None:
     waiting: Waiting[Frame] = Waiting()
     frames, picture = Frames(waiting), PICTURE.copy()
     frames.give(picture, 0)
@@ -92,7 +92,7 @@ def test_sound_of_any_rate_in_any_pieces_is_the_same_sound(rate: float) -> None:
         np.testing.assert_allclose(other, results[0], atol=1e-6)
 
 
-def test_a_short_gap_is_silence_and_after_a_long_one_the_sound_begins_anew() -> None:
+def test_short_gaps_are_silence_and_long_ones_restart_the_sound() -> None:
     waiting: Waiting[Chunk] = Waiting()
     sounds = Sounds([waiting], 40)
     piece = tone(200.0, 0.4)
@@ -134,7 +134,7 @@ def test_sound_that_overlaps_or_is_too_late_is_refused() -> None:
         (np.zeros((48, 8, 3), np.uint8), "8 x 48"),
     ],
 )
-def test_what_is_no_picture_is_refused(image: object, why: str) -> None:
+def test_invalid_pictures_are_refused(image: object, why: str) -> None:
     with pytest.raises(InputError, match=why) as raised:
         checked_picture(image)
     assert isinstance(raised.value, MienError)
@@ -159,7 +159,7 @@ def test_what_is_no_picture_is_refused(image: object, why: str) -> None:
         (np.zeros(10, np.float32), True, "not True"),
     ],
 )
-def test_what_is_no_sound_is_refused(samples: object, rate: object, why: str) -> None:
+def test_invalid_sound_is_refused(samples: object, rate: object, why: str) -> None:
     with pytest.raises(InputError, match=why):
         checked_sound(samples, rate)
 

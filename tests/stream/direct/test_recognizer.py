@@ -91,7 +91,7 @@ def test_order_and_pieces_make_no_difference(frames: list[Frame], sound: Sound, 
         assert_same(list(recognizer.every(mixed(frames, sound, 7))), expected)
 
 
-def test_the_stream_of_an_event_loop(frames: list[Frame], sound: Sound, expected: list[Prediction]) -> None:
+def test_stream_in_an_event_loop(frames: list[Frame], sound: Sound, expected: list[Prediction]) -> None:
     async def inputs() -> AsyncIterator[Frame | Sound]:
         for item in mixed(frames, sound, 8):
             yield item
@@ -103,9 +103,7 @@ def test_the_stream_of_an_event_loop(frames: list[Frame], sound: Sound, expected
     assert_same(asyncio.run(run()), expected)
 
 
-def test_predictions_on_demand_are_those_of_the_stream(
-    frames: list[Frame], sound: Sound, expected: list[Prediction]
-) -> None:
+def test_predictions_on_demand_equal_the_stream(frames: list[Frame], sound: Sound, expected: list[Prediction]) -> None:
     waiting: Iterator[Sound] = iter(pieces_of(sound, 5))
     given_s = 0.0
     made, theirs = [], {each.t_end_ns: each for each in expected[:-1]}
@@ -186,7 +184,7 @@ def test_many_threads_lose_nothing(frames: list[Frame], sound: Sound, expected: 
         assert last.gates["audio"] > 0
 
 
-def test_what_was_never_given_is_absent(frames: list[Frame]) -> None:
+def test_modalities_without_input_are_absent(frames: list[Frame]) -> None:
     with Recognizer(audio=False, engine="onnx") as recognizer:
         with pytest.raises(InputError, match="nothing to predict from yet"):
             recognizer.predict()
@@ -209,7 +207,7 @@ def test_what_was_never_given_is_absent(frames: list[Frame]) -> None:
         recognizer.predict()
 
 
-def test_a_stream_says_which_half_it_waits_for(frames: list[Frame]) -> None:
+def test_stream_reports_which_input_it_waits_for(frames: list[Frame]) -> None:
     far = [Frame(frame.bgr, 0.5 * number) for number, frame in enumerate(frames)]
     with (
         Recognizer(engine="onnx", asr="none") as recognizer,
@@ -253,7 +251,7 @@ def test_a_picture_and_arrays(frames: list[Frame], sound: Sound, tmp_path: Path)
         mien.analyze(tmp_path / "missing.mp4")
 
 
-def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
+def test_program_ends_without_close() -> None:
     script = (
         "import numpy, mien\n"
         "recognizer = mien.Recognizer(audio=False, engine='onnx')\n"
@@ -265,7 +263,7 @@ def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["predicting", "giving alone"])
-def test_what_is_kept_does_not_grow(asks: bool) -> None:
+def test_buffers_are_bounded(asks: bool) -> None:
     """Half a minute of frames and audio; only what a window and input sorting need is kept."""
     picture = np.zeros((120, 160, 3), np.uint8)
     sound = np.random.default_rng(1).normal(0, 0.01, SAMPLE_RATE // 5).astype(np.float32)
@@ -288,7 +286,7 @@ def test_what_is_kept_does_not_grow(asks: bool) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(420)
-def test_memory_stays_the_same_over_minutes() -> None:
+def test_memory_is_constant_over_minutes() -> None:
     """In a separate process; five minutes here, ten by default."""
     script = Path(__file__).parents[3] / "scripts" / "recognizer_memory.py"
     ran = subprocess.run(

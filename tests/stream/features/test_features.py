@@ -98,7 +98,7 @@ def test_a_csv_has_the_documented_columns_and_their_values(table: FeatureTable, 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_parquet_has_the_same_and_says_units(table: FeatureTable, tmp_path: Path) -> None:
+def test_parquet_has_the_same_values_and_units(table: FeatureTable, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     parquet = pytest.importorskip("pyarrow.parquet")
     table.write(tmp_path / "f.parquet")
@@ -120,7 +120,7 @@ def test_the_documentation_shows_the_dictionary() -> None:
     assert dictionary() in (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
 
 
-def test_action_units_are_those_of_their_blendshapes() -> None:
+def test_action_units_match_their_blendshapes() -> None:
     shapes = np.zeros((1, 52), np.float32)
     shapes[0, [BLENDSHAPES.index("mouthSmileLeft"), BLENDSHAPES.index("jawOpen")]] = 1.0
     shapes[0, BLENDSHAPES.index("mouthClose")] = 0.25
@@ -140,7 +140,7 @@ def test_the_agreement_with_openface_is_measured_by_emotion(tmp_path: Path) -> N
     assert found.correlation == pytest.approx(-1.0)
 
 
-def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_output_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
         check_features(tmp_path / "f.xlsx")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

@@ -40,7 +40,7 @@ _SPEC = _table(
 )  # fmt: skip
 
 
-def test_rays_launcher_knows_every_key() -> None:
+def test_ray_launcher_accepts_every_key() -> None:
     found = importlib.util.find_spec("ray")
     if found is None or found.submodule_search_locations is None:
         pytest.skip("Ray is not installed")
@@ -52,7 +52,7 @@ def test_rays_launcher_knows_every_key() -> None:
     assert "RAY_USAGE_STATS_ENABLED=0" in head
 
 
-def test_kubernetes_gets_a_cluster_with_a_token_and_closed_ports() -> None:
+def test_kubernetes_cluster_has_a_token_and_closed_ports() -> None:
     documents: dict[str, Any] = {
         each["kind"]: each for each in yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text())
     }

@@ -76,7 +76,7 @@ def wait_for(receiver: Receiver, pools: list[Publisher], wanted: bytes, send: di
     return got
 
 
-def test_pools_change_behind_a_subscriber(gateway: Gateway, pools: list[Publisher]) -> None:
+def test_pools_change_transparently_for_a_subscriber(gateway: Gateway, pools: list[Publisher]) -> None:
     receiver = Receiver(gateway.address, (b"prediction/",))
     try:
         assert tell(gateway, 1, pools[0]).pools == 1
@@ -124,7 +124,7 @@ def test_a_gap_is_explained_to_late_subscribers_too(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["prediction/", "clock/"])
-def test_a_flood_of_subscriptions_is_ended_and_others_come_back(
+def test_subscription_flood_is_stopped_and_others_reconnect(
     gateway: Gateway, pools: list[Publisher], prefix: str
 ) -> None:
     tell(gateway, 1, pools[0])
@@ -151,7 +151,7 @@ def test_a_flood_of_subscriptions_is_ended_and_others_come_back(
         receiver.close()
 
 
-def test_a_port_that_is_taken_is_said(gateway: Gateway) -> None:
+def test_port_in_use_is_reported(gateway: Gateway) -> None:
     from mien.errors import BusError
 
     port = int(gateway.address.rpartition(":")[2])

@@ -29,7 +29,7 @@ def condition(state: State = "running") -> bytes:
     )
 
 
-def test_the_dashboard_asks_for_what_is_served() -> None:
+def test_dashboard_queries_exported_metrics() -> None:
     exporter = FleetExporter(condition, 0)
     try:
         code, text = fetch(exporter.port, "/metrics")
@@ -47,7 +47,7 @@ def test_the_dashboard_asks_for_what_is_served() -> None:
     assert 'mien_fleet_session_latency_p99_seconds{node="vm/1",pool="pool-1",session="a"} 0.03' in text
 
 
-def test_health_tells_whether_anything_is_predicted() -> None:
+def test_health_depends_on_predictions() -> None:
     states: tuple[tuple[State, int], ...] = (("running", 200), ("starting", 503))
     for state, code in states:
         exporter = FleetExporter(partial(condition, state), 0)

@@ -26,14 +26,14 @@ def public() -> str:
     return to_hex(zmq.curve_keypair()[0].decode())
 
 
-def test_actors_of_a_machine_share_a_pair_that_others_cannot_read() -> None:
+def test_actors_of_a_machine_share_a_private_key_pair() -> None:
     first, second = NodeKeys("f"), NodeKeys("f")
     assert first.public == second.public
     assert NodeKeys("g").public != first.public
     assert stat.S_IMODE((Path(first.folder) / "identity.json").stat().st_mode) == 0o600
 
 
-def test_exactly_those_are_trusted_that_are_named() -> None:
+def test_only_named_machines_are_trusted() -> None:
     keys, one, two = NodeKeys("f"), public(), public()
     keys.trust({"node-a": Trusted(one, "10.0.0.1"), "node-b": Trusted(two, "10.0.0.2"), "own": Trusted(keys.public)})
     assert {name: peer.host for name, peer in Keyring(keys.folder).peers().items()} == {
@@ -57,7 +57,7 @@ def test_ports_are_free_and_in_a_row() -> None:
     assert 12_000 <= first < 13_000
 
 
-def test_a_fleet_that_is_gone_is_said_at_once_and_one_that_runs_is_not_started_again() -> None:
+def test_missing_fleet_is_reported_and_a_running_one_not_restarted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as ray:
         address = f"127.0.0.1:{ray.getsockname()[1]}"
         cluster.remember("two", address, own=True)

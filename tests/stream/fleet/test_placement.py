@@ -66,9 +66,7 @@ def decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 @pytest.mark.parametrize("load", [{"cpu_percent": 95.0}, {"p99_ms": 250.0}], ids=["use", "p99"])
-def test_a_pool_is_added_for_one_that_has_too_much_to_do(
-    decisions: Callable[[str], Decisions], load: dict[str, float]
-) -> None:
+def test_overloaded_pool_gets_another(decisions: Callable[[str], Decisions], load: dict[str, float]) -> None:
     directory = decisions("sessions = 4\nuse = 0.9\np99_ms = 200")
     directory.pass_time(3)
     assert directory.sizes() == [3]
@@ -83,14 +81,14 @@ def test_a_pool_is_added_for_one_that_has_too_much_to_do(
     assert directory.sizes() == [1, 2]
 
 
-def test_no_more_pools_than_the_plan_allows(decisions: Callable[[str], Decisions]) -> None:
+def test_pools_are_limited_by_the_plan(decisions: Callable[[str], Decisions]) -> None:
     directory = decisions("sessions = 4\nuse = 0.9\nmost = 1")
     directory.pass_time(3)
     directory.pass_time(30, cpu_percent=99.0)
     assert directory.sizes() == [3]
 
 
-def test_a_pool_that_is_idle_is_ended_and_the_fewest_stay(decisions: Callable[[str], Decisions]) -> None:
+def test_idle_pool_is_stopped_down_to_the_minimum(decisions: Callable[[str], Decisions]) -> None:
     directory = decisions("sessions = 4\nfewest = 1\nidle_s = 20")
     directory.pass_time(3)
     directory._add_pool()
@@ -100,7 +98,7 @@ def test_a_pool_that_is_idle_is_ended_and_the_fewest_stay(decisions: Callable[[s
     assert set(directory.ended) == {"pool-3"}  # after a pool and a capture
 
 
-def test_after_a_loss_spare_pools_wait_until_sessions_are_predicted_again(
+def test_spare_pools_wait_for_recovery_after_a_loss(
     decisions: Callable[[str], Decisions],
 ) -> None:
     directory = decisions("sessions = 4\nfewest = 2")

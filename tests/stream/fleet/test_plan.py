@@ -46,7 +46,7 @@ def test_rows_of_a_table_have_names_sources_and_places(tmp_path: Path) -> None:
     assert plan.sessions["gate"].config.audio.source == "none"
 
 
-def test_defaults_and_a_sessions_own_settings_are_laid_over_each_other(tmp_path: Path) -> None:
+def test_session_settings_override_defaults(tmp_path: Path) -> None:
     plan = plan_of(
         tmp_path,
         "[defaults]\ntext.asr = 'none'\ninference.max_hz = 10\n[[sessions]]\nname = 'a'\nsource = 'synthetic'\n"
@@ -57,7 +57,7 @@ def test_defaults_and_a_sessions_own_settings_are_laid_over_each_other(tmp_path:
     assert plan.base.inference.max_hz == 10
 
 
-def test_what_is_wrong_with_a_session_is_said_and_the_others_run(tmp_path: Path) -> None:
+def test_session_errors_are_reported_and_others_run(tmp_path: Path) -> None:
     plan = plan_of(
         tmp_path,
         "[[sessions]]\nname = 'good'\nsource = 'synthetic'\n"
@@ -90,12 +90,12 @@ def test_what_is_wrong_with_a_session_is_said_and_the_others_run(tmp_path: Path)
         ("fleet = \n", "not valid TOML"),
     ],
 )
-def test_what_concerns_the_whole_fleet_is_an_error(tmp_path: Path, text: str, said: str) -> None:
+def test_fleet_wide_problems_are_errors(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         plan_of(tmp_path, text)
 
 
-def test_a_text_reaches_nothing_but_its_values(tmp_path: Path) -> None:
+def test_placeholders_reach_only_their_values(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "[[sessions]]\npattern = '{n.__class__}'\nsource = 'synthetic'\n")
     assert not plan.sessions
     assert "unknown" in plan.problems[0].reason

@@ -77,7 +77,7 @@ def ask(pool: PoolHost) -> PoolReport:
     return msgspec.json.decode(pool.sync(encode(PoolOrder(0))), type=PoolReport)
 
 
-def test_sessions_come_and_go_and_runs_are_as_they_are_told(pool: PoolHost, captures: CaptureHost) -> None:
+def test_sessions_and_runs_follow_orders(pool: PoolHost, captures: CaptureHost) -> None:
     captured = capture(captures, "a", "b", "c")
     until(lambda: ask(pool).state == "ready")
     heard: list[Prediction] = []
@@ -123,7 +123,7 @@ def test_a_pool_reports_that_its_process_died(pool: PoolHost) -> None:
     assert "died" in ask(pool).error
 
 
-def test_a_clip_that_is_not_there_is_said_and_tried_again(captures: CaptureHost) -> None:
+def test_missing_clip_is_reported_and_retried(captures: CaptureHost) -> None:
     config = merge({}, {"session": "gone", "video.source": "/nowhere/clip.mp4", "audio.source": "none"})
     order = encode(CaptureOrder(1, (CaptureTask(config, 1, 19_000),)))
     said: list[Captured] = []
@@ -136,7 +136,7 @@ def test_a_clip_that_is_not_there_is_said_and_tried_again(captures: CaptureHost)
     assert "clip.mp4" in said[-1].error
 
 
-def test_a_change_to_another_version_is_not_made(captures: CaptureHost) -> None:
+def test_change_to_another_version_is_refused(captures: CaptureHost) -> None:
     tasks = tuple(
         CaptureTask(
             merge({}, {"session": name, "video.source": "/nowhere/clip.mp4", "audio.source": "none"}), 1, 19_000

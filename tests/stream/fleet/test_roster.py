@@ -34,7 +34,7 @@ def hire(roster: Roster, name: str, kind: Kind, node: str, room: int = 2, cpus: 
     return member
 
 
-def test_capture_goes_where_the_least_is_captured(plan: Plan) -> None:
+def test_capture_goes_to_the_least_loaded_node(plan: Plan) -> None:
     roster = roster_of(plan)
     member = hire(roster, "capture-1", "capture", "a")
     member.sessions = {"s-1"}
@@ -44,7 +44,7 @@ def test_capture_goes_where_the_least_is_captured(plan: Plan) -> None:
     assert choice[0].id == "b"
 
 
-def test_what_was_lost_is_captured_where_that_runs_already(plan: Plan) -> None:
+def test_lost_captures_resume_where_already_running(plan: Plan) -> None:
     roster = roster_of(plan)
     member = hire(roster, "capture-1", "capture", "a")
     member.sessions = {"s-1"}
@@ -57,7 +57,7 @@ def test_what_was_lost_is_captured_where_that_runs_already(plan: Plan) -> None:
     assert choice[0].id == "b"
 
 
-def test_a_place_is_kept_or_said_to_be_nowhere(plan: Plan) -> None:
+def test_pinned_node_is_kept_or_reported_missing(plan: Plan) -> None:
     roster = roster_of(plan)
     choice = roster.choose_capture(roster.sessions["usb"])
     assert isinstance(choice, tuple)
@@ -68,7 +68,7 @@ def test_a_place_is_kept_or_said_to_be_nowhere(plan: Plan) -> None:
     assert "nothing in the cluster has host=b" in str(roster.choose_capture(roster.sessions["usb"]))
 
 
-def test_without_room_it_is_said_and_asked_for(plan: Plan) -> None:
+def test_lack_of_capacity_is_reported_and_requested(plan: Plan) -> None:
     roster = roster_of(plan)
     hire(roster, "other-1", "pool", "a", cpus=2.0)
     hire(roster, "other-2", "pool", "b", cpus=2.0)
@@ -80,7 +80,7 @@ def test_without_room_it_is_said_and_asked_for(plan: Plan) -> None:
     assert demand(roster) == []
 
 
-def test_a_lost_pool_gives_its_sessions_back(plan: Plan) -> None:
+def test_lost_pool_releases_its_sessions(plan: Plan) -> None:
     roster = roster_of(plan)
     first, second = hire(roster, "pool-1", "pool", "a"), hire(roster, "pool-2", "pool", "b")
     held = roster.sessions["s-1"]
@@ -96,7 +96,7 @@ def test_a_lost_pool_gives_its_sessions_back(plan: Plan) -> None:
     assert found.id == "b"
 
 
-def test_a_session_that_is_moved_waits_until_its_pool_has_let_it_go(plan: Plan) -> None:
+def test_moved_session_waits_for_its_pool_to_release_it(plan: Plan) -> None:
     roster = roster_of(plan)
     first, second = hire(roster, "pool-1", "pool", "a"), hire(roster, "pool-2", "pool", "b")
     held = roster.sessions["s-1"]

@@ -13,7 +13,7 @@ from mien.stream.inference.about import person_tag, published_config, tag_of, wi
 
 
 @pytest.mark.parametrize("password", ["secret", "s@cret", "s:cret@x", "%40secret"])
-def test_no_token_and_no_password_leaves_the_process(password: str) -> None:
+def test_secrets_are_not_published(password: str) -> None:
     config = load_config(
         overrides={"video.source": f"rtsp://admin:{password}@10.0.0.9/stream", "dashboard.token": "token-of-mine"}
     )
@@ -24,7 +24,7 @@ def test_no_token_and_no_password_leaves_the_process(password: str) -> None:
     assert "cret" not in published
 
 
-def test_a_person_is_named_beside_the_checkpoint() -> None:
+def test_person_is_named_with_the_checkpoint() -> None:
     model = with_person("cmmsf-1a2b3c4d/onnx-fp32", "ada-00ff00ff")
     assert model == "cmmsf-1a2b3c4d+ada-00ff00ff/onnx-fp32"
     assert tag_of(model) == "ada-00ff00ff"

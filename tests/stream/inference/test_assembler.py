@@ -89,7 +89,7 @@ def test_nothing_received_is_absent_and_masked() -> None:
     assert window.age_ms == dict.fromkeys(SPECS)
 
 
-def test_a_row_is_in_the_last_slot_of_the_window_that_ends_with_it() -> None:
+def test_row_is_in_the_last_slot_of_a_window_ending_with_it() -> None:
     assembler = make()
     assembler.push(frame(0, 42, 3.0))
     window = window_of(assembler, at(42))
@@ -108,7 +108,7 @@ def test_rows_of_one_slot_are_averaged_and_invalid_ones_left_out() -> None:
     assert window.age_ms["vision"] == pytest.approx(30.0)
 
 
-def test_a_modality_that_falls_silent_is_masked_after_its_age_and_the_worker_says_why() -> None:
+def test_silent_modality_is_masked_with_the_workers_reason() -> None:
     assembler = make()
     assembler.push(frame(0, 0))
     assert "vision" not in window_of(assembler, at(500)).absent
@@ -120,7 +120,7 @@ def test_a_modality_that_falls_silent_is_masked_after_its_age_and_the_worker_say
 
 
 @pytest.mark.parametrize("interval_ms", [333, 500, 1000])
-def test_a_slow_camera_does_not_flicker_and_is_missed_when_it_stops(interval_ms: int) -> None:
+def test_slow_camera_is_masked_only_when_it_stops(interval_ms: int) -> None:
     assembler = make()
     seen = []
     for t_ms in range(0, 10_000, 50):
@@ -154,7 +154,7 @@ def test_words_leave_the_window_one_by_one() -> None:
     assert later.mask["text"].sum() == 1
 
 
-def test_a_newer_snapshot_replaces_the_one_before_and_a_window_in_between_sees_the_older() -> None:
+def test_newer_snapshot_applies_from_its_time() -> None:
     assembler = make()
     assembler.push(speech(0, 1000, ("helo", 900)))
     assembler.push(speech(1, 2000, ("hello", 900), ("there", 1800)))
@@ -193,7 +193,7 @@ def test_after_a_clock_step_backwards_new_rows_are_seen() -> None:
     assert window.mask["vision"].sum() == 1
 
 
-def test_a_restarted_worker_goes_on_from_any_number() -> None:
+def test_restarted_worker_may_continue_from_any_number() -> None:
     assembler = make()
     assembler.push(frame(100, 0))
     assert assembler.push(frame(0, 100, run=2))
@@ -211,7 +211,7 @@ def test_a_restarted_worker_goes_on_from_any_number() -> None:
         ({"t_start_ns": at(99_000), "t_end_ns": at(99_000), "times_ns": np.array([at(99_000)])}, "future"),
     ],
 )
-def test_what_the_model_cannot_use_is_refused(changes: dict[str, object], cause: str) -> None:
+def test_unusable_features_are_refused(changes: dict[str, object], cause: str) -> None:
     import msgspec
 
     assembler = make()
@@ -221,7 +221,7 @@ def test_what_the_model_cannot_use_is_refused(changes: dict[str, object], cause:
     assert not any(mask.any() for mask in window_of(assembler, at(0)).mask.values())
 
 
-def test_sound_is_looked_at_in_whole_hops_so_that_its_encoding_can_be_reused() -> None:
+def test_sound_windows_advance_in_whole_hops() -> None:
     assembler = make()
     for seq in range(10):
         assembler.push(sound(seq, (seq + 1) * 40))
@@ -275,7 +275,7 @@ def test_memory_is_bounded_and_old_rows_are_forgotten() -> None:
     "absurd", [{"seq": 2**53 - 1}, {"seq": 1 << 24}, {"seq": 0, "run": 99}, {"seq": 2**53 - 1, "run": 99}]
 )
 @pytest.mark.parametrize("ahead_ms", [0, 900, 2000])
-def test_a_message_with_absurd_numbers_does_not_silence_the_real_ones(absurd: dict[str, int], ahead_ms: int) -> None:
+def test_absurd_message_does_not_block_real_ones(absurd: dict[str, int], ahead_ms: int) -> None:
     """However it is numbered, and even if it pretends to come from two seconds ahead."""
     assembler = Assembler(SPECS)
     for seq in range(30):
@@ -307,7 +307,7 @@ def test_uncertain_words_are_shown_but_masked_with_the_reason() -> None:
     assert all(word.uncertain for word in window.words)
 
 
-def test_certain_words_beside_uncertain_ones_count() -> None:
+def test_certain_words_among_uncertain_ones_count() -> None:
     assembler = make()
     assembler.push(doubted(speech(0, 1000, ("their", 400), ("love", 800)), 0))
     window = window_of(assembler, at(1000))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mien.stream.inference.faults import Faults
 
 
-def test_a_worker_says_that_its_device_is_lost_and_that_it_is_back() -> None:
+def test_lost_device_and_its_return_are_reported() -> None:
     faults = Faults()
     faults.note_worker("vision", "camera 0 was lost")
     assert faults.reasons() == {"vision": "camera 0 was lost"}
@@ -13,7 +13,7 @@ def test_a_worker_says_that_its_device_is_lost_and_that_it_is_back() -> None:
     assert faults.reasons() == {}
 
 
-def test_a_process_that_responds_again_is_no_longer_masked() -> None:
+def test_responsive_process_is_unmasked() -> None:
     faults = Faults()
     faults.note_run("text", run=1)
     faults.note_process("text", "does not answer", dead=False)
@@ -36,7 +36,7 @@ def test_only_rows_of_its_successor_end_the_fault_of_a_process_that_died() -> No
     assert faults.reasons() == {}
 
 
-def test_inference_that_was_started_again_learns_of_a_fault_and_of_its_end() -> None:
+def test_restarted_inference_receives_faults_and_their_end() -> None:
     faults = Faults()
     faults.note_process("audio", "died", dead=True)
     assert faults.reasons() == {"audio": "died"}

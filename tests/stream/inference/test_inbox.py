@@ -17,7 +17,7 @@ from mien.stream.inference.faults import Refusals
 from mien.stream.inference.session import Inbox
 
 
-def test_what_is_sent_again_for_a_late_subscriber_is_no_error(port: int) -> None:
+def test_resent_messages_are_no_error(port: int) -> None:
     """The words are kept and sent again to each new subscriber, and so also to those that have them already."""
     publisher = Publisher(f"tcp://127.0.0.1:{port + 3}", BusConfig(port=port))
     refusals = Refusals()

@@ -71,7 +71,7 @@ def serve(mode: type[Mode], lags_ms: Sequence[int]) -> Seen:
 
 
 @pytest.mark.parametrize("lags_ms", [[0] * 7, [400] * 7, [120, 450, 505, 60, 333, 290, 310]])
-def test_words_count_from_the_same_instant_whether_recognition_is_slow_or_immediate(lags_ms: list[int]) -> None:
+def test_word_times_do_not_depend_on_recognition_speed(lags_ms: list[int]) -> None:
     in_full, live = serve(Complete, [0] * 7), serve(Live, lags_ms)
     common = {t_ms for t_ms in in_full.keys() & live.keys() if t_ms < STEPS * STEP_MS}  # the last words do not wait
     assert len(common) >= STEPS * STEP_MS / FRAME_MS - 1
@@ -88,7 +88,7 @@ def test_words_are_shown_as_soon_as_they_are_recognised_and_count_later() -> Non
     assert {t_ms: live[t_ms][0] for t_ms in (1280, 1320)} == {1280: b"", 1320: counting}  # 800 + 500 lies between
 
 
-def test_where_recognition_takes_longer_words_count_when_they_are_there() -> None:
+def test_late_words_count_from_their_arrival() -> None:
     live = serve(Live, [200, 760, 200, 200, 200, 200, 200])
     late = 2 * STEP_MS + 760
     assert live[late - FRAME_MS][0] == ScriptedEncoder().encode(["1", "2"]).tobytes()
@@ -111,7 +111,7 @@ def test_the_last_words_of_a_clip_count_at_its_end() -> None:
     assert rows[mask > 0][:, 0].tolist() == [float(k) for k in range(1, 2 * STEPS + 1)]
 
 
-def test_what_comes_between_two_frames_is_expected_with_the_next() -> None:
+def test_rows_between_frames_are_expected_with_the_next() -> None:
     served = Live(Config(), ("video", "text"), {}, SPECS, Windows(SPECS), 1, Refusals())
     words = messages()[0]
     for seq in range(2):

@@ -35,7 +35,7 @@ def test_every_video_row_is_due_once() -> None:
     assert schedule.due(at(12)) is None
 
 
-def test_the_next_instant_is_expected_as_far_from_the_last_as_that_was_from_the_one_before() -> None:
+def test_next_instant_is_extrapolated() -> None:
     schedule = live()
     expected = []
     for seq, t_ms in enumerate((0, 40, 80, 700, 740)):
@@ -47,7 +47,7 @@ def test_the_next_instant_is_expected_as_far_from_the_last_as_that_was_from_the_
     assert expected == [None, 80, 120, None, 780]  # nothing is expected after a gap
 
 
-def test_of_several_waiting_rows_the_newest_is_due_and_the_others_are_counted() -> None:
+def test_newest_waiting_row_is_due_and_others_are_counted() -> None:
     schedule = live()
     for seq in range(4):
         schedule.hear(frame(seq, seq * 33), at(seq * 33 + 5))
@@ -57,7 +57,7 @@ def test_of_several_waiting_rows_the_newest_is_due_and_the_others_are_counted() 
     assert schedule.skipped == 3
 
 
-def test_a_60_hz_camera_is_predicted_at_most_at_max_hz_and_a_jittery_30_hz_one_in_full() -> None:
+def test_max_hz_limits_60_hz_but_not_jittery_30_hz() -> None:
     fast, jittery = live(), live()
     made_fast = made_jittery = 0
     for seq in range(120):
@@ -71,7 +71,7 @@ def test_a_60_hz_camera_is_predicted_at_most_at_max_hz_and_a_jittery_30_hz_one_i
     assert made_jittery == 60
 
 
-def test_sound_leads_when_the_picture_has_stopped_and_follows_when_it_is_back() -> None:
+def test_sound_leads_while_there_is_no_picture() -> None:
     schedule = live()
     schedule.hear(frame(0, 0), at(5))
     assert schedule.due(at(5)) is not None
@@ -87,7 +87,7 @@ def test_sound_leads_when_the_picture_has_stopped_and_follows_when_it_is_back() 
     assert schedule.due(at(706)) is None
 
 
-def test_with_nothing_coming_in_the_timer_goes_on() -> None:
+def test_timer_continues_without_input() -> None:
     schedule = live()
     assert schedule.due(at(1000)) is not None
     assert schedule.due(at(1049)) is None
@@ -121,7 +121,7 @@ def test_complete_mode_waits_for_every_worker_that_has_not_ended() -> None:
 
 
 @given(st.randoms(use_true_random=False))
-def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random: Random) -> None:
+def test_complete_instants_do_not_depend_on_arrival_order(random: Random) -> None:
     def play(order: list[FeatureWindow]) -> list[int]:
         schedule = CompleteSchedule(["vision", "audio"], max_hz=30)
         marks: dict[str, int | None] = {"vision": None, "audio": None}
@@ -148,7 +148,7 @@ def test_in_full_the_instants_do_not_depend_on_which_process_was_quicker(random:
 
 
 @pytest.mark.parametrize("committed_before", [False, True])
-def test_in_full_an_instant_at_the_very_end_has_the_words_of_before_they_were_committed(committed_before: bool) -> None:
+def test_complete_last_instant_has_tentative_words(committed_before: bool) -> None:
     schedule = CompleteSchedule(["vision", "text"], max_hz=30)
     schedule.hear(frame(0, 100), 0)
     schedule.hear(speech(0, 100, ("on", 90)), 0)
@@ -171,7 +171,7 @@ def test_triggers_carry_the_stamps_of_their_message() -> None:
     assert (trigger.read_ns, trigger.sent_ns) == (at(1), at(9))
 
 
-def test_numbers_of_messages_in_short() -> None:
+def test_message_numbers_as_ranges() -> None:
     numbers = {"vision": [(7, 3), (7, 4), (7, 6), (8, 0), (8, 1)], "audio": []}
     assert spans_of(numbers) == {"vision": ((7, 3, 4), (7, 6, 6), (8, 0, 1)), "audio": ()}
 
@@ -180,7 +180,7 @@ def cue(seq: int, *spans: tuple[int, int, int], end: bool = False) -> Cue:
     return Cue(session="default", seq=seq, t_end_ns=at(seq), inputs={"vision": spans}, end=end)
 
 
-def test_a_cue_waits_for_the_messages_that_it_names_and_gets_them_in_order() -> None:
+def test_cue_waits_for_its_messages_in_order() -> None:
     schedule = CueSchedule()
     frames = [frame(seq, seq * 40) for seq in range(6)]
     run = frames[0].run
@@ -205,7 +205,7 @@ def test_a_cue_waits_for_the_messages_that_it_names_and_gets_them_in_order() -> 
     assert schedule.finished
 
 
-def test_messages_that_never_come_are_waited_for_a_while_and_counted() -> None:
+def test_missing_messages_time_out_and_are_counted() -> None:
     schedule = CueSchedule()
     message = frame(4, 160)
     schedule.hear(message)
@@ -232,7 +232,7 @@ def in_full(frames_ms: list[float], until_ms: int) -> list[tuple[int, list[str]]
     return made
 
 
-def test_in_full_sound_leads_while_the_picture_pauses() -> None:
+def test_complete_sound_leads_while_the_picture_pauses() -> None:
     made = in_full([*range(0, 3000, 40), *range(9000, 10000, 40)], 10_000)
     instants = [instant for instant, _ in made]
     assert instants == sorted(set(instants))
@@ -243,7 +243,7 @@ def test_in_full_sound_leads_while_the_picture_pauses() -> None:
     assert max(b - a for a, b in itertools.pairwise(instants)) <= 480
 
 
-def test_in_full_sound_leads_until_the_picture_begins() -> None:
+def test_complete_sound_leads_until_the_picture_begins() -> None:
     instants = [instant for instant, _ in in_full(list(range(2000, 3000, 40)), 3000)]
     assert instants[:3] == [40, 80, 120]
     assert 2040 in instants

@@ -13,7 +13,7 @@ from mien.stream.inference.loop import processes_for
 from mien.stream.inference.shards import share_out
 
 
-def test_sessions_are_shared_out_evenly_and_the_same_way_every_time() -> None:
+def test_sessions_are_distributed_evenly_and_deterministically() -> None:
     configs = [load_config(overrides={"session": f"camera-{number}"}) for number in range(10)]
     shares = share_out(configs, 4)
     assert sorted(len(share) for share in shares) == [2, 2, 3, 3]
@@ -22,7 +22,7 @@ def test_sessions_are_shared_out_evenly_and_the_same_way_every_time() -> None:
     assert [len(share) for share in share_out(configs[:2], 4)] == [1, 1]
 
 
-def test_there_are_no_more_processes_than_sessions_and_one_for_a_clip_in_full() -> None:
+def test_processes_are_limited_by_sessions() -> None:
     def count(sessions: int, **overrides: object) -> int:
         return processes_for(load_config(overrides={k.replace("_", "."): v for k, v in overrides.items()}), sessions)
 

@@ -11,7 +11,7 @@ from mien.engines.rings import Windows
 from mien.stream.inference.loop import Loop
 
 
-def test_sockets_of_workers_that_are_ahead_are_not_polled_until_the_others_have_come_up() -> None:
+def test_sockets_of_workers_ahead_are_not_polled() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     sender, heard = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     sender.bind("inproc://ahead")

@@ -100,7 +100,7 @@ def test_a_calibrated_voice_is_compared_with_its_rest(extractor: AudioExtractor)
         create(load_config(None, {"audio.source": "x.wav", "person.name": "nobody-there"}), Clock()).prepare()
 
 
-def test_a_hole_in_the_sound_is_no_new_voice() -> None:
+def test_gap_in_the_sound_keeps_the_reference() -> None:
     extractor = AudioExtractor(reference=voice_reference())
     extractor.extract(np.concatenate([read_spoken(), np.zeros(16_000, np.float32)]))
     known = extractor.reference
@@ -127,13 +127,13 @@ def test_a_row_for_every_whole_hop(extractor: AudioExtractor, count: int) -> Non
     assert np.isfinite(rows.values).all()
 
 
-def test_filters_are_librosas() -> None:
+def test_filters_equal_librosa() -> None:
     for bands, n_fft in ((N_MELS, 512), (80, 400)):
         expected = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=n_fft, n_mels=bands)  # type: ignore[attr-defined]
         assert np.allclose(mel_filters(bands, n_fft), expected, atol=1e-8)
 
 
-def test_log_mel_is_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
+def test_log_mel_equals_librosa(extractor: AudioExtractor, noisy: Float32) -> None:
     rows = extractor.extract(noisy).values
     padded = np.concatenate([np.zeros(96, np.float32), noisy, np.zeros(512, np.float32)])
     mel = librosa.feature.melspectrogram(
@@ -145,7 +145,7 @@ def test_log_mel_is_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
     assert np.abs(rows[:, :N_MELS] - np.log(expected + 1e-10))[loud].max() < 1e-3
 
 
-def test_pitch_is_librosas() -> None:
+def test_pitch_equals_librosa() -> None:
     """Of a voice that glides over two octaves, with overtones and a little noise."""
     hz = np.geomspace(90.0, 360.0, 4 * SAMPLE_RATE)
     phase = 2 * np.pi * np.cumsum(hz) / SAMPLE_RATE
@@ -161,7 +161,7 @@ def test_pitch_is_librosas() -> None:
     assert np.mean(octaves < 0.02) > 0.98
 
 
-def test_zero_crossings_are_librosas(extractor: AudioExtractor, noisy: Float32) -> None:
+def test_zero_crossings_equal_librosa(extractor: AudioExtractor, noisy: Float32) -> None:
     sound = noisy + np.float32(0.0)  # no negative zeros, whose sign librosa does not count
     rows = extractor.extract(sound).values
     padded = np.concatenate([np.zeros(96, np.float32), sound, np.zeros(512, np.float32)])
@@ -178,7 +178,7 @@ def test_pitch_of_a_tone(extractor: AudioExtractor, hz: float) -> None:
     assert row[ZCR] * SAMPLE_RATE == pytest.approx(2 * hz, rel=0.1, abs=40)
 
 
-def test_noise_has_no_pitch_and_holds_the_last_one(extractor: AudioExtractor) -> None:
+def test_noise_holds_the_last_pitch(extractor: AudioExtractor) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
     rows = extractor.extract(np.concatenate([tone(200.0, 1.0), noise])).values
     assert np.median(rows[60:, PERIODICITY]) < 0.5
@@ -195,7 +195,7 @@ def test_silence_is_masked(extractor: AudioExtractor) -> None:
 
 
 @pytest.mark.parametrize("level", [0.001, 0.01, 0.1])
-def test_noise_and_chords_are_no_voice(extractor: AudioExtractor, level: float) -> None:
+def test_noise_and_chords_are_not_voice(extractor: AudioExtractor, level: float) -> None:
     noise = np.random.default_rng(0).normal(0, level, 5 * SAMPLE_RATE).astype(np.float32)
     chord = tone(220.0, 5.0, level) + tone(277.0, 5.0, level) + tone(330.0, 5.0, level)
     assert not extractor.extract(noise).valid.any()
@@ -248,7 +248,7 @@ def test_one_row_in_every_slot_wherever_the_stream_begins(tmp_path: Path, start_
     assert all(rows.t_start_ns <= rows.times_ns[0] and rows.times_ns[-1] < rows.t_end_ns for rows in made)
 
 
-def test_paced_fast_and_offline_rows_are_the_same_bits(tmp_path: Path) -> None:
+def test_paced_fast_and_offline_rows_are_bit_equal(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "speech.wav", spoken("What a terrible day."), rate=16_000)
     offline = AudioExtractor(reference=voice_reference()).extract(read_sound(path))
     for fast in (True, False):

@@ -100,7 +100,7 @@ def test_tentative_and_uncertain_words_do_not_count(reader: PhraseReader, encode
 
 
 @pytest.mark.assets
-def test_what_cannot_be_read_is_left_out_once(encode: Counting, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_phrase_is_skipped_once(encode: Counting, caplog: pytest.LogCaptureFixture) -> None:
     def refuse() -> SnapshotReader:
         raise CheckpointError("it reads no text")
 
@@ -109,6 +109,6 @@ def test_what_cannot_be_read_is_left_out_once(encode: Counting, caplog: pytest.L
     assert [record.message for record in caplog.records] == ["cannot read phrases by themselves: it reads no text"]
 
 
-def test_only_rows_without_instants_are_read_alone() -> None:
+def test_only_rows_without_instants_are_read_singly() -> None:
     with pytest.raises(CheckpointError, match="reads no vision"):
         SnapshotReader(load_checkpoint(), "vision")

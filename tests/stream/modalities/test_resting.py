@@ -16,7 +16,7 @@ from tests.stream.pictures import head
 from tests.stream.sounds import spoken
 
 
-def test_rows_count_until_the_time_is_over() -> None:
+def test_rows_count_until_the_measurement_ends() -> None:
     seen: list[int] = []
 
     def rest(values: np.ndarray, valid: np.ndarray, seconds: float) -> Rest:
@@ -58,7 +58,7 @@ def test_a_face_is_measured_before_it_is_compared() -> None:
 
 
 @pytest.mark.assets
-def test_nobody_in_view_is_no_face_at_rest() -> None:
+def test_no_face_gives_no_baseline() -> None:
     extractor = VisionExtractor(max_faces=1)
     extractor.resting = face_resting(5.0, "test-vision")
     for k in range(20):

@@ -25,7 +25,7 @@ def test_without_drift_every_row_gets_the_next_slot(start_ns: int, jitter_ns: fl
 
 
 @pytest.mark.parametrize("ppm", [-300.0, -50.0, 50.0, 300.0])
-def test_drift_is_followed_by_single_rows_and_no_slot_stays_empty(ppm: float) -> None:
+def test_drift_is_followed_without_empty_slots(ppm: float) -> None:
     clock = SlotClock(50)
     times = centres(180_000, ppm, jitter_ns=1e6)  # an hour
     index, slots = clock.place(times)

@@ -47,7 +47,7 @@ def test_a_small_face_is_found_and_followed(mesh: FaceMesh, face_px: int, x: int
 
 
 @pytest.mark.assets
-def test_a_small_face_that_moves_is_followed_and_one_that_goes_is_not(mesh: FaceMesh) -> None:
+def test_small_moving_face_is_followed_until_it_leaves(mesh: FaceMesh) -> None:
     t_ns = 0
 
     def play(pictures: list[UInt8]) -> list[bool]:
@@ -67,7 +67,7 @@ def test_a_small_face_that_moves_is_followed_and_one_that_goes_is_not(mesh: Face
 
 
 @pytest.mark.assets
-def test_a_face_that_is_too_small_for_landmarks_is_spoken_of(mesh: FaceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_face_too_small_for_landmarks_is_reported(mesh: FaceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mien.stream.modalities.face_mesh.face_of", lambda *_: None)
     for k in range(40):
         mesh.find(scene(60, 600, 100), k * 60 * NS_PER_MS)
@@ -75,7 +75,7 @@ def test_a_face_that_is_too_small_for_landmarks_is_spoken_of(mesh: FaceMesh, mon
     mesh.close()
 
 
-def test_a_head_is_where_it_is_whatever_part_of_the_picture_it_was_seen_in() -> None:
+def test_head_position_does_not_depend_on_the_region() -> None:
     width, height = 1280, 720
     whole = np.eye(4, dtype=np.float32)
     whole[:3, 3] = 30.0, -8.0, -200.0
@@ -89,7 +89,7 @@ def test_a_head_is_where_it_is_whatever_part_of_the_picture_it_was_seen_in() -> 
     assert np.allclose(head_pose(part.whole_matrix(seen, width, height)), head_pose(whole), atol=1e-4)
 
 
-def test_parts_cover_the_picture_and_are_looked_at_seldom() -> None:
+def test_tiles_cover_the_picture_and_are_searched_rarely() -> None:
     search, seen = Search(), np.zeros((720, 1280), bool)
     parts = [search.part(1280, 720, k * 20 * NS_PER_MS) for k in range(300)]
     assert 0 < sum(part is not None for part in parts) <= 100
@@ -99,7 +99,7 @@ def test_parts_cover_the_picture_and_are_looked_at_seldom() -> None:
     assert seen.all()
 
 
-def test_a_region_moves_with_its_face_and_gives_way_to_the_whole_picture() -> None:
+def test_region_follows_its_face_or_falls_back_to_the_picture() -> None:
     region = region_around((600, 300, 660, 380), 1280, 720)
     assert region_for(region, (610, 305, 670, 385), 1280, 720) == region
     moved = region_for(region, (700, 300, 760, 380), 1280, 720)

@@ -100,7 +100,7 @@ def test_rows_are_the_means_of_the_published_models_states(plain_encoder: TextEn
 
 
 @pytest.mark.assets
-def test_a_words_row_depends_on_the_words_around_it(plain_encoder: TextEncoder) -> None:
+def test_word_row_depends_on_context(plain_encoder: TextEncoder) -> None:
     river, money = plain_encoder.encode(["river", "bank"]), plain_encoder.encode(["money", "bank"])
     assert np.abs(river[1] - money[1]).max() > 0.05
     assert plain_encoder.encode([]).shape == (0, TEXT_DIM)
@@ -108,7 +108,7 @@ def test_a_words_row_depends_on_the_words_around_it(plain_encoder: TextEncoder) 
 
 
 @pytest.mark.assets
-def test_beyond_what_can_be_read_the_oldest_words_go(plain_encoder: TextEncoder) -> None:
+def test_oldest_words_beyond_the_limit_are_dropped(plain_encoder: TextEncoder) -> None:
     words = ["extraordinarily", *(f"word{i}" for i in range(100))]
     rows = plain_encoder.encode(words)
     read = np.any(rows != 0, axis=1)
@@ -175,7 +175,7 @@ def test_a_clip_read_offline_has_the_rows_of_the_live_worker(clip: Path) -> None
 
 
 @pytest.mark.assets
-def test_without_a_voice_time_goes_on_without_words(tmp_path: Path) -> None:
+def test_without_voice_time_advances_without_words(tmp_path: Path) -> None:
     rows, health = play(config_of(write_wav(tmp_path / "tone.wav", tone(330, 3.0))))
     assert [r.t_end_ns - START_NS for r in rows[:3]] == [800_000_000, 1_600_000_000, 2_400_000_000]
     assert rows[-1].t_end_ns == START_NS + 3 * NS_PER_S
@@ -184,7 +184,7 @@ def test_without_a_voice_time_goes_on_without_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.assets
-def test_a_live_worker_says_at_once_that_it_listens(tmp_path: Path) -> None:
+def test_live_worker_publishes_an_empty_snapshot_first(tmp_path: Path) -> None:
     """A restarted worker says that it is back before a first step of sound is complete."""
     clock = Clock()
     modality = create(config_of(write_wav(tmp_path / "tone.wav", tone(330, 3.0)), **{"clip.fast": False}), clock)
@@ -225,7 +225,7 @@ def test_sound_is_read_while_words_are_recognised(clip: Path, monkeypatch: pytes
 
 
 @pytest.mark.assets
-def test_a_failed_recogniser_is_opened_again(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_recogniser_is_reopened(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = Whisper.decode
     calls = 0
 
@@ -261,7 +261,7 @@ def test_a_failed_recogniser_is_opened_again(clip: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.assets
-def test_what_cannot_be_opened_is_said_at_once(clip: Path, tmp_path: Path) -> None:
+def test_unopenable_recogniser_fails_at_once(clip: Path, tmp_path: Path) -> None:
     def refused(config: Config) -> Iterator[str]:
         modality = Text(config, Clock())
         try:

@@ -36,7 +36,7 @@ assets = pytest.mark.assets
 YAW, PITCH, ROLL, X, Y, SCALE = range(POSE.start, POSE.stop)
 
 
-def test_how_faces_look_at_rest_is_known_of_the_shipped_encoder() -> None:
+def test_shipped_encoder_has_its_rest_statistics() -> None:
     assert faces_at_rest(SPEC.extractor).shape == (ROW,) == (SPEC.dim,)
     assert EMBEDDING == AT_REST
 
@@ -53,7 +53,7 @@ def extractor(task: Path) -> VisionExtractor:  # noqa: ARG001 - skips without it
 
 @assets
 @pytest.mark.parametrize("moving", [True, False])
-def test_a_face_is_read_as_mediapipe_itself_gives_it(task: Path, moving: bool) -> None:
+def test_face_equals_mediapipe(task: Path, moving: bool) -> None:
     mode = vision.RunningMode.VIDEO if moving else vision.RunningMode.IMAGE
     options = vision.FaceLandmarkerOptions(
         base_options=BaseOptions(model_asset_path=str(task)),
@@ -135,7 +135,7 @@ def test_landmarks_in_one_point_still_give_a_crop() -> None:
     assert aligned_crop(shapes(), np.full((MESH_POINTS, 2), 50.0, np.float32)).shape == (48, 48)
 
 
-def test_head_pose_is_the_angles_the_matrix_was_made_of() -> None:
+def test_head_pose_recovers_the_angles() -> None:
     yaw, pitch, roll = 0.5, -0.3, 0.2
     about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
@@ -155,7 +155,7 @@ def test_overlap_is_intersection_over_union() -> None:
     assert overlap(box, (2.0, 2.0, 3.0, 3.0)) == 0.0
 
 
-def test_the_extractor_names_all_that_its_rows_depend_on() -> None:
+def test_extractor_name_covers_all_dependencies() -> None:
     assert SPEC.dim == EMBEDDING.stop == 122
     assert ASSETS["face-landmarker"].files[0].sha256[:8] in SPEC.extractor
     assert face_network().version.split("-")[1] in SPEC.extractor
@@ -224,7 +224,7 @@ def test_still_and_live_pictures_give_the_same_crop(extractor: VisionExtractor, 
 
 
 @assets
-def test_a_still_without_landmarks_has_an_embedding_all_the_same(extractor: VisionExtractor) -> None:
+def test_still_without_landmarks_has_an_embedding(extractor: VisionExtractor) -> None:
     nothing = np.random.default_rng(0).integers(0, 255, (48, 48), np.uint8)
     values, valid, view = extractor.still(nothing)
     assert valid
@@ -245,7 +245,7 @@ def test_no_face_is_a_row_without_evidence(extractor: VisionExtractor) -> None:
 
 
 @assets
-def test_a_view_with_gaps_between_its_rows_is_read_right(extractor: VisionExtractor) -> None:
+def test_strided_view_is_read_correctly(extractor: VisionExtractor) -> None:
     wide = np.zeros((512, 600, 3), np.uint8)
     wide[:, :512] = portrait()
     values, valid, _ = extractor.row(wide[:, :512], 0)
@@ -289,7 +289,7 @@ def test_of_two_faces_the_larger_is_followed_and_both_are_counted(extractor: Vis
 
 
 @assets
-def test_other_faces_are_looked_for_after_the_row(extractor: VisionExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_faces_are_searched_after_the_row(extractor: VisionExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     def noted(name: str) -> None:
@@ -345,7 +345,7 @@ def test_a_damaged_landmarker_is_named(tmp_path: Path) -> None:
 
 
 @assets
-def test_a_clip_through_the_modality_is_the_extractors_rows(
+def test_modality_on_a_clip_equals_the_extractor(
     extractor: VisionExtractor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     images = [*moving(10), *[np.full((512, 512, 3), 60, np.uint8)] * 5]
@@ -387,7 +387,7 @@ def test_a_clip_through_the_modality_is_the_extractors_rows(
 
 
 @assets
-def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: VisionExtractor) -> None:
+def test_chosen_face_is_followed_until_it_leaves(extractor: VisionExtractor) -> None:
     """Not the larger one beside it, also while both move; nobody else in its absence; after seconds the largest."""
 
     t_ns = 0
@@ -436,7 +436,7 @@ def test_the_face_that_was_chosen_is_followed_until_it_is_gone(extractor: Vision
 
 
 @assets
-def test_a_face_in_a_stream_is_compared_with_its_rest_and_a_still_is_not(extractor: VisionExtractor) -> None:
+def test_baseline_applies_to_streams_not_stills(extractor: VisionExtractor) -> None:
     picture = portrait()
     raw, valid, _ = extractor.row(picture, 0)
     assert valid
@@ -457,7 +457,7 @@ def test_a_face_in_a_stream_is_compared_with_its_rest_and_a_still_is_not(extract
     compared.close()
 
 
-def test_a_session_is_compared_with_itself_only_where_asked_to() -> None:
+def test_running_baseline_is_opt_in() -> None:
     known = Person("ada", Baseline(1, "", Rest(SPEC.extractor, 15.0, [0.0] * SPEC.dim)))
     assert face_rest(None, SPEC.extractor) is None
     assert isinstance(face_rest(None, SPEC.extractor, adapt=True), RunningRest)

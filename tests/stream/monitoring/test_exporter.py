@@ -96,7 +96,7 @@ def health(exporter: Exporter, verdict: str) -> dict[str, object]:
         time.sleep(0.1)
 
 
-def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter) -> None:
+def test_metrics_of_a_healthy_session(station: Station, exporter: Exporter) -> None:
     supervisor = msgspec.structs.replace(
         INFERENCE, worker="supervisor", detail={"video.state": "running", "video.restarts": 3}
     )
@@ -120,7 +120,7 @@ def test_figures_of_a_session_that_is_well(station: Station, exporter: Exporter)
     wait_until(lambda: figures(exporter)["mien_predictions_total", ()] > before)
 
 
-def test_what_is_amiss_is_said_and_its_end_too(station: Station, exporter: Exporter) -> None:
+def test_problems_are_reported_and_cleared(station: Station, exporter: Exporter) -> None:
     health(exporter, "ok")
     station.absent = {"vision": "camera 0 was lost"}
     station.statuses = [
@@ -137,7 +137,7 @@ def test_what_is_amiss_is_said_and_its_end_too(station: Station, exporter: Expor
     health(exporter, "ok")
 
 
-def test_silence_is_down(station: Station, exporter: Exporter) -> None:
+def test_silent_session_is_down(station: Station, exporter: Exporter) -> None:
     health(exporter, "ok")
     station.close()
     assert "no predictions" in str(health(exporter, "down")["problems"])
@@ -157,7 +157,7 @@ def test_silence_is_down(station: Station, exporter: Exporter) -> None:
         ("", 421),
     ],
 )
-def test_a_foreign_host_name_that_resolves_to_this_machine_is_refused(exporter: Exporter, host: str, code: int) -> None:
+def test_foreign_host_name_is_refused(exporter: Exporter, host: str, code: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
     connection.request("GET", "/metrics", headers={"Host": host})
     answer = connection.getresponse()
@@ -167,9 +167,7 @@ def test_a_foreign_host_name_that_resolves_to_this_machine_is_refused(exporter: 
     assert (b"mien_" in body) == (code == 200)
 
 
-def test_other_paths_are_not_found_and_a_second_server_on_the_port_is_a_clear_error(
-    station: Station, exporter: Exporter
-) -> None:
+def test_unknown_paths_and_ports_in_use_are_clear_errors(station: Station, exporter: Exporter) -> None:
     assert fetch(exporter.port, "/etc/passwd")[0] == 404
     with pytest.raises(BusError, match="choose another port"):
         Exporter(station.endpoint, "default", exporter.port)
@@ -177,7 +175,7 @@ def test_other_paths_are_not_found_and_a_second_server_on_the_port_is_a_clear_er
         Exporter(station.endpoint, "default", 0, host="0.0.0.0")
 
 
-def test_status_looks_once_and_its_exit_code_tells(station: Station, port: int) -> None:
+def test_status_exits_with_the_state(station: Station, port: int) -> None:
     def look(endpoint: str, *options: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "mien", "status", endpoint, *options]
         return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
@@ -201,7 +199,7 @@ def test_status_looks_once_and_its_exit_code_tells(station: Station, port: int) 
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd's socket is a Unix one")
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(path))

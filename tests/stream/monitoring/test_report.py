@@ -25,7 +25,7 @@ print(report.of_session({"video": "running"}).detail["clock_step_ms"])
 """
 
 
-def test_a_step_of_the_wall_clock_is_said_once_and_moves_nothing() -> None:
+def test_wall_clock_step_is_reported_once() -> None:
     for seconds, shown in ((3600.0, "+3600.0 s"), (-90.0, "-90.0 s")):
         line = [sys.executable, "-c", STEP, str(seconds)]
         said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
@@ -33,7 +33,7 @@ def test_a_step_of_the_wall_clock_is_said_once_and_moves_nothing() -> None:
         assert abs(int(said[1]) - seconds * 1000) <= 5
 
 
-def test_a_session_is_as_well_as_its_processes() -> None:
+def test_session_state_is_the_worst_of_its_processes() -> None:
     report = Report("s", Clock())
     assert report.of_session({"video": "running", "text": "ended"}).state == "running"
     report.add_fault("video", "the video process died")

@@ -18,7 +18,7 @@ from tests.stream.sources.media import RATE, melody, write_tracks
 
 
 @pytest.mark.assets
-def test_a_picture_that_pauses_or_begins_late_does_not_count_meanwhile(tmp_path: Path) -> None:
+def test_paused_or_late_picture_does_not_count(tmp_path: Path) -> None:
     images = [portrait(256)] * 30
     times_ms = [*range(1000, 1600, 40), *range(4000, 4600, 40)]
     clip = write_clip(tmp_path / "pauses.mkv", images, times_ms)
@@ -39,7 +39,7 @@ def test_a_picture_that_pauses_or_begins_late_does_not_count_meanwhile(tmp_path:
     assert any(there for t_s, there in seen.items() if t_s >= begin_s + 3.05)
 
 
-def test_a_track_is_chosen_and_said(tmp_path: Path) -> None:
+def test_chosen_track_is_reported(tmp_path: Path) -> None:
     tracks = [np.zeros(RATE, np.float32), melody(1.0)]
     path = write_tracks(tmp_path / "two.mkv", tracks)
     read = read_clip(path, {}, Extractors(()), words=False)

@@ -73,7 +73,7 @@ def test_pictures_differ_more_the_stronger_their_damage(kind: str) -> None:
     assert damage_picture(colour, kind, DAMAGE["vision"][kind][0], np.random.default_rng(5)).shape == colour.shape
 
 
-def test_the_asked_share_of_words_is_wrong() -> None:
+def test_requested_share_of_words_is_wrong() -> None:
     words = [f"Word{k}," for k in range(4000)]
     for rate in DAMAGE["text"]["errors"]:
         made = damage_words(words, rate, ["zebra"], np.random.default_rng(1))
@@ -112,7 +112,7 @@ class Words:
         return {"text": RawRows(values, np.ones(len(words), np.bool_), np.arange(len(words)))}, 7, item.text
 
 
-def test_copies_say_what_was_done_to_them_and_are_the_same_every_time(tmp_path: Path) -> None:
+def test_damaged_copies_are_described_and_deterministic(tmp_path: Path) -> None:
     path = tmp_path / "mosi.csv"
     path.write_text("text,sentiment,split\n" + "\n".join(f"this is sentence number {k},1.0,train" for k in range(40)))
     corpus = read_corpus(path)

@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_live_extractor(clips: Path, tmp_path: Path) -> No
     assert len(part[0].tracks["audio"].values) == 35
 
 
-def test_the_cache_is_the_users_alone_and_bounded(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_private_and_bounded(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelled, "user_cache_path", lambda _: tmp_path / "cache")
     root = labelled.cache_folder()
     read_labelled([clips], AUDIO, jobs=1)
@@ -89,7 +89,7 @@ def test_the_cache_is_the_users_alone_and_bounded(clips: Path, tmp_path: Path, m
     assert list(root.iterdir()) == []
 
 
-def test_words_of_clips_without_a_text_are_recognised_unless_told_otherwise(tmp_path: Path) -> None:
+def test_clips_without_text_are_recognised_by_default(tmp_path: Path) -> None:
     said = tmp_path / "said"
     said.mkdir()
     shutil.copy(Path(mien.__file__).parent / "sample.mp4", said / "a.mp4")
@@ -105,7 +105,7 @@ def test_words_of_clips_without_a_text_are_recognised_unless_told_otherwise(tmp_
     assert set(read_dataset(tmp_path / "no").samples[0].tracks) == {"audio", "vision"}
 
 
-def test_what_cannot_be_read_is_listed_with_its_reason(clips: Path, tmp_path: Path) -> None:
+def test_unreadable_items_are_listed_with_the_reason(clips: Path, tmp_path: Path) -> None:
     manifest = extract([clips], tmp_path / "out", AUDIO, jobs=1)
     reasons = {s.id: s.reason for s in manifest.skipped}
     assert reasons["missing.wav"] == "clip missing"
@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_listed_with_its_reason(clips: Path, tmp_path: Pa
     assert manifest.counts == {"clips": {"train": 5, "valid": 1}}
 
 
-def test_a_dataset_of_nothing_but_skipped_items_is_an_error(clips: Path, tmp_path: Path) -> None:
+def test_dataset_of_skipped_items_is_an_error(clips: Path, tmp_path: Path) -> None:
     """Also in its exit code; and what was put right is tried again."""
     (clips / "labels.csv").write_text("file,emotion\nmissing.wav,sad\nbroken.wav,sad\n")
     arguments = ["extract", str(clips), "-o", str(tmp_path / "out"), "--modalities", "audio", "--jobs", "1"]
@@ -136,7 +136,7 @@ def test_none_recognises_no_words(clips: Path, tmp_path: Path) -> None:
     assert manifest.counts == {"clips": {"train": 5, "valid": 1}}
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same(clips: Path, tmp_path: Path) -> None:
+def test_resumed_run_gives_the_same_dataset(clips: Path, tmp_path: Path) -> None:
     options = ExtractOptions(modalities=("audio",), audio_copies=1)
     extract([clips], tmp_path / "whole", options, jobs=1)
     extract([clips], tmp_path / "out", options, jobs=1)
@@ -178,7 +178,7 @@ def test_a_folder_of_another_run_is_refused(clips: Path, tmp_path: Path) -> None
         extract([clips], tmp_path / "mine", AUDIO, jobs=1)
 
 
-def test_processes_give_what_one_gives(clips: Path, tmp_path: Path) -> None:
+def test_several_processes_equal_one(clips: Path, tmp_path: Path) -> None:
     extract([clips], tmp_path / "one", AUDIO, jobs=1)
     extract([clips, clips], tmp_path / "two", AUDIO, jobs=2)
     one = (tmp_path / "one" / "shard-00000.safetensors").read_bytes()
@@ -195,7 +195,7 @@ def test_copies_are_for_training_only(clips: Path, tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "out").counts == {"clips": {"train": 5, "valid": 1}}
 
 
-def test_a_corpus_is_extracted_once_and_found_again(clips: Path, tmp_path: Path) -> None:
+def test_corpus_is_extracted_once_and_cached(clips: Path, tmp_path: Path) -> None:
     first = read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)
     stamp = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")}
     again = read_labelled([clips], AUDIO, cache=tmp_path / "cache", jobs=1)

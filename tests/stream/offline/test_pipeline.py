@@ -84,7 +84,7 @@ def test_the_checkpoint_carries_the_dimensions_of_the_data(folder: Path) -> None
     assert checkpoint.config.encoders["vision"].stride > 1  # too long for a recurrence as it is
 
 
-def test_a_run_without_a_folder_leaves_what_ships_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_a_folder_keeps_shipped_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = {name: sha256_of(SHIPPED_FOLDER / name) for name in FILES.values()}
     monkeypatch.chdir(folder)
     text = re.sub("(?m)^(work|out) = .*$", "", (folder / "train.toml").read_text())
@@ -96,7 +96,7 @@ def test_a_run_without_a_folder_leaves_what_ships_alone(folder: Path, monkeypatc
     assert load_checkpoint(folder / "runs" / "train" / "weights").id == json.loads(result.stdout)["fusion"]["id"]
 
 
-def test_the_folder_of_what_ships_needs_a_word(tmp_path: Path) -> None:
+def test_shipped_folder_needs_an_explicit_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--replace-shipped"):
         output_folder(TrainPlan(out=str(SHIPPED_FOLDER)))
     with pytest.raises(ConfigError, match="not both"):
@@ -139,7 +139,7 @@ def test_modalities_missing_steps_and_parts(folder: Path) -> None:
     assert mosi["gates"][2] == 0
 
 
-def test_another_engine_says_the_same(folder: Path) -> None:
+def test_another_engine_gives_equal_scores(folder: Path) -> None:
     torch, onnx = evaluated(folder), evaluated(folder, "--engine", "onnx")
     assert onnx["corpora"]["mosi"]["sentiment"]["mae"] == pytest.approx(
         torch["corpora"]["mosi"]["sentiment"]["mae"], abs=1e-4
@@ -173,7 +173,7 @@ def no_step(plan: TrainPlan, _: Progress | None) -> None:
     raise DataError(f"nothing in {plan.work}")
 
 
-def test_a_stage_in_a_process_of_its_own_says_how_far_it_is() -> None:
+def test_stage_in_a_subprocess_reports_progress() -> None:
     seen: list[tuple[str, int, int]] = []
     pid = in_own_process(three_steps, TrainPlan(work="there"), lambda *report: seen.append(report))
     assert pid != os.getpid()
@@ -182,7 +182,7 @@ def test_a_stage_in_a_process_of_its_own_says_how_far_it_is() -> None:
         in_own_process(no_step, TrainPlan(work="here"), None)
 
 
-def test_progress_that_goes_to_a_file_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_in_a_file_is_occasional_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with stage_progress() as update:
         for done in range(1, 101):
             update("face", done, 100)

@@ -16,7 +16,7 @@ from mien.stream.processes.priority import hold_back
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
-def test_giving_way_is_of_one_thread_or_of_all_but_some() -> None:
+def test_priority_is_lowered_for_one_or_most_threads() -> None:
     """In a process of its own: what was given way cannot be taken back."""
     code = (
         "import os, threading\n"
@@ -45,7 +45,7 @@ def test_giving_way_is_of_one_thread_or_of_all_but_some() -> None:
     not Path("/proc/self/autogroup").exists(), reason="this system shares the processor among processes"
 )
 @pytest.mark.parametrize("leads", [True, False])
-def test_a_process_that_leads_its_session_gives_way_to_other_sessions(leads: bool) -> None:
+def test_session_leader_lowers_its_autogroup(leads: bool) -> None:
     code = (
         "from mien.stream.processes.priority import give_way\n"
         "group = lambda: open('/proc/self/autogroup').read().split()[-1]\n"
@@ -64,7 +64,7 @@ def test_a_process_that_leads_its_session_gives_way_to_other_sessions(leads: boo
 @pytest.mark.skipif(
     not Path("/proc/self/autogroup").exists(), reason="this system shares the processor among processes"
 )
-def test_another_process_is_held_back_and_let_go() -> None:
+def test_another_process_is_lowered_and_restored() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     try:
         said = []
@@ -78,7 +78,7 @@ def test_another_process_is_held_back_and_let_go() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a file of another user")
-def test_a_log_of_another_user_is_replaced_or_said() -> None:
+def test_foreign_log_is_replaced_or_reported() -> None:
     """As `sudo mien run` leaves it. Away from pytest's folders, which are root's alone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

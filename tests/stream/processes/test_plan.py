@@ -61,7 +61,7 @@ def test_without_asr_there_are_no_words(tmp_path: Path) -> None:
         ({"picture": False}, ("audio", "text"), {"vision": "the clip has no picture"}),
     ],
 )
-def test_half_a_clip_runs_with_what_there_is(
+def test_clip_with_one_track_runs_with_it(
     tmp_path: Path, streams: dict[str, bool], workers: tuple[str, ...], absent: dict[str, str]
 ) -> None:
     clip = make_clip(tmp_path / "half.mp4", **streams)
@@ -99,7 +99,7 @@ def test_asking_for_the_sound_of_a_clip_without_one_is_an_error(tmp_path: Path) 
         plan("none", clip)
 
 
-def test_nothing_to_capture_is_an_error() -> None:
+def test_no_source_is_an_error() -> None:
     with pytest.raises(SourceError, match=r"nothing to capture.*--clip"):
         plan("none", "none")
 
@@ -110,7 +110,7 @@ def test_devices_cannot_be_played_fast(tmp_path: Path) -> None:
         plan("0", clip, **{"clip.fast": True})
 
 
-def test_a_source_that_was_changed_can_be_changed_back(tmp_path: Path) -> None:
+def test_changed_source_can_be_changed_back(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "both.mp4")
     config = with_source(load_config(None, {"video.source": "0", "clip.video_track": 2}), "video", str(clip))
     assert (config.video.source, config.video.choices) == (str(clip), ["0"])

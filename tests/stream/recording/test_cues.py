@@ -45,7 +45,7 @@ def replay(path: Path) -> list[tuple[Cued, float]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_whole_session_is_made_again_to_the_last_bit(tmp_path: Path, seed: int) -> None:
+def test_session_replays_bit_equal(tmp_path: Path, seed: int) -> None:
     heard = live(12, seed)
     path = write(tmp_path / "a.mcap", heard)
     made = replay(path)
@@ -63,9 +63,7 @@ def digest_of(prediction: Prediction) -> float:
 
 
 @pytest.mark.parametrize("late", ["vision", "audio", "text", ""])
-def test_a_recorder_that_comes_late_and_is_sent_the_last_window_makes_everything_again(
-    tmp_path: Path, late: str
-) -> None:
+def test_late_recorder_with_the_last_window_replays_everything(tmp_path: Path, late: str) -> None:
     heard = live(20)
     begun_ns = START_NS + 10 * NS_PER_S
     # Who subscribes is sent the last prediction at once, and the messages of the last eight seconds a little later.
@@ -88,7 +86,7 @@ def test_a_recorder_that_comes_late_and_is_sent_the_last_window_makes_everything
     assert first.cue.smoothed == (first.recorded.sentiment_smooth, first.recorded.t_end_ns)
 
 
-def test_without_the_last_window_it_is_said_which_predictions_can_be_made_again(tmp_path: Path) -> None:
+def test_without_the_last_window_the_replayable_range_is_reported(tmp_path: Path) -> None:
     heard = [(t_ns, what) for t_ns, what in live(20) if t_ns >= START_NS + 8 * NS_PER_S]
     made = replay(write(tmp_path / "a.mcap", heard))
     exact = [(cued, value) for cued, value in made if cued.exact]
@@ -97,7 +95,7 @@ def test_without_the_last_window_it_is_said_which_predictions_can_be_made_again(
     assert not made[0][0].exact
 
 
-def test_after_a_lost_message_the_others_go_on_and_are_the_same_again_a_window_later(tmp_path: Path) -> None:
+def test_replay_is_equal_a_window_after_a_lost_message(tmp_path: Path) -> None:
     heard = live(20)
     path = write(
         tmp_path / "a.mcap",
@@ -114,7 +112,7 @@ def test_after_a_lost_message_the_others_go_on_and_are_the_same_again_a_window_l
     assert made[-1][0].exact
 
 
-def test_after_predictions_that_the_recorder_lost_what_they_took_in_is_taken_in(tmp_path: Path) -> None:
+def test_inputs_of_lost_predictions_are_replayed(tmp_path: Path) -> None:
     heard = live(20)
     path = write(
         tmp_path / "a.mcap",
@@ -128,7 +126,7 @@ def test_after_predictions_that_the_recorder_lost_what_they_took_in_is_taken_in(
     assert sum(value != digest_of(cued.recorded) for cued, value in made) == 0
 
 
-def test_a_cue_that_names_nothing_is_due_at_once(tmp_path: Path) -> None:
+def test_empty_cue_is_due_at_once(tmp_path: Path) -> None:
     heard = [event for event in live(2) if isinstance(event[1], Prediction)]
     made = replay(write(tmp_path / "a.mcap", heard))
     assert len(made) == len(heard)

@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("recording") / "talk.mcap", live(6))
 
 
-def test_the_formats_own_library_reads_it_and_its_checksums_hold(whole: Path) -> None:
+def test_mcap_library_reads_it_and_checksums_match(whole: Path) -> None:
     with whole.open("rb") as file:
         reader = make_reader(file, validate_crcs=True)
         summary = reader.get_summary()
@@ -57,7 +57,7 @@ def test_the_formats_own_library_reads_it_and_its_checksums_hold(whole: Path) ->
     assert checked == {"/mien/about", "/mien/prediction", *(f"/mien/features/{m}" for m in ("vision", "audio", "text"))}
 
 
-def test_what_is_read_is_what_was_heard(whole: Path) -> None:
+def test_reading_returns_what_was_recorded(whole: Path) -> None:
     recording = open_recording(whole)
     assert recording.about == ABOUT
     assert not recording.cut_off
@@ -70,7 +70,7 @@ def test_what_is_read_is_what_was_heard(whole: Path) -> None:
     np.testing.assert_array_equal(decoded.values, sent[0].values)
 
 
-def test_cut_off_anywhere_it_is_read_up_to_there(tmp_path: Path) -> None:
+def test_truncated_recording_is_read_up_to_the_cut(tmp_path: Path) -> None:
     path = tmp_path / "talk.mcap"
     writer = RecordingWriter(path)
     heard = live(6)
@@ -104,7 +104,7 @@ def test_cut_off_anywhere_it_is_read_up_to_there(tmp_path: Path) -> None:
     assert len(list(open_recording(cut).entries())) >= sizes[1][1]
 
 
-def test_a_recording_that_was_cut_off_is_made_whole(whole: Path, tmp_path: Path) -> None:
+def test_truncated_recording_is_repaired(whole: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.mcap"
     cut.write_bytes(whole.read_bytes()[:-3000])
     recording = open_recording(cut)
@@ -119,7 +119,7 @@ def test_a_recording_that_was_cut_off_is_made_whole(whole: Path, tmp_path: Path)
         rewrite(recording, cut)
 
 
-def test_only_a_part_is_read(whole: Path) -> None:
+def test_range_of_a_recording_is_read(whole: Path) -> None:
     recording = open_recording(whole)
     every = list(recording.entries({channels.PREDICTION}))
     middle = every[len(every) // 2].log_ns
@@ -176,14 +176,14 @@ def foreign(path: Path, metadata: dict[str, str] | None) -> Path:
     ],
     ids=["missing", "folder", "empty", "text", "foreign", "newer", "no version", "broken"],
 )
-def test_what_is_no_recording_is_refused_in_one_line(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
+def test_invalid_recordings_are_one_line_errors(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
     path = make(tmp_path / "a.mcap")
     with pytest.raises(RecordingError, match=said) as error:
         open_recording(path)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.mcap").write_text("precious")
     with pytest.raises(RecordingError, match="exists; choose another name"):
         RecordingWriter(tmp_path / "a.mcap")
@@ -192,13 +192,13 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
         RecordingWriter(tmp_path / "nowhere" / "a.mcap")
 
 
-def test_a_recording_is_for_its_owner_alone(whole: Path) -> None:
+def test_recordings_are_private(whole: Path) -> None:
     if os.name == "posix":
         assert whole.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX")
-def test_a_full_disk_is_said_in_one_line_and_what_came_before_can_be_read(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_earlier_data_readable(tmp_path: Path) -> None:
     code = """
     import resource, sys
     from pathlib import Path

@@ -49,7 +49,7 @@ def test_labels_are_rows_that_extraction_reads(path: Path) -> None:
     assert items[0].audio == items[0].video == path
 
 
-def test_a_label_is_taken_back(path: Path) -> None:
+def test_label_is_undone(path: Path) -> None:
     labels = LabelFile(path)
     stretch = labels.add(1, 3, sentiment=1)
     labels.add(4, 5, sentiment=0)
@@ -58,7 +58,7 @@ def test_a_label_is_taken_back(path: Path) -> None:
     assert [s.start_s for s in LabelFile(path).stretches] == [4]
 
 
-def test_rows_and_columns_of_others_stay(path: Path) -> None:
+def test_foreign_rows_and_columns_stay(path: Path) -> None:
     (path.parent / "labels.csv").write_text("file,emotion,note\nother.wav,angry,keep me\ntalk.mcap,happy,\n")
     with pytest.raises(DataError, match=r"row 3: start, end and sentiment must be numbers"):
         LabelFile(path)
@@ -85,7 +85,7 @@ def test_rows_and_columns_of_others_stay(path: Path) -> None:
         ((1, 2), {"emotion": "bored stiff"}, "none of neutral"),
     ],
 )
-def test_what_is_no_label_is_refused(
+def test_invalid_labels_are_refused(
     path: Path, stretch: tuple[float, float], label: dict[str, object], said: str
 ) -> None:
     labels = LabelFile(path)
@@ -94,14 +94,14 @@ def test_what_is_no_label_is_refused(
     assert not (path.parent / "labels.csv").exists()
 
 
-def test_a_table_that_is_none_of_labels_is_left_alone(path: Path) -> None:
+def test_other_tables_are_left_alone(path: Path) -> None:
     (path.parent / "labels.csv").write_text("name,price\nmilk,1\n")
     with pytest.raises(DataError, match="no table of labels"):
         LabelFile(path)
     assert (path.parent / "labels.csv").read_text() == "name,price\nmilk,1\n"
 
 
-def test_the_rows_of_a_stretch_are_those_that_were_made_live(path: Path) -> None:
+def test_rows_of_a_segment_equal_the_live_ones(path: Path) -> None:
     recording = open_recording(path)
     zero_ns = zero_ns_of(recording)
     start_ns, end_ns = zero_ns + 3 * NS_PER_S, zero_ns + 6 * NS_PER_S

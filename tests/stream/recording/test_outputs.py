@@ -54,7 +54,7 @@ def test_the_csv_has_every_prediction_and_exact_numbers(table: Table) -> None:
         assert (row["age_ms_text"] == "") == (prediction.age_ms["text"] is None)
 
 
-def test_the_json_says_the_same_and_what_it_comes_to(table: Table) -> None:
+def test_json_has_the_same_values_and_a_summary(table: Table) -> None:
     content = json.loads(export(table, "json"))
     assert [row["sentiment"] for row in content["predictions"]] == [p.sentiment for p in recorded()]
     assert content["about"]["label"] == "talk.mp4"
@@ -68,7 +68,7 @@ def test_the_json_says_the_same_and_what_it_comes_to(table: Table) -> None:
     assert summary["coverage"]["text"] == pytest.approx(with_words / len(content["predictions"]))
 
 
-def test_words_are_said_once_and_subtitles_follow_each_other(table: Table) -> None:
+def test_words_appear_once_in_consecutive_subtitles(table: Table) -> None:
     words = [word.text for word in table.words]
     assert len(words) == len(set(words)) > 8
     shown = list(subtitles(table))
@@ -82,7 +82,7 @@ def test_words_are_said_once_and_subtitles_follow_each_other(table: Table) -> No
     assert "[-0.0" not in srt
 
 
-def test_words_and_subtitles_have_the_sentiment_of_their_phrase_by_itself(tmp_path: Path) -> None:
+def test_words_and_subtitles_have_the_sentiment_of_their_phrase(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from mien.stream.recording.report import report
 
@@ -258,7 +258,7 @@ def late(seconds: float) -> list[tuple[int, Any]]:
     return [(t_ns, what) for t_ns, what in live(seconds + 6) if t_ns > START_NS + seconds * NS_PER_S]
 
 
-def test_words_from_before_the_recording_are_none_of_its_subtitles(tmp_path: Path) -> None:
+def test_earlier_words_are_not_in_subtitles(tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "late.mcap", late(6)))
     assert table.rows[0].transcript, "what was said before is in its first window"
     begins = [start_s for start_s, _, _ in subtitles(table)]
@@ -266,7 +266,7 @@ def test_words_from_before_the_recording_are_none_of_its_subtitles(tmp_path: Pat
     assert all(word.t_end_s > 0 for word in table.words)
 
 
-def test_the_date_of_a_report_is_the_recordings(tmp_path: Path) -> None:
+def test_report_has_the_date_of_the_recording(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from mien.stream.recording.report import report
 

@@ -87,7 +87,7 @@ def await_media(recorder: Recorder, count: dict[str, int]) -> None:
     wait_until(lambda: recorder._media == count)
 
 
-def test_what_is_published_is_in_the_file_once(bus: Bus, tmp_path: Path) -> None:
+def test_published_messages_are_recorded_once(bus: Bus, tmp_path: Path) -> None:
     path = tmp_path / "a.mcap"
     bus.sockets["inference"].send(encode_about(ABOUT))
     with recording(bus, path) as recorder:
@@ -110,7 +110,7 @@ def test_what_is_published_is_in_the_file_once(bus: Bus, tmp_path: Path) -> None
     assert " ".join(said).split() == [f"word{number}." for number in range(len(" ".join(said).split()))] != []
 
 
-def test_what_was_lost_is_counted_and_other_sessions_are_left_out(bus: Bus, tmp_path: Path) -> None:
+def test_losses_are_counted_and_other_sessions_skipped(bus: Bus, tmp_path: Path) -> None:
     path = tmp_path / "a.mcap"
     with recording(bus, path) as recorder:
         for what in EVENTS:
@@ -136,7 +136,7 @@ def test_it_ends_with_the_clip(bus: Bus, tmp_path: Path) -> None:
     assert not open_recording(path).cut_off
 
 
-def test_a_recorder_in_a_process_of_its_own_says_how_far_it_is_and_closes_its_file(bus: Bus, tmp_path: Path) -> None:
+def test_recorder_subprocess_reports_progress_and_closes_its_file(bus: Bus, tmp_path: Path) -> None:
     path = tmp_path / "a.mcap"
     bus.sockets["inference"].send(encode_about(ABOUT))
     recorder = RecorderProcess(path, bus.config, "default")
@@ -154,7 +154,7 @@ def test_a_recorder_in_a_process_of_its_own_says_how_far_it_is_and_closes_its_fi
     assert "exists; choose another name" in str(again.state.error)
 
 
-def test_nothing_heard_leaves_no_file(bus: Bus, tmp_path: Path) -> None:
+def test_nothing_received_leaves_no_file(bus: Bus, tmp_path: Path) -> None:
     recorder, stopping = Recorder(tmp_path / "a.mcap", bus.config), threading.Event()
     stopping.set()
     with pytest.raises(RecordingError, match="nothing came from tcp://"):
@@ -162,7 +162,7 @@ def test_nothing_heard_leaves_no_file(bus: Bus, tmp_path: Path) -> None:
     assert not (tmp_path / "a.mcap").exists()
 
 
-def test_pictures_and_sound_are_asked_for_only_when_they_are_wanted(bus: Bus, tmp_path: Path) -> None:
+def test_pictures_and_sound_are_subscribed_on_request_only(bus: Bus, tmp_path: Path) -> None:
     config = load_config(None, {"bus.port": bus.config.port, "audio.share": True})
     preview = Preview(
         session="default", run=1, seq=0, t_ns=START_NS, features_seq=0, width=64, height=48,
@@ -223,7 +223,7 @@ def test_broken_messages_are_refused(broken: bytes) -> None:
         decode_sound([b"sound/default/", b"\x01" + broken, b"\x00\x00"])
 
 
-def test_sound_comes_back_as_it_was() -> None:
+def test_sound_round_trips() -> None:
     from mien.stream.bus.sound import Sound
 
     sound = Sound(session="default", run=3, seq=4, t_start_ns=START_NS, rate_hz=16_000, pcm=b"\x01\x02\x03\x04")
@@ -232,14 +232,14 @@ def test_sound_comes_back_as_it_was() -> None:
         decode_sound([*encode_sound(sound)[:2], b"\x01"])
 
 
-def test_without_a_mien_it_ends_when_it_was_told_to(tmp_path: Path, port: int) -> None:
+def test_recorder_without_a_session_ends_on_time(tmp_path: Path, port: int) -> None:
     recorder = Recorder(tmp_path / "talk.mcap", BusConfig(port=port))
     with pytest.raises(RecordingError, match=r"nothing came from .*is `mien run` running.*no .*talk\.mcap"):
         recorder.run(threading.Event(), seconds=0.3)
     assert not (tmp_path / "talk.mcap").exists()
 
 
-def test_a_mien_that_falls_silent_does_not_keep_it(tmp_path: Path, bus: Bus) -> None:
+def test_silent_session_does_not_delay_the_end(tmp_path: Path, bus: Bus) -> None:
     recorder = Recorder(tmp_path / "talk.mcap", bus.config)
     thread = threading.Thread(target=recorder.run, args=(threading.Event(), None, 1.0), daemon=True)
     thread.start()
@@ -251,7 +251,7 @@ def test_a_mien_that_falls_silent_does_not_keep_it(tmp_path: Path, bus: Bus) -> 
     assert open_recording(tmp_path / "talk.mcap").path.is_file()
 
 
-def test_the_port_of_a_worker_is_noticed(tmp_path: Path, bus: Bus) -> None:
+def test_worker_port_is_detected(tmp_path: Path, bus: Bus) -> None:
     wrong = BusConfig(port=bus.config.port + 1)
     bus.sockets["video"].send(encode_status(STATUS))
     recorder = Recorder(tmp_path / "talk.mcap", wrong)

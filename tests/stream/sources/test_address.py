@@ -46,7 +46,7 @@ ODD_NAMES = [
         ("none", None),
     ],
 )
-def test_what_a_source_names(source: str, expected: object) -> None:
+def test_source_kinds(source: str, expected: object) -> None:
     assert address_of(source) == expected
 
 
@@ -57,9 +57,7 @@ def test_only_a_url_without_its_password_is_shown() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="these names are allowed on POSIX only")
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
-def test_what_exists_is_a_file_and_can_be_played_whatever_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_existing_paths_are_files_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     write_clip(tmp_path / "clip.mp4", numbered(5)).rename(tmp_path / name)
     assert address_of(name) == File(Path(name))
@@ -74,7 +72,7 @@ def test_what_exists_is_a_file_and_can_be_played_whatever_its_name(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")
-def test_what_a_clip_is_instead_of_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_not_files_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")

@@ -70,7 +70,7 @@ def test_a_clip_waits_for_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("late_s", [1.5, 61.3, 3600.02])
-def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s: float) -> None:
+def test_late_start_joins_the_clip_in_progress(tmp_path: Path, late_s: float) -> None:
     """As a worker does that is started again: nothing of what was missed is played."""
     path = write_wav(tmp_path / "tone.wav", tone(3.0, 2.0))
     clock = Clock()
@@ -107,7 +107,7 @@ def test_a_loop_is_as_long_as_the_clip(tmp_path: Path, sound_s: float) -> None:
     assert all(chunk.continuous for chunk in chunks[1:])
 
 
-def test_pieces_are_the_whole(tmp_path: Path) -> None:
+def test_pieces_equal_the_whole(tmp_path: Path) -> None:
     path = write_movie(tmp_path / "movie.mp4", 1.0, tone(300.0, 1.0))
     assert np.array_equal(np.concatenate(list(open_clip(path).sound())), read_sound(path))
 
@@ -144,7 +144,7 @@ def bad_clip(folder: Path, kind: str) -> Path:
         ("silent", "has no sound"),
     ],
 )
-def test_unusable_clips_say_what_is_wrong(tmp_path: Path, kind: str, words: str) -> None:
+def test_unusable_clips_are_explained(tmp_path: Path, kind: str, words: str) -> None:
     path = bad_clip(tmp_path, kind)
     with pytest.raises(SourceError, match=words) as caught:
         open_audio(configured("audio", path), Clock())
@@ -152,7 +152,7 @@ def test_unusable_clips_say_what_is_wrong(tmp_path: Path, kind: str, words: str)
     assert "\n" not in str(caught.value)
 
 
-def test_a_clip_that_breaks_off_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_truncated_clip_plays_to_the_cut(tmp_path: Path) -> None:
     whole = write_wav(tmp_path / "whole.wav", tone(300.0, 2.0))
     broken = tmp_path / "broken.wav"
     broken.write_bytes(whole.read_bytes()[:30_001])
@@ -167,7 +167,7 @@ def test_an_unknown_microphone_is_one_clear_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_sound_wanted_is_an_error_here() -> None:
+def test_disabled_sound_is_an_error() -> None:
     with pytest.raises(SourceError, match="turned off"):
         open_audio(configured("audio", "none"), Clock())
 
@@ -193,7 +193,7 @@ def test_sample_times_follow_the_session_through_jitter_and_drift(ppm: float) ->
     assert max(abs(np.array(steps[500:]) - 10e6)) < 0.1e6
 
 
-def test_missing_samples_are_no_jitter() -> None:
+def test_missing_samples_are_not_jitter() -> None:
     clock = SampleClock(48_000)
     assert clock.observe(0, 10**18, 480)
     assert clock.observe(480, 10**18 + 60_000_000, 480)

@@ -59,7 +59,7 @@ def test_of_several_sound_tracks_the_default_is_taken_if_it_is_not_silent(
     assert clip.notes == (f"sound track {taken} of 3 of tracks.mkv; clip.audio_track chooses another",)
 
 
-def test_a_track_that_is_asked_for_is_taken_by_everybody(tmp_path: Path) -> None:
+def test_requested_track_is_used_everywhere(tmp_path: Path) -> None:
     tracks = [melody(1.0, 1), melody(1.0, 2)]
     path = write_tracks(tmp_path / "tracks.mkv", tracks, images=numbered(25))
     assert likeness(read_sound(path, ClipConfig(audio_track=2)), at_16_khz(tracks[1])) > 0.99
@@ -77,7 +77,7 @@ def test_all_silent_tracks_are_no_error(tmp_path: Path) -> None:
     assert open_clip(path).audio == 1
 
 
-def test_the_film_is_played_and_not_its_cover(tmp_path: Path) -> None:
+def test_video_is_played_instead_of_cover_art(tmp_path: Path) -> None:
     cover = np.full((48, 48, 3), 255, np.uint8)
     path = write_picture(tmp_path / "film.mkv", numbered(10), cover=cover)
     clip = open_clip(path)
@@ -124,7 +124,7 @@ def test_oblong_pixels_become_square_in_clips_and_network_cameras(
         ((0, -1, -1, 0), (-1, -1)),
     ],
 )
-def test_pictures_are_turned_and_mirrored_as_they_say(
+def test_rotation_and_mirroring_metadata_apply(
     tmp_path: Path, matrix: tuple[int, int, int, int], corner: tuple[int, int]
 ) -> None:
     image = np.zeros((64, 96, 3), np.uint8)
@@ -146,7 +146,7 @@ def test_pictures_are_turned_and_mirrored_as_they_say(
     assert abs(int(seen[y if y >= 0 else y - 1, x if x >= 0 else x - 1, 0]) - 120) < 30
 
 
-def test_pictures_are_given_back_without_the_garbage_collector(tmp_path: Path) -> None:
+def test_pictures_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", grainy(np.full((64, 96, 3), 90, np.uint8)))
     gc.collect()
     gc.disable()
@@ -159,7 +159,7 @@ def test_pictures_are_given_back_without_the_garbage_collector(tmp_path: Path) -
     assert len(left) <= 1  # the loop's own
 
 
-def test_a_picture_whose_size_changes_goes_on(tmp_path: Path) -> None:
+def test_size_change_continues(tmp_path: Path) -> None:
     small = write_part(tmp_path / "a.ts", melody(1.0), numbered(25))
     wide = write_part(tmp_path / "b.ts", melody(1.0), [np.full((64, 96, 3), 200, np.uint8)] * 25)
     clip = open_clip(join(tmp_path / "joined.ts", small, wide))
@@ -171,9 +171,7 @@ def test_a_picture_whose_size_changes_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.94, 1.06, 1.2])
-def test_sound_keeps_its_stamps_without_a_click_whatever_the_number_of_its_samples(
-    tmp_path: Path, factor: float
-) -> None:
+def test_sound_follows_its_stamps_without_clicks(tmp_path: Path, factor: float) -> None:
     said = melody(13.0)
     samples = soxr.resample(said, RATE, RATE / factor).astype(np.float32)
     path = write_tracks(tmp_path / "drift.mkv", [samples], factor=factor)
@@ -199,7 +197,7 @@ def test_well_formed_sound_is_not_touched(tmp_path: Path) -> None:
     [(".mp3", (44_100, 48_000), ("mono", "mono")), (".ts", (44_100, 48_000), ("mono", "stereo")),
      (".ts", (48_000, 22_050), ("stereo", "mono"))],
 )  # fmt: skip
-def test_a_rate_or_layout_that_changes_goes_on(
+def test_rate_or_layout_change_continues(
     tmp_path: Path, suffix: str, rates: tuple[int, int], layouts: tuple[str, str]
 ) -> None:
     said = melody(6.0)
@@ -222,7 +220,7 @@ def test_a_rate_or_layout_that_changes_goes_on(
     assert source.error is None
 
 
-def test_joined_files_go_on_with_picture_and_sound_together(tmp_path: Path) -> None:
+def test_joined_files_keep_picture_and_sound_in_sync(tmp_path: Path) -> None:
     said, images = melody(6.0), [np.zeros((64, 64, 3), np.uint8)] * 150
     for flash in (25, 100):
         images[flash] = np.full((64, 64, 3), 255, np.uint8)
@@ -251,7 +249,7 @@ def test_a_loop_of_joined_files_is_as_long_as_both(tmp_path: Path) -> None:
     assert 2.9 < clip.duration_s < 3.3
 
 
-def test_started_late_a_joined_file_goes_on_where_it_is(tmp_path: Path) -> None:
+def test_late_start_joins_a_concatenated_file_in_progress(tmp_path: Path) -> None:
     part = write_part(tmp_path / "a.ts", melody(2.0), numbered(50))
     clip = open_clip(join(tmp_path / "joined.ts", part, part))
     t_ns, _ = next(clip.pictures(3 * NS_PER_S))
@@ -275,7 +273,7 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_breaks_off_ends_with_its_reason_and_what_came_before_is_kept(tmp_path: Path) -> None:
+def test_truncated_file_ends_with_a_reason_and_keeps_earlier_data(tmp_path: Path) -> None:
     path = broken(tmp_path)
     assert 2.0 < len(read_sound(path)) / SAMPLE_RATE < 4.0
     with pytest.raises(BrokenClipError, match=r"the sound of clip broken.mov breaks off after [23]\.\d s"):
@@ -293,9 +291,7 @@ def test_what_breaks_off_ends_with_its_reason_and_what_came_before_is_kept(tmp_p
         assert "Error number" not in str(source.error)
 
 
-def test_a_picture_that_cannot_be_decoded_at_all_leaves_the_sound(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_undecodable_video_leaves_the_sound(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images = [np.zeros((64, 64, 3), np.uint8)] * 50
     path = without_pictures(write_part(tmp_path / "whole.mkv", melody(2.0), images), tmp_path / "broken.mkv")
     assert len(read_sound(path)) / SAMPLE_RATE == pytest.approx(2.0, abs=0.1)
@@ -317,7 +313,7 @@ def test_channels_of_opposite_phase_do_not_cancel_each_other(tmp_path: Path) -> 
     assert 0.9 < np.std(heard) / np.std(at_16_khz(said)) < 1.1
 
 
-def test_the_stronger_of_two_that_cancel_is_taken_and_others_are_averaged() -> None:
+def test_stronger_of_cancelling_channels_wins_and_others_are_averaged() -> None:
     said, other = melody(2.0, 1), melody(2.0, 2)
     for channels, expected in (
         (np.stack([0.6 * said, -said]), -said),
@@ -333,7 +329,7 @@ def test_the_stronger_of_two_that_cancel_is_taken_and_others_are_averaged() -> N
         assert np.allclose(heard, expected, atol=1e-6)
 
 
-def test_a_channel_that_is_silent_at_first_counts_from_when_it_is_heard_without_a_click() -> None:
+def test_late_channel_joins_without_a_click() -> None:
     wave = (0.5 * np.sin(2 * np.pi * 100 * np.arange(6 * RATE) / RATE)).astype(np.float32)
     late = np.where(np.arange(6 * RATE) // (2 * RATE) == 1, wave, 0.0).astype(np.float32)
     mix = Downmix(RATE)
@@ -345,7 +341,7 @@ def test_a_channel_that_is_silent_at_first_counts_from_when_it_is_heard_without_
     assert np.abs(np.diff(heard)).max() < 0.02
 
 
-def test_a_phase_that_changes_is_noticed_without_a_click() -> None:
+def test_phase_change_is_detected_without_a_click() -> None:
     wave = (0.5 * np.sin(2 * np.pi * 100 * np.arange(8 * RATE) / RATE)).astype(np.float32)
     sign = np.where(np.arange(8 * RATE) // (2 * RATE) % 2, -1.0, 1.0).astype(np.float32)
     mix = Downmix(RATE)

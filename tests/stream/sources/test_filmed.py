@@ -49,7 +49,7 @@ def test_every_tick_has_the_frame_that_is_shown(clip: Path) -> None:
     assert source.drops == {}
 
 
-def test_tick_that_is_not_due_is_waited_for(clip: Path) -> None:
+def test_future_tick_is_awaited(clip: Path) -> None:
     clock = SetClock()
     source = filmed(clip, clock)
     assert source.read(0) is not None
@@ -58,7 +58,7 @@ def test_tick_that_is_not_due_is_waited_for(clip: Path) -> None:
     assert source.read(0) is not None
 
 
-def test_reader_that_is_late_gets_the_newest_and_the_rest_is_counted(clip: Path) -> None:
+def test_late_reader_gets_the_newest_and_drops_are_counted(clip: Path) -> None:
     clock = SetClock()
     source = filmed(clip, clock)
     assert source.read(0) is not None
@@ -69,7 +69,7 @@ def test_reader_that_is_late_gets_the_newest_and_the_rest_is_counted(clip: Path)
     assert source.drops == {"late": 5}
 
 
-def test_ends_with_the_clip_or_goes_round_with_it(clip: Path) -> None:
+def test_ends_or_loops_with_the_clip(clip: Path) -> None:
     clock = SetClock()
     once, again = filmed(clip, clock), filmed(clip, clock, loop=True)
     clock.at_ns = START_NS + 10 * NS_PER_S
@@ -83,7 +83,7 @@ def test_ends_with_the_clip_or_goes_round_with_it(clip: Path) -> None:
     assert brightness(frame.image) == pytest.approx(brightness(numbered(10)[at_ms // 40]), abs=8)
 
 
-def test_one_that_starts_late_joins_where_the_clip_is(clip: Path) -> None:
+def test_late_start_joins_the_clip_in_progress(clip: Path) -> None:
     clock = SetClock(START_NS + 10 * NS_PER_S)
     source = filmed(clip, clock, loop=True)
     frame = source.read(0)
@@ -92,7 +92,7 @@ def test_one_that_starts_late_joins_where_the_clip_is(clip: Path) -> None:
     assert source.drops == {}
 
 
-def test_sound_alone_cannot_be_filmed(tmp_path: Path) -> None:
+def test_sound_without_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     write_wav(path, tone(220.0, 1.0))
     with pytest.raises(SourceError, match="has no picture"):

@@ -46,7 +46,7 @@ def test_unbroken_time_has_no_breaks() -> None:
     assert time.end_ns == 20 * NS_PER_S
 
 
-def test_stamps_that_begin_anew_go_on_for_picture_and_sound_alike() -> None:
+def test_restarting_stamps_continue_for_both_streams() -> None:
     stamps = part(6) + part(7)
     time = trace(stamps)
     assert_even(times(stamps, time, PICTURE), 0.04, 13.0)
@@ -54,7 +54,7 @@ def test_stamps_that_begin_anew_go_on_for_picture_and_sound_alike() -> None:
     assert time.end_ns == 13 * NS_PER_S
 
 
-def test_stamps_that_jump_ahead_go_on_for_picture_and_sound_alike() -> None:
+def test_jumping_stamps_continue_for_both_streams() -> None:
     stamps = part(6) + part(7, 5000.0, 5000.0) + part(2, 12.0, 12.0)
     time = trace(stamps)
     assert_even(times(stamps, time, PICTURE), 0.04, 15.0)
@@ -70,7 +70,7 @@ def test_picture_and_sound_of_a_new_part_keep_their_distance() -> None:
     assert picture[150] >= 6.0 - 1e-6
 
 
-def test_streams_that_begin_anew_one_after_the_other_stay_together() -> None:
+def test_streams_restarting_in_turn_stay_in_sync() -> None:
     first, second = part(6), part(7)
     # Sound lags half a second behind the picture in the file.
     late = [stamp for stamp in first if stamp.stream == SOUND][-25:]
@@ -80,7 +80,7 @@ def test_streams_that_begin_anew_one_after_the_other_stay_together() -> None:
     assert {round(shift / NS_PER_S, 3) for breaks in time.breaks.values() for _, shift in breaks} == {6.0}
 
 
-def test_one_stream_alone_may_begin_anew() -> None:
+def test_one_stream_may_restart() -> None:
     picture = [stamp for stamp in part(12) if stamp.stream == PICTURE]
     sound = [stamp for half in (part(6), part(6)) for stamp in half if stamp.stream == SOUND]
     stamps = [stamp for pair in zip(picture, sound[::2], sound[1::2], strict=True) for stamp in pair]

@@ -61,7 +61,7 @@ def opened(config: Config, clock: Clock | None = None) -> VideoSource:
     return source
 
 
-def test_capture_times_are_the_containers_own(tmp_path: Path) -> None:
+def test_capture_times_are_those_of_the_container(tmp_path: Path) -> None:
     times_ms = [0, 40, 120, 130, 400, 1000]
     clip = write_clip(tmp_path / "clip.mp4", numbered(6), times_ms)
     frames = drain(opened(configured("video", clip, fast=True)))
@@ -85,7 +85,7 @@ def test_fast_drops_nothing_whatever_the_time(tmp_path: Path) -> None:
     assert source.ended
 
 
-def test_a_loop_goes_on_in_time(tmp_path: Path) -> None:
+def test_loop_continues_in_time(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(10))
     loop_ns = round(open_clip(clip).duration_s * NS_PER_S)
     source = opened(configured("video", clip, fast=True, loop=True))
@@ -96,7 +96,7 @@ def test_a_loop_goes_on_in_time(tmp_path: Path) -> None:
     assert np.array_equal(frames[0].image, frames[10].image)
 
 
-def test_a_paced_frame_comes_when_it_is_due_and_not_before(tmp_path: Path) -> None:
+def test_paced_frame_arrives_when_due(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(10))
     source = opened(configured("video", clip), CountingClock())
     frames = []
@@ -109,7 +109,7 @@ def test_a_paced_frame_comes_when_it_is_due_and_not_before(tmp_path: Path) -> No
     assert source.drops == {}
 
 
-def test_a_reader_that_is_late_gets_the_newest_eight_and_the_rest_is_counted(tmp_path: Path) -> None:
+def test_late_reader_gets_the_newest_eight_and_drops_are_counted(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", numbered(40))
     clock = SetClock()
     source = opened(configured("video", clip), clock)
@@ -126,7 +126,7 @@ def test_a_reader_that_is_late_gets_the_newest_eight_and_the_rest_is_counted(tmp
 
 
 @pytest.mark.parametrize("late_s", [1.5, 8.2, 3600.4])
-def test_started_late_it_goes_on_where_the_clip_is_by_now(tmp_path: Path, late_s: float) -> None:
+def test_late_start_joins_the_clip_in_progress(tmp_path: Path, late_s: float) -> None:
     """As a worker does that is started again: what was missed is neither played nor counted."""
     clip = write_clip(tmp_path / "clip.mp4", numbered(100))
     loop_ns = round(open_clip(clip).duration_s * NS_PER_S)
@@ -149,7 +149,7 @@ def test_started_after_its_end_a_clip_is_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("turned", "corner"), [(0, (0, 0)), (90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))])
-def test_a_telephones_clip_stands_upright(tmp_path: Path, turned: int, corner: tuple[int, int]) -> None:
+def test_phone_clip_is_upright(tmp_path: Path, turned: int, corner: tuple[int, int]) -> None:
     image = np.zeros((64, 96, 3), np.uint8)
     image[:24, :24] = 255
     clip = write_clip(tmp_path / "clip.mp4", [image] * 3)
@@ -177,7 +177,7 @@ def turn_clip(path: Path, degrees: int, image: UInt8) -> None:
     path.write_bytes(content)
 
 
-def test_a_clip_cut_off_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_truncated_clip_plays_to_the_cut(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images = [random.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(30)]
     clip = write_clip(tmp_path / "clip.ts", images)
@@ -186,7 +186,7 @@ def test_a_clip_cut_off_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
     assert 5 < len(frames) < 30
 
 
-def test_clips_that_cannot_be_played_are_one_clear_line(tmp_path: Path) -> None:
+def test_unplayable_clips_are_one_line_errors(tmp_path: Path) -> None:
     empty = tmp_path / "empty.mp4"
     empty.touch()
     noise = tmp_path / "noise.mp4"
@@ -212,7 +212,7 @@ def test_clips_that_cannot_be_played_are_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_cameras_that_are_not_there_are_one_clear_line() -> None:
+def test_missing_cameras_are_one_line_errors() -> None:
     for source, words in (
         ("57", "camera 57"),
         ("http://127.0.0.1:9/video", "http://127.0.0.1:9/video cannot be opened"),
@@ -233,7 +233,7 @@ def test_auto_without_a_camera_says_what_to_do(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_drivers_time_is_taken_if_it_is_of_the_monotonic_clock() -> None:
+def test_monotonic_driver_time_is_used() -> None:
     now_ns, monotonic_ns = START_NS, 5_000 * NS_PER_S
     assert driver_time_ns(5_000_000.0 - 12.5, monotonic_ns, now_ns) == now_ns - 12_500_000
     for elsewhere in (0.0, 40.0, 5_000_001.0, 1.7e12, -1.0):
@@ -304,7 +304,7 @@ def camera_that_runs() -> tuple[FakeCamera, LiveCamera]:
     return device, source
 
 
-def test_an_unplugged_camera_is_found_again() -> None:
+def test_unplugged_camera_reconnects() -> None:
     device, source = camera_that_runs()
     device.present, device.unplugged = False, True
     wait_for(source, lambda _: source.state == "degraded" and source.error == "camera 0 cannot be opened", "the loss")
@@ -327,7 +327,7 @@ def test_a_camera_that_blocks_does_not_block_the_reader_and_is_reopened() -> Non
     source.close()
 
 
-def test_a_picture_that_stands_still_is_no_evidence() -> None:
+def test_frozen_picture_is_no_evidence() -> None:
     device, source = camera_that_runs()
     device.frozen = True
     wait_for(source, lambda _: source.state == "degraded", "the watchdog")
@@ -345,7 +345,7 @@ def test_a_picture_that_stands_still_is_no_evidence() -> None:
     source.close()
 
 
-def test_a_camera_of_one_frame_a_second_is_not_lost_again_and_again() -> None:
+def test_camera_of_one_frame_per_second_stays_connected() -> None:
     device = FakeCamera()
     device.period_s = 1.0
     source = LiveCamera("camera 0", device.open)

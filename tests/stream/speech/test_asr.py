@@ -124,7 +124,7 @@ def test_agreement(previous: str, current: str, count: int) -> None:
         ("no no no no no no no but yes", 7, None),
     ],
 )
-def test_a_passage_that_follows_itself_is_found(said: str, known: int, found: tuple[int, int, int] | None) -> None:
+def test_repeated_passage_is_found(said: str, known: int, found: tuple[int, int, int] | None) -> None:
     assert repetition(said.split(), known) == (Repetition(*found) if found else None)
 
 
@@ -139,7 +139,9 @@ REPEATED = [
 @pytest.mark.assets
 @pytest.mark.parametrize(("passage", "times", "sentence"), REPEATED)
 @pytest.mark.parametrize("voice", ["slt", "espeak"])
-def test_what_follows_a_repetition_is_heard(tiny: Whisper, passage: str, times: int, sentence: str, voice: str) -> None:
+def test_speech_after_a_repetition_is_recognised(
+    tiny: Whisper, passage: str, times: int, sentence: str, voice: str
+) -> None:
     text = f"{passage} " * times + sentence
     sound = spoken(text) if voice == "slt" else spoken_by_espeak(text)
     said = spelled(committed(steps_of(tiny, sound))).split()
@@ -164,7 +166,7 @@ class Misled:
 
 
 @pytest.mark.assets
-def test_a_decoders_own_loop_is_cut_and_what_is_behind_it_heard(tiny: Whisper) -> None:
+def test_decoder_loop_is_cut_and_later_speech_recognised(tiny: Whisper) -> None:
     sound = spoken_by_espeak("No! " * 5 + "I do not want that. Please listen to me now.")
     misled = Misled(tiny)
     said = spelled(committed(steps_of(misled, sound, step=len(sound)))).split()
@@ -208,7 +210,7 @@ def test_steps_do_not_depend_on_chunking(sizes: list[int]) -> None:
     assert backlog.skipped_s == 0
 
 
-def test_a_late_step_takes_all_that_waits() -> None:
+def test_late_step_takes_all_pending_sound() -> None:
     backlog = Backlog(200, bound_s=6.0)
     for chunk in chunks([1600] * 9):
         backlog.push(chunk)
@@ -235,7 +237,7 @@ def test_a_backlog_is_skipped_to_the_newest_and_counted() -> None:
 
 
 @pytest.mark.parametrize("bound_s", [None, 6.0])
-def test_a_step_ends_at_a_hole(bound_s: float | None) -> None:
+def test_step_ends_at_a_gap(bound_s: float | None) -> None:
     backlog = Backlog(200, bound_s)
     for chunk in chunks([1600, 2000]) + chunks([3000, 3400], begin=80_000):
         backlog.push(chunk)
@@ -251,7 +253,7 @@ def test_a_step_ends_at_a_hole(bound_s: float | None) -> None:
     [np.zeros(6 * SAMPLE_RATE, np.float32), tone(440, 6), tone(97, 6, 0.5)],
     ids=["silence", "tone", "hum"],
 )
-def test_what_is_no_voice_is_not_decoded(tiny: Whisper, sound: Float32) -> None:
+def test_non_voice_is_not_decoded(tiny: Whisper, sound: Float32) -> None:
     recogniser = Recogniser(tiny, VoiceActivity())
     for begin in range(0, len(sound), STEP):
         part = sound[begin : begin + STEP]
@@ -261,7 +263,7 @@ def test_what_is_no_voice_is_not_decoded(tiny: Whisper, sound: Float32) -> None:
 
 
 @pytest.mark.assets
-def test_noise_and_clicks_say_nothing(tiny: Whisper) -> None:
+def test_noise_and_clicks_give_no_words(tiny: Whisper) -> None:
     generator = np.random.default_rng(7)
     noise = (0.05 * generator.standard_normal(10 * SAMPLE_RATE)).astype(np.float32)
     noise[:: SAMPLE_RATE // 2] = 1.0
@@ -274,7 +276,7 @@ def test_the_same_sound_gives_the_same_words(tiny: Whisper, speech: Float32) -> 
 
 
 @pytest.mark.assets
-def test_committed_words_stay_and_stand_in_time(tiny: Whisper, speech: Float32) -> None:
+def test_committed_words_are_final_and_ordered(tiny: Whisper, speech: Float32) -> None:
     heard = steps_of(tiny, speech)
     said: list[Word] = []
     for step in heard:
@@ -303,7 +305,7 @@ def test_the_end_of_the_stream_commits_everything(tiny: Whisper, speech: Float32
 
 
 @pytest.mark.assets
-def test_a_hole_settles_what_was_said_before(tiny: Whisper, speech: Float32) -> None:
+def test_gap_commits_earlier_words(tiny: Whisper, speech: Float32) -> None:
     recogniser = Recogniser(tiny, VoiceActivity())
     cut = 4 * STEP
     before = [
@@ -330,7 +332,7 @@ class Witness:
 
 
 @pytest.mark.assets
-def test_a_long_speech_is_heard_in_short_windows(tiny: Whisper, speech: Float32) -> None:
+def test_long_speech_is_decoded_in_short_windows(tiny: Whisper, speech: Float32) -> None:
     said = speech[SAMPLE_RATE:-SAMPLE_RATE]
     endless = np.concatenate([said] * (1 + 18 * SAMPLE_RATE // len(said)))
     witness = Witness(tiny)
@@ -345,7 +347,7 @@ def test_a_long_speech_is_heard_in_short_windows(tiny: Whisper, speech: Float32)
 
 
 @pytest.mark.assets
-def test_models_that_cannot_be_used_say_so(tmp_path: Path) -> None:
+def test_unusable_models_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match=r"lacks model\.bin"):
         Whisper(tmp_path)
     folder = asset_path("whisper-tiny.en")

@@ -67,7 +67,7 @@ def test_a_few_words_that_are_hardly_probable_are_noise(said: str, noise: bool) 
     assert is_noise(heard, -1.6) == noise
 
 
-def test_words_of_earlier_utterances_stay_as_they_were_judged() -> None:
+def test_certainty_of_earlier_utterances_is_final() -> None:
     certainty = Certainty()
     foreign = certainty.settle(words([0.3] * 6), 3 * NS_PER_S)
     assert all(word.uncertain for word in foreign)
@@ -75,7 +75,7 @@ def test_words_of_earlier_utterances_stay_as_they_were_judged() -> None:
     assert [word.uncertain for word in said] == [True] * 6 + [False] * 3
 
 
-def test_after_a_guess_less_is_believed_until_it_is_forgotten() -> None:
+def test_guess_lowers_certainty_for_a_while() -> None:
     certainty = Certainty()
     foreign = certainty.settle(words([0.3] * 6), 3 * NS_PER_S)
     doubtful = words([0.5, 0.6], 4.0)

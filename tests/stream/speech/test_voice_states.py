@@ -28,7 +28,7 @@ def sound() -> Float32:
     return noise + voice
 
 
-def test_a_state_knows_what_came_before_its_block_and_nothing_later(states: VoiceStates, sound: Float32) -> None:
+def test_states_are_causal(states: VoiceStates, sound: Float32) -> None:
     states.reset()
     states.push(sound)
     whole = states.take(np.arange(BLOCKS + 1))
@@ -39,7 +39,7 @@ def test_a_state_knows_what_came_before_its_block_and_nothing_later(states: Voic
         assert np.array_equal(states.take(np.array([number]))[0], whole[number])
 
 
-def test_before_the_first_sample_there_was_silence(states: VoiceStates, sound: Float32) -> None:
+def test_silence_precedes_the_first_sample(states: VoiceStates, sound: Float32) -> None:
     states.reset()
     states.push(sound[: 2 * BLOCK])
     late = states.take(np.array([2]))
@@ -48,7 +48,7 @@ def test_before_the_first_sample_there_was_silence(states: VoiceStates, sound: F
     assert np.array_equal(states.take(np.array([2 + 2 * WINDOW // BLOCK])), late)
 
 
-def test_numbers_may_repeat_and_what_was_taken_is_forgotten(states: VoiceStates, sound: Float32) -> None:
+def test_numbers_may_repeat_and_taken_states_are_dropped(states: VoiceStates, sound: Float32) -> None:
     states.reset()
     states.push(sound)
     taken = states.take(np.array([0, 0, 4, 4, 4]))

@@ -141,20 +141,20 @@ def check(line: str, code: int, first: str, folder: Path, full: Path | None, por
 
 
 @pytest.mark.parametrize(("line", "code", "first"), REFUSED, ids=[line for line, _, _ in REFUSED])
-def test_what_is_said_before_anything_starts(
+def test_errors_before_anything_starts(
     line: str, code: int, first: str, tmp_path: Path, full_disk: Path | None, port: int
 ) -> None:
     check(line, code, first, tmp_path, full_disk, port)
 
 
 @pytest.mark.parametrize(("line", "code", "first"), SESSIONS, ids=[line for line, _, _ in SESSIONS])
-def test_sessions_on_odd_outputs(
+def test_sessions_with_unusual_outputs(
     line: str, code: int, first: str, tmp_path: Path, full_disk: Path | None, port: int
 ) -> None:
     check(line, code, first, tmp_path, full_disk, port)
 
 
-def test_a_recording_that_fails_is_said_everywhere_and_can_be_read(tmp_path: Path, port: int) -> None:
+def test_failed_recording_is_reported_and_readable(tmp_path: Path, port: int) -> None:
     """On the terminal, in the statuses and by the exit code, within two seconds of its last message."""
     path = tmp_path / "a.mcap"
     line = (
