@@ -22,9 +22,9 @@ def wait_until(
         what: named in the failure. timeout_s: far more than needed on a busy machine.
         meanwhile: called between two checks.
     """
-    until_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
-        assert time.monotonic() < until_s, f"{what} did not come within {timeout_s:g} s"
+        assert time.monotonic() < deadline_s, f"{what} did not come within {timeout_s:g} s"
         if meanwhile is not None:
             meanwhile()
         time.sleep(0.01)

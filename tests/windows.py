@@ -37,12 +37,12 @@ def window_of(assembler: Assembler, t_end_ns: int) -> Window:
         assembler.absent(t_end_ns),
     )
     words: tuple[Word, ...] = ()
-    for there, changed, (name, track) in zip(
+    for is_there, changed, (name, track) in zip(
         look.present[0], look.changed[0], assembler.windows.tracks.items(), strict=True
     ):
         spec = track.spec
         features, mask = np.zeros((spec.steps, spec.dim), np.float32), np.zeros(spec.steps, np.float32)
-        if there:
+        if is_there:
             (features,), (mask,) = track.gather(look.places, look.ends_ns[name])
             words = track.words[assembler.place] if isinstance(track, Snapshots) else words
         made.features[name], made.mask[name] = features.copy(), mask.copy()

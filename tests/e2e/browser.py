@@ -20,7 +20,7 @@ from tests.needs import need_assets
 from tests.ports import free_ports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -57,10 +57,10 @@ class Program:
         with self.process.stderr as lines:
             self.lines.extend(lines)
 
-    def says(self, pattern: str, timeout_s: float = PATIENCE_S) -> str:
+    def wait_for_line(self, pattern: str, timeout_s: float = TIMEOUT_S) -> str:
         """Wait for a matching line; returns its first group."""
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
             for line in list(self.lines):
                 if found := re.search(pattern, line):
                     return found.group(1)
@@ -83,16 +83,16 @@ def run(port: int, *arguments: str) -> Program:
 
 def dashboard(port: int, *arguments: str) -> tuple[Program, str]:
     program = Program("dashboard", f"tcp://127.0.0.1:{port}", "--no-browser", *(arguments or ("--port", "0")))
-    return program, program.says(r"dashboard at (\S+)")
+    return program, program.wait_for_line(r"dashboard at (\S+)")
 
 
 def await_predictions(port: int, session: Program) -> None:
     """Wait until a session predicts; one that has ended fails with its output."""
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-        until_s = time.monotonic() + 120
+        deadline_s = time.monotonic() + 120
         while not subscriber.wait(0.5):
             assert session.process.poll() is None, session.lines
-            assert time.monotonic() < until_s, session.lines
+            assert time.monotonic() < deadline_s, session.lines
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ class Page:
         self.problems: list[str] = []
         self.hosts: set[str] = set()
         self.tab = chromium.new_page(viewport={"width": width, "height": 900}, **context)
-        self.tab.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.tab.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
         self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
         self.tab.on("response", lambda answer: self.problems.append(answer.text()) if answer.status >= 400 else None)
         self.tab.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
@@ -139,11 +139,11 @@ class Page:
     def badges(self) -> list[str]:
         return list(self.tab.eval_on_selector_all(".m-badge", "all => all.map(each => each.dataset.kind)"))
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> None:
+    def wait(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
         """Until a condition holds, while the page lives on."""
-        until_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < until_s, f"{self.badges()} {self.text('keys')} {self.problems}"
+            assert time.monotonic() < deadline_s, f"{self.badges()} {self.text('keys')} {self.problems}"
             self.tab.wait_for_timeout(100)
 
 

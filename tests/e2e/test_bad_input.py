@@ -27,13 +27,13 @@ pytestmark = pytest.mark.assets
 def assert_fails(port: int, code: int, *parts: str, arguments: tuple[str, ...], **environment: str) -> None:
     line = command("run", "--json", "--port", str(port), "--session", f"bad-{port}", *arguments)
     ran = run_program(line, 180, environment)
-    said = [line for line in ran.stderr.splitlines() if line.startswith("mien: ")]
+    errors = [line for line in ran.stderr.splitlines() if line.startswith("mien: ")]
     assert ran.returncode == code, ran.stderr
-    assert len(said) == 1, ran.stderr
+    assert len(errors) == 1, ran.stderr
     assert "Traceback" not in ran.stderr
     assert not ran.stdout
     for part in parts:
-        assert part in said[0], said[0]
+        assert part in errors[0], errors[0]
 
 
 def text_file(folder: Path) -> Path:

@@ -57,8 +57,8 @@ class Station(threading.Thread):
                 if seq % 50 == 0:
                     publisher.send(encode_status(self.status()))
                 seq += 1
-                until_s = time.monotonic() + 0.02
-                while time.monotonic() < until_s:
+                deadline_s = time.monotonic() + 0.02
+                while time.monotonic() < deadline_s:
                     publisher.service()
                     time.sleep(0.002)
         finally:
@@ -100,9 +100,9 @@ def bridge(kind: str, station: Station, *options: str) -> Iterator[subprocess.Po
         yield process
     finally:
         process.terminate()
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 0, said
-        assert "Traceback" not in said
+        _, received = process.communicate(timeout=30)
+        assert process.returncode == 0, received
+        assert "Traceback" not in received
 
 
 def is_open(port: int) -> bool:
@@ -142,8 +142,8 @@ class TestWeb:
             connect(f"ws://127.0.0.1:{web_port}/ws?fields=sentiment,top_emotion&rate_hz=5", origin=origin) as few,
             connect(f"ws://127.0.0.1:{web_port}/ws", origin=origin) as all_of_them,
         ):
-            said = json.loads(few.recv(10))
-            assert said == {"type": "prediction", "sentiment": 1.25, "top_emotion": "happy"}
+            received = json.loads(few.recv(10))
+            assert received == {"type": "prediction", "sentiment": 1.25, "top_emotion": "happy"}
             began_s = time.monotonic()
             for _ in range(5):
                 few.recv(10)
@@ -222,17 +222,17 @@ def test_osc_receiver_gets_typed_addresses(station: Station) -> None:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(30)
         with bridge("osc", station, "--to", f"127.0.0.1:{receiver.getsockname()[1]}"):
-            said: dict[str, Any] = {}
-            while f"/mien/{SESSION}/sentiment" not in said or f"/mien/{SESSION}/status/inference" not in said:
+            received: dict[str, Any] = {}
+            while f"/mien/{SESSION}/sentiment" not in received or f"/mien/{SESSION}/status/inference" not in received:
                 for message in OscBundle(receiver.recv(65536)):
-                    said[message.address] = message.params[0]
-    assert said[f"/mien/{SESSION}/sentiment"] == pytest.approx(1.25)
-    assert said[f"/mien/{SESSION}/emotion/happy"] == pytest.approx(0.4)
-    assert said[f"/mien/{SESSION}/top"] == "happy"
-    assert said[f"/mien/{SESSION}/share/vision"] == pytest.approx(0.5)
-    assert said[f"/mien/{SESSION}/age_ms/text"] == -1.0
-    assert said[f"/mien/{SESSION}/transcript"] == "hello there"
-    assert said[f"/mien/{SESSION}/status/inference"] == "running"
+                    received[message.address] = message.params[0]
+    assert received[f"/mien/{SESSION}/sentiment"] == pytest.approx(1.25)
+    assert received[f"/mien/{SESSION}/emotion/happy"] == pytest.approx(0.4)
+    assert received[f"/mien/{SESSION}/top"] == "happy"
+    assert received[f"/mien/{SESSION}/share/vision"] == pytest.approx(0.5)
+    assert received[f"/mien/{SESSION}/age_ms/text"] == -1.0
+    assert received[f"/mien/{SESSION}/transcript"] == "hello there"
+    assert received[f"/mien/{SESSION}/status/inference"] == "running"
 
 
 INLET = """
@@ -261,11 +261,11 @@ def test_lsl_inlet_in_another_process(station: Station) -> None:
     got = json.loads(ran.stdout.splitlines()[-1])
     labels = [label for label, _ in got["labels"]]
     values, _, _ = got["samples"][-1]
-    said = dict(zip(labels, values, strict=True))
-    assert said["sentiment"] == pytest.approx(1.25)
-    assert said["emotion.happy"] == pytest.approx(0.4)
-    assert said["share.audio"] == pytest.approx(0.5)
-    assert math.isnan(said["age.text"])
+    received = dict(zip(labels, values, strict=True))
+    assert received["sentiment"] == pytest.approx(1.25)
+    assert received["emotion.happy"] == pytest.approx(0.4)
+    assert received["share.audio"] == pytest.approx(0.5)
+    assert math.isnan(received["age.text"])
     assert dict(got["labels"])["age.vision"] == "milliseconds"
     assert got["marker"].startswith(("word:hello", "status:inference:running"))
     # Stamps are capture times on LSL's clock, and not session times or times of arrival elsewhere.
@@ -307,14 +307,14 @@ class TestMqtt:
         async def read() -> dict[str, str]:
             import aiomqtt
 
-            said: dict[str, str] = {}
+            received: dict[str, str] = {}
             async with aiomqtt.Client("127.0.0.1", port) as client, asyncio.timeout(40):
                 await client.subscribe("#")
                 async for message in client.messages:
-                    said[str(message.topic)] = bytes(message.payload).decode()
-                    if all(topic in said for topic in expected):
+                    received[str(message.topic)] = bytes(message.payload).decode()
+                    if all(topic in received for topic in expected):
                         break
-            return said
+            return received
 
         return asyncio.run(read())
 
@@ -323,16 +323,16 @@ class TestMqtt:
         config = f"homeassistant/sensor/mien_{SESSION}/sentiment/config"
         topics = (f"mien/{SESSION}/prediction", f"mien/{SESSION}/emotion", "mien/bridge", config)
         with bridge("mqtt", station, "--broker", f"127.0.0.1:{port}", "--rate-hz", "10"):
-            said = self.retained(port, *topics)
-            assert json.loads(said[topics[0]])["session"] == SESSION
-            assert said[topics[1]] == "happy"
-            assert said["mien/bridge"] == "online"
-            sensor = json.loads(said[config])
+            received = self.retained(port, *topics)
+            assert json.loads(received[topics[0]])["session"] == SESSION
+            assert received[topics[1]] == "happy"
+            assert received["mien/bridge"] == "online"
+            sensor = json.loads(received[config])
             assert sensor["state_topic"] == f"mien/{SESSION}/sentiment"
-            assert float(said.get(sensor["state_topic"], "1.25")) == 1.25
+            assert float(received.get(sensor["state_topic"], "1.25")) == 1.25
             restart()  # it has forgotten everything, and is told again
-            said = self.retained(port, *topics)
-            assert said["mien/bridge"] == "online"
+            received = self.retained(port, *topics)
+            assert received["mien/bridge"] == "online"
         assert self.retained(port, "mien/bridge")["mien/bridge"] == "offline"
 
     def test_killed_bridge_leaves_its_last_will(self, station: Station, broker: tuple[int, Callable[[], None]]) -> None:
@@ -349,14 +349,14 @@ class TestMqtt:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error"),
     [
         (["osc", "--to", "nowhere:port"], "'nowhere:port' is not HOST:PORT"),
         (["mqtt", "--broker", "host:0"], "'host:0' is not HOST:PORT"),
     ],
 )
-def test_invalid_address_is_a_one_line_error(arguments: list[str], said: str) -> None:
+def test_invalid_address_is_a_one_line_error(arguments: list[str], error: str) -> None:
     ran = subprocess.run(command("bridge", *arguments), capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode != 0
-    assert said in ran.stderr
+    assert error in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -85,14 +85,14 @@ def test_clip_without_a_face_is_reported_and_stores_nothing(home: Home, tmp_path
     for _ in range(150):
         writer.write(np.full((240, 320, 3), 128, np.uint8))
     writer.release()
-    said = home.mien("calibrate", "cleo", "--clip", str(path), expected=3).stderr
-    assert "nothing was kept: a face was in view for 0.0 s, 3 are needed" in said
+    output = home.mien("calibrate", "cleo", "--clip", str(path), expected=3).stderr
+    assert "nothing was kept: a face was in view for 0.0 s, 3 are needed" in output
     assert "nobody called 'cleo'" in home.mien("run", "--clip", str(SAMPLE), "--person", "cleo", expected=2).stderr
 
 
 def test_sample_keeps_its_emotions_and_names_the_person(home: Home) -> None:
-    said = home.mien("predict", str(SAMPLE), "--hop", "0.5", "--person", "ada", "--asr", "none").stdout
-    rows = list(csv.DictReader(io.StringIO(said)))
+    output = home.mien("predict", str(SAMPLE), "--hop", "0.5", "--person", "ada", "--asr", "none").stdout
+    rows = list(csv.DictReader(io.StringIO(output)))
     assert all("+ada-" in row["model"] for row in rows)
     for part in PARTS[:3]:  # without words, anger is not what this face and voice show most
         later = [r for r in rows if part["start_s"] + 3 < float(r["t_s"]) <= part["end_s"]]
@@ -107,12 +107,12 @@ def test_sample_keeps_its_emotions_and_names_the_person(home: Home) -> None:
 
 def test_recording_of_a_person_replays_bit_equal_without_the_baseline(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "ada.mcap"
-    said = home.mien(
+    output = home.mien(
         "run", "--clip", str(SAMPLE), "--fast", "--asr", "none", "--person", "ada", "--port", str(free_ports()),
         "--json", "--record", str(path),
     )  # fmt: skip
-    assert "compared with ada at rest (face and voice, " in said.stderr
-    predictions = [json.loads(line) for line in said.stdout.splitlines()]
+    assert "compared with ada at rest (face and voice, " in output.stderr
+    predictions = [json.loads(line) for line in output.stdout.splitlines()]
     (model,) = {p["model"] for p in predictions}
     assert "+ada-" in model
     about = open_recording(path).about
@@ -135,9 +135,9 @@ def test_recording_of_a_person_replays_bit_equal_without_the_baseline(home: Home
 
 def test_recognizer_uses_a_baseline_as_run_does(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of frames and sound that a program gives, and of a file in one call."""
-    said = home.mien("run", "--clip", str(SAMPLE), "--fast", "--asr", "none", "--person", "ada", "--port",
+    output = home.mien("run", "--clip", str(SAMPLE), "--fast", "--asr", "none", "--person", "ada", "--port",
                      str(free_ports()), "--json")  # fmt: skip
-    theirs = [json.loads(line) for line in said.stdout.splitlines()]
+    theirs = [json.loads(line) for line in output.stdout.splitlines()]
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home.config))
     sound, step = read_sound(SAMPLE), SAMPLE_RATE // 10
     items: list[mien.Frame | mien.Sound] = [
@@ -164,9 +164,9 @@ def test_other_extractors_are_refused_with_advice(home: Home) -> None:
     old.touch(0o600)
     old.write_text(content.replace("mien-audio-", "mien-audio-0"))
     assert "calibrate again" in home.mien("calibrate", "--list").stdout
-    said = home.mien("predict", str(SAMPLE), "--person", "old", expected=2).stderr
-    assert "calibrate again with: mien calibrate old" in said
-    said = home.mien("run", "--clip", str(SAMPLE), "--fast", "--person", "old", "--port", str(free_ports()),
+    output = home.mien("predict", str(SAMPLE), "--person", "old", expected=2).stderr
+    assert "calibrate again with: mien calibrate old" in output
+    output = home.mien("run", "--clip", str(SAMPLE), "--fast", "--person", "old", "--port", str(free_ports()),
                      expected=2).stderr  # fmt: skip
-    assert "calibrate again with: mien calibrate old" in said
+    assert "calibrate again with: mien calibrate old" in output
     old.unlink()

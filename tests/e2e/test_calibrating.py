@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     port = free_ports()
     session = run(port, "--clip", str(SAMPLE), "--loop", "--asr", "none")
     page = Program("dashboard", f"tcp://127.0.0.1:{port}", "--no-browser", "--port", "0", XDG_CONFIG_HOME=str(home))
-    url = page.says(r"dashboard at (\S+)")
+    url = page.wait_for_line(r"dashboard at (\S+)")
     await_predictions(port, session)
     yield Place(port, url, home)
     page.stop()

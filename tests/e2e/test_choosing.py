@@ -44,8 +44,8 @@ class Place:
 
     def follow(self, *arguments: str) -> dict[str, Any]:
         """`mien follow`."""
-        asked = command("follow", *arguments, "--json", "--endpoint", f"tcp://127.0.0.1:{self.port}")
-        ran = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
+        followed = command("follow", *arguments, "--json", "--endpoint", f"tcp://127.0.0.1:{self.port}")
+        ran = subprocess.run(followed, capture_output=True, text=True, timeout=60, check=True)
         found: dict[str, Any] = json.loads(ran.stdout)
         return found
 
@@ -127,7 +127,7 @@ def test_camera_and_microphone_are_chosen_on_the_page(
     """The session goes on, statuses and a recording say what is used, and a worker that dies comes back with it."""
     recording = tmp_path / "picked.mcap"
     recorder = Program("record", str(recording), "--port", str(place.port))
-    recorder.says("(recording) tcp")
+    recorder.wait_for_line("(recording) tcp")
     page = open_page(place.url)
     inference = place.session.process.pid, page.tab.evaluate("window.mien.state.era")
 
@@ -146,8 +146,13 @@ def test_camera_and_microphone_are_chosen_on_the_page(
     page.wait(lambda: page.badges() == ["CLIP"])
     assert inference == (place.session.process.pid, page.tab.evaluate("window.mien.state.era"))
     recorder.stop()
-    told = [entry.status() for entry in open_recording(recording).entries() if entry.channel.endswith("status/video")]
-    assert {status.detail["source"] for status in told if "source" in status.detail} == {"two people.mp4", SAMPLE.name}
+    statuses = [
+        entry.status() for entry in open_recording(recording).entries() if entry.channel.endswith("status/video")
+    ]
+    assert {status.detail["source"] for status in statuses if "source" in status.detail} == {
+        "two people.mp4",
+        SAMPLE.name,
+    }
 
     next(p for p in psutil.Process(place.session.process.pid).children() if "video" in p.cmdline()).kill()
     page.wait(lambda: "died" in page.tab.evaluate("window.mien.state.facts.vision.note"), 20)

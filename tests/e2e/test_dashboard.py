@@ -41,8 +41,8 @@ def preview_bytes(port: int, seconds: float) -> tuple[int, int]:
     """What the video worker says it has sent, at the beginning and at the end."""
     said: list[int] = []
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-        until_s = time.monotonic() + seconds
-        while time.monotonic() < until_s or len(said) < 2:
+        deadline_s = time.monotonic() + seconds
+        while time.monotonic() < deadline_s or len(said) < 2:
             subscriber.wait(0.2)
             if "video" in subscriber.statuses:
                 said.append(int(subscriber.statuses["video"].detail["preview_bytes"] or 0))
@@ -303,8 +303,8 @@ def test_picture_and_mesh_are_of_one_frame(tmp_path: Path, open_page: Callable[.
         await_predictions(port, session)
         page = open_page(url)
         found: dict[int, float] = {}
-        until_s = time.monotonic() + 60
-        while len(found) < 12 and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + 60
+        while len(found) < 12 and time.monotonic() < deadline_s:
             page.tab.wait_for_timeout(120)
             drawn = page.tab.evaluate(_READ_FRAME)
             if drawn and drawn["points"]:
@@ -415,7 +415,7 @@ def test_demo_prints_the_address_of_its_page(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         demo = Program(*arguments, "--summary", str(summary), "--dashboard-port", str(taken.getsockname()[1]))
-        said = demo.says(r"(no dashboard: .*)", 120)
+        said = demo.wait_for_line(r"(no dashboard: .*)", 120)
         assert "in use" in said
         assert "the stream goes on" in said
         await_predictions(port, demo)
@@ -424,7 +424,7 @@ def test_demo_prints_the_address_of_its_page(tmp_path: Path) -> None:
     assert json.loads(summary.read_text())["predictions"] > 0
 
     demo = Program(*arguments, "--dashboard-port", "0")
-    url = demo.says(r"dashboard at (http://127\.0\.0\.1:\d+)$", 120)
+    url = demo.wait_for_line(r"dashboard at (http://127\.0\.0\.1:\d+)$", 120)
     status, _, body = request(url, "GET", "/")
     demo.stop()
     assert status == 200

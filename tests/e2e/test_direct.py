@@ -48,6 +48,6 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    said, last = ran.stdout.splitlines()[-2:]
-    assert "needs its rate" in said
+    line, last = ran.stdout.splitlines()[-2:]
+    assert "needs its rate" in line
     assert int(last.split()[0]) == 602

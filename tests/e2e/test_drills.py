@@ -38,10 +38,10 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
 
 
 def test_chaos_injects_faults_and_reports_their_effect(tmp_path: Path) -> None:
-    results, said = bench(tmp_path, "chaos", "--minutes", "0.5", "--every", "10")
+    results, log = bench(tmp_path, "chaos", "--minutes", "0.5", "--every", "10")
     assert len(results["faults"]) >= 2
     for outcome in results["faults"]:
-        assert outcome["fault"] in said
+        assert outcome["fault"] in log
         assert outcome["memory_mb"] >= 0
         if outcome["fault"].startswith(("kill", "hang")) and "inference" not in outcome["fault"]:
             assert outcome["masked_s"] is not None

@@ -105,13 +105,13 @@ def typed(line: str, folder: Path, port: int) -> tuple[int, str]:
         text=True,
         encoding="utf-8",
     )
-    _, said = process.communicate(timeout=240)
-    until_s = time.monotonic() + 60.0
-    while (left := marked(mark)) and time.monotonic() < until_s:
+    _, output = process.communicate(timeout=240)
+    deadline_s = time.monotonic() + 60.0
+    while (left := marked(mark)) and time.monotonic() < deadline_s:
         time.sleep(0.1)
     assert not left, f"left behind: {[child.cmdline() for child in left]}"
-    assert "Traceback" not in said
-    return process.returncode, said
+    assert "Traceback" not in output
+    return process.returncode, output
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -132,10 +132,10 @@ def check(line: str, code: int, first: str, folder: Path, full: Path | None, por
             pytest.skip("a disk without room has to be mounted by root")
         (folder / "full").symlink_to(full)
     before = set(folder.iterdir())
-    returned, said = typed(line, folder, port)
-    assert returned == code, said
-    lines = [text for text in said.splitlines() if not text.startswith("bash: ")]
-    assert re.fullmatch(first, (lines or [""])[0]) or (not first and returned == 0), said
+    returned, output = typed(line, folder, port)
+    assert returned == code, output
+    lines = [text for text in output.splitlines() if not text.startswith("bash: ")]
+    assert re.fullmatch(first, (lines or [""])[0]) or (not first and returned == 0), output
     if code and "mkdir" not in line and "recorded" not in first:
         assert set(folder.iterdir()) == before, "something was left behind"
 
@@ -159,7 +159,7 @@ def test_failed_recording_is_reported_and_readable(tmp_path: Path, port: int) ->
     path = tmp_path / "a.mcap"
     line = (
         f"ulimit -f 150; {PLAY} --loop --quiet --seconds 600 --record {path} --summary {tmp_path}/a.json"
-        " 2>said >/dev/null & session=$!; cat >/dev/null; kill -INT $session; wait $session"
+        " 2>stderr >/dev/null & session=$!; cat >/dev/null; kill -INT $session; wait $session"
     )
     process = subprocess.Popen(
         ["bash", "-c", f'set -m; mien() {{ exec {shlex.join(MIEN)} "$@"; }}\n{line}'],
@@ -169,8 +169,8 @@ def test_failed_recording_is_reported_and_readable(tmp_path: Path, port: int) ->
     )
     status = None
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-        until_s = time.monotonic() + 180
-        while time.monotonic() < until_s:
+        deadline_s = time.monotonic() + 180
+        while time.monotonic() < deadline_s:
             subscriber.wait(0.2)
             status = subscriber.statuses.get("supervisor")
             if status is not None and status.detail.get("recorder.state") == "failed":
@@ -183,11 +183,11 @@ def test_failed_recording_is_reported_and_readable(tmp_path: Path, port: int) ->
         predictions = list(recording.predictions())
         assert f"{len(predictions)} predictions in " in error
         assert status.t_ns - recording.last_ns < 2e9 or not predictions
-        said = (tmp_path / "said").read_text(encoding="utf-8")
-        assert f"the session continues without its recording: {error}" in said
+        output = (tmp_path / "stderr").read_text(encoding="utf-8")
+        assert f"the session continues without its recording: {error}" in output
         assert subscriber.wait(60.0), "the session did not go on"
     process.communicate(timeout=60)
     assert process.returncode == 12
-    last = (tmp_path / "said").read_text(encoding="utf-8").splitlines()[-1]
+    last = (tmp_path / "stderr").read_text(encoding="utf-8").splitlines()[-1]
     assert last == f"mien: {error}"
     assert json.loads((tmp_path / "a.json").read_text())["recording_error"] == error

@@ -17,7 +17,7 @@ from tests.e2e.test_run import family, running
 
 _POSIX = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets, _POSIX]
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 
 
 class Watch:
@@ -25,7 +25,7 @@ class Watch:
 
     def __init__(self, port: int) -> None:
         self.subscriber = Subscriber(f"tcp://127.0.0.1:{port}")
-        self.said: list[Status] = []
+        self.received: list[Status] = []
 
     def __enter__(self) -> Watch:
         return self
@@ -34,17 +34,19 @@ class Watch:
         self.subscriber.close()
 
     def until(self, condition: Callable[[Prediction], bool], what: str) -> Prediction:
-        until_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until_s:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline_s:
             predictions = self.subscriber.wait(0.2)
-            self.said += [status for status in self.subscriber.statuses.values() if status not in self.said[-20:]]
+            self.received += [
+                status for status in self.subscriber.statuses.values() if status not in self.received[-20:]
+            ]
             for prediction in predictions:
                 if condition(prediction):
                     return prediction
         raise AssertionError(f"{what} did not come; {self.subscriber.statuses}")
 
-    def was_said(self, worker: str, text: str) -> bool:
-        return any(status.worker == worker and text in (status.last_error or "") for status in self.said)
+    def has_reported(self, worker: str, text: str) -> bool:
+        return any(status.worker == worker and text in (status.last_error or "") for status in self.received)
 
 
 def process_of(session: psutil.Popen, worker: str) -> psutil.Process:
@@ -63,8 +65,8 @@ def test_hung_worker_is_masked_killed_and_restarted(port: int) -> None:
         back = watch.until(lambda p: "vision" not in p.absent, "the face again")
         assert back.run == before.run, "inference never stopped"
         assert not hung.is_running(), "it was killed, and is no zombie"
-        assert watch.was_said("supervisor", "did not respond")
-        assert watch.was_said("video", "did not respond")
+        assert watch.has_reported("supervisor", "did not respond")
+        assert watch.has_reported("video", "did not respond")
         watch.until(lambda _: watch.subscriber.statuses["supervisor"].detail["video.restarts"] == 1, "the count")
         watch.until(lambda _: watch.subscriber.statuses["video"].state == "running", "its own word")
 
@@ -75,7 +77,7 @@ def test_inference_restarts_and_the_gap_is_explained(port: int) -> None:
         process_of(session, "infer").kill()
         back = watch.until(lambda p: p.run != before.run, "the successor")
         assert back.seq < before.seq + 1000
-        watch.until(lambda _: watch.was_said("supervisor", "the inference process died"), "the explanation")
+        watch.until(lambda _: watch.has_reported("supervisor", "the inference process died"), "the explanation")
         assert watch.subscriber.statuses["supervisor"].detail["inference.restarts"] == 1
 
 
@@ -101,8 +103,8 @@ def test_paused_supervisor_reports_no_fault(port: int) -> None:
         session.send_signal(signal.SIGSTOP)
         time.sleep(3.5)
         session.send_signal(signal.SIGCONT)
-        until_s = time.monotonic() + 3
-        last = watch.until(lambda _: time.monotonic() > until_s, "predictions")
+        deadline_s = time.monotonic() + 3
+        last = watch.until(lambda _: time.monotonic() > deadline_s, "predictions")
         assert last.run == before.run
         assert {child.pid for child in family(session)} == pids
         assert watch.subscriber.lost == 0

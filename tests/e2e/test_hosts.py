@@ -77,7 +77,7 @@ class Machines:
         self.running.append(process)
         return process
 
-    def said(self, process: subprocess.Popen[str]) -> str:
+    def output(self, process: subprocess.Popen[str]) -> str:
         number = self.running.index(process)
         return next(self.folder.glob(f"*-{number}.out")).read_text()
 
@@ -131,7 +131,7 @@ def test_hosts_with_keys_predict_and_others_receive_nothing(machines: Machines) 
     config.write_text(f'[bus]\nhost = "{at["inference"]}"\n[bus.workers]\nvideo = "{video}"\n')
     capture = ("capture", "video", "--host", at["camera"], "--source", str(SAMPLE))
     camera = machines.start("camera", sys.executable, "-c", _MIEN_AHEAD, *capture)
-    witness = machines.start("camera", sys.executable, "-c", _LISTEN, video)
+    listener = machines.start("camera", sys.executable, "-c", _LISTEN, video)
     infer = machines.start("inference", sys.executable, "-m", "mien", "infer", "--config", str(config))
     predictions = f"tcp://{at['inference']}:5560"
     watch = (sys.executable, "-m", "mien", "watch", predictions, "--json", "--timeout", "120", "-n", "200")
@@ -139,26 +139,26 @@ def test_hosts_with_keys_predict_and_others_receive_nothing(machines: Machines) 
     stranger = machines.start("stranger", *watch[:-4], "--timeout", "20")
     plain = machines.start("stranger", sys.executable, "-c", _PLAIN, predictions, video)
 
-    assert reader.wait(180) == 0, machines.said(infer) + machines.said(reader) + machines.said(camera)
+    assert reader.wait(180) == 0, machines.output(infer) + machines.output(reader) + machines.output(camera)
     assert stranger.wait(60) == 6
     assert plain.wait(60) == 0
     time.sleep(0.5)
     assert camera.poll() is None
     assert infer.poll() is None
-    assert "nothing came" in machines.said(stranger)
-    assert "{" not in machines.said(stranger)
-    assert machines.said(plain).strip() == "nothing"
+    assert "nothing came" in machines.output(stranger)
+    assert "{" not in machines.output(stranger)
+    assert machines.output(plain).strip() == "nothing"
     assert machines.network.lost > 0
     assert machines.network.carried > 1000
 
     captured = {}
     payloads = []
-    for line in machines.said(witness).splitlines()[:-1]:
+    for line in machines.output(listener).splitlines()[:-1]:
         run, seq, t_end_ns, payload = json.loads(line)
         captured[run, seq] = t_end_ns
         payloads.append(bytes.fromhex(payload))
     errors_ms = []
-    made = [json.loads(line) for line in machines.said(reader).splitlines()]
+    made = [json.loads(line) for line in machines.output(reader).splitlines()]
     for prediction in made[50:]:  # once the clocks have been compared a few times
         spans = prediction["inputs"].get("vision", [])
         if spans and (spans[-1][0], spans[-1][2]) in captured:

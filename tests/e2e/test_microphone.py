@@ -22,7 +22,7 @@ from mien.stream.modalities.base import Rows
 from tests.stream.sounds import spoken, tone, write_wav
 from tests.waiting import wait_until
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 MISSING = [name for name in ("pulseaudio", "pactl", "paplay") if not shutil.which(name)]
 pytestmark = [
     pytest.mark.e2e,
@@ -94,11 +94,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundSer
     server.stop()
 
 
-def collect(stream: Iterator[Rows | None], enough: Callable[[list[Rows]], bool], what: str) -> list[Rows]:
+def collect(stream: Iterator[Rows | None], is_done: Callable[[list[Rows]], bool], what: str) -> list[Rows]:
     """Rows until there are enough; None counts as a look, since a modality that is idle still answers."""
     made: list[Rows] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while not enough(made):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_done(made):
         assert time.monotonic() < deadline, f"{what} did not come; {len(made)} messages did"
         rows = next(stream)
         if rows is not None:
@@ -110,17 +110,17 @@ def values(made: list[Rows]) -> np.ndarray:
     return np.concatenate([rows.values for rows in made])
 
 
-def hears(hz: float) -> Callable[[list[Rows]], bool]:
+def has_tone(hz: float) -> Callable[[list[Rows]], bool]:
     """At least a second of a tone."""
 
-    def enough(made: list[Rows]) -> bool:
+    def is_done(made: list[Rows]) -> bool:
         if not made:
             return False
         rows = values(made)
         pitch = F0_REFERENCE_HZ * 2.0 ** rows[:, F0]
         return bool(((abs(pitch / hz - 1) < 0.02) & (rows[:, PERIODICITY] > 0.9)).sum() >= 50)
 
-    return enough
+    return is_done
 
 
 def test_microphone_is_unplugged_and_returns_at_another_rate(server: SoundServer, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_microphone_is_unplugged_and_returns_at_another_rate(server: SoundServer
     playing = []
     try:
         playing.append(server.play(write_wav(tmp_path / "low.wav", tone(220.0, 20.0, 0.3, 44_100), 44_100)))
-        made = collect(stream, hears(220.0), "a tone of 220 Hz")
+        made = collect(stream, has_tone(220.0), "a tone of 220 Hz")
         times = np.concatenate([rows.times_ns for rows in made])
         assert (np.diff(times) == 20_000_000).all()
         assert began_ns - NS_PER_S < times[0] < times[-1] <= clock.now_ns() + 20_000_000
@@ -146,7 +146,7 @@ def test_microphone_is_unplugged_and_returns_at_another_rate(server: SoundServer
 
         server.plug_in(22_050)
         playing.append(server.play(write_wav(tmp_path / "high.wav", tone(330.0, 20.0, 0.3, 44_100), 44_100)))
-        again = collect(stream, hears(330.0), "a tone of 330 Hz after the loss")
+        again = collect(stream, has_tone(330.0), "a tone of 330 Hz after the loss")
         assert modality.health().state == "running"
         assert modality.health().last_error is None
         later = np.concatenate([rows.times_ns for rows in again])

@@ -23,7 +23,7 @@ from tests.needs import need_asset
 from tests.stream.pictures import portrait
 from tests.windows import window_of
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 pytestmark = pytest.mark.e2e
 
 
@@ -54,7 +54,7 @@ class Receiver:
         self._seq = 0
 
     def until(self, condition: Callable[[Rows | None], bool], what: str) -> Rows | None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             rows = next(self._stream)
             if rows is not None:

@@ -50,8 +50,8 @@ def _namespaces() -> None:
 
 def test_outgoing_packet_is_counted() -> None:
     """Otherwise the test below could not fail."""
-    said = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'out', ('198.51.100.7', 53))"
-    assert run_apart(sys.executable, "-c", said)[1] >= 1
+    code = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'out', ('198.51.100.7', 53))"
+    assert run_apart(sys.executable, "-c", code)[1] >= 1
 
 
 @pytest.mark.timeout(400)

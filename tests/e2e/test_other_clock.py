@@ -15,7 +15,7 @@ from mien.messages import Prediction
 from mien.stream.bus.subscriber import Subscriber
 
 pytestmark = pytest.mark.e2e
-PATIENCE_S = 240.0  # the first start on a slow machine compiles the networks
+TIMEOUT_S = 240.0  # the first start on a slow machine compiles the networks
 
 CAPTURE = """
 import sys
@@ -40,10 +40,10 @@ def test_ages_are_right_across_hosts_with_different_clocks(port: int, ahead_s: i
     detail: dict[str, object] = {}
     try:
         with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-            until_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             voiced: list[Prediction] = []
             while len(voiced) < 20 or "audio.clock_error_ms" not in detail:
-                assert time.monotonic() < until_s, subscriber.statuses
+                assert time.monotonic() < deadline_s, subscriber.statuses
                 assert capturing.poll() is None
                 assert inferring.poll() is None
                 voiced += [p for p in subscriber.wait(0.5) if p.age_ms.get("audio") is not None]

@@ -61,34 +61,34 @@ def running(*arguments: str, limit_bytes: int = 0) -> Iterator[subprocess.Popen[
 
 def await_predictions(subscriber: Subscriber, count: int, timeout_s: float = 120) -> list[float]:
     """When each of the next predictions came."""
-    came: list[float] = []
-    until_s = time.monotonic() + timeout_s
-    while len(came) < count and time.monotonic() < until_s:
-        came += [time.time()] * len(subscriber.wait(0.2))
-    assert len(came) >= count, "no predictions came"
-    return came
+    arrivals: list[float] = []
+    deadline_s = time.monotonic() + timeout_s
+    while len(arrivals) < count and time.monotonic() < deadline_s:
+        arrivals += [time.time()] * len(subscriber.wait(0.2))
+    assert len(arrivals) >= count, "no predictions came"
+    return arrivals
 
 
 @pytest.fixture(scope="module")
 def sample_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample, recorded while it was played in full."""
     path = tmp_path_factory.mktemp("recording") / "sample.mcap"
-    said = mien(
+    output = mien(
         "run", "--clip", str(SAMPLE), "--fast", "--port", str(free_ports()), "--json", "--record", str(path)
     ).stderr
-    assert re.search(r"recorded \d+ predictions in", said), said
+    assert re.search(r"recorded \d+ predictions in", output), output
     return path
 
 
 def test_replay_is_bit_equal_and_can_be_recorded(sample_recording: Path, port: int, tmp_path: Path) -> None:
     again = tmp_path / "again.mcap"
-    said = mien(
+    output = mien(
         "replay", str(sample_recording), "--speed", "0", "--port", str(port), "--json", "--record", str(again)
     )  # fmt: skip
     recorded = list(open_recording(sample_recording).predictions())
     assert len(recorded) >= 22 * 25
-    assert f"{len(recorded)} of {len(recorded)} predictions are bit-equal" in said.stderr
-    shown = [json.loads(line) for line in said.stdout.splitlines()]
+    assert f"{len(recorded)} of {len(recorded)} predictions are bit-equal" in output.stderr
+    shown = [json.loads(line) for line in output.stdout.splitlines()]
     assert [p["sentiment"] for p in shown] == [p.sentiment for p in recorded]
     figures = json.loads(mien("compare", str(sample_recording), str(again), "--json").stdout)
     assert figures["bit_equal"] == figures["instants"] == len(recorded)
@@ -104,19 +104,19 @@ def test_late_and_killed_recorder_loses_at_most_a_second(port: int, tmp_path: Pa
         await_predictions(subscriber, 60)
         with running("record", str(path), "--port", str(port)) as recorder:
             wait_until(path.exists, meanwhile=lambda: await_predictions(subscriber, 1))
-            came = await_predictions(subscriber, 150)
+            arrivals = await_predictions(subscriber, 150)
             recorder.kill()
             killed_s = time.time()
             recorder.wait(20)
     recording = open_recording(path)
     assert recording.cut_off
     # All that came a second before, and another one for a machine on which the recorder had to wait for its turn.
-    assert recording.last_ns / 1e9 > min(killed_s - 2.0, came[-1])
+    assert recording.last_ns / 1e9 > min(killed_s - 2.0, arrivals[-1])
     predictions = list(recording.predictions())
     assert len(predictions) > 20
-    said = mien("replay", str(path), "--speed", "0", "--port", str(port), "--quiet").stderr
-    assert "was cut off" in said
-    assert f"{len(predictions)} of {len(predictions)} predictions are bit-equal" in said
+    output = mien("replay", str(path), "--speed", "0", "--port", str(port), "--quiet").stderr
+    assert "was cut off" in output
+    assert f"{len(predictions)} of {len(predictions)} predictions are bit-equal" in output
 
 
 def test_full_disk_ends_the_recording_but_not_the_stream(port: int, tmp_path: Path) -> None:
@@ -125,11 +125,11 @@ def test_full_disk_ends_the_recording_but_not_the_stream(port: int, tmp_path: Pa
     with running(*arguments) as session, Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         await_predictions(subscriber, 5)
         with running("record", str(path), "--port", str(port), limit_bytes=100_000) as recorder:
-            said = recorder.communicate(timeout=120)[1]
+            output = recorder.communicate(timeout=120)[1]
             assert recorder.returncode == 12
-        (line,) = [line for line in said.splitlines() if line.startswith("mien: ")]
+        (line,) = [line for line in output.splitlines() if line.startswith("mien: ")]
         assert "may not grow any more" in line
-        assert "Traceback" not in said
+        assert "Traceback" not in output
         await_predictions(subscriber, 20)
         assert session.poll() is None
     assert len(list(open_recording(path).predictions())) > 0
@@ -142,24 +142,24 @@ def test_port_in_use_and_invalid_recordings_are_one_line_errors(
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a session has just let go of it
         taken.bind(("127.0.0.1", port + 1))
         taken.listen()
-        said = mien("replay", str(sample_recording), "--port", str(port), expected=6).stderr
-    assert said.count("\n") == 1
-    assert "is in use" in said
+        output = mien("replay", str(sample_recording), "--port", str(port), expected=6).stderr
+    assert output.count("\n") == 1
+    assert "is in use" in output
     (tmp_path / "diary.mcap").write_text("dear diary")
     for name in ("replay", "report", "export", "label"):
-        said = mien(name, str(tmp_path / "diary.mcap"), expected=12).stderr
-        assert said.splitlines() == [
+        output = mien(name, str(tmp_path / "diary.mcap"), expected=12).stderr
+        assert output.splitlines() == [
             f"mien: {tmp_path / 'diary.mcap'} is not an MCAP file; give one that `mien record` made"
         ]
-    said = mien("record", str(tmp_path / "diary.mcap"), "--port", str(port), expected=12).stderr
-    assert "exists; choose another name" in said
+    output = mien("record", str(tmp_path / "diary.mcap"), "--port", str(port), expected=12).stderr
+    assert "exists; choose another name" in output
     nothing = tmp_path / "nothing.mcap"
     with running("record", str(nothing), "--port", str(port)) as recorder:
         wait_until(nothing.exists)
         recorder.send_signal(signal.SIGINT)
-        said = recorder.communicate(timeout=60)[1]
+        output = recorder.communicate(timeout=60)[1]
         assert recorder.returncode == 12
-    assert "nothing came" in said
+    assert "nothing came" in output
     assert not nothing.exists()
 
 
@@ -200,11 +200,11 @@ def test_labelled_segments_are_extracted_and_trained_on(sample_recording: Path, 
         assert set(sample.tracks) == {"text", "audio", "vision"}
         assert sample.tracks["vision"].mask.mean() > 0.8
     work = tmp_path / "work"
-    said = mien(
+    output = mien(
         "train", "--data", str(dataset), "--stages", "fusion", "--steps", "1", "--out", str(work / "out"),
         "--work", str(work),
     ).stdout  # fmt: skip
-    assert '"checkpoint"' in said
+    assert '"checkpoint"' in output
     assert (work / "out" / "cmmsf.safetensors").is_file()
 
 
@@ -217,8 +217,8 @@ def test_ctrl_c_closes_the_file_cleanly(port: int, tmp_path: Path) -> None:
             wait_until(path.exists, meanwhile=lambda: await_predictions(subscriber, 1))
             await_predictions(subscriber, 30)
             recorder.send_signal(signal.SIGINT)
-            said = recorder.communicate(timeout=60)[1]
+            output = recorder.communicate(timeout=60)[1]
             assert recorder.returncode == 0
-    assert re.search(r"\d+ predictions, \d", said)
+    assert re.search(r"\d+ predictions, \d", output)
     assert not open_recording(path).cut_off
     assert os.stat(path).st_size > 10_000

@@ -42,11 +42,11 @@ def test_every_frame_is_predicted_and_words_are_recognised(fast_sample: list[dic
     assert [p["seq"] for p in fast_sample] == list(range(len(fast_sample)))
     times = [p["t_end_ns"] for p in fast_sample]
     assert times == sorted(times)
-    heard: dict[int, str] = {}
+    words: dict[int, str] = {}
     for prediction in fast_sample:
-        heard |= {w["t_end_ns"]: w["text"].lower().strip(" .,!?") for w in prediction["words"] if w["committed"]}
+        words |= {w["t_end_ns"]: w["text"].lower().strip(" .,!?") for w in prediction["words"] if w["committed"]}
     for word in ("happy", "wonderful", "terrible", "wrong", "angry", "fair"):
-        assert word in heard.values()
+        assert word in words.values()
 
 
 def test_sentiment_and_emotion_follow_the_parts_of_the_sample(fast_sample: list[dict[str, Any]]) -> None:
@@ -78,9 +78,9 @@ def test_a_still_neutral_face_in_silence_stays_neutral(port: int, tmp_path: Path
     with av.open(str(SAMPLE)) as container:
         neutral = next(frame for frame in container.decode(video=0) if (frame.time or 0) >= 1.0)
     clip = write_clip(tmp_path / "still.mp4", [neutral.to_ndarray(format="bgr24")] * (30 * 25))
-    said = [p for p in run_json(port, "--clip", str(clip), "--fast")[0] if not p["abstains"]]
-    assert len(said) >= 29 * 25
-    sentiment = np.array([p["sentiment"] for p in said])
+    predictions = [p for p in run_json(port, "--clip", str(clip), "--fast")[0] if not p["abstains"]]
+    assert len(predictions) >= 29 * 25
+    sentiment = np.array([p["sentiment"] for p in predictions])
     assert np.abs(sentiment).max() <= 0.5
     assert (np.diff(np.sign(sentiment)) != 0).sum() <= 1
     assert np.ptp(sentiment[6 * 25 :]) < 0.05  # once it fills the window
@@ -185,15 +185,15 @@ def test_run_predict_and_extract_agree_on_an_awkward_clip(port: int, tmp_path: P
     clip = write_tracks(folder / "awkward.mkv", tracks, images=images, factor=0.97)
     (folder / "labels.csv").write_text("file,emotion\nawkward.mkv,neutral\n")
 
-    run, said = run_json(port, "--clip", str(clip), "--fast")
-    assert "sound track 2 of 2" in said
+    run, predictions = run_json(port, "--clip", str(clip), "--fast")
+    assert "sound track 2 of 2" in predictions
     live = {p["t_end_ns"]: p for p in run}
     predicted = mien_json("predict", str(clip), "--hop", "0.2", "--json")
     assert len(predicted) == 30
     for row in predicted:
         instant = live[round(row["t_s"] * 1e9)]
-        said = f"{instant['transcript']['committed']} {instant['transcript']['tentative']}"
-        assert said.split() == row["words"].split(), row["t_s"]
+        predictions = f"{instant['transcript']['committed']} {instant['transcript']['tentative']}"
+        assert predictions.split() == row["words"].split(), row["t_s"]
         for emotion, share in (instant["emotions"] or {}).items():
             assert row[emotion] == pytest.approx(share, abs=1e-4), (row["t_s"], emotion)
     assert "meeting" in predicted[-1]["words"]
@@ -228,9 +228,9 @@ def running(port: int, *arguments: str, stderr: int = subprocess.DEVNULL) -> Ite
 
 
 def first_prediction(port: int, process: subprocess.Popen[bytes], patience_s: float = 180) -> mien.Prediction:
-    until_s = time.monotonic() + patience_s
+    deadline_s = time.monotonic() + patience_s
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-        while time.monotonic() < until_s:
+        while time.monotonic() < deadline_s:
             assert process.poll() is None, "mien ended before its first prediction"
             if predictions := subscriber.wait(0.5):
                 return predictions[0]
@@ -250,10 +250,10 @@ def test_ctrl_c_ends_every_process_and_prints_the_summary(port: int, number: sig
         children = family(process)
         assert len(children) == 3
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, predictions = process.communicate(timeout=60)
         assert process.returncode == 0
-        assert b"predictions in" in said
-        assert b"Traceback" not in said
+        assert b"predictions in" in predictions
+        assert b"Traceback" not in predictions
         _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive
 
@@ -282,8 +282,8 @@ def test_killed_worker_is_masked_reported_and_restarted(port: int) -> None:
         back = next(p for p in stream if p.gates["vision"] > 0.0)
         assert back.run == masked.run, "inference itself never stopped"
         process.terminate()
-        _, said = process.communicate(timeout=60)
-    assert b"the video process died" in said.replace(b"\n", b" ")
+        _, predictions = process.communicate(timeout=60)
+    assert b"the video process died" in predictions.replace(b"\n", b" ")
 
 
 @pytest.fixture(scope="module")

@@ -97,10 +97,10 @@ def publish(port: int, checker: list[str], count: int, spoil: bool) -> dict[str,
         [*checker, publisher.endpoint, str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        until_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 60
         while not all(publisher.has_subscriber(kind) for kind in (b"prediction/x/", b"status/x/y", b"about/x/")):
             assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < until_s
+            assert time.monotonic() < deadline_s
             time.sleep(0.01)
         for number in range(1, count + 1):
             frames = message(number, chance)
@@ -115,22 +115,22 @@ def publish(port: int, checker: list[str], count: int, spoil: bool) -> dict[str,
         process.kill()
         publisher.close()
     assert process.returncode == 0, errors
-    said: dict[str, object] = json.loads(out)
-    return said
+    report: dict[str, object] = json.loads(out)
+    return report
 
 
 @pytest.mark.timeout(400)
 def test_ten_thousand_messages_follow_the_schema(checker: list[str], port: int) -> None:
-    said = publish(port, checker, MESSAGES, spoil=False)
-    assert said["first"] is None
-    assert said["messages"] == said["valid"] == MESSAGES
-    assert said["prediction"] == MESSAGES * 9 // 10
-    assert said["status"] == MESSAGES // 10 - MESSAGES // 50
-    assert said["about"] == MESSAGES // 50
+    report = publish(port, checker, MESSAGES, spoil=False)
+    assert report["first"] is None
+    assert report["messages"] == report["valid"] == MESSAGES
+    assert report["prediction"] == MESSAGES * 9 // 10
+    assert report["status"] == MESSAGES // 10 - MESSAGES // 50
+    assert report["about"] == MESSAGES // 50
 
 
 @pytest.mark.timeout(400)
 def test_schema_check_finds_an_invalid_message(checker: list[str], port: int) -> None:
-    said = publish(port, checker, 100, spoil=True)
-    assert said["valid"] == 99
-    assert "session must be string" in str(said["first"])
+    report = publish(port, checker, 100, spoil=True)
+    assert report["valid"] == 99
+    assert "session must be string" in str(report["first"])

@@ -21,7 +21,7 @@ from tests.needs import run_program
 from tests.ports import free_ports
 
 UNIT = Path(__file__).resolve().parents[2] / "configs" / "mien.service"
-PATIENCE_S = 180.0
+TIMEOUT_S = 180.0
 pytestmark = pytest.mark.e2e
 
 
@@ -76,10 +76,10 @@ def test_the_log_is_json_and_health_answers(port: int, tmp_path: Path) -> None:
             command("run", "--clip", str(SAMPLE), "--log-json", *options), stdout=subprocess.DEVNULL, stderr=errors
         )
     try:
-        until_s, rate = time.monotonic() + PATIENCE_S, 0.0
+        deadline_s, rate = time.monotonic() + TIMEOUT_S, 0.0
         condition: dict[str, Any] = {}
         while rate == 0.0:
-            assert time.monotonic() < until_s
+            assert time.monotonic() < deadline_s
             assert session.poll() is None, log.read_text()
             time.sleep(0.2)
             code, condition = health(served)

@@ -14,7 +14,7 @@ from mien.stream.bus.subscriber import Subscriber
 from tests.e2e.conftest import command
 from tests.ports import free_ports
 
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 NAMES = ("a", "b", "c", "d")
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets, pytest.mark.timeout(600)]
 
@@ -36,28 +36,28 @@ def test_four_sessions_on_one_inference_process(tmp_path: Path) -> None:
                 *(command("capture", "audio", "-c", files[name]) for name in NAMES),
             )
         ]
-        heard: dict[str, list[Prediction]] = {name: [] for name in NAMES}
+        received: dict[str, list[Prediction]] = {name: [] for name in NAMES}
         with Subscriber(f"tcp://127.0.0.1:{ports['a']}") as subscriber:
-            until_s = time.monotonic() + PATIENCE_S
-            while any(sum("audio" not in p.absent for p in heard[name]) < 40 for name in NAMES):
-                assert time.monotonic() < until_s, {name: len(heard[name]) for name in NAMES}
+            deadline_s = time.monotonic() + TIMEOUT_S
+            while any(sum("audio" not in p.absent for p in received[name]) < 40 for name in NAMES):
+                assert time.monotonic() < deadline_s, {name: len(received[name]) for name in NAMES}
                 assert all(process.poll() is None for process in processes)
                 for prediction in subscriber.wait(0.2):
-                    heard[prediction.session].append(prediction)
+                    received[prediction.session].append(prediction)
             assert subscriber.lost == 0
             # One of them loses its worker: it says so, and the others go on.
             processes[4].kill()
-            others = {name: len(heard[name]) for name in NAMES[:3]}
-            while "audio" not in heard["d"][-1].absent or any(len(heard[n]) < others[n] + 20 for n in others):
-                assert time.monotonic() < until_s
+            others = {name: len(received[name]) for name in NAMES[:3]}
+            while "audio" not in received["d"][-1].absent or any(len(received[n]) < others[n] + 20 for n in others):
+                assert time.monotonic() < deadline_s
                 for prediction in subscriber.wait(0.2):
-                    heard[prediction.session].append(prediction)
+                    received[prediction.session].append(prediction)
         for name in NAMES:
-            runs = {p.run for p in heard[name]}
+            runs = {p.run for p in received[name]}
             assert len(runs) == 1
-            seqs = [p.seq for p in heard[name]]
+            seqs = [p.seq for p in received[name]]
             assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
-        assert all("audio" not in p.absent for p in heard["a"][-20:])
+        assert all("audio" not in p.absent for p in received["a"][-20:])
     finally:
         for process in processes:
             process.terminate()

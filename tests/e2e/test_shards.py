@@ -17,7 +17,7 @@ from mien.stream.bus.subscriber import Subscriber
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.e2e
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 def start(folder: Path, count: int) -> tuple[subprocess.Popen[str], int]:
@@ -42,8 +42,8 @@ def test_dead_process_is_restarted_and_others_continue(tmp_path: Path) -> None:
     pids: dict[str, int] = {}
     failed: set[str] = set()
 
-    def follow(subscriber: Subscriber, until_s: float) -> None:
-        assert time.monotonic() < until_s, (runs, pids, failed)
+    def follow(subscriber: Subscriber, deadline_s: float) -> None:
+        assert time.monotonic() < deadline_s, (runs, pids, failed)
         assert process.poll() is None
         for prediction in subscriber.wait(0.2):
             if prediction.run not in runs[prediction.session]:
@@ -56,17 +56,17 @@ def test_dead_process_is_restarted_and_others_continue(tmp_path: Path) -> None:
 
     try:
         with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
-            until_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             while len(pids) < 3 or not all(runs.values()):
-                follow(subscriber, until_s)
+                follow(subscriber, deadline_s)
             shards = psutil.Process(process.pid).children()
             assert len(shards) == len(set(pids.values())) == 2
             victim = pids["s0"]
             os.kill(victim, signal.SIGKILL)
-            until_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             hit = {name for name, pid in pids.items() if pid == victim}
             while any(len(runs[name]) < 2 for name in hit):
-                follow(subscriber, until_s)
+                follow(subscriber, deadline_s)
             assert failed <= hit
             assert all(len(runs[name]) == 1 for name in runs.keys() - hit)
     finally:

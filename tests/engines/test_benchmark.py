@@ -84,10 +84,10 @@ def test_single_and_multi(checkpoint: Checkpoint, compiled: Path) -> None:
 
 def test_most_streams_depends_on_batches_and_memory(checkpoint: Checkpoint, compiled: Path) -> None:
     predictor = Predictor(checkpoint, "onnx", cache=compiled)
-    heard: list[dict[str, object]] = []
-    report = find_most_streams(lambda streams: bench_multi(predictor, streams, 0.3), most=2, report=heard.append)
+    reports: list[dict[str, object]] = []
+    report = find_most_streams(lambda streams: bench_multi(predictor, streams, 0.3), most=2, report=reports.append)
     assert [trial["streams"] for trial in report["trials"]] == sorted(trial["streams"] for trial in report["trials"])
-    assert len(heard) >= len(report["trials"]) > 0
+    assert len(reports) >= len(report["trials"]) > 0
     if report["most_streams"] > 1:  # a machine that is busy may hold none
         batching = compare_batching(predictor, 2, 0.3)
         assert batching["one by one"]["offered_fps"] == 2 * FRAME_HZ

@@ -32,23 +32,23 @@ def run(*arguments: str) -> str:
 
 
 def test_compiles_the_parts_and_fixed_batches(checkpoint: Checkpoint) -> None:
-    said = run("--engine", "onnx", "--batch", "1,8", "--checkpoint", str(checkpoint.path))
-    assert f"{checkpoint.id}/onnx-fp32" in said
-    assert "onnx-fp32  batch 1" in said
-    assert "onnx-fp32  batch 8" in said
+    output = run("--engine", "onnx", "--batch", "1,8", "--checkpoint", str(checkpoint.path))
+    assert f"{checkpoint.id}/onnx-fp32" in output
+    assert "onnx-fp32  batch 1" in output
+    assert "onnx-fp32  batch 8" in output
     names = sorted(entry.network for entry in Cache().entries())
     assert names == sorted(["cmmsf", "cmmsf", "cmmsf-fusion", *(f"cmmsf-{spec.name}" for spec in checkpoint.specs)])
 
 
 def test_unavailable_engine_is_replaced_and_reported(checkpoint: Checkpoint) -> None:
     """The fallback parts are those compiled before."""
-    said = run("--engine", "onnx", "--precision", "fp16", "--checkpoint", str(checkpoint.path))
-    assert f"{checkpoint.id}/onnx-fp32" in said
-    assert "onnx cannot compute in fp16" in said
+    output = run("--engine", "onnx", "--precision", "fp16", "--checkpoint", str(checkpoint.path))
+    assert f"{checkpoint.id}/onnx-fp32" in output
+    assert "onnx cannot compute in fp16" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--precision", "int8"], r"no precision 'int8'; known: fp32, fp16, bf16"),
         (["--engine", "tensort"], r"did you mean 'tensorrt'"),
@@ -58,8 +58,8 @@ def test_unavailable_engine_is_replaced_and_reported(checkpoint: Checkpoint) -> 
         (["--target-sm", "8.9", "--precision", "bf16"], r"in fp32 or fp16"),
     ],
 )
-def test_refuses_with_a_helpful_line(checkpoint: Checkpoint, arguments: list[str], says: str) -> None:
-    with pytest.raises(MienError, match=says):
+def test_refuses_with_a_helpful_line(checkpoint: Checkpoint, arguments: list[str], message: str) -> None:
+    with pytest.raises(MienError, match=message):
         run(*arguments, "--checkpoint", str(checkpoint.path))
 
 

@@ -94,7 +94,7 @@ def test_results_are_not_overwritten_by_the_next_call(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"x": None}, "needs input 'x'"),
         ({"x": np.zeros((1, 10, 12), np.float64)}, r"'x' .* is float64\(1, 10, 12\)"),
@@ -102,9 +102,11 @@ def test_results_are_not_overwritten_by_the_next_call(engine: Engine) -> None:
         ({"mask": np.zeros((10,), np.float32)}, "'mask'"),
     ],
 )
-def test_other_inputs_are_refused(engine: Engine, network: Network, change: dict[str, Array | None], says: str) -> None:
+def test_other_inputs_are_refused(
+    engine: Engine, network: Network, change: dict[str, Array | None], message: str
+) -> None:
     inputs = {name: array for name, array in (network.example | change).items() if array is not None}
-    with pytest.raises(EngineError, match=says):
+    with pytest.raises(EngineError, match=message):
         engine.infer(inputs)
 
 

@@ -84,11 +84,11 @@ def test_golden_inputs_match_the_reference(
 ) -> None:
     engine = opened(pair, network, store)
     cases = golden_inputs(network)
-    wanted = [reference.infer(case) for case in cases]
-    for case, want in zip(cases, wanted, strict=True):
+    outputs = [reference.infer(case) for case in cases]
+    for case, want in zip(cases, outputs, strict=True):
         got = engine.infer(case)
         for output, expected in want.items():
-            allowed = tolerance([one[output] for one in wanted], pair[1])
+            allowed = tolerance([one[output] for one in outputs], pair[1])
             assert float(np.abs(got[output] - expected).max()) <= allowed, output
 
 

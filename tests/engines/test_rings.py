@@ -167,14 +167,14 @@ def test_rows_from_before_the_span_are_not_mixed_with_new_ones() -> None:
     assert features[0, -1, 0] == mask[0].sum() == 1.0
 
 
-def words(t_end_ms: int, *said: tuple[str, int], committed: bool = True, settle_ms: int = 0) -> FeatureWindow:
-    ends_ns = [T0 + end_ms * NS_PER_MS for _, end_ms in said]
+def words(t_end_ms: int, *texts: tuple[str, int], committed: bool = True, settle_ms: int = 0) -> FeatureWindow:
+    ends_ns = [T0 + end_ms * NS_PER_MS for _, end_ms in texts]
     return FeatureWindow(
         session="s", modality="text", run=1, seq=0, t_start_ns=T0, t_end_ns=T0 + t_end_ms * NS_PER_MS, extractor="",
-        values=np.arange(1, len(said) + 1, dtype=np.float32)[:, None], valid=np.ones(len(said), bool),
+        values=np.arange(1, len(texts) + 1, dtype=np.float32)[:, None], valid=np.ones(len(texts), bool),
         times_ns=np.array(ends_ns, np.int64),
         words=tuple(
-            Word(text, end_ns - 1, end_ns, committed) for (text, _), end_ns in zip(said, ends_ns, strict=True)
+            Word(text, end_ns - 1, end_ns, committed) for (text, _), end_ns in zip(texts, ends_ns, strict=True)
         ),
         counts_from_ns=settle_ms and T0 + (t_end_ms + settle_ms) * NS_PER_MS,
     )  # fmt: skip

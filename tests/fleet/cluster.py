@@ -150,10 +150,10 @@ def main() -> None:
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         try:
-            said = {"said": getattr(machines, method)(*arguments)}
+            reply = {"result": getattr(machines, method)(*arguments)}
         except Exception as error:
-            said = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        os.write(out, json.dumps(said).encode() + b"\n")
+            reply = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        os.write(out, json.dumps(reply).encode() + b"\n")
         if method == "end":
             return
     machines.end()

@@ -37,14 +37,14 @@ class Marked:
 
     def wait_gone(self, timeout_s: float = 15.0) -> list[str]:
         """What is still there after so long."""
-        until_s = time.monotonic() + timeout_s
-        while (left := self.left()) and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + timeout_s
+        while (left := self.left()) and time.monotonic() < deadline_s:
             time.sleep(0.2)
-        said = []
+        lines = []
         for process in left:
             with suppress(psutil.Error):
-                said.append(" ".join(process.cmdline())[:200])
-        return said
+                lines.append(" ".join(process.cmdline())[:200])
+        return lines
 
 
 @pytest.fixture

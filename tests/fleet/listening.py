@@ -18,7 +18,7 @@ _EARLY_S = 3.0
 
 
 @dataclass
-class Heard:
+class Received:
     """One session: (time, run, seq, latency in ms, whether it had evidence) of predictions, and statuses with times."""
 
     predictions: list[tuple[float, int, int, float, bool]] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Listener:
     """Subscribes to everything, in a thread."""
 
     def __init__(self, endpoint: str) -> None:
-        self.sessions: dict[str, Heard] = defaultdict(Heard)
+        self.sessions: dict[str, Received] = defaultdict(Received)
         self._receiver = Receiver(endpoint, (b"prediction/", b"status/"), 100_000)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -53,23 +53,23 @@ class Listener:
                 except WireError as error:
                     raise AssertionError(f"refused: {error}") from error
 
-    def _take(self, said: Prediction) -> None:
-        heard = self.sessions[said.session]
-        last = heard.predictions[-1] if heard.predictions else None
-        if last is not None and (last[1], last[2]) == (said.run, said.seq):
+    def _take(self, prediction: Prediction) -> None:
+        received = self.sessions[prediction.session]
+        last = received.predictions[-1] if received.predictions else None
+        if last is not None and (last[1], last[2]) == (prediction.run, prediction.seq):
             return  # the last value, sent again
-        evidence = said.abstains is None
-        latency = (time.time_ns() - said.t_end_ns) / 1e6
-        heard.predictions.append((time.monotonic(), said.run, said.seq, latency, evidence))
+        evidence = prediction.abstains is None
+        latency = (time.time_ns() - prediction.t_end_ns) / 1e6
+        received.predictions.append((time.monotonic(), prediction.run, prediction.seq, latency, evidence))
 
     def newest_runs(self) -> dict[str, int]:
         """Of sessions that have been heard."""
-        return {name: heard.predictions[-1][1] for name, heard in self.sessions.items() if heard.predictions}
+        return {name: received.predictions[-1][1] for name, received in self.sessions.items() if received.predictions}
 
     def wait_new_run(self, session: str, than: int, timeout_s: float) -> float:
         """When the first prediction with evidence of a newer run came, `time.monotonic()`."""
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
             for at_s, run, _, _, evidence in reversed(self.sessions[session].predictions[-200:]):
                 if run > than and evidence:
                     return at_s
@@ -79,25 +79,25 @@ class Listener:
     def stale(self) -> dict[str, int]:
         """How many messages had an older run than one before them, by session."""
         found = {}
-        for name, heard in self.sessions.items():
-            runs = [run for _, run, _, _, _ in heard.predictions]
+        for name, received in self.sessions.items():
+            runs = [run for _, run, _, _, _ in received.predictions]
             found[name] = sum(1 for before, after in itertools.pairwise(runs) if after < before)
         return found
 
     def gaps(self) -> dict[str, list[str]]:
         """Per session, what was said between its runs; of a gap that is not explained, what was said instead."""
         found = {}
-        for name, heard in self.sessions.items():
-            said = []
-            for before, after in itertools.pairwise(heard.predictions):
+        for name, received in self.sessions.items():
+            reasons = []
+            for before, after in itertools.pairwise(received.predictions):
                 if before[1] == after[1]:
                     continue
-                between = [s for at_s, s in heard.statuses if before[0] - _EARLY_S <= at_s <= after[0] + 0.5]
+                between = [s for at_s, s in received.statuses if before[0] - _EARLY_S <= at_s <= after[0] + 0.5]
                 why = [s.last_error for s in between if s.worker == "inference" and s.state in ("failed", "starting")]
                 states = [(s.worker, s.state, s.run) for s in between]
                 instead = f"UNEXPLAINED for {after[0] - before[0]:.2f} s: {states}"
-                said.append(next(filter(None, why), instead))
-            found[name] = said
+                reasons.append(next(filter(None, why), instead))
+            found[name] = reasons
         return found
 
     def latencies(self, sessions: set[str], from_s: float, to_s: float) -> list[float]:

@@ -45,8 +45,8 @@ def test_pools_and_nodes_follow_demand(marked: Marked, tmp_path: Path) -> None:
         found = driver.wait(lambda f: len(f["pools"]) == 2 and states(f).count("running") == 2 and spread(f))
         moved = [session for session in found["sessions"] if session["moves"]]
         assert [session["moves"] for session in moved] == [1]
-        wanted = [{"CPU": 0.25}] * 3 + [{"CPU": 0.75}] * 3
-        driver.wait(lambda _: sorted(driver("demanded"), key=str) == wanted)
+        demanded = [{"CPU": 0.25}] * 3 + [{"CPU": 0.75}] * 3
+        driver.wait(lambda _: sorted(driver("demanded"), key=str) == demanded)
         driver("add")  # as an autoscaler would
         found = driver.wait(all_run)
         driver.wait(lambda _: driver("demanded") == [])

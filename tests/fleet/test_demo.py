@@ -82,13 +82,13 @@ def test_ctrl_c_stops_a_local_fleet(tmp_path: Path, marked: Marked) -> None:
         [*MIEN, "fleet", "run", str(demo(tmp_path))], env=marked.environment, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if " running on " in line:
             break
     process.send_signal(signal.SIGINT)
     out = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 0, "".join(said) + out
+    assert process.wait(60) == 0, "".join(lines) + out
     assert marked.wait_gone() == []

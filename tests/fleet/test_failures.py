@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 LOSSES = int(os.environ.get("MIEN_TEST_LOSSES", "1"))  # of a node
 COMPARED_S, ENDING_S = 10.0, 0.3  # latencies of the sessions that were not hit
-PATIENCE_S = 90.0  # however busy the machine; how long it took is printed
+TIMEOUT_S = 90.0  # however busy the machine; how long it took is printed
 PLAN = """
 fleet = "drill"
 [capture]
@@ -70,9 +70,9 @@ class Driver:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
         self._process.stdin.flush()
-        said = json.loads(self._process.stdout.readline())
-        assert "error" not in said, said["error"]
-        return said["said"]
+        reply = json.loads(self._process.stdout.readline())
+        assert "error" not in reply, reply["error"]
+        return reply["result"]
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -86,13 +86,13 @@ class Driver:
             self._process.stdout.close()
             self._log.close()
 
-    def wait(self, wanted: Any, timeout_s: float = PATIENCE_S, look: Callable[[], Any] | None = None) -> Any:
+    def wait(self, condition: Any, timeout_s: float = TIMEOUT_S, look: Callable[[], Any] | None = None) -> Any:
         """The fleet's condition, once it is as wanted."""
-        until_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         found = None
-        while time.monotonic() < until_s:
+        while time.monotonic() < deadline_s:
             found = look() if look is not None else self("condition")
-            if found is not None and wanted(found):
+            if found is not None and condition(found):
                 return found
             time.sleep(0.2)
         raise AssertionError(json.dumps(found, indent=1)[:6000])
@@ -131,20 +131,20 @@ def test_sessions_recover_from_every_loss(driver: Driver, tmp_path: Path) -> Non
     try:
         found = driver.wait(lambda f: all_run(f) and len(f["pools"]) == 3)
         assert len({session["node"] for session in found["sessions"]}) == 3
-        lose(driver, listeners, found, "pool's process")
-        silence(driver, listeners, driver.wait(all_run))
-        lose(driver, listeners, calmed(driver), "pool")
-        lose(driver, listeners, calmed(driver), "capture")
+        kill_and_wait(driver, listeners, found, "pool's process")
+        stop_and_continue(driver, listeners, driver.wait(all_run))
+        kill_and_wait(driver, listeners, wait_calm(driver), "pool")
+        kill_and_wait(driver, listeners, wait_calm(driver), "capture")
         losses = []
         for left in reversed(range(LOSSES)):
-            losses.append(lose(driver, listeners, calmed(driver), "node"))
+            losses.append(kill_and_wait(driver, listeners, wait_calm(driver), "node"))
             if left:
                 driver("add")
-        took, calm, upset = zip(*losses, strict=True)
-        print(f"{LOSSES} nodes: median {np.median(took):.1f} s, p95 {np.percentile(took, 95):.1f} s; "
-              + compared(list(chain(*calm)), list(chain(*upset))))  # fmt: skip
-        keep(driver, listeners, "directory")
-        keep(driver, listeners, "gateway")
+        elapsed_s, before_ms, after_ms = zip(*losses, strict=True)
+        print(f"{LOSSES} nodes: median {np.median(elapsed_s):.1f} s, p95 {np.percentile(elapsed_s, 95):.1f} s; "
+              + compared(list(chain(*before_ms)), list(chain(*after_ms))))  # fmt: skip
+        kill_without_gap(driver, listeners, "directory")
+        kill_without_gap(driver, listeners, "gateway")
         for listener in listeners:
             assert not any(listener.stale().values()), listener.stale()
             assert "UNEXPLAINED" not in str(listener.gaps()), listener.gaps()
@@ -153,7 +153,7 @@ def test_sessions_recover_from_every_loss(driver: Driver, tmp_path: Path) -> Non
             listener.close()
 
 
-def calmed(driver: Driver) -> Any:
+def wait_calm(driver: Driver) -> Any:
     """The fleet's condition, once all is as it should be; where latencies are to be compared, for a while."""
     if LOSSES > 1:
         driver.wait(is_whole)
@@ -161,23 +161,23 @@ def calmed(driver: Driver) -> Any:
     return driver.wait(is_whole)
 
 
-class Loss(NamedTuple):
+class Recovery(NamedTuple):
     """How long it took until all were predicted again, in seconds, and latencies of the others before and after, ms."""
 
     seconds: float
-    calm: list[float]
-    upset: list[float]
+    before_ms: list[float]
+    after_ms: list[float]
 
 
-def compared(calm: list[float], upset: list[float]) -> str:
+def compared(before_ms: list[float], after_ms: list[float]) -> str:
     """What latencies of before and after say."""
-    if not calm or not upset:
+    if not before_ms or not after_ms:
         return "no others"
-    before, after = np.percentile(calm, 99), np.percentile(upset, 99)
+    before, after = np.percentile(before_ms, 99), np.percentile(after_ms, 99)
     return f"p99 of the others {before:.1f} ms before, {after:.1f} ms meanwhile: {after / before:.2f} times"
 
 
-def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> Loss:
+def kill_and_wait(driver: Driver, listeners: list[Listener], found: Any, what: str) -> Recovery:
     """Kill something that sessions depend on; they are predicted again, under newer runs."""
     before = listeners[0].newest_runs()
     nodes = {node["id"][:8]: node for node in found["nodes"]}
@@ -204,29 +204,33 @@ def lose(driver: Driver, listeners: list[Listener], found: Any, what: str) -> Lo
             after = driver.wait(lambda f: any(s["moves"] > b["moves"] for s, b in pairs(f, found)))
             hit = {s["name"] for s, b in pairs(after, found) if s["moves"] > b["moves"]}
     assert hit
-    took = max(listeners[0].wait_new_run(session, before[session], PATIENCE_S) - killed_s for session in hit)
+    elapsed_s = max(listeners[0].wait_new_run(session, before[session], TIMEOUT_S) - killed_s for session in hit)
     rest = set(before) - hit
-    calm = listeners[0].latencies(rest, killed_s - COMPARED_S, killed_s)
+    before_ms = listeners[0].latencies(rest, killed_s - COMPARED_S, killed_s)
     # Not of the moment in which what was killed ends: a node that is lost takes nothing from the others' processors.
     began_s = killed_s + ENDING_S
     if LOSSES > 1:
         time.sleep(max(began_s + COMPARED_S - time.monotonic(), 0.0))
-    upset = listeners[0].latencies(rest, began_s, began_s + COMPARED_S)
-    print(f"{what}: {len(hit)} sessions predicted again after {took:.1f} s at most; {compared(calm, upset)}")
-    return Loss(took, calm, upset)
+    after_ms = listeners[0].latencies(rest, began_s, began_s + COMPARED_S)
+    print(
+        f"{what}: {len(hit)} sessions predicted again after {elapsed_s:.1f} s at most; {compared(before_ms, after_ms)}"
+    )
+    return Recovery(elapsed_s, before_ms, after_ms)
 
 
-def silence(driver: Driver, listeners: list[Listener], found: Any) -> None:
+def stop_and_continue(driver: Driver, listeners: list[Listener], found: Any) -> None:
     """A pool's actor hangs, and what it runs goes on: its sessions are predicted elsewhere, and it is heard no more."""
     name = found["sessions"][0]["pool"]
     hit = {session["name"] for session in found["sessions"] if session["pool"] == name}
     before, stopped_s = listeners[0].newest_runs(), time.monotonic()
     driver("kill_actor", name, 0, int(signal.SIGSTOP))
-    took = max(listeners[0].wait_new_run(session, before[session], PATIENCE_S) - stopped_s for session in sorted(hit))
+    elapsed_s = max(
+        listeners[0].wait_new_run(session, before[session], TIMEOUT_S) - stopped_s for session in sorted(hit)
+    )
     orphaned = [p for s in hit for p in listeners[0].sessions[s].predictions if p[1] == before[s] and p[0] > stopped_s]
     assert orphaned, "nothing was left to go on: this says nothing of a fence"
     print(f"silent pool: {len(orphaned)} predictions came of it before {len(hit)} sessions were predicted elsewhere, "
-          f"{took:.1f} s after it fell silent, and none after")  # fmt: skip
+          f"{elapsed_s:.1f} s after it fell silent, and none after")  # fmt: skip
 
 
 def pairs(after: Any, before: Any) -> list[tuple[Any, Any]]:
@@ -235,24 +239,25 @@ def pairs(after: Any, before: Any) -> list[tuple[Any, Any]]:
     return [(session, old[session["name"]]) for session in after["sessions"]]
 
 
-def keep(driver: Driver, listeners: list[Listener], name: str) -> None:
+def kill_without_gap(driver: Driver, listeners: list[Listener], name: str) -> None:
     """Kill what sessions do not depend on: they go on in the same runs."""
     found = driver.wait(all_run)
     before = listeners[0].newest_runs()
-    counts = {session: len(heard.predictions) for session, heard in listeners[0].sessions.items()}
+    counts = {session: len(received.predictions) for session, received in listeners[0].sessions.items()}
     killed_s = time.monotonic()
     pids = driver("kill_actor", name)
     driver.wait(lambda f: all_run(f) and (name != "directory" or f["directory_pid"] not in pids))
-    until_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until_s:
-        now = {session: len(heard.predictions) for session, heard in listeners[0].sessions.items()}
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        now = {session: len(received.predictions) for session, received in listeners[0].sessions.items()}
         if all(now[session] > counts[session] + 10 for session in counts):
             break
         time.sleep(0.1)
     else:
         raise AssertionError(f"nothing comes after the {name} was killed")
-    took = max(
-        next(p[0] for p in heard.predictions[counts[session] :]) for session, heard in listeners[0].sessions.items()
+    elapsed_s = max(
+        next(p[0] for p in received.predictions[counts[session] :])
+        for session, received in listeners[0].sessions.items()
     )
-    print(f"{name}: the next predictions came {took - killed_s:.1f} s after it was killed")
+    print(f"{name}: the next predictions came {elapsed_s - killed_s:.1f} s after it was killed")
     assert listeners[0].newest_runs() == before, (found, driver("condition"))

@@ -56,14 +56,14 @@ def test_all_sessions_are_shown_and_a_click_opens_one(
     problems: list[str] = []
     page = chromium.new_page(viewport={"width": 1200, "height": 800})
     page.set_default_timeout(PATIENCE_MS)
-    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
 
     def tile(name: str) -> str:
         return f'.m-tile[href="/?session={name}"]'
 
     try:
-        url = dashboard.says(r"dashboard at (\S+)")
+        url = dashboard.wait_for_line(r"dashboard at (\S+)")
         page.goto(url)  # before there is a fleet, and without a session's name
         mien("fleet", "run", str(path), "--detach")
         page.wait_for_url("**/sessions")

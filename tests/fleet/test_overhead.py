@@ -23,7 +23,7 @@ from tests.ports import free_ports
 pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
 SECONDS = float(os.environ.get("MIEN_TEST_SECONDS", "20"))
 SETTLE_S = 15.0  # clocks of other processes are known after some exchanges
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 PLAN = """
 fleet = "one"
 [capture]
@@ -40,15 +40,15 @@ source = "synthetic"
 """
 
 
-class Alone:
+class PlainInference:
     """Inference of one session, as `mien infer` runs it."""
 
     def __init__(self, marked: Marked) -> None:
         self._rows = SyntheticCapture()
         settings = {"session": "alone", "video.source": "synthetic", "audio.source": "synthetic"}
         self._rows.match({"alone": CaptureTask(load_config(overrides=settings), 1, 0)}, BusConfig())
-        until_s = time.monotonic() + PATIENCE_S
-        while not (endpoints := self._rows.report()["alone"].endpoints) and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not (endpoints := self._rows.report()["alone"].endpoints) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         port = free_ports(4)
         path = Path(marked.environment["XDG_STATE_HOME"]) / "alone.toml"
@@ -73,34 +73,34 @@ def test_fleet_overhead_over_plain_inference(marked: Marked, tmp_path: Path) -> 
     plan = tmp_path / "fleet.toml"
     plan.write_text(PLAN.format(port=port), encoding="utf-8")
     driver = Driver(marked, tmp_path, nodes=1)
-    alone = Alone(marked)
+    alone = PlainInference(marked)
     listeners = {"alone": Listener(alone.address), "fleet": Listener(f"tcp://127.0.0.1:{port}")}
     try:
         driver("start", str(plan))
         driver.wait(all_run)
-        until_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while not listeners["alone"].sessions["alone"].predictions:
-            assert time.monotonic() < until_s
+            assert time.monotonic() < deadline_s
             time.sleep(0.1)
         time.sleep(SETTLE_S)
         began_s, cpu_before = time.monotonic(), used(driver, alone)
         time.sleep(SECONDS)
         ended_s, cpu_after = time.monotonic(), used(driver, alone)
-        took, each = {}, {}
+        latency_ms, each = {}, {}
         for name, listener in listeners.items():
-            heard = listener.sessions[name]
-            latencies = [p[3] for p in heard.predictions if began_s <= p[0] <= ended_s and p[4]]
+            received = listener.sessions[name]
+            latencies = [p[3] for p in received.predictions if began_s <= p[0] <= ended_s and p[4]]
             assert len(latencies) > SECONDS  # of thirty a second
-            took[name] = np.percentile(latencies, (10, 50))
+            latency_ms[name] = np.percentile(latencies, (10, 50))
             each[name] = (cpu_after[name] - cpu_before[name]) / len(latencies) * 1e3
-            said = [status for _, status in heard.statuses if status.worker == "inference" and status.fps]
-            until_predicted = np.median([float(str(status.detail["latency_p50_ms"])) for status in said[-10:]])
+            statuses = [status for _, status in received.statuses if status.worker == "inference" and status.fps]
+            predicted_ms = np.median([float(str(status.detail["latency_p50_ms"])) for status in statuses[-10:]])
             print(
                 f"\n{name}: {len(latencies) / SECONDS:.1f} predictions a second; from capture to subscriber p10 "
-                f"{took[name][0]:.2f}, p50 {took[name][1]:.2f} ms, to the prediction p50 {until_predicted:.2f} ms; "
-                f"{each[name]:.2f} ms of CPU each; clock known to {said[-1].detail['video.clock_error_ms']} ms"
+                f"{latency_ms[name][0]:.2f}, p50 {latency_ms[name][1]:.2f} ms, to the prediction {predicted_ms:.2f}; "
+                f"{each[name]:.2f} ms of CPU each; clock known to {statuses[-1].detail['video.clock_error_ms']} ms"
             )
-        p10, p50 = took["fleet"] / took["alone"]
+        p10, p50 = latency_ms["fleet"] / latency_ms["alone"]
         print(
             f"the fleet's by that alone: {each['fleet'] / each['alone']:.2f} of CPU, {p10:.2f} of p10, {p50:.2f} of "
             f"p50; Ray, directory, gateway, actors: {(cpu_after['rest'] - cpu_before['rest']) / SECONDS:.3f} of a core"
@@ -113,7 +113,7 @@ def test_fleet_overhead_over_plain_inference(marked: Marked, tmp_path: Path) -> 
     assert marked.wait_gone(30) == []
 
 
-def used(driver: Driver, alone: Alone) -> dict[str, float]:
+def used(driver: Driver, alone: PlainInference) -> dict[str, float]:
     """CPU seconds until now."""
     usage = {kind: numbers[0] for kind, numbers in driver("usage").items() if kind != "generator"}
     return {"alone": alone.cpu_s(), "fleet": usage.pop("inference"), "rest": sum(usage.values())}

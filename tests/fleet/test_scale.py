@@ -17,7 +17,7 @@ from tests.ports import free_ports
 
 pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(900)]
 SESSIONS = int(os.environ.get("MIEN_TEST_SESSIONS", "120"))
-PATIENCE_S = 400.0
+TIMEOUT_S = 400.0
 PLAN = """
 fleet = "many"
 [capture]
@@ -53,7 +53,7 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
         for count in (1, SESSIONS // 4, SESSIONS // 2):  # to compare memory with
             start(driver, path, count)
             began_s = time.monotonic()
-            driver.wait(lambda f: settled(f) >= 0.98, PATIENCE_S)
+            driver.wait(lambda f: settled(f) >= 0.98, TIMEOUT_S)
             memory[count] = held_mb(driver)
             print(f"\n{count} sessions: predicted after {time.monotonic() - began_s:.0f} s", flush=True)
             driver("stop")
@@ -65,9 +65,9 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
         print(f"{SESSIONS} sessions: predicted after {time.monotonic() - began_s:.0f} s; "
               f"status answered in {slowest_s:.2f} s at most meanwhile", flush=True)  # fmt: skip
         memory[SESSIONS] = held_mb(driver)
-        asked = [timed(driver, "condition")[0] for _ in range(10)]
+        times_s = [timed(driver, "condition")[0] for _ in range(10)]
         moved_s, _ = timed(driver, "call", "move", "s-0001")
-        driver.wait(lambda f: by_name(f)["s-0001"]["moves"] == 1 and settled(f) >= 0.98, PATIENCE_S)
+        driver.wait(lambda f: by_name(f)["s-0001"]["moves"] == 1 and settled(f) >= 0.98, TIMEOUT_S)
         node, served = busiest(driver("condition"))
         drained_s, _ = timed(driver, "call", "drain", node)
         began_s = time.monotonic()
@@ -77,7 +77,7 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
               + ", ".join(f"{mb * 1024:.0f} KiB each of {count}" for count, mb in each.items()))  # fmt: skip
         # Linear, but for what a process takes by chance.
         assert memory[SESSIONS] - memory[1] <= 1.5 * SESSIONS * max(each[SESSIONS // 4], 0.0) + 100
-        print(f"status answers in {max(asked):.2f} s at most, move in {moved_s:.2f}, drain in {drained_s:.2f}; "
+        print(f"status answers in {max(times_s):.2f} s at most, move in {moved_s:.2f}, drain in {drained_s:.2f}; "
               f"the node with {served} of the sessions was empty and all predicted after "
               f"{time.monotonic() - began_s:.1f} s, "
               f"status answered in {slowest_s:.2f} s at most meanwhile")  # fmt: skip
@@ -109,20 +109,20 @@ def held_mb(driver: Driver) -> float:
 def timed(driver: Driver, *call: Any) -> tuple[float, Any]:
     """Seconds, and the answer."""
     began_s = time.monotonic()
-    said = driver(*call)
-    return time.monotonic() - began_s, said
+    reply = driver(*call)
+    return time.monotonic() - began_s, reply
 
 
-def answered(driver: Driver, wanted: Callable[[Any], bool]) -> tuple[Any, float]:
+def answered(driver: Driver, condition: Callable[[Any], bool]) -> tuple[Any, float]:
     """The fleet's condition, once it is as wanted, and how long the slowest answer took until then."""
-    took_s: list[float] = []
+    elapsed_s: list[float] = []
 
     def look() -> Any:
-        took_s.append(0.0)
-        took_s[-1], found = timed(driver, "condition")
+        elapsed_s.append(0.0)
+        elapsed_s[-1], found = timed(driver, "condition")
         return found
 
-    return driver.wait(wanted, PATIENCE_S, look), max(took_s)
+    return driver.wait(condition, TIMEOUT_S, look), max(elapsed_s)
 
 
 def settled(found: Any) -> float:

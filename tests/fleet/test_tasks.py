@@ -53,15 +53,15 @@ def test_cluster_predictions_are_byte_equal(marked: Marked, tmp_path: Path, comm
     driver = Driver(marked, tmp_path, nodes=2, cpus=1.0)
     try:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-        said = [
+        predictions = [
             subprocess.run(
                 [*MIEN, command[0], str(clips), *command[1:], *where],
                 env=marked.environment | token, check=True, capture_output=True, timeout=200,
             ).stdout
             for where in ([], ["--ray", driver("address")])
         ]  # fmt: skip
-        assert said[0] == said[1]
-        assert said[0].count(b"\n") > 3
+        assert predictions[0] == predictions[1]
+        assert predictions[0].count(b"\n") > 3
     finally:
         driver.close()
     assert marked.wait_gone(30) == []
@@ -97,8 +97,8 @@ def test_cluster_makes_the_same_dataset(marked: Marked, tmp_path: Path) -> None:
 
 def kill_half_way(driver: Driver, out: Path) -> None:
     """A node, once the work has begun."""
-    until_s = time.monotonic() + 60
-    while not out.exists() and time.monotonic() < until_s:
+    deadline_s = time.monotonic() + 60
+    while not out.exists() and time.monotonic() < deadline_s:
         time.sleep(0.2)
     time.sleep(6.0)
     print(f"killed {driver('kill_node', 2)} processes of a node", file=sys.stderr)

@@ -118,11 +118,11 @@ def test_damaged_message_of_a_recording_is_a_clear_error(data: bytes) -> None:
 
 def test_index_that_points_nowhere_is_a_clear_error(tmp_path: Path) -> None:
     """Offsets beyond 2^63 in a recording's summary: seeking there is an error of the system."""
-    whole = seeds()["recording"][0]
+    recording = seeds()["recording"][0]
     path = tmp_path / "cut.mcap"
     refusals = []
-    for at in range(len(whole) - 700, len(whole) - 8, 3):
-        path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
+    for at in range(len(recording) - 700, len(recording) - 8, 3):
+        path.write_bytes(recording[:at] + b"\xff" * 8 + recording[at + 8 :])
         try:
             list(open_recording(path).entries())
         except RecordingError as error:

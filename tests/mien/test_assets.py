@@ -39,7 +39,7 @@ class Publisher(http.server.ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.stall = False
         self.halfway = threading.Event()
         self.go_on = threading.Event()
@@ -54,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.lstrip("/")
-        self.server.asked[name] += 1
+        self.server.requests[name] += 1
         if name not in self.server.files:
             self.send_error(404)
             return
@@ -153,7 +153,7 @@ def test_publisher_delivers_and_the_cache_stores(publisher: Publisher, config: A
     assert content_of(path) == CONTENT
     assert steps[-1][1:] == (sum(map(len, CONTENT.values())),) * 2
     assert asset_path("tiny", config, manifest=manifest) == path
-    assert publisher.asked == Counter(list(CONTENT))
+    assert publisher.requests == Counter(list(CONTENT))
     assert visible(config) == ["tiny"]
 
 
@@ -178,7 +178,7 @@ def test_the_configuration_chooses_the_source(
     make_packages(index)
     config = AssetsConfig(cache=str(tmp_path / "cache"), source=source)
     assert content_of(asset_path("tiny", config, manifest=make_asset(publisher.address))) == CONTENT
-    assert publisher.asked == expected
+    assert publisher.requests == expected
 
 
 def test_wrong_hash_moves_on_to_the_next_source(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
@@ -215,7 +215,7 @@ def test_offline_and_missing_says_how_to_fetch(publisher: Publisher, config: Ass
     offline = AssetsConfig(cache=config.cache, offline=True)
     with pytest.raises(AssetError, match=r"`assets.offline` forbids .* `mien assets tiny`"):
         asset_path("tiny", offline, manifest=make_asset(publisher.address))
-    assert not publisher.asked
+    assert not publisher.requests
 
 
 def test_damaged_cache_is_detected_and_repaired(publisher: Publisher, config: AssetsConfig) -> None:
@@ -249,7 +249,7 @@ def test_an_explicit_path_comes_first_and_is_checked(
     (own / "model.bin").unlink()
     with pytest.raises(AssetError, match=r"lacks model\.bin"):
         asset_path("tiny", explicit, manifest=manifest)
-    assert not publisher.asked
+    assert not publisher.requests
 
 
 def test_a_single_file_is_its_own_path(publisher: Publisher, config: AssetsConfig, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_cache_without_permission_is_a_clear_error(publisher: Publisher, tmp_p
             asset_path("tiny", config, manifest=make_asset(publisher.address))
     finally:
         os.seteuid(user)
-    assert not publisher.asked
+    assert not publisher.requests
 
 
 CHILD = textwrap.dedent(
@@ -317,10 +317,10 @@ def test_two_processes_fetch_once(publisher: Publisher, config: AssetsConfig) ->
         assert publisher.halfway.wait(60)
         with start_child(config, publisher) as two:
             publisher.go_on.set()
-            said = [child.communicate(timeout=60)[0].strip() for child in (one, two)]
+            outputs = [child.communicate(timeout=60)[0].strip() for child in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0)
-    assert said == [str(Path(config.cache) / "tiny")] * 2
-    assert publisher.asked == Counter(list(CONTENT))
+    assert outputs == [str(Path(config.cache) / "tiny")] * 2
+    assert publisher.requests == Counter(list(CONTENT))
 
 
 def test_killed_fetch_leaves_no_valid_entry(publisher: Publisher, config: AssetsConfig) -> None:
@@ -390,14 +390,14 @@ def test_folders_that_vanish_while_measured_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "kept").write_bytes(b"12345")
     done = threading.Event()
 
-    def come_and_go() -> None:
+    def add_and_remove() -> None:
         while not done.is_set():
             for number in range(20):
                 (tmp_path / f"pip-{number}" / "inside").mkdir(parents=True)
             for number in range(20):
                 shutil.rmtree(tmp_path / f"pip-{number}")
 
-    other = threading.Thread(target=come_and_go)
+    other = threading.Thread(target=add_and_remove)
     other.start()
     try:
         for _ in range(300):

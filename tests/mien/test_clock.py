@@ -38,5 +38,5 @@ def test_processes_of_a_session_share_a_time_line() -> None:
     clock = Clock()
     code = f"from mien.clock import Clock; print(Clock({clock.anchor_ns}).now_ns())"
     before = clock.now_ns()
-    there = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
-    assert before <= there <= clock.now_ns()
+    there_ns = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    assert before <= there_ns <= clock.now_ns()

@@ -135,13 +135,13 @@ def test_full_disk_is_found_early_and_leaves_nothing(full_disk: Path) -> None:
 
 def test_unwritable_targets_are_refused_early(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"here")
-    for path, said in (
+    for path, message in (
         (tmp_path, "is a folder; add a file's name"),
         (tmp_path / "file", "exists; choose another name or remove it"),
         (tmp_path / "no" / "such" / "file", "does not exist; make it, or choose another place"),
         (tmp_path / "file" / "file", "is no folder, or choose another place"),
     ):
-        with pytest.raises(FileError, match=said):
+        with pytest.raises(FileError, match=message):
             check_target(path, new=True)
     check_target(tmp_path / "file")
     assert os.listdir(tmp_path) == ["file"]

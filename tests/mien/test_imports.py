@@ -146,8 +146,8 @@ def test_subpackages_import_one_way(floor: str) -> None:
 
 @pytest.mark.parametrize("floor", ROOMS)
 def test_contributing_states_the_order(floor: str) -> None:
-    said = " <- ".join(f"`{room}`" for room in ROOMS[floor])
-    assert said in " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    entry = " <- ".join(f"`{room}`" for room in ROOMS[floor])
+    assert entry in " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("room", [f"{floor}.{room}" for floor in ("mien.models", *ROOMS) for room in rooms_of(floor)])

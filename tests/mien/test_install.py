@@ -44,16 +44,16 @@ def test_commit_is_that_of_the_checkout() -> None:
 def test_only_one_opencv_is_required() -> None:
     """opencv-python and opencv-contrib-python share a folder: two of them are two versions of one library."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    asked = {Requirement(text).name for texts in extras.values() for text in texts}
-    wanted = asked - {"mien"}
+    required = {Requirement(text).name for texts in extras.values() for text in texts}
+    expected = required - {"mien"}
     known = {Requirement(line).name for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    for name in wanted | known:
+    for name in expected | known:
         try:
             needed = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        asked |= {r.name for r in map(Requirement, needed) if r.marker is None or r.marker.evaluate({"extra": ""})}
-    assert {name for name in asked if re.match("opencv", name)} == {"opencv-contrib-python"}
+        required |= {r.name for r in map(Requirement, needed) if r.marker is None or r.marker.evaluate({"extra": ""})}
+    assert {name for name in required if re.match("opencv", name)} == {"opencv-contrib-python"}
 
 
 def test_examples_have_the_licence_of_the_project() -> None:
@@ -62,14 +62,14 @@ def test_examples_have_the_licence_of_the_project() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "gpu", "wants"),
+    ("given", "gpu", "suggested"),
     [
         ({}, False, True),
         ({}, True, False),
         ({"PIP_INDEX_URL": "https://mirror/simple"}, False, False),
     ],
 )
-def test_the_small_torch_is_suggested(tmp_path: Path, given: dict[str, str], gpu: bool, wants: bool) -> None:
+def test_the_small_torch_is_suggested(tmp_path: Path, given: dict[str, str], gpu: bool, suggested: bool) -> None:
     """The part of scripts/setup.sh that decides, run by itself, on a machine with and without a GPU's driver."""
     script = (ROOT / "scripts" / "setup.sh").read_text()
     function = script[script.index("needs_no_cuda() {") : script.index("suggest_cpu_torch() {")]
@@ -84,4 +84,4 @@ def test_the_small_torch_is_suggested(tmp_path: Path, given: dict[str, str], gpu
     elif Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU")
     ran = subprocess.run(["/bin/sh", "-c", f"{function}\nneeds_no_cuda python"], env={"PATH": str(tools)} | given)
-    assert (ran.returncode == 0) is wants
+    assert (ran.returncode == 0) is suggested

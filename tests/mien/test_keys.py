@@ -31,23 +31,23 @@ def mien(*arguments: str, home: Path | None = None) -> subprocess.CompletedProce
 
 def test_keys_are_made_exchanged_and_revoked_without_showing_secrets(tmp_path: Path) -> None:
     camera, desk = tmp_path / "camera", tmp_path / "desk"
-    said = [mien("keys", "new", "--folder", str(folder)) for folder in (camera, desk)]
-    keys = [ran.stdout.strip() for ran in said]
+    errors = [mien("keys", "new", "--folder", str(folder)) for folder in (camera, desk)]
+    keys = [ran.stdout.strip() for ran in errors]
     assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
-    said.append(mien("keys", "add", "desk", keys[1], "--folder", str(camera)))
-    said.append(mien("keys", "add", "camera", keys[0], "--host", "10.0.0.2", "--folder", str(desk)))
-    said.append(mien("keys", "list", "--folder", str(camera)))
-    assert keys[0] in said[-1].stdout
-    assert re.search(rf"desk\s+{keys[1]}", said[-1].stdout)
-    said.append(mien("keys", "list", "--json", "--folder", str(desk)))
-    listed = json.loads(said[-1].stdout)
+    errors.append(mien("keys", "add", "desk", keys[1], "--folder", str(camera)))
+    errors.append(mien("keys", "add", "camera", keys[0], "--host", "10.0.0.2", "--folder", str(desk)))
+    errors.append(mien("keys", "list", "--folder", str(camera)))
+    assert keys[0] in errors[-1].stdout
+    assert re.search(rf"desk\s+{keys[1]}", errors[-1].stdout)
+    errors.append(mien("keys", "list", "--json", "--folder", str(desk)))
+    listed = json.loads(errors[-1].stdout)
     assert listed == {"folder": str(desk), "key": keys[1], "peers": {"camera": {"key": keys[0], "host": "10.0.0.2"}}}
-    said.append(mien("keys", "revoke", "desk", "--folder", str(camera)))
-    assert all(ran.returncode == 0 for ran in said), [ran.stderr for ran in said]
-    said.append(mien("keys", "list", "--folder", str(camera)))
-    assert "desk" not in said[-1].stdout
+    errors.append(mien("keys", "revoke", "desk", "--folder", str(camera)))
+    assert all(ran.returncode == 0 for ran in errors), [ran.stderr for ran in errors]
+    errors.append(mien("keys", "list", "--folder", str(camera)))
+    assert "desk" not in errors[-1].stdout
     secrets = [json.loads((folder / "identity.json").read_text())["secret"] for folder in (camera, desk)]
-    everything = "".join(ran.stdout + ran.stderr for ran in said)
+    everything = "".join(ran.stdout + ran.stderr for ran in errors)
     assert not any(secret in everything for secret in secrets)
     if os.name == "posix":
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -87,8 +87,8 @@ def test_watching_needs_keys(tmp_path: Path, port: int) -> None:
         publisher.service()
         publisher.socket.poll(50, zmq.POLLIN)
     assert json.loads(with_keys.communicate()[0])["sentiment"] == 1.5
-    out, said = without.communicate()
+    out, errors = without.communicate()
     assert out == ""
-    assert "nothing came" in said
+    assert "nothing came" in errors
     assert without.returncode == 6
     publisher.close()

@@ -131,10 +131,10 @@ def test_voice_is_understood(sound: np.ndarray) -> None:
     jiwer = pytest.importorskip("jiwer")
     folder = need_asset("whisper-tiny.en")
     model = faster_whisper.WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
-    heard = " ".join(segment.text for segment in model.transcribe(sound, beam_size=1)[0])
-    said = " ".join(part["sentence"] for part in PARTS)
+    recognised = " ".join(segment.text for segment in model.transcribe(sound, beam_size=1)[0])
+    spoken = " ".join(part["sentence"] for part in PARTS)
 
     def plain(text: str) -> str:
         return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ").strip()
 
-    assert jiwer.wer(plain(said), " ".join(plain(heard).split())) <= 0.05
+    assert jiwer.wer(plain(spoken), " ".join(plain(recognised).split())) <= 0.05

@@ -27,12 +27,12 @@ NEWEST = "there is a newest word"
 
 
 def prediction(t_ns: int = 1_700_000_000 * 10**9, seq: int = 0) -> Prediction:
-    said = f"so this is a long sentence that somebody said in the last few seconds and {NEWEST}"
+    text = f"so this is a long sentence that somebody said in the last few seconds and {NEWEST}"
     return Prediction(
         session="mine", run=1, seq=seq, t_end_ns=t_ns, sentiment=-1.2, sentiment_smooth=-1.25, confidence=0.75,
         emotions=dict.fromkeys(EMOTIONS, 1 / 7), gates={"vision": 0.6, "audio": 0.4, "text": 0.0},
         age_ms={"vision": 32.0, "audio": 20.0, "text": None}, absent={"text": UNCLEAR}, latency={"total": 14.2},
-        words=tuple(Word(word, t_ns, t_ns) for word in said.split()), model="cmmsf-7cd1e7a9/onnx-fp32",
+        words=tuple(Word(word, t_ns, t_ns) for word in text.split()), model="cmmsf-7cd1e7a9/onnx-fp32",
     )  # fmt: skip
 
 
@@ -104,11 +104,11 @@ def test_waiting_for_a_missing_session_is_reported(endpoint: str) -> None:
     command = [sys.executable, "-m", "mien", "watch", endpoint, "--session", "nosuch"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    said = process.stderr.readline()
+    text = process.stderr.readline()
     process.terminate()
     process.communicate(timeout=20)
-    assert "there is no session 'nosuch'" in said
-    assert "heard there: mine" in said
+    assert "there is no session 'nosuch'" in text
+    assert "heard there: mine" in text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -124,9 +124,9 @@ def test_q_quits_and_restores_the_terminal(endpoint: str) -> None:
     command = [sys.executable, "-m", "mien", "watch", endpoint]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
     shown = b""
-    until_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 60
     while not (b"surprise" in shown and b"predictions/s" in shown):  # the first screen may be of before any came
-        assert time.monotonic() < until_s, shown
+        assert time.monotonic() < deadline_s, shown
         shown += os.read(ours, 65536)
     os.write(ours, b"q")
     reader = threading.Thread(target=lambda: [os.read(ours, 65536) for _ in range(1000)], daemon=True)

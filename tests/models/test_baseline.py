@@ -34,11 +34,11 @@ def _kept(name: str = "ada") -> Person:
     random = np.random.default_rng(0)
     face = random.standard_normal((150, ROW)).astype(np.float32)
     voice = random.standard_normal((400, WEIGHT)).astype(np.float32)
-    heard = np.arange(400) % 100 < 80
+    voiced = np.arange(400) % 100 < 80
     baseline.keep(
         name,
         baseline.face_at_rest(face, np.ones(150, np.bool_), 15.0, FACE),
-        baseline.voice_at_rest(voice, heard, "voice-1"),
+        baseline.voice_at_rest(voice, voiced, "voice-1"),
     )
     return Person.load(name)
 

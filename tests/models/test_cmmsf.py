@@ -240,12 +240,12 @@ def test_unreliable_modality_has_a_small_share() -> None:
 def test_reliability_does_not_change_a_single_modality() -> None:
     network, (features, mask) = model(**NEW), batch()
     with torch.inference_mode():
-        said = []
+        outputs = []
         for bias in (8.0, -8.0):
             rely_on_sound(network, bias)
-            said.append(network.raw({"audio": features["audio"]}, {"audio": mask["audio"]}))
-    torch.testing.assert_close(said[0].logits, said[1].logits)
-    high, low = (each.judgement for each in said)
+            outputs.append(network.raw({"audio": features["audio"]}, {"audio": mask["audio"]}))
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
+    high, low = (each.judgement for each in outputs)
     assert high is not None
     assert low is not None
     assert (high.reliability[:, 1] > low.reliability[:, 1]).all()

@@ -38,8 +38,8 @@ def spoken_by_espeak(sentence: str, voice: str = "en-us", words_per_minute: int 
         pytest.skip("needs the speech synthesiser espeak-ng")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
-        said = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-w", str(path), sentence]
-        subprocess.run(said, check=True)
+        command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-w", str(path), sentence]
+        subprocess.run(command, check=True)
         return read_sound(path)
 
 

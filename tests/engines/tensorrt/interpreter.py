@@ -144,11 +144,11 @@ class Interpreter:
         # A stack, not recursion: networks are deeper than Python's call stack.
         stack = [name]
         while stack:
-            wanted = stack[-1]
-            if wanted in values:
+            shape = stack[-1]
+            if shape in values:
                 stack.pop()
                 continue
-            index = self._maker[wanted]
+            index = self._maker[shape]
             layer, kind = self._layers[index], self._kinds[index]
             if kind == _Kind.LOOP_OUTPUT:
                 self._run_loop(layer.loop.name, values)
@@ -159,15 +159,15 @@ class Interpreter:
                 stack.extend(missing)
                 continue
             given = [None if tensor is None else values[tensor.name] for tensor in tensors]
-            values[wanted] = _evaluate(layer, kind, given)
+            values[shape] = _evaluate(layer, kind, given)
             stack.pop()
         return values[name]
 
     def _run_loop(self, name: str, values: dict[str, Tensor]) -> None:
         members = [(self._layers[index], self._kinds[index]) for index in self._loops[name]]
 
-        def of(wanted: Any) -> list[Any]:
-            return [layer for layer, kind in members if kind == wanted]
+        def of(shape: Any) -> list[Any]:
+            return [layer for layer, kind in members if kind == shape]
 
         (limit,) = of(_Kind.TRIP_LIMIT)
         steps = int(self._compute(limit.get_input(0).name, values))
@@ -220,18 +220,18 @@ def _shuffle(layer: Any, x: list[Any]) -> Tensor:
     y: Tensor = x[0]
     if y.dim() > 1:
         y = y.permute(tuple(layer.first_transpose)[: y.dim()])
-    wanted: list[int] | None
+    shape: list[int] | None
     if len(x) > 1 and x[1] is not None:
-        wanted = [int(value) for value in x[1].reshape(-1)]
+        shape = [int(value) for value in x[1].reshape(-1)]
     else:
         try:
-            wanted = list(layer.reshape_dims)
+            shape = list(layer.reshape_dims)
         except ValueError:
-            wanted = None  # it was never set: the shape stays
-    if wanted is not None and (wanted or (y.numel() == 1 and not len(layer.get_output(0).shape))):
+            shape = None  # it was never set: the shape stays
+    if shape is not None and (shape or (y.numel() == 1 and not len(layer.get_output(0).shape))):
         if layer.zero_is_placeholder:
-            wanted = [y.shape[axis] if size == 0 else size for axis, size in enumerate(wanted)]
-        y = y.reshape(wanted)
+            shape = [y.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
+        y = y.reshape(shape)
     if y.dim() > 1:
         y = y.permute(tuple(layer.second_transpose)[: y.dim()])
     return y

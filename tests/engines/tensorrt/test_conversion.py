@@ -129,11 +129,11 @@ def test_nine_point_zero_is_refused_by_tensorrt_itself() -> None:
     import tensorrt
 
     class Listener(tensorrt.ILogger):  # type: ignore[misc]
-        heard: str = ""
+        text: str = ""
 
         def log(self, severity: object, message: str) -> None:
             del severity
-            self.heard += message
+            self.text += message
 
     listener = Listener()
     builder = tensorrt.Builder(listener)
@@ -141,7 +141,7 @@ def test_nine_point_zero_is_refused_by_tensorrt_itself() -> None:
     config.num_compute_capabilities = 1
     assert config.set_compute_capability(tensorrt.ComputeCapability(89), 0)
     assert not config.set_compute_capability(tensorrt.ComputeCapability(90), 0)
-    assert "Compute capability is invalid or not supported" in listener.heard
+    assert "Compute capability is invalid or not supported" in listener.text
 
 
 def test_without_the_converter_the_graph_is_split(form: FormOf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,10 +81,10 @@ def test_the_same_generator_gives_the_same_copy() -> None:
 def test_a_codec_leaves_the_length_and_most_of_a_voice(codec: tuple[str, str, int]) -> None:
     t = np.arange(RATE) / RATE
     clean = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 15)) * 0.1 * (np.sin(2 * np.pi * 3 * t) > 0)
-    heard = transcode(clean.astype(np.float32), *codec)
-    assert heard.shape == clean.shape
-    assert heard.dtype == np.float32
-    lags = [np.corrcoef(clean[4000:12000], heard[4000 + lag : 12000 + lag])[0, 1] for lag in range(0, 1500, 2)]
+    decoded = transcode(clean.astype(np.float32), *codec)
+    assert decoded.shape == clean.shape
+    assert decoded.dtype == np.float32
+    lags = [np.corrcoef(clean[4000:12000], decoded[4000 + lag : 12000 + lag])[0, 1] for lag in range(0, 1500, 2)]
     assert 0.8 < max(lags) < 0.99999
 
 

@@ -171,12 +171,12 @@ def test_wrong_clip_tables(tmp_path: Path) -> None:
 COLUMNS = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]
 
 
-def voted(path: Path, said: list[list[int]], **arrays: np.ndarray) -> Path:
-    """A file as FER+'s, with a picture of grey level 10 x its row for each row of `said`."""
-    content = [cv2.imencode(".jpg", np.full((48, 48), 10 * row, np.uint8))[1].tobytes() for row in range(len(said))]
+def voted(path: Path, counts: list[list[int]], **arrays: np.ndarray) -> Path:
+    """A file as FER+'s, with a picture of grey level 10 x its row for each row of `counts`."""
+    content = [cv2.imencode(".jpg", np.full((48, 48), 10 * row, np.uint8))[1].tobytes() for row in range(len(counts))]
     made = {
         "jpeg": np.frombuffer(b"".join(content), np.uint8), "ends": np.cumsum([len(c) for c in content]),
-        "votes": np.array(said, np.uint8), "columns": np.array(COLUMNS), "labels": np.array(["sad"] * len(said)),
+        "votes": np.array(counts, np.uint8), "columns": np.array(COLUMNS), "labels": np.array(["sad"] * len(counts)),
     }  # fmt: skip
     np.savez(path, allow_pickle=False, **(made | arrays))
     return path

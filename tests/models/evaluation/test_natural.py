@@ -25,11 +25,11 @@ def clip(seconds: int, level: float, corpus: str) -> Sample:
 def newest(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tuple[Float32, Float32, Float32, Float32]:
     """Says the emotion that the newest row names, and is as sure as the number of seconds it saw."""
     size = len(features["vision"])
-    said = np.array([x[m > 0][-1, 0] for x, m in zip(features["vision"], mask["vision"], strict=True)]).astype(int)
+    classes = np.array([x[m > 0][-1, 0] for x, m in zip(features["vision"], mask["vision"], strict=True)]).astype(int)
     confidence = mask["vision"].sum(1) / 50
     return (
         np.zeros(size, np.float32),
-        np.eye(7, dtype=np.float32)[said % 7],
+        np.eye(7, dtype=np.float32)[classes % 7],
         confidence,
         np.tile(np.array([0, 0, 1], np.float32), (size, 1)),
     )
@@ -48,8 +48,8 @@ def test_every_second_counts_and_is_causal() -> None:
 
 def test_only_confident_non_neutral_counts_as_confidently_wrong() -> None:
     made = natural(newest, SPECS, [clip(6, 1, "long")], list(SPECS))["long"]
-    said = [2, 3, 4, 5, 6, 6]
-    assert [round(6 * made["said"][name]) for name in EMOTIONS] == [said.count(k) for k in range(7)]
+    classes = [2, 3, 4, 5, 6, 6]
+    assert [round(6 * made["said"][name]) for name in EMOTIONS] == [classes.count(k) for k in range(7)]
     assert made["sure_and_wrong"] == pytest.approx(3 / 6)  # sure from the fourth second on
 
 

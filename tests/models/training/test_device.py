@@ -42,9 +42,9 @@ def test_missing_device_is_an_error(name: str, complaint: str) -> None:
 
 def test_mixed_precision_multiplies_in_bf16() -> None:
     a = torch.ones(4, 4)
-    for wanted in (True, False):
-        with mixed_precision(torch.device("cpu"), wanted):
-            assert (a @ a).dtype == (torch.bfloat16 if wanted else torch.float32)
+    for supported in (True, False):
+        with mixed_precision(torch.device("cpu"), supported):
+            assert (a @ a).dtype == (torch.bfloat16 if supported else torch.float32)
     with mixed_precision(torch.device("cpu")):
         assert ((a @ a).dtype == torch.bfloat16) == multiplies_bf16(torch.device("cpu"))
 
@@ -76,11 +76,13 @@ def test_stopped_run_resumes_on_a_gpu(tmp_path: Path) -> None:
         if step == 12:
             raise KeyboardInterrupt
 
-    whole = train_fusion(dataset, test_fusion.QUICK, device=device).network.state_dict()
+    uninterrupted = train_fusion(dataset, test_fusion.QUICK, device=device).network.state_dict()
     with pytest.raises(KeyboardInterrupt):
         train_fusion(dataset, test_fusion.QUICK, device=device, state=state, report=stop)
     assert state.exists()
-    assert equal(whole, train_fusion(dataset, test_fusion.QUICK, device=device, state=state).network.state_dict())
+    assert equal(
+        uninterrupted, train_fusion(dataset, test_fusion.QUICK, device=device, state=state).network.state_dict()
+    )
 
 
 @pytest.mark.gpu

@@ -93,10 +93,10 @@ def test_resumed_run_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Pat
 
 def test_a_run_that_stops_early_reports_the_steps_it_did(dataset: Dataset) -> None:
     """Without a learning rate and an average nothing changes, so that no validation is better than the first."""
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     still = msgspec.structs.replace(QUICK, steps=80, patience=2, learning_rate=0.0)
-    train_fusion(dataset, still, report=lambda step, steps, _: told.append((step, steps)))
-    assert told == [(n, 80) for n in range(1, 24)] + [(24, 24)]
+    train_fusion(dataset, still, report=lambda step, steps, _: progress.append((step, steps)))
+    assert progress == [(n, 80) for n in range(1, 24)] + [(24, 24)]
 
 
 def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_single_modality_is_distilled_from_its_reader(dataset: Dataset) -> None:
     reader = train_fusion(text, msgspec.structs.replace(QUICK, steps=80, evaluate_every=40)).network
     settings = msgspec.structs.replace(QUICK, steps=60, evaluate_every=30, trained_rate=1.0)
     groups = [single(s) for s in dataset.split("valid") if "text" in s.tracks]
-    said = score(torch_runner(reader), {"text": SPECS["text"]}, groups, ["text"]).emotions
+    emotions = score(torch_runner(reader), {"text": SPECS["text"]}, groups, ["text"]).emotions
     strayed = []
     for weight in (0.0, 10.0):
         held = msgspec.structs.replace(settings, keep_weight=weight)
         network = train_fusion(dataset, held, readers={"text": reader.state_dict()}).network
         now = score(torch_runner(network), SPECS, groups, ["text"]).emotions
-        strayed.append(float(np.abs(now - said).sum(1).mean()))
+        strayed.append(float(np.abs(now - emotions).sum(1).mean()))
     assert strayed[1] < 0.6 * strayed[0]
 
 
@@ -220,9 +220,9 @@ def test_training_windows_lose_parts_and_keep_at_least_something(dataset: Datase
     pairing, random = Pairing(dataset.split("train")), np.random.default_rng(0)
     groups = [pairing.draw(list(SPECS), random) for _ in range(200)]
     batch = perturber.batch(groups, random)
-    there = torch.stack([mask.any(1) for mask in batch.mask.values()])
-    assert there.any(0).all()
-    assert 0.05 < 1 - there.float().mean() < 0.25
+    observed = torch.stack([mask.any(1) for mask in batch.mask.values()])
+    assert observed.any(0).all()
+    assert 0.05 < 1 - observed.float().mean() < 0.25
     for name, features in batch.features.items():
         assert (features[batch.mask[name] == 0] == 0).all()
         assert torch.isfinite(features).all()
@@ -319,7 +319,7 @@ def test_joined_corpora_are_evaluated_as_one(dataset: Dataset, trained: CMMSF) -
     run, valid = torch_runner(trained), dataset.split("valid")
     groups = [[single(s) for s in valid if name in s.tracks][: 20 + 10 * n] for n, name in enumerate(SPECS)]
     scores = [score(run, SPECS, part, list(SPECS)) for part in groups]
-    apart = [figures(part, said)["emotion"] for part, said in zip(groups, scores, strict=True)]
+    apart = [figures(part, emotions)["emotion"] for part, emotions in zip(groups, scores, strict=True)]
     together = figures([g for part in groups for g in part], Scores.joined(scores))["emotion"]
     assert together["count"] == 20 + 30 + 40
     assert together["accuracy"] == pytest.approx(sum(m["accuracy"] * m["count"] for m in apart) / 90)

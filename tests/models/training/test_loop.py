@@ -25,7 +25,7 @@ def make_run(decay: float = 0.5, rate: float = 0.1) -> Run[nn.Sequential]:
 
 def train(run: Run[nn.Sequential], state: Path | None = None, plan: str = "plan", stop_at: int = -1) -> list[int]:
     """Returns the number of all steps, as reported after each step."""
-    told: list[int] = []
+    progress: list[int] = []
 
     def losses(_: int) -> tuple[str, Tensor]:
         x = torch.randn(8, 3)
@@ -38,12 +38,12 @@ def train(run: Run[nn.Sequential], state: Path | None = None, plan: str = "plan"
         return error, {"error": error}
 
     def report(step: int, steps: int, _: Evaluation | None) -> None:
-        told.append(steps)
+        progress.append(steps)
         if step == stop_at:
             raise KeyboardInterrupt
 
     fit(run, losses, STEPS, 7, validate=validate, every=EVERY, patience=2, state=state, plan=plan, report=report)
-    return told
+    return progress
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:
@@ -70,17 +70,17 @@ def test_class_weights_change_no_learning_rate(exponent: float) -> None:
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole, first, second = make_run(), make_run(), make_run()
-    train(whole)
+    uninterrupted, first, second = make_run(), make_run(), make_run()
+    train(uninterrupted)
     with pytest.raises(KeyboardInterrupt):
         train(first, tmp_path / "state", stop_at=10)
     train(second, tmp_path / "state")
     assert not (tmp_path / "state").exists()
-    assert second.history == whole.history
-    assert len(whole.history) == STEPS // EVERY
-    assert equal(whole.network, second.network)
-    assert equal(whole.averaged, second.averaged)
-    assert equal(whole.best_network(), second.best_network())
+    assert second.history == uninterrupted.history
+    assert len(uninterrupted.history) == STEPS // EVERY
+    assert equal(uninterrupted.network, second.network)
+    assert equal(uninterrupted.averaged, second.averaged)
+    assert equal(uninterrupted.best_network(), second.best_network())
 
 
 def test_the_average_follows_weights_and_buffers_and_leaves_frozen_ones() -> None:

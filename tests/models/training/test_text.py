@@ -194,25 +194,25 @@ def test_teacher_outputs_are_cached(base: Path, corpora: list[Corpus], tmp_path:
     caplog.set_level(logging.INFO)
     texts, valid, tokenizer = sentences(corpora, "train"), sentences(corpora, "valid"), WordTokenizer(base)
 
-    def asked(chosen: tuple[Teacher, ...], folder: str) -> tuple[TeacherTargets, int]:
+    def targets_of(chosen: tuple[Teacher, ...], folder: str) -> tuple[TeacherTargets, int]:
         caplog.clear()
         targets = teacher_targets(chosen, texts, valid, tokenizer, base, tmp_path / folder, MODEL, torch.device("cpu"))
         assert targets is not None
         return targets, sum(record.message.startswith("teacher of") for record in caplog.records)
 
     chosen = teachers(2)
-    first, trained = asked(chosen, "a")
+    first, trained = targets_of(chosen, "a")
     assert trained == 2
-    again, trained = asked(chosen, "a")
+    again, trained = targets_of(chosen, "a")
     assert trained == 0
     np.testing.assert_array_equal(again.emotions, first.emotions)
-    changed, trained = asked(teachers(2, seed=6), "a")
+    changed, trained = targets_of(teachers(2, seed=6), "a")
     assert trained == 1
     np.testing.assert_array_equal(changed.sentiment, first.sentiment)
     assert (changed.emotions != first.emotions).any()
     (damaged,) = (tmp_path / "a").glob("felt-*.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:50])
-    mended, trained = asked(chosen, "a")
+    mended, trained = targets_of(chosen, "a")
     assert trained == 1
     np.testing.assert_array_equal(mended.sentiment, first.sentiment)
 
@@ -221,34 +221,34 @@ def steps_told(
     corpora: list[Corpus], base: Path, work: Path, options: TextTraining
 ) -> dict[str, list[tuple[int, int]]]:
     """Steps done and steps in all, as reported of each part of a run, checked to count on by one."""
-    told: dict[str, list[tuple[int, int]]] = {}
+    progress: dict[str, list[tuple[int, int]]] = {}
 
     def report(name: str, done: int, total: int) -> None:
-        told.setdefault(name, []).append((done, total))
+        progress.setdefault(name, []).append((done, total))
 
     train_text(corpora, base, work / "out", work, options, model=MODEL, report=report)
-    for steps in told.values():
+    for steps in progress.values():
         assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
-    return told
+    return progress
 
 
 def test_every_step_is_reported(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     """Also those of batches that are not full: 72 sentences of each corpus in batches of 5."""
     sampling = replace(OPTIONS.sampling, batch=5)
     teach = tuple(replace(teacher, patience=2, sampling=sampling) for teacher in teachers(2))
-    told = steps_told(corpora, base, tmp_path, replace(OPTIONS, teachers=teach, patience=2, sampling=sampling))
-    assert list(told) == ["teacher of felt", "teacher of named", "text"]
-    assert {name: len(steps) for name, steps in told.items()} == {
+    progress = steps_told(corpora, base, tmp_path, replace(OPTIONS, teachers=teach, patience=2, sampling=sampling))
+    assert list(progress) == ["teacher of felt", "teacher of named", "text"]
+    assert {name: len(steps) for name, steps in progress.items()} == {
         "teacher of felt": 2 * 15, "teacher of named": 2 * 15, "text": 2 * 29,
     }  # fmt: skip
-    for steps in told.values():
+    for steps in progress.values():
         assert {total for _, total in steps} == {len(steps)}
 
 
 def test_a_run_that_stops_early_reports_the_steps_it_did(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
     """Without a learning rate nothing changes, so that the second epoch is no better on any processor."""
-    told = steps_told(corpora, base, tmp_path, replace(OPTIONS, epochs=5, patience=1, learning_rate=0.0))
-    *before, last = told["text"]
+    progress = steps_told(corpora, base, tmp_path, replace(OPTIONS, epochs=5, patience=1, learning_rate=0.0))
+    *before, last = progress["text"]
     assert {total for _, total in before} == {5 * 36}
     assert last == (2 * 36, 2 * 36)
 
@@ -294,12 +294,12 @@ def test_simulated_recogniser_has_the_requested_error_rate() -> None:
     assert mishear(words, 0.0, rng) == words
     assert mishear([], 0.5, rng) == []
     for rate in (0.2, 0.6):
-        heard = [mishear(words, rate, rng) for _ in range(200)]
-        kept = np.mean([len(set(words) & set(one)) / len(words) for one in heard])
+        drawn = [mishear(words, rate, rng) for _ in range(200)]
+        kept = np.mean([len(set(words) & set(one)) / len(words) for one in drawn])
         # A wrong word may be one of the sentence, too.
         assert 1 - rate < kept + 0.1 < 1 - rate + 0.45
-        assert np.mean([len(one) for one in heard]) == pytest.approx(len(words) * (1 - 0.1 * rate), rel=0.05)
-    assert all(word in " ".join(texts).split() for one in heard for word in one)
+        assert np.mean([len(one) for one in drawn]) == pytest.approx(len(words) * (1 - 0.1 * rate), rel=0.05)
+    assert all(word in " ".join(texts).split() for one in drawn for word in one)
     assert all(mishear(["good"], 1.0, rng) for _ in range(50))  # never nothing
 
 
@@ -347,10 +347,10 @@ def test_the_reader_is_kept_with_the_adapters(base: Path, corpora: list[Corpus],
 
 def test_bare_words_match_recogniser_output() -> None:
     generator = np.random.default_rng(0)
-    heard = [bare_words(["Well,", "I", "didn’t", "...", "know!"], generator) for _ in range(200)]
-    assert ["well", "i", "didn't", "know"] in heard
-    assert any(len(words) == 3 for words in heard)
-    assert all(set(words) <= {"well", "i", "didn't", "know"} for words in heard)
+    drawn = [bare_words(["Well,", "I", "didn’t", "...", "know!"], generator) for _ in range(200)]
+    assert ["well", "i", "didn't", "know"] in drawn
+    assert any(len(words) == 3 for words in drawn)
+    assert all(set(words) <= {"well", "i", "didn't", "know"} for words in drawn)
     assert bare_words(["?!"], generator) == ["?!"]
 
 

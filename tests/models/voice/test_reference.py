@@ -89,11 +89,11 @@ def test_constant_voice_keeps_its_mood() -> None:
 
 
 def test_the_same_utterances_give_the_same_reference_at_once_and_one_by_one() -> None:
-    said = [Utterance.of(rows) for rows in utterances(*speech(3000))]
+    parts = [Utterance.of(rows) for rows in utterances(*speech(3000))]
     running = RunningReference()
-    for utterance in said:
+    for utterance in parts:
         running.add(utterance)
-    at_once = running_reference(said)
+    at_once = running_reference(parts)
     assert at_once is not None
     assert running.reference is not None
     np.testing.assert_allclose(at_once.mean, running.reference.mean, rtol=1e-5, atol=1e-6)

@@ -99,12 +99,12 @@ def test_microphone_level_does_not_matter(encoder: VoiceEncoder, sound: Float32,
 def test_states_equal_the_middle_layer_of_the_full_encoder(folder: Path, encoder: VoiceEncoder, sound: Float32) -> None:
     mel = encoder.spectrogram(torch.from_numpy(sound[None]))
     reference = transformers_encoder(folder)
-    said = reference(mel, output_hidden_states=True)
+    outputs = reference(mel, output_hidden_states=True)
     # That the file was read as its own library reads it: at the end of all layers they say the same.
     whisper = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
     end = np.array(whisper.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mel.numpy()))))
-    np.testing.assert_allclose(said.last_hidden_state.numpy(), end, atol=2e-3)
-    states = reference.layers[LAYERS].self_attn_layer_norm(said.hidden_states[LAYERS])
+    np.testing.assert_allclose(outputs.last_hidden_state.numpy(), end, atol=2e-3)
+    states = reference.layers[LAYERS].self_attn_layer_norm(outputs.hidden_states[LAYERS])
     last = WINDOW_FRAMES - LATER_FRAMES
     expected = states[:, last - BLOCK_FRAMES : last].mean(1)
     torch.testing.assert_close(encoder(torch.from_numpy(sound[None])), expected, atol=1e-4, rtol=1e-4)

@@ -55,14 +55,14 @@ def test_another_workers_status_does_not_explain_it() -> None:
 
 def test_only_a_recent_error_explains_a_mask() -> None:
     log = GapLog(("video",))
-    said = msgspec.structs.replace(WELL, last_error="long ago")
+    failed = msgspec.structs.replace(WELL, last_error="long ago")
     for _ in range(1200):
         # Only the first of these is news; the others crowd out what it explained.
-        log.add_statuses({"video": said, "audio": msgspec.structs.replace(WELL, worker="audio", state="degraded")})
+        log.add_statuses({"video": failed, "audio": msgspec.structs.replace(WELL, worker="audio", state="degraded")})
     log.forget()
     since_s = time.monotonic()
     log.add_prediction(MASKED)
-    log.add_statuses({"video": msgspec.structs.replace(said, t_ns=9)})
+    log.add_statuses({"video": msgspec.structs.replace(failed, t_ns=9)})
     assert log.unexplained(since_s) == ["vision masked for 0.0 s"]
 
 

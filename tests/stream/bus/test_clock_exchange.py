@@ -169,9 +169,9 @@ def test_bound_holds_if_the_process_is_interrupted(port: int, monkeypatch: pytes
 
     exchange = ClockExchange(Interrupted(), "default", ours)  # type: ignore[arg-type]
     try:
-        until_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 30
         while (estimate := exchange.estimate()) is None:
-            assert time.monotonic() < until_s
+            assert time.monotonic() < deadline_s
             exchange.tick()
             publisher.service()
             for frames in receiver.drain():
@@ -189,20 +189,20 @@ class Worker:
 
     def __init__(self) -> None:
         self.t_ns = NS_PER_S
-        self.asked: bytes | None = None
+        self.question: bytes | None = None
         self.socket = self
 
     def now_ns(self) -> int:
         return self.t_ns
 
     def subscribe(self, question: bytes) -> None:
-        self.asked = question
+        self.question = question
 
     def unsubscribe(self, question: bytes) -> None:
         del question
 
     def answer(self, seen_ns: int) -> list[bytes] | None:
-        question, self.asked = self.asked, None
+        question, self.question = self.question, None
         theirs = ClockAnswer(1, seen_ns + self.AHEAD_NS, seen_ns + self.AHEAD_NS)
         return question and [question, b"\1", msgspec.json.encode(theirs)]  # type: ignore[return-value]
 
@@ -229,9 +229,9 @@ def test_clock_requests_are_not_synchronised_with_rows() -> None:
 
 def _exchange(exchange: ClockExchange, run: int, publisher: Publisher, receiver: Receiver, ours: Clock) -> None:
     """Ask and answer until the clock of a publisher's run is known."""
-    until_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 30
     while exchange.run != run:
-        assert time.monotonic() < until_s
+        assert time.monotonic() < deadline_s
         exchange.tick()
         publisher.service()
         for frames in receiver.drain():

@@ -41,8 +41,8 @@ def publisher_of(server: Keyring, port: int) -> Publisher:
 
 def arrives(publisher: Publisher, receiver: Receiver, within_s: float = 60.0) -> bool:
     """Whether published messages arrive, within far more time than needed on a busy machine."""
-    until_s = time.monotonic() + within_s
-    while time.monotonic() < until_s:
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
         publisher.send(MESSAGE)
         if any(frames == MESSAGE for frames in receiver.drain()):
             return True

@@ -174,12 +174,12 @@ def test_silence_is_an_error_with_advice(port: int) -> None:
         next(mien.subscribe(f"tcp://127.0.0.1:{port}", timeout_s=0.2))
 
 
-def refusal(ask: Callable[[float], object], said: str) -> str:
+def refusal(ask: Callable[[float], object], message: str) -> str:
     """The error of `ask(seconds)`, with more time if the others have not been received yet."""
     for seconds in (0.2, 2.0, 20.0):
         with pytest.raises(BusError) as raised:
             ask(seconds)
-        if said in str(raised.value):
+        if message in str(raised.value):
             break
     return str(raised.value)
 
@@ -202,20 +202,20 @@ def test_missing_session_is_reported_with_the_running_ones(publisher: Publisher)
         async def first_async(seconds: float) -> Prediction:
             return await anext(mien.subscribe_async(publisher.endpoint, session="nosuch", timeout_s=seconds))
 
-        there = "heard there: first, second"
-        assert re.search(f"no session 'nosuch' .* {there}", refusal(first, there))
-        assert there in refusal(lambda seconds: asyncio.run(first_async(seconds)), there)
+        sessions = "heard there: first, second"
+        assert re.search(f"no session 'nosuch' .* {sessions}", refusal(first, sessions))
+        assert sessions in refusal(lambda seconds: asyncio.run(first_async(seconds)), sessions)
         arguments = publisher.endpoint, "--session", "nosuch", "--timeout"
-        assert there in refusal(lambda seconds: run_status(*arguments, str(seconds)), there)
+        assert sessions in refusal(lambda seconds: run_status(*arguments, str(seconds)), sessions)
 
 
 def test_worker_port_is_recognised(publisher: Publisher) -> None:
     publisher.send(encode_status(STATUS))
     port = int(publisher.endpoint.rpartition(":")[2])
     with served(publisher):
-        said = f"is the video worker's, 1 above that of predictions; use tcp://127.0.0.1:{port - 1}"
-        assert said in refusal(lambda seconds: run_status(publisher.endpoint, "--timeout", str(seconds)), said)
-        assert said in refusal(lambda seconds: next(mien.subscribe(publisher.endpoint, timeout_s=seconds)), said)
+        message = f"is the video worker's, 1 above that of predictions; use tcp://127.0.0.1:{port - 1}"
+        assert message in refusal(lambda seconds: run_status(publisher.endpoint, "--timeout", str(seconds)), message)
+        assert message in refusal(lambda seconds: next(mien.subscribe(publisher.endpoint, timeout_s=seconds)), message)
 
 
 def test_module_exports_what_callers_need() -> None:

@@ -203,11 +203,14 @@ def test_invalid_prediction_json_is_refused(payload: bytes) -> None:
 def test_json_has_derived_fields() -> None:
     exact_ns = 1_764_164_223_123_456_789
     topic, header, payload = wire.encode_prediction(msgspec.structs.replace(PREDICTION, t_end_ns=exact_ns))
-    said = json.loads(payload)
-    assert (said["top_emotion"], said["t_end_us"]) == ("sad", exact_ns // 1000)
-    assert said["t_end_us"] < 2**53 < said["t_end_ns"]
+    fields = json.loads(payload)
+    assert (fields["top_emotion"], fields["t_end_us"]) == ("sad", exact_ns // 1000)
+    assert fields["t_end_us"] < 2**53 < fields["t_end_ns"]
     # What a message says of it counts for nothing, also that of an older mien, which says nothing.
-    for forged in (said | {"top_emotion": "happy", "t_end_us": 5}, {k: said[k] for k in said if k not in FOLLOWING}):
+    for forged in (
+        fields | {"top_emotion": "happy", "t_end_us": 5},
+        {k: fields[k] for k in fields if k not in FOLLOWING},
+    ):
         got = wire.decode_prediction([topic, header, json.dumps(forged).encode()])
         assert (got.top_emotion, got.t_end_us) == ("sad", exact_ns // 1000)
     assert (

@@ -42,7 +42,7 @@ def preview(t_ns: int) -> Preview:
 
 
 def words_of(history: History) -> list[list[str | float | int | bool | None]]:
-    return [row_of_word(said.word, said.sentiment) for said in history.words]
+    return [row_of_word(each.word, each.sentiment) for each in history.words]
 
 
 def test_history_holds_ten_rows_per_second_of_recent_minutes() -> None:

@@ -54,11 +54,11 @@ class Station:
         detail: dict[str, str | float | int | bool | None] = {"source": "camera 0"}
         if origin is not None:
             detail["origin"] = origin
-        told = Status(session="default", worker=worker, run=1, t_ns=NS_PER_S, state=state, pid=1, detail=detail)
-        self.inference.send(encode_status(told))
+        message = Status(session="default", worker=worker, run=1, t_ns=NS_PER_S, state=state, pid=1, detail=detail)
+        self.inference.send(encode_status(message))
 
     def about(self, origin: Origin) -> None:
-        told = About(
+        message = About(
             session="default",
             run=1,
             t_ns=1,
@@ -69,7 +69,7 @@ class Station:
             versions={},
             modalities=(),
         )
-        self.inference.send(encode_about(told))
+        self.inference.send(encode_about(message))
 
     def predict(self, abstains: str | None = None) -> None:
         self._seq += 1

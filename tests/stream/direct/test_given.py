@@ -24,7 +24,7 @@ def taken(waiting: Waiting[Frame]) -> list[Frame]:
     return frames
 
 
-def heard(waiting: Waiting[Chunk]) -> list[Chunk]:
+def chunks_of(waiting: Waiting[Chunk]) -> list[Chunk]:
     chunks = []
     while (chunk := waiting.take(0.0)) is not None:
         chunks.append(chunk)
@@ -82,7 +82,7 @@ def test_sound_of_any_rate_in_any_pieces_is_the_same_sound(rate: float) -> None:
         for piece, t_s in sorted(pieces, key=lambda each: each[1] + chance.uniform(0, 0.2)):
             sounds.give(piece, rate, round(t_s * NS_PER_S))
         sounds.finish()
-        chunks = heard(waiting)
+        chunks = chunks_of(waiting)
         assert all(len(chunk.samples) == 640 for chunk in chunks[:-1])
         assert [chunk.continuous for chunk in chunks] == [False] + [True] * (len(chunks) - 1)
         assert [chunk.t_start_ns for chunk in chunks] == [k * 640 * NS_PER_SAMPLE for k in range(len(chunks))]
@@ -99,7 +99,7 @@ def test_short_gaps_are_silence_and_long_ones_restart_the_sound() -> None:
     for t_s in (10.0, 10.8, 100.0):
         sounds.give(piece, SAMPLE_RATE, round(t_s * NS_PER_S))
     sounds.finish()
-    chunks = heard(waiting)
+    chunks = chunks_of(waiting)
     assert [chunk.t_start_ns / NS_PER_S for chunk in chunks if not chunk.continuous] == [10.0, 100.0]
     first = np.concatenate([chunk.samples for chunk in chunks if chunk.t_start_ns < 50 * NS_PER_S])
     assert len(first) == round(1.2 * SAMPLE_RATE)
@@ -119,7 +119,7 @@ def test_sound_that_overlaps_or_is_too_late_is_refused() -> None:
         sounds.give(piece, SAMPLE_RATE, 200 * NS_PER_MS)
     sounds.give(piece, SAMPLE_RATE, round(1.4 * NS_PER_S))
     sounds.finish()
-    assert sum(len(chunk.samples) for chunk in heard(waiting)) == round(0.8 * SAMPLE_RATE)
+    assert sum(len(chunk.samples) for chunk in chunks_of(waiting)) == round(0.8 * SAMPLE_RATE)
 
 
 @pytest.mark.parametrize(

@@ -262,8 +262,8 @@ def test_program_ends_without_close() -> None:
     assert (ran.returncode, ran.stdout) == (0, "no face, no voice and no words in the window\n"), ran.stderr
 
 
-@pytest.mark.parametrize("asks", [True, False], ids=["predicting", "giving alone"])
-def test_buffers_are_bounded(asks: bool) -> None:
+@pytest.mark.parametrize("on_demand", [True, False], ids=["predicting", "giving alone"])
+def test_buffers_are_bounded(on_demand: bool) -> None:
     """Half a minute of frames and audio; only what a window and input sorting need is kept."""
     picture = np.zeros((120, 160, 3), np.uint8)
     sound = np.random.default_rng(1).normal(0, 0.01, SAMPLE_RATE // 5).astype(np.float32)
@@ -273,7 +273,7 @@ def test_buffers_are_bounded(asks: bool) -> None:
             recognizer.sound(sound, SAMPLE_RATE, fifth / 5)
             for frame in range(5):
                 recognizer.frame(picture, fifth / 5 + frame / 25)
-            if asks:
+            if on_demand:
                 recognizer.predict()
             if fifth in (60, 149):
                 gc.collect()

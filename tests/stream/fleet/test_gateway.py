@@ -55,12 +55,14 @@ def pools() -> Iterator[list[Publisher]]:
         pool.close()
 
 
-def tell(gateway: Gateway, version: int, *pools: Publisher, gaps: dict[str, Status] | None = None) -> GatewayReport:
+def set_pools(
+    gateway: Gateway, version: int, *pools: Publisher, gaps: dict[str, Status] | None = None
+) -> GatewayReport:
     order = GatewayOrder(version, tuple(pool.address for pool in pools), gaps=gaps or {})
     return msgspec.json.decode(gateway.sync(msgspec.json.encode(order)), type=GatewayReport)
 
 
-def wait_for(receiver: Receiver, pools: list[Publisher], wanted: bytes, send: dict[int, bytes]) -> list[bytes]:
+def wait_for(receiver: Receiver, pools: list[Publisher], expected: bytes, send: dict[int, bytes]) -> list[bytes]:
     """Payloads until the wanted one, while pools send theirs again and again."""
     got: list[bytes] = []
 
@@ -68,20 +70,20 @@ def wait_for(receiver: Receiver, pools: list[Publisher], wanted: bytes, send: di
         for number, payload in send.items():
             pools[number].send([TOPIC, b"\1", payload], keep=False)
 
-    def came() -> bool:
+    def has_arrived() -> bool:
         got.extend(frames[2] for frames in receiver.drain())
-        return wanted in got
+        return expected in got
 
-    wait_until(came, repr(wanted), meanwhile=send_all)
+    wait_until(has_arrived, repr(expected), meanwhile=send_all)
     return got
 
 
 def test_pools_change_transparently_for_a_subscriber(gateway: Gateway, pools: list[Publisher]) -> None:
     receiver = Receiver(gateway.address, (b"prediction/",))
     try:
-        assert tell(gateway, 1, pools[0]).pools == 1
+        assert set_pools(gateway, 1, pools[0]).pools == 1
         wait_for(receiver, pools, b"first", {0: b"first"})
-        assert tell(gateway, 2, pools[1]).pools == 1
+        assert set_pools(gateway, 2, pools[1]).pools == 1
         list(receiver.drain(10_000))
         time.sleep(0.1)
         list(receiver.drain(10_000))
@@ -93,7 +95,7 @@ def test_pools_change_transparently_for_a_subscriber(gateway: Gateway, pools: li
 
 
 def test_late_subscribers_are_sent_the_last_value(gateway: Gateway, pools: list[Publisher]) -> None:
-    tell(gateway, 1, pools[0])
+    set_pools(gateway, 1, pools[0])
     pools[0].send([TOPIC, b"\1", b"kept"])
     receiver = Receiver(gateway.address, (TOPIC,))
     try:
@@ -107,14 +109,14 @@ def test_a_gap_is_explained_to_late_subscribers_too(gateway: Gateway) -> None:
     status = Status(
         session="a", worker="inference", run=5, t_ns=time.time_ns(), state="failed", pid=0, last_error="a node is lost"
     )
-    tell(gateway, 1, gaps={"a": status})
+    set_pools(gateway, 1, gaps={"a": status})
     receiver = Receiver(gateway.address, (b"status/a/",))
     try:
         got = wait_for_items(receiver.drain)
         assert decode_status(got[0]).last_error == "a node is lost"
     finally:
         receiver.close()
-    tell(gateway, 2, gaps={})
+    set_pools(gateway, 2, gaps={})
     later = Receiver(gateway.address, (b"status/a/",))
     try:
         time.sleep(0.5)
@@ -127,7 +129,7 @@ def test_a_gap_is_explained_to_late_subscribers_too(gateway: Gateway) -> None:
 def test_subscription_flood_is_stopped_and_others_reconnect(
     gateway: Gateway, pools: list[Publisher], prefix: str
 ) -> None:
-    tell(gateway, 1, pools[0])
+    set_pools(gateway, 1, pools[0])
     receiver = Receiver(gateway.address, (TOPIC,))
     attacker = subprocess.Popen([sys.executable, "-c", FLOOD, gateway.address, prefix])
     try:
@@ -138,11 +140,11 @@ def test_subscription_flood_is_stopped_and_others_reconnect(
         list(receiver.drain(10_000))
         wait_for(receiver, pools, b"after", {0: b"after"})
         status = Status(session="a", worker="inference", run=5, t_ns=1, state="failed", pid=0, last_error="lost")
-        tell(gateway, 2, pools[0], gaps={"a": status})
+        set_pools(gateway, 2, pools[0], gaps={"a": status})
         listener = Receiver(gateway.address, (b"status/a/",))
-        said = wait_for_items(listener.drain)
+        received = wait_for_items(listener.drain)
         listener.close()
-        assert decode_status(said[0]).last_error == "lost"
+        assert decode_status(received[0]).last_error == "lost"
         assert json.loads(gateway.sync(msgspec.json.encode(GatewayOrder(2))))["floods"] == gateway.floods
         wait_until(lambda: len(pools[0].subscriptions) <= MAX_SUBSCRIPTIONS, meanwhile=pools[0].service)
     finally:

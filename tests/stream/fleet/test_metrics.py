@@ -37,10 +37,10 @@ def test_dashboard_queries_exported_metrics() -> None:
         exporter.close()
     assert code == 200
     served = set(re.findall(r"^(mien_fleet_\w+)[{ ]", text, re.MULTILINE))
-    asked = set(re.findall(r"mien_fleet_\w+", (ROOT / "configs" / "fleet" / "grafana.json").read_text()))
-    assert asked
-    assert asked <= served
-    assert served <= asked, "a figure that the dashboard does not show"
+    queried = set(re.findall(r"mien_fleet_\w+", (ROOT / "configs" / "fleet" / "grafana.json").read_text()))
+    assert queried
+    assert queried <= served
+    assert served <= queried, "a figure that the dashboard does not show"
     assert "mien_fleet_gateway_floods_total 3.0" in text
     assert 'mien_fleet_session_drops_total{cause="late",session="a"} 4.0' in text
     assert 'mien_fleet_session_predictions_total{session="a"} 900.0' in text
@@ -52,8 +52,8 @@ def test_health_depends_on_predictions() -> None:
     for state, code in states:
         exporter = FleetExporter(partial(condition, state), 0)
         try:
-            said = fetch(exporter.port, "/health")
+            answer = fetch(exporter.port, "/health")
         finally:
             exporter.close()
-        assert said[0] == code
-        assert json.loads(said[1])["fleet"] == "f"
+        assert answer[0] == code
+        assert json.loads(answer[1])["fleet"] == "f"

@@ -122,19 +122,19 @@ def test_an_order_names_only_what_has_changed(decisions: Callable[[str], Decisio
     member = directory._roster.of("capture")[0]
     link = directory._links[member.name]
 
-    def told() -> tuple[set[str] | None, int, tuple[str, ...]]:
+    def current() -> tuple[set[str] | None, int, tuple[str, ...]]:
         order = msgspec.json.decode(member_order(directory._roster, member, link, {}, ()), type=CaptureOrder)
         named = None if order.tasks is None else {task.config.session for task in order.tasks}
         return named, order.since, order.gone
 
     before = link.version
-    assert told()[0] is None
+    assert current()[0] is None
     link.touch("s-1")
-    assert told() == ({"s-1"}, before, ())
+    assert current() == ({"s-1"}, before, ())
     # No answer came: the actor may have another version.
     link.touch("s-2")
-    assert told() == ({"s-1", "s-2", "s-3"}, WHOLE, ())
+    assert current() == ({"s-1", "s-2", "s-3"}, WHOLE, ())
     link.version_there = link.version
     member.sessions.remove("s-1")
     link.touch("s-1")
-    assert told() == (set(), link.version - 1, ("s-1",))
+    assert current() == (set(), link.version - 1, ("s-1",))

@@ -81,7 +81,7 @@ def test_session_errors_are_reported_and_others_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[capure]\ncpus = 1\n", "did you mean `capture`"),
         ("[pools]\nsessions = 0\n", "pools.sessions"),
@@ -90,8 +90,8 @@ def test_session_errors_are_reported_and_others_run(tmp_path: Path) -> None:
         ("fleet = \n", "not valid TOML"),
     ],
 )
-def test_fleet_wide_problems_are_errors(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+def test_fleet_wide_problems_are_errors(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         plan_of(tmp_path, text)
 
 

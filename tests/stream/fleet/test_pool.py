@@ -19,7 +19,7 @@ from mien.stream.fleet.pool import PoolHost
 from mien.stream.processes.control import Assignment
 from tests.waiting import wait_until
 
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 encode = msgspec.json.encode
 
 
@@ -46,20 +46,20 @@ def config_of(name: str) -> Config:
     return merge({}, {"session": name, "video.source": "synthetic:10", "audio.source": "none"})
 
 
-until = partial(wait_until, timeout_s=PATIENCE_S)
+until = partial(wait_until, timeout_s=TIMEOUT_S)
 
 
 def capture(captures: CaptureHost, *names: str) -> dict[str, Captured]:
     """Have these sessions captured, and nothing else."""
     order = encode(CaptureOrder(len(names), tuple(CaptureTask(config_of(name), 1, 19_000) for name in names)))
-    said: list[CaptureReport] = []
+    reports: list[CaptureReport] = []
 
     def all_run() -> bool:
-        said.append(msgspec.json.decode(captures.sync(order), type=CaptureReport))
-        return all(said[-1].sessions[name].state == "running" for name in names)
+        reports.append(msgspec.json.decode(captures.sync(order), type=CaptureReport))
+        return all(reports[-1].sessions[name].state == "running" for name in names)
 
     until(all_run)
-    return said[-1].sessions
+    return reports[-1].sessions
 
 
 def assignment(name: str, captured: Captured, run: int) -> Assignment:
@@ -69,7 +69,7 @@ def assignment(name: str, captured: Captured, run: int) -> Assignment:
     return Assignment(config, 0, captured.workers, captured.absent, captured.origin, captured.label, run=run)
 
 
-def tell(pool: PoolHost, version: int, *assignments: Assignment) -> PoolReport:
+def order(pool: PoolHost, version: int, *assignments: Assignment) -> PoolReport:
     return msgspec.json.decode(pool.sync(encode(PoolOrder(version, assignments))), type=PoolReport)
 
 
@@ -80,33 +80,36 @@ def ask(pool: PoolHost) -> PoolReport:
 def test_sessions_and_runs_follow_orders(pool: PoolHost, captures: CaptureHost) -> None:
     captured = capture(captures, "a", "b", "c")
     until(lambda: ask(pool).state == "ready")
-    heard: list[Prediction] = []
+    predictions: list[Prediction] = []
     with Subscriber(ask(pool).endpoint) as subscriber:
 
-        def comes(name: str, run: int) -> bool:
+        def arrives(name: str, run: int) -> bool:
             ask(pool)  # as a directory does all the time: what was refused is tried again
-            heard.extend(subscriber.wait(0.05))
-            return any((p.session, p.run) == (name, run) and p.abstains is None for p in heard)
+            predictions.extend(subscriber.wait(0.05))
+            return any((p.session, p.run) == (name, run) and p.abstains is None for p in predictions)
 
-        tell(pool, 1, assignment("a", captured["a"], 101))
-        until(lambda: comes("a", 101))
-        tell(pool, 2, assignment("a", captured["a"], 102), assignment("b", captured["b"], 103))
-        until(lambda: comes("a", 102) and comes("b", 103))
-        runs = [p.run for p in heard if p.session == "a"]
+        order(pool, 1, assignment("a", captured["a"], 101))
+        until(lambda: arrives("a", 101))
+        order(pool, 2, assignment("a", captured["a"], 102), assignment("b", captured["b"], 103))
+        until(lambda: arrives("a", 102) and arrives("b", 103))
+        runs = [p.run for p in predictions if p.session == "a"]
         assert runs == sorted(runs)
         # Room is for two: the third is refused, and the others are none the worse for it.
         three = [assignment(name, captured[name], run) for name, run in (("a", 102), ("b", 103), ("c", 104))]
-        tell(pool, 3, *three)
+        order(pool, 3, *three)
         until(lambda: "room for 2" in ask(pool).sessions["c"].error)
         # One leaves: its place is taken by the third, whose windows begin with nothing.
-        tell(pool, 4, three[0], three[2])
-        until(lambda: comes("c", 104))
+        order(pool, 4, three[0], three[2])
+        until(lambda: arrives("c", 104))
         until(lambda: subscriber.wait(0.05) is not None and "b" not in ask(pool).sessions)
-        heard.clear()
-        until(lambda: comes("a", 102) and comes("c", 104))
-        assert not [p for p in heard[20:] if p.session == "b"]
+        predictions.clear()
+        until(lambda: arrives("a", 102) and arrives("c", 104))
+        assert not [p for p in predictions[20:] if p.session == "b"]
     with Subscriber(ask(pool).endpoint) as late:
-        until(lambda: len({p.session for p in heard[-50:]}) == 2, meanwhile=lambda: heard.extend(late.wait(0.05)))
+        until(
+            lambda: len({p.session for p in predictions[-50:]}) == 2,
+            meanwhile=lambda: predictions.extend(late.wait(0.05)),
+        )
         assert "b" not in {p.session for p in late.wait(0.5)}
     served = ask(pool).sessions["a"]
     assert (served.run, served.state) == (102, "running")
@@ -126,14 +129,14 @@ def test_a_pool_reports_that_its_process_died(pool: PoolHost) -> None:
 def test_missing_clip_is_reported_and_retried(captures: CaptureHost) -> None:
     config = merge({}, {"session": "gone", "video.source": "/nowhere/clip.mp4", "audio.source": "none"})
     order = encode(CaptureOrder(1, (CaptureTask(config, 1, 19_000),)))
-    said: list[Captured] = []
+    reports: list[Captured] = []
 
     def failed() -> bool:
-        said.append(msgspec.json.decode(captures.sync(order), type=CaptureReport).sessions["gone"])
-        return said[-1].state == "failed"
+        reports.append(msgspec.json.decode(captures.sync(order), type=CaptureReport).sessions["gone"])
+        return reports[-1].state == "failed"
 
     until(failed)
-    assert "clip.mp4" in said[-1].error
+    assert "clip.mp4" in reports[-1].error
 
 
 def test_change_to_another_version_is_refused(captures: CaptureHost) -> None:
@@ -144,12 +147,12 @@ def test_change_to_another_version_is_refused(captures: CaptureHost) -> None:
         for name in ("a", "b")
     )
 
-    def told(*order: object, **more: object) -> tuple[int, set[str]]:
-        said = msgspec.json.decode(captures.sync(encode(CaptureOrder(*order, **more))), type=CaptureReport)  # type: ignore[arg-type]
-        return said.version, set(said.sessions)
+    def ordered(*order: object, **more: object) -> tuple[int, set[str]]:
+        reports = msgspec.json.decode(captures.sync(encode(CaptureOrder(*order, **more))), type=CaptureReport)  # type: ignore[arg-type]
+        return reports.version, set(reports.sessions)
 
-    assert told(1, tasks[:1]) == (1, {"a"})
-    assert told(8, (), since=7, gone=("a",)) == (1, {"a"})
-    assert told(2, tasks[1:], since=1) == (2, {"a", "b"})
-    assert told(3, (), since=2, gone=("a",)) == (3, {"b"})
-    assert told(4, tasks[:1]) == (4, {"a"})
+    assert ordered(1, tasks[:1]) == (1, {"a"})
+    assert ordered(8, (), since=7, gone=("a",)) == (1, {"a"})
+    assert ordered(2, tasks[1:], since=1) == (2, {"a", "b"})
+    assert ordered(3, (), since=2, gone=("a",)) == (3, {"b"})
+    assert ordered(4, tasks[:1]) == (4, {"a"})

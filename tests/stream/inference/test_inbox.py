@@ -29,9 +29,9 @@ def test_resent_messages_are_no_error(port: int) -> None:
     got: list[int] = []
 
     def until(done: Callable[[], bool]) -> None:
-        until_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 20
         while not done():
-            assert time.monotonic() < until_s
+            assert time.monotonic() < deadline_s
             publisher.service()
             got.extend(message.seq for message, *_ in inbox.take("text", 100) if isinstance(message, FeatureWindow))
             time.sleep(0.005)

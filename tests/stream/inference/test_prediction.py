@@ -35,7 +35,7 @@ class ScriptedEncoder(TextEncoder):
         return np.repeat(np.array([[float(word)] for word in words], np.float32).reshape(-1, 1), TEXT_DIM, 1)
 
 
-def heard(step: int, *, last: bool = False) -> Heard:
+def recognised(step: int, *, last: bool = False) -> Heard:
     """What a recogniser knows after so many steps: two words of each, of which the newest is tentative."""
     t_end_ns = T0 + step * STEP_MS * NS_PER_MS
     words = tuple(
@@ -48,8 +48,8 @@ def heard(step: int, *, last: bool = False) -> Heard:
 def messages() -> list[FeatureWindow]:
     """Of the words: one for each step, and the one that ends them."""
     reader = WordReader(ScriptedEncoder(), SETTLE_MS / 1000)
-    said = [heard(step) for step in range(1, STEPS + 1)] + [heard(STEPS, last=True)]
-    return [message_of(reader.rows(each), SPECS["text"], session="s", run=1, seq=seq) for seq, each in enumerate(said)]
+    steps = [recognised(step) for step in range(1, STEPS + 1)] + [recognised(STEPS, last=True)]
+    return [message_of(reader.rows(each), SPECS["text"], session="s", run=1, seq=seq) for seq, each in enumerate(steps)]
 
 
 def serve(mode: type[Mode], lags_ms: Sequence[int]) -> Seen:

@@ -13,15 +13,15 @@ from mien.stream.inference.loop import Loop
 
 def test_sockets_of_workers_ahead_are_not_polled() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    sender, heard = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    sender, receiver = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     sender.bind("inproc://ahead")
-    heard.connect("inproc://ahead")
+    receiver.connect("inproc://ahead")
     ahead = True
     loop = Loop(cast(Any, None), cast(Any, None), cast(Any, None), Windows({}))
     session = SimpleNamespace(mode=SimpleNamespace(holds_back=lambda worker: worker == "audio" and ahead))
     loop._sessions[0] = cast(Any, session)
-    loop._heard_at[heard] = 0, "audio"
-    loop._poller.register(heard)
+    loop._heard_at[receiver] = 0, "audio"
+    loop._poller.register(receiver)
     try:
         sender.send(b"rows")
         assert loop._poller.poll(60_000)
@@ -31,7 +31,7 @@ def test_sockets_of_workers_ahead_are_not_polled() -> None:
         assert loop._poller.poll(0) == []
         ahead = False
         loop._hold_back()
-        assert loop._poller.poll(60_000) == [heard]
+        assert loop._poller.poll(60_000) == [receiver]
     finally:
         sender.close(0)
-        heard.close(0)
+        receiver.close(0)

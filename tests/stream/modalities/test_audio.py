@@ -216,13 +216,13 @@ def test_hangover_bridges_pauses_with_hysteresis() -> None:
     hangover = Hangover()
     low, middle, high = OFF - 0.1, (ON + OFF) / 2, ON + 0.1
 
-    def hear(*probabilities: float) -> list[bool]:
-        return [bool(heard) for heard in hangover(np.array(probabilities, np.float32))]
+    def detect(*probabilities: float) -> list[bool]:
+        return [bool(voiced) for voiced in hangover(np.array(probabilities, np.float32))]
 
-    assert hear(middle, middle) == [False, False]  # not enough to begin with
-    assert hear(high, middle) == [True, True]  # enough to go on
-    assert hear(*[low] * (HANGOVER + 3)) == [True] * HANGOVER + [False] * 3
-    assert hear(middle) == [False]
+    assert detect(middle, middle) == [False, False]  # not enough to begin with
+    assert detect(high, middle) == [True, True]  # enough to go on
+    assert detect(*[low] * (HANGOVER + 3)) == [True] * HANGOVER + [False] * 3
+    assert detect(middle) == [False]
 
 
 def rows_of(path: Path, fast: bool, start_ns: int | None = None) -> list[Rows]:

@@ -23,11 +23,11 @@ class Counting:
     """An encoder that keeps what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._encoder = TextEncoder(asset_path("minilm-l6-v2"), "onnx")
 
     def __call__(self, words: tuple[str, ...]) -> Float32:
-        self.asked.append(" ".join(words))
+        self.requests.append(" ".join(words))
         return self._encoder.encode(words)
 
 
@@ -41,7 +41,7 @@ def reader(encode: Counting) -> PhraseReader:
     return PhraseReader(encode, lambda: SnapshotReader(load_checkpoint(), "text"))
 
 
-def said(*sentences: str, first_ns: int = 0, **changes: bool) -> tuple[Word, ...]:
+def words_of(*sentences: str, first_ns: int = 0, **changes: bool) -> tuple[Word, ...]:
     """Five words a second, one sentence after the other."""
     words = " ".join(sentences).split()
     return tuple(
@@ -49,12 +49,12 @@ def said(*sentences: str, first_ns: int = 0, **changes: bool) -> tuple[Word, ...
     )
 
 
-def heard(words: tuple[Word, ...], t_end_ns: int | None = None) -> Heard:
+def recognised(words: tuple[Word, ...], t_end_ns: int | None = None) -> Heard:
     return Heard(words[-1].t_end_ns if t_end_ns is None else t_end_ns, words, ())
 
 
 def test_phrases_end_at_punctuation_and_at_pauses() -> None:
-    words = said("So it is. And then") + said("later", first_ns=3 * NS_PER_S)
+    words = words_of("So it is. And then") + words_of("later", first_ns=3 * NS_PER_S)
     assert [[word.text for word in phrase] for phrase in phrases_of(words)] == [
         ["So", "it", "is."],
         ["And", "then"],
@@ -65,38 +65,38 @@ def test_phrases_end_at_punctuation_and_at_pauses() -> None:
 
 @pytest.mark.assets
 def test_a_phrase_is_read_by_its_own_words_alone(reader: PhraseReader) -> None:
-    (alone,) = reader.phrases(heard(said(REPORT)))
+    (alone,) = reader.phrases(recognised(words_of(REPORT)))
     assert abs(alone.sentiment) < 0.5
     assert alone.emotion in EMOTIONS
-    words = said(ANGRY, REPORT)
-    angry, after = reader.phrases(heard(words))
+    words = words_of(ANGRY, REPORT)
+    angry, after = reader.phrases(recognised(words))
     assert angry.sentiment < -0.25
     assert after.sentiment == pytest.approx(alone.sentiment, abs=1e-5)
     assert (after.t_start_ns, after.t_end_ns) == (words[7].t_start_ns, words[-1].t_end_ns)
-    _, terrible = reader.phrases(heard(said("I love it!", TERRIBLE)))
+    _, terrible = reader.phrases(recognised(words_of("I love it!", TERRIBLE)))
     assert terrible.sentiment < -0.25
 
 
 @pytest.mark.assets
 def test_a_phrase_is_read_again_only_when_it_changes(reader: PhraseReader, encode: Counting) -> None:
-    words = said(ANGRY, REPORT)
-    reader.phrases(heard(words[:9]))
-    reader.phrases(heard(words[:9], words[-1].t_end_ns))
-    assert encode.asked == [ANGRY, "The report"]
-    first, second = reader.phrases(heard(words))
-    assert encode.asked == [ANGRY, "The report", REPORT]
+    words = words_of(ANGRY, REPORT)
+    reader.phrases(recognised(words[:9]))
+    reader.phrases(recognised(words[:9], words[-1].t_end_ns))
+    assert encode.requests == [ANGRY, "The report"]
+    first, second = reader.phrases(recognised(words))
+    assert encode.requests == [ANGRY, "The report", REPORT]
     # The recogniser has forgotten how the first one began.
-    assert reader.phrases(heard(words[3:])) == (first, second)
-    assert len(encode.asked) == 3
+    assert reader.phrases(recognised(words[3:])) == (first, second)
+    assert len(encode.requests) == 3
     # What has left the window is not read any more.
-    assert reader.phrases(heard(words, first.t_end_ns + 5 * NS_PER_S)) == (second,)
+    assert reader.phrases(recognised(words, first.t_end_ns + 5 * NS_PER_S)) == (second,)
 
 
 @pytest.mark.assets
 def test_tentative_and_uncertain_words_do_not_count(reader: PhraseReader, encode: Counting) -> None:
-    assert reader.phrases(heard(said(ANGRY, committed=False))) == ()
-    assert reader.phrases(heard(said(ANGRY, uncertain=True))) == ()
-    assert encode.asked == []
+    assert reader.phrases(recognised(words_of(ANGRY, committed=False))) == ()
+    assert reader.phrases(recognised(words_of(ANGRY, uncertain=True))) == ()
+    assert encode.requests == []
 
 
 @pytest.mark.assets
@@ -105,7 +105,7 @@ def test_unreadable_phrase_is_skipped_once(encode: Counting, caplog: pytest.LogC
         raise CheckpointError("it reads no text")
 
     reader = PhraseReader(encode, refuse)
-    assert reader.phrases(heard(said(ANGRY))) == reader.phrases(heard(said(REPORT))) == ()
+    assert reader.phrases(recognised(words_of(ANGRY))) == reader.phrases(recognised(words_of(REPORT))) == ()
     assert [record.message for record in caplog.records] == ["cannot read phrases by themselves: it reads no text"]
 
 

@@ -56,7 +56,7 @@ def play(config: Config) -> tuple[list[Rows], Health]:
         modality.close()
 
 
-def said(rows: Rows) -> str:
+def text_of(rows: Rows) -> str:
     return " ".join(word.text for word in rows.words)
 
 
@@ -137,7 +137,7 @@ def test_a_clip_becomes_snapshots(clip: Path) -> None:
     assert not rows[0].words or not rows[0].words[0].committed
     assert any(not w.committed for r in rows for w in r.words)
     assert all(w.committed for w in rows[-1].words)
-    assert "waiting for this day" in said(rows[-1])
+    assert "waiting for this day" in text_of(rows[-1])
     assert health.state == "ended"
     assert health.drops == {}
     assert health.last_error is None
@@ -170,7 +170,7 @@ def test_a_clip_read_offline_has_the_rows_of_the_live_worker(clip: Path) -> None
         assert a.values == pytest.approx(b.values, abs=1e-4)
         assert np.array_equal(a.valid, b.valid)
     words, ends_ns = extractors.recognise(read_sound(clip))
-    assert words == said(live[-1]).split()
+    assert words == text_of(live[-1]).split()
     assert ends_ns.tolist() == [w.t_end_ns - START_NS for w in live[-1].words]
 
 
@@ -221,7 +221,7 @@ def test_sound_is_read_while_words_are_recognised(clip: Path, monkeypatch: pytes
     ends = np.array([r.t_end_ns for r in rows])
     assert (np.diff(ends) >= 0).all()
     assert np.diff(ends).max() > 800_000_000, "late steps are taken together"
-    assert "this day" in said(rows[-1])
+    assert "this day" in text_of(rows[-1])
 
 
 @pytest.mark.assets
@@ -257,7 +257,7 @@ def test_failed_recogniser_is_reopened(clip: Path, monkeypatch: pytest.MonkeyPat
     assert health.last_error is not None
     assert "out of memory" in health.last_error
     assert rows[-1].t_end_ns > rows[3].t_end_ns
-    assert "this day" in said(rows[-1]), "what came after the failure is heard"
+    assert "this day" in text_of(rows[-1]), "what came after the failure is heard"
 
 
 @pytest.mark.assets
@@ -271,12 +271,12 @@ def test_unopenable_recogniser_fails_at_once(clip: Path, tmp_path: Path) -> None
         finally:
             modality.close()
 
-    (told,) = refused(config_of(clip, **{"text.asr": "tinny"}))
-    assert "`text.asr` is `tinny`" in told
-    (told,) = refused(config_of(clip, **{"text.asr": str(tmp_path)}))
-    assert "lacks model.bin" in told
-    (told,) = refused(config_of(clip, **{"assets.cache": str(tmp_path), "assets.offline": True}))
-    assert "minilm-l6-v2" in told or "whisper-tiny.en" in told
+    (error,) = refused(config_of(clip, **{"text.asr": "tinny"}))
+    assert "`text.asr` is `tinny`" in error
+    (error,) = refused(config_of(clip, **{"text.asr": str(tmp_path)}))
+    assert "lacks model.bin" in error
+    (error,) = refused(config_of(clip, **{"assets.cache": str(tmp_path), "assets.offline": True}))
+    assert "minilm-l6-v2" in error or "whisper-tiny.en" in error
 
 
 def test_speech_models_by_name_or_folder(tmp_path: Path) -> None:

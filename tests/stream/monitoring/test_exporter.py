@@ -26,7 +26,7 @@ from tests.needs import fetch
 from tests.stream.bus.test_wire import PREDICTION, STATUS
 from tests.waiting import wait_until
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 INFERENCE = msgspec.structs.replace(STATUS, worker="inference", state="running", last_error=None)
 
 
@@ -85,14 +85,14 @@ def figures(exporter: Exporter) -> dict[tuple[str, tuple[str, ...]], float]:
 
 def health(exporter: Exporter, verdict: str) -> dict[str, object]:
     """The answer of /health, once it has that verdict."""
-    until_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while True:
         code, text = fetch(exporter.port, "/health")
         condition: dict[str, object] = json.loads(text)
         assert code == (503 if condition["verdict"] == "down" else 200)
         if condition["verdict"] == verdict:
             return condition
-        assert time.monotonic() < until_s, condition
+        assert time.monotonic() < deadline_s, condition
         time.sleep(0.1)
 
 
@@ -210,6 +210,6 @@ def test_systemd_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         manager.alive("25 a second")
         manager.alive("too soon to be sent again")
         manager.stopping()
-        heard = [receiver.recv(200) for _ in range(3)]
-    assert heard == [b"READY=1", b"WATCHDOG=1\nSTATUS=25 a second", b"STOPPING=1"]
+        received = [receiver.recv(200) for _ in range(3)]
+    assert received == [b"READY=1", b"WATCHDOG=1\nSTATUS=25 a second", b"STOPPING=1"]
     ServiceManager().ready()  # the socket is gone: nothing happens

@@ -28,9 +28,9 @@ print(report.of_session({"video": "running"}).detail["clock_step_ms"])
 def test_wall_clock_step_is_reported_once() -> None:
     for seconds, shown in ((3600.0, "+3600.0 s"), (-90.0, "-90.0 s")):
         line = [sys.executable, "-c", STEP, str(seconds)]
-        said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
-        assert shown in said[0]
-        assert abs(int(said[1]) - seconds * 1000) <= 5
+        lines = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+        assert shown in lines[0]
+        assert abs(int(lines[1]) - seconds * 1000) <= 5
 
 
 def test_session_state_is_the_worst_of_its_processes() -> None:

@@ -34,9 +34,9 @@ def test_paused_or_late_picture_does_not_count(tmp_path: Path) -> None:
     moments = {m.t_s: m.answer for m in predict_clip(read, predictor, Windows(predictor.specs), 0.1)}
     begin_s = min(message.t_end_ns for message in read.messages) / 1e9  # a file begins with its first packet
     seen = {t_s: answer is not None for t_s, answer in moments.items()}
-    assert all(there for t_s, there in seen.items() if begin_s + 0.1 <= t_s <= begin_s + 0.9)
-    assert not any(there for t_s, there in seen.items() if begin_s + 1.1 <= t_s <= begin_s + 2.9)
-    assert any(there for t_s, there in seen.items() if t_s >= begin_s + 3.05)
+    assert all(predicted for t_s, predicted in seen.items() if begin_s + 0.1 <= t_s <= begin_s + 0.9)
+    assert not any(predicted for t_s, predicted in seen.items() if begin_s + 1.1 <= t_s <= begin_s + 2.9)
+    assert any(predicted for t_s, predicted in seen.items() if t_s >= begin_s + 3.05)
 
 
 def test_chosen_track_is_reported(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def test_priority_is_lowered_for_one_or_most_threads() -> None:
         "print(*said, look())\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    begun, one, spared, other, at_last = map(int, ran.stdout.split())
-    assert spared == begun
+    begun, one, unchanged, other, at_last = map(int, ran.stdout.split())
+    assert unchanged == begun
     assert one == other == at_last == max(begun, 5)
 
 
@@ -67,11 +67,11 @@ def test_session_leader_lowers_its_autogroup(leads: bool) -> None:
 def test_another_process_is_lowered_and_restored() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     try:
-        said = []
+        messages = []
         for held in (True, True, False):
             hold_back(process.pid, held=held)
-            said.append(int(Path(f"/proc/{process.pid}/autogroup").read_text().split()[-1]))
-        assert said == [10, 10, 0]
+            messages.append(int(Path(f"/proc/{process.pid}/autogroup").read_text().split()[-1]))
+        assert messages == [10, 10, 0]
     finally:
         process.communicate(b"\n")
     hold_back(process.pid, held=True)  # one that has ended is no error

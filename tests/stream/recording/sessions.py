@@ -102,21 +102,21 @@ def live(seconds: float, seed: int = 0) -> list[Event]:
     rng = random.Random(seed + 1)
     assembler = Assembler(SPECS)
     taken: dict[str, list[tuple[int, int]]] = {}
-    heard: list[Event] = []
+    events: list[Event] = []
     last_ns: dict[str, int] = {}
     seq = 0
     for arrival_ns, message in messages(seconds, seed):
         # The recorder may hear a message a little before or after inference does, those of a worker in their order.
         heard_ns = max(arrival_ns + rng.randint(-20, 20) * NS_PER_MS, last_ns.get(message.modality, 0) + 1)
         last_ns[message.modality] = heard_ns
-        heard.append((heard_ns, message))
+        events.append((heard_ns, message))
         assert assembler.push(message)
         taken.setdefault(message.modality, []).append((message.run, message.seq))
         if message.modality == "vision" and rng.random() < 0.8:  # the others are superseded
             prediction = predict(window_of(assembler, message.t_end_ns), 42, seq, taken)
             taken, seq = {}, seq + 1
-            heard.append((arrival_ns + 3 * NS_PER_MS, prediction))
-    return sorted(heard, key=lambda item: item[0])
+            events.append((arrival_ns + 3 * NS_PER_MS, prediction))
+    return sorted(events, key=lambda item: item[0])
 
 
 ABOUT = About(
@@ -126,13 +126,13 @@ ABOUT = About(
 
 
 def write(
-    path: Path, heard: Sequence[Event], *, keep: Callable[[FeatureWindow | Prediction], bool] = lambda _: True
+    path: Path, events: Sequence[Event], *, keep: Callable[[FeatureWindow | Prediction], bool] = lambda _: True
 ) -> Path:
     """A recording of what was heard, closed in order."""
     writer = RecordingWriter(path)
     writer.write(channels.ABOUT, encode_about(ABOUT)[2], START_NS, START_NS)
     writer.attach(channels.ATTACHMENT, msgspec.json.encode(ABOUT), START_NS)
-    for t_ns, what in heard:
+    for t_ns, what in events:
         if not keep(what):
             continue
         if isinstance(what, Prediction):

@@ -46,10 +46,10 @@ def replay(path: Path) -> list[tuple[Cued, float]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_session_replays_bit_equal(tmp_path: Path, seed: int) -> None:
-    heard = live(12, seed)
-    path = write(tmp_path / "a.mcap", heard)
+    events = live(12, seed)
+    path = write(tmp_path / "a.mcap", events)
     made = replay(path)
-    recorded = [what for _, what in heard if isinstance(what, Prediction)]
+    recorded = [what for _, what in events if isinstance(what, Prediction)]
     assert [cued.recorded.seq for cued, _ in made] == [p.seq for p in recorded]
     assert all(cued.exact for cued, _ in made)
     assert [value for _, value in made] == [digest_of(p) for p in recorded], (
@@ -64,10 +64,10 @@ def digest_of(prediction: Prediction) -> float:
 
 @pytest.mark.parametrize("late", ["vision", "audio", "text", ""])
 def test_late_recorder_with_the_last_window_replays_everything(tmp_path: Path, late: str) -> None:
-    heard = live(20)
+    events = live(20)
     begun_ns = START_NS + 10 * NS_PER_S
     # Who subscribes is sent the last prediction at once, and the messages of the last eight seconds a little later.
-    before = [(t_ns, what) for t_ns, what in heard if t_ns < begun_ns]
+    before = [(t_ns, what) for t_ns, what in events if t_ns < begun_ns]
     last = next(what for _, what in reversed(before) if isinstance(what, Prediction))
     recent = [
         # One worker may take a second longer than the others, and than the first predictions.
@@ -75,7 +75,7 @@ def test_late_recorder_with_the_last_window_replays_everything(tmp_path: Path, l
         for _, what in before
         if isinstance(what, FeatureWindow) and what.t_end_ns > begun_ns - 9 * NS_PER_S
     ]
-    later = [(t_ns, what) for t_ns, what in heard if t_ns >= begun_ns]
+    later = [(t_ns, what) for t_ns, what in events if t_ns >= begun_ns]
     path = write(tmp_path / "a.mcap", sorted([(begun_ns, last), *recent, *later], key=lambda item: item[0]))
     made = replay(path)
     assert len(made) > 150
@@ -87,8 +87,8 @@ def test_late_recorder_with_the_last_window_replays_everything(tmp_path: Path, l
 
 
 def test_without_the_last_window_the_replayable_range_is_reported(tmp_path: Path) -> None:
-    heard = [(t_ns, what) for t_ns, what in live(20) if t_ns >= START_NS + 8 * NS_PER_S]
-    made = replay(write(tmp_path / "a.mcap", heard))
+    events = [(t_ns, what) for t_ns, what in live(20) if t_ns >= START_NS + 8 * NS_PER_S]
+    made = replay(write(tmp_path / "a.mcap", events))
     exact = [(cued, value) for cued, value in made if cued.exact]
     assert 80 < len(exact) < len(made)
     assert all(value == digest_of(cued.recorded) for cued, value in exact)
@@ -96,14 +96,14 @@ def test_without_the_last_window_the_replayable_range_is_reported(tmp_path: Path
 
 
 def test_replay_is_equal_a_window_after_a_lost_message(tmp_path: Path) -> None:
-    heard = live(20)
+    events = live(20)
     path = write(
         tmp_path / "a.mcap",
-        heard,
+        events,
         keep=lambda what: not (isinstance(what, FeatureWindow) and what.modality == "audio" and what.seq in (100, 101)),
     )
     made = replay(path)
-    assert len(made) == sum(isinstance(what, Prediction) for _, what in heard)
+    assert len(made) == sum(isinstance(what, Prediction) for _, what in events)
     wrong = [cued.recorded.seq for cued, value in made if value != digest_of(cued.recorded)]
     assert wrong
     inexact = {cued.recorded.seq for cued, _ in made if not cued.exact}
@@ -113,10 +113,10 @@ def test_replay_is_equal_a_window_after_a_lost_message(tmp_path: Path) -> None:
 
 
 def test_inputs_of_lost_predictions_are_replayed(tmp_path: Path) -> None:
-    heard = live(20)
+    events = live(20)
     path = write(
         tmp_path / "a.mcap",
-        heard,
+        events,
         keep=lambda what: not (isinstance(what, Prediction) and 100 <= what.seq < 110),
     )
     made = replay(path)
@@ -127,8 +127,8 @@ def test_inputs_of_lost_predictions_are_replayed(tmp_path: Path) -> None:
 
 
 def test_empty_cue_is_due_at_once(tmp_path: Path) -> None:
-    heard = [event for event in live(2) if isinstance(event[1], Prediction)]
-    made = replay(write(tmp_path / "a.mcap", heard))
-    assert len(made) == len(heard)
+    events = [event for event in live(2) if isinstance(event[1], Prediction)]
+    made = replay(write(tmp_path / "a.mcap", events))
+    assert len(made) == len(events)
     assert not any(cued.exact for cued, _ in made)
     assert sessions.ABOUT.origin == "clip"

@@ -30,12 +30,12 @@ from tests.stream.recording.sessions import ABOUT, live, write
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("recording") / "talk.mcap", live(6))
 
 
-def test_mcap_library_reads_it_and_checksums_match(whole: Path) -> None:
-    with whole.open("rb") as file:
+def test_mcap_library_reads_it_and_checksums_match(complete: Path) -> None:
+    with complete.open("rb") as file:
         reader = make_reader(file, validate_crcs=True)
         summary = reader.get_summary()
         assert summary is not None
@@ -57,13 +57,13 @@ def test_mcap_library_reads_it_and_checksums_match(whole: Path) -> None:
     assert checked == {"/mien/about", "/mien/prediction", *(f"/mien/features/{m}" for m in ("vision", "audio", "text"))}
 
 
-def test_reading_returns_what_was_recorded(whole: Path) -> None:
-    recording = open_recording(whole)
+def test_reading_returns_what_was_recorded(complete: Path) -> None:
+    recording = open_recording(complete)
     assert recording.about == ABOUT
     assert not recording.cut_off
-    heard = [what for _, what in live(6)]
-    assert list(recording.predictions()) == [what for what in heard if isinstance(what, Prediction)]
-    sent = [what for what in heard if isinstance(what, FeatureWindow)]
+    events = [what for _, what in live(6)]
+    assert list(recording.predictions()) == [what for what in events if isinstance(what, Prediction)]
+    sent = [what for what in events if isinstance(what, FeatureWindow)]
     read = [entry.features()[1] for entry in recording.entries(lambda name: name.startswith(channels.FEATURES))]
     assert read == [encode_features(message) for message in sent]
     decoded = decode_features(read[0])
@@ -73,9 +73,9 @@ def test_reading_returns_what_was_recorded(whole: Path) -> None:
 def test_truncated_recording_is_read_up_to_the_cut(tmp_path: Path) -> None:
     path = tmp_path / "talk.mcap"
     writer = RecordingWriter(path)
-    heard = live(6)
+    events = live(6)
     sizes: list[tuple[int, int]] = []
-    for number, (t_ns, what) in enumerate(heard):
+    for number, (t_ns, what) in enumerate(events):
         if isinstance(what, FeatureWindow):
             record, data = channels.record_features(encode_features(what))
             writer.write(channels.FEATURES + record.modality, data, t_ns, record.t_end_ns)
@@ -95,7 +95,7 @@ def test_truncated_recording_is_read_up_to_the_cut(tmp_path: Path) -> None:
         assert recording.cut_off
         promised = max((count for end, count in sizes if end <= size), default=0)
         read = [entry.log_ns for entry in recording.entries()]
-        assert read == [t_ns for t_ns, _ in heard[: len(read)]]
+        assert read == [t_ns for t_ns, _ in events[: len(read)]]
         assert len(read) >= promised
     # And a tail of garbage, as a file system may leave it after the power failed.
     cut.write_bytes(content[: sizes[1][0]] + os.urandom(500))
@@ -104,9 +104,9 @@ def test_truncated_recording_is_read_up_to_the_cut(tmp_path: Path) -> None:
     assert len(list(open_recording(cut).entries())) >= sizes[1][1]
 
 
-def test_truncated_recording_is_repaired(whole: Path, tmp_path: Path) -> None:
+def test_truncated_recording_is_repaired(complete: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.mcap"
-    cut.write_bytes(whole.read_bytes()[:-3000])
+    cut.write_bytes(complete.read_bytes()[:-3000])
     recording = open_recording(cut)
     assert recording.cut_off
     rewrite(recording, tmp_path / "mended.mcap")
@@ -119,8 +119,8 @@ def test_truncated_recording_is_repaired(whole: Path, tmp_path: Path) -> None:
         rewrite(recording, cut)
 
 
-def test_range_of_a_recording_is_read(whole: Path) -> None:
-    recording = open_recording(whole)
+def test_range_of_a_recording_is_read(complete: Path) -> None:
+    recording = open_recording(complete)
     every = list(recording.entries({channels.PREDICTION}))
     middle = every[len(every) // 2].log_ns
     assert list(recording.entries({channels.PREDICTION}, since_ns=middle)) == every[len(every) // 2 :]
@@ -163,7 +163,7 @@ def foreign(path: Path, metadata: dict[str, str] | None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda p: p, "cannot read .*: No such file"),
         (lambda p: p.mkdir() or p, "is a folder"),
@@ -176,9 +176,9 @@ def foreign(path: Path, metadata: dict[str, str] | None) -> Path:
     ],
     ids=["missing", "folder", "empty", "text", "foreign", "newer", "no version", "broken"],
 )
-def test_invalid_recordings_are_one_line_errors(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
+def test_invalid_recordings_are_one_line_errors(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     path = make(tmp_path / "a.mcap")
-    with pytest.raises(RecordingError, match=said) as error:
+    with pytest.raises(RecordingError, match=message) as error:
         open_recording(path)
     assert "\n" not in str(error.value)
 
@@ -192,9 +192,9 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
         RecordingWriter(tmp_path / "nowhere" / "a.mcap")
 
 
-def test_recordings_are_private(whole: Path) -> None:
+def test_recordings_are_private(complete: Path) -> None:
     if os.name == "posix":
-        assert whole.stat().st_mode & 0o077 == 0
+        assert complete.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX")

@@ -73,7 +73,7 @@ def test_foreign_rows_and_columns_stay(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stretch", "label", "said"),
+    ("stretch", "label", "message"),
     [
         ((3, 3.1), {"sentiment": 1}, "lasts 0.2 s at least"),
         ((5, 2), {"sentiment": 1}, "lasts 0.2 s at least"),
@@ -86,10 +86,10 @@ def test_foreign_rows_and_columns_stay(path: Path) -> None:
     ],
 )
 def test_invalid_labels_are_refused(
-    path: Path, stretch: tuple[float, float], label: dict[str, object], said: str
+    path: Path, stretch: tuple[float, float], label: dict[str, object], message: str
 ) -> None:
     labels = LabelFile(path)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         labels.add(*stretch, **label)  # type: ignore[arg-type]
     assert not (path.parent / "labels.csv").exists()
 

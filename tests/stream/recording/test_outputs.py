@@ -86,14 +86,14 @@ def test_words_and_subtitles_have_the_sentiment_of_their_phrase(tmp_path: Path) 
     pytest.importorskip("matplotlib")
     from mien.stream.recording.report import report
 
-    def by_itself(what: Prediction) -> Prediction:
+    def with_phrase(what: Prediction) -> Prediction:
         phrases = [
             Phrase(w.t_start_ns, w.t_end_ns, -2.0 if int(w.text[4:-1]) % 2 else 0.125, "sad") for w in what.words
         ]
         return msgspec.structs.replace(what, phrases=tuple(phrases))
 
-    said = [(t, by_itself(what) if isinstance(what, Prediction) else what) for t, what in live(12)]
-    table = read_table(write(tmp_path / "a.mcap", said))
+    events = [(t, with_phrase(what) if isinstance(what, Prediction) else what) for t, what in live(12)]
+    table = read_table(write(tmp_path / "a.mcap", events))
     assert len(table.words) > 8
     assert all(word.sentiment == (-2.0 if int(word.text[4:-1]) % 2 else 0.125) for word in table.words)
     labels = re.findall(r"\[(\S+) sad\] word(\d+)\.", export(table, "srt"))
@@ -271,11 +271,11 @@ def test_report_has_the_date_of_the_recording(tmp_path: Path) -> None:
     from mien.stream.recording.report import report
 
     day_ns = 24 * 3600 * NS_PER_S
-    heard = [
+    messages = [
         (t_ns + day_ns, msgspec.structs.replace(what, t_end_ns=what.t_end_ns + day_ns))
         for t_ns, what in late(1) if isinstance(what, Prediction)
     ]  # fmt: skip
-    page = report(read_table(write(tmp_path / "late.mcap", heard)))
+    page = report(read_table(write(tmp_path / "late.mcap", messages)))
     begun = datetime.fromtimestamp(START_NS / 1e9, UTC)
     assert f"{begun + timedelta(days=1):%Y-%m-%d}" in page
     assert f"{begun:%Y-%m-%d}" not in page

@@ -106,8 +106,8 @@ def test_published_messages_are_recorded_once(bus: Bus, tmp_path: Path) -> None:
     assert open_recording(path).about == ABOUT
     assert recorder.state.predictions == len(predictions)
     assert recorder.state.lost == 0
-    said = [msgspec.json.decode(data)["message"] for data in in_it(path, channels.TRANSCRIPT)]
-    assert " ".join(said).split() == [f"word{number}." for number in range(len(" ".join(said).split()))] != []
+    texts = [msgspec.json.decode(data)["message"] for data in in_it(path, channels.TRANSCRIPT)]
+    assert " ".join(texts).split() == [f"word{number}." for number in range(len(" ".join(texts).split()))] != []
 
 
 def test_losses_are_counted_and_other_sessions_skipped(bus: Bus, tmp_path: Path) -> None:
@@ -172,24 +172,24 @@ def test_pictures_and_sound_are_subscribed_on_request_only(bus: Bus, tmp_path: P
     piece = SoundPiece(np.linspace(-1, 1, 640, dtype=np.float32), START_NS, 16_000)
     silent = SoundPublisher(bus.sockets["audio"], Config(bus=bus.config), run=1)
     first = next(what for what in EVENTS if isinstance(what, Prediction))
-    for wanted in (False, True):
-        path = tmp_path / f"{wanted}.mcap"
-        with recording(bus, path, video=wanted, audio=wanted) as recorder:
+    for with_media in (False, True):
+        path = tmp_path / f"{with_media}.mcap"
+        with recording(bus, path, video=with_media, audio=with_media) as recorder:
             bus.send(first)
-            if wanted:
+            if with_media:
                 bus.await_subscriber({"video": b"preview/default/picture", "audio": b"sound/default/"})
                 bus.sockets["video"].send(encode_preview(preview, "picture"), keep=False)
             silent.offer(piece)
-            if not wanted:
+            if not with_media:
                 sound.offer(piece)
             else:
                 sound.offer(piece)
                 sound.offer(piece)
                 await_media(recorder, {"video": 1, "audio": 2})
             time.sleep(0.2)
-        assert len(in_it(path, channels.VIDEO)) == wanted
+        assert len(in_it(path, channels.VIDEO)) == with_media
         kept = [entry.sound() for entry in open_recording(path).entries({channels.AUDIO})]
-        assert [piece.seq for piece in kept] == [0, 1] * wanted
+        assert [piece.seq for piece in kept] == [0, 1] * with_media
         for piece_kept in kept:
             samples = np.frombuffer(piece_kept.pcm, "<i2") / 32767
             np.testing.assert_allclose(samples, piece.samples, atol=1e-4)

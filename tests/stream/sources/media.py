@@ -31,12 +31,12 @@ def at_16_khz(sound: Float32, rate: int = RATE) -> Float32:
     return resampled
 
 
-def lag_s(heard: Float32, said: Float32, at_s: float, reach_s: float = 0.3, window_s: float = 0.25) -> float:
-    """How much later than in `said` what stands there at a time is found in `heard`. Both 16 kHz."""
+def lag_s(received: Float32, original: Float32, at_s: float, reach_s: float = 0.3, window_s: float = 0.25) -> float:
+    """How much later the sound at a time of `original` is found in `received`, in seconds. Both at 16 kHz."""
     first, size, reach = (round(x * SAMPLE_RATE) for x in (at_s, window_s, reach_s))
-    wanted = said[first : first + size]
-    around = heard[first - reach : first + size + reach]
-    match = np.correlate(around, wanted, "valid") / np.sqrt(np.convolve(around**2, np.ones(size), "valid") + 1e-9)
+    part = original[first : first + size]
+    around = received[first - reach : first + size + reach]
+    match = np.correlate(around, part, "valid") / np.sqrt(np.convolve(around**2, np.ones(size), "valid") + 1e-9)
     return (int(match.argmax()) - reach) / SAMPLE_RATE
 
 

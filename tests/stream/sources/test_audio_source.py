@@ -84,8 +84,8 @@ def test_late_start_joins_the_clip_in_progress(tmp_path: Path, late_s: float) ->
     since = (chunks[0].t_start_ns - (began_ns - round(late_s * NS_PER_S))) // NS_PER_SAMPLE
     once = np.zeros(period, np.float32)
     once[: len(read_sound(path))] = read_sound(path)
-    heard = joined(chunks)
-    assert np.array_equal(heard, np.take(once, np.arange(since, since + len(heard)), mode="wrap"))
+    sound = joined(chunks)
+    assert np.array_equal(sound, np.take(once, np.arange(since, since + len(sound)), mode="wrap"))
 
 
 @pytest.mark.parametrize("sound_s", [0.73, 1.2, 1.61])
@@ -98,11 +98,11 @@ def test_a_loop_is_as_long_as_the_clip(tmp_path: Path, sound_s: float) -> None:
     source = open_audio(configured("audio", path, fast=True, loop=True), Clock())
     source.start(0)
     chunks = drain(source, most=200)
-    heard = joined(chunks)
+    sound = joined(chunks)
     once = np.zeros(period, np.float32)
     whole = read_sound(path)[:period]
     once[: len(whole)] = whole
-    assert np.array_equal(heard, np.resize(once, len(heard)))
+    assert np.array_equal(sound, np.resize(once, len(sound)))
     assert all(after.t_start_ns == before.t_end_ns for before, after in pairwise(chunks))
     assert all(chunk.continuous for chunk in chunks[1:])
 

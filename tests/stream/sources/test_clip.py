@@ -172,24 +172,24 @@ def test_size_change_continues(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("factor", [0.8, 0.94, 1.06, 1.2])
 def test_sound_follows_its_stamps_without_clicks(tmp_path: Path, factor: float) -> None:
-    said = melody(13.0)
-    samples = soxr.resample(said, RATE, RATE / factor).astype(np.float32)
+    original = melody(13.0)
+    samples = soxr.resample(original, RATE, RATE / factor).astype(np.float32)
     path = write_tracks(tmp_path / "drift.mkv", [samples], factor=factor)
-    heard = read_sound(path)
-    assert abs(len(heard) / SAMPLE_RATE - 13.0) < 0.1
-    lags = [lag_s(heard, at_16_khz(said), at_s) for at_s in (2.0, 5.0, 9.0, 12.5)]
+    decoded = read_sound(path)
+    assert abs(len(decoded) / SAMPLE_RATE - 13.0) < 0.1
+    lags = [lag_s(decoded, at_16_khz(original), at_s) for at_s in (2.0, 5.0, 9.0, 12.5)]
     assert max(map(abs, lags)) < 0.1, lags
     # Cut or padded anywhere, a slow wave would have a step.
     slow = (0.5 * np.sin(2 * np.pi * 40 * np.arange(len(samples)) / RATE)).astype(np.float32)
-    heard = read_sound(write_tracks(tmp_path / "slow.mkv", [slow], factor=factor))
-    assert np.abs(np.diff(heard[:-50])).max() < 1.4 * 0.5 * 2 * np.pi * 40 * max(1, 1 / factor) / SAMPLE_RATE
+    decoded = read_sound(write_tracks(tmp_path / "slow.mkv", [slow], factor=factor))
+    assert np.abs(np.diff(decoded[:-50])).max() < 1.4 * 0.5 * 2 * np.pi * 40 * max(1, 1 / factor) / SAMPLE_RATE
 
 
 def test_well_formed_sound_is_not_touched(tmp_path: Path) -> None:
-    said = melody(3.0)
-    heard = read_sound(write_tracks(tmp_path / "good.mkv", [said]))
-    expected = at_16_khz((np.round(said * 32767) / 32768).astype(np.float32))
-    assert np.abs(heard - expected[: len(heard)]).max() < 1e-5
+    original = melody(3.0)
+    decoded = read_sound(write_tracks(tmp_path / "good.mkv", [original]))
+    expected = at_16_khz((np.round(original * 32767) / 32768).astype(np.float32))
+    assert np.abs(decoded - expected[: len(decoded)]).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -200,15 +200,15 @@ def test_well_formed_sound_is_not_touched(tmp_path: Path) -> None:
 def test_rate_or_layout_change_continues(
     tmp_path: Path, suffix: str, rates: tuple[int, int], layouts: tuple[str, str]
 ) -> None:
-    said = melody(6.0)
-    halves = said[: 3 * RATE], said[3 * RATE :]
+    original = melody(6.0)
+    halves = original[: 3 * RATE], original[3 * RATE :]
     parts = [
         write_part(tmp_path / f"{n}{suffix}", half, rate=rate, layout=layout)
         for n, (half, rate, layout) in enumerate(zip(halves, rates, layouts, strict=True))
     ]
     path = join(tmp_path / f"joined{suffix}", *parts)
-    heard = read_sound(path)
-    lags = [lag_s(heard, at_16_khz(said), at_s) for at_s in (1.0, 2.2, 4.0, 5.2)]
+    decoded = read_sound(path)
+    lags = [lag_s(decoded, at_16_khz(original), at_s) for at_s in (1.0, 2.2, 4.0, 5.2)]
     assert max(map(abs, lags)) < 0.12, lags
     source = open_audio(load_config(None, {"audio.source": str(path), "clip.fast": True}), Clock())
     source.start(0)
@@ -216,16 +216,16 @@ def test_rate_or_layout_change_continues(
     while not source.ended:
         chunk = source.read(0.1)
         count += 0 if chunk is None else len(chunk.samples)
-    assert count == len(heard)
+    assert count == len(decoded)
     assert source.error is None
 
 
 def test_joined_files_keep_picture_and_sound_in_sync(tmp_path: Path) -> None:
-    said, images = melody(6.0), [np.zeros((64, 64, 3), np.uint8)] * 150
+    original, images = melody(6.0), [np.zeros((64, 64, 3), np.uint8)] * 150
     for flash in (25, 100):
         images[flash] = np.full((64, 64, 3), 255, np.uint8)
-    first = write_part(tmp_path / "a.ts", said[: 3 * RATE], images[:75])
-    second = write_part(tmp_path / "b.ts", said[3 * RATE :], images[75:])
+    first = write_part(tmp_path / "a.ts", original[: 3 * RATE], images[:75])
+    second = write_part(tmp_path / "b.ts", original[3 * RATE :], images[75:])
     path = join(tmp_path / "joined.ts", first, second)
     clip = open_clip(path)
     assert abs(clip.duration_s - 6.1) < 0.15
@@ -235,10 +235,10 @@ def test_joined_files_keep_picture_and_sound_in_sync(tmp_path: Path) -> None:
         light.append(brightness(upright_bgr(picture)))
     assert len(times) == 150
     assert np.all(np.diff(times) > 0)
-    heard = read_sound(path)
+    decoded = read_sound(path)
     flashes = [t for t, bright in zip(times, light, strict=True) if bright > 128]
     for at_s, flash_s in zip((1.0, 4.0), flashes, strict=True):
-        late_s = lag_s(heard, at_16_khz(said), at_s)
+        late_s = lag_s(decoded, at_16_khz(original), at_s)
         assert abs(late_s) < 0.1
         assert abs(flash_s - at_s - late_s) < 0.05, "picture and sound part"
 
@@ -307,26 +307,29 @@ def test_undecodable_video_leaves_the_sound(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_channels_of_opposite_phase_do_not_cancel_each_other(tmp_path: Path) -> None:
-    said = melody(2.0)
-    heard = read_sound(write_tracks(tmp_path / "phase.mkv", [np.stack([said, -said])]))
-    assert likeness(heard, at_16_khz(said)) > 0.99
-    assert 0.9 < np.std(heard) / np.std(at_16_khz(said)) < 1.1
+    original = melody(2.0)
+    decoded = read_sound(write_tracks(tmp_path / "phase.mkv", [np.stack([original, -original])]))
+    assert likeness(decoded, at_16_khz(original)) > 0.99
+    assert 0.9 < np.std(decoded) / np.std(at_16_khz(original)) < 1.1
 
 
 def test_stronger_of_cancelling_channels_wins_and_others_are_averaged() -> None:
-    said, other = melody(2.0, 1), melody(2.0, 2)
+    original, other = melody(2.0, 1), melody(2.0, 2)
     for channels, expected in (
-        (np.stack([0.6 * said, -said]), -said),
-        (np.stack([said, said]), said),
-        (np.stack([said, 0 * said]), said),
-        (np.stack([said, other]), (said + other) / 2),
-        (np.stack([0 * said, 0 * said, said, 0 * said, 0 * said, 0 * said]), said),  # dialogue in the centre alone
-        (np.stack([said, 0 * said, other]), (said + other) / 2),
-        (said[None], said),
+        (np.stack([0.6 * original, -original]), -original),
+        (np.stack([original, original]), original),
+        (np.stack([original, 0 * original]), original),
+        (np.stack([original, other]), (original + other) / 2),
+        (
+            np.stack([0 * original, 0 * original, original, 0 * original, 0 * original, 0 * original]),
+            original,
+        ),  # dialogue in the centre alone
+        (np.stack([original, 0 * original, other]), (original + other) / 2),
+        (original[None], original),
     ):
         mix = Downmix(RATE)
-        heard = np.concatenate([mix(channels[:, at : at + 1024]) for at in range(0, channels.shape[1], 1024)])
-        assert np.allclose(heard, expected, atol=1e-6)
+        decoded = np.concatenate([mix(channels[:, at : at + 1024]) for at in range(0, channels.shape[1], 1024)])
+        assert np.allclose(decoded, expected, atol=1e-6)
 
 
 def test_late_channel_joins_without_a_click() -> None:
@@ -334,11 +337,11 @@ def test_late_channel_joins_without_a_click() -> None:
     late = np.where(np.arange(6 * RATE) // (2 * RATE) == 1, wave, 0.0).astype(np.float32)
     mix = Downmix(RATE)
     channels = np.stack([0 * wave, wave, late / 2])
-    heard = np.concatenate([mix(channels[:, at : at + 960]) for at in range(0, channels.shape[1], 960)])
-    seconds = heard.reshape(6, RATE)
+    decoded = np.concatenate([mix(channels[:, at : at + 960]) for at in range(0, channels.shape[1], 960)])
+    seconds = decoded.reshape(6, RATE)
     levels = [round(float(np.std(seconds[k]) / np.std(wave[:RATE])), 2) for k in (0, 1, 3, 4, 5)]
     assert levels == [1.0, 1.0, 0.75, 0.5, 0.5]
-    assert np.abs(np.diff(heard)).max() < 0.02
+    assert np.abs(np.diff(decoded)).max() < 0.02
 
 
 def test_phase_change_is_detected_without_a_click() -> None:
@@ -346,7 +349,7 @@ def test_phase_change_is_detected_without_a_click() -> None:
     sign = np.where(np.arange(8 * RATE) // (2 * RATE) % 2, -1.0, 1.0).astype(np.float32)
     mix = Downmix(RATE)
     channels = np.stack([wave, sign * wave])
-    heard = np.concatenate([mix(channels[:, at : at + 960]) for at in range(0, channels.shape[1], 960)])
-    seconds = heard.reshape(8, RATE)
+    decoded = np.concatenate([mix(channels[:, at : at + 960]) for at in range(0, channels.shape[1], 960)])
+    seconds = decoded.reshape(8, RATE)
     assert all(np.std(seconds[k]) > 0.3 for k in (0, 1, 3, 4, 5, 7)), "a second after each change it is there"
-    assert np.abs(np.diff(heard)).max() < 0.02
+    assert np.abs(np.diff(decoded)).max() < 0.02

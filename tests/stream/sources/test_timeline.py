@@ -35,9 +35,9 @@ def times(stamps: list[Stamp], time: Timeline, stream: int) -> list[float]:
     return played
 
 
-def assert_even(played: list[float], step_s: float, until_s: float) -> None:
+def assert_even(played: list[float], step_s: float, deadline_s: float) -> None:
     assert all(abs(b - a - step_s) < 1e-6 for a, b in itertools.pairwise(played)), played
-    assert abs(played[-1] + step_s - until_s) < 1e-6
+    assert abs(played[-1] + step_s - deadline_s) < 1e-6
 
 
 def test_unbroken_time_has_no_breaks() -> None:

@@ -22,7 +22,7 @@ from tests.stream.pictures import brightness, numbered, write_clip
 from tests.stream.sounds import tone, write_wav
 from tests.stream.sources.media import configured, drain
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 START_NS = 1_700_000_000 * NS_PER_S
 
 
@@ -47,7 +47,7 @@ class CountingClock(SetClock):
 
 def wait_for(source: VideoSource, condition: Callable[[Frame | None], bool], what: str) -> Frame | None:
     """Read until the condition holds, of the source or of what it returned."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         frame = source.read(timeout=0.05)
         if condition(frame):

@@ -59,22 +59,22 @@ def tiny() -> Whisper:
 def speech() -> Float32:
     """Somebody speaks, with a second of silence before and after."""
     real = bool(os.environ.get("MIEN_CORPORA"))
-    said = read_sound(corpora() / "speech/misc/jfk.flac") if real else spoken(SENTENCE)
-    return np.pad(said, SAMPLE_RATE)
+    sound = read_sound(corpora() / "speech/misc/jfk.flac") if real else spoken(SENTENCE)
+    return np.pad(sound, SAMPLE_RATE)
 
 
 def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Heard]:
     """Everything that a recogniser says about `samples`, the end of the stream last."""
     recogniser = Recogniser(decoder, VoiceActivity())
-    heard = []
+    steps = []
     for begin in range(0, len(samples), step):
         part = samples[begin : begin + step]
-        heard.append(recogniser.step(part, (begin + len(part)) * NS_PER_SAMPLE, continuous=begin > 0))
-    return [*heard, recogniser.finish()]
+        steps.append(recogniser.step(part, (begin + len(part)) * NS_PER_SAMPLE, continuous=begin > 0))
+    return [*steps, recogniser.finish()]
 
 
-def committed(heard: Sequence[Heard]) -> list[Word]:
-    return [word for step in heard for word in step.committed]
+def committed(steps: Sequence[Heard]) -> list[Word]:
+    return [word for step in steps for word in step.committed]
 
 
 def spelled(words: Sequence[Word]) -> str:
@@ -107,7 +107,7 @@ def test_agreement(previous: str, current: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "known", "found"),
+    ("text", "known", "found"),
     [
         ("", 0, None),
         ("no no no never", 0, None),
@@ -124,8 +124,8 @@ def test_agreement(previous: str, current: str, count: int) -> None:
         ("no no no no no no no but yes", 7, None),
     ],
 )
-def test_repeated_passage_is_found(said: str, known: int, found: tuple[int, int, int] | None) -> None:
-    assert repetition(said.split(), known) == (Repetition(*found) if found else None)
+def test_repeated_passage_is_found(text: str, known: int, found: tuple[int, int, int] | None) -> None:
+    assert repetition(text.split(), known) == (Repetition(*found) if found else None)
 
 
 REPEATED = [
@@ -144,14 +144,14 @@ def test_speech_after_a_repetition_is_recognised(
 ) -> None:
     text = f"{passage} " * times + sentence
     sound = spoken(text) if voice == "slt" else spoken_by_espeak(text)
-    said = spelled(committed(steps_of(tiny, sound))).split()
-    wanted, again = plain_text(sentence).split(), plain_text(passage).split() * times
-    assert jiwer.wer(" ".join(wanted), " ".join(said[-len(wanted) :])) <= 0.25
-    assert set(said[: -len(wanted)]) == set(again)
-    assert abs(len(said) - len(wanted) - len(again)) <= 2, "as often as it was said, or nearly so"
+    words = spelled(committed(steps_of(tiny, sound))).split()
+    expected, again = plain_text(sentence).split(), plain_text(passage).split() * times
+    assert jiwer.wer(" ".join(expected), " ".join(words[-len(expected) :])) <= 0.25
+    assert set(words[: -len(expected)]) == set(again)
+    assert abs(len(words) - len(expected) - len(again)) <= 2, "as often as it was said, or nearly so"
 
 
-class Misled:
+class ScriptedDecoder:
     """A decoder that is told at first that the sound begins with `no, no, no`: it then says nothing else."""
 
     def __init__(self, decoder: Whisper) -> None:
@@ -168,13 +168,13 @@ class Misled:
 @pytest.mark.assets
 def test_decoder_loop_is_cut_and_later_speech_recognised(tiny: Whisper) -> None:
     sound = spoken_by_espeak("No! " * 5 + "I do not want that. Please listen to me now.")
-    misled = Misled(tiny)
-    said = spelled(committed(steps_of(misled, sound, step=len(sound)))).split()
+    misled = ScriptedDecoder(tiny)
+    words = spelled(committed(steps_of(misled, sound, step=len(sound)))).split()
     assert misled.first is not None
     looped = [word.text.strip(".,!").lower() for word in misled.first.words]
     assert looped.count("no") == len(looped) > 8, "the decoder must have looped for this test to mean anything"
-    assert 1 <= said.count("no") <= 6
-    assert " ".join(said).endswith("i do not want that please listen to me now")
+    assert 1 <= words.count("no") <= 6
+    assert " ".join(words).endswith("i do not want that please listen to me now")
 
 
 def chunks(sizes: Sequence[int], begin: int = 0, continuous: bool = False) -> list[Chunk]:
@@ -277,31 +277,31 @@ def test_the_same_sound_gives_the_same_words(tiny: Whisper, speech: Float32) -> 
 
 @pytest.mark.assets
 def test_committed_words_are_final_and_ordered(tiny: Whisper, speech: Float32) -> None:
-    heard = steps_of(tiny, speech)
-    said: list[Word] = []
-    for step in heard:
-        said += step.committed
+    steps = steps_of(tiny, speech)
+    words: list[Word] = []
+    for step in steps:
+        words += step.committed
         firm = [word for word in step.words if word.committed]
-        assert firm == said[len(said) - len(firm) :]
+        assert firm == words[len(words) - len(firm) :]
         assert all(not word.committed for word in step.words[len(firm) :])
         assert all(word.t_end_ns <= step.t_end_ns for word in step.words)
-    assert len(said) > 12
-    assert all(word.t_start_ns <= word.t_end_ns for word in said)
-    assert all(a.t_end_ns <= b.t_end_ns and a.t_start_ns <= b.t_start_ns for a, b in pairwise(said))
+    assert len(words) > 12
+    assert all(word.t_start_ns <= word.t_end_ns for word in words)
+    assert all(a.t_end_ns <= b.t_end_ns and a.t_start_ns <= b.t_start_ns for a, b in pairwise(words))
     # A second of silence before and after: no word may stand there.
-    assert said[0].t_start_ns >= 0.9 * NS_PER_S
-    assert said[-1].t_end_ns <= (len(speech) / SAMPLE_RATE - 0.7) * NS_PER_S
+    assert words[0].t_start_ns >= 0.9 * NS_PER_S
+    assert words[-1].t_end_ns <= (len(speech) / SAMPLE_RATE - 0.7) * NS_PER_S
 
 
 @pytest.mark.assets
 def test_the_end_of_the_stream_commits_everything(tiny: Whisper, speech: Float32) -> None:
     whole = spelled(committed(steps_of(tiny, speech))).split()
-    heard = steps_of(tiny, speech[: len(speech) * 2 // 3])  # in the middle of the sentence
-    assert any(not word.committed for word in heard[-2].words)
-    assert all(word.committed for word in heard[-1].words)
-    said = spelled(committed(heard)).split()
-    assert said[:-2] == whole[: len(said) - 2]
-    assert len(said) > len(whole) // 2
+    steps = steps_of(tiny, speech[: len(speech) * 2 // 3])  # in the middle of the sentence
+    assert any(not word.committed for word in steps[-2].words)
+    assert all(word.committed for word in steps[-1].words)
+    words = spelled(committed(steps)).split()
+    assert words[:-2] == whole[: len(words) - 2]
+    assert len(words) > len(whole) // 2
 
 
 @pytest.mark.assets
@@ -319,7 +319,7 @@ def test_gap_commits_earlier_words(tiny: Whisper, speech: Float32) -> None:
     assert all(word.t_end_ns <= cut * NS_PER_SAMPLE for word in after.committed)
 
 
-class Witness:
+class CountingDecoder:
     """Lets a decoder work and remembers how much it was given."""
 
     def __init__(self, decoder: Whisper) -> None:
@@ -333,16 +333,16 @@ class Witness:
 
 @pytest.mark.assets
 def test_long_speech_is_decoded_in_short_windows(tiny: Whisper, speech: Float32) -> None:
-    said = speech[SAMPLE_RATE:-SAMPLE_RATE]
-    endless = np.concatenate([said] * (1 + 18 * SAMPLE_RATE // len(said)))
-    witness = Witness(tiny)
-    recogniser = Recogniser(witness, VoiceActivity())
+    utterance = speech[SAMPLE_RATE:-SAMPLE_RATE]
+    endless = np.concatenate([utterance] * (1 + 18 * SAMPLE_RATE // len(utterance)))
+    decoder = CountingDecoder(tiny)
+    recogniser = Recogniser(decoder, VoiceActivity())
     words: list[Word] = []
     for begin in range(0, len(endless), STEP):
         part = endless[begin : begin + STEP]
         words += recogniser.step(part, (begin + len(part)) * NS_PER_SAMPLE).committed
-    assert max(witness.seconds) <= LONGEST_S + STEP / SAMPLE_RATE
-    assert np.mean(witness.seconds) < 9.0
+    assert max(decoder.seconds) <= LONGEST_S + STEP / SAMPLE_RATE
+    assert np.mean(decoder.seconds) < 9.0
     assert len(words) > 30
 
 
@@ -366,10 +366,10 @@ def test_unusable_models_are_clear_errors(tmp_path: Path) -> None:
 
 @pytest.mark.assets
 def test_a_famous_sentence(tiny: Whisper) -> None:
-    heard = steps_of(tiny, read_sound(corpora() / "speech/misc/jfk.flac"))
-    assert jiwer.wer(JFK, spelled(committed(heard))) <= 0.10
+    steps = steps_of(tiny, read_sound(corpora() / "speech/misc/jfk.flac"))
+    assert jiwer.wer(JFK, spelled(committed(steps))) <= 0.10
     # In time of the sound; how long the work takes depends on the machine and is measured by `mien bench`.
-    lags_s = [(step.t_end_ns - word.t_end_ns) / NS_PER_S for step in heard for word in step.committed]
+    lags_s = [(step.t_end_ns - word.t_end_ns) / NS_PER_S for step in steps for word in step.committed]
     assert np.median(lags_s) <= 1.5
 
 

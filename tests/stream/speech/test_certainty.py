@@ -42,16 +42,16 @@ def test_an_utterance_is_judged_by_its_mean(probabilities: list[float], uncertai
 
 def test_a_few_words_out_of_many_doubtful_hypotheses_are_uncertain() -> None:
     certainty = Certainty()
-    said = words([0.8, 0.5])
+    judged = words([0.8, 0.5])
     certainty.weigh(-1.8, seconds=0.8)  # so little sound is always doubtful
-    assert not any(word.uncertain for word in certainty.judged(said, (), NS_PER_S))
+    assert not any(word.uncertain for word in certainty.judged(judged, (), NS_PER_S))
     for _ in range(3):
         certainty.weigh(-1.8, seconds=3.0)
-    assert all(word.uncertain for word in certainty.judged(said, (), NS_PER_S))
+    assert all(word.uncertain for word in certainty.judged(judged, (), NS_PER_S))
 
 
 @pytest.mark.parametrize(
-    ("said", "noise"),
+    ("hypothesis", "noise"),
     [
         ("Cut,:0.11 cut,:0.89 cut:0.92", True),  # a cough
         ("F-f-f-f-:0.03", True),  # laughter
@@ -62,17 +62,19 @@ def test_a_few_words_out_of_many_doubtful_hypotheses_are_uncertain() -> None:
         ("", False),
     ],
 )
-def test_a_few_words_that_are_hardly_probable_are_noise(said: str, noise: bool) -> None:
-    heard = [HeardWord(text, 0.0, 0.1, float(p)) for text, _, p in (word.partition(":") for word in said.split())]
-    assert is_noise(heard, -1.6) == noise
+def test_a_few_words_that_are_hardly_probable_are_noise(hypothesis: str, noise: bool) -> None:
+    decoded = [
+        HeardWord(text, 0.0, 0.1, float(p)) for text, _, p in (word.partition(":") for word in hypothesis.split())
+    ]
+    assert is_noise(decoded, -1.6) == noise
 
 
 def test_certainty_of_earlier_utterances_is_final() -> None:
     certainty = Certainty()
     foreign = certainty.settle(words([0.3] * 6), 3 * NS_PER_S)
     assert all(word.uncertain for word in foreign)
-    said = certainty.judged([*foreign, *words([0.9, 0.9, 0.95], 4.0)], (), 6 * NS_PER_S)
-    assert [word.uncertain for word in said] == [True] * 6 + [False] * 3
+    judged = certainty.judged([*foreign, *words([0.9, 0.9, 0.95], 4.0)], (), 6 * NS_PER_S)
+    assert [word.uncertain for word in judged] == [True] * 6 + [False] * 3
 
 
 def test_guess_lowers_certainty_for_a_while() -> None:
@@ -89,25 +91,25 @@ def recogniser() -> Recogniser:
     return Recogniser(Whisper(asset_path("whisper-tiny.en")), VoiceActivity())
 
 
-def hear(recogniser: Recogniser, sound: Float32) -> list[Heard]:
+def recognise(recogniser: Recogniser, sound: Float32) -> list[Heard]:
     """Everything that is said of the sound, with a second of silence before and after."""
     return list(recogniser.whole(np.pad(sound, SAMPLE_RATE), 800))
 
 
 def shares(steps: list[Heard]) -> tuple[int, float]:
     """Committed words, and the share of them that is uncertain."""
-    said: list[Word] = []
-    for heard in steps:
-        said += heard.committed
-        recent = [word for word in heard.words if word.committed]
-        said[len(said) - len(recent) :] = recent
-    return len(said), sum(word.uncertain for word in said) / max(len(said), 1)
+    judged: list[Word] = []
+    for decoded in steps:
+        judged += decoded.committed
+        recent = [word for word in decoded.words if word.committed]
+        judged[len(judged) - len(recent) :] = recent
+    return len(judged), sum(word.uncertain for word in judged) / max(len(judged), 1)
 
 
 @pytest.mark.assets
 def test_clear_english_is_certain(recogniser: Recogniser) -> None:
     for sound in (spoken(ENGLISH), spoken_by_espeak(ENGLISH)):
-        count, uncertain = shares(hear(recogniser, sound))
+        count, uncertain = shares(recognise(recogniser, sound))
         assert count > 12
         assert uncertain == 0
 
@@ -122,14 +124,14 @@ def test_clear_english_is_certain(recogniser: Recogniser) -> None:
     ],
 )
 def test_another_language_is_uncertain_or_not_understood(recogniser: Recogniser, voice: str, sentence: str) -> None:
-    heard = hear(recogniser, spoken_by_espeak(sentence, voice))
-    assert any(step.unclear or any(word.uncertain for word in step.words) for step in heard)
-    count, uncertain = shares(heard)
+    decoded = recognise(recogniser, spoken_by_espeak(sentence, voice))
+    assert any(step.unclear or any(word.uncertain for word in step.words) for step in decoded)
+    count, uncertain = shares(decoded)
     assert count == 0 or uncertain > 0.6
 
 
 @pytest.mark.assets
 def test_speech_backwards_is_uncertain(recogniser: Recogniser) -> None:
-    count, uncertain = shares(hear(recogniser, np.ascontiguousarray(spoken(ENGLISH)[::-1])))
+    count, uncertain = shares(recognise(recogniser, np.ascontiguousarray(spoken(ENGLISH)[::-1])))
     assert count
     assert uncertain > 0.6
