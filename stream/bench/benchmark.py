@@ -16,8 +16,7 @@ from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
 from mien.stream.inference.faults import Refusals
-from mien.stream.inference.prediction import Live
-from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.prediction import Live, Trigger
 
 WARM_UP = 20
 

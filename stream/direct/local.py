@@ -13,7 +13,7 @@ from mien.messages import ModalitySpec, Prediction, Status
 from mien.stream.inference.about import person_tag, with_person
 from mien.stream.inference.faults import Refusals
 from mien.stream.inference.playback import Complete
-from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.prediction import Trigger
 from mien.stream.modalities.base import Health, Rows, message_of
 from mien.stream.processes.plan import Session
 

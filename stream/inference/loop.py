@@ -23,8 +23,7 @@ from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.poller import Poller, make_room
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher
 from mien.stream.inference.playback import mode_of
-from mien.stream.inference.prediction import Live
-from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.prediction import Live, Trigger
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter

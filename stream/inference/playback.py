@@ -14,8 +14,7 @@ from typing import Any
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import WORKERS, Cue, FeatureWindow, Span, Status
-from mien.stream.inference.prediction import Live, Mode
-from mien.stream.inference.schedule import JITTER, LEADERS, Trigger
+from mien.stream.inference.prediction import JITTER, LEADERS, Live, Mode, Trigger
 from mien.stream.processes.control import Control
 from mien.stream.sources.pace import Pace
 

@@ -30,11 +30,23 @@ from mien.messages import (
 )
 from mien.stream.inference.assembler import Assembler, ages_ms
 from mien.stream.inference.faults import Faults, Refusals
-from mien.stream.inference.schedule import LiveSchedule, Trigger
+from mien.stream.sources.pace import Pace
 
+LEADERS = ("vision", "audio")
+JITTER = 0.85  # so that max_hz = 30 does not halve a 30 Hz camera that is occasionally a little early
+_NEVER_NS = -(1 << 62)
 _SILENT = Transcript()
 Seen = tuple[list[bool], list[int]]  # whether each modality is present (not masked), and the time of its newest row
 Asked = tuple[int, int]
+
+
+class Trigger(NamedTuple):
+    """An instant to predict for, with the times of the message that triggered it (None for the timer)."""
+
+    t_end_ns: int
+    read_ns: int | None = None
+    sent_ns: int | None = None
+    received_ns: int | None = None
 
 
 class Expected(NamedTuple):
@@ -271,46 +283,90 @@ class Mode(ABC):
 
 
 class Live(Mode):
-    """Devices, and clips at their own pace: only the newest instant is predicted, older ones are skipped."""
+    """Devices, and clips at their own pace: only the newest instant is predicted, older ones are counted as skipped.
+
+    The leading modality sets the pace: vision while it delivers often enough, else audio, else a timer. A leader silent
+    for longer than `max_age_ms` loses the lead, and one that is usually silent for longer never leads.
+    """
 
     late_ns = 4 * NS_PER_S  # the assembler accepts messages one second late; their rows may be older than that
 
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
         settings = self.config.inference
-        self._schedule = LiveSchedule(settings.max_hz, settings.hop_ms, settings.max_age_ms)
+        self._interval_ns = int(NS_PER_S / settings.max_hz * JITTER)
+        self._hop_ns = settings.hop_ms * NS_PER_MS
+        self._max_age_ns = settings.max_age_ms * NS_PER_MS
+        self._led_ns: dict[str, int] = {}  # when each leader was last received
+        self._paces = {modality: Pace() for modality in LEADERS}
+        self._pending: Trigger | None = None
+        self._last_ns = self._step_ns = 0
+        self._last_made_ns = 0
+        self._skipped = 0
         self._heard: set[str] = set()  # since the last prediction
         self._has_news = False
 
     def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
         if not isinstance(message, FeatureWindow) or not self.push(message, received_ns):
             return
-        # The next rows of the one that leads come with the next instant.
-        if not self._schedule.hear(message, received_ns):
-            self._heard.add(message.modality)
+        modality, t_end_ns = message.modality, message.t_end_ns
+        leads = False
+        if modality in LEADERS:
+            self._led_ns[modality] = received_ns
+            self._paces[modality].hear(t_end_ns)
+            leads = modality == self._leader(received_ns)
+        if not leads:
+            # Of the one that leads, the next rows come only with the next instant.
+            self._heard.add(modality)
             self._has_news = True
+        elif t_end_ns > self._last_ns:
+            self._skipped += self._pending is not None
+            self._pending = Trigger(t_end_ns, message.stamps.get("read"), message.stamps.get("sent"), received_ns)
 
     def trigger(self, now_ns: int) -> Trigger | None:
-        trigger = self._schedule.due(now_ns)
+        trigger = self._pending
         if trigger is not None:
-            self._heard.clear()
-            self._has_news = True
+            if trigger.t_end_ns - self._last_ns < self._interval_ns:
+                self._pending = None
+                self._skipped += 1
+                return None
+        elif self._leader(now_ns) is None and now_ns - self._last_made_ns >= self._hop_ns:
+            trigger = Trigger(max(now_ns, self._last_ns + 1))
+        if trigger is None:
+            return None
+        self._step_ns = trigger.t_end_ns - self._last_ns
+        self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
+        self._heard.clear()
+        self._has_news = True
         return None if self.has_all else trigger
 
     def expected(self) -> Expected | None:
-        next_ns = self._schedule.next_ns() if self._has_news else None
+        """As `Mode.expected`; the instant is extrapolated from the last two."""
+        is_known = self._has_news and self._pending is None and 0 < self._step_ns <= self._max_age_ns
         self._has_news = False
-        return None if next_ns is None else Expected(next_ns, self._heard)
+        return Expected(self._last_ns + self._step_ns, self._heard) if is_known else None
 
     def wake_ns(self) -> int:
-        return self._schedule.wake_ns()
+        if self._pending is not None:
+            return 0
+        leaders = [m for m in self._led_ns if not self._paces[m].is_slower(self._max_age_ns)]
+        led_ns = max((self._led_ns[modality] for modality in leaders), default=_NEVER_NS)
+        return max(led_ns + self._max_age_ns + 1, self._last_made_ns + self._hop_ns)
 
     @property
     def dropped(self) -> dict[str, int]:
-        return {"superseded": self._schedule.skipped}
+        return {"superseded": self._skipped}
 
     def lose(self, modality: str) -> None:
-        self._schedule.lose(modality)
+        """As `Mode.lose`; another one leads at once."""
+        self._led_ns.pop(modality, None)
+
+    def _leader(self, now_ns: int) -> str | None:
+        for modality in LEADERS:
+            is_heard = now_ns - self._led_ns.get(modality, _NEVER_NS) <= self._max_age_ns
+            if is_heard and not self._paces[modality].is_slower(self._max_age_ns):
+                return modality
+        return None
 
 
 def _latency_ms(trigger: Trigger, began_ns: int, done_ns: int, *, captured: bool) -> dict[str, float]:

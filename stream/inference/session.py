@@ -34,8 +34,7 @@ from mien.stream.bus.wire import (
 )
 from mien.stream.inference.about import person_tag, published_config, versions, with_person
 from mien.stream.inference.faults import Refusals
-from mien.stream.inference.prediction import Asked, Mode, Seen
-from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.prediction import Asked, Mode, Seen, Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.processes.control import Control, Order
 

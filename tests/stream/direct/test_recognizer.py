@@ -19,7 +19,7 @@ from mien import Frame, InputError, Prediction, Recognizer, Sound
 from mien.clock import NS_PER_S
 from mien.install import SAMPLE
 from mien.messages import FeatureWindow
-from mien.stream.inference.schedule import Trigger
+from mien.stream.inference.prediction import Trigger
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from mien.stream.sources.source import SAMPLE_RATE, Chunk

@@ -11,14 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS
-from mien.messages import Cue, FeatureWindow, spans_of
+from mien.config import load_config
+from mien.engines.rings import Windows
+from mien.messages import WORKERS, Cue, FeatureWindow, spans_of
+from mien.stream.inference.faults import Refusals
 from mien.stream.inference.playback import CompleteSchedule, CueSchedule
-from mien.stream.inference.schedule import LiveSchedule
-from tests.stream.inference.test_assembler import at, frame, sound, speech
+from mien.stream.inference.prediction import Live
+from tests.stream.inference.test_assembler import SPECS, at, frame, sound, speech
 
 
-def live() -> LiveSchedule:
-    return LiveSchedule(max_hz=30, hop_ms=50, max_age_ms=500)
+def live() -> Live:
+    settings = {"inference.max_hz": 30, "inference.hop_ms": 50, "inference.max_age_ms": 500}
+    return Live(load_config(None, settings), tuple(WORKERS), {}, SPECS, Windows(SPECS), 1, Refusals())
 
 
 def ms(t_ns: int) -> int:
@@ -26,82 +30,82 @@ def ms(t_ns: int) -> int:
 
 
 def test_every_video_row_is_due_once() -> None:
-    schedule = live()
-    schedule.hear(frame(0, 0), at(10))
-    trigger = schedule.due(at(11))
+    mode = live()
+    mode.take(frame(0, 0), at(10))
+    trigger = mode.due(at(11))
     assert trigger is not None
     assert trigger.t_end_ns == at(0)
     assert trigger.received_ns == at(10)
-    assert schedule.due(at(12)) is None
+    assert mode.due(at(12)) is None
 
 
 def test_next_instant_is_extrapolated() -> None:
-    schedule = live()
+    mode = live()
     expected = []
     for seq, t_ms in enumerate((0, 40, 80, 700, 740)):
-        schedule.hear(frame(seq, t_ms), at(t_ms + 5))
-        assert schedule.next_ns() is None  # one is due
-        assert schedule.due(at(t_ms + 6)) is not None
-        next_ns = schedule.next_ns()
-        expected.append(None if next_ns is None else ms(next_ns))
+        mode.take(frame(seq, t_ms), at(t_ms + 5))
+        assert mode.expected() is None  # one is due
+        assert mode.due(at(t_ms + 6)) is not None
+        coming = mode.expected()
+        expected.append(None if coming is None else ms(coming.t_end_ns))
     assert expected == [None, 80, 120, None, 780]  # nothing is expected after a gap
 
 
 def test_newest_waiting_row_is_due_and_others_are_counted() -> None:
-    schedule = live()
+    mode = live()
     for seq in range(4):
-        schedule.hear(frame(seq, seq * 33), at(seq * 33 + 5))
-    trigger = schedule.due(at(110))
+        mode.take(frame(seq, seq * 33), at(seq * 33 + 5))
+    trigger = mode.due(at(110))
     assert trigger is not None
     assert ms(trigger.t_end_ns) == 99
-    assert schedule.skipped == 3
+    assert mode.dropped == {"superseded": 3}
 
 
 def test_max_hz_limits_60_hz_but_not_jittery_30_hz() -> None:
     fast, jittery = live(), live()
     made_fast = made_jittery = 0
     for seq in range(120):
-        fast.hear(frame(seq, seq * 16.67), at(seq * 16.67))
+        fast.take(frame(seq, seq * 16.67), at(seq * 16.67))
         made_fast += fast.due(at(seq * 16.67 + 1)) is not None
     for seq in range(60):
         t_ms = seq * 33.3 + (2 if seq % 2 else -2)
-        jittery.hear(frame(seq, t_ms), at(t_ms))
+        jittery.take(frame(seq, t_ms), at(t_ms))
         made_jittery += jittery.due(at(t_ms + 1)) is not None
     assert made_fast == 60
     assert made_jittery == 60
 
 
 def test_sound_leads_while_there_is_no_picture() -> None:
-    schedule = live()
-    schedule.hear(frame(0, 0), at(5))
-    assert schedule.due(at(5)) is not None
-    schedule.hear(sound(0, 100), at(105))
-    assert schedule.due(at(105)) is None, "vision leads for half a second after its last row"
-    schedule.hear(sound(1, 600), at(605))
-    trigger = schedule.due(at(606))
+    mode = live()
+    mode.take(frame(0, 0), at(5))
+    assert mode.due(at(5)) is not None
+    mode.take(sound(0, 100), at(105))
+    assert mode.due(at(105)) is None, "vision leads for half a second after its last row"
+    mode.take(sound(1, 600), at(605))
+    trigger = mode.due(at(606))
     assert trigger is not None
     assert ms(trigger.t_end_ns) == 600
-    schedule.hear(frame(1, 650), at(655))
-    assert schedule.due(at(656)) is not None
-    schedule.hear(sound(2, 700), at(705))
-    assert schedule.due(at(706)) is None
+    mode.take(frame(1, 650), at(655))
+    assert mode.due(at(656)) is not None
+    mode.take(sound(2, 700), at(705))
+    assert mode.due(at(706)) is None
 
 
 def test_timer_continues_without_input() -> None:
-    schedule = live()
-    assert schedule.due(at(1000)) is not None
-    assert schedule.due(at(1049)) is None
-    trigger = schedule.due(at(1050))
+    mode = live()
+    assert mode.due(at(1000)) is not None
+    assert mode.due(at(1049)) is None
+    trigger = mode.due(at(1050))
     assert trigger is not None
     assert trigger.read_ns is None
 
 
 def test_instants_never_go_back() -> None:
-    schedule = live()
-    schedule.hear(frame(0, 500), at(505))
-    assert schedule.due(at(506)) is not None
-    schedule.hear(frame(1, 300), at(507))
-    assert schedule.due(at(508)) is None
+    mode = live()
+    mode.take(frame(0, 500), at(505))
+    assert mode.due(at(506)) is not None
+    mode.take(frame(1, 300), at(507))
+    assert mode.due(at(508)) is None
 
 
 def test_complete_mode_waits_for_every_worker_that_has_not_ended() -> None:
@@ -163,10 +167,10 @@ def test_complete_last_instant_has_tentative_words(committed_before: bool) -> No
 
 
 def test_triggers_carry_the_stamps_of_their_message() -> None:
-    schedule = live()
+    mode = live()
     stamped = msgspec.structs.replace(frame(0, 0), stamps={"read": at(1), "sent": at(9)})
-    schedule.hear(stamped, at(10))
-    trigger = schedule.due(at(11))
+    mode.take(stamped, at(10))
+    trigger = mode.due(at(11))
     assert trigger is not None
     assert (trigger.read_ns, trigger.sent_ns) == (at(1), at(9))
 
@@ -252,11 +256,11 @@ def test_complete_sound_leads_until_the_picture_begins() -> None:
 def test_a_camera_of_one_frame_a_second_does_not_lead() -> None:
     instants = [instant for instant, _ in in_full(list(range(0, 12_000, 1000)), 12_000)]
     assert set(range(5000, 12_000, 40)) <= set(instants), "the sound leads all the time"
-    schedule = live()
+    mode = live()
     made = 0
     for t_ms in range(0, 12_000, 40):
         if t_ms % 1000 == 0:
-            schedule.hear(frame(t_ms // 1000, t_ms), at(t_ms + 5))
-        schedule.hear(sound(t_ms // 40, t_ms), at(t_ms + 5))
-        made += t_ms > 5000 and schedule.due(at(t_ms + 6)) is not None
+            mode.take(frame(t_ms // 1000, t_ms), at(t_ms + 5))
+        mode.take(sound(t_ms // 40, t_ms), at(t_ms + 5))
+        made += t_ms > 5000 and mode.due(at(t_ms + 6)) is not None
     assert made >= 170
