@@ -61,7 +61,7 @@ class Feed:
         self._subscriber = Subscriber(endpoint, session=session, keys=keys)
         self._interval_ns = round(NS_PER_S / rate_hz) if rate_hz else 0
         self._due_ns: dict[str, int] = {}
-        self._told: dict[str, tuple[str, str | None]] = {}
+        self._sent_states: dict[str, tuple[str, str | None]] = {}
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Events, oldest first; empty if none arrived within `timeout_s`."""
@@ -70,8 +70,8 @@ class Feed:
         events: list[Event] = []
         for status in self._subscriber.statuses.values():
             state = status.state, status.last_error
-            if self._told.get(status.worker) != state:
-                self._told[status.worker] = state
+            if self._sent_states.get(status.worker) != state:
+                self._sent_states[status.worker] = state
                 events.append(status)
         for prediction in predictions:
             if self._is_due(prediction):

@@ -66,8 +66,8 @@ class Filter(msgspec.Struct, frozen=True):
 class Client:
     """A connection's bounded queue."""
 
-    def __init__(self, wanted: Filter, counts: Counts) -> None:
-        self._wanted = wanted
+    def __init__(self, selection: Filter, counts: Counts) -> None:
+        self._selection = selection
         self._counts = counts
         self._events: deque[Event] = deque()
         self._more = asyncio.Event()
@@ -75,14 +75,14 @@ class Client:
 
     def offer(self, event: Event) -> None:
         """Queue an event if it passes the filter."""
-        wanted = self._wanted
-        if wanted.session and event.session != wanted.session:
+        selection = self._selection
+        if selection.session and event.session != selection.session:
             return
-        if wanted.rate_hz and isinstance(event, Prediction):
+        if selection.rate_hz and isinstance(event, Prediction):
             now_s = time.monotonic()
             if now_s < self._due_s:
                 return
-            self._due_s = max(self._due_s, now_s - 1 / wanted.rate_hz) + 1 / wanted.rate_hz
+            self._due_s = max(self._due_s, now_s - 1 / selection.rate_hz) + 1 / selection.rate_hz
         if len(self._events) >= _QUEUE:
             self._events.popleft()
             self._counts.dropped += 1
@@ -99,8 +99,8 @@ class Client:
         if not isinstance(event, Prediction):
             return "status", _encode({"type": "status", **msgspec.structs.asdict(event)})
         values = (
-            {name: getattr(event, name) for name in self._wanted.fields}
-            if self._wanted.fields
+            {name: getattr(event, name) for name in self._selection.fields}
+            if self._selection.fields
             else {**msgspec.structs.asdict(event), "top_emotion": event.top_emotion}
         )
         return "prediction", _encode({"type": "prediction", **values})

@@ -53,34 +53,34 @@ class Calibrating:
         """
         if not self._choosing.allowed:
             raise BusError("the page is served beyond this machine; dashboard.control = true lets it measure people")
-        said: dict[str, Any] = {}
+        reply: dict[str, Any] = {}
         if order.act in ("begin", "keep"):
             self._check_here(order.workers, order.name)
         if order.act == "begin":
             baseline.check_name(order.name)
             self._begin(order.workers)
-            said = {"seconds": SECONDS, "sentence": SENTENCE if "audio" in order.workers else ""}
+            reply = {"seconds": SECONDS, "sentence": SENTENCE if "audio" in order.workers else ""}
         elif order.act == "keep":
             found = self._take(order.workers)
-            said = {"path": str(baseline.keep(order.name, found.get("video"), found.get("audio")))}
+            reply = {"path": str(baseline.keep(order.name, found.get("video"), found.get("audio")))}
         elif order.act == "delete":
             baseline.forget(order.name)
-        return said | {"people": self._people()}
+        return reply | {"people": self._people()}
 
     def _people(self) -> list[dict[str, Any]]:
         with self._collector.lock:
             about = self._collector.about
         extractors = {spec.name: spec.extractor for spec in about.modalities} if about is not None else {}
-        told: list[dict[str, Any]] = []
+        summaries: list[dict[str, Any]] = []
         for name in baseline.people():
             try:
                 person = Person.load(name)
-                told.append(person.summary(extractors.get("vision", ""), extractors.get("audio", "")))
+                summaries.append(person.summary(extractors.get("vision", ""), extractors.get("audio", "")))
                 if not extractors:
-                    told[-1]["state"] = ""  # no session to compare with
+                    summaries[-1]["state"] = ""  # no session to compare with
             except ConfigError as error:
-                told.append({"name": name, "made": "", "face": None, "voice": None, "state": str(error)})
-        return told
+                summaries.append({"name": name, "made": "", "face": None, "voice": None, "state": str(error)})
+        return summaries
 
     def _check_here(self, workers: tuple[str, ...], name: str) -> None:
         """Check before instructing any worker: a rest is stored where rows are compared, on the capturing machine."""

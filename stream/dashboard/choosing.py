@@ -16,7 +16,7 @@ _OFFER_S = 10.0  # listing devices takes a moment
 _ALIVE_S = 3.0  # workers send a status once a second
 
 
-class Wish(msgspec.Struct, frozen=True):
+class ChoiceRequest(msgspec.Struct, frozen=True):
     """The page's request: the id of a source, or a face; `worker` alone: list the options."""
 
     worker: Literal["video", "audio"]
@@ -54,7 +54,7 @@ class Choosing:
         names = ("video", "audio", "text")
         return [name for name in names if self._collector.status_age_s(name) < _ALIVE_S]
 
-    def carry_out(self, wish: Wish) -> dict[str, Any]:
+    def carry_out(self, request: ChoiceRequest) -> dict[str, Any]:
         """Carry out the page's request, and return the new state. Takes as long as opening a device.
 
         Raises:
@@ -65,13 +65,13 @@ class Choosing:
         with self._collector.lock:
             workers = self.workers
         # Speech recognition has a source of its own.
-        followers = ["text"] if wish.worker == "audio" and wish.source is not None and "text" in workers else []
+        followers = ["text"] if request.worker == "audio" and request.source is not None and "text" in workers else []
         offer = None
-        for worker in (wish.worker, *followers):
+        for worker in (request.worker, *followers):
             with self.chooser(worker) as chooser:
                 found = chooser.offer(_OFFER_S)
-                if wish.chooses:
-                    found = chooser.choose(found, source=wish.source, face=wish.face)
+                if request.chooses:
+                    found = chooser.choose(found, source=request.source, face=request.face)
                 offer = offer or found
         answer: dict[str, Any] = msgspec.to_builtins(offer)
         return answer

@@ -228,23 +228,23 @@ class Collector:
     def _update_subscriptions(self) -> None:
         """Subscribe to pictures while a browser wants them, to landmarks while one watches without, else to neither."""
         now_s = time.monotonic()
-        wishes = [picture for at_s, picture in self._watchers.values() if now_s - at_s < _WATCH_S]
+        with_picture = [picture for at_s, picture in self._watchers.values() if now_s - at_s < _WATCH_S]
         session = self._wanted_session or (self.prediction.session if self.prediction else None)
         if session is None and "video" in self.statuses:
             session = self.statuses["video"].session
-        wanted: tuple[bytes, ...] = ()
-        if wishes and session is not None:
-            kind = "picture" if self._pictures and any(wishes) else "mesh"
-            wanted = (topic("preview", session, kind), topic("preview", session, "edges"))
+        prefixes: tuple[bytes, ...] = ()
+        if with_picture and session is not None:
+            kind = "picture" if self._pictures and any(with_picture) else "mesh"
+            prefixes = (topic("preview", session, kind), topic("preview", session, "edges"))
         for prefix in self._subscribed:
-            if prefix not in wanted:
+            if prefix not in prefixes:
                 self._video.socket.unsubscribe(prefix)
-        for prefix in wanted:
+        for prefix in prefixes:
             if prefix not in self._subscribed:
                 self._video.socket.subscribe(prefix)
-        if self._subscribed and not wanted:
+        if self._subscribed and not prefixes:
             self.preview = None  # the next viewer would take it for current
-        self._subscribed = wanted
+        self._subscribed = prefixes
 
 
 def _percentiles(values_ms: deque[float]) -> list[float] | None:

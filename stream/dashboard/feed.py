@@ -85,7 +85,7 @@ def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int)
     row = max(question.row, history.first_row) if known else history.first_row
     sound = max(question.sound, history.first_sound) if known else history.first_sound
     silent_s = collector.silent_s
-    told: dict[str, Any] = {
+    message: dict[str, Any] = {
         "era": history.era,
         "rows": list(itertools.islice(history.rows, row - history.first_row, None)),
         "row": history.first_row + len(history.rows),
@@ -109,19 +109,19 @@ def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int)
         "note": _note(question, collector),
     }
     if not known or question.words != history.words_version:
-        told["transcript"] = {
-            "said": [row_of_word(said.word, said.sentiment) for said in history.words],
+        message["transcript"] = {
+            "said": [row_of_word(each.word, each.sentiment) for each in history.words],
             "tentative": [row_of_word(word) for word in history.tentative],
         }
     if not question.edges and collector.edges:
-        told["edges"] = collector.edges
+        message["edges"] = collector.edges
     preview = _picture(question, collector)
     blob = b""
     if preview is None:
-        told["blank"] = True
+        message["blank"] = True
     elif preview.t_ns // 1000 != question.drawn:
         jpeg = preview.jpeg if question.picture else b""
-        told["picture"] = {
+        message["picture"] = {
             "t_us": preview.t_ns // 1000,  # nanoseconds exceed JavaScript's exact integers
             "seq": preview.seq,
             "width": preview.width,
@@ -131,7 +131,7 @@ def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int)
             "chosen": preview.chosen,
         }
         blob = np.ascontiguousarray(preview.landmarks, "<f4").tobytes() + jpeg
-    text = _encode(told)
+    text = _encode(message)
     return struct.pack("<I", len(text)) + text + blob
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import EMOTIONS, Prediction, Word
 from mien.stream.bus.preview import Preview
-from mien.stream.recording.phrases import SaidWord, SaidWords
+from mien.stream.recording.phrases import PhraseWord, PhraseWords
 
 MODALITIES = ("vision", "audio", "text")
 ROW_NS = 95 * NS_PER_MS  # one row per tenth of a second, whatever the rate of predictions
@@ -39,10 +39,10 @@ class History:
         self.rows: deque[Row] = deque()
         self.sound: deque[SoundRow] = deque()
         self.first_row = self.first_sound = 0
-        self.words: deque[SaidWord] = deque(maxlen=_WORDS)
+        self.words: deque[PhraseWord] = deque(maxlen=_WORDS)
         self.tentative: list[Word] = []
         self.words_version = 0
-        self._said = SaidWords()
+        self._phrases = PhraseWords()
         self._pictures: deque[Preview] = deque()
         self._newest_ns = 0
         self._newest_sound_ns = 0
@@ -95,18 +95,18 @@ class History:
         self.rows.clear()
         self.sound.clear()
         self.words.clear()
-        self._said = SaidWords()
+        self._phrases = PhraseWords()
         self.tentative = []
         self.words_version += 1
         self._pictures.clear()
         self._newest_ns = self._newest_sound_ns = 0
 
     def _add_words(self, prediction: Prediction) -> None:
-        heard, changed = self._said.hear(prediction)
-        self.words.extend(heard)
+        new, changed = self._phrases.add(prediction)
+        self.words.extend(new)
         tentative = [word for word in prediction.words if not word.committed]
         shown = [(word.text, word.uncertain) for word in self.tentative]
-        if heard or changed or [(word.text, word.uncertain) for word in tentative] != shown:
+        if new or changed or [(word.text, word.uncertain) for word in tentative] != shown:
             self.tentative = tentative
             self.words_version += 1
 
@@ -124,9 +124,9 @@ def row_of(prediction: Prediction) -> Row:
 
 def row_of_word(word: Word, sentiment: float | None = None) -> list[str | float | int | bool | None]:
     """A word for the page: text, begin, end, committed, the sentiment of its phrase, uncertain."""
-    said = None if word.uncertain else _rounded(sentiment, 2)
+    shown = None if word.uncertain else _rounded(sentiment, 2)
     begin_ms, end_ms = word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS
-    return [word.text.strip(), begin_ms, end_ms, word.committed, said, word.uncertain]
+    return [word.text.strip(), begin_ms, end_ms, word.committed, shown, word.uncertain]
 
 
 def _time(row: Row) -> int:

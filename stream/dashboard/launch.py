@@ -46,13 +46,13 @@ def bus_config(endpoint: str, keys: str = "") -> BusConfig:
     return BusConfig(host=host, port=port, keys=keys)
 
 
-def look(
+def show_dashboard(
     config: Config,
     session: str | None,
     *,
     window: bool,
     browser: bool,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     replayed: Path | None = None,
 ) -> None:
     """Show a running mien until Ctrl-C.
@@ -60,7 +60,7 @@ def look(
     Args:
         window: use a window instead of a page.
         browser: open the page if there is a browser.
-        say: prints a line for the user.
+        report: prints a line for the user.
         replayed: the recording being replayed, if labels should go to it.
 
     Raises:
@@ -72,21 +72,21 @@ def look(
     if window:
         from mien.stream.dashboard.window import show_window
 
-        say("the window shows " + config.bus.address() + "; Ctrl-C or Esc ends")
+        report("the window shows " + config.bus.address() + "; Ctrl-C or Esc ends")
         show_window(config, session, stopping.is_set)
         return
 
     def ready(url: str) -> None:
-        say(f"dashboard at {url}   (looking at {config.bus.address()}; Ctrl-C ends)")
+        report(f"dashboard at {url}   (looking at {config.bus.address()}; Ctrl-C ends)")
         if "token=" in url:
-            say(qr_code(url))
+            report(qr_code(url))
         if browser:
             open_browser(url)
 
     _serve(config, session, stopping.is_set, ready, replayed)
 
 
-def look_supervised(*, window: bool) -> None:
+def show_supervised(*, window: bool) -> None:
     """The same, supervised: a pipe says what to show and when to end."""
 
     def body(control: Control) -> None:

@@ -17,7 +17,7 @@ from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.dashboard.calibrating import PeopleOrder
-from mien.stream.dashboard.choosing import Wish
+from mien.stream.dashboard.choosing import ChoiceRequest
 from mien.stream.dashboard.recordings import Label
 from mien.stream.dashboard.session_view import SessionView, SessionViews
 from mien.stream.processes.priority import give_way
@@ -55,10 +55,10 @@ def _own_address(host: str) -> str:
     """The address at which others reach what listens at `host`: for all addresses, that of the default route."""
     if host not in ("0.0.0.0", "::"):
         return host
-    family, elsewhere = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    family, outside = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))  # resolves the route; nothing is sent
+            probe.connect((outside, 9))  # resolves the route; nothing is sent
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
@@ -86,8 +86,8 @@ def take_place(address: str, port: int, token: str, advice: str) -> Place:
         raise BusError(
             f"cannot listen on {host}:{port} ({(error.strerror or str(error)).lower()}); {advice}"
         ) from error
-    asked = "" if is_loopback(host) else token or secrets.token_urlsafe(18)
-    return Place(listener, host, listener.getsockname()[1], asked)
+    token_asked = "" if is_loopback(host) else token or secrets.token_urlsafe(18)
+    return Place(listener, host, listener.getsockname()[1], token_asked)
 
 
 def serve(
@@ -131,8 +131,8 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
     app.add_middleware(Guard, port=place.port, token=place.token)
     app.mount("/assets", StaticFiles(directory=ASSETS))
 
-    def view_of(asks: Request | WebSocket) -> SessionView:
-        return views.of(asks.query_params.get("session"))
+    def view_of(connection: Request | WebSocket) -> SessionView:
+        return views.of(connection.query_params.get("session"))
 
     async def feed(socket: WebSocket) -> None:
         try:
@@ -143,10 +143,10 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
         await serve_feed(socket, view, views, round(config.minutes * 60_000))
 
     async def all_sessions(_: Request) -> Response:
-        heard = views.sessions
+        sessions = views.sessions
         found = {
-            "endpoint": heard.endpoint if heard is not None else "",
-            "sessions": heard.rows() if heard is not None else [],
+            "endpoint": sessions.endpoint if sessions is not None else "",
+            "sessions": sessions.rows() if sessions is not None else [],
         }
         return Response(
             msgspec.json.encode(found), media_type="application/json", headers={"Cache-Control": "no-store"}
@@ -164,7 +164,7 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
                 given = msgspec.json.decode(await request.body(), type=kind)
                 return JSONResponse(await asyncio.to_thread(carry_out, view_of(request), given))
             except (MienError, msgspec.MsgspecError) as error:
-                if isinstance(given, Wish) and not given.chooses:
+                if isinstance(given, ChoiceRequest) and not given.chooses:
                     status = 200  # a temporarily missing worker is a valid answer to which options there are
                 return JSONResponse({"error": str(error)}, status_code=status)
 
@@ -175,8 +175,8 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
     app.router.add_route("/sessions.json", all_sessions, methods=["GET"])
     for path, kind, carry_out in (
         ("/record", RecordOrder, _record),
-        ("/choices", Wish, lambda view, wish: view.choosing.carry_out(wish)),
-        ("/people", PeopleOrder, lambda view, wanted: view.calibrating.carry_out(wanted)),
+        ("/choices", ChoiceRequest, lambda view, request: view.choosing.carry_out(request)),
+        ("/people", PeopleOrder, lambda view, request: view.calibrating.carry_out(request)),
         ("/labels", Label | None, _label),
     ):
         app.router.add_route(path, order(kind, carry_out), methods=["POST"])
@@ -233,12 +233,12 @@ async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], 
     # Ctrl-C is handled by the parent process.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     serving = asyncio.create_task(server.serve(sockets=[place.socket]))
-    told = False
+    announced = False
     while not serving.done():
         if is_stopping():
             server.should_exit = True
-        if server.started and not told:
-            told = True
+        if server.started and not announced:
+            announced = True
             ready(place.url)
         await asyncio.wait({serving}, timeout=_POLL_S)
     await serving

@@ -55,11 +55,11 @@ class SessionRow(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class _Heard:
+class _State:
     statuses: dict[str, tuple[float, Status]] = field(default_factory=dict)
     prediction: Prediction | None = None
     predicted_s: float = -math.inf
-    heard_s: float = 0.0
+    received_s: float = 0.0
 
 
 class Sessions:
@@ -76,8 +76,8 @@ class Sessions:
         self.endpoint = bus.address()
         self._receiver = Receiver(bus.address(), (b"status/",), _QUEUED, bus.keys)
         self._part = part_topic(None, _SHOWN, _RATE_HZ)
-        self._heard: dict[str, _Heard] = {}
-        self._asked_s = -math.inf
+        self._states: dict[str, _State] = {}
+        self._viewed_s = -math.inf
         self._lock = threading.Lock()
         self._crowded, self._count = crowded, 0
         self._stopping = threading.Event()
@@ -100,11 +100,11 @@ class Sessions:
     def rows(self) -> list[SessionRow]:
         """All of them, by name. Subscribes to predictions, for as long as it is called regularly."""
         with self._lock:
-            self._asked_s = now_s = time.monotonic()
-            return [_row(name, heard, now_s) for name, heard in sorted(self._heard.items())]
+            self._viewed_s = now_s = time.monotonic()
+            return [_row(name, known, now_s) for name, known in sorted(self._states.items())]
 
     def _run(self) -> None:
-        asks, looked_s = False, 0.0
+        subscribed, looked_s = False, 0.0
         try:
             while not self._stopping.is_set():
                 self._receiver.socket.poll(50)
@@ -112,69 +112,69 @@ class Sessions:
                 with self._lock:
                     for frames in self._receiver.drain(_QUEUED):
                         self._take(frames, now_s)
-                    wanted = now_s - self._asked_s < _WATCHED_S
+                    viewed = now_s - self._viewed_s < _WATCHED_S
                     if now_s - looked_s > 0.5:
                         looked_s = now_s
                         self._look(now_s)
-                if wanted != asks:
-                    asks = wanted
-                    (self._receiver.socket.subscribe if wanted else self._receiver.socket.unsubscribe)(self._part)
+                if viewed != subscribed:
+                    subscribed = viewed
+                    (self._receiver.socket.subscribe if viewed else self._receiver.socket.unsubscribe)(self._part)
         finally:
             self._receiver.close()
 
     def _take(self, frames: list[bytes], now_s: float) -> None:
         try:
-            said = decode_status(frames) if frames[0].startswith(b"status/") else decode_part(frames)
+            message = decode_status(frames) if frames[0].startswith(b"status/") else decode_part(frames)
         except WireError:
             return
-        heard = self._heard.get(said.session)
-        if heard is None:
-            if len(self._heard) >= _MOST:
+        known = self._states.get(message.session)
+        if known is None:
+            if len(self._states) >= _MOST:
                 return
-            heard = self._heard[said.session] = _Heard()
-        heard.heard_s = now_s
-        if isinstance(said, Status):
-            heard.statuses[said.worker] = now_s, said
+            known = self._states[message.session] = _State()
+        known.received_s = now_s
+        if isinstance(message, Status):
+            known.statuses[message.worker] = now_s, message
         else:
-            heard.prediction, heard.predicted_s = said, now_s
+            known.prediction, known.predicted_s = message, now_s
 
     def _look(self, now_s: float) -> None:
-        for name in [name for name, heard in self._heard.items() if now_s - heard.heard_s > _FORGOTTEN_S]:
-            del self._heard[name]
-        before, self._count = self._count, sum(_speaks(heard, now_s) for heard in self._heard.values())
+        for name in [name for name, known in self._states.items() if now_s - known.received_s > _FORGOTTEN_S]:
+            del self._states[name]
+        before, self._count = self._count, sum(_speaks(known, now_s) for known in self._states.values())
         if (before > 1) != (self._count > 1):
             self._crowded(self._count > 1)
 
 
-def _speaks(heard: _Heard, now_s: float) -> bool:
-    at_s, status = heard.statuses.get("inference", (-math.inf, None))
+def _speaks(known: _State, now_s: float) -> bool:
+    at_s, status = known.statuses.get("inference", (-math.inf, None))
     return status is not None and status.state in _SPEAKING and now_s - at_s < _SILENT_S
 
 
-def _row(name: str, heard: _Heard, now_s: float) -> SessionRow:
-    at_s, inference = heard.statuses.get("inference", (-math.inf, None))
+def _row(name: str, known: _State, now_s: float) -> SessionRow:
+    at_s, inference = known.statuses.get("inference", (-math.inf, None))
     if inference is None:
         return SessionRow(name, "silent", None, None, None, 0.0, None, None, "nothing predicts it")
     state, notes = str(inference.state), [inference.last_error or ""]
-    speaks = _speaks(heard, now_s)
+    speaks = _speaks(known, now_s)
     if speaks:
-        others = [status for worker, (_, status) in sorted(heard.statuses.items()) if worker != "inference"]
-        amiss = [status for status in others if status.state in ("degraded", "failed")]
-        state = "degraded" if amiss else state
-        notes += [f"{status.worker}: {status.last_error or status.state}" for status in amiss]
+        others = [status for worker, (_, status) in sorted(known.statuses.items()) if worker != "inference"]
+        failing = [status for status in others if status.state in ("degraded", "failed")]
+        state = "degraded" if failing else state
+        notes += [f"{status.worker}: {status.last_error or status.state}" for status in failing]
     elif inference.state in _SPEAKING:
         state = "silent"
         notes.append(f"silent for {now_s - at_s:.0f} s")
-    said = heard.prediction if speaks and now_s - heard.predicted_s < max(_FRESH_S, STALE_S) else None
-    if said is not None and said.abstains:
-        notes.append(said.abstains)
+    message = known.prediction if speaks and now_s - known.predicted_s < max(_FRESH_S, STALE_S) else None
+    if message is not None and message.abstains:
+        notes.append(message.abstains)
     detail = inference.detail
     return SessionRow(
         name,
         state,
-        _rounded(said.sentiment_smooth if said is not None else None),
-        said.top_emotion if said is not None else None,
-        _rounded(said.confidence if said is not None else None),
+        _rounded(message.sentiment_smooth if message is not None else None),
+        message.top_emotion if message is not None else None,
+        _rounded(message.confidence if message is not None else None),
         round(inference.fps, 1) if speaks else 0.0,
         _rounded(detail.get("latency_p50_ms") if speaks else None),
         _rounded(detail.get("latency_p99_ms") if speaks else None),

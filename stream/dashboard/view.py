@@ -70,7 +70,7 @@ def shared(collector: Collector) -> dict[str, bool]:
     }
 
 
-def picture_note(collector: Collector, wanted: bool) -> str:
+def picture_note(collector: Collector, requested: bool) -> str:
     """An explanation of the picture's state; empty if none is needed."""
     video = collector.statuses.get("video")
     elsewhere = "the picture stays on the machine of its camera" if collector.is_elsewhere else ""
@@ -82,7 +82,7 @@ def picture_note(collector: Collector, wanted: bool) -> str:
     if preview is None or collector.preview_age_s() > PICTURE_S:
         switched_off = _config(collector, "video").get("preview") == "none"
         return elsewhere or ("previews are switched off" if switched_off else "waiting for the picture")
-    if wanted and not preview.jpeg:
+    if requested and not preview.jpeg:
         return "the picture is switched off"
     return "" if len(preview.landmarks) else "no face in view"
 
@@ -90,23 +90,23 @@ def picture_note(collector: Collector, wanted: bool) -> str:
 def facts(collector: Collector) -> dict[str, Any]:
     """Figures of each modality's process and the model's, at most a quarter of a second old, shared by browsers."""
     now_s = time.monotonic()
-    made_s, told = _FACTS.get(collector, (-math.inf, {}))
+    made_s, figures = _FACTS.get(collector, (-math.inf, {}))
     if now_s - made_s > FACTS_S:
-        told = _facts(collector)
-        _FACTS[collector] = now_s, told
-    return told
+        figures = _facts(collector)
+        _FACTS[collector] = now_s, figures
+    return figures
 
 
 def _facts(collector: Collector) -> dict[str, Any]:
     prediction = collector.prediction
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for modality in MODALITIES:
         worker = WORKER_OF[modality]
         status = collector.statuses.get(worker)
         silent = status is not None and collector.status_age_s(worker) > SILENT_S
         age = prediction.age_ms.get(modality) if prediction is not None else None
         absent = prediction.absent.get(modality) if prediction is not None else None
-        told[modality] = {
+        figures[modality] = {
             "state": _state(collector, worker),
             "bad": silent or (status is not None and status.state in ("degraded", "failed")),
             "age_ms": None if age is None or absent else round(age),
@@ -117,7 +117,7 @@ def _facts(collector: Collector) -> dict[str, Any]:
         }
     checkpoint, _, engine = (prediction.model if prediction is not None else "").partition("/")
     inference = collector.statuses.get("inference")
-    told["model"] = {
+    figures["model"] = {
         "state": _state(collector, "inference"),
         "bad": collector.is_stale,
         "per_second": collector.per_second,
@@ -128,7 +128,7 @@ def _facts(collector: Collector) -> dict[str, Any]:
         "engine": engine,
         "note": _session_note(collector),
     }
-    return told
+    return figures
 
 
 def _session_note(collector: Collector) -> str:

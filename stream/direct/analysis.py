@@ -98,15 +98,15 @@ def analyze(
     options = {"asr": asr, "language": language, "checkpoint": checkpoint, "engine": engine, "person": person}
     if isinstance(source, np.ndarray):
         name, predictions = _of_array(source, rate, fps, {**options, "config": config})
-        return Analysis(name, tuple(_told(predictions, progress)))
+        return Analysis(name, tuple(_observed(predictions, progress)))
     if not isinstance(source, str | Path):
         raise InputError(f"analyze takes a file's path or a NumPy array, not {type(source).__name__}")
     path = Path(source).expanduser()
     if path.suffix.lower() in PICTURES:
         predictions = _of_picture(_read_picture(path), {**options, "config": config})
-        return Analysis(path.name, tuple(_told(predictions, progress)))
+        return Analysis(path.name, tuple(_observed(predictions, progress)))
     with analyzing(path, settings_of(config, **options)) as (running, name, notes):
-        return Analysis(name, tuple(_told(running.predictions(), progress)), notes)
+        return Analysis(name, tuple(_observed(running.predictions(), progress)), notes)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def analyzing(
         running.close()
 
 
-def _told(predictions: Iterator[Prediction], progress: Callable[[Prediction], None] | None) -> Iterator[Prediction]:
+def _observed(predictions: Iterator[Prediction], progress: Callable[[Prediction], None] | None) -> Iterator[Prediction]:
     for prediction in predictions:
         if progress is not None:
             progress(prediction)

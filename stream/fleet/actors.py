@@ -62,14 +62,14 @@ class Actors:
             scheduling_strategy=self._at(node.id, soft=False),
         )
         host = node.host if self._guarded else "127.0.0.1"
-        said = msgspec.json.encode(about)
+        synced = msgspec.json.encode(about)
         if kind == "capture":
             handle = made.remote(
-                plan.fleet, host, guarded=self._guarded, recording=plan.recording, gateway=gateway, about=said
+                plan.fleet, host, guarded=self._guarded, recording=plan.recording, gateway=gateway, about=synced
             )
         else:
             base = msgspec.json.encode(plan.base)
-            handle = made.remote(plan.fleet, name, host, base, room, guarded=self._guarded, about=said, spare=spare)
+            handle = made.remote(plan.fleet, name, host, base, room, guarded=self._guarded, about=synced, spare=spare)
         return about, handle
 
     def gateway(self, nodes: list[Node]) -> Any:
@@ -91,7 +91,7 @@ class Actors:
 
     def found(self) -> Iterator[tuple[About, Any, bytes]]:
         """Running members created by a previous directory, and their reports."""
-        asked = {}
+        requests = {}
         for actor in self._ray.util.list_named_actors(all_namespaces=True):
             name = actor["name"]
             if actor["namespace"] != self._namespace or not name.startswith(("capture-", "pool-")):
@@ -99,12 +99,12 @@ class Actors:
             with suppress(ValueError):
                 handle = self._ray.get_actor(name, namespace=self._namespace)
                 order = CaptureOrder(-1) if name.startswith("capture-") else PoolOrder(-1)
-                asked[name] = handle, handle.describe.remote(), handle.sync.remote(msgspec.json.encode(order))
-        until_s = time.monotonic() + _ANSWER_S  # for all together: a lost node has many
-        for handle, described, said in asked.values():
+                requests[name] = handle, handle.describe.remote(), handle.sync.remote(msgspec.json.encode(order))
+        deadline_s = time.monotonic() + _ANSWER_S  # for all together: a lost node has many
+        for handle, described, synced in requests.values():
             try:
-                left_s = max(until_s - time.monotonic(), 0.05)
-                about_bytes, answer = self._ray.get([described, said], timeout=left_s)
+                left_s = max(deadline_s - time.monotonic(), 0.05)
+                about_bytes, answer = self._ray.get([described, synced], timeout=left_s)
                 about = msgspec.json.decode(about_bytes, type=About)
             except Exception:  # whatever is wrong with it, it is unusable
                 with suppress(Exception):

@@ -13,7 +13,7 @@ from mien.config import BusConfig, Config
 from mien.errors import MienError, SourceError
 from mien.stream.bus.ports import free_ports
 from mien.stream.fleet.node import NodeKeys, Ordered
-from mien.stream.fleet.orders import WHOLE, Captured, CaptureOrder, CaptureReport, CaptureTask, renewed
+from mien.stream.fleet.orders import FULL, Captured, CaptureOrder, CaptureReport, CaptureTask, renewed
 from mien.stream.fleet.plan import SYNTHETIC, RecordingPlan
 from mien.stream.fleet.synthetic import SyntheticCapture
 from mien.stream.processes.control import Order
@@ -52,10 +52,10 @@ class CaptureHost(Ordered[CaptureOrder]):
         self._running: dict[str, _Run] = {}
         self._synthetic = SyntheticCapture()
 
-    def _apply(self, wanted: CaptureOrder) -> CaptureReport:
-        if wanted.tasks is not None and wanted.since in (WHOLE, self._version):
-            self._version = wanted.version
-            self._tasks = renewed(self._tasks, wanted, {task.config.session: task for task in wanted.tasks})
+    def _apply(self, order: CaptureOrder) -> CaptureReport:
+        if order.tasks is not None and order.since in (FULL, self._version):
+            self._version = order.version
+            self._tasks = renewed(self._tasks, order, {task.config.session: task for task in order.tasks})
             self._match(self._tasks)
         sessions = {name: run.report() for name, run in self._running.items()} | self._synthetic.report()
         return CaptureReport(self._version, self._keys.public, sessions)
@@ -81,7 +81,7 @@ class CaptureHost(Ordered[CaptureOrder]):
         for name, task in filmed.items():
             if name in self._running:
                 if task.heard:
-                    self._running[name].heard.set()
+                    self._running[name].has_listener.set()
             else:
                 self._running[name] = _Run(task, self._bus(task.port), self._recording, self._gateway)
         self._synthetic.match(made, self._bus(0))
@@ -97,8 +97,8 @@ class _Run:
     def __init__(self, task: CaptureTask, bus: BusConfig, recording: RecordingPlan, gateway: str) -> None:
         self.task = task
         self._bus, self._recording, self._gateway = bus, recording, gateway
-        self._stopping, self.heard = threading.Event(), threading.Event()
-        self._said = Captured(task.incarnation, "starting")
+        self._stopping, self.has_listener = threading.Event(), threading.Event()
+        self._captured = Captured(task.incarnation, "starting")
         self._orders: deque[Order] = deque(maxlen=_MOST_ORDERS)
         self._thread = threading.Thread(target=self._keep_running, name=task.config.session, daemon=True)
         self._thread.start()
@@ -107,7 +107,7 @@ class _Run:
         orders = [self._orders.popleft() for _ in range(len(self._orders))]
         # A supervisor's status once a second: if several are queued, the newest suffices.
         newest = {(order.worker, order.status is None): order for order in orders}
-        return msgspec.structs.replace(self._said, orders=tuple(newest.values()))
+        return msgspec.structs.replace(self._captured, orders=tuple(newest.values()))
 
     def end(self) -> None:
         self._stopping.set()
@@ -124,7 +124,7 @@ class _Run:
                 return
             except (MienError, OSError) as error:
                 failures = 0 if time.monotonic() - began_s > 60 else failures + 1
-                self._say(state="failed", error=str(error), endpoints={})
+                self._update(state="failed", error=str(error), endpoints={})
             self._stopping.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1])
 
     def _run(self) -> None:
@@ -136,16 +136,16 @@ class _Run:
             if not supervisor.wait_ready(self._stopping):
                 return
             recorder = self._record(session.config)
-            self._say_where(session)
+            self._update_endpoints(session)
             self._await_listener(session)
             supervisor.start()
-            self._say(state="running")
+            self._update(state="running")
             while not self._stopping.wait(_TEND_S):
                 supervisor.tend()
                 for note in supervisor.take_notes():
-                    self._say(error=note)
-                if supervisor.ended and self._said.state != "ended":
-                    self._say(state="ended")
+                    self._update(error=note)
+                if supervisor.ended and self._captured.state != "ended":
+                    self._update(state="ended")
                 if recorder is not None and recorder.state.error:
                     supervisor.report_recording(recorder.state.error)
                     recorder = None
@@ -156,14 +156,14 @@ class _Run:
 
     def _await_listener(self, session: Session) -> None:
         """Clips wait until inference listens; cameras start at once."""
-        until_s = time.monotonic() + _LISTENER_S
-        while session.origin != "live" and not self.heard.wait(0.05) and not self._stopping.is_set():
-            if time.monotonic() > until_s:
+        deadline_s = time.monotonic() + _LISTENER_S
+        while session.origin != "live" and not self.has_listener.wait(0.05) and not self._stopping.is_set():
+            if time.monotonic() > deadline_s:
                 return
 
-    def _say_where(self, session: Session) -> None:
+    def _update_endpoints(self, session: Session) -> None:
         bus = session.config.bus
-        self._say(
+        self._update(
             endpoints={worker: bus.address(worker) for worker in session.workers},
             workers=session.workers,
             absent=session.absent,
@@ -172,8 +172,8 @@ class _Run:
             error="; ".join(session.notes),
         )
 
-    def _say(self, **changed: object) -> None:
-        self._said = msgspec.structs.replace(self._said, **changed)
+    def _update(self, **changed: object) -> None:
+        self._captured = msgspec.structs.replace(self._captured, **changed)
 
     def _record(self, config: Config) -> RecorderProcess | None:
         plan = self._recording

@@ -35,7 +35,7 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 GATEWAY = "gateway"
 
 
-class Whereabouts(msgspec.Struct, frozen=True):
+class KnownAddress(msgspec.Struct, frozen=True):
     """Where a fleet's Ray runs, for `mien fleet status`. `own`: it requires the fleet's own token."""
 
     address: str
@@ -130,7 +130,7 @@ def join(fleet: str, address: str) -> Any:
 
 def remember(fleet: str, address: str, *, own: bool = False) -> None:
     """Record a fleet's address, for this user."""
-    write_file(_note(fleet), msgspec.json.encode(Whereabouts(address, own)), private=True)
+    write_file(_note(fleet), msgspec.json.encode(KnownAddress(address, own)), private=True)
 
 
 def forget(fleet: str) -> None:
@@ -139,7 +139,7 @@ def forget(fleet: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def whereabouts(fleet: str) -> str:
+def known_address(fleet: str) -> str:
     """The recorded address of this user's fleet; "auto" if there is none, to use Ray's own record."""
     known = _known(fleet)
     return "auto" if known is None else known.address
@@ -157,7 +157,7 @@ def directory_of(ray: Any, fleet: str) -> Any:
         raise FleetError(f"no fleet called {fleet} runs there; start it with: mien fleet run FILE") from None
 
 
-def open_doors(ray: Any) -> list[str]:
+def exposed_ports(ray: Any) -> list[str]:
     """Security problems: Ray runs any code for anyone who reaches its ports, unless it requires a token."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return []
@@ -210,9 +210,9 @@ def _token(fleet: str) -> Path:
     return state_folder(fleet) / "ray-token"
 
 
-def _known(fleet: str) -> Whereabouts | None:
+def _known(fleet: str) -> KnownAddress | None:
     try:
-        return msgspec.json.decode(_note(fleet).read_bytes(), type=Whereabouts)
+        return msgspec.json.decode(_note(fleet).read_bytes(), type=KnownAddress)
     except (OSError, msgspec.MsgspecError):
         return None
 

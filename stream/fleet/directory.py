@@ -20,11 +20,11 @@ from mien.errors import FleetError
 from mien.stream.fleet import report as reports
 from mien.stream.fleet.cluster import DIRECTORY, ON_HEAD, namespace, quiet_ray
 from mien.stream.fleet.link import ActorLink
+from mien.stream.fleet.member_orders import gateway_order, member_order
 from mien.stream.fleet.orders import CaptureReport, GatewayReport, PoolReport, Trusted
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import Plan
 from mien.stream.fleet.roster import Member, Node
-from mien.stream.fleet.wanted import gateway_order, member_order
 from mien.stream.processes.control import Order
 
 _CYCLE_S = 0.2
@@ -90,7 +90,7 @@ class Directory(Placement):
                 raise FleetError(f"{session} does not run: {held.problem or held.gap}")
             if held.pool and (why := self._roster.why_it_stays(held)):
                 raise FleetError(f"{session} stays where it is: {why}")
-            held.wish = node.id if node is not None else ""
+            held.preferred = node.id if node is not None else ""
             self._roster.leave_pool(held, "it is moved to another pool")
             if capture:
                 self._roster.leave_capture(held, "its capture is moved to another node")
@@ -160,8 +160,10 @@ class Directory(Placement):
         began_s = time.monotonic()
         if at_once or began_s >= self._report_s:
             with self._lock:
-                said = reports.condition(self._roster, self._gateway_report, self._began_s, os.getpid(), self._problem)
-            self._report_json = msgspec.json.encode(said)
+                report = reports.condition(
+                    self._roster, self._gateway_report, self._began_s, os.getpid(), self._problem
+                )
+            self._report_json = msgspec.json.encode(report)
             self._report_s = time.monotonic() + _REPORT_FACTOR * (time.monotonic() - began_s)
 
     def _update_nodes(self, nodes: list[dict[str, Any]]) -> None:
@@ -190,7 +192,7 @@ class Directory(Placement):
         ready = set(self._ray.wait(pending, num_returns=len(pending), timeout=0)[0]) if pending else set()
         for name, link in list(self._links.items()):
             member = self._roster.members[name]
-            answer = link.hear(self._ray, ready)
+            answer = link.receive(self._ray, ready)
             if answer is not None:
                 self._suspect_until_s.pop(member.node, None)
                 self._process_answer(member, link, answer)
@@ -198,25 +200,25 @@ class Directory(Placement):
                 self._give_up(member, f"the {member.kind} {name} died")
             elif link.broken_s and now_s - link.broken_s > _UNAVAILABLE_S:
                 self._give_up_node(member, f"the {member.kind} {name} is lost")
-            elif now_s - link.heard_s > (self._plan.health.silence_s if link.has_answered else _START_TIMEOUT_S):
+            elif now_s - link.answered_s > (self._plan.health.silence_s if link.has_answered else _START_TIMEOUT_S):
                 self._give_up_node(member, f"the {member.kind} {name} does not answer")
         if self._gateway is not None:
-            answer = self._gateway.hear(self._ray, ready)
+            answer = self._gateway.receive(self._ray, ready)
             if answer is not None:
-                said = msgspec.json.decode(answer, type=GatewayReport)
-                self._gateway_report = said
-                self._gateway.version_there = said.version
-                self._gateway.whole |= said.pools < len(self._gateway.pools_there or ())
+                report = msgspec.json.decode(answer, type=GatewayReport)
+                self._gateway_report = report
+                self._gateway.version_there = report.version
+                self._gateway.needs_full |= report.pools < len(self._gateway.pools_there or ())
                 self._problem = ""
-            elif self._gateway.died and now_s - self._gateway.heard_s > _RETRY_S:
+            elif self._gateway.died and now_s - self._gateway.answered_s > _RETRY_S:
                 self._problem, self._gateway_report = f"the gateway: {self._gateway.error}", GatewayReport(-1, "")
                 self._gateway = None
 
     def _process_answer(self, member: Member, link: ActorLink, answer: bytes) -> None:
         if member.kind == "capture":
-            said = msgspec.json.decode(answer, type=CaptureReport)
-            key, link.version_there, member.ready = said.key, said.version, True
-            for name, captured in said.sessions.items():
+            report = msgspec.json.decode(answer, type=CaptureReport)
+            key, link.version_there, member.ready = report.key, report.version, True
+            for name, captured in report.sessions.items():
                 held = self._roster.sessions.get(name)
                 if held is None or held.capture != member.name or held.incarnation != captured.incarnation:
                     continue
@@ -237,17 +239,17 @@ class Directory(Placement):
                 if held is None or held.pool != member.name or held.run != served.run:
                     continue
                 held.count(served)
-                if not held.heard and served.state in ("ready", "running"):
-                    held.heard = True
+                if not held.has_listener and served.state in ("ready", "running"):
+                    held.has_listener = True
                     if held.capture in self._links:
                         self._links[held.capture].touch(name)
                 if served.predictions:
-                    held.gap, held.avoid, held.wish = "", "", ""
+                    held.gap, held.avoid, held.preferred = "", "", ""
             if pool.state == "dead":
                 self._give_up(member, pool.error or f"the pool {member.name} died")
                 return
         if link.settled:
-            self._roster.let_go(member.name)
+            self._roster.release(member.name)
         self._trust(member, key)
 
     def _trust(self, member: Member, key: str) -> None:
@@ -269,7 +271,7 @@ class Directory(Placement):
             with suppress(Exception):
                 self._ray.kill(link.handle)
         if self._gateway is not None and member.kind == "pool":
-            self._gateway.whole = True
+            self._gateway.needs_full = True
             self._send_gateway_order()
 
     def _give_up_node(self, member: Member, why: str) -> None:
@@ -285,8 +287,8 @@ class Directory(Placement):
     def _send_orders(self) -> None:
         for name, link in self._links.items():
             if link.is_free:
-                said = self._orders.pop(name, ())
-                link.ask(member_order(self._roster, self._roster.members[name], link, self._keys, said))
+                report = self._orders.pop(name, ())
+                link.ask(member_order(self._roster, self._roster.members[name], link, self._keys, report))
         self._send_gateway_order()
 
     def _send_gateway_order(self) -> None:

@@ -51,7 +51,7 @@ class Gateway(Ordered[GatewayOrder]):
         )
         self._flooded = False
         self._silent: set[str] = set()  # sessions whose gaps were explained
-        self._wanted: frozenset[str] = frozenset()
+        self._listed: frozenset[str] = frozenset()
         self._pools: frozenset[str] = frozenset()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._front: zmq.Socket[bytes] = context.socket(zmq.XPUB)
@@ -86,13 +86,13 @@ class Gateway(Ordered[GatewayOrder]):
         """How often all subscribers were disconnected because of too many subscriptions."""
         return self._gaps.subscription_flood_resets
 
-    def _apply(self, wanted: GatewayOrder) -> GatewayReport:
-        if wanted.pools is not None:
-            self._version = wanted.version
-            self._wanted = frozenset(wanted.pools)
+    def _apply(self, order: GatewayOrder) -> GatewayReport:
+        if order.pools is not None:
+            self._version = order.version
+            self._listed = frozenset(order.pools)
             self._orders.send(b"TERMINATE")
-            self._changed.wait_for(lambda: self._pools == self._wanted, 2.0)
-        self._explain(wanted)
+            self._changed.wait_for(lambda: self._pools == self._listed, 2.0)
+        self._explain(order)
         return GatewayReport(self._version, self._keys.public, self.address, len(self._pools), self.floods)
 
     def close(self) -> None:
@@ -131,19 +131,19 @@ class Gateway(Ordered[GatewayOrder]):
         """Forward, and update connections in between: sockets belong to one thread."""
         while not self._stopping.is_set():
             with self._lock:
-                wanted = self._wanted
+                listed = self._listed
             if self._flooded:
                 self._flooded = False
                 self._cut_off()
-            for endpoint in self._pools - wanted:
+            for endpoint in self._pools - listed:
                 self._back.disconnect(endpoint)
-            failed = {endpoint for endpoint in wanted - self._pools if not self._connect(endpoint)}
+            failed = {endpoint for endpoint in listed - self._pools if not self._connect(endpoint)}
             with self._changed:
-                self._pools = wanted
+                self._pools = listed
                 if failed:
-                    self._wanted = self._pools = wanted - failed
+                    self._listed = self._pools = listed - failed
                 self._changed.notify_all()
-                if wanted != self._wanted and not failed:
+                if listed != self._listed and not failed:
                     continue
             zmq.proxy_steerable(self._back, self._front, None, self._ordered)
 
@@ -177,10 +177,10 @@ class Gateway(Ordered[GatewayOrder]):
             with self._lock:
                 self._gaps.service()
 
-    def _explain(self, wanted: GatewayOrder) -> None:
-        closed = set(wanted.closed) if wanted.pools is None else self._silent - wanted.gaps.keys()
+    def _explain(self, order: GatewayOrder) -> None:
+        closed = set(order.closed) if order.pools is None else self._silent - order.gaps.keys()
         for name in closed:
             self._gaps.forget(name)
-        for status in wanted.gaps.values():
+        for status in order.gaps.values():
             self._gaps.send(encode_status(status))
-        self._silent = (self._silent - closed) | wanted.gaps.keys()
+        self._silent = (self._silent - closed) | order.gaps.keys()

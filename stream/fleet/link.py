@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from mien.stream.fleet.cluster import reason
-from mien.stream.fleet.orders import WHOLE, Trusted
+from mien.stream.fleet.orders import FULL, Trusted
 
 _EVERY_S = 0.5
 
@@ -18,37 +18,37 @@ class ActorLink:
     """An actor with a method `sync`.
 
     Attributes:
-        handle: Ray's. whole: whether the next order must be complete, instead of only the changes.
-        version, version_there: of the order, as we count it, and as the actor last said.
-        heard_s, broken_s: when it last answered; since when its connection is broken, 0 if it is not.
+        handle: Ray's. needs_full: whether the next order must be complete, instead of only the changes.
+        version, version_there: of the order, as we count it, and as last reported by the actor.
+        answered_s, broken_s: when it last answered; since when its connection is broken, 0 if it is not.
         died: whether Ray says that it is gone for good, and `error`, why. has_answered: whether it ever has.
         pools_there, gaps_there: what a gateway was told.
     """
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
-        self.whole = True
+        self.needs_full = True
         self._changed: set[str] = set()
         self.version, self.version_there = 0, -1
-        self.heard_s, self.broken_s = time.monotonic(), 0.0
+        self.answered_s, self.broken_s = time.monotonic(), 0.0
         self.died = self.has_answered = False
         self.error = ""
         self.pools_there: tuple[str, ...] | None = None
         self.gaps_there: dict[str, str] = {}
         self._trusted: dict[str, Trusted] | None = None
         self._ref: Any = None
-        self._asked_s = 0.0
+        self._called_s = 0.0
 
     @property
     def is_free(self) -> bool:
         """Whether it may be called: the last call is answered, and there is news or a call is due."""
-        due = self.whole or bool(self._changed) or time.monotonic() - self._asked_s >= _EVERY_S
+        due = self.needs_full or bool(self._changed) or time.monotonic() - self._called_s >= _EVERY_S
         return self._ref is None and not self.died and due
 
     @property
     def settled(self) -> bool:
         """Whether the actor has carried out its last order."""
-        return not self.whole and not self._changed and self.version_there == self.version
+        return not self.needs_full and not self._changed and self.version_there == self.version
 
     @property
     def pending(self) -> Any:
@@ -59,7 +59,7 @@ class ActorLink:
         """Mark a session's order as changed."""
         self._changed.add(session)
 
-    def take_news(self) -> tuple[int, set[str]] | None:
+    def take_changes(self) -> tuple[int, set[str]] | None:
         """The pending changes, if any; starts a new version then.
 
         Returns:
@@ -67,11 +67,11 @@ class ActorLink:
         """
         if self.settled:
             return None
-        since = WHOLE if self.whole or self.version_there != self.version else self.version
-        news = since, self._changed
+        since = FULL if self.needs_full or self.version_there != self.version else self.version
+        changes = since, self._changed
         self.version += 1
-        self.whole, self._changed = False, set()
-        return news
+        self.needs_full, self._changed = False, set()
+        return changes
 
     def new_trust(self, trusted: Mapping[str, Trusted], *, always: bool = False) -> dict[str, Trusted] | None:
         """Whom the actor is to trust, if that has changed."""
@@ -81,11 +81,11 @@ class ActorLink:
         return self._trusted
 
     def ask(self, order: bytes) -> None:
-        """Send an order; the answer comes by `hear`."""
-        self._asked_s = time.monotonic()
+        """Send an order; `receive` returns the answer."""
+        self._called_s = time.monotonic()
         self._ref = self.handle.sync.remote(order)
 
-    def hear(self, ray: Any, ready: Collection[Any]) -> bytes | None:
+    def receive(self, ray: Any, ready: Collection[Any]) -> bytes | None:
         """The answer, if it is among those ready."""
         if self._ref is None or self._ref not in ready:
             return None
@@ -93,16 +93,16 @@ class ActorLink:
         try:
             answer: bytes = ray.get(ref)
         except ray.exceptions.ActorUnavailableError:
-            self.broken_s, self.whole = self.broken_s or time.monotonic(), True
+            self.broken_s, self.needs_full = self.broken_s or time.monotonic(), True
             return None
         except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnschedulableError) as error:
             self.died, self.error = True, reason(error)
             return None
         except ray.exceptions.RayError as error:
-            self.broken_s, self.whole = self.broken_s or time.monotonic(), True
+            self.broken_s, self.needs_full = self.broken_s or time.monotonic(), True
             print(f"an actor failed: {error}", flush=True)
             return None
-        self.heard_s, self.broken_s, self.has_answered = time.monotonic(), 0.0, True
+        self.answered_s, self.broken_s, self.has_answered = time.monotonic(), 0.0, True
         return answer
 
     def end(self, ray: Any) -> None:

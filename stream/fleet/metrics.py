@@ -46,10 +46,10 @@ class FleetExporter(MetricsServer):
         yield from _of_gateway(found)
 
     def _health(self) -> tuple[int, bytes]:
-        said = self._look()
-        found = msgspec.json.decode(said, type=FleetCondition)
+        condition = self._look()
+        found = msgspec.json.decode(condition, type=FleetCondition)
         alive = found.gateway and (not found.sessions or any(s.state in (*_WELL, "degraded") for s in found.sessions))
-        return 200 if alive else 503, said
+        return 200 if alive else 503, condition
 
 
 def _of_sessions(found: FleetCondition) -> Iterator[Metric]:
@@ -102,8 +102,8 @@ def _of_gateway(found: FleetCondition) -> Iterator[Metric]:
     forwarded.add_metric([], found.forwarded)
     floods = CounterMetricFamily("mien_fleet_gateway_floods", "All subscribers cut off: one asked for too many topics.")
     floods.add_metric([], found.floods)
-    amiss = GaugeMetricFamily("mien_fleet_problem", "1 while something ails the whole fleet.")
-    amiss.add_metric([], float(bool(found.problem)))
+    problem = GaugeMetricFamily("mien_fleet_problem", "1 while something ails the whole fleet.")
+    problem.add_metric([], float(bool(found.problem)))
     age = GaugeMetricFamily("mien_fleet_directory_age_seconds", "For how long the directory has run.")
     age.add_metric([], found.since_s)
-    yield from (up, forwarded, floods, amiss, age)
+    yield from (up, forwarded, floods, problem, age)

@@ -92,12 +92,12 @@ class Ordered(ABC, Generic[OrderT]):
 
     def sync(self, order: bytes) -> bytes:
         """Accept an order, and return a report. Lengthy work is done in the background."""
-        wanted = msgspec.json.decode(order, type=self._kind)
+        decoded = msgspec.json.decode(order, type=self._kind)
         with self._lock:
-            if wanted.trusted is not None:
-                self._keys.trust(wanted.trusted)
-            return msgspec.json.encode(self._apply(wanted))
+            if decoded.trusted is not None:
+                self._keys.trust(decoded.trusted)
+            return msgspec.json.encode(self._apply(decoded))
 
     @abstractmethod
-    def _apply(self, wanted: OrderT) -> msgspec.Struct:
+    def _apply(self, order: OrderT) -> msgspec.Struct:
         """Carry out an order, with the lock held; returns the report."""

@@ -17,7 +17,7 @@ from mien.messages import Origin, Status
 from mien.stream.processes.control import Assignment, Order
 
 T = TypeVar("T")
-WHOLE = -1  # `since` of a complete order
+FULL = -1  # `since` of a complete order
 CaptureState = Literal["starting", "running", "ended", "failed"]
 
 
@@ -67,7 +67,7 @@ class CaptureOrder(msgspec.Struct, frozen=True):
     version: int
     tasks: tuple[CaptureTask, ...] | None = None
     trusted: dict[str, Trusted] | None = None
-    since: int = WHOLE
+    since: int = FULL
     gone: tuple[str, ...] = ()
 
 
@@ -86,13 +86,13 @@ class PoolOrder(msgspec.Struct, frozen=True):
     assignments: tuple[Assignment, ...] | None = None
     trusted: dict[str, Trusted] | None = None
     orders: tuple[Order, ...] = ()
-    since: int = WHOLE
+    since: int = FULL
     gone: tuple[str, ...] = ()
 
 
 def renewed(before: Mapping[str, T], order: CaptureOrder | PoolOrder, given: Mapping[str, T]) -> dict[str, T]:
     """The desired state by session after an order. `given`: the order's entries."""
-    kept = {} if order.since == WHOLE else {name: each for name, each in before.items() if name not in order.gone}
+    kept = {} if order.since == FULL else {name: each for name, each in before.items() if name not in order.gone}
     return {**kept, **given}
 
 

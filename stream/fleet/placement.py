@@ -59,12 +59,12 @@ class Placement:
 
         Starting a pool takes seconds of CPU time, which those sessions need first.
         """
-        there = [pool for pool in self._roster.of("pool") if not pool.leaving]
+        active = [pool for pool in self._roster.of("pool") if not pool.leaving]
         recovers = any(held.gap and held.moves and not held.problem for held in self._roster.sessions.values())
-        if recovers and any(pool.ready for pool in there) and now_s - self._lost_s < _RECOVERY_S:
+        if recovers and any(pool.ready for pool in active) and now_s - self._lost_s < _RECOVERY_S:
             return
         lost = self._lost_s > 0
-        for _ in range(len(there), self._plan.pools.fewest):
+        for _ in range(len(active), self._plan.pools.fewest):
             if self._add_pool(spare=lost) is None:
                 return
 
@@ -82,14 +82,14 @@ class Placement:
 
     def _place(self) -> None:
         """Place unplaced sessions; a limited number per cycle, to keep it short."""
-        until_s, sessions = time.monotonic() + _PLACING_S, list(self._roster.sessions.values())
+        deadline_s, sessions = time.monotonic() + _PLACING_S, list(self._roster.sessions.values())
         for held in sessions[self._first :] + sessions[: self._first]:
             if not held.capture and not held.left_capture:
                 self._place_capture(held)
             if held.capture and not held.pool and not held.left_pool:
                 self._place_pool(held)
             self._first = (self._first + 1) % len(sessions)
-            if time.monotonic() > until_s:
+            if time.monotonic() > deadline_s:
                 return
 
     def _place_capture(self, held: Held) -> None:
@@ -103,7 +103,7 @@ class Placement:
             node, room = choice
             choice = self._add("capture", node, room)
         held.problem, held.capture = "", choice.name
-        held.incarnation, held.heard = self._next_number(), False
+        held.incarnation, held.has_listener = self._next_number(), False
         choice.sessions.add(held.planned.name)
         choice.leaving = False
         self._links[choice.name].touch(held.planned.name)
@@ -129,7 +129,7 @@ class Placement:
 
     def _rebalance(self, pool: Member, now_s: float) -> None:
         """Relieve an overloaded pool, and stop an idle one."""
-        plan, said = self._plan.pools, pool.report
+        plan, report = self._plan.pools, pool.report
         pool.idle_since_s = None if pool.sessions else pool.idle_since_s or now_s
         spare = len([p for p in self._roster.of("pool") if not p.leaving]) > plan.fewest
         if pool.leaving or (pool.idle_since_s and spare and now_s - pool.idle_since_s > plan.idle_s):
@@ -137,11 +137,11 @@ class Placement:
             if not pool.sessions and self._roster.is_left(pool):
                 self._end(pool)
             return
-        if said is None or len(pool.sessions) < 2:
+        if report is None or len(pool.sessions) < 2:
             pool.busy_since_s = None
             return
-        worst = max((s.p99_ms or 0.0 for s in said.sessions.values()), default=0.0)
-        if said.cpu_percent <= plan.use * 100 and worst <= plan.p99_ms:
+        worst = max((s.p99_ms or 0.0 for s in report.sessions.values()), default=0.0)
+        if report.cpu_percent <= plan.use * 100 and worst <= plan.p99_ms:
             pool.busy_since_s = None
             return
         pool.busy_since_s = pool.busy_since_s or now_s
@@ -181,7 +181,7 @@ class Placement:
         self._roster.drop(member, "")
         link.end(self._ray)
         if self._gateway is not None:
-            self._gateway.whole = True
+            self._gateway.needs_full = True
 
     def _mark_changed(self, held: Held) -> None:
         """Mark a session's orders as changed."""

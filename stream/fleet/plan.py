@@ -253,8 +253,8 @@ def _located(source: str, folder: Path) -> str:
     """Resolve a file's path relative to the plan."""
     if "://" in source or source in ("auto", "none", "sample") or SYNTHETIC.fullmatch(source):
         return str(SAMPLE) if source == "sample" else source
-    beside = folder / source
-    return str(beside.resolve()) if beside.is_file() else source
+    local = folder / source
+    return str(local.resolve()) if local.is_file() else source
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mien.messages import Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
 from mien.stream.fleet.node import NodeKeys, Ordered
-from mien.stream.fleet.orders import WHOLE, PoolOrder, PoolReport, Served, renewed
+from mien.stream.fleet.orders import FULL, PoolOrder, PoolReport, Served, renewed
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Order
 from mien.stream.processes.priority import hold_back
@@ -54,16 +54,16 @@ class PoolHost(Ordered[PoolOrder]):
         config = msgspec.json.decode(base, type=Config)
         bus = BusConfig(host=host, keys=keys, high_water_mark=config.bus.high_water_mark)
         self._config = msgspec.structs.replace(config, session=f"{fleet}-{name}", bus=bus)
-        anywhere = bus.endpoint().rpartition(":")[0] + ":*"
-        assignment = Assignment(self._config, read_anchor_ns(), endpoint=anywhere, room=room)
+        any_port = bus.endpoint().rpartition(":")[0] + ":*"
+        assignment = Assignment(self._config, read_anchor_ns(), endpoint=any_port, room=room)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         # On Linux a process dies with the thread that started it (see mien.stream.processes.control), so it must stay.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
         self._held_back = spare
         hold_back(self._child.process.pid, held=spare)
-        self._wanted: dict[str, Assignment] = {}
-        self._told: dict[str, Assignment] = {}
+        self._assigned: dict[str, Assignment] = {}
+        self._sent: dict[str, Assignment] = {}
         self._refused: dict[str, tuple[int, str, float]] = {}  # run, why, and when to try again
         self._statuses: dict[str, Status] = {}
         self._endpoint = self._model = self._error = ""
@@ -76,14 +76,14 @@ class PoolHost(Ordered[PoolOrder]):
         if self._held_back and (wanted.assignments or self._child.ready):
             self._held_back = False
             hold_back(self._child.process.pid, held=False)
-        if wanted.assignments is not None and wanted.since in (WHOLE, self._version):
+        if wanted.assignments is not None and wanted.since in (FULL, self._version):
             self._version = wanted.version
             given = {each.config.session: each for each in wanted.assignments}
-            self._wanted = renewed(self._wanted, wanted, given)
+            self._assigned = renewed(self._assigned, wanted, given)
         self._match()
         if self._child.ready:
             for each in wanted.orders:
-                if each.session in self._told:
+                if each.session in self._sent:
                     self._child.tell({"order": each})
         return self._report()
 
@@ -105,18 +105,18 @@ class PoolHost(Ordered[PoolOrder]):
     def _match(self) -> None:
         if not self._child.ready or self._dead:
             return
-        for name in self._told.keys() - self._wanted.keys():
+        for name in self._sent.keys() - self._assigned.keys():
             self._child.tell({"order": Order(release=name)})
-            del self._told[name]
-        for name, assignment in self._wanted.items():
+            del self._sent[name]
+        for name, assignment in self._assigned.items():
             _, _, again_s = self._refused.get(name, (0, "", math.inf))
-            if self._told.get(name) != assignment or time.monotonic() >= again_s:
+            if self._sent.get(name) != assignment or time.monotonic() >= again_s:
                 self._statuses.pop(name, None)
                 self._refused.pop(name, None)
                 bus = msgspec.structs.replace(assignment.config.bus, keys=self._config.bus.keys)
                 local = msgspec.structs.replace(assignment.config, bus=bus)
                 self._child.tell({"order": Order(serve=msgspec.structs.replace(assignment, config=local))})
-                self._told[name] = assignment
+                self._sent[name] = assignment
 
     def _report(self) -> PoolReport:
         state = "dead" if self._dead else "ready" if self._child.ready else "starting"
@@ -130,7 +130,7 @@ class PoolHost(Ordered[PoolOrder]):
             error=self._error,
             cpu_percent=(newest and newest.cpu_percent) or 0.0,
             rss_mb=(newest and newest.rss_mb) or 0.0,
-            sessions={name: self._served(name, assignment) for name, assignment in self._told.items()},
+            sessions={name: self._served(name, assignment) for name, assignment in self._sent.items()},
         )
 
     def _served(self, name: str, assignment: Assignment) -> Served:
@@ -182,7 +182,7 @@ class PoolHost(Ordered[PoolOrder]):
         except WireError:
             return
         with self._lock:
-            if status.session in self._told:
+            if status.session in self._sent:
                 self._statuses[status.session] = status
 
     def _note(self, event: Event) -> None:

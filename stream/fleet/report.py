@@ -143,7 +143,7 @@ def condition(roster: Roster, gateway: GatewayReport, began_s: float, pid: int, 
 
 
 def _session(held: Held, roster: Roster) -> SessionCondition:
-    said = held.captured
+    captured = held.captured
     member = roster.members.get(held.capture)
     pool = roster.members.get(held.pool)
     served = pool.report.sessions.get(held.planned.name) if pool and pool.report else None
@@ -151,7 +151,7 @@ def _session(held: Held, roster: Roster) -> SessionCondition:
     state: State
     if held.problem and not (held.capture and held.pool):
         state = "waiting"
-    elif said is not None and said.state == "failed":
+    elif captured is not None and captured.state == "failed":
         state = "failed"
     elif served is not None and served.state == "ended":
         state = "ended"
@@ -160,11 +160,11 @@ def _session(held: Held, roster: Roster) -> SessionCondition:
     elif held.gap or served is None or not served.predictions:
         state = "starting"
     else:
-        missing = [name for name in served.absent if said is None or name not in said.absent]
+        missing = [name for name in served.absent if captured is None or name not in captured.absent]
         state = "degraded" if missing else "running"
-    notes = [held.problem, held.gap if state in ("starting", "failed") else "", said.error if said else ""]
+    notes = [held.problem, held.gap if state in ("starting", "failed") else "", captured.error if captured else ""]
     if served is not None:
-        known = said.absent if said else {}
+        known = captured.absent if captured else {}
         notes += [f"{name}: {why}" for name, why in served.absent.items() if name not in known]
         notes += [served.error] if served.state == "failed" else []
     return SessionCondition(
@@ -178,7 +178,7 @@ def _session(held: Held, roster: Roster) -> SessionCondition:
         served.p99_ms if served else None,
         held.predictions,
         held.moves,
-        said.label if said else "",
+        captured.label if captured else "",
         "; ".join(dict.fromkeys(filter(None, notes))),
         served.drops if served else {},
     )

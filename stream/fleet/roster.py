@@ -83,8 +83,8 @@ class Held:
         capture, pool: names of members; empty if there is none.
         left_capture, left_pool: previous members that have not released it yet.
         captured: its capture's report. gap: why it is not predicted; empty if it is.
-        problem: why it waits. avoid: a member that it was just moved away from. wish: the requested node.
-        heard: whether a pool listens to its capture. moves: how often it had to be relocated.
+        problem: why it waits. avoid: a member that it was just moved away from. preferred: the requested node.
+        has_listener: whether a pool listens to its capture. moves: how often it had to be relocated.
         predictions: total over all runs.
     """
 
@@ -99,8 +99,8 @@ class Held:
     gap: str = "it has not started"
     problem: str = ""
     avoid: str = ""
-    wish: str = ""
-    heard: bool = False
+    preferred: str = ""
+    has_listener: bool = False
     moves: int = 0
     predictions: int = 0
     counted: tuple[int, int] = (0, 0)
@@ -148,11 +148,11 @@ class Roster:
         if not nodes:
             return "every node that it may run on is drained or does not answer"
         best: tuple[tuple[bool, bool, bool, int], Member | tuple[Node, int]] | None = None
-        there: dict[str, list[Member]] = {}
+        on_node: dict[str, list[Member]] = {}
         for member in self.of("capture"):
-            there.setdefault(member.node, []).append(member)
+            on_node.setdefault(member.node, []).append(member)
         for node in nodes:
-            members = there.get(node.id, [])
+            members = on_node.get(node.id, [])
             load = sum(len(member.sessions) for member in members)
             open_ = [m for m in members if len(m.sessions) < m.room and not m.leaving and m.name != held.avoid]
             found: Member | tuple[Node, int] | None = min(open_, key=lambda m: len(m.sessions), default=None)
@@ -163,7 +163,12 @@ class Roster:
                 found = node, min(plan.sessions, most)
             # Prefer a running one over one yet to start, for a session that should be predicted again soon.
             starts = bool(held.moves) and isinstance(found, tuple)
-            rank = (bool(held.wish) and node.id != held.wish, held.avoid in {m.name for m in members}, starts, load)
+            rank = (
+                bool(held.preferred) and node.id != held.preferred,
+                held.avoid in {m.name for m in members},
+                starts,
+                load,
+            )
             if best is None or rank < best[0]:
                 best = rank, found
         if best is None:
@@ -182,7 +187,11 @@ class Roster:
         # Prefer a running one over one that is starting: a relocated session should be predicted at once.
         return min(
             pools,
-            key=lambda p: (bool(held.wish) and p.node != held.wish, not p.ready, len(p.sessions) / p.room),
+            key=lambda p: (
+                bool(held.preferred) and p.node != held.preferred,
+                not p.ready,
+                len(p.sessions) / p.room,
+            ),
             default=None,
         )
 
@@ -222,12 +231,12 @@ class Roster:
             held.gap = why
             held.moves += 1
             hit.append(held)
-        self.let_go(member.name)
+        self.release(member.name)
         for held in self.sessions.values():
             held.avoid = "" if held.avoid == member.name else held.avoid
         return hit
 
-    def let_go(self, member: str) -> None:
+    def release(self, member: str) -> None:
         """The member has released all sessions but its assigned ones."""
         for name in list(self._left):
             held = self.sessions[name]
@@ -259,26 +268,26 @@ class Roster:
             self._left.add(held.planned.name)
             held.captured, held.gap, held.moves = None, why, held.moves + 1
 
-    def resume_captures(self, member: Member, said: CaptureReport) -> int:
+    def resume_captures(self, member: Member, report: CaptureReport) -> int:
         """Restore a capture host from before the directory's restart. Returns the largest number among its sessions."""
-        for name, captured in said.sessions.items():
+        for name, captured in report.sessions.items():
             held = self.sessions.get(name)
             if held is not None and not held.capture:
                 held.capture, held.incarnation = member.name, captured.incarnation
                 held.captured = msgspec.structs.replace(captured, orders=())
                 member.sessions.add(name)
-        return max((captured.incarnation for captured in said.sessions.values()), default=0)
+        return max((captured.incarnation for captured in report.sessions.values()), default=0)
 
-    def resume_pool(self, member: Member, said: PoolReport) -> int:
+    def resume_pool(self, member: Member, report: PoolReport) -> int:
         """The same for a pool."""
-        member.report = said
-        for name, served in said.sessions.items():
+        member.report = report
+        for name, served in report.sessions.items():
             held = self.sessions.get(name)
             if held is not None and not held.pool:
                 held.pool, held.run, held.gap = member.name, served.run, ""
                 held.count(served)
                 member.sessions.add(name)
-        return max((served.run for served in said.sessions.values()), default=0)
+        return max((served.run for served in report.sessions.values()), default=0)
 
     def _pools_on(self, node: Node) -> int:
         return sum(1 for pool in self.of("pool") if pool.node == node.id)

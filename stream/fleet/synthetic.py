@@ -29,7 +29,7 @@ class SyntheticCapture:
         """Generate exactly these sessions' messages."""
         sent: dict[str, int] = {}
         for batch in list(self._batches):
-            batch.keep({name: task.incarnation for name, task in tasks.items()})
+            batch.keep_only({name: task.incarnation for name, task in tasks.items()})
             if batch.sessions:
                 sent |= batch.sessions
             else:
@@ -43,7 +43,7 @@ class SyntheticCapture:
 
     def report(self) -> dict[str, Captured]:
         """As `Captured`, by session."""
-        return {name: said for batch in self._batches for name, said in batch.report().items()}
+        return {name: captured for batch in self._batches for name, captured in batch.report().items()}
 
 
 class _Batch:
@@ -62,22 +62,22 @@ class _Batch:
         self._endpoints: dict[str, dict[str, str]] | None = None
         self._reader = self._spawner.submit(self._begin)
 
-    def keep(self, wanted: Mapping[str, int]) -> None:
-        self.sessions = {name: number for name, number in self.sessions.items() if wanted.get(name) == number}
+    def keep_only(self, incarnations: Mapping[str, int]) -> None:
+        self.sessions = {name: number for name, number in self.sessions.items() if incarnations.get(name) == number}
 
     def report(self) -> dict[str, Captured]:
         alive = self._process.poll() is None
         endpoints = self._endpoints or {}
-        said = {}
+        captured = {}
         for name, number in self.sessions.items():
             if not alive:
-                said[name] = Captured(number, "failed", error="the generator of synthetic rows died")
+                captured[name] = Captured(number, "failed", error="the generator of synthetic rows died")
                 continue
             at = {WORKER_OF[modality]: address for modality, address in endpoints.get(name, {}).items()}
             absent = {modality: "switched off" for modality, worker in WORKER_OF.items() if worker not in at}
             state = "running" if at else "starting"
-            said[name] = Captured(number, state, at, tuple(at), absent, "sample", "synthetic")  # type: ignore[arg-type]
-        return said
+            captured[name] = Captured(number, state, at, tuple(at), absent, "sample", "synthetic")  # type: ignore[arg-type]
+        return captured
 
     def end(self) -> None:
         if self._process.stdin is not None and not self._process.stdin.closed:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mien.engines.alone import SnapshotReader
 from mien.errors import MienError
 from mien.messages import Float32, Phrase, Word
-from mien.stream.speech.asr import Heard
+from mien.stream.speech.asr import Recognised
 from mien.stream.speech.phrases import phrases_of
 from mien.windowing import WINDOW_NS
 
@@ -29,7 +29,7 @@ class PhraseReader:
         self._failed = False
         self._read: dict[int, tuple[tuple[str, ...], Phrase]] = {}  # by the end of the last word
 
-    def phrases(self, heard: Heard) -> tuple[Phrase, ...]:
+    def phrases(self, heard: Recognised) -> tuple[Phrase, ...]:
         """Phrases of committed, certain words that overlap the window ending at the end of the audio.
 
         A phrase in progress is predicted again with each committed word.

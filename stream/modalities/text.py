@@ -39,7 +39,7 @@ from mien.stream.modalities.sourced import Detail, Hearing
 from mien.stream.processes.priority import give_way, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
-from mien.stream.speech.asr import Heard, Recogniser
+from mien.stream.speech.asr import Recognised, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Whisper
@@ -108,7 +108,7 @@ class WordReader:
         self._settle_ns = round(settle_s * NS_PER_S)
         self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
 
-    def rows(self, heard: Heard, stamps: dict[str, int] | None = None) -> Rows:
+    def rows(self, heard: Recognised, stamps: dict[str, int] | None = None) -> Rows:
         """The window that ends where the audio does; re-encoded only if the words have changed."""
         words = words_within(heard)
         certain = np.array([not word.uncertain for word in words], np.bool_)
@@ -344,7 +344,7 @@ class Text(Hearing):
         self._retry_s = time.monotonic() + RETRY_S
 
 
-def words_within(heard: Heard, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[Word, ...]:
+def words_within(heard: Recognised, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[Word, ...]:
     """The words that end within the last `window_s`, committed ones first."""
     since_ns = heard.t_end_ns - round(window_s * NS_PER_S)
     return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)

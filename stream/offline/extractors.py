@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mien.stream.modalities.mediapipe_tasks import Box
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
-    from mien.stream.speech.asr import Heard, Recogniser
+    from mien.stream.speech.asr import Recognised, Recogniser
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Extractors:
                 times.append(t_ns - start_ns)
         return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
 
-    def heard(self, sound: Float32) -> Iterator[Heard]:
+    def heard(self, sound: Float32) -> Iterator[Recognised]:
         """Hypotheses of the live recogniser over a whole recording, step by step."""
         return self.recogniser.whole(sound, TextConfig().step_ms)
 

@@ -20,7 +20,7 @@ _KEPT = 256
 
 
 @dataclass(eq=False)
-class SaidWord:
+class PhraseWord:
     """A committed word; `sentiment` and `emotion` are of its phrase so far, None if it has none."""
 
     word: Word
@@ -28,50 +28,50 @@ class SaidWord:
     emotion: str | None = None
 
 
-class SaidWords:
+class PhraseWords:
     """Follows one session's predictions in order."""
 
     def __init__(self) -> None:
         # Words as first recognised, with that prediction's sentiment.
-        self._seen: deque[SaidWord] = deque(maxlen=_KEPT)
-        self._said: deque[SaidWord] = deque(maxlen=_KEPT)
-        self._phrase: list[SaidWord] = []
+        self._seen: deque[PhraseWord] = deque(maxlen=_KEPT)
+        self._words: deque[PhraseWord] = deque(maxlen=_KEPT)
+        self._phrase: list[PhraseWord] = []
 
-    def hear(self, prediction: Prediction) -> tuple[list[SaidWord], bool]:
+    def add(self, prediction: Prediction) -> tuple[list[PhraseWord], bool]:
         """The words committed by this prediction, and whether words returned earlier have changed.
 
         Words change in place: in their sentiment when their phrase continues, and in whether they are uncertain, which
         newer predictions know better.
         """
-        newly: list[SaidWord] = []
-        before = [(said, said.sentiment, said.word) for said in self._said]
+        newly: list[PhraseWord] = []
+        before = [(each, each.sentiment, each.word) for each in self._words]
         judged = {word.t_start_ns: word for word in prediction.words if word.committed}
-        for said in self._said:
-            now = judged.get(said.word.t_start_ns, said.word)
-            said.word = now if now.uncertain != said.word.uncertain else said.word
+        for each in self._words:
+            now = judged.get(each.word.t_start_ns, each.word)
+            each.word = now if now.uncertain != each.word.uncertain else each.word
         for word in prediction.words:
             known = self._first(word)
             if known is None:
                 # Words from before the window are not rated any more.
                 read = prediction if prediction.t_end_ns - word.t_end_ns <= WINDOW_NS else None
-                known = SaidWord(word, read.sentiment, read.top_emotion) if read else SaidWord(word)
+                known = PhraseWord(word, read.sentiment, read.top_emotion) if read else PhraseWord(word)
                 self._seen.append(known)
-            last = self._said[-1].word if self._said else None
+            last = self._words[-1].word if self._words else None
             if not word.committed or (last is not None and word.t_start_ns <= last.t_start_ns):
                 continue
             self._phrase = [] if begins_phrase(word, last) else self._phrase
-            self._phrase.append(SaidWord(word))
-            self._said.append(self._phrase[-1])
+            self._phrase.append(PhraseWord(word))
+            self._words.append(self._phrase[-1])
             newly.append(self._phrase[-1])
-            for said in self._phrase:
-                said.sentiment, said.emotion = known.sentiment, known.emotion
+            for each in self._phrase:
+                each.sentiment, each.emotion = known.sentiment, known.emotion
         for phrase in prediction.phrases:
-            for said in self._said:
-                if phrase.t_start_ns <= said.word.t_start_ns <= phrase.t_end_ns:
-                    said.sentiment, said.emotion = phrase.sentiment, phrase.emotion
-        return newly, any((said.sentiment, said.word) != (sentiment, word) for said, sentiment, word in before)
+            for each in self._words:
+                if phrase.t_start_ns <= each.word.t_start_ns <= phrase.t_end_ns:
+                    each.sentiment, each.emotion = phrase.sentiment, phrase.emotion
+        return newly, any((each.sentiment, each.word) != (sentiment, word) for each, sentiment, word in before)
 
-    def _first(self, word: Word) -> SaidWord | None:
+    def _first(self, word: Word) -> PhraseWord | None:
         text = _plain(word.text)
         for known in self._seen:
             if _plain(known.word.text) == text and abs(known.word.t_start_ns - word.t_start_ns) <= _SAME_NS:

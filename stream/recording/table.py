@@ -13,7 +13,7 @@ from mien.clock import NS_PER_S
 from mien.errors import RecordingError
 from mien.messages import EMOTIONS, WORKERS, About, Prediction
 from mien.stream.recording import channels
-from mien.stream.recording.phrases import SaidWord, SaidWords
+from mien.stream.recording.phrases import PhraseWord, PhraseWords
 from mien.stream.recording.reader import Recording, open_recording
 
 UNIX_NS = 10**17  # times before 1973 belong to a clip that was played in full
@@ -88,8 +88,8 @@ def read_table(path: Path) -> Table:
     """
     recording = open_recording(path)
     rows: list[Row] = []
-    said: list[SaidWord] = []
-    phrases = SaidWords()
+    said: list[PhraseWord] = []
+    phrases = PhraseWords()
     zero_ns: int | None = None
     run, next_seq, lost = -1, 0, 0
     for prediction in recording.predictions():
@@ -97,7 +97,7 @@ def read_table(path: Path) -> Table:
             zero_ns = _zero_ns(recording, prediction)
         lost += prediction.seq - next_seq if prediction.run == run else 0
         run, next_seq = prediction.run, prediction.seq + 1
-        said += phrases.hear(prediction)[0]
+        said += phrases.add(prediction)[0]
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
@@ -183,7 +183,7 @@ def _row(prediction: Prediction, zero_ns: int) -> Row:
     )
 
 
-def _word(said: SaidWord, zero_ns: int) -> SpokenWord:
+def _word(said: PhraseWord, zero_ns: int) -> SpokenWord:
     word = said.word
     begin_s, end_s = (word.t_start_ns - zero_ns) / NS_PER_S, (word.t_end_ns - zero_ns) / NS_PER_S
     return SpokenWord(word.text.strip(), begin_s, end_s, said.sentiment, said.emotion)

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from mien.stream.speech.whisper import HeardWord
+from mien.stream.speech.whisper import DecodedWord
 
 INSTANT_S = 0.03  # a shorter word has no time of its own
 INSTANT_WORDS = 3  # this many of them at the end have no sound
 
 
-def uttered(words: Sequence[HeardWord]) -> int:
+def uttered(words: Sequence[DecodedWord]) -> int:
     """Number of words before those for which no sound was left: these are all placed at its end."""
     count = len(words)
     while count and words[count - 1].end_s - words[count - 1].start_s < INSTANT_S:
@@ -25,9 +25,9 @@ def uttered(words: Sequence[HeardWord]) -> int:
     return len(words) if len(words) - count < INSTANT_WORDS else count
 
 
-def groups(words: Sequence[HeardWord]) -> list[list[HeardWord]]:
+def groups(words: Sequence[DecodedWord]) -> list[list[DecodedWord]]:
     """Words, each grouped with the following ones that have no time of their own: they were said within its time."""
-    groups: list[list[HeardWord]] = []
+    groups: list[list[DecodedWord]] = []
     for word in words:
         if groups and word.end_s - word.start_s < INSTANT_S:
             groups[-1].append(word)
@@ -36,7 +36,7 @@ def groups(words: Sequence[HeardWord]) -> list[list[HeardWord]]:
     return groups
 
 
-def spread(words: Sequence[HeardWord], start_s: float, end_s: float) -> list[HeardWord]:
+def spread(words: Sequence[DecodedWord], start_s: float, end_s: float) -> list[DecodedWord]:
     """Words spread over a span, in proportion to their number of letters."""
     letters = np.cumsum([0, *(len(word.text) for word in words)])
     edges_s = start_s + (end_s - start_s) * letters / letters[-1]

@@ -18,7 +18,7 @@ from mien.stream.speech.alignment import INSTANT_S, groups, spread, uttered
 from mien.stream.speech.certainty import Certainty, is_noise
 from mien.stream.speech.repetition import MISLEADING, repetition
 from mien.stream.speech.voiced_sound import VoiceDetector, VoicedSound
-from mien.stream.speech.whisper import SAMPLE_RATE, HeardWord, Hypothesis
+from mien.stream.speech.whisper import SAMPLE_RATE, DecodedWord, Hypothesis
 
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE
 END_SILENCE_S = 0.5  # this much silence ends an utterance
@@ -48,7 +48,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Heard:
+class Recognised:
     """The result of a step.
 
     Attributes:
@@ -79,14 +79,14 @@ class Recogniser:
         self._sound = VoicedSound(voice)
         self._beam = beam
         self.decoded = 0
-        self._said: deque[Word] = deque()  # committed
+        self._committed: deque[Word] = deque()
         self._certainty = Certainty()
         self._unclear_ns: int | None = None  # when speech was last not understood
         self._t_end_ns = 0
         self._speaking = False
         self._reset()
 
-    def step(self, samples: Float32, t_end_ns: int, continuous: bool = True) -> Heard:
+    def step(self, samples: Float32, t_end_ns: int, continuous: bool = True) -> Recognised:
         """Process `samples` (n,), mono, 16 kHz, the last of which ends at `t_end_ns`.
 
         Args:
@@ -104,15 +104,15 @@ class Recogniser:
             elif self._new_voice():
                 committed += self._agree(self._decode_new())
         self._trim()
-        return self._heard(committed)
+        return self._result(committed)
 
-    def whole(self, samples: Float32, step_ms: int) -> Iterator[Heard]:
+    def whole(self, samples: Float32, step_ms: int) -> Iterator[Recognised]:
         """The results of a live worker for a whole recording `samples` (n,), step by step.
 
         Time counts from its first sample. All earlier state is discarded.
         """
         self._reset()
-        self._said.clear()
+        self._committed.clear()
         self._certainty, self._unclear_ns = Certainty(), None
         size = step_ms * SAMPLE_RATE // 1000
         for begin in range(0, len(samples), size):
@@ -120,10 +120,10 @@ class Recogniser:
             yield self.step(step, (begin + len(step)) * NS_PER_SAMPLE, continuous=begin > 0)
         yield self.finish()
 
-    def finish(self) -> Heard:
+    def finish(self) -> Recognised:
         """End of stream: everything heard is committed."""
         committed = self._finish() if self._speaking or self._has_voice(1) else []
-        heard = replace(self._heard(committed), last=True)
+        heard = replace(self._result(committed), last=True)
         self._reset()
         return heard
 
@@ -132,8 +132,8 @@ class Recogniser:
         self._sound.clear()
         self._decoded_until_s = 0.0  # end of the sound covered by the last hypothesis
         self._settled_until_s = 0.0  # everything before is final
-        self._tentative: list[HeardWord] = []  # times in seconds of the sound
-        self._prefix: list[HeardWord] = []  # committed words in the buffer
+        self._tentative: list[DecodedWord] = []  # times in seconds of the sound
+        self._prefix: list[DecodedWord] = []  # committed words in the buffer
         self._speaking = False
 
     def _has_voice(self, frames: int = LEAST_VOICE) -> bool:
@@ -144,7 +144,7 @@ class Recogniser:
         """Whether there is speech that the last hypothesis does not cover."""
         return self._sound.voiced_until_s + TAIL_S > self._decoded_until_s
 
-    def _decode_new(self) -> list[HeardWord]:
+    def _decode_new(self) -> list[DecodedWord]:
         """The hypothesis for what comes after the committed words.
 
         A decoder caught in a loop gets the sound after the last repetition that had a voice, without any words as
@@ -152,21 +152,21 @@ class Recogniser:
         """
         self._decoded_until_s = self._sound.end_s
         since_s, context = self._sound.begin_s, self._prefix
-        said = list(self._prefix)
+        words = list(self._prefix)
         for _ in range(1 + MOST_CHECKS):
-            known = len(said)
-            said += self._decode(since_s, context)
-            count = self._voiced_sayings(said, known)
-            looped = count < len(said)
-            del said[count:]
+            known = len(words)
+            words += self._decode(since_s, context)
+            count = self._count_voiced(words, known)
+            looped = count < len(words)
+            del words[count:]
             if not looped or (count == known and not context):
                 break
-            since_s, context = self._resume_point(said[-1]) if said else since_s, []
+            since_s, context = self._resume_point(words[-1]) if words else since_s, []
             if self._sound.voiced_frames(since_s) < LEAST_VOICE:
                 break
-        return self._voiced_words(said[len(self._prefix) :])
+        return self._voiced_words(words[len(self._prefix) :])
 
-    def _decode(self, since_s: float, context: list[HeardWord]) -> list[HeardWord]:
+    def _decode(self, since_s: float, context: list[DecodedWord]) -> list[DecodedWord]:
         """The words decoded from `since_s` on after `context`, without likely hallucinations."""
         self.decoded += 1
         samples, since_s = self._sound.since(since_s)
@@ -179,36 +179,36 @@ class Recogniser:
             self._unclear_ns = self._t_end_ns
             return []
         words = hypothesis.words[: uttered(hypothesis.words)]
-        said = "".join(plain(word.text) for word in words)
-        if not context and said in PHANTOMS and hypothesis.log_probability < PHANTOM_DOUBT:
+        text = "".join(plain(word.text) for word in words)
+        if not context and text in PHANTOMS and hypothesis.log_probability < PHANTOM_DOUBT:
             return []
         return [replace(word, start_s=word.start_s + since_s, end_s=word.end_s + since_s) for word in words]
 
-    def _voiced_sayings(self, words: list[HeardWord], known: int) -> int:
+    def _count_voiced(self, words: list[DecodedWord], known: int) -> int:
         """Number of words before the first repetition of a passage without voice of its own; all if there is none."""
         texts = [word.text for word in words]
         checked = known
         while (found := repetition(texts, checked)) is not None:
-            for saying in found.sayings()[1:]:
-                if saying.stop <= known:
+            for occurrence in found.occurrences()[1:]:
+                if occurrence.stop <= known:
                     continue
-                start_s = max(words[saying.start].start_s, words[saying.start - 1].end_s)
-                voiced_s = self._sound.voiced_s(start_s, words[saying.stop - 1].end_s)
+                start_s = max(words[occurrence.start].start_s, words[occurrence.start - 1].end_s)
+                voiced_s = self._sound.voiced_s(start_s, words[occurrence.stop - 1].end_s)
                 if voiced_s < LEAST_WORD_S * found.size:
-                    return max(saying.start, known)
+                    return max(occurrence.start, known)
             checked = found.end
         return len(words)
 
-    def _resume_point(self, word: HeardWord) -> float:
+    def _resume_point(self, word: DecodedWord) -> float:
         """Where to continue after a word: in the pause after it, if there is one."""
         span_s = self._sound.voiced_span(word.start_s, word.end_s)
         end_s = span_s[1] if span_s is not None else word.end_s
         pause_s = self._sound.pause_after(end_s, PAUSE_S)
         return end_s if pause_s is None else pause_s
 
-    def _voiced_words(self, words: list[HeardWord]) -> list[HeardWord]:
+    def _voiced_words(self, words: list[DecodedWord]) -> list[DecodedWord]:
         """The words during which there is a voice, trimmed of surrounding silence."""
-        placed: list[HeardWord] = []
+        placed: list[DecodedWord] = []
         since_s = self._prefix[-1].end_s if self._prefix else 0.0
         for group in groups(words):
             start_s, end_s = group[0].start_s, group[-1].end_s
@@ -219,7 +219,7 @@ class Recogniser:
                 since_s = span_s[1]
         return placed
 
-    def _agree(self, hypothesis: list[HeardWord]) -> list[Word]:
+    def _agree(self, hypothesis: list[DecodedWord]) -> list[Word]:
         count = agreed([w.text for w in self._tentative], [w.text for w in hypothesis])
         self._tentative = hypothesis[count:]
         certain = hypothesis[:count]
@@ -238,33 +238,33 @@ class Recogniser:
         words = self._commit(self._tentative)
         self._tentative = []
         self._speaking = False
-        self._said = deque(self._certainty.settle(self._said, self._t_end_ns))
+        self._committed = deque(self._certainty.settle(self._committed, self._t_end_ns))
         self._settled_until_s = self._sound.end_s
         return words
 
-    def _commit(self, words: list[HeardWord]) -> list[Word]:
+    def _commit(self, words: list[DecodedWord]) -> list[Word]:
         self._prefix += words
         committed = [self._word(word, committed=True) for word in words]
-        self._said.extend(committed)
+        self._committed.extend(committed)
         return committed
 
-    def _word(self, word: HeardWord, committed: bool) -> Word:
+    def _word(self, word: DecodedWord, committed: bool) -> Word:
         # Counted back from the newest sound: device and session clocks drift apart over hours.
         start_ns, end_ns = (
             self._t_end_ns - round((self._sound.end_s - s) * NS_PER_S) for s in (word.start_s, word.end_s)
         )
         return Word(word.text, start_ns, end_ns, committed, word.probability)
 
-    def _heard(self, committed: list[Word]) -> Heard:
+    def _result(self, committed: list[Word]) -> Recognised:
         tentative = [self._word(word, committed=False) for word in self._tentative]
-        judged = self._certainty.judged(self._said, tentative, self._t_end_ns)
-        count = len(self._said)
+        judged = self._certainty.judged(self._committed, tentative, self._t_end_ns)
+        count = len(self._committed)
         fresh = judged[count - len(committed) : count]
-        self._said = deque(judged[:count])
-        while self._said and self._said[0].t_end_ns < self._t_end_ns - HISTORY_S * NS_PER_S:
-            self._said.popleft()
+        self._committed = deque(judged[:count])
+        while self._committed and self._committed[0].t_end_ns < self._t_end_ns - HISTORY_S * NS_PER_S:
+            self._committed.popleft()
         unclear = self._unclear_ns is not None and self._t_end_ns - self._unclear_ns < UNCLEAR_S * NS_PER_S
-        return Heard(self._t_end_ns, (*self._said, *judged[count:]), tuple(fresh), unclear)
+        return Recognised(self._t_end_ns, (*self._committed, *judged[count:]), tuple(fresh), unclear)
 
     def _trim(self) -> None:
         """Drop sound that is no longer needed."""

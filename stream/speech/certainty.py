@@ -17,7 +17,7 @@ import msgspec
 from mien.clock import NS_PER_S
 from mien.messages import Word
 from mien.stream.speech.agreement import plain
-from mien.stream.speech.whisper import HeardWord
+from mien.stream.speech.whisper import DecodedWord
 
 SURE = 0.6  # mean probability of the words below which an utterance is a guess
 BELIEF, BELIEF_WORDS = 0.8, 3  # prior of an utterance: this many words of this probability
@@ -30,7 +30,7 @@ FEW = 3  # different words: more of them are speech, perhaps in another language
 _LEAST = 1e-3
 
 
-def is_noise(words: Sequence[HeardWord], hopeless: float) -> bool:
+def is_noise(words: Sequence[DecodedWord], limit: float) -> bool:
     """Whether the beginning of an utterance is only what a decoder makes of a cough or laughter.
 
     A decoder gets more confident in a word by repeating it, so each counts once, at its first occurrence.
@@ -41,7 +41,7 @@ def is_noise(words: Sequence[HeardWord], hopeless: float) -> bool:
     first: dict[str, float] = {}
     for word in words:
         first.setdefault(plain(word.text), max(word.probability, _LEAST))
-    return 0 < len(first) <= FEW and sum(map(math.log, first.values())) / len(first) < hopeless
+    return 0 < len(first) <= FEW and sum(map(math.log, first.values())) / len(first) < limit
 
 
 class Certainty:
@@ -56,24 +56,24 @@ class Certainty:
         """Account for a hypothesis over `seconds` of sound, by its mean log probability."""
         self._doubts += seconds >= DOUBTFUL_S and log_probability < DOUBTFUL
 
-    def judged(self, said: Collection[Word], tentative: Sequence[Word], t_ns: int) -> list[Word]:
+    def judged(self, committed: Collection[Word], tentative: Sequence[Word], t_ns: int) -> list[Word]:
         """Committed and tentative words with `uncertain` set as of `t_ns`.
 
         Args:
-            said: committed words; those of earlier utterances stay unchanged.
+            committed: those of earlier utterances stay unchanged.
         """
         if t_ns < self._settled_ns:
             self._settled_ns = -1  # the clock was set back
         if t_ns > self._settled_ns + FORGET_NS:
             self._belief = BELIEF
-        before = [word for word in said if word.t_start_ns <= self._settled_ns]
-        words = [*list(said)[len(before) :], *tentative]
+        before = [word for word in committed if word.t_start_ns <= self._settled_ns]
+        words = [*list(committed)[len(before) :], *tentative]
         uncertain = bool(words) and self._mean(words) < SURE
         return before + [msgspec.structs.replace(word, uncertain=uncertain) for word in words]
 
-    def settle(self, said: Collection[Word], t_ns: int) -> list[Word]:
+    def settle(self, committed: Collection[Word], t_ns: int) -> list[Word]:
         """End of utterance: its committed words with their final `uncertain`, after those of earlier utterances."""
-        judged = self.judged(said, (), t_ns)
+        judged = self.judged(committed, (), t_ns)
         words = [word for word in judged if word.t_start_ns > self._settled_ns]
         if words:
             self._belief = min(max(self._mean(words), LEAST_BELIEF), BELIEF)

@@ -30,7 +30,7 @@ class Repetition:
         """The word after it."""
         return self.begin + self.times * self.size
 
-    def sayings(self) -> list[range]:
+    def occurrences(self) -> list[range]:
         """The indices of the words of each occurrence."""
         return [range(k, k + self.size) for k in range(self.begin, self.end, self.size)]
 
@@ -42,11 +42,11 @@ def repetition(words: Sequence[str], known: int = 0, suspect: dict[int, int] = S
         known: number of words at the beginning that are certain; a passage ending among them is ignored.
         suspect: minimum occurrences by number of words, 2 for numbers not listed.
     """
-    said = [plain(word) for word in words]
-    for begin in range(len(said)):
-        for size in range(1, min(LONGEST, (len(said) - begin) // 2) + 1):
+    plain_words = [plain(word) for word in words]
+    for begin in range(len(plain_words)):
+        for size in range(1, min(LONGEST, (len(plain_words) - begin) // 2) + 1):
             times = 1
-            while said[begin + times * size : begin + (times + 1) * size] == said[begin : begin + size]:
+            while plain_words[begin + times * size : begin + (times + 1) * size] == plain_words[begin : begin + size]:
                 times += 1
             if times >= suspect.get(size, 2) and begin + times * size > known:
                 return Repetition(begin, size, times)

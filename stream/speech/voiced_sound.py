@@ -86,8 +86,8 @@ class VoicedSound:
 
     def voiced_s(self, start_s: float, end_s: float) -> float:
         """Seconds of a span during which there may be a voice."""
-        heard = self._probabilities[self._frame(start_s) : self._frame(end_s) + 1] >= UNVOICED
-        return min(float(heard.sum()) * FRAME_S, max(end_s - start_s, 0.0))
+        voiced = self._probabilities[self._frame(start_s) : self._frame(end_s) + 1] >= UNVOICED
+        return min(float(voiced.sum()) * FRAME_S, max(end_s - start_s, 0.0))
 
     def voiced_span(self, start_s: float, end_s: float) -> tuple[float, float] | None:
         """A word's span without surrounding silence: attention moves on only when the next word begins.

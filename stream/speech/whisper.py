@@ -30,7 +30,7 @@ LOOP_NGRAM = 5
 
 
 @dataclass(frozen=True)
-class HeardWord:
+class DecodedWord:
     """A word of a hypothesis. Seconds count from the window's first sample."""
 
     text: str
@@ -49,7 +49,7 @@ class Hypothesis:
         log_probability: mean over the tokens after the prefix; 0 if there are none.
     """
 
-    words: tuple[HeardWord, ...]
+    words: tuple[DecodedWord, ...]
     no_speech: float = 0.0
     log_probability: float = 0.0
 
@@ -111,10 +111,10 @@ class Whisper:
         """
         encoded = self._encode(samples)
         known = self._tokenizer.encode(" " + prefix.strip()) if prefix else []
-        said, no_speech = self._generate(encoded, known, len(samples) / SAMPLE_RATE, beam)
-        if not said:
+        generated, no_speech = self._generate(encoded, known, len(samples) / SAMPLE_RATE, beam)
+        if not generated:
             return Hypothesis((), no_speech)
-        words, log_probability = self._align(encoded, known, said, len(samples) * FRAMES_PER_S // SAMPLE_RATE)
+        words, log_probability = self._align(encoded, known, generated, len(samples) * FRAMES_PER_S // SAMPLE_RATE)
         return Hypothesis(words, no_speech, log_probability)
 
     def _encode(self, samples: Float32) -> Any:
@@ -141,25 +141,25 @@ class Whisper:
                 return_no_speech_prob=True,
             )[0]
             # CTranslate2's output includes the given prefix.
-            said = [token for token in result.sequences_ids[0] if token < self._tokenizer.eot][len(known) :]
-            if len(said) < most - 1:
+            generated = [token for token in result.sequences_ids[0] if token < self._tokenizer.eot][len(known) :]
+            if len(generated) < most - 1:
                 break
-        return said, result.no_speech_prob
+        return generated, result.no_speech_prob
 
     def _align(
-        self, encoded: Any, known: list[int], said: list[int], frames: int
-    ) -> tuple[tuple[HeardWord, ...], float]:
-        """Words of `said`, with their times, and the mean log probability of their tokens.
+        self, encoded: Any, known: list[int], generated: list[int], frames: int
+    ) -> tuple[tuple[DecodedWord, ...], float]:
+        """Words of `generated`, with their times, and the mean log probability of their tokens.
 
         A word ends when the decoder's attention moves to the next.
         """
-        tokens = known + said
+        tokens = known + generated
         aligned = self._model.align(encoded, self._tokenizer.sot_sequence, [tokens], max(frames, 2))[0]
         texts, groups = self._tokenizer.split_to_word_tokens([*tokens, self._tokenizer.eot])
         text_index, frame_index = np.array(aligned.alignments).T
         first = np.r_[True, np.diff(text_index) > 0]  # the frame at which each token begins
         starts_s = frame_index[first] / TOKENS_PER_S
-        words: list[HeardWord] = []
+        words: list[DecodedWord] = []
         position = 0
         for text, group in zip(texts[:-1], groups[:-1], strict=True):
             begin, position = position, position + len(group)
@@ -167,21 +167,21 @@ class Whisper:
                 continue
             probability = float(np.mean(aligned.text_token_probs[begin:position]))
             end_s = float(starts_s[min(position, len(starts_s) - 1)])
-            heard = HeardWord(text, float(starts_s[min(begin, len(starts_s) - 1)]), end_s, probability)
-            words = _joined(words, heard)
+            word = DecodedWord(text, float(starts_s[min(begin, len(starts_s) - 1)]), end_s, probability)
+            words = _joined(words, word)
         log_probability = float(np.mean(np.log(np.maximum(aligned.text_token_probs[len(known) :], 1e-6))))
         return tuple(words), log_probability
 
 
-def _joined(words: list[HeardWord], heard: HeardWord) -> list[HeardWord]:
+def _joined(words: list[DecodedWord], word: DecodedWord) -> list[DecodedWord]:
     """`words` with one appended; punctuation and parts without a leading space belong to the previous word."""
-    text = heard.text.strip()
+    text = word.text.strip()
     if not text:
         return words
     mark = not text.strip(string.punctuation)
     if mark and not words:
         return words  # it belongs to the prefix
-    if words and (mark or not heard.text.startswith(" ")):
+    if words and (mark or not word.text.startswith(" ")):
         last = words[-1]
-        return [*words[:-1], HeardWord(last.text + text, last.start_s, last.end_s, last.probability)]
-    return [*words, HeardWord(text, heard.start_s, heard.end_s, heard.probability)]
+        return [*words[:-1], DecodedWord(last.text + text, last.start_s, last.end_s, last.probability)]
+    return [*words, DecodedWord(text, word.start_s, word.end_s, word.probability)]

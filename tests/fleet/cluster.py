@@ -57,7 +57,7 @@ class Machines:
         self._fleet = read.fleet
         cluster.join(read.fleet, self._cluster.address)
         self._directory = open_directory(ray, read.fleet, msgspec.msgpack.encode(read), True)
-        return cluster.open_doors(ray)
+        return cluster.exposed_ports(ray)
 
     def condition(self) -> Any:
         """Of the fleet; None while its directory does not answer."""

@@ -35,7 +35,7 @@ def connected(fleet: str, address: str) -> Iterator[tuple[Any, Any]]:
     Raises:
         FleetError: there is none.
     """
-    ray = cluster.join(fleet, address or cluster.whereabouts(fleet))
+    ray = cluster.join(fleet, address or cluster.known_address(fleet))
     try:
         yield ray, cluster.directory_of(ray, fleet)
     finally:
@@ -52,8 +52,8 @@ def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_
         ray = cluster.join(plan.fleet, address) if address else cluster.start_embedded(plan.fleet)
         directory, last, over = None, None, not address
         try:
-            for door in cluster.open_doors(ray):
-                typer.secho(f"mien: {door}", fg=typer.colors.YELLOW, err=True)
+            for problem in cluster.exposed_ports(ray):
+                typer.secho(f"mien: {problem}", fg=typer.colors.YELLOW, err=True)
             if address:
                 cluster.remember(plan.fleet, address)
             from mien.stream.fleet.directory import open_directory
@@ -81,14 +81,14 @@ def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_
 
 
 def _wait_gateway(ray: Any, directory: Any, stopping: threading.Event) -> FleetCondition:
-    until_s = time.monotonic() + _START_S
+    deadline_s = time.monotonic() + _START_S
     while True:
         found = _condition(ray, directory, _START_S)
         if found.gateway:
             return found
         if found.problem:
             raise FleetError(found.problem)
-        if stopping.wait(_LOOK_S) or time.monotonic() > until_s:
+        if stopping.wait(_LOOK_S) or time.monotonic() > deadline_s:
             raise FleetError("the fleet's gateway did not start")
 
 
@@ -159,8 +159,8 @@ def start_behind(file: Path, fleet: str) -> None:
             stderr=said,
             start_new_session=sys.platform != "win32",
         )
-    until_s = time.monotonic() + _START_S
-    while time.monotonic() < until_s and process.poll() is None:
+    deadline_s = time.monotonic() + _START_S
+    while time.monotonic() < deadline_s and process.poll() is None:
         text = log.read_text(encoding="utf-8", errors="replace")
         if "publishes at" in text:
             typer.echo(text.strip(), err=True)

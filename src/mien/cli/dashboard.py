@@ -24,10 +24,10 @@ def command(
     supervised: options.Supervised = False,
 ) -> None:
     """Show a running mien in the browser; it may start later or restart."""
-    from mien.stream.dashboard.launch import look, look_supervised
+    from mien.stream.dashboard.launch import show_dashboard, show_supervised
 
     if supervised:
-        look_supervised(window=window)
+        show_supervised(window=window)
         return
     from mien.config import load_config
     from mien.stream.dashboard.launch import bus_overrides
@@ -36,11 +36,11 @@ def command(
         config,
         {"dashboard.host": host, "dashboard.port": port, **bus_overrides(endpoint)},
     )
-    look(
+    show_dashboard(
         settings,
         session,
         window=window,
         browser=browser,
-        say=lambda line: typer.echo(line, err=True),
+        report=lambda line: typer.echo(line, err=True),
         replayed=label,
     )

@@ -65,7 +65,7 @@ def _show_page(
     from mien.config import load_config
     from mien.errors import RecordingError
     from mien.stream.bus.ports import free_ports
-    from mien.stream.dashboard.launch import look
+    from mien.stream.dashboard.launch import show_dashboard
 
     # Separate ports: a mien may be running.
     first = free_ports(first=5570)
@@ -91,7 +91,7 @@ def _show_page(
 
     said = ""
     try:
-        look(settings, None, window=False, browser=browser, say=begin, replayed=path)
+        show_dashboard(settings, None, window=False, browser=browser, report=begin, replayed=path)
     finally:
         for replay in replays:
             replay.terminate()

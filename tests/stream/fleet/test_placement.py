@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from mien.stream.fleet import placement
-from mien.stream.fleet.orders import WHOLE, Captured, CaptureOrder, PoolReport, Served
+from mien.stream.fleet.member_orders import member_order
+from mien.stream.fleet.orders import FULL, Captured, CaptureOrder, PoolReport, Served
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import read_plan
 from mien.stream.fleet.roster import About, Node
-from mien.stream.fleet.wanted import member_order
 
 
 class Decisions(Placement):
@@ -40,11 +40,11 @@ class Decisions(Placement):
         for _ in range(int(seconds * 10)):
             self.now_s += 0.1
             for name, link in self._links.items():
-                link.take_news()
+                link.take_changes()
                 link.version_there = link.version
                 self._roster.members[name].ready = True
             if self._gateway is not None:
-                self._gateway.take_news()
+                self._gateway.take_changes()
                 self._gateway.version_there = self._gateway.version
             for held in self._roster.sessions.values():
                 held.left_pool = ""
@@ -133,7 +133,7 @@ def test_an_order_names_only_what_has_changed(decisions: Callable[[str], Decisio
     assert current() == ({"s-1"}, before, ())
     # No answer came: the actor may have another version.
     link.touch("s-2")
-    assert current() == ({"s-1", "s-2", "s-3"}, WHOLE, ())
+    assert current() == ({"s-1", "s-2", "s-3"}, FULL, ())
     link.version_there = link.version
     member.sessions.remove("s-1")
     link.touch("s-1")

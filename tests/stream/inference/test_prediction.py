@@ -17,7 +17,7 @@ from mien.stream.inference.playback import Complete
 from mien.stream.inference.prediction import Live, Mode
 from mien.stream.modalities.base import message_of
 from mien.stream.modalities.text import TextEncoder, WordReader
-from mien.stream.speech.asr import Heard
+from mien.stream.speech.asr import Recognised
 from tests.stream.inference.test_assembler import T0, frame
 
 STEP_MS, FRAME_MS, SETTLE_MS, STEPS = 800, 40, 500, 6
@@ -35,14 +35,14 @@ class ScriptedEncoder(TextEncoder):
         return np.repeat(np.array([[float(word)] for word in words], np.float32).reshape(-1, 1), TEXT_DIM, 1)
 
 
-def recognised(step: int, *, last: bool = False) -> Heard:
+def recognised(step: int, *, last: bool = False) -> Recognised:
     """What a recogniser knows after so many steps: two words of each, of which the newest is tentative."""
     t_end_ns = T0 + step * STEP_MS * NS_PER_MS
     words = tuple(
         Word(str(k), T0 + (k - 1) * STEP_MS // 2 * NS_PER_MS, T0 + k * STEP_MS // 2 * NS_PER_MS, last or k < 2 * step)
         for k in range(1, 2 * step + 1)
     )
-    return Heard(t_end_ns, words, (), last=last)
+    return Recognised(t_end_ns, words, (), last=last)
 
 
 def messages() -> list[FeatureWindow]:

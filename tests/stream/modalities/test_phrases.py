@@ -12,7 +12,7 @@ from mien.messages import EMOTIONS, Float32, Word
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.modalities.phrases import PhraseReader
 from mien.stream.modalities.text import TextEncoder
-from mien.stream.speech.asr import Heard
+from mien.stream.speech.asr import Recognised
 from mien.stream.speech.phrases import phrases_of
 
 ANGRY, REPORT, TERRIBLE = "I hate this, it is not fair!", "The report has four parts.", "This is terrible."
@@ -49,8 +49,8 @@ def words_of(*sentences: str, first_ns: int = 0, **changes: bool) -> tuple[Word,
     )
 
 
-def recognised(words: tuple[Word, ...], t_end_ns: int | None = None) -> Heard:
-    return Heard(words[-1].t_end_ns if t_end_ns is None else t_end_ns, words, ())
+def recognised(words: tuple[Word, ...], t_end_ns: int | None = None) -> Recognised:
+    return Recognised(words[-1].t_end_ns if t_end_ns is None else t_end_ns, words, ())
 
 
 def test_phrases_end_at_punctuation_and_at_pauses() -> None:

@@ -19,7 +19,7 @@ from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, cre
 from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import SAMPLE_RATE
-from mien.stream.speech.asr import Heard
+from mien.stream.speech.asr import Recognised
 from mien.stream.speech.whisper import Hypothesis, Whisper
 from tests.stream.sounds import spoken, tone, write_wav
 
@@ -67,9 +67,9 @@ def word(name: str, end_s: float, committed: bool = True) -> Word:
 
 def test_the_window_keeps_the_words_that_end_in_it() -> None:
     words = (*(word(str(i), i) for i in (4, 5, 6, 9)), word("10", 10, committed=False))
-    assert [w.text for w in words_within(Heard(10 * NS_PER_S, words, ()))] == ["6", "9", "10"]
-    assert words_within(Heard(16 * NS_PER_S, words, ())) == ()
-    assert len(words_within(Heard(16 * NS_PER_S, words, ()), window_s=60)) == 5
+    assert [w.text for w in words_within(Recognised(10 * NS_PER_S, words, ()))] == ["6", "9", "10"]
+    assert words_within(Recognised(16 * NS_PER_S, words, ())) == ()
+    assert len(words_within(Recognised(16 * NS_PER_S, words, ()), window_s=60)) == 5
 
 
 def test_the_worker_is_found_by_its_name() -> None:

@@ -19,7 +19,7 @@ from mien.messages import Float32, Word
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 from mien.stream.speech.agreement import agreed
-from mien.stream.speech.asr import LONGEST_S, Decoder, Heard, Recogniser
+from mien.stream.speech.asr import LONGEST_S, Decoder, Recognised, Recogniser
 from mien.stream.speech.backlog import Backlog, Step
 from mien.stream.speech.repetition import Repetition, repetition
 from mien.stream.speech.voice_activity import VoiceActivity
@@ -63,7 +63,7 @@ def speech() -> Float32:
     return np.pad(sound, SAMPLE_RATE)
 
 
-def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Heard]:
+def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Recognised]:
     """Everything that a recogniser says about `samples`, the end of the stream last."""
     recogniser = Recogniser(decoder, VoiceActivity())
     steps = []
@@ -73,7 +73,7 @@ def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Heard
     return [*steps, recogniser.finish()]
 
 
-def committed(steps: Sequence[Heard]) -> list[Word]:
+def committed(steps: Sequence[Recognised]) -> list[Word]:
     return [word for step in steps for word in step.committed]
 
 
@@ -118,7 +118,7 @@ def test_agreement(previous: str, current: str, count: int) -> None:
         ("ask what you can do ask what you can do", 0, (0, 5, 2)),
         ("you can do for me what I can do for you", 0, None),
         ("all went well and then and then and then and then", 0, (3, 2, 4)),
-        # Known words count as sayings, but a passage that ends among them is settled.
+        # Known words count as occurrences, but a passage that ends among them is settled.
         ("we are here. It was a fine day. it was a fine day And", 8, (3, 5, 2)),
         ("it was a fine day and it was a fine night", 6, None),
         ("no no no no no no no but yes", 7, None),

@@ -11,10 +11,10 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
 from mien.stream.sources.source import SAMPLE_RATE
-from mien.stream.speech.asr import Heard, Recogniser
+from mien.stream.speech.asr import Recognised, Recogniser
 from mien.stream.speech.certainty import FORGET_NS, Certainty, is_noise
 from mien.stream.speech.voice_activity import VoiceActivity
-from mien.stream.speech.whisper import HeardWord, Whisper
+from mien.stream.speech.whisper import DecodedWord, Whisper
 from tests.stream.sounds import spoken, spoken_by_espeak
 
 ENGLISH = "The weather is lovely today, and we are going to the sea with all of our friends."
@@ -64,7 +64,7 @@ def test_a_few_words_out_of_many_doubtful_hypotheses_are_uncertain() -> None:
 )
 def test_a_few_words_that_are_hardly_probable_are_noise(hypothesis: str, noise: bool) -> None:
     decoded = [
-        HeardWord(text, 0.0, 0.1, float(p)) for text, _, p in (word.partition(":") for word in hypothesis.split())
+        DecodedWord(text, 0.0, 0.1, float(p)) for text, _, p in (word.partition(":") for word in hypothesis.split())
     ]
     assert is_noise(decoded, -1.6) == noise
 
@@ -91,12 +91,12 @@ def recogniser() -> Recogniser:
     return Recogniser(Whisper(asset_path("whisper-tiny.en")), VoiceActivity())
 
 
-def recognise(recogniser: Recogniser, sound: Float32) -> list[Heard]:
+def recognise(recogniser: Recogniser, sound: Float32) -> list[Recognised]:
     """Everything that is said of the sound, with a second of silence before and after."""
     return list(recogniser.whole(np.pad(sound, SAMPLE_RATE), 800))
 
 
-def shares(steps: list[Heard]) -> tuple[int, float]:
+def shares(steps: list[Recognised]) -> tuple[int, float]:
     """Committed words, and the share of them that is uncertain."""
     judged: list[Word] = []
     for decoded in steps:

@@ -9,7 +9,7 @@ import msgspec
 
 from mien.messages import Status
 from mien.stream.fleet.link import ActorLink
-from mien.stream.fleet.orders import WHOLE, CaptureOrder, CaptureTask, GatewayOrder, PoolOrder, Trusted
+from mien.stream.fleet.orders import FULL, CaptureOrder, CaptureTask, GatewayOrder, PoolOrder, Trusted
 from mien.stream.fleet.roster import Held, Member, Roster
 from mien.stream.processes.control import Assignment, Order
 
@@ -20,26 +20,28 @@ def member_order(
     roster: Roster, member: Member, link: ActorLink, trusted: Mapping[str, Trusted], passed_on: Sequence[Order]
 ) -> bytes:
     """For a capture host or a pool. `passed_on`: orders from captures for their sessions' inference."""
-    news, trust = link.take_news(), link.new_trust(trusted)
-    since, names = news if news is not None else (link.version, set[str]())
-    named = member.sessions if since == WHOLE else names & member.sessions
+    changes, trust = link.take_changes(), link.new_trust(trusted)
+    since, names = changes if changes is not None else (link.version, set[str]())
+    named = member.sessions if since == FULL else names & member.sessions
     sessions = [roster.sessions[name] for name in sorted(named)]
     if member.kind == "pool":
         sessions = [held for held in sessions if held.captured and held.captured.endpoints]
     gone = tuple(names - {held.planned.name for held in sessions})
     if member.kind == "capture":
         tasks = tuple(_task(held, roster.plan.capture.port) for held in sessions)
-        return msgspec.json.encode(CaptureOrder(link.version, tasks if news else None, trust, since, gone))
-    heard = tuple(map(_assignment, sessions))
-    return msgspec.json.encode(PoolOrder(link.version, heard if news else None, trust, tuple(passed_on), since, gone))
+        return msgspec.json.encode(CaptureOrder(link.version, tasks if changes else None, trust, since, gone))
+    assignments = tuple(map(_assignment, sessions))
+    return msgspec.json.encode(
+        PoolOrder(link.version, assignments if changes else None, trust, tuple(passed_on), since, gone)
+    )
 
 
 def gateway_order(roster: Roster, link: ActorLink, trusted: Mapping[str, Trusted]) -> bytes:
     """For the gateway: pools that are no longer listed are disconnected."""
     pools = tuple(m.report.endpoint for m in roster.of("pool") if m.report and m.report.endpoint)
     why = {name: held.problem or held.gap for name, held in roster.sessions.items() if held.gap or held.problem}
-    link.whole |= link.pools_there != pools
-    fresh = link.take_news() is not None
+    link.needs_full |= link.pools_there != pools
+    fresh = link.take_changes() is not None
     before = {} if fresh else link.gaps_there
     gaps = {name: _gap(roster.sessions[name]) for name, reason in why.items() if before.get(name) != reason}
     closed = tuple(before.keys() - why.keys())
@@ -50,15 +52,15 @@ def gateway_order(roster: Roster, link: ActorLink, trusted: Mapping[str, Trusted
 
 def _task(held: Held, first_port: int) -> CaptureTask:
     port = first_port + held.incarnation * 4 % _PORTS
-    return CaptureTask(held.planned.config, held.incarnation, port, held.heard)
+    return CaptureTask(held.planned.config, held.incarnation, port, held.has_listener)
 
 
 def _assignment(held: Held) -> Assignment:
     assert held.captured is not None
-    config, said = held.planned.config, held.captured
-    workers = msgspec.structs.replace(config.bus.workers, **said.endpoints)
+    config, captured = held.planned.config, held.captured
+    workers = msgspec.structs.replace(config.bus.workers, **captured.endpoints)
     config = msgspec.structs.replace(config, bus=msgspec.structs.replace(config.bus, workers=workers))
-    return Assignment(config, 0, said.workers, said.absent, said.origin, said.label, run=held.run)
+    return Assignment(config, 0, captured.workers, captured.absent, captured.origin, captured.label, run=held.run)
 
 
 def _gap(held: Held) -> Status:
