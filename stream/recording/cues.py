@@ -75,9 +75,9 @@ class CueMaker:
         self._priming = False
 
     def items(self) -> Iterator[Sent | Cued]:
-        """Messages and cues in sending order."""
+        """Messages and cues in sending order: a cue after all that it names."""
         waiting: _Waiting = deque()
-        later: deque[Sent] = deque()  # recorded after the pending prediction, sent after its cue
+        later: deque[Sent] = deque()  # recorded after the pending prediction
         for entry in self._recording.entries():
             if entry.channel == channels.PREDICTION:
                 waiting.append((entry, entry.prediction()))
@@ -96,7 +96,7 @@ class CueMaker:
         return Cue(session=self._recording.session, seq=self._seq, t_end_ns=0, end=True)
 
     def _next(self, waiting: _Waiting, later: deque[Sent]) -> Iterator[Sent | Cued]:
-        yield from self._cue(waiting)
+        yield from self._cue(waiting, later)
         while later and (not waiting or later[0].log_ns <= waiting[0][0].log_ns):
             yield later.popleft()
 
@@ -189,7 +189,8 @@ class CueMaker:
                 return False
         return True
 
-    def _cue(self, waiting: _Waiting) -> Iterator[Sent | Cued]:
+    def _cue(self, waiting: _Waiting, later: deque[Sent]) -> Iterator[Sent | Cued]:
+        """The cue of the first pending prediction, after all that it names: the player sends few cues ahead."""
         entry, prediction = waiting[0]
         new_run, breaks = prediction.run != self._run, self._follows_gap(prediction)
         before = self._processed_before(waiting) if breaks else {}
@@ -197,13 +198,14 @@ class CueMaker:
         waiting.popleft()
         self._run, self._next_seq = prediction.run, prediction.seq + 1
         inputs: dict[str, tuple[Span, ...]] = {}
-        missing = False
+        missing, needed_ns = False, 0
         for modality in {**before, **prediction.inputs}:
             numbers: list[tuple[int, int]] = []
             for run, first, last in (*before.get(modality, ()), *prediction.inputs.get(modality, ())):
                 held = self._open.get((modality, run), {})
                 for seq in range(first, last + 1):
-                    self._times_ns.pop((modality, run, seq), None)
+                    _, log_ns = self._times_ns.pop((modality, run, seq), (0, 0))
+                    needed_ns = max(needed_ns, log_ns)
                     if seq not in held:
                         frames = self._repeated(modality, run, seq)
                         if frames is None:
@@ -213,6 +215,8 @@ class CueMaker:
                     numbers.append((run, seq))
                 self._open[modality, run] = {seq: frames for seq, frames in held.items() if seq > last}
             inputs |= spans_of({modality: numbers})
+        while later and later[0].log_ns <= needed_ns:
+            yield later.popleft()
         smoothed = None
         if missing or (breaks and not covered):
             self._exact_from_ns, self._priming = prediction.t_end_ns + WINDOW_NS + _SETTLE_NS, True

@@ -86,6 +86,27 @@ def test_late_recorder_with_the_last_window_replays_everything(tmp_path: Path, l
     assert first.cue.smoothed == (first.recorded.sentiment_smooth, first.recorded.t_end_ns)
 
 
+def test_a_cue_follows_the_messages_that_it_names(tmp_path: Path) -> None:
+    """Also where a recorder on a busy machine read a second's predictions before their features: a player waits for
+    answers after some cues, and inference for the messages that these name."""
+    heard = [((t_ns // NS_PER_S + 1) * NS_PER_S, what) for t_ns, what in live(12)]
+    path = write(tmp_path / "a.mcap", sorted(heard, key=lambda item: (item[0], isinstance(item[1], FeatureWindow))))
+    sent: set[tuple[str, int]] = set()
+    cues = 0
+    for item in CueMaker(open_recording(path)).items():
+        if isinstance(item, Sent):
+            message = decode_features(item.frames)
+            sent.add((message.modality, message.seq))
+        else:
+            cues += 1
+            named = {
+                (name, seq) for name, spans in item.cue.inputs.items() for _, a, b in spans for seq in range(a, b + 1)
+            }
+            assert named <= sent
+    assert cues > 200
+    assert all(cued.exact and value == digest_of(cued.recorded) for cued, value in replay(path))
+
+
 def test_without_the_last_window_the_replayable_range_is_reported(tmp_path: Path) -> None:
     events = [(t_ns, what) for t_ns, what in live(20) if t_ns >= START_NS + 8 * NS_PER_S]
     made = replay(write(tmp_path / "a.mcap", events))
