@@ -34,7 +34,7 @@ FLEET_SUBSCRIPTIONS = 16 * MAX_SUBSCRIPTIONS  # at a gateway, of subscribers to 
 _MAX_PARTS = 64  # distinct ones: each is encoded separately
 _MAX_EVENTS = 1000  # per call, so that a storm of subscriptions cannot block the publisher
 READ_AHEAD = 16  # libzmq reads all waiting subscriptions at once; with 1000 ahead, a fast flood never lets it return
-_PATIENCE_S = 5.0
+_PATIENCE_S, _MOST_QUEUED = 5.0, 1 << 15  # with a subscriber that does not read
 _REBIND_S = 1.5
 Message = list[bytes] | list[zmq.Frame]
 _RECEIVERS = itertools.count()
@@ -57,8 +57,8 @@ class Publisher:
     Args:
         endpoint: where to bind.
         config: high-water mark, and the folder of keys: beyond this machine, machines without one cannot connect.
-        lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). A subscriber
-            that has not read for five seconds is given up on, and drops from then on.
+        lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). For one that has
+            not read for five seconds, twice as many messages are queued; at 32768 it loses them from then on.
         sessions: how many publish here; each has the high-water mark and its topics for itself.
         most_subscriptions: different ones; more are a flood. stop_flood: ends one, instead of closing all connections.
 
@@ -81,13 +81,11 @@ class Publisher:
         most_subscriptions: int = MAX_SUBSCRIPTIONS,
         stop_flood: Callable[[], None] | None = None,
     ) -> None:
-        self.endpoint = endpoint
+        self.endpoint, self._lossless = endpoint, lossless
         self._most_subscriptions, self._stop_flood = most_subscriptions, stop_flood or self._rebind
         self._max_topics = _MAX_TOPICS * sessions
         self.subscriptions: dict[bytes, int] = {}
-        self.dropped = 0
-        self.subscription_flood_resets = 0
-        self._questions = 0
+        self.dropped = self.subscription_flood_resets = self._questions = 0
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self.parts: dict[bytes, Part] = {}
@@ -95,7 +93,6 @@ class Publisher:
         self._hear: Callable[[bytes, bool], None] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
-        self._lossless = lossless
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
         self.socket.setsockopt(zmq.LINGER, 200)
         self.socket.setsockopt(zmq.SNDHWM, config.high_water_mark * sessions)
@@ -103,8 +100,7 @@ class Publisher:
         self.socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         # Subscribers send only topics, choices, or the CURVE handshake.
         self.socket.setsockopt(zmq.MAXMSGSIZE, 1024 if is_guarded(endpoint, config.keys) else MAX_CHOICE_BYTES)
-        if lossless:
-            self.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self.socket.setsockopt(zmq.XPUB_NODROP, int(lossless))
         self.socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
         self._guard = self._guarded(config) if is_guarded(endpoint, config.keys) else None
         self._looked_s = time.monotonic()
@@ -216,11 +212,8 @@ class Publisher:
     @property
     def drops(self) -> dict[str, int]:
         """Dropped messages and refused connections, by cause, for the status."""
-        counts = {
-            "unread": self.dropped,
-            "unknown_key": self.refused,
-            "subscription_flood": self.subscription_flood_resets,
-        }
+        floods = self.subscription_flood_resets
+        counts = {"unread": self.dropped, "unknown_key": self.refused, "subscription_flood": floods}
         return {cause: count for cause, count in counts.items() if count}
 
     @property
@@ -284,11 +277,20 @@ class Publisher:
                 _send_frame(socket, frames[-1], _NOW, copy)
                 return
             except zmq.Again:
-                if time.monotonic() > give_up_s:
+                if not self._lossless:
                     self.dropped += 1
                     return
+                if time.monotonic() > give_up_s:
+                    self._lengthen_queue()
                 self.socket.poll(20, zmq.POLLIN)
                 time.sleep(0.001)
+
+    def _lengthen_queue(self) -> None:
+        """One subscriber does not read: dropping a message now would take it from all of them."""
+        queued = 2 * int(self.socket.getsockopt(zmq.SNDHWM))
+        self._lossless = queued <= _MOST_QUEUED
+        self.socket.setsockopt(zmq.SNDHWM, queued)
+        self.socket.setsockopt(zmq.XPUB_NODROP, int(self._lossless))
 
 
 class Receiver:
@@ -310,8 +312,7 @@ class Receiver:
     def __init__(
         self, endpoint: str, prefixes: tuple[bytes, ...], high_water_mark: int = 64, keys: str | Path = ""
     ) -> None:
-        self.endpoint = endpoint
-        self.is_drained = False
+        self.endpoint, self.is_drained = endpoint, False
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVHWM, high_water_mark)

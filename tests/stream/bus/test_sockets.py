@@ -14,6 +14,7 @@ import zmq
 
 from mien.config import BusConfig
 from mien.errors import BusError
+from mien.stream.bus import sockets
 from mien.stream.bus.curve import is_loopback
 from mien.stream.bus.sockets import Publisher, Receiver
 from tests.waiting import wait_for_items, wait_until
@@ -105,6 +106,27 @@ def test_lossless_waits_for_a_slow_subscriber(port: int) -> None:
     assert numbers == list(range(400))
     assert publisher.dropped == 0
     receiver.close()
+    publisher.close()
+
+
+def test_lossless_takes_nothing_from_others_for_one_that_does_not_read(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as `mien watch` in a stopped terminal: the others got no message, and the publisher waited for each."""
+    monkeypatch.setattr(sockets, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(sockets, "_MOST_QUEUED", 32)
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", CONFIG, lossless=True)
+    stopped = Receiver(publisher.endpoint, (b"prediction/",), high_water_mark=1)
+    reader = Receiver(publisher.endpoint, (b"prediction/",), high_water_mark=4)
+    wait_until(lambda: publisher.subscriptions.get(b"prediction/") == 2, meanwhile=publisher.service)
+    for number in range(150):  # beyond what libzmq, the system and the longest queue hold
+        publisher.send([b"prediction/default/", str(number).encode(), b"x" * 262_144], keep=False)
+        assert [int(frames[1]) for frames in wait_for_items(reader.drain)] == [number]
+    assert publisher.dropped == 0
+    read = len(list(stopped.drain(1000)))
+    assert 0 < read < 150
+    for endpoint in (stopped, reader):
+        endpoint.close()
     publisher.close()
 
 
