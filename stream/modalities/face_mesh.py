@@ -5,35 +5,51 @@ core of an EPYC) and no longer smooth over time. Its bundled detector costs 1.2 
 frame's landmarks so that no row waits for it, to count the faces and find the largest. If the landmarker follows
 another face, the next frames are masked down to the largest one until it has switched.
 
-MediaPipe scales a picture to 128 or 192 pixels a side, where a face of a tenth of the width is a smudge. Its
-detector finds faces of 45 pixels in tiles of 300. Tiles are scanned one by one, at a rate that costs at most a
-twentieth of a core, and only while no face is followed; a small face is then tracked within its tile.
+The landmarker creates an object for each of 478 landmarks and 52 blendshapes, a tenth of a frame's cost.
+`LandmarkReader` reads the same numbers from the library's result as arrays. It depends on one release's memory layout,
+which is why that release is pinned.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import zipfile
 from dataclasses import dataclass
-from itertools import product
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import AssetError
 from mien.messages import Float32, UInt8
+from mien.stream.modalities.face_search import (
+    Region,
+    Search,
+    area_of,
+    centre_of,
+    distance_to,
+    masked,
+    overlap,
+    region_around,
+    region_for,
+)
 from mien.stream.modalities.mediapipe_tasks import (
     Box,
-    Face,
-    LandmarkReader,
-    face_of,
+    CategoryC,
+    FaceLandmarkerResultC,
+    NormalizedLandmarkC,
+    handle_status,
+    image_module,
+    load_raw_library,
     mp,
     open_detector,
     open_landmarker,
 )
 
+_at: Any = ctypes.byref
 Place = tuple[float, float]
 
 LOOK_NS = 500 * NS_PER_MS
@@ -42,107 +58,104 @@ _SAME = 0.2  # intersection over union above which two boxes are the same face
 _MAX_WAIT_FRAMES = 5  # frames to wait for the landmarker to find the largest face, or a face in its tile
 _GONE_NS = 3 * NS_PER_S  # how long a lost chosen face is waited for, before the largest is followed again
 _NEAR = 1.0  # search radius for a lost chosen face, in its widths
-PART_NS = 60 * NS_PER_MS  # between two tiles; one costs about 2 ms
 SURE = 0.7  # detector score: non-faces had up to 0.66 where faces of 45 pixels had 0.9
-_PART = 5 / 12  # side of a tile, as a fraction of the picture's shorter side
-_STEP = 0.55  # stride of the tiles, as a fraction of their side
-_AROUND = 4.0  # side of the region in which a small face is tracked, in widths of the face
-_LEAST = 128  # minimum of that side in pixels
-_EDGE = 0.12  # the region is moved when the face is closer to its edge than this fraction of its side
-_SIZES = 0.12, 0.5  # width of a face in its region within which the region is kept
-_LARGE = 0.3  # face width, as a fraction of the picture's shorter side, from which the whole picture suffices
-_TAN = math.tan(math.radians(63.0) / 2)  # MediaPipe's assumed camera: half of its vertical field of view
 _UNCLEAR_NS = 2 * NS_PER_S  # how long a face seen without landmarks is reported
 
 
-@dataclass(frozen=True)
-class Region:
-    """A part of a picture.
+class Landmarks(NamedTuple):
+    """The landmarker's output for one face.
 
-    Attributes:
-        left, top, right, bottom: whole pixels.
+    `points` (478, 2): x and y as fractions of the picture. `blendshapes` (52,). `matrix` (4, 4): from the canonical
+    face to the camera.
     """
 
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    def of(self, picture: UInt8) -> UInt8:
-        """Crop a picture to this part."""
-        return picture[self.top : self.bottom, self.left : self.right]
-
-    def whole_box(self, box: Box) -> Box:
-        """Convert a box from the part to the whole picture, in pixels."""
-        return box[0] + self.left, box[1] + self.top, box[2] + self.left, box[3] + self.top
-
-    def whole_matrix(self, matrix: Float32, width: int, height: int) -> Float32:
-        """Convert a head's pose matrix (4, 4) from the part's camera to the whole picture's.
-
-        The landmarker assumes that the part is a full picture with the same field of view: heads seem near and central.
-        """
-        part_width, part_height = self.right - self.left, self.bottom - self.top
-        depth = max(-float(matrix[2, 3]), 1e-3)
-        focal, whole_focal = part_height / (2 * _TAN), height / (2 * _TAN)
-        u = self.left + part_width / 2 + focal * float(matrix[0, 3]) / depth
-        v = self.top + part_height / 2 - focal * float(matrix[1, 3]) / depth
-        far = depth * height / part_height
-        placed = matrix.copy()
-        placed[:3, 3] = (u - width / 2) * far / whole_focal, (height / 2 - v) * far / whole_focal, -far
-        return placed
+    points: Float32
+    blendshapes: Float32
+    matrix: Float32
 
 
-def region_around(box: Box, width: int, height: int) -> Region:
-    """The region in which to track a face, within a picture of that size."""
-    side = min(max(_AROUND * (box[2] - box[0]), _LEAST), width, height)
-    left = min(max((box[0] + box[2] - side) / 2, 0), width - side)
-    top = min(max((box[1] + box[3] - side) / 2, 0), height - side)
-    return Region(int(left), int(top), int(left + side), int(top + side))
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face.
+
+    Attributes:
+        landmarks: (478, 2) float32, pixels; the centre of the first pixel is (0, 0).
+        blendshapes: (52,) float32 in 0 ... 1, in MediaPipe's order; the first is "neutral".
+        matrix: (4, 4) float32, from the canonical face to the camera: x right, y up, z towards the viewer, cm.
+    """
+
+    landmarks: Float32
+    blendshapes: Float32
+    matrix: Float32
+
+    @cached_property
+    def box(self) -> Box:
+        """The rectangle around all landmarks."""
+        left, top = self.landmarks.min(axis=0)
+        right, bottom = self.landmarks.max(axis=0)
+        return float(left), float(top), float(right), float(bottom)
 
 
-def region_for(region: Region, box: Box, width: int, height: int) -> Region | None:
-    """The region for tracking a face further: unchanged while it fits, None once the whole picture suffices."""
-    size = box[2] - box[0]
-    if size >= _LARGE * min(width, height):
+def face_of(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
+    """The face in a picture of that shape; None if there is none, or if a number is not finite."""
+    if found is None:
         return None
-    side = region.right - region.left
-    margin = _EDGE * side
-    inside = (
-        (region.left == 0 or box[0] > region.left + margin)
-        and (region.top == 0 or box[1] > region.top + margin)
-        and (region.right == width or box[2] < region.right - margin)
-        and (region.bottom == height or box[3] < region.bottom - margin)
-    )
-    fits = _SIZES[0] * side <= size <= _SIZES[1] * side or side == _LEAST
-    return region if inside and fits else region_around(box, width, height)
+    landmarks = found.points * np.array([shape[1], shape[0]], np.float32) - np.float32(0.5)
+    if not all(np.isfinite(part).all() for part in (landmarks, found.blendshapes, found.matrix)):
+        return None
+    return Face(landmarks, found.blendshapes, found.matrix)
 
 
-class Search:
-    """Which tile of the picture to scan next."""
+class LandmarkReader:
+    """Calls a landmarker without its conversions.
 
-    def __init__(self) -> None:
-        self._looked_ns: int | None = None
-        self._next = 0
+    Like MediaPipe, it uses a thread of the landmarker's own: called from the thread that continues with a frame, it
+    waited longer for a busy processor, because Linux schedules by thread.
 
-    def part(self, width: int, height: int, t_ns: int) -> Region | None:
-        """The tile to scan now; None if it is not time yet."""
-        if self._looked_ns is not None and 0 <= t_ns - self._looked_ns < PART_NS:
-            return None
-        self._looked_ns = t_ns
-        parts = _parts(width, height)
-        self._next = (self._next + 1) % len(parts)
-        return parts[self._next]
+    Args:
+        landmarker: a `vision.FaceLandmarker` that outputs blendshapes and matrices. The caller closes it.
+    """
 
+    def __init__(self, landmarker: Any) -> None:
+        self._handle, self._detect = landmarker._handle, landmarker._lib
+        self._lib: Any = load_raw_library(image_module._CTYPES_SIGNATURES)
 
-def _parts(width: int, height: int) -> list[Region]:
-    """Overlapping tiles: any small face lies completely within one of them."""
-    side = round(min(width, height) * _PART)
+    def read(self, rgb: UInt8, t_ms: int | None) -> Landmarks | None:
+        """The first face in a picture (H, W, 3), or None.
 
-    def begins(length: int) -> list[int]:
-        count = math.ceil((length - side) / (side * _STEP)) + 1
-        return [round(k * (length - side) / max(count - 1, 1)) for k in range(count)]
+        Args:
+            t_ms: time of a frame, later than the one before; None for a still, if the landmarker was made for stills.
 
-    return [Region(x, y, x + side, y + side) for y, x in product(begins(height), begins(width))]
+        Raises:
+            RuntimeError, ValueError and others, as MediaPipe: it failed on this picture.
+        """
+        # Rows must be contiguous: a strided view would be read as noise.
+        rgb = np.ascontiguousarray(rgb)
+        height, width = rgb.shape[:2]
+        picture = ctypes.c_void_p()
+        pixels = rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        self._call("MpImageCreateFromUint8Data", mp.ImageFormat.SRGB, width, height, pixels, rgb.size, _at(picture))
+        try:
+            result = FaceLandmarkerResultC()
+            if t_ms is None:
+                self._detect.MpFaceLandmarkerDetectImage(self._handle, picture, None, _at(result))
+            else:
+                self._detect.MpFaceLandmarkerDetectForVideo(self._handle, picture, None, t_ms, _at(result))
+            try:
+                return _landmarks(result)
+            finally:
+                self._lib.MpFaceLandmarkerCloseResult(_at(result))
+        finally:
+            self._lib.MpImageFree(picture)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        error = ctypes.c_char_p()
+        status = getattr(self._lib, name)(*arguments, _at(error))
+        try:
+            handle_status(status, error)
+        finally:
+            if error.value is not None:
+                self._lib.MpErrorFree(error)
 
 
 class FaceMesh:
@@ -204,7 +217,7 @@ class FaceMesh:
                 self.look_around()  # no face is followed yet
             self._looked_ns = t_ns
         if self._wanted is not None:
-            rgb = _masked(rgb, self._wanted)
+            rgb = masked(rgb, self._wanted)
         face = self._landmarks(rgb, t_ns)
         if self._moving:
             face = self._followed_closely(rgb, face)
@@ -281,7 +294,7 @@ class FaceMesh:
             found = self._detected(part.of(rgb), SURE)
             if found:
                 self._seen_ns, self._missed = self._now_ns, 0
-                self._region = region_around(part.whole_box(max(found, key=_area)), width, height)
+                self._region = region_around(part.whole_box(max(found, key=area_of)), width, height)
         return face
 
     def _detected(self, rgb: UInt8, least: float = 0.0) -> list[Box]:
@@ -304,12 +317,12 @@ class FaceMesh:
         """Count the faces, and select the chosen one, or the largest, if another one is followed."""
         boxes = self._detected(rgb)
         self.faces = min(len(boxes), self._max_faces)
-        self.boxes = tuple(sorted(sorted(boxes, key=_area)[-self._max_faces :]))
+        self.boxes = tuple(sorted(sorted(boxes, key=area_of)[-self._max_faces :]))
         if boxes and self._followed is None:
             self._seen_ns = self._now_ns
         if self.is_chosen and self._look_for_chosen(boxes):
             return
-        largest = max(boxes, key=_area, default=None)
+        largest = max(boxes, key=area_of, default=None)
         prefers, self._prefers_largest = self._prefers_largest, False
         if largest is None or (len(boxes) < 2 and not prefers):
             return
@@ -317,7 +330,7 @@ class FaceMesh:
         if followed is not None:
             same = max(boxes, key=lambda box: overlap(box, followed))
             least = 1.0 if prefers else LARGER
-            if overlap(same, followed) >= _SAME and _area(largest) <= least * _area(same):
+            if overlap(same, followed) >= _SAME and area_of(largest) <= least * area_of(same):
                 return
         self._switch_to(largest)
 
@@ -326,14 +339,14 @@ class FaceMesh:
         found: Box | None = None
         if self._place is not None and boxes:
             x, y = self._place[0] * self._size[1], self._place[1] * self._size[0]
-            found = min(boxes, key=lambda box: _distance(box, x, y))
+            found = min(boxes, key=lambda box: distance_to(box, x, y))
             self._place = None
         elif (chosen := self._chosen) is not None and boxes:
-            x, y = _centre(chosen)
+            x, y = centre_of(chosen)
             best = max(boxes, key=lambda box: overlap(box, chosen))
             if overlap(best, chosen) < _SAME:
-                best = min(boxes, key=lambda box: math.dist(_centre(box), (x, y)))
-            if math.dist(_centre(best), (x, y)) <= _NEAR * (chosen[2] - chosen[0]):
+                best = min(boxes, key=lambda box: math.dist(centre_of(box), (x, y)))
+            if math.dist(centre_of(best), (x, y)) <= _NEAR * (chosen[2] - chosen[0]):
                 found = best
         if found is not None:
             self._chosen, self._chosen_ns = found, self._now_ns
@@ -365,33 +378,22 @@ class FaceMesh:
             self._followed = None
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes, 0 ... 1."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    return shared / (_area(one) + _area(other) - shared) if shared else 0.0
+def _landmarks(result: Any) -> Landmarks | None:
+    """The first face of a result, copied: its memory belongs to the library."""
+    if not result.face_landmarks_count:
+        return None
+    points, shapes = result.face_landmarks[0], result.face_blendshapes[0]
+    matrix = result.facial_transformation_matrixes[0]
+    x, score = NormalizedLandmarkC.x.offset, CategoryC.score.offset
+    assert NormalizedLandmarkC.y.offset == x + 4
+    return Landmarks(
+        _floats(points.landmarks, (points.landmarks_count, 2), (ctypes.sizeof(NormalizedLandmarkC), 4), x),
+        _floats(shapes.categories, (shapes.categories_count,), (ctypes.sizeof(CategoryC),), score),
+        # Column-major.
+        _floats(matrix.data, (matrix.rows, matrix.cols), (4, 4 * matrix.rows), 0),
+    )
 
 
-def _area(box: Box) -> float:
-    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
-
-
-def _centre(box: Box) -> Place:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-
-
-def _distance(box: Box, x: float, y: float) -> float:
-    """Distance from a point to a box's centre; a point within the box is closer than any outside of one."""
-    inside = box[0] <= x <= box[2] and box[1] <= y <= box[3]
-    return math.dist(_centre(box), (x, y)) - (1e6 if inside else 0.0)
-
-
-def _masked(rgb: UInt8, box: Box) -> UInt8:
-    """The picture with everything masked but one face and its close surroundings."""
-    margin = 0.6 * (box[2] - box[0])
-    left, top = (max(0, round(edge - margin)) for edge in box[:2])
-    right, bottom = (max(0, round(edge + margin)) for edge in box[2:])
-    shown = np.full_like(rgb, 128)
-    shown[top:bottom, left:right] = rgb[top:bottom, left:right]
-    return shown
+def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Float32:
+    size = max((n * stride for n, stride in zip(shape, strides, strict=True)), default=0)
+    return np.ndarray(shape, np.float32, ctypes.string_at(pointer, size), offset, strides).copy(order="K")

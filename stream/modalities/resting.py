@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mien.messages import Bool, Float32
-from mien.models.baseline import Rest
+from mien.models.baseline import Person, Rest, RunningRest, face_at_rest
 
 
 class Resting:
@@ -48,3 +48,18 @@ class Resting:
         if not self._values:
             return self._rest(np.zeros((0, 1), np.float32), np.zeros(0, np.bool_), 0.0)
         return self._rest(np.concatenate(self._values), np.concatenate(self._valid), self.passed_s)
+
+
+def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> Float32 | RunningRest | None:
+    """The resting face to subtract from a live one: the person's, with `adapt` a running estimate, or none.
+
+    Raises:
+        ConfigError: the person's baseline cannot be used.
+    """
+    at_rest = person.face(extractor) if person is not None else None
+    return RunningRest(extractor) if at_rest is None and adapt else at_rest
+
+
+def face_resting(seconds: float, extractor: str) -> Resting:
+    """Measures a face at rest from the rows of a `VisionExtractor`."""
+    return Resting(seconds, lambda values, valid, seen_s: face_at_rest(values, valid, seen_s, extractor))

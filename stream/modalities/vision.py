@@ -7,7 +7,6 @@ same numbers for the same frames.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,33 +20,35 @@ from mien.assets import asset_path
 from mien.assets.manifest import ASSETS
 from mien.clock import NS_PER_S, Clock
 from mien.config import AssetsConfig, Config
-from mien.engines.base import Network, Origin
+from mien.engines.face import CROP_SIZE, CROP_VERSION, face_network, weights_digest
 from mien.engines.selection import open_engine
-from mien.errors import CheckpointError, SourceError
+from mien.errors import SourceError
 from mien.messages import Float32, ModalitySpec, UInt8
-from mien.models.baseline import LONGEST_STEP_S, Person, RunningRest, face_at_rest, find_person
+from mien.models.baseline import LONGEST_STEP_S, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Modality, Picture, Rows
-from mien.stream.modalities.face_crop import CROP_SIZE, CROP_VERSION, aligned_crop, find_in_still
-from mien.stream.modalities.head_pose import head_pose
-from mien.stream.modalities.resting import Resting
+from mien.stream.modalities.face_search import find_in_still
+from mien.stream.modalities.resting import Resting, face_rest, face_resting
 from mien.stream.modalities.sourced import Detail, Sourced
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.source import VideoSource
 from mien.stream.sources.video import OpenVideo, open_video
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from mien.stream.modalities.face_mesh import FaceMesh
-    from mien.stream.modalities.mediapipe_tasks import Box, Face
+    from mien.stream.modalities.face_mesh import Face, FaceMesh
+    from mien.stream.modalities.mediapipe_tasks import Box
 
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
 UNCLEAR = "face too small or turned away"
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else "none"
+MESH_POINTS = 478
+# Corners of the eyes and the mouth in MediaPipe's face mesh, from left to right in the picture.
+_CORNERS = np.array([(33, 133), (362, 263), (61, 291)])
+_FINEST = 64  # maximum samples per pixel and side: a face of 3000 pixels
+# Positions of these pairs' midpoints in the crop, in pixels: their medians over FER2013's training faces, whose framing
+# is thereby kept.
+_TEMPLATE = np.array([(14.7, 18.3), (32.3, 18.3), (23.5, 36.3)])
+_NEAR_CM = 10.0  # minimum distance of a face from the camera; keeps the pose finite
+_SCALE_CM = 50.0  # distance at which the scale is 1
 
 
 def vision_spec(weights: Path = SHIPPED.face) -> ModalitySpec:
@@ -58,7 +59,7 @@ def vision_spec(weights: Path = SHIPPED.face) -> ModalitySpec:
         rate_hz=10,
         steps=50,
         extractor=f"mien-vision-1/landmarker-{ASSETS['face-landmarker'].files[0].sha256[:8]}"
-        f"/crop-{CROP_VERSION}/face-{_digest(weights)}",
+        f"/crop-{CROP_VERSION}/face-{weights_digest(weights)}",
     )
 
 
@@ -221,6 +222,53 @@ class VisionExtractor:
         return values, True, FaceView(faces, box, crop, seen["logits"][0], face.landmarks if face is not None else None)
 
 
+def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
+    """Cut the face out of a picture, upright and at a fixed size: the face CNN's input, in training as in use.
+
+    The crop is level, centred, and scaled to the face, so that head position, roll and distance (which the pose columns
+    carry) do not look like expressions. The weights depend on every constant here: when you change one, raise
+    `CROP_VERSION`.
+
+    Args:
+        image: (H, W, 3) BGR or (H, W) grey.
+        landmarks: (478, 2) face mesh in pixels of `image`, a pixel's centre at its index; None if no face was found:
+            then the whole picture is taken as the face, as in datasets of cropped faces.
+
+    Returns:
+        (48, 48) grey.
+    """
+    if landmarks is None:
+        whole = cv2.resize(_grey(image), (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA)
+        return np.asarray(whole, np.uint8)
+    forward = _similarity(landmarks[_CORNERS].mean(axis=1).astype(np.float64), _TEMPLATE)
+    # A large face is supersampled and averaged: sampling it at 48 x 48 directly would alias.
+    finer = max(1, round(1.0 / max(float(np.hypot(forward[0, 0], forward[1, 0])), 1.0 / _FINEST)))
+    forward = forward * finer
+    forward[:, 2] += (finer - 1) / 2
+    side = CROP_SIZE * finer
+    fine = cv2.warpAffine(_grey(image), forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(fine, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def head_pose(matrix: Float32) -> Float32:
+    """Yaw, pitch and roll in radians, and the head's position.
+
+    Args:
+        matrix: (4, 4) from the canonical face to the camera, cm; x right, y up, z towards the viewer.
+
+    Returns:
+        (6,): yaw (positive: the face turns to the right of the picture), pitch (positive: down) and roll (positive:
+        its top tilts to the left of the picture), taken about y, x, z in this order; x and y of the head's direction
+        from the optical axis, as tangents; and scale, 1 at half a metre and 2 at half of that.
+    """
+    yaw = np.arctan2(matrix[0, 2], matrix[2, 2])
+    pitch = np.arcsin(min(max(-matrix[1, 2], -1.0), 1.0))
+    roll = np.arctan2(matrix[1, 0], matrix[1, 1])
+    depth_cm = max(-float(matrix[2, 3]), _NEAR_CM)
+    x, y = matrix[0, 3] / depth_cm, matrix[1, 3] / depth_cm
+    return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
+
+
 def mesh_edges() -> npt.NDArray[np.uint16]:
     """The face mesh's edges: pairs of landmarks, (2556, 2)."""
     from mien.stream.modalities.mediapipe_tasks import EDGES
@@ -228,52 +276,20 @@ def mesh_edges() -> npt.NDArray[np.uint16]:
     return EDGES
 
 
-def face_network(weights: Path | str = SHIPPED.face) -> Network:
-    """The face CNN for an engine: "crop" (B, 1, 48, 48) float32, 0 ... 255, to "embedding" (B, 64), "logits" (B, 7).
-
-    Raises:
-        CheckpointError: the weights are missing, or (when built) are for another crop.
-    """
-    weights = Path(weights)
-    if not weights.is_file():
-        raise CheckpointError(f"the face CNN's weights {weights} are missing; install mien again, or train them")
-    # A gradient with some structure, so that an engine is checked on varied activations.
-    ramp = np.linspace(40.0, 220.0, CROP_SIZE * CROP_SIZE, dtype=np.float32)
-    example = ramp.reshape(1, 1, CROP_SIZE, CROP_SIZE)
-
-    def build() -> nn.Module:
-        from mien.models.face import load_face
-
-        model = load_face(weights)
-        if model.config.crop != CROP_VERSION:
-            raise CheckpointError(
-                f"{weights} was trained on crops of version {model.config.crop!r}, not {CROP_VERSION!r}; train it anew"
-            )
-        return model
-
-    return Network(
-        name="face",
-        version=f"2-{_digest(weights)}-crop-{CROP_VERSION}",
-        build=build,
-        example={"crop": example},
-        outputs=("embedding", "logits"),
-        origin=Origin("mien.stream.modalities.vision:face_network", {"weights": str(weights)}),
-    )
+def _grey(image: UInt8) -> UInt8:
+    return image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
-def face_rest(person: Person | None, extractor: str, *, adapt: bool = False) -> Float32 | RunningRest | None:
-    """The resting face to subtract from a live one: the person's, with `adapt` a running estimate, or none.
-
-    Raises:
-        ConfigError: the person's baseline cannot be used.
-    """
-    at_rest = person.face(extractor) if person is not None else None
-    return RunningRest(extractor) if at_rest is None and adapt else at_rest
-
-
-def face_resting(seconds: float, extractor: str) -> Resting:
-    """Measures a face at rest from the rows of a `VisionExtractor`."""
-    return Resting(seconds, lambda values, valid, seen_s: face_at_rest(values, valid, seen_s, extractor))
+def _similarity(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The (2, 3) least-squares rotation, scale and shift that takes `source` (n, 2) to `target` (n, 2)."""
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    # With points as complex numbers, rotation and scale are one complex factor.
+    origin = (source - source_mean) @ np.array([1, 1j])
+    goal = (target - target_mean) @ np.array([1, 1j])
+    # Coincident landmarks have no scale; zero is as good as any.
+    factor = np.vdot(origin, goal) / max(float(np.vdot(origin, origin).real), 1e-6)
+    turn = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
+    return np.column_stack([turn, target_mean - turn @ source_mean])
 
 
 class Vision(Sourced[VideoSource]):

@@ -208,7 +208,8 @@ class Extractors:
     @cached_property
     def vision(self) -> VisionExtractor:
         """Pictures to rows."""
-        from mien.stream.modalities.vision import VisionExtractor, face_rest, vision_spec
+        from mien.stream.modalities.resting import face_rest
+        from mien.stream.modalities.vision import VisionExtractor, vision_spec
 
         rest = face_rest(self._person, vision_spec(self.weights.face).extractor)
         return VisionExtractor(self._assets, weights=self.weights.face, rest=rest)

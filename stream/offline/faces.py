@@ -100,8 +100,9 @@ def _number(emotion: str | None) -> int:
 
 
 def _cut(landmarker: Path, images: UInt8) -> UInt8:
-    from mien.stream.modalities.face_crop import aligned_crop, find_in_still
     from mien.stream.modalities.face_mesh import FaceMesh
+    from mien.stream.modalities.face_search import find_in_still
+    from mien.stream.modalities.vision import aligned_crop
 
     mesh = FaceMesh(landmarker, moving=False, max_faces=1)
     try:

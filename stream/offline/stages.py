@@ -90,9 +90,9 @@ def train_text_stage(plan: TrainPlan, progress: Progress | None) -> Any:
 
 def train_face_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     """The face encoder; returns its metrics."""
+    from mien.engines.face import CROP_VERSION
     from mien.models.face import FaceConfig
     from mien.models.training.face import train_face
-    from mien.stream.modalities.face_crop import CROP_VERSION
 
     corpora = [c for c in _corpora(plan) if c.images is not None]
     if not corpora:

@@ -44,13 +44,12 @@ TO_RUN = [block for block in BLOCKS if block[1]]
 
 # What answers each of CONTRIBUTING's ten questions, in the files that it names.
 ANSWERS = {
-    "stream/modalities/face_crop.py": "def aligned_crop(",
+    "stream/modalities/vision.py": "def aligned_crop(",
     "src/mien/messages.py": "class Prediction(",
     "stream/bus/wire.py": "def encode_prediction(",
     "stream/protocol.md": "## 3. Features",
     "models/training/losses.py": "def fusion_loss(",
     "stream/processes/supervisor.py": "class Supervisor",
-    "stream/inference/schedule.py": "class LiveSchedule",
     "stream/inference/prediction.py": "def _smooth(",
     "stream/inference/playback.py": "class CompleteSchedule",
     "stream/sources/camera.py": "def _reopen(",

@@ -9,8 +9,8 @@ from mien.clock import NS_PER_S
 from mien.errors import ConfigError
 from mien.models.baseline import ROW, Rest, voice_at_rest
 from mien.stream.modalities.audio import SPEC, AudioExtractor, voice_resting
-from mien.stream.modalities.resting import Resting
-from mien.stream.modalities.vision import VisionExtractor, face_resting
+from mien.stream.modalities.resting import Resting, face_resting
+from mien.stream.modalities.vision import VisionExtractor
 from mien.stream.sources.source import SAMPLE_RATE
 from tests.stream.pictures import head
 from tests.stream.sounds import spoken

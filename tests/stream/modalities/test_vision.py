@@ -9,25 +9,27 @@ import pytest
 from mien.assets.manifest import ASSETS
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
+from mien.engines.face import face_network
 from mien.errors import AssetError, CheckpointError
 from mien.messages import Float32, UInt8
 from mien.models.baseline import EMBEDDING as AT_REST
 from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
 from mien.stream.modalities.base import Faces, Rows
-from mien.stream.modalities.face_crop import MESH_POINTS, aligned_crop, find_in_still
-from mien.stream.modalities.face_mesh import LOOK_NS, FaceMesh, overlap
-from mien.stream.modalities.head_pose import head_pose
-from mien.stream.modalities.mediapipe_tasks import BaseOptions, Box, LandmarkReader, mp, vision
+from mien.stream.modalities.face_mesh import LOOK_NS, FaceMesh, LandmarkReader
+from mien.stream.modalities.face_search import find_in_still, overlap
+from mien.stream.modalities.mediapipe_tasks import BaseOptions, Box, mp, vision
+from mien.stream.modalities.resting import face_rest
 from mien.stream.modalities.vision import (
     BLENDSHAPES,
     EMBEDDING,
+    MESH_POINTS,
     POSE,
     SPEC,
     FaceView,
     VisionExtractor,
+    aligned_crop,
     create,
-    face_network,
-    face_rest,
+    head_pose,
 )
 from tests.needs import need_asset
 from tests.stream.pictures import beside, head, portrait, write_clip
