@@ -34,7 +34,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     print()
 
 
-def whole(report: dict[str, Any]) -> None:
+def fused(report: dict[str, Any]) -> None:
     """Corpora, recalls, pairs, conflicts, confidence."""
     print(f"`{report['checkpoint']}`\n")
     corpora = {name: made for name in NAMES if (made := report["corpora"].get(name))}
@@ -46,23 +46,23 @@ def whole(report: dict[str, Any]) -> None:
                 [NAMES[name], made["count"], *pairs, s["accuracy7"], s["accuracy5"], s["mae"], s["correlation"]]
             )
     table(["text alone", "items", "Acc-2 Has0 / Non0", "F1 Has0 / Non0", "Acc-7", "Acc-5", "MAE", "r"], rows)
-    felt = {name: made["emotion"] for name, made in corpora.items() if "emotion" in made}
+    emotions = {name: made["emotion"] for name, made in corpora.items() if "emotion" in made}
     table(
         ["one modality alone", "items", "UAR", "accuracy", "weighted F1", "ECE", "ECE by chance"],
         [[NAMES[n], *(e[k] for k in ("count", "uar", "accuracy", "weighted_f1", "ece", "ece_by_chance"))]
-         for n, e in felt.items()],
+         for n, e in emotions.items()],
     )  # fmt: skip
     together = report.get("together", {}).get("emotion")
     if together:
         print(f"All {together['count']} items: accuracy {together['accuracy']:.4f}, ECE {together['ece']:.4f}.\n")
-    labels = next(iter(felt.values()))["labels"]
+    labels = next(iter(emotions.values()))["labels"]
     recalls = [
         [name, *(f"{row[k] / sum(row):.2f}" if sum(row) else "" for k, row in enumerate(e["confusion"]))]
-        for name, e in felt.items()
+        for name, e in emotions.items()
     ]
     table(["recall", *labels], recalls)
     print("Accuracy from the least to the most confident fifth:\n")
-    for name in felt:
+    for name in emotions:
         curve = " → ".join(f"{part['accuracy']:.2f}" for part in corpora[name]["confidence_curve"])
         print(f"- {NAMES[name]}: {curve}")
     print()
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("whole", type=Path, help="of `mien eval --fused --json`")
     parser.add_argument("stream", type=Path, nargs="?", help="of `mien eval --stream --json`")
     given = parser.parse_args()
-    whole(json.loads(given.whole.read_text()))
+    fused(json.loads(given.whole.read_text()))
     if given.stream is not None:
         streamed(json.loads(given.stream.read_text()))
 

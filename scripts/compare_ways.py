@@ -47,8 +47,8 @@ class Run:
 
     def words(self) -> str:
         """What was committed and is certain, in order."""
-        said = {word.t_start_ns: word for each in self.at.values() for word in each.words if word.committed}
-        return " ".join(said[t_ns].text.strip() for t_ns in sorted(said) if not said[t_ns].uncertain)
+        words = {word.t_start_ns: word for each in self.at.values() for word in each.words if word.committed}
+        return " ".join(words[t_ns].text.strip() for t_ns in sorted(words) if not words[t_ns].uncertain)
 
 
 def mien(*arguments: str) -> str:
@@ -113,8 +113,8 @@ def predicted_apart(full: Run, rows: list[dict[str, object]]) -> tuple[float, fl
         t_s = float(str(row["t_s"]))
         at = bisect.bisect(instants, round(t_s * NS_PER_S))
         near = [full.at[instants[k]] for k in (at - 1, at) if 0 <= k < len(instants)]
-        said = {name: float(str(row[name])) for name in EMOTIONS} if "neutral" in row else None
-        found.append((min(apart(each.emotions, said) for each in near), t_s))
+        probabilities = {name: float(str(row[name])) for name in EMOTIONS} if "neutral" in row else None
+        found.append((min(apart(each.emotions, probabilities) for each in near), t_s))
         shown = {f"{each.transcript.committed} {each.transcript.tentative}".strip() for each in near}
         other_words += str(row["words"]) not in shown
     return *max(found), other_words
@@ -147,8 +147,8 @@ def main() -> None:
         failed = failed or not all(same) or max(by, predict_by) > arguments.allowed
         lags_ms += paced.lags_ms
         differs = f"{by:.3f} at {at_s:.2f} s", f"{predict_by:.3f} at {predict_s:.2f} s"
-        told = ("same" if each else "OTHER" for each in same)
-        cells = clip.name, str(len(words.split())), *told, *differs, spread(paced.lags_ms)
+        verdicts = ("same" if each else "OTHER" for each in same)
+        cells = clip.name, str(len(words.split())), *verdicts, *differs, spread(paced.lags_ms)
         table.add_row(*cells)
         print(*cells, sep=" | ", file=sys.stderr, flush=True)
     table.add_row("all", *[""] * 6, spread(lags_ms))

@@ -44,9 +44,9 @@ def collect(port: int, instants_s: list[float]) -> list[Snapshot]:
     try:
         with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
             first_ns, count = None, 0
-            until_s = time.monotonic() + 120
+            deadline_s = time.monotonic() + 120
             while len(snapshots) < len(instants_s):
-                if time.monotonic() > until_s or session.poll() is not None:
+                if time.monotonic() > deadline_s or session.poll() is not None:
                     raise SystemExit("the session ended before the sample did")
                 for prediction in subscriber.wait(0.2):
                     first_ns = prediction.t_end_ns if first_ns is None else first_ns

@@ -51,8 +51,8 @@ class Expression:
 
     def blend(self, other: Expression, share: float) -> Expression:
         """`share` of the way to another expression."""
-        mine, theirs = np.array(self.values()), np.array(other.values())
-        return Expression(*(mine + share * (theirs - mine)))
+        values, others = np.array(self.values()), np.array(other.values())
+        return Expression(*(values + share * (others - values)))
 
     def plus(self, other: Expression) -> Expression:
         return Expression(*(np.array(self.values()) + np.array(other.values())))

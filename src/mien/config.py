@@ -65,9 +65,9 @@ class BusConfig(_Section, frozen=True):
 
     def address(self, worker: str = "inference") -> str:
         """The endpoint of a worker for clients: as in `workers`, else on this machine."""
-        elsewhere: str = getattr(self.workers, worker, "")
+        configured: str = getattr(self.workers, worker, "")
         here = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return elsewhere or f"tcp://{self._bracketed(here)}:{self._port(worker)}"
+        return configured or f"tcp://{self._bracketed(here)}:{self._port(worker)}"
 
     def _port(self, worker: str) -> int:
         return self.port + ("inference", "video", "audio", "text").index(worker)
@@ -283,8 +283,8 @@ def explain(message: str, root: type[Any], path: Path | None = None) -> str:
     prefix = located.group(1) if located else ""
     unknown = re.search(r"unknown field `(.*?)`", message)
     if not unknown:
-        said = message.split(" - at ")[0]
-        return f"configuration key `{prefix}`{where}: {said[:1].lower()}{said[1:]}"
+        reason = message.split(" - at ")[0]
+        return f"configuration key `{prefix}`{where}: {reason[:1].lower()}{reason[1:]}"
     names = msgspec.structs.fields(_section_type(root, prefix))
     near = difflib.get_close_matches(unknown.group(1), [field.name for field in names], n=1)
     key = f"{prefix}.{unknown.group(1)}" if prefix else unknown.group(1)

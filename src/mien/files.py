@@ -70,7 +70,7 @@ def whole_file(path: Path, *, private: bool = False, error: type[MienError] = Fi
     """
     with _explained(path, error):
         target = Path(os.path.realpath(path))  # follows symbolic links, so that a link stays a link
-        unfinished = _beside(target)
+        unfinished = _temporary_path(target)
         mode = _create(unfinished, _PRIVATE if private else _PUBLIC)
         try:
             if not private and target.exists():
@@ -105,7 +105,7 @@ def check_target(path: Path, *, new: bool = False, error: type[MienError] = File
         if not folder.is_dir():
             hint = "is no folder" if folder.exists() else "does not exist; make it"
             raise error(f"cannot write {path}: {folder} {hint}, or choose another place")
-        trial = _beside(path)
+        trial = _temporary_path(path)
         _create(trial, _PRIVATE)
         try:
             with trial.open("wb") as file:
@@ -116,7 +116,7 @@ def check_target(path: Path, *, new: bool = False, error: type[MienError] = File
             trial.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     """A unique name in the same folder, no longer than names may be."""
     return path.with_name(f".{path.name[:30]}.{secrets.token_hex(6)}.tmp")
 

@@ -199,7 +199,7 @@ class Chaos:
         until_s = time.monotonic() + seconds
         while not stopping.is_set() and time.monotonic() < until_s:
             self._supervisor.tend()
-            self._supervisor.take_notes()  # duplicates its statuses
+            self._supervisor.drain_notes()  # duplicates its statuses
             met = False
             for prediction in self._subscriber.wait(0.02):
                 self._log.add_prediction(prediction)

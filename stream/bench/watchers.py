@@ -93,7 +93,7 @@ def _await_page(
 ) -> str:
     until_s = time.monotonic() + _READY_S
     while dashboard.url is None:
-        notes = dashboard.take_notes()
+        notes = dashboard.drain_notes()
         if dashboard.failed or time.monotonic() > until_s or stopping.is_set():
             raise WorkerError("; ".join(notes) or "the dashboard is not ready after a minute")
         _listen(supervisor, subscriber, 0.1, stopping)

@@ -23,7 +23,7 @@ from mien.stream.bus.choices import (
 )
 from mien.stream.bus.sockets import Publisher
 from mien.stream.modalities.base import Modality
-from mien.stream.processes.priority import give_way
+from mien.stream.processes.priority import lower_priority
 from mien.stream.sources.devices import Choosable, choosable
 
 _WAITING = 4  # queued choices; the oldest are dropped
@@ -53,7 +53,7 @@ class Choosing:
         self._section = "video" if worker == "video" else "audio"
         self._waiting: deque[Choice] = deque()
         self._is_asked = False
-        self._lister = ThreadPoolExecutor(1, "devices", partial(give_way, thread=True))
+        self._lister = ThreadPoolExecutor(1, "devices", partial(lower_priority, thread=True))
         self._listing: Future[list[Choosable]] | None = None
         # No choices while a clip is played in full: the result would no longer be that clip's.
         if config.bus.control != "none" and not config.clip.fast:

@@ -22,7 +22,7 @@ from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.sound import Sound, encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, topic
 from mien.stream.modalities.base import Picture, SoundPiece
-from mien.stream.processes.priority import give_way
+from mien.stream.processes.priority import lower_priority
 
 MAX_HZ = 15.0
 MAX_SIDE = 480
@@ -59,7 +59,7 @@ class PreviewPublisher:
         self._edges_known = False
         self._seq = dict.fromkeys(self._topics, 0)
         self._due_ns = 0
-        self._encoder = ThreadPoolExecutor(1, "preview", partial(give_way, thread=True))
+        self._encoder = ThreadPoolExecutor(1, "preview", partial(lower_priority, thread=True))
         self._pending: tuple[Future[bytes], tuple[str, ...], Preview] | None = None  # the kinds to send of it
 
     def offer(self, picture: Picture | None, t_ns: int, features_seq: int) -> None:
@@ -71,10 +71,10 @@ class PreviewPublisher:
         self.deliver()
         if picture is None or not self._allowed or self.is_busy or t_ns + _JITTER_NS < self._due_ns:
             return
-        wanted = tuple(
+        requested = tuple(
             kind for kind in self._topics if self._publisher.has_subscriber(self._topics[kind], by_name=True)
         )
-        if not wanted:
+        if not requested:
             return
         # A late one is compensated by half a period at most, so that the mean rate holds without bursts.
         self._due_ns = max(self._due_ns + _PERIOD_NS, t_ns + _PERIOD_NS // 2)
@@ -100,10 +100,10 @@ class PreviewPublisher:
             faces=np.array(faces.boxes if faces is not None else (), np.float32).reshape(-1, 4),
             chosen=faces is not None and faces.following == "chosen",
         )
-        if self._pictures and "picture" in wanted:
-            self._pending = self._encoder.submit(encode_jpeg, picture.image), wanted, preview
+        if self._pictures and "picture" in requested:
+            self._pending = self._encoder.submit(encode_jpeg, picture.image), requested, preview
         else:
-            self._send(wanted, preview, b"")
+            self._send(requested, preview, b"")
 
     @property
     def is_busy(self) -> bool:
@@ -113,15 +113,15 @@ class PreviewPublisher:
     def deliver(self) -> None:
         """Send the encoded picture, if there is one."""
         if self._pending is not None and self._pending[0].done():
-            (jpeg, wanted, preview), self._pending = self._pending, None
-            self._send(wanted, preview, jpeg.result())
+            (jpeg, requested, preview), self._pending = self._pending, None
+            self._send(requested, preview, jpeg.result())
 
     def close(self) -> None:
         """Discard the picture being encoded."""
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, wanted: tuple[str, ...], preview: Preview, jpeg: bytes) -> None:
-        for kind in wanted:
+    def _send(self, requested: tuple[str, ...], preview: Preview, jpeg: bytes) -> None:
+        for kind in requested:
             shown = jpeg if kind == "picture" else b""
             frames = encode_preview(msgspec.structs.replace(preview, seq=self._seq[kind], jpeg=shown), kind)
             self._publisher.send(frames, keep=False)  # pictures are never repeated to late subscribers

@@ -76,8 +76,8 @@ class _CaptureProcess:
             self._report_if_due("ready")
         if self._control.assignment.config.clip.fast:
             rows_topic = topic("features", self._session, self._modality.spec.name)
-            until_s = time.monotonic() + _LISTENER_TIMEOUT_S
-            while not self._publisher.has_subscriber(rows_topic) and time.monotonic() < until_s:
+            deadline_s = time.monotonic() + _LISTENER_TIMEOUT_S
+            while not self._publisher.has_subscriber(rows_topic) and time.monotonic() < deadline_s:
                 time.sleep(0.005)
 
     def run(self) -> None:

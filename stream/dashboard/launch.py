@@ -129,7 +129,7 @@ class DashboardProcess:
         """Its process id."""
         return self._child.process.pid
 
-    def take_notes(self) -> list[str]:
+    def drain_notes(self) -> list[str]:
         """Messages for the user since the last call: the page's address, or why there is none."""
         notes: list[str] = []
         while True:

@@ -20,7 +20,7 @@ from mien.stream.dashboard.calibrating import PeopleOrder
 from mien.stream.dashboard.choosing import ChoiceRequest
 from mien.stream.dashboard.recordings import Label
 from mien.stream.dashboard.session_view import SessionView, SessionViews
-from mien.stream.processes.priority import give_way
+from mien.stream.processes.priority import lower_priority
 
 ASSETS = Path(__file__).parent / "static"
 _POLL_S = 0.1
@@ -109,7 +109,7 @@ def serve(
     Raises:
         MienError: the session's address or its keys cannot be used.
     """
-    give_way()
+    lower_priority()
     views = SessionViews(config, bus, session, replayed, trusted=not place.token)
     try:
         asyncio.run(serve_app(_build(place, config, views), place, is_stopping, ready))

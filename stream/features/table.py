@@ -61,7 +61,7 @@ class FeatureTable:
             zero_ns: start of the clip.
         """
         rows: list[dict[str, Any]] = []
-        said: dict[int, Word] = {}
+        words: dict[int, Word] = {}
         frames = 0
         for message in messages:
             times_s = (message.times_ns - zero_ns) / NS_PER_S
@@ -72,8 +72,8 @@ class FeatureTable:
             elif message.modality == "audio":
                 rows += _hops(message, times_s)
             elif message.modality == "text":
-                take_words(said, message.words)
-        rows += [_word(word, zero_ns) for word in said.values()]
+                take_words(words, message.words)
+        rows += [_word(word, zero_ns) for word in words.values()]
         rows.sort(key=lambda row: row["t_s"])  # stable: a frame before the audio hop of the same time
         self._rows += [{"clip": clip, **row} for row in rows if row["t_s"] >= 0]
 

@@ -142,7 +142,7 @@ class _Run:
             self._update(state="running")
             while not self._stopping.wait(_TEND_S):
                 supervisor.tend()
-                for note in supervisor.take_notes():
+                for note in supervisor.drain_notes():
                     self._update(error=note)
                 if supervisor.ended and self._captured.state != "ended":
                     self._update(state="ended")

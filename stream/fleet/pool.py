@@ -21,7 +21,7 @@ from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import FULL, PoolOrder, PoolReport, Served, renewed
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Order
-from mien.stream.processes.priority import hold_back
+from mien.stream.processes.priority import set_background
 
 _READY_S = 180.0
 _STOP_S = 2.0
@@ -60,8 +60,8 @@ class PoolHost(Ordered[PoolOrder]):
         # On Linux a process dies with the thread that started it (see mien.stream.processes.control), so it must stay.
         self._spawner = ThreadPoolExecutor(1, "spawner")
         self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
-        self._held_back = spare
-        hold_back(self._child.process.pid, held=spare)
+        self._in_background = spare
+        set_background(self._child.process.pid, background=spare)
         self._assigned: dict[str, Assignment] = {}
         self._sent: dict[str, Assignment] = {}
         self._refused: dict[str, tuple[int, str, float]] = {}  # run, why, and when to try again
@@ -73,9 +73,9 @@ class PoolHost(Ordered[PoolOrder]):
         self._thread.start()
 
     def _apply(self, wanted: PoolOrder) -> PoolReport:
-        if self._held_back and (wanted.assignments or self._child.ready):
-            self._held_back = False
-            hold_back(self._child.process.pid, held=False)
+        if self._in_background and (wanted.assignments or self._child.ready):
+            self._in_background = False
+            set_background(self._child.process.pid, background=False)
         if wanted.assignments is not None and wanted.since in (FULL, self._version):
             self._version = wanted.version
             given = {each.config.session: each for each in wanted.assignments}
@@ -84,7 +84,7 @@ class PoolHost(Ordered[PoolOrder]):
         if self._child.ready:
             for each in wanted.orders:
                 if each.session in self._sent:
-                    self._child.tell({"order": each})
+                    self._child.send({"order": each})
         return self._report()
 
     def processes(self) -> list[int]:
@@ -106,7 +106,7 @@ class PoolHost(Ordered[PoolOrder]):
         if not self._child.ready or self._dead:
             return
         for name in self._sent.keys() - self._assigned.keys():
-            self._child.tell({"order": Order(release=name)})
+            self._child.send({"order": Order(release=name)})
             del self._sent[name]
         for name, assignment in self._assigned.items():
             _, _, again_s = self._refused.get(name, (0, "", math.inf))
@@ -115,7 +115,7 @@ class PoolHost(Ordered[PoolOrder]):
                 self._refused.pop(name, None)
                 bus = msgspec.structs.replace(assignment.config.bus, keys=self._config.bus.keys)
                 local = msgspec.structs.replace(assignment.config, bus=bus)
-                self._child.tell({"order": Order(serve=msgspec.structs.replace(assignment, config=local))})
+                self._child.send({"order": Order(serve=msgspec.structs.replace(assignment, config=local))})
                 self._sent[name] = assignment
 
     def _report(self) -> PoolReport:

@@ -49,7 +49,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
         MienError: the checkpoint or the engine cannot be used, or the port is in use.
     """
     config, room = control.assignment.config, control.assignment.room
-    controls = [] if room else [control, *(control.sibling(other) for other in others)]
+    controls = [] if room else [control, *(control.for_config(other) for other in others)]
     check_apart([each.assignment.config for each in controls])
     places = room or len(controls)
     make_room(places)
@@ -200,7 +200,7 @@ class Loop:
         try:
             if len(self._sessions) >= self._windows.places:
                 raise ConfigError(f"there is room for {self._windows.places} sessions")
-            self._open(self._control.beside(assignment)).announce()
+            self._open(self._control.for_assignment(assignment)).announce()
         except MienError as error:
             self._control.say("refused", session=name, run=assignment.run, error=str(error)[:1000])
             self._release(name)

@@ -152,8 +152,8 @@ class AudioExtractor:
         begins = np.arange(self._row, self._row + count) * HOP
         values[:, STATE] = self._voice.take(begins // BLOCK)
         centres = begins + CENTRE
-        heard = centres // FRAME - self._speech_begin
-        values[:, VAD] = np.asarray(self._speech, np.float32)[heard] if count else 0.0
+        voiced = centres // FRAME - self._speech_begin
+        values[:, VAD] = np.asarray(self._speech, np.float32)[voiced] if count else 0.0
         valid = self._hangover(values[:, VAD])
         self._samples = self._samples[count * HOP :].copy()
         self._row += count

@@ -185,7 +185,7 @@ class FaceMesh:
         self._looked_ns: int | None = None
         self._around: UInt8 | None = None  # the picture in which to look for other faces
         self._followed: Box | None = None
-        self._wanted: Box | None = None
+        self._requested: Box | None = None
         self._wait_frames = 0
         self._place: Place | None = None  # a newly chosen point, not searched yet
         self._chosen: Box | None = None
@@ -216,8 +216,8 @@ class FaceMesh:
             if self._looked_ns is None:
                 self.look_around()  # no face is followed yet
             self._looked_ns = t_ns
-        if self._wanted is not None:
-            rgb = masked(rgb, self._wanted)
+        if self._requested is not None:
+            rgb = masked(rgb, self._requested)
         face = self._landmarks(rgb, t_ns)
         if self._moving:
             face = self._followed_closely(rgb, face)
@@ -261,7 +261,7 @@ class FaceMesh:
         self._now_ns = t_ns
         if rgb.shape[:2] != self._size:
             self._size = rgb.shape[0], rgb.shape[1]
-            self._region = self._wanted = self._followed = self._chosen = None
+            self._region = self._requested = self._followed = self._chosen = None
 
     def _landmarks(self, rgb: UInt8, t_ns: int) -> Face | None:
         """The landmarker's result on a picture, or on the region that holds a small face."""
@@ -359,7 +359,7 @@ class FaceMesh:
 
     def _switch_to(self, box: Box) -> None:
         """Mask the landmarker's input down to this face until it has found it."""
-        self._wanted, self._wait_frames = box, _MAX_WAIT_FRAMES
+        self._requested, self._wait_frames = box, _MAX_WAIT_FRAMES
         if self._moving and (self._region is not None or self._chosen is not None):
             height, width = self._size
             self._region = region_for(region_around(box, width, height), box, width, height)
@@ -370,11 +370,11 @@ class FaceMesh:
             self.faces = max(self.faces, 1)
         elif self._max_faces == 1:
             self.faces = 0
-        if self._wanted is not None:
+        if self._requested is not None:
             self._wait_frames -= 1
-            if self._wait_frames == 0 or (face is not None and overlap(face.box, self._wanted) >= _SAME):
-                self._wanted = None
-        if face is None and self._wanted is None:
+            if self._wait_frames == 0 or (face is not None and overlap(face.box, self._requested) >= _SAME):
+                self._requested = None
+        if face is None and self._requested is None:
             self._followed = None
 
 

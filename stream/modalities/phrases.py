@@ -29,17 +29,17 @@ class PhraseReader:
         self._failed = False
         self._read: dict[int, tuple[tuple[str, ...], Phrase]] = {}  # by the end of the last word
 
-    def phrases(self, heard: Recognised) -> tuple[Phrase, ...]:
+    def phrases(self, recognised: Recognised) -> tuple[Phrase, ...]:
         """Phrases of committed, certain words that overlap the window ending at the end of the audio.
 
         A phrase in progress is predicted again with each committed word.
         """
-        since_ns = heard.t_end_ns - WINDOW_NS
-        known_ns = min((word.t_start_ns for word in heard.words), default=0)
+        since_ns = recognised.t_end_ns - WINDOW_NS
+        known_ns = min((word.t_start_ns for word in recognised.words), default=0)
         found: dict[int, tuple[tuple[str, ...], Phrase]] = {}
-        for words in phrases_of(word for word in heard.words if word.committed):
+        for words in phrases_of(word for word in recognised.words if word.committed):
             certain = [word for word in words if not word.uncertain]
-            if certain and since_ns < certain[-1].t_end_ns <= heard.t_end_ns:
+            if certain and since_ns < certain[-1].t_end_ns <= recognised.t_end_ns:
                 reading = self._of(certain, known_ns)
                 if reading is not None:
                     found[certain[-1].t_end_ns] = reading

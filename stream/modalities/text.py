@@ -36,7 +36,7 @@ from mien.models.weights import weight_set
 from mien.stream.modalities.base import Health, Modality, Rows
 from mien.stream.modalities.phrases import PhraseReader
 from mien.stream.modalities.sourced import Detail, Hearing
-from mien.stream.processes.priority import give_way, threads
+from mien.stream.processes.priority import lower_priority, threads
 from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource
 from mien.stream.speech.asr import Recognised, Recogniser
@@ -108,9 +108,9 @@ class WordReader:
         self._settle_ns = round(settle_s * NS_PER_S)
         self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
 
-    def rows(self, heard: Recognised, stamps: dict[str, int] | None = None) -> Rows:
+    def rows(self, recognised: Recognised, stamps: dict[str, int] | None = None) -> Rows:
         """The window that ends where the audio does; re-encoded only if the words have changed."""
-        words = words_within(heard)
+        words = words_within(recognised)
         certain = np.array([not word.uncertain for word in words], np.bool_)
         texts = tuple(word.text for word in words if not word.uncertain)
         if texts != self._encoded[0]:
@@ -119,15 +119,15 @@ class WordReader:
         values[certain] = self._encoded[1]
         ends_ns = np.array([word.t_end_ns for word in words], np.int64)
         return Rows(
-            t_start_ns=max(0, heard.t_end_ns - WINDOW_NS),
-            t_end_ns=heard.t_end_ns,
+            t_start_ns=max(0, recognised.t_end_ns - WINDOW_NS),
+            t_end_ns=recognised.t_end_ns,
             values=values,
             valid=np.any(values != 0, axis=1),
             times_ns=np.maximum.accumulate(ends_ns),
             words=words,
             stamps=stamps or {},
-            reason=NOT_UNDERSTOOD if not texts and (words or heard.unclear) else "",
-            counts_from_ns=0 if heard.last else heard.t_end_ns + self._settle_ns,
+            reason=NOT_UNDERSTOOD if not texts and (words or recognised.unclear) else "",
+            counts_from_ns=0 if recognised.last else recognised.t_end_ns + self._settle_ns,
         )
 
 
@@ -220,14 +220,14 @@ class Text(Hearing):
         # A recognition step occupies a core for 0.1 to 0.3 s, and video frames must not wait for it. Models are loaded
         # at normal priority: a restarted worker should be back soon.
         if self._gives_way:
-            give_way(spared=others)
+            lower_priority(except_for=others)
         super().prepare()
 
     def rows(self) -> Iterator[Rows | None]:
         thread = self._thread
         assert thread is not None
         job: Future[Rows] | None = None
-        said = self._fast  # a fast clip starts with its first words; an empty first message would be useless
+        has_spoken = self._fast  # a fast clip starts with its first words; an empty first message would be useless
         while True:
             source = self._source
             if job is not None and job.done():
@@ -246,8 +246,8 @@ class Text(Hearing):
                 chunk = source.read(timeout=POLL_S)
                 if chunk is not None:
                     self._backlog.push(chunk)
-                    if not said and self._recogniser is not None:
-                        said = True
+                    if not has_spoken and self._recogniser is not None:
+                        has_spoken = True
                         # Before the first complete step: the worker is listening, and there are no words yet.
                         yield _no_words(max(0, chunk.t_start_ns), {"read": chunk.read_ns})
             yield None
@@ -295,8 +295,8 @@ class Text(Hearing):
     def _open(self) -> None:
         text, assets = self._config.text, self._config.assets
         # In parallel: after a restart, words wait for the slower of the two.
-        with ThreadPoolExecutor(1, "text-encoder") as beside:
-            encoder = beside.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
+        with ThreadPoolExecutor(1, "text-encoder") as executor:
+            encoder = executor.submit(TextEncoder, asset_path("minilm-l6-v2", assets), adapters=self._adapters)
             recogniser = open_recogniser(text, assets, self._device)
             self._reader = WordReader(encoder.result(), text.settle_s)
         checkpoint = self._config.inference.checkpoint
@@ -319,12 +319,12 @@ class Text(Hearing):
             if recogniser is None or self._reader is None or self._phrases is None:
                 self._unheard_s += seconds
             else:
-                heard = (
+                recognised = (
                     recogniser.finish()
                     if step is None
                     else recogniser.step(step.samples, step.t_end_ns, step.continuous)
                 )
-                rows = replace(self._reader.rows(heard, stamps), phrases=self._phrases.phrases(heard))
+                rows = replace(self._reader.rows(recognised, stamps), phrases=self._phrases.phrases(recognised))
         except Exception as error:  # whatever the libraries raise, the stream goes on without words
             self._fail(error)
             self._unheard_s += seconds
@@ -344,10 +344,10 @@ class Text(Hearing):
         self._retry_s = time.monotonic() + RETRY_S
 
 
-def words_within(heard: Recognised, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[Word, ...]:
+def words_within(recognised: Recognised, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[Word, ...]:
     """The words that end within the last `window_s`, committed ones first."""
-    since_ns = heard.t_end_ns - round(window_s * NS_PER_S)
-    return tuple(word for word in heard.words if since_ns < word.t_end_ns <= heard.t_end_ns)
+    since_ns = recognised.t_end_ns - round(window_s * NS_PER_S)
+    return tuple(word for word in recognised.words if since_ns < word.t_end_ns <= recognised.t_end_ns)
 
 
 def _no_words(t_end_ns: int, stamps: dict[str, int]) -> Rows:

@@ -22,7 +22,7 @@ from mien.stream.bus.subscriber import Subscriber
 from mien.stream.monitoring.observer import Condition, Observer
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_LIVELY = ("running", "ready", "ended")
+_ACTIVE = ("running", "ready", "ended")
 
 
 class MetricsServer:
@@ -154,7 +154,7 @@ def _of_processes(condition: Condition) -> Iterator[Metric]:
     drops = CounterMetricFamily("mien_drops", "What was dropped, by cause.", labels=["worker", "cause"])
     for process in condition.processes:
         name = [process.worker]
-        well.add_metric(name, float(process.state in _LIVELY))
+        well.add_metric(name, float(process.state in _ACTIVE))
         rate.add_metric(name, process.fps)
         if process.lag_ms is not None:
             lag.add_metric(name, process.lag_ms / 1e3)
@@ -192,8 +192,8 @@ def _handler(registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]
             elif path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif path == "/health":
-                code, said = health()
-                self._answer(code, "application/json", said)
+                code, text = health()
+                self._answer(code, "application/json", text)
             else:
                 self._answer(404, "text/plain", b"/metrics or /health\n")
 

@@ -162,10 +162,10 @@ class Observer:
         order = ("inference", *WORKERS, "supervisor")
         for worker in sorted(self.statuses, key=lambda name: (order.index(name) if name in order else 9, name)):
             status = self.statuses[worker]
-            said = known.get(f"{worker}.state")
+            known_state = known.get(f"{worker}.state")
             state: str = status.state
-            if isinstance(said, str) and said not in ("running", "ended"):
-                state = said
+            if isinstance(known_state, str) and known_state not in ("running", "ended"):
+                state = known_state
             elif newest_ns - status.t_ns > _STALE_NS:
                 state = "silent"
             restarts = known.get(f"{worker}.restarts")

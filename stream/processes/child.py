@@ -117,7 +117,7 @@ class Child:
                 start_new_session=os.name == "posix",
             )
         self._events = events
-        self._tell(msgspec.json.encode(assignment).decode())
+        self._write(msgspec.json.encode(assignment).decode())
         threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
 
     def note_ready(self) -> None:
@@ -143,11 +143,11 @@ class Child:
 
     def start(self, start_ns: int) -> None:
         """Order the process to begin."""
-        self.tell({"start_ns": start_ns})
+        self.send({"start_ns": start_ns})
 
-    def tell(self, order: dict[str, Any]) -> None:
+    def send(self, order: dict[str, Any]) -> None:
         """Send an order to the process."""
-        self._tell(msgspec.json.encode(order).decode())
+        self._write(msgspec.json.encode(order).decode())
 
     def release(self) -> None:
         """Close its pipe: it then ends by itself, and can publish a last status."""
@@ -167,7 +167,7 @@ class Child:
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def _tell(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         assert self.process.stdin is not None
         with contextlib.suppress(OSError, ValueError):  # it is gone; its exit is an event of its own
             self.process.stdin.write(line + "\n")

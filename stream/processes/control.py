@@ -30,7 +30,7 @@ _GRACE_S = 1.5
 _BEAT_S = 0.1
 PATIENCE_S = 1.5  # heartbeat timeout, after which a process counts as hung
 BUSY_PATIENCE_S = 12.0  # likewise, during calls that may block: opening a device, a slow reader of a clip
-_SAY_S = 1.0  # write timeout for a supervisor that does not read
+_WRITE_TIMEOUT_S = 1.0  # write timeout for a supervisor that does not read
 _PR_SET_PDEATHSIG = 1
 
 
@@ -105,8 +105,8 @@ class Control:
 
     def say(self, state: str, **facts: Any) -> None:
         """Report a change of state to the supervisor."""
-        until_s = time.monotonic() + _SAY_S
-        while not self._write({"state": state, **facts}) and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + _WRITE_TIMEOUT_S
+        while not self._write({"state": state, **facts}) and time.monotonic() < deadline_s:
             time.sleep(0.02)
 
     def beat(self, patience_s: float = PATIENCE_S) -> None:
@@ -146,11 +146,11 @@ class Control:
         self.start_ns = 0 if self.assignment.config.clip.fast else self.clock.now_ns()
         self.started.set()
 
-    def sibling(self, config: Config) -> Control:
+    def for_config(self, config: Config) -> Control:
         """A view of this process for another session that it serves, with all workers elsewhere."""
-        return self.beside(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}))
+        return self.for_assignment(msgspec.structs.replace(self.assignment, config=config, workers=(), absent={}))
 
-    def beside(self, assignment: Assignment) -> Control:
+    def for_assignment(self, assignment: Assignment) -> Control:
         """A view of this process for another session that it serves, started and stopped together with this one."""
         other = Control(msgspec.structs.replace(assignment, anchor_ns=self.assignment.anchor_ns), False)
         other.stopping, other.started, other.start_ns = self.stopping, self.started, self.start_ns

@@ -1,4 +1,4 @@
-"""Process and thread priorities: whatever may be late yields to the feature rows."""
+"""Process and thread priorities: work that may be late yields to the feature rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 _NICE = 5
-_HELD = 10
+_BACKGROUND = 10
 _LAST = 19
 _AUTOGROUP = Path("/proc/self/autogroup")
 _AGAIN_S = 0.12  # Linux permits one such change per 0.1 s, system-wide
@@ -22,21 +22,21 @@ def threads() -> frozenset[int]:
     return frozenset(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else frozenset()
 
 
-def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
+def lower_priority(*, thread: bool = False, except_for: Collection[int] = ()) -> None:
     """Lower the priority, to yield when the processor is overloaded.
 
     Rows must not be late by more than milliseconds; words, and pictures for display, may wait longer.
 
     Args:
         thread: only the calling thread; no effect if threads have no priorities of their own.
-        spared: those of `threads()` that keep their priority.
+        except_for: those of `threads()` that keep their priority.
     """
     if sys.platform == "linux":
-        for number in [threading.get_native_id()] if thread else threads() - set(spared):
+        for number in [threading.get_native_id()] if thread else threads() - set(except_for):
             with contextlib.suppress(OSError):  # it may just have ended
                 os.setpriority(os.PRIO_PROCESS, number, max(_NICE, os.getpriority(os.PRIO_PROCESS, number)))
         if not thread:
-            _give_way_as_group()
+            _lower_group()
     elif not thread and sys.platform == "win32":
         import psutil
 
@@ -45,7 +45,7 @@ def give_way(*, thread: bool = False, spared: Collection[int] = ()) -> None:
         os.nice(max(0, _NICE - os.nice(0)))  # not twice
 
 
-def _give_way_as_group() -> None:
+def _lower_group() -> None:
     """Yield to other process sessions where Linux schedules by autogroups.
 
     Priorities then count only within a session. Every mien process started by another leads its own session; that of
@@ -55,13 +55,13 @@ def _give_way_as_group() -> None:
         _bound_group(_AUTOGROUP, _NICE, _LAST)
 
 
-def hold_back(process: int, *, held: bool) -> None:
-    """Lower the priority of a process that leads its own session while it is held back, and restore it afterwards.
+def set_background(process: int, *, background: bool) -> None:
+    """Lower the priority of a process that leads its own session while it is in the background, or restore it.
 
     No effect without autogroup scheduling: a process that lowered its own priority could not raise it again.
     """
     if sys.platform == "linux":
-        _bound_group(Path(f"/proc/{process}/autogroup"), _HELD if held else 0, _LAST if held else 0)
+        _bound_group(Path(f"/proc/{process}/autogroup"), _BACKGROUND if background else 0, _LAST if background else 0)
 
 
 def _bound_group(autogroup: Path, least: int, most: int) -> None:

@@ -94,11 +94,11 @@ class Supervisor:
         Raises:
             MienError: as reported by the process that failed; WorkerError if one died, or is not ready in time.
         """
-        until_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         while self.waiting_for():
             if stopping.is_set():
                 return False
-            if time.monotonic() > until_s:
+            if time.monotonic() > deadline_s:
                 names = ", ".join(self.waiting_for())
                 raise WorkerError(f"not ready after {timeout_s:.0f} s: {names}; see {self._log_folder()}")
             try:
@@ -170,20 +170,20 @@ class Supervisor:
         self._due.clear()
         for child in self._children.values():
             child.release()
-        until_s = time.monotonic() + _STOP_S
+        deadline_s = time.monotonic() + _STOP_S
         for kills in (False, True):
             for child in self._children.values():
                 try:
-                    child.process.wait(max(until_s - time.monotonic(), 0.01))
+                    child.process.wait(max(deadline_s - time.monotonic(), 0.01))
                 except subprocess.TimeoutExpired:
                     child.process.kill() if kills else child.process.terminate()
-            until_s = time.monotonic() + 0.3
+            deadline_s = time.monotonic() + 0.3
         for child in self._children.values():
             child.process.wait(2.0)
             child.sweep()
         self._spawner.shutdown()
 
-    def take_notes(self) -> list[str]:
+    def drain_notes(self) -> list[str]:
         """Events since the last call, for display."""
         notes, self._notes = self._notes, []
         return notes
@@ -239,7 +239,7 @@ class Supervisor:
             return
         child = self._children.get("inference")
         if child is not None and child.ready and not child.late and child.process.poll() is None:
-            child.tell({"order": order})
+            child.send({"order": order})
 
     def _publish_report(self) -> None:
         self._reported_s = time.monotonic()

@@ -139,9 +139,9 @@ class LiveCamera(VideoSource):
             self._pace.hear(frame.t_ns / NS_PER_S)
             return frame if self._is_new(frame, now_s) else None
         if grabber.error is not None:
-            self._lose(grabber.error)
+            self._report_loss(grabber.error)
         elif now_s - self._heard_s > (self._limit_s(STALL_S) if grabber.opened.is_set() else _CONNECT_S):
-            self._lose(f"{self.name} has delivered no picture for {now_s - self._heard_s:.1f} s")
+            self._report_loss(f"{self.name} has delivered no picture for {now_s - self._heard_s:.1f} s")
         elif now_s - self._heard_s > self._limit_s(QUIET_S) and self.state == "running":
             self._degrade("no picture", QUIET_S)
         return None
@@ -163,7 +163,7 @@ class LiveCamera(VideoSource):
                 self._picture, self._changed_s = picture, now_s
             elif now_s - self._changed_s > self._limit_s(FREEZE_S):
                 self._frozen = picture
-                self._lose(f"{self.name} has delivered the same picture for {self._limit_s(FREEZE_S):.0f} s")
+                self._report_loss(f"{self.name} has delivered the same picture for {self._limit_s(FREEZE_S):.0f} s")
             elif now_s - self._changed_s > self._limit_s(QUIET_S) and self.state == "running":
                 self._degrade("the same picture", QUIET_S)
             return False
@@ -189,7 +189,7 @@ class LiveCamera(VideoSource):
         self.state = "degraded"
         self.error = f"{self.name} has delivered {what} for {self._limit_s(limit_s):.1f} s"
 
-    def _lose(self, why: str) -> None:
+    def _report_loss(self, why: str) -> None:
         self.state, self.error = "degraded", why
         self._lost = True
         if self._grabber is not None:

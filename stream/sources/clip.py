@@ -230,28 +230,28 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
 
 
 def _choose(
-    what: str, name: str, tracks: list[Any], usable: list[Any], wanted: int, heard: Path | None = None
+    what: str, name: str, tracks: list[Any], usable: list[Any], requested: int, path: Path | None = None
 ) -> Any | None:
     """The requested track, else the default among the usable ones; with `heard`, one that is not silent."""
-    if wanted > len(tracks) > 0:
+    if requested > len(tracks) > 0:
         has = f"{len(tracks)} {what} tracks" if len(tracks) > 1 else f"one {what} track"
         key = {"sound": "audio_track", "picture": "video_track"}[what]
-        raise SourceError(f"clip {name} has {has}, and `clip.{key}` is {wanted}")
-    if wanted and tracks:
-        return tracks[wanted - 1]
+        raise SourceError(f"clip {name} has {has}, and `clip.{key}` is {requested}")
+    if requested and tracks:
+        return tracks[requested - 1]
     ranked = sorted(usable, key=lambda s: not s.disposition & av.stream.Disposition.default)
-    if heard is not None and len(ranked) > 1:
-        return next((s for s in ranked if _is_audible(heard, s.index)), ranked[0])
+    if path is not None and len(ranked) > 1:
+        return next((s for s in ranked if _is_audible(path, s.index)), ranked[0])
     return ranked[0] if ranked else None
 
 
 def _note(what: str, name: str, tracks: list[Any], taken: Any) -> str:
     if len(tracks) < 2:
         return ""
-    said = taken.metadata.get("title") or taken.metadata.get("language") or ""
-    said = f" ({printable(said)})" if said and said != "und" else ""
+    label = taken.metadata.get("title") or taken.metadata.get("language") or ""
+    label = f" ({printable(label)})" if label and label != "und" else ""
     key = {"sound": "audio_track", "picture": "video_track"}[what]
-    return f"{what} track {tracks.index(taken) + 1} of {len(tracks)} of {name}{said}; clip.{key} chooses another"
+    return f"{what} track {tracks.index(taken) + 1} of {len(tracks)} of {name}{label}; clip.{key} chooses another"
 
 
 def _is_audible(path: Path, index: int) -> bool:
@@ -326,8 +326,8 @@ def _open(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """FFmpeg's message for an error; for some there is only a number."""
-    said = getattr(error, "strerror", None) or str(error)
-    return "its data are damaged" if said.startswith("Error number") else said
+    label = getattr(error, "strerror", None) or str(error)
+    return "its data are damaged" if label.startswith("Error number") else label
 
 
 def _begin_ns(container: Any) -> int:

@@ -25,9 +25,9 @@ class Decoded(NamedTuple):
 
 def pixel_shape(stream: Any) -> Fraction:
     """A stream's pixel aspect ratio, width by height: the container's before the codec's, 1 if neither gives one."""
-    for said in (stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio):
-        if said and Fraction(1, _OBLONG) <= said <= _OBLONG:
-            return Fraction(said)
+    for ratio in (stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio):
+        if ratio and Fraction(1, _OBLONG) <= ratio <= _OBLONG:
+            return Fraction(ratio)
     return Fraction(1)
 
 

@@ -175,9 +175,9 @@ class Microphone(AudioSource):
         if self._source.isdigit():
             found = [entry for entry in inputs if entry["index"] == int(self._source)]
         else:
-            wanted = self._source.casefold()
-            exact = [entry for entry in inputs if str(entry["name"]).casefold() == wanted]
-            found = exact or [entry for entry in inputs if wanted in str(entry["name"]).casefold()]
+            name = self._source.casefold()
+            exact = [entry for entry in inputs if str(entry["name"]).casefold() == name]
+            found = exact or [entry for entry in inputs if name in str(entry["name"]).casefold()]
         if not found:
             raise SourceError(f"there is no microphone {self._source!r}; {self._listing()}")
         return found[0]

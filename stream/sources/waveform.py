@@ -37,7 +37,7 @@ class Downmix:
         self._rate = rate
         self._energies: Float32 | None = None  # of each channel, and of their mean
         self._weights: Float32 | None = None
-        self._heard: Bool = np.zeros(0, np.bool_)  # the channels that were not silent so far
+        self._audible: Bool = np.zeros(0, np.bool_)  # the channels that were not silent so far
 
     def __call__(self, channels: Float32) -> Float32:
         """(c, n) to (n,). The number of channels may change from call to call."""
@@ -46,7 +46,7 @@ class Downmix:
             self._energies = self._weights = None
             return self._mixed(channels, np.ones(count, np.float32))
         if self._energies is None or len(self._energies) != count + 1:
-            self._energies, self._weights, self._heard = None, None, np.zeros(count, np.bool_)
+            self._energies, self._weights, self._audible = None, None, np.zeros(count, np.bool_)
         before, self._weights = self._weights, self._decide(channels)
         if before is None or np.array_equal(before, self._weights):
             return self._mixed(channels, self._weights)
@@ -64,23 +64,23 @@ class Downmix:
         """The weight of each channel: equal for all that were not silent, or one for all."""
         count, size = channels.shape
         powers = np.mean(channels * channels, axis=1)
-        heard = self._heard | (powers > _FAINT)
-        if not heard.any():
+        audible = self._audible | (powers > _FAINT)
+        if not audible.any():
             return np.full(count, 1.0 / count, np.float32)
-        even: Float32 = (heard / heard.sum()).astype(np.float32)
+        even: Float32 = (audible / audible.sum()).astype(np.float32)
         now: Float32 = np.append(powers, np.mean(self._mixed(channels, even) ** 2)).astype(np.float32)
-        if self._energies is None or not np.array_equal(heard, self._heard):
+        if self._energies is None or not np.array_equal(audible, self._audible):
             self._energies = now  # a different mean from before
         else:
             old = np.float32(np.exp(-size / self._rate / _MEMORY_S))
             self._energies = old * self._energies + (1 - old) * now
-        self._heard = heard
+        self._audible = audible
         each, together = self._energies[:count], float(self._energies[count])
         weights = even if self._weights is None else self._weights
         if each.max() < _FAINT:
             return weights
         # The mean of uncorrelated channels has their number times less energy than they have.
-        share = together * int(heard.sum()) / float(each[heard].mean())
+        share = together * int(audible.sum()) / float(each[audible].mean())
         one = weights.max() == 1.0
         if share > _TOGETHER or (share >= _CANCELLED and not one):
             return even
@@ -132,7 +132,7 @@ class Waveform:
         self._rate = rate
         self._downmix = Downmix(rate)
         self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        self._heard = 0  # samples received since `_marks` starts
+        self._audible = 0  # samples received since `_marks` starts
         self._marks: deque[tuple[float, int]] = deque()  # (stamp in seconds, `_heard` at it)
         self._next_s: float | None = None  # where the next frame is expected to start
         self._last = np.float32(0.0)  # the newest sample
@@ -179,8 +179,8 @@ class Waveform:
 
     def _note(self, t_s: float, samples: Float32) -> None:
         self._next_s = t_s + len(samples) / self._rate
-        self._marks.append((t_s, self._heard))
-        self._heard += len(samples)
+        self._marks.append((t_s, self._audible))
+        self._audible += len(samples)
         if len(samples):
             self._last = samples[-1]
 
@@ -188,10 +188,10 @@ class Waveform:
         """Seconds by timestamps per second by sample count, over the last samples."""
         while len(self._marks) > 1 and self._marks[1][0] < t_s - _SLOPE_S:
             self._marks.popleft()
-        if not self._marks or self._heard - self._marks[0][1] < self._rate * _SLOPE_S / 4:
+        if not self._marks or self._audible - self._marks[0][1] < self._rate * _SLOPE_S / 4:
             return 1.0
         then_s, count = self._marks[0]
-        return (t_s - then_s) * self._rate / (self._heard - count)
+        return (t_s - then_s) * self._rate / (self._audible - count)
 
     def _after_silence(self, samples: Float32, count: int) -> Float32:
         """The samples after that many of silence, without a step at either edge."""

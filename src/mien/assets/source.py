@@ -146,9 +146,9 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(watched))
     what = f"downloading {requirement} with pip"
     progress(what, folder_size(watched), total)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=watched
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=watched
         )
         try:
             while process.poll() is None:
@@ -158,8 +158,8 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        said.seek(0)
-        lines = said.read().decode(errors="replace").strip().splitlines()
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines()
     found = sorted(into.glob("*.whl"))
     if process.returncode != 0 or not found:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]

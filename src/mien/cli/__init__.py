@@ -23,8 +23,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from mien.install import commit
 
         known = commit()
@@ -68,7 +68,7 @@ def main() -> None:
         except ReaderGoneError:
             code = 0
         except MienError as error:
-            _complain(str(error))
+            _print_error(str(error))
             code = error.exit_code
         except ModuleNotFoundError as error:
             if not error.name or error.name.partition(".")[0] == "mien":
@@ -77,7 +77,7 @@ def main() -> None:
             extra = _EXTRAS.get(error.name.partition(".")[0], "live")
             from mien.install import install_command
 
-            _complain(f"this command needs the package `{error.name}`; {install_command(extra)}")
+            _print_error(f"this command needs the package `{error.name}`; {install_command(extra)}")
             code = 1
     sys.exit(code)
 
@@ -99,5 +99,5 @@ def _run() -> int | str | None:
     return 0
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     typer.secho(f"mien: {text}", fg=typer.colors.RED, err=True)

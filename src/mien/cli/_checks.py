@@ -95,10 +95,12 @@ def check_bridges(_: Config) -> Iterator[Row]:
     """Protocols available to `mien bridge`."""
     packages = {"ws": "uvicorn", "osc": "python-osc", "lsl": "pylsl", "mqtt": "aiomqtt"}
     lacking = [f"{kind} ({package})" for kind, package in packages.items() if _version(package) is None]
-    able = [kind for kind, package in packages.items() if _version(package) is not None]
+    installed = [kind for kind, package in packages.items() if _version(package) is not None]
     if lacking:
         found = (
-            f"{', '.join(able)} can run; missing: {', '.join(lacking)}" if able else f"missing: {', '.join(lacking)}"
+            f"{', '.join(installed)} can run; missing: {', '.join(lacking)}"
+            if installed
+            else f"missing: {', '.join(lacking)}"
         )
         yield Row("bridges", "warn", found, f"only for mien bridge: {install_command('bridges')}")
         return
@@ -109,7 +111,7 @@ def check_bridges(_: Config) -> Iterator[Row]:
     except (ImportError, OSError, RuntimeError) as error:
         yield Row("bridges", "warn", f"liblsl cannot be loaded: {error}", "only for mien bridge lsl: install liblsl")
         return
-    yield Row("bridges", "ok", ", ".join(able))
+    yield Row("bridges", "ok", ", ".join(installed))
 
 
 def check_cameras(_: Config) -> Iterator[Row]:
@@ -287,8 +289,8 @@ def check_session(config: Config) -> Iterator[Row]:
         return
     with Subscriber(config.bus.address(), session=config.session, keys=config.bus.keys) as subscriber:
         observer = Observer(subscriber)
-        until_s = time.monotonic() + 1.5
-        while time.monotonic() < until_s:
+        deadline_s = time.monotonic() + 1.5
+        while time.monotonic() < deadline_s:
             observer.wait(0.1)
         condition = observer.condition()
     if not condition.processes:

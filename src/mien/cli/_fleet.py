@@ -96,19 +96,19 @@ def _watch(
     ray: Any, directory: Any, last: FleetCondition, stopping: threading.Event, seconds: float | None
 ) -> tuple[FleetCondition, bool]:
     """Report changes. Returns the last condition, and whether the fleet has finished."""
-    said: dict[str, tuple[str, str]] = {}
+    output: dict[str, tuple[str, str]] = {}
     began_s = time.monotonic()
     while not stopping.wait(_LOOK_S):
         try:
             last = _condition(ray, directory, 10.0)
         except FleetError:
-            if not _is_there(ray, directory):
+            if not _is_running(ray, directory):
                 return last, True  # `mien fleet stop`
             continue
         for session in last.sessions:
             state = session.state, session.note
-            if said.get(session.name) != state:
-                said[session.name] = state
+            if output.get(session.name) != state:
+                output[session.name] = state
                 where = f" on {session.node}" if session.node else ""
                 note = f": {session.note}" if session.note else ""
                 typer.echo(f"{session.name} {session.state}{where}{note}", err=True)
@@ -124,7 +124,7 @@ def _condition(ray: Any, directory: Any, timeout_s: float) -> FleetCondition:
     return msgspec.json.decode(raw, type=FleetCondition)
 
 
-def _is_there(ray: Any, directory: Any) -> bool:
+def _is_running(ray: Any, directory: Any) -> bool:
     try:
         ray.get(directory.processes.remote(), timeout=10.0)
     except ray.exceptions.ActorDiedError:
@@ -151,12 +151,12 @@ def start_behind(file: Path, fleet: str) -> None:
     """
     cluster.check_free(fleet)
     log = state_folder(fleet) / "fleet.log"
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [*PROGRAM, "fleet", "run", str(file)],
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             start_new_session=sys.platform != "win32",
         )
     deadline_s = time.monotonic() + _START_S

@@ -90,7 +90,7 @@ def run_session(
     with ending_signals() as stopping:
         supervisor = Supervisor(session)
         summary = Summary()
-        recorder = beside = None
+        recorder = page = None
         failure: str | None = None
         try:
             if record is not None:
@@ -107,13 +107,13 @@ def run_session(
                     if player is not None:
                         player.start()
                     show = _Show(session, badge, output, summary)
-                    beside = dashboard() if dashboard is not None else None
+                    page = dashboard() if dashboard is not None else None
                     service.ready()
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, beside, journal, service,
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, page, journal, service,
                             recorder)  # fmt: skip
         finally:
-            if beside is not None:
-                beside.stop()
+            if page is not None:
+                page.stop()
             if recorder is not None:
                 failure = _report_recording(recorder.stop(), console)
             if player is not None:
@@ -223,8 +223,8 @@ def _wait_ready(supervisor: Supervisor, stopping: threading.Event, console: Cons
 
 def _await_subscription(subscriber: Subscriber, stopping: threading.Event, timeout_s: float = 5.0) -> None:
     """Wait until inference has answered our subscription with its last status: from then on nothing is missed."""
-    until_s = time.monotonic() + timeout_s
-    while "inference" not in subscriber.statuses and not stopping.is_set() and time.monotonic() < until_s:
+    deadline_s = time.monotonic() + timeout_s
+    while "inference" not in subscriber.statuses and not stopping.is_set() and time.monotonic() < deadline_s:
         subscriber.wait(0.02)
 
 
@@ -236,7 +236,7 @@ def _follow(
     stopping: threading.Event,
     seconds: float | None,
     player: Player | None,
-    beside: DashboardProcess | None,
+    page: DashboardProcess | None,
     journal: Journal,
     service: Service,
     recorder: RecorderProcess | None,
@@ -247,14 +247,14 @@ def _follow(
             supervisor.tend()
             if player is not None and player.error is not None:
                 raise player.error
-            for note in supervisor.take_notes():
+            for note in supervisor.drain_notes():
                 journal.note(note, show.notes_console)
             if recorder is not None and recorder.state.error:
                 supervisor.report_recording(recorder.state.error)
                 journal.note(f"the session continues without its recording: {recorder.state.error}", show.notes_console)
                 recorder = None  # its end is reported once
             service.alive(summary.predictions, summary.predictions_per_s)
-            for note in beside.take_notes() if beside is not None else ():
+            for note in page.drain_notes() if page is not None else ():
                 show.notes_console.print(note, style="bold", soft_wrap=True)
             predictions = subscriber.wait(0.05)
             now_ns = supervisor.clock.now_ns()

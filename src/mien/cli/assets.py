@@ -33,16 +33,16 @@ def command(
 
     settings = load_config(config)
     # An unknown name is an error before anything is fetched.
-    wanted = [status(name, settings.assets).asset.name for name in names or ()]
-    wanted = wanted or (list(ASSETS) if everything or list_only else needed(settings))
-    states = {name: status(name, settings.assets, thorough=True) for name in wanted}
+    chosen = [status(name, settings.assets).asset.name for name in names or ()]
+    chosen = chosen or (list(ASSETS) if everything or list_only else needed(settings))
+    states = {name: status(name, settings.assets, thorough=True) for name in chosen}
     bars = _progress()
     todo = [name for name, state in states.items() if state.state != "ok"]
     if not list_only:
         with contextlib.ExitStack() as shown:
             for name in todo:
                 _fetch(name, settings.assets, bars, shown)
-        states = {name: status(name, settings.assets) for name in wanted}
+        states = {name: status(name, settings.assets) for name in chosen}
     if not quiet:
         _print(list(states.values()), cache_folder(settings.assets), as_json)
 

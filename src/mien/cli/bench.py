@@ -69,9 +69,9 @@ def command(
     from mien.files import check_target, write_file
 
     given = operands or []
-    wanted = {"soak": 1, "compare": 2}.get(kind, 0)
-    if len(given) != wanted:
-        raise ConfigError(f"mien bench {kind} takes {wanted} operands, not {len(given)}; see mien bench --help")
+    expected = {"soak": 1, "compare": 2}.get(kind, 0)
+    if len(given) != expected:
+        raise ConfigError(f"mien bench {kind} takes {expected} operands, not {len(given)}; see mien bench --help")
     if kind == "compare":
         _figures.show_comparison(*(_bench.read_report(Path(path)) for path in given))
         return

@@ -43,11 +43,11 @@ def _run(
     from mien.stream.bridges.feed import Counts, Feed
 
     logging.basicConfig(level=logging.WARNING, format="mien bridge: %(message)s")
-    until_s = time.monotonic() + seconds if seconds else None
+    deadline_s = time.monotonic() + seconds if seconds else None
     with ending_signals() as stopping:
         feed = Feed(Counts(), endpoint, session=session, keys=keys, rate_hz=rate_hz)
         try:
-            bridge(feed, lambda: stopping.is_set() or (until_s is not None and time.monotonic() > until_s))
+            bridge(feed, lambda: stopping.is_set() or (deadline_s is not None and time.monotonic() > deadline_s))
         finally:
             feed.close()
     if as_json:
@@ -104,7 +104,7 @@ def ws(
         async def serve() -> None:
             outlet = WebOutlet(place, frozenset(page.lower().rstrip("/") for page in origin or ()), feed.counts)
             async with _reading(feed, outlet, is_stopping):
-                await serve_app(outlet.app, place, is_stopping, lambda url: typer.echo(_told(url), err=True))
+                await serve_app(outlet.app, place, is_stopping, lambda url: typer.echo(_described(url), err=True))
 
         asyncio.run(serve())
 
@@ -203,7 +203,7 @@ def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
     return reading()
 
 
-def _told(url: str) -> str:
+def _described(url: str) -> str:
     base, _, token = url.partition("/?token=")
     query = f"?token={token}" if token else ""
     return f"{base}/ws{query}, {base}/events{query} and {base}/overlay{query}; Ctrl-C ends"

@@ -50,15 +50,15 @@ def command(
         badge = "SAMPLE"
         overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
     session = plan_session(load_config(config, overrides))
-    wanted = window or not headless
-    if wanted and not window and not has_page():
+    display = window or not headless
+    if display and not window and not has_page():
         typer.echo(f"no dashboard: it needs the package nicegui; {install_command('dashboard')}", err=True)
-        wanted = False
+        display = False
     run_session(
         session,
         badge=badge,
         seconds=seconds,
         output=output_of(as_json=as_json, quiet=headless),
         summary_path=summary,
-        dashboard=(lambda: DashboardProcess(session.config, window=window, browser=browser)) if wanted else None,
+        dashboard=(lambda: DashboardProcess(session.config, window=window, browser=browser)) if display else None,
     )

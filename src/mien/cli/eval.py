@@ -244,12 +244,12 @@ def _runner(checkpoint: Any, engine: str) -> Runner:
 
 def _samples(dataset: Dataset, corpus: str, split: str, names: list[str]) -> tuple[str, list[Sample]]:
     """The requested split, and its labelled samples that have any of the modalities."""
-    ours = [s for s in dataset.samples if s.labels.corpus == corpus and not s.labels.copy]
-    splits = {s.labels.split for s in ours}
+    own = [s for s in dataset.samples if s.labels.corpus == corpus and not s.labels.copy]
+    splits = {s.labels.split for s in own}
     part = split or ("test" if "test" in splits else "valid" if "valid" in splits else "all")
     return part, [
         s
-        for s in ours
+        for s in own
         if part in ("all", s.labels.split)
         and any(name in s.tracks for name in names)
         and (s.labels.sentiment is not None or s.labels.emotions is not None)

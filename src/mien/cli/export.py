@@ -31,7 +31,7 @@ def command(
     from mien.stream.recording.writer import rewrite
 
     formats = (("csv", as_csv), ("json", as_json), ("srt", srt), ("vtt", vtt), ("mcap", mcap))
-    chosen = [kind for kind, wanted in formats if wanted]
+    chosen = [kind for kind, selected in formats if selected]
     if len(chosen) > 1:
         raise ConfigError("one format at a time: " + " or ".join(f"--{kind}" for kind in chosen))
     if features is not None:

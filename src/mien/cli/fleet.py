@@ -62,7 +62,7 @@ def status(
         typer.echo(raw.decode())
     else:
         show(found, every=every)
-    if _is_amiss(found):
+    if _has_problem(found):
         raise typer.Exit(1)
 
 
@@ -89,8 +89,8 @@ def move(
     from mien.stream.fleet.cluster import ask
 
     with connected(fleet, address) as (ray, directory):
-        said = ask(ray, lambda: directory.move.remote(session, to, capture), 10.0, "the directory")
-    typer.echo(said, err=True)
+        answer = ask(ray, lambda: directory.move.remote(session, to, capture), 10.0, "the directory")
+    typer.echo(answer, err=True)
 
 
 @group.command()
@@ -105,10 +105,10 @@ def drain(
     from mien.stream.fleet.cluster import ask
 
     with connected(fleet, address) as (ray, directory):
-        said = ask(ray, lambda: directory.drain.remote(node, back), 10.0, "the directory")
-    typer.echo(said, err=True)
+        answer = ask(ray, lambda: directory.drain.remote(node, back), 10.0, "the directory")
+    typer.echo(answer, err=True)
 
 
-def _is_amiss(found: FleetCondition) -> bool:
+def _has_problem(found: FleetCondition) -> bool:
     well = all(session.state in ("running", "ended") for session in found.sessions)
     return bool(found.problem or found.problems) or not well

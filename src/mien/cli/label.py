@@ -89,12 +89,12 @@ def _show_page(
             )
         )
 
-    said = ""
+    errors = ""
     try:
         show_dashboard(settings, None, window=False, browser=browser, report=begin, replayed=path)
     finally:
         for replay in replays:
             replay.terminate()
-            said = replay.communicate()[1]
+            errors = replay.communicate()[1]
     if any(replay.returncode > 0 for replay in replays):
-        raise RecordingError(said.strip().splitlines()[-1].removeprefix("mien: "))
+        raise RecordingError(errors.strip().splitlines()[-1].removeprefix("mien: "))

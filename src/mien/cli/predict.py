@@ -46,8 +46,8 @@ def command(
     if features is not None:
         check_features(features)
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
-    known, wanted = find_person(person), features is not None
-    maker = ClipPredictor(checkpoint, engine, asr, hop, tracks, known, features=wanted)
+    known, with_features = find_person(person), features is not None
+    maker = ClipPredictor(checkpoint, engine, asr, hop, tracks, known, features=with_features)
     clips = [str(clip) for clip in clips_in(path)]
     text = io.StringIO()
     gates = [f"gate_{name}" for name in maker.modalities]
@@ -96,11 +96,11 @@ def _in_order(clips: list[str], maker: ClipPredictor, ray: str) -> Iterator[Clip
     from mien.stream.fleet.tasks import tasks_at
 
     with tasks_at(ray) as spread, item_progress("predicting") as progress:
-        came: dict[str, ClipRows] = {}
+        received: dict[str, ClipRows] = {}
         next_one = 0
         for done, ((path,), made) in enumerate(spread([(clip,) for clip in clips], maker), 1):
-            came[path] = made
+            received[path] = made
             progress(done, len(clips))
-            while next_one < len(clips) and clips[next_one] in came:
-                yield came.pop(clips[next_one])
+            while next_one < len(clips) and clips[next_one] in received:
+                yield received.pop(clips[next_one])
                 next_one += 1

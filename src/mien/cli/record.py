@@ -52,12 +52,12 @@ def command(
         try:
             recorder = Recorder(path, bus, session, video=video, audio=audio)
             try:
-                recorder.run(stopping, _say)
+                recorder.run(stopping, _print_state)
             finally:
                 state = recorder.state
-            _say(msgspec.structs.replace(state, state="ended"))
+            _print_state(msgspec.structs.replace(state, state="ended"))
         except MienError as error:
-            _say(msgspec.structs.replace(state, state="failed", error=str(error)))
+            _print_state(msgspec.structs.replace(state, state="failed", error=str(error)))
             sys.exit(error.exit_code)
         return
     bus = load_config(config, {"bus.port": port, "bus.keys": keys}).bus
@@ -74,7 +74,7 @@ def command(
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
 
 
-def _say(state: object) -> None:
+def _print_state(state: object) -> None:
     import contextlib
     import sys
 

@@ -36,9 +36,9 @@ def command(
         ):
             observer.wait(0.1)
         condition = observer.condition()
-        elsewhere = misdirected(subscriber.statuses, endpoint)
-        if elsewhere is not None or (condition.silent_s is None and not condition.processes):
-            raise BusError(elsewhere or explain_silence(endpoint, session, timeout, keys))
+        actual = misdirected(subscriber.statuses, endpoint)
+        if actual is not None or (condition.silent_s is None and not condition.processes):
+            raise BusError(actual or explain_silence(endpoint, session, timeout, keys))
     if as_json:
         typer.echo(msgspec.json.encode(condition).decode())
     else:

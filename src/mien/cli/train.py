@@ -79,10 +79,10 @@ def command(
     with stage_progress() as progress:
         figures = train(plan, progress)
     typer.echo(json.dumps(figures, indent=1))
-    _say_how_to_use(output_folder(plan))
+    _print_usage(output_folder(plan))
 
 
-def _say_how_to_use(folder: Path) -> None:
+def _print_usage(folder: Path) -> None:
     from mien.models.weights import FUSION, SHIPPED_FOLDER
 
     if folder == SHIPPED_FOLDER:

@@ -54,9 +54,9 @@ def _report(choice: str) -> dict[str, Any]:
     report: dict[str, Any] = {"checkpoint": choice, "files": {}, "problem": ""}
     for what in FILES:
         path: Path = getattr(used, what)
-        there = path.is_file()
+        exists = path.is_file()
         report["files"][what] = {
-            "path": str(path), "sha256": sha256_of(path) if there else None, "shipped": there and is_shipped(path)
+            "path": str(path), "sha256": sha256_of(path) if exists else None, "shipped": exists and is_shipped(path)
         }  # fmt: skip
     report["shipped"] = all(file["shipped"] for file in report["files"].values())
     try:

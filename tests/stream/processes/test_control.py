@@ -12,28 +12,28 @@ import pytest
 
 from mien.errors import MienError
 from mien.stream.processes.child import open_log
-from mien.stream.processes.priority import hold_back
+from mien.stream.processes.priority import set_background
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
 def test_priority_is_lowered_for_one_or_most_threads() -> None:
-    """In a process of its own: what was given way cannot be taken back."""
+    """In a process of its own: a lowered priority cannot be raised again."""
     code = (
         "import os, threading\n"
-        "from mien.stream.processes.priority import give_way, threads\n"
+        "from mien.stream.processes.priority import lower_priority, threads\n"
         "look = lambda: os.getpriority(os.PRIO_PROCESS, 0)\n"
-        "said, running, go_on = [look()], threading.Event(), threading.Event()\n"
+        "seen, running, go_on = [look()], threading.Event(), threading.Event()\n"
         "def one():\n"
-        "    give_way(thread=True); said.append(look())\n"
+        "    lower_priority(thread=True); seen.append(look())\n"
         "def other():\n"
-        "    running.set(); go_on.wait(10); said.append(look())\n"
+        "    running.set(); go_on.wait(10); seen.append(look())\n"
         "first = threading.Thread(target=one); first.start(); first.join()\n"
         "before = threads()\n"
         "second = threading.Thread(target=other); second.start(); running.wait(10)\n"
-        "give_way(spared=before); said.append(look())\n"
+        "lower_priority(except_for=before); seen.append(look())\n"
         "go_on.set(); second.join()\n"
-        "give_way()\n"
-        "print(*said, look())\n"
+        "lower_priority()\n"
+        "print(*seen, look())\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     begun, one, unchanged, other, at_last = map(int, ran.stdout.split())
@@ -47,9 +47,9 @@ def test_priority_is_lowered_for_one_or_most_threads() -> None:
 @pytest.mark.parametrize("leads", [True, False])
 def test_session_leader_lowers_its_autogroup(leads: bool) -> None:
     code = (
-        "from mien.stream.processes.priority import give_way\n"
+        "from mien.stream.processes.priority import lower_priority\n"
         "group = lambda: open('/proc/self/autogroup').read().split()[-1]\n"
-        "before = group(); give_way(); print(before, group())\n"
+        "before = group(); lower_priority(); print(before, group())\n"
     )
     # One that does not lead is in a session that its parent does: of this test's own, since that may be a terminal's.
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
@@ -67,14 +67,14 @@ def test_session_leader_lowers_its_autogroup(leads: bool) -> None:
 def test_another_process_is_lowered_and_restored() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     try:
-        messages = []
-        for held in (True, True, False):
-            hold_back(process.pid, held=held)
-            messages.append(int(Path(f"/proc/{process.pid}/autogroup").read_text().split()[-1]))
-        assert messages == [10, 10, 0]
+        levels = []
+        for background in (True, True, False):
+            set_background(process.pid, background=background)
+            levels.append(int(Path(f"/proc/{process.pid}/autogroup").read_text().split()[-1]))
+        assert levels == [10, 10, 0]
     finally:
         process.communicate(b"\n")
-    hold_back(process.pid, held=True)  # one that has ended is no error
+    set_background(process.pid, background=True)  # one that has ended is no error
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a file of another user")
