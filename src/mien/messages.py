@@ -90,7 +90,7 @@ class Phrase(msgspec.Struct, frozen=True):
 
 
 class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that a capture worker publishes.
+    """Rows that a capture worker publishes. Only its worker sees them without session, modality and extractor.
 
     Attributes:
         run: number that changes whenever the worker restarts, so that sequence numbers are never mixed.
@@ -107,13 +107,13 @@ class FeatureWindow(msgspec.Struct, frozen=True, kw_only=True):
             tenths of a second to compute then count from the same instant, whether ready at once or just in time.
     """
 
-    session: str
-    modality: str
-    run: int
-    seq: int
+    session: str = ""
+    modality: str = ""
+    run: int = 0
+    seq: int = 0
     t_start_ns: int
     t_end_ns: int
-    extractor: str
+    extractor: str = ""
     values: Float32
     valid: Bool
     times_ns: Int64

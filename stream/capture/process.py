@@ -9,13 +9,13 @@ from collections import Counter, deque
 import msgspec
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.messages import Status, WorkerState
+from mien.messages import FeatureWindow, Status, WorkerState
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import MAX_PAYLOAD_BYTES, Frames, encode_features, encode_recent, encode_status, topic
 from mien.stream.capture.choosing import Choosing
 from mien.stream.capture.preview import PreviewPublisher, SoundPublisher
-from mien.stream.modalities.base import Modality, Rows, create_modality, message_of
+from mien.stream.modalities.base import Modality, create_modality
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
 from mien.stream.processes.control import BUSY_PATIENCE_S, PATIENCE_S, Control
 
@@ -144,15 +144,16 @@ class _CaptureProcess:
         )
         self._publisher.send(encode_status(status))
 
-    def _publish(self, rows: Rows) -> None:
+    def _publish(self, rows: FeatureWindow) -> None:
         spec = self._modality.spec
-        message = message_of(
+        message = msgspec.structs.replace(
             rows,
-            spec,
             session=self._session,
+            modality=spec.name,
             run=self._control.run,
             seq=self._seq,
-            stamps={"sent": self._control.clock.now_ns()},
+            extractor=spec.extractor,
+            stamps={**rows.stamps, "sent": self._control.clock.now_ns()},
         )
         # Rows that append are not repeated to late subscribers: all others would get them twice.
         frames = encode_features(message)

@@ -16,11 +16,10 @@ from mien.clock import NS_PER_S
 from mien.config import Config
 from mien.errors import InputError, SourceError
 from mien.install import install_command
-from mien.messages import EMOTIONS, Prediction
+from mien.messages import EMOTIONS, FeatureWindow, Prediction
 from mien.stream.direct.given import checked_picture, checked_sound
 from mien.stream.direct.recognizer import Frame, Recognizer, Sound, settings_of
 from mien.stream.direct.running import Running
-from mien.stream.modalities.base import Rows
 from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import clip_source, printable
 
@@ -111,7 +110,7 @@ def analyze(
 
 @contextmanager
 def analyzing(
-    path: Path, settings: Config, listener: Callable[[str, Rows], None] | None = None
+    path: Path, settings: Config, listener: Callable[[str, FeatureWindow], None] | None = None
 ) -> Iterator[tuple[Running, str, tuple[str, ...]]]:
     """A file's running session, its name, and notes for the user.
 

@@ -9,12 +9,12 @@ from collections import Counter
 from mien.clock import NS_PER_S
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
-from mien.messages import ModalitySpec, Prediction, Status
+from mien.messages import FeatureWindow, ModalitySpec, Prediction, Status
 from mien.stream.inference.about import person_tag, with_person
 from mien.stream.inference.faults import Refusals
 from mien.stream.inference.playback import Complete
 from mien.stream.inference.prediction import Trigger
-from mien.stream.modalities.base import Health, Rows, message_of
+from mien.stream.modalities.base import Health, message_of
 from mien.stream.processes.plan import Session
 
 LOOK_BACK_NS = 4 * NS_PER_S  # maximum age of an instant relative to the newest rows: the ring holds both and the window
@@ -48,7 +48,7 @@ class LocalSession:
         """Whether a worker is far ahead of the others and should wait for them."""
         return self._mode.holds_back(worker)
 
-    def hear(self, worker: str, spec: ModalitySpec, rows: Rows) -> None:
+    def hear(self, worker: str, spec: ModalitySpec, rows: FeatureWindow) -> None:
         """Add a worker's rows."""
         message = message_of(rows, spec, session=self._name, run=self._run, seq=self._sent[worker])
         self._sent[worker] += 1

@@ -10,10 +10,10 @@ from dataclasses import replace
 from mien.clock import Clock
 from mien.config import Config
 from mien.engines.predictor import Predictor
-from mien.messages import WORKERS, ModalitySpec, Prediction
+from mien.messages import WORKERS, FeatureWindow, ModalitySpec, Prediction
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.direct.local import LocalSession
-from mien.stream.modalities.base import Health, Modality, Rows, create_modality
+from mien.stream.modalities.base import Health, Modality, create_modality
 from mien.stream.processes.plan import Session
 
 _AT_ONCE = 64  # predictions that may be queued; then the workers wait too
@@ -43,7 +43,7 @@ class Running:
         *,
         create: Callable[[str, Config, Clock], Modality] = create_modality,
         paced: bool = True,
-        listener: Callable[[str, Rows], None] | None = None,
+        listener: Callable[[str, FeatureWindow], None] | None = None,
     ) -> None:
         config = plan.config
         checkpoint = load_checkpoint(config.inference.checkpoint)
@@ -170,7 +170,7 @@ class Running:
         finally:
             left(worker)
 
-    def _hear(self, worker: str, modality: Modality, rows: Rows) -> None:
+    def _hear(self, worker: str, modality: Modality, rows: FeatureWindow) -> None:
         health = modality.health()
         if health.state == "ended":  # the source has ended; rows of what was read may still follow
             health = Health("running", detail=health.detail)

@@ -19,12 +19,12 @@ from mien.assets import asset_path
 from mien.assets.manifest import ASSETS
 from mien.clock import Clock
 from mien.config import AssetsConfig, Config
-from mien.messages import Bool, Float32, ModalitySpec
+from mien.messages import Bool, FeatureWindow, Float32, ModalitySpec
 from mien.models.baseline import Person, find_person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare
-from mien.stream.modalities.base import Modality, Rows, SoundPiece
+from mien.stream.modalities.base import Modality, SoundPiece
 from mien.stream.modalities.resting import Resting
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.modalities.sourced import Detail, Hearing
@@ -241,7 +241,7 @@ class Audio(Hearing):
         self._extractor = AudioExtractor(self._config.assets, reference)
         super().prepare()
 
-    def rows(self) -> Iterator[Rows | None]:
+    def rows(self) -> Iterator[FeatureWindow | None]:
         while not (source := self._source).ended:
             chunk = source.read(timeout=0.1)
             if chunk is None:
@@ -280,7 +280,7 @@ class Audio(Hearing):
         pieces, self._pieces = self._pieces, []
         return pieces
 
-    def _place(self, made: AudioRows) -> Rows | None:
+    def _place(self, made: AudioRows) -> FeatureWindow | None:
         """Rows at the centres of their slots; None if there are none yet."""
         count = len(made.values)
         centres = (np.arange(self._made, self._made + count) * HOP + CENTRE) * NS_PER_SAMPLE
@@ -291,7 +291,7 @@ class Audio(Hearing):
         valid = made.valid[index]
         self._voice = bool(valid[-1])
         t_start_ns, self._sent_ns = self._sent_ns, int(slots[-1] + 1) * self._slots.slot_ns
-        return Rows(
+        return FeatureWindow(
             t_start_ns=min(t_start_ns, int(slots[0]) * self._slots.slot_ns),
             t_end_ns=self._sent_ns,
             values=made.values[index],

@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from mien.clock import Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import WORKERS, Bool, FeatureWindow, Float32, Int64, ModalitySpec, Phrase, Word, WorkerState
+from mien.messages import WORKERS, FeatureWindow, Float32, ModalitySpec, WorkerState
 from mien.stream.bus.wire import sent_times_ns
 from mien.stream.modalities.resting import Resting
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows that became ready together. Fields as in `mien.FeatureWindow`."""
-
-    t_start_ns: int
-    t_end_ns: int
-    values: Float32
-    valid: Bool
-    times_ns: Int64
-    words: tuple[Word, ...] = ()
-    phrases: tuple[Phrase, ...] = ()
-    stamps: dict[str, int] = field(default_factory=dict)
-    reason: str = ""
-    counts_from_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,30 +37,16 @@ class Faces:
     following: Literal["largest", "chosen"]
 
 
-def message_of(
-    rows: Rows, spec: ModalitySpec, *, session: str, run: int, seq: int, stamps: Mapping[str, int] | None = None
-) -> FeatureWindow:
-    """Rows as their worker publishes them.
-
-    Args:
-        stamps: timestamps to add to those of the rows.
-    """
-    return FeatureWindow(
+def message_of(rows: FeatureWindow, spec: ModalitySpec, *, session: str, run: int, seq: int) -> FeatureWindow:
+    """Rows as the reader of their message has them, for use in this process."""
+    return msgspec.structs.replace(
+        rows,
         session=session,
         modality=spec.name,
         run=run,
         seq=seq,
-        t_start_ns=rows.t_start_ns,
-        t_end_ns=rows.t_end_ns,
         extractor=spec.extractor,
-        values=rows.values,
-        valid=rows.valid,
         times_ns=sent_times_ns(rows.times_ns, rows.t_start_ns, rows.t_end_ns),
-        words=rows.words,
-        phrases=rows.phrases,
-        stamps={**rows.stamps, **(stamps or {})},
-        reason=rows.reason,
-        counts_from_ns=rows.counts_from_ns,
     )
 
 
@@ -175,8 +146,10 @@ class Modality(ABC):
         """Start capturing. A clip's time zero is `start_ns`; a device uses its own times."""
 
     @abstractmethod
-    def rows(self) -> Iterator[Rows | None]:
+    def rows(self) -> Iterator[FeatureWindow | None]:
         """Rows as they become ready; None at least every 100 ms while there are none. Ends with the clip.
+
+        They have no session, modality, run, number or extractor yet: the process that publishes them adds these.
 
         A lost device never ends the iterator: it keeps yielding None, reports why in `health()`, and tries to reopen
         the device.

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from mien.assets import ASSETS, asset_path, cache_folder
@@ -22,7 +23,7 @@ from mien.engines.alone import SnapshotReader
 from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, ConfigError
-from mien.messages import NOT_UNDERSTOOD, Float32, ModalitySpec, Word
+from mien.messages import NOT_UNDERSTOOD, FeatureWindow, Float32, ModalitySpec, Word
 from mien.models.checkpoint import load_checkpoint
 from mien.models.text.encoder import (
     DEFAULT_ADAPTERS,
@@ -33,7 +34,7 @@ from mien.models.text.encoder import (
     text_extractor,
 )
 from mien.models.weights import weight_set
-from mien.stream.modalities.base import Health, Modality, Rows
+from mien.stream.modalities.base import Health, Modality
 from mien.stream.modalities.phrases import PhraseReader
 from mien.stream.modalities.sourced import Detail, Hearing
 from mien.stream.processes.priority import lower_priority, threads
@@ -108,7 +109,7 @@ class WordReader:
         self._settle_ns = round(settle_s * NS_PER_S)
         self._encoded: tuple[tuple[str, ...], Float32] = ((), np.zeros((0, TEXT_DIM), np.float32))
 
-    def rows(self, recognised: Recognised, stamps: dict[str, int] | None = None) -> Rows:
+    def rows(self, recognised: Recognised, stamps: dict[str, int] | None = None) -> FeatureWindow:
         """The window that ends where the audio does; re-encoded only if the words have changed."""
         words = words_within(recognised)
         certain = np.array([not word.uncertain for word in words], np.bool_)
@@ -118,7 +119,7 @@ class WordReader:
         values = np.zeros((len(words), TEXT_DIM), np.float32)
         values[certain] = self._encoded[1]
         ends_ns = np.array([word.t_end_ns for word in words], np.int64)
-        return Rows(
+        return FeatureWindow(
             t_start_ns=max(0, recognised.t_end_ns - WINDOW_NS),
             t_end_ns=recognised.t_end_ns,
             values=values,
@@ -223,10 +224,10 @@ class Text(Hearing):
             lower_priority(except_for=others)
         super().prepare()
 
-    def rows(self) -> Iterator[Rows | None]:
+    def rows(self) -> Iterator[FeatureWindow | None]:
         thread = self._thread
         assert thread is not None
-        job: Future[Rows] | None = None
+        job: Future[FeatureWindow] | None = None
         has_spoken = self._fast  # a fast clip starts with its first words; an empty first message would be useless
         while True:
             source = self._source
@@ -305,7 +306,7 @@ class Text(Hearing):
         )
         self._recogniser = recogniser
 
-    def _recognise(self, step: Step | None) -> Rows:
+    def _recognise(self, step: Step | None) -> FeatureWindow:
         """Run one step, or with None finish the stream. Runs in the recogniser's thread; never raises."""
         begun = time.perf_counter()
         t_end_ns = step.t_end_ns if step is not None else self._processed_ns or 0
@@ -324,7 +325,8 @@ class Text(Hearing):
                     if step is None
                     else recogniser.step(step.samples, step.t_end_ns, step.continuous)
                 )
-                rows = replace(self._reader.rows(recognised, stamps), phrases=self._phrases.phrases(recognised))
+                rows = self._reader.rows(recognised, stamps)
+                rows = msgspec.structs.replace(rows, phrases=self._phrases.phrases(recognised))
         except Exception as error:  # whatever the libraries raise, the stream goes on without words
             self._fail(error)
             self._unheard_s += seconds
@@ -350,9 +352,9 @@ def words_within(recognised: Recognised, window_s: float = WINDOW_NS / NS_PER_S)
     return tuple(word for word in recognised.words if since_ns < word.t_end_ns <= recognised.t_end_ns)
 
 
-def _no_words(t_end_ns: int, stamps: dict[str, int]) -> Rows:
+def _no_words(t_end_ns: int, stamps: dict[str, int]) -> FeatureWindow:
     """The message for a window without words."""
-    return Rows(
+    return FeatureWindow(
         t_start_ns=max(0, t_end_ns - WINDOW_NS),
         t_end_ns=t_end_ns,
         values=np.zeros((0, TEXT_DIM), np.float32),

@@ -23,10 +23,10 @@ from mien.config import AssetsConfig, Config
 from mien.engines.face import CROP_SIZE, CROP_VERSION, face_network, weights_digest
 from mien.engines.selection import open_engine
 from mien.errors import SourceError
-from mien.messages import Float32, ModalitySpec, UInt8
+from mien.messages import FeatureWindow, Float32, ModalitySpec, UInt8
 from mien.models.baseline import LONGEST_STEP_S, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
-from mien.stream.modalities.base import Faces, Modality, Picture, Rows
+from mien.stream.modalities.base import Faces, Modality, Picture
 from mien.stream.modalities.face_search import find_in_still
 from mien.stream.modalities.resting import Resting, face_rest, face_resting
 from mien.stream.modalities.sourced import Detail, Sourced
@@ -340,7 +340,7 @@ class Vision(Sourced[VideoSource]):
         rest = face_rest(find_person(person.name), self.spec.extractor, adapt=person.adapt)
         self._extractor = VisionExtractor(self._config.assets, self._config.video.max_faces, self._weights, rest)
 
-    def rows(self) -> Iterator[Rows | None]:
+    def rows(self) -> Iterator[FeatureWindow | None]:
         extractor = self._extractor
         assert extractor is not None, "prepare() comes first"
         while not (source := self._source).ended:
@@ -360,7 +360,7 @@ class Vision(Sourced[VideoSource]):
             self._all_faces = view.all_faces
             self._picture = Picture(frame.image, view.landmarks, mesh_edges, view.all_faces)
             t_start_ns, self._sent_ns = min(self._sent_ns, frame.t_ns), frame.t_ns
-            yield Rows(
+            yield FeatureWindow(
                 t_start_ns=t_start_ns,
                 t_end_ns=frame.t_ns,
                 values=values[None],

@@ -23,7 +23,7 @@ from mien.stream.features.table import FeatureTable, boxes_of
 from mien.stream.inference.about import with_person
 from mien.stream.inference.assembler import Assembler
 from mien.stream.inference.playback import begins_ns
-from mien.stream.modalities.base import Rows, message_of
+from mien.stream.modalities.base import message_of
 from mien.stream.offline.extractors import Extractors, live_specs
 from mien.stream.sources.address import printable
 from mien.stream.sources.clip import open_clip, read_sound
@@ -219,18 +219,18 @@ def _row(name: str, moment: Moment, modalities: Sequence[str], model: str) -> di
     return row
 
 
-def _messages(clip: str, spec: ModalitySpec, said: Iterator[Rows]) -> list[FeatureWindow]:
+def _messages(clip: str, spec: ModalitySpec, said: Iterator[FeatureWindow]) -> list[FeatureWindow]:
     return [message_of(rows, spec, session=clip, run=0, seq=seq) for seq, rows in enumerate(said)]
 
 
-def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[Rows]:
+def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[FeatureWindow]:
     """Rows as a worker's messages: one per frame, or per chunk of sound."""
     size = max(1, _PIECE_NS // slot_ns(spec))
     after_ns = slot_ns(spec) // 2 if size > 1 else 0  # the time of an audio row is the middle of its slot
     for at in range(0, len(rows.values), size):
         part = slice(at, at + size)
         times_ns = rows.times_ns[part]
-        yield Rows(
+        yield FeatureWindow(
             t_start_ns=int(times_ns[0]), t_end_ns=int(times_ns[-1]) + after_ns, values=rows.values[part],
             valid=rows.valid[part], times_ns=times_ns,
         )  # fmt: skip

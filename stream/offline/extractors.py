@@ -25,8 +25,8 @@ from mien.stream.sources.geometry import upright_bgr
 from mien.windowing import slot_ns
 
 if TYPE_CHECKING:
+    from mien.messages import FeatureWindow
     from mien.stream.modalities.audio import AudioExtractor
-    from mien.stream.modalities.base import Rows
     from mien.stream.modalities.mediapipe_tasks import Box
     from mien.stream.modalities.text import TextEncoder
     from mien.stream.modalities.vision import VisionExtractor
@@ -172,7 +172,7 @@ class Extractors:
         """Hypotheses of the live recogniser over a whole recording, step by step."""
         return self.recogniser.whole(sound, TextConfig().step_ms)
 
-    def word_messages(self, sound: Float32) -> Iterator[Rows]:
+    def word_messages(self, sound: Float32) -> Iterator[FeatureWindow]:
         """The messages of a live text worker over a whole recording."""
         from mien.stream.modalities.text import WordReader
 

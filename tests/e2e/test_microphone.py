@@ -16,9 +16,9 @@ import pytest
 
 from mien.clock import NS_PER_S, Clock
 from mien.config import load_config
+from mien.messages import FeatureWindow
 from mien.models.voice.columns import F0, PERIODICITY
 from mien.stream.modalities.audio import F0_REFERENCE_HZ, create
-from mien.stream.modalities.base import Rows
 from tests.stream.sounds import spoken, tone, write_wav
 from tests.waiting import wait_until
 
@@ -94,9 +94,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundSer
     server.stop()
 
 
-def collect(stream: Iterator[Rows | None], is_done: Callable[[list[Rows]], bool], what: str) -> list[Rows]:
+def collect(
+    stream: Iterator[FeatureWindow | None], is_done: Callable[[list[FeatureWindow]], bool], what: str
+) -> list[FeatureWindow]:
     """Rows until there are enough; None counts as a look, since a modality that is idle still answers."""
-    made: list[Rows] = []
+    made: list[FeatureWindow] = []
     deadline = time.monotonic() + TIMEOUT_S
     while not is_done(made):
         assert time.monotonic() < deadline, f"{what} did not come; {len(made)} messages did"
@@ -106,14 +108,14 @@ def collect(stream: Iterator[Rows | None], is_done: Callable[[list[Rows]], bool]
     return made
 
 
-def values(made: list[Rows]) -> np.ndarray:
+def values(made: list[FeatureWindow]) -> np.ndarray:
     return np.concatenate([rows.values for rows in made])
 
 
-def has_tone(hz: float) -> Callable[[list[Rows]], bool]:
+def has_tone(hz: float) -> Callable[[list[FeatureWindow]], bool]:
     """At least a second of a tone."""
 
-    def is_done(made: list[Rows]) -> bool:
+    def is_done(made: list[FeatureWindow]) -> bool:
         if not made:
             return False
         rows = values(made)

@@ -16,7 +16,7 @@ from mien.errors import SourceError
 from mien.messages import FeatureWindow
 from mien.stream.bench.devices import CameraServer
 from mien.stream.inference.assembler import Assembler
-from mien.stream.modalities.base import Modality, Rows
+from mien.stream.modalities.base import Modality
 from mien.stream.modalities.vision import SPEC, create
 from mien.stream.sources.video import open_video
 from tests.needs import need_asset
@@ -53,7 +53,7 @@ class Receiver:
         self._stream = modality.rows()
         self._seq = 0
 
-    def until(self, condition: Callable[[Rows | None], bool], what: str) -> Rows | None:
+    def until(self, condition: Callable[[FeatureWindow | None], bool], what: str) -> FeatureWindow | None:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             rows = next(self._stream)
@@ -69,7 +69,7 @@ class Receiver:
         self.assembler.explanations = {"vision": explanation} if explanation else {}
         return window_of(self.assembler, self._clock.now_ns()).absent
 
-    def _push(self, rows: Rows) -> None:
+    def _push(self, rows: FeatureWindow) -> None:
         message = FeatureWindow(
             session="test", modality="vision", run=1, seq=self._seq, t_start_ns=rows.t_start_ns,
             t_end_ns=rows.t_end_ns, extractor=SPEC.extractor, values=rows.values, valid=rows.valid,

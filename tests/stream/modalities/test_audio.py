@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mien.clock import Clock
 from mien.config import load_config
 from mien.errors import ConfigError
-from mien.messages import Float32
+from mien.messages import FeatureWindow, Float32
 from mien.models.baseline import FORMAT, Baseline, Person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, GIVEN, N_MELS, PERIODICITY, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import mel_filters
@@ -27,7 +27,6 @@ from mien.stream.modalities.audio import (
     create,
     voice_reference,
 )
-from mien.stream.modalities.base import Rows
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.speech.pitch import F0_MAX_HZ, F0_MIN_HZ, SPAN, THRESHOLD, yin
@@ -225,7 +224,7 @@ def test_hangover_bridges_pauses_with_hysteresis() -> None:
     assert detect(middle) == [False]
 
 
-def rows_of(path: Path, fast: bool, start_ns: int | None = None) -> list[Rows]:
+def rows_of(path: Path, fast: bool, start_ns: int | None = None) -> list[FeatureWindow]:
     clock = Clock()
     config = load_config(None, {"audio.source": str(path), "clip.fast": fast})
     modality = create(config, clock)

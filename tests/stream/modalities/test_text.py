@@ -11,10 +11,10 @@ from mien.assets import asset_path
 from mien.clock import NS_PER_S, Clock
 from mien.config import AssetsConfig, Config, load_config
 from mien.errors import AssetError, ConfigError
-from mien.messages import Float32, Word
+from mien.messages import FeatureWindow, Float32, Word
 from mien.models.text.encoder import TEXT_DIM
 from mien.stream.modalities import text
-from mien.stream.modalities.base import Health, Rows, create_modality
+from mien.stream.modalities.base import Health, create_modality
 from mien.stream.modalities.text import SPEC, Text, TextEncoder, asr_folder, create, words_within
 from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.clip import read_sound
@@ -45,7 +45,7 @@ def config_of(source: Path, **overrides: object) -> Config:
     return load_config(None, {"audio.source": str(source), "clip.fast": True} | overrides)
 
 
-def play(config: Config) -> tuple[list[Rows], Health]:
+def play(config: Config) -> tuple[list[FeatureWindow], Health]:
     """All rows of a clip, and how the worker was at its end."""
     modality = create(config, Clock())
     try:
@@ -56,7 +56,7 @@ def play(config: Config) -> tuple[list[Rows], Health]:
         modality.close()
 
 
-def text_of(rows: Rows) -> str:
+def text_of(rows: FeatureWindow) -> str:
     return " ".join(word.text for word in rows.words)
 
 

@@ -11,10 +11,10 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, load_config
 from mien.engines.face import face_network
 from mien.errors import AssetError, CheckpointError
-from mien.messages import Float32, UInt8
+from mien.messages import FeatureWindow, Float32, UInt8
 from mien.models.baseline import EMBEDDING as AT_REST
 from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
-from mien.stream.modalities.base import Faces, Rows
+from mien.stream.modalities.base import Faces
 from mien.stream.modalities.face_mesh import LOOK_NS, FaceMesh, LandmarkReader
 from mien.stream.modalities.face_search import find_in_still, overlap
 from mien.stream.modalities.mediapipe_tasks import BaseOptions, Box, mp, vision
@@ -354,7 +354,7 @@ def test_modality_on_a_clip_equals_the_extractor(
     clip = write_clip(tmp_path / "clip.mp4", images)
     start_ns = 1_763_000_000 * NS_PER_S
 
-    def play() -> list[Rows]:
+    def play() -> list[FeatureWindow]:
         config = load_config(None, {"video.source": str(clip), "clip.fast": True, "assets.offline": True})
         modality = create(config, Clock())
         assert modality.health().state == "starting"
