@@ -268,7 +268,7 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
 def disk_use(root: Path) -> int:
     """Bytes of the files below a folder; hard links count once."""
     sizes: dict[tuple[int, int], int] = {}
-    for place, _, names in os.walk(root):  # os.walk skips folders that another process removes meanwhile
+    for place, _, names in os.walk(root):  # os.walk skips folders that another process removes concurrently
         for name in names:
             with contextlib.suppress(OSError):
                 found = os.lstat(os.path.join(place, name))

@@ -124,7 +124,7 @@ def compile_together(
 ) -> None:
     """Compile networks in one process that `open_engine` is then asked for one by one, with the same arguments.
 
-    Whatever goes wrong here, `open_engine` meets again, replaces and reports.
+    `open_engine` meets the same errors again, replaces the engine and reports them.
     """
     with contextlib.suppress(Exception):  # libraries raise what they like
         backend, wanted = find_usable(engine), known_precision(precision)
@@ -145,7 +145,7 @@ def open_backend(network: Network, backend: Backend, precision: Precision, threa
     except EngineError:
         raise
     except Exception as error:
-        # Libraries raise anything; whatever it is, another engine may still work.
+        # Libraries may raise anything; another engine may still work.
         log.debug("%s on %r", backend.name, network.name, exc_info=True)
         raise EngineError(_describe(error)) from error
 

@@ -1,6 +1,6 @@
 """Prints the predictions of a running mien: `python examples/subscriber.py [endpoint] [count]`.
 
-Needs `pip install mien` alone: no torch, no OpenCV. Start it before or after `mien run`; it reconnects by itself.
+Needs `pip install mien` alone: no torch, no OpenCV. Start it before or after `mien run`; it reconnects automatically.
 """
 
 import sys

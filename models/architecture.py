@@ -38,7 +38,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         front: strided layers before the recurrence, for modalities with many more steps than the grid has slots.
-        kernel: of the Conv1d beside the BiLSTM.
+        kernel: of the Conv1d.
         voice: use `mien.models.voice_reader` instead; the fields above then have no effect.
     """
 
@@ -67,7 +67,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dim: width d of every hidden row. slots: S, steps of the common time grid. stages: L, cascaded stages.
         encoders: per modality; one that is not named gets `EncoderConfig()`.
         bilstm, conv, cascade, mask, gate: False removes that part, for ablation (see ABLATIONS).
-        complement: "pairs", each modality is complemented by every other one by itself, 2 x 6 BiLSTMs in two stages of
+        complement: "pairs", each modality is complemented by each other one separately, 2 x 6 BiLSTMs in two stages of
             three modalities; "mean", by the mean of the others, half as many.
         reliability: estimate the probability that each modality alone is right; it scales the modality's gating
             vector and what it adds to others.

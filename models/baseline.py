@@ -6,7 +6,7 @@ recordings hold compared rows, and replay to the same bits.
 
 - Voice: a reference that the user gave, see `mien.models.voice.reference`.
 - Face: the embedding is shifted by FACE_SHARE of this resting face's offset from resting faces in general
-  (`rest.json` beside the weights). Blendshapes and pose stay: shifting them did not help on people who talk.
+  (`rest.json` next to the weights). Blendshapes and pose stay: shifting them did not help on people who talk.
 
 Only means are stored, no picture and no sound.
 """
@@ -84,7 +84,7 @@ def check_name(name: str) -> str:
 
 
 def people_folder() -> Path:
-    """The folder of baselines, beside the user's configuration."""
+    """The folder of baselines, next to the user's configuration."""
     return platformdirs.user_config_path("mien", appauthor=False) / "people"
 
 

@@ -60,7 +60,7 @@ class FrontLayer(nn.Module):
 
 
 class ModalityEncoder(nn.Module):
-    """Parallel extraction of one modality: Conv1d beside BiLSTM, joined, then pooled to the common grid.
+    """Parallel extraction of one modality: Conv1d and BiLSTM in parallel, joined, then pooled to the common grid.
 
     Inputs are raw `features` (B, T, D) and `mask` (B, T), 1 = observed. Normalises after masking, with the statistics
     of the training set.

@@ -29,7 +29,7 @@ class Encoding(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """An assessment of each modality by itself.
+    """An assessment of each modality alone.
 
     `alone` (B, M, 7): emotion logits from that modality only. `own` (B, M): logit of the probability that it is right,
     estimated from itself. `reliability` (B, M): that probability given the other modalities too, 0 for a missing one;

@@ -3,7 +3,7 @@
 A speech recogniser's states contain the words, and a network that sees their order learns the corpora's sentences
 instead of emotions. So only their mean over the window is used. Pitch and loudness are used only relative to a
 reference: in absolute terms they identify the speaker and the microphone. Their course over time, and that of the
-spectrum, through Conv1d beside BiLSTM as in CM-MSF's other encoders, was hardly better than chance on unseen corpora
+spectrum, through Conv1d and BiLSTM as in CM-MSF's other encoders, was hardly better than chance on unseen corpora
 and made the whole model worse.
 """
 

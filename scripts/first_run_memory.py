@@ -1,4 +1,4 @@
-"""Memory of every process of a session on its first run, when networks are compiled, beside that of a later run.
+"""Memory of every process of a session on its first run, when networks are compiled, and on a later run.
 
     python scripts/first_run_memory.py [--seconds 10]
 

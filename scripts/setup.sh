@@ -106,7 +106,7 @@ fi
 rm -f "$stamp"
 case ",$extras," in ",base,") ;; *) ! needs_no_cuda "$venv/bin/python" || suggest_cpu_torch "$venv/bin/python" ;; esac
 say "installing pinned packages (mien[$extras]); the first time takes a few minutes"
-# A person wants to see that it goes on; a log does not.
+# Progress is for people, not for logs.
 quiet=
 [ -t 2 ] || quiet=--quiet
 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --no-input \

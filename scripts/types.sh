@@ -1,5 +1,5 @@
 #!/bin/sh
-# mypy, strict, on an installed tree and the tests beside it: it does not see through the mapping of folders to packages
+# mypy, strict, on an installed tree and the tests: it does not see through the mapping of folders to packages
 # in a checkout.
 set -eu
 cd "$(dirname "$0")/.."

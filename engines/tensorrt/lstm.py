@@ -191,7 +191,7 @@ class _Loop:
 
 
 def _is_zero(state: fx.Node) -> bool:
-    """Whether an initial state is zero whatever the inputs are."""
+    """Whether an initial state is zero for all inputs."""
     if state.op == "get_attr":
         value = _attribute(state)
         return isinstance(value, torch.Tensor) and not bool(value.count_nonzero())

@@ -56,7 +56,7 @@ class Batch:
         features: (B, T, D) per modality. mask: (B, T).
         sentiment: (B,), NaN where unknown. coarse: (B,) bool.
         emotions: (B, 7), all zero where unknown.
-        own: (B, 7) per modality, the emotions of that member by itself; all zero if unknown or fully masked.
+        own: (B, 7) per modality, the emotions of that member alone; all zero if unknown or fully masked.
         encodings: of windows encoded beforehand; there are no features then. reader_outputs: emotion logits
             (B, 7) and sentiment (B,) of each modality's reader, for distillation.
     """

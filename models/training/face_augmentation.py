@@ -87,7 +87,7 @@ def _warp(crops: Tensor, affine: Tensor, yaw: Tensor) -> Tensor:
     """Transform crops in their plane, and rotate their content about the vertical axis, as if on a cylinder."""
     grid = F.affine_grid(affine, list(crops.shape), align_corners=False)
     yaw = yaw[:, None, None]
-    # The crop is aligned by eyes and mouth: keep them in its middle and at their distance, whatever the yaw.
+    # The crop is aligned by eyes and mouth: keep them in its middle and at their distance, for any yaw.
     closer = yaw.cos().sqrt()
     shown = grid[..., 0] * closer / _RADIUS + yaw.sin()
     # Beyond the profile is background, for which a reflection will do.

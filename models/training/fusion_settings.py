@@ -27,7 +27,7 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         damaged_alone: share of unimodal batches that are damaged.
         wrong: minimum error rate of a modality in pairs. By default the error rate of its reader on the "valid" split,
             which is too low for people outside the corpora.
-        alone_weight, reliability_weight: loss weights of the emotion that a modality shows by itself, and of the
+        alone_weight, reliability_weight: loss weights of the emotion that a modality shows alone, and of the
             probability that it is right; no effect on a model without reliability.
         views: training windows of each item that are encoded once, before training; 0 trains the encoders too and
             encodes every window anew. With views the encoders keep the weights of their readers; a modality without a

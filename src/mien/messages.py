@@ -65,7 +65,7 @@ class Word(msgspec.Struct, frozen=True):
 
     `committed` words never change again; the others are tentative and are replaced by the next message.
     `uncertain` words are likely no more than a guess, as of another language; they do not count. That may change for a
-    committed word as long as the speaker goes on.
+    committed word while the speaker continues.
     """
 
     text: str
@@ -77,10 +77,10 @@ class Word(msgspec.Struct, frozen=True):
 
 
 class Phrase(msgspec.Struct, frozen=True):
-    """What committed words between two pauses or full stops say by themselves, without face, voice or other phrases.
+    """The sentiment of committed words between two pauses or full stops, without face, voice or other phrases.
 
     Times are those of its first and last word. `sentiment` is -3 ... 3, `emotion` the most probable one. While the
-    speaker goes on, the phrase may grow, and is read anew.
+    speaker continues, the phrase may grow, and is rated again.
     """
 
     t_start_ns: int
@@ -148,7 +148,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         abstains: why there is no prediction, None if there is one.
         words: the words in the window with their times; new ones are shown at once, and count from `text.settle_s` on
             after the sound in which they were heard.
-        phrases: what the committed ones of them say by themselves, phrase by phrase.
+        phrases: the sentiment of the committed ones alone, by phrase.
         latency: milliseconds per stage: capture, feature, transport, wait, infer, and total, which counts from
             `stamps["read"]` of the row that triggered the prediction to the moment it was published.
         model: checkpoint and engine, for instance "cmmsf-1a2b3c4d/onnx-fp32".
@@ -180,14 +180,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     phrases: tuple[Phrase, ...] = ()
 
     def __post_init__(self) -> None:
-        # Fields, so that they are in the JSON too; computed, so that they are right whatever a message says.
+        # Fields, so that they are in the JSON too; computed, so that no message can get them wrong.
         top = max(self.emotions, key=self.emotions.__getitem__) if self.emotions else None
         msgspec.structs.force_setattr(self, "top_emotion", top)
         msgspec.structs.force_setattr(self, "t_end_us", self.t_end_ns // 1000)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process is. Published once a second, and at once when the state changes.
+    """The state of a process. Published once a second, and at once when the state changes.
 
     Attributes:
         worker: "video", "audio", "text", "inference" or "supervisor".
@@ -195,7 +195,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         drops: everything that was dropped since the start, by cause.
         lag_ms: how far behind capture the newest published row was.
         cpu_percent: of one core, over the last second. rss_mb: resident memory, MiB.
-        detail: what else this worker has to say, for instance the number of faces.
+        detail: more facts about this worker, for instance the number of faces.
         next_seq: the number that its next features message or prediction of this run will have: a
             subscriber that has every number below it has missed nothing.
     """

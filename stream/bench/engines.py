@@ -91,7 +91,7 @@ def _infer(engine: Engine, inputs: Sequence[dict[str, Array]]) -> Turn:
 
 
 def _predict(predictor: Predictor) -> Turn:
-    """Frame after frame of a stream that goes on from turn to turn: what may be reused is what a stream lets it."""
+    """Frames of one continuous stream: reuse is as it would be live."""
     windows, (lane,) = make_lanes(predictor, 1, time.monotonic_ns())
 
     def prepare(_: int) -> Callable[[], object]:

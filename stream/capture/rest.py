@@ -77,7 +77,7 @@ class Measurement:
             except MienError as error:
                 missing.append(str(error))
         if missing:
-            raise SourceError("nothing was kept: " + "; ".join(missing))
+            raise SourceError("nothing was stored: " + "; ".join(missing))
         return Measured(found.get("video"), found.get("audio"))
 
     def close(self) -> None:

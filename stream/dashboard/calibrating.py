@@ -111,7 +111,7 @@ class Calibrating:
             else:
                 found[worker] = _checked(offer.rest, worker)
         if missing or not found:
-            raise BusError("nothing was kept: " + ("; ".join(missing) or "nothing was measured"))
+            raise BusError("nothing was stored: " + ("; ".join(missing) or "nothing was measured"))
         return found
 
 

@@ -11,7 +11,7 @@ from mien.stream.bus.preview import Preview
 from mien.stream.recording.phrases import PhraseWord, PhraseWords
 
 MODALITIES = ("vision", "audio", "text")
-ROW_NS = 95 * NS_PER_MS  # one row per tenth of a second, whatever the rate of predictions
+ROW_NS = 95 * NS_PER_MS  # one row per tenth of a second, at any rate of predictions
 PICTURE_NS = 330 * NS_PER_MS  # three pictures a second are kept for looking back
 _WORDS = 600
 

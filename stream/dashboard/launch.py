@@ -1,4 +1,4 @@
-"""Launching the dashboard: standalone, or beside `mien demo`, where its failure must not harm the stream."""
+"""Launching the dashboard: standalone, or with `mien demo`, where its failure must not harm the stream."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def show_supervised(*, window: bool) -> None:
 
 
 class DashboardProcess:
-    """A dashboard in its own process, beside a session.
+    """A dashboard in its own process, for a session.
 
     Args:
         config: the session's.
@@ -145,10 +145,10 @@ class DashboardProcess:
                     open_browser(self.url)
             elif event.state == "failed":
                 self.failed = True
-                notes.append(f"no {self._what}: {event.facts.get('error')}; the stream goes on")
+                notes.append(f"no {self._what}: {event.facts.get('error')}; the stream continues")
             elif event.state == "exited" and event.facts.get("code") and not self.failed:
                 self.failed = True
-                notes.append(f"the {self._what} has died, see {self._child.log}; the stream goes on")
+                notes.append(f"the {self._what} has died, see {self._child.log}; the stream continues")
 
     def stop(self) -> None:
         """Stop it."""

@@ -72,7 +72,7 @@ class Recordings:
 
     @property
     def error(self) -> str | None:
-        """Why the last recording ended by itself; None if it did not."""
+        """Why the last recording ended early; None if it did not."""
         recorder = self._recorder
         if recorder is None or recorder.is_running:
             return None
@@ -129,7 +129,7 @@ class Recordings:
         return self._allowed and self.last is not None
 
     def label(self, label: Label) -> str:
-        """Write a label into the table beside the recording; returns a sentence on the outcome.
+        """Write a label into the recording's table; returns a sentence on the outcome.
 
         Raises:
             RecordingError: there is no recording, or it cannot be read. DataError: the stretch lies outside of it.

@@ -106,7 +106,7 @@ class Actors:
                 left_s = max(deadline_s - time.monotonic(), 0.05)
                 about_bytes, answer = self._ray.get([described, synced], timeout=left_s)
                 about = msgspec.json.decode(about_bytes, type=About)
-            except Exception:  # whatever is wrong with it, it is unusable
+            except Exception:  # it is unusable
                 with suppress(Exception):
                     self._ray.kill(handle)
                 continue

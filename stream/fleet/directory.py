@@ -138,7 +138,7 @@ class Directory(Placement):
             for step in (self._refresh_nodes, self._cycle, self._report):
                 try:
                     step()
-                except Exception as error:  # the fleet goes on; the error shows in its status
+                except Exception as error:  # the fleet continues; its status shows the error
                     self._problem = f"the directory: {type(error).__name__}: {error}"
                     traceback.print_exc()
             self._stopping.wait(max(_CYCLE_S - (time.monotonic() - began_s), 0.02))
@@ -167,7 +167,7 @@ class Directory(Placement):
             self._report_s = time.monotonic() + _REPORT_FACTOR * (time.monotonic() - began_s)
 
     def _update_nodes(self, nodes: list[dict[str, Any]]) -> None:
-        """Update the nodes; whatever ran on nodes that are gone is lost."""
+        """Update the nodes; everything on nodes that are gone is lost."""
         known, now_s = self._roster.nodes, time.monotonic()
         alive = {node["NodeID"]: node for node in nodes if node["Alive"]}
         for id_ in known.keys() - alive.keys():

@@ -107,7 +107,7 @@ class ActorLink:
 
     def end(self, ray: Any) -> None:
         """Stop the actor gracefully, in the background."""
-        threading.Thread(target=self._end, args=(ray,), name="farewell", daemon=True).start()
+        threading.Thread(target=self._end, args=(ray,), name="stop actor", daemon=True).start()
 
     def _end(self, ray: Any) -> None:
         with suppress(Exception):

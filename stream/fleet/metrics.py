@@ -102,7 +102,7 @@ def _of_gateway(found: FleetCondition) -> Iterator[Metric]:
     forwarded.add_metric([], found.forwarded)
     floods = CounterMetricFamily("mien_fleet_gateway_floods", "All subscribers cut off: one asked for too many topics.")
     floods.add_metric([], found.floods)
-    problem = GaugeMetricFamily("mien_fleet_problem", "1 while something ails the whole fleet.")
+    problem = GaugeMetricFamily("mien_fleet_problem", "1 while the whole fleet has a problem.")
     problem.add_metric([], float(bool(found.problem)))
     age = GaugeMetricFamily("mien_fleet_directory_age_seconds", "For how long the directory has run.")
     age.add_metric([], found.since_s)

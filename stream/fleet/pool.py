@@ -92,7 +92,7 @@ class PoolHost(Ordered[PoolOrder]):
         return [*super().processes(), self._child.process.pid]
 
     def close(self) -> None:
-        """End the process, by force if it does not end by itself."""
+        """End the process, by force if needed."""
         self._stopping.set()
         self._child.end(_STOP_S)
         self._child.sweep()

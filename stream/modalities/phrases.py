@@ -62,6 +62,6 @@ class PhraseReader:
             sentiment, emotion = self._reader.read(rows[(rows != 0).any(1)])
         except MienError as error:
             self._failed = True
-            log.warning("cannot read phrases by themselves: %s", error)
+            log.warning("cannot rate single phrases: %s", error)
             return None
         return texts, Phrase(words[0].t_start_ns, words[-1].t_end_ns, sentiment, emotion)

@@ -327,7 +327,7 @@ class Text(Hearing):
                 )
                 rows = self._reader.rows(recognised, stamps)
                 rows = msgspec.structs.replace(rows, phrases=self._phrases.phrases(recognised))
-        except Exception as error:  # whatever the libraries raise, the stream goes on without words
+        except Exception as error:  # libraries may raise anything; the stream continues without words
             self._fail(error)
             self._unheard_s += seconds
         self._processed_ns = t_end_ns

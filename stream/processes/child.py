@@ -150,7 +150,7 @@ class Child:
         self._write(msgspec.json.encode(order).decode())
 
     def release(self) -> None:
-        """Close its pipe: it then ends by itself, and can publish a last status."""
+        """Close its pipe: it then ends, and can publish a last status."""
         stdin = self.process.stdin
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(OSError):

@@ -177,7 +177,7 @@ def run_supervised(body: Callable[[Control], None]) -> None:
     """Run a process body under a supervisor; a failure is reported as one JSON line, not as a traceback."""
     # Ctrl-C reaches the whole terminal group; only the supervisor decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lines = sys.stdin.buffer  # UTF-8, whatever the terminal's encoding
+    lines = sys.stdin.buffer  # UTF-8, independent of the terminal's encoding
     first = lines.readline()
     if not first:
         return

@@ -54,7 +54,7 @@ class File:
 
     @property
     def source(self) -> str:
-        """A string that `address_of` parses as this file whatever its name, and that JSON can carry."""
+        """A string that `address_of` parses as this file, and that JSON can carry."""
         text = str(self.path)
         try:
             text.encode()
@@ -69,7 +69,7 @@ Address: TypeAlias = "Device | Url | File"
 def address_of(source: str) -> Address | None:
     """Parse a source; None for "none".
 
-    An existing file is a file, whatever else its name could mean, except for "auto", "none" and plain numbers (write
+    An existing file is a file, even if its name could mean something else, except for "auto", "none" and plain numbers (write
     "./0"). Anything else is taken as a file if it is written as a path or has a media suffix, so that the error is
     about a file; a device's name may contain a dot ("USB Audio 2.0").
     """

@@ -46,7 +46,7 @@ def cameras() -> list[Choosable]:
         return []
     try:
         found = sorted(enumerate_cameras(backend), key=lambda camera: camera.index)
-    except Exception:  # whatever the system raises, listing names must not end a session
+    except Exception:  # any error: listing names must not end a session
         return []
     return [Choosable(f"{camera.name or 'camera'} ({camera.index})", str(camera.index)) for camera in found]
 

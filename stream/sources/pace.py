@@ -1,4 +1,4 @@
-"""A source's actual delivery rate, whatever it advertises, and the silence to tolerate because of it."""
+"""A source's actual delivery rate, independent of what it advertises, and the silence to tolerate because of it."""
 
 from __future__ import annotations
 

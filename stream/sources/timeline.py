@@ -1,4 +1,4 @@
-"""A single timeline for all streams of a file, whatever its timestamps do.
+"""A single timeline for all streams of a file, also if its timestamps jump or restart.
 
 Concatenated files (`cat a.ts b.ts`), restarted recorders and cut broadcasts have timestamps that restart or jump
 ahead. What follows such a discontinuity continues where the file was before, shifted equally for video and audio, so

@@ -286,7 +286,7 @@ class Recogniser:
             self._cut_words()
 
     def _cut_repetition(self) -> None:
-        """Drop a repeated passage from the context: it would make the decoder go on repeating it."""
+        """Drop a repeated passage from the context: it would make the decoder repeat it again."""
         found = repetition([word.text for word in self._prefix], 0, MISLEADING)
         if found is None:
             return

@@ -13,7 +13,7 @@ from mien.stream.speech.agreement import plain
 LONGEST = 12  # words in the longest passage to look for
 # By number of words: how often a passage must occur in a row before it is checked; longer ones: twice.
 SUSPECT = {1: 5, 2: 4, 3: 3}
-# The same for context: given such a prefix, a decoder goes on repeating it.
+# The same for context: given such a prefix, a decoder keeps repeating it.
 MISLEADING = {1: 3}
 
 

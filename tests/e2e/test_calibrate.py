@@ -86,7 +86,7 @@ def test_clip_without_a_face_is_reported_and_stores_nothing(home: Home, tmp_path
         writer.write(np.full((240, 320, 3), 128, np.uint8))
     writer.release()
     output = home.mien("calibrate", "cleo", "--clip", str(path), expected=3).stderr
-    assert "nothing was kept: a face was in view for 0.0 s, 3 are needed" in output
+    assert "nothing was stored: a face was in view for 0.0 s, 3 are needed" in output
     assert "nobody called 'cleo'" in home.mien("run", "--clip", str(SAMPLE), "--person", "cleo", expected=2).stderr
 
 

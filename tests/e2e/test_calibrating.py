@@ -117,7 +117,7 @@ def test_cancelled_measurement_is_not_stored(place: Place, open_page: Callable[.
     page.wait(lambda: page.tab.locator(".js-measuring").is_visible())
     assert page.text("read") == ""
     page.tab.click(".js-calibration-close")
-    page.wait(lambda: page.text("calibration-said") == "Nothing was kept.")
+    page.wait(lambda: page.text("calibration-said") == "Nothing was stored.")
     page.tab.keyboard.press("Escape")
     page.tab.locator(".js-calibration").wait_for(state="hidden")
     assert page.badges() == ["SAMPLE"]

@@ -407,7 +407,7 @@ def inference_pid(port: int) -> int:
 
 
 def test_demo_prints_the_address_of_its_page(tmp_path: Path) -> None:
-    """And a page whose port is taken is one clear line: the stream goes on."""
+    """And a page whose port is taken is one clear line: the stream continues."""
     port = free_ports()
     summary = tmp_path / "summary.json"
     arguments = ("demo", "--sample", "--port", str(port), "--no-browser")
@@ -417,7 +417,7 @@ def test_demo_prints_the_address_of_its_page(tmp_path: Path) -> None:
         demo = Program(*arguments, "--summary", str(summary), "--dashboard-port", str(taken.getsockname()[1]))
         said = demo.wait_for_line(r"(no dashboard: .*)", 120)
         assert "in use" in said
-        assert "the stream goes on" in said
+        assert "the stream continues" in said
         await_predictions(port, demo)
     demo.stop()
     assert demo.process.returncode == 0

@@ -53,7 +53,7 @@ def needed(config: Config) -> list[str]:
     if config.video.source != "none":
         names.append("face-landmarker")
     if config.audio.source != "none":
-        names.append("whisper-tiny.en")  # the voice encoder is part of it, whatever recognises the words
+        names.append("whisper-tiny.en")  # the voice encoder is part of it, for any speech model
         if config.text.asr != "none":
             # All other models are the user's own folders.
             names.extend(name for name in (f"whisper-{config.text.asr}",) if name in ASSETS)

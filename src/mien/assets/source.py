@@ -181,7 +181,7 @@ def _pip() -> list[str]:
 def folder_size(folder: Path) -> int:
     """Total size in bytes of the files in a folder that others are writing to."""
     total = 0
-    for place, _, names in os.walk(folder):  # skips folders that vanish meanwhile, as pip's do
+    for place, _, names in os.walk(folder):  # skips folders that vanish, as pip's do
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.stat(os.path.join(place, name)).st_size

@@ -144,7 +144,7 @@ def end(ray: Any, directory: Any, fleet: str) -> int:
 
 
 def start_behind(file: Path, fleet: str) -> None:
-    """Start a fleet, with Ray on this machine, in a process that outlives this one.
+    """Start a fleet, with Ray on this machine, in a background process.
 
     Raises:
         FleetError: it does not start; with its error.

@@ -180,7 +180,7 @@ def _bar(share: float, style: str, width: int) -> Text:
 
 
 def _columns(prediction: Prediction, width: int) -> Iterator[Text]:
-    """Emotions beside the shares; reasons that are too long for that go below."""
+    """Emotions and shares side by side; long reasons go below."""
     left = width * 11 // 20
     right = width - left - 3
     shares, reasons = _shares(prediction, right)

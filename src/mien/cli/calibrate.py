@@ -86,7 +86,7 @@ def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
             while not measurement.done:
                 passed_s = time.monotonic() - begun_s
                 if not is_clip and passed_s > seconds + 2.0:
-                    break  # a device that delivers nothing does not end by itself
+                    break  # a device that delivers nothing never ends
                 update(min(round(passed_s), round(seconds)), round(seconds) + 1)
                 time.sleep(0.05)
             update(round(seconds) + 1, round(seconds) + 1)

@@ -1,4 +1,4 @@
-"""`mien capture`: one capture worker, by itself or under a supervisor."""
+"""`mien capture`: one capture worker, alone or under a supervisor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mien infer`: the inference process, by itself or under a supervisor."""
+"""`mien infer`: the inference process, alone or under a supervisor."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Label stretches of a recording: on a page, by keyboard, or with --add.
 
-    They go to labels.csv beside it, which `mien extract` reads.
+    They go to labels.csv next to it, which `mien extract` reads.
     """
     from mien.errors import DataError
     from mien.stream.recording.labels import LabelFile

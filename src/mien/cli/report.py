@@ -12,7 +12,7 @@ from mien.cli import _options as options
 
 def command(
     path: options.Recording,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; else beside the recording.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: next to the recording.")] = None,
 ) -> None:
     """Write a report of a recording: one self-contained page that prints well."""
     from mien.files import check_target, write_file

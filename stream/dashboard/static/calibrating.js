@@ -111,7 +111,7 @@ function close() {
   if (wanted) {
     stop();
     measuring(false);
-    say("Nothing was kept.");
+    say("Nothing was stored.");
   } else $("calibration").close();
 }
 

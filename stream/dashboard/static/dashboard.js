@@ -186,7 +186,7 @@ function drawBadges() {
     badges = [["STALE", state.connected ? `STALE ${seconds} s` : "STALE · the dashboard has stopped"]];
   } else if (state.cursor !== null) {
     const ago = ((zero() - state.cursor) / 1000).toFixed(1);
-    // The past is on show: only what still goes on stays visible.
+    // The past is shown: only what is still active stays visible.
     badges = [["PAUSED", `PAUSED −${ago} s`], ...badges.filter(([kind]) => kind === "REC")];
     if (rowAt(state.cursor)?.[SMOOTH] === null) badges.push(["ABSTAINS", "ABSTAINED"]);
   }

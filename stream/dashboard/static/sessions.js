@@ -24,7 +24,7 @@ async function ask() {
 
 const rank = (session) => (ORDER.indexOf(session.state) + ORDER.length + 1) % (ORDER.length + 1);
 const ORDERS = {
-  amiss: (a, b) => rank(a) - rank(b),
+  state: (a, b) => rank(a) - rank(b),
   name: () => 0,
   sentiment: (a, b) => (a.sentiment ?? 9) - (b.sentiment ?? 9),
   p99: (a, b) => (b.p99_ms ?? -1) - (a.p99_ms ?? -1),
