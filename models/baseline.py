@@ -33,7 +33,7 @@ from mien.models.voice.columns import WEIGHT
 from mien.models.voice.reference import Reference, measured_reference, neutral_reference
 from mien.models.weights import REST
 
-# The rainbow passage (Fairbanks, 1940), read aloud in speech laboratories ever since; it says nothing of feelings.
+# The rainbow passage (Fairbanks, 1940), read aloud in speech laboratories ever since; it has no emotional content.
 SENTENCE = (
     "When the sunlight strikes raindrops in the air, they act as a prism and form a rainbow. "
     "The rainbow is a division of white light into many beautiful colors."

@@ -289,7 +289,7 @@ def _read_speech(folder: Path) -> Corpus:
     if not counts[name]:
         found = f"{len(clips)} clips, none named as RAVDESS or EmoDB name theirs" if clips else "no clips"
         raise DataError(
-            f"{folder} holds {found}; put a labels.csv next to the clips (columns file, sentiment, emotion)"
+            f"{folder} holds {found}; put a labels.csv next to the clips (columns: file, sentiment, emotion)"
         )
     items: list[CorpusItem] = []
     skipped: list[tuple[str, str]] = []

@@ -112,7 +112,9 @@ def leave_out(
     chosen = list(corpora) or sorted(name for name, several in emotions.items() if len(several) > 1)
     for name in chosen:
         if name not in emotions:
-            raise DataError(f"no emotional speech of {name} is there to leave out; there is {', '.join(emotions)}")
+            raise DataError(
+                f"there is no emotional speech of {name} to leave out; there is some of {', '.join(emotions)}"
+            )
     if len(emotions) < 2:
         raise DataError("leaving out the only corpus leaves nothing to train on; give several")
     logits_of: dict[tuple[str, str], Tensor] = {}

@@ -187,5 +187,5 @@ def read_ctranslate2(path: Path) -> dict[str, npt.NDArray[Any]]:
             tensors[name] = np.frombuffer(content[place : place + size], dtype).reshape(shape)
             place += size
     except (struct.error, KeyError, ValueError) as error:
-        raise ValueError(f"not a whole file of CTranslate2: {error!r}") from error
+        raise ValueError(f"not a complete file of CTranslate2: {error!r}") from error
     return tensors

@@ -75,7 +75,7 @@ def _measure(kind: str, seconds: float, rate_hz: float) -> dict[str, Any]:
             if begun is None and bridged:
                 begun = number
             if begun is None and time.monotonic() > until_s:
-                raise BusError(f"nothing came through the bridge {kind}; see mien bridge {kind}")
+                raise BusError(f"nothing was received through the bridge {kind}; see mien bridge {kind}")
             publisher.send(encode_prediction(_prediction(number, clock)))
             number, due_s = number + 1, due_s + 1 / rate_hz
             while (left_s := due_s - time.monotonic()) > 0:

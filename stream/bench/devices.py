@@ -134,7 +134,7 @@ class SoundCard:
     def __init__(self, clip: Path, folder: Path) -> None:
         missing = [name for name in ("pulseaudio", "pactl", "paplay") if not shutil.which(name)]
         if sys.platform != "linux" or missing:
-            raise SourceError(f"no microphone to pull out: needs PulseAudio on Linux ({', '.join(missing) or 'Linux'})")
+            raise SourceError(f"no microphone to unplug: needs PulseAudio on Linux ({', '.join(missing) or 'Linux'})")
         folder.chmod(0o700)
         self._wave = folder / "clip.wav"
         write_wave(self._wave, read_sound(clip))

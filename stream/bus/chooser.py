@@ -91,6 +91,6 @@ class Chooser(Closing):
                 if offer.worker == self._worker and (not nonce or offer.answers == nonce):
                     return offer
         raise BusError(
-            f"no {self._worker} worker answers at {self._endpoint}; is `mien run` up, and on that port, and may others "
+            f"no {self._worker} worker answers at {self._endpoint}; is `mien run` running on that port, and may others "
             "choose there (bus.control)?"
         )

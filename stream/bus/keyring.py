@@ -136,7 +136,7 @@ class Keyring:
         """
         if self.identity_path.exists() and not force:
             raise KeysError(
-                f"{self.identity_path} is there already; with --force it is replaced, and machines that know it will "
+                f"{self.identity_path} exists already; --force replaces it, and machines that know it will "
                 "refuse this one until they are told the new key"
             )
         public, secret = zmq.curve_keypair()

@@ -138,7 +138,7 @@ class Subscriber(Closing):
 
 
 def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: str | Path = "") -> str:
-    """One line on why no prediction came: listens briefly to statuses of any session.
+    """One line on why no prediction arrived: listens briefly to statuses of any session.
 
     Args:
         endpoint, session, keys: as for `Subscriber`. silent_s: for how long nothing has come.

@@ -126,7 +126,7 @@ class Modality(ABC):
         Raises:
             SourceError: this modality cannot be measured at rest.
         """
-        raise SourceError(f"{self.spec.name} says nothing of a person at rest (for {seconds} s)")
+        raise SourceError(f"{self.spec.name} cannot measure a person at rest (for {seconds} s)")
 
     @property
     def resting(self) -> Resting | None:

@@ -174,7 +174,7 @@ def damage_sound(
     elif kind == "codec":
         made = _coded(samples, round(strength * 1000))
     else:
-        raise ValueError(f"sound knows no damage {kind!r}")
+        raise ValueError(f"unknown damage of sound {kind!r}")
     return (made / max(1.0, float(np.abs(made).max()))).astype(np.float32)
 
 
@@ -203,7 +203,7 @@ def damage_picture(image: UInt8, kind: str, strength: float, random: np.random.G
             ramp = ramp[::-1]
         made = image * (ramp[None, :] if image.ndim == 2 else ramp[None, :, None])
     else:
-        raise ValueError(f"pictures know no damage {kind!r}")
+        raise ValueError(f"unknown damage of pictures {kind!r}")
     pixels: UInt8 = np.clip(np.rint(made), 0, 255).astype(np.uint8)
     return pixels
 

@@ -102,7 +102,7 @@ class ItemMaker:
     def _rows(self, corpus: Corpus, item: CorpusItem) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
         rows, duration_ns, text = self.extractors.rows(item, corpus)
         if not rows:
-            raise DataError("it has none of the modalities asked for")
+            raise DataError("it has none of the requested modalities")
         labels = Labels(
             id=item.id,
             corpus=corpus.name,

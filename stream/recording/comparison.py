@@ -151,7 +151,7 @@ def read_predicted(path: Path) -> Table:
     except OSError as error:
         raise RecordingError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordingError(f"{path} is no table of `mien predict`, row {len(rows) + 1}: {error}") from error
+        raise RecordingError(f"{path} is not a table of `mien predict`, row {len(rows) + 1}: {error}") from error
     if not rows:
         raise RecordingError(f"{path} holds no predictions")
     return Table(path, None, False, 0, tuple(rows), (), 0)

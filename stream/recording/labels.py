@@ -126,7 +126,7 @@ class LabelFile:
         except (OSError, csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {self.table}: {error}") from error
         if columns and "file" not in columns:
-            raise DataError(f"{self.table} has no column `file`, so it is no table of labels; move it elsewhere")
+            raise DataError(f"{self.table} has no column `file`, so it is not a table of labels; move it elsewhere")
         self._columns += [name for name in columns if name not in self._columns]
         for number, row in enumerate(rows, 2):
             if row.get("file") != self.path.name:

@@ -283,7 +283,7 @@ class Recorder:
             raise RecordingError(f"{why} There is no {self._writer.path}.")
         elsewhere = misdirected(self._last_status, self._bus.address())
         if elsewhere is not None and not self._predictions:
-            self.notes.append(f"no prediction came: {elsewhere}")
+            self.notes.append(f"no prediction was received: {elsewhere}")
         for name, wanted in self._wanted.items():
             if wanted and not self._media[name]:
                 self.notes.append(_NO_MEDIA[name])

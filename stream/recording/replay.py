@@ -250,7 +250,7 @@ class Player:
         deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
         while len(self._expected) > open_cues and not self._stopping.is_set():
             if time.monotonic() > deadline_s:
-                raise WorkerError("inference does not answer; the replay cannot go on")
+                raise WorkerError("inference does not answer; the replay cannot continue")
             self._service(0.05)
 
     def _service(self, wait_s: float = 0.05) -> None:

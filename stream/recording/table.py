@@ -100,7 +100,7 @@ def read_table(path: Path) -> Table:
         said += phrases.add(prediction)[0]
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
-        raise RecordingError(f"{path} holds no predictions; was mien up when it was recorded?")
+        raise RecordingError(f"{path} holds no predictions; was mien running when it was recorded?")
     certain = [_word(each, zero_ns) for each in said if not each.word.uncertain]
     spoken = tuple(word for word in certain if word.t_end_s > 0)
     return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), spoken, lost)
@@ -148,7 +148,7 @@ def zero_ns_of(recording: Recording) -> int:
     """
     for prediction in recording.predictions():
         return _zero_ns(recording, prediction)
-    raise RecordingError(f"{recording.path} holds no predictions; was mien up when it was recorded?")
+    raise RecordingError(f"{recording.path} holds no predictions; was mien running when it was recorded?")
 
 
 def _zero_ns(recording: Recording, first: Prediction) -> int:

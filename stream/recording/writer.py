@@ -104,7 +104,7 @@ class RecordingWriter:
             if not self.kept:
                 raise RecordingError(f"cannot record to {self.path}: {reason(error)}; nothing was recorded") from error
             raise RecordingError(
-                f"cannot go on recording to {self.path}: {reason(error)}; what came before, "
+                f"cannot continue recording to {self.path}: {reason(error)}; the file, with "
                 f"{self.kept.get(PREDICTION, 0)} predictions in {self._file.written / 1e6:.2f} MB, can be read"
             ) from error
         self.kept = dict(self._sequence)

@@ -69,9 +69,9 @@ Address: TypeAlias = "Device | Url | File"
 def address_of(source: str) -> Address | None:
     """Parse a source; None for "none".
 
-    An existing file is a file, even if its name could mean something else, except for "auto", "none" and plain numbers (write
-    "./0"). Anything else is taken as a file if it is written as a path or has a media suffix, so that the error is
-    about a file; a device's name may contain a dot ("USB Audio 2.0").
+    An existing file is a file, even if its name could mean something else, except for "auto", "none" and plain numbers
+    (write "./0"). Anything else is taken as a file if it is written as a path or has a media suffix, so that the error
+    is about a file; a device's name may contain a dot ("USB Audio 2.0").
     """
     if source == "none":
         return None

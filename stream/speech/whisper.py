@@ -77,7 +77,7 @@ class Whisper:
     ) -> None:
         for name in ("model.bin", "config.json", "tokenizer.json"):
             if not (folder / name).is_file():
-                raise AssetError(f"{folder} is no CTranslate2 Whisper model: it lacks {name}; correct `text.asr`")
+                raise AssetError(f"{folder} is not a CTranslate2 Whisper model: it lacks {name}; correct `text.asr`")
         try:
             self._model = ctranslate2.models.Whisper(
                 str(folder), device=device, compute_type=compute_type, intra_threads=threads, inter_threads=1

@@ -122,7 +122,7 @@ def test_an_unknown_engine(port: int) -> None:
     assert_fails(port, 8, "did you mean 'onnx'", arguments=arguments)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere XDG_STATE_HOME says nothing of logs")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere XDG_STATE_HOME does not affect logs")
 def test_unwritable_log_folder(port: int, tmp_path: Path) -> None:
     blocked = tmp_path / "state"
     blocked.write_text("a file where a folder should be")

@@ -186,7 +186,7 @@ def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progres
                 continue
             problem = _mismatch(asset, staging, {file.name: file.name for file in asset.files})
             if problem:
-                failures.append(f"refused what came: {problem}")
+                failures.append(f"refused the download: {problem}")
                 continue
             place = cache / asset.name
             if place.exists():

@@ -140,7 +140,7 @@ def check_cameras(_: Config) -> Iterator[Row]:
         yield Row(
             "camera",
             "warn",
-            f"/dev/video{refused[0]} is there but delivers no picture",
+            f"/dev/video{refused[0]} exists but delivers no picture",
             "close other programs that use it; your user needs to be in the group `video`",
         )
     else:

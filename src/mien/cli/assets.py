@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def command(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Assets to download; else those that the configuration needs.")
+        list[str] | None, typer.Argument(help="Assets to download; default: those that the configuration needs.")
     ] = None,
     config: options.ConfigFile = None,
     list_only: Annotated[bool, typer.Option("--list", help="List all assets, and download nothing.")] = False,

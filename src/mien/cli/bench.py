@@ -22,7 +22,7 @@ def command(
     kind: Annotated[Kind, typer.Argument(metavar="KIND", help="What to measure, see above.")] = "paced",
     operands: Annotated[list[str] | None, typer.Argument(help="soak: minutes. compare: two reports.")] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Duration, without the warm-up.")] = None,
-    clip: Annotated[Path | None, typer.Option(help="paced, soak: clip to play; else the sample.")] = None,
+    clip: Annotated[Path | None, typer.Option(help="paced, soak: clip to play; default: the sample.")] = None,
     fps: Annotated[
         float, typer.Option(min=0, max=240, help="paced, soak: frame rate of the camera; 0: the clip's own.")
     ] = 30.0,

@@ -90,7 +90,9 @@ def ws(
         list[str] | None,
         typer.Option(help="Origin of a page that may connect, as http://localhost:8000. Repeatable."),
     ] = None,
-    token: Annotated[str, typer.Option(envvar="MIEN_BRIDGE_TOKEN", help="Required beyond loopback; else random.")] = "",
+    token: Annotated[
+        str, typer.Option(envvar="MIEN_BRIDGE_TOKEN", help="Required beyond loopback; default: random.")
+    ] = "",
 ) -> Bridge:
     """JSON over WebSocket and server-sent events, and an overlay for streaming software."""
     import asyncio

@@ -12,7 +12,7 @@ from mien.cli import _options as options
 def command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="datasets, engines or assets; else all are shown, and --clear clears the first two."),
+        typer.Argument(help="datasets, engines or assets; default: all, or the first two with --clear."),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Empty them; mien fills them again when needed.")] = False,
     config: Annotated[str, typer.Option("--config", "-c", help="TOML configuration, for `assets.cache`.")] = "",

@@ -22,14 +22,14 @@ def command(
         typer.Argument(help="Corpora in any layout of `mien extract`, datasets it wrote, or MMSA pickles."),
     ],
     checkpoint: options.Checkpoint = "",
-    split: Annotated[str, typer.Option(help="train, valid, test or all; else test, or valid if there is none.")] = "",
-    modalities: Annotated[str, typer.Option(help="Modalities to use, comma-separated; else all.")] = "",
+    split: Annotated[str, typer.Option(help="train, valid, test or all; default: test, else valid.")] = "",
+    modalities: Annotated[str, typer.Option(help="Modalities to use, comma-separated; default: all.")] = "",
     missing: Annotated[str, typer.Option(help="Also with random steps missing, at rates such as 0:0.9.")] = "",
     stream: Annotated[bool, typer.Option("--stream", help="Also from the first 10 %, 20 % ... of each item.")] = False,
     fused: Annotated[bool, typer.Option("--fused", help="Also the fusion, on items paired by label.")] = False,
     damage: Annotated[bool, typer.Option("--damage", help="Also with noise, blur, wrong words and the like.")] = False,
     natural: Annotated[
-        bool, typer.Option("--natural", help="DATA is clips of people talking, unlabelled: are they called neutral?")
+        bool, typer.Option("--natural", help="DATA is unlabelled clips of people talking: how many are called neutral?")
     ] = False,
     baseline: Annotated[
         float, typer.Option(min=0, help="With --natural: seconds at each clip's start with the person at rest.")
@@ -38,7 +38,7 @@ def command(
     as_json: options.Json = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for confusion and calibration plots (PNG).")] = None,
     engine: Annotated[str, typer.Option(help="torch (the reference), onnx, or any other engine.")] = "torch",
-    limit: Annotated[int, typer.Option(min=0, help="Most items per corpus and split; 0: all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum items per corpus and split; 0: all.")] = 0,
     asr: options.ClipAsr = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes for extraction; 0: one per core.")] = 0,
     ray: options.Ray = "",

@@ -25,9 +25,9 @@ def command(
     audio_copies: Annotated[int, typer.Option(min=0, help="Augmented copies of each training clip's sound.")] = 0,
     partial_texts: Annotated[float, typer.Option(min=0, max=1, help="Share of training texts to add shortened.")] = 0.0,
     checkpoint: Annotated[
-        str, typer.Option(help="Folder of `mien train` whose text and face encoders to use; else the shipped ones.")
+        str, typer.Option(help="Folder of `mien train` whose text and face encoders to use; default: the shipped ones.")
     ] = "",
-    limit: Annotated[int, typer.Option(min=0, help="Most items per corpus and split; 0: all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum items per corpus and split; 0: all.")] = 0,
     audio_track: options.AudioTrack = 0,
     video_track: options.VideoTrack = 0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,

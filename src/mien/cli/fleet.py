@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 group = typer.Typer(help="Run many cameras on many machines, with Ray.", no_args_is_help=True)
 
 Fleet = Annotated[str, typer.Argument(help="The fleet's name, as in its plan.")]
-Address = Annotated[str, typer.Option(help="Address of the Ray cluster; else where it was started from here.")]
+Address = Annotated[str, typer.Option(help="Address of the Ray cluster; default: the one started from here.")]
 
 
 @group.command()
 def run(
     file: Annotated[Path, typer.Argument(help="The plan, such as configs/fleet/demo.toml.")],
     address: Annotated[
-        str, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; else Ray runs on this machine.")
+        str, typer.Option(help="A Ray cluster: auto, HOST:6379 or ray://HOST:10001; default: Ray on this machine.")
     ] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Return once the fleet runs, and leave it running.")] = False,
     seconds: Annotated[float | None, typer.Option(min=1, help="End the fleet after this many seconds.")] = None,
@@ -80,7 +80,7 @@ def stop(fleet: Fleet = "fleet", address: Address = "") -> None:
 def move(
     session: Annotated[str, typer.Argument(help="The session's name.")],
     fleet: options.FleetName = "fleet",
-    to: Annotated[str, typer.Option(help="Name, address or id of the node; else the least loaded.")] = "",
+    to: Annotated[str, typer.Option(help="Name, address or id of the node; default: the least loaded.")] = "",
     capture: Annotated[bool, typer.Option("--capture", help="Move its capture too, not only its inference.")] = False,
     address: Address = "",
 ) -> None:

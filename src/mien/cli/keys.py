@@ -14,7 +14,7 @@ group = typer.Typer(
     no_args_is_help=True,
 )
 
-Folder = Annotated[str, typer.Option(help="Folder of the keys; else the user's.")]
+Folder = Annotated[str, typer.Option(help="Folder of the keys; default: the user's.")]
 
 
 def _keyring(folder: str) -> Keyring:

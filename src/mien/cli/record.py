@@ -17,7 +17,7 @@ def command(
     path: Annotated[Path, typer.Argument(help="File to create, such as talk.mcap.")],
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML configuration of the session.")] = None,
     port: Annotated[int | None, typer.Option(help="First of the session's four ports.")] = None,
-    session: Annotated[str | None, typer.Option(help="Name of the session; else the first one found.")] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the session; default: the first one found.")] = None,
     video: Annotated[bool, typer.Option("--video", help="Record pictures too, as the dashboard shows them.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="Record sound too; needs audio.share.")] = False,
     seconds: options.Seconds = None,

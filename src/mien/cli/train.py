@@ -16,7 +16,7 @@ def command(
     data: Annotated[
         list[Path] | None, typer.Option(help="Corpora, datasets of `mien extract`, or MMSA pickles. Repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the weights; else `weights` in --work.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the weights; default: `weights` in --work.")] = None,
     work: Annotated[Path | None, typer.Option(help="Working directory; a stopped run resumes from it.")] = None,
     replace_shipped: Annotated[
         bool, typer.Option("--replace-shipped", help="Overwrite the weights that ship with mien.")

@@ -13,7 +13,7 @@ from mien.cli import _options as options
 def command(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="Folder of `mien train` or .safetensors file; else the configured one."),
+        typer.Argument(help="Folder of `mien train` or .safetensors file; default: the configured one."),
     ] = None,
     config: options.Configuration = None,
     restore: Annotated[bool, typer.Option("--restore", help="Put back shipped files that were replaced.")] = False,

@@ -140,5 +140,5 @@ def test_damaged_file_is_a_clear_error(
         content[at] = byte
     damaged = tmp_path_factory.getbasetemp() / "damaged.bin"
     damaged.write_bytes(content)
-    with pytest.raises(ValueError, match="not a whole file of CTranslate2"):
+    with pytest.raises(ValueError, match="not a complete file of CTranslate2"):
         read_ctranslate2(damaged)

@@ -96,7 +96,7 @@ def test_invalid_labels_are_refused(
 
 def test_other_tables_are_left_alone(path: Path) -> None:
     (path.parent / "labels.csv").write_text("name,price\nmilk,1\n")
-    with pytest.raises(DataError, match="no table of labels"):
+    with pytest.raises(DataError, match="not a table of labels"):
         LabelFile(path)
     assert (path.parent / "labels.csv").read_text() == "name,price\nmilk,1\n"
 
