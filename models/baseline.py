@@ -129,7 +129,7 @@ def face_at_rest(values: Float32, valid: Bool, seconds: float, extractor: str) -
     return Rest(extractor, round(seen_s, 2), values[valid].mean(0, dtype=np.float64).tolist())
 
 
-def keep(name: str, face: Rest | None, voice: Rest | None) -> Path:
+def store(name: str, face: Rest | None, voice: Rest | None) -> Path:
     """Write or replace a person's baseline (mode 0600).
 
     Raises:
@@ -226,16 +226,16 @@ class Person:
 
     def summary(self, face: str, voice: str) -> dict[str, str | None]:
         """What was measured, in words, and whether it fits rows of these extractors."""
-        told: dict[str, str | None] = {"name": self.name, "tag": self.tag, "made": self.baseline.made}
+        facts: dict[str, str | None] = {"name": self.name, "tag": self.tag, "made": self.baseline.made}
         for what, rest in (("face", self.baseline.face), ("voice", self.baseline.voice)):
-            told[what] = None if rest is None else f"{rest.seconds:.1f} s"
+            facts[what] = None if rest is None else f"{rest.seconds:.1f} s"
         try:
             self.voice(voice)
             self.face(face)
-            told["state"] = "can be used"
+            facts["state"] = "can be used"
         except ConfigError as error:
-            told["state"] = str(error)
-        return told
+            facts["state"] = str(error)
+        return facts
 
     def _checked(self, rest: Rest, extractor: str, size: int) -> Float32:
         mean = rest.values()

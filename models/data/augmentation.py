@@ -99,8 +99,8 @@ def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Flo
     for _ in range(6):
         voice = change_speed(samples[::-1].copy(), float(rng.uniform(0.8, 1.25)))
         babble += np.roll(np.resize(voice, len(samples)), int(rng.integers(len(samples)))) * rng.uniform(0.4, 1.0)
-    power, theirs = (float(np.mean(part.astype(np.float64) ** 2)) for part in (samples, babble))
-    gain = np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(theirs, 1e-20))
+    power, babble_power = (float(np.mean(part.astype(np.float64) ** 2)) for part in (samples, babble))
+    gain = np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(babble_power, 1e-20))
     mixed: Float32 = (samples + babble * gain).astype(np.float32)
     return mixed
 
@@ -115,8 +115,8 @@ def telephone(samples: Float32) -> Float32:
     hz = np.linspace(0.0, SAMPLE_RATE / 2, len(spectrum))
     narrow = np.clip(np.fft.irfft(spectrum * ((hz > 300.0) & (hz < 3400.0)), len(samples)), -1.0, 1.0)
     coded = np.round(librosa.mu_compress(narrow, mu=255, quantize=False) * 127.0) / 127.0
-    heard: Float32 = librosa.mu_expand(coded, mu=255, quantize=False).astype(np.float32)
-    return heard
+    decoded_sound: Float32 = librosa.mu_expand(coded, mu=255, quantize=False).astype(np.float32)
+    return decoded_sound
 
 
 # Container, encoder and bits a second.
@@ -143,10 +143,10 @@ def transcode(samples: Float32, container: str, codec: str, bits_per_s: int) -> 
             output.mux(packet)
     file.seek(0)
     with av.open(file) as coded:
-        rate, heard = SAMPLE_RATE, [np.zeros(0, np.float32)]
+        rate, decoded_sound = SAMPLE_RATE, [np.zeros(0, np.float32)]
         resampler = av.AudioResampler(format="flt", layout="mono")
         for decoded in coded.decode(audio=0):
             rate = decoded.sample_rate
-            heard += [part.to_ndarray().reshape(-1) for part in resampler.resample(decoded)]
-    whole: Float32 = soxr.resample(np.concatenate(heard), rate, SAMPLE_RATE).astype(np.float32)
-    return np.pad(whole[: len(samples)], (0, max(0, len(samples) - len(whole))))
+            decoded_sound += [part.to_ndarray().reshape(-1) for part in resampler.resample(decoded)]
+    resampled: Float32 = soxr.resample(np.concatenate(decoded_sound), rate, SAMPLE_RATE).astype(np.float32)
+    return np.pad(resampled[: len(samples)], (0, max(0, len(samples) - len(resampled))))

@@ -94,8 +94,8 @@ def _votes(path: Path, votes: npt.NDArray[np.generic], columns: npt.NDArray[np.g
     names = [str(name) for name in columns.astype(str)] if columns.ndim == 1 else []
     if votes.shape != (count, len(names)) or votes.dtype.kind not in "iu" or not names:
         raise DataError(f"{path}: votes must be whole numbers ({count}, {len(names)}), not {votes.shape} {votes.dtype}")
-    ours = [name if name in OTHER_COLUMNS else parse_emotion(name, f"{path}, columns") for name in names]
+    emotions = [name if name in OTHER_COLUMNS else parse_emotion(name, f"{path}, columns") for name in names]
     order = (*EMOTIONS, *OTHER_COLUMNS)
-    if sorted(map(str, ours)) != sorted(order):
+    if sorted(map(str, emotions)) != sorted(order):
         raise DataError(f"{path}: columns must be the seven emotions, {', '.join(OTHER_COLUMNS)}; not {names}")
-    return votes[:, [ours.index(name) for name in order]].astype(np.int64)
+    return votes[:, [emotions.index(name) for name in order]].astype(np.int64)

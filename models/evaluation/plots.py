@@ -30,7 +30,7 @@ def present_classes(metrics: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[
     """The classes that occur, and their rows of the confusion matrix (classes, labels)."""
     table = np.array(metrics["confusion"], np.int64)
     present = table.sum(1) > 0
-    return [name for name, there in zip(metrics["labels"], present, strict=True) if there], table[present]
+    return [name for name, is_present in zip(metrics["labels"], present, strict=True) if is_present], table[present]
 
 
 def _damage(made: Mapping[str, Any], path: Path) -> Path:

@@ -121,8 +121,8 @@ def surviving(encoded: EncodedItems, samples: Sequence[Sample], exponents: Mappi
     """
     right: dict[Level, list[bool]] = {}
     for name, windows in encoded.modalities.items():
-        ours = [sample for sample in samples if name in sample.tracks]
-        for sample, guess in zip(ours, windows.logits[: len(ours)].argmax(1).tolist(), strict=True):
+        items = [sample for sample in samples if name in sample.tracks]
+        for sample, guess in zip(items, windows.logits[: len(items)].argmax(1).tolist(), strict=True):
             right.setdefault(_level(name, sample), []).append(guess == sample.emotion)
     clean = {name: float(np.mean(hits)) for (name, damage, _), hits in right.items() if damage is None}
     return {

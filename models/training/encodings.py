@@ -110,10 +110,11 @@ class EncodedItems:
         encodings: dict[str, Encoding] = {}
         outputs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, rows in at.items():
-            index, there = torch.from_numpy(np.maximum(rows, 0)), torch.from_numpy(rows >= 0).float()
+            index, encoded = torch.from_numpy(np.maximum(rows, 0)), torch.from_numpy(rows >= 0).float()
             kept_rows = self.modalities[name]
             encodings[name] = Encoding(
-                kept_rows.hidden[index].float() * there[:, None, None], kept_rows.observed[index] * there[:, None]
+                kept_rows.hidden[index].float() * encoded[:, None, None],
+                kept_rows.observed[index] * encoded[:, None],
             )
             outputs[name] = kept_rows.logits[index], kept_rows.sentiment[index]
         return Batch({}, {}, *batch_targets(groups), own, encodings, outputs)

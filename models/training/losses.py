@@ -68,12 +68,12 @@ def reliability_loss(
     for name, (hidden, observed) in encodings.items():
         encoding = Encoding(hidden.float(), observed.float())
         column = network.names.index(name)
-        there = encoding.observed.amax(1) > 0
-        shows = there & (batch.own[name].sum(1) > 0)
+        has_rows = encoding.observed.amax(1) > 0
+        shows = has_rows & (batch.own[name].sum(1) > 0)
         if shows.any() and settings.alone_weight > 0:
             errors = -(batch.own[name][shows] * F.log_softmax(judgement.alone[shows, column], 1)).sum(1)
             total = total + settings.alone_weight * errors.mean() / len(encodings)
-        judged = there & known
+        judged = has_rows & known
         if judged.any():
             with torch.no_grad():
                 alone = fused if len(encodings) == 1 else network.raw_of({name: encoding})

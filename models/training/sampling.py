@@ -46,9 +46,9 @@ class BatchSampler:
         self._singles: dict[str, list[tuple[float, list[Sample]]]] = {}
         self._damaged: dict[str, list[Sample]] = {}
         for kind in [*specs, OWN]:
-            ours = [s for s in train if _is_of_kind(s, kind)]
-            self._damaged[kind] = [s for s in ours if s.labels.damage is not None]
-            pools = _by_corpus([s for s in ours if s.labels.damage is None], settings.corpora)
+            items = [s for s in train if _is_of_kind(s, kind)]
+            self._damaged[kind] = [s for s in items if s.labels.damage is not None]
+            pools = _by_corpus([s for s in items if s.labels.damage is None], settings.corpora)
             if pools:
                 self._singles[kind] = pools
         self.kinds = {

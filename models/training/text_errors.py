@@ -38,16 +38,16 @@ class Mishearing:
 
     def __call__(self, words: Sequence[str], rate: float, rng: np.random.Generator) -> list[str]:
         """The words with errors in a fraction `rate` of them, on average; at least one word is left."""
-        heard: list[str] = []
+        misheard: list[str] = []
         kinds = rng.random(len(words)) / max(rate, 1e-9)  # below 1: an error, whose kind depends on the sub-interval
         for word, kind in zip(words, kinds, strict=True):
             if kind < SUBSTITUTED:
-                heard.append(self._taken_for(word, rng))
+                misheard.append(self._taken_for(word, rng))
             elif kind >= SUBSTITUTED + DELETED:
-                heard.append(word)
+                misheard.append(word)
             if SUBSTITUTED + DELETED <= kind < 1:
-                heard.append(self._common[int(rng.integers(len(self._common)))])
-        return heard or [self._taken_for(words[0], rng)] if words else []
+                misheard.append(self._common[int(rng.integers(len(self._common)))])
+        return misheard or [self._taken_for(words[0], rng)] if words else []
 
     def _taken_for(self, word: str, rng: np.random.Generator) -> str:
         plain = "".join(plain_words([word]))

@@ -185,14 +185,14 @@ def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokeniz
         sentiment, logits = predict(tuner, [item.text or "" for item in items], tokenizer)
         fine = [n for n, item in enumerate(items) if item.sentiment is not None and not item.coarse]
         if fine:
-            felt = sentiment_metrics([items[n].sentiment or 0.0 for n in fine], sentiment[fine].clip(-3, 3))
+            metrics = sentiment_metrics([items[n].sentiment or 0.0 for n in fine], sentiment[fine].clip(-3, 3))
             figures |= {
-                f"{name}.mae": felt.mae,
-                f"{name}.has0_acc2": felt.has0_accuracy,
-                f"{name}.non0_acc2": felt.non0_accuracy,
-                f"{name}.r": felt.correlation,
+                f"{name}.mae": metrics.mae,
+                f"{name}.has0_acc2": metrics.has0_accuracy,
+                f"{name}.non0_acc2": metrics.non0_accuracy,
+                f"{name}.r": metrics.correlation,
             }
-            losses.append(felt.mae)
+            losses.append(metrics.mae)
         sure = [n for n, item in enumerate(items) if item.emotion is not None]
         if sure:
             truth = torch.tensor([EMOTIONS.index(items[n].emotion or "") for n in sure])

@@ -132,11 +132,11 @@ def _names() -> dict[str, tuple[str, slice]]:
     for leaf in ("weight", "bias"):
         names |= {f"conv{n}.{leaf}": (f"encoder/conv{n}/{leaf}", whole) for n in (1, 2)}
     for number in range(LAYERS):
-        theirs = {
+        renamed = {
             "attention": "self_attention/linear_0", "attended": "self_attention/linear_1",
             "widen": "ffn/linear_0", "narrow": "ffn/linear_1",
         }  # fmt: skip
-        for ours, part in theirs.items():
+        for ours, part in renamed.items():
             for leaf in ("weight", "bias"):
                 names[f"layers.{number}.{ours}.{leaf}"] = f"encoder/layer_{number}/{part}/{leaf}", whole
         for ours, part in {"attention_norm": "self_attention", "perceptron_norm": "ffn"}.items():

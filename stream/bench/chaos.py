@@ -116,8 +116,8 @@ class Chaos:
                 faults = self._faults()
                 pending: list[Fault] = []
                 self._started_s = time.monotonic()
-                until_s = self._started_s + seconds
-                while not stopping.is_set() and time.monotonic() < until_s:
+                deadline_s = self._started_s + seconds
+                while not stopping.is_set() and time.monotonic() < deadline_s:
                     if not pending:
                         pending = [faults[index] for index in self._random.permutation(len(faults))]
                     outcomes.append(self._run_fault(pending.pop(), stopping))
@@ -159,13 +159,13 @@ class Chaos:
             repaired_s = time.monotonic()
         run = before[-1].run if before else None
 
-        def well(prediction: Prediction) -> bool:
+        def is_healthy(prediction: Prediction) -> bool:
             if fault.modality:
                 self._note_mask(outcome, fault, prediction, begun_s)
                 return outcome.masked_s is not None and fault.modality not in prediction.absent
             return fault.modality is None or prediction.run != run
 
-        if self._follow(max(self._every_s - (repaired_s - begun_s), _PATIENCE_S), stopping, well):
+        if self._follow(max(self._every_s - (repaired_s - begun_s), _PATIENCE_S), stopping, is_healthy):
             outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
         self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
         silences = [end_s - start_s for start_s, end_s in self._log.silences(begun_s)]
@@ -196,8 +196,8 @@ class Chaos:
 
     def _follow(self, seconds: float, stopping: threading.Event, condition: Callable[[Prediction], bool]) -> bool:
         """Supervise the session; True as soon as a prediction meets the condition."""
-        until_s = time.monotonic() + seconds
-        while not stopping.is_set() and time.monotonic() < until_s:
+        deadline_s = time.monotonic() + seconds
+        while not stopping.is_set() and time.monotonic() < deadline_s:
             self._supervisor.tend()
             self._supervisor.drain_notes()  # duplicates its statuses
             met = False
@@ -290,7 +290,7 @@ class GapLog:
         self.count = 0
         self.memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._workers = workers
-        self._said: list[tuple[float, str]] = []
+        self._reports: list[tuple[float, str]] = []
         self._newest: dict[str, Status] = {}
         self._since_s: dict[tuple[str, int], float] = {}
 
@@ -308,12 +308,12 @@ class GapLog:
                 continue
             self._newest[worker] = status
             # An error remains in the status after it is over; only a new one, or a state, explains the present.
-            news = status.last_error is not None and (before is None or status.last_error != before.last_error)
+            is_new = status.last_error is not None and (before is None or status.last_error != before.last_error)
             behind = status.lag_ms is not None and status.lag_ms > _BEHIND_MS
-            if news or behind or status.state in ("degraded", "failed", "starting"):
-                self._said.append((now_s, worker))
+            if is_new or behind or status.state in ("degraded", "failed", "starting"):
+                self._reports.append((now_s, worker))
             # Inference reports which modalities are missing as a whole, and why.
-            self._said += [(now_s, each) for each in WORKERS if f"absent.{WORKERS[each]}" in status.detail]
+            self._reports += [(now_s, each) for each in WORKERS if f"absent.{WORKERS[each]}" in status.detail]
             if status.rss_mb is None or not status.run:
                 continue
             if now_s - self._since_s.setdefault((worker, status.run), now_s) >= _OLD_ENOUGH_S:
@@ -321,7 +321,7 @@ class GapLog:
 
     def forget(self) -> None:
         """Drop entries that are no longer needed."""
-        del self._said[:-_KEPT]
+        del self._reports[:-_KEPT]
         del self.arrivals[:-_KEPT]
 
     def silences(self, since_s: float) -> list[tuple[float, float]]:
@@ -367,6 +367,6 @@ class GapLog:
     def _explained(self, begin_s: float, end_s: float, worker: str | None) -> bool:
         """Whether a status reported a fault at that time, as soon as one could arrive."""
         return any(
-            begin_s - 1.0 <= at_s <= end_s + 5.0 and (said in ("supervisor", worker) or worker is None)
-            for at_s, said in self._said
+            begin_s - 1.0 <= at_s <= end_s + 5.0 and (report in ("supervisor", worker) or worker is None)
+            for at_s, report in self._reports
         )

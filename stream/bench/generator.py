@@ -52,11 +52,11 @@ def start_generator(task: Task) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT},
         start_new_session=os.name == "posix",
     )  # fmt: skip
-    tell(process, msgspec.json.encode(task).decode())
+    send_line(process, msgspec.json.encode(task).decode())
     return process
 
 
-def tell(generator: subprocess.Popen[str], line: str) -> None:
+def send_line(generator: subprocess.Popen[str], line: str) -> None:
     """Write a line for a generator; one that has died answers nothing."""
     assert generator.stdin is not None
     with contextlib.suppress(OSError):
@@ -84,8 +84,8 @@ class _Lane:
         self.number, self._clock, self._specs, self._name = number, clock, specs, name
         self._hz = task.frame_hz
         self.stream: SyntheticStream | None = None
-        anywhere = task.bus.endpoint().rpartition(":")[0] + ":*"
-        self.publishers = {spec: Publisher(anywhere, task.bus) for spec in specs}
+        any_port = task.bus.endpoint().rpartition(":")[0] + ":*"
+        self.publishers = {spec: Publisher(any_port, task.bus) for spec in specs}
         for publisher in self.publishers.values():
             publisher.tell_time(lambda question: answer_question(question, RUN, clock))
 

@@ -20,7 +20,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import WorkerError
 from mien.messages import WORKER_OF, ModalitySpec, Span, Status
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.generator import ENVIRONMENT, RUN, Task, due_ns, endpoints_of, start_generator, tell
+from mien.stream.bench.generator import ENVIRONMENT, RUN, Task, due_ns, endpoints_of, send_line, start_generator
 from mien.stream.bench.streams import stream_figures
 from mien.stream.bench.synthetic import FRAME_HZ
 from mien.stream.bus.ports import free_port
@@ -49,7 +49,7 @@ class Served(msgspec.Struct, frozen=True):
     python: str = sys.executable
 
 
-class _Heard(msgspec.Struct, frozen=True):
+class _Received(msgspec.Struct, frozen=True):
     """What is read of a prediction: as little as possible, since all of them come to one reader."""
 
     session: str
@@ -59,7 +59,7 @@ class _Heard(msgspec.Struct, frozen=True):
     age_ms: dict[str, float | None] = {}
 
 
-_decode = msgspec.json.Decoder(_Heard).decode
+_decode = msgspec.json.Decoder(_Received).decode
 
 
 def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, A
         _wait_ready(receiver, process, set(names), folder / "inference.log")
         begin_ns = time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)
         for generator in generators:
-            tell(generator, str(begin_ns))
+            send_line(generator, str(begin_ns))
         return _follow(receiver, process, streams, begin_ns + int(WARM_UP_S * NS_PER_S), begin_ns, seconds)
 
 
@@ -112,21 +112,21 @@ def _follow(
                 status = decode_status(frames)
                 statuses[status.session] = status
                 continue
-            heard = _decode(frames[2])
+            received = _decode(frames[2])
             if now_ns < from_ns or now_ns >= until_ns:
                 continue
-            before = seqs.get(heard.session)
-            seqs[heard.session] = (before[0] if before else heard.seq), heard.seq
-            lost += max(heard.seq - before[1] - 1, 0) if before else 0
-            frame = max((last for run, _, last in heard.inputs.get("vision", ()) if run == RUN), default=None)
+            before = seqs.get(received.session)
+            seqs[received.session] = (before[0] if before else received.seq), received.seq
+            lost += max(received.seq - before[1] - 1, 0) if before else 0
+            frame = max((last for run, _, last in received.inputs.get("vision", ()) if run == RUN), default=None)
             if frame is None:
                 continue  # not of a frame: the timer's
-            model = heard.model
-            latencies.append((now_ns - due_ns(begin_ns, numbers[heard.session], streams, frame)) / NS_PER_MS)
-            if heard.session in came_ns:
-                jitter.append(abs(now_ns - came_ns[heard.session] - NS_PER_S / FRAME_HZ) / NS_PER_MS)
-            came_ns[heard.session] = now_ns
-            for name, age in heard.age_ms.items():
+            model = received.model
+            latencies.append((now_ns - due_ns(begin_ns, numbers[received.session], streams, frame)) / NS_PER_MS)
+            if received.session in came_ns:
+                jitter.append(abs(now_ns - came_ns[received.session] - NS_PER_S / FRAME_HZ) / NS_PER_MS)
+            came_ns[received.session] = now_ns
+            for name, age in received.age_ms.items():
                 if age is not None:
                     ages.setdefault(name, []).append(age)
     figures = stream_figures(streams, seconds, latencies, jitter, ages)
@@ -213,11 +213,13 @@ def _ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 def _wait_ready(receiver: Receiver, process: subprocess.Popen[str], missing: set[str], log: Path) -> None:
     """Until every session has said how it is, and the workers' clocks have been asked for."""
-    until_s = time.monotonic() + _READY_S
+    deadline_s = time.monotonic() + _READY_S
     while missing:
-        if process.poll() is not None or time.monotonic() > until_s:
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise WorkerError(f"the inference process did not start: {said[-1] if said else 'it said nothing'}")
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            log_lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise WorkerError(
+                f"the inference process did not start: {log_lines[-1] if log_lines else 'it said nothing'}"
+            )
         receiver.socket.poll(100)
         for frames in receiver.drain(_QUEUE):
             if frames[0].startswith(b"status/"):

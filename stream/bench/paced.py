@@ -70,8 +70,8 @@ def record(session: Session, seconds: float, stopping: threading.Event) -> tuple
         if not supervisor.wait_ready(stopping):
             return recording, supervisor.model
         with Subscriber(session.config.bus.endpoint(), session=session.config.session) as subscriber:
-            until_s = time.monotonic() + _SUBSCRIBED_S
-            while "inference" not in subscriber.statuses and time.monotonic() < until_s:
+            deadline_s = time.monotonic() + _SUBSCRIBED_S
+            while "inference" not in subscriber.statuses and time.monotonic() < deadline_s:
                 subscriber.wait(0.02)
             supervisor.start()
             began_s = time.monotonic()

@@ -62,7 +62,7 @@ class Calibrating:
             reply = {"seconds": SECONDS, "sentence": SENTENCE if "audio" in order.workers else ""}
         elif order.act == "keep":
             found = self._take(order.workers)
-            reply = {"path": str(baseline.keep(order.name, found.get("video"), found.get("audio")))}
+            reply = {"path": str(baseline.store(order.name, found.get("video"), found.get("audio")))}
         elif order.act == "delete":
             baseline.forget(order.name)
         return reply | {"people": self._people()}

@@ -24,7 +24,7 @@ from mien.stream.modalities.vision import BLENDSHAPES
 from mien.stream.modalities.vision import POSE as POSE_COLUMNS
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
-from mien.stream.recording.stretch import take_words
+from mien.stream.recording.stretch import merge_words
 from mien.stream.recording.table import zero_ns_of
 
 SUFFIXES = (".csv", ".parquet")
@@ -72,7 +72,7 @@ class FeatureTable:
             elif message.modality == "audio":
                 rows += _hops(message, times_s)
             elif message.modality == "text":
-                take_words(words, message.words)
+                merge_words(words, message.words)
         rows += [_word(word, zero_ns) for word in words.values()]
         rows.sort(key=lambda row: row["t_s"])  # stable: a frame before the audio hop of the same time
         self._rows += [{"clip": clip, **row} for row in rows if row["t_s"] >= 0]

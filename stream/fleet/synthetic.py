@@ -10,7 +10,7 @@ from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.messages import WORKER_OF
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.generator import Task, endpoints_of, start_generator, tell
+from mien.stream.bench.generator import Task, endpoints_of, send_line, start_generator
 from mien.stream.bench.synthetic import FRAME_HZ
 from mien.stream.fleet.orders import Captured, CaptureTask
 from mien.stream.fleet.plan import SYNTHETIC
@@ -91,7 +91,7 @@ class _Batch:
     def _begin(self) -> None:
         try:
             endpoints = endpoints_of(self._process)
-            tell(self._process, str(time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)))
+            send_line(self._process, str(time.monotonic_ns() + int(_BEGIN_S * NS_PER_S)))
             self._endpoints = endpoints
         except ValueError:  # closed, or not a generator's answer
             self._endpoints = {}

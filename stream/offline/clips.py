@@ -209,18 +209,18 @@ class ClipPredictor:
 def _row(name: str, moment: Moment, modalities: Sequence[str], model: str) -> dict[str, object]:
     row: dict[str, object] = {"clip": name, "t_s": round(moment.t_s, 3), "words": moment.words}
     row["uncertain_words"] = moment.uncertain
-    said = moment.answer
-    if said is not None:
-        emotions = dict(zip(EMOTIONS, said.emotions, strict=True))
-        row |= {"sentiment": said.sentiment, "emotion": max(emotions, key=emotions.__getitem__)}
+    answer = moment.answer
+    if answer is not None:
+        emotions = dict(zip(EMOTIONS, answer.emotions, strict=True))
+        row |= {"sentiment": answer.sentiment, "emotion": max(emotions, key=emotions.__getitem__)}
         row |= emotions
-        row |= {f"gate_{name}": share for name, share in zip(modalities, said.shares, strict=True)}
-        row |= {"confidence": said.confidence, "model": model}
+        row |= {f"gate_{name}": share for name, share in zip(modalities, answer.shares, strict=True)}
+        row |= {"confidence": answer.confidence, "model": model}
     return row
 
 
-def _messages(clip: str, spec: ModalitySpec, said: Iterator[FeatureWindow]) -> list[FeatureWindow]:
-    return [message_of(rows, spec, session=clip, run=0, seq=seq) for seq, rows in enumerate(said)]
+def _messages(clip: str, spec: ModalitySpec, pieces: Iterator[FeatureWindow]) -> list[FeatureWindow]:
+    return [message_of(rows, spec, session=clip, run=0, seq=seq) for seq, rows in enumerate(pieces)]
 
 
 def _pieces(spec: ModalitySpec, rows: RawRows) -> Iterator[FeatureWindow]:

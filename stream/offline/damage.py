@@ -104,10 +104,10 @@ def damaged_copies(
     digest = hashlib.sha256(f"damage {options.seed} {corpus.name} {item.id}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     drawn = random.random() < options.share
-    wanted = [draw_damage(modality, random)] if drawn and not options.table else []
+    damages = [draw_damage(modality, random)] if drawn and not options.table else []
     if options.table:
-        wanted = [(kind, strength) for kind, all_of_it in DAMAGE[modality].items() for strength in all_of_it]
-    for kind, strength in wanted:
+        damages = [(kind, strength) for kind, all_of_it in DAMAGE[modality].items() for strength in all_of_it]
+    for kind, strength in damages:
         duration_ns, text = labels.duration_ns, labels.text
         if modality == "audio":
             assert item.audio is not None

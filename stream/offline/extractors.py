@@ -168,7 +168,7 @@ class Extractors:
                 times.append(t_ns - start_ns)
         return RawRows(np.concatenate(values), np.array(valid, np.bool_), np.array(times, np.int64))
 
-    def heard(self, sound: Float32) -> Iterator[Recognised]:
+    def recognised(self, sound: Float32) -> Iterator[Recognised]:
         """Hypotheses of the live recogniser over a whole recording, step by step."""
         return self.recogniser.whole(sound, TextConfig().step_ms)
 
@@ -177,15 +177,15 @@ class Extractors:
         from mien.stream.modalities.text import WordReader
 
         reader = WordReader(self.text, TextConfig().settle_s)
-        return (reader.rows(heard) for heard in self.heard(sound))
+        return (reader.rows(step) for step in self.recognised(sound))
 
     def recognise(self, sound: Float32) -> tuple[list[str], Int64]:
         """The certain words that a live session commits in a recording, and the end of each in ns."""
         committed: list[Word] = []
-        for heard in self.heard(sound):
-            committed += heard.committed
+        for step in self.recognised(sound):
+            committed += step.committed
             # Later words decide whether a committed one is certain.
-            recent = [word for word in heard.words if word.committed]
+            recent = [word for word in step.words if word.committed]
             committed[len(committed) - len(recent) :] = recent
         words = [word for word in committed if not word.uncertain]
         return [word.text.strip() for word in words], np.array([word.t_end_ns for word in words], np.int64)

@@ -84,11 +84,11 @@ def _bit_equal(first: Path, second: Path, pairs: Sequence[tuple[Row, Row]]) -> i
     """How many predictions for the same instant are equal in everything but the model's name."""
     if is_predicted(first) or is_predicted(second):
         return sum(replace(x, model="", t_s=0.0) == replace(y, model="", t_s=0.0) for x, y in pairs)
-    theirs = {p.t_end_ns: _said(p) for p in open_recording(second).predictions()}
-    return sum(theirs.get(p.t_end_ns) == _said(p) for p in open_recording(first).predictions())
+    theirs = {p.t_end_ns: _without_timing(p) for p in open_recording(second).predictions()}
+    return sum(theirs.get(p.t_end_ns) == _without_timing(p) for p in open_recording(first).predictions())
 
 
-def _said(prediction: Prediction) -> bytes:
+def _without_timing(prediction: Prediction) -> bytes:
     return content(replace(prediction, model=""))
 
 

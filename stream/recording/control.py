@@ -70,8 +70,8 @@ class RecorderProcess:
 
     def wait_recording(self, timeout_s: float) -> bool:
         """Wait until it receives the session, and misses nothing from then on. False if it failed or timed out."""
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s and self._state.state == "waiting" and self._thread.is_alive():
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s and self._state.state == "waiting" and self._thread.is_alive():
             time.sleep(0.02)
         return self._state.state == "recording"
 

@@ -65,23 +65,23 @@ def recorded_rows(
 
 def spoken_words(recording: Recording, start_ns: int, end_ns: int) -> tuple[list[str], Int64]:
     """Committed, certain words that end within a stretch, and when each ends, in ns from its start."""
-    said: dict[int, Word] = {}
+    known: dict[int, Word] = {}
     for entry in recording.entries({channels.FEATURES + "text"}):
         record, _ = entry.features()
         if record.t_end_ns > end_ns + _LATE_NS:
             break
-        take_words(said, record.said())
-    words = [word for word in said.values() if not word.uncertain and start_ns <= word.t_end_ns < end_ns]
+        merge_words(known, record.said())
+    words = [word for word in known.values() if not word.uncertain and start_ns <= word.t_end_ns < end_ns]
     return [word.text.strip() for word in words], np.array([word.t_end_ns - start_ns for word in words], np.int64)
 
 
-def take_words(said: dict[int, Word], words: Iterable[Word]) -> None:
+def merge_words(known: dict[int, Word], words: Iterable[Word]) -> None:
     """Merge a message's committed words into the earlier ones, keyed by their start time."""
-    newest_ns = next(reversed(said), -1)
+    newest_ns = next(reversed(known), -1)
     for word in words:
         # Newer messages know better whether a word is certain.
-        if word.committed and (word.t_start_ns in said or word.t_start_ns > newest_ns):
-            said[word.t_start_ns] = word
+        if word.committed and (word.t_start_ns in known or word.t_start_ns > newest_ns):
+            known[word.t_start_ns] = word
             newest_ns = max(newest_ns, word.t_start_ns)
 
 

@@ -88,7 +88,7 @@ def read_table(path: Path) -> Table:
     """
     recording = open_recording(path)
     rows: list[Row] = []
-    said: list[PhraseWord] = []
+    phrase_words: list[PhraseWord] = []
     phrases = PhraseWords()
     zero_ns: int | None = None
     run, next_seq, lost = -1, 0, 0
@@ -97,11 +97,11 @@ def read_table(path: Path) -> Table:
             zero_ns = _zero_ns(recording, prediction)
         lost += prediction.seq - next_seq if prediction.run == run else 0
         run, next_seq = prediction.run, prediction.seq + 1
-        said += phrases.add(prediction)[0]
+        phrase_words += phrases.add(prediction)[0]
         rows.append(_row(prediction, zero_ns))
     if zero_ns is None:
         raise RecordingError(f"{path} holds no predictions; was mien running when it was recorded?")
-    certain = [_word(each, zero_ns) for each in said if not each.word.uncertain]
+    certain = [_word(each, zero_ns) for each in phrase_words if not each.word.uncertain]
     spoken = tuple(word for word in certain if word.t_end_s > 0)
     return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), spoken, lost)
 
@@ -183,7 +183,7 @@ def _row(prediction: Prediction, zero_ns: int) -> Row:
     )
 
 
-def _word(said: PhraseWord, zero_ns: int) -> SpokenWord:
-    word = said.word
+def _word(shown: PhraseWord, zero_ns: int) -> SpokenWord:
+    word = shown.word
     begin_s, end_s = (word.t_start_ns - zero_ns) / NS_PER_S, (word.t_end_ns - zero_ns) / NS_PER_S
-    return SpokenWord(word.text.strip(), begin_s, end_s, said.sentiment, said.emotion)
+    return SpokenWord(word.text.strip(), begin_s, end_s, shown.sentiment, shown.emotion)

@@ -35,7 +35,7 @@ def _kept(name: str = "ada") -> Person:
     face = random.standard_normal((150, ROW)).astype(np.float32)
     voice = random.standard_normal((400, WEIGHT)).astype(np.float32)
     voiced = np.arange(400) % 100 < 80
-    baseline.keep(
+    baseline.store(
         name,
         baseline.face_at_rest(face, np.ones(150, np.bool_), 15.0, FACE),
         baseline.voice_at_rest(voice, voiced, "voice-1"),
@@ -94,7 +94,7 @@ def test_other_weights_and_versions_are_refused() -> None:
             ask()
     # Measured with a face encoder of one's own: nothing is known of how faces look at rest to that.
     own = baseline.Rest("own", 5.0, [0.0] * ROW)
-    baseline.keep("bob", own, None)
+    baseline.store("bob", own, None)
     with pytest.raises(ConfigError, match="shipped face encoder only"):
         Person.load("bob").face("own")
 
@@ -130,7 +130,7 @@ def test_voice_is_compared_with_part_of_its_baseline() -> None:
 
 def test_face_is_shifted_by_its_difference_at_rest() -> None:
     general = faces_at_rest(FACE)
-    baseline.keep("ada", baseline.Rest(FACE, 15.0, (general + 0.2).tolist()), None)
+    baseline.store("ada", baseline.Rest(FACE, 15.0, (general + 0.2).tolist()), None)
     person = Person.load("ada")
     moved = person.face(FACE)
     assert moved is not None

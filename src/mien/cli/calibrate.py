@@ -65,7 +65,7 @@ def _calibrate(
     for note in session.notes:
         typer.echo(note, err=True)
     measured = _measure(session, seconds, is_clip=bool(clip))
-    path = baseline.keep(name, measured.face, measured.voice)
+    path = baseline.store(name, measured.face, measured.voice)
     typer.echo(f"saved in {path}, readable by you alone; use it with --person {name}", err=True)
 
 
