@@ -35,7 +35,7 @@ def need_assets() -> None:
 def run_program(
     command: Sequence[str], timeout_s: float = 120, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, whatever its exit code, and capture its output. `environment`: added to this one's."""
+    """Run a program to its end, with any exit code, and capture its output. `environment`: added to this one's."""
     return subprocess.run(
         command,
         capture_output=True,

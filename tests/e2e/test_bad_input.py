@@ -20,7 +20,7 @@ from tests.e2e.conftest import command
 from tests.needs import run_program
 from tests.stream.processes.test_plan import make_clip
 
-# Not marked e2e: none of these sessions gets as far as predicting, so they may run beside other tests.
+# Not marked e2e: none of these sessions gets as far as predicting, so they may run in parallel with other tests.
 pytestmark = pytest.mark.assets
 
 

@@ -330,7 +330,7 @@ class TestMqtt:
             sensor = json.loads(received[config])
             assert sensor["state_topic"] == f"mien/{SESSION}/sentiment"
             assert float(received.get(sensor["state_topic"], "1.25")) == 1.25
-            restart()  # it has forgotten everything, and is told again
+            restart()  # it has lost everything, and gets it again
             received = self.retained(port, *topics)
             assert received["mien/bridge"] == "online"
         assert self.retained(port, "mien/bridge")["mien/bridge"] == "offline"

@@ -119,7 +119,7 @@ def test_recording_of_a_person_replays_bit_equal_without_the_baseline(home: Home
     assert about is not None
     assert about.model == model
     assert about.config["person"]["name"] == "ada"
-    # Elsewhere, where nobody has calibrated anybody.
+    # In a home without any baselines.
     other = Home(tmp_path / "other")
     again = tmp_path / "again.mcap"
     replayed = other.mien("replay", str(path), "--speed", "0", "--port", str(free_ports()), "--json", "--record",

@@ -41,7 +41,7 @@ class Place:
         return self.home / "mien" / "people"
 
     def listed(self) -> dict[str, Any]:
-        """What `mien calibrate --list` says."""
+        """The output of `mien calibrate --list`."""
         ran = subprocess.run(
             command("calibrate", "--list", "--json"), capture_output=True, text=True, timeout=60, check=True,
             env=os.environ | {"XDG_CONFIG_HOME": str(self.home)},
@@ -132,7 +132,7 @@ def test_cancelled_measurement_is_not_stored(place: Place, open_page: Callable[.
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_the_dialog_is_accessible(place: Place, open_page: Callable[..., Page], width: int) -> None:
-    """Before, while somebody is measured, and in both themes."""
+    """Before and during a measurement, in both themes."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
     page = open_page(place.url, width)
 

@@ -34,7 +34,7 @@ class Place:
     url: str
 
     def statuses(self) -> dict[str, dict[str, Any]]:
-        """What each process says of itself now."""
+        """The latest status of each process."""
         with Subscriber(f"tcp://127.0.0.1:{self.port}") as subscriber:
             wait_until(
                 lambda: subscriber.statuses.keys() >= {"video", "audio", "text"},
@@ -52,7 +52,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A clip of two people stands in for the camera, the sample for the microphone; each may take the other's place."""
+    """A clip of two people replaces the camera, the sample the microphone; they can be swapped."""
     folder = tmp_path_factory.mktemp("choosing")
     both = beside(head(180), head(300))
     clip = write_clip(folder / "two people.mp4", [np.roll(both, step % 7, axis=1) for step in range(50)])
@@ -124,7 +124,7 @@ def test_face_is_chosen_from_the_terminal(place: Place) -> None:
 def test_camera_and_microphone_are_chosen_on_the_page(
     place: Place, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """The session goes on, statuses and a recording say what is used, and a worker that dies comes back with it."""
+    """The session continues, statuses and a recording name the source, and a restarted worker uses it."""
     recording = tmp_path / "picked.mcap"
     recorder = Program("record", str(recording), "--port", str(place.port))
     recorder.wait_for_line("(recording) tcp")

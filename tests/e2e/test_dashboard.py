@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(420), pytes
 
 
 def preview_bytes(port: int, seconds: float) -> tuple[int, int]:
-    """What the video worker says it has sent, at the beginning and at the end."""
+    """Preview bytes reported by the video worker, at the beginning and at the end."""
     said: list[int] = []
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         deadline_s = time.monotonic() + seconds
@@ -149,7 +149,7 @@ def test_words_are_coloured_by_sentiment(open_page: Callable[..., Page]) -> None
     session = run(port, "--clip", str(SAMPLE), "--loop")
 
     def sentiments(*phrase: str) -> list[float]:
-        """Of a phrase, each time that all of it has been said."""
+        """Those of a phrase, each time that it is complete."""
         found: list[float] = []
         said = page.tab.evaluate(
             "[...document.querySelectorAll('.js-said span')].map((each) => [each.textContent.trim().toLowerCase()"
@@ -206,11 +206,11 @@ def test_the_page_is_accessible(station: tuple[int, Program, str], open_page: Ca
 
 
 def test_looking_back_and_returning(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
-    """Paused, the page shows a moment of the past and says so; the picture is that of the moment."""
+    """Paused, the page shows a past moment with its picture, and is marked as such."""
     _, _, url = station
     page = open_page(url, 390)
     page.wait(lambda: page.tab.evaluate("window.mien.state.rows.length > 80 && window.mien.drawn"))
-    first_us = page.tab.evaluate("window.mien.drawn.t_us")  # before that nobody may have watched
+    first_us = page.tab.evaluate("window.mien.drawn.t_us")  # before that there may have been no viewer
     page.wait(lambda: page.tab.evaluate("window.mien.drawn.t_us") > first_us + 6_000_000)
     page.tab.keyboard.press(" ")
     page.wait(lambda: page.badges()[0] == "PAUSED")
@@ -342,7 +342,7 @@ def test_page_turns_stale_at_once_and_recovers(open_page: Callable[..., Page]) -
 
         inference = page.tab.evaluate("window.mien.state.facts") and inference_pid(port)
         os.kill(inference, signal.SIGKILL)
-        # Started again at once, it may be back before anything is two seconds old: then nothing has to be said.
+        # Restarted at once, it may be back before anything is two seconds old: then there is nothing to report.
         killed = page.tab.evaluate("Date.now()")
         page.wait(lambda: inference_pid(port) != inference, 60)
         page.wait(lambda: page.tab.evaluate("window.mien.state.rows.at(-1)[0]") > killed, 60)
@@ -359,7 +359,7 @@ def test_page_turns_stale_at_once_and_recovers(open_page: Callable[..., Page]) -
 
 
 def test_each_worker_killed_under_an_open_page(open_page: Callable[..., Page]) -> None:
-    """The page names what is missing and why, the others continue, and it recovers by itself."""
+    """The page names what is missing and why, the others continue, and it recovers."""
     port = free_ports()
     session = run(port, "--clip", str(SAMPLE), "--loop")
     page_program, url = dashboard(port)
@@ -379,7 +379,7 @@ def test_each_worker_killed_under_an_open_page(open_page: Callable[..., Page]) -
             child.kill()
             killed_s = time.monotonic()
             page.wait(lambda: "died" in told()["note"] and told()["age_ms"] is None, 10)
-            print(f"{worker}: said to be missing after {time.monotonic() - killed_s:.2f} s", end=", ")
+            print(f"{worker}: reported missing after {time.monotonic() - killed_s:.2f} s", end=", ")
             page.wait(lambda: told()["state"] == "running" and "died" not in told()["note"], 120)
             print(f"back after {time.monotonic() - killed_s:.2f} s")
             assert page.badges() == ["SAMPLE"], "what is left is predicted from all the while"
@@ -407,7 +407,7 @@ def inference_pid(port: int) -> int:
 
 
 def test_demo_prints_the_address_of_its_page(tmp_path: Path) -> None:
-    """And a page whose port is taken is one clear line: the stream continues."""
+    """A port in use is one clear line: the stream continues."""
     port = free_ports()
     summary = tmp_path / "summary.json"
     arguments = ("demo", "--sample", "--port", str(port), "--no-browser")
@@ -486,12 +486,12 @@ def test_remote_access_needs_the_token(tmp_path: Path) -> None:
         assert "HttpOnly" in headers["set-cookie"]
         assert request(here, "GET", "/", Cookie=cookie)[0] == 200
         assert request(here, "POST", "/record", Cookie=cookie)[0] == 403
-        # Nobody elsewhere may fill this machine's disk.
+        # Other machines may not fill this one's disk.
         status, _, body = request(here, "POST", "/record", None, Cookie=cookie, **origin)
         assert status == 400
         assert "error" in json.loads(body)
         assert request(here, "GET", "/", Cookie="mien-token=wrong")[0] == 403
-        # Nor choose what this machine sees and hears.
+        # Nor choose its camera and microphone.
         wish = b'{"worker": "video", "face": "largest"}'
         status, _, body = request(here, "POST", "/choices", wish, Cookie=cookie, **origin)
         assert status == 400

@@ -34,7 +34,7 @@ def test_file_in_one_call_equals_run(fast_sample: list[dict[str, Any]]) -> None:
                 assert made[key] == (value if value is None else pytest.approx(value, abs=1e-6))
 
 
-# Not marked e2e: it starts no session, so it may run beside other tests.
+# Not marked e2e: it starts no session, so it may run in parallel with other tests.
 @pytest.mark.assets
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """Its cells in their order, as a script: what a kernel adds is not ours to test."""

@@ -73,7 +73,7 @@ def test_slow_subscriber_does_not_affect_others(tmp_path: Path) -> None:
 
 
 def test_signal_steps_the_wall_clock_of_one_process(port: int) -> None:
-    """What chaos does to a worker, done to the supervisor: it says so, and session time goes on unmoved."""
+    """The supervisor reports a step of its own clock, and session time is unaffected."""
     arguments = ("run", "--clip", str(SAMPLE), "--loop", "--asr", "none", "--quiet", "--port", str(port))
     stepped = [sys.executable, "-m", "mien.stream.bench.stepped", *arguments]
     session = subprocess.Popen(stepped, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

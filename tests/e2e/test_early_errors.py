@@ -70,7 +70,7 @@ SESSIONS = [
     (f"cp $CLIP '[red]ü[x].mp4'; CLIP='[red]ü[x].mp4'; {PLAY} --quiet --seconds 2 --record '[b]ü.mcap' >/dev/null", 0,
      r"recorded \d+ predictions in \[b\]ü\.mcap, .*"),
     (f"mkdir d; cd d; rmdir ../d; {PLAY} --quiet --seconds 2 >/dev/null", 0, ""),
-    # A folder of mien's name, as beside a checkout, and one of a library's are no modules.
+    # Folders called like mien, as next to a checkout, or like a library are not modules.
     (f"mkdir mien; touch queue.py numpy.py; {PLAY} --quiet --seconds 2 --record a.mcap >/dev/null", 0,
      r"recorded \d+ predictions in a\.mcap, .*"),
     ("mkdir d; cd d; rmdir ../d; mien demo --sample --headless --port $PORT --seconds 2 >/dev/null", 0, ""),
@@ -185,7 +185,7 @@ def test_failed_recording_is_reported_and_readable(tmp_path: Path, port: int) ->
         assert status.t_ns - recording.last_ns < 2e9 or not predictions
         output = (tmp_path / "stderr").read_text(encoding="utf-8")
         assert f"the session continues without its recording: {error}" in output
-        assert subscriber.wait(60.0), "the session did not go on"
+        assert subscriber.wait(60.0), "the session did not continue"
     process.communicate(timeout=60)
     assert process.returncode == 12
     last = (tmp_path / "stderr").read_text(encoding="utf-8").splitlines()[-1]

@@ -30,7 +30,7 @@ MESSAGES = 1500
 
 @pytest.fixture
 def inference(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """An inference process by itself; its workers are not there yet."""
+    """An inference process without workers yet."""
     with (tmp_path / "inference.log").open("wb") as log:
         process = subprocess.Popen(command("infer", "--port", str(port)), stdout=log, stderr=log)
     yield process

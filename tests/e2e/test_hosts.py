@@ -34,7 +34,7 @@ HOSTS = ("camera", "inference", "reader", "stranger")
 _MIEN_AHEAD = (
     f"import time; t = time.time_ns; time.time_ns = lambda: t() + {AHEAD_NS}; from mien.cli import main; main()"
 )
-# What the camera says, by its own clock, as its own machine hears it.
+# The camera's messages with its own clock, as received on its own machine.
 _LISTEN = """
 import json, sys, time
 from mien.stream.bus.sockets import Receiver
@@ -120,7 +120,7 @@ def test_hosts_with_keys_predict_and_others_receive_nothing(machines: Machines) 
     machines.mien("inference", "keys", "add", "camera", keys["camera"], "--host", at["camera"])
     machines.mien("inference", "keys", "add", "reader", keys["reader"])
     machines.mien("reader", "keys", "add", "inference", keys["inference"], "--host", at["inference"])
-    # The stranger knows everybody, and nobody knows it.
+    # The stranger has all public keys, but is on no list.
     machines.mien("stranger", "keys", "add", "inference", keys["inference"], "--host", at["inference"])
     machines.mien("stranger", "keys", "add", "camera", keys["camera"], "--host", at["camera"])
 

@@ -14,7 +14,7 @@ from tests.needs import need_assets, run_program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.assets]
 
-# A card that leads nowhere and counts whatever is sent to any address but loopback, name servers among them.
+# A network device that counts and drops everything sent to addresses other than loopback, name servers included.
 _OUTSIDE = """
 set -e
 ip link set lo up

@@ -39,7 +39,7 @@ def mien(*arguments: str, timeout_s: float = 240, expected: int = 0) -> subproce
 
 @contextmanager
 def running(*arguments: str, limit_bytes: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A command in the background; ended in order if it has not ended by itself."""
+    """A command in the background, stopped cleanly if it still runs."""
 
     def limit() -> None:
         if limit_bytes:
@@ -139,7 +139,7 @@ def test_port_in_use_and_invalid_recordings_are_one_line_errors(
     sample_recording: Path, port: int, tmp_path: Path
 ) -> None:
     with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a session has just let go of it
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a session has just released it
         taken.bind(("127.0.0.1", port + 1))
         taken.listen()
         output = mien("replay", str(sample_recording), "--port", str(port), expected=6).stderr

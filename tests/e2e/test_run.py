@@ -163,7 +163,7 @@ def test_paced_and_complete_runs_have_equal_features(port: int) -> None:
         name: rows(messages) for name, messages in record_features(port, "--clip", str(SAMPLE), "--fast").items()
     }
     for name, all_rows in in_full.items():
-        assert len(all_rows) >= 500, f"{name}: only {len(all_rows)} rows were heard"
+        assert len(all_rows) >= 500, f"{name}: only {len(all_rows)} rows were received"
     for _ in range(3):
         paced = record_rows(port, "--clip", str(SAMPLE))
         # What is late is dropped, and the face is then tracked from an older frame: other numbers, and rightly so.
@@ -288,7 +288,7 @@ def test_killed_worker_is_masked_reported_and_restarted(port: int) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """The port and the process of a session that goes on whatever others do."""
+    """The port and the process of a session that others must not disturb."""
     port = free_ports()
     with running(port, "--session", "first") as process:
         yield port, process
@@ -301,7 +301,7 @@ def test_a_second_run_on_the_same_ports_is_an_error(undisturbed: tuple[int, subp
     assert second.returncode == 6
     assert "in use" in second.stderr
     assert "Traceback" not in second.stderr
-    assert first_prediction(port, process).seq >= 0, "the first one goes on"
+    assert first_prediction(port, process).seq >= 0, "the first one continues"
 
 
 def test_watch_shows_a_running_mien_as_json_lines(undisturbed: tuple[int, subprocess.Popen[bytes]]) -> None:

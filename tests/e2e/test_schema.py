@@ -90,7 +90,7 @@ def message(number: int, chance: random.Random) -> Frames:
 
 
 def publish(port: int, checker: list[str], count: int, spoil: bool) -> dict[str, object]:
-    """What the checker says of `count` messages; with `spoil`, one of them has a number where a word belongs."""
+    """The checker's report on `count` messages; with `spoil`, one of them has a number instead of a word."""
     chance = random.Random(1)
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig(high_water_mark=1000), lossless=True)
     process = subprocess.Popen(

@@ -55,7 +55,7 @@ def complaints(unit: Path) -> list[str]:
 
 
 def health(port: int) -> tuple[int, dict[str, Any]]:
-    """Status code and JSON; 0 and nothing while nobody serves."""
+    """Status code and JSON; 0 and an empty dict if there is no server."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
             return answer.status, json.load(answer)
@@ -96,4 +96,4 @@ def test_the_log_is_json_and_health_answers(port: int, tmp_path: Path) -> None:
     assert {"inference", "video", "audio"} <= started
     assert lines[-1]["event"] == "summary"
     assert lines[-1]["predictions"] > 0
-    assert health(served) == (0, {}), "nobody serves any more"
+    assert health(served) == (0, {}), "the server still runs"

@@ -45,7 +45,7 @@ def test_four_sessions_on_one_inference_process(tmp_path: Path) -> None:
                 for prediction in subscriber.wait(0.2):
                     received[prediction.session].append(prediction)
             assert subscriber.lost == 0
-            # One of them loses its worker: it says so, and the others go on.
+            # One of them loses its worker and reports it; the others continue.
             processes[4].kill()
             others = {name: len(received[name]) for name in NAMES[:3]}
             while "audio" not in received["d"][-1].absent or any(len(received[n]) < others[n] + 20 for n in others):

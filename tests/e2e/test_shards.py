@@ -1,4 +1,4 @@
-"""Sessions on several inference processes: heard at one address, and started again."""
+"""Sessions on several inference processes: one address for all, and restarts."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_example_prints_predictions(example: Command, endpoint: str) -> None:
 
 
 def test_example_survives_a_restart(example: Command, endpoint: str) -> None:
-    """The publisher goes and comes back: the example goes on by itself, and the numbers start anew."""
+    """The publisher restarts: the example continues, and the numbers restart."""
     process = start(example, endpoint)
     assert process.stdout is not None
     try:
@@ -202,7 +202,7 @@ def test_example_prints_predictions_of_a_running_session(example: Command, sessi
 
 
 def follow(process: subprocess.Popen[str], session: Session) -> str:
-    """What an example prints until it ends; a session that ends before it is a failure that says why."""
+    """An example's output until it ends; a session that ends before it is a failure."""
     while True:
         try:
             out, errors = process.communicate(timeout=1)

@@ -23,7 +23,7 @@ SPECS = (
 
 
 class ConvBiLstm(nn.Module):
-    """Conv1d beside a BiLSTM, a mask, attention pooling and two heads: a miniature CM-MSF."""
+    """Conv1d and BiLSTM in parallel, a mask, attention pooling and two heads: a miniature CM-MSF."""
 
     def __init__(self, dim: int = 12, width: int = 16) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A compiled form is found again or rebuilt; whatever happens to it, the numbers are right."""
+"""A compiled form is found again or rebuilt; the numbers are always right."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from mien.models.checkpoint import Checkpoint
 from tests.engines.test_predictor import Stream, assert_close
 from tests.windows import predict_anew
 
-# torch says both by the same classes as CUDA's allocator and the processor's do.
+# torch raises the same classes for both the CUDA and the CPU allocator.
 FULL: dict[str, Callable[[], object]] = {
     "gpu allocator": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")),
     "allocator": lambda: torch.empty(1 << 60, dtype=torch.uint8),

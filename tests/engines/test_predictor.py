@@ -1,4 +1,4 @@
-"""The predictor returns the whole model's numbers, whatever it reuses and however windows are batched."""
+"""The predictor returns the whole model's numbers, with any reuse and batching."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_encoding_ahead_is_reused_and_changes_no_output(
     streams = (kept_stream("a", 1, windows[predictor], 40) for predictor in (ahead, plain))
     for number, ((kept, _, t_ns), (other, _, _)) in enumerate(zip(*streams, strict=True)):
         now = "ahead"
-        wrong_ns = 150 * NS_PER_MS if number % 5 == 4 else 0  # what is expected is not always what comes
+        wrong_ns = 150 * NS_PER_MS if number % 5 == 4 else 0  # the expected rows do not always arrive
         ahead.encode_ahead(windows[ahead], kept.place, t_ns + wrong_ns, {"audio"})
         now, before = "waited for", encoded["waited for"].copy()
         answers = [

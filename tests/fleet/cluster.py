@@ -1,4 +1,4 @@
-"""Three raylets on one machine, and a driver that does to them what it is told: one JSON line a command.
+"""Three raylets on one machine, and a driver that takes commands as JSON lines.
 
 `python -m tests.fleet.cluster`: a process of its own, since what Ray leaves in one is none of pytest's business.
 """

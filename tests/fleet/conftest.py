@@ -1,4 +1,4 @@
-"""Fleets that tests start: on Ray, for real, with a mark by which whatever is left behind is found."""
+"""Fleets started by tests, on real Ray, with a mark to find processes left behind."""
 
 from __future__ import annotations
 

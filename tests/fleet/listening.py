@@ -1,4 +1,4 @@
-"""What a subscriber at the gateway hears: by session, run after run, with the statuses in between."""
+"""What a subscriber at the gateway receives: by session and run, with the statuses in between."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mien.messages import Prediction, Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status
 
-# Where a camera's machine is lost, that is told before its pool has heard to let it go.
+# If a camera's machine is lost, that is reported before its pool has released the session.
 _EARLY_S = 3.0
 
 
@@ -63,7 +63,7 @@ class Listener:
         received.predictions.append((time.monotonic(), prediction.run, prediction.seq, latency, evidence))
 
     def newest_runs(self) -> dict[str, int]:
-        """Of sessions that have been heard."""
+        """Of sessions with predictions."""
         return {name: received.predictions[-1][1] for name, received in self.sessions.items() if received.predictions}
 
     def wait_new_run(self, session: str, than: int, timeout_s: float) -> float:
@@ -85,7 +85,7 @@ class Listener:
         return found
 
     def gaps(self) -> dict[str, list[str]]:
-        """Per session, what was said between its runs; of a gap that is not explained, what was said instead."""
+        """Per session, the reason given between its runs; for an unexplained gap, the statuses instead."""
         found = {}
         for name, received in self.sessions.items():
             reasons = []

@@ -219,7 +219,7 @@ def kill_and_wait(driver: Driver, listeners: list[Listener], found: Any, what: s
 
 
 def stop_and_continue(driver: Driver, listeners: list[Listener], found: Any) -> None:
-    """A pool's actor hangs, and what it runs goes on: its sessions are predicted elsewhere, and it is heard no more."""
+    """A pool's actor hangs while its process continues: its sessions move, and its messages are fenced off."""
     name = found["sessions"][0]["pool"]
     hit = {session["name"] for session in found["sessions"] if session["pool"] == name}
     before, stopped_s = listeners[0].newest_runs(), time.monotonic()
@@ -240,7 +240,7 @@ def pairs(after: Any, before: Any) -> list[tuple[Any, Any]]:
 
 
 def kill_without_gap(driver: Driver, listeners: list[Listener], name: str) -> None:
-    """Kill what sessions do not depend on: they go on in the same runs."""
+    """Kill what sessions do not depend on: they continue in the same runs."""
     found = driver.wait(all_run)
     before = listeners[0].newest_runs()
     counts = {session: len(received.predictions) for session, received in listeners[0].sessions.items()}

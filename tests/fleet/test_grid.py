@@ -74,9 +74,9 @@ def test_all_sessions_are_shown_and_a_click_opens_one(
             " /[+−]\\d\\.\\d\\d/.test(said) && /p50 [\\d.]+, p99 [\\d.]+ ms/.test(said) && /\\d\\.\\d\\/s/.test(said))"
         )
         page.wait_for_function("document.querySelector('.js-badges').innerText.includes('3 running')")
-        # The gateway says of one that has no place why nothing comes.
+        # The gateway explains why an unplaced session is silent.
         assert "site=moon" in page.inner_text(tile("nowhere"))
-        # A camera that cannot be reached is said, and the others run.
+        # An unreachable camera is reported, and the others run.
         page.wait_for_selector(f"{tile('gone')}.is-bad:has-text('127.0.0.1:9')")
         listed = json.loads(mien("fleet", "status", "grid", "--json", check=False).stdout)["sessions"]
         notes = {session["name"]: session["note"] for session in listed if session["state"] != "running"}

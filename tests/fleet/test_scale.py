@@ -63,7 +63,7 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
         print(f"{SESSIONS} sessions: known after {time.monotonic() - began_s:.2f} s, with the directory's own start")
         _, slowest_s = answered(driver, lambda f: settled(f) >= 0.98)
         print(f"{SESSIONS} sessions: predicted after {time.monotonic() - began_s:.0f} s; "
-              f"status answered in {slowest_s:.2f} s at most meanwhile", flush=True)  # fmt: skip
+              f"status answered in {slowest_s:.2f} s at most", flush=True)  # fmt: skip
         memory[SESSIONS] = held_mb(driver)
         times_s = [timed(driver, "condition")[0] for _ in range(10)]
         moved_s, _ = timed(driver, "call", "move", "s-0001")
@@ -80,7 +80,7 @@ def test_many_sessions_are_listed_moved_and_drained(marked: Marked, tmp_path: Pa
         print(f"status answers in {max(times_s):.2f} s at most, move in {moved_s:.2f}, drain in {drained_s:.2f}; "
               f"the node with {served} of the sessions was empty and all predicted after "
               f"{time.monotonic() - began_s:.1f} s, "
-              f"status answered in {slowest_s:.2f} s at most meanwhile")  # fmt: skip
+              f"status answered in {slowest_s:.2f} s at most")  # fmt: skip
         for kind, (cpu_s, rss, count) in sorted(driver("usage").items()):
             was = before.get(kind, [0, 0, 0])
             print(f"  {kind}: {count:.0f} processes, {rss:.0f} MiB (before {was[1]:.0f}), {cpu_s:.0f} s of CPU")

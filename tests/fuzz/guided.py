@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
-# Shares of all cases: what comes over the network gets most of them, files are slow.
+# Shares of all cases: network input gets most of them, files are slow.
 SHARES = {
     "features": 24, "prediction": 16, "status": 14, "about": 10, "cue": 10, "preview": 6, "sound": 6, "clock": 5,
     "edges": 3, "key": 2, "config": 2, "mmsa": 1.5, "recording": 0.6, "checkpoint": 0.6,

@@ -1,4 +1,4 @@
-"""Damage done to an input: bytes flipped, cut, doubled and put in, and fields set to what no honest sender says."""
+"""Damage done to an input: bytes flipped, cut, doubled and put in, and fields set to absurd values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of bytes that somebody else may have written, as a function of bytes.
+"""What is fuzzed: every reader of foreign bytes, as a function of bytes.
 
 A target returns whether its input was taken. A `MienError` is a refusal; anything else that is raised is a bug. What is
 taken must keep its promises. The same targets serve the property tests beside this file and the coverage-guided run
@@ -145,7 +145,7 @@ def _refusing(decode: Callable[[Frames], object]) -> Target:
 
 
 def _choice(data: bytes) -> bool:
-    """What somebody chooses while a session runs."""
+    """A choice sent during a session."""
     try:
         choice = choices.decode_choice(data)
     except MienError:

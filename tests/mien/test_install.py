@@ -1,4 +1,4 @@
-"""How this mien was installed, and what is said of it."""
+"""How this mien was installed, and the advice given for it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_examples_have_the_licence_of_the_project() -> None:
     ],
 )
 def test_the_small_torch_is_suggested(tmp_path: Path, given: dict[str, str], gpu: bool, suggested: bool) -> None:
-    """The part of scripts/setup.sh that decides, run by itself, on a machine with and without a GPU's driver."""
+    """The part of scripts/setup.sh that decides, run alone, on a machine with and without a GPU's driver."""
     script = (ROOT / "scripts" / "setup.sh").read_text()
     function = script[script.index("needs_no_cuda() {") : script.index("suggest_cpu_torch() {")]
     tools = tmp_path / "bin"

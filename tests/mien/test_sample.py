@@ -1,4 +1,4 @@
-"""The built-in sample matches its manifest, and can be seen and heard."""
+"""The built-in sample matches its manifest, and its face and voice are readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The properties that CM-MSF must have whatever its weights are."""
+"""The properties that CM-MSF must have for any weights."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_names_no_complement_has_pairs_and_no_reliability() ->
 
 @torch.inference_mode()
 def rely_on_sound(network: CMMSF, bias: float) -> None:
-    """How reliable sound is thought by itself, whatever it is."""
+    """The reliability of sound, constant."""
     assert network.fusion.reliability is not None
     network.fusion.reliability.get_parameter("own.audio.2.bias").fill_(bias)
 

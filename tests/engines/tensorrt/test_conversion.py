@@ -82,7 +82,7 @@ def test_half_precision_is_within_a_hundredth_of_the_deviation(form: FormOf, mod
 
 @pytest.mark.parametrize("name", ["static-4", "static-8", "dynamic"])
 def test_batch_equals_single_windows(form: FormOf, module: nn.Module, name: str) -> None:
-    """Each row is the prediction of its own window, whatever stands beside it."""
+    """Each row depends on its own window only."""
     compiled = form(name)
     inputs = windows(compiled.network, compiled.batch or 8, seed=5)
     together = run_definition(compiled, inputs)
@@ -94,7 +94,7 @@ def test_batch_equals_single_windows(form: FormOf, module: nn.Module, name: str)
 
 @pytest.mark.parametrize("name", ["dynamic", "half-dynamic"])
 def test_dynamic_batch_is_one_to_thirty_two(form: FormOf, name: str) -> None:
-    """What the engine will be told of sizes; a batch beyond them is refused by the engine where it runs."""
+    """The sizes given to the engine, which refuses larger batches."""
     import tensorrt
 
     net = form(name).definition.net

@@ -23,7 +23,7 @@ def clip(seconds: int, level: float, corpus: str) -> Sample:
 
 
 def newest(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tuple[Float32, Float32, Float32, Float32]:
-    """Says the emotion that the newest row names, and is as sure as the number of seconds it saw."""
+    """Predicts the emotion that the newest row names, with a confidence that grows with the seconds seen."""
     size = len(features["vision"])
     classes = np.array([x[m > 0][-1, 0] for x, m in zip(features["vision"], mask["vision"], strict=True)]).astype(int)
     confidence = mask["vision"].sum(1) / 50

@@ -1,4 +1,4 @@
-"""Training of the fusion: it learns, the same way every time, and goes on where it was stopped."""
+"""Training of the fusion: it learns, deterministically, and resumes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SEEN = msgspec.structs.replace(PREDICTION, absent={})
 
 
 def log_of(*statuses: Status) -> GapLog:
-    """One that sees a face, then a mask, and hears these statuses meanwhile."""
+    """A log of a face, then a mask, with these statuses in between."""
     log = GapLog(("video",))
     log.add_statuses({"video": msgspec.structs.replace(WELL, t_ns=1)})
     log.add_prediction(SEEN)

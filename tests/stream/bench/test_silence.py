@@ -1,4 +1,4 @@
-"""Nobody speaks, and no word is committed; the same measure finds words where somebody does."""
+"""Without speech no word is committed; the same measure finds words in speech."""
 
 from __future__ import annotations
 

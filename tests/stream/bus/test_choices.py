@@ -200,7 +200,7 @@ def test_invalid_choices_are_counted_and_ignored(port: int, frame: bytes) -> Non
         sender.connect(publisher.endpoint)
         sender.send(frame)
         wait_until(lambda: choosing.refused == 1)
-        sender.send(b"{" + b" " * MAX_CHOICE_BYTES)  # libzmq cuts this connection, and the worker goes on
+        sender.send(b"{" + b" " * MAX_CHOICE_BYTES)  # libzmq cuts this connection, and the worker continues
         with Chooser(publisher.endpoint, "video") as chooser:
             assert chooser.offer().used
         assert (modality.source, modality.followed) == ("one.mp4", [])

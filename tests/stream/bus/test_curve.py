@@ -116,7 +116,7 @@ def test_revoked_machine_is_disconnected_and_others_reconnect(tmp_path: Path, se
     assert not arrives(publisher, gone, 1)
     assert arrives(publisher, stays)
     server.add("leaving", leaving.identity().public)
-    assert arrives(publisher, gone), "and it may be let in again"
+    assert arrives(publisher, gone), "and it can be admitted again"
     for endpoint in (gone, stays, publisher):
         endpoint.close()
 

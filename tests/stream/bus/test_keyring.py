@@ -80,7 +80,7 @@ def test_a_machine_is_added_listed_and_revoked(tmp_path: Path) -> None:
     keyring, other = Keyring(tmp_path), Keyring(tmp_path)
     assert not other.is_allowed(PUBLIC)
     keyring.add("desk", to_hex(PUBLIC), host="10.0.0.2")
-    wait_until(lambda: other.is_allowed(PUBLIC), "the key, of which another process is not told")
+    wait_until(lambda: other.is_allowed(PUBLIC), "the key, unknown to another process")
     assert other.key_of("10.0.0.2") == PUBLIC
     assert other.key_of("10.0.0.3") is None
     keyring.revoke("desk")

@@ -35,7 +35,7 @@ def test_socket_is_reported_until_read_even_without_its_signal(port: int) -> Non
         assert poller.poll(60_000) == [receivers[1].socket]
         assert list(receivers[1].drain()) == [[b"features/a", b"4"]]
         assert poller.poll(0) == []
-        # Whatever is done with a socket may take its signal away.
+        # Any call on a socket may clear its signal.
         publishers[2].send([b"features/b", b"2"])
         wait_until(lambda: receivers[2].socket.poll(0))
         wait_until(lambda: poller.poll(0) == [receivers[2].socket])

@@ -187,7 +187,7 @@ def test_many_subscriptions_do_not_multiply_messages(port: int) -> None:
 
 
 def test_a_receiver_reconnects_after_another_program_used_the_port(port: int) -> None:
-    """libzmq itself would never connect again to a port on which somebody broke the protocol."""
+    """libzmq itself would never reconnect to a port on which a peer broke the protocol."""
     receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"",))
     with socket.socket() as stranger:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -265,7 +265,7 @@ def test_a_flood_of_subscriptions_does_not_fill_the_memory(port: int, prefix: st
 
 
 def test_receivers_that_were_not_closed_block_nothing(port: int) -> None:
-    """They try to connect all the while: an event that nobody takes would stop every connection of this process."""
+    """They keep trying to connect: an unread event would stop every connection of this process."""
     for _ in range(100):
         Receiver(f"tcp://127.0.0.1:{port}", (b"",))  # its place in memory is the next one's
     time.sleep(0.2)

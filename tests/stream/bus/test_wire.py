@@ -206,7 +206,7 @@ def test_json_has_derived_fields() -> None:
     fields = json.loads(payload)
     assert (fields["top_emotion"], fields["t_end_us"]) == ("sad", exact_ns // 1000)
     assert fields["t_end_us"] < 2**53 < fields["t_end_ns"]
-    # What a message says of it counts for nothing, also that of an older mien, which says nothing.
+    # Derived fields of a message are ignored, also if they are missing as in older versions.
     for forged in (
         fields | {"top_emotion": "happy", "t_end_us": 5},
         {k: fields[k] for k in fields if k not in FOLLOWING},

@@ -114,7 +114,7 @@ def test_previews_are_small_with_landmarks_at_most_15_hz(publisher: Publisher) -
 
 
 def test_frames_do_not_wait_for_preview_encoding(publisher: Publisher) -> None:
-    """Frames that come meanwhile are skipped, and what arrives is complete and in order."""
+    """Frames in between are skipped, and what arrives is complete and in order."""
     receiver = connect(publisher, b"preview/default/picture")
     filming = camera(publisher)
     for number in range(300):

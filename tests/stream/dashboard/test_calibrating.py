@@ -14,7 +14,7 @@ from mien.stream.dashboard.collector import Collector
 def calibrating(*, allowed: bool = True, **workers: str) -> Calibrating:
     """For a session without any messages."""
     bus = BusConfig(workers=WorkersConfig(**workers))
-    collector = Collector(BusConfig(), None, 1.0)  # hears nothing, not even from there: it needs no keys
+    collector = Collector(BusConfig(), None, 1.0)  # receives nothing, so it needs no keys
     return Calibrating(collector, bus, Choosing(collector, bus, allowed=allowed))
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("segno", reason="needs the dashboard's packages")
 
 
 def test_address_for_a_phone_is_reachable() -> None:
-    """An address of this machine instead of a name that only it knows; and the QR code says the same."""
+    """An address of this machine instead of a local name, also in the QR code."""
     server = pytest.importorskip("mien.stream.dashboard.server")
     place = server.take_place("0.0.0.0", 0, "a-token", "")
     place.socket.close()

@@ -76,7 +76,7 @@ def test_every_session_is_listed_with_its_state(station: Station) -> None:
         station.states = {"b": "running", "a": "running"}
         wait_until(lambda: sessions.count == 2, "both", meanwhile=station.send_prediction)
         assert crowded == [True]
-        assert station.parts == 0, "nobody looks, and predictions are sent"
+        assert station.parts == 0, "predictions are sent without a viewer"
         wait_until(
             lambda: all(row.sentiment is not None for row in sessions.rows()),
             "sentiment",

@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 
 
 class SetClock:
-    """Replaces the module `time` in the collector: silence exists only when the test says so."""
+    """Replaces the module `time` in the collector: the test controls silence."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

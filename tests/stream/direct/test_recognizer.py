@@ -1,4 +1,4 @@
-"""A Recognizer reproduces the stream's numbers, whatever the order, chunking and threads of its input."""
+"""A Recognizer reproduces the stream's numbers for any order, chunking and threads of its input."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_predictions_on_demand_equal_the_stream(frames: list[Frame], sound: Soun
 
 
 def test_many_threads_lose_nothing(frames: list[Frame], sound: Sound, expected: list[Prediction]) -> None:
-    """Two threads push frames, one audio, and two predict meanwhile; the end equals the single-threaded case."""
+    """Two threads push frames, one audio, and two predict concurrently; the end equals the single-threaded case."""
     failures: list[BaseException] = []
     late: list[str] = []
     turn = threading.Barrier(3)
@@ -140,7 +140,7 @@ def test_many_threads_lose_nothing(frames: list[Frame], sound: Sound, expected: 
                         frame = frames[number + first]
                         try:
                             recognizer.frame(*frame)
-                        except InputError as error:  # a prediction beyond it was made meanwhile, and it is said so
+                        except InputError as error:  # a later instant was predicted already
                             late.append(str(error))
                     elif first == 2:
                         while sounds and sounds[0].t <= frames[number].t:
@@ -217,7 +217,7 @@ def test_stream_reports_which_input_it_waits_for(frames: list[Frame]) -> None:
 
 
 def test_times_may_be_those_of_a_clock(frames: list[Frame]) -> None:
-    """Rows lie on the model's time axis by whole tenths of a second; a clock that says 2026 changes nothing else."""
+    """Rows lie on the model's time axis by whole tenths of a second; Unix times change nothing else."""
     base_s = 1_790_000_000.0
     answers = []
     for begin_s in (0.0, base_s):

@@ -87,7 +87,7 @@ def test_pools_change_transparently_for_a_subscriber(gateway: Gateway, pools: li
         list(receiver.drain(10_000))
         time.sleep(0.1)
         list(receiver.drain(10_000))
-        # The pool that was given up goes on sending, and nothing of it comes any more.
+        # The dropped pool keeps sending, but nothing of it arrives.
         got = wait_for(receiver, pools, b"new", {0: b"old", 1: b"new"})
         assert b"old" not in got
     finally:

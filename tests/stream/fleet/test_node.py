@@ -1,4 +1,4 @@
-"""A fleet on one machine: its keys, made once and trusted as told; the list of its gateway; its note of Ray."""
+"""A fleet on one machine: its keys, its trust list, its gateway's list, its record of Ray."""
 
 from __future__ import annotations
 

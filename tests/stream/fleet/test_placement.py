@@ -36,7 +36,7 @@ class Decisions(Placement):
         self._roster.nodes["a"] = Node("a", "10.0.0.1", {"host": "a"}, cpus=16.0, gpus=0.0)
 
     def pass_time(self, seconds: float, cpu_percent: float = 10.0, p99_ms: float = 20.0) -> None:
-        """Tenths of a second, in which all runs as it is told to; pools say this of themselves."""
+        """Tenths of a second in which all orders are carried out; pools report this."""
         for _ in range(int(seconds * 10)):
             self.now_s += 0.1
             for name, link in self._links.items():

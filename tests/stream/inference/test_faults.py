@@ -17,7 +17,7 @@ def test_responsive_process_is_unmasked() -> None:
     faults = Faults()
     faults.note_run("text", run=1)
     faults.note_process("text", "does not answer", dead=False)
-    faults.note_worker("text", None)  # said before it fell silent, and still under way
+    faults.note_worker("text", None)  # sent before it fell silent, and still in transit
     assert faults.reasons() == {"text": "does not answer"}
     faults.clear_process("text")
     assert faults.reasons() == {}

@@ -219,7 +219,7 @@ def test_hangover_bridges_pauses_with_hysteresis() -> None:
         return [bool(voiced) for voiced in hangover(np.array(probabilities, np.float32))]
 
     assert detect(middle, middle) == [False, False]  # not enough to begin with
-    assert detect(high, middle) == [True, True]  # enough to go on
+    assert detect(high, middle) == [True, True]  # enough to stay on
     assert detect(*[low] * (HANGOVER + 3)) == [True] * HANGOVER + [False] * 3
     assert detect(middle) == [False]
 

@@ -1,4 +1,4 @@
-"""A person at rest, measured by running extractors: raw rows, whatever they are compared with."""
+"""A person at rest, measured by running extractors: raw rows, before any comparison."""
 
 from __future__ import annotations
 

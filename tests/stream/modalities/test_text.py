@@ -185,7 +185,7 @@ def test_without_voice_time_advances_without_words(tmp_path: Path) -> None:
 
 @pytest.mark.assets
 def test_live_worker_publishes_an_empty_snapshot_first(tmp_path: Path) -> None:
-    """A restarted worker says that it is back before a first step of sound is complete."""
+    """A restarted worker publishes before a first step of sound is complete."""
     clock = Clock()
     modality = create(config_of(write_wav(tmp_path / "tone.wav", tone(330, 3.0)), **{"clip.fast": False}), clock)
     try:
@@ -257,7 +257,7 @@ def test_failed_recogniser_is_reopened(clip: Path, monkeypatch: pytest.MonkeyPat
     assert health.last_error is not None
     assert "out of memory" in health.last_error
     assert rows[-1].t_end_ns > rows[3].t_end_ns
-    assert "this day" in text_of(rows[-1]), "what came after the failure is heard"
+    assert "this day" in text_of(rows[-1]), "speech after the failure is recognised"
 
 
 @pytest.mark.assets

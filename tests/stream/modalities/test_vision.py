@@ -390,7 +390,7 @@ def test_modality_on_a_clip_equals_the_extractor(
 
 @assets
 def test_chosen_face_is_followed_until_it_leaves(extractor: VisionExtractor) -> None:
-    """Not the larger one beside it, also while both move; nobody else in its absence; after seconds the largest."""
+    """Not the larger one next to it, even while both move; no other in its absence; after seconds the largest."""
 
     t_ns = 0
     seen: list[FaceView] = []
@@ -426,7 +426,7 @@ def test_chosen_face_is_followed_until_it_leaves(extractor: VisionExtractor) -> 
     assert faces().following == "chosen"
 
     alone = beside(np.full((180, 180, 3), 128, np.uint8), head(300))
-    assert set(play([alone], 1.5)[10:]) == {None}, "what is seen now is somebody else"
+    assert set(play([alone], 1.5)[10:]) == {None}, "now it is another face"
     assert play([both], 1.2)[-1] is False, "it came back"
     assert play([alone], 5.0)[-1] is True
     assert faces().following == "largest"

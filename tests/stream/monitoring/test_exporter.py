@@ -190,7 +190,9 @@ def test_status_exits_with_the_state(station: Station, port: int) -> None:
     assert amiss.returncode == 1
     condition = json.loads(amiss.stdout)
     assert condition["verdict"] == "degraded"
-    assert condition["problems"] == ["audio is masked: microphone lost"], "what nobody captures is no problem"
+    assert condition["problems"] == ["audio is masked: microphone lost"], (
+        "a modality that is not captured is no problem"
+    )
     assert {each["name"]: each["masked"] for each in condition["modalities"]}["text"] == "switched off"
     station.close()
     silent = look(f"tcp://127.0.0.1:{port + 1}", "--timeout", "0.5")

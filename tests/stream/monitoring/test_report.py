@@ -48,4 +48,4 @@ def test_session_state_is_the_worst_of_its_processes() -> None:
     report.faults.clear()
     well = report.of_session({"video": "running", "text": "running"})
     assert well.state == "running"
-    assert well.last_error == "the video process died", "what happened last is still said"
+    assert well.last_error == "the video process died", "the last error is still reported"

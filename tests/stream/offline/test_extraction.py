@@ -82,7 +82,7 @@ def test_cache_is_private_and_bounded(clips: Path, tmp_path: Path, monkeypatch: 
     assert len(list(root.iterdir())) == 2
     monkeypatch.setattr(labelled, "MOST_BYTES", disk_use(root) - 1)
     read_labelled([clips], ExtractOptions(modalities=("audio",), limit=1), jobs=1)
-    assert [path == first for path in root.iterdir()] == [False], "the one that was used longest ago is gone"
+    assert [path == first for path in root.iterdir()] == [False], "the least recently used one is removed"
     shown = json.loads(CliRunner().invoke(app, ["cache", "datasets", "--json"]).stdout)
     assert (shown[0]["bytes"], shown[0]["path"]) == (disk_use(root), str(root))
     assert CliRunner().invoke(app, ["cache", "datasets", "--clear"]).exit_code == 0

@@ -98,7 +98,7 @@ def messages(seconds: float, seed: int = 0) -> list[tuple[int, FeatureWindow]]:
 
 
 def live(seconds: float, seed: int = 0) -> list[Event]:
-    """A session as a recorder hears it: features on their own way, predictions for each frame that came."""
+    """A session as a recorder receives it: features, and a prediction for each frame."""
     rng = random.Random(seed + 1)
     assembler = Assembler(SPECS)
     taken: dict[str, list[tuple[int, int]]] = {}
@@ -106,7 +106,7 @@ def live(seconds: float, seed: int = 0) -> list[Event]:
     last_ns: dict[str, int] = {}
     seq = 0
     for arrival_ns, message in messages(seconds, seed):
-        # The recorder may hear a message a little before or after inference does, those of a worker in their order.
+        # The recorder may receive a message a little before or after inference does, those of a worker in their order.
         heard_ns = max(arrival_ns + rng.randint(-20, 20) * NS_PER_MS, last_ns.get(message.modality, 0) + 1)
         last_ns[message.modality] = heard_ns
         events.append((heard_ns, message))
@@ -128,7 +128,7 @@ ABOUT = About(
 def write(
     path: Path, events: Sequence[Event], *, keep: Callable[[FeatureWindow | Prediction], bool] = lambda _: True
 ) -> Path:
-    """A recording of what was heard, closed in order."""
+    """A recording of these events, closed cleanly."""
     writer = RecordingWriter(path)
     writer.write(channels.ABOUT, encode_about(ABOUT)[2], START_NS, START_NS)
     writer.attach(channels.ATTACHMENT, msgspec.json.encode(ABOUT), START_NS)

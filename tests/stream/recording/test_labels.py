@@ -64,7 +64,7 @@ def test_foreign_rows_and_columns_stay(path: Path) -> None:
         LabelFile(path)
     (path.parent / "labels.csv").write_text("file,emotion,note\nother.wav,angry,keep me\n")
     LabelFile(path).add(1, 2, emotion="fear")
-    assert stat.S_IMODE((path.parent / "labels.csv").stat().st_mode) == 0o600, "it holds what was said"
+    assert stat.S_IMODE((path.parent / "labels.csv").stat().st_mode) == 0o600, "it holds spoken words"
     rows = table_of(path)
     assert [(row["file"], row["emotion"], row["note"]) for row in rows] == [
         ("other.wav", "angry", "keep me"),

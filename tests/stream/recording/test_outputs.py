@@ -243,7 +243,7 @@ def test_two_outputs_of_predict_are_compared(tmp_path: Path) -> None:
     assert figures["sentiment"]["mean_difference"] == pytest.approx(0.5)
     assert figures["sentiment"]["correlation"] == pytest.approx(1.0)
     assert figures["second"]["models"] == ["m0.5"]
-    assert figures["bit_equal"] == 2, "where neither says anything"
+    assert figures["bit_equal"] == 2, "where both abstain"
     assert compare(first, first)["bit_equal"] == 10
     pytest.importorskip("matplotlib")
     draw_comparison(first, second, tmp_path / "plot.png")
@@ -254,13 +254,13 @@ def test_two_outputs_of_predict_are_compared(tmp_path: Path) -> None:
 
 
 def late(seconds: float) -> list[tuple[int, Any]]:
-    """A session of which only what came after so many seconds was recorded."""
+    """A session recorded from so many seconds on."""
     return [(t_ns, what) for t_ns, what in live(seconds + 6) if t_ns > START_NS + seconds * NS_PER_S]
 
 
 def test_earlier_words_are_not_in_subtitles(tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "late.mcap", late(6)))
-    assert table.rows[0].transcript, "what was said before is in its first window"
+    assert table.rows[0].transcript, "earlier words are in its first window"
     begins = [start_s for start_s, _, _ in subtitles(table)]
     assert len(begins) == len(set(begins)) > 2
     assert all(word.t_end_s > 0 for word in table.words)

@@ -94,7 +94,7 @@ def test_published_messages_are_recorded_once(bus: Bus, tmp_path: Path) -> None:
         bus.sockets["inference"].send(encode_status(STATUS))
         for what in EVENTS:
             bus.send(what)
-        # Somebody else subscribes, and everybody is sent the last values again.
+        # Another subscriber comes, and the last values are resent to all.
         other = Receiver(bus.config.address(), (b"",))
         wait_until(lambda: list(other.drain()), meanwhile=bus.sockets["inference"].service)
         other.close()

@@ -95,7 +95,7 @@ def write_tracks(
 def write_part(
     path: Path, sound: Float32, images: Sequence[np.ndarray] = (), rate: int = RATE, layout: str = "mono"
 ) -> Path:
-    """A transport stream, or what the suffix says, with AAC sound (n,), 48 kHz, at another rate, and pictures."""
+    """A transport stream, or the suffix's container, with AAC sound (n,), 48 kHz, at another rate, and pictures."""
     codec = "libmp3lame" if path.suffix == ".mp3" else "aac"
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25) if len(images) else None

@@ -139,7 +139,7 @@ def test_rotation_and_mirroring_metadata_apply(
     assert seen.shape[:2] == ((64, 96) if matrix[0] else (96, 64))
     light = {(y, x): int(seen[y, x, 0]) for y in (0, -1) for x in (0, -1)}
     assert max(light, key=light.__getitem__) == corner
-    # The grey bar goes on from the white corner in the direction that the matrix says.
+    # The grey bar continues from the white corner in the direction given by the matrix.
     along = (40, 6)
     a, b, c, d = matrix
     x, y = a * along[0] + c * along[1], b * along[0] + d * along[1]

@@ -1,4 +1,4 @@
-"""A single timeline for video and audio, whatever a file's timestamps do."""
+"""A single timeline for video and audio, even if timestamps jump or restart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FRAME_NS, BLOCK_NS = 40 * NS_PER_MS, 20 * NS_PER_MS
 
 
 def part(seconds: float, picture_s: float = 0.0, sound_s: float = 0.0) -> list[Stamp]:
-    """Packets of picture and sound, in the order of their times, with stamps that begin where it is said."""
+    """Packets of picture and sound, in the order of their times, with stamps that begin at a given time."""
     packets = [
         (k * FRAME_NS, Stamp(PICTURE, round(picture_s * NS_PER_S) + k * FRAME_NS, FRAME_NS))
         for k in range(round(seconds * 25))

@@ -27,7 +27,7 @@ START_NS = 1_700_000_000 * NS_PER_S
 
 
 class SetClock(Clock):
-    """Says what it was set to."""
+    """Returns the time it was set to."""
 
     def __init__(self, now_ns: int = START_NS) -> None:
         super().__init__(0)
@@ -241,7 +241,7 @@ def test_monotonic_driver_time_is_used() -> None:
 
 
 class FakeCamera:
-    """Stands in for a device: plays pictures, blocks, fails and freezes on command.
+    """Replaces a device: plays pictures, blocks, fails and freezes on command.
 
     Attributes:
         present: whether it can be opened. frozen: delivers one picture again and again. unblocked: a read waits for it.

@@ -57,14 +57,14 @@ def tiny() -> Whisper:
 
 @pytest.fixture(scope="module")
 def speech() -> Float32:
-    """Somebody speaks, with a second of silence before and after."""
+    """Speech, with a second of silence before and after."""
     real = bool(os.environ.get("MIEN_CORPORA"))
     sound = read_sound(corpora() / "speech/misc/jfk.flac") if real else spoken(SENTENCE)
     return np.pad(sound, SAMPLE_RATE)
 
 
 def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Recognised]:
-    """Everything that a recogniser says about `samples`, the end of the stream last."""
+    """All steps of a recogniser on `samples`, the end of the stream last."""
     recogniser = Recogniser(decoder, VoiceActivity())
     steps = []
     for begin in range(0, len(samples), step):
@@ -152,7 +152,7 @@ def test_speech_after_a_repetition_is_recognised(
 
 
 class ScriptedDecoder:
-    """A decoder that is told at first that the sound begins with `no, no, no`: it then says nothing else."""
+    """A decoder prompted at first with `no, no, no`, which it then repeats."""
 
     def __init__(self, decoder: Whisper) -> None:
         self.decoder = decoder
@@ -224,7 +224,7 @@ def test_late_step_takes_all_pending_sound() -> None:
 
 def test_a_backlog_is_skipped_to_the_newest_and_counted() -> None:
     backlog = Backlog(800, bound_s=6.0)
-    sound = chunks([1600] * 100)  # 10 s, and nobody takes a step
+    sound = chunks([1600] * 100)  # 10 s without a step
     for chunk in sound:
         backlog.push(chunk)
         assert backlog.waiting_s <= 6.0

@@ -29,9 +29,9 @@ def words(probabilities: Sequence[float], begin_s: float = 0.0) -> list[Word]:
     ("probabilities", "uncertain"),
     [
         ([], False),
-        ([0.2], False),  # one word says little
+        ([0.2], False),  # one word is little evidence
         ([0.9, 0.8, 0.95, 0.7], False),
-        ([0.9, 0.1, 0.95, 0.7], False),  # a name that nobody can spell
+        ([0.9, 0.1, 0.95, 0.7], False),  # an unusual name
         ([0.3, 0.4, 0.35, 0.3, 0.5], True),
     ],
 )
@@ -92,7 +92,7 @@ def recogniser() -> Recogniser:
 
 
 def recognise(recogniser: Recogniser, sound: Float32) -> list[Recognised]:
-    """Everything that is said of the sound, with a second of silence before and after."""
+    """All steps on the sound, with a second of silence before and after."""
     return list(recogniser.whole(np.pad(sound, SAMPLE_RATE), 800))
 
 
