@@ -6,7 +6,7 @@ const EVERY_MS = 1000, STALE_MS = 3000;
 const WELL = ["running", "ready", "ended"];
 const ORDER = ["failed", "silent", "degraded", "starting", "running", "ready", "ended", "stopped"];
 const $ = (name) => document.querySelector(`.js-${name}`);
-const state = { sessions: [], endpoint: "", heard: 0, asked: 0 };
+const state = { sessions: [], endpoint: "", received: 0 };
 const tiles = new Map();
 // What tests may look at.
 window.mien = { state };
@@ -15,7 +15,7 @@ async function ask() {
   if (document.hidden) return;
   try {
     const answer = await fetch("/sessions.json");
-    if (answer.ok) Object.assign(state, await answer.json(), { heard: performance.now() });
+    if (answer.ok) Object.assign(state, await answer.json(), { received: performance.now() });
   } catch (error) {
     // The badge says so.
   }
@@ -31,23 +31,23 @@ const ORDERS = {
 };
 
 function draw() {
-  const lost = performance.now() - state.heard > STALE_MS;
+  const lost = performance.now() - state.received > STALE_MS;
   const counts = new Map();
   for (const session of state.sessions) counts.set(session.state, (counts.get(session.state) ?? 0) + 1);
   showBadges($("badges"), lost
-    ? [["STALE", state.heard ? "STALE · the dashboard has stopped" : "connecting"]]
+    ? [["STALE", state.received ? "STALE · the dashboard has stopped" : "connecting"]]
     : [...counts].sort(([a], [b]) => ORDER.indexOf(a) - ORDER.indexOf(b)).map(([name, count]) => [WELL.includes(name) ? "LIVE" : "ABSTAINS", `${count} ${name}`]));
   set($("source"), state.endpoint && `listening on ${state.endpoint}`);
-  const wanted = $("filter").value.trim().toLowerCase();
-  const shown = state.sessions.filter((session) => `${session.name} ${session.state}`.toLowerCase().includes(wanted));
+  const query = $("filter").value.trim().toLowerCase();
+  const shown = state.sessions.filter((session) => `${session.name} ${session.state}`.toLowerCase().includes(query));
   shown.sort((a, b) => ORDERS[$("order").value](a, b) || a.name.localeCompare(b.name, "en", { numeric: true }));
   $("empty").hidden = lost || shown.length > 0;
   set($("empty"), state.sessions.length ? "No session matches."
     : `Listening on ${state.endpoint || "one session"}. No predictions yet: start \`mien run\` or \`mien fleet run\` on this port.`);
   document.body.classList.toggle("is-lost", lost);
-  const there = new Set(shown.map((session) => session.name));
+  const visible = new Set(shown.map((session) => session.name));
   for (const [name, tile] of tiles) {
-    if (there.has(name)) continue;
+    if (visible.has(name)) continue;
     tile.remove();
     tiles.delete(name);
   }

@@ -14,7 +14,7 @@ const LANES = [
   { name: "emotions", note: "share of each", top: 192, height: 118 },
   { name: "share in the decision", note: "face, voice, words", top: 336, height: 62 },
   { name: "present", note: "", top: 424, height: 30 },
-  { name: "voice level", note: "filled where speech is heard", top: 480, height: 50 },
+  { name: "voice level", note: "filled where there is speech", top: 480, height: 50 },
 ];
 
 /** A colour of the style sheet. */
@@ -113,7 +113,7 @@ export class Timeline {
     const points = broken(shown);
     // ECharts leaves out a last point that stands on the axis' very end, and closes the area askew.
     if (shown.length) points.push([shown.at(-1)[T] + 50, ...shown.at(-1).slice(1)]);
-    const heard = broken(within(sound, view.from - 1000, view.to));
+    const levels = broken(within(sound, view.from - 1000, view.to));
     const c = this.colours;
     const lines = (values) => points.map((row, i) => [x(row[T]), values(row, i)]);
     const area = (index, values, fill, z) => ({
@@ -145,9 +145,9 @@ export class Timeline {
       ...cumulative(1, EMOTION, 7, c.emotions),
       ...cumulative(2, GATE, 3, c.modalities),
       this.presence(shown, x),
-      { type: "line", xAxisIndex: 4, yAxisIndex: 4, data: heard.map((row) => [x(row[T]), row[1]]), showSymbol: false, z: 4,
+      { type: "line", xAxisIndex: 4, yAxisIndex: 4, data: levels.map((row) => [x(row[T]), row[1]]), showSymbol: false, z: 4,
         lineStyle: { width: 1.2, color: c.soft }, areaStyle: { color: c.track, opacity: 1, origin: "start" }, silent: true },
-      { type: "line", xAxisIndex: 4, yAxisIndex: 4, data: heard.map((row) => [x(row[T]), row[3] ? row[1] : null]), z: 5,
+      { type: "line", xAxisIndex: 4, yAxisIndex: 4, data: levels.map((row) => [x(row[T]), row[3] ? row[1] : null]), z: 5,
         showSymbol: false, lineStyle: { width: 1.4, color: c.modalities[1] },
         areaStyle: { color: c.modalities[1], opacity: 0.55, origin: "start" }, silent: true },
     ];
