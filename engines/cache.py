@@ -94,7 +94,7 @@ class Cache:
     def compile_missing(
         self, networks: Sequence[Network], backend: Backend, precision: Precision, threads: int
     ) -> None:
-        """Compile what is not here yet of networks that are opened together, in one process: each loads torch anew.
+        """Compile what is not here yet of networks that are opened together, in one process: each would load torch.
 
         Raises:
             EngineError: one of them cannot be compiled.

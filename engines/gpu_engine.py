@@ -143,7 +143,7 @@ class GpuBinding:
         return self.outputs
 
     def warm_up(self) -> None:
-        """Run on the current stream until the graph is captured, if one is wanted."""
+        """Run on the current stream until the graph is captured, if enabled."""
         for _ in range(max(self._until_capture, 0) + 1):
             self.run()
 

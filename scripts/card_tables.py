@@ -95,7 +95,7 @@ def paired(made: dict[str, Any]) -> None:
 
 
 def streamed(report: dict[str, Any]) -> None:
-    """What is said when a tenth, two tenths ... have been seen."""
+    """Figures after a tenth, two tenths ... of each item."""
     made = {name: m["stream"] for name in NAMES if (m := report["corpora"].get(name)) and "stream" in m}
     columns: list[tuple[str, str, str, str]] = []
     for name, stream in made.items():

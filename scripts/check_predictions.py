@@ -1,6 +1,6 @@
 """Check that a file holds the predictions of one run, as `mien demo --json` prints them.
 
-Exits with 1 and says why if there are too few, if one is missing in between, or if none says anything.
+Exits with 1 and the reason if there are too few, if one is missing in between, or if all abstain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
         sys.exit(f"{len(predictions)} predictions, expected at least {arguments.at_least}")
     if any(a.run == b.run and a.seq >= b.seq for a, b in itertools.pairwise(predictions)):
         sys.exit("sequence numbers do not rise")
-    # Inference that was started anew counts from zero again; that it was is worth seeing in a log.
+    # Restarted inference counts from zero again; the log should show the restart.
     runs = len({prediction.run for prediction in predictions})
     spoken = [prediction for prediction in predictions if prediction.sentiment is not None]
     if 2 * len(spoken) < len(predictions):

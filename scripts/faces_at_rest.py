@@ -1,4 +1,4 @@
-"""Make `models/weights/rest.json` anew, after a change of the face encoder: how faces look at rest in general.
+"""Rebuild `models/weights/rest.json` after a change of the face encoder: how faces look at rest in general.
 
     python scripts/faces_at_rest.py FERPLUS_VALID.npz
 

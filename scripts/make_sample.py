@@ -9,7 +9,7 @@ that may be shipped; `src/mien/SAMPLE.md` has the sources and licences.
     python scripts/make_sample.py
 
 Nothing is random but by seed. The same machine makes the same bytes; another one may differ in the last bits of the
-voice's arithmetic, and so in the file, but not in what is seen and heard.
+voice's arithmetic, and so in the file, but not visibly or audibly.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def encode(path: Path, portrait: Portrait, track: list[Expression], sound: np.nd
 
 
 def manifest(duration_s: float) -> dict[str, object]:
-    """What is to be seen and heard when. A recogniser needs some time: judge a part by its end."""
+    """The expected face and voice over time. A recogniser needs some time: judge a part by its end."""
     return {
         "duration_s": duration_s,
         "fps": FPS,

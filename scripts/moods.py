@@ -1,4 +1,4 @@
-"""Make `models/voice/moods.json` anew, after a change of the voice encoder: how voices change with emotions.
+"""Rebuild `models/voice/moods.json` after a change of the voice encoder: how voices change with emotions.
 
     python scripts/moods.py DATASET...
 

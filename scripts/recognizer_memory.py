@@ -25,7 +25,7 @@ from mien.stream.sources.devices import SAMPLE
 from mien.stream.sources.geometry import upright_bgr
 from mien.stream.sources.source import SAMPLE_RATE
 
-ALLOWED = 2.5  # a minute of rows of sound that nobody lets go of is 5.2 MiB
+ALLOWED = 2.5  # a leak of a minute of audio rows would be 5.2 MiB
 MINUTE_S, FPS = 60, 2
 _SETTLED = 1  # minutes until all that is loaded lazily is there
 _LEAST_MINUTES = 5

@@ -49,7 +49,7 @@ class BusConfig(_Section, frozen=True):
 
     `host` is the address to bind. Other machines need keys: those in the folder `keys`, empty for the user's; a named
     folder applies to this machine too. `control` is who may choose camera, microphone and face while it runs: programs
-    of this machine, also machines with keys, or nobody.
+    of this machine, also machines with keys, or none.
     """
 
     host: Host = "127.0.0.1"

@@ -212,7 +212,7 @@ def _ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def _wait_ready(receiver: Receiver, process: subprocess.Popen[str], missing: set[str], log: Path) -> None:
-    """Until every session has said how it is, and the workers' clocks have been asked for."""
+    """Until every session has reported, and the workers' clocks have been queried."""
     deadline_s = time.monotonic() + _READY_S
     while missing:
         if process.poll() is not None or time.monotonic() > deadline_s:

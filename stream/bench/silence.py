@@ -141,7 +141,7 @@ def measure_silence(
 
 
 def count_words(sound: Float32, asr: str | None = None) -> dict[str, Any]:
-    """Words that the text worker hears in a sound.
+    """Words that the text worker recognises in a sound.
 
     `words` committed, certain or not, `tentative` ones shown for a while, and the committed `text`.
     """

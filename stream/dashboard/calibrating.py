@@ -39,7 +39,7 @@ class Calibrating:
     """Measures, lists and deletes people for the page, where it may control the workers (`Choosing`).
 
     Args:
-        collector: knows the session. bus: where its workers are. choosing: whether they may be told anything.
+        collector: knows the session. bus: where its workers are. choosing: whether they accept choices.
     """
 
     def __init__(self, collector: Collector, bus: BusConfig, choosing: Choosing) -> None:

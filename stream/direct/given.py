@@ -81,7 +81,7 @@ class Waiting(Generic[T]):
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """The worker has ended: nobody waits for it any more."""
+        """The worker has ended: stop waiting for it."""
         with self._changed:
             self._left = True
             self._items.clear()

@@ -53,7 +53,7 @@ class FeatureTable:
         return len(self._rows)
 
     def add(self, clip: str, messages: Iterable[FeatureWindow], boxes: Float32 | None = None, zero_ns: int = 0) -> None:
-        """Add what was seen, heard and said in a clip.
+        """Add the rows and words of a clip.
 
         Args:
             messages: of its workers, in order.

@@ -22,7 +22,7 @@ class ActorLink:
         version, version_there: of the order, as we count it, and as last reported by the actor.
         answered_s, broken_s: when it last answered; since when its connection is broken, 0 if it is not.
         died: whether Ray says that it is gone for good, and `error`, why. has_answered: whether it ever has.
-        pools_there, gaps_there: what a gateway was told.
+        pools_there, gaps_there: as last sent to a gateway.
     """
 
     def __init__(self, handle: Any) -> None:

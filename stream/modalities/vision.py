@@ -352,7 +352,7 @@ class Vision(Sourced[VideoSource]):
                     yield None
                 continue
             if self._chosen and frame.t_ns <= self._sent_ns:
-                yield None  # what another source has been asked for already
+                yield None  # already requested by another source
                 continue
             values, valid, view = extractor.row(frame.image, frame.t_ns)
             self._faces, self._unclear = view.faces, view.unclear

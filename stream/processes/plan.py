@@ -113,7 +113,7 @@ def source_origin(source: str) -> str:
 def with_source(config: Config, section: str, source: str) -> Config:
     """The configuration with another source for "video" or "audio".
 
-    The previous one remains available. Files loop, since they stand in for devices, which do not end.
+    The previous one remains available. Files loop, since they replace devices, which do not end.
     """
     before = getattr(config, section)
     choices = list(dict.fromkeys((*before.choices, before.source)))

@@ -32,7 +32,7 @@ class RecorderProcess:
 
     Args:
         path: to create; an existing file is not overwritten, the state is then "failed".
-        bus: of the session. session: its name; None takes the first one heard.
+        bus: of the session. session: its name; None takes the first one received.
         video, audio: also record pictures and sound, if the session publishes them.
     """
 

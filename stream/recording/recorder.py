@@ -32,7 +32,7 @@ class RecorderState(msgspec.Struct, frozen=True):
     """A recorder's progress.
 
     Attributes:
-        state: "waiting" until a session is heard, "recording", "ended", "failed".
+        state: "waiting" until a session is received, "recording", "ended", "failed".
         path: of the file. bytes: its size. seconds: from the first message to the last.
         predictions, lost: how many were written, and how many are known to be missing.
         error: why it failed.
@@ -53,7 +53,7 @@ class Recorder:
     Args:
         path: to create.
         bus: of the session.
-        session: its name; None takes the first one heard.
+        session: its name; None takes the first one received.
         video, audio: also record pictures and sound, if the session publishes them.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Clips: files whose video and audio stand in for the devices.
+"""Clips: files whose video and audio replace the devices.
 
 The only place that decides which of a file's streams are used, and how their content maps to time and shape. A clip
 has a single timeline for both, which starts at the container's start and lasts as long as the longer of them. When
@@ -232,7 +232,7 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
 def _choose(
     what: str, name: str, tracks: list[Any], usable: list[Any], requested: int, path: Path | None = None
 ) -> Any | None:
-    """The requested track, else the default among the usable ones; with `heard`, one that is not silent."""
+    """The requested track, else the default among the usable ones; with `path`, one that is not silent."""
     if requested > len(tracks) > 0:
         has = f"{len(tracks)} {what} tracks" if len(tracks) > 1 else f"one {what} track"
         key = {"sound": "audio_track", "picture": "video_track"}[what]

@@ -74,7 +74,7 @@ def microphones_now() -> list[Choosable]:
 def choosable(section: str, config: Config, used: str) -> list[Choosable]:
     """What can be chosen for "video" or "audio": devices, the configured source, and the current one.
 
-    If there is no device at all, the built-in sample stands in.
+    If there is no device at all, the built-in sample is used.
     """
     devices = cameras() if section == "video" else microphones_now()
     begun = config.video if section == "video" else config.audio

@@ -26,7 +26,7 @@ def uttered(words: Sequence[DecodedWord]) -> int:
 
 
 def groups(words: Sequence[DecodedWord]) -> list[list[DecodedWord]]:
-    """Words, each grouped with the following ones that have no time of their own: they were said within its time."""
+    """Words, each grouped with the following ones that have no time of their own: they were spoken within its time."""
     groups: list[list[DecodedWord]] = []
     for word in words:
         if groups and word.end_s - word.start_s < INSTANT_S:

@@ -121,7 +121,7 @@ class Recogniser:
         yield self.finish()
 
     def finish(self) -> Recognised:
-        """End of stream: everything heard is committed."""
+        """End of stream: everything recognised is committed."""
         committed = self._finish() if self._speaking or self._has_voice(1) else []
         heard = replace(self._result(committed), last=True)
         self._reset()

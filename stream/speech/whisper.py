@@ -25,7 +25,7 @@ FRAMES_PER_S = 100  # mel frames
 TOKENS_PER_S = 50  # the encoder halves them
 PADDING_S = 1.0
 MAX_LENGTH = 448  # tokens of prompt and output together: the decoder's number of positions
-TOKENS_PER_SPOKEN_S = 7  # nobody speaks faster: a longer output is a loop
+TOKENS_PER_SPOKEN_S = 7  # faster than any speech: a longer output is a loop
 LOOP_NGRAM = 5
 
 
