@@ -121,6 +121,7 @@ class ClockExchange:
         self._clock = clock
         self._offset = ClockOffset()
         self._known_ns: int | None = None  # their anchor minus ours, where they are on this machine
+        self._to_ours_ns: int | None = None
         self._asked: tuple[bytes, int] | None = None
         self._due_ns = 0
 
@@ -161,7 +162,9 @@ class ClockExchange:
         self._offset.add(asked_ns, answer.received_ns, answer.sent_ns, heard_ns)
         is_here = answer.boot != "" and answer.boot == this_boot()
         self._known_ns = answer.anchor_ns - self._clock.anchor_ns if is_here else None
-        if self._known_ns is not None and self.estimate() == (self._known_ns, 0):
+        estimate = self.estimate()
+        self._to_ours_ns = None if estimate is None else -estimate[0]
+        if self._known_ns is not None and estimate == (self._known_ns, 0):
             self._due_ns = heard_ns + _KNOWN_NS // 2 + secrets.randbelow(_KNOWN_NS)
 
     def estimate(self) -> tuple[int, int] | None:
@@ -174,8 +177,7 @@ class ClockExchange:
 
     def to_ours_ns(self, run: int) -> int | None:
         """What to add to times of the publisher's run to get our session time; None if not known yet."""
-        estimate = self.estimate()
-        if estimate is None or run != self.run:
+        if self._to_ours_ns is None or run != self.run:
             self._due_ns = min(self._due_ns, self._clock.now_ns())
             return None
-        return -estimate[0]
+        return self._to_ours_ns

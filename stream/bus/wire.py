@@ -17,6 +17,7 @@ import numpy as np
 from mien.errors import WireError
 from mien.messages import About, Bool, Cue, FeatureWindow, Float32, Int64, Phrase, Prediction, Status, Word
 from mien.stream.bus.limits import (
+    MAX_TIME_NS,
     MAX_WORDS,
     NAME,
     check_about,
@@ -78,6 +79,13 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
             for (text, start_ns, end_ns, committed, probability), is_uncertain in zip(self.words, bits, strict=True)
         )
 
+    def read(self, by_ns: int = 0) -> tuple[Phrase, ...]:
+        """The phrases, likewise."""
+        return tuple(
+            Phrase(start_ns + by_ns, end_ns + by_ns, sentiment, emotion)
+            for start_ns, end_ns, sentiment, emotion in self.phrases
+        )
+
 
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 _decode_features = msgspec.msgpack.Decoder(FeatureHeader).decode
@@ -111,6 +119,8 @@ def sent_times_ns(times_ns: Int64, t_start_ns: int, t_end_ns: int) -> Int64:
 
 def even_times_ns(t_start_ns: int, t_end_ns: int, rows: int) -> Int64:
     """Capture times of rows that fill a span evenly, each at the start of its share. Shape (rows,)."""
+    if rows == 1:
+        return np.array([t_start_ns], np.int64)
     return t_start_ns + np.arange(rows, dtype=np.int64) * ((t_end_ns - t_start_ns) // max(rows, 1))
 
 
@@ -177,10 +187,7 @@ def features_of(header: FeatureHeader, payload: bytes, by_ns: int = 0) -> Featur
         valid=_unpacked(header.valid, header.rows),
         times_ns=_times(header, by_ns),
         words=header.said(by_ns) if header.words else (),
-        phrases=tuple(
-            Phrase(start_ns + by_ns, end_ns + by_ns, sentiment, emotion)
-            for start_ns, end_ns, sentiment, emotion in header.phrases
-        ),
+        phrases=header.read(by_ns) if header.phrases else (),
         stamps={stage: t_ns + by_ns for stage, t_ns in header.stamps.items()},
         reason=header.reason,
         counts_from_ns=header.counts_from_ns and header.counts_from_ns + by_ns,
@@ -298,7 +305,7 @@ def _decode_json(
     return message
 
 
-@lru_cache(1024)
+@lru_cache(8192)
 def _check_topic(said: bytes, kind: str, session: str, part: str) -> None:
     """What a subscriber chose by its topic must be what it gets."""
     if not NAME.fullmatch(session) or (part and not NAME.fullmatch(part)):
@@ -317,12 +324,14 @@ def _check_header(header: FeatureHeader) -> None:
     if header.counts_from_ns and not 0 <= header.counts_from_ns - header.t_end_ns <= MAX_SETTLE_NS:
         raise WireError("time: counts_from_ns is before t_end_ns, or long after it")
     for stamp_ns in header.stamps.values():
-        check_time("a stamp", stamp_ns)
+        if not 0 <= stamp_ns <= MAX_TIME_NS:
+            raise WireError("time: a stamp is out of range")
     if len(header.words) > MAX_WORDS:
         raise WireError("oversized: words")
     if header.words:
         check_words((text, start_ns, end_ns, share) for text, start_ns, end_ns, _, share in header.words)
-    check_phrases(header.phrases)
+    if header.phrases:
+        check_phrases(header.phrases)
     if header.uncertain and len(header.uncertain) != (len(header.words) + 7) // 8:
         raise WireError("truncated: uncertain does not hold one bit a word")
 

@@ -35,7 +35,7 @@ class Assembler:
     Attributes:
         drops: rejected and lost messages, by cause. last_refusal: the newest cause in words.
         explanations: per modality, what its silence means; becomes the reason for its absence.
-        place: of the session in `windows`.
+        place: of the session in `windows`. paces: at which each modality's messages follow each other.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Assembler:
         self.windows = windows or Windows(specs)
         self.place = self.windows.take_place()
         self._max_age_ns = max_age_ms * NS_PER_MS
-        self._paces = {name: Pace() for name in self.specs}
+        self.paces = {name: Pace() for name in self.specs}
         self._faults: dict[str, str] = {}
         self._orders = {name: _Order() for name in self.specs}
         self._watermarks_ns: dict[str, int] = {}
@@ -106,8 +106,9 @@ class Assembler:
                 self.drops["late"] += 1
             self._newest_ns[name] = max(newest_ns, *times_ns)
             track.write(self.place, message.values, message.valid, message.times_ns)
-        self._paces[name].hear(message.t_end_ns)
-        self._watermarks_ns[name] = max(self._watermarks_ns.get(name, NEVER), message.t_end_ns)
+        self.paces[name].hear(message.t_end_ns)
+        if message.t_end_ns > self._watermarks_ns.get(name, NEVER):
+            self._watermarks_ns[name] = message.t_end_ns
         self._set_until(name)
         return True
 
@@ -162,7 +163,7 @@ class Assembler:
         if self.specs[name].snapshot:
             # Words inherently lag and leave the window on their own; only their worker's silence counts.
             return WINDOW_NS
-        return int(self._paces[name].patience(self._max_age_ns, _MOST_AGE_NS))
+        return int(self.paces[name].patience(self._max_age_ns, _MOST_AGE_NS))
 
     def _refuse(self, cause: str, explanation: str) -> bool:
         self.drops[cause] += 1

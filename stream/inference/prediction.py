@@ -30,7 +30,6 @@ from mien.messages import (
 )
 from mien.stream.inference.assembler import Assembler, ages_ms
 from mien.stream.inference.faults import Faults, Refusals
-from mien.stream.sources.pace import Pace
 
 LEADERS = ("vision", "audio")
 JITTER = 0.85  # so that max_hz = 30 does not halve a 30 Hz camera that is occasionally a little early
@@ -298,7 +297,6 @@ class Live(Mode):
         self._hop_ns = settings.hop_ms * NS_PER_MS
         self._max_age_ns = settings.max_age_ms * NS_PER_MS
         self._led_ns: dict[str, int] = {}  # when each leader was last received
-        self._paces = {modality: Pace() for modality in LEADERS}
         self._pending: Trigger | None = None
         self._last_ns = self._step_ns = 0
         self._last_made_ns = 0
@@ -313,7 +311,6 @@ class Live(Mode):
         leads = False
         if modality in LEADERS:
             self._led_ns[modality] = received_ns
-            self._paces[modality].hear(t_end_ns)
             leads = modality == self._leader(received_ns)
         if not leads:
             # Of the one that leads, the next rows come only with the next instant.
@@ -349,9 +346,12 @@ class Live(Mode):
     def wake_ns(self) -> int:
         if self._pending is not None:
             return 0
-        leaders = [m for m in self._led_ns if not self._paces[m].is_slower(self._max_age_ns)]
-        led_ns = max((self._led_ns[modality] for modality in leaders), default=_NEVER_NS)
-        return max(led_ns + self._max_age_ns + 1, self._last_made_ns + self._hop_ns)
+        wake_ns = self._last_made_ns + self._hop_ns
+        for modality, led_ns in self._led_ns.items():
+            silent_ns = led_ns + self._max_age_ns + 1
+            if silent_ns > wake_ns and not self.assembler.paces[modality].is_slower(self._max_age_ns):
+                wake_ns = silent_ns
+        return wake_ns
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -364,7 +364,7 @@ class Live(Mode):
     def _leader(self, now_ns: int) -> str | None:
         for modality in LEADERS:
             is_heard = now_ns - self._led_ns.get(modality, _NEVER_NS) <= self._max_age_ns
-            if is_heard and not self._paces[modality].is_slower(self._max_age_ns):
+            if is_heard and not self.assembler.paces[modality].is_slower(self._max_age_ns):
                 return modality
         return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import zmq
@@ -43,12 +42,7 @@ _STATUS_INTERVAL_S = 1.0
 _RECENT = 300  # predictions over which a status summarises latency
 
 
-class Received(NamedTuple):
-    """A message, its frames, and its arrival on our clock."""
-
-    message: FeatureWindow | Status | Cue
-    frames: list[bytes]
-    received_ns: int
+Received = tuple[FeatureWindow | Status | Cue, list[bytes], int]  # a message, its frames, its arrival on our clock
 
 
 class Inbox:
@@ -123,7 +117,7 @@ class Inbox:
                 self._refusals.note(str(error).split(":")[0], said)
                 continue
             if message is not None:
-                yield Received(message, frames, received_ns)
+                yield message, frames, received_ns
 
     def is_drained(self, worker: str) -> bool:
         """Whether all was taken that had come from a worker."""
@@ -140,20 +134,8 @@ class Inbox:
         return detail
 
     def _read(self, worker: str, frames: list[bytes], received_ns: int) -> FeatureWindow | Status | Cue | None:
-        kind = frames[0].partition(b"/")[0]
-        if kind == b"status":
-            status = decode_status(frames)
-            self._check_sender(worker, status.worker)
-            return status
-        if kind == b"cue":
-            cue = decode_cue(frames)
-            if not self._replayed:
-                raise WireError("malformed: a cue, but this is no replay")
-            return cue
-        if kind == b"clock":
-            if worker in self._exchanges:
-                self._exchanges[worker].hear(frames, received_ns)
-            return None
+        if not frames[0].startswith(b"features/"):
+            return self._read_other(worker, frames, received_ns)
         header, payload = decode_feature_header(frames)
         self._check_sender(worker, header.modality)
         number = header.run, header.seq
@@ -165,6 +147,21 @@ class Inbox:
         if by_ns is None:
             raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
         return features_of(header, payload, by_ns)
+
+    def _read_other(self, worker: str, frames: list[bytes], received_ns: int) -> Status | Cue | None:
+        kind = frames[0].partition(b"/")[0]
+        if kind == b"cue":
+            cue = decode_cue(frames)
+            if not self._replayed:
+                raise WireError("malformed: a cue, but this is no replay")
+            return cue
+        if kind == b"clock":
+            if worker in self._exchanges:
+                self._exchanges[worker].hear(frames, received_ns)
+            return None
+        status = decode_status(frames)
+        self._check_sender(worker, status.worker)
+        return status
 
     def _check_sender(self, worker: str, said: str) -> None:
         """A process may report only on itself: otherwise it could silence others."""

@@ -20,7 +20,10 @@ class RateMeter:
     def tick(self, count: int = 1) -> None:
         """Count events that happened just now."""
         now_s = time.monotonic()
-        self._times_s.extend([now_s] * min(count, 1000))
+        if count == 1:
+            self._times_s.append(now_s)
+        else:
+            self._times_s.extend([now_s] * min(count, 1000))
         self.total += count
 
     def rate(self) -> float:
