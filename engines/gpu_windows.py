@@ -12,7 +12,8 @@ import numpy as np
 
 from mien.engines.base import MAX_BATCH, Array, padded
 from mien.engines.gpu_engine import GpuEngine, on_stream
-from mien.engines.rings import Look, Ring, Windows
+from mien.engines.ring import Ring
+from mien.engines.rings import Look, Windows
 from mien.engines.snapshots import Snapshots
 from mien.errors import EngineError
 from mien.messages import Bool, Float32, Int64

@@ -2,7 +2,7 @@
 
 Rows of instants (frames, hops) fall into slots of `1 / rate_hz` seconds that are fixed in absolute time: slot k covers
 [k, k + 1) / rate_hz. A window is the last `steps` slots up to and including the slot of its end. Because slots do not
-move with the window, a row never changes its slot: it can be placed once and kept (see `mien.engines.rings`). Rows of
+move with the window, a row never changes its slot: it can be placed once and kept (see `mien.engines.ring`). Rows of
 words have no rate: the last `steps` of them stand in order from index 0.
 """
 

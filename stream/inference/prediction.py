@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import Config
 from mien.engines.predictor import Answer
-from mien.engines.rings import FOREVER_NS, Windows
+from mien.engines.ring import FOREVER_NS
+from mien.engines.rings import Windows
 from mien.engines.snapshots import SPAN_NS, Snapshots
 from mien.messages import (
     EMOTIONS,
@@ -68,7 +69,7 @@ class Mode(ABC):
         place: in `windows`. ended: workers whose clip has ended. seq: number of the next prediction.
         absent: modalities missing in the last prediction, with the reason.
         smoothed: the smoothed sentiment and its instant; None before the first.
-        span_ns: length of the history kept. late_ns: as for `mien.engines.rings.Ring`.
+        span_ns: length of the history kept. late_ns: as for `mien.engines.ring.Ring`.
         captured: whether the messages' stamps are capture times.
         at_once: maximum messages of a worker to process before predicting.
     """

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.engines.rings import FOREVER_NS, Ring, Windows
+from mien.engines.ring import FOREVER_NS, Ring
+from mien.engines.rings import Windows
 from mien.engines.snapshots import NEVER, SPAN_NS, Snapshots
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
 from mien.stream.inference.prediction import Live
@@ -79,6 +80,7 @@ def check_history(seed: int, rate_hz: float, steps: int) -> None:
     # No row comes, and no window ends, as late as a live session bounds it.
     late_ns = FOREVER_NS if seed % 2 else Live.late_ns
     ring, rows = Ring(spec, PLACES, late_ns=late_ns), [Rows(spec) for _ in range(PLACES)]
+    ring.together = (1, 3, 12)[seed // 9 % 3]
     shown: list[tuple[bytes, bytes] | None] = [None] * PLACES
     for place, values, valid, times_ns in history(spec, random):
         ring.write(place, values, valid, times_ns)

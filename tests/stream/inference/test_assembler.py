@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.engines.rings import Ring
+from mien.engines.ring import Ring
 from mien.messages import FeatureWindow, ModalitySpec, Word
 from mien.stream.inference.assembler import Assembler
 from tests.windows import window_of
