@@ -7,16 +7,18 @@ in a folder, and loads those into an `Engine`, which maps named arrays to named 
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mien.errors import EngineError
+from mien.install import install_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,42 +88,47 @@ class Engine(ABC):
         """
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """One way to compile and run a network. Heavy imports happen inside its methods.
 
     Attributes:
         name: what `--engine` calls it.
+        package: that it needs. extra: of mien, which brings it.
         precisions: supported on this machine, best supported first.
         cached: whether the compiled form is worth keeping on disk.
     """
 
     name: str
-    precisions: tuple[Precision, ...]
-    cached: bool
+    package: str
+    extra: str = "live"
+    precisions: tuple[Precision, ...] = ("fp32",)
+    cached: bool = True
 
     def missing(self) -> str | None:
         """What this machine lacks to run it, and how to install that; None if it can run."""
-        ...
+        if importlib.util.find_spec(self.package):
+            return None
+        return f"{self.package.replace('_', '-')} is not installed: {install_command(self.extra)}"
 
+    @abstractmethod
     def versions(self) -> dict[str, str]:
         """Everything besides the network that a compiled form depends on: libraries, device, driver."""
-        ...
 
+    @abstractmethod
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
         """Compile `network` into `folder`, which exists and is empty.
 
         Raises:
             EngineError: the backend cannot compile this network.
         """
-        ...
 
+    @abstractmethod
     def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         """Open the compiled form that is in `folder`, using at most `threads` CPU threads.
 
         Raises:
             EngineError: the files cannot be used.
         """
-        ...
 
 
 def padded(array: Array) -> Array:

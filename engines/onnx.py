@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import logging
 import sys
 import tempfile
@@ -20,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Array, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Backend, Engine, Network, Precision, check_inputs
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
-from mien.install import install_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,23 +61,22 @@ class OnnxEngine(Engine):
         return [{name: array[cut] for name, array in inputs.items()} for cut in cuts]
 
 
-class OnnxBackend:
+class OnnxBackend(Backend):
     """One execution provider of ONNX Runtime.
 
     Args:
         name: what `--engine` calls it. provider: what ONNX Runtime calls it.
     """
 
-    precisions: tuple[Precision, ...] = ("fp32",)
-    cached = True
+    package = "onnxruntime"
 
     def __init__(self, name: str, provider: str) -> None:
         self.name = name
         self.provider = provider
 
     def missing(self) -> str | None:
-        if not importlib.util.find_spec("onnxruntime"):
-            return f"onnxruntime is not installed: {install_command('live')}"
+        if absent := super().missing():
+            return absent
         import onnxruntime
 
         if self.provider not in onnxruntime.get_available_providers():

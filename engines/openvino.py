@@ -6,18 +6,16 @@ bfloat16 keeps 8 significant bits. The golden check decides per network whether 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mien.engines.base import Array, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Backend, Engine, Network, Precision, check_inputs
 from mien.engines.onnx import export_graph
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
-from mien.install import install_command
 
 MODEL = "model.xml"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -44,17 +42,11 @@ class OpenVinoEngine(Engine):
             raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """OpenVINO's CPU plugin."""
 
-    name = "openvino"
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    cached = True
-
-    def missing(self) -> str | None:
-        if not importlib.util.find_spec("openvino"):
-            return f"openvino is not installed: {install_command('openvino')}"
-        return None
+    name = package = extra = "openvino"
+    precisions = ("fp32", "bf16")
 
     def versions(self) -> dict[str, str]:
         return {name: importlib.metadata.version(name) for name in ("openvino", "torch")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Array, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Backend, Engine, Network, Precision, check_inputs
 from mien.engines.golden import Case, Golden, golden_inputs
 from mien.errors import EngineError
-from mien.install import install_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,14 +81,14 @@ def has_cuda_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Runs modules directly: nothing is compiled or stored.
 
     Args:
         name: what `--engine` calls it. device: what torch calls it.
     """
 
-    precisions: tuple[Precision, ...] = ("fp32",)
+    package = "torch"
     cached = False
 
     def __init__(self, name: str, device: str) -> None:
@@ -98,9 +96,8 @@ class TorchBackend:
         self.device = device
 
     def missing(self) -> str | None:
-        if not importlib.util.find_spec("torch"):
-            return f"torch is not installed: {install_command('live')}"
-        return None if self.device == "cpu" or has_cuda_gpu() else "torch finds no CUDA GPU"
+        absent = super().missing()
+        return absent or (None if self.device == "cpu" or has_cuda_gpu() else "torch finds no CUDA GPU")
 
     def versions(self) -> dict[str, str]:
         return {"torch": importlib.metadata.version("torch"), "device": self.device}

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from mien.messages import EMOTIONS, SENTIMENT_MAX
 from mien.models.architecture import ModelConfig
 
+Tensors = Mapping[str, Tensor]  # by modality
+
 
 class Encoding(NamedTuple):
     """A modality on the common grid: `hidden` (B, S, d), and `observed` (B, S), the observed share of each slot."""
@@ -154,13 +156,7 @@ class CrossModalStage(nn.Module):
         self.norms = nn.ModuleDict({m: nn.LayerNorm(config.dim) for m in names})
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        hidden: Mapping[str, Tensor],
-        observed: Mapping[str, Tensor],
-        available: Mapping[str, Tensor],
-        weight: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def forward(self, hidden: Tensors, observed: Tensors, available: Tensors, weight: Tensors) -> dict[str, Tensor]:
         """The modalities, each complemented: (B, S, d).
 
         Args:
@@ -237,9 +233,7 @@ class Reliability(nn.Module):
     def _layers(self, width: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(width, self.HIDDEN), nn.GELU(), nn.Linear(self.HIDDEN, 1))
 
-    def forward(
-        self, hidden: Mapping[str, Tensor], observed: Mapping[str, Tensor], available: Mapping[str, Tensor]
-    ) -> Judgement:
+    def forward(self, hidden: Tensors, observed: Tensors, available: Tensors) -> Judgement:
         """`hidden` (B, S, d), `observed` (B, S) and `available` (B,) of all modalities."""
         alone, likely, own = {}, {}, {}
         for m, h in hidden.items():
@@ -285,11 +279,7 @@ class MaskGatedFusion(nn.Module):
         self.norm = nn.LayerNorm(d)
 
     def forward(
-        self,
-        semantic: Mapping[str, Tensor],
-        observed: Mapping[str, Tensor],
-        available: Mapping[str, Tensor],
-        scale: Mapping[str, Tensor],
+        self, semantic: Tensors, observed: Tensors, available: Tensors, scale: Tensors
     ) -> tuple[Tensor, Tensor]:
         """Returns z (B, d) and shares (B, M) in the order of `semantic`. `scale` (B,): of each gating vector."""
         pooled = {m: self.dropout(self.pools[m](h, observed[m])) for m, h in semantic.items()}
@@ -357,7 +347,7 @@ class Fusion(nn.Module):
         sentiment = SENTIMENT_MAX * torch.tanh(self.sentiment(z)[:, 0] / SENTIMENT_MAX)
         return Fused(sentiment, self.emotions(z), self.log_variance(z)[:, 0], shares, judgement)
 
-    def _scale(self, judgement: Judgement, available: Mapping[str, Tensor]) -> Tensor:
+    def _scale(self, judgement: Judgement, available: Tensors) -> Tensor:
         """Reliability to the power of `sharpness`, relative to the most reliable modality: (B, M).
 
         Only ratios count; a single modality has 1.

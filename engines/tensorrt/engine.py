@@ -7,19 +7,18 @@ The whole network is one engine (see `mien.engines.tensorrt.conversion`), run by
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from mien.engines.base import Array, Engine, Network, Precision
+from mien.engines.base import Array, Backend, Engine, Network, Precision
 from mien.engines.gpu_engine import GpuEngine
 from mien.engines.tensorrt import conversion
 from mien.engines.tensorrt.binding import Ports, TensorRtBinding
 from mien.engines.tensorrt.importing import import_torch_tensorrt
 from mien.errors import EngineError
-from mien.install import install_command, installed_versions
+from mien.install import installed_versions
 
 PLAN = "engine.plan"
 PORTS = "ports.json"
@@ -52,18 +51,16 @@ class TensorRtEngine(GpuEngine):
         return TensorRtBinding(self._engine, self.network, self._ports, arrays, graphs=self._graphs)
 
 
-class TensorRtBackend:
+class TensorRtBackend(Backend):
     """torch-tensorrt or torch-tensorrt-rtx, whichever is installed."""
 
-    name = "tensorrt"
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
-    cached = True
+    name = extra = "tensorrt"
+    package = "torch_tensorrt"
+    precisions = ("fp32", "fp16")
 
     def missing(self) -> str | None:
-        if not importlib.util.find_spec("torch_tensorrt"):
-            return (
-                f"torch-tensorrt is not installed: {install_command('tensorrt')}; for RTX cards the extra tensorrt-rtx"
-            )
+        if absent := super().missing():
+            return f"{absent}; for RTX cards the extra tensorrt-rtx"
         import torch
 
         return None if torch.cuda.is_available() else "torch finds no CUDA GPU"

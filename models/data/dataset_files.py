@@ -32,10 +32,10 @@ from mien.models.data.datasets import (
     RawRows,
     RunningSums,
     Sample,
-    Skipped,
     Statistics,
     make_track,
 )
+from mien.models.data.labels import Skipped
 
 FORMAT = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"

@@ -11,6 +11,7 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.errors import DataError
 from mien.messages import Bool, Float32, Int64, ModalitySpec
+from mien.models.data.labels import Skipped
 from mien.windowing import average_slots, cut_window, last_rows, slot_ns
 
 WORD_S = 0.35  # assumed duration of a word in text without timestamps
@@ -53,13 +54,6 @@ class Statistics(msgspec.Struct, frozen=True):
     count: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-class Skipped(msgspec.Struct, frozen=True):
-    """An item that could not be used, and why."""
-
-    id: str
-    reason: str
 
 
 class RawRows(msgspec.Struct, frozen=True):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from mien.errors import DataError
 from mien.messages import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
@@ -40,6 +42,13 @@ _GOEMOTIONS_TO_SEVEN = {fine: coarse for coarse, names in GOEMOTIONS.items() for
 MELD_SENTIMENT = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """An item that could not be used, and why."""
+
+    id: str
+    reason: str
+
+
 class EmptyItemError(Exception):
     """An item with nothing to learn from, with the reason. Readers skip and list it."""
 
@@ -50,20 +59,25 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean `{near[0]}`?" if near else "known: " + ", ".join(known)
 
 
+def _named(field: str, known: Sequence[str], synonyms: Mapping[str, str]) -> str | None:
+    """The known name that a field means, "" for an empty field, None for an unknown one."""
+    name = field.strip().lower()
+    name = synonyms.get(name, name)
+    return name if not name or name in known else None
+
+
 def parse_split(name: str, where: str) -> str | None:
     """One of SPLITS, or None for an empty field."""
-    name = name.strip().lower()
-    name = _OTHER_SPLITS.get(name, name)
-    if name and name not in SPLITS:
-        raise DataError(f"{where}: split {name!r} is none of {', '.join(SPLITS)}")
-    return name or None
+    split = _named(name, SPLITS, _OTHER_SPLITS)
+    if split is None:
+        raise DataError(f"{where}: split {name.strip().lower()!r} is none of {', '.join(SPLITS)}")
+    return split or None
 
 
 def split_of_name(path: Path) -> str | None:
     """The split that a file's name ends with, as in `meld_test.csv`."""
     part = re.split(r"[_.\-]", path.stem.lower())[-1]
-    part = _OTHER_SPLITS.get(part, part)
-    return part if part in SPLITS else None
+    return _named(part, SPLITS, _OTHER_SPLITS) or None
 
 
 def _number(field: str, what: str, where: str) -> float | None:
@@ -98,11 +112,10 @@ def parse_segment(row: dict[str, str], where: str) -> tuple[float | None, float 
 
 def parse_emotion(field: str, where: str) -> str | None:
     """One of EMOTIONS, or None for an empty field."""
-    name = field.strip().lower()
-    name = SYNONYMS.get(name, name)
-    if name and name not in EMOTIONS:
-        raise DataError(f"{where}: unknown emotion {field!r}; {nearest(name, [*EMOTIONS, *SYNONYMS])}")
-    return name or None
+    emotion = _named(field, EMOTIONS, SYNONYMS)
+    if emotion is None:
+        raise DataError(f"{where}: unknown emotion {field!r}; {nearest(field.strip().lower(), [*EMOTIONS, *SYNONYMS])}")
+    return emotion or None
 
 
 def parse_goemotions(field: str, where: str) -> tuple[str | None, tuple[float, ...] | None]:

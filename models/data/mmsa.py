@@ -18,7 +18,8 @@ import numpy as np
 from mien.clock import NS_PER_S
 from mien.errors import DataError
 from mien.messages import MODALITIES, SENTIMENT_MAX, Bool, Float32, ModalitySpec
-from mien.models.data.datasets import Dataset, Labels, Sample, Skipped, Track
+from mien.models.data.datasets import Dataset, Labels, Sample, Track
+from mien.models.data.labels import Skipped
 
 _MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
 _MAX_DEPTH = 8

@@ -202,9 +202,9 @@ def emotions_of_valence(sentiment: float) -> list[int]:
     return [e for e, name in enumerate(EMOTIONS) if VALENCE[name] * sign > 0]
 
 
-def paired_set(samples: Sequence[Sample], modalities: Sequence[str], size: int, seed: int = 0) -> list[Group]:
-    """`size` groups for evaluation, the same for one seed; every emotion equally often, as far as they divide."""
-    pairing, random = Pairing(samples), np.random.default_rng(seed)
+def paired_set(samples: Sequence[Sample], modalities: Sequence[str], size: int) -> list[Group]:
+    """`size` groups for evaluation, always the same; every emotion equally often, as far as they divide."""
+    pairing, random = Pairing(samples), np.random.default_rng(0)
     emotions = pairing.emotions(modalities)
     if not emotions:
         raise DataError(f"no emotion has examples of all of {', '.join(modalities)}; name corpora that have them")

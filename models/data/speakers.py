@@ -30,7 +30,7 @@ class Speakers:
     sample's emotion; "neutral", from a few neutral clips, as given by a user; "corpus", the mean of all.
 
     Args:
-        moods: see `RunningReference`.
+        moods: see `running_reference`.
     """
 
     def __init__(self, samples: Sequence[Sample], moods: Moods | None = None) -> None:

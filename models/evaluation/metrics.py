@@ -151,16 +151,15 @@ def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int
     )
 
 
-def calibration_error_by_chance(confidence: Array, bins: int = 15, draws: int = 100) -> float:
+def calibration_error_by_chance(confidence: Array) -> float:
     """The mean calibration error of a perfectly calibrated model.
 
-    Averaged over `draws` simulated outcomes: the lower bound for that many items. Deterministic for equal
-    confidences.
+    Averaged over 100 simulated outcomes: the lower bound for that many items. Deterministic for equal confidences.
     """
     if len(confidence) == 0:
         return float("nan")
     random = np.random.default_rng(0)
-    errors = [calibration_error(random.random(len(confidence)) < confidence, confidence, bins) for _ in range(draws)]
+    errors = [calibration_error(random.random(len(confidence)) < confidence, confidence) for _ in range(100)]
     return float(np.mean(errors))
 
 

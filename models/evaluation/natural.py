@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from mien.clock import NS_PER_S
-from mien.messages import EMOTIONS, NEUTRAL, ModalitySpec
+from mien.messages import EMOTIONS, NEUTRAL
 from mien.models.data.batches import plain_batch
 from mien.models.data.datasets import Sample
 from mien.models.data.pairing import single
-from mien.models.evaluation.scores import Runner
+from mien.models.evaluation.scores import Model
 from mien.windowing import WINDOW_NS
 
 SURE = 0.7  # confidence from which users take a prediction as certain
 BATCH = 64
 
 
-def natural(
-    run: Runner, specs: Mapping[str, ModalitySpec], samples: Sequence[Sample], modalities: Sequence[str]
-) -> dict[str, Any]:
+def natural(model: Model, samples: Sequence[Sample], modalities: Sequence[str]) -> dict[str, Any]:
     """Predictions on neutral items, at every full second, and at the end of shorter ones.
 
     Returns:
@@ -38,18 +36,18 @@ def natural(
         # A start other than 0 makes the end of the view count, instead of the whole item.
         views = [(group, max(1, end - WINDOW_NS), end) for end in ends]
         for begin in range(0, len(views), BATCH):
-            batch = plain_batch(specs, views[begin : begin + BATCH], modalities)
+            batch = plain_batch(model.specs, views[begin : begin + BATCH], modalities)
             if not batch.features:
                 continue
             seen = torch.stack([mask.amax(1) > 0 for mask in batch.mask.values()]).any(0).numpy()
-            _, emotions, confidence, shares = run(
+            _, emotions, confidence, shares = model.run(
                 {n: x.numpy() for n, x in batch.features.items()}, {n: x.numpy() for n, x in batch.mask.items()}
             )
             kept = rows.setdefault(sample.labels.corpus, [])
             kept += [(int(emotions[k].argmax()), float(confidence[k]), shares[k]) for k in np.flatnonzero(seen)]
-    made = {corpus: _summary(kept, list(specs)) for corpus, kept in rows.items() if kept}
+    made = {corpus: _summary(kept, list(model.specs)) for corpus, kept in rows.items() if kept}
     everything = [row for kept in rows.values() for row in kept]
-    return made | ({"all": _summary(everything, list(specs))} if everything else {})
+    return made | ({"all": _summary(everything, list(model.specs))} if everything else {})
 
 
 def _summary(

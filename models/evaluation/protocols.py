@@ -17,7 +17,7 @@ from mien.clock import NS_PER_S
 from mien.messages import NEUTRAL, Float32, ModalitySpec
 from mien.models.data.datasets import Sample, Track, word_times_ns
 from mien.models.data.pairing import Group, Pairing, single
-from mien.models.evaluation.scores import Damage, Runner, Scores, figures, missing_steps, noise_instead, score
+from mien.models.evaluation.scores import Damage, Model, Scores, figures, missing_steps, noise_instead, score
 from mien.models.evaluation.shares import share_quality
 from mien.windowing import WINDOW_NS
 
@@ -27,16 +27,14 @@ EncodeWords = Callable[[Sequence[str]], Float32]
 
 
 def robustness(
-    run: Runner,
-    specs: Mapping[str, ModalitySpec],
+    model: Model,
     groups: Sequence[Group],
     modalities: Sequence[str],
     rates: Sequence[float],
 ) -> dict[str, Any]:
     """Figures at each rate of randomly dropped steps, for one checkpoint, and their mean over the rates."""
     by_rate = {
-        f"{rate:.1f}": figures(groups, score(run, specs, groups, modalities, damage=missing_steps(rate)))
-        for rate in rates
+        f"{rate:.1f}": figures(groups, score(model, groups, modalities, damage=missing_steps(rate))) for rate in rates
     }
     means: dict[str, Any] = {}
     for part, names in (
@@ -49,8 +47,7 @@ def robustness(
 
 
 def streaming(
-    run: Runner,
-    specs: Mapping[str, ModalitySpec],
+    model: Model,
     samples: Sequence[Sample],
     modalities: Sequence[str],
     encode_words: EncodeWords | None = None,
@@ -65,8 +62,8 @@ def streaming(
     by_share: dict[str, Any] = {}
     rolling: list[Scores] = []
     for done, share in enumerate(TENTHS, start=1):
-        groups = [single(partial(sample, specs, share, encode_words), modalities) for sample in samples]
-        scores = score(run, specs, groups, modalities)
+        groups = [single(partial(sample, model.specs, share, encode_words), modalities) for sample in samples]
+        scores = score(model, groups, modalities)
         rolling.append(scores)
         by_share[f"{share:.1f}"] = figures(groups, scores)
         if progress is not None:
@@ -129,13 +126,11 @@ def partial(
 
 
 def fusion(
-    run: Runner,
-    specs: Mapping[str, ModalitySpec],
+    model: Model,
     samples: Sequence[Sample],
     modalities: Sequence[str],
     normalisation: Normalisation,
     size: int = 1400,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Label-paired items of one emotion: every subset of modalities, each one as noise, and two in conflict.
 
@@ -143,7 +138,7 @@ def fusion(
         samples: never seen in training.
         normalisation: the scale of the noise.
     """
-    pairing, random = Pairing(samples), np.random.default_rng(seed)
+    pairing, random = Pairing(samples), np.random.default_rng(0)
     emotions = pairing.emotions(modalities)
     groups = [pairing.draw(modalities, random, emotion=emotions[k % len(emotions)]) for k in range(size)]
     mixed = [
@@ -152,7 +147,7 @@ def fusion(
     ]
 
     def measured(names: Sequence[str], damage: Damage | None = None) -> dict[str, Any]:
-        made = figures(groups, score(run, specs, groups, names, damage=damage))
+        made = figures(groups, score(model, groups, names, damage=damage))
         return {k: made["emotion"][k] for k in ("uar", "accuracy", "weighted_f1", "ece", "ece_by_chance")} | {
             "confidence": made["confidence"], "gates": made["gates"]
         }  # fmt: skip
@@ -182,18 +177,16 @@ def fusion(
         "noise": noisy,
         "confidence_by_modalities": confidence,
         "shares": {
-            "all agree": share_quality(run, specs, groups, modalities),
-            "one is often damaged or of another emotion": share_quality(run, specs, mixed, modalities),
+            "all agree": share_quality(model, groups, modalities),
+            "one is often damaged or of another emotion": share_quality(model, mixed, modalities),
         },
-        "conflict": {m: _conflict(run, specs, pairing, modalities, m, seed) for m in modalities},
+        "conflict": {m: _conflict(model, pairing, modalities, m) for m in modalities},
     }
 
 
-def _conflict(
-    run: Runner, specs: Mapping[str, ModalitySpec], pairing: Pairing, modalities: Sequence[str], odd: str, seed: int
-) -> dict[str, Any]:
+def _conflict(model: Model, pairing: Pairing, modalities: Sequence[str], odd: str) -> dict[str, Any]:
     """One modality shows one emotion and all others another: which one the model follows, and the gates."""
-    random = np.random.default_rng(seed + 1)
+    random = np.random.default_rng(1)
     emotions = pairing.emotions(modalities)
     groups, ours, theirs = [], [], []
     for k in range(50 * len(emotions)):
@@ -204,7 +197,7 @@ def _conflict(
         groups.append(group)
         ours.append(common)
         theirs.append(other)
-    scores = score(run, specs, groups, modalities)
+    scores = score(model, groups, modalities)
     top = scores.emotions.argmax(1)
     return {
         "follows_the_others": float((top == np.array(ours)).mean()),

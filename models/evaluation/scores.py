@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,21 @@ from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import plain_batch, whole_windows
 from mien.models.data.pairing import Group
 from mien.models.evaluation.metrics import confidence_curve, emotion_metrics, reliability, sentiment_metrics
-from mien.windowing import WINDOW_NS
 
+BATCH = 128
 Doubles = npt.NDArray[np.float64]
-# features and mask per modality -> sentiment (B,), emotions (B, 7), confidence (B,), gates (B, M)
-Runner = Callable[[Mapping[str, Float32], Mapping[str, Float32]], tuple[Float32, Float32, Float32, Float32]]
 # Modifies features and mask in place, using the evaluation's generator.
 Damage = Callable[[dict[str, Float32], dict[str, Float32], np.random.Generator], None]
+
+
+class Model(NamedTuple):
+    """A model to evaluate, with the modalities that it takes.
+
+    `run`: features and mask per modality -> sentiment (B,), emotions (B, 7), confidence (B,), gates (B, M).
+    """
+
+    run: Callable[[Mapping[str, Float32], Mapping[str, Float32]], tuple[Float32, Float32, Float32, Float32]]
+    specs: Mapping[str, ModalitySpec]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +51,8 @@ class Scores:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def torch_runner(network: CMMSF) -> Runner:
-    """The torch reference as a runner; modalities missing from a batch are skipped."""
+def torch_model(network: CMMSF) -> Model:
+    """The torch reference; modalities missing from a batch are skipped."""
     network.eval()
 
     @torch.inference_mode()
@@ -56,45 +64,40 @@ def torch_runner(network: CMMSF) -> Runner:
         sentiment, emotions, confidence, gates = network.fusion.calibrated(network.raw(*tensors))
         return sentiment.numpy(), emotions.numpy(), confidence.numpy(), gates.numpy()
 
-    return run
+    return Model(run, {spec.name: spec for spec in network.specs})
 
 
 def score(
-    run: Runner,
-    specs: Mapping[str, ModalitySpec],
+    model: Model,
     groups: Sequence[Group],
     modalities: Sequence[str],
     *,
-    seen: float = 1.0,
     damage: Damage | None = None,
-    batch: int = 128,
-    seed: int = 0,
 ) -> Scores:
     """Run a model over groups.
 
     Args:
         modalities: to use; others are treated as missing.
-        seen: only this first fraction of every item is visible.
         damage: applied to every batch before the model.
     """
-    views = [(i, g, start, end) for i, g in enumerate(groups) for start, end in _views(g, modalities, seen)]
+    views = [(i, g, start, end) for i, g in enumerate(groups) for start, end in _views(g, modalities)]
     # Sorted by modalities, so that a batch has only those that it needs.
     views.sort(key=lambda view: sorted(view[1].members))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     parts: list[tuple[Float32, Float32, Float32, Float32]] = []
     observed: list[npt.NDArray[np.bool_]] = []
-    for begin in range(0, len(views), batch):
-        chunk = plain_batch(specs, [view[1:] for view in views[begin : begin + batch]], modalities)
+    for begin in range(0, len(views), BATCH):
+        chunk = plain_batch(model.specs, [view[1:] for view in views[begin : begin + BATCH]], modalities)
         features = {n: x.numpy() for n, x in chunk.features.items()}
         mask = {n: x.numpy() for n, x in chunk.mask.items()}
         if damage is not None:
             damage(features, mask, random)
         if not features:
             name = modalities[0]
-            size = len(chunk.sentiment)
-            features = {name: np.zeros((size, specs[name].steps, specs[name].dim), np.float32)}
-            mask = {name: np.zeros((size, specs[name].steps), np.float32)}
-        parts.append(run(features, mask))
+            shape = len(chunk.sentiment), model.specs[name].steps
+            features = {name: np.zeros((*shape, model.specs[name].dim), np.float32)}
+            mask = {name: np.zeros(shape, np.float32)}
+        parts.append(model.run(features, mask))
         observed.append(np.asarray(np.stack([m.any(1) for m in mask.values()]).any(0), np.bool_))
     owner = np.array([view[0] for view in views])
     return _averaged(
@@ -102,14 +105,11 @@ def score(
     )
 
 
-def _views(group: Group, modalities: Sequence[str], seen: float) -> list[tuple[int, int]]:
+def _views(group: Group, modalities: Sequence[str]) -> list[tuple[int, int]]:
     sample = max(group.members.values(), key=lambda s: s.labels.duration_ns)
     if len({id(s) for s in group.members.values()}) > 1:
         return [(0, sample.labels.duration_ns)]
-    if seen >= 1.0:
-        return whole_windows(sample, modalities)
-    end = round(sample.labels.duration_ns * seen)
-    return [(max(1, end - WINDOW_NS), end)]
+    return whole_windows(sample, modalities)
 
 
 def _averaged(

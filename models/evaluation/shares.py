@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from mien.errors import DataError
-from mien.messages import Bool, Int64, ModalitySpec
+from mien.messages import Bool, Int64
 from mien.models.data.datasets import Sample
 from mien.models.data.pairing import Group, Pairing
 from mien.models.evaluation.metrics import emotion_metrics
-from mien.models.evaluation.scores import Doubles, Runner, Scores, score
+from mien.models.evaluation.scores import Doubles, Model, Scores, score
 
 
 def auroc(score: Doubles, positive: Bool) -> float:
@@ -33,16 +33,14 @@ def auroc(score: Doubles, positive: Bool) -> float:
     return float((rank[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
-def share_quality(
-    run: Runner, specs: Mapping[str, ModalitySpec], groups: Sequence[Group], modalities: Sequence[str]
-) -> dict[str, Any]:
+def share_quality(model: Model, groups: Sequence[Group], modalities: Sequence[str]) -> dict[str, Any]:
     """How well each modality's share predicts whether that modality alone would be right."""
     truth = _truth(groups)
-    shares = score(run, specs, groups, modalities).gates
-    known = list(specs)
+    shares = score(model, groups, modalities).gates
+    known = list(model.specs)
     made: dict[str, Any] = {}
     for name in modalities:
-        right = score(run, specs, groups, [name]).emotions.argmax(1) == truth
+        right = score(model, groups, [name]).emotions.argmax(1) == truth
         share = shares[:, known.index(name)]
         made[name] = {
             "auroc": auroc(share, right),
@@ -54,12 +52,10 @@ def share_quality(
 
 
 def damage_table(
-    run: Runner,
-    specs: Mapping[str, ModalitySpec],
+    model: Model,
     samples: Sequence[Sample],
     modalities: Sequence[str],
     size: int = 420,
-    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Each modality under each kind and strength of damage: alone and with the others.
@@ -93,20 +89,19 @@ def damage_table(
         levels = damaged[name]
         there = set.intersection(*(set(copies) for copies in levels.values()))
         pairing = Pairing([s for s in clean if name not in s.tracks or _key(s) in there])
-        groups, conflicts, odd = _groups(pairing, modalities, name, size, seed)
+        groups, conflicts, odd = _groups(pairing, modalities, name, size)
         others = [m for m in modalities if m != name]
         table: dict[str, Any] = {
             "items": len(there),
-            "whole": _level(run, specs, groups, conflicts, odd, modalities, name),
-            "without": _decision(score(run, specs, groups, others), _truth(groups)) if others else None,
+            "whole": _level(model, groups, conflicts, odd, modalities, name),
+            "without": _decision(score(model, groups, others), _truth(groups)) if others else None,
             "kinds": {},
         }
         for (kind, strength), copies in levels.items():
             table["kinds"].setdefault(kind, []).append(
                 {"strength": strength}
                 | _level(
-                    run,
-                    specs,
+                    model,
                     [_with(group, name, copies) for group in groups],
                     [_with(group, name, copies) for group in conflicts],
                     odd,
@@ -130,10 +125,10 @@ def _with(group: Group, name: str, copies: Mapping[str, Sample]) -> Group:
 
 
 def _groups(
-    pairing: Pairing, modalities: Sequence[str], name: str, size: int, seed: int
+    pairing: Pairing, modalities: Sequence[str], name: str, size: int
 ) -> tuple[list[Group], list[Group], Int64]:
     """Groups that agree, groups with one member of another emotion, and which member that is."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     emotions = pairing.emotions(modalities)
     if not emotions:
         raise DataError(f"no emotion has examples of all of {', '.join(modalities)}; name corpora that have them")
@@ -158,23 +153,22 @@ def _decision(scores: Scores, truth: Int64) -> dict[str, float]:
 
 
 def _level(
-    run: Runner,
-    specs: Mapping[str, ModalitySpec],
+    model: Model,
     groups: Sequence[Group],
     conflicts: Sequence[Group],
     odd: Int64,
     modalities: Sequence[str],
     name: str,
 ) -> dict[str, Any]:
-    truth, column = _truth(groups), list(specs).index(name)
-    together = score(run, specs, groups, modalities)
+    truth, column = _truth(groups), list(model.specs).index(name)
+    together = score(model, groups, modalities)
     made: dict[str, Any] = {
-        "alone": _decision(score(run, specs, groups, [name]), truth),
+        "alone": _decision(score(model, groups, [name]), truth),
         "company": _decision(together, truth),
         "share": float(np.median(together.gates[:, column])),
     }
     if len(conflicts) and len(modalities) > 1:
-        scores = score(run, specs, conflicts, modalities)
+        scores = score(model, conflicts, modalities)
         top = scores.emotions.argmax(1)
         made["conflict"] = {
             "follows_the_others": float((top == _truth(conflicts)).mean()),

@@ -33,7 +33,7 @@ def augment(crops: Tensor, generator: torch.Generator, damaged: float) -> tuple[
     severity = torch.where(draw.uniform(0, 1) < damaged, draw.uniform(0.15, 1), 0.0)
     kind = draw.uniform(0, len(DAMAGES)).long().clamp(max=len(DAMAGES) - 1)
     by_kind = {name: torch.where(kind == n, severity, 0.0) for n, name in enumerate(DAMAGES)}
-    seen = _move(crops, draw, by_kind["turned"])
+    seen = _warp(crops, _flat(draw), by_kind["turned"] * _TURN * draw.sign())
     seen = 255 * (seen / 255).clamp(1e-4, 1) ** draw.uniform(-0.45, 0.45, 1, 1, 1).exp()
     seen = _side_light(seen, draw, by_kind["side light"])
     everyday = torch.where(draw.uniform(0, 1) < _LIGHT, draw.uniform(0, 0.3), 0.0)
@@ -77,10 +77,6 @@ def _flat(draw: _Draw) -> Tensor:
     rows = [torch.stack([cos * mirror * aspect, -sin, shift[:, 0]], 1),
             torch.stack([sin * mirror * aspect, cos, shift[:, 1]], 1)]  # fmt: skip
     return torch.stack(rows, 1)
-
-
-def _move(crops: Tensor, draw: _Draw, turned: Tensor) -> Tensor:
-    return _warp(crops, _flat(draw), turned * _TURN * draw.sign())
 
 
 def _warp(crops: Tensor, affine: Tensor, yaw: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from mien.models.data.datasets import Dataset, make_statistics
 from mien.models.fusion import Encoding
 from mien.models.training.device import mixed_precision
 from mien.models.training.fusion_settings import FusionTraining
-from mien.models.training.loop import Evaluation, Report, Run, class_weights, decay_groups, fit, warm_cosine
+from mien.models.training.loop import Report, Run, class_weights, decay_groups, fit, warm_cosine
 from mien.models.training.losses import fusion_loss, reliability_loss
 from mien.models.training.readers import (
     Weights,
@@ -39,15 +39,6 @@ from mien.models.training.sampling import BatchSampler, validation_batches
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run: the averaged weights with the lowest validation loss, and all validations."""
-
-    network: CMMSF
-    best: Evaluation
-    history: list[Evaluation]
-
-
 def train_fusion(
     dataset: Dataset,
     settings: FusionTraining,
@@ -57,13 +48,16 @@ def train_fusion(
     log_dir: Path | None = None,
     device: torch.device | None = None,
     report: Report | None = None,
-) -> Trained:
+) -> Run[CMMSF]:
     """Train on the "train" split, and keep the weights that do best on "valid".
 
     Args:
         readers: weights of CM-MSF trained with one modality alone, by modality (see `load_readers`).
         state, log_dir, report: see `fit`.
-        device: default: the CPU (see `training_device`). The result is on the CPU.
+        device: default: the CPU (see `training_device`).
+
+    Returns:
+        The run; its averaged weights are those with the lowest validation loss, on the CPU.
 
     Raises:
         DataError: nothing to train or to validate on, or the state belongs to another run.
@@ -135,7 +129,8 @@ def train_fusion(
     fit(run, losses, settings.steps, settings.seed, validate=validate, every=settings.evaluate_every,
         patience=settings.patience, state=state, plan=plan, log_dir=log_dir, report=report)  # fmt: skip
     assert run.best is not None, "the last step is validated"
-    return Trained(run.best_network().cpu(), run.best, run.history)
+    run.best_network().cpu()
+    return run
 
 
 def _encodings(network: CMMSF, batch: Batch) -> dict[str, Encoding]:
@@ -166,7 +161,7 @@ def _missing_readers(
             model=msgspec.structs.replace(settings.model, reliability=False),
         )
         log.info("training the reader of %s", name)
-        made[name] = train_fusion(dataset.only([name]), alone, device=device).network.state_dict()
+        made[name] = train_fusion(dataset.only([name]), alone, device=device).averaged.state_dict()
     return made
 
 

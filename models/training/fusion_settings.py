@@ -6,11 +6,12 @@ import msgspec
 
 from mien.models.architecture import ModelConfig
 from mien.models.data.batches import Perturbation
+from mien.models.training.loop import Descent
 
 OWN = "own"  # batches of items that were recorded with several modalities
 
 
-class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FusionTraining(Descent, frozen=True):
     """How CM-MSF is trained.
 
     Attributes:
@@ -49,13 +50,8 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bf16: compute in bfloat16; None: if the device has bfloat16 matrix multiplication.
     """
 
-    seed: int = 1111
-    steps: int = 3000
-    batch: int = 64
-    learning_rate: float = 1.5e-3
     trained_rate: float = 0.2
     keep_weight: float = 1.0
-    weight_decay: float = 0.02
     warm_up: int = 100
     ema: float = 0.995
     gradient_clip: float = 1.0
@@ -67,14 +63,14 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )  # fmt: skip
     corpora: dict[str, float] = msgspec.field(default_factory=dict)
     by_valence: float = 0.4
-    pair_emotions: dict[str, float] = {}
+    pair_emotions: dict[str, float] = msgspec.field(default_factory=dict)
     composed: float = 0.2
     conflict: float = 0.1
-    odd: dict[str, float] = {}
+    odd: dict[str, float] = msgspec.field(default_factory=dict)
     damaged: float = 0.3
     damaged_wrong: float = 0.5
     damaged_alone: float = 0.15
-    wrong: dict[str, float] = {}
+    wrong: dict[str, float] = msgspec.field(default_factory=dict)
     alone_weight: float = 0.5
     reliability_weight: float = 0.5
     views: int = 0
@@ -83,20 +79,18 @@ class FusionTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reliability_noise: float | None = None
     reliability_damaged: float | None = None
     reliability_conflict: float | None = None
-    reliability_damaged_wrong: dict[str, float] = {}
-    surviving: dict[str, float] = {}
+    reliability_damaged_wrong: dict[str, float] = msgspec.field(default_factory=dict)
+    surviving: dict[str, float] = msgspec.field(default_factory=dict)
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25
     neutral_weight: float = 3.0
     variance_weight: float = 0.1
-    label_smoothing: float = 0.05
     temper: float = 0.3
     evaluate_every: int = 150
     patience: int = 8
     valid_items: int = 600
     calibration_items: int = 5000
     bf16: bool | None = None
-    threads: int = 1
     model: ModelConfig = ModelConfig()
     perturbation: Perturbation = Perturbation()

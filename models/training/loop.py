@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,6 +29,18 @@ log = logging.getLogger(__name__)
 LOG_STEPS = 100
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of training on batches of rows. `learning_rate`: the peak, after the warm-up of `warm_cosine`."""
+
+    seed: int = 1111
+    steps: int = 3000
+    batch: int = 64
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    threads: int = 1
 
 
 @dataclass(frozen=True)

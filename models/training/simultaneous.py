@@ -29,7 +29,7 @@ from mien.models.data.dataset_files import read_dataset
 from mien.models.data.datasets import Dataset, Sample, Track, join_datasets
 from mien.models.data.pairing import single
 from mien.models.evaluation.metrics import emotion_metrics
-from mien.models.evaluation.scores import Doubles, score, torch_runner
+from mien.models.evaluation.scores import Doubles, score, torch_model
 from mien.models.training.device import training_device
 from mien.models.training.fusion import train_fusion
 from mien.models.training.fusion_settings import OWN, FusionTraining
@@ -136,9 +136,9 @@ def _predicted(
     names: Sequence[str],
     device: torch.device | None,
 ) -> Doubles:
-    network = train_fusion(dataset, settings, device=device).network
+    network = train_fusion(dataset, settings, device=device).averaged
     groups = [single(sample, names) for sample in held_out]
-    return score(torch_runner(network), dataset.specs, groups, names).emotions
+    return score(torch_model(network), groups, names).emotions
 
 
 def table(made: Mapping[str, Sequence[float]]) -> str:

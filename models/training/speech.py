@@ -28,14 +28,14 @@ from mien.models.data.datasets import Dataset, Sample, make_statistics
 from mien.models.data.speakers import AFTER, AUDIO, NONE, SHARES, Speakers
 from mien.models.evaluation.metrics import EmotionMetrics, emotion_metrics
 from mien.models.training.device import mixed_precision
-from mien.models.training.loop import Report, Run, fit, warm_cosine
+from mien.models.training.loop import Descent, Report, Run, fit, warm_cosine
 from mien.models.voice.columns import ENERGY, ROW, STATE, WEIGHT
 from mien.models.voice.moods import Moods
 from mien.models.voice.reference import Reference, compare
 from mien.windowing import average_slots
 
 
-class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SpeechTraining(Descent, frozen=True):
     """How the encoder of voices is trained.
 
     Attributes:
@@ -52,11 +52,7 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         average: decay of the averaged weights, which are kept.
     """
 
-    seed: int = 1111
-    steps: int = 3000
     batch: int = 128
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.02
     warm_up: int = 40
     dropout: float = 0.35
     references: dict[str, float] = msgspec.field(default_factory=lambda: dict(SHARES))
@@ -68,10 +64,8 @@ class SpeechTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     noise: float = 0.2
     hidden: float = 0.1
     mixup: float = 0.5
-    label_smoothing: float = 0.05
     average: float = 0.99
     gradient_clip: float = 2.0
-    threads: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +104,7 @@ def pretrain_audio(
 
     Args:
         dataset: with the modality "audio"; samples without it or without an emotion are left out.
-        moods: see `RunningReference`.
+        moods: see `running_reference`.
         device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
         report: see `fit`.
 
@@ -248,16 +242,13 @@ def measure_audio(network: CMMSF, samples: Sequence[Sample], kind: str = NONE) -
 
 
 @torch.no_grad()  # not inference_mode: temperatures are fitted on what comes out
-def audio_logits(
-    network: CMMSF, samples: Sequence[Sample], kind: str = NONE, seed: int = 0,
-    moods: Moods | None = None,
-) -> Tensor:  # fmt: skip
+def audio_logits(network: CMMSF, samples: Sequence[Sample], kind: str = NONE, moods: Moods | None = None) -> Tensor:
     """(n, 7), from the last window of each clip, compared with a reference of this kind made of other clips.
 
     A speaker's references come from among `samples`, ten clips for a running one and three for a neutral one.
 
     Args:
-        moods: see `RunningReference`.
+        moods: see `running_reference`.
     """
     network.eval()
     slots = network.config.slots
@@ -270,7 +261,7 @@ def audio_logits(
         for row, sample in enumerate(part):
             reference = None
             if speakers is not None:
-                random = np.random.default_rng((seed, begin + row))
+                random = np.random.default_rng((0, begin + row))
                 reference = speakers.draw(sample, kind, random, AFTER)
             clip = slotted(sample, rows)
             values, seen = compare(clip.values[-slots:], reference), clip.observed[-slots:]

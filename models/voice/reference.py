@@ -101,14 +101,10 @@ class Utterance(NamedTuple):
 
 
 class RunningReference:
-    """The mean of the voice so far, ignoring silence and other sounds.
+    """The mean of the voice so far, ignoring silence and other sounds."""
 
-    Args:
-        moods: directions to measure the voice's variety along; default: the shipped ones.
-    """
-
-    def __init__(self, moods: Moods | None = None) -> None:
-        self._moods = moods or shipped_moods()
+    def __init__(self) -> None:
+        self._moods = shipped_moods()
         self.reset()
 
     def reset(self) -> None:
@@ -155,7 +151,7 @@ def running_reference(said: Sequence[Utterance], moods: Moods | None = None) -> 
     """The running reference after these utterances, in any order, of less than `LASTING_S` in total.
 
     Args:
-        moods: see `RunningReference`.
+        moods: directions to measure the voice's variety along; default: the shipped ones.
     """
     if not said:
         return None

@@ -28,11 +28,11 @@ T = TypeVar("T")
 PersonName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_+-]{0,63})?$")]
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the TOML file."""
 
 
-class WorkersConfig(_Section, frozen=True):
+class WorkersConfig(Section, frozen=True):
     """Endpoints of capture workers on other machines, as "tcp://10.0.0.2:5561"; empty for this machine's own.
 
     `inference` is the source of predictions, if the session's inference runs elsewhere.
@@ -44,7 +44,7 @@ class WorkersConfig(_Section, frozen=True):
     inference: Endpoint = ""
 
 
-class BusConfig(_Section, frozen=True):
+class BusConfig(Section, frozen=True):
     """Sockets. Predictions on `port`; video, audio and text features on the next three ports.
 
     `host` is the address to bind. Other machines need keys: those in the folder `keys`, empty for the user's; a named
@@ -77,7 +77,7 @@ class BusConfig(_Section, frozen=True):
         return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-class VideoConfig(_Section, frozen=True):
+class VideoConfig(Section, frozen=True):
     """The picture. `source` is "auto", a device index, a URL (rtsp, http), a file, or "none".
 
     `preview` is what viewers may see of it: "picture", "mesh" (landmarks only), or "none". `choices` are further
@@ -93,7 +93,7 @@ class VideoConfig(_Section, frozen=True):
     choices: list[str] = []
 
 
-class AudioConfig(_Section, frozen=True):
+class AudioConfig(Section, frozen=True):
     """The sound. `source` is "auto", a device's index or part of its name, a file, or "none".
 
     `share` lets a recorder on this machine request the sound itself from the worker. `choices` are further sources,
@@ -106,7 +106,7 @@ class AudioConfig(_Section, frozen=True):
     choices: list[str] = []
 
 
-class TextConfig(_Section, frozen=True):
+class TextConfig(Section, frozen=True):
     """The words. `asr` is "tiny.en", "base", "small", a folder with a CTranslate2 model, or "none".
 
     `step_ms` is the interval between transcriptions. `settle_s` is the delay from the end of the sound until its words
@@ -123,7 +123,7 @@ class TextConfig(_Section, frozen=True):
     cpu_threads: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
-class PersonConfig(_Section, frozen=True):
+class PersonConfig(Section, frozen=True):
     """The person in front of camera and microphone.
 
     `name` is that of a person measured at rest by `mien calibrate`, the baseline for face and voice. `adapt` compares
@@ -135,7 +135,7 @@ class PersonConfig(_Section, frozen=True):
     adapt: bool = False
 
 
-class ClipConfig(_Section, frozen=True):
+class ClipConfig(Section, frozen=True):
     """Playing a file instead of capturing devices. `fast`: as fast as possible, without drops, on the clip's own clock.
 
     `fps` simulates a camera that films the clip at this rate as it plays, and drops frames not read in time; 0 takes
@@ -150,7 +150,7 @@ class ClipConfig(_Section, frozen=True):
     video_track: Annotated[int, Meta(ge=0, le=255)] = 0
 
 
-class InferenceConfig(_Section, frozen=True):
+class InferenceConfig(Section, frozen=True):
     """The model.
 
     `checkpoint` is a folder written by `mien train`, whose text and face encoders are used too, or a file with the
@@ -169,7 +169,7 @@ class InferenceConfig(_Section, frozen=True):
     smoothing_s: Annotated[float, Meta(ge=0)] = 1.0
 
 
-class DashboardConfig(_Section, frozen=True):
+class DashboardConfig(Section, frozen=True):
     """The page. Other machines need `token`; empty means a new one at each start. Port 0 is any free one.
 
     `control` lets anyone with that token choose camera, microphone and face. `minutes` is the length of its history;
@@ -184,7 +184,7 @@ class DashboardConfig(_Section, frozen=True):
     recordings: str = ""
 
 
-class ServiceConfig(_Section, frozen=True):
+class ServiceConfig(Section, frozen=True):
     """Running unattended. `metrics_port` serves /metrics and /health to this machine; 0 switches them off.
 
     `log` is the format on standard error: "text" for people, or "json", one object per line.
@@ -194,7 +194,7 @@ class ServiceConfig(_Section, frozen=True):
     log: Literal["text", "json"] = "text"
 
 
-class AssetsConfig(_Section, frozen=True):
+class AssetsConfig(Section, frozen=True):
     """Pretrained files. Empty paths mean: from the cache, else fetched. `offline` forbids fetching.
 
     `cache` is the folder that holds a folder for each asset; empty means the user's cache. `source` is where to fetch
@@ -207,7 +207,7 @@ class AssetsConfig(_Section, frozen=True):
     paths: dict[str, str] = {}
 
 
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     """A session's whole configuration."""
 
     session: SessionName = "default"

@@ -59,9 +59,9 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
     }
 
 
-def bench_bus(seconds: float = 5.0, dim: int = 119) -> dict[str, Any]:
+def bench_bus(seconds: float = 5.0) -> dict[str, Any]:
     """The bus alone: a features and a prediction message over local TCP, one at a time, then in bursts."""
-    stream = SyntheticStream("bench", {"vision": ModalitySpec("vision", dim, 10, 50)})
+    stream = SyntheticStream("bench", {"vision": ModalitySpec("vision", 119, 10, 50)})
     (message,) = stream.next()
     prediction = _prediction_of_nothing()
     config = BusConfig(port=free_port())

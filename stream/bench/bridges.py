@@ -31,11 +31,12 @@ KINDS = ("ws", "osc", "lsl", "mqtt")
 _SESSION = "bench"
 _STEP = 1 / 1024  # sentiments encode a prediction's number: OSC and LSL carry no other, and float32 holds these exactly
 _CYCLE = 2048
+_RATE_HZ = 30.0  # of predictions
 _READY_S = 30.0
 Arrivals = dict[int, int]  # number of a prediction -> when it arrived, ns of the monotonic clock
 
 
-def measure_bridges(seconds: float, rate_hz: float = 30.0) -> dict[str, Any]:
+def measure_bridges(seconds: float) -> dict[str, Any]:
     """Latency that each bridge adds to that of a direct subscriber, in ms, per prediction.
 
     Args:
@@ -44,13 +45,13 @@ def measure_bridges(seconds: float, rate_hz: float = 30.0) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for kind in KINDS:
         try:
-            results[kind] = _measure(kind, seconds, rate_hz)
+            results[kind] = _measure(kind, seconds)
         except (ImportError, BusError) as error:
             results[kind] = {"skipped": str(error)}
-    return {"rate_hz": rate_hz, "bridges": results}
+    return {"rate_hz": _RATE_HZ, "bridges": results}
 
 
-def _measure(kind: str, seconds: float, rate_hz: float) -> dict[str, Any]:
+def _measure(kind: str, seconds: float) -> dict[str, Any]:
     clock, stopping = Clock(), threading.Event()
     publisher = Publisher(f"tcp://127.0.0.1:{free_port()}", BusConfig())
     publisher.tell_time(lambda question: answer_question(question, 1, clock))
@@ -71,13 +72,13 @@ def _measure(kind: str, seconds: float, rate_hz: float) -> dict[str, Any]:
             thread.start()
             stack.callback(thread.join, 10.0)
         until_s, number, due_s, begun = time.monotonic() + _READY_S, 0, time.monotonic(), None
-        while begun is None or number < begun + seconds * rate_hz:
+        while begun is None or number < begun + seconds * _RATE_HZ:
             if begun is None and bridged:
                 begun = number
             if begun is None and time.monotonic() > until_s:
                 raise BusError(f"nothing was received through the bridge {kind}; see mien bridge {kind}")
             publisher.send(encode_prediction(_prediction(number, clock)))
-            number, due_s = number + 1, due_s + 1 / rate_hz
+            number, due_s = number + 1, due_s + 1 / _RATE_HZ
             while (left_s := due_s - time.monotonic()) > 0:
                 publisher.service()
                 time.sleep(min(left_s, 0.001))

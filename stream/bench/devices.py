@@ -87,8 +87,8 @@ class CameraServer:
             self._server = None
 
 
-def clip_camera(clip: Path, seconds: float = 30.0) -> CameraServer:
-    """A camera that shows a clip's first `seconds` at the clip's own pace, with sensor noise.
+def clip_camera(clip: Path) -> CameraServer:
+    """A camera that shows a clip's first half minute at the clip's own pace, with sensor noise.
 
     Raises:
         SourceError: it has no pictures.
@@ -102,7 +102,7 @@ def clip_camera(clip: Path, seconds: float = 30.0) -> CameraServer:
         clean = np.clip(image, 0, 255).astype(np.uint8)
         jpegs.append(cv2.imencode(".jpg", clean, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())
         times_ns.append(t_ns)
-        if t_ns > seconds * 1e9:
+        if t_ns > 30e9:
             break
     if len(times_ns) < 2:
         raise SourceError(f"clip {clip} has no pictures to serve; choose another file")

@@ -32,6 +32,7 @@ from mien.stream.processes.control import Assignment
 
 _READY_S = 180.0
 _SETTLE_S = 3.0
+_FAST, _SLOW = 100, 20  # subscribers
 _SLOW_S = 0.5  # a slow subscriber's time per message
 SESSION = "load"
 
@@ -123,15 +124,13 @@ class InferenceUnderLoad:
         raise WorkerError(f"the inference process did not start; see {self._child.log}")
 
 
-def measure_flood(
-    engine: str, checkpoint: str, seconds: float, stopping: threading.Event, factor: int = 10
-) -> dict[str, Any]:
-    """Latency and memory of inference at the pace of a camera, then at `factor` times that, for `seconds` each."""
+def measure_flood(engine: str, checkpoint: str, seconds: float, stopping: threading.Event) -> dict[str, Any]:
+    """Latency and memory of inference at the pace of a camera, then at ten times that, for `seconds` each."""
     load = InferenceUnderLoad(engine, checkpoint)
     results: dict[str, Any] = {}
     try:
         with Subscriber(load.config.bus.endpoint(), session=SESSION) as subscriber:
-            for name, pace in (("unloaded", 1), (f"flood of {factor}x", factor)):
+            for name, pace in (("unloaded", 1), ("flood of 10x", 10)):
                 sent, drops = sum(load.sent.values()), Counter(_drops(subscriber))
                 load.begin(pace)
                 latencies, memory, began_s = [], [], time.monotonic()
@@ -154,7 +153,7 @@ def measure_flood(
                 }
     finally:
         load.close()
-    before, after = (results.get(name, {}) for name in ("unloaded", f"flood of {factor}x"))
+    before, after = (results.get(name, {}) for name in ("unloaded", "flood of 10x"))
     if before.get("latency_ms", {}).get("n") and after.get("latency_ms", {}).get("n"):
         p99 = after["latency_ms"]["p99"] / before["latency_ms"]["p99"]
         memory_ratio = after["rss_mb"] / before["rss_mb"]
@@ -164,16 +163,14 @@ def measure_flood(
     return results
 
 
-def measure_subscribers(
-    engine: str, checkpoint: str, seconds: float, stopping: threading.Event, fast: int = 100, slow: int = 20
-) -> dict[str, Any]:
+def measure_subscribers(engine: str, checkpoint: str, seconds: float, stopping: threading.Event) -> dict[str, Any]:
     """What each of many subscribers gets of a stream at a camera's pace, one of them never reading."""
     load = InferenceUnderLoad(engine, checkpoint)
     endpoint = load.config.bus.endpoint()
     stalled = Receiver(endpoint, (b"",))
     observer = Subscriber(endpoint, session=SESSION)
-    readers = [Receiver(endpoint, (topic("prediction", SESSION),)) for _ in range(fast)]
-    slowly = [Subscriber(endpoint, session=SESSION, newest_only=True) for _ in range(slow)]
+    readers = [Receiver(endpoint, (topic("prediction", SESSION),)) for _ in range(_FAST)]
+    slowly = [Subscriber(endpoint, session=SESSION, newest_only=True) for _ in range(_SLOW)]
     poller = zmq.Poller()
     for reader in readers:
         poller.register(reader.socket, zmq.POLLIN)
@@ -183,7 +180,7 @@ def measure_subscribers(
     got: Counter[int] = Counter()
     ages_ms: list[float] = []
     memory: list[float] = []
-    slow_next_s = [0.0] * slow
+    slow_next_s = [0.0] * _SLOW
     try:
         load.begin(1)
         began_s = time.monotonic()
@@ -208,12 +205,12 @@ def measure_subscribers(
                 memory.append(status.rss_mb)
         lowest, highest = min(first.values(), default=0), max(last.values(), default=0)
         published = highest - lowest + 1
-        shares = [got[index] / published for index in range(fast)]
+        shares = [got[index] / published for index in range(_FAST)]
         return {
             "published": published,
-            "fast": fast,
+            "fast": _FAST,
             "share of predictions, worst fast subscriber": round(min(shares), 4),
-            "slow": slow,
+            "slow": _SLOW,
             "age at slow subscribers_ms": describe(ages_ms),
             "skipped by slow subscribers": sum(reader.skipped for reader in slowly),
             "lost by slow subscribers": sum(reader.lost for reader in slowly),

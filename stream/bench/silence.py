@@ -116,10 +116,7 @@ def synthesised(name: str, seconds: float, seed: int) -> Float32:
 
 
 def measure_silence(
-    seconds: float,
-    asr: str | None = None,
-    seed: int = 0,
-    report: Callable[[str, dict[str, Any]], None] | None = None,
+    seconds: float, asr: str | None = None, report: Callable[[str, dict[str, Any]], None] = lambda *_: None
 ) -> dict[str, Any]:
     """Play each sound through the text worker, as fast as it can, and count the words.
 
@@ -133,10 +130,9 @@ def measure_silence(
     figures: dict[str, Any] = {}
     for name in SOUNDS:
         begun = time.perf_counter()
-        counted = count_words(synthesised(name, seconds, seed), asr)
+        counted = count_words(synthesised(name, seconds, 0), asr)
         figures[name] = {"seconds": seconds, **counted, "work_s": round(time.perf_counter() - begun, 1)}
-        if report is not None:
-            report(name, figures[name])
+        report(name, figures[name])
     return figures
 
 

@@ -93,9 +93,9 @@ class SyntheticStream:
         return self._pool[name][begin : begin + rows]
 
 
-def synthetic_inputs(specs: Mapping[str, ModalitySpec], count: int, seed: int = 0) -> list[dict[str, Float32]]:
+def synthetic_inputs(specs: Mapping[str, ModalitySpec], count: int) -> list[dict[str, Float32]]:
     """Inputs of the whole model at successive instants of one stream, with a full window from the start."""
-    stream, windows = SyntheticStream("synthetic", specs, seed), Windows(specs)
+    stream, windows = SyntheticStream("synthetic", specs, 0), Windows(specs)
     assembler, inputs = Assembler(specs, windows=windows), []
     for frame in range(6 * FRAME_HZ + count):
         t_ns = stream.due_ns

@@ -26,7 +26,7 @@ _SETTLE_S = 4.0  # until previous viewers time out (two seconds), and the status
 _READY_S = 60.0
 
 
-def measure_watchers(session: Session, seconds: float, stopping: threading.Event, rounds: int = 3) -> dict[str, Any]:
+def measure_watchers(session: Session, seconds: float, stopping: threading.Event) -> dict[str, Any]:
     """Latency, rate, and bytes of previews with no, one and five viewers.
 
     Watchers receive what a browser would but draw nothing: drawing is a cost of the browser's machine. The cases take
@@ -34,7 +34,7 @@ def measure_watchers(session: Session, seconds: float, stopping: threading.Event
 
     Args:
         session: to run; its dashboard takes any port.
-        seconds: of each turn. rounds: how many turns each case has.
+        seconds: of each of the three turns that a case has.
 
     Raises:
         MienError: a process could not start.
@@ -56,7 +56,7 @@ def measure_watchers(session: Session, seconds: float, stopping: threading.Event
             supervisor.start()
             dashboard = DashboardProcess(session.config, browser=False)
             url = _await_page(dashboard, supervisor, subscriber, stopping)
-            for _ in range(rounds):
+            for _ in range(3):
                 for case in turns.order():
                     if stopping.is_set():
                         break

@@ -6,6 +6,7 @@ import socket
 
 from mien.errors import BusError
 
+_COUNT = 4
 _TRIES = 200
 _HIGHEST = 65_530
 
@@ -18,20 +19,20 @@ def free_port() -> int:
         return port
 
 
-def free_ports(host: str = "127.0.0.1", first: int = 0, count: int = 4) -> int:
-    """The first of `count` consecutive free ports, searching from `first`; 0: from a port proposed by the system.
+def free_ports(host: str = "127.0.0.1", first: int = 0) -> int:
+    """The first of four consecutive free ports, searching from `first`; 0: from a port proposed by the system.
 
     Raises:
         BusError: there are none.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    first = first or min(free_port(), _HIGHEST - _TRIES * count)
-    for candidate in range(first, min(first + _TRIES * count, _HIGHEST), count):
+    first = first or min(free_port(), _HIGHEST - _TRIES * _COUNT)
+    for candidate in range(first, min(first + _TRIES * _COUNT, _HIGHEST), _COUNT):
         try:
-            for port in range(candidate, candidate + count):
+            for port in range(candidate, candidate + _COUNT):
                 with socket.socket(family) as probe:
                     probe.bind((host, port))
         except OSError:
             continue
         return candidate
-    raise BusError(f"no {count} free ports in a row on {host} from {first} on; choose another port")
+    raise BusError(f"no {_COUNT} free ports in a row on {host} from {first} on; choose another port")

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import zmq
 
@@ -27,6 +28,16 @@ _MAX_WORKERS = 256
 _MOST_NAMED = 20  # sessions listed in a message
 _PROBE_S = 1.0  # a publisher repeats its last message at once; another machine may be far away
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
+
+
+class Selection(TypedDict, total=False):
+    """What to receive, and with which keys: arguments of `Subscriber`."""
+
+    session: str | None
+    newest_only: bool
+    keys: str | Path
+    fields: Collection[str] | None
+    rate_hz: float | None
 
 
 class Subscriber(Closing):
@@ -179,29 +190,21 @@ def misdirected(workers: Collection[str], endpoint: str) -> str | None:
 
 
 def subscribe(
-    endpoint: str = DEFAULT_ENDPOINT,
-    *,
-    session: str | None = None,
-    newest_only: bool = False,
-    timeout_s: float | None = None,
-    keys: str | Path = "",
-    fields: Collection[str] | None = None,
-    rate_hz: float | None = None,
+    endpoint: str = DEFAULT_ENDPOINT, *, timeout_s: float | None = None, **selection: Unpack[Selection]
 ) -> Iterator[Prediction]:
     """Yield predictions as they come, forever; reconnects when mien is restarted.
 
     Args:
-        endpoint, session, newest_only, keys, fields, rate_hz: as for `Subscriber`.
+        endpoint: as for `Subscriber`.
         timeout_s: give up after this long without a prediction; None waits forever.
+        selection: session, newest_only, keys, fields and rate_hz, as for `Subscriber`.
 
     Raises:
         BusError: `endpoint` is not an address, or nothing came within `timeout_s`; says which sessions are there.
         KeysError: it is on another machine, and keys are missing.
         InputError: there is no such field, or the rate is invalid.
     """
-    with Subscriber(
-        endpoint, session=session, newest_only=newest_only, keys=keys, fields=fields, rate_hz=rate_hz
-    ) as subscriber:
+    with Subscriber(endpoint, **selection) as subscriber:
         heard_s = time.monotonic()
         while True:
             for prediction in subscriber.wait(0.25):
@@ -209,23 +212,15 @@ def subscribe(
                 yield prediction
                 heard_s = max(heard_s, time.monotonic())
             if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
-                raise BusError(explain_silence(endpoint, session, timeout_s, keys))
+                silent = endpoint, selection.get("session"), timeout_s, selection.get("keys", "")
+                raise BusError(explain_silence(*silent))
 
 
 async def subscribe_async(
-    endpoint: str = DEFAULT_ENDPOINT,
-    *,
-    session: str | None = None,
-    newest_only: bool = False,
-    timeout_s: float | None = None,
-    keys: str | Path = "",
-    fields: Collection[str] | None = None,
-    rate_hz: float | None = None,
+    endpoint: str = DEFAULT_ENDPOINT, *, timeout_s: float | None = None, **selection: Unpack[Selection]
 ) -> AsyncIterator[Prediction]:
     """`subscribe` for asyncio, on any event loop. Arguments and errors are the same."""
-    with Subscriber(
-        endpoint, session=session, newest_only=newest_only, keys=keys, fields=fields, rate_hz=rate_hz
-    ) as subscriber:
+    with Subscriber(endpoint, **selection) as subscriber:
         heard_s = time.monotonic()
         while True:
             predictions = subscriber.poll()
@@ -233,7 +228,8 @@ async def subscribe_async(
                 # A poll costs 2 us; not every event loop can wait on the socket's descriptor (Windows).
                 await asyncio.sleep(0.002)
                 if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
-                    raise BusError(await asyncio.to_thread(explain_silence, endpoint, session, timeout_s, keys))
+                    silent = endpoint, selection.get("session"), timeout_s, selection.get("keys", "")
+                    raise BusError(await asyncio.to_thread(explain_silence, *silent))
                 continue
             for prediction in predictions:
                 yield prediction

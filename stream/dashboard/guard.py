@@ -35,22 +35,13 @@ class Guard:
         app: to protect.
         port: that the server listens on.
         token: required from clients; empty on loopback, where Host must be a loopback name.
-        hosts: permitted host names beyond loopback; empty for any, since the token decides.
         origins: other pages whose requests are accepted, as browsers name them (`https://example.org`, `null`).
     """
 
-    def __init__(
-        self,
-        app: App,
-        port: int,
-        token: str = "",
-        hosts: frozenset[str] = frozenset(),
-        origins: frozenset[str] = frozenset(),
-    ) -> None:
+    def __init__(self, app: App, port: int, token: str = "", origins: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._port = port
         self._token = token
-        self._hosts = hosts
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,8 +66,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host, port = _split(headers.get(b"host", ""))
-        allowed = _LOOPBACK if not self._token else self._hosts
-        if (allowed and host not in allowed) or not host or port not in (None, self._port):
+        if not host or not (self._token or host in _LOOPBACK) or port not in (None, self._port):
             return 421, "this server does not go by that name"
         origin = headers.get(b"origin")
         if origin is None:

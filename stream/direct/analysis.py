@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 import numpy as np
@@ -16,9 +16,9 @@ from mien.clock import NS_PER_S
 from mien.config import Config
 from mien.errors import InputError, SourceError
 from mien.install import install_command
-from mien.messages import EMOTIONS, FeatureWindow, Prediction
+from mien.messages import EMOTIONS, Prediction
 from mien.stream.direct.given import checked_picture, checked_sound
-from mien.stream.direct.recognizer import Frame, Recognizer, Sound, settings_of
+from mien.stream.direct.recognizer import Frame, Options, Recognizer, Sound, settings_of
 from mien.stream.direct.running import Running
 from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import clip_source, printable
@@ -69,13 +69,8 @@ def analyze(
     *,
     rate: float | None = None,
     fps: float | None = None,
-    asr: str | None = None,
-    language: str | None = None,
-    checkpoint: str | Path | None = None,
-    engine: str | None = None,
-    person: str | None = None,
-    config: str | Path | None = None,
     progress: Callable[[Prediction], None] | None = None,
+    **options: Unpack[Options],
 ) -> Analysis:
     """Predict a file, a picture or an array.
 
@@ -84,8 +79,8 @@ def analyze(
             or (frames, height, width, 3) with `fps`; or an audio array, (n,) or (n, channels), with `rate`. A picture
             is treated as five seconds of video.
         rate: samples per second of an audio array. fps: frames per second of an array of frames.
-        asr, language, checkpoint, engine, person, config: as for `Recognizer`.
         progress: called with each prediction as it is made.
+        options: asr, language, checkpoint, engine, person and config, as for `Recognizer`.
 
     Returns:
         The predictions. For a file they equal those of `mien run --fast`.
@@ -94,29 +89,25 @@ def analyze(
         SourceError: the file cannot be read. InputError: the array cannot be used.
         AssetError, ConfigError, CheckpointError, EngineError: as for `Recognizer`.
     """
-    options = {"asr": asr, "language": language, "checkpoint": checkpoint, "engine": engine, "person": person}
     if isinstance(source, np.ndarray):
-        name, predictions = _of_array(source, rate, fps, {**options, "config": config})
+        name, predictions = _of_array(source, rate, fps, options)
         return Analysis(name, tuple(_observed(predictions, progress)))
     if not isinstance(source, str | Path):
         raise InputError(f"analyze takes a file's path or a NumPy array, not {type(source).__name__}")
     path = Path(source).expanduser()
     if path.suffix.lower() in PICTURES:
-        predictions = _of_picture(_read_picture(path), {**options, "config": config})
+        predictions = _of_picture(_read_picture(path), options)
         return Analysis(path.name, tuple(_observed(predictions, progress)))
-    with analyzing(path, settings_of(config, **options)) as (running, name, notes):
+    with analyzing(path, settings_of(options)) as (running, name, notes):
         return Analysis(name, tuple(_observed(running.predictions(), progress)), notes)
 
 
 @contextmanager
-def analyzing(
-    path: Path, settings: Config, listener: Callable[[str, FeatureWindow], None] | None = None
-) -> Iterator[tuple[Running, str, tuple[str, ...]]]:
+def analyzing(path: Path, settings: Config) -> Iterator[tuple[Running, str, tuple[str, ...]]]:
     """A file's running session, its name, and notes for the user.
 
     Args:
         settings: of the session; the file replaces its devices.
-        listener: called with the rows of each modality, from a thread.
     """
     played = clip_source(str(path))
     settings = msgspec.structs.replace(
@@ -126,7 +117,7 @@ def analyzing(
         clip=msgspec.structs.replace(settings.clip, fast=True, loop=False),
     )
     plan = plan_session(settings)
-    running = Running(plan, listener=listener)
+    running = Running(plan)
     try:
         running.start(streams=True)
         yield running, plan.label, plan.notes
@@ -142,7 +133,7 @@ def _observed(predictions: Iterator[Prediction], progress: Callable[[Prediction]
 
 
 def _of_array(
-    array: Samples, rate: float | None, fps: float | None, options: dict[str, Any]
+    array: Samples, rate: float | None, fps: float | None, options: Options
 ) -> tuple[str, Iterator[Prediction]]:
     """What an array is, and its predictions."""
     if rate is not None:
@@ -156,7 +147,7 @@ def _of_array(
     return "picture", _of_picture(array, options)
 
 
-def _of_sound(array: Samples, rate: float, options: dict[str, Any]) -> Iterator[Prediction]:
+def _of_sound(array: Samples, rate: float, options: Options) -> Iterator[Prediction]:
     checked_sound(array, rate)
     step = max(1, round(_PIECE_S * rate))
     pieces = (Sound(array[at : at + step], rate, at / rate) for at in range(0, len(array), step))
@@ -164,7 +155,7 @@ def _of_sound(array: Samples, rate: float, options: dict[str, Any]) -> Iterator[
         yield from recognizer.every(pieces)
 
 
-def _of_frames(array: Samples, fps: float, options: dict[str, Any]) -> Iterator[Prediction]:
+def _of_frames(array: Samples, fps: float, options: Options) -> Iterator[Prediction]:
     if not len(array):
         raise InputError("there are no frames in the array")
     checked_picture(array[0])
@@ -173,7 +164,7 @@ def _of_frames(array: Samples, fps: float, options: dict[str, Any]) -> Iterator[
         yield from recognizer.every(frames)
 
 
-def _of_picture(image: Samples, options: dict[str, Any]) -> Iterator[Prediction]:
+def _of_picture(image: Samples, options: Options) -> Iterator[Prediction]:
     checked_picture(image)
     with Recognizer(audio=False, **options) as recognizer:
         for look in range(round(_LOOKED_S * _LOOKS_HZ)):

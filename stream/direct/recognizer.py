@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.closing import Closing
@@ -31,6 +31,26 @@ APART_NS = 10 * NS_PER_S  # maximum offset between a stream's frames and audio
 BEYOND_NS = 100 * NS_PER_MS  # audio required after an instant to complete its last rows
 _POLL_S = 0.005
 _MOST_S = 4e9  # the year 2096, far below the overflow of nanoseconds
+
+
+class Options(TypedDict, total=False):
+    """What a `Recognizer` works with; its docstring explains them."""
+
+    asr: str | None
+    language: str | None
+    checkpoint: str | Path | None
+    engine: str | None
+    person: str | None
+    config: str | Path | None
+
+
+_KEYS = {
+    "asr": "text.asr",
+    "language": "text.language",
+    "checkpoint": "inference.checkpoint",
+    "engine": "inference.engine",
+    "person": "person.name",
+}
 
 
 class Frame(NamedTuple):
@@ -78,16 +98,11 @@ class Recognizer(Closing):
         *,
         video: bool = True,
         audio: bool = True,
-        asr: str | None = None,
-        language: str | None = None,
-        checkpoint: str | Path | None = None,
-        engine: str | None = None,
-        person: str | None = None,
-        config: str | Path | None = None,
+        **options: Unpack[Options],
     ) -> None:
         if not (video or audio):
             raise InputError("a Recognizer needs frames, sound, or both: video=True, audio=True")
-        settings = settings_of(config, asr=asr, language=language, checkpoint=checkpoint, engine=engine, person=person)
+        settings = settings_of(options)
         self._clock = Clock()
         workers = ["video"] if video else []
         workers += ["audio"] if audio else []
@@ -139,7 +154,8 @@ class Recognizer(Closing):
         self._check_open("audio", self._sounds)
         assert self._sounds is not None
         if t is None:
-            length_s = len(samples) / rate if hasattr(samples, "__len__") and _is_positive(rate) else 0.0
+            is_valid = hasattr(samples, "__len__") and isinstance(rate, int | float) and rate > 0
+            length_s = len(samples) / rate if is_valid else 0.0
             t_ns = self._clock.now_ns() - round(length_s * NS_PER_S)
         else:
             t_ns = nanoseconds(t)
@@ -325,16 +341,13 @@ class Recognizer(Closing):
             )
 
 
-def settings_of(config: str | Path | None, **options: Any) -> Config:
+def settings_of(options: Options) -> Config:
     """A call's configuration: the file with the options applied, and no dropping of input."""
-    keys = {
-        "asr": "text.asr",
-        "language": "text.language",
-        "checkpoint": "inference.checkpoint",
-        "engine": "inference.engine",
-        "person": "person.name",
-    }
-    laid = {keys[name]: None if value is None else str(value) for name, value in options.items()}
+    given: dict[str, Any] = dict(options)
+    config = given.pop("config", None)
+    if unknown := given.keys() - _KEYS.keys():
+        raise TypeError(f"unexpected argument {min(unknown)!r}; there are {', '.join([*_KEYS, 'config'])}")
+    laid = {_KEYS[name]: None if value is None else str(value) for name, value in given.items()}
     path = None if config is None else Path(config).expanduser()
     return load_config(path, {**laid, "clip.fast": True, "clip.loop": False})
 
@@ -356,10 +369,6 @@ def nanoseconds(t: Any) -> int:
 
 def _following(inputs: Iterator[Frame | Sound]) -> Frame | Sound | None:
     return next(inputs, None)
-
-
-def _is_positive(rate: Any) -> bool:
-    return isinstance(rate, int | float) and rate > 0
 
 
 def _close(running: Running, queues: tuple[Waiting[Any], ...]) -> None:

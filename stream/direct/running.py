@@ -28,7 +28,6 @@ class Running:
         plan: what is captured, with `clip.fast`: nothing is dropped.
         create: makes a worker's modality; by default from the plan's sources.
         paced: whether a worker that is far ahead waits for the others, as those of a clip in full do.
-        listener: called with each worker's rows, from its thread.
 
     Attributes:
         predictor: the model. specs: of the workers' rows, by modality.
@@ -43,13 +42,12 @@ class Running:
         *,
         create: Callable[[str, Config, Clock], Modality] = create_modality,
         paced: bool = True,
-        listener: Callable[[str, FeatureWindow], None] | None = None,
     ) -> None:
         config = plan.config
         checkpoint = load_checkpoint(config.inference.checkpoint)
         self._modalities: dict[str, Modality] = {}
         self._threads: list[threading.Thread] = []
-        self._listener, self._paced = listener, paced
+        self._paced = paced
         self._changed = threading.Condition()
         self._out: queue.Queue[Prediction | None] = queue.Queue(_AT_ONCE)
         self._error: BaseException | None = None
@@ -178,8 +176,6 @@ class Running:
             self._changed.wait_for(lambda: self._closed or self._error is not None or not self._waits(worker))
             self._session.hear(worker, modality.spec, rows)
             self._session.note(worker, health)
-            if self._listener is not None:
-                self._listener(modality.spec.name, rows)
             self._newest_ns = max(self._newest_ns, rows.t_end_ns)
             if self._streams:
                 self._predict()

@@ -30,30 +30,37 @@ class Column(NamedTuple):
     type: Type = "number"
 
 
-POSE = (
-    Column("head_yaw", "rad", "rotation; positive: towards the right of the image", "frame"),
-    Column("head_pitch", "rad", "rotation; positive: down", "frame"),
-    Column("head_roll", "rad", "tilt; positive: top of the head towards the left of the image", "frame"),
-    Column("head_x", "tangent", "position relative to the optical axis; positive: right", "frame"),
-    Column("head_y", "tangent", "position relative to the optical axis; positive: up", "frame"),
-    Column("head_scale", "1", "apparent size: 1 at 0.5 m from the camera, 2 at 0.25 m", "frame"),
+def _columns(kind: Kind, *rows: tuple[str, str, str]) -> tuple[Column, ...]:
+    """Columns of numbers: name, unit and meaning of each."""
+    return tuple(Column(*row, kind) for row in rows)
+
+
+POSE = _columns(
+    "frame",
+    ("head_yaw", "rad", "rotation; positive: towards the right of the image"),
+    ("head_pitch", "rad", "rotation; positive: down"),
+    ("head_roll", "rad", "tilt; positive: top of the head towards the left of the image"),
+    ("head_x", "tangent", "position relative to the optical axis; positive: right"),
+    ("head_y", "tangent", "position relative to the optical axis; positive: up"),
+    ("head_scale", "1", "apparent size: 1 at 0.5 m from the camera, 2 at 0.25 m"),
 )
-BOX = tuple(
-    Column(f"box_{side}", "px", f"{side} edge of the face landmarks; empty in tables made from recordings", "frame")
-    for side in ("left", "top", "right", "bottom")
+BOX = _columns(
+    "frame",
+    *((f"box_{side}", "px", f"{side} edge of the face landmarks; empty in tables made from recordings")
+      for side in ("left", "top", "right", "bottom")),
+)  # fmt: skip
+UNITS = _columns("frame", *((unit.name, "0 to 1", f"{unit.movement}: {unit.shapes}") for unit in ACTION_UNITS))
+SHAPES = _columns("frame", *((f"blendshape_{name}", "0 to 1", f"blendshape {name}") for name in BLENDSHAPES))
+SOUND = _columns(
+    "hop",
+    ("energy", "ln(power)", "energy of 32 ms centred on the hop; full scale is 1"),
+    ("pitch", "Hz", "fundamental frequency (YIN); in unvoiced hops, the last one measured"),
+    ("periodicity", "0 to 1", "strength of the periodicity; the pitch is used from 0.5 up"),
+    ("zero_crossings", "0 to 1", "share of adjacent samples that differ in sign"),
+    ("voice_activity", "0 to 1", "probability of speech (Silero VAD)"),
 )
-UNITS = tuple(Column(unit.name, "0 to 1", f"{unit.movement}: {unit.shapes}", "frame") for unit in ACTION_UNITS)
-SHAPES = tuple(Column(f"blendshape_{name}", "0 to 1", f"blendshape {name}", "frame") for name in BLENDSHAPES)
-SOUND = (
-    Column("energy", "ln(power)", "energy of 32 ms centred on the hop; full scale is 1", "hop"),
-    Column("pitch", "Hz", "fundamental frequency (YIN); in unvoiced hops, the last one measured", "hop"),
-    Column("periodicity", "0 to 1", "strength of the periodicity; the pitch is used from 0.5 up", "hop"),
-    Column("zero_crossings", "0 to 1", "share of adjacent samples that differ in sign", "hop"),
-    Column("voice_activity", "0 to 1", "probability of speech (Silero VAD)", "hop"),
-)
-MELS = tuple(
-    Column(f"mel_{band:02d}", "ln(power)", f"mel band {band + 1} of {N_MELS}, 0 to 8 kHz", "hop")
-    for band in range(N_MELS)
+MELS = _columns(
+    "hop", *((f"mel_{band:02d}", "ln(power)", f"mel band {band + 1} of {N_MELS}, 0 to 8 kHz") for band in range(N_MELS))
 )
 WORD = (
     Column("word", "", "recognised word", "word", "text"),

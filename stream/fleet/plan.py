@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from mien.config import Config, Host, Port, Positive, SessionName, explain, merge, read_toml
+from mien.config import Config, Host, Port, Positive, Section, SessionName, explain, merge, read_toml
 from mien.errors import ConfigError
 from mien.install import SAMPLE
 
@@ -27,11 +27,7 @@ SYNTHETIC = re.compile(r"synthetic(?::([0-9]{1,2}(?:\.[0-9]+)?))?")
 _LARGEST_BYTES = 64 << 20
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file."""
-
-
-class CapturePlan(_Section, frozen=True):
+class CapturePlan(Section, frozen=True):
     """Resources for capture: `cpus` per session, and how many `sessions` one actor supervises.
 
     Workers listen on ports of their node from `port` on.
@@ -42,7 +38,7 @@ class CapturePlan(_Section, frozen=True):
     port: Annotated[int, Meta(ge=1024, le=60_000)] = 18_000
 
 
-class PoolPlan(_Section, frozen=True):
+class PoolPlan(Section, frozen=True):
     """Inference: a pool's resources and its capacity in sessions, as measured by `mien bench multi`.
 
     There are `fewest` to `most` pools (0: no limit). One is added when a pool's use of a core exceeds `use`, or its
@@ -59,7 +55,7 @@ class PoolPlan(_Section, frozen=True):
     idle_s: Positive = 60.0
 
 
-class GatewayPlan(_Section, frozen=True):
+class GatewayPlan(Section, frozen=True):
     """The common address for subscribing to every session. Other machines need keys.
 
     `allow` lists remote subscribers by name, with the public key that `mien keys list` shows there.
@@ -68,18 +64,18 @@ class GatewayPlan(_Section, frozen=True):
 
     host: Host = "127.0.0.1"
     port: Port = 5560
-    place: dict[str, str] = {}
-    allow: dict[str, str] = {}
+    place: dict[str, str] = msgspec.field(default_factory=dict)
+    allow: dict[str, str] = msgspec.field(default_factory=dict)
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
-class HealthPlan(_Section, frozen=True):
+class HealthPlan(Section, frozen=True):
     """Failure detection: an actor that does not answer for `silence_s` is considered lost."""
 
     silence_s: Annotated[float, Meta(ge=1, le=60)] = 4.0
 
 
-class RecordingPlan(_Section, frozen=True):
+class RecordingPlan(Section, frozen=True):
     """Recordings, in a folder of the capturing node; empty disables recording."""
 
     folder: str = ""
@@ -87,7 +83,7 @@ class RecordingPlan(_Section, frozen=True):
     audio: bool = False
 
 
-class SessionEntry(_Section, frozen=True):
+class SessionEntry(Section, frozen=True):
     """One session, or many: `pattern` with `count`, or the rows of a CSV file.
 
     `source` is for both video and audio: rtsp://..., http://..., a file, a device, or "synthetic" (rows without a
@@ -102,11 +98,11 @@ class SessionEntry(_Section, frozen=True):
     source: str = ""
     camera: str = ""
     mic: str = ""
-    place: dict[str, str] = {}
-    config: dict[str, Any] = {}
+    place: dict[str, str] = msgspec.field(default_factory=dict)
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class _Tables(_Section, frozen=True):
+class _Tables(Section, frozen=True):
     fleet: Name = "fleet"
     capture: CapturePlan = CapturePlan()
     pools: PoolPlan = PoolPlan()
@@ -116,15 +112,15 @@ class _Tables(_Section, frozen=True):
 
 
 class _File(_Tables, frozen=True):
-    defaults: dict[str, Any] = {}
-    sessions: list[dict[str, Any]] = []
+    defaults: dict[str, Any] = msgspec.field(default_factory=dict)
+    sessions: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
 
 class Planned(msgspec.Struct, frozen=True):
     """A session as planned: its configuration, without addresses, and the required node labels."""
 
     config: Config
-    place: dict[str, str] = {}
+    place: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:

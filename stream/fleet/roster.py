@@ -6,6 +6,7 @@ member goes: to the least loaded candidate.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -143,7 +144,8 @@ class Roster:
         plan, place = self.plan.capture, held.planned.place
         fitting = [node for node in self.nodes.values() if node.fits(place)]
         if not fitting:
-            return f"nothing in the cluster has {_worded(place)}" if place else "the cluster has no nodes"
+            named = ", ".join(f"{key}={value}" for key, value in sorted(place.items()))
+            return f"nothing in the cluster has {named}" if place else "the cluster has no nodes"
         nodes = [node for node in fitting if not node.drained and not node.suspect]
         if not nodes:
             return "every node that it may run on is drained or does not answer"
@@ -214,7 +216,8 @@ class Roster:
         if not nodes:
             need = _cpus(plan.cpus) + (f" and {plan.gpus:g} of a GPU" if plan.gpus else "")
             return f"{NO_ROOM} {need} free for a pool"
-        return min(nodes, key=lambda node: (node.id == avoid, self._pools_on(node), -self.free_cpus(node)))
+        pools = Counter(pool.node for pool in self.of("pool"))
+        return min(nodes, key=lambda node: (node.id == avoid, pools[node.id], -self.free_cpus(node)))
 
     def drop(self, member: Member, why: str) -> list[Held]:
         """Remove a lost member. Returns the sessions that are no longer predicted."""
@@ -253,20 +256,19 @@ class Roster:
     def leave_pool(self, held: Held, why: str) -> None:
         """Take a session from its pool, which must release it before another gets it."""
         if held.pool:
-            pool = self.members[held.pool]
-            pool.sessions.discard(held.planned.name)
-            held.left_pool, held.avoid, held.pool = held.pool, held.pool, ""
-            self._left.add(held.planned.name)
-            held.gap, held.moves = why, held.moves + 1
+            self._take(held, held.pool, why)
+            held.left_pool, held.pool = held.pool, ""
 
     def leave_capture(self, held: Held, why: str) -> None:
         """The same for its capture: a camera can be opened only once."""
         if held.capture:
-            member = self.members[held.capture]
-            member.sessions.discard(held.planned.name)
-            held.left_capture, held.avoid, held.capture = held.capture, held.capture, ""
-            self._left.add(held.planned.name)
-            held.captured, held.gap, held.moves = None, why, held.moves + 1
+            self._take(held, held.capture, why)
+            held.left_capture, held.capture, held.captured = held.capture, "", None
+
+    def _take(self, held: Held, member: str, why: str) -> None:
+        self.members[member].sessions.discard(held.planned.name)
+        self._left.add(held.planned.name)
+        held.avoid, held.gap, held.moves = member, why, held.moves + 1
 
     def resume_captures(self, member: Member, report: CaptureReport) -> int:
         """Restore a capture host from before the directory's restart. Returns the largest number among its sessions."""
@@ -289,9 +291,6 @@ class Roster:
                 member.sessions.add(name)
         return max((served.run for served in report.sessions.values()), default=0)
 
-    def _pools_on(self, node: Node) -> int:
-        return sum(1 for pool in self.of("pool") if pool.node == node.id)
-
 
 def demand(roster: Roster) -> list[dict[str, float]]:
     """Resources needed by running members and unplaced sessions, one entry per member; empty while none wait."""
@@ -308,7 +307,3 @@ def demand(roster: Roster) -> list[dict[str, float]]:
 
 def _cpus(count: float) -> str:
     return f"{count:g} CPU" if count == 1 else f"{count:g} CPUs"
-
-
-def _worded(place: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(place.items()))

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from mien.errors import FleetError, MienError
 from mien.stream.fleet import cluster
@@ -19,21 +19,8 @@ _AHEAD = 4  # tasks queued per core
 _makers: dict[str, Any] = {}
 
 
-class Maker(Protocol):
-    """Makes items. It can be sent to another process before its first."""
-
-    def make(self, *item: Any) -> Any:
-        """Process an item."""
-
-    def close(self) -> None:
-        """Release what was opened."""
-
-
-Spread = Callable[[Sequence[Any], Maker], Iterator[tuple[Any, Any]]]
-
-
 @contextmanager
-def tasks_at(address: str) -> Iterator[Spread]:
+def tasks_at(address: str) -> Iterator[Callable[[Sequence[Any], Any], Iterator[tuple[Any, Any]]]]:
     """A function that runs items on a cluster and yields each with its result, as they are done.
 
     Raises:
@@ -46,7 +33,7 @@ def tasks_at(address: str) -> Iterator[Spread]:
         ray.shutdown()
 
 
-def _spread(ray: Any, items: Sequence[Any], maker: Maker) -> Iterator[tuple[Any, Any]]:
+def _spread(ray: Any, items: Sequence[Any], maker: Any) -> Iterator[tuple[Any, Any]]:
     name = secrets.token_hex(8)
     sent = ray.put(maker)
     # Retry tasks of a lost node, but not those that raised an error themselves.

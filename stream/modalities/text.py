@@ -346,9 +346,9 @@ class Text(Hearing):
         self._retry_s = time.monotonic() + RETRY_S
 
 
-def words_within(recognised: Recognised, window_s: float = WINDOW_NS / NS_PER_S) -> tuple[Word, ...]:
-    """The words that end within the last `window_s`, committed ones first."""
-    since_ns = recognised.t_end_ns - round(window_s * NS_PER_S)
+def words_within(recognised: Recognised) -> tuple[Word, ...]:
+    """The words that end within the window, committed ones first."""
+    since_ns = recognised.t_end_ns - WINDOW_NS
     return tuple(word for word in recognised.words if since_ns < word.t_end_ns <= recognised.t_end_ns)
 
 

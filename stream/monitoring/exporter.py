@@ -30,21 +30,19 @@ class MetricsServer:
 
     Args:
         registry: of the metrics. health: the answer to /health: status code and JSON.
-        port: to listen on; 0 picks a free one, see `port`. host: a local address.
+        port: to listen on; 0 picks a free one, see `port`.
 
     Raises:
-        BusError: the port is in use, or the host is not local.
+        BusError: the port is in use.
     """
 
-    def __init__(
-        self, registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]], port: int, host: str = "127.0.0.1"
-    ) -> None:
-        if not is_loopback(host):
-            raise BusError(f"metrics are served to this machine only, not on {host}; put a proxy in front of them")
+    def __init__(self, registry: CollectorRegistry, health: Callable[[], tuple[int, bytes]], port: int) -> None:
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(registry, health))
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(registry, health))
         except OSError as error:
-            raise BusError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another port") from error
+            raise BusError(
+                f"cannot serve metrics on 127.0.0.1:{port}: {error.strerror}; choose another port"
+            ) from error
         self.port: int = self._server.server_address[1]
         self._server.daemon_threads = True
         self._serving = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True)
@@ -62,14 +60,14 @@ class Exporter(MetricsServer):
 
     Args:
         endpoint: where inference publishes. session: the one to observe.
-        port, host: as for `MetricsServer`.
+        port: as for `MetricsServer`.
         keys: folder of keys, for an endpoint on another machine.
 
     Raises:
         BusError: as `MetricsServer`.
     """
 
-    def __init__(self, endpoint: str, session: str, port: int, host: str = "127.0.0.1", keys: str | Path = "") -> None:
+    def __init__(self, endpoint: str, session: str, port: int, keys: str | Path = "") -> None:
         self._observer, self._session = Observer(Subscriber(endpoint, session=session, keys=keys)), session
         registry = CollectorRegistry()
         self._predictions = Counter("mien_predictions", "Predictions received.", registry=registry)
@@ -83,7 +81,7 @@ class Exporter(MetricsServer):
         )
         registry.register(self)
         try:
-            super().__init__(registry, self._health, port, host)
+            super().__init__(registry, self._health, port)
         except BusError:
             self._observer.close()
             raise

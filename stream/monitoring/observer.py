@@ -20,6 +20,8 @@ SILENT_S = 3.0  # without a prediction: down
 _STALE_NS = 4 * NS_PER_S  # a status this much older than the newest one is stale
 _RATE_S = 2.0
 
+_SAME = ("worker", "pid", "fps", "lag_ms", "cpu_percent", "rss_mb", "drops", "last_error")  # as in a status
+
 Verdict = Literal["ok", "degraded", "down"]
 
 
@@ -170,16 +172,9 @@ class Observer:
                 state = "silent"
             restarts = known.get(f"{worker}.restarts")
             yield ProcessCondition(
-                worker=worker,
+                **{name: getattr(status, name) for name in _SAME},
                 state=state,
-                pid=status.pid,
-                fps=status.fps,
-                lag_ms=status.lag_ms,
-                cpu_percent=status.cpu_percent,
-                rss_mb=status.rss_mb,
                 restarts=restarts if isinstance(restarts, int) else None,
-                drops=status.drops,
-                last_error=status.last_error,
                 source=_text(status.detail.get("source")),
                 following=_text(status.detail.get("following")),
             )

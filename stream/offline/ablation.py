@@ -13,7 +13,7 @@ import torch
 from mien.models.architecture import ABLATIONS
 from mien.models.data.datasets import Dataset
 from mien.models.data.pairing import Pairing, paired_set, single
-from mien.models.evaluation.scores import figures, score, torch_runner
+from mien.models.evaluation.scores import figures, score, torch_model
 from mien.models.training.device import training_device
 from mien.models.training.fusion import train_fusion
 from mien.models.training.fusion_settings import FusionTraining
@@ -57,12 +57,12 @@ def ablate(
 
 def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -> dict[str, float]:
     trained = train_fusion(dataset, settings, device=device)
-    run, names = torch_runner(trained.network), list(dataset.specs)
+    model, names = torch_model(trained.averaged), list(dataset.specs)
     valid = [s for s in dataset.split("valid") if not s.labels.copy]
     made: dict[str, float] = {}
     for corpus in sorted({s.labels.corpus for s in valid}):
         groups = [single(s) for s in valid if s.labels.corpus == corpus]
-        found = figures(groups, score(run, dataset.specs, groups, names))
+        found = figures(groups, score(model, groups, names))
         if "sentiment" in found:
             made[f"{corpus} Non0 Acc-2"] = found["sentiment"]["non0_accuracy"]
             made[f"{corpus} MAE"] = found["sentiment"]["mae"]
@@ -70,7 +70,7 @@ def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -
             made[f"{corpus} UAR"] = found["emotion"]["uar"]
     pairs = paired_set(valid, names, 700) if len(names) > 1 else []
     if pairs:
-        found = figures(pairs, score(run, dataset.specs, pairs, names))
+        found = figures(pairs, score(model, pairs, names))
         made["paired UAR"] = found["emotion"]["uar"]
         everything = [*valid, *(s for s in dataset.split("valid") if s.labels.damage is not None)]
         for what, damaged in (("damaged", 1.0), ("conflicting", 0.0)):
@@ -82,7 +82,7 @@ def _measure(dataset: Dataset, settings: FusionTraining, device: torch.device) -
                 )
                 for k in range(700)
             ]
-            made[f"{what} pairs UAR"] = figures(odd, score(run, dataset.specs, odd, names))["emotion"]["uar"]
+            made[f"{what} pairs UAR"] = figures(odd, score(model, odd, names))["emotion"]["uar"]
     return made
 
 

@@ -1,16 +1,15 @@
 """Extracts labelled corpora to datasets of rows, with the extractors of the live stream.
 
-Items are split into chunks, one shard per chunk; processes take chunks, and shards are written atomically, so that an
+Items are split into chunks, one shard per chunk; processes make items, and shards are written atomically, so that an
 interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
 
-import multiprocessing.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -30,12 +29,12 @@ from mien.models.data.dataset_files import (
     read_shard,
     write_shard,
 )
-from mien.models.data.datasets import Skipped
+from mien.models.data.labels import Skipped
 from mien.models.data.mmsa import is_pickle
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extractors import live_specs
 from mien.stream.offline.items import ExtractOptions, ItemMaker, MadeItem
-from mien.stream.offline.pool import worker_pool
+from mien.stream.offline.pool import Spread, spread_here
 from mien.stream.recording.stretch import is_recording
 from mien.stream.sources.clip import open_clip
 
@@ -52,19 +51,12 @@ class _Chunk(msgspec.Struct, frozen=True):
     shard: str
 
 
-# Makes items, each a source and a position in it, elsewhere, and yields them in any order.
-Spread = Callable[[Sequence[tuple[str, int]], ItemMaker], Iterator[tuple[tuple[str, int], MadeItem]]]
-
-
 class _Plan(msgspec.Struct, frozen=True):
     specs: tuple[ModalitySpec, ...]
     options: ExtractOptions
     chunks: tuple[_Chunk, ...]
     skipped: tuple[Skipped, ...]
     assets: AssetsConfig = AssetsConfig()
-
-    def maker(self, weights: WeightSet) -> ItemMaker:
-        return ItemMaker(self.options, [spec.name for spec in self.specs], self.assets, weights)
 
 
 def needed_specs(corpus: Corpus, options: ExtractOptions, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
@@ -121,7 +113,7 @@ def extract(
         weights: of the text and face encoders.
         jobs: processes; 0 is one per core.
         progress: called with items done and total items.
-        spread: makes items elsewhere, instead of in processes here; the dataset is the same.
+        spread: makes the items, instead of processes here; the dataset is the same.
 
     Returns:
         The manifest; it lists skipped items, with the reason.
@@ -139,12 +131,10 @@ def extract(
     done = total - sum(len(chunk.ids) for chunk in todo)
     if progress is not None:
         progress(done, total)
-    if spread is not None:
-        made = _gather(spread, todo, plan, out, weights)
-    else:
-        made = _run(todo, plan, out, weights, min(jobs or os.cpu_count() or 1, len(todo)))
-    for count in made:
-        done += count
+    if spread is None:
+        spread = partial(spread_here, min(jobs or os.cpu_count() or 1, len(todo)))
+    for _ in _write_all(todo, plan, out, weights, spread):
+        done += 1
         if progress is not None:
             progress(done, total)
     shards = [out / chunk.shard for chunk in plan.chunks]
@@ -236,59 +226,23 @@ def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
     return True
 
 
-def _gather(spread: Spread, todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet) -> Iterator[int]:
-    """Make items elsewhere, in any order, and write each shard as soon as all of its items have arrived."""
-    of = {(chunk.source, position): chunk for chunk in todo for position in chunk.ids}
+def _write_all(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, spread: Spread) -> Iterator[None]:
+    """Make the items, in any order, and write each shard as soon as all of its items are there. Yields once an item."""
+    of: dict[tuple[str, int], list[_Chunk]] = {}  # several where a corpus is given twice
+    for chunk in todo:
+        for position in chunk.ids:
+            of.setdefault((chunk.source, position), []).append(chunk)
     found: dict[str, dict[int, MadeItem]] = {chunk.shard: {} for chunk in todo}
-    for (source, position), item in spread(list(of), plan.maker(weights)):
-        chunk = of[source, position]
-        have = found[chunk.shard]
-        have[position] = item
-        if len(have) == len(chunk.ids):
-            _write(out, plan, chunk, [have[position] for position in chunk.ids])
-            del found[chunk.shard]
-        yield 1
-
-
-def _run(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, jobs: int) -> Iterator[int]:
-    if jobs <= 1:
-        maker = plan.maker(weights)
-        try:
-            for chunk in todo:
-                _write(out, plan, chunk, [maker.make(chunk.source, position) for position in chunk.ids])
-                yield len(chunk.ids)
-        finally:
-            maker.close()
-        return
-    with worker_pool(jobs, _start_worker, plan, out, weights) as pool:
-        futures = {pool.submit(_work, chunk): chunk for chunk in todo}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield len(futures[future].ids)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_worker: tuple[ItemMaker, _Plan, Path] | None = None
-
-
-def _start_worker(plan: _Plan, out: Path, weights: WeightSet) -> None:
-    global _worker
-    maker = plan.maker(weights)
-    _worker = maker, plan, out
-    # MediaPipe must be closed before the interpreter exits: a spawned process runs finalizers, not `atexit`.
-    multiprocessing.util.Finalize(None, maker.close, exitpriority=10)
-
-
-def _work(chunk: _Chunk) -> None:
-    assert _worker is not None
-    maker, plan, out = _worker
-    _write(out, plan, chunk, [maker.make(chunk.source, position) for position in chunk.ids])
-
-
-def _write(out: Path, plan: _Plan, chunk: _Chunk, items: Sequence[MadeItem]) -> None:
-    made = [pair for item in items for pair in item.made]
-    skipped = [item.skipped for item in items if item.skipped is not None]
-    write_shard(out / chunk.shard, {spec.name: spec for spec in plan.specs}, made, skipped)
+    specs = {spec.name: spec for spec in plan.specs}
+    maker = ItemMaker(plan.options, list(specs), plan.assets, weights)
+    for (source, position), item in spread(list(of), maker):
+        for chunk in of[source, position]:
+            have = found[chunk.shard]
+            have[position] = item
+            if len(have) == len(chunk.ids):
+                items = [have[each] for each in chunk.ids]
+                made = [pair for each in items for pair in each.made]
+                skipped = [each.skipped for each in items if each.skipped is not None]
+                write_shard(out / chunk.shard, specs, made, skipped)
+                del found[chunk.shard]
+            yield

@@ -16,7 +16,8 @@ from mien.config import AssetsConfig, ClipConfig
 from mien.errors import DataError, MienError
 from mien.messages import EMOTIONS, MODALITIES
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
-from mien.models.data.datasets import Labels, RawRows, Skipped
+from mien.models.data.datasets import Labels, RawRows
+from mien.models.data.labels import Skipped
 from mien.models.weights import WeightSet
 from mien.stream.offline.damage import Damaging, OtherItems, damaged_copies
 from mien.stream.offline.extractors import Extractors
@@ -103,13 +104,10 @@ class ItemMaker:
         rows, duration_ns, text = self.extractors.rows(item, corpus)
         if not rows:
             raise DataError("it has none of the requested modalities")
+        same = {name: getattr(item, name) for name in ("id", "split", "speaker", "sentiment", "coarse")}
         labels = Labels(
-            id=item.id,
+            **same,
             corpus=corpus.name,
-            split=item.split,
-            speaker=item.speaker,
-            sentiment=item.sentiment,
-            coarse=item.coarse,
             emotions=item.emotion_target,
             agreed=_number(item.emotion, -1) if item.emotions is not None and item.image is not None else None,
             own=_number(item.own_emotion),

@@ -19,8 +19,9 @@ from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
 from mien.models.data.datasets import Dataset, join_datasets
 from mien.models.data.mmsa import is_pickle, read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
-from mien.stream.offline.extraction import Spread, extract, needed_specs
+from mien.stream.offline.extraction import extract, needed_specs
 from mien.stream.offline.items import ExtractOptions
+from mien.stream.offline.pool import Spread
 
 MOST_DATASETS, MOST_BYTES = 64, 2 << 30  # kept in the user's cache folder, most recently used first
 

@@ -166,10 +166,11 @@ def train_fusion_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     )  # fmt: skip
     outside = work / OUTSIDE
     known = msgspec.json.decode(outside.read_bytes(), type=dict[str, float]) if outside.is_file() else {}
-    calibrate(trained.network, dataset, plan.fusion, known)
+    calibrate(trained.averaged, dataset, plan.fusion, known)
     corpora = sorted({s.labels.corpus for s in dataset.samples})
+    assert trained.best is not None, "the last step is validated"
     figures = {"step": trained.best.step, "loss": trained.best.loss, **trained.best.figures}
-    saved = save_checkpoint(output_folder(plan) / FUSION, trained.network, figures=figures,
+    saved = save_checkpoint(output_folder(plan) / FUSION, trained.averaged, figures=figures,
                             training={"seed": plan.fusion.seed, "corpora": corpora})  # fmt: skip
     _copy_encoders(plan, dataset)
     return {"checkpoint": str(saved.path), "id": saved.id, "temperature": saved.header.temperature, **figures}

@@ -71,10 +71,6 @@ class _Image(msgspec.Struct, frozen=True):
     landmarks: bytes
 
 
-class _Mesh(msgspec.Struct, frozen=True):
-    edges: bytes
-
-
 class _Audio(msgspec.Struct, frozen=True):
     timestamp: _Time
     data: bytes
@@ -89,7 +85,6 @@ _encode_header = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.json.Decoder(FeatureHeader).decode
 _decode_values = msgspec.json.Decoder(_Values).decode
 _decode_image = msgspec.json.Decoder(_Image).decode
-_decode_mesh = msgspec.json.Decoder(_Mesh).decode
 _decode_audio = msgspec.json.Decoder(_Audio).decode
 
 _TIME = {
@@ -146,16 +141,6 @@ def preview_of(data: bytes) -> Preview:
     fields = msgspec.structs.asdict(_decode_image(data))
     fields["landmarks"] = np.frombuffer(fields["landmarks"], "<f4").reshape(-1, 2)
     return Preview(t_ns=fields.pop("timestamp").ns, jpeg=fields.pop("data"), **fields)
-
-
-def mesh_record(edges: bytes) -> bytes:
-    """The face mesh's edges, in wire form."""
-    return _encode({"edges": edges})
-
-
-def mesh_edges_of(data: bytes) -> bytes:
-    """The recorded edges."""
-    return _decode_mesh(data).edges
 
 
 def sound_record(sound: Sound) -> bytes:

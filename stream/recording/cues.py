@@ -124,7 +124,7 @@ class CueMaker:
             return Sent(entry.log_ns, "video", encode_preview(entry.preview(), "picture"))
         elif entry.channel == channels.MESH:
             name = topic("preview", self._recording.session, "edges")
-            return Sent(entry.log_ns, "video", [name, VERSION_BYTE, channels.mesh_edges_of(entry.data)])
+            return Sent(entry.log_ns, "video", [name, VERSION_BYTE, entry.edges()])
         elif entry.channel == channels.AUDIO:
             return Sent(entry.log_ns, "audio", encode_sound(entry.sound()))
         return None

@@ -24,12 +24,11 @@ from mien.stream.bus.wire import FeatureHeader, Frames
 from mien.stream.recording import channels
 
 _RECORD_LIMIT = 1 << 30
-_END_NS = (1 << 63) - 1
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_status = msgspec.json.Decoder(Status).decode
 _decode_about = msgspec.json.Decoder(About).decode
 _Read = TypeVar("_Read")
-_DAMAGED = (msgspec.MsgspecError, WireError, ValueError, OverflowError, RecursionError)
+_DAMAGED = (msgspec.MsgspecError, WireError, ValueError, KeyError, OverflowError, RecursionError)
 
 
 class Entry(NamedTuple):
@@ -59,6 +58,10 @@ class Entry(NamedTuple):
     def preview(self) -> Preview:
         """The picture."""
         return self._read(channels.preview_of)
+
+    def edges(self) -> bytes:
+        """The edges of the face mesh, in wire form."""
+        return self._read(lambda data: msgspec.json.decode(data, type=dict[str, bytes])["edges"])
 
     def sound(self) -> Sound:
         """The chunk of audio."""
@@ -102,18 +105,11 @@ class Recording:
         """From the first message to the last."""
         return (self.last_ns - self.first_ns) / 1e9
 
-    def entries(
-        self,
-        names: Collection[str] | Callable[[str], bool] | None = None,
-        *,
-        since_ns: int = 0,
-        until_ns: int = 1 << 63,
-    ) -> Iterator[Entry]:
+    def entries(self, names: Collection[str] | Callable[[str], bool] | None = None) -> Iterator[Entry]:
         """Messages in the order of their log times.
 
         Args:
             names: channels, or a predicate on channel names; None for all.
-            since_ns, until_ns: log times, the second exclusive. With an index, only that part of the file is read.
 
         Raises:
             RecordingError: the file is no longer readable.
@@ -121,16 +117,13 @@ class Recording:
         wanted = names if callable(names) else (self.channels if names is None else set(names)).__contains__
         with _opened(self.path) as file:
             if self.cut_off:
-                yield from _scan_entries(file, wanted, since_ns, until_ns)
+                yield from _scan_entries(file, wanted)
                 return
             topics = [name for name in self.channels if wanted(name)]
             if not topics:
                 return
             try:
-                reader = make_reader(file, validate_crcs=True)
-                for _, channel, message in reader.iter_messages(
-                    topics, starting_at=max(since_ns, 0), ending_before=until_ns
-                ):
+                for _, channel, message in make_reader(file, validate_crcs=True).iter_messages(topics):
                     yield Entry(channel.topic, message.log_time, message.publish_time, message.data)
             except _BROKEN as error:
                 raise RecordingError(f"{self.path} is damaged: {_line(error)}; copy it anew") from error
@@ -251,12 +244,12 @@ def _records(file: BinaryIO) -> Iterator[Any]:
         return
 
 
-def _scan_entries(file: BinaryIO, wanted: Callable[[str], bool], since_ns: int, until_ns: int) -> Iterator[Entry]:
+def _scan_entries(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[Entry]:
     topics: dict[int, str] = {}
     for record in _records(file):
         if isinstance(record, Channel):
             topics[record.id] = record.topic
-        elif isinstance(record, Message) and since_ns <= record.log_time < until_ns:
+        elif isinstance(record, Message):
             name = topics.get(record.channel_id, "")
             if wanted(name):
                 yield Entry(name, record.log_time, record.publish_time, record.data)

@@ -197,7 +197,7 @@ class Recorder:
             case "preview" if frames[0].endswith(b"/edges") and not self._media["mesh"]:
                 decode_edges(frames)
                 self._media["mesh"] += 1
-                self._write(channels.MESH, channels.mesh_record(frames[2]), now_ns, now_ns)
+                self._write(channels.MESH, msgspec.json.encode({"edges": frames[2]}), now_ns, now_ns)
             case "sound":
                 sound = decode_sound(frames)
                 if self._is_new("sound", sound.run, sound.seq):

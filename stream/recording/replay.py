@@ -137,16 +137,20 @@ class Tally(msgspec.Struct):
     """How a replay compares with its recording.
 
     Attributes:
-        predictions: made by the replay. equal: of them, bit-equal to the recorded ones. differing: not equal, although
-            the recording holds all of their inputs. incomplete: not equal, and inputs are missing.
+        equal: predictions bit-equal to the recorded ones. differing: not equal, although the recording holds all of
+            their inputs. incomplete: not equal, and inputs are missing.
         first_difference: in words.
     """
 
-    predictions: int = 0
     equal: int = 0
     differing: int = 0
     incomplete: int = 0
     first_difference: str | None = None
+
+    @property
+    def predictions(self) -> int:
+        """All that the replay has made."""
+        return self.equal + self.differing + self.incomplete
 
 
 class Player:
@@ -271,7 +275,6 @@ class Player:
         if not self._expected or self._expected[0].cue.seq != made.seq:
             return
         cued = self._expected.popleft()
-        self.tally.predictions += 1
         if content(made) == content(cued.recorded):
             self.tally.equal += 1
         elif not cued.exact:

@@ -44,7 +44,9 @@ class RecordingWriter:
         self._sequence: dict[str, int] = {}
         self._flushed_s = time.monotonic()
         self._file = _File(path)
-        self._writer = _ChunkWriter(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
+        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
+        # The library ends a chunk when it is large; we also end it when it is old. That has no public name.
+        self._end_chunk = getattr(self._writer, "_Writer__finalize_chunk")  # noqa: B009
         self._writer.start(PROFILE, f"mien {mien.__version__}")
         self._writer.add_metadata(METADATA, {"format": str(FORMAT), "mien": mien.__version__})
         try:
@@ -73,7 +75,7 @@ class RecordingWriter:
 
     def attach(self, name: str, data: bytes, t_ns: int) -> None:
         """Add a JSON attachment."""
-        self._writer.end_chunk()
+        self._end_chunk()
         self._writer.add_attachment(t_ns, t_ns, name, "application/json", data)
         self.attachments += 1
         self._sync()
@@ -81,7 +83,7 @@ class RecordingWriter:
     def flush_if_due(self) -> None:
         """Write pending messages to disk, if half a second has passed. Call it even while nothing comes."""
         if time.monotonic() - self._flushed_s >= FLUSH_S:
-            self._writer.end_chunk()
+            self._end_chunk()
             self._sync()
 
     def close(self) -> None:
@@ -127,13 +129,6 @@ def rewrite(recording: Recording, path: Path) -> None:
     except RecordingError:
         writer.abandon()
         raise
-
-
-class _ChunkWriter(Writer):  # type: ignore[misc]
-    """The library ends a chunk when it is large; we also end it when it is old."""
-
-    def end_chunk(self) -> None:
-        getattr(self, "_Writer__finalize_chunk")()  # noqa: B009  # it has no public name
 
 
 class _File:

@@ -55,9 +55,7 @@ class ClipSound(AudioSource):
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
         super().__init__()
-        self._clip = open_clip(path, config.clip)
-        if not self._clip.has_audio:
-            raise SourceError(f"clip {path} has no sound; choose another file, or set audio.source to none")
+        self._clip = open_clip(path, config.clip, "sound")
         self.name = self._clip.name
         self._clock = clock
         self._paced = not config.clip.fast

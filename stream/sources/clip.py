@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -150,7 +150,9 @@ class Clip:
             raise BrokenClipError(f"the {what} of clip {self.name} {where}: {failure}")
 
 
-def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
+def open_clip(
+    path: str | Path, tracks: ClipConfig | None = None, needs: Literal["sound", "picture"] | None = None
+) -> Clip:
     """Open a clip and choose its tracks.
 
     Covers are never used. Unless `tracks` says otherwise: the default video and audio tracks; of the audio tracks the
@@ -158,7 +160,7 @@ def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
 
     Raises:
         SourceError: the file is missing, unreadable, has neither video nor audio of any length, or lacks the requested
-            track.
+            track or what it `needs`.
     """
     path, tracks = Path(path), tracks or ClipConfig()
     if not is_file(path):
@@ -169,7 +171,11 @@ def open_clip(path: str | Path, tracks: ClipConfig | None = None) -> Clip:
             why = "is a pipe or a device, which can be read only once; save it as a file first"
         raise SourceError(f"clip {printable(str(path))} {why}")
     state = path.stat()
-    return _look(path, state.st_size, state.st_mtime_ns, tracks.audio_track, tracks.video_track)
+    clip = _look(path, state.st_size, state.st_mtime_ns, tracks.audio_track, tracks.video_track)
+    if needs and not (clip.has_audio if needs == "sound" else clip.has_video):
+        key = "audio.source" if needs == "sound" else "video.source"
+        raise SourceError(f"clip {path} has no {needs}; choose another file, or set {key} to none")
+    return clip
 
 
 def read_sound(path: str | Path, tracks: ClipConfig | None = None) -> Float32:

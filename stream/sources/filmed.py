@@ -25,9 +25,7 @@ class FilmedClip(VideoSource):
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
         super().__init__()
-        self._clip = open_clip(path, config.clip)
-        if not self._clip.has_video:
-            raise SourceError(f"clip {path} has no picture; choose another file, or set video.source to none")
+        self._clip = open_clip(path, config.clip, "picture")
         self.name = f"{self._clip.name} at {config.clip.fps:g} frames a second"
         self._clock, self._loop = clock, config.clip.loop
         self._fps = config.clip.fps

@@ -66,9 +66,7 @@ class ClipPicture(VideoSource):
 
     def __init__(self, path: Path, config: Config, clock: Clock) -> None:
         super().__init__()
-        self._clip = open_clip(path, config.clip)
-        if not self._clip.has_video:
-            raise SourceError(f"clip {path} has no picture; choose another file, or set video.source to none")
+        self._clip = open_clip(path, config.clip, "picture")
         self.name = self._clip.name
         self._clock = clock
         self._paced = not config.clip.fast

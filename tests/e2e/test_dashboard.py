@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -527,15 +528,25 @@ def press(page: Page, *keys: str) -> None:
         page.tab.keyboard.press(key)
 
 
-def test_recording_and_labels_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
-    """On a phone's screen, with nothing but taps."""
+@contextmanager
+def keeping(folder: Path, *options: str) -> Iterator[str]:
+    """The sample in a loop, and the address of a dashboard that keeps its recordings in a folder."""
     port = free_ports()
-    config = tmp_path / "here.toml"
-    config.write_text(f"[dashboard]\nport = 0\nrecordings = '{tmp_path / 'kept'}'\n", encoding="utf-8")
-    session = run(port, "--clip", str(SAMPLE), "--loop", "--asr", "none")
-    page_program, url = dashboard(port, "--config", str(config))
+    config = folder.with_suffix(".toml")
+    config.write_text(f"[dashboard]\nport = 0\nrecordings = '{folder}'\n", encoding="utf-8")
+    session = run(port, "--clip", str(SAMPLE), "--loop", *options)
+    page, url = dashboard(port, "--config", str(config))
     try:
         await_predictions(port, session)
+        yield url
+    finally:
+        page.stop()
+        session.stop()
+
+
+def test_recording_and_labels_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    """On a phone's screen, with nothing but taps."""
+    with keeping(tmp_path / "kept", "--asr", "none") as url:
         page = open_page(url, 390, has_touch=True, is_mobile=True)
         page.wait(lambda: page.badges() == ["SAMPLE"], 120)
         page.tab.tap(".js-record")
@@ -571,9 +582,6 @@ def test_recording_and_labels_by_touch(tmp_path: Path, open_page: Callable[..., 
         page.tab.tap(".js-record")
         page.wait(lambda: "The recording is in" in page.text("keys"))
         assert page.problems == []
-    finally:
-        page_program.stop()
-        session.stop()
     rows = (tmp_path / "kept" / "labels.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2
     assert "-2" in rows[1]
@@ -581,13 +589,7 @@ def test_recording_and_labels_by_touch(tmp_path: Path, open_page: Callable[..., 
 
 def test_labels_by_keyboard_become_training_data(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     """Recorded on the page, three stretches labelled there, extracted, and an epoch trained on them."""
-    port = free_ports()
-    config = tmp_path / "here.toml"
-    config.write_text(f"[dashboard]\nport = 0\nrecordings = '{tmp_path / 'kept'}'\n", encoding="utf-8")
-    session = run(port, "--clip", str(SAMPLE), "--loop")
-    page_program, url = dashboard(port, "--config", str(config))
-    try:
-        await_predictions(port, session)
+    with keeping(tmp_path / "kept") as url:
         page = open_page(url)
         page.wait(lambda: page.badges() == ["SAMPLE"], 120)
         page.tab.click(".js-record")
@@ -611,9 +613,6 @@ def test_labels_by_keyboard_become_training_data(tmp_path: Path, open_page: Call
         page.wait(lambda: "The recording is in" in page.text("keys"))
         assert page.badges() == ["SAMPLE"]
         assert page.problems == []
-    finally:
-        page_program.stop()
-        session.stop()
     table = (tmp_path / "kept" / "labels.csv").read_text(encoding="utf-8").splitlines()
     assert len(table) == 4
     assert {row.split(",")[5] for row in table[1:]} == {"", "sad"}

@@ -15,6 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+# Head of a plan for sessions that cost next to nothing; a table of the gateway's is open at its end.
+SMALL = """
+fleet = "small"
+[capture]
+cpus = 0.1
+[pools]
+cpus = 0.1
+use = 1.0
+p99_ms = 100000
+[gateway]
+port = {port}
+"""
 MIEN = [sys.executable, "-P", "-m", "mien"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.browser import Program, chromium
-from tests.fleet.conftest import Marked
+from tests.fleet.conftest import SMALL, Marked
 from tests.needs import fetch
 from tests.ports import free_ports
 
@@ -19,16 +19,9 @@ pytest.importorskip("nicegui", reason="needs the dashboard's packages")
 __all__ = ["chromium"]  # a fixture
 pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
 PATIENCE_MS = 90_000
-PLAN = """
-fleet = "grid"
-[capture]
-cpus = 0.1
-[pools]
-cpus = 0.1
-use = 1.0
-p99_ms = 100000
-[gateway]
-port = {port}
+PLAN = (
+    SMALL
+    + """
 metrics_port = {metrics}
 [[sessions]]
 pattern = "s-{{n}}"
@@ -44,6 +37,7 @@ name = "nowhere"
 source = "synthetic:5"
 place = {{site = "moon"}}
 """
+)
 
 
 def test_all_sessions_are_shown_and_a_click_opens_one(
@@ -78,7 +72,7 @@ def test_all_sessions_are_shown_and_a_click_opens_one(
         assert "site=moon" in page.inner_text(tile("nowhere"))
         # An unreachable camera is reported, and the others run.
         page.wait_for_selector(f"{tile('gone')}.is-bad:has-text('127.0.0.1:9')")
-        listed = json.loads(mien("fleet", "status", "grid", "--json", check=False).stdout)["sessions"]
+        listed = json.loads(mien("fleet", "status", "small", "--json", check=False).stdout)["sessions"]
         notes = {session["name"]: session["note"] for session in listed if session["state"] != "running"}
         assert notes.keys() == {"gone", "nowhere"}
         assert "127.0.0.1:9" in notes["gone"]
@@ -100,7 +94,7 @@ def test_all_sessions_are_shown_and_a_click_opens_one(
         assert figures["mien_fleet_gateway_up"] == figures["mien_fleet_gateway_pools"] == "1.0"
         assert figures['mien_fleet_sessions{state="waiting"}'] == "1.0"
         assert float(figures['mien_fleet_session_predictions_total{session="s-1"}']) > 0
-        mien("fleet", "stop", "grid")
+        mien("fleet", "stop", "small")
         page.wait_for_selector(f"{tile('s-1')}.is-bad")
         assert problems == []
     finally:

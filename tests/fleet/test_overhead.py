@@ -15,7 +15,7 @@ import pytest
 from mien.config import BusConfig, load_config
 from mien.stream.fleet.orders import CaptureTask
 from mien.stream.fleet.synthetic import SyntheticCapture
-from tests.fleet.conftest import MIEN, Marked
+from tests.fleet.conftest import MIEN, SMALL, Marked
 from tests.fleet.listening import Listener
 from tests.fleet.test_failures import Driver, all_run
 from tests.ports import free_ports
@@ -24,20 +24,14 @@ pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
 SECONDS = float(os.environ.get("MIEN_TEST_SECONDS", "20"))
 SETTLE_S = 15.0  # clocks of other processes are known after some exchanges
 TIMEOUT_S = 120.0
-PLAN = """
-fleet = "one"
-[capture]
-cpus = 0.1
-[pools]
-cpus = 0.1
-use = 1.0
-p99_ms = 100000
-[gateway]
-port = {port}
+PLAN = (
+    SMALL
+    + """
 [[sessions]]
 name = "fleet"
 source = "synthetic"
 """
+)
 
 
 class PlainInference:

@@ -114,8 +114,14 @@ def make_wheel(index: Path, name: str, members: dict[str, bytes]) -> None:
         wheel.writestr(f"{info}/RECORD", "")
 
 
-def make_asset(address: str = NOBODY, **changes: object) -> dict[str, Asset]:
-    """An asset of two files; two packages carry it, the larger file in two parts."""
+@pytest.fixture(autouse=True)
+def _no_more_than_before() -> Iterator[None]:
+    yield
+    ASSETS.pop("tiny", None)
+
+
+def make_asset(address: str = NOBODY, **changes: object) -> Asset:
+    """An asset "tiny" of two files, added to those known; two packages carry it, the larger file in two parts."""
     files = tuple(
         AssetFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()
     )
@@ -127,7 +133,8 @@ def make_asset(address: str = NOBODY, **changes: object) -> dict[str, Asset]:
         download_size=1000,
     )
     fields: dict[str, object] = {"files": files, "carriers": (carrier,), "address": address} | changes
-    return {"tiny": Asset(name="tiny", summary="a test", licence="MIT", **fields)}  # type: ignore[arg-type]
+    ASSETS["tiny"] = Asset(name="tiny", summary="a test", licence="MIT", **fields)  # type: ignore[arg-type]
+    return ASSETS["tiny"]
 
 
 def make_packages(index: Path, second_part: bytes = PARTS[1]) -> None:
@@ -146,20 +153,21 @@ def visible(config: AssetsConfig) -> list[str]:
 
 
 def test_publisher_delivers_and_the_cache_stores(publisher: Publisher, config: AssetsConfig) -> None:
-    manifest = make_asset(publisher.address)
+    make_asset(publisher.address)
     steps: list[tuple[str, int, int]] = []
-    path = asset_path("tiny", config, lambda *step: steps.append(step), manifest)
+    path = asset_path("tiny", config, lambda *step: steps.append(step))
     assert path == Path(config.cache) / "tiny"
     assert content_of(path) == CONTENT
     assert steps[-1][1:] == (sum(map(len, CONTENT.values())),) * 2
-    assert asset_path("tiny", config, manifest=manifest) == path
+    assert asset_path("tiny", config) == path
     assert publisher.requests == Counter(list(CONTENT))
     assert visible(config) == ["tiny"]
 
 
 def test_packages_replace_an_unreachable_publisher(index: Path, config: AssetsConfig) -> None:
     make_packages(index)
-    path = asset_path("tiny", config, manifest=make_asset())
+    make_asset()
+    path = asset_path("tiny", config)
     assert content_of(path) == CONTENT
     assert visible(config) == ["tiny"]
 
@@ -167,8 +175,9 @@ def test_packages_replace_an_unreachable_publisher(index: Path, config: AssetsCo
 def test_second_package_replaces_the_first(index: Path, config: AssetsConfig) -> None:
     make_wheel(index, "other", {f"data/{name}": content for name, content in CONTENT.items()})
     other = Carrier({name: (("other==1.0", f"data/{name}"),) for name in CONTENT}, 1000)
-    first = make_asset()["tiny"].carriers[0]
-    assert content_of(asset_path("tiny", config, manifest=make_asset(carriers=(first, other)))) == CONTENT
+    first = make_asset().carriers[0]
+    make_asset(carriers=(first, other))
+    assert content_of(asset_path("tiny", config)) == CONTENT
 
 
 @pytest.mark.parametrize(("source", "expected"), [("publisher", Counter(list(CONTENT))), ("package", Counter())])
@@ -177,23 +186,26 @@ def test_the_configuration_chooses_the_source(
 ) -> None:
     make_packages(index)
     config = AssetsConfig(cache=str(tmp_path / "cache"), source=source)
-    assert content_of(asset_path("tiny", config, manifest=make_asset(publisher.address))) == CONTENT
+    make_asset(publisher.address)
+    assert content_of(asset_path("tiny", config)) == CONTENT
     assert publisher.requests == expected
 
 
 def test_wrong_hash_moves_on_to_the_next_source(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
     publisher.files["model.bin"] = CONTENT["model.bin"].upper()
     make_packages(index)
-    assert content_of(asset_path("tiny", config, manifest=make_asset(publisher.address))) == CONTENT
+    make_asset(publisher.address)
+    assert content_of(asset_path("tiny", config)) == CONTENT
 
 
 def test_nothing_is_stored_if_every_hash_is_wrong(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
     publisher.files["model.bin"] = CONTENT["model.bin"] + b" and more"
     make_packages(index, second_part=PARTS[1].upper())
+    make_asset(publisher.address)
     with pytest.raises(
         AssetError, match=r"more than the 23 bytes of model\.bin.*model\.bin has the wrong hash"
     ) as raised:
-        asset_path("tiny", config, manifest=make_asset(publisher.address))
+        asset_path("tiny", config)
     assert "assets.paths.tiny" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert visible(config) == []
@@ -201,8 +213,9 @@ def test_nothing_is_stored_if_every_hash_is_wrong(publisher: Publisher, index: P
 
 def test_error_names_every_source_that_failed(index: Path, config: AssetsConfig) -> None:
     assert index.is_dir()
+    make_asset()
     with pytest.raises(AssetError) as raised:
-        asset_path("tiny", config, manifest=make_asset())
+        asset_path("tiny", config)
     message = str(raised.value)
     assert re.search(r"127\.0\.0\.1 cannot be reached; pip could not download tiny-one==1\.0 \(", message)
     assert "model.bin, config.json" in message
@@ -213,62 +226,64 @@ def test_error_names_every_source_that_failed(index: Path, config: AssetsConfig)
 
 def test_offline_and_missing_says_how_to_fetch(publisher: Publisher, config: AssetsConfig) -> None:
     offline = AssetsConfig(cache=config.cache, offline=True)
+    make_asset(publisher.address)
     with pytest.raises(AssetError, match=r"`assets.offline` forbids .* `mien assets tiny`"):
-        asset_path("tiny", offline, manifest=make_asset(publisher.address))
+        asset_path("tiny", offline)
     assert not publisher.requests
 
 
 def test_damaged_cache_is_detected_and_repaired(publisher: Publisher, config: AssetsConfig) -> None:
-    manifest = make_asset(publisher.address)
-    model = asset_path("tiny", config, manifest=manifest) / "model.bin"
+    make_asset(publisher.address)
+    model = asset_path("tiny", config) / "model.bin"
     model.write_bytes(CONTENT["model.bin"].upper())
-    state = status("tiny", config, manifest)
+    state = status("tiny", config)
     assert state.state == "damaged"
     assert "wrong hash" in (state.problem or "")
     with pytest.raises(AssetError, match="wrong hash"):
-        asset_path("tiny", AssetsConfig(cache=config.cache, offline=True), manifest=manifest)
-    assert content_of(asset_path("tiny", config, manifest=manifest)) == CONTENT
+        asset_path("tiny", AssetsConfig(cache=config.cache, offline=True))
+    assert content_of(asset_path("tiny", config)) == CONTENT
     assert visible(config) == ["tiny"]
 
 
 def test_an_explicit_path_comes_first_and_is_checked(
     publisher: Publisher, config: AssetsConfig, tmp_path: Path
 ) -> None:
-    manifest = make_asset(publisher.address)
+    make_asset(publisher.address)
     own = tmp_path / "own"
     own.mkdir()
     explicit = AssetsConfig(cache=config.cache, paths={"tiny": str(own)})
     with pytest.raises(AssetError, match=r"own is not there; correct `assets.paths.tiny`"):
-        asset_path("tiny", explicit, manifest=manifest)
+        asset_path("tiny", explicit)
     for name, content in CONTENT.items():
         (own / name).write_bytes(content)
-    assert asset_path("tiny", explicit, manifest=manifest) == own
+    assert asset_path("tiny", explicit) == own
     (own / "config.json").write_bytes(b'{"layers": 3}')
     with pytest.raises(AssetError, match=r"config\.json has the wrong hash .*; correct `assets\.paths\.tiny`"):
-        asset_path("tiny", explicit, manifest=manifest)
+        asset_path("tiny", explicit)
     (own / "model.bin").unlink()
     with pytest.raises(AssetError, match=r"lacks model\.bin"):
-        asset_path("tiny", explicit, manifest=manifest)
+        asset_path("tiny", explicit)
     assert not publisher.requests
 
 
 def test_a_single_file_is_its_own_path(publisher: Publisher, config: AssetsConfig, tmp_path: Path) -> None:
-    files = (make_asset()["tiny"].files[0],)
-    manifest = make_asset(publisher.address, files=files, single=True)
-    path = asset_path("tiny", config, manifest=manifest)
+    files = (make_asset().files[0],)
+    make_asset(publisher.address, files=files, single=True)
+    path = asset_path("tiny", config)
     assert path == Path(config.cache) / "tiny" / "model.bin"
     renamed = tmp_path / "mine.task"
     renamed.write_bytes(CONTENT["model.bin"])
     for explicit in (renamed, path.parent):
-        found = asset_path("tiny", AssetsConfig(paths={"tiny": str(explicit)}), manifest=manifest)
+        found = asset_path("tiny", AssetsConfig(paths={"tiny": str(explicit)}))
         assert found.read_bytes() == CONTENT["model.bin"]
 
 
 def test_cache_that_is_a_file_is_a_clear_error(publisher: Publisher, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     config = AssetsConfig(cache=str(tmp_path / "file" / "cache"))
+    make_asset(publisher.address)
     with pytest.raises(AssetError, match=r"cannot write asset `tiny` to the cache .*`assets\.cache`"):
-        asset_path("tiny", config, manifest=make_asset(publisher.address))
+        asset_path("tiny", config)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of folders work differently")
@@ -281,8 +296,9 @@ def test_a_cache_without_permission_is_a_clear_error(publisher: Publisher, tmp_p
         # Root can write anywhere; drop the privilege for a moment.
         os.seteuid(65534)
     try:
+        make_asset(publisher.address)
         with pytest.raises(AssetError, match=r"cannot write .*: Permission denied; make room or give permission"):
-            asset_path("tiny", config, manifest=make_asset(publisher.address))
+            asset_path("tiny", config)
     finally:
         os.seteuid(user)
     assert not publisher.requests
@@ -297,7 +313,8 @@ CHILD = textwrap.dedent(
     from mien.assets import asset_path
     from mien.config import AssetsConfig
     print("begins", flush=True)
-    print(asset_path("tiny", AssetsConfig(cache=sys.argv[2], source="publisher"), manifest=make_asset(sys.argv[3])))
+    make_asset(sys.argv[3])
+    print(asset_path("tiny", AssetsConfig(cache=sys.argv[2], source="publisher")))
     """
 )
 
@@ -324,24 +341,25 @@ def test_two_processes_fetch_once(publisher: Publisher, config: AssetsConfig) ->
 
 
 def test_killed_fetch_leaves_no_valid_entry(publisher: Publisher, config: AssetsConfig) -> None:
-    manifest = make_asset(publisher.address)
+    make_asset(publisher.address)
     publisher.stall = True
     with start_child(config, publisher) as child:
         assert publisher.halfway.wait(60)
         child.kill()
         child.communicate()
-    assert status("tiny", config, manifest).state == "missing"
+    assert status("tiny", config).state == "missing"
     publisher.stall = False
     publisher.go_on.set()
-    assert content_of(fetch("tiny", config, manifest=manifest)) == CONTENT
+    assert content_of(fetch("tiny", config)) == CONTENT
     assert visible(config) == ["tiny"]
 
 
 def test_broken_connection_leaves_nothing(publisher: Publisher, index: Path, config: AssetsConfig) -> None:
     assert index.is_dir()
     publisher.files = {"model.bin": CONTENT["model.bin"]}
+    make_asset(publisher.address)
     with pytest.raises(AssetError, match="404 Not Found"):
-        asset_path("tiny", config, manifest=make_asset(publisher.address))
+        asset_path("tiny", config)
     assert visible(config) == []
 
 

@@ -17,7 +17,7 @@ from mien.models.data.batches import Perturber
 from mien.models.data.datasets import Dataset, Statistics
 from mien.models.data.pairing import Pairing, paired_set
 from mien.models.evaluation.protocols import fusion
-from mien.models.evaluation.scores import torch_runner
+from mien.models.evaluation.scores import torch_model
 from mien.models.evaluation.shares import auroc, damage_table, share_quality
 from mien.models.training.calibration import calibrate, surviving
 from mien.models.training.encodings import EncodedItems
@@ -47,7 +47,7 @@ def trained(dataset: Dataset) -> CMMSF:
 @pytest.fixture(scope="module")
 def table(dataset: Dataset, trained: CMMSF) -> dict[str, Any]:
     valid = dataset.split("valid")
-    return damage_table(torch_runner(trained), SPECS, valid, NAMES, size=84)
+    return damage_table(torch_model(trained), valid, NAMES, size=84)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +63,7 @@ def test_the_share_falls_with_damage(table: dict[str, Any], name: str) -> None:
 def test_share_predicts_whether_a_modality_is_right(dataset: Dataset, trained: CMMSF, name: str) -> None:
     pairing, random = Pairing(dataset.split("valid")), np.random.default_rng(3)
     groups = [pairing.draw(NAMES, random, conflict=0.3, damaged=0.4) for _ in range(300)]
-    quality = share_quality(torch_runner(trained), SPECS, groups, NAMES)[name]
+    quality = share_quality(torch_model(trained), groups, NAMES)[name]
     assert quality["auroc"] > 0.58
     assert quality["share_when_right"] > quality["share_when_wrong"]
 
@@ -141,7 +141,7 @@ def test_others_are_right_in_a_conflict() -> None:
 
 def test_pair_figures_measure_share_quality(dataset: Dataset, trained: CMMSF) -> None:
     scales = {name: (np.zeros(SPECS[name].dim, np.float32), np.ones(SPECS[name].dim, np.float32)) for name in NAMES}
-    made = fusion(torch_runner(trained), SPECS, dataset.split("valid"), NAMES, scales, size=70)
+    made = fusion(torch_model(trained), dataset.split("valid"), NAMES, scales, size=70)
     assert set(made["shares"]["all agree"]) == set(NAMES)
 
 
@@ -149,7 +149,7 @@ def test_a_table_of_damage_needs_damage() -> None:
     samples = made_dataset(2).split("valid")
     network = CMMSF(list(SPECS.values()), SETTINGS.model).eval()
     with pytest.raises(DataError, match="damaged"):
-        damage_table(torch_runner(network), SPECS, samples, NAMES)
+        damage_table(torch_model(network), samples, NAMES)
 
 
 def test_auroc_is_the_chance_of_ranking_higher() -> None:

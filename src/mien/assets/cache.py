@@ -61,12 +61,7 @@ def needed(config: Config) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def asset_path(
-    name: str,
-    config: AssetsConfig = _DEFAULTS,
-    progress: Progress | None = None,
-    manifest: Mapping[str, Asset] = ASSETS,
-) -> Path:
+def asset_path(name: str, config: AssetsConfig = _DEFAULTS, progress: Progress | None = None) -> Path:
     """Path of an asset: the folder with its files, or the file itself if the asset is a single one.
 
     Looks in `config.paths`, then in the cache, and fetches it if it is in neither.
@@ -74,7 +69,7 @@ def asset_path(
     Raises:
         AssetError: it is missing and must not or cannot be fetched, or a file has the wrong hash.
     """
-    state = status(name, config, manifest)
+    state = status(name, config)
     if state.state == "ok":
         return state.path
     if name in config.paths:
@@ -86,12 +81,10 @@ def asset_path(
             f"asset `{name}`: {state.problem}, and `assets.offline` forbids fetching it; run `mien assets {name}` "
             f"while there is a network, or point `assets.paths.{name}` to a copy"
         )
-    return fetch(name, config, progress, manifest)
+    return fetch(name, config, progress)
 
 
-def status(
-    name: str, config: AssetsConfig = _DEFAULTS, manifest: Mapping[str, Asset] = ASSETS, *, thorough: bool = False
-) -> AssetStatus:
+def status(name: str, config: AssetsConfig = _DEFAULTS, *, thorough: bool = False) -> AssetStatus:
     """Whether an asset is present, complete and intact. Fetches nothing.
 
     Cached files are hashed again only if a file changed since it was last verified, or if `thorough`.
@@ -99,7 +92,7 @@ def status(
     Raises:
         AssetError: no such asset.
     """
-    asset = _known(name, manifest)
+    asset = _known(name)
     explicit = config.paths.get(name)
     folder = cache_folder(config) / name
     if explicit is not None:
@@ -126,12 +119,7 @@ def status(
     return AssetStatus(asset, path, "ok")
 
 
-def fetch(
-    name: str,
-    config: AssetsConfig = _DEFAULTS,
-    progress: Progress | None = None,
-    manifest: Mapping[str, Asset] = ASSETS,
-) -> Path:
+def fetch(name: str, config: AssetsConfig = _DEFAULTS, progress: Progress | None = None) -> Path:
     """Fetch an asset into the cache, unless it is there by now; returns the path as `asset_path` does.
 
     Raises:
@@ -139,7 +127,7 @@ def fetch(
     """
     import filelock
 
-    asset = _known(name, manifest)
+    asset = _known(name)
     cache = cache_folder(config)
     # Only the cache counts here, not an explicit path.
     cached = AssetsConfig(cache=config.cache)
@@ -147,7 +135,7 @@ def fetch(
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache / f".{name}.lock"):
-            state = status(name, cached, manifest)
+            state = status(name, cached)
             if state.state != "ok":
                 _sweep(cache, name)
                 _assemble(asset, cache, config, report)
@@ -159,11 +147,11 @@ def fetch(
     return cache / name / asset.files[0].name if asset.single else cache / name
 
 
-def _known(name: str, manifest: Mapping[str, Asset]) -> Asset:
-    if name in manifest:
-        return manifest[name]
-    near = difflib.get_close_matches(name, manifest, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else "known are: " + ", ".join(f"`{known}`" for known in manifest)
+def _known(name: str) -> Asset:
+    if name in ASSETS:
+        return ASSETS[name]
+    near = difflib.get_close_matches(name, ASSETS, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "known are: " + ", ".join(f"`{known}`" for known in ASSETS)
     raise AssetError(f"there is no asset `{name}`; {hint}")
 
 

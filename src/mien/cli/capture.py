@@ -28,18 +28,7 @@ def command(
     if supervised:
         run_supervised(lambda control: capture(worker, control))
         return
-    from mien.config import load_config
-
-    section = "video" if worker == "video" else "audio"
-    settings = load_config(
-        config,
-        {
-            f"{section}.source": source,
-            "bus.host": host,
-            "bus.keys": keys,
-            "bus.port": port,
-            "session": session,
-        },
-    )
+    source_key = "video.source" if worker == "video" else "audio.source"
+    settings = options.configured(config, {source_key: source}, host=host, keys=keys, port=port, session=session)
     typer.echo(f"publishing {worker} features on {settings.bus.endpoint(worker)}; Ctrl-C ends", err=True)
     run_alone(settings, lambda control: capture(worker, control))

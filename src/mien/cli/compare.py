@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from mien.cli import _options as options
+
 
 def command(
     first: Annotated[Path, typer.Argument(help="A recording (MCAP), or an output of mien predict.")],
     second: Annotated[Path, typer.Argument(help="Its replay, or another output.")],
     plot: Annotated[Path | None, typer.Option("--plot", "-p", help="Draw both and their difference (PNG).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare two recordings or two outputs of `mien predict`, of different models or engines."""
     import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,15 +33,6 @@ def command(
     from mien.config import load_config
     from mien.stream.dashboard.launch import bus_overrides
 
-    settings = load_config(
-        config,
-        {"dashboard.host": host, "dashboard.port": port, **bus_overrides(endpoint)},
-    )
-    show_dashboard(
-        settings,
-        session,
-        window=window,
-        browser=browser,
-        report=lambda line: typer.echo(line, err=True),
-        replayed=label,
-    )
+    settings = load_config(config, {"dashboard.host": host, "dashboard.port": port, **bus_overrides(endpoint)})
+    report = partial(typer.echo, err=True)
+    show_dashboard(settings, session, window=window, browser=browser, report=report, replayed=label)

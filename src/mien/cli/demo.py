@@ -33,12 +33,7 @@ def command(
     from mien.stream.dashboard.launch import DashboardProcess, has_page
     from mien.stream.processes.plan import find_camera, find_microphone, plan_session
 
-    overrides: dict[str, object] = {
-        "bus.port": port,
-        "dashboard.port": dashboard_port,
-        "text.asr": asr,
-        "person.name": person,
-    }
+    overrides: dict[str, object] = {}
     chosen = load_config(config)
     is_chosen = any((camera, mic, clip)) or (chosen.video.source, chosen.audio.source) != ("auto", "auto")
     badge = "CLIP" if clip else "LIVE"
@@ -49,7 +44,9 @@ def command(
             typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
         badge = "SAMPLE"
         overrides |= {"video.source": str(SAMPLE), "audio.source": str(SAMPLE), "clip.loop": True}
-    session = plan_session(load_config(config, overrides))
+    session = plan_session(
+        options.configured(config, overrides, asr=asr, person=person, port=port, dashboard_port=dashboard_port)
+    )
     display = window or not headless
     if display and not window and not has_page():
         typer.echo(f"no dashboard: it needs the package nicegui; {install_command('dashboard')}", err=True)

@@ -13,7 +13,7 @@ from mien.cli._options import DEFAULT_ASR, choose_recogniser, spread_at
 if TYPE_CHECKING:
     from mien.models.data.datasets import Dataset, Sample
     from mien.models.data.pairing import Group
-    from mien.models.evaluation.scores import Runner, Scores
+    from mien.models.evaluation.scores import Model, Scores
 
 
 def command(
@@ -86,8 +86,7 @@ def command(
             data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress, spread=spread
         )
     check_extractors(loaded, [spec for name, spec in dataset.specs.items() if name in names])
-    run = _runner(loaded, engine)
-    specs = {spec.name: spec for spec in loaded.specs}
+    model = _model(loaded, engine)
     report: dict[str, Any] = {
         "checkpoint": loaded.id,
         "engine": engine,
@@ -103,16 +102,16 @@ def command(
             continue
         everything += samples
         groups = [single(sample, names) for sample in samples]
-        judged.append((groups, score(run, specs, groups, names)))
+        judged.append((groups, score(model, groups, names)))
         made = {"split": part, **figures(*judged[-1])}
         if "vision" in names and live_specs(["vision"], weights)["vision"] == dataset.specs.get("vision"):
             made["face_encoder"] = encoder_figures(samples, weights.face)
         if missing:
-            made["missing"] = robustness(run, specs, groups, names, _rates(missing))
+            made["missing"] = robustness(model, groups, names, _rates(missing))
         if stream:
             encode = _text_encoder(loaded, weights) if "text" in names else None
             with item_progress(f"streaming {corpus}") as progress:
-                made["stream"] = streaming(run, specs, samples, names, encode, progress)
+                made["stream"] = streaming(model, samples, names, encode, progress)
         report["corpora"][corpus] = made
     if not everything:
         raise DataError("nothing to evaluate: that split has no labelled items of these modalities")
@@ -125,10 +124,10 @@ def command(
 
         copies = [s for s in dataset.samples if s.labels.damage is not None]
         with item_progress("damage") as progress:
-            report["damage"] = damage_table(run, specs, [*everything, *copies], names, progress=progress)
+            report["damage"] = damage_table(model, [*everything, *copies], names, progress=progress)
     if fused:
         scales = {name: loaded.normalisation(name) for name in names}
-        report["fused"] = fusion(run, specs, everything, names, scales)
+        report["fused"] = fusion(model, everything, names, scales)
     report["skipped"] = [{"id": s.id, "reason": s.reason} for s in dataset.skipped]
     if plots is not None:
         from mien.models.evaluation.plots import save_plots
@@ -158,12 +157,11 @@ def _natural(
 
     if asr != "none" and "text" in options.modalities:
         options = msgspec.structs.replace(options, asr=asr or DEFAULT_ASR)
-    specs = {spec.name: spec for spec in checkpoint.specs}
     with item_progress("reading") as progress:
         samples = read_clips(data, options, weights=weights, progress=progress)
     report = {
         "checkpoint": checkpoint.id,
-        "natural": natural(_runner(checkpoint, engine), specs, samples, list(options.modalities)),
+        "natural": natural(_model(checkpoint, engine), samples, list(options.modalities)),
     }
     if as_json:
         typer.echo(json.dumps(report, indent=1))
@@ -213,11 +211,11 @@ def _resting(
     print_table(make_console(), figure_table("clip", columns, rows))
 
 
-def _runner(checkpoint: Any, engine: str) -> Runner:
-    if engine == "torch":
-        from mien.models.evaluation.scores import torch_runner
+def _model(checkpoint: Any, engine: str) -> Model:
+    from mien.models.evaluation.scores import Model, torch_model
 
-        return torch_runner(checkpoint.network())
+    if engine == "torch":
+        return torch_model(checkpoint.network())
     import numpy as np
 
     from mien.engines.cmmsf import whole_network
@@ -239,7 +237,7 @@ def _runner(checkpoint: Any, engine: str) -> Runner:
         outputs = opened.infer(inputs)
         return tuple(outputs[name] for name in network.outputs)
 
-    return run
+    return Model(run, specs)
 
 
 def _samples(dataset: Dataset, corpus: str, split: str, names: list[str]) -> tuple[str, list[Sample]]:

@@ -45,7 +45,7 @@ def run(
 def status(
     fleet: Fleet = "fleet",
     address: Address = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
     every: Annotated[bool, typer.Option("--all", help="Show all sessions, healthy ones too.")] = False,
 ) -> None:
     """Show nodes, pools and sessions once. Exits with 1 if something is wrong."""

@@ -32,16 +32,8 @@ def command(
         return
     from mien.config import load_config
 
-    settings = load_config(
-        config,
-        {
-            "inference.checkpoint": checkpoint,
-            "inference.engine": engine,
-            "bus.host": host,
-            "bus.keys": keys,
-            "bus.port": port,
-            "session": session,
-        },
+    settings = options.configured(
+        config, checkpoint=checkpoint, engine=engine, host=host, keys=keys, port=port, session=session
     )
     typer.echo(f"publishing predictions on {settings.bus.endpoint()}; Ctrl-C ends", err=True)
     others = [load_config(path) for path in also or ()]

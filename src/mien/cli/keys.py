@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mien.cli import _options as options
+
 if TYPE_CHECKING:
     from mien.stream.bus.keyring import Keyring
 
-group = typer.Typer(
-    help="Manage the keys that connections between machines require.",
-    no_args_is_help=True,
-)
+group = typer.Typer(help="Manage the keys that connections between machines require.", no_args_is_help=True)
 
 Folder = Annotated[str, typer.Option(help="Folder of the keys; default: the user's.")]
 
@@ -51,10 +50,7 @@ def add(
 
 
 @group.command("list")
-def list_all(
-    folder: Folder = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def list_all(folder: Folder = "", as_json: options.Json = False) -> None:
     """Show the public keys: this machine's, and those of the machines that may connect."""
     import json
 

@@ -23,7 +23,7 @@ def command(
     summary: options.Summary = None,
 ) -> None:  # fmt: skip
     """Replay a recording through the sockets and inference of a live session."""
-    from mien.cli._session import RecordingChoice, output_of, run_session
+    from mien.cli._session import output_of, run_session
     from mien.config import load_config
     from mien.stream.recording.reader import open_recording
     from mien.stream.recording.replay import Player, has_other_clocks, plan_replay, recorded_engine
@@ -44,7 +44,7 @@ def command(
         seconds=None,
         output=output_of(as_json=as_json, quiet=quiet),
         summary_path=summary,
-        record=RecordingChoice(record) if record is not None else None,
+        record=record,
         player=player,
     )
     tally = player.tally

@@ -37,37 +37,27 @@ def command(
     summary: options.Summary = None,
 ) -> None:
     """Capture, infer and publish predictions, until Ctrl-C or the clip's end."""
-    from mien.cli._session import RecordingChoice, output_of, run_session
-    from mien.config import load_config
+    from mien.cli._session import output_of, run_session
     from mien.stream.processes.plan import plan_session
     from mien.stream.sources.address import clip_source
 
     played = clip_source(clip) if clip else None
-    settings = load_config(
-        config,
-        {
-            "video.source": camera or played,
-            "audio.source": mic or played,
-            "clip.fast": fast or None,
-            "clip.loop": loop or None,
-            "text.asr": asr,
-            "text.language": language,
-            "inference.checkpoint": checkpoint,
-            "inference.engine": engine,
-            "person.name": person,
-            "bus.port": port,
-            "session": session,
-            "service.metrics_port": metrics,
-            "service.log": "json" if log_json else None,
-            "audio.share": (record is not None and audio) or None,
-        },
-    )
-    badge = "CLIP" if clip else "LIVE"
+    sources = {"video.source": camera or played, "audio.source": mic or played}
+    switches = {
+        "clip.fast": fast, "clip.loop": loop, "service.log": log_json and "json",
+        "audio.share": record is not None and audio,
+    }  # fmt: skip
+    settings = options.configured(
+        config, sources | {key: value or None for key, value in switches.items()}, asr=asr, language=language,
+        checkpoint=checkpoint, engine=engine, person=person, port=port, session=session, metrics=metrics,
+    )  # fmt: skip
     run_session(
         plan_session(settings),
-        badge=badge,
+        badge="CLIP" if clip else "LIVE",
         seconds=seconds,
         output=output_of(as_json=as_json, quiet=quiet),
         summary_path=summary,
-        record=RecordingChoice(record, video, audio) if record is not None else None,
+        record=record,
+        video=video,
+        audio=audio,
     )

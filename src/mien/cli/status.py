@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def command(
     endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
     session: options.OneSession = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     keys: options.Keys = "",
 ) -> None:

@@ -46,22 +46,13 @@ def command(
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     plan = load_plan(config)
-    fusion = msgspec.structs.replace(
-        plan.fusion,
-        seed=plan.fusion.seed if seed is None else seed,
-        steps=plan.fusion.steps if steps is None else steps,
-    )
-    plan = msgspec.structs.replace(
-        plan,
-        data=tuple(str(path) for path in data) if data else plan.data,
-        out=str(out) if out else plan.out,
-        replace_shipped=replace_shipped or plan.replace_shipped,
-        work=str(work) if work else plan.work,
-        device=device or plan.device,
-        stages=tuple(filter(None, stages.split(","))) or plan.stages,
-        allow_pickle=allow_pickle or plan.allow_pickle,
-        fusion=fusion,
-    )
+    fusion = {name: value for name, value in (("seed", seed), ("steps", steps)) if value is not None}
+    given = {
+        "data": tuple(map(str, data or ())), "out": str(out or ""), "replace_shipped": replace_shipped,
+        "work": str(work or ""), "device": device, "stages": tuple(filter(None, stages.split(","))),
+        "allow_pickle": allow_pickle, "fusion": msgspec.structs.replace(plan.fusion, **fusion),
+    }  # fmt: skip
+    plan = msgspec.structs.replace(plan, **{name: value for name, value in given.items() if value})
     if leave_out:
         from mien.stream.offline.stages import leave_out as judge
 

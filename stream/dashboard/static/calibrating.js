@@ -1,21 +1,12 @@
 // A person's rest: measured while the session runs, kept on this machine, listed and deleted.
 
+import { send } from "./server.js";
+
 const $ = (name) => document.querySelector(`.js-${name}`);
 const WORKERS = ["video", "audio"];
 let ends = 0; // when the measurement that runs is over, on the page's clock
 let wanted = null; // what is being measured
 let timer = null;
-
-async function tell(order) {
-  try {
-    const answer = await fetch(`/people${location.search}`, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(order),
-    });
-    return await answer.json();
-  } catch (error) {
-    return { error: "the dashboard does not answer" };
-  }
-}
 
 function say(text) {
   $("calibration-said").textContent = text;
@@ -29,7 +20,7 @@ function show(people) {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "m-button", textContent: "Delete" });
     button.setAttribute("aria-label", `delete what is stored for ${person.name}`);
     button.addEventListener("click", async () => {
-      const answer = await tell({ act: "delete", name: person.name });
+      const answer = await send("/people", { act: "delete", name: person.name });
       say(answer.error || `Deleted what was stored for ${person.name}.`);
       if (answer.people) show(answer.people);
       $("person").focus();
@@ -50,7 +41,7 @@ async function open() {
   measuring(false);
   say("");
   $("calibration").showModal();
-  const answer = await tell({ act: "list" });
+  const answer = await send("/people", { act: "list" });
   if (answer.error) say(answer.error);
   else show(answer.people);
 }
@@ -59,7 +50,7 @@ async function begin() {
   const workers = WORKERS.filter((worker) => $(`of-${worker}`).checked && !$(`of-${worker}`).disabled);
   const name = $("person").value.trim();
   $("calibration-start").disabled = true;
-  const answer = await tell({ act: "begin", name, workers });
+  const answer = await send("/people", { act: "begin", name, workers });
   $("calibration-start").disabled = false;
   if (answer.error) {
     say(answer.error);
@@ -91,7 +82,7 @@ async function count() {
   let answer = null;
   for (let attempt = 0; attempt < 10; attempt++) {
     await new Promise((done) => setTimeout(done, 500));
-    answer = await tell({ act: "keep", ...measured });
+    answer = await send("/people", { act: "keep", ...measured });
     if (!answer.error?.includes("still being measured")) break;
   }
   if (answer.error) say(answer.error);

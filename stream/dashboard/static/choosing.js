@@ -1,19 +1,10 @@
 // Camera, microphone, and which of several faces is followed.
 
+import { send } from "./server.js";
+
 const NAMES = { video: "camera", audio: "microphone" };
 const offers = {};
 let signature = "";
-
-async function ask(wish) {
-  try {
-    const answer = await fetch(`/choices${location.search}`, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(wish),
-    });
-    return await answer.json();
-  } catch (error) {
-    return { error: "the dashboard does not answer" };
-  }
-}
 
 const $ = (name) => document.querySelector(`.js-${name}`);
 const picker = (worker) => document.querySelector(`.js-pick-${worker}`);
@@ -24,7 +15,7 @@ function say(text) {
 
 /** What can be chosen now; the list stays as it is while somebody has it open. */
 async function refresh(worker) {
-  const offer = await ask({ worker });
+  const offer = await send("/choices", { worker });
   if (!offer.error) show(worker, offer);
 }
 
@@ -41,7 +32,7 @@ function show(worker, offer) {
 async function pick(worker, select) {
   select.disabled = true;
   say(`opening the ${NAMES[worker]} …`);
-  const offer = await ask({ worker, source: select.value });
+  const offer = await send("/choices", { worker, source: select.value });
   select.disabled = false;
   offers[worker] = "";
   if (offer.error) {
@@ -55,7 +46,7 @@ async function pick(worker, select) {
 
 /** Follow the face at a place, x and y as fractions of the picture, or "largest". */
 export async function follow(face) {
-  const offer = await ask({ worker: "video", face });
+  const offer = await send("/choices", { worker: "video", face });
   say(offer.error || "");
 }
 

@@ -3,6 +3,7 @@
 import { drawCalibrating, wireCalibrating } from "./calibrating.js";
 import { drawChoosing, drawFaces, follow, placeOf, wireChoosing } from "./choosing.js";
 import { clearFrame, drawFrame, setEdges } from "./picture.js";
+import { send } from "./server.js";
 import { AGE, CONFIDENCE, EMOTION, EMOTIONS, GATE, MODALITIES, RAW, SMOOTH, T, Timeline, colour } from "./timeline.js";
 import { fillScale, sentimentColour, set, showBadges, signed } from "./words.js";
 
@@ -532,13 +533,13 @@ function act(key, shift) {
 }
 
 async function takeBack() {
-  const answer = await send("POST", "/labels", null);
+  const answer = await send("/labels", null);
   hint(answer.error || answer.said);
 }
 
 async function label(value) {
   const stretch = { from_ms: state.begin, to_ms: state.end, ...value };
-  const answer = await send("POST", "/labels", stretch);
+  const answer = await send("/labels", stretch);
   if (answer.error) {
     hint(answer.error);
     return;
@@ -550,18 +551,9 @@ async function label(value) {
 
 // ---- recording
 
-async function send(method, path, body) {
-  try {
-    const answer = await fetch(path + location.search, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-    return await answer.json();
-  } catch (error) {
-    return { error: "the dashboard does not answer" };
-  }
-}
-
 async function record() {
   if (state.record?.path) {
-    await send("POST", "/record", { on: false });
+    await send("/record", { on: false });
     return;
   }
   for (const [name, key, what] of [["video", "video.preview", "picture"], ["audio", "audio.share", "sound"]]) {
@@ -584,7 +576,7 @@ function explain(error) {
 async function startRecording() {
   $("start").disabled = true;
   setTimeout(() => { $("start").disabled = false; }, 1000);
-  const answer = await send("POST", "/record", { on: true, video: $("video").checked, audio: $("audio").checked });
+  const answer = await send("/record", { on: true, video: $("video").checked, audio: $("audio").checked });
   if (answer.error) explain(answer.error);
   else $("dialog").close();
 }

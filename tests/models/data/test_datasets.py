@@ -15,13 +15,13 @@ from mien.models.data.datasets import (
     Labels,
     RawRows,
     Sample,
-    Skipped,
     join_datasets,
     make_statistics,
     make_track,
     window,
     word_times_ns,
 )
+from mien.models.data.labels import Skipped
 from mien.windowing import place_rows
 
 VISION = ModalitySpec("vision", 3, 10, 50, extractor="v-1")

@@ -11,6 +11,7 @@ from mien.clock import NS_PER_S
 from mien.messages import EMOTIONS, Float32
 from mien.models.data.datasets import Labels, RawRows, Sample, make_track
 from mien.models.evaluation.natural import natural
+from mien.models.evaluation.scores import Model
 from tests.models.made_data import SPECS
 
 
@@ -35,8 +36,11 @@ def newest(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tupl
     )
 
 
+MODEL = Model(newest, SPECS)
+
+
 def test_every_second_counts_and_is_causal() -> None:
-    made = natural(newest, SPECS, [clip(3, 0, "calm"), clip(2, 5, "other")], list(SPECS))
+    made = natural(MODEL, [clip(3, 0, "calm"), clip(2, 5, "other")], list(SPECS))
     # At the end of a second the window holds the first row of the next one.
     assert made["calm"]["seconds"] == 3
     assert made["other"]["seconds"] == 2
@@ -47,7 +51,7 @@ def test_every_second_counts_and_is_causal() -> None:
 
 
 def test_only_confident_non_neutral_counts_as_confidently_wrong() -> None:
-    made = natural(newest, SPECS, [clip(6, 1, "long")], list(SPECS))["long"]
+    made = natural(MODEL, [clip(6, 1, "long")], list(SPECS))["long"]
     classes = [2, 3, 4, 5, 6, 6]
     assert [round(6 * made["said"][name]) for name in EMOTIONS] == [classes.count(k) for k in range(7)]
     assert made["sure_and_wrong"] == pytest.approx(3 / 6)  # sure from the fourth second on
@@ -55,4 +59,4 @@ def test_only_confident_non_neutral_counts_as_confidently_wrong() -> None:
 
 def test_unobserved_seconds_are_not_counted() -> None:
     empty = Sample(Labels(id="x", corpus="none", duration_ns=2 * NS_PER_S), {})
-    assert natural(newest, SPECS, [empty], list(SPECS)) == {}
+    assert natural(MODEL, [empty], list(SPECS)) == {}

@@ -17,7 +17,7 @@ from mien.models.data.batches import Perturbation, Perturber, plain_batches, who
 from mien.models.data.datasets import Dataset, make_statistics
 from mien.models.data.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.evaluation.protocols import fusion, robustness, streaming
-from mien.models.evaluation.scores import Scores, figures, score, torch_runner
+from mien.models.evaluation.scores import Scores, figures, score, torch_model
 from mien.models.fusion import Judgement, evidence
 from mien.models.training.calibration import calibrate, fit_temperature, fit_temperatures
 from mien.models.training.encodings import EncodedItems
@@ -41,7 +41,7 @@ def dataset() -> Dataset:
 @pytest.fixture(scope="module")
 def trained(dataset: Dataset) -> CMMSF:
     settings = msgspec.structs.replace(QUICK, steps=160, evaluate_every=40)
-    network = train_fusion(dataset, settings).network
+    network = train_fusion(dataset, settings).averaged
     calibrate(network, dataset, settings)
     return network
 
@@ -51,12 +51,12 @@ def weights(network: CMMSF) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns_each_modality_and_their_pairs(dataset: Dataset, trained: CMMSF) -> None:
-    run, valid = torch_runner(trained), dataset.split("valid")
+    model, valid = torch_model(trained), dataset.split("valid")
     for name in SPECS:
         groups = [single(s) for s in valid if name in s.tracks]
-        assert figures(groups, score(run, SPECS, groups, [name]))["emotion"]["uar"] > 0.5
+        assert figures(groups, score(model, groups, [name]))["emotion"]["uar"] > 0.5
     groups = paired_set(valid, list(SPECS), 70)
-    scores = score(run, SPECS, groups, list(SPECS))
+    scores = score(model, groups, list(SPECS))
     assert figures(groups, scores)["emotion"]["uar"] > 0.7
     np.testing.assert_allclose(scores.gates.sum(1), 1, rtol=1e-5)
 
@@ -64,11 +64,12 @@ def test_it_learns_each_modality_and_their_pairs(dataset: Dataset, trained: CMMS
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(dataset: Dataset) -> None:
     first, again = train_fusion(dataset, QUICK), train_fusion(dataset, QUICK)
     assert all(
-        torch.equal(a, b) for a, b in zip(weights(first.network).values(), weights(again.network).values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(weights(first.averaged).values(), weights(again.averaged).values(), strict=True)
     )
     assert first.history == again.history
     other = train_fusion(dataset, msgspec.structs.replace(QUICK, seed=7))
-    assert other.best.loss != first.best.loss
+    assert min(each.loss for each in other.history) != min(each.loss for each in first.history)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_resumed_run_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Pat
     assert resumed.history == whole.history
     assert all(
         torch.equal(a, b)
-        for a, b in zip(weights(whole.network).values(), weights(resumed.network).values(), strict=True)
+        for a, b in zip(weights(whole.averaged).values(), weights(resumed.averaged).values(), strict=True)
     )
     assert not (tmp_path / "state").exists()
 
@@ -151,15 +152,15 @@ def test_single_modality_is_distilled_from_its_reader(dataset: Dataset) -> None:
         labels = msgspec.structs.replace(sample.labels, emotions=(*shares[3:], *shares[:3]))
         object.__setattr__(sample, "labels", labels)
     text = Dataset({"text": SPECS["text"]}, [s for s in turned.samples if "text" in s.tracks])
-    reader = train_fusion(text, msgspec.structs.replace(QUICK, steps=80, evaluate_every=40)).network
+    reader = train_fusion(text, msgspec.structs.replace(QUICK, steps=80, evaluate_every=40)).averaged
     settings = msgspec.structs.replace(QUICK, steps=60, evaluate_every=30, trained_rate=1.0)
     groups = [single(s) for s in dataset.split("valid") if "text" in s.tracks]
-    emotions = score(torch_runner(reader), {"text": SPECS["text"]}, groups, ["text"]).emotions
+    emotions = score(torch_model(reader), groups, ["text"]).emotions
     strayed = []
     for weight in (0.0, 10.0):
         held = msgspec.structs.replace(settings, keep_weight=weight)
-        network = train_fusion(dataset, held, readers={"text": reader.state_dict()}).network
-        now = score(torch_runner(network), SPECS, groups, ["text"]).emotions
+        network = train_fusion(dataset, held, readers={"text": reader.state_dict()}).averaged
+        now = score(torch_model(network), groups, ["text"]).emotions
         strayed.append(float(np.abs(now - emotions).sum(1).mean()))
     assert strayed[1] < 0.6 * strayed[0]
 
@@ -167,12 +168,12 @@ def test_single_modality_is_distilled_from_its_reader(dataset: Dataset) -> None:
 def test_validation_items_are_never_trained_on(dataset: Dataset) -> None:
     poisoned = Dataset(dataset.specs, [*dataset.split("train"), *dataset.split("valid")])
     settings = msgspec.structs.replace(QUICK, steps=8)
-    clean = train_fusion(poisoned, settings).network
+    clean = train_fusion(poisoned, settings).averaged
     for sample in poisoned.split("valid"):
         for track in sample.tracks.values():
             track.values[:] = 5.0
     try:
-        dirty = train_fusion(poisoned, settings).network
+        dirty = train_fusion(poisoned, settings).averaged
     finally:
         dataset.samples[:] = made_dataset().samples
     assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(dirty).values(), strict=True))
@@ -287,13 +288,13 @@ def test_encoders_stay_frozen_with_views(dataset: Dataset) -> None:
     torch.manual_seed(1)
     reader = CMMSF([SPECS["text"]], settings.model).eval()
     reader.normalise({"text": (torch.full((10,), 0.3), torch.full((10,), 1.7))})
-    trained = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).network
+    trained = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).averaged
     before, after = reader.state_dict(), weights(trained)
     for name, tensor in before.items():
         if name.startswith("encoders."):
             assert torch.equal(after[name], tensor), name
     assert not torch.equal(after["fusion.emotions.weight"], before["fusion.emotions.weight"])
-    again = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).network
+    again = train_fusion(dataset, settings, readers={"text": reader.state_dict()}).averaged
     assert all(torch.equal(a, b) for a, b in zip(after.values(), weights(again).values(), strict=True))
 
 
@@ -316,9 +317,9 @@ def test_cached_encodings_equal_fresh_ones(dataset: Dataset) -> None:
 
 
 def test_joined_corpora_are_evaluated_as_one(dataset: Dataset, trained: CMMSF) -> None:
-    run, valid = torch_runner(trained), dataset.split("valid")
+    model, valid = torch_model(trained), dataset.split("valid")
     groups = [[single(s) for s in valid if name in s.tracks][: 20 + 10 * n] for n, name in enumerate(SPECS)]
-    scores = [score(run, SPECS, part, list(SPECS)) for part in groups]
+    scores = [score(model, part, list(SPECS)) for part in groups]
     apart = [figures(part, emotions)["emotion"] for part, emotions in zip(groups, scores, strict=True)]
     together = figures([g for part in groups for g in part], Scores.joined(scores))["emotion"]
     assert together["count"] == 20 + 30 + 40
@@ -327,21 +328,21 @@ def test_joined_corpora_are_evaluated_as_one(dataset: Dataset, trained: CMMSF) -
 
 
 def test_protocols_report_their_figures(dataset: Dataset, trained: CMMSF) -> None:
-    run, valid, names = torch_runner(trained), dataset.split("valid"), list(SPECS)
+    model, valid, names = torch_model(trained), dataset.split("valid"), list(SPECS)
     texts = [s for s in valid if "text" in s.tracks]
     groups = [single(s) for s in texts]
-    robust = robustness(run, SPECS, groups, names, [0.0, 0.9])
+    robust = robustness(model, groups, names, [0.0, 0.9])
     assert robust["rates"]["0.0"]["emotion"]["uar"] >= robust["rates"]["0.9"]["emotion"]["uar"]
     assert robust["mean"]["emotion"]["uar"] == pytest.approx(
         np.mean([robust["rates"][r]["emotion"]["uar"] for r in ("0.0", "0.9")])
     )
-    live = streaming(run, SPECS, texts, names)
-    whole = figures(groups, score(run, SPECS, groups, names))
+    live = streaming(model, texts, names)
+    whole = figures(groups, score(model, groups, names))
     assert live["shares"]["1.0"]["emotion"]["uar"] == pytest.approx(whole["emotion"]["uar"])
     assert next(iter(live["shares"])) == "0.1"
     scales = {n: (np.array(s.mean, np.float32), np.array(s.std, np.float32))
               for n, s in make_statistics(dataset.split("train"), SPECS).items()}  # fmt: skip
-    made = fusion(run, SPECS, valid, names, scales, size=70)
+    made = fusion(model, valid, names, scales, size=70)
     assert set(made["subsets"]) == {
         "text", "audio", "vision", "text+audio", "text+vision", "audio+vision", "text+audio+vision"
     }  # fmt: skip

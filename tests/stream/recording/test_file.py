@@ -82,7 +82,7 @@ def test_truncated_recording_is_read_up_to_the_cut(tmp_path: Path) -> None:
         else:
             writer.write(channels.PREDICTION, json.dumps({"number": number}).encode(), t_ns, what.t_end_ns)
         if number % 40 == 39:
-            writer._writer.end_chunk()  # as it does twice a second
+            writer._end_chunk()  # as it does twice a second
             writer._sync()
             sizes.append((path.stat().st_size, number + 1))
     writer.abandon()
@@ -117,14 +117,6 @@ def test_truncated_recording_is_repaired(complete: Path, tmp_path: Path) -> None
         assert [json.loads(a.data)["label"] for a in make_reader(file).iter_attachments()] == ["talk.mp4"]
     with pytest.raises(RecordingError, match="exists"):
         rewrite(recording, cut)
-
-
-def test_range_of_a_recording_is_read(complete: Path) -> None:
-    recording = open_recording(complete)
-    every = list(recording.entries({channels.PREDICTION}))
-    middle = every[len(every) // 2].log_ns
-    assert list(recording.entries({channels.PREDICTION}, since_ns=middle)) == every[len(every) // 2 :]
-    assert list(recording.entries({channels.PREDICTION}, until_ns=middle)) == every[: len(every) // 2]
 
 
 def test_pictures_and_sound_are_standard_messages_and_come_back(tmp_path: Path) -> None:
