@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ _BELIEVED_S = 0.25  # tolerance of a header's length; beyond it the header is no
 _SILENT = 1e-4  # peak of an audio track, -80 dB, up to which it counts as silent
 _LISTEN_S = 1800.0  # how far into a track to look for audible sound
 _TAIL_S = 1.0  # a stream that fails to decode for this long at the end is truncated
+_SAY_LENGTH = ("mp4", "matroska")  # formats whose headers state a length, rather than FFmpeg estimating one
 _TRACED_BYTES = 2 << 30  # larger files are taken as their headers describe them: scanning them takes too long
 
 # FFmpeg prints a line for every damaged packet; a clip's own errors say what could not be read.
@@ -53,7 +54,7 @@ class Clip:
         video, audio: numbers of the tracks used, counted from 1 per kind without cover pictures; None if there is no
             such track.
         duration_s: the length of one loop: a whole number of 20 ms slots.
-        notes: one line per kind with several tracks in the file: which one is used.
+        notes: one line per kind with several tracks in the file: which one is used; and one if the file is cut off.
     """
 
     path: Path
@@ -216,8 +217,11 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
         numbers = [s and each.index(s) + 1 for s, each in ((video, videos), (audio, audios))]
         notes = [_note(*each) for each in (("picture", name, videos, video), ("sound", name, audios, audio))]
         streams = {k: s.index for k, s in (("video", video), ("audio", audio)) if s is not None}
+        stated_s = _stated_s(container, streams.values(), header_s or 0.0)
     time = trace(stamp for stamp in stamps if stamp.stream in streams.values())
     seconds = time.end_ns / NS_PER_S
+    if stamps and stated_s - seconds > _TAIL_S:
+        notes.append(f"{name} is cut off: it holds {seconds:.1f} s of {stated_s:.1f} s")
     if header_s is not None and (not stamps or abs(header_s - seconds) <= _BELIEVED_S):
         seconds = header_s
     slots = math.ceil(round(seconds / SLOT_S, 6))
@@ -249,6 +253,14 @@ def _choose(
     if path is not None and len(ranked) > 1:
         return next((s for s in ranked if _is_audible(path, s.index)), ranked[0])
     return ranked[0] if ranked else None
+
+
+def _stated_s(container: Any, streams: Iterable[int], header_s: float) -> float:
+    """How long the tracks used are according to the file's header; 0 if it does not say."""
+    if not any(name in container.format.name for name in _SAY_LENGTH):
+        return 0.0
+    lengths = [(container.streams[index].duration, container.streams[index].time_base) for index in streams]
+    return max((float(length * base) if length and base else header_s for length, base in lengths), default=0.0)
 
 
 def _note(what: str, name: str, tracks: list[Any], taken: Any) -> str:

@@ -72,6 +72,16 @@ def test_requested_track_is_used_everywhere(tmp_path: Path) -> None:
         plan_session(load_config(None, {**sources, "clip.audio_track": 3}))
 
 
+def test_a_file_that_is_cut_off_is_named_with_the_length_it_has(tmp_path: Path) -> None:
+    """An interrupted download or a full disk: everything that is left is used, but not without a word."""
+    whole = write_tracks(tmp_path / "whole.mkv", [melody(4.0)])
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (note,) = open_clip(cut).notes
+    assert note == f"cut.mkv is cut off: it holds {len(read_sound(cut)) / SAMPLE_RATE:.1f} s of 4.0 s"
+    assert open_clip(whole).notes == ()
+
+
 def test_all_silent_tracks_are_no_error(tmp_path: Path) -> None:
     path = write_tracks(tmp_path / "tracks.mkv", [np.zeros(RATE, np.float32)] * 2)
     assert open_clip(path).audio == 1
