@@ -20,7 +20,7 @@ from mien.errors import ConfigError
 from mien.files import reason
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]  # no infinity
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*\[\]-]{1,253}$")]
 Endpoint = Annotated[str, Meta(pattern=r"^(tcp://[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5})?$")]
 SessionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -166,7 +166,7 @@ class InferenceConfig(Section, frozen=True):
     max_hz: Positive = 30.0
     hop_ms: Annotated[int, Meta(ge=10, le=5000)] = 50
     max_age_ms: Annotated[int, Meta(ge=100, le=60_000)] = 400
-    smoothing_s: Annotated[float, Meta(ge=0)] = 1.0
+    smoothing_s: Annotated[float, Meta(ge=0, le=1e9)] = 1.0
 
 
 class DashboardConfig(Section, frozen=True):

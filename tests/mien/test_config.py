@@ -47,6 +47,8 @@ def test_configuration_is_immutable() -> None:
         ("[clip]\nxyzzy = 1\n", r"unknown configuration key `clip\.xyzzy` in .*; known here: `fast`, `loop`"),
         ('[video]\nfps = "fast"\n', r"configuration key `video\.fps` in .*: expected `float`, got `str`"),
         ("[bus]\nport = 70000\n", r"configuration key `bus\.port` in .*: expected `int` <= 65535"),
+        ("[inference]\nmax_hz = inf\n", r"configuration key `inference\.max_hz` in .*: expected `float` <= 1000000000"),
+        ("[inference]\nsmoothing_s = nan\n", r"configuration key `inference\.smoothing_s` in .*: expected `float`"),
         ("[audio]\nchunk_ms = 30\n", r"configuration key `audio\.chunk_ms` in .*multiple of 20"),
         ('session = "two words"\n', r"configuration key `session` in .*matching regex"),
         ('[assets]\nsource = "mirror"\n', r"configuration key `assets\.source` in .*: invalid enum value 'mirror'"),

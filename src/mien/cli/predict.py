@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def command(
     path: Annotated[Path, typer.Argument(help="A clip, or a folder of clips.")],
     checkpoint: options.Checkpoint = "",
-    hop: Annotated[float, typer.Option(min=0.02, help="Seconds between predictions.")] = 0.5,
+    hop: Annotated[float, typer.Option(min=0.02, max=3600, help="Seconds between predictions.")] = 0.5,
     asr: Annotated[str, typer.Option(help="Recogniser: tiny.en, base, a folder, or none.")] = "tiny.en",
     engine: Annotated[str, typer.Option(help="auto, onnx, torch, or any other engine.")] = "auto",
     out: options.Out = None,
