@@ -5,7 +5,8 @@
     labels.stretches      # in the order of time
     labels.remove(labels.stretches[0])
 
-One table serves all recordings of a folder; rows of other files, and unknown columns, are preserved.
+One table serves all recordings of a folder. Rows of other files, unknown columns, and splits that were edited are
+preserved.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mien.stream.recording.table import zero_ns_of
 TABLE = "labels.csv"
 COLUMNS = ("id", "file", "start", "end", "sentiment", "emotion", "text", "speaker", "split")
 SHORTEST_S = 0.2
-_VALID_EVERY, _VALID_AT = 5, 2  # the third of every five stretches is kept for validation
+_VALID_EVERY, _VALID_AT = 5, 2  # the third of every five labels made is kept for validation
 
 
 class Stretch(msgspec.Struct, frozen=True, order=True):
@@ -67,6 +68,7 @@ class LabelFile:
         self._columns: list[str] = list(COLUMNS)
         self._others: list[dict[str, str]] = []
         self._stretches: list[Stretch] = []
+        self._rows: dict[Stretch, dict[str, str]] = {}  # what else the table says: id, split, unknown columns
         self._read()
 
     @property
@@ -105,6 +107,12 @@ class LabelFile:
         begin_ns = self._zero_ns + round(start_s * NS_PER_S)
         words, _ = spoken_words(self._recording, begin_ns, self._zero_ns + round(end_s * NS_PER_S))
         stretch = Stretch(start_s, end_s, sentiment, emotion, " ".join(words), speaker)
+        # Chosen once: a later label must not move an item that a model was trained on into validation.
+        split = "valid" if len(self._stretches) % _VALID_EVERY == _VALID_AT else "train"
+        name = f"{self.path.stem}@{start_s:.2f}"
+        if any(row.get("id") == name for row in self._rows.values()):
+            name += f"-{end_s:.2f}"
+        self._rows[stretch] = {"id": name, "split": split}
         self._stretches.append(stretch)
         self._write()
         return stretch
@@ -133,16 +141,16 @@ class LabelFile:
                 self._others.append(row)
                 continue
             try:
-                self._stretches.append(
-                    Stretch(
-                        float(row["start"]),
-                        float(row["end"]),
-                        float(row["sentiment"]) if row.get("sentiment") else None,
-                        row.get("emotion") or None,
-                        row.get("text") or "",
-                        row.get("speaker") or "",
-                    )
+                stretch = Stretch(
+                    float(row["start"]),
+                    float(row["end"]),
+                    float(row["sentiment"]) if row.get("sentiment") else None,
+                    row.get("emotion") or None,
+                    row.get("text") or "",
+                    row.get("speaker") or "",
                 )
+                self._stretches.append(stretch)
+                self._rows[stretch] = row
             except (KeyError, ValueError, TypeError) as error:
                 raise DataError(f"{self.table}, row {number}: start, end and sentiment must be numbers") from error
 
@@ -151,10 +159,10 @@ class LabelFile:
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(self._others)
-        for index, stretch in enumerate(self.stretches):
+        for stretch in self.stretches:
             writer.writerow(
-                {
-                    "id": f"{self.path.stem}@{stretch.start_s:.2f}",
+                self._rows[stretch]
+                | {
                     "file": self.path.name,
                     "start": f"{stretch.start_s:.3f}",
                     "end": f"{stretch.end_s:.3f}",
@@ -162,7 +170,6 @@ class LabelFile:
                     "emotion": stretch.emotion or "",
                     "text": stretch.text,
                     "speaker": stretch.speaker,
-                    "split": "valid" if index % _VALID_EVERY == _VALID_AT else "train",
                 }
             )
         write_file(self.table, text.getvalue(), private=True, error=RecordingError)

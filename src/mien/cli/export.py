@@ -34,6 +34,8 @@ def command(
     chosen = [kind for kind, selected in formats if selected]
     if len(chosen) > 1:
         raise ConfigError("one format at a time: " + " or ".join(f"--{kind}" for kind in chosen))
+    if open_recording(path).cut_off:
+        typer.echo(f"{path} was cut off; exporting what it holds", err=True)
     if features is not None:
         if chosen or out is not None:
             raise ConfigError("give --features FILE without another format or --out")

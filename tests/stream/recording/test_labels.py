@@ -49,6 +49,29 @@ def test_labels_are_rows_that_extraction_reads(path: Path) -> None:
     assert items[0].audio == items[0].video == path
 
 
+def test_later_label_changes_nothing_of_earlier_ones(path: Path) -> None:
+    """Neither an edited split or column, nor the split of a label that a model may have been trained on."""
+    labels = LabelFile(path)
+    for start in (5, 7, 9):
+        labels.add(start, start + 1, sentiment=1)
+    table = path.parent / "labels.csv"
+    lines = table.read_text().splitlines()
+    assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["train", "train", "valid"]
+    edited = [f"{lines[0]},note", f"{lines[1].removesuffix('train')}test,loud", *(f"{line}," for line in lines[2:])]
+    table.write_text("\n".join(edited) + "\n")
+    LabelFile(path).add(1, 2, sentiment=0)
+    LabelFile(path).add(5, 5.5, sentiment=0)
+    rows = table_of(path)
+    assert [(float(row["start"]), row["split"], row["note"]) for row in rows] == [
+        (1, "train", ""),
+        (5, "train", ""),
+        (5, "test", "loud"),
+        (7, "train", ""),
+        (9, "valid", ""),
+    ]
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
 def test_label_is_undone(path: Path) -> None:
     labels = LabelFile(path)
     stretch = labels.add(1, 3, sentiment=1)

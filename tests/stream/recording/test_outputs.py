@@ -16,7 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from mien.cli import app
 from mien.clock import NS_PER_S
 from mien.errors import RecordingError
 from mien.messages import EMOTIONS, Phrase, Prediction
@@ -52,6 +54,15 @@ def test_the_csv_has_every_prediction_and_exact_numbers(table: Table) -> None:
         assert float(row["gate_vision"]) == prediction.gates["vision"]
         assert row["absent_text"] == prediction.absent.get("text", "")
         assert (row["age_ms_text"] == "") == (prediction.age_ms["text"] is None)
+
+
+def test_export_says_when_the_recording_was_cut_off(path: Path, tmp_path: Path) -> None:
+    cut, out = tmp_path / "cut.mcap", tmp_path / "cut.csv"
+    cut.write_bytes(path.read_bytes()[:-1000])
+    for recording, said in ((path, ""), (cut, f"{cut} was cut off; exporting what it holds\n")):
+        ran = CliRunner().invoke(app, ["export", str(recording), "--out", str(out)])
+        assert (ran.exit_code, ran.stderr) == (0, said)
+    assert len(out.read_text().splitlines()) > 100
 
 
 def test_json_has_the_same_values_and_a_summary(table: Table) -> None:
