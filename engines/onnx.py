@@ -62,11 +62,7 @@ class OnnxEngine(Engine):
 
 
 class OnnxBackend(Backend):
-    """One execution provider of ONNX Runtime.
-
-    Args:
-        name: what `--engine` calls it. provider: what ONNX Runtime calls it.
-    """
+    """One execution provider of ONNX Runtime; `provider` is ONNX Runtime's name for it."""
 
     package = "onnxruntime"
 

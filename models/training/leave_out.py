@@ -73,14 +73,11 @@ class LeaveOut:
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for reference in KINDS:
             rows = self.of(reference)
-            for each in rows:
-                measured = [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence]
+            numbers = [[each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence] for each in rows]
+            for each, measured in zip(rows, numbers, strict=True):
                 cells = [f"{n:.3f}" for n in measured] + [f"{share:.2f}" for share in each.predicted]
                 lines.append(f"| {each.corpus} | {NAMES[reference]} | " + " | ".join(cells) + " |")
             if rows:
-                numbers = [
-                    [each.metrics.uar, each.metrics.accuracy, each.metrics.ece, each.confidence] for each in rows
-                ]
                 cells = [f"**{mean:.3f}**" for mean in np.mean(numbers, 0)] + [""] * len(EMOTIONS)
                 lines.append(f"| **mean of {len(rows)}** | {NAMES[reference]} | " + " | ".join(cells) + " |")
         return "\n".join(lines)

@@ -23,9 +23,6 @@ SoundRow = list[float | int | bool]  # capture time in ms, level in dB, probabil
 class History:
     """A rolling history.
 
-    Args:
-        minutes: its length.
-
     Attributes:
         rows, sound: oldest first; `first_row` and `first_sound` count evicted ones, so that a row's position among all
             that ever were is a stable cursor.

@@ -35,11 +35,7 @@ def decode_answer(data: bytes) -> Answer:
 
 
 class Watcher(Closing):
-    """A connection to the feed.
-
-    Args:
-        url: of the page.
-    """
+    """A connection to the feed of the page at a URL."""
 
     def __init__(self, url: str) -> None:
         from websockets.sync.client import connect

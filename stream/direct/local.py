@@ -21,11 +21,7 @@ LOOK_BACK_NS = 4 * NS_PER_S  # maximum age of an instant relative to the newest 
 
 
 class LocalSession:
-    """What the inference process does for a clip in full (`Complete`), for one session and without a bus.
-
-    Args:
-        plan: what is captured. predictor: the model.
-    """
+    """What the inference process does for a clip in full (`Complete`), for one session and without a bus."""
 
     def __init__(self, plan: Session, predictor: Predictor) -> None:
         self._name = plan.config.session

@@ -18,11 +18,7 @@ _RECOVERY_S = 15.0  # after a loss
 
 
 class Placement:
-    """Places sessions with members, and members on nodes.
-
-    Args:
-        ray: the module, connected. guarded: as for `Actors`.
-    """
+    """Places sessions with members, and members on nodes. Arguments as for `Actors`."""
 
     def __init__(self, ray: Any, plan: Plan, guarded: bool) -> None:
         self._ray, self._plan = ray, plan

@@ -204,11 +204,7 @@ def voice_resting(seconds: float) -> Resting:
 
 
 class Audio(Hearing):
-    """A microphone's or a clip's audio, and its rows. One message per chunk.
-
-    Args:
-        open_source: opens the audio source.
-    """
+    """A microphone's or a clip's audio, and its rows. One message per chunk."""
 
     spec = SPEC
 

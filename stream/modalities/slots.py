@@ -20,9 +20,6 @@ GAP = 10  # slots: rows further ahead than this follow a gap, and the slots betw
 class SlotClock:
     """Assigns slots to rows in order. Never two rows in a slot, never backwards.
 
-    Args:
-        rate_hz: slots per second.
-
     Attributes:
         slips: rows repeated or dropped since the start, to follow the session's clock.
     """

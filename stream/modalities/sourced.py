@@ -20,11 +20,7 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 
 class Sourced(Modality, Generic[AnySource]):
-    """A modality with a source, opened by `prepare` and started by `start`.
-
-    Args:
-        open_source: opens the source.
-    """
+    """A modality with a source, opened by `prepare` and started by `start`."""
 
     section: ClassVar[str]  # of the configuration, which names the source
 

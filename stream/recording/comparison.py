@@ -47,33 +47,28 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     both = [(x, y) for x, y in pairs if x.emotions is not None and y.emotions is not None]
     values = [(x.sentiment, y.sentiment) for x, y in both if x.sentiment is not None and y.sentiment is not None]
     gates = sorted({name for x, y in both for name in {**x.gates, **y.gates}})
+    sure = [y.confidence - x.confidence for x, y in both if x.confidence is not None and y.confidence is not None]
+    apart = [
+        sum(abs(y.emotions[e] - x.emotions[e]) for e in EMOTIONS if x.emotions and y.emotions) / 2 for x, y in both
+    ]
+    moved = [y - x for x, y in values]
     return {
         "first": {"file": str(first), "models": _models(a), "predictions": len(a.rows)},
         "second": {"file": str(second), "models": _models(b), "predictions": len(b.rows)},
         "instants": len(pairs),
         "bit_equal": _bit_equal(first, second, pairs),
         "abstains_differently": sum((x.emotions is None) != (y.emotions is None) for x, y in pairs),
-        "sentiment": {
-            "mean_difference": fmean(y - x for x, y in values),
-            "mean_absolute_difference": fmean(abs(y - x) for x, y in values),
-            "largest_difference": max((y - x for x, y in values), key=abs),
+        "sentiment": None if not values else {
+            "mean_difference": fmean(moved),
+            "mean_absolute_difference": fmean(map(abs, moved)),
+            "largest_difference": max(moved, key=abs),
             "correlation": _correlation(values),
-        }
-        if values
-        else None,
+        },
         "same_top_emotion": fmean(x.emotion == y.emotion for x, y in both) if both else None,
-        "emotions_total_variation": fmean(
-            sum(abs(y.emotions[e] - x.emotions[e]) for e in EMOTIONS if x.emotions and y.emotions) / 2 for x, y in both
-        )
-        if both
-        else None,
-        "confidence_mean_difference": fmean(
-            y.confidence - x.confidence for x, y in both if x.confidence is not None and y.confidence is not None
-        )
-        if both
-        else None,
+        "emotions_total_variation": fmean(apart) if both else None,
+        "confidence_mean_difference": fmean(sure) if both else None,
         "gates_mean_difference": {m: fmean(y.gates.get(m, 0.0) - x.gates.get(m, 0.0) for x, y in both) for m in gates},
-    }
+    }  # fmt: skip
 
 
 def _table(path: Path) -> Table:

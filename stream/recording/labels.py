@@ -52,9 +52,6 @@ class Stretch(msgspec.Struct, frozen=True, order=True):
 class LabelFile:
     """The labels of one recording.
 
-    Args:
-        path: of the recording.
-
     Raises:
         RecordingError: it cannot be read. DataError: the file beside it is not a table of labels.
     """

@@ -28,9 +28,6 @@ class Downmix:
     """Channels to mono: their mean, or the strongest if they cancel out, as with a plug of opposite phase.
 
     Channels that were silent so far are left out: a film's dialogue may be on one of six.
-
-    Args:
-        rate: samples per second.
     """
 
     def __init__(self, rate: float) -> None:

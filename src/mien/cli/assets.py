@@ -28,7 +28,10 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only progress and errors.")] = False,
 ) -> None:
     """Download the pretrained files, and check each against its SHA-256."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     from mien.assets import ASSETS, cache_folder, needed, status
+    from mien.cli._terminal import make_console
     from mien.config import load_config
 
     settings = load_config(config)
@@ -36,7 +39,10 @@ def command(
     chosen = [status(name, settings.assets).asset.name for name in names or ()]
     chosen = chosen or (list(ASSETS) if everything or list_only else needed(settings))
     states = {name: status(name, settings.assets, thorough=True) for name in chosen}
-    bars = _progress()
+    bars = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        console=make_console(stderr=True),
+    )  # fmt: skip
     todo = [name for name, state in states.items() if state.state != "ok"]
     if not list_only:
         with contextlib.ExitStack() as shown:
@@ -60,20 +66,6 @@ def _fetch(name: str, config: AssetsConfig, bars: Progress, shown: contextlib.Ex
 
     asset_path(name, config, show)
     show(f"{name} is complete and right", ASSETS[name].size, ASSETS[name].size)
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mien.cli._terminal import make_console
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=make_console(stderr=True),
-    )
 
 
 def _print(states: list[AssetStatus], cache: Path, as_json: bool) -> None:
