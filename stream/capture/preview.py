@@ -21,8 +21,9 @@ from mien.stream.bus.preview import Preview, encode_preview
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.sound import Sound, encode_sound
 from mien.stream.bus.wire import VERSION_BYTE, topic
-from mien.stream.modalities.base import Picture, SoundPiece
+from mien.stream.modalities.base import Picture
 from mien.stream.processes.priority import lower_priority
+from mien.stream.sources.source import SAMPLE_RATE, Chunk
 
 MAX_HZ = 15.0
 MAX_SIDE = 480
@@ -155,19 +156,19 @@ class SoundPublisher:
         self._topic = topic("sound", config.session)
         self._allowed = config.audio.share and is_loopback(host_of(publisher.endpoint))
 
-    def offer(self, piece: SoundPiece) -> None:
+    def offer(self, chunk: Chunk) -> None:
         """Send a chunk of audio, if it is subscribed to."""
-        if not self._allowed or not len(piece.samples):
+        if not self._allowed or not len(chunk.samples):
             return
         if not self._publisher.has_subscriber(self._topic, by_name=True):
             return
-        pcm = (np.clip(piece.samples, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
+        pcm = (np.clip(chunk.samples, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
         sound = Sound(
             session=self._session,
             run=self._run,
             seq=self._seq,
-            t_start_ns=max(piece.t_start_ns, 0),
-            rate_hz=piece.rate_hz,
+            t_start_ns=max(chunk.t_start_ns, 0),
+            rate_hz=SAMPLE_RATE,
             pcm=pcm,
         )
         self._publisher.send(encode_sound(sound), keep=False)

@@ -24,13 +24,13 @@ from mien.models.baseline import Person, find_person, voice_at_rest
 from mien.models.voice.columns import ENERGY, F0, N_MELS, PERIODICITY, ROW, STATE, VAD, WEIGHT, ZCR
 from mien.models.voice.encoder import BLOCK, ENCODER_VERSION, mel_filters
 from mien.models.voice.reference import Reference, RunningReference, compare
-from mien.stream.modalities.base import Modality, SoundPiece
+from mien.stream.modalities.base import Modality
 from mien.stream.modalities.resting import Resting
 from mien.stream.modalities.slots import SlotClock
 from mien.stream.modalities.sourced import Detail, Hearing
 from mien.stream.processes.plan import source_origin
 from mien.stream.sources.audio import open_audio
-from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk
 from mien.stream.speech.pitch import FLOOR, SPAN, yin
 from mien.stream.speech.voice_activity import FRAME, Hangover, VoiceActivity
 from mien.stream.speech.voice_states import VoiceStates
@@ -217,7 +217,7 @@ class Audio(Hearing):
         self._begin_ns = 0  # capture time of its first sample
         self._read_ns = 0  # when the newest chunk was read
         self._level_db: float | None = None
-        self._pieces: list[SoundPiece] = []
+        self._pieces: list[Chunk] = []
         self._voice = False
         self._is_changed = False
 
@@ -256,7 +256,7 @@ class Audio(Hearing):
             self._level_db = round(10.0 * float(np.log10(power + FLOOR)), 1)
             self._read_ns = chunk.read_ns
             if self._config.audio.share:
-                self._pieces.append(SoundPiece(chunk.samples, chunk.t_start_ns, SAMPLE_RATE))
+                self._pieces.append(chunk)
             yield self._place(self._extractor.push(chunk.samples))
         yield self._place(self._extractor.finish())
 
@@ -272,7 +272,7 @@ class Audio(Hearing):
             "realigned_rows": self._slots.slips,
         }
 
-    def take_sound(self) -> list[SoundPiece]:
+    def take_sound(self) -> list[Chunk]:
         pieces, self._pieces = self._pieces, []
         return pieces
 

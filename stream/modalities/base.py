@@ -22,6 +22,7 @@ from mien.errors import SourceError
 from mien.messages import WORKERS, FeatureWindow, Float32, ModalitySpec, WorkerState
 from mien.stream.bus.wire import sent_times_ns
 from mien.stream.modalities.resting import Resting
+from mien.stream.sources.source import Chunk
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,6 @@ class Picture:
     landmarks: Float32 | None
     edges: Callable[[], npt.NDArray[Any]]
     faces: Faces | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SoundPiece:
-    """Captured audio, for recorders.
-
-    Attributes:
-        samples: (n,) float32, -1 ... 1, mono. t_start_ns: capture time of the first. rate_hz: samples per second.
-    """
-
-    samples: Float32
-    t_start_ns: int
-    rate_hz: int
 
 
 @dataclass(frozen=True)
@@ -163,7 +151,7 @@ class Modality(ABC):
         """The frame that the last rows were computed from; None if rows do not come from frames."""
         return None
 
-    def take_sound(self) -> Iterable[SoundPiece]:
+    def take_sound(self) -> Iterable[Chunk]:
         """The audio since the last call, if it may be shared; otherwise nothing."""
         return ()
 

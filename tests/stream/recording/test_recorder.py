@@ -21,11 +21,11 @@ from mien.stream.bus.sound import decode_sound, encode_sound
 from mien.stream.bus.wire import decode_recent, encode_about, encode_features, encode_prediction, encode_status
 from mien.stream.capture.preview import SoundPublisher
 from mien.stream.capture.process import RecentFeatures
-from mien.stream.modalities.base import SoundPiece
 from mien.stream.recording import channels
 from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.recorder import Recorder
+from mien.stream.sources.source import Chunk
 from tests.stream.recording.sessions import ABOUT, START_NS, live
 from tests.waiting import wait_until
 
@@ -169,7 +169,7 @@ def test_pictures_and_sound_are_subscribed_on_request_only(bus: Bus, tmp_path: P
         landmarks=np.zeros((0, 2), np.float32), jpeg=b"\xff\xd8",
     )  # fmt: skip
     sound = SoundPublisher(bus.sockets["audio"], config, run=1)
-    piece = SoundPiece(np.linspace(-1, 1, 640, dtype=np.float32), START_NS, 16_000)
+    piece = Chunk(np.linspace(-1, 1, 640, dtype=np.float32), START_NS, START_NS)
     silent = SoundPublisher(bus.sockets["audio"], Config(bus=bus.config), run=1)
     first = next(what for what in EVENTS if isinstance(what, Prediction))
     for with_media in (False, True):
