@@ -68,11 +68,16 @@ class RecorderProcess:
         """Whether it is still writing."""
         return self._process.poll() is None
 
-    def wait_recording(self, timeout_s: float) -> bool:
-        """Wait until it receives the session, and misses nothing from then on. False if it failed or timed out."""
-        deadline_s = time.monotonic() + timeout_s
+    def wait_recording(self, timeout_s: float, stopping: threading.Event | None = None) -> bool:
+        """Wait until it receives the session, and misses nothing from then on.
+
+        Returns:
+            False if it failed, if that took longer than `timeout_s`, or if told to stop meanwhile.
+        """
+        deadline_s, stopping = time.monotonic() + timeout_s, stopping or threading.Event()
         while time.monotonic() < deadline_s and self._state.state == "waiting" and self._thread.is_alive():
-            time.sleep(0.02)
+            if stopping.wait(0.02):
+                break
         return self._state.state == "recording"
 
     def stop(self) -> RecorderState:

@@ -33,7 +33,7 @@ from mien.stream.recording.recorder import RecorderState
 from mien.stream.recording.replay import Player
 
 _FRAME_S = 0.1
-_RECORDER_S = 15.0  # for a recorder to start and to receive from the session
+_RECORDER_S = 60.0  # for a recorder to start and to receive from the session
 
 
 Output = Literal["view", "lines", "json"]  # how predictions are shown
@@ -97,8 +97,8 @@ def run_session(
                 bus = session.config.bus
                 with Subscriber(bus.address(), session=session.config.session, keys=bus.keys) as subscriber:
                     _await_subscription(subscriber, stopping)
-                    if recorder is not None and not recorder.wait_recording(_RECORDER_S) and recorder.state.error:
-                        raise RecordingError(recorder.state.error)
+                    if recorder is not None:
+                        await_recorder(recorder, stopping)
                     supervisor.start()
                     if player is not None:
                         player.start()
@@ -217,6 +217,17 @@ def _wait_ready(supervisor: Supervisor, stopping: threading.Event, console: Cons
         finally:
             ready.set()
             thread.join()
+
+
+def await_recorder(recorder: RecorderProcess, stopping: threading.Event, timeout_s: float = _RECORDER_S) -> None:
+    """Wait until a recorder misses nothing more, or until told to stop: without it, the recording would lack its start.
+
+    Raises:
+        RecordingError: it failed, or receives nothing within `timeout_s`.
+    """
+    if not recorder.wait_recording(timeout_s, stopping) and not stopping.is_set():
+        silent = f"the recorder received nothing within {timeout_s:g} s of the start; the machine may be too busy"
+        raise RecordingError(recorder.state.error or silent)
 
 
 def _await_subscription(subscriber: Subscriber, stopping: threading.Event, timeout_s: float = 5.0) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from mien.cli._session import await_recorder
 from mien.config import BusConfig, Config, load_config
 from mien.errors import RecordingError, WireError
 from mien.messages import WORKERS, FeatureWindow, Prediction, Status
@@ -152,6 +153,16 @@ def test_recorder_subprocess_reports_progress_and_closes_its_file(bus: Bus, tmp_
     wait_until(lambda: not again.is_running)
     assert again.stop().state == "failed"
     assert "exists; choose another name" in str(again.state.error)
+
+
+def test_session_does_not_begin_without_its_recorder(bus: Bus, tmp_path: Path) -> None:
+    """One that a busy machine starts late would miss the beginning; Ctrl-C ends the wait."""
+    recorder, stopping = RecorderProcess(tmp_path / "a.mcap", bus.config, "default"), threading.Event()
+    with pytest.raises(RecordingError, match=r"received nothing within 0\.1 s"):
+        await_recorder(recorder, stopping, timeout_s=0.1)
+    stopping.set()
+    await_recorder(recorder, stopping)
+    recorder.stop()
 
 
 def test_nothing_received_leaves_no_file(bus: Bus, tmp_path: Path) -> None:
