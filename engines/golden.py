@@ -104,9 +104,9 @@ class Golden:
         worst = 0.0
         results = [engine.infer(case) for case in self.inputs]
         for name in self.outputs[0]:
-            wanted = [case[name] for case in self.outputs]
-            allowed = tolerance(wanted, precision) * (1.0 if precision == "fp32" else REDUCED_GATE)
-            for index, (want, result) in enumerate(zip(wanted, results, strict=True)):
+            expected = [case[name] for case in self.outputs]
+            allowed = tolerance(expected, precision) * (1.0 if precision == "fp32" else REDUCED_GATE)
+            for index, (want, result) in enumerate(zip(expected, results, strict=True)):
                 got = result.get(name)
                 if got is None or got.shape != want.shape:
                     raise EngineError(

@@ -102,12 +102,12 @@ class GpuWindows:
             raise EngineError(f"{self._fusion.id} failed: {error}") from error
 
     def _predict(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> list[Array]:
-        parcel, wanted = self._parcel, {}
+        parcel, counts = self._parcel, {}
         for column, (name, track) in enumerate(self._windows.tracks.items()):
             self._pack_rows(name, track)
             part = np.flatnonzero(look.changed[:, column])
             if len(part):
-                wanted[name] = len(part)
+                counts[name] = len(part)
                 places = look.places[part]
                 mask = self._pack_windows(name, track, places, look.ends_ns[name][part])
                 observed[name][places] = mask.any(1)
@@ -117,7 +117,7 @@ class GpuWindows:
         for name in self._rows:
             if f"{name}.written" in parcel:
                 self._rows[name].index_copy_(0, parcel[f"{name}.written"], parcel[f"{name}.values"])
-        for name, rows in wanted.items():
+        for name, rows in counts.items():
             self._encode(name, rows)
         binding = self._fusion.binding_for(len(padded(look.places)))
         for index, name in enumerate(at):

@@ -172,9 +172,9 @@ class Predictor:
     def _predict_one(self, windows: Windows, look: Look) -> Answers:
         """`predict_look` for one session on a CPU: views, where index arrays would cost more than they save."""
         place, inputs, is_observed = int(look.places[0]), dict[str, Array](), False
-        wanted = look.changed if self._reuse else look.present
+        changed = look.changed if self._reuse else look.present
         for name, track, there, new in zip(
-            self.specs, windows.tracks.values(), look.present[0].tolist(), wanted[0].tolist(), strict=True
+            self.specs, windows.tracks.values(), look.present[0].tolist(), changed[0].tolist(), strict=True
         ):
             if new:
                 self._keep(name, look.places, *track.gather(look.places, look.ends_ns[name], self._gathered.get(name)))
@@ -185,12 +185,12 @@ class Predictor:
         fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
         return _answers(fused, np.array([is_observed]))
 
-    def encode_ahead(self, windows: Windows, place: int, t_end_ns: int, heard: Collection[str]) -> None:
+    def encode_ahead(self, windows: Windows, place: int, t_end_ns: int, updated: Collection[str]) -> None:
         """Encode a session's changed windows before its prediction is due, so that the prediction need not.
 
         Args:
             windows: always the same object, as for `predict_look`. t_end_ns: of the expected prediction.
-            heard: the modalities that new rows came for.
+            updated: the modalities with new rows.
 
         Raises:
             EngineError: no engine can run them any longer.
@@ -199,7 +199,7 @@ class Predictor:
         if not self._reuse or self._gpu is not None or self._lost_gpu:
             return
         places = np.array([place])
-        for name, end_ns in windows.look_ahead(place, t_end_ns, heard).items():
+        for name, end_ns in windows.look_ahead(place, t_end_ns, updated).items():
             self._keep(name, places, *windows.tracks[name].gather(places, np.array([end_ns]), self._gathered.get(name)))
 
     def _parts(self) -> list[FallbackEngine]:
@@ -256,9 +256,9 @@ class Predictor:
     def _encode_on_host(self, windows: Windows, look: Look) -> None:
         """Encode what has changed."""
         for column, (name, track) in enumerate(windows.tracks.items()):
-            wanted = np.flatnonzero(look.changed[:, column])
-            for first in range(0, len(wanted), MAX_BATCH):
-                part = wanted[first : first + MAX_BATCH]
+            changed = np.flatnonzero(look.changed[:, column])
+            for first in range(0, len(changed), MAX_BATCH):
+                part = changed[first : first + MAX_BATCH]
                 places = look.places[part]
                 features, mask = track.gather(places, look.ends_ns[name][part], self._gathered.get(name))
                 self._keep(name, places, features, mask)

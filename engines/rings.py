@@ -99,25 +99,25 @@ class Windows:
         newest_ns = np.empty(present.shape, np.int64)
         ends_ns = {}
         for column, (name, track) in enumerate(self.tracks.items()):
-            ends_ns[name], news = track.look(at, ends)
-            changed[:, column] |= news
+            ends_ns[name], is_new = track.look(at, ends)
+            changed[:, column] |= is_new
             newest_ns[:, column] = track.newest_ns(at, ends)
         self._pending[at] = changed & ~present
         changed &= present
         return Look(at, ends, ends_ns, present, changed, newest_ns)
 
-    def look_ahead(self, place: int, t_end_ns: int, heard: Collection[str]) -> dict[str, int]:
+    def look_ahead(self, place: int, t_end_ns: int, updated: Collection[str]) -> dict[str, int]:
         """Ends of a session's windows that have changed since they were last looked at.
 
-        For an instant still to come: considers the modalities in `heard`, and words, which change with time alone. If
+        For an instant still to come: considers the modalities in `updated`, and words, which change with time alone. If
         the look at that instant finds the same window, it counts as unchanged.
         """
         ends_ns: dict[str, int] = {}
         until_ns, pending = self.until_ns[place].tolist(), self._pending[place]
         for column, (name, track) in enumerate(self.tracks.items()):
-            if t_end_ns <= until_ns[column] and (name in heard or isinstance(track, Snapshots)):
-                end_ns, news, _ = track.look_at_one(place, t_end_ns)
-                if news or pending[column]:
+            if t_end_ns <= until_ns[column] and (name in updated or isinstance(track, Snapshots)):
+                end_ns, is_new, _ = track.look_at_one(place, t_end_ns)
+                if is_new or pending[column]:
                     pending[column] = False
                     ends_ns[name] = end_ns
         return ends_ns
@@ -125,13 +125,13 @@ class Windows:
     def _look_at_one(self, place: int, t_end_ns: int) -> Look:
         seen = [track.look_at_one(place, t_end_ns) for track in self.tracks.values()]
         present = [t_end_ns <= until_ns for until_ns in self.until_ns[place].tolist()]
-        changed = [news or old for (_, news, _), old in zip(seen, self._pending[place].tolist(), strict=True)]
-        self._pending[place] = [news and not there for news, there in zip(changed, present, strict=True)]
+        changed = [is_new or old for (_, is_new, _), old in zip(seen, self._pending[place].tolist(), strict=True)]
+        self._pending[place] = [is_new and not there for is_new, there in zip(changed, present, strict=True)]
         return Look(
             np.array([place]),
             np.array([t_end_ns]),
             {name: np.array([end_ns]) for name, (end_ns, _, _) in zip(self.tracks, seen, strict=True)},
             np.array([present]),
-            np.array([[news and there for news, there in zip(changed, present, strict=True)]]),
+            np.array([[is_new and there for is_new, there in zip(changed, present, strict=True)]]),
             np.array([[newest_ns for _, _, newest_ns in seen]]),
         )

@@ -87,7 +87,7 @@ class _Lane:
         any_port = task.bus.endpoint().rpartition(":")[0] + ":*"
         self.publishers = {spec: Publisher(any_port, task.bus) for spec in specs}
         for publisher in self.publishers.values():
-            publisher.tell_time(lambda question: answer_question(question, RUN, clock))
+            publisher.on_clock_request(lambda question: answer_question(question, RUN, clock))
 
     def begin(self, start_ns: int) -> None:
         """The first frame is captured at `start_ns` of `time.monotonic_ns()`."""

@@ -85,7 +85,7 @@ class _Session:
         self._exchange.tick()
         for frames in self._receiver.drain():
             with contextlib.suppress(WireError):
-                self._exchange.hear(frames, self._clock.now_ns())
+                self._exchange.receive(frames, self._clock.now_ns())
         return pushed
 
     def _push(self, event: Event) -> int:

@@ -68,8 +68,8 @@ class Chooser(Closing):
             BusError: it was rejected, or no answer came.
         """
         nonce = secrets.token_hex(8)
-        wanted = {"source": source, "face": face, "rest": rest}
-        frame = {"session": offer.session, "worker": self._worker, "nonce": nonce} | wanted
+        choice = {"source": source, "face": face, "rest": rest}
+        frame = {"session": offer.session, "worker": self._worker, "nonce": nonce} | choice
         self._socket.send(encode_choice(Choice(**frame)))  # type: ignore[arg-type]
         answer = self._wait(nonce, timeout_s)
         if answer.refused:
@@ -81,8 +81,8 @@ class Chooser(Closing):
         self._socket.close()
 
     def _wait(self, nonce: str, timeout_s: float) -> Offer:
-        until_s = time.monotonic() + timeout_s
-        while (left_s := until_s - time.monotonic()) > 0:
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
             if not self._socket.poll(max(int(left_s * 1000), 1), zmq.POLLIN):
                 continue
             frames = self._socket.recv_multipart()

@@ -29,7 +29,7 @@ from mien.stream.bus.wire import VERSION_BYTE, open_frames, parse, topic
 
 _KEPT = 64
 _EAGER = 24  # exchanges at the eager rate, before one a second is enough
-_EAGER_NS, _CALM_NS, _KNOWN_NS = 80 * NS_PER_MS, NS_PER_S, 10 * NS_PER_S
+_EAGER_NS, _SETTLED_NS, _KNOWN_NS = 80 * NS_PER_MS, NS_PER_S, 10 * NS_PER_S
 _PATIENCE_NS = 3 * NS_PER_S  # a slower answer is useless
 _DRIFT = 100e-6  # maximum drift between two crystals
 _ANSWER_BYTES = 256
@@ -122,50 +122,50 @@ class ClockExchange:
         self._offset = ClockOffset()
         self._known_ns: int | None = None  # their anchor minus ours, where they are on this machine
         self._to_ours_ns: int | None = None
-        self._asked: tuple[bytes, int] | None = None
+        self._pending: tuple[bytes, int] | None = None
         self._due_ns = 0
 
     @property
     def due_ns(self) -> int:
         """When to ask next; while a question is unanswered, after its timeout."""
-        return self._due_ns if self._asked is None else max(self._due_ns, self._asked[1] + _PATIENCE_NS)
+        return self._due_ns if self._pending is None else max(self._due_ns, self._pending[1] + _PATIENCE_NS)
 
     def tick(self) -> bool:
         """Ask if it is due, and return whether it was. Call it at `due_ns`, not only when messages arrive."""
         now_ns = self._clock.now_ns()
         if now_ns < self.due_ns:
             return False
-        if self._asked is not None:
-            self._receiver.socket.unsubscribe(self._asked[0])
+        if self._pending is not None:
+            self._receiver.socket.unsubscribe(self._pending[0])
         question = topic("clock", self._session, secrets.token_hex(8))
-        interval_ns = _EAGER_NS if len(self._offset) < _EAGER else _CALM_NS
+        interval_ns = _EAGER_NS if len(self._offset) < _EAGER else _SETTLED_NS
         self._due_ns = now_ns + interval_ns // 2 + secrets.randbelow(interval_ns)
         # Read before asking: an answer may arrive before this process resumes, and the error bound must hold then too.
-        self._asked = question, self._clock.now_ns()
+        self._pending = question, self._clock.now_ns()
         self._receiver.socket.subscribe(question)
         return True
 
-    def hear(self, frames: list[bytes], heard_ns: int) -> None:
+    def receive(self, frames: list[bytes], received_ns: int) -> None:
         """Process an answer; duplicates and answers to other questions are ignored.
 
         Raises:
             WireError: it violates the protocol.
         """
-        if self._asked is None or frames[0] != self._asked[0]:
+        if self._pending is None or frames[0] != self._pending[0]:
             return
-        question, asked_ns = self._asked
-        self._asked = None
+        question, asked_ns = self._pending
+        self._pending = None
         self._receiver.socket.unsubscribe(question)
         answer = decode_answer(frames)
         if answer.run != self.run:
             self.run, self._offset = answer.run, ClockOffset()
-        self._offset.add(asked_ns, answer.received_ns, answer.sent_ns, heard_ns)
+        self._offset.add(asked_ns, answer.received_ns, answer.sent_ns, received_ns)
         is_here = answer.boot != "" and answer.boot == this_boot()
         self._known_ns = answer.anchor_ns - self._clock.anchor_ns if is_here else None
         estimate = self.estimate()
         self._to_ours_ns = None if estimate is None else -estimate[0]
         if self._known_ns is not None and estimate == (self._known_ns, 0):
-            self._due_ns = heard_ns + _KNOWN_NS // 2 + secrets.randbelow(_KNOWN_NS)
+            self._due_ns = received_ns + _KNOWN_NS // 2 + secrets.randbelow(_KNOWN_NS)
 
     def estimate(self) -> tuple[int, int] | None:
         """Offset and error in ns, as `ClockOffset.estimate`; without an error on one machine."""
@@ -175,7 +175,7 @@ class ClockExchange:
             return found
         return self._known_ns, 0
 
-    def to_ours_ns(self, run: int) -> int | None:
+    def to_local_ns(self, run: int) -> int | None:
         """What to add to times of the publisher's run to get our session time; None if not known yet."""
         if self._to_ours_ns is None or run != self.run:
             self._due_ns = min(self._due_ns, self._clock.now_ns())

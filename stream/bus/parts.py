@@ -43,8 +43,8 @@ def part_topic(session: str | None, fields: Collection[str] | None, rate_hz: flo
         raise InputError(f"a prediction has no field {unknown[0]!r}; it has {', '.join(FIELDS)}")
     if rate_hz is not None and not 0.001 <= rate_hz < 10_000:
         raise InputError(f"rate_hz is 0.001 to 9999 predictions a second, not {rate_hz!r}")
-    wanted = FIELDS if fields is None else [name for name in FIELDS if name in fields]
-    named = "*" if fields is None else ",".join(wanted)
+    chosen = FIELDS if fields is None else [name for name in FIELDS if name in fields]
+    named = "*" if fields is None else ",".join(chosen)
     rate = "0" if rate_hz is None else f"{rate_hz:.3f}".rstrip("0").rstrip(".")
     return KIND + f"{session or '*'}/{rate}/{named}".encode()
 

@@ -31,9 +31,9 @@ def make_room(sessions: int) -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = sessions * _FILES_A_SESSION
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        required = sessions * _FILES_A_SESSION
+        if soft != resource.RLIM_INFINITY and soft < required:
+            most = required if hard == resource.RLIM_INFINITY else min(required, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 

@@ -89,8 +89,8 @@ class Publisher:
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self.parts: dict[bytes, Part] = {}
-        self._tell_time: Callable[[bytes], list[bytes] | None] | None = None
-        self._hear: Callable[[bytes, bool], None] | None = None
+        self._on_clock_request: Callable[[bytes], list[bytes] | None] | None = None
+        self._on_choice: Callable[[bytes, bool], None] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
@@ -145,13 +145,13 @@ class Publisher:
         """Have a message made for each subscription to a topic by name; wildcard subscriptions do not trigger it."""
         self._answers[topic] = make
 
-    def tell_time(self, make: Callable[[bytes], list[bytes] | None]) -> None:
+    def on_clock_request(self, make: Callable[[bytes], list[bytes] | None]) -> None:
         """Answer clock questions, see `mien.stream.bus.clock_exchange`; None leaves a question to others."""
-        self._tell_time = make
+        self._on_clock_request = make
 
-    def hear_choices(self, take: Callable[[bytes, bool], None]) -> None:
+    def on_choice(self, take: Callable[[bytes, bool], None]) -> None:
         """Handle choices (`mien.stream.bus.choices`): called with each frame, and whether it came from this machine."""
-        self._hear = take
+        self._on_choice = take
 
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
@@ -161,13 +161,15 @@ class Publisher:
             frame = self.socket.recv(_NOW, copy=False)
             event = frame.bytes
             if not event or event[0] not in (0, 1):
-                if self._hear is not None and event.startswith(b"{"):
-                    self._hear(event, is_loopback(str(frame.get("Peer-Address"))))
+                if self._on_choice is not None and event.startswith(b"{"):
+                    self._on_choice(event, is_loopback(str(frame.get("Peer-Address"))))
                 continue
             prefix = event[1:]
             if prefix.startswith(b"clock/"):
                 self._questions = max(self._questions + (1 if event[0] else -1), 0)
-                answer = self._tell_time(prefix) if event[0] == 1 and self._tell_time is not None else None
+                answer = (
+                    self._on_clock_request(prefix) if event[0] == 1 and self._on_clock_request is not None else None
+                )
                 if answer is not None:
                     self._send(answer)
                 continue

@@ -87,10 +87,10 @@ class Subscriber(Closing):
 
     def wait(self, timeout_s: float) -> list[Prediction]:
         """Wait for predictions and return them, oldest first; empty if none came within `timeout_s`."""
-        until_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         while True:
             predictions = self.poll()
-            left_s = until_s - time.monotonic()
+            left_s = deadline_s - time.monotonic()
             if predictions or left_s <= 0:
                 return predictions
             self._receiver.socket.poll(max(int(left_s * 1000), 1), zmq.POLLIN)
@@ -158,8 +158,8 @@ def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: s
     names: set[str] = set()
     receiver = Receiver(endpoint, (b"status/",), high_water_mark=256, keys=keys)
     try:
-        until_s = time.monotonic() + _PROBE_S
-        while time.monotonic() < until_s:
+        deadline_s = time.monotonic() + _PROBE_S
+        while time.monotonic() < deadline_s:
             receiver.socket.poll(50, zmq.POLLIN)
             for frames in receiver.drain():
                 with contextlib.suppress(WireError):
@@ -205,13 +205,13 @@ def subscribe(
         InputError: there is no such field, or the rate is invalid.
     """
     with Subscriber(endpoint, **selection) as subscriber:
-        heard_s = time.monotonic()
+        received_s = time.monotonic()
         while True:
             for prediction in subscriber.wait(0.25):
-                heard_s = time.monotonic()
+                received_s = time.monotonic()
                 yield prediction
-                heard_s = max(heard_s, time.monotonic())
-            if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
+                received_s = max(received_s, time.monotonic())
+            if timeout_s is not None and time.monotonic() - received_s > timeout_s:
                 silent = endpoint, selection.get("session"), timeout_s, selection.get("keys", "")
                 raise BusError(explain_silence(*silent))
 
@@ -221,16 +221,16 @@ async def subscribe_async(
 ) -> AsyncIterator[Prediction]:
     """`subscribe` for asyncio, on any event loop. Arguments and errors are the same."""
     with Subscriber(endpoint, **selection) as subscriber:
-        heard_s = time.monotonic()
+        received_s = time.monotonic()
         while True:
             predictions = subscriber.poll()
             if not predictions:
                 # A poll costs 2 us; not every event loop can wait on the socket's descriptor (Windows).
                 await asyncio.sleep(0.002)
-                if timeout_s is not None and time.monotonic() - heard_s > timeout_s:
+                if timeout_s is not None and time.monotonic() - received_s > timeout_s:
                     silent = endpoint, selection.get("session"), timeout_s, selection.get("keys", "")
                     raise BusError(await asyncio.to_thread(explain_silence, *silent))
                 continue
             for prediction in predictions:
                 yield prediction
-            heard_s = time.monotonic()
+            received_s = time.monotonic()

@@ -306,11 +306,11 @@ def _decode_json(
 
 
 @lru_cache(8192)
-def _check_topic(said: bytes, kind: str, session: str, part: str) -> None:
+def _check_topic(topic_name: bytes, kind: str, session: str, part: str) -> None:
     """What a subscriber chose by its topic must be what it gets."""
     if not NAME.fullmatch(session) or (part and not NAME.fullmatch(part)):
         raise WireError("malformed: a name of a session, modality or worker")
-    if said != topic(kind, session, part):
+    if topic_name != topic(kind, session, part):
         raise WireError("malformed: the topic is of another message")
 
 

@@ -17,7 +17,7 @@ from mien.stream.capture.choosing import Choosing
 from mien.stream.capture.preview import PreviewPublisher, SoundPublisher
 from mien.stream.modalities.base import Modality, create_modality
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter
-from mien.stream.processes.control import BUSY_PATIENCE_S, PATIENCE_S, Control
+from mien.stream.processes.control import BUSY_TIMEOUT_S, HEARTBEAT_TIMEOUT_S, Control
 
 _STATUS_INTERVAL_S = 1.0
 _LISTENER_TIMEOUT_S = 10.0
@@ -40,7 +40,7 @@ def capture(worker: str, control: Control) -> None:
         gc.collect()
         gc.freeze()
         process.publish_status("ready")
-        control.say("ready", spec=msgspec.to_builtins(modality.spec))
+        control.report_state("ready", spec=msgspec.to_builtins(modality.spec))
         process.wait_for_start()
         process.run()
     finally:
@@ -59,7 +59,7 @@ class _CaptureProcess:
         self._previews = PreviewPublisher(publisher, control.assignment.config, control.run)
         self._recent = RecentFeatures(self._session, modality.spec.name)
         publisher.answer(self._recent.topic, self._recent.message)
-        publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
+        publisher.on_clock_request(lambda question: answer_question(question, control.run, control.clock))
         self._sound = SoundPublisher(publisher, control.assignment.config, control.run)
         self._choosing = Choosing(publisher, worker, control.assignment.config, control.run, control.clock, modality)
         self._meter = RateMeter()
@@ -85,7 +85,7 @@ class _CaptureProcess:
         self._modality.start(self._control.start_ns)
         for rows in self._modality.rows():
             # While a device is being found, opening it may block.
-            self._control.beat(BUSY_PATIENCE_S if self._state == "degraded" else PATIENCE_S)
+            self._control.beat(BUSY_TIMEOUT_S if self._state == "degraded" else HEARTBEAT_TIMEOUT_S)
             if self._control.stopping.is_set():
                 self.publish_status("stopped")
                 return
@@ -96,14 +96,16 @@ class _CaptureProcess:
             self._previews.deliver()
             self._publisher.service()
             if self._choosing.is_opening():
-                self._control.beat(BUSY_PATIENCE_S)
-            if self._choosing.take(lambda section, source: self._control.say("using", section=section, source=source)):
+                self._control.beat(BUSY_TIMEOUT_S)
+            if self._choosing.take(
+                lambda section, source: self._control.report_state("using", section=section, source=source)
+            ):
                 self.publish_status(self._state)
             state = self._modality.health().state
             # The source may end before its last rows are made; only `rows()` knows when it is done.
             self._report_if_due("running" if state == "ended" else state)
         self.publish_status("ended")
-        self._control.say("ended")
+        self._control.report_state("ended")
         # The last status must arrive before the socket closes; the supervisor stops us when it has.
         while not self._control.stopping.wait(0.05):
             self._control.beat()

@@ -95,10 +95,10 @@ def show_supervised(*, window: bool) -> None:
         if window:
             from mien.stream.dashboard.window import show_window
 
-            control.say("ready")
+            control.report_state("ready")
             show_window(config, config.session, stopping)
             return
-        _serve(config, config.session, stopping, lambda url: control.say("ready", url=url))
+        _serve(config, config.session, stopping, lambda url: control.report_state("ready", url=url))
 
     run_supervised(body)
 

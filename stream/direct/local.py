@@ -44,7 +44,7 @@ class LocalSession:
         """Whether a worker is far ahead of the others and should wait for them."""
         return self._mode.holds_back(worker)
 
-    def hear(self, worker: str, spec: ModalitySpec, rows: FeatureWindow) -> None:
+    def receive(self, worker: str, spec: ModalitySpec, rows: FeatureWindow) -> None:
         """Add a worker's rows."""
         message = message_of(rows, spec, session=self._name, run=self._run, seq=self._sent[worker])
         self._sent[worker] += 1

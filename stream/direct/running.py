@@ -154,7 +154,7 @@ class Running:
                 if self._closed:
                     return
                 if rows is not None:
-                    self._hear(worker, modality, rows)
+                    self._receive(worker, modality, rows)
             health = modality.health()
             with self._changed:
                 self._session.note(worker, Health("ended", last_error=health.last_error))
@@ -168,13 +168,13 @@ class Running:
         finally:
             left(worker)
 
-    def _hear(self, worker: str, modality: Modality, rows: FeatureWindow) -> None:
+    def _receive(self, worker: str, modality: Modality, rows: FeatureWindow) -> None:
         health = modality.health()
         if health.state == "ended":  # the source has ended; rows of what was read may still follow
             health = Health("running", detail=health.detail)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._error is not None or not self._waits(worker))
-            self._session.hear(worker, modality.spec, rows)
+            self._session.receive(worker, modality.spec, rows)
             self._session.note(worker, health)
             self._newest_ns = max(self._newest_ns, rows.t_end_ns)
             if self._streams:

@@ -106,7 +106,7 @@ class Assembler:
                 self.drops["late"] += 1
             self._newest_ns[name] = max(newest_ns, *times_ns)
             track.write(self.place, message.values, message.valid, message.times_ns)
-        self.paces[name].hear(message.t_end_ns)
+        self.paces[name].add(message.t_end_ns)
         if message.t_end_ns > self._watermarks_ns.get(name, NEVER):
             self._watermarks_ns[name] = message.t_end_ns
         self._set_until(name)

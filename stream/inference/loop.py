@@ -27,13 +27,13 @@ from mien.stream.inference.prediction import Live, Trigger
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
-from mien.stream.processes.control import PATIENCE_S, Assignment, Control
+from mien.stream.processes.control import HEARTBEAT_TIMEOUT_S, Assignment, Control
 
 _TEND_NS = 20 * NS_PER_MS  # interval of housekeeping: connections, clocks, statuses
-_OBEY_NS = 20 * NS_PER_MS
-_OBEY_SHARE = 4  # a quarter of a long turn may go to orders: else hundreds of new sessions would wait for minutes
+_ORDERS_NS = 20 * NS_PER_MS
+_ORDERS_SHARE = 4  # a quarter of a long turn may go to orders: else hundreds of new sessions would wait for minutes
 _RECEIVE_NS = 100 * NS_PER_MS  # limit of reading: under overload predictions are late, instead of starved
-_PATIENCE_EACH_S = 0.01
+_TIMEOUT_PER_SESSION_S = 0.01
 _TURNS = 5  # iterations over which housekeeping of all sessions is spread
 
 
@@ -61,7 +61,7 @@ def infer(control: Control, others: Sequence[Config] = ()) -> None:
     # A process with room is behind a gateway, which ends floods before that many subscriptions.
     most = 2 * FLEET_SUBSCRIPTIONS if room else MAX_SUBSCRIPTIONS
     publisher = Publisher(endpoint, config.bus, lossless=config.clip.fast, sessions=places, most_subscriptions=most)
-    control.say("bound", endpoint=publisher.address)
+    control.report_state("bound", endpoint=publisher.address)
     try:
         checkpoint = load_checkpoint(config.inference.checkpoint)
         predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
@@ -108,12 +108,12 @@ class Loop:
         self._resources, self._steps = ResourceMeter(), StepMeter()
         self._sessions: dict[int, Session] = {}  # by their place in the windows
         self._poller = Poller()
-        self._heard_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
+        self._worker_at: dict[zmq.Socket[bytes], tuple[int, str]] = {}
         self._held: set[zmq.Socket[bytes]] = set()  # of workers that are ahead: not polled
         self._wake_ns = np.full(windows.places, NEVER_NS, np.int64)
         self._ask_ns = self._wake_ns.copy()  # when to ask workers for the time
         self._tended_ns = 0
-        self._obeyed_ns = time.perf_counter_ns()
+        self._carried_out_ns = time.perf_counter_ns()
         self._turn = 0
 
     def run(self, controls: Sequence[Control]) -> None:
@@ -124,7 +124,7 @@ class Loop:
         """
         config, clock = self._control.assignment.config, self._control.clock
         self._poller.register(self._publisher.socket)
-        self._publisher.tell_time(self._tell_time)
+        self._publisher.on_clock_request(self._answer_clock)
         try:
             for control in controls:
                 self._open(control)
@@ -135,12 +135,12 @@ class Loop:
             for session in self._sessions.values():
                 session.announce()
             if not controls:
-                self._control.say("ready", model=self._predictor.id)
+                self._control.report_state("ready", model=self._predictor.id)
             wait_ms = 1 if config.clip.fast else min(config.inference.hop_ms, 50)
             while not self._control.stopping.is_set():
                 self._beat()
-                self._take_in(wait_ms)
-                self._obey()
+                self._receive(wait_ms)
+                self._carry_out()
                 self._predict()  # before anything less urgent
                 now_ns = clock.now_ns()
                 for number in np.flatnonzero(self._ask_ns <= now_ns).tolist():
@@ -165,18 +165,18 @@ class Loop:
         self._sessions[session.mode.place] = session
         self._wake_ns[session.mode.place] = self._ask_ns[session.mode.place] = 0
         for socket, worker in session.open(self._poller).items():
-            self._heard_at[socket] = session.mode.place, worker
+            self._worker_at[socket] = session.mode.place, worker
         return session
 
     def _beat(self) -> None:
         """Send a heartbeat. A turn through hundreds of sessions takes longer, which is no fault."""
-        self._control.beat(PATIENCE_S + _PATIENCE_EACH_S * len(self._sessions))
+        self._control.beat(HEARTBEAT_TIMEOUT_S + _TIMEOUT_PER_SESSION_S * len(self._sessions))
 
-    def _obey(self) -> None:
+    def _carry_out(self) -> None:
         """Carry out orders; if there are hundreds, some at a time, so that predictions continue meanwhile."""
         now_ns = time.perf_counter_ns()
-        until_ns = now_ns + max((now_ns - self._obeyed_ns) // _OBEY_SHARE, _OBEY_NS)
-        self._obeyed_ns = now_ns
+        until_ns = now_ns + max((now_ns - self._carried_out_ns) // _ORDERS_SHARE, _ORDERS_NS)
+        self._carried_out_ns = now_ns
         for order in self._control.take_orders():
             if order.serve is not None:
                 self._serve(order.serve)
@@ -185,7 +185,7 @@ class Loop:
             else:
                 session = self._named(order.session)
                 if session is not None:
-                    session.obey(order)
+                    session.carry_out(order)
             if time.perf_counter_ns() > until_ns:
                 return
 
@@ -202,10 +202,10 @@ class Loop:
                 raise ConfigError(f"there is room for {self._windows.places} sessions")
             self._open(self._control.for_assignment(assignment)).announce()
         except MienError as error:
-            self._control.say("refused", session=name, run=assignment.run, error=str(error)[:1000])
+            self._control.report_state("refused", session=name, run=assignment.run, error=str(error)[:1000])
             self._release(name)
             return
-        self._control.say("serving", session=name, run=assignment.run)
+        self._control.report_state("serving", session=name, run=assignment.run)
 
     def _release(self, name: str) -> None:
         """Remove a session. Nothing of it is sent again to later subscribers."""
@@ -214,28 +214,28 @@ class Loop:
             return
         del self._sessions[session.mode.place]
         self._wake_ns[session.mode.place] = self._ask_ns[session.mode.place] = NEVER_NS
-        for socket in [socket for socket, (place, _) in self._heard_at.items() if place == session.mode.place]:
+        for socket in [socket for socket, (place, _) in self._worker_at.items() if place == session.mode.place]:
             if socket in self._held:
                 self._held.remove(socket)
             else:
                 self._poller.unregister(socket)
-            del self._heard_at[socket]
+            del self._worker_at[socket]
         session.publish_status("stopped")
         session.close()
         self._publisher.forget(name)
         self._windows.give_back(session.mode.place)
-        self._control.say("released", session=name, run=session.control.run)
+        self._control.report_state("released", session=name, run=session.control.run)
 
-    def _tell_time(self, question: bytes) -> list[bytes] | None:
+    def _answer_clock(self, question: bytes) -> list[bytes] | None:
         """The answer to a time request; of several processes behind one address, only one answers."""
         name = question.split(b"/")[1].decode("ascii", "replace") if question.count(b"/") > 1 else ""
         if self._control.assignment.room and (not name or self._named(name) is None):
             return None
         return answer_question(question, self._control.run, self._control.clock)
 
-    def _hold_back(self) -> None:
+    def _poll_only_due(self) -> None:
         """Stop polling workers that are ahead of the others: unread messages would end every poll at once."""
-        for socket, (number, worker) in self._heard_at.items():
+        for socket, (number, worker) in self._worker_at.items():
             holds = self._sessions[number].mode.holds_back(worker)
             if holds and socket not in self._held:
                 self._held.add(socket)
@@ -244,10 +244,10 @@ class Loop:
                 self._held.remove(socket)
                 self._poller.register(socket)
 
-    def _take_in(self, wait_ms: int) -> None:
+    def _receive(self, wait_ms: int) -> None:
         """Wait for messages and process them."""
         if self._control.assignment.config.clip.fast:
-            self._hold_back()
+            self._poll_only_due()
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
         until_ms = (next_ns - self._control.clock.now_ns()) // NS_PER_MS + 1
         self._poller.doubt(self._publisher.socket)
@@ -257,8 +257,8 @@ class Loop:
             if socket is self._publisher.socket:
                 self._publisher.service()
                 continue
-            number, worker = self._heard_at[socket]
-            if self._sessions[number].hear(worker):
+            number, worker = self._worker_at[socket]
+            if self._sessions[number].receive(worker):
                 self._poller.trust(socket)
             self._wake_ns[number] = 0
             if time.perf_counter_ns() - began_ns > _RECEIVE_NS:

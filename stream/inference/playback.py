@@ -48,7 +48,7 @@ class CompleteSchedule:
         self._ended: set[str] = set()
         self._last_ns: int | None = None
 
-    def hear(self, message: FeatureWindow, received_ns: int) -> None:
+    def add(self, message: FeatureWindow, received_ns: int) -> None:
         """Add a message."""
         modality = message.modality
         self._waiting.setdefault(modality, deque()).append(message)
@@ -129,7 +129,7 @@ class CompleteSchedule:
     def _pass(self, leader: str) -> None:
         trigger = self._pending[leader].popleft()
         self._led_ns[leader] = trigger.t_end_ns
-        self._paces[leader].hear(trigger.t_end_ns)
+        self._paces[leader].add(trigger.t_end_ns)
 
 
 def begins_ns(message: FeatureWindow) -> int:
@@ -153,7 +153,7 @@ class Complete(Mode):
 
     def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
         if isinstance(message, FeatureWindow):
-            self._schedule.hear(message, received_ns)
+            self._schedule.add(message, received_ns)
 
     def trigger(self, now_ns: int) -> Trigger | None:
         del now_ns
@@ -212,7 +212,7 @@ class CueSchedule:
         self._held: dict[tuple[str, int], dict[int, FeatureWindow]] = {}
         self._waiting_since_ns: int | None = None
 
-    def hear(self, message: FeatureWindow) -> None:
+    def add(self, message: FeatureWindow) -> None:
         """Keep a features message until a cue names it."""
         held = self._held.setdefault((message.modality, message.run), {})
         held[message.seq] = message
@@ -275,7 +275,7 @@ class Replay(Mode):
         if isinstance(message, Cue):
             self._schedule.cue(message)
         else:
-            self._schedule.hear(message)
+            self._schedule.add(message)
 
     def trigger(self, now_ns: int) -> Trigger | None:
         found = self._schedule.due(now_ns)

@@ -53,7 +53,7 @@ class Expected(NamedTuple):
     """The instant of a prediction that is not due yet, and the modalities with new rows since."""
 
     t_end_ns: int
-    heard: Collection[str]
+    updated: Collection[str]
 
 
 class Mode(ABC):
@@ -146,7 +146,7 @@ class Mode(ABC):
         del worker
         return False
 
-    def lose(self, modality: str) -> None:
+    def mark_lost(self, modality: str) -> None:
         """A modality was lost."""
         del modality
 
@@ -168,7 +168,7 @@ class Mode(ABC):
             return
         if status.state in ("degraded", "failed", "stopped"):
             self._faults.note_worker(modality, status.last_error or status.state)
-            self.lose(modality)
+            self.mark_lost(modality)
         else:
             self._faults.note_worker(modality, None)
         if unclear := status.detail.get("unclear"):
@@ -190,7 +190,7 @@ class Mode(ABC):
             self._faults.clear_process(modality)
         else:
             self._faults.note_process(modality, fault, dead=dead)
-            self.lose(modality)
+            self.mark_lost(modality)
         self._note_faults()
 
     def expected(self) -> Expected | None:
@@ -302,7 +302,7 @@ class Live(Mode):
         self._last_ns = self._step_ns = 0
         self._last_made_ns = 0
         self._skipped = 0
-        self._heard: set[str] = set()  # since the last prediction
+        self._updated: set[str] = set()  # since the last prediction
         self._has_news = False
 
     def take(self, message: FeatureWindow | Cue, received_ns: int) -> None:
@@ -315,7 +315,7 @@ class Live(Mode):
             leads = modality == self._leader(received_ns)
         if not leads:
             # Of the one that leads, the next rows come only with the next instant.
-            self._heard.add(modality)
+            self._updated.add(modality)
             self._has_news = True
         elif t_end_ns > self._last_ns:
             self._skipped += self._pending is not None
@@ -334,7 +334,7 @@ class Live(Mode):
             return None
         self._step_ns = trigger.t_end_ns - self._last_ns
         self._pending, self._last_ns, self._last_made_ns = None, trigger.t_end_ns, now_ns
-        self._heard.clear()
+        self._updated.clear()
         self._has_news = True
         return None if self.has_all else trigger
 
@@ -342,7 +342,7 @@ class Live(Mode):
         """As `Mode.expected`; the instant is extrapolated from the last two."""
         is_known = self._has_news and self._pending is None and 0 < self._step_ns <= self._max_age_ns
         self._has_news = False
-        return Expected(self._last_ns + self._step_ns, self._heard) if is_known else None
+        return Expected(self._last_ns + self._step_ns, self._updated) if is_known else None
 
     def wake_ns(self) -> int:
         if self._pending is not None:
@@ -358,14 +358,14 @@ class Live(Mode):
     def dropped(self) -> dict[str, int]:
         return {"superseded": self._skipped}
 
-    def lose(self, modality: str) -> None:
-        """As `Mode.lose`; another one leads at once."""
+    def mark_lost(self, modality: str) -> None:
+        """As `Mode.mark_lost`; another one leads at once."""
         self._led_ns.pop(modality, None)
 
     def _leader(self, now_ns: int) -> str | None:
         for modality in LEADERS:
-            is_heard = now_ns - self._led_ns.get(modality, _NEVER_NS) <= self._max_age_ns
-            if is_heard and not self.assembler.paces[modality].is_slower(self._max_age_ns):
+            is_recent = now_ns - self._led_ns.get(modality, _NEVER_NS) <= self._max_age_ns
+            if is_recent and not self.assembler.paces[modality].is_slower(self._max_age_ns):
                 return modality
         return None
 

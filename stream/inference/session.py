@@ -143,7 +143,7 @@ class Inbox:
             return None  # sent again, for another new subscriber, as the protocol says
         self._newest[header.modality] = number
         exchange = self._exchanges.get(worker)
-        by_ns = exchange.to_ours_ns(header.run) if exchange is not None else 0
+        by_ns = exchange.to_local_ns(header.run) if exchange is not None else 0
         if by_ns is None:
             raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
         return features_of(header, payload, by_ns)
@@ -157,16 +157,16 @@ class Inbox:
             return cue
         if kind == b"clock":
             if worker in self._exchanges:
-                self._exchanges[worker].hear(frames, received_ns)
+                self._exchanges[worker].receive(frames, received_ns)
             return None
         status = decode_status(frames)
         self._check_sender(worker, status.worker)
         return status
 
-    def _check_sender(self, worker: str, said: str) -> None:
+    def _check_sender(self, worker: str, named: str) -> None:
         """A process may report only on itself: otherwise it could silence others."""
-        if said not in (worker, WORKERS[worker]) and not self._replayed:
-            raise WireError(f"foreign: the {worker} worker does not speak for {said}")
+        if named not in (worker, WORKERS[worker]) and not self._replayed:
+            raise WireError(f"foreign: the {worker} worker does not speak for {named}")
 
     def _is_elsewhere(self, worker: str) -> bool:
         """Whether a worker has another clock: those under one supervisor share one."""
@@ -229,9 +229,9 @@ class Session:
         """Publish that it is ready, and its description."""
         self._publish_about()
         self.publish_status("ready")
-        self.control.say("ready", model=self.named(self._predictor.id))
+        self.control.report_state("ready", model=self.named(self._predictor.id))
 
-    def hear(self, worker: str) -> bool:
+    def receive(self, worker: str) -> bool:
         """Take in what a worker has sent. Returns whether that was all."""
         if self.mode.holds_back(worker):
             return False
@@ -266,7 +266,7 @@ class Session:
         self._inbox.tend()
         if self._state != "ended" and self.mode.is_over:
             self.publish_status("ended")
-            self.control.say("ended", predictions=self.mode.seq)
+            self.control.report_state("ended", predictions=self.mode.seq)
         if time.monotonic() - self.reported_s >= _STATUS_INTERVAL_S:
             self.publish_status(self._state if self._state == "ended" else "running")
 
@@ -308,7 +308,7 @@ class Session:
         )
         self._publisher.send(encode_status(status))
 
-    def obey(self, order: Order) -> None:
+    def carry_out(self, order: Order) -> None:
         """Carry out the supervisor's order: publish a status, or note a process's fault."""
         if order.status is not None:
             self._publisher.send(encode_status(order.status))

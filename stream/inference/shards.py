@@ -44,7 +44,7 @@ def infer_in_processes(control: Control, others: Sequence[Config], processes: in
     config = control.assignment.config
     configs = [config, *others]
     publisher = Publisher(config.bus.endpoint("inference"), config.bus, sessions=len(configs))
-    publisher.tell_time(lambda question: answer_question(question, control.run, control.clock))
+    publisher.on_clock_request(lambda question: answer_question(question, control.run, control.clock))
     shards: list[_Shard] = []
     try:
         shards += [
@@ -70,7 +70,7 @@ def _serve(control: Control, publisher: Publisher, shards: Sequence[_Shard]) -> 
             shard.tend(poller)
         if not announced and all(shard.model for shard in shards):
             announced = True
-            control.say("ready", model=shards[0].model)
+            control.report_state("ready", model=shards[0].model)
         for shard in shards:
             shard.start_if(begun=announced and control.started.is_set())
         poller.poll(_POLL_MS)

@@ -26,7 +26,7 @@ import platformdirs
 from mien.config import Config
 from mien.errors import MienError
 from mien.files import reason
-from mien.stream.processes.control import PATIENCE_S, Assignment
+from mien.stream.processes.control import HEARTBEAT_TIMEOUT_S, Assignment
 
 # One thread per library: on a small machine spinning threads cost more than they gain.
 _ENVIRONMENT = {
@@ -84,7 +84,7 @@ class Child:
 
     Attributes:
         began_s, ready_s, heard_s: when it was started, became ready, and sent its last heartbeat.
-        patience_s: timeout of the next heartbeat, as announced by the process.
+        timeout_s: of the next heartbeat, as announced by the process.
         hung: why we killed it.
     """
 
@@ -101,7 +101,7 @@ class Child:
         self.late = False
         self.hung: str | None = None
         self.began_s = self.ready_s = self.heard_s = time.monotonic()
-        self.patience_s = PATIENCE_S
+        self.timeout_s = HEARTBEAT_TIMEOUT_S
         self.log = log_path(assignment.config, worker)
         command = _COMMANDS.get(worker.partition(".")[0], ["capture", worker])
         with open_log(self.log) as log:
@@ -128,7 +128,7 @@ class Child:
     def check_alive(self, ready_timeout_s: float) -> None:
         """Kill it if it hangs, or is not ready in time; its exit is then an event like any other."""
         silent_s = time.monotonic() - self.heard_s
-        if not self.hung and silent_s > (self.patience_s if self.ready else ready_timeout_s):
+        if not self.hung and silent_s > (self.timeout_s if self.ready else ready_timeout_s):
             self.hung = f"did not respond for {silent_s:.1f} s and was killed"
             self.process.kill()
 
@@ -156,10 +156,10 @@ class Child:
             with contextlib.suppress(OSError):
                 stdin.close()
 
-    def end(self, patience_s: float) -> None:
-        """Close its pipe and wait until it has ended; it is killed after `patience_s`."""
+    def end(self, timeout_s: float) -> None:
+        """Close its pipe and wait until it has ended; it is killed after `timeout_s`."""
         self.release()
-        wait_or_kill(self.process, patience_s)
+        wait_or_kill(self.process, timeout_s)
 
     def sweep(self) -> None:
         """Kill what the process has left behind: a library may have forked, and a fork holds its sockets."""
@@ -183,19 +183,19 @@ class Child:
                 continue
             self.heard_s = time.monotonic()
             if "beat" in facts:
-                self.patience_s = float(facts["beat"])
+                self.timeout_s = float(facts["beat"])
                 continue
             self._events.put(Event(self.worker, pid, str(facts.pop("state", "")), facts))
         self._events.put(Event(self.worker, pid, "exited", {"code": self.process.wait()}))
 
 
-def wait_or_kill(process: subprocess.Popen[Any], patience_s: float) -> None:
-    """Wait until a process has ended; one that takes longer than `patience_s` is killed."""
+def wait_or_kill(process: subprocess.Popen[Any], timeout_s: float) -> None:
+    """Wait until a process has ended; one that takes longer than `timeout_s` is killed."""
     try:
-        process.wait(patience_s)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(patience_s)
+        process.wait(timeout_s)
 
 
 def open_log(path: Path) -> BinaryIO:

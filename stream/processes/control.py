@@ -28,8 +28,8 @@ from mien.messages import Origin, Status
 
 _GRACE_S = 1.5
 _BEAT_S = 0.1
-PATIENCE_S = 1.5  # heartbeat timeout, after which a process counts as hung
-BUSY_PATIENCE_S = 12.0  # likewise, during calls that may block: opening a device, a slow reader of a clip
+HEARTBEAT_TIMEOUT_S = 1.5  # heartbeat timeout, after which a process counts as hung
+BUSY_TIMEOUT_S = 12.0  # likewise, during calls that may block: opening a device, a slow reader of a clip
 _WRITE_TIMEOUT_S = 1.0  # write timeout for a supervisor that does not read
 _PR_SET_PDEATHSIG = 1
 
@@ -101,24 +101,24 @@ class Control:
         self.supervised = supervised
         self._out = _private_stdout() if supervised else None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._beat_s, self._patience_s = 0.0, PATIENCE_S
+        self._beat_s, self._timeout_s = 0.0, HEARTBEAT_TIMEOUT_S
 
-    def say(self, state: str, **facts: Any) -> None:
+    def report_state(self, state: str, **facts: Any) -> None:
         """Report a change of state to the supervisor."""
         deadline_s = time.monotonic() + _WRITE_TIMEOUT_S
         while not self._write({"state": state, **facts}) and time.monotonic() < deadline_s:
             time.sleep(0.02)
 
-    def beat(self, patience_s: float = PATIENCE_S) -> None:
+    def beat(self, timeout_s: float = HEARTBEAT_TIMEOUT_S) -> None:
         """Send a heartbeat, only from the loop that does the work: called often, rate-limited.
 
         Args:
-            patience_s: timeout of the next one, after which this process counts as hung.
+            timeout_s: of the next one, after which this process counts as hung.
         """
         now_s = time.monotonic()
-        if now_s - self._beat_s >= _BEAT_S or patience_s != self._patience_s:
-            self._beat_s, self._patience_s = now_s, patience_s
-            self._write({"beat": patience_s})
+        if now_s - self._beat_s >= _BEAT_S or timeout_s != self._timeout_s:
+            self._beat_s, self._timeout_s = now_s, timeout_s
+            self._write({"beat": timeout_s})
 
     def take_orders(self) -> Iterator[Order]:
         """Pending orders for inference, oldest first."""
@@ -187,12 +187,12 @@ def run_supervised(body: Callable[[Control], None]) -> None:
     try:
         body(control)
     except MienError as error:
-        control.say("failed", error=str(error)[:1000], exit_code=error.exit_code)
+        control.report_state("failed", error=str(error)[:1000], exit_code=error.exit_code)
         sys.exit(error.exit_code)
     except BaseException as error:
-        control.say("failed", error=f"{type(error).__name__}: {error}"[:1000], exit_code=1)
+        control.report_state("failed", error=f"{type(error).__name__}: {error}"[:1000], exit_code=1)
         raise
-    control.say("stopped")
+    control.report_state("stopped")
 
 
 def _private_stdout() -> int:

@@ -23,7 +23,7 @@ from mien.messages import ModalitySpec
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.monitoring.report import Report
 from mien.stream.processes.child import PROGRAM, Child, Event, backoff_s, log_path
-from mien.stream.processes.control import PATIENCE_S, Assignment, Order
+from mien.stream.processes.control import HEARTBEAT_TIMEOUT_S, Assignment, Order
 from mien.stream.processes.plan import Session, with_source
 
 _READY_TIMEOUT_S = 180.0  # the first start on a slow machine compiles the networks
@@ -203,10 +203,10 @@ class Supervisor:
                 child.process.kill()
             return
         silent_s = now_s - child.heard_s
-        if silent_s > child.patience_s:
+        if silent_s > child.timeout_s:
             child.hung = f"did not respond for {silent_s:.1f} s and was killed"
             child.process.kill()
-        elif (silent_s > _LATE_S and child.patience_s <= PATIENCE_S) != child.late:
+        elif (silent_s > _LATE_S and child.timeout_s <= HEARTBEAT_TIMEOUT_S) != child.late:
             child.late = not child.late
             if child.late:
                 self._mark_unhealthy(child.worker, f"the {child.worker} process does not answer", dead=False)

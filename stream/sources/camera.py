@@ -136,7 +136,7 @@ class LiveCamera(VideoSource):
         now_s = time.monotonic()
         if frame is not None:
             self._heard_s = now_s
-            self._pace.hear(frame.t_ns / NS_PER_S)
+            self._pace.add(frame.t_ns / NS_PER_S)
             return frame if self._is_new(frame, now_s) else None
         if grabber.error is not None:
             self._report_loss(grabber.error)

@@ -21,7 +21,7 @@ class Pace:
         self._last: float | None = None
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
 
-    def hear(self, at: float) -> None:
+    def add(self, at: float) -> None:
         """Record a delivery."""
         if self._last is not None and at > self._last:
             self._intervals.append(at - self._last)

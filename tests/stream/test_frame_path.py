@@ -40,9 +40,9 @@ MAX_FILES = 12
 WARM_UP, STEPS = 3, 6  # steps of each process before files are noted, and while they are
 FORMS = Frame, Face, Landmarks, FeatureWindow, Look, Answer, Answers, Prediction
 # The first and the last function of a step. Between steps, and in the functions aside, there is work for no frame.
-FIRST = {"LiveCamera.read": "capture", "Loop._take_in": "inference"}
+FIRST = {"LiveCamera.read": "capture", "Loop._receive": "inference"}
 LAST = {"Publisher.send": "capture", "Loop._predict": "inference"}
-ASIDE = {"Loop._obey", "_CaptureProcess.publish_status", "Session.publish_status"}
+ASIDE = {"Loop._carry_out", "_CaptureProcess.publish_status", "Session.publish_status"}
 
 
 class FileCamera:

@@ -110,13 +110,13 @@ def test_instants_never_go_back() -> None:
 
 def test_complete_mode_waits_for_every_worker_that_has_not_ended() -> None:
     schedule = CompleteSchedule(["vision", "audio"], max_hz=30)
-    schedule.hear(frame(0, 100), 0)
+    schedule.add(frame(0, 100), 0)
     assert schedule.due({"vision": at(100), "audio": None}) is None
     assert schedule.due({"vision": at(100), "audio": at(99)}) is None
     assert schedule.due({"vision": at(100), "audio": at(100)}) is not None
     assert not schedule.finished
     schedule.end("vision")
-    schedule.hear(sound(0, 160), 0)
+    schedule.add(sound(0, 160), 0)
     trigger = schedule.due({"audio": at(160)})
     assert trigger is not None
     assert ms(trigger.t_end_ns) == 160
@@ -131,7 +131,7 @@ def test_complete_instants_do_not_depend_on_arrival_order(random: Random) -> Non
         marks: dict[str, int | None] = {"vision": None, "audio": None}
         made = []
         for message in order:
-            schedule.hear(message, 0)
+            schedule.add(message, 0)
             marks[message.modality] = message.t_end_ns
             while trigger := schedule.due(marks):
                 made.append(ms(trigger.t_end_ns))
@@ -154,14 +154,14 @@ def test_complete_instants_do_not_depend_on_arrival_order(random: Random) -> Non
 @pytest.mark.parametrize("committed_before", [False, True])
 def test_complete_last_instant_has_tentative_words(committed_before: bool) -> None:
     schedule = CompleteSchedule(["vision", "text"], max_hz=30)
-    schedule.hear(frame(0, 100), 0)
-    schedule.hear(speech(0, 100, ("on", 90)), 0)
+    schedule.add(frame(0, 100), 0)
+    schedule.add(speech(0, 100, ("on", 90)), 0)
     assert schedule.due({"vision": at(100), "text": at(100)}) is not None
     if committed_before:
-        schedule.hear(speech(1, 100, ("on", 90)), 0)
+        schedule.add(speech(1, 100, ("on", 90)), 0)
     assert [(m.modality, m.seq) for m in schedule.take(at(100))] == [("vision", 0), ("text", 0)]
     if not committed_before:
-        schedule.hear(speech(1, 100, ("on", 90)), 0)
+        schedule.add(speech(1, 100, ("on", 90)), 0)
     assert schedule.take(at(100)) == []
     assert [(m.modality, m.seq) for m in schedule.take(None)] == [("text", 1)]
 
@@ -195,7 +195,7 @@ def test_cue_waits_for_its_messages_in_order() -> None:
     assert schedule.due(at(0)) is None
     for message in (frames[3], frames[1], frames[2], frames[0]):
         assert schedule.due(at(1)) is None
-        schedule.hear(message)
+        schedule.add(message)
     due = schedule.due(at(2))
     assert due is not None
     assert due[0].seq == 0
@@ -212,7 +212,7 @@ def test_cue_waits_for_its_messages_in_order() -> None:
 def test_missing_messages_time_out_and_are_counted() -> None:
     schedule = CueSchedule()
     message = frame(4, 160)
-    schedule.hear(message)
+    schedule.add(message)
     schedule.cue(cue(0, (message.run, 3, 4)))
     assert schedule.due(at(0)) is None
     assert schedule.due(at(9_000)) is None
@@ -226,9 +226,9 @@ def in_full(frames_ms: list[float], until_ms: int) -> list[tuple[int, list[str]]
     """Instants that are predicted for a clip with such frames and sound all the time, and what has news for each."""
     schedule = CompleteSchedule(["vision", "audio"], max_hz=30, max_age_ms=400)
     for seq, t_ms in enumerate(frames_ms):
-        schedule.hear(frame(seq, t_ms), 0)
+        schedule.add(frame(seq, t_ms), 0)
     for seq in range(until_ms // 40):
-        schedule.hear(sound(seq, (seq + 1) * 40), 0)
+        schedule.add(sound(seq, (seq + 1) * 40), 0)
     schedule.end("vision")
     made = []
     while trigger := schedule.due({"audio": at(until_ms)}):

@@ -20,17 +20,17 @@ def test_sockets_of_workers_ahead_are_not_polled() -> None:
     loop = Loop(cast(Any, None), cast(Any, None), cast(Any, None), Windows({}))
     session = SimpleNamespace(mode=SimpleNamespace(holds_back=lambda worker: worker == "audio" and ahead))
     loop._sessions[0] = cast(Any, session)
-    loop._heard_at[receiver] = 0, "audio"
+    loop._worker_at[receiver] = 0, "audio"
     loop._poller.register(receiver)
     try:
         sender.send(b"rows")
         assert loop._poller.poll(60_000)
-        loop._hold_back()
+        loop._poll_only_due()
         assert loop._poller.poll(0) == []
-        loop._hold_back()
+        loop._poll_only_due()
         assert loop._poller.poll(0) == []
         ahead = False
-        loop._hold_back()
+        loop._poll_only_due()
         assert loop._poller.poll(60_000) == [receiver]
     finally:
         sender.close(0)

@@ -26,7 +26,7 @@ def replay(path: Path) -> list[tuple[Cued, float]]:
     for item in maker.items():
         if isinstance(item, Sent):
             if item.frames[0].startswith(b"features/"):
-                schedule.hear(decode_features(item.frames))
+                schedule.add(decode_features(item.frames))
         else:
             waiting.append(item)
             schedule.cue(item.cue)
