@@ -16,7 +16,7 @@ from mien.clock import NS_PER_S
 from mien.config import Config
 from mien.errors import InputError, SourceError
 from mien.install import install_command
-from mien.messages import EMOTIONS, Prediction
+from mien.messages import EMOTIONS, MODALITIES, Prediction
 from mien.stream.direct.given import checked_picture, checked_sound
 from mien.stream.direct.recognizer import Frame, Options, Recognizer, Sound, settings_of
 from mien.stream.direct.running import Running
@@ -61,7 +61,8 @@ class Analysis:
             import pandas
         except ModuleNotFoundError as error:
             raise InputError(f"to_pandas() needs the package pandas; {install_command('features')}") from error
-        return pandas.DataFrame([_row(prediction) for prediction in self.predictions])
+        rows = [_row(prediction) for prediction in self.predictions]
+        return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=_COLUMNS)
 
 
 def analyze(
@@ -184,6 +185,13 @@ def _read_picture(path: Path) -> Samples:
     if image is None:
         raise SourceError(f"picture {printable(str(path))} cannot be read; choose another file")
     return np.asarray(image, np.uint8)
+
+
+_COLUMNS = (
+    *("t_s", "sentiment", "sentiment_smooth", "top_emotion", *EMOTIONS, "confidence"),
+    *(f"{column}_{modality}" for column in ("gate", "age_ms") for modality in MODALITIES),
+    *("words", "abstains"),
+)
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) == 4
     assert all(not cell.get("outputs") for cell in notebook["cells"])
-    script = "\n".join([*cells, "print(len(table), prediction.top_emotion)"])
+    same = "from mien.stream.direct.analysis import Analysis\nassert list(table) == list(Analysis('', ()).to_pandas())"
+    script = "\n".join([*cells, same, "print(len(table), prediction.top_emotion)"])
     ran = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,10 +57,11 @@ def command(
     table = csv.DictWriter(text, columns, lineterminator="\n")
     if not as_json:
         table.writeheader()
-    failed = 0
+    done = failed = 0
     seen = FeatureTable()
     try:
         for made in _in_order(clips, maker, ray):
+            done += 1
             if made.error:
                 failed += 1
                 typer.secho(f"skipped: {made.error}", fg=typer.colors.YELLOW, err=True)
@@ -77,6 +79,12 @@ def command(
                 typer.echo(text.getvalue().encode(), nl=False)
                 text.seek(0)
                 text.truncate()
+    except KeyboardInterrupt:
+        if out is not None and done:
+            partial = out.with_name(out.name + ".part")
+            write_file(partial, text.getvalue(), private=True)
+            typer.echo(f"stopped: {partial} has {done} of {len(clips)} clips", err=True)
+        raise
     finally:
         maker.close()
     if out is not None:
@@ -89,10 +97,14 @@ def command(
 
 def _in_order(clips: list[str], maker: ClipPredictor, ray: str) -> Iterator[ClipRows]:
     """The clips' rows in order, made here or on a cluster."""
-    if not ray:
-        yield from (maker.make(clip) for clip in clips)
-        return
     from mien.cli._progress import item_progress
+
+    if not ray:
+        with item_progress("predicting") if len(clips) > 1 else nullcontext(lambda *_: None) as progress:
+            for done, clip in enumerate(clips, 1):
+                yield maker.make(clip)
+                progress(done, len(clips))
+        return
     from mien.stream.fleet.tasks import tasks_at
 
     with tasks_at(ray) as spread, item_progress("predicting") as progress:

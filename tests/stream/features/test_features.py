@@ -23,6 +23,7 @@ from mien.stream.features.table import FeatureTable, boxes_of, check_features
 from mien.stream.modalities.audio import SPEC as AUDIO
 from mien.stream.modalities.vision import SPEC as VISION
 from mien.stream.offline.agreement import compare, openface_means
+from mien.stream.offline.clips import ClipPredictor, ClipRows
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from tests.stream.sources.media import RATE, write_tracks
@@ -165,3 +166,24 @@ def test_predict_writes_the_features_of_a_clip(tmp_path: Path) -> None:
     faces = [row for row in rows if row["kind"] == "frame" and row["valid"] == "True"]
     assert len(faces) > 90
     assert all(float(row["box_left"]) < float(row["box_right"]) for row in faces)
+
+
+@pytest.mark.assets
+def test_interrupted_predict_keeps_the_clips_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        write_tracks(tmp_path / f"{name}.mkv", [soxr.resample(read_sound(SAMPLE)[:16_000], 16_000, RATE)])
+    out, make = tmp_path / "p.csv", ClipPredictor.make
+    out.write_text("an earlier run\n")
+
+    def interrupted(self: ClipPredictor, clip: str) -> ClipRows:
+        if clip.endswith("b.mkv"):
+            raise KeyboardInterrupt
+        return make(self, clip)
+
+    monkeypatch.setattr(ClipPredictor, "make", interrupted)
+    ran = CliRunner().invoke(app, ["predict", str(tmp_path), "--asr", "none", "--engine", "onnx", "-o", str(out)])
+    assert ran.exit_code != 0
+    assert "1 of 2 clips" in ran.output
+    assert out.read_text() == "an earlier run\n"
+    with (tmp_path / "p.csv.part").open(newline="") as file:
+        assert {Path(row["clip"]).name for row in csv.DictReader(file)} == {"a.mkv"}
