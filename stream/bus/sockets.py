@@ -42,12 +42,8 @@ _NOW, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 _send_frame: Callable[..., Any] = zmq.backend.Socket.send  # `send_multipart` calls it, and costs nine times as much
 _LOOK_INTERVAL_S = 0.5  # between two checks for revoked keys
 _GIVEN_UP_S = 1.0
-_BROKEN = (
-    zmq.Event.DISCONNECTED
-    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-    | zmq.Event.HANDSHAKE_FAILED_AUTH
-)
+_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH
+_BROKEN = zmq.Event.DISCONNECTED | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | _REFUSED
 _TRYING = zmq.Event.CONNECT_DELAYED | zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECTED
 
 
@@ -167,18 +163,14 @@ class Publisher:
             prefix = event[1:]
             if prefix.startswith(b"clock/"):
                 self._questions = max(self._questions + (1 if event[0] else -1), 0)
-                answer = (
-                    self._on_clock_request(prefix) if event[0] == 1 and self._on_clock_request is not None else None
-                )
-                if answer is not None:
+                make = self._on_clock_request if event[0] == 1 else None
+                if make is not None and (answer := make(prefix)) is not None:
                     self._send(answer)
                 continue
             if event[0] == 1:
                 self.subscriptions[prefix] = self.subscriptions.get(prefix, 0) + 1
-                if prefix.startswith(KIND) and len(self.parts) < _MAX_PARTS:
-                    part = self.parts.get(prefix) or read_part(prefix)
-                    if part is not None:
-                        self.parts[prefix] = part
+                if prefix.startswith(KIND) and len(self.parts) < _MAX_PARTS and (part := read_part(prefix)) is not None:
+                    self.parts.setdefault(prefix, part)
                 self._due.update(topic for topic in self._last if topic.startswith(prefix))
                 self._due.update(topic for topic in self._answers if b"/" in prefix and topic.startswith(prefix))
             elif prefix in self.subscriptions:
