@@ -1,8 +1,9 @@
 """A process that sends what the workers of many sessions would send, at a camera's pace, over real sockets.
 
 `python -m mien.stream.bench.generator` reads one JSON line with a `Task`, writes one with the addresses at which it
-publishes, and begins when it is told the moment, in `time.monotonic_ns()`. It ends with its standard input.
-`start_generator`, `endpoints_of` and `tell` are the other end of its pipes.
+publishes, and begins when it is told the moment, in `time.monotonic_ns()`. It ends with its standard input, and writes
+how late it sent its frames. `start_generator`, `endpoints_of`, `send_line` and `lateness_of` are the other end of its
+pipes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import threading
 import time
 
 import msgspec
+import numpy as np
 import zmq
 
-from mien.clock import NS_PER_S, Clock
+from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.messages import ModalitySpec
 from mien.stream.bench.synthetic import FRAME_HZ, SyntheticStream
@@ -28,8 +30,7 @@ from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_features
 
 RUN = 1
-LEAD_S = 6  # rows from before the beginning, so that windows are full
-_HURRY = 5  # they are sent so many times as fast
+LEAD_S = 6  # rows from before the beginning, so that windows are full; sent faster, they would flood the receiver
 # A thread that spins for work takes the core that another process needs.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -69,6 +70,15 @@ def endpoints_of(generator: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
     assert generator.stdout is not None
     line = generator.stdout.readline()
     return msgspec.json.decode(line, type=dict[str, dict[str, str]]) if line else {}
+
+
+def lateness_of(generator: subprocess.Popen[str]) -> float:
+    """End a generator. Returns by how many milliseconds it sent its frames too late: the 99th percentile."""
+    assert generator.stdin is not None
+    assert generator.stdout is not None
+    with contextlib.suppress(OSError):
+        generator.stdin.close()
+    return float(generator.stdout.readline() or "nan")
 
 
 def due_ns(begin_ns: int, stream: int, total: int, frame: int, frame_hz: float = FRAME_HZ) -> int:
@@ -127,7 +137,7 @@ def main() -> None:
         time.sleep(0.01)
     over = threading.Event()
     threading.Thread(target=_until_end, args=(over,), daemon=True).start()
-    _play(lanes, task, begin[0], over)
+    print(_play(lanes, task, begin[0], over), flush=True)
 
 
 def _until_end(over: threading.Event) -> None:
@@ -135,8 +145,9 @@ def _until_end(over: threading.Event) -> None:
     over.set()
 
 
-def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) -> None:
-    waiting = []
+def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) -> float:
+    """Send all frames. Returns the 99th percentile of their lateness, in milliseconds."""
+    waiting, late_ns = [], [0]
     for lane in lanes:
         first_ns = due_ns(begin_ns, lane.number, task.total, 0, task.frame_hz)
         lane.begin(first_ns)
@@ -144,13 +155,14 @@ def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) 
     heapq.heapify(waiting)
     while not over.is_set():
         captured_ns, number, lane = waiting[0]
-        early_ns = begin_ns - captured_ns
-        at_ns = captured_ns if early_ns <= 0 else begin_ns - early_ns // _HURRY
-        wait_ns = at_ns - time.monotonic_ns()
+        wait_ns = captured_ns - time.monotonic_ns()
         if wait_ns > 0:
             over.wait(wait_ns / NS_PER_S)
             continue
+        if captured_ns >= begin_ns:
+            late_ns.append(-wait_ns)
         heapq.heapreplace(waiting, (lane.send(), number, lane))
+    return round(float(np.percentile(late_ns, 99)) / NS_PER_MS, 2)
 
 
 if __name__ == "__main__":
