@@ -9,7 +9,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
 
-import numpy as np
 import zmq
 
 from mien.clock import NS_PER_MS, Clock
@@ -324,8 +323,10 @@ class Session:
         """Latency of the newest predictions, from frame read to published, in ms."""
         if not self._totals_ms or not self.mode.captured:
             return {}
-        p50, p99 = np.percentile(self._totals_ms, (50, 99))
-        return {"latency_p50_ms": round(float(p50), 2), "latency_p99_ms": round(float(p99), 2)}
+        # `np.percentile` took a twentieth of the time of a process with 256 sessions.
+        ordered = sorted(self._totals_ms)
+        p50, p99 = (ordered[round((len(ordered) - 1) * share)] for share in (0.5, 0.99))
+        return {"latency_p50_ms": round(p50, 2), "latency_p99_ms": round(p99, 2)}
 
     def _publish_about(self) -> None:
         assignment = self.control.assignment

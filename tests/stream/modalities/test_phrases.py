@@ -106,7 +106,7 @@ def test_unreadable_phrase_is_skipped_once(encode: Counting, caplog: pytest.LogC
 
     reader = PhraseReader(encode, refuse)
     assert reader.phrases(recognised(words_of(ANGRY))) == reader.phrases(recognised(words_of(REPORT))) == ()
-    assert [record.message for record in caplog.records] == ["cannot read phrases by themselves: it reads no text"]
+    assert [record.message for record in caplog.records] == ["cannot rate single phrases: it reads no text"]
 
 
 def test_only_rows_without_instants_are_read_singly() -> None:
