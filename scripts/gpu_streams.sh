@@ -38,8 +38,9 @@ step() { # seconds at most, name, command
     nproc
     run="$python -m mien bench multi --engine $engine --seconds $seconds"
     step 60 "${FEW:-256} streams" $run -n "${FEW:-256}" --json "$out/streams-256.json"
+    step 40 "$((${FEW:-256} / 2)) streams" $run -n "$((${FEW:-256} / 2))" --json "$out/streams-128.json"
     step 60 "batches" $run --profile --json "$out/batches.json"
-    step 60 "${MANY:-512} streams" $run -n "${MANY:-512}" --json "$out/streams-512.json"
+    step 60 "${MANY:-512} streams, 4 processes" $run -n "${MANY:-512}" --processes 4 --json "$out/streams-512.json"
     step 90 "${FOUR:-1024} streams, 4 processes" $run -n "${FOUR:-1024}" --processes 4 --json "$out/processes-4.json"
     if [ -n "$before" ]; then
         lay "$before" "$site/before"
@@ -51,8 +52,7 @@ step() { # seconds at most, name, command
     fi
     step 90 "GPU tests" "$python" -m pytest tests/engines/test_gpu.py tests/engines/test_predictor.py -q -m gpu \
         -o filterwarnings=default -p no:cacheprovider
-    step 40 "$((${FEW:-256} / 2)) streams" $run -n "$((${FEW:-256} / 2))"
-    step 40 "$((${FEW:-256} * 3 / 2)) streams" $run -n "$((${FEW:-256} * 3 / 2))"
+    step 60 "${FOUR:-1024} streams, 8 processes" $run -n "${FOUR:-1024}" --processes 8
     echo "## took $(($(date +%s) - began)) s"
 } 2>&1 | tee "$out/log.txt"
 rm -rf "$site"
