@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -60,7 +61,7 @@ def command(
     done = failed = 0
     seen = FeatureTable()
     try:
-        for made in _in_order(clips, maker, ray):
+        for made in _in_order(clips, maker, ray, shown=out is not None or not sys.stdout.isatty()):
             done += 1
             if made.error:
                 failed += 1
@@ -95,19 +96,20 @@ def command(
         raise SourceError("no clip could be read")
 
 
-def _in_order(clips: list[str], maker: ClipPredictor, ray: str) -> Iterator[ClipRows]:
-    """The clips' rows in order, made here or on a cluster."""
+def _in_order(clips: list[str], maker: ClipPredictor, ray: str, *, shown: bool) -> Iterator[ClipRows]:
+    """The clips' rows in order, made here or on a cluster; `shown`: with progress, if there are several."""
     from mien.cli._progress import item_progress
 
+    reporting = item_progress("predicting") if shown and len(clips) > 1 else nullcontext(lambda *_: None)
     if not ray:
-        with item_progress("predicting") if len(clips) > 1 else nullcontext(lambda *_: None) as progress:
+        with reporting as progress:
             for done, clip in enumerate(clips, 1):
                 yield maker.make(clip)
                 progress(done, len(clips))
         return
     from mien.stream.fleet.tasks import tasks_at
 
-    with tasks_at(ray) as spread, item_progress("predicting") as progress:
+    with tasks_at(ray) as spread, reporting as progress:
         received: dict[str, ClipRows] = {}
         next_one = 0
         for done, ((path,), made) in enumerate(spread([(clip,) for clip in clips], maker), 1):
