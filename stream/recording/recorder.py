@@ -120,8 +120,9 @@ class Recorder:
             self._connect(poller)
             said, said_s = "", 0.0
             stop_s = math.inf
-            began_s, silent = time.monotonic(), True
-            while time.monotonic() < stop_s:
+            began_s, silent, heard = time.monotonic(), True, False
+            # A busy machine may take longer: what an ended session has sent is read to its end.
+            while time.monotonic() < stop_s or (self._ended and heard):
                 poller.poll(100)
                 heard = self._receive()
                 if silent and self._first_ns is not None:

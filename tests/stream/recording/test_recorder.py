@@ -23,6 +23,7 @@ from mien.stream.bus.wire import decode_recent, encode_about, encode_features, e
 from mien.stream.capture.preview import SoundPublisher
 from mien.stream.capture.process import RecentFeatures
 from mien.stream.recording import channels
+from mien.stream.recording import recorder as recorder_module
 from mien.stream.recording.control import RecorderProcess
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.recorder import Recorder
@@ -135,6 +136,23 @@ def test_it_ends_with_the_clip(bus: Bus, tmp_path: Path) -> None:
     thread.join(20)
     assert not thread.is_alive()
     assert not open_recording(path).cut_off
+
+
+def test_everything_sent_before_the_end_is_recorded(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorder that was stopped for a while has more to read than fits into one pass when it learns of the end."""
+    path, features = tmp_path / "a.mcap", [what for what in EVENTS if isinstance(what, FeatureWindow)]
+    video = next(what for what in features if what.modality == "vision")
+    monkeypatch.setattr(recorder_module, "_DRAIN_S", 0.0)
+    read, goes_on = Recorder._receive, threading.Event()
+    monkeypatch.setattr(Recorder, "_receive", lambda self: goes_on.wait(20) and read(self))
+    with recording(bus, path):
+        for seq in range(300):
+            bus.send(msgspec.structs.replace(video, seq=seq))
+        bus.sockets["inference"].send(encode_status(msgspec.structs.replace(STATUS, worker="inference", state="ended")))
+        time.sleep(0.3)
+        goes_on.set()
+        wait_until(lambda: path.exists() and not open_recording(path).cut_off)
+    assert len(in_it(path, channels.FEATURES + "vision")) == 300
 
 
 def test_recorder_subprocess_reports_progress_and_closes_its_file(bus: Bus, tmp_path: Path) -> None:
