@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import zmq
 
-from mien.clock import NS_PER_MS
+from mien.clock import NS_PER_MS, NS_PER_S
 from mien.config import Config
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
@@ -32,7 +32,8 @@ from mien.stream.processes.control import HEARTBEAT_TIMEOUT_S, Assignment, Contr
 _TEND_NS = 20 * NS_PER_MS  # interval of housekeeping: connections, clocks, statuses
 _ORDERS_NS = 20 * NS_PER_MS
 _ORDERS_SHARE = 4  # a quarter of a long turn may go to orders: else hundreds of new sessions would wait for minutes
-_RECEIVE_NS = 100 * NS_PER_MS  # limit of reading: under overload predictions are late, instead of starved
+_RECEIVE_NS = 400 * NS_PER_MS  # limit of reading: under overload predictions are late, instead of starved
+_MOST_UNREAD_NS = 2 * NS_PER_S  # a worker silent for longer is, however much of others waits to be read
 _TIMEOUT_PER_SESSION_S = 0.01
 _TURNS = 5  # iterations over which housekeeping of all sessions is spread
 
@@ -114,6 +115,7 @@ class Loop:
         self._ask_ns = self._wake_ns.copy()  # when to ask workers for the time
         self._tended_ns = 0
         self._carried_out_ns = time.perf_counter_ns()
+        self._read_ns = 0  # when all that had come was last read
         self._turn = 0
 
     def run(self, controls: Sequence[Control]) -> None:
@@ -252,7 +254,7 @@ class Loop:
         until_ms = (next_ns - self._control.clock.now_ns()) // NS_PER_MS + 1
         self._poller.doubt(self._publisher.socket)
         ready = self._poller.poll(max(min(wait_ms, until_ms), 0))
-        began_ns = time.perf_counter_ns()
+        began_ns, whole = time.perf_counter_ns(), True
         for count, socket in enumerate(ready):
             if socket is self._publisher.socket:
                 self._publisher.service()
@@ -263,7 +265,10 @@ class Loop:
             self._wake_ns[number] = 0
             if time.perf_counter_ns() - began_ns > _RECEIVE_NS:
                 self._poller.put_off(ready[count + 1 :])
+                whole = False
                 break
+        now_ns = self._control.clock.now_ns()
+        self._read_ns = now_ns if whole else max(self._read_ns, now_ns - _MOST_UNREAD_NS)
         self._steps.add("receive", time.perf_counter_ns() - began_ns)
 
     def _tend(self) -> None:
@@ -281,7 +286,9 @@ class Loop:
         due: list[tuple[Session, Trigger]] = []
         for number in np.flatnonzero(self._wake_ns <= now_ns).tolist():
             session = self._sessions[number]
-            trigger = session.mode.due(now_ns) if session.is_on else None
+            # Silence counts only until when all was read: else an overloaded process predicts from windows whose newest
+            # rows still wait, which takes it the time to read them.
+            trigger = session.mode.due(self._read_ns) if session.is_on else None
             if trigger is None:
                 self._wake_ns[number] = max(session.mode.wake_ns(), now_ns + (NS_PER_MS if session.is_on else _TEND_NS))
             else:
