@@ -61,8 +61,7 @@ class Analysis:
             import pandas
         except ModuleNotFoundError as error:
             raise InputError(f"to_pandas() needs the package pandas; {install_command('features')}") from error
-        rows = [_row(prediction) for prediction in self.predictions]
-        return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=_COLUMNS)
+        return pandas.DataFrame([_row(prediction) for prediction in self.predictions], columns=list(_COLUMNS))
 
 
 def analyze(
