@@ -113,7 +113,7 @@ def _facts(collector: Collector) -> dict[str, Any]:
             "fps": None if status is None or silent else status.fps,
             "drops": None if status is None else sum(status.drops.values()),
             "causes": _causes(status),
-            "note": _note(status, absent),
+            "note": _note(status, absent, silent),
         }
     checkpoint, _, engine = (prediction.model if prediction is not None else "").partition("/")
     inference = collector.statuses.get("inference")
@@ -155,7 +155,7 @@ def _state(collector: Collector, worker: str) -> str:
     return f"silent for {age_s:.0f} s" if age_s > SILENT_S else status.state
 
 
-def _note(status: Status | None, absent: str | None) -> str:
+def _note(status: Status | None, absent: str | None, silent: bool) -> str:
     if status is None:
         return absent or ""
     if status.last_error:
@@ -166,7 +166,7 @@ def _note(status: Status | None, absent: str | None) -> str:
     parts = [str(detail[key]) for key in ("source", "asr", "model") if detail.get(key)]
     if detail.get("width"):
         parts.append(f"{detail['width']} × {detail['height']}")
-    if status.cpu_percent is not None and status.rss_mb is not None:
+    if not silent and status.cpu_percent is not None and status.rss_mb is not None:
         parts.append(f"{status.cpu_percent:.0f} % of a core, {status.rss_mb:.0f} MB")
     return " · ".join(parts)
 

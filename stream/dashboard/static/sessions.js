@@ -1,21 +1,21 @@
 // All sessions side by side; a click opens one. Asked for once a second, and not while nobody can see it.
 
-import { fillScale, set, sentimentColour, showBadges, signed } from "./words.js";
+import { $, make, setText, showBadges, showSentiment } from "./elements.js";
+import { formatLatency, formatPercent, MISSING } from "./format.js";
 
 const EVERY_MS = 1000, STALE_MS = 3000;
-const WELL = ["running", "ready", "ended"];
+const HEALTHY = ["running", "ready", "ended"];
 const ORDER = ["failed", "silent", "degraded", "starting", "running", "ready", "ended", "stopped"];
-const $ = (name) => document.querySelector(`.js-${name}`);
-const state = { sessions: [], endpoint: "", received: 0 };
+const state = { sessions: [], endpoint: "", receivedAt: 0 };
 const tiles = new Map();
-// What tests may look at.
+// For tests.
 window.mien = { state };
 
-async function ask() {
+async function refresh() {
   if (document.hidden) return;
   try {
     const answer = await fetch("/sessions.json");
-    if (answer.ok) Object.assign(state, await answer.json(), { received: performance.now() });
+    if (answer.ok) Object.assign(state, await answer.json(), { receivedAt: performance.now() });
   } catch (error) {
     // The badge says so.
   }
@@ -31,18 +31,18 @@ const ORDERS = {
 };
 
 function draw() {
-  const lost = performance.now() - state.received > STALE_MS;
+  const lost = performance.now() - state.receivedAt > STALE_MS;
   const counts = new Map();
   for (const session of state.sessions) counts.set(session.state, (counts.get(session.state) ?? 0) + 1);
   showBadges($("badges"), lost
-    ? [["STALE", state.received ? "STALE · the dashboard has stopped" : "connecting"]]
-    : [...counts].sort(([a], [b]) => ORDER.indexOf(a) - ORDER.indexOf(b)).map(([name, count]) => [WELL.includes(name) ? "LIVE" : "ABSTAINS", `${count} ${name}`]));
-  set($("source"), state.endpoint && `listening on ${state.endpoint}`);
+    ? [["STALE", state.receivedAt ? "STALE · the dashboard has stopped" : "connecting"]]
+    : [...counts].sort(([a], [b]) => ORDER.indexOf(a) - ORDER.indexOf(b)).map(([name, count]) => [HEALTHY.includes(name) ? "LIVE" : "ABSTAINS", `${count} ${name}`]));
+  setText($("source"), state.endpoint && `listening on ${state.endpoint}`);
   const query = $("filter").value.trim().toLowerCase();
   const shown = state.sessions.filter((session) => `${session.name} ${session.state}`.toLowerCase().includes(query));
   shown.sort((a, b) => ORDERS[$("order").value](a, b) || a.name.localeCompare(b.name, "en", { numeric: true }));
   $("empty").hidden = lost || shown.length > 0;
-  set($("empty"), state.sessions.length ? "No session matches."
+  setText($("empty"), state.sessions.length ? "No session matches."
     : `Listening on ${state.endpoint || "one session"}. No predictions yet: start \`mien run\` or \`mien fleet run\` on this port.`);
   document.body.classList.toggle("is-lost", lost);
   const visible = new Set(shown.map((session) => session.name));
@@ -60,9 +60,7 @@ function draw() {
 }
 
 function makeTile(name) {
-  const tile = document.createElement("a");
-  tile.className = "m-panel m-tile";
-  tile.href = `/?session=${encodeURIComponent(name)}`;
+  const tile = make("a", { className: "m-panel m-tile", href: `/?session=${encodeURIComponent(name)}` });
   tile.innerHTML = '<div class="m-top"><b></b><em></em></div><div class="m-feeling"><span></span><span></span></div>'
     + '<div class="m-scale"><i></i></div><div class="m-top"><span></span><span></span></div><p></p>';
   tile.querySelector("b").textContent = name;
@@ -73,30 +71,18 @@ function makeTile(name) {
 function fill(tile, session) {
   const [head, feeling, scale, foot, note] = tile.children;
   tile.dataset.state = session.state;
-  tile.classList.toggle("is-bad", !WELL.includes(session.state));
-  set(head.children[1], session.state);
-  const sentiment = session.sentiment;
-  set(feeling.children[0], sentiment === null ? "–" : signed(sentiment));
-  feeling.children[0].style.color = sentiment === null ? "" : sentimentColour(sentiment);
-  set(feeling.children[1], session.emotion ? `${session.emotion} ${Math.round(100 * session.confidence)} %` : "");
-  fillScale(scale.firstElementChild.style, sentiment);
-  set(foot.children[0], session.per_second ? `${session.per_second.toFixed(1)}/s` : "–");
-  set(foot.children[1], session.p99_ms === null ? "" : `p50 ${format(session.p50_ms)}, p99 ${format(session.p99_ms)} ms`);
-  set(note, session.note);
+  tile.classList.toggle("is-bad", !HEALTHY.includes(session.state));
+  setText(head.children[1], session.state);
+  showSentiment(feeling.children[0], scale.firstElementChild, session.sentiment);
+  setText(feeling.children[1], session.emotion ? `${session.emotion} ${formatPercent(session.confidence)}` : "");
+  setText(foot.children[0], session.per_second ? `${session.per_second.toFixed(1)}/s` : MISSING);
+  setText(foot.children[1], session.p99_ms === null ? "" : `p50 ${formatLatency(session.p50_ms)}, p99 ${formatLatency(session.p99_ms)} ms`);
+  setText(note, session.note);
   tile.title = session.note;
-}
-
-function format(ms) {
-  return ms < 10 ? ms.toFixed(1) : `${Math.round(ms)}`;
 }
 
 $("filter").addEventListener("input", draw);
 $("order").addEventListener("change", draw);
-$("theme").addEventListener("click", () => {
-  const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-  localStorage.setItem("mien-theme", theme);
-  document.documentElement.dataset.theme = theme;
-});
-document.addEventListener("visibilitychange", ask);
-setInterval(ask, EVERY_MS);
-ask();
+document.addEventListener("visibilitychange", refresh);
+setInterval(refresh, EVERY_MS);
+refresh();

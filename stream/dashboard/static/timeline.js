@@ -1,11 +1,7 @@
 // Sentiment, emotions, shares, presence and voice on one time axis, in one ECharts chart.
 
-export const EMOTIONS = ["neutral", "happy", "sad", "angry", "fear", "disgust", "surprise"];
-export const MODALITIES = ["vision", "audio", "text"];
-const NAMES = { vision: "face", audio: "voice", text: "words" };
-// Columns of a row.
-export const T = 0, RAW = 1, SMOOTH = 2, CONFIDENCE = 3, EMOTION = 4, GATE = 11, AGE = 14;
-const HOLE_MS = 600; // rows come ten times a second; from here on something is missing
+import { AGE, CONFIDENCE, EMOTION, EMOTIONS, GATE, HOLE_MS, MODALITIES, NAMES, RAW, SMOOTH, T, within } from "./rows.js";
+
 const BAND = 1.2; // half the band's height where confidence is 0
 const FRESH_MS = [500, 500, 5000];
 // Tops and heights of the lanes, in pixels.
@@ -18,21 +14,8 @@ const LANES = [
 ];
 
 /** A colour of the style sheet. */
-export function colour(name) {
+function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-}
-
-/** The part of `rows` whose times lie in [from, to]; rows are in order of time. */
-function within(rows, from, to) {
-  let low = 0, high = rows.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (rows[middle][T] < from) low = middle + 1;
-    else high = middle;
-  }
-  let end = rows.length;
-  while (end > low && rows[end - 1][T] > to) end--;
-  return rows.slice(low, end);
 }
 
 export class Timeline {
