@@ -7,12 +7,13 @@ the other way, as one frame sent by an XSUB socket. The bytes are in `stream/pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from mien.errors import WireError
-from mien.stream.bus.limits import NAME, check_count, check_time
+from mien.stream.bus.limits import MAX_COUNT, MAX_TIME_NS, NAME
 from mien.stream.bus.wire import VERSION, VERSION_BYTE, Frames, open_frames, parse, topic
 
 MAX_CHOICE_BYTES = 512
@@ -22,22 +23,27 @@ _MAX_TEXT = 512
 SHORTEST_REST_S, LONGEST_REST_S = 5.0, 300.0
 _MAX_MEAN, _MOST_IN_MEAN = 4096, 1e6
 
-Place = tuple[float, float]
+Name = Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
+Text = Annotated[str, Meta(max_length=_MAX_TEXT)]
+Seconds = Annotated[float, Meta(ge=0.0, le=LONGEST_REST_S)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Edge = Annotated[float, Meta(ge=-2.0, le=3.0)]  # of a face, which may reach beyond the picture
+Place = tuple[Fraction, Fraction]
 
 
 class SourceOffer(msgspec.Struct, frozen=True):
     """A device, file or address that a worker can open. `id` identifies it in a choice; `name` is for display."""
 
-    id: str
-    name: str
+    id: Name
+    name: Text
 
 
 class RestOffer(msgspec.Struct, frozen=True):
     """A person at rest, as measured by a worker: the `mean` of rows of `extractor` over that many `seconds`."""
 
-    extractor: str
-    seconds: float
-    mean: tuple[float, ...]
+    extractor: Text
+    seconds: Seconds
+    mean: Annotated[tuple[Annotated[float, Meta(ge=-_MOST_IN_MEAN, le=_MOST_IN_MEAN)], ...], Meta(max_length=_MAX_MEAN)]
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,18 +60,18 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         refused: why that choice was rejected; empty if it was accepted.
     """
 
-    session: str
-    worker: str
-    run: int
-    t_ns: int
-    sources: tuple[SourceOffer, ...] = ()
-    used: str = ""
-    faces: tuple[tuple[float, float, float, float], ...] = ()
+    session: Name
+    worker: Name
+    run: Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+    t_ns: Annotated[int, Meta(ge=0, le=MAX_TIME_NS)]
+    sources: Annotated[tuple[SourceOffer, ...], Meta(max_length=MAX_SOURCES)] = ()
+    used: Text = ""
+    faces: Annotated[tuple[tuple[Edge, Edge, Edge, Edge], ...], Meta(max_length=MAX_FACES)] = ()
     following: Literal["", "largest", "chosen"] = ""
-    left_s: float | None = None
+    left_s: Seconds | None = None
     rest: RestOffer | None = None
-    answers: str = ""
-    refused: str = ""
+    answers: Text = ""
+    refused: Text = ""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,11 +84,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         rest: seconds for which to measure a person at rest; 0 asks for the result, once they have passed.
     """
 
-    session: str
-    worker: str
-    nonce: str
+    session: Name
+    worker: Name
+    nonce: Name
     version: int = VERSION
-    source: str | None = None
+    source: Name | None = None
     face: Place | Literal["largest"] | None = None
     rest: float | None = None
 
@@ -107,15 +113,10 @@ def decode_choice(frame: bytes) -> Choice:
     choice = parse(_decode_choice, frame, MAX_CHOICE_BYTES)
     if choice.version != VERSION:
         raise WireError(f"version: {choice.version}, this mien speaks {VERSION}")
-    names = [choice.session, choice.worker, choice.nonce] + ([choice.source] if choice.source is not None else [])
-    if not all(NAME.fullmatch(name) for name in names):
-        raise WireError("malformed: a name in a choice")
     if sum(each is not None for each in (choice.source, choice.face, choice.rest)) != 1:
         raise WireError("malformed: a choice is of a source, of a face, or of a person at rest")
     if choice.rest is not None and choice.rest != 0.0 and not SHORTEST_REST_S <= choice.rest <= LONGEST_REST_S:
         raise WireError("malformed: a person at rest is measured for 5 to 300 seconds")
-    if isinstance(choice.face, tuple) and not all(0.0 <= part <= 1.0 for part in choice.face):
-        raise WireError("malformed: a face is outside of the picture")
     return choice
 
 
@@ -133,27 +134,6 @@ def decode_offer(frames: Sequence[bytes]) -> Offer:
     """The offer of a message, or WireError."""
     _, payload = open_frames(frames)
     offer = parse(_decode_offer, payload)
-    names = (offer.session, offer.worker, *(each.id for each in offer.sources))
-    if not all(NAME.fullmatch(name) for name in names) or bytes(frames[0]) != offer_topic(offer.session, offer.worker):
-        raise WireError("malformed: a name in an offer, or its topic")
-    check_count("run", offer.run)
-    check_time("t_ns", offer.t_ns)
-    if len(offer.sources) > MAX_SOURCES or len(offer.faces) > MAX_FACES:
-        raise WireError("oversized: sources or faces")
-    texts = (offer.used, offer.answers, offer.refused, *(each.name for each in offer.sources))
-    if any(len(text) > _MAX_TEXT for text in texts):
-        raise WireError("oversized: a text in an offer")
-    if not all(-2.0 <= edge <= 3.0 for face in offer.faces for edge in face):
-        raise WireError("malformed: a face is far outside of the picture")
-    if offer.left_s is not None and not 0.0 <= offer.left_s <= LONGEST_REST_S:
-        raise WireError("malformed: seconds that are left")
-    if offer.rest is not None:
-        _check_rest(offer.rest)
+    if bytes(frames[0]) != offer_topic(offer.session, offer.worker):
+        raise WireError("malformed: the topic is of another message")
     return offer
-
-
-def _check_rest(rest: RestOffer) -> None:
-    if len(rest.extractor) > _MAX_TEXT or len(rest.mean) > _MAX_MEAN:
-        raise WireError("oversized: a person at rest")
-    if not 0.0 <= rest.seconds <= LONGEST_REST_S or not all(abs(each) <= _MOST_IN_MEAN for each in rest.mean):
-        raise WireError("malformed: a number of a person at rest is out of range")

@@ -102,7 +102,7 @@ class Subscriber(Closing):
             try:
                 if frames[0].startswith(b"status/"):
                     status = decode_status(frames)
-                    self._hear_numbers(status)
+                    self._count_missed(status)
                     if status.worker in self.statuses or len(self.statuses) < _MAX_WORKERS:
                         self.statuses[status.worker] = status
                     else:
@@ -124,7 +124,7 @@ class Subscriber(Closing):
         """Disconnect."""
         self._receiver.close()
 
-    def _hear_numbers(self, status: Status) -> None:
+    def _count_missed(self, status: Status) -> None:
         """A status tells how far inference has counted: earlier predictions that have not arrived are lost."""
         if self._has_rate:
             return

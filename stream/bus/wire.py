@@ -90,10 +90,6 @@ class FeatureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=False, om
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 _decode_features = msgspec.msgpack.Decoder(FeatureHeader).decode
 _encode_json = msgspec.json.Encoder().encode
-_decode_prediction_json = msgspec.json.Decoder(Prediction).decode
-_decode_status_json = msgspec.json.Decoder(Status).decode
-_decode_about_json = msgspec.json.Decoder(About).decode
-_decode_cue_json = msgspec.json.Decoder(Cue).decode
 
 
 def topic(kind: str, session: str, part: str = "") -> bytes:
@@ -211,44 +207,26 @@ def decode_feature_header(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes
     return header, payload
 
 
-def encode_prediction(prediction: Prediction) -> Frames:
-    """A prediction message."""
-    return [topic("prediction", prediction.session), VERSION_BYTE, _encode_json(prediction)]
+def _json_codec(
+    kind: str, message_type: type[_JsonMessage], check: Callable[[_JsonMessage], tuple[str, str]]
+) -> tuple[Callable[[_JsonMessage], Frames], Callable[[Sequence[bytes]], _JsonMessage]]:
+    """How messages of a kind are encoded, and decoded, which raises WireError at any deviation from the protocol.
 
+    Args:
+        check: bounds a message's content, and returns the session and the last part of its topic.
+    """
+    decode_json = msgspec.json.Decoder(message_type).decode
 
-def decode_prediction(frames: Sequence[bytes]) -> Prediction:
-    """The prediction of a message, or WireError."""
-    return _decode_json(frames, "prediction", _decode_prediction_json, check_prediction)
+    def encode(message: _JsonMessage) -> Frames:
+        part = message.worker if isinstance(message, Status) else ""
+        return [topic(kind, message.session, part), VERSION_BYTE, _encode_json(message)]
 
+    def decode(frames: Sequence[bytes]) -> _JsonMessage:
+        message = parse(decode_json, open_frames(frames)[1])
+        _check_topic(frames[0], kind, *check(message))
+        return message
 
-def encode_status(status: Status) -> Frames:
-    """A status message."""
-    return [topic("status", status.session, status.worker), VERSION_BYTE, _encode_json(status)]
-
-
-def decode_status(frames: Sequence[bytes]) -> Status:
-    """The status of a message, or WireError."""
-    return _decode_json(frames, "status", _decode_status_json, check_status)
-
-
-def encode_about(about: About) -> Frames:
-    """What a session is, as a message."""
-    return [topic("about", about.session), VERSION_BYTE, _encode_json(about)]
-
-
-def decode_about(frames: Sequence[bytes]) -> About:
-    """What a session is, or WireError."""
-    return _decode_json(frames, "about", _decode_about_json, check_about)
-
-
-def encode_cue(cue: Cue) -> Frames:
-    """A cue message."""
-    return [topic("cue", cue.session), VERSION_BYTE, _encode_json(cue)]
-
-
-def decode_cue(frames: Sequence[bytes]) -> Cue:
-    """The cue of a message, or WireError."""
-    return _decode_json(frames, "cue", _decode_cue_json, check_cue)
+    return encode, decode
 
 
 def json_schema() -> dict[str, object]:
@@ -292,17 +270,6 @@ def parse(decode: Callable[[bytes], _Message], data: bytes, limit: int = MAX_HEA
         return decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise WireError(f"malformed: {error}") from None
-
-
-def _decode_json(
-    frames: Sequence[bytes],
-    kind: str,
-    decode: Callable[[bytes], _JsonMessage],
-    check: Callable[[_JsonMessage], tuple[str, str]],
-) -> _JsonMessage:
-    message = parse(decode, open_frames(frames)[1])
-    _check_topic(frames[0], kind, *check(message))
-    return message
 
 
 @lru_cache(8192)
@@ -361,6 +328,11 @@ def _times(header: FeatureHeader, by_ns: int) -> Int64:
         raise WireError("time: a row is outside the span of its message")
     return np.array([start_ns + offset_us * 1000 for offset_us in offsets_us], np.int64)
 
+
+encode_prediction, decode_prediction = _json_codec("prediction", Prediction, check_prediction)
+encode_status, decode_status = _json_codec("status", Status, check_status)
+encode_about, decode_about = _json_codec("about", About, check_about)
+encode_cue, decode_cue = _json_codec("cue", Cue, check_cue)
 
 _decode_recent = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]]).decode
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mien.clock import NS_PER_S, Clock
@@ -37,11 +37,8 @@ def open_video(config: Config, clock: Clock) -> VideoSource:
     if address is None:
         raise SourceError("the picture is turned off (video.source is none)")
     if isinstance(address, File):
-        if config.clip.fps and not config.clip.fast:
-            from mien.stream.sources.filmed import FilmedClip
-
-            return FilmedClip(address.path, config, clock)
-        return ClipPicture(address.path, config, clock)
+        filmed = config.clip.fps and not config.clip.fast
+        return (FilmedClip if filmed else ClipPicture)(address.path, config, clock)
     from mien.stream.sources import camera
 
     if isinstance(address, Url):
@@ -72,11 +69,9 @@ class ClipPicture(VideoSource):
         self._paced = not config.clip.fast
         self._loop = config.clip.loop
         self._loop_ns = round(self._clip.duration_s * NS_PER_S)
-        self._start_ns = self._pass_ns = 0
-        self._last_ns = -1
-        self._pictures = self._clip.pictures()
+        self._start_ns = 0
         self._from_ns = 0  # time since `start_ns` from which frames are wanted
-        self._joining = False
+        self._frames = self._played(0)
         self._waiting: deque[tuple[int, Decoded]] = deque()  # time since `start_ns`, decoded frame
         if not self._decode() and not self._clip.has_audio:
             raise SourceError(f"{self.error or f'the picture of clip {path} cannot be decoded'}; choose another file")
@@ -86,15 +81,9 @@ class ClipPicture(VideoSource):
         self.state = "running"
         late_ns = self._clock.now_ns() - start_ns
         if self._paced and late_ns > JOIN_NS:
-            self._join(late_ns)
-
-    def _join(self, late_ns: int) -> None:
-        """Skip to where the clip is by now: a restarted worker must not replay what was missed."""
-        self._from_ns, self._joining = late_ns, True
-        self._pass_ns = late_ns // self._loop_ns * self._loop_ns if self._loop else 0
-        self._pictures = self._clip.pictures(late_ns - self._pass_ns)
-        self._waiting.clear()
-        self._last_ns = -1
+            # A restarted worker must not replay what was missed.
+            self._from_ns, self._frames = late_ns, self._played(late_ns)
+            self._waiting.clear()
 
     def read(self, timeout: float) -> Frame | None:
         if self.state != "running":
@@ -111,8 +100,7 @@ class ClipPicture(VideoSource):
     def close(self) -> None:
         self.state = "ended"
         self._waiting.clear()
-        self._pictures = iter(())
-        self._loop = False
+        self._frames = iter(())
 
     def _wait(self, timeout: float) -> bool:
         """Wait for the next frame; whether it is due. Keeps at most the newest eight due frames."""
@@ -133,26 +121,81 @@ class ClipPicture(VideoSource):
 
     def _decode(self) -> bool:
         """Append the next frame; False if there is none."""
+        for t_ns, picture in self._frames:
+            if t_ns >= self._from_ns:
+                self._waiting.append((t_ns, picture))
+                return True
+        return False
+
+    def _played(self, from_ns: int) -> Iterator[tuple[int, Decoded]]:
+        """Decoded frames by their time since the start, from `from_ns` or a little earlier; endless if it loops."""
+        pass_ns = from_ns // self._loop_ns * self._loop_ns if self._loop else 0
+        seek_ns, last_ns = from_ns - pass_ns, -1
         while True:
+            begun_ns = last_ns
             try:
-                picture = next(self._pictures, None)
+                for t_ns, picture in self._clip.pictures(seek_ns):
+                    if pass_ns + t_ns > last_ns:
+                        last_ns = pass_ns + t_ns
+                        yield last_ns, picture
+                    else:
+                        self.count("disordered")
             except SourceError as error:
                 # It would fail there again: do not loop or restart.
-                self.error, self._pictures, self._loop = str(error), iter(()), False
-                return False
-            if picture is None:
-                # A pass without frames would be followed by another one, forever.
-                if not self._loop or (self._last_ns < self._pass_ns and not self._joining):
-                    return False
-                self._joining = False
-                self._pass_ns += self._loop_ns
-                self._pictures = self._clip.pictures()
-                continue
-            t_ns = self._pass_ns + picture[0]
-            if t_ns > self._last_ns:
-                self._last_ns = t_ns
-                if t_ns < self._from_ns:
-                    continue
-                self._waiting.append((t_ns, picture[1]))
-                return True
-            self.count("disordered")
+                self.error, self._loop = str(error), False
+            # A whole pass without frames would be followed by another one, forever.
+            if not self._loop or (last_ns == begun_ns and not seek_ns):
+                return
+            pass_ns, seek_ns = pass_ns + self._loop_ns, 0
+
+
+class FilmedClip(ClipPicture):
+    """A clip's video as a camera filming its screen would see it, at a camera's frame rate, `clip.fps`.
+
+    Every tick of that rate yields a frame: what the clip shows at that moment, repeated if there is nothing newer, with
+    the tick as its capture time. A reader that misses ticks gets the newest frame, and the missed ones are counted as
+    "late".
+    """
+
+    def __init__(self, path: Path, config: Config, clock: Clock) -> None:
+        super().__init__(path, config, clock)
+        self._fps = config.clip.fps
+        self.name = f"{self.name} at {self._fps:g} frames a second"
+        self._tick = 0
+        self._shown: Decoded | None = None
+
+    def start(self, start_ns: int) -> None:
+        super().start(start_ns)
+        if self._from_ns:  # joined in progress, at the tick that shows a frame from before
+            self._tick, self._from_ns = self._tick_of(self._from_ns), 0
+            self._decode()
+
+    def read(self, timeout: float) -> Frame | None:
+        if self.state != "running":
+            return None
+        until_ns = self._clock.now_ns() + round(timeout * NS_PER_S)
+        newest = self._tick_of(self._clock.now_ns() - self._start_ns)
+        if newest > self._tick:
+            self.count("late", newest - self._tick)
+            self._tick = newest
+        t_ns = round(self._tick * NS_PER_S / self._fps)
+        # Decoded before it is due, as a driver would have it ready.
+        while self._waiting and self._waiting[0][0] <= t_ns:
+            self._shown = self._waiting.popleft()[1]
+            self._decode()
+        if not self._waiting and t_ns >= self._loop_ns and not self._loop:
+            self.state = "ended"
+            return None
+        due_ns = self._start_ns + t_ns
+        while (now_ns := self._clock.now_ns()) < due_ns:
+            if now_ns >= until_ns:
+                return None
+            time.sleep((min(due_ns, until_ns) - now_ns) / NS_PER_S)
+        self._tick += 1
+        if self._shown is None:  # the clip's video starts after its audio
+            return None
+        return Frame(upright_bgr(self._shown), due_ns, self._clock.now_ns())
+
+    def _tick_of(self, t_ns: int) -> int:
+        """The newest tick due at `t_ns` after the start."""
+        return max(0, int(t_ns * self._fps / NS_PER_S + 1e-6))

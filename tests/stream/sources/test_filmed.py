@@ -8,8 +8,7 @@ import pytest
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import SourceError
-from mien.stream.sources.filmed import FilmedClip
-from mien.stream.sources.video import open_video
+from mien.stream.sources.video import FilmedClip, open_video
 from tests.stream.pictures import brightness, numbered, write_clip
 from tests.stream.sounds import tone, write_wav
 from tests.stream.sources.media import configured
