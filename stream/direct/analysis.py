@@ -19,7 +19,7 @@ from mien.install import install_command
 from mien.messages import EMOTIONS, MODALITIES, Prediction
 from mien.stream.direct.given import checked_picture, checked_sound
 from mien.stream.direct.recognizer import Frame, Options, Recognizer, Sound, settings_of
-from mien.stream.direct.running import Running
+from mien.stream.direct.session import LocalSession
 from mien.stream.processes.plan import plan_session
 from mien.stream.sources.address import clip_source, printable
 
@@ -103,7 +103,7 @@ def analyze(
 
 
 @contextmanager
-def analyzing(path: Path, settings: Config) -> Iterator[tuple[Running, str, tuple[str, ...]]]:
+def analyzing(path: Path, settings: Config) -> Iterator[tuple[LocalSession, str, tuple[str, ...]]]:
     """A file's running session, its name, and notes for the user.
 
     Args:
@@ -117,7 +117,7 @@ def analyzing(path: Path, settings: Config) -> Iterator[tuple[Running, str, tupl
         clip=msgspec.structs.replace(settings.clip, fast=True, loop=False),
     )
     plan = plan_session(settings)
-    running = Running(plan)
+    running = LocalSession(plan)
     try:
         running.start(streams=True)
         yield running, plan.label, plan.notes

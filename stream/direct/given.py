@@ -34,19 +34,36 @@ _LOUDEST = 16.0  # of floating-point samples, whose full scale is 1
 T = TypeVar("T")
 
 
-class Waiting(Generic[T]):
-    """A queue of items for one worker, which also knows when the worker has finished them all."""
+class InputQueue(Source, Generic[T]):
+    """Items queued for one worker, which reads them as its source; knows when the worker has finished them all."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._finished = self._left = self._idle = False
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the queue is empty and closed."""
+    def start(self, start_ns: int) -> None:
+        del start_ns
+        self.state = "running"
+
+    def read(self, timeout: float) -> T | None:
+        """The next item, None after `timeout` seconds without one. Marks the previous item as finished."""
         with self._changed:
-            return self._left or (self._finished and not self._items)
+            if not self._items:
+                self._idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._items or self._finished or self._left, timeout)
+            if not self._items:
+                if self._finished or self._left:
+                    self.state = "ended"
+                return None
+            self._idle = False
+            self._changed.notify_all()
+            return self._items.popleft()
+
+    def close(self) -> None:
+        self.state = "ended"
 
     def put(self, item: T) -> None:
         """Add an item; blocks while the queue is full. A no-op once the worker has ended."""
@@ -55,19 +72,6 @@ class Waiting(Generic[T]):
             if not self._left:
                 self._items.append(item)
                 self._changed.notify_all()
-
-    def take(self, timeout: float) -> T | None:
-        """The next item, None after `timeout` seconds without one. Marks the previous item as finished."""
-        with self._changed:
-            if not self._items:
-                self._idle = True
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._items or self._finished or self._left, timeout)
-            if not self._items:
-                return None
-            self._idle = False
-            self._changed.notify_all()
-            return self._items.popleft()
 
     def settle(self) -> None:
         """Wait until the worker has finished all items."""
@@ -88,34 +92,13 @@ class Waiting(Generic[T]):
             self._changed.notify_all()
 
 
-class _Given(Source, Generic[T]):
-    """A worker's queue, as a source."""
-
-    def __init__(self, waiting: Waiting[T]) -> None:
-        super().__init__()
-        self._waiting = waiting
-
-    def start(self, start_ns: int) -> None:
-        del start_ns
-        self.state = "running"
-
-    def read(self, timeout: float) -> T | None:
-        item = self._waiting.take(timeout)
-        if item is None and self._waiting.is_over:
-            self.state = "ended"
-        return item
-
-    def close(self) -> None:
-        self.state = "ended"
-
-
-class GivenFrames(_Given[Frame], VideoSource):
+class GivenFrames(InputQueue[Frame], VideoSource):
     """Queued frames for the vision worker."""
 
     name = "given frames"
 
 
-class GivenSound(_Given[Chunk], AudioSource):
+class GivenSound(InputQueue[Chunk], AudioSource):
     """Queued audio chunks for the audio or the text worker."""
 
     name = "given sound"
@@ -128,7 +111,7 @@ class Frames:
         newest_ns: time of the newest frame; None before the first.
     """
 
-    def __init__(self, out: Waiting[Frame]) -> None:
+    def __init__(self, out: InputQueue[Frame]) -> None:
         self.newest_ns: int | None = None
         self._out = out
         self._held: list[tuple[int, UInt8]] = []
@@ -180,7 +163,7 @@ class Sounds:
         newest_ns: end of the newest audio; None before the first.
     """
 
-    def __init__(self, outs: Sequence[Waiting[Chunk]], chunk_ms: int) -> None:
+    def __init__(self, outs: Sequence[InputQueue[Chunk]], chunk_ms: int) -> None:
         self.newest_ns: int | None = None
         self._outs = outs
         self._size = chunk_ms * SAMPLE_RATE // 1000

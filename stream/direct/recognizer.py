@@ -16,16 +16,13 @@ from mien.closing import Closing
 from mien.config import Config, load_config
 from mien.errors import InputError
 from mien.messages import Prediction
-from mien.stream.direct.given import Frames, GivenFrames, GivenSound, Sounds, Waiting, seconds
-from mien.stream.direct.local import LOOK_BACK_NS
-from mien.stream.direct.running import Running
+from mien.stream.direct.given import Frames, GivenFrames, GivenSound, InputQueue, Sounds, seconds
+from mien.stream.direct.session import LOOK_BACK_NS, LocalSession
 from mien.stream.modalities.audio import Audio
 from mien.stream.modalities.base import Modality
 from mien.stream.modalities.text import Text
 from mien.stream.modalities.vision import Vision
 from mien.stream.processes.plan import Session
-from mien.stream.sources.source import Chunk
-from mien.stream.sources.source import Frame as SourceFrame
 
 APART_NS = 10 * NS_PER_S  # maximum offset between a stream's frames and audio
 BEYOND_NS = 100 * NS_PER_MS  # audio required after an instant to complete its last rows
@@ -109,16 +106,16 @@ class Recognizer(Closing):
         workers += ["text"] if audio and settings.text.asr != "none" else []
         absent = {"vision": "switched off", "audio": "switched off", "text": "switched off"}
         plan = Session(settings, tuple(workers), absent, (), "given frames and sound")
-        self._for_vision: Waiting[SourceFrame] = Waiting()
-        self._for_sound: dict[str, Waiting[Chunk]] = {name: Waiting() for name in workers if name != "video"}
+        self._for_vision = GivenFrames()
+        self._for_sound = {name: GivenSound() for name in workers if name != "video"}
         self._frames = Frames(self._for_vision) if video else None
         self._sounds = Sounds(tuple(self._for_sound.values()), settings.audio.chunk_ms) if audio else None
         self._began_ns: int | None = None
         self._last_ns = -1
         self._finished = self._streams = self._closed = False
         self._lock = threading.RLock()
-        self._running = Running(plan, create=self._create, paced=False)
-        every: dict[str, Waiting[Any]] = {"video": self._for_vision, **self._for_sound}
+        self._running = LocalSession(plan, create=self._create, paced=False)
+        every: dict[str, InputQueue[Any]] = {"video": self._for_vision, **self._for_sound}
         self._queues = queues = {worker: every[worker] for worker in workers}
         self._running.start(streams=False, left=lambda worker: queues[worker].leave())
         self._end = weakref.finalize(self, _close, self._running, tuple(queues.values()))
@@ -276,10 +273,10 @@ class Recognizer(Closing):
         self._end()
 
     def _create(self, worker: str, config: Config, clock: Clock) -> Modality:
+        frames = self._for_vision  # not through `self`, which must not be kept alive
         if worker == "video":
-            frames = GivenFrames(self._for_vision)
             return Vision(config, clock, lambda *_: frames)
-        sound = GivenSound(self._for_sound[worker])
+        sound = self._for_sound[worker]
         if worker == "audio":
             return Audio(config, clock, lambda *_: sound)
         return Text(config, clock, lambda *_: sound, gives_way=False)
@@ -371,7 +368,7 @@ def _following(inputs: Iterator[Frame | Sound]) -> Frame | Sound | None:
     return next(inputs, None)
 
 
-def _close(running: Running, queues: tuple[Waiting[Any], ...]) -> None:
+def _close(running: LocalSession, queues: tuple[InputQueue[Any], ...]) -> None:
     for waiting in queues:
         waiting.leave()
     running.close()

@@ -1,28 +1,35 @@
-"""A session whose workers are threads of this process, with a `LocalSession` collecting their rows."""
+"""A session within one process: its workers are threads, and predictions are made as for a clip in full."""
 
 from __future__ import annotations
 
 import queue
+import secrets
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
-from mien.clock import Clock
+from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.engines.predictor import Predictor
-from mien.messages import WORKERS, FeatureWindow, ModalitySpec, Prediction
+from mien.engines.rings import Windows
+from mien.messages import WORKERS, FeatureWindow, ModalitySpec, Prediction, Status
 from mien.models.checkpoint import check_extractors, load_checkpoint
-from mien.stream.direct.local import LocalSession
-from mien.stream.modalities.base import Health, Modality, create_modality
+from mien.stream.inference.about import person_tag, with_person
+from mien.stream.inference.faults import Refusals
+from mien.stream.inference.playback import Complete
+from mien.stream.inference.prediction import Trigger
+from mien.stream.modalities.base import Health, Modality, create_modality, message_of
 from mien.stream.processes.plan import Session
 
+LOOK_BACK_NS = 4 * NS_PER_S  # maximum age of an instant relative to the newest rows: the ring holds both and the window
 _AT_ONCE = 64  # predictions that may be queued; then the workers wait too
 _POLL_S = 0.1
 _JOIN_S = 10.0
 
 
-class Running:
-    """A session that runs in threads.
+class LocalSession:
+    """A session that runs in threads, without a bus.
 
     Args:
         plan: what is captured, with `clip.fast`: nothing is dropped.
@@ -45,15 +52,17 @@ class Running:
     ) -> None:
         config = plan.config
         checkpoint = load_checkpoint(config.inference.checkpoint)
+        self._name, self._person = config.session, person_tag(config, replayed=False)
         self._modalities: dict[str, Modality] = {}
         self._threads: list[threading.Thread] = []
         self._paced = paced
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards the windows and the mode, too
         self._out: queue.Queue[Prediction | None] = queue.Queue(_AT_ONCE)
         self._error: BaseException | None = None
-        self._closed = False
-        self._streams = False
+        self._closed = self._streams = self._is_over = False
         self._newest_ns = 0
+        self._run = secrets.randbits(48)
+        self._sent: Counter[str] = Counter()
         try:
             for worker in plan.workers:
                 if WORKERS[worker] in {spec.name for spec in checkpoint.specs}:
@@ -63,7 +72,10 @@ class Running:
             for modality in self._modalities.values():
                 modality.prepare()
             self.predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
-            self._session = LocalSession(replace(plan, workers=tuple(self._modalities)), self.predictor)
+            self._windows = Windows(self.predictor.specs)
+            workers, specs = tuple(self._modalities), self.predictor.specs
+            self._mode = Complete(config, workers, plan.absent, specs, self._windows, self._run, Refusals())
+            self.predictor.prepare(self._windows)
         except BaseException:
             self._release()
             raise
@@ -87,7 +99,7 @@ class Running:
         """From now on, predict every instant."""
         with self._changed:
             self._streams = True
-            self._predict()
+            self._predict_due()
 
     def predictions(self) -> Iterator[Prediction]:
         """Every instant's prediction, to the last one. For a single consumer thread.
@@ -95,38 +107,37 @@ class Running:
         Raises:
             MienError: a worker failed.
         """
-        while True:
-            try:
-                prediction = self._out.get(timeout=_POLL_S)
-            except queue.Empty:
-                self.check()
-                if self._closed:
-                    return
-                continue
-            if prediction is None:
-                self.check()
-                return
-            yield prediction
+        over = False
+        while not over:
+            predictions, over = self.poll(_POLL_S)
+            yield from predictions
 
-    def poll(self) -> tuple[list[Prediction], bool]:
-        """The available `predictions` without waiting, and whether they are the last."""
+    def poll(self, timeout_s: float = 0.0) -> tuple[list[Prediction], bool]:
+        """The available `predictions`, waiting for the first, and whether there will be no more.
+
+        Raises:
+            MienError: a worker failed; the predictions before come first.
+        """
         taken: list[Prediction] = []
-        while True:
-            try:
-                prediction = self._out.get_nowait()
-            except queue.Empty:
-                self.check()
-                return taken, self._closed
-            if prediction is None:
-                self.check()
-                return taken, True
-            taken.append(prediction)
+        try:
+            while not self._is_over:
+                prediction = self._out.get(bool(timeout_s) and not taken, timeout_s)
+                if prediction is None:
+                    self._is_over = True
+                else:
+                    taken.append(prediction)
+        except queue.Empty:
+            pass
+        if not taken:
+            self.check()
+        return taken, not taken and (self._is_over or self._closed)
 
     def at(self, t_ns: int) -> Prediction:
-        """The prediction for an instant, from the workers' rows so far."""
+        """The prediction for an instant, from the rows so far; at most `LOOK_BACK_NS` before the newest rows."""
         with self._changed:
             self.check()
-            return self._session.at(t_ns)
+            self._mode.pass_over(t_ns)
+            return self._predict(Trigger(t_ns))
 
     def check(self) -> None:
         """Raise a worker's error, if any."""
@@ -155,10 +166,9 @@ class Running:
                     return
                 if rows is not None:
                     self._receive(worker, modality, rows)
-            health = modality.health()
             with self._changed:
-                self._session.note(worker, Health("ended", last_error=health.last_error))
-                self._predict()
+                self._note(worker, Health("ended", last_error=modality.health().last_error))
+                self._predict_due()
                 self._changed.notify_all()
         except BaseException as error:
             self._error = error
@@ -174,25 +184,51 @@ class Running:
             health = Health("running", detail=health.detail)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._error is not None or not self._waits(worker))
-            self._session.receive(worker, modality.spec, rows)
-            self._session.note(worker, health)
+            message = message_of(rows, modality.spec, session=self._name, run=self._run, seq=self._sent[worker])
+            self._sent[worker] += 1
+            self._mode.take(message, 0)
+            self._note(worker, health)
             self._newest_ns = max(self._newest_ns, rows.t_end_ns)
             if self._streams:
-                self._predict()
+                self._predict_due()
             else:
-                self._session.settle(self._newest_ns)
+                # Instants that will not be requested: no rows wait for them.
+                self._mode.pass_over(self._newest_ns - LOOK_BACK_NS)
             self._changed.notify_all()
 
     def _waits(self, worker: str) -> bool:
         """Whether a worker must wait: a clip's must not run far ahead; one with pushed input is limited by that."""
-        return self._paced and self._session.holds_back(worker)
+        return self._paced and self._mode.holds_back(worker)
 
-    def _predict(self) -> None:
+    def _note(self, worker: str, health: Health) -> None:
+        """Record a worker's health; "ended" means that no rows follow."""
+        status = Status(
+            session=self._name,
+            worker=worker,
+            run=self._run,
+            t_ns=0,
+            state=health.state,
+            pid=0,
+            last_error=health.last_error,
+            detail=health.detail,
+        )
+        self._mode.note_status(status)
+
+    def _predict_due(self) -> None:
         """Predict what is due. Blocks while nobody consumes the predictions, and so does every worker."""
-        while self._streams and not self._closed and (prediction := self._session.due()) is not None:
-            self._put(prediction)
-        if self._streams and self._session.is_over:
+        while self._streams and not self._closed and (trigger := self._mode.due(0)) is not None:
+            self._put(self._predict(trigger))
+        if self._streams and self._mode.is_over:
             self._put(None)
+
+    def _predict(self, trigger: Trigger) -> Prediction:
+        began_ns = time.monotonic_ns()
+        look = self._windows.look([self._mode.place], [trigger.t_end_ns])
+        (answer,) = self.predictor.predict_look(self._windows, look).rows()
+        done_ns = time.monotonic_ns()
+        (seen,) = look.seen()
+        model = with_person(self.predictor.id, self._person)
+        return self._mode.predicted(trigger, answer, seen, model, (began_ns, done_ns))
 
     def _put(self, item: Prediction | None) -> None:
         while not self._closed:
