@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
 
 from mien.clock import Clock
+from mien.closing import Closing
 from mien.config import Config
 from mien.errors import MienError, SourceError
 from mien.models.baseline import Rest
@@ -15,15 +15,8 @@ _JOIN_S = 10.0
 _WORKERS = ("video", "audio")  # whose rows can be measured at rest
 
 
-class Measured(NamedTuple):
-    """The measurements; None for what was not requested."""
-
-    face: Rest | None
-    voice: Rest | None
-
-
-class Measurement:
-    """Measures from `start` on, with a session's modalities.
+class Measurement(Closing):
+    """Measures from `start` on, with a session's modalities, each in its own thread.
 
     Args:
         config: with resolved sources, from `plan_session`, and without a person.
@@ -37,10 +30,11 @@ class Measurement:
     def __init__(self, config: Config, workers: tuple[str, ...], seconds: float) -> None:
         self._clock = Clock()
         self._stopping = threading.Event()
-        modalities = {name: create_modality(name, config, self._clock) for name in workers if name in _WORKERS}
-        self._parts = {name: _Part(modality, self._stopping) for name, modality in modalities.items()}
+        self._errors: dict[str, MienError] = {}
+        self._threads: dict[str, threading.Thread] = {}
+        self._modalities = {name: create_modality(name, config, self._clock) for name in workers if name in _WORKERS}
         try:
-            for modality in modalities.values():
+            for modality in self._modalities.values():
                 modality.prepare()
                 modality.measure(seconds)
         except BaseException:
@@ -50,73 +44,55 @@ class Measurement:
     def start(self) -> None:
         """Start measuring, once the person has been told."""
         start_ns = self._clock.now_ns()
-        for part in self._parts.values():
-            part.begin(start_ns)
+        for worker, modality in self._modalities.items():
+            modality.start(start_ns)
+            self._threads[worker] = threading.Thread(target=self._measure, args=(worker, modality), daemon=True)
+            self._threads[worker].start()
 
     @property
     def done(self) -> bool:
         """Whether everything was measured for long enough, or has ended."""
-        return not any(part.is_alive() for part in self._parts.values())
+        return not any(thread.is_alive() for thread in self._threads.values())
 
     def stop(self) -> None:
         """Stop now, for instance if a device delivers nothing."""
         self._stopping.set()
 
-    def result(self) -> Measured:
-        """The measurements.
+    def result(self) -> dict[str, Rest]:
+        """The measurement of each worker.
 
         Raises:
             MienError: a device was lost, or there was too little face or voice. Nothing is stored then.
         """
         found: dict[str, Rest] = {}
         missing: list[str] = []
-        for worker, part in self._parts.items():
-            part.join(_JOIN_S)
+        for worker, modality in self._modalities.items():
+            self._threads[worker].join(_JOIN_S)
             try:
-                found[worker] = part.rest()
+                lost = self._errors.get(worker) or modality.health().last_error
+                if lost is not None:
+                    raise SourceError(str(lost))
+                assert modality.resting is not None, "measure() comes first"
+                found[worker] = modality.resting.result()
             except MienError as error:
                 missing.append(str(error))
         if missing:
             raise SourceError("nothing was stored: " + "; ".join(missing))
-        return Measured(found.get("video"), found.get("audio"))
+        return found
 
     def close(self) -> None:
         """Release devices and models."""
         self._stopping.set()
-        for part in self._parts.values():
-            part.close()
+        for thread in self._threads.values():
+            thread.join(_JOIN_S)
+        for modality in self._modalities.values():
+            modality.close()
 
-
-class _Part(threading.Thread):
-    """One modality, in its own thread."""
-
-    def __init__(self, modality: Modality, stopping: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._modality, self._stopping = modality, stopping
-        self._error: MienError | None = None
-
-    def begin(self, start_ns: int) -> None:
-        self._modality.start(start_ns)
-        self.start()
-
-    def run(self) -> None:
+    def _measure(self, worker: str, modality: Modality) -> None:
         try:
-            for _ in self._modality.rows():
-                measured = self._modality.resting
+            for _ in modality.rows():
+                measured = modality.resting
                 if self._stopping.is_set() or measured is None or measured.left_s == 0:
                     return
         except MienError as error:
-            self._error = error
-
-    def rest(self) -> Rest:
-        if self._error is not None:
-            raise self._error
-        if (lost := self._modality.health().last_error) is not None:
-            raise SourceError(lost)
-        assert self._modality.resting is not None, "measure() comes first"
-        return self._modality.resting.result()
-
-    def close(self) -> None:
-        if self.ident is not None:
-            self.join(_JOIN_S)
-        self._modality.close()
+            self._errors[worker] = error

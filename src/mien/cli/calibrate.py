@@ -10,7 +10,7 @@ import typer
 from mien.cli import _options as options
 
 if TYPE_CHECKING:
-    from mien.stream.capture.rest import Measured
+    from mien.models.baseline import Rest
     from mien.stream.processes.plan import Session
 
 
@@ -65,19 +65,18 @@ def _calibrate(
     for note in session.notes:
         typer.echo(note, err=True)
     measured = _measure(session, seconds, is_clip=bool(clip))
-    path = baseline.store(name, measured.face, measured.voice)
+    path = baseline.store(name, measured.get("video"), measured.get("audio"))
     typer.echo(f"saved in {path}, readable by you alone; use it with --person {name}", err=True)
 
 
-def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
+def _measure(session: Session, seconds: float, *, is_clip: bool) -> dict[str, Rest]:
     import time
 
     from mien.cli._progress import item_progress
     from mien.cli._terminal import make_console
     from mien.stream.capture.rest import Measurement
 
-    measurement = Measurement(session.config, session.workers, seconds)
-    try:
+    with Measurement(session.config, session.workers, seconds) as measurement:
         if not is_clip:
             _instruct(make_console(stderr=True), session.workers, seconds)
         begun_s = time.monotonic()
@@ -92,8 +91,6 @@ def _measure(session: Session, seconds: float, *, is_clip: bool) -> Measured:
             update(round(seconds) + 1, round(seconds) + 1)
         measurement.stop()
         return measurement.result()
-    finally:
-        measurement.close()
 
 
 def _instruct(console: Any, workers: tuple[str, ...], seconds: float) -> None:
