@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 import threading
 import time
 from collections import defaultdict
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
 
+from mien.closing import Closing
 from mien.config import DashboardConfig
 from mien.errors import WorkerError
 from mien.messages import Status
 from mien.stream.bench.measurement import Turns, describe, ratio
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import DashboardProcess
-from mien.stream.dashboard.watcher import Audience
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
 
@@ -121,3 +123,70 @@ def _sent_bytes(statuses: dict[str, Status]) -> tuple[int, int]:
 def _bytes_since(before: tuple[int, int], now: tuple[int, int]) -> int:
     """Bytes sent since; a worker that restarted in between counts from 0."""
     return now[1] - (before[1] if before[0] == now[0] else 0)
+
+
+class Watcher(Closing):
+    """A connection to the feed of the page at a URL, which reads and draws nothing."""
+
+    def __init__(self, url: str) -> None:
+        from websockets.sync.client import connect
+
+        parts = urlsplit(url)
+        origin: Any = f"{parts.scheme}://{parts.netloc}"
+        self._socket = connect(f"ws://{parts.netloc}/feed", origin=origin, max_size=None, compression=None)
+        self._known = {"era": -1, "row": 0, "sound": 0, "words": -1, "edges": 0, "drawn": 0}
+
+    def ask(self) -> None:
+        """Ask for an update."""
+        self._socket.send(msgspec.json.encode(self._known), text=True)
+
+    def take(self, timeout_s: float | None = 10.0) -> dict[str, Any]:
+        """Wait for the update; returns its JSON, see `mien.stream.dashboard.feed`."""
+        data = self._socket.recv(timeout_s)
+        assert isinstance(data, bytes)
+        (length,) = struct.unpack_from("<I", data)
+        update: dict[str, Any] = msgspec.json.decode(data[4 : 4 + length])
+        self._known |= {name: update[name] for name in ("era", "row", "sound", "words")}
+        self._known["edges"] |= "edges" in update
+        if "picture" in update:
+            self._known["drawn"] = update["picture"]["t_us"]
+        return update
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._socket.close()
+
+
+class Audience:
+    """Concurrent watchers, each in its own thread.
+
+    Args:
+        url: of the page.
+        count: how many read their answers.
+        stalled: how many ask and never read.
+    """
+
+    def __init__(self, url: str, count: int, stalled: int = 0) -> None:
+        self.answers = 0
+        self._stopping = threading.Event()
+        self._stalled = [Watcher(url) for _ in range(stalled)]
+        for watcher in self._stalled:
+            watcher.ask()
+        self._threads = [threading.Thread(target=self._watch, args=(url,), daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def leave(self) -> None:
+        """Disconnect all."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(10)
+        for watcher in self._stalled:
+            watcher.close()
+
+    def _watch(self, url: str) -> None:
+        with Watcher(url) as watcher:
+            while not self._stopping.is_set():
+                watcher.ask()
+                watcher.take()
+                self.answers += 1

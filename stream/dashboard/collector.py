@@ -58,7 +58,7 @@ class Collector:
         self.endpoint = bus.address()
         self._pictures = pictures
         self._wanted_session = session
-        self._heard_s = -math.inf
+        self._received_s = -math.inf
         self._status_s: dict[str, float] = {}
         self._preview_s = -math.inf
         self._software_ms: deque[float] = deque(maxlen=_LATENCIES)
@@ -107,7 +107,7 @@ class Collector:
     @property
     def silent_s(self) -> float | None:
         """Seconds since the last new prediction; None before the first."""
-        return None if self._heard_s == -math.inf else time.monotonic() - self._heard_s
+        return None if self._received_s == -math.inf else time.monotonic() - self._received_s
 
     @property
     def is_stale(self) -> bool:
@@ -146,9 +146,9 @@ class Collector:
                 predictions = self._subscriber.wait(0.02)
                 with self.lock:
                     self._receive(predictions)
-                    self._hear_about()
-                    self._hear_sound()
-                    self._hear_pictures()
+                    self._receive_about()
+                    self._receive_sound()
+                    self._receive_pictures()
                     self._update_subscriptions()
         finally:
             self._disconnect()
@@ -180,19 +180,19 @@ class Collector:
                 self._end_to_end_ms.clear()
             self.prediction = prediction
             self.history.add(prediction)
-            self._heard_s = now_s
+            self._received_s = now_s
             self._arrivals_s.append(now_s)
             if "total" in prediction.latency:
                 self._software_ms.append(prediction.latency["total"])
                 self._end_to_end_ms.append(prediction.latency["capture"] + prediction.latency["total"])
         self.lost = self._subscriber.lost
 
-    def _hear_about(self) -> None:
+    def _receive_about(self) -> None:
         for frames in self._about.drain():
             with contextlib.suppress(WireError):
                 self.about = decode_about(frames)
 
-    def _hear_sound(self) -> None:
+    def _receive_sound(self) -> None:
         for frames in self._audio.drain():
             if frames[0].rpartition(b"/")[2] != b"audio":
                 continue
@@ -210,7 +210,7 @@ class Collector:
                 self.history.add_sound(int(message.times_ns[index]), level_db, speech, voice)
                 self.sound = (level_db, speech, voice)
 
-    def _hear_pictures(self) -> None:
+    def _receive_pictures(self) -> None:
         for frames in self._video.drain():
             try:
                 if frames[0].endswith(b"/edges"):

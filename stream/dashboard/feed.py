@@ -103,7 +103,7 @@ def answer(question: Question, viewed: SessionView, sessions: int, span_ms: int)
         "facts": view.facts(collector),
         "sessions": sessions,
         "record": None if collector.is_elsewhere else recordings.state(view.shared(collector)),
-        "choosers": viewed.choosing.workers,
+        "choosers": viewed.control.workers,
         "labels": recordings.can_label,
         "marks": recordings.marks,
         "note": _note(question, collector),

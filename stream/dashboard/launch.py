@@ -70,37 +70,55 @@ def show_dashboard(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     if window:
-        from mien.stream.dashboard.window import show_window
+        report(f"the window shows {config.bus.address()}; Ctrl-C or Esc ends")
 
-        report("the window shows " + config.bus.address() + "; Ctrl-C or Esc ends")
-        show_window(config, session, stopping.is_set)
-        return
-
-    def ready(url: str) -> None:
+    def ready(url: str | None) -> None:
+        if url is None:
+            return
         report(f"dashboard at {url}   (looking at {config.bus.address()}; Ctrl-C ends)")
         if "token=" in url:
             report(qr_code(url))
         if browser:
             open_browser(url)
 
-    _serve(config, session, stopping.is_set, ready, replayed)
+    _show(config, session, stopping.is_set, ready, window=window, replayed=replayed)
 
 
 def show_supervised(*, window: bool) -> None:
     """The same, supervised: a pipe says what to show and when to end."""
 
     def body(control: Control) -> None:
-        config = control.assignment.config
-        stopping = control.stopping.is_set
-        if window:
-            from mien.stream.dashboard.window import show_window
+        def ready(url: str | None) -> None:
+            control.report_state("ready", **({} if url is None else {"url": url}))
 
-            control.report_state("ready")
-            show_window(config, config.session, stopping)
-            return
-        _serve(config, config.session, stopping, lambda url: control.report_state("ready", url=url))
+        config = control.assignment.config
+        _show(config, config.session, control.stopping.is_set, ready, window=window)
 
     run_supervised(body)
+
+
+def _show(
+    config: Config,
+    session: str | None,
+    is_stopping: Callable[[], bool],
+    ready: Callable[[str | None], None],
+    *,
+    window: bool,
+    replayed: Path | None = None,
+) -> None:
+    """Show a window or serve the page; `ready` gets the page's address, None for a window."""
+    if window:
+        from mien.stream.dashboard.window import show_window
+
+        ready(None)
+        show_window(config, session, is_stopping)
+        return
+    importlib.import_module("nicegui")  # first, so that the error names the missing package
+    from mien.stream.dashboard.server import serve, take_place
+
+    page = config.dashboard
+    place = take_place(page.host, page.port, page.token, "choose another with dashboard.port")
+    serve(place, page, config.bus, session, is_stopping, ready, replayed)
 
 
 class DashboardProcess:
@@ -169,18 +187,3 @@ def qr_code(url: str) -> str:
 def has_page() -> bool:
     """Whether the page's dependencies are installed."""
     return importlib.util.find_spec("nicegui") is not None
-
-
-def _serve(
-    config: Config,
-    session: str | None,
-    is_stopping: Callable[[], bool],
-    ready: Callable[[str], None],
-    replayed: Path | None = None,
-) -> None:
-    importlib.import_module("nicegui")  # first, so that the error names the missing package
-    from mien.stream.dashboard.server import serve, take_place
-
-    page = config.dashboard
-    place = take_place(page.host, page.port, page.token, "choose another with dashboard.port")
-    serve(place, page, config.bus, session, is_stopping, ready, replayed)

@@ -16,8 +16,7 @@ import msgspec
 from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError, MienError
 from mien.stream.bus.curve import is_loopback
-from mien.stream.dashboard.calibrating import PeopleOrder
-from mien.stream.dashboard.choosing import ChoiceRequest
+from mien.stream.dashboard.control import ChoiceRequest, PeopleRequest
 from mien.stream.dashboard.recordings import Label
 from mien.stream.dashboard.session_view import SessionView, SessionViews
 from mien.stream.processes.priority import lower_priority
@@ -43,7 +42,7 @@ class Place:
         return f"http://{name}:{self.port}" + (f"/?token={self.token}" if self.token else "")
 
 
-class RecordOrder(msgspec.Struct, frozen=True):
+class RecordRequest(msgspec.Struct, frozen=True):
     """The request of the page's record button."""
 
     on: bool
@@ -174,9 +173,9 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
     app.router.add_route("/sessions", grid, methods=["GET"])
     app.router.add_route("/sessions.json", all_sessions, methods=["GET"])
     for path, kind, carry_out in (
-        ("/record", RecordOrder, _record),
-        ("/choices", ChoiceRequest, lambda view, request: view.choosing.carry_out(request)),
-        ("/people", PeopleOrder, lambda view, request: view.calibrating.carry_out(request)),
+        ("/record", RecordRequest, _record),
+        ("/choices", ChoiceRequest, lambda view, request: view.control.choose(request)),
+        ("/people", PeopleRequest, lambda view, request: view.control.people(request)),
         ("/labels", Label | None, _label),
     ):
         app.router.add_route(path, order(kind, carry_out), methods=["POST"])
@@ -205,9 +204,9 @@ def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object
     return app
 
 
-def _record(view: SessionView, order: RecordOrder) -> dict[str, Any]:
-    if order.on:
-        return {"path": str(view.recordings.start(video=order.video, audio=order.audio))}
+def _record(view: SessionView, request: RecordRequest) -> dict[str, Any]:
+    if request.on:
+        return {"path": str(view.recordings.start(video=request.video, audio=request.audio))}
     view.recordings.stop()
     return {}
 

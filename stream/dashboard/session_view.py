@@ -8,9 +8,8 @@ from pathlib import Path
 from mien.config import BusConfig, DashboardConfig
 from mien.errors import BusError
 from mien.stream.bus.limits import NAME
-from mien.stream.dashboard.calibrating import Calibrating
-from mien.stream.dashboard.choosing import Choosing
 from mien.stream.dashboard.collector import Collector
+from mien.stream.dashboard.control import Control
 from mien.stream.dashboard.recordings import Recordings
 from mien.stream.dashboard.sessions import Sessions
 
@@ -31,8 +30,7 @@ class SessionView:
         self.used_s = time.monotonic()
         self.collector = Collector(bus, session, config.minutes, pictures=trusted)
         self.recordings = Recordings(bus, session, config.recordings, allowed=trusted, replayed=replayed)
-        self.choosing = Choosing(self.collector, bus, allowed=trusted or config.control)
-        self.calibrating = Calibrating(self.collector, bus, self.choosing)
+        self.control = Control(self.collector, bus, allowed=trusted or config.control)
         self.collector.start()
 
     @property

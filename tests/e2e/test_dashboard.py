@@ -24,9 +24,9 @@ from mien.clock import NS_PER_MS
 from mien.config import AssetsConfig
 from mien.install import SAMPLE, install_command
 from mien.messages import EMOTIONS, UInt8
+from mien.stream.bench.watchers import Audience, Watcher
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.subscriber import Subscriber
-from mien.stream.dashboard.watcher import Audience, Watcher
 from tests.e2e.browser import Page, Program, assets, await_predictions, chromium, dashboard, open_page, run, station
 from tests.e2e.conftest import command
 from tests.ports import free_ports
@@ -250,7 +250,7 @@ def test_five_viewers_of_which_one_stalls(station: tuple[int, Program, str]) -> 
     stalled.ask()
     new = stalled.take()
     stalled.close()
-    assert new.facts["row"] - old.facts["row"] > 30
+    assert new["row"] - old["row"] > 30
 
 
 def numbered_clip(path: Path, frames: int) -> tuple[Path, list[UInt8]]:
@@ -465,7 +465,7 @@ def test_other_host_names_and_origins_are_refused() -> None:
             assert refused.value.response.status_code == 403
         with Watcher(url) as watcher:
             watcher.ask()
-            assert watcher.take().facts["badges"] == [["STALE", "STALE · no prediction yet"]]
+            assert watcher.take()["badges"] == [["STALE", "STALE · no prediction yet"]]
     finally:
         program.stop()
 
