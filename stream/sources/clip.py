@@ -7,6 +7,7 @@ it loops, both restart after exactly `Clip.duration_s`, so video and audio never
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import Counter
@@ -126,7 +127,8 @@ class Clip:
             begin_ns = _begin_ns(container)
             breaks = self._time.breaks.get(stream.index, [])
             if from_ns > 0 and not any(self._time.breaks.values()):
-                container.seek((begin_ns + from_ns) * av.time_base // NS_PER_S)
+                with contextlib.suppress(av.error.FFmpegError):  # else all is decoded, from the beginning
+                    container.seek((begin_ns + from_ns) * av.time_base // NS_PER_S)
             good_ns = failed_ns = 0
             failure = ""
             try:
