@@ -54,7 +54,6 @@ class Collector:
         self.edges: list[int] = []
         self.preview_bytes = 0
         self.lost = 0
-        self.sound: tuple[float, float, bool] | None = None  # dB, probability of speech, voice
         self.endpoint = bus.address()
         self._pictures = pictures
         self._wanted_session = session
@@ -208,7 +207,6 @@ class Collector:
                 speech = float(rows[:, VAD].max())
                 voice = bool(message.valid[index : index + _DECIMATE].any())
                 self.history.add_sound(int(message.times_ns[index]), level_db, speech, voice)
-                self.sound = (level_db, speech, voice)
 
     def _receive_pictures(self) -> None:
         for frames in self._video.drain():

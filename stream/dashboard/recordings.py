@@ -91,8 +91,6 @@ class Recordings:
             "folder": str(self.folder),
             "shared": shared,
             "path": now.path if now is not None else None,
-            "seconds": round(now.seconds) if now is not None else 0,
-            "megabytes": round(now.bytes / 1e6, 1) if now is not None else 0.0,
             "last": str(self.last) if self.last is not None and now is None else None,
             "error": self.error,
         }

@@ -23,7 +23,7 @@ import numpy as np
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import VideoConfig
 from mien.errors import SourceError
-from mien.stream.sources.address import Url
+from mien.stream.sources.address import Device, Url
 from mien.stream.sources.geometry import Decoded, pixel_shape, upright_bgr
 from mien.stream.sources.pace import Pace
 from mien.stream.sources.source import Frame, VideoSource
@@ -59,37 +59,28 @@ class Camera(Protocol):
         ...
 
 
-def open_first(config: VideoConfig, clock: Clock) -> VideoSource:
-    """Open the first camera that works.
+def open_camera(address: Device | Url, config: VideoConfig, clock: Clock) -> VideoSource:
+    """Open the camera at an RTSP or HTTP address, of an index, or, for "auto", the first local one that works.
 
     Raises:
-        SourceError: none does.
+        SourceError: it does not exist, is busy, does not answer, or delivers no picture.
     """
+    if isinstance(address, Url):
+        return LiveCamera(address.name, lambda: NetworkCamera(address, clock))
+    if address.name != "auto" and address.index is None:
+        raise SourceError(
+            f"there is no camera and no file {address.name!r}; set video.source to a number, a URL or a file"
+        )
+    if address.index is not None:
+        index = address.index
+        return LiveCamera(f"camera {index}", lambda: DeviceCamera(index, config, clock))
     for index in _device_indices():
         with contextlib.suppress(SourceError):
-            return open_device(index, config, clock)
+            return open_camera(Device(str(index)), config, clock)
     raise SourceError(
         "no camera can be opened; connect one, close the program that uses it, or set video.source to a file, "
         "a URL or none"
     )
-
-
-def open_device(index: int, config: VideoConfig, clock: Clock) -> VideoSource:
-    """Open the camera of that index.
-
-    Raises:
-        SourceError: it does not exist, is busy, or delivers no picture.
-    """
-    return LiveCamera(f"camera {index}", lambda: DeviceCamera(index, config, clock))
-
-
-def open_network(url: Url, clock: Clock) -> VideoSource:
-    """Open the camera at an RTSP or HTTP address.
-
-    Raises:
-        SourceError: nothing answers there, or no picture comes.
-    """
-    return LiveCamera(url.name, lambda: NetworkCamera(url, clock))
 
 
 class LiveCamera(VideoSource):

@@ -16,7 +16,7 @@ from pathlib import Path
 from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.stream.sources.address import File, Url, address_of
+from mien.stream.sources.address import File, address_of
 from mien.stream.sources.clip import open_clip
 from mien.stream.sources.geometry import Decoded, upright_bgr
 from mien.stream.sources.source import JOIN_NS, Frame, VideoSource
@@ -39,17 +39,9 @@ def open_video(config: Config, clock: Clock) -> VideoSource:
     if isinstance(address, File):
         filmed = config.clip.fps and not config.clip.fast
         return (FilmedClip if filmed else ClipPicture)(address.path, config, clock)
-    from mien.stream.sources import camera
+    from mien.stream.sources.camera import open_camera
 
-    if isinstance(address, Url):
-        return camera.open_network(address, clock)
-    if address.name == "auto":
-        return camera.open_first(config.video, clock)
-    if address.index is None:
-        raise SourceError(
-            f"there is no camera and no file {address.name!r}; set video.source to a number, a URL or a file"
-        )
-    return camera.open_device(address.index, config.video, clock)
+    return open_camera(address, config.video, clock)
 
 
 class ClipPicture(VideoSource):
