@@ -87,8 +87,9 @@ def test_baseline_is_measured_stored_and_deleted(place: Place, open_page: Callab
     assert str(path) in page.text("calibration-said")
     assert path.stat().st_mode & 0o777 == 0o600
     kept = json.loads(path.read_text())
-    assert 10 < kept["face"]["seconds"] <= 15.1
-    assert 3 <= kept["voice"]["seconds"] <= 15.1
+    longest_s = 15.5  # a busy machine's last frame begins before the end, and lasts
+    assert 10 < kept["face"]["seconds"] <= longest_s
+    assert 3 <= kept["voice"]["seconds"] <= longest_s
     assert "ada · face and voice" in page.text("people")
     assert place.listed()["ada"]["state"] == "can be used"
     with Subscriber(f"tcp://127.0.0.1:{place.port}") as subscriber:

@@ -560,7 +560,8 @@ def test_recording_and_labels_by_touch(tmp_path: Path, open_page: Callable[..., 
             page.tab.locator(".js-slider").scroll_into_view_if_needed()
             slider = page.tab.locator(".js-slider").bounding_box()
             span_s = page.tab.evaluate("-document.querySelector('.js-slider').min / 1000")
-            x = slider["x"] + slider["width"] * (1 - seconds / span_s)
+            thumb = 16  # the middle of the thumb stays within the slider
+            x = slider["x"] + thumb / 2 + (slider["width"] - thumb) * (1 - seconds / span_s)
             page.tab.touchscreen.tap(x, slider["y"] + slider["height"] / 2)
             moved = "Math.abs(window.mien.state.anchor - window.mien.state.cursor - {0}) < 1000"
             page.wait(lambda: page.tab.evaluate(moved.format(1000 * seconds)), 10)

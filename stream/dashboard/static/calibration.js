@@ -42,7 +42,8 @@ async function open() {
   showMeasuring(false);
   showMessage("");
   $("calibration").showModal();
-  showAnswer(await send("/people", { act: "list" }), "");
+  const answer = await send("/people", { act: "list" });
+  showAnswer(answer, $("calibration-said").textContent);
 }
 
 async function start() {
