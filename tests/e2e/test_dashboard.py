@@ -192,18 +192,22 @@ def test_page_shows_its_endpoint_and_what_to_start(open_page: Callable[..., Page
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_the_page_is_accessible(station: tuple[int, Program, str], open_page: Callable[..., Page], width: int) -> None:
-    """No violation that axe-core finds, in both themes: contrast, names, headings, language."""
+    """No violation that axe-core finds, in both themes, on both pages: contrast, names, headings, language."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
     _, _, url = station
     page = open_page(url, width)
     names = page.tab.locator(".m-legend > span")
     assert names.all_inner_texts() == list(EMOTIONS)
     assert all(name.is_visible() for name in names.all())
-    assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
-    for _ in ("light", "dark"):
-        found = axe.Axe().run(page.tab).response["violations"]
-        assert not found, [(each["id"], [node["target"] for node in each["nodes"]]) for each in found]
-        page.tab.click(".js-theme")
+    for address in (url, f"{url}/sessions"):
+        if address != url:
+            page.tab.goto(address)
+            page.tab.wait_for_selector(".m-tile")
+        assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
+        for _ in ("light", "dark"):
+            found = axe.Axe().run(page.tab).response["violations"]
+            assert not found, [(each["id"], [node["target"] for node in each["nodes"]]) for each in found]
+            page.tab.click(".js-theme")
 
 
 def test_looking_back_and_returning(station: tuple[int, Program, str], open_page: Callable[..., Page]) -> None:
