@@ -33,7 +33,7 @@ def photograph(page: Page, theme: str) -> Image.Image:
     page.wait_for_function("window.mien?.drawn && window.mien.state.rows.length > 550", timeout=120_000)
     page.wait_for_function(
         f"document.querySelector('.js-top').textContent === '{MOMENT}'"
-        " && parseFloat(document.querySelector('.js-number').textContent) > 1.5",
+        " && parseFloat(document.querySelector('.js-number').textContent) > 1",
         timeout=60_000,
         polling=100,
     )
