@@ -7,12 +7,13 @@ duration) is skipped, and listed with the reason.
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from mien.models.data.labels import (
     parse_segment,
     parse_sentiment,
     parse_split,
+    read_rows,
     split_of_name,
 )
 
@@ -41,6 +43,7 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
     | {".webm", ".wmv"}
 )
+SHARED_S = 0.2  # what neighbouring parts of a clip in different splits may share
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 
 _RAVDESS = re.compile(r"0[123](-\d\d){6}")
@@ -158,29 +161,59 @@ def read_corpus(path: Path) -> Corpus:
         corpus = _read_text(path)
     else:
         raise DataError(f"{path} is not a corpus: expected a .csv, an .npz, or a folder of clips")
+    check_splits([corpus])
     if not corpus.items:
         reasons = "; ".join(f"{n} x {why}" for why, n in Counter(why for _, why in corpus.skipped).most_common(3))
         raise DataError(f"{path} holds no usable item" + (f" ({reasons})" if reasons else ""))
     return corpus
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of all files below a folder.
+def check_splits(corpora: Iterable[Corpus]) -> None:
+    """Check that no part of a clip is in two splits: validation on what was trained on flatters.
+
+    Raises:
+        DataError: a part is, with the clip and both splits.
+    """
+    by_clip: dict[Path, list[CorpusItem]] = {}
+    for corpus in corpora:
+        for item in corpus.items:
+            if item.audio is not None and item.split is not None:
+                by_clip.setdefault(Path(os.path.realpath(item.audio)), []).append(item)
+    for clip, items in by_clip.items():
+        reached_s: dict[str | None, float] = {}  # by split
+        for item in sorted(items, key=lambda item: item.start_s or 0.0):
+            begin_s, end_s = item.start_s or 0.0, inf if item.end_s is None else item.end_s
+            for split, other_s in reached_s.items():
+                if split != item.split and min(end_s, other_s) - begin_s > SHARED_S:
+                    part = "" if begin_s == 0 and end_s == inf else f", from {begin_s:g} s on,"
+                    raise DataError(f"{clip}{part} is in two splits, {split} and {item.split}; keep it in one of them")
+            reached_s[item.split] = max(end_s, reached_s.get(item.split, 0.0))
+
+
+def content_digest(path: Path, files: Iterable[Path] = ()) -> str:
+    """SHA-256 of a file's content, or of the names and contents of all files below a folder, and of other `files`.
 
     Independent of paths and times: a copy has its original's digest.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    below = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     whole = hashlib.sha256()
-    for file in files:
+    for name, file in [*((f.relative_to(path).as_posix(), f) for f in below), *(("", f) for f in files)]:
         with file.open("rb") as content:
-            whole.update(f"{file.relative_to(path).as_posix()}\0".encode())
+            whole.update(f"{name}\0".encode())
             whole.update(hashlib.file_digest(content, "sha256").digest())
     return whole.hexdigest()
 
 
+def corpus_digest(corpus: Corpus) -> str:
+    """`content_digest` of a corpus, with clips outside its folder."""
+    folder = Path(os.path.abspath(corpus.path))
+    clips = dict.fromkeys(item.audio for item in corpus.items if item.audio is not None)
+    return content_digest(corpus.path, [c for c in clips if folder not in Path(os.path.abspath(c)).parents])
+
+
 def _read_text(path: Path) -> Corpus:
     """MOSI, MOSEI, GoEmotions and MELD tables."""
-    columns, rows = _read_rows(path)
+    columns, rows = read_rows(path)
     layouts = [name for name, (required, _) in _CSV_COLUMNS.items() if required <= columns and name != "clips"]
     if not layouts:
         known = "; ".join(f"{name}: {', '.join(sorted(need))}" for name, (need, _) in _CSV_COLUMNS.items())
@@ -236,7 +269,7 @@ def _read_text(path: Path) -> Corpus:
 def _read_clips(folder: Path) -> Corpus:
     """A folder of clips with labels.csv (see _CSV_COLUMNS)."""
     table = folder / "labels.csv"
-    columns, rows = _read_rows(table)
+    columns, rows = read_rows(table)
     _refuse_unknown(table, "clips", columns)
     if "file" not in columns or not columns & {"sentiment", "emotion"}:
         raise DataError(f"{table} needs a column `file` and a column `sentiment` or `emotion`")
@@ -339,30 +372,6 @@ def _read_faces(path: Path) -> Corpus:
         items.append(item)
     name = "fer2013" if votes is None else "ferplus"
     return Corpus(name, path, tuple(items), tuple(skipped), images)
-
-
-def _read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str, str]]]]:
-    """Columns, and (row number, fields) of a CSV; the header is row 1."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            table = list(csv.reader(stream, strict=True))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from error
-    header = [name.strip() for name in table[0]] if table else []
-    if not header or len(set(header)) != len(header):
-        raise DataError(f"{path} has no header row with distinct column names")
-
-    def rows() -> Iterator[tuple[int, dict[str, str]]]:
-        for number, fields in enumerate(table[1:], start=2):
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise DataError(f"{path}, row {number}: {len(fields)} fields where the header has {len(header)}")
-            yield number, dict(zip(header, fields, strict=True))
-
-    return frozenset(header), rows()
 
 
 def _refuse_unknown(path: Path, layout: str, columns: Collection[str]) -> None:

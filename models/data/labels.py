@@ -1,14 +1,15 @@
-"""Parsers of label table fields: permitted values, and their mapping to our labels.
+"""Tables of labels, and parsers of their fields: permitted values, and their mapping to our labels.
 
 Every parser takes `where` ("file, row 12") for its errors, and raises `DataError` for an invalid value.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -130,3 +131,34 @@ def parse_goemotions(field: str, where: str) -> tuple[str | None, tuple[float, .
     if len(set(seven)) == 1:
         return seven[0], None
     return None, tuple(seven.count(name) / len(seven) for name in EMOTIONS)
+
+
+def read_rows(path: Path) -> tuple[frozenset[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Columns, and (row number, fields) of a CSV in UTF-8; the header is row 1.
+
+    Raises:
+        DataError: it cannot be read, or is not such a table; a row of another length, when it is reached.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            table = list(csv.reader(stream, strict=True))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from error
+    header = [name.strip() for name in table[0]] if table else []
+    if not header or len(set(header)) != len(header):
+        raise DataError(f"{path} has no header row with distinct column names")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise DataError(f"{path} has {name} between its columns; save it with commas")
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, fields in enumerate(table[1:], start=2):
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DataError(f"{path}, row {number}: {len(fields)} fields where the header has {len(header)}")
+            yield number, dict(zip(header, fields, strict=True))
+
+    return frozenset(header), rows()

@@ -35,6 +35,7 @@ from mien.models.training.readers import (
     reader_outputs,
 )
 from mien.models.training.sampling import BatchSampler, validation_batches
+from mien.models.weights.tensors import tensors_digest
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,10 @@ def train_fusion(
             by_kind[kind] = sum(losses) / sum(len(b.sentiment) for b in batches)
         return sum(by_kind.values()) / len(by_kind), by_kind
 
-    plan = msgspec.json.encode([settings, [len(train), len(valid)], sorted(specs)]).decode()
+    plan = ""
+    if state is not None:
+        digests = [dataset.digest(), *(tensors_digest(reader) for reader in readers.values())]
+        plan = msgspec.json.encode([settings, sorted(specs), digests]).decode()
     fit(run, losses, settings.steps, settings.seed, validate=validate, every=settings.evaluate_every,
         patience=settings.patience, state=state, plan=plan, log_dir=log_dir, report=report)  # fmt: skip
     assert run.best is not None, "the last step is validated"

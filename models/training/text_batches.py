@@ -6,10 +6,12 @@ recogniser's output format, and given recognition errors; the more words are wro
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -88,6 +90,16 @@ def cut_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
     length = int(rng.integers(least, len(words) + 1))
     start = int(rng.integers(0, len(words) - length + 1))
     return list(words[start : start + length])
+
+
+def sentences_digest(*splits: Mapping[str, Sequence[CorpusItem]]) -> str:
+    """SHA-256 of the texts and labels of splits."""
+    whole = hashlib.sha256()
+    for split in splits:
+        for name, items in split.items():
+            told = [[item.text, item.sentiment, item.coarse, item.emotion, item.emotion_target] for item in items]
+            whole.update(msgspec.json.encode([name, told]))
+    return whole.hexdigest()
 
 
 def sentences(corpora: Sequence[Corpus], split: str) -> dict[str, list[CorpusItem]]:

@@ -23,7 +23,7 @@ from mien.models.data.corpora import CorpusItem
 from mien.models.text.encoder import WordTokenizer
 from mien.models.text.minilm import load_minilm
 from mien.models.training.loop import Progress
-from mien.models.training.text_batches import SamplingConfig, TeacherTargets, batches
+from mien.models.training.text_batches import SamplingConfig, TeacherTargets, batches, sentences_digest
 from mien.models.training.text_tuning import SentenceTuner, Tuning, normalise, predict, tune
 from mien.models.weights.tensors import write_tensors
 
@@ -78,7 +78,9 @@ def teacher_targets(
         checked = {name: items for name, items in valid.items() if name in teacher.corpora}
         if not (own and checked):
             continue
-        key = hashlib.sha256(json.dumps([asdict(teacher), texts, str(model)]).encode()).hexdigest()
+        key = hashlib.sha256(
+            json.dumps([asdict(teacher), texts, str(model), sentences_digest(own, checked)]).encode()
+        ).hexdigest()
         path = work / f"{teacher.name}-{key[:16]}.safetensors"
         try:
             made: Float32 = load_file(path)[teacher.teaches]

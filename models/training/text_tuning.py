@@ -30,7 +30,15 @@ from mien.models.text.minilm import MiniLM
 from mien.models.training.device import mixed_precision
 from mien.models.training.loop import Progress, Run, class_weights, decay_groups, fit, part, warm_cosine
 from mien.models.training.losses import variance_loss
-from mien.models.training.text_batches import Batch, SamplingConfig, TeacherTargets, batches, collate, epoch_items
+from mien.models.training.text_batches import (
+    Batch,
+    SamplingConfig,
+    TeacherTargets,
+    batches,
+    collate,
+    epoch_items,
+    sentences_digest,
+)
 
 STATISTICS_BATCHES = 30
 PREDICT_BATCH = 64
@@ -148,8 +156,9 @@ def tune(
         return figures["loss"], figures
 
     state.parent.mkdir(parents=True, exist_ok=True)
+    plan = json.dumps([asdict(options), sentences_digest(train, valid)])
     fit(run, losses, options.epochs * size, seed, validate=validated, every=size, patience=options.patience,
-        state=state, plan=json.dumps(asdict(options)), report=part(report, name))  # fmt: skip
+        state=state, plan=plan, report=part(report, name))  # fmt: skip
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             save_file(kept, unfinished, dict(metadata) if metadata is not None else None)
         except SafetensorError as error:
             raise FileError(f"cannot write {path}: {error}") from error
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        whole.update(f"{name} {array.shape} {array.dtype}".encode())
+        whole.update(array.tobytes())
+    return whole.hexdigest()
 
 
 def read_tensors(path: Path, what: str, error: type[MienError]) -> tuple[dict[str, Tensor], dict[str, str]]:

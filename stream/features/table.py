@@ -20,13 +20,16 @@ from mien.stream.bus.wire import decode_features
 from mien.stream.features.action_units import action_units
 from mien.stream.features.columns import BOX, COLUMNS, MELS, POSE, SHAPES, SOUND, UNITS
 from mien.stream.modalities.audio import F0_REFERENCE_HZ
+from mien.stream.modalities.audio import SPEC as AUDIO_SPEC
 from mien.stream.modalities.vision import BLENDSHAPES
 from mien.stream.modalities.vision import POSE as POSE_COLUMNS
+from mien.stream.modalities.vision import SPEC as VISION_SPEC
 from mien.stream.recording import channels
 from mien.stream.recording.reader import Recording, open_recording
 from mien.stream.recording.stretch import merge_words
 from mien.stream.recording.table import zero_ns_of
 
+_MAKERS = {spec.name: spec.extractor.split("/")[0] for spec in (AUDIO_SPEC, VISION_SPEC)}  # of the columns named here
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -183,6 +186,12 @@ def _messages(recording: Recording) -> Iterator[FeatureWindow]:
     seen: set[tuple[str, int, int]] = set()
     for entry in recording.entries(lambda name: name.startswith(channels.FEATURES)):
         record, frames = entry.features()
+        maker = record.extractor.split("/")[0]
+        if maker != _MAKERS.get(record.modality, maker):
+            raise RecordingError(
+                f"{recording.path}: its {record.modality} rows were made by {maker}, and this mien knows only the "
+                f"columns of {_MAKERS[record.modality]}; export them with the mien that recorded them"
+            )
         key = entry.channel, record.run, record.seq
         if key not in seen:  # a message may have been repeated
             seen.add(key)

@@ -34,6 +34,7 @@ def ablate(
         [Path(source) for source in plan.data],
         plan.extract,
         allow_pickle=plan.allow_pickle,
+        assets=plan.assets,
         weights=weight_set(output_folder(plan)),
         cache=Path(plan.work) / "datasets",
     )

@@ -19,7 +19,7 @@ from mien.config import AssetsConfig
 from mien.errors import DataError, MienError
 from mien.files import write_file
 from mien.messages import MODALITIES, ModalitySpec
-from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
+from mien.models.data.corpora import Corpus, CorpusItem, check_splits, corpus_digest, read_corpus
 from mien.models.data.dataset_files import (
     PLAN,
     Manifest,
@@ -56,7 +56,7 @@ class _Plan(msgspec.Struct, frozen=True):
     options: ExtractOptions
     chunks: tuple[_Chunk, ...]
     skipped: tuple[Skipped, ...]
-    assets: AssetsConfig = AssetsConfig()
+    contents: tuple[str, ...] = ()  # a digest of each corpus; none in plans of mien 0.2
 
 
 def needed_specs(corpus: Corpus, options: ExtractOptions, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
@@ -122,7 +122,7 @@ def extract(
         DataError: nothing to extract, every item was skipped, `out` holds something else, or the disk is full.
         AssetError: a pretrained file is missing and cannot be fetched.
     """
-    plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), assets, weights)
+    plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), weights)
     out.mkdir(parents=True, exist_ok=True)
     _begin(out, plan)
     specs = {spec.name: spec for spec in plan.specs}
@@ -133,7 +133,8 @@ def extract(
         progress(done, total)
     if spread is None:
         spread = partial(spread_here, min(jobs or os.cpu_count() or 1, len(todo)))
-    for _ in _write_all(todo, plan, out, weights, spread):
+    maker = ItemMaker(plan.options, [spec.name for spec in plan.specs], assets or AssetsConfig(), weights)
+    for _ in _write_all(todo, plan, out, maker, spread):
         done += 1
         if progress is not None:
             progress(done, total)
@@ -146,14 +147,13 @@ def extract(
         raise
 
 
-def _make_plan(
-    sources: Sequence[Path], options: ExtractOptions, assets: AssetsConfig | None, weights: WeightSet
-) -> _Plan:
+def _make_plan(sources: Sequence[Path], options: ExtractOptions, weights: WeightSet) -> _Plan:
     chunks: list[_Chunk] = []
     skipped: list[Skipped] = []
     specs: dict[str, ModalitySpec] = {}
-    for source in sources:
-        corpus = read_corpus(source)
+    corpora = [read_corpus(source) for source in sources]
+    check_splits(corpora)
+    for source, corpus in zip(sources, corpora, strict=True):
         skipped += [Skipped(item, reason) for item, reason in corpus.skipped]
         chosen = _chosen(corpus, options)
         specs |= needed_specs(corpus, options, weights)
@@ -166,7 +166,7 @@ def _make_plan(
     if not chunks:
         raise DataError("nothing to extract: no item is in the wanted splits")
     ordered = [specs[name] for name in MODALITIES if name in specs]
-    return _Plan(tuple(ordered), options, tuple(chunks), tuple(skipped), assets or AssetsConfig())
+    return _Plan(tuple(ordered), options, tuple(chunks), tuple(skipped), tuple(corpus_digest(c) for c in corpora))
 
 
 def _chosen(corpus: Corpus, options: ExtractOptions) -> list[int]:
@@ -204,16 +204,20 @@ def _begin(out: Path, plan: _Plan) -> None:
     Raises:
         DataError: the folder holds another plan, or something else.
     """
-    content = msgspec.json.encode(plan)
     if (out / PLAN).is_file():
-        if (out / PLAN).read_bytes() != content:
+        try:
+            begun = msgspec.json.decode((out / PLAN).read_bytes(), type=_Plan)
+        except (OSError, msgspec.DecodeError) as error:
+            raise DataError(f"cannot read {out / PLAN}: {error}; choose another folder or remove this one") from error
+        if msgspec.structs.replace(begun, contents=begun.contents or plan.contents) != plan:
             raise DataError(
-                f"{out} was started from other corpora, options or extractors; choose another folder or remove this one"
+                f"{out} was started from other corpora, options or extractors, or files have changed since; choose "
+                "another folder or remove this one"
             )
     elif any(out.iterdir()):
         raise DataError(f"{out} is not empty and holds no dataset; choose another folder")
     else:
-        write_file(out / PLAN, content, private=True)
+        write_file(out / PLAN, msgspec.json.encode(plan), private=True)
 
 
 def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
@@ -226,7 +230,7 @@ def _is_done(shard: Path, specs: Sequence[ModalitySpec]) -> bool:
     return True
 
 
-def _write_all(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, spread: Spread) -> Iterator[None]:
+def _write_all(todo: list[_Chunk], plan: _Plan, out: Path, maker: ItemMaker, spread: Spread) -> Iterator[None]:
     """Make the items, in any order, and write each shard as soon as all of its items are there. Yields once an item."""
     of: dict[tuple[str, int], list[_Chunk]] = {}  # several where a corpus is given twice
     for chunk in todo:
@@ -234,7 +238,6 @@ def _write_all(todo: list[_Chunk], plan: _Plan, out: Path, weights: WeightSet, s
             of.setdefault((chunk.source, position), []).append(chunk)
     found: dict[str, dict[int, MadeItem]] = {chunk.shard: {} for chunk in todo}
     specs = {spec.name: spec for spec in plan.specs}
-    maker = ItemMaker(plan.options, list(specs), plan.assets, weights)
     for (source, position), item in spread(list(of), maker):
         for chunk in of[source, position]:
             have = found[chunk.shard]

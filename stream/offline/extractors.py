@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SLACK_NS = NS_PER_S // 2  # beyond a clip's end, as corpora round their times
+
 
 def live_specs(modalities: Collection[str] = MODALITIES, weights: WeightSet = SHIPPED) -> dict[str, ModalitySpec]:
     """Specs of the extractors' rows with these weights."""
@@ -95,14 +97,19 @@ class Extractors:
             return recorded_rows(item.audio, item, specs, encode)
         rows: dict[str, RawRows] = {}
         duration_ns = 0
-        if item.start_s is not None and item.end_s is not None:
-            duration_ns = round((item.end_s - item.start_s) * NS_PER_S)
+        if item.end_s is not None:
+            duration_ns = round((item.end_s - (item.start_s or 0.0)) * NS_PER_S)
         words, word_times = (item.text or "").split(), None
         if item.audio is not None:
             clip = open_clip(item.audio, self.tracks)
             for note in clip.notes:
                 log.warning("%s", note)
-            duration_ns = duration_ns or round((clip.duration_s - (item.start_s or 0.0)) * NS_PER_S)
+            there_ns = round((clip.duration_s - (item.start_s or 0.0)) * NS_PER_S)
+            if there_ns <= 0:
+                raise DataError(f"it begins at {item.start_s:g} s, and its clip lasts {clip.duration_s:g} s")
+            if duration_ns - there_ns > _SLACK_NS:
+                log.warning("%s ends at %g s, and its clip lasts %g s", item.id, item.end_s, clip.duration_s)
+            duration_ns = min(duration_ns or there_ns, there_ns)
             if clip.has_audio:
                 sound = segment(read_sound(item.audio, self.tracks), item.start_s, item.end_s)
                 if not len(sound) and not clip.has_video:

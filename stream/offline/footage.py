@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mien.errors import DataError, MienError
+from mien.errors import DataError, RecordingError, SourceError
 from mien.models.data.corpora import AUDIO_SUFFIXES, VIDEO_SUFFIXES, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, Sample, make_track
 from mien.models.weights import SHIPPED, WeightSet
@@ -43,7 +43,7 @@ def read_clips(
         for done, (name, item) in enumerate(items, start=1):
             try:
                 rows, duration_ns, text = extractors.rows(item)
-            except MienError as error:
+            except (SourceError, DataError, RecordingError) as error:
                 log.warning("%s is left out: %s", item.id, error)
                 continue
             labels = Labels(id=item.id, corpus=name, duration_ns=duration_ns, text=text, speaker=item.speaker)

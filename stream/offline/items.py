@@ -13,7 +13,7 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig
-from mien.errors import DataError, MienError
+from mien.errors import DataError, RecordingError, SourceError
 from mien.messages import EMOTIONS, MODALITIES
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows
@@ -84,7 +84,11 @@ class ItemMaker:
         self.extractors = Extractors(modalities, options.asr, assets, weights, tracks=tracks)
 
     def make(self, source: str, position: int) -> MadeItem:
-        """Rows of the item at a position in a corpus."""
+        """Rows of the item at a position in a corpus.
+
+        Raises:
+            AssetError, CheckpointError: an extractor cannot be opened, whatever the item.
+        """
         if source not in self._corpora:
             self._corpora[source] = read_corpus(Path(source))
         corpus = self._corpora[source]
@@ -92,7 +96,7 @@ class ItemMaker:
         made: list[tuple[Labels, dict[str, RawRows]]] = []
         try:
             made += self._rows(corpus, item)
-        except MienError as error:
+        except (SourceError, DataError, RecordingError) as error:
             return MadeItem(made, Skipped(item.id, str(error)))
         return MadeItem(made, None)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 from platformdirs import user_cache_path
 
+from mien.config import AssetsConfig
 from mien.engines.cache import remove_oldest
 from mien.errors import DataError
 from mien.messages import ModalitySpec
-from mien.models.data.corpora import content_digest, read_corpus
+from mien.models.data.corpora import Corpus, check_splits, corpus_digest, read_corpus
 from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
 from mien.models.data.datasets import Dataset, join_datasets
 from mien.models.data.mmsa import is_pickle, read_mmsa
@@ -31,6 +32,7 @@ def read_labelled(
     options: ExtractOptions | None = None,
     *,
     allow_pickle: bool = False,
+    assets: AssetsConfig | None = None,
     weights: WeightSet = SHIPPED,
     cache: Path | None = None,
     jobs: int = 0,
@@ -43,13 +45,14 @@ def read_labelled(
     extractors are unchanged. The user's cache folder is bounded and private.
 
     Args:
-        jobs, progress, spread: as for `extract`.
+        assets, jobs, progress, spread: as for `extract`.
 
     Raises:
         DataError: a source is missing or unknown, or sources were extracted by different extractors.
     """
     options = options or ExtractOptions()
     datasets = []
+    corpora: list[Corpus] = []
     for source in sources:
         if not source.exists():
             raise DataError(f"{source} does not exist; give a corpus, a dataset of `mien extract`, or an MMSA pickle")
@@ -58,9 +61,13 @@ def read_labelled(
         elif is_dataset(source):
             datasets.append(read_dataset(source))
         else:
-            specs = needed_specs(read_corpus(source), options, weights)
-            folder = (cache or _open_cache()) / _key(source, options, list(specs.values()))
-            extract([source], folder, options, weights=weights, jobs=jobs, progress=progress, spread=spread)
+            corpora.append(corpus := read_corpus(source))
+            check_splits(corpora)
+            specs = needed_specs(corpus, options, weights)
+            folder = (cache or _open_cache()) / _key(source, corpus, options, list(specs.values()))
+            extract(
+                [source], folder, options, assets=assets, weights=weights, jobs=jobs, progress=progress, spread=spread
+            )
             datasets.append(read_dataset(folder))
             if cache is None:
                 _keep_newest(folder)
@@ -87,8 +94,8 @@ def _keep_newest(folder: Path) -> None:
     remove_oldest(cache_folder(), PLAN, MOST_DATASETS, MOST_BYTES)
 
 
-def _key(source: Path, options: ExtractOptions, specs: Sequence[ModalitySpec]) -> str:
+def _key(source: Path, corpus: Corpus, options: ExtractOptions, specs: Sequence[ModalitySpec]) -> str:
     """A name that depends on the files' contents, the options and the extractors."""
     source = source.resolve()
-    content = msgspec.json.encode([str(source), content_digest(source), options, specs])
+    content = msgspec.json.encode([str(source), corpus_digest(corpus), options, specs])
     return f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"

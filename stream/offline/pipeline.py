@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import filelock
+
 from mien.errors import ConfigError, DataError
 from mien.models.training.device import training_device
 from mien.models.training.loop import Progress
@@ -32,7 +34,7 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
         Metrics of each stage on its validation split.
 
     Raises:
-        DataError, AssetError, ConfigError: something is missing or wrong.
+        DataError, AssetError, ConfigError: something is missing or wrong, or another run uses the working directory.
     """
     unknown = sorted(set(plan.stages) - set(STAGES))
     if unknown:
@@ -48,13 +50,17 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"the folder {folder} is not writable; name another one")
     figures: dict[str, Any] = {}
-    for stage in STAGES:
-        if stage in plan.stages:
-            log.info("stage %s", stage)
-            run = STAGE[stage]
-            # These change an extractor. Run in another process, so that the next stage sees the new extractor's name.
-            apart = stage in ("text", "face")
-            figures[stage] = in_own_process(run, plan, progress) if apart else run(plan, progress)
+    try:
+        with filelock.FileLock(Path(plan.work) / ".lock", timeout=0):
+            for stage in STAGES:
+                if stage in plan.stages:
+                    log.info("stage %s", stage)
+                    run = STAGE[stage]
+                    # These change an extractor. In another process, so that the next stage sees its new name.
+                    apart = stage in ("text", "face")
+                    figures[stage] = in_own_process(run, plan, progress) if apart else run(plan, progress)
+    except filelock.Timeout as error:
+        raise ConfigError(f"another `mien train` runs in {plan.work}; wait for it, or choose another --work") from error
     return figures
 
 

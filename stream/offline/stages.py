@@ -18,7 +18,7 @@ from mien.assets import asset_path
 from mien.errors import ConfigError, DataError
 from mien.files import sha256_of, write_file
 from mien.models.architecture import ModelConfig
-from mien.models.data.corpora import Corpus, content_digest, read_corpus
+from mien.models.data.corpora import Corpus, corpus_digest, read_corpus
 from mien.models.data.dataset_files import is_dataset
 from mien.models.data.datasets import Dataset
 from mien.models.data.mmsa import is_pickle
@@ -135,7 +135,7 @@ def train_speech_stage(plan: TrainPlan, progress: Progress | None) -> Any:
         return None
     audio, model = Dataset({"audio": dataset.specs["audio"]}, spoken), _model(plan, "audio")
     settings = [msgspec.to_builtins(plan.speech), msgspec.to_builtins(model)]
-    made_from = [[s.labels.id for s in spoken], audio.specs, settings]
+    made_from = [audio.digest(), settings]
     result = _Result(Path(plan.work) / "speech.safetensors", plan, "speech", made_from)
     if result.is_current:
         return None
@@ -232,7 +232,7 @@ def _corpora(plan: TrainPlan) -> list[Corpus]:
 
 
 def _contents(corpora: Sequence[Corpus]) -> list[list[Any]]:
-    return [[c.name, len(c.items), content_digest(c.path)] for c in corpora]
+    return [[c.name, len(c.items), corpus_digest(c)] for c in corpora]
 
 
 def _model(plan: TrainPlan, name: str) -> ModelConfig:
@@ -244,7 +244,7 @@ def _model(plan: TrainPlan, name: str) -> ModelConfig:
 def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:
     return read_labelled(
         [Path(source) for source in plan.data], plan.extract, allow_pickle=plan.allow_pickle,
-        weights=weight_set(output_folder(plan)), cache=Path(plan.work) / "datasets", jobs=plan.jobs,
+        assets=plan.assets, weights=weight_set(output_folder(plan)), cache=Path(plan.work) / "datasets", jobs=plan.jobs,
         progress=part(progress, "extract"),
     )  # fmt: skip
 

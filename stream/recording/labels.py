@@ -22,6 +22,7 @@ from mien.clock import NS_PER_S
 from mien.errors import DataError, RecordingError
 from mien.files import write_file
 from mien.messages import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
+from mien.models.data.corpora import SHARED_S
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.stretch import recording_end_ns, spoken_words
 from mien.stream.recording.table import zero_ns_of
@@ -106,6 +107,9 @@ class LabelFile:
         stretch = Stretch(start_s, end_s, sentiment, emotion, " ".join(words), speaker)
         # Chosen once: a later label must not move an item that a model was trained on into validation.
         split = "valid" if len(self._stretches) % _VALID_EVERY == _VALID_AT else "train"
+        shared = [s for s in self._stretches if min(s.end_s, end_s) - max(s.start_s, start_s) > SHARED_S]
+        if shared:
+            split = self._rows[shared[0]].get("split") or ""
         name = f"{self.path.stem}@{start_s:.2f}"
         if any(row.get("id") == name for row in self._rows.values()):
             name += f"-{end_s:.2f}"

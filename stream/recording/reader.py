@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
+from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.reader import make_reader
-from mcap.records import Channel, Footer, Message, Metadata, Schema
-from mcap.stream_reader import CRCValidationError, StreamReader
+from mcap.records import Channel, Chunk, Footer, Message, Metadata, Schema
+from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
+from zstandard import ZstdError
 
 from mien.errors import RecordingError, WireError
 from mien.messages import About, Prediction, Status
@@ -76,6 +79,13 @@ class Entry(NamedTuple):
             ) from error
 
 
+class Damage(NamedTuple):
+    """Log times between which messages cannot be read."""
+
+    first_ns: int
+    last_ns: int
+
+
 @dataclass(frozen=True)
 class Recording:
     """A recording on disk.
@@ -126,7 +136,29 @@ class Recording:
                 for _, channel, message in make_reader(file, validate_crcs=True).iter_messages(topics):
                     yield Entry(channel.topic, message.log_time, message.publish_time, message.data)
             except _BROKEN as error:
-                raise RecordingError(f"{self.path} is damaged: {_line(error)}; copy it anew") from error
+                raise RecordingError(
+                    f"{self.path} is damaged: {_line(error)}; copy it anew, or keep the rest with `mien export --mcap`"
+                ) from error
+
+    def intact(self) -> Iterator[Entry | Damage]:
+        """As `entries`, but with a damaged part in place of its messages, instead of an error."""
+        with _opened(self.path) as file:
+            if self.cut_off:
+                yield from _scan_entries(file, lambda _: True)
+                return
+            summary = make_reader(file).get_summary()
+            assert summary is not None, "it was there when the recording was opened"
+            for index in sorted(summary.chunk_indexes, key=lambda index: index.message_start_time):
+                file.seek(index.chunk_start_offset + 9)  # behind its opcode and length
+                try:
+                    records = breakup_chunk(Chunk.read(ReadDataStream(file)), validate_crc=True)
+                except _BROKEN:
+                    yield Damage(index.message_start_time, index.message_end_time)
+                    continue
+                messages = [record for record in records if isinstance(record, Message)]
+                for record in sorted(messages, key=lambda record: record.log_time):
+                    topic = summary.channels[record.channel_id].topic
+                    yield Entry(topic, record.log_time, record.publish_time, record.data)
 
     def predictions(self) -> Iterator[Prediction]:
         """All predictions, in order."""
@@ -136,7 +168,7 @@ class Recording:
 
 _BROKEN = (
     McapError, CRCValidationError, EOFError, ValueError, MemoryError, zlib.error, KeyError, OverflowError, struct.error,
-    OSError,
+    OSError, ZstdError,
 )  # fmt: skip
 
 
@@ -190,9 +222,12 @@ def _survey(path: Path, file: BinaryIO, summary: Any) -> tuple[About | None, tup
         names = frozenset(c.topic for c in summary.channels.values() if counts.get(c.id))
         about = None
         if channels.ABOUT in names:
-            for _, _, message in reader.iter_messages([channels.ABOUT]):
-                about = _about(message.data)
-                break
+            with contextlib.suppress(*_BROKEN):  # the messages around it are damaged; reading them says so
+                for _, _, message in reader.iter_messages([channels.ABOUT]):
+                    about = _decode_about(message.data)
+                    break
+            if about is not None:
+                check_about(about)
         statistics = summary.statistics
         return about, (names, statistics.message_start_time, statistics.message_end_time), False
     formats, names_seen, about, first_ns, last_ns = [], set(), None, 0, 0

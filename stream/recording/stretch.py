@@ -45,7 +45,8 @@ def recorded_rows(
     zero_ns = zero_ns_of(recording)
     start_ns = zero_ns + round((item.start_s or 0.0) * NS_PER_S)
     start_ns = start_ns // _SLOT_NS * _SLOT_NS
-    end_ns = recording_end_ns(recording) if item.end_s is None else zero_ns + round(item.end_s * NS_PER_S)
+    last_ns = recording_end_ns(recording)
+    end_ns = last_ns if item.end_s is None else min(zero_ns + round(item.end_s * NS_PER_S), last_ns)
     rows: dict[str, RawRows] = {}
     for name, spec in specs.items():
         found = _rows(recording, name, spec.extractor, start_ns, end_ns)

@@ -14,7 +14,7 @@ import mien
 from mien.errors import RecordingError
 from mien.files import reason
 from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PREDICTION, PROFILE, schema_of
-from mien.stream.recording.reader import Recording
+from mien.stream.recording.reader import Damage, Recording
 
 FLUSH_S = 0.5  # maximum loss when the recorder is killed
 CHUNK_BYTES = 4 << 20
@@ -113,15 +113,22 @@ class RecordingWriter:
         self._flushed_s = time.monotonic()
 
 
-def rewrite(recording: Recording, path: Path) -> None:
-    """Copy the readable part of a recording into a new one with an index.
+def rewrite(recording: Recording, path: Path) -> list[Damage]:
+    """Copy the readable parts of a recording into a new one with an index.
+
+    Returns:
+        The parts that are damaged, and left out.
 
     Raises:
         RecordingError: the file cannot be created, or the disk is full.
     """
     writer = RecordingWriter(path)
+    damaged: list[Damage] = []
     try:
-        for entry in recording.entries():
+        for entry in recording.intact():
+            if isinstance(entry, Damage):
+                damaged.append(entry)
+                continue
             writer.write(entry.channel, entry.data, entry.log_ns, entry.publish_ns)
             if entry.channel == ABOUT and not writer.attachments:
                 writer.attach(ATTACHMENT, msgspec.json.format(entry.data, indent=2), entry.log_ns)
@@ -129,6 +136,7 @@ def rewrite(recording: Recording, path: Path) -> None:
     except RecordingError:
         writer.abandon()
         raise
+    return damaged
 
 
 class _File:

@@ -16,7 +16,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Predictions, words and a summary.")] = False,
     srt: Annotated[bool, typer.Option("--srt", help="Subtitles with sentiment, SubRip.")] = False,
     vtt: Annotated[bool, typer.Option("--vtt", help="Subtitles with sentiment, WebVTT.")] = False,
-    mcap: Annotated[bool, typer.Option("--mcap", help="Repair a truncated recording; needs --out.")] = False,
+    mcap: Annotated[bool, typer.Option("--mcap", help="Repair a truncated or damaged recording; needs --out.")] = False,
     features: Annotated[Path | None, typer.Option(help="Write the features to this file: .csv or .parquet.")] = None,
     out: options.Out = None,
 ) -> None:
@@ -47,7 +47,10 @@ def command(
     if mcap:
         if out is None:
             raise ConfigError("--mcap needs a file to write: --out FILE")
-        rewrite(open_recording(path), out)
+        recording = open_recording(path)
+        for first_ns, last_ns in rewrite(recording, out):
+            begin_s, end_s = ((t_ns - recording.first_ns) / 1e9 for t_ns in (first_ns, last_ns))
+            typer.echo(f"{path} is damaged from {begin_s:.1f} to {end_s:.1f} s; that part is left out", err=True)
         return
     if out is not None:
         check_target(out)

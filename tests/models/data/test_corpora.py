@@ -144,6 +144,8 @@ def test_folder_of_clips(tmp_path: Path) -> None:
         (MOSI + "a,a,1,0,1, ,1,train\n", r"no usable item \(1 x empty text\)"),
         ("text,sentiment,sentimant\nhm,1,1\n", "unknown column `sentimant`; did you mean `sentiment`"),
         ("words,mood\nhm,1\n", "which match no known layout"),
+        ("text;sentiment\nhm;1,5\n", "has semicolons between its columns; save it with commas"),
+        ("text\tsentiment\nhm\t1\n", "has tabs between its columns; save it with commas"),
         (MELD + "Hi,Ann,joyful,positive,0,0\n", "unknown emotion 'joyful'; did you mean `joy`"),
         (MELD + "Hi,Ann,joy,good,0,0\n", "sentiment 'good' is none of"),
         ("id,text,labels\nx,hm,gratitud\n", "did you mean `gratitude`"),
@@ -264,6 +266,26 @@ def test_a_digest_is_of_the_content_alone(tmp_path: Path) -> None:
     (tmp_path / "two" / "b.txt").write_text("b")
     (tmp_path / "two" / "deep" / "a.txt").rename(tmp_path / "two" / "a.txt")
     assert content_digest(tmp_path / "two") != first
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a.wav,sad,train,,\na.wav,sad,valid,,\n", r"a\.wav is in two splits, train and valid"),
+        ("a.wav,sad,test,0,4\na.wav,sad,train,3,5\n", r"a\.wav, from 3 s on, is in two splits, test and train"),
+        ("a.wav,sad,train,,\n./a.wav,sad,valid,3,4\n", "is in two splits"),
+        ("a.wav,sad,train,0,9\na.wav,sad,train,1,2\na.wav,sad,valid,8,12\n", "from 8 s on, is in two splits"),
+        ("a.wav,sad,train,0,4\na.wav,sad,valid,3.9,8\na.wav,sad,train,1,3\na.wav,sad,,0,8\n", ""),
+    ],
+)
+def test_part_of_a_clip_is_in_one_split(tmp_path: Path, rows: str, message: str) -> None:
+    write(tmp_path / "a.wav", "sound")
+    write(tmp_path / "labels.csv", "file,emotion,split,start,end\n" + rows)
+    if message:
+        with pytest.raises(DataError, match=message):
+            read_corpus(tmp_path)
+    else:
+        assert len(read_corpus(tmp_path).items) == 4, "neighbours may share what rounding leaves"
 
 
 def test_invalid_corpus_paths(tmp_path: Path) -> None:

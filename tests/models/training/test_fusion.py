@@ -14,7 +14,7 @@ from mien.messages import EMOTIONS
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import Perturbation, Perturber, plain_batches, whole_windows
-from mien.models.data.datasets import Dataset, make_statistics
+from mien.models.data.datasets import Dataset, Sample, make_statistics
 from mien.models.data.pairing import Pairing, emotions_of_valence, paired_set, single
 from mien.models.evaluation.protocols import fusion, robustness, streaming
 from mien.models.evaluation.scores import Scores, figures, score, torch_model
@@ -109,6 +109,10 @@ def test_a_state_of_other_settings_is_refused(dataset: Dataset, tmp_path: Path) 
         train_fusion(dataset, QUICK, state=tmp_path / "state", report=stop)
     with pytest.raises(DataError, match="other settings"):
         train_fusion(dataset, msgspec.structs.replace(QUICK, batch=8), state=tmp_path / "state")
+    first, *others = dataset.samples
+    relabelled = Sample(msgspec.structs.replace(first.labels, sentiment=-2.5), first.tracks)
+    with pytest.raises(DataError, match="other settings or data"):
+        train_fusion(Dataset(dataset.specs, [relabelled, *others]), QUICK, state=tmp_path / "state")
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -140,6 +140,20 @@ def test_a_work_folder_of_another_run_is_refused(base: Path, corpora: list[Corpu
         train(corpora, base, tmp_path / "out", tmp_path, replace(OPTIONS, epochs=3), report=stop_after(36))
     with pytest.raises(DataError, match="belongs to a run with other settings"):
         train(corpora, base, tmp_path / "out", tmp_path, OPTIONS)
+    with pytest.raises(DataError, match="belongs to a run with other settings or data"):
+        train(relabelled(corpora), base, tmp_path / "out", tmp_path, replace(OPTIONS, epochs=3))
+
+
+def relabelled(corpora: list[Corpus]) -> list[Corpus]:
+    """The corpora with other labels of the same texts."""
+    swapped = {"happy": "sad", "sad": "happy"}
+    return [
+        replace(corpus, items=tuple(
+            replace(item, sentiment=None if item.sentiment is None else -item.sentiment,
+                    emotion=swapped.get(item.emotion or "", item.emotion))
+            for item in corpus.items))
+        for corpus in corpora
+    ]  # fmt: skip
 
 
 def test_only_low_rank_factors_biases_and_norms_are_stored(base: Path, corpora: list[Corpus], tmp_path: Path) -> None:
@@ -210,9 +224,13 @@ def test_teacher_outputs_are_cached(base: Path, corpora: list[Corpus], tmp_path:
     assert trained == 1
     np.testing.assert_array_equal(changed.sentiment, first.sentiment)
     assert (changed.emotions != first.emotions).any()
-    (damaged,) = (tmp_path / "a").glob("felt-*.safetensors")
+    texts = sentences(relabelled(corpora), "train")
+    assert targets_of(chosen, "a")[1] == 2, "they teach what the labels say"
+    texts = sentences(corpora, "train")
+    first, _ = targets_of(chosen, "b")
+    (damaged,) = (tmp_path / "b").glob("felt-*.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:50])
-    mended, trained = targets_of(chosen, "a")
+    mended, trained = targets_of(chosen, "b")
     assert trained == 1
     np.testing.assert_array_equal(mended.sentiment, first.sentiment)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from mien.cli import app
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.errors import ConfigError
+from mien.errors import ConfigError, RecordingError
 from mien.install import SAMPLE
 from mien.messages import FeatureWindow, Word
 from mien.models.voice.columns import ENERGY, F0, VAD
@@ -26,6 +27,7 @@ from mien.stream.offline.agreement import compare, openface_means
 from mien.stream.offline.clips import ClipPredictor, ClipRows
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
+from tests.stream.recording.sessions import live, write
 from tests.stream.sources.media import RATE, write_tracks
 
 ROOT = Path(__file__).parents[3]
@@ -187,3 +189,11 @@ def test_interrupted_predict_keeps_the_clips_that_are_done(tmp_path: Path, monke
     assert out.read_text() == "an earlier run\n"
     with (tmp_path / "p.csv.part").open(newline="") as file:
         assert {Path(row["clip"]).name for row in csv.DictReader(file)} == {"a.mkv"}
+
+
+def test_recorded_rows_of_other_extractors_are_not_named_as_ours(tmp_path: Path) -> None:
+    path = write(tmp_path / "old.mcap", live(3))
+    result = CliRunner().invoke(app, ["export", str(path), "--features", str(tmp_path / "f.csv")])
+    assert isinstance(result.exception, RecordingError)
+    assert re.search(r"its (vision|audio) rows were made by test-\w+, and this mien knows only", str(result.exception))
+    assert not (tmp_path / "f.csv").exists()

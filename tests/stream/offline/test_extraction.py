@@ -8,6 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -15,15 +16,19 @@ from typer.testing import CliRunner
 
 import mien
 from mien.cli import app
+from mien.config import AssetsConfig
 from mien.engines.cache import disk_use
-from mien.errors import DataError
+from mien.errors import AssetError, DataError
 from mien.messages import Float32
 from mien.models.data.dataset_files import read_dataset, read_manifest
+from mien.models.training.speech import SpeechTraining
 from mien.stream.modalities.audio import AudioExtractor
 from mien.stream.offline import labelled
 from mien.stream.offline.extraction import extract
 from mien.stream.offline.items import ExtractOptions, shortened
 from mien.stream.offline.labelled import read_labelled
+from mien.stream.offline.pipeline import train
+from mien.stream.offline.plan import TrainPlan
 from mien.stream.sources.clip import read_sound
 from tests.stream.sources.media import RATE, write_tracks
 
@@ -184,6 +189,64 @@ def test_several_processes_equal_one(clips: Path, tmp_path: Path) -> None:
     one = (tmp_path / "one" / "shard-00000.safetensors").read_bytes()
     assert (tmp_path / "two" / "shard-00000.safetensors").read_bytes() == one
     assert (tmp_path / "two" / "shard-00001.safetensors").read_bytes() == one
+
+
+def test_segment_ends_with_its_clip(clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (clips / "labels.csv").write_text(
+        "id,file,emotion,start,end\nwhole,0.wav,sad,,\nlong,0.wav,sad,0.5,7\nlate,0.wav,sad,1200,4500\n"
+    )
+    manifest = extract([clips], tmp_path / "out", AUDIO, jobs=1)
+    assert {s.id: s.reason for s in manifest.skipped} == {"late": "it begins at 1200 s, and its clip lasts 1 s"}
+    lengths = {s.labels.id: s.labels.duration_ns for s in read_dataset(tmp_path / "out").samples}
+    assert lengths == {"whole": 10**9, "long": 5 * 10**8}
+    assert caplog.messages == ["long ends at 7 s, and its clip lasts 1 s"]
+
+
+def test_clip_in_two_splits_of_two_corpora_is_refused(clips: Path, tmp_path: Path) -> None:
+    (other := tmp_path / "other").mkdir()
+    (other / "labels.csv").write_text("file,emotion,split\n../clips/2.wav,sad,valid\n")
+    with pytest.raises(DataError, match=r"2\.wav is in two splits, train and valid"):
+        extract([clips, other], tmp_path / "out", AUDIO, jobs=1)
+    with pytest.raises(DataError, match=r"2\.wav is in two splits, train and valid"):
+        read_labelled([clips, other], AUDIO, cache=tmp_path / "cache", jobs=1)
+
+
+def test_changed_files_are_not_taken_for_the_old_ones(clips: Path, tmp_path: Path) -> None:
+    """Neither a corrected label, nor a clip outside the folder, nor one of a table given by its own name."""
+    extract([clips], tmp_path / "out", AUDIO, jobs=1)
+    table = clips / "labels.csv"
+    table.write_text(table.read_text().replace("0.wav,sad,-2", "0.wav,fear,-2"))
+    with pytest.raises(DataError, match="files have changed since"):
+        extract([clips], tmp_path / "out", AUDIO, jobs=1)
+    (other := tmp_path / "other").mkdir()
+    (other / "labels.csv").write_text("file,emotion\n../clips/1.wav,sad\n")
+    lengths = []
+    for seconds in (1, 2):
+        soundfile.write(clips / "1.wav", tone(seconds, 200), 16_000)
+        for source in (other, table):
+            dataset = read_labelled([source], AUDIO, cache=tmp_path / "cache", jobs=1)
+            lengths.append(next(s for s in dataset.samples if s.labels.id.endswith("1.wav")).labels.duration_ns)
+    assert lengths == [10**9, 10**9, 2 * 10**9, 2 * 10**9]
+
+
+def test_training_extracts_with_the_assets_of_its_plan(clips: Path, tmp_path: Path) -> None:
+    assets = AssetsConfig(cache=str(tmp_path / "empty"), offline=True)
+    plan = TrainPlan(data=(str(clips),), work=str(tmp_path / "work"), stages=("extract",), jobs=1, extract=AUDIO)
+    with pytest.raises(AssetError, match="forbids fetching"):
+        train(msgspec.structs.replace(plan, assets=assets))
+    train(plan)
+    train(msgspec.structs.replace(plan, assets=assets))  # the rows are there already
+
+
+def test_corrected_label_trains_the_voice_encoder_anew(clips: Path, tmp_path: Path) -> None:
+    speech = SpeechTraining(steps=1, batch=4)
+    plan = TrainPlan(data=(str(clips),), work=str(tmp_path / "work"), stages=("speech",), jobs=1, extract=AUDIO,
+                     speech=speech)  # fmt: skip
+    assert train(plan)["speech"] is not None
+    assert train(plan)["speech"] is None, "nothing has changed"
+    table = clips / "labels.csv"
+    table.write_text(table.read_text().replace("0.wav,sad,-2", "0.wav,fear,-2"))
+    assert train(plan)["speech"] is not None
 
 
 def test_copies_are_for_training_only(clips: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -160,6 +161,20 @@ def test_plans_are_checked(tmp_path: Path) -> None:
         train(TrainPlan(data=("x",), stages=("dance",)))
     with pytest.raises(DataError, match="--data"):
         train(TrainPlan())
+
+
+def test_one_run_at_a_time_uses_a_working_directory(folder: Path, tmp_path: Path) -> None:
+    plan = msgspec.structs.replace(load_plan(folder / "train.toml"), work=str(tmp_path))
+    refused = []
+
+    def again(*_: object) -> None:
+        with pytest.raises(ConfigError, match="another `mien train` runs in"):
+            train(plan)
+        refused.append(True)
+
+    train(plan, again)
+    assert refused
+    train(msgspec.structs.replace(plan, stages=("extract",)))
 
 
 def three_steps(plan: TrainPlan, progress: Progress | None) -> int:

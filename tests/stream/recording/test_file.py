@@ -17,13 +17,15 @@ import pytest
 from mcap.reader import make_reader
 from mcap.stream_reader import StreamReader
 from mcap.writer import Writer
+from typer.testing import CliRunner
 
+from mien.cli import app
 from mien.errors import RecordingError
 from mien.messages import FeatureWindow, Prediction
 from mien.stream.bus.preview import Preview
 from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import decode_features, encode_features
-from mien.stream.recording import channels
+from mien.stream.recording import channels, writer
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.writer import RecordingWriter, rewrite
 from tests.stream.recording.sessions import ABOUT, live, write
@@ -117,6 +119,29 @@ def test_truncated_recording_is_repaired(complete: Path, tmp_path: Path) -> None
         assert [json.loads(a.data)["label"] for a in make_reader(file).iter_attachments()] == ["talk.mp4"]
     with pytest.raises(RecordingError, match="exists"):
         rewrite(recording, cut)
+
+
+@pytest.mark.parametrize("part", [0, 7])
+def test_damaged_part_of_a_recording_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr(writer, "FLUSH_S", 0.0)  # a chunk for each message
+    path, mended = write(tmp_path / "a.mcap", live(3)), tmp_path / "mended.mcap"
+    before = list(open_recording(path).entries())
+    with path.open("rb") as file:
+        summary = make_reader(file).get_summary()
+    assert summary is not None
+    index = summary.chunk_indexes[part]
+    content = bytearray(path.read_bytes())
+    content[index.chunk_start_offset + 60 : index.chunk_start_offset + index.chunk_length] = bytes(
+        index.chunk_length - 60
+    )
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match=r"is damaged: .*keep the rest with `mien export --mcap`"):
+        list(open_recording(path).entries())
+    result = CliRunner().invoke(app, ["export", str(path), "--mcap", "-o", str(mended)])
+    assert result.exit_code == 0, result.output
+    lost_s = (before[part].log_ns - before[0].log_ns) / 1e9
+    assert result.stderr == f"{path} is damaged from {lost_s:.1f} to {lost_s:.1f} s; that part is left out\n"
+    assert list(open_recording(mended).entries()) == [entry for n, entry in enumerate(before) if n != part]
 
 
 def test_pictures_and_sound_are_standard_messages_and_come_back(tmp_path: Path) -> None:
