@@ -29,6 +29,7 @@ from mien.stream.modalities.face_search import (
     Region,
     Search,
     area_of,
+    box_around,
     centre_of,
     distance_to,
     masked,
@@ -91,9 +92,7 @@ class Face:
     @cached_property
     def box(self) -> Box:
         """The rectangle around all landmarks."""
-        left, top = self.landmarks.min(axis=0)
-        right, bottom = self.landmarks.max(axis=0)
-        return float(left), float(top), float(right), float(bottom)
+        return box_around(self.landmarks)
 
 
 def face_of(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
@@ -184,7 +183,7 @@ class FaceMesh:
         self._last_ms = -1
         self._looked_ns: int | None = None
         self._around: UInt8 | None = None  # the picture in which to look for other faces
-        self._followed: Box | None = None
+        self._followed: Face | None = None
         self._requested: Box | None = None
         self._wait_frames = 0
         self._place: Place | None = None  # a newly chosen point, not searched yet
@@ -328,9 +327,9 @@ class FaceMesh:
             return
         followed = self._followed
         if followed is not None:
-            same = max(boxes, key=lambda box: overlap(box, followed))
+            same = max(boxes, key=lambda box: overlap(box, followed.box))
             least = 1.0 if prefers else LARGER
-            if overlap(same, followed) >= _SAME and area_of(largest) <= least * area_of(same):
+            if overlap(same, followed.box) >= _SAME and area_of(largest) <= least * area_of(same):
                 return
         self._switch_to(largest)
 
@@ -350,7 +349,7 @@ class FaceMesh:
                 found = best
         if found is not None:
             self._chosen, self._chosen_ns = found, self._now_ns
-            if self._followed is None or overlap(found, self._followed) < _SAME:
+            if self._followed is None or overlap(found, self._followed.box) < _SAME:
                 self._switch_to(found)
         elif self._now_ns - self._chosen_ns >= _GONE_NS:
             self._chosen = self._place = None
@@ -366,7 +365,7 @@ class FaceMesh:
 
     def _track(self, face: Face | None) -> None:
         if face is not None:
-            self._followed = face.box
+            self._followed = face  # its box is computed only when needed, after the row was sent
             self.faces = max(self.faces, 1)
         elif self._max_faces == 1:
             self.faces = 0
@@ -379,7 +378,7 @@ class FaceMesh:
 
 
 def _landmarks(result: Any) -> Landmarks | None:
-    """The first face of a result, copied: its memory belongs to the library."""
+    """The first face of a result, read-only copies: its memory belongs to the library."""
     if not result.face_landmarks_count:
         return None
     points, shapes = result.face_landmarks[0], result.face_blendshapes[0]
@@ -396,4 +395,4 @@ def _landmarks(result: Any) -> Landmarks | None:
 
 def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Float32:
     size = max((n * stride for n, stride in zip(shape, strides, strict=True)), default=0)
-    return np.ndarray(shape, np.float32, ctypes.string_at(pointer, size), offset, strides).copy(order="K")
+    return np.ndarray(shape, np.float32, ctypes.string_at(pointer, size), offset, strides)

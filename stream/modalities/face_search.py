@@ -156,6 +156,13 @@ def overlap(one: Box, other: Box) -> float:
     return shared / (area_of(one) + area_of(other) - shared) if shared else 0.0
 
 
+def box_around(landmarks: Float32) -> Box:
+    """The rectangle around all landmarks (n, 2)."""
+    left, top = landmarks.min(axis=0)
+    right, bottom = landmarks.max(axis=0)
+    return float(left), float(top), float(right), float(bottom)
+
+
 def area_of(box: Box) -> float:
     """The area of a box."""
     return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)

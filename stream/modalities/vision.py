@@ -7,8 +7,8 @@ same numbers for the same frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from mien.messages import FeatureWindow, Float32, ModalitySpec, UInt8
 from mien.models.baseline import LONGEST_STEP_S, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Modality, Picture
-from mien.stream.modalities.face_search import find_in_still
+from mien.stream.modalities.face_search import box_around, find_in_still
 from mien.stream.modalities.resting import Resting, face_rest, face_resting
 from mien.stream.modalities.sourced import Detail, Sourced
 from mien.stream.processes.plan import source_origin
@@ -42,11 +42,11 @@ BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # co
 UNCLEAR = "face too small or turned away"
 MESH_POINTS = 478
 # Corners of the eyes and the mouth in MediaPipe's face mesh, from left to right in the picture.
-_CORNERS = np.array([(33, 133), (362, 263), (61, 291)])
+_LEFT, _RIGHT = np.array([33, 362, 61]), np.array([133, 263, 291])
 _FINEST = 64  # maximum samples per pixel and side: a face of 3000 pixels
 # Positions of these pairs' midpoints in the crop, in pixels: their medians over FER2013's training faces, whose framing
 # is thereby kept.
-_TEMPLATE = np.array([(14.7, 18.3), (32.3, 18.3), (23.5, 36.3)])
+_TEMPLATE = (14.7 + 18.3j, 32.3 + 18.3j, 23.5 + 36.3j)
 _NEAR_CM = 10.0  # minimum distance of a face from the camera; keeps the pose finite
 _SCALE_CM = 50.0  # distance at which the scale is 1
 
@@ -72,7 +72,6 @@ class FaceView:
 
     Attributes:
         faces: number of faces in view, up to the counting limit.
-        box: left, top, right, bottom of the row's face, in pixels; None without one.
         crop: (48, 48) uint8, the face CNN's input; None if there was none.
         logits: (7,) the face CNN's output, in the order of EMOTIONS; None likewise.
         landmarks: (478, 2) pixels; None without a face.
@@ -82,12 +81,16 @@ class FaceView:
     """
 
     faces: int
-    box: Box | None = None
     crop: UInt8 | None = None
     logits: Float32 | None = None
     landmarks: Float32 | None = None
     all_faces: Faces | None = None
     unclear: bool = False
+
+    @property
+    def box(self) -> Box | None:
+        """Left, top, right, bottom of the row's face, in pixels; None without one."""
+        return None if self.landmarks is None else box_around(self.landmarks)
 
 
 Row = tuple[Float32, bool, FaceView]
@@ -158,12 +161,12 @@ class VisionExtractor:
             unclear = self._stream.is_unclear
             view = FaceView(self._stream.faces, all_faces=others, unclear=unclear)
             return np.zeros(SPEC.dim, np.float32), False, view
-        values, valid, view = self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, face.box)
+        values, valid, view = self._values(face, aligned_crop(image_bgr, face.landmarks), self._stream.faces, others)
         if self.resting is not None:
             self.resting.add(values[None], [valid], step_s)
         if self._rest is not None:
             values = values - (self._rest(values, t_ns) if isinstance(self._rest, RunningRest) else self._rest)
-        return values, valid, replace(view, all_faces=others)
+        return values, valid, view
 
     def look_around(self) -> None:
         """Run the face detector on the last frame, if it is time; otherwise the next `row` does it."""
@@ -189,8 +192,8 @@ class VisionExtractor:
             self._stills = self._mesh(moving=False, max_faces=1)
         face = find_in_still(self._stills, image)
         if face is None:
-            return self._values(None, aligned_crop(image, None), 0, None)
-        return self._values(face, aligned_crop(image, face.landmarks), 1, face.box)
+            return self._values(None, aligned_crop(image, None), 0)
+        return self._values(face, aligned_crop(image, face.landmarks), 1)
 
     def close(self) -> None:
         """Release the networks. May be called twice."""
@@ -212,14 +215,14 @@ class VisionExtractor:
 
         return FaceMesh(self._task, moving=moving, max_faces=max_faces)
 
-    def _values(self, face: Face | None, crop: UInt8, faces: int, box: Box | None) -> Row:
+    def _values(self, face: Face | None, crop: UInt8, faces: int, others: Faces | None = None) -> Row:
         seen = self._cnn.infer({"crop": crop[None, None].astype(np.float32)})
         values = np.zeros(SPEC.dim, np.float32)
         if face is not None:
             values[BLENDSHAPES] = face.blendshapes
             values[POSE] = head_pose(face.matrix)
         values[EMBEDDING] = seen["embedding"][0]
-        return values, True, FaceView(faces, box, crop, seen["logits"][0], face.landmarks if face is not None else None)
+        return values, True, FaceView(faces, crop, seen["logits"][0], face.landmarks if face else None, others)
 
 
 def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
@@ -240,12 +243,12 @@ def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
     if landmarks is None:
         whole = cv2.resize(_grey(image), (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA)
         return np.asarray(whole, np.uint8)
-    forward = _similarity(landmarks[_CORNERS].mean(axis=1).astype(np.float64), _TEMPLATE)
+    factor, shift = _similarity([complex(x, y) / 2 for x, y in (landmarks[_LEFT] + landmarks[_RIGHT]).tolist()])
     # A large face is supersampled and averaged: sampling it at 48 x 48 directly would alias.
-    finer = max(1, round(1.0 / max(float(np.hypot(forward[0, 0], forward[1, 0])), 1.0 / _FINEST)))
-    forward = forward * finer
-    forward[:, 2] += (finer - 1) / 2
+    finer = max(1, round(1.0 / max(abs(factor), 1.0 / _FINEST)))
+    factor, shift = factor * finer, shift * finer + (finer - 1) / 2 * (1 + 1j)
     side = CROP_SIZE * finer
+    forward = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
     fine = cv2.warpAffine(_grey(image), forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(fine, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
 
@@ -280,16 +283,15 @@ def _grey(image: UInt8) -> UInt8:
     return image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
-def _similarity(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The (2, 3) least-squares rotation, scale and shift that takes `source` (n, 2) to `target` (n, 2)."""
-    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    # With points as complex numbers, rotation and scale are one complex factor.
-    origin = (source - source_mean) @ np.array([1, 1j])
-    goal = (target - target_mean) @ np.array([1, 1j])
+def _similarity(source: Sequence[complex]) -> tuple[complex, complex]:
+    """The least-squares rotation and scale (one complex factor), and then shift, from three points to the template."""
+    source_mean, target_mean = sum(source) / 3, sum(_TEMPLATE) / 3
+    origin = [point - source_mean for point in source]
+    goal = [point - target_mean for point in _TEMPLATE]
+    product = sum(one.conjugate() * other for one, other in zip(origin, goal, strict=True))
     # Coincident landmarks have no scale; zero is as good as any.
-    factor = np.vdot(origin, goal) / max(float(np.vdot(origin, origin).real), 1e-6)
-    turn = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
-    return np.column_stack([turn, target_mean - turn @ source_mean])
+    factor = product / max(sum(point.real**2 + point.imag**2 for point in origin), 1e-6)
+    return factor, target_mean - factor * source_mean
 
 
 class Vision(Sourced[VideoSource]):
