@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import struct
 import threading
@@ -133,7 +134,10 @@ class Watcher(Closing):
 
         parts = urlsplit(url)
         origin: Any = f"{parts.scheme}://{parts.netloc}"
-        self._socket = connect(f"ws://{parts.netloc}/feed", origin=origin, max_size=None, compression=None)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(
+            connect(f"ws://{parts.netloc}/feed", origin=origin, max_size=None, compression=None)
+        )
         self._known = {"era": -1, "row": 0, "sound": 0, "words": -1, "edges": 0, "drawn": 0}
 
     def ask(self) -> None:
@@ -154,7 +158,7 @@ class Watcher(Closing):
 
     def close(self) -> None:
         """Disconnect."""
-        self._socket.close()
+        self._stack.close()
 
 
 class Audience:
