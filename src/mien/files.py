@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mien.errors import FileError, MienError
@@ -84,19 +84,25 @@ def whole_file(path: Path, *, private: bool = False, error: type[MienError] = Fi
             unfinished.unlink(missing_ok=True)
 
 
-def check_target(path: Path, *, new: bool = False, error: type[MienError] = FileError) -> None:
+def check_target(
+    path: Path, *, inputs: Iterable[Path] = (), new: bool = False, error: type[MienError] = FileError
+) -> None:
     """Fail early if a file could not be written at the end: tried with a small temporary file in the same folder.
 
     Args:
+        inputs: what the same command reads, or writes elsewhere: it must not be replaced.
         new: an existing file is an error, too, instead of being replaced.
         error: the class of the error raised.
 
     Raises:
-        MienError: the folder is missing or not writable, the disk is full, or a file size limit applies.
+        MienError: it is one of `inputs`, the folder is missing or not writable, the disk is full, or a file size limit
+            applies.
     """
     with _explained(path, error):
         if path.is_dir():
             raise error(f"{path} is a folder; add a file's name")
+        if os.path.realpath(path) in {os.path.realpath(each) for each in inputs} and not _is_special(path):
+            raise error(f"{path} is used by this command already; choose another name")
         if new and os.path.lexists(path):
             raise error(f"{path} exists; choose another name or remove it")
         if _is_special(path):

@@ -33,8 +33,8 @@ _MAKERS = {spec.name: spec.extractor.split("/")[0] for spec in (AUDIO_SPEC, VISI
 SUFFIXES = (".csv", ".parquet")
 
 
-def check_features(path: Path) -> None:
-    """Check before extraction that the table can be written at the end.
+def check_features(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Check before extraction that the table can be written at the end; `inputs` as for `check_target`.
 
     Raises:
         ConfigError: another format, or Parquet without its library. FileError: it cannot be written.
@@ -43,7 +43,7 @@ def check_features(path: Path) -> None:
         raise ConfigError(f"--features writes {' or '.join(SUFFIXES)}, and {path.name} is neither")
     if path.suffix.lower() == ".parquet":
         _parquet()
-    check_target(path)
+    check_target(path, inputs=inputs)
 
 
 class FeatureTable:

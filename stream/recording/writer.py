@@ -133,8 +133,11 @@ def rewrite(recording: Recording, path: Path) -> list[Damage]:
             if entry.channel == ABOUT and not writer.attachments:
                 writer.attach(ATTACHMENT, msgspec.json.format(entry.data, indent=2), entry.log_ns)
         writer.close()
-    except RecordingError:
+    except RecordingError as error:
         writer.abandon()
+        path.unlink(missing_ok=True)
+        if isinstance(error.__cause__, OSError):
+            raise RecordingError(f"cannot write {path}: {reason(error.__cause__)}") from error
         raise
     return damaged
 

@@ -19,8 +19,11 @@ def command(
     """Compare two recordings or two outputs of `mien predict`, of different models or engines."""
     import json
 
+    from mien.files import check_target
     from mien.stream.recording.comparison import compare, draw_comparison
 
+    if plot is not None:
+        check_target(plot, inputs=[first, second])
     figures = compare(first, second)
     if plot is not None:
         draw_comparison(first, second, plot)

@@ -41,7 +41,7 @@ def command(
             raise ConfigError("give --features FILE without another format or --out")
         from mien.stream.features.table import check_features, recorded_features
 
-        check_features(features)
+        check_features(features, [path])
         recorded_features(path).write(features)
         return
     if mcap:
@@ -53,7 +53,7 @@ def command(
             typer.echo(f"{path} is damaged from {begin_s:.1f} to {end_s:.1f} s; that part is left out", err=True)
         return
     if out is not None:
-        check_target(out)
+        check_target(out, inputs=[path])
     text = export(read_table(path), chosen[0] if chosen else "csv")
     if out is not None:
         write_file(out, text, private=True)

@@ -43,14 +43,15 @@ def command(
     from mien.stream.features.table import FeatureTable, check_features
     from mien.stream.offline.clips import ClipPredictor, clips_in
 
+    found = clips_in(path)
     if out is not None:
-        check_target(out)
+        check_target(out, inputs=found)
     if features is not None:
-        check_features(features)
+        check_features(features, [*found, *([] if out is None else [out])])
     tracks = ClipConfig(audio_track=audio_track, video_track=video_track)
     known, with_features = find_person(person), features is not None
     maker = ClipPredictor(checkpoint, engine, asr, hop, tracks, known, features=with_features)
-    clips = [str(clip) for clip in clips_in(path)]
+    clips = [str(clip) for clip in found]
     text = io.StringIO()
     gates = [f"gate_{name}" for name in maker.modalities]
     columns = ["clip", "t_s", "sentiment", "emotion", *EMOTIONS, "confidence", *gates, "words", "model"]

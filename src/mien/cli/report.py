@@ -20,6 +20,6 @@ def command(
     from mien.stream.recording.table import read_table
 
     target = out if out is not None else path.with_suffix(".html")
-    check_target(target)
+    check_target(target, inputs=[path])
     write_file(target, report(read_table(path)), private=True)
     typer.echo(f"wrote {target}", err=True)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mien.cli import app
 from mien.clock import NS_PER_MS, NS_PER_S
-from mien.errors import ConfigError, RecordingError
+from mien.errors import ConfigError, FileError, RecordingError
 from mien.install import SAMPLE
 from mien.messages import FeatureWindow, Word
 from mien.models.voice.columns import ENERGY, F0, VAD
@@ -197,3 +197,17 @@ def test_recorded_rows_of_other_extractors_are_not_named_as_ours(tmp_path: Path)
     assert isinstance(result.exception, RecordingError)
     assert re.search(r"its (vision|audio) rows were made by test-\w+, and this mien knows only", str(result.exception))
     assert not (tmp_path / "f.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["-o", "clip.csv"], ["--features", "clip.csv"], ["-o", "f.csv", "--features", "f.csv"]]
+)
+def test_predict_does_not_overwrite_what_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip.csv").write_bytes(b"a clip of another name")
+    result = CliRunner().invoke(app, ["predict", "clip.csv", *options])
+    assert isinstance(result.exception, FileError)
+    assert "is used by this command already" in str(result.exception)
+    assert Path("clip.csv").read_bytes() == b"a clip of another name"

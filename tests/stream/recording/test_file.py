@@ -244,3 +244,21 @@ def test_full_disk_is_reported_and_earlier_data_readable(tmp_path: Path) -> None
     assert "can be read" in line
     read = list(open_recording(tmp_path / "a.mcap").entries())
     assert len(read) > 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX")
+def test_repair_on_a_full_disk_leaves_nothing(complete: Path, tmp_path: Path) -> None:
+    code = """
+    import resource, sys
+    from mien.cli import main
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+    sys.argv = ["mien", "export", sys.argv[1], "--mcap", "-o", sys.argv[2]]
+    main()
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(complete), str(tmp_path / "a.mcap")],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert ran.returncode == RecordingError.exit_code
+    assert ran.stderr == f"mien: cannot write {tmp_path / 'a.mcap'}: the file may not grow any more (ulimit -f)\n"
+    assert not list(tmp_path.glob("a.mcap"))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mien.cli import app
 from mien.clock import NS_PER_S
-from mien.errors import RecordingError
+from mien.errors import FileError, RecordingError
 from mien.messages import EMOTIONS, Phrase, Prediction
 from mien.stream.recording.comparison import compare, draw_comparison
 from mien.stream.recording.export import export, subtitles
@@ -297,3 +297,19 @@ def test_two_sessions_that_share_nothing_cannot_be_compared(path: Path, tmp_path
     later = [(t, msgspec.structs.replace(what, t_end_ns=what.t_end_ns + 1)) for t, what in predictions]
     with pytest.raises(RecordingError, match="no instant in common"):
         compare(path, write(tmp_path / "later.mcap", later))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["report", "-o"], ["export", "-o"], ["compare", "--plot"]],
+    ids=["report", "export", "compare"],
+)
+def test_input_is_not_overwritten(tmp_path: Path, command: list[str]) -> None:
+    path = write(tmp_path / "talk.mcap", live(3))
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    name, option = command
+    result = CliRunner().invoke(app, [name, *[str(path)] * (1 + (name == "compare")), option, str(tmp_path / "link")])
+    assert isinstance(result.exception, FileError)
+    assert "is used by this command already" in str(result.exception)
+    assert path.read_bytes() == before
