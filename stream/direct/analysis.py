@@ -137,31 +137,26 @@ def _of_array(
 ) -> tuple[str, Iterator[Prediction]]:
     """What an array is, and its predictions."""
     if rate is not None:
-        return "sound", _of_sound(array, rate, options)
+        checked_sound(array, rate)
+        step = max(1, round(_PIECE_S * rate))
+        pieces = (Sound(array[at : at + step], rate, at / rate) for at in range(0, len(array), step))
+        return "sound", _of_inputs(Recognizer(video=False, **options), pieces)
     if array.ndim == 4:
         if fps is None or not 0 < fps <= 1000:
             raise InputError(f"an array of frames needs fps, frames per second; not {fps!r}")
-        return "frames", _of_frames(array, fps, options)
+        if not len(array):
+            raise InputError("there are no frames in the array")
+        checked_picture(array[0])
+        frames = (Frame(image, number / fps) for number, image in enumerate(array))
+        return "frames", _of_inputs(Recognizer(audio=False, **options), frames)
     if array.ndim < 3:
         raise InputError("an array of sound needs its rate: mien.analyze(samples, rate=16000)")
     return "picture", _of_picture(array, options)
 
 
-def _of_sound(array: Samples, rate: float, options: Options) -> Iterator[Prediction]:
-    checked_sound(array, rate)
-    step = max(1, round(_PIECE_S * rate))
-    pieces = (Sound(array[at : at + step], rate, at / rate) for at in range(0, len(array), step))
-    with Recognizer(video=False, **options) as recognizer:
-        yield from recognizer.every(pieces)
-
-
-def _of_frames(array: Samples, fps: float, options: Options) -> Iterator[Prediction]:
-    if not len(array):
-        raise InputError("there are no frames in the array")
-    checked_picture(array[0])
-    frames = (Frame(image, number / fps) for number, image in enumerate(array))
-    with Recognizer(audio=False, **options) as recognizer:
-        yield from recognizer.every(frames)
+def _of_inputs(recognizer: Recognizer, inputs: Iterator[Frame] | Iterator[Sound]) -> Iterator[Prediction]:
+    with recognizer:
+        yield from recognizer.every(inputs)
 
 
 def _of_picture(image: Samples, options: Options) -> Iterator[Prediction]:

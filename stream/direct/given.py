@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import InputError
 from mien.messages import Float32, UInt8
-from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, AudioSource, Chunk, Frame, Source, VideoSource
+from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk, Frame, Source
 from mien.stream.sources.waveform import GAP_S, Waveform, to_float
 
 ORDER_NS = 500 * NS_PER_MS
@@ -34,11 +34,12 @@ _LOUDEST = 16.0  # of floating-point samples, whose full scale is 1
 T = TypeVar("T")
 
 
-class InputQueue(Source, Generic[T]):
+class InputQueue(Source[T]):
     """Items queued for one worker, which reads them as its source; knows when the worker has finished them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._finished = self._left = self._idle = False
@@ -90,18 +91,6 @@ class InputQueue(Source, Generic[T]):
             self._left = True
             self._items.clear()
             self._changed.notify_all()
-
-
-class GivenFrames(InputQueue[Frame], VideoSource):
-    """Queued frames for the vision worker."""
-
-    name = "given frames"
-
-
-class GivenSound(InputQueue[Chunk], AudioSource):
-    """Queued audio chunks for the audio or the text worker."""
-
-    name = "given sound"
 
 
 class Frames:

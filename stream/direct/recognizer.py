@@ -16,13 +16,15 @@ from mien.closing import Closing
 from mien.config import Config, load_config
 from mien.errors import InputError
 from mien.messages import Prediction
-from mien.stream.direct.given import Frames, GivenFrames, GivenSound, InputQueue, Sounds, seconds
+from mien.stream.direct.given import Frames, InputQueue, Sounds, seconds
 from mien.stream.direct.session import LOOK_BACK_NS, LocalSession
 from mien.stream.modalities.audio import Audio
 from mien.stream.modalities.base import Modality
 from mien.stream.modalities.text import Text
 from mien.stream.modalities.vision import Vision
 from mien.stream.processes.plan import Session
+from mien.stream.sources.source import Chunk
+from mien.stream.sources.source import Frame as SourceFrame
 
 APART_NS = 10 * NS_PER_S  # maximum offset between a stream's frames and audio
 BEYOND_NS = 100 * NS_PER_MS  # audio required after an instant to complete its last rows
@@ -106,8 +108,10 @@ class Recognizer(Closing):
         workers += ["text"] if audio and settings.text.asr != "none" else []
         absent = {"vision": "switched off", "audio": "switched off", "text": "switched off"}
         plan = Session(settings, tuple(workers), absent, (), "given frames and sound")
-        self._for_vision = GivenFrames()
-        self._for_sound = {name: GivenSound() for name in workers if name != "video"}
+        self._for_vision: InputQueue[SourceFrame] = InputQueue("given frames")
+        self._for_sound: dict[str, InputQueue[Chunk]] = {
+            name: InputQueue("given sound") for name in workers if name != "video"
+        }
         self._frames = Frames(self._for_vision) if video else None
         self._sounds = Sounds(tuple(self._for_sound.values()), settings.audio.chunk_ms) if audio else None
         self._began_ns: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from mien.clock import Clock
 from mien.config import Config
@@ -16,7 +16,7 @@ from mien.stream.sources.audio import open_audio
 from mien.stream.sources.source import AudioSource, Source
 
 Detail = dict[str, str | float | int | bool | None]
-AnySource = TypeVar("AnySource", bound=Source)
+AnySource = TypeVar("AnySource", bound=Source[Any])
 
 
 class Sourced(Modality, Generic[AnySource]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 from mien.clock import NS_PER_S
 from mien.messages import Float32, UInt8, WorkerState
@@ -50,19 +51,24 @@ class Frame:
     read_ns: int
 
 
-class Source(ABC):
-    """A device, a network camera, or a clip's picture or sound.
+T = TypeVar("T")
+
+
+class Source(ABC, Generic[T]):
+    """A device, a network camera, or a clip's picture or sound, in `Frame` or `Chunk`.
 
     Attributes:
         name: for display; without any password from a URL.
         state: "ready" before `start`, "running", "degraded" while a device is lost, "ended" after a clip.
         error: why it is degraded, or why a clip ended early; None when all is well.
         drops: losses since the start, by cause: audio samples, or frames that `read` never returned.
+        reopened: how often a lost camera was reopened.
     """
 
     name: str = ""
     state: WorkerState = "ready"
     error: str | None = None
+    reopened: int = 0
 
     def __init__(self) -> None:
         self.drops: dict[str, int] = {}
@@ -70,6 +76,13 @@ class Source(ABC):
     @abstractmethod
     def start(self, start_ns: int) -> None:
         """Begin. A clip's time zero is `start_ns`; a device uses its own times."""
+
+    @abstractmethod
+    def read(self, timeout: float) -> T | None:
+        """The next frame, with a later capture time than the last, or chunk, of at most `audio.chunk_ms`.
+
+        None after `timeout` seconds without any.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -85,23 +98,5 @@ class Source(ABC):
         self.drops[cause] = self.drops.get(cause, 0) + number
 
 
-class AudioSource(Source):
-    """A microphone or a clip's audio."""
-
-    @abstractmethod
-    def read(self, timeout: float) -> Chunk | None:
-        """The next chunk, of at most `audio.chunk_ms`; None after `timeout` seconds without any."""
-
-
-class VideoSource(Source):
-    """A camera or a clip's video.
-
-    Attributes:
-        reopened: how often a lost camera was reopened.
-    """
-
-    reopened: int = 0
-
-    @abstractmethod
-    def read(self, timeout: float) -> Frame | None:
-        """The next frame, with a later capture time than the last; None after `timeout` seconds without any."""
+AudioSource: TypeAlias = Source[Chunk]
+VideoSource: TypeAlias = Source[Frame]

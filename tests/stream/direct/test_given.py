@@ -10,21 +10,21 @@ import pytest
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import InputError, MienError
-from mien.stream.direct.given import ORDER_NS, Frames, GivenFrames, GivenSound, Sounds, checked_picture, checked_sound
+from mien.stream.direct.given import ORDER_NS, Frames, InputQueue, Sounds, checked_picture, checked_sound
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk, Frame
 from tests.stream.sounds import tone
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 
 
-def taken(waiting: GivenFrames) -> list[Frame]:
+def taken(waiting: InputQueue[Frame]) -> list[Frame]:
     frames = []
     while (frame := waiting.read(0.0)) is not None:
         frames.append(frame)
     return frames
 
 
-def chunks_of(waiting: GivenSound) -> list[Chunk]:
+def chunks_of(waiting: InputQueue[Chunk]) -> list[Chunk]:
     chunks = []
     while (chunk := waiting.read(0.0)) is not None:
         chunks.append(chunk)
@@ -32,7 +32,7 @@ def chunks_of(waiting: GivenSound) -> list[Chunk]:
 
 
 def test_frames_in_any_order_within_half_a_second_are_read_in_order() -> None:
-    waiting = GivenFrames()
+    waiting: InputQueue[Frame] = InputQueue("frames")
     frames = Frames(waiting)
     times_ns = [k * 40 * NS_PER_MS for k in range(50)]
     chance = random.Random(3)
@@ -45,7 +45,7 @@ def test_frames_in_any_order_within_half_a_second_are_read_in_order() -> None:
 
 
 def test_late_frame_is_refused_without_effect() -> None:
-    waiting = GivenFrames()
+    waiting: InputQueue[Frame] = InputQueue("frames")
     frames = Frames(waiting)
     frames.give(PICTURE, NS_PER_S)
     frames.release(NS_PER_S)
@@ -59,7 +59,7 @@ def test_late_frame_is_refused_without_effect() -> None:
 
 
 def test_frame_buffers_can_be_reused() -> None:
-    waiting = GivenFrames()
+    waiting: InputQueue[Frame] = InputQueue("frames")
     frames, picture = Frames(waiting), PICTURE.copy()
     frames.give(picture, 0)
     picture[:] = 200
@@ -73,7 +73,7 @@ def test_sound_of_any_rate_in_any_pieces_is_the_same_sound(rate: float) -> None:
     results = []
     for seed in (None, 1, 2):
         chance = random.Random(seed)
-        waiting = GivenSound()
+        waiting: InputQueue[Chunk] = InputQueue("sound")
         sounds, at, pieces = Sounds([waiting], 40), 0, []
         while at < len(whole):
             size = len(whole) if seed is None else chance.randrange(1, int(rate / 4))
@@ -93,7 +93,7 @@ def test_sound_of_any_rate_in_any_pieces_is_the_same_sound(rate: float) -> None:
 
 
 def test_short_gaps_are_silence_and_long_ones_restart_the_sound() -> None:
-    waiting = GivenSound()
+    waiting: InputQueue[Chunk] = InputQueue("sound")
     sounds = Sounds([waiting], 40)
     piece = tone(200.0, 0.4)
     for t_s in (10.0, 10.8, 100.0):
@@ -107,7 +107,7 @@ def test_short_gaps_are_silence_and_long_ones_restart_the_sound() -> None:
 
 
 def test_sound_that_overlaps_or_is_too_late_is_refused() -> None:
-    waiting = GivenSound()
+    waiting: InputQueue[Chunk] = InputQueue("sound")
     sounds = Sounds([waiting], 40)
     piece = tone(200.0, 0.4)
     sounds.give(piece, SAMPLE_RATE, NS_PER_S)
@@ -170,7 +170,7 @@ def test_integers_are_scaled_as_decoders_do() -> None:
 
 
 def test_nothing_is_lost_between_many_threads_and_a_slow_reader() -> None:
-    waiting = GivenFrames()
+    waiting: InputQueue[Frame] = InputQueue("frames")
     frames = Frames(waiting)
     times_ns = [k * 40 * NS_PER_MS for k in range(400)]
     step = threading.Barrier(4)  # so that the threads stay within half a second of each other
