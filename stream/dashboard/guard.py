@@ -8,24 +8,16 @@ rejected.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
-from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "mien-token"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-]
+_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
 
 
 class Guard:
@@ -38,7 +30,7 @@ class Guard:
         origins: other pages whose requests are accepted, as browsers name them (`https://example.org`, `null`).
     """
 
-    def __init__(self, app: App, port: int, token: str = "", origins: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, port: int, token: str = "", origins: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._port = port
         self._token = token
@@ -49,58 +41,54 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await _refuse(scope, receive, send, *refusal)
-            return
-        if self._token and not self._has_cookie(headers):
-            given = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))).get("token", "")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
-                await _refuse(scope, receive, send, 403, "this page asks for the token that mien printed at its start")
+        connection = HTTPConnection(scope)
+        refusal = self._refusal(connection)
+        if refusal is None and not self._is_token(connection.cookies.get(COOKIE, "")):
+            if not self._is_token(connection.query_params.get("token", "")):
+                refusal = 403, "this page asks for the token that mien printed at its start"
+            elif scope["type"] == "http":
+                await self._admit(connection)(scope, receive, send)
                 return
-            if scope["type"] == "http":
-                await self._admit(scope, send)
-                return
-        await self._app(scope, receive, _with_headers(send))
+        if refusal is None:
+            await self._app(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
+        else:
+            await PlainTextResponse(f"mien: {refusal[1]}\n", refusal[0], _HEADERS)(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
-        host, port = _split(headers.get(b"host", ""))
+    def _refusal(self, connection: HTTPConnection) -> tuple[int, str] | None:
+        named, origin = connection.headers.get("host", "").lower(), connection.headers.get("origin")
+        host, port = _split(named)
         if not host or not (self._token or host in _LOOPBACK) or port not in (None, self._port):
             return 421, "this server does not go by that name"
-        origin = headers.get(b"origin")
         if origin is None:
             # Browsers send an Origin with every WebSocket, and with every request that changes something.
-            safe = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+            safe = connection.scope["type"] == "http" and connection.scope["method"] in ("GET", "HEAD")
             return None if safe else (403, "a request without an origin")
         if origin.lower() in self._origins:
             return None
         parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or parts.netloc.lower() != headers.get(b"host", "").lower():
+        if parts.scheme not in ("http", "https") or parts.netloc.lower() != named:
             return 403, "a request from another page"
         return None
 
-    def _has_cookie(self, headers: dict[bytes, str]) -> bool:
-        try:
-            morsel = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self._token.encode())
+    def _is_token(self, given: str) -> bool:
+        return not self._token or hmac.compare_digest(given.encode(), self._token.encode())
 
-    async def _admit(self, scope: Scope, send: Send) -> None:
+    def _admit(self, connection: HTTPConnection) -> RedirectResponse:
         """Move the token from the address, which is visible and stored, into a cookie, which is not."""
-        rest = [(k, v) for k, v in parse_qsl(scope.get("query_string", b"").decode("latin-1")) if k != "token"]
-        target = scope["path"] + ("?" + urlencode(rest) if rest else "")
-        cookie = f"{COOKIE}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-        headers = [(b"location", target.encode()), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 303, "headers": headers + _HEADERS})
-        await send({"type": "http.response.body", "body": b""})
+        rest = [(key, value) for key, value in connection.query_params.multi_items() if key != "token"]
+        target = "/" + connection.url.path.lstrip("/") + ("?" + urlencode(rest) if rest else "")  # on this server only
+        response = RedirectResponse(target, 303, {**_HEADERS, "cache-control": "no-store"})
+        response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+        return response
 
 
 def _split(host: str) -> tuple[str, int | None]:
     """Name and port of a Host header; an empty name if it is not one."""
     try:
-        parts = urlsplit(f"//{host.lower()}")
+        parts = urlsplit(f"//{host}")
         return parts.hostname or "", parts.port
     except ValueError:
         return "", None
@@ -109,18 +97,7 @@ def _split(host: str) -> tuple[str, int | None]:
 def _with_headers(send: Send) -> Send:
     async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *_HEADERS]
+            MutableHeaders(scope=message).update(_HEADERS)
         await send(message)
 
     return send_more
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": reason})
-        return
-    body = f"mien: {reason}\n".encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *_HEADERS]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

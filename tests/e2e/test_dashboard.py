@@ -487,6 +487,8 @@ def test_remote_access_needs_the_token(tmp_path: Path) -> None:
         assert request(here, "GET", "/assets/dashboard.js")[0] == 403
         status, headers, _ = request(here, "GET", "/?token=a-token-of-mine")
         assert (status, headers["location"]) == (303, "/")
+        _, elsewhere, _ = request(here, "GET", "//elsewhere.example/?token=a-token-of-mine")
+        assert elsewhere["location"] == "/elsewhere.example/", "on this server"
         cookie = headers["set-cookie"].split(";")[0]
         assert "HttpOnly" in headers["set-cookie"]
         assert request(here, "GET", "/", Cookie=cookie)[0] == 200
