@@ -66,7 +66,7 @@ class Collector:
         self._watchers: dict[int, tuple[float, bool]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
-        self._bus, self._resting = bus, False
+        self._bus, self._paused = bus, False
         self._subscribed: tuple[bytes, ...] = ()
         self._connect()  # here, so that errors in an endpoint or its keys are raised to the caller
 
@@ -87,9 +87,9 @@ class Collector:
         """A browser has left. Call with the lock held."""
         self._watchers.pop(client, None)
 
-    def rest(self, resting: bool) -> None:
+    def pause(self, paused: bool) -> None:
         """Pause or resume receiving: paused while a page would show many sessions as one."""
-        self._resting = resting
+        self._paused = paused
 
     @property
     def is_watched(self) -> bool:
@@ -136,7 +136,7 @@ class Collector:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                if self._resting:
+                if self._paused:
                     self._disconnect()
                     self._stopping.wait(0.1)
                     continue

@@ -64,7 +64,7 @@ class SessionViews:
         self.sessions: Sessions | None = None
         if session is None and replayed is None:
             # With many sessions, a view of all of them as one makes no sense.
-            self.sessions = Sessions(bus, self._first.collector.rest)
+            self.sessions = Sessions(bus, self._first.collector.pause)
             self.sessions.start()
 
     @property

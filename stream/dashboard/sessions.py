@@ -30,7 +30,7 @@ _WATCHED_S = 5.0  # after the page's last request
 _FORGOTTEN_S = 600.0  # a session silent for this long is removed
 _MOST = 100_000
 _QUEUED = 20_000  # two seconds' worth of thousands of sessions
-_SPEAKING = ("ready", "running", "degraded")
+_ACTIVE = ("ready", "running", "degraded")
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -66,20 +66,20 @@ class Sessions:
     """Receives in a thread.
 
     Args:
-        bus: where predictions are published. crowded: called when there starts or stops being more than one session.
+        bus: where predictions are published. on_several: called with whether there is more than one session when that changes.
 
     Raises:
         MienError: the address or its keys cannot be used.
     """
 
-    def __init__(self, bus: BusConfig, crowded: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, bus: BusConfig, on_several: Callable[[bool], None] = lambda _: None) -> None:
         self.endpoint = bus.address()
         self._receiver = Receiver(bus.address(), (b"status/",), _QUEUED, bus.keys)
         self._part = part_topic(None, _SHOWN, _RATE_HZ)
         self._states: dict[str, _State] = {}
         self._viewed_s = -math.inf
         self._lock = threading.Lock()
-        self._crowded, self._count = crowded, 0
+        self._on_several, self._count = on_several, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
 
@@ -104,7 +104,7 @@ class Sessions:
             return [_row(name, known, now_s) for name, known in sorted(self._states.items())]
 
     def _run(self) -> None:
-        subscribed, looked_s = False, 0.0
+        subscribed, counted_s = False, 0.0
         try:
             while not self._stopping.is_set():
                 self._receiver.socket.poll(50)
@@ -113,9 +113,9 @@ class Sessions:
                     for frames in self._receiver.drain(_QUEUED):
                         self._take(frames, now_s)
                     viewed = now_s - self._viewed_s < _WATCHED_S
-                    if now_s - looked_s > 0.5:
-                        looked_s = now_s
-                        self._look(now_s)
+                    if now_s - counted_s > 0.5:
+                        counted_s = now_s
+                        self._count_active(now_s)
                 if viewed != subscribed:
                     subscribed = viewed
                     (self._receiver.socket.subscribe if viewed else self._receiver.socket.unsubscribe)(self._part)
@@ -138,17 +138,17 @@ class Sessions:
         else:
             known.prediction, known.predicted_s = message, now_s
 
-    def _look(self, now_s: float) -> None:
+    def _count_active(self, now_s: float) -> None:
         for name in [name for name, known in self._states.items() if now_s - known.received_s > _FORGOTTEN_S]:
             del self._states[name]
-        before, self._count = self._count, sum(_speaks(known, now_s) for known in self._states.values())
+        before, self._count = self._count, sum(_is_active(known, now_s) for known in self._states.values())
         if (before > 1) != (self._count > 1):
-            self._crowded(self._count > 1)
+            self._on_several(self._count > 1)
 
 
-def _speaks(known: _State, now_s: float) -> bool:
+def _is_active(known: _State, now_s: float) -> bool:
     at_s, status = known.statuses.get("inference", (-math.inf, None))
-    return status is not None and status.state in _SPEAKING and now_s - at_s < _SILENT_S
+    return status is not None and status.state in _ACTIVE and now_s - at_s < _SILENT_S
 
 
 def _row(name: str, known: _State, now_s: float) -> SessionRow:
@@ -156,16 +156,16 @@ def _row(name: str, known: _State, now_s: float) -> SessionRow:
     if inference is None:
         return SessionRow(name, "silent", None, None, None, 0.0, None, None, "nothing predicts it")
     state, notes = str(inference.state), [inference.last_error or ""]
-    speaks = _speaks(known, now_s)
-    if speaks:
+    is_active = _is_active(known, now_s)
+    if is_active:
         others = [status for worker, (_, status) in sorted(known.statuses.items()) if worker != "inference"]
         failing = [status for status in others if status.state in ("degraded", "failed")]
         state = "degraded" if failing else state
         notes += [f"{status.worker}: {status.last_error or status.state}" for status in failing]
-    elif inference.state in _SPEAKING:
+    elif inference.state in _ACTIVE:
         state = "silent"
         notes.append(f"silent for {now_s - at_s:.0f} s")
-    message = known.prediction if speaks and now_s - known.predicted_s < max(_FRESH_S, STALE_S) else None
+    message = known.prediction if is_active and now_s - known.predicted_s < max(_FRESH_S, STALE_S) else None
     if message is not None and message.abstains:
         notes.append(message.abstains)
     detail = inference.detail
@@ -175,9 +175,9 @@ def _row(name: str, known: _State, now_s: float) -> SessionRow:
         _rounded(message.sentiment_smooth if message is not None else None),
         message.top_emotion if message is not None else None,
         _rounded(message.confidence if message is not None else None),
-        round(inference.fps, 1) if speaks else 0.0,
-        _rounded(detail.get("latency_p50_ms") if speaks else None),
-        _rounded(detail.get("latency_p99_ms") if speaks else None),
+        round(inference.fps, 1) if is_active else 0.0,
+        _rounded(detail.get("latency_p50_ms") if is_active else None),
+        _rounded(detail.get("latency_p99_ms") if is_active else None),
         "; ".join(dict.fromkeys(filter(None, notes))),
     )
 

@@ -69,13 +69,13 @@ def by_name(sessions: Sessions) -> dict[str, SessionRow]:
 
 
 def test_every_session_is_listed_with_its_state(station: Station) -> None:
-    crowded: list[bool] = []
-    sessions = Sessions(station.bus, crowded.append)
+    several: list[bool] = []
+    sessions = Sessions(station.bus, several.append)
     sessions.start()
     try:
         station.states = {"b": "running", "a": "running"}
         wait_until(lambda: sessions.count == 2, "both", meanwhile=station.send_prediction)
-        assert crowded == [True]
+        assert several == [True]
         assert station.parts == 0, "predictions are sent without a viewer"
         wait_until(
             lambda: all(row.sentiment is not None for row in sessions.rows()),
@@ -95,7 +95,7 @@ def test_every_session_is_listed_with_its_state(station: Station) -> None:
         station.send_status("b", "failed", last_error="its node is lost")
         wait_until(lambda: by_name(sessions)["b"].state == "failed", "a gap", meanwhile=station.send_prediction)
         assert by_name(sessions)["b"].note == "its node is lost"
-        wait_until(lambda: crowded == [True, False], "one that is left", meanwhile=station.send_prediction)
+        wait_until(lambda: several == [True, False], "one that is left", meanwhile=station.send_prediction)
     finally:
         sessions.stop()
 
