@@ -66,7 +66,8 @@ class Sessions:
     """Receives in a thread.
 
     Args:
-        bus: where predictions are published. on_several: called with whether there is more than one session when that changes.
+        bus: where predictions are published.
+        on_several: called with whether there is more than one session, when that changes.
 
     Raises:
         MienError: the address or its keys cannot be used.

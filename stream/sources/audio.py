@@ -11,6 +11,7 @@ The audio and the text worker each open their own source.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +65,9 @@ class ClipSound(AudioSource):
         self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
         self._start_ns = 0
         self._position = 0  # samples delivered
-        self._decoded = 0  # samples of the current pass that were decoded
         self._waiting: list[Float32] = []
         self._waiting_samples = 0
-        self._pieces = self._clip.sound()
-        self._exhausted = False
+        self._pieces = self._played()
         self._from_sample = 0  # where to start
         self._fresh = True
 
@@ -119,29 +118,27 @@ class ClipSound(AudioSource):
 
     def _fill(self) -> None:
         """Decode until a whole chunk is buffered, or the clip ends."""
-        while self._waiting_samples < self._chunk_samples and not self._exhausted:
+        while self._waiting_samples < self._chunk_samples and (piece := next(self._pieces, None)) is not None:
+            if len(piece):
+                self._waiting.append(piece)
+                self._waiting_samples += len(piece)
+
+    def _played(self) -> Iterator[Float32]:
+        """The decoded audio; endless if it loops."""
+        while True:
+            decoded = 0
             try:
-                piece = next(self._pieces, None)
+                for piece in self._clip.sound():
+                    whole = piece[: self._loop_samples - decoded] if self._loop else piece
+                    decoded += len(whole)
+                    yield whole
             except SourceError as error:
                 # It would fail there again: do not loop or restart.
-                self.error, self._exhausted = str(error), True
+                self.error = str(error)
                 return
-            if piece is not None:
-                if self._loop:
-                    piece = piece[: self._loop_samples - self._decoded]
-                self._decoded += len(piece)
-                self._append(piece)
-            elif self._loop:
-                self._append(np.zeros(self._loop_samples - self._decoded, np.float32))
-                self._pieces = self._clip.sound()
-                self._decoded = 0
-            else:
-                self._exhausted = True
-
-    def _append(self, samples: Float32) -> None:
-        if len(samples):
-            self._waiting.append(samples)
-            self._waiting_samples += len(samples)
+            if not self._loop:
+                return
+            yield np.zeros(self._loop_samples - decoded, np.float32)
 
     def _take(self, size: int) -> Float32:
         joined = np.concatenate(self._waiting)
