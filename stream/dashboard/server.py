@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -234,8 +235,9 @@ async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], 
     serving = asyncio.create_task(server.serve(sockets=[place.socket]))
     announced = False
     while not serving.done():
-        if is_stopping():
+        if is_stopping() and not server.should_exit:
             server.should_exit = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that it cancels are no errors
         if server.started and not announced:
             announced = True
             ready(place.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,9 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import psutil
 import pytest
 
 from mien.clock import NS_PER_MS
-from mien.config import AssetsConfig
+from mien.config import AssetsConfig, BusConfig
 from mien.install import SAMPLE, install_command
-from mien.messages import EMOTIONS, UInt8
+from mien.messages import EMOTIONS, Status, UInt8
 from mien.stream.bench.watchers import Audience, Watcher
-from mien.stream.bus.sockets import Receiver
+from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.subscriber import Subscriber
+from mien.stream.bus.wire import encode_status
 from tests.e2e.browser import Page, Program, assets, await_predictions, chromium, dashboard, open_page, run, station
 from tests.e2e.conftest import command
 from tests.ports import free_ports
@@ -474,6 +476,41 @@ def test_other_host_names_and_origins_are_refused() -> None:
         program.stop()
 
 
+def test_stopping_in_the_middle_of_a_request_is_quiet() -> None:
+    """A worker that does not answer keeps a request open; Ctrl-C then prints no traceback."""
+    port = free_ports()
+    program, url = dashboard(port)
+    bus = BusConfig(port=port)
+    publisher = Publisher(bus.endpoint(), bus)
+    try:
+        with Watcher(url) as watcher:
+
+            def choosers() -> list[str]:
+                publisher.send(
+                    encode_status(Status(session="s", worker="video", run=1, t_ns=0, state="running", pid=1))
+                )
+                publisher.service()
+                watcher.ask()
+                return list(watcher.take()["choosers"])
+
+            wait_until(lambda: choosers() == ["video"], "a worker that accepts choices")
+        body, origin = b'{"worker": "video", "face": "largest"}', url.rstrip("/")
+
+        def choose() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                request(url, "POST", "/choices", body, Origin=origin)
+
+        thread = threading.Thread(target=choose)
+        thread.start()
+        time.sleep(1)
+        program.stop()
+        thread.join(20)
+    finally:
+        program.stop()
+        publisher.close()
+    assert len(program.lines) == 1, program.lines
+
+
 def test_remote_access_needs_the_token(tmp_path: Path) -> None:
     config = tmp_path / "open.toml"
     config.write_text('[dashboard]\nhost = "0.0.0.0"\nport = 0\ntoken = "a-token-of-mine"\n', encoding="utf-8")
@@ -534,7 +571,7 @@ def press(page: Page, *keys: str) -> None:
         page.tab.keyboard.press(key)
 
 
-@contextmanager
+@contextlib.contextmanager
 def keeping(folder: Path, *options: str) -> Iterator[str]:
     """The sample in a loop, and the address of a dashboard that keeps its recordings in a folder."""
     port = free_ports()
