@@ -16,6 +16,7 @@ from mien.models.voice.columns import ROW
 LONGEST = 100  # maximum steps of a recurrence: its cost grows with its length on every engine
 
 Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
 
 # Ablations: name of a part -> the fields of `ModelConfig` that remove it.
 ABLATIONS: dict[str, dict[str, Any]] = {

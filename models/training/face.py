@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mien.errors import DataError
 from mien.messages import EMOTIONS, Float32, Int64, UInt8
+from mien.models.architecture import Count, Natural
 from mien.models.face import FaceCNN, FaceConfig, load_face, save_face
 from mien.models.training.device import mixed_precision
 from mien.models.training.face_augmentation import augment
@@ -40,12 +41,12 @@ class FaceTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bf16: compute in bfloat16; None: if the device supports it in hardware.
     """
 
-    epochs: int = 80
-    teacher_epochs: int = 60
+    epochs: Count = 80
+    teacher_epochs: Natural = 60
     teacher_channels: tuple[int, ...] = (64, 128, 256)
     teacher_blocks: tuple[int, ...] = (2, 3, 3)
     teacher_dropout: float = 0.4
-    batch: int = 256
+    batch: Count = 256
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     momentum: float = 0.9

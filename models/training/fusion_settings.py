@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mien.models.architecture import ModelConfig
+from mien.models.architecture import Count, ModelConfig, Natural
 from mien.models.data.batches import Perturbation
 from mien.models.training.loop import Descent
 
@@ -73,9 +73,9 @@ class FusionTraining(Descent, frozen=True):
     wrong: dict[str, float] = msgspec.field(default_factory=dict)
     alone_weight: float = 0.5
     reliability_weight: float = 0.5
-    views: int = 0
-    reader_steps: int = 400
-    reliability_steps: int = 300
+    views: Natural = 0
+    reader_steps: Count = 400
+    reliability_steps: Natural = 300
     reliability_noise: float | None = None
     reliability_damaged: float | None = None
     reliability_conflict: float | None = None
@@ -87,7 +87,7 @@ class FusionTraining(Descent, frozen=True):
     neutral_weight: float = 3.0
     variance_weight: float = 0.1
     temper: float = 0.3
-    evaluate_every: int = 150
+    evaluate_every: Count = 150
     patience: int = 8
     valid_items: int = 600
     calibration_items: int = 5000

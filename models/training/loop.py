@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from mien.errors import DataError
+from mien.models.architecture import Count, Natural
 from mien.models.weights.tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,13 @@ Network = TypeVar("Network", bound=nn.Module)
 class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of training on batches of rows. `learning_rate`: the peak, after the warm-up of `warm_cosine`."""
 
-    seed: int = 1111
-    steps: int = 3000
-    batch: int = 64
+    seed: Natural = 1111
+    steps: Count = 3000
+    batch: Count = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
-    threads: int = 1
+    threads: Count = 1
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mien.errors import DataError
 from mien.messages import EMOTIONS, Float32, ModalitySpec
-from mien.models.architecture import ModelConfig
+from mien.models.architecture import Count, ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.datasets import Dataset, Sample, make_statistics
 from mien.models.data.speakers import AFTER, AUDIO, NONE, SHARES, Speakers
@@ -52,7 +52,7 @@ class SpeechTraining(Descent, frozen=True):
         average: decay of the averaged weights, which are kept.
     """
 
-    batch: int = 128
+    batch: Count = 128
     warm_up: int = 40
     dropout: float = 0.35
     references: dict[str, float] = msgspec.field(default_factory=lambda: dict(SHARES))

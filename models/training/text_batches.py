@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mien.errors import DataError
 from mien.messages import EMOTIONS, Float32
+from mien.models.architecture import Count
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.text.encoder import TEXT_STEPS, Pieces, WordTokenizer
 from mien.models.training.text_errors import Mishearing, certainty, plain_words
@@ -34,7 +35,7 @@ class SamplingConfig:
         misheard: fraction of sentences with recognition errors, at a word error rate drawn from `word_errors`.
     """
 
-    batch: int = 32
+    batch: Count = 32
     repeats: tuple[tuple[str, float], ...] = (("mosi", 3.0), ("meld", 1.25), ("goemotions", 0.25), ("sst5", 1.0))
     bare: float = 0.35
     cut: float = 0.2

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mien.messages import EMOTIONS, Float32
-from mien.models.architecture import ModelConfig
+from mien.models.architecture import Count, ModelConfig
 from mien.models.data.corpora import CorpusItem
 from mien.models.text.encoder import WordTokenizer
 from mien.models.text.minilm import load_minilm
@@ -43,7 +43,7 @@ class Teacher(Tuning):
     name: str = ""
     teaches: str = SENTIMENT
     corpora: tuple[str, ...] = ()
-    epochs: int = 3
+    epochs: Count = 3
     learning_rate: float = 4e-4
     encoder_rate: float = 0.125
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mien.messages import EMOTIONS, Float32, ModalitySpec
-from mien.models.architecture import ModelConfig
+from mien.models.architecture import Count, ModelConfig, Natural
 from mien.models.cmmsf import CMMSF
 from mien.models.data.corpora import CorpusItem
 from mien.models.evaluation.metrics import emotion_metrics, sentiment_metrics
@@ -58,8 +58,8 @@ class Tuning:
         patience: epochs without a lower validation loss that end the run.
     """
 
-    seed: int = 1111
-    epochs: int = 4
+    seed: Natural = 1111
+    epochs: Count = 4
     learning_rate: float = 8e-4
     encoder_rate: float = 1.0
     weight_decay: float = 0.01

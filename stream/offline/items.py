@@ -6,18 +6,19 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig
-from mien.errors import DataError, RecordingError, SourceError
+from mien.errors import ConfigError, DataError, RecordingError, SourceError
 from mien.messages import EMOTIONS, MODALITIES
+from mien.models.architecture import Natural
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows
-from mien.models.data.labels import Skipped
+from mien.models.data.labels import SPLITS, Skipped, nearest
 from mien.models.weights import WeightSet
 from mien.stream.offline.damage import Damaging, OtherItems, damaged_copies
 from mien.stream.offline.extractors import Extractors
@@ -29,6 +30,9 @@ SHORTEST_PART = 0.2  # of a sentence's words, kept in a shortened copy
 
 class ExtractOptions(msgspec.Struct, frozen=True):
     """What to extract.
+
+    Raises:
+        ConfigError: a modality or split that does not exist.
 
     Attributes:
         modalities: to extract, where an item has them.
@@ -46,17 +50,21 @@ class ExtractOptions(msgspec.Struct, frozen=True):
 
     modalities: tuple[str, ...] = MODALITIES
     splits: tuple[str, ...] = ()
-    audio_copies: int = 0
-    partial_texts: float = 0.0
+    audio_copies: Natural = 0
+    partial_texts: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     asr: str = ""
-    limit: int = 0
+    limit: Natural = 0
     train_limits: dict[str, int] = {}
     damaging: Damaging = Damaging()
-    seed: int = 1111
-    audio_track: int = 0
-    video_track: int = 0
+    seed: Natural = 1111
+    audio_track: Natural = 0
+    video_track: Natural = 0
 
     def __post_init__(self) -> None:
+        for what, names, known in (("modality", self.modalities, MODALITIES), ("split", self.splits, SPLITS)):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(f"there is no {what} {name!r}; {nearest(name, known)}")
         if self.asr == "none":  # one spelling, so that equal options make equal plans
             msgspec.structs.force_setattr(self, "asr", "")
 

@@ -9,6 +9,7 @@ import msgspec
 
 from mien.config import AssetsConfig, read_toml
 from mien.errors import ConfigError
+from mien.models.architecture import Natural
 from mien.models.training.face import FaceTraining
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.speech import SpeechTraining
@@ -38,7 +39,7 @@ class TrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = "auto"
     stages: tuple[str, ...] = STAGES
     allow_pickle: bool = False
-    jobs: int = 0
+    jobs: Natural = 0
     text: dict[str, Any] = msgspec.field(default_factory=dict)
     face: FaceTraining = FaceTraining()
     extract: ExtractOptions = ExtractOptions(splits=("train", "valid"), audio_copies=12, partial_texts=0.3)

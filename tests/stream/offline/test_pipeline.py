@@ -24,6 +24,7 @@ from mien.models.training.loop import Progress
 from mien.models.weights import FILES, SHIPPED_FOLDER
 from mien.stream.offline.pipeline import in_own_process, train
 from mien.stream.offline.plan import TrainPlan, load_plan, output_folder
+from mien.stream.offline.stages import train_text_stage
 
 TOML = """
 data = ["{pickle}"]
@@ -154,9 +155,26 @@ def test_a_pickle_needs_permission(folder: Path) -> None:
 
 
 def test_plans_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "mosi.csv").write_text("text,sentiment\nhm,1\n")
     (tmp_path / "plan.toml").write_text("[fusion]\nstep = 3")
     with pytest.raises(ConfigError, match=r"fusion.step.*did you mean `steps`"):
         load_plan(tmp_path / "plan.toml")
+    for table, key in (
+        ("fusion", "steps = 0"), ("fusion", "batch = 0"), ("fusion", "evaluate_every = 0"), ("speech", "batch = -1"),
+        ("face", "epochs = 0"), ("extract", "limit = -5"), ("extract", "partial_texts = 7.0"), ("fusion", "seed = -1"),
+    ):  # fmt: skip
+        (tmp_path / "plan.toml").write_text(f"[{table}]\n{key}")
+        with pytest.raises(ConfigError, match=rf"`{table}.{key.split()[0]}` in .*expected `\w+` >?<?="):
+            load_plan(tmp_path / "plan.toml")
+    for key, message in (
+        ("modalities = ['adio']", "there is no modality 'adio'; did you mean `audio`"),
+        ("splits = ['dev']", "there is no split 'dev'; known: train, valid, test"),
+    ):
+        (tmp_path / "plan.toml").write_text(f"[extract]\n{key}")
+        with pytest.raises(ConfigError, match=message):
+            load_plan(tmp_path / "plan.toml")
+    with pytest.raises(ConfigError, match=r"table `text`: .*epochs"):
+        train_text_stage(TrainPlan(data=(str(tmp_path / "mosi.csv"),), text={"epochs": 0}), None)
     with pytest.raises(ConfigError, match="unknown stage dance"):
         train(TrainPlan(data=("x",), stages=("dance",)))
     with pytest.raises(DataError, match="--data"):
