@@ -18,7 +18,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mien.errors import BusError
 from mien.stream.bus.curve import is_loopback
-from mien.stream.bus.subscriber import Subscriber
 from mien.stream.monitoring.observer import Condition, Observer
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -68,7 +67,7 @@ class Exporter(MetricsServer):
     """
 
     def __init__(self, endpoint: str, session: str, port: int, keys: str | Path = "") -> None:
-        self._observer, self._session = Observer(Subscriber(endpoint, session=session, keys=keys)), session
+        self._observer, self._session = Observer(endpoint, session=session, keys=keys), session
         registry = CollectorRegistry()
         self._predictions = Counter("mien_predictions", "Predictions received.", registry=registry)
         self._abstained = Counter("mien_abstained", "Predictions without evidence.", registry=registry)

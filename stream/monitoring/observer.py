@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from mien.clock import NS_PER_S
-from mien.messages import WORKERS, Prediction, Status
+from mien.messages import WORKERS, Prediction
 from mien.stream.bus.subscriber import Subscriber
 
 SILENT_S = 3.0  # without a prediction: down
@@ -77,34 +78,25 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     modalities: tuple[ModalityCondition, ...]
 
 
-class Observer:
-    """Watches a subscriber.
+class Observer(Subscriber):
+    """A subscriber that keeps account of what it receives.
 
     Attributes:
-        newest: the newest prediction. statuses: the newest of each process.
+        newest: the newest prediction.
     """
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    def __init__(self, endpoint: str, *, session: str | None = None, keys: str | Path = "") -> None:
+        super().__init__(endpoint, session=session, keys=keys)
         self.newest: Prediction | None = None
-        self._subscriber = subscriber
         self._began_s = time.monotonic()
         self._heard_s: float | None = None
         self._arrivals_s: deque[float] = deque(maxlen=1000)
         self._inference: tuple[int, int] | None = None
 
-    @property
-    def statuses(self) -> dict[str, Status]:
-        return self._subscriber.statuses
-
     def wait(self, timeout_s: float) -> list[Prediction]:
-        """Process and return the predictions that arrive within `timeout_s`."""
-        predictions = self._subscriber.wait(timeout_s)
+        predictions = super().wait(timeout_s)
         self._take_in(predictions)
         return predictions
-
-    def close(self) -> None:
-        """Disconnect the subscriber."""
-        self._subscriber.close()
 
     def condition(self) -> Condition:
         """The session's current condition."""
@@ -136,7 +128,7 @@ class Observer:
             predictions_per_s=round(self._rate(now_s), 1),
             latency_ms=newest.latency.get("total") if newest else None,
             silent_s=silent_s,
-            lost=self._subscriber.lost,
+            lost=self.lost,
             processes=processes,
             modalities=modalities,
         )

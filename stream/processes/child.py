@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +57,9 @@ def backoff_s(deaths: int) -> float:
     """Delay before a restart after that many consecutive crashes."""
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
+
+# On Linux a process dies with the thread that started it (see mien.stream.processes.control): one that stays.
+_spawner = ThreadPoolExecutor(1, "spawner")
 
 # What is started under a name, up to a dot; any other name is that of a capture worker.
 _COMMANDS = {"inference": ["infer"], "dashboard": ["dashboard"], "window": ["dashboard", "--window"]}
@@ -106,7 +110,8 @@ class Child:
         self.log = log_path(assignment.config, worker)
         command = _COMMANDS.get(worker.partition(".")[0], ["capture", worker])
         with open_log(self.log) as log:
-            self.process = subprocess.Popen(
+            started = _spawner.submit(
+                subprocess.Popen,
                 [*program, *command, "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -117,6 +122,7 @@ class Child:
                 # Ctrl-C is ours to handle; see run_supervised for systems where it still reaches the process.
                 start_new_session=os.name == "posix",
             )
+            self.process: subprocess.Popen[str] = started.result()
         self._events = events
         self._write(msgspec.json.encode(assignment).decode())
         threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
@@ -128,9 +134,14 @@ class Child:
 
     def check_alive(self, ready_timeout_s: float) -> None:
         """Kill it if it hangs, or is not ready in time; its exit is then an event like any other."""
-        silent_s = time.monotonic() - self.heard_s
-        if not self.hung and silent_s > (self.timeout_s if self.ready else ready_timeout_s):
-            self.hung = f"did not respond for {silent_s:.1f} s and was killed"
+        now_s = time.monotonic()
+        if self.hung:
+            return
+        if not self.ready and now_s - self.began_s > ready_timeout_s:
+            self.hung = f"was not ready after {ready_timeout_s:.0f} s and was killed"
+        elif self.ready and now_s - self.heard_s > self.timeout_s:
+            self.hung = f"did not respond for {now_s - self.heard_s:.1f} s and was killed"
+        if self.hung:
             self.process.kill()
 
     def cause(self, event: Event) -> str:

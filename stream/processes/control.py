@@ -122,11 +122,8 @@ class Control:
 
     def take_orders(self) -> Iterator[Order]:
         """Pending orders for inference, oldest first."""
-        while True:
-            try:
-                yield self._orders.get_nowait()
-            except queue.Empty:
-                return
+        while not self._orders.empty():
+            yield self._orders.get_nowait()
 
     def _write(self, line: dict[str, Any]) -> bool:
         """Write a line; False if the supervisor does not read: a stopped one must not block us."""
@@ -165,8 +162,6 @@ class Control:
                 self.started.set()
             elif "order" in order:
                 self._orders.put(msgspec.convert(order["order"], Order))
-            elif order.get("stop"):
-                break
         self.stopping.set()
         time.sleep(_GRACE_S)
         # Blocked in a driver or a native library, with no supervisor left to kill it.
@@ -216,11 +211,9 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def run_alone(
-    config: Config, body: Callable[[Control], None], workers: tuple[str, ...] = (), clock: Clock | None = None
-) -> None:
+def run_alone(config: Config, body: Callable[[Control], None], clock: Clock | None = None) -> None:
     """Run a process body standalone, until Ctrl-C, SIGTERM or the end of its clip; on its own clock."""
-    control = Control(Assignment(config, (clock or Clock()).anchor_ns, workers), supervised=False)
+    control = Control(Assignment(config, (clock or Clock()).anchor_ns), supervised=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stopping.set())
     control.begin()

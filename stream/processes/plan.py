@@ -15,6 +15,7 @@ from mien.install import SAMPLE
 from mien.messages import Origin
 from mien.models.baseline import Person
 from mien.stream.sources.address import Address, File, Url, address_of
+from mien.stream.sources.devices import cameras, microphones
 
 if TYPE_CHECKING:
     from mien.stream.sources.clip import Clip
@@ -63,7 +64,7 @@ def plan_session(config: Config) -> Session:
     if config.video.source == "auto" and not find_camera():
         absent["vision"] = "no camera found"
         video = None
-    if config.audio.source == "auto" and not find_microphone():
+    if config.audio.source == "auto" and not microphones():
         absent["audio"] = absent["text"] = "no microphone found"
         audio = None
     tracks = dict.fromkeys(note for clip in (film, sound) if clip is not None for note in clip.notes)
@@ -150,22 +151,7 @@ def find_camera() -> bool:
     """Whether this machine has a camera."""
     if platform.system() == "Linux":
         return any(Path("/dev").glob("video*"))
-    import cv2
-
-    capture = cv2.VideoCapture(0)
-    opened = capture.isOpened()
-    capture.release()
-    return bool(opened)
-
-
-def find_microphone() -> bool:
-    """Whether this machine has a recording device."""
-    try:
-        import sounddevice
-
-        return any(device["max_input_channels"] > 0 for device in sounddevice.query_devices())
-    except (ImportError, OSError):
-        return False
+    return bool(cameras())
 
 
 def _origin(*addresses: Address | None) -> Origin:

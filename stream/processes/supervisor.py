@@ -12,8 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 
@@ -74,8 +72,6 @@ class Supervisor:
         self._report = Report(session.config.session, self.clock)
         self._due: dict[str, float] = {}
         self._tended_s = self._reported_s = 0.0
-        # On Linux a process dies with the thread that started it (see mien.stream.processes.control), so it must stay.
-        self._spawner = ThreadPoolExecutor(1, "spawner")
         self._notes: list[str] = []
         self._specs: dict[str, ModalitySpec] = {}
 
@@ -88,19 +84,20 @@ class Supervisor:
         """The processes that are not ready yet."""
         return [worker for worker, child in self._children.items() if not child.ready]
 
-    def wait_ready(self, stopping: threading.Event, timeout_s: float = _READY_TIMEOUT_S) -> bool:
+    def wait_ready(self, stopping: threading.Event) -> bool:
         """Wait until every process is ready. False if told to stop before.
 
         Raises:
             MienError: as reported by the process that failed; WorkerError if one died, or is not ready in time.
         """
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + _READY_TIMEOUT_S
         while self.waiting_for():
             if stopping.is_set():
                 return False
             if time.monotonic() > deadline_s:
                 names = ", ".join(self.waiting_for())
-                raise WorkerError(f"not ready after {timeout_s:.0f} s: {names}; see {self._log_folder()}")
+                folder = log_path(self.session.config, "inference").parent
+                raise WorkerError(f"not ready after {_READY_TIMEOUT_S:.0f} s: {names}; see {folder}")
             try:
                 event = self._events.get(timeout=0.1)
             except queue.Empty:
@@ -135,11 +132,8 @@ class Supervisor:
         Raises:
             WorkerError: a process died that cannot be replaced: a clip played in full must not miss anything.
         """
-        while True:
-            try:
-                event = self._events.get_nowait()
-            except queue.Empty:
-                break
+        while not self._events.empty():
+            event = self._events.get_nowait()
             self._note_event(event)
             child = self._children.get(event.worker)
             if event.state == "exited" and child is not None and child.process.pid == event.pid and not child.ended:
@@ -181,7 +175,6 @@ class Supervisor:
         for child in self._children.values():
             child.process.wait(2.0)
             child.sweep()
-        self._spawner.shutdown()
 
     def drain_notes(self) -> list[str]:
         """Events since the last call, for display."""
@@ -189,24 +182,15 @@ class Supervisor:
         return notes
 
     def _spawn(self, worker: str) -> None:
-        started = self._spawner.submit(Child, worker, self._assignment, self._events, self._program)
-        self._children[worker] = started.result()
+        self._children[worker] = Child(worker, self._assignment, self._events, self._program)
 
     def _check_heartbeat(self, child: Child, now_s: float) -> None:
         """Detect a late process, and kill a hung one; its exit is then an event like any other."""
-        if child.ended or child.hung or child.process.poll() is not None or self.session.config.clip.fast:
+        if child.ended or child.process.poll() is not None or self.session.config.clip.fast:
             return
-        if not child.ready:
-            limit_s = _RESTART_TIMEOUT_S if self._report.restarts[child.worker] else _READY_TIMEOUT_S
-            if now_s - child.began_s > limit_s:
-                child.hung = f"was not ready after {limit_s:.0f} s and was killed"
-                child.process.kill()
-            return
-        silent_s = now_s - child.heard_s
-        if silent_s > child.timeout_s:
-            child.hung = f"did not respond for {silent_s:.1f} s and was killed"
-            child.process.kill()
-        elif (silent_s > _LATE_S and child.timeout_s <= HEARTBEAT_TIMEOUT_S) != child.late:
+        child.check_alive(_RESTART_TIMEOUT_S if self._report.restarts[child.worker] else _READY_TIMEOUT_S)
+        late = now_s - child.heard_s > _LATE_S and child.timeout_s <= HEARTBEAT_TIMEOUT_S
+        if child.ready and not child.hung and late != child.late:
             child.late = not child.late
             if child.late:
                 self._mark_unhealthy(child.worker, f"the {child.worker} process does not answer", dead=False)
@@ -305,6 +289,3 @@ class Supervisor:
 
     def _describe_exit(self, event: Event) -> str:
         return f"{self._cause(event)}, see {self._children[event.worker].log}"
-
-    def _log_folder(self) -> Path:
-        return log_path(self.session.config, "inference").parent

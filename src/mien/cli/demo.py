@@ -31,7 +31,8 @@ def command(
     from mien.config import load_config
     from mien.install import SAMPLE, install_command
     from mien.stream.dashboard.launch import DashboardProcess, has_page
-    from mien.stream.processes.plan import find_camera, find_microphone, plan_session
+    from mien.stream.processes.plan import find_camera, plan_session
+    from mien.stream.sources.devices import microphones
 
     overrides: dict[str, object] = {}
     chosen = load_config(config)
@@ -39,7 +40,7 @@ def command(
     badge = "CLIP" if clip else "LIVE"
     if is_chosen and not sample:
         overrides |= {"video.source": camera or clip, "audio.source": mic or clip}
-    elif sample or not (find_camera() or find_microphone()):
+    elif sample or not (find_camera() or microphones()):
         if not sample:
             typer.echo("No camera and no microphone found: playing the built-in sample.", err=True)
         badge = "SAMPLE"

@@ -24,11 +24,10 @@ def command(
     import msgspec
 
     from mien.errors import BusError
-    from mien.stream.bus.subscriber import Subscriber, explain_silence, misdirected
+    from mien.stream.bus.subscriber import explain_silence, misdirected
     from mien.stream.monitoring.observer import Observer
 
-    with Subscriber(endpoint, session=session, keys=keys) as subscriber:
-        observer = Observer(subscriber)
+    with Observer(endpoint, session=session, keys=keys) as observer:
         began_s = time.monotonic()
         # Statuses are sent on subscription and once a second; a rate takes a moment longer.
         while time.monotonic() - began_s < min(timeout, 1.3) or (
@@ -36,7 +35,7 @@ def command(
         ):
             observer.wait(0.1)
         condition = observer.condition()
-        actual = misdirected(subscriber.statuses, endpoint)
+        actual = misdirected(observer.statuses, endpoint)
         if actual is not None or (condition.silent_s is None and not condition.processes):
             raise BusError(actual or explain_silence(endpoint, session, timeout, keys))
     if as_json:
