@@ -9,9 +9,9 @@ from typing import Any
 from mien.config import BusConfig, Config
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
-from mien.messages import WORKERS, ModalitySpec, Prediction
+from mien.messages import WORKERS, ModalitySpec
 from mien.stream.bench.measurement import describe
-from mien.stream.bench.synthetic import SyntheticStream
+from mien.stream.bench.synthetic import SyntheticStream, synthetic_prediction
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
@@ -63,7 +63,7 @@ def bench_bus(seconds: float = 5.0) -> dict[str, Any]:
     """The bus alone: a features and a prediction message over local TCP, one at a time, then in bursts."""
     stream = SyntheticStream("bench", {"vision": ModalitySpec("vision", 119, 10, 50)})
     (message,) = stream.next()
-    prediction = _prediction_of_nothing()
+    prediction = synthetic_prediction("bench", 0, 0)
     config = BusConfig(port=free_port())
     publisher = Publisher(config.endpoint(), config)
     receiver = Receiver(config.endpoint(), (topic("features", "bench"), topic("prediction", "bench")))
@@ -87,22 +87,6 @@ def bench_bus(seconds: float = 5.0) -> dict[str, Any]:
         "received": received,
         "drops": {"beyond the high-water mark": sent - received},
     }
-
-
-def _prediction_of_nothing() -> Prediction:
-    return Prediction(
-        session="bench",
-        run=1,
-        seq=0,
-        t_end_ns=0,
-        sentiment=None,
-        sentiment_smooth=None,
-        emotions=None,
-        confidence=None,
-        gates={},
-        age_ms={},
-        abstains="this is a benchmark",
-    )
 
 
 def _round_trips(

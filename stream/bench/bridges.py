@@ -19,8 +19,8 @@ from typing import Any
 from mien.clock import Clock
 from mien.config import BusConfig
 from mien.errors import BusError
-from mien.messages import EMOTIONS, Prediction, Word
 from mien.stream.bench.measurement import describe
+from mien.stream.bench.synthetic import synthetic_prediction
 from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
@@ -77,7 +77,8 @@ def _measure(kind: str, seconds: float) -> dict[str, Any]:
                 begun = number
             if begun is None and time.monotonic() > until_s:
                 raise BusError(f"nothing was received through the bridge {kind}; see mien bridge {kind}")
-            publisher.send(encode_prediction(_prediction(number, clock)))
+            prediction = synthetic_prediction(_SESSION, number, clock.now_ns(), number % _CYCLE * _STEP)
+            publisher.send(encode_prediction(prediction))
             number, due_s = number + 1, due_s + 1 / _RATE_HZ
             while (left_s := due_s - time.monotonic()) > 0:
                 publisher.service()
@@ -88,15 +89,6 @@ def _measure(kind: str, seconds: float) -> dict[str, Any]:
     both = [n for n in bridged if n in direct and n >= (begun or 0) % _CYCLE]
     added_ms = [(bridged[n] - direct[n]) / 1e6 for n in both]
     return {"predictions": len(both), "added_ms": describe(added_ms)}
-
-
-def _prediction(number: int, clock: Clock) -> Prediction:
-    now_ns = clock.now_ns()
-    return Prediction(
-        session=_SESSION, run=1, seq=number, t_end_ns=now_ns, sentiment=number % _CYCLE * _STEP, sentiment_smooth=0.0,
-        emotions=dict.fromkeys(EMOTIONS, 1 / len(EMOTIONS)), confidence=0.5, gates={"vision": 1.0},
-        age_ms={"vision": 1.0}, words=(Word("word", now_ns, now_ns),), model="bench",
-    )  # fmt: skip
 
 
 def _note(arrivals: Arrivals, sentiment: float) -> None:
@@ -119,6 +111,7 @@ Peer = tuple[list[str], Callable[[], None]]  # options of the bridge, and what r
 def _web(arrivals: Arrivals, stopping: threading.Event) -> Iterator[Peer]:
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect
+    from websockets.typing import Origin
 
     port = free_port()
 
@@ -127,7 +120,7 @@ def _web(arrivals: Arrivals, stopping: threading.Event) -> Iterator[Peer]:
             # Nobody listens yet, or the bridge has ended.
             with (
                 contextlib.suppress(OSError, ConnectionClosed),
-                connect(f"ws://127.0.0.1:{port}/ws", origin=_origin(port)) as client,
+                connect(f"ws://127.0.0.1:{port}/ws", origin=Origin(f"http://127.0.0.1:{port}")) as client,
             ):
                 while not stopping.is_set():
                     with contextlib.suppress(TimeoutError):
@@ -137,10 +130,6 @@ def _web(arrivals: Arrivals, stopping: threading.Event) -> Iterator[Peer]:
             time.sleep(0.1)
 
     yield ["--port", str(port)], receive
-
-
-def _origin(port: int) -> Any:
-    return f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager

@@ -23,11 +23,10 @@ import zmq
 
 from mien.messages import WORKERS, Prediction, Status
 from mien.stream.bench.devices import CameraServer, SoundCard
+from mien.stream.bench.paced import running
 from mien.stream.bus.sockets import Receiver
-from mien.stream.bus.subscriber import Subscriber
 from mien.stream.processes.child import PROGRAM
 from mien.stream.processes.plan import Session
-from mien.stream.processes.supervisor import Supervisor
 
 WARM_UP_S = 15.0
 AWAY_S = 4.0  # how long a device is gone
@@ -93,7 +92,6 @@ class Chaos:
         self._report = report
         self._camera, self._card = camera, card
         self._random = np.random.default_rng(seed)
-        self._supervisor = Supervisor(session, program=(*PROGRAM[:-1], "mien.stream.bench.stepped"))
         self._log = GapLog(session.workers)
         self._started_s = 0.0
 
@@ -103,27 +101,22 @@ class Chaos:
         Raises:
             MienError: a process could not start.
         """
-        bus = self._session.config.bus
         outcomes: list[Outcome] = []
-        try:
-            self._supervisor.launch()
-            if not self._supervisor.wait_ready(stopping):
+        program = (*PROGRAM[:-1], "mien.stream.bench.stepped")
+        with running(self._session, stopping, program) as live:
+            if live is None:
                 return {}
-            with Subscriber(bus.address(), session=self._session.config.session) as subscriber:
-                self._subscriber = subscriber
-                self._supervisor.start()
-                self._follow(WARM_UP_S, stopping, lambda _: False)
-                faults = self._faults()
-                pending: list[Fault] = []
-                self._started_s = time.monotonic()
-                deadline_s = self._started_s + seconds
-                while not stopping.is_set() and time.monotonic() < deadline_s:
-                    if not pending:
-                        pending = [faults[index] for index in self._random.permutation(len(faults))]
-                    outcomes.append(self._run_fault(pending.pop(), stopping))
-                    self._report(outcomes[-1])
-        finally:
-            self._supervisor.stop()
+            self._supervisor, self._subscriber = live
+            self._supervisor.start()
+            self._follow(WARM_UP_S, stopping)
+            faults = self._faults()
+            pending: list[Fault] = []
+            self._started_s = time.monotonic()
+            while not stopping.is_set() and time.monotonic() < self._started_s + seconds:
+                if not pending:
+                    pending = [faults[index] for index in self._random.permutation(len(faults))]
+                outcomes.append(self._run_fault(pending.pop(), stopping))
+                self._report(outcomes[-1])
         return self._summary(outcomes)
 
     def _faults(self) -> list[Fault]:
@@ -138,8 +131,8 @@ class Chaos:
             faults.append(Fault("camera gone", self._camera.switch_off, "vision", self._camera.switch_on))
         if self._card is not None:
             faults.append(Fault("microphone gone", self._card.pull_out, "audio", self._card.plug_in))
-        faults.append(Fault("1000 garbage messages", lambda: self._in_background(self._throw_garbage)))
-        faults.append(Fault("subscriber that never reads", lambda: self._in_background(self._never_read)))
+        faults.append(Fault("1000 garbage messages", lambda: _in_background(self._throw_garbage)))
+        faults.append(Fault("subscriber that never reads", lambda: _in_background(self._never_read)))
         if hasattr(signal, "SIGUSR1"):
             stepped = str(self._random.choice(workers))
             faults.append(Fault(f"wall clock of {stepped} an hour on", lambda: self._signal(stepped, "SIGUSR1")))
@@ -151,23 +144,28 @@ class Chaos:
         rate_hz = len(before) / 5.0
         lost_mark = self._subscriber.lost
         outcome = Outcome(fault.name, begun_s - self._started_s)
-        fault.inject()
-        repaired_s = begun_s
-        if fault.repair is not None:
-            self._watch(outcome, fault, begun_s, AWAY_S, stopping)
-            fault.repair()
-            repaired_s = time.monotonic()
-        run = before[-1].run if before else None
 
         def is_healthy(prediction: Prediction) -> bool:
             if fault.modality:
-                self._note_mask(outcome, fault, prediction, begun_s)
+                note_mask(prediction)
                 return outcome.masked_s is not None and fault.modality not in prediction.absent
             return fault.modality is None or prediction.run != run
 
+        def note_mask(prediction: Prediction) -> None:
+            if outcome.masked_s is None and fault.modality in prediction.absent:
+                outcome.masked_s = time.monotonic() - begun_s
+                outcome.reason = prediction.absent[fault.modality]
+
+        run = before[-1].run if before else None
+        fault.inject()
+        repaired_s = begun_s
+        if fault.repair is not None:
+            self._follow(AWAY_S, stopping, note_mask)
+            fault.repair()
+            repaired_s = time.monotonic()
         if self._follow(max(self._every_s - (repaired_s - begun_s), _PATIENCE_S), stopping, is_healthy):
             outcome.recovered_s = time.monotonic() - repaired_s if fault.modality is not None else 0.0
-        self._follow(begun_s + self._every_s - time.monotonic(), stopping, lambda _: False)
+        self._follow(begun_s + self._every_s - time.monotonic(), stopping)
         silences = [end_s - start_s for start_s, end_s in self._log.silences(begun_s)]
         outcome.longest_silence_s = max(silences, default=0.0)
         lost = self._subscriber.lost - lost_mark
@@ -181,20 +179,9 @@ class Chaos:
         self._log.forget()
         return outcome
 
-    def _watch(self, outcome: Outcome, fault: Fault, begun_s: float, seconds: float, stopping: threading.Event) -> None:
-        def look(prediction: Prediction) -> bool:
-            self._note_mask(outcome, fault, prediction, begun_s)
-            return False
-
-        self._follow(seconds, stopping, look)
-
-    @staticmethod
-    def _note_mask(outcome: Outcome, fault: Fault, prediction: Prediction, begun_s: float) -> None:
-        if outcome.masked_s is None and fault.modality in prediction.absent:
-            outcome.masked_s = time.monotonic() - begun_s
-            outcome.reason = prediction.absent[str(fault.modality)]
-
-    def _follow(self, seconds: float, stopping: threading.Event, condition: Callable[[Prediction], bool]) -> bool:
+    def _follow(
+        self, seconds: float, stopping: threading.Event, condition: Callable[[Prediction], object] = lambda _: False
+    ) -> bool:
         """Supervise the session; True as soon as a prediction meets the condition."""
         deadline_s = time.monotonic() + seconds
         while not stopping.is_set() and time.monotonic() < deadline_s:
@@ -203,7 +190,7 @@ class Chaos:
             met = False
             for prediction in self._subscriber.wait(0.02):
                 self._log.add_prediction(prediction)
-                met = met or condition(prediction)
+                met = bool(condition(prediction)) or met
             self._log.add_statuses(self._subscriber.statuses)
             if met:
                 return True
@@ -211,10 +198,6 @@ class Chaos:
 
     def _signal(self, worker: str, name: str) -> None:
         os.kill(self._supervisor.processes()[worker], getattr(signal, name))
-
-    @staticmethod
-    def _in_background(work: Callable[[], None]) -> None:
-        threading.Thread(target=work, daemon=True).start()
 
     def _throw_garbage(self) -> None:
         """Half as raw bytes on the ports, half as ZeroMQ messages."""
@@ -266,6 +249,10 @@ class Chaos:
                 "every gap explained": not unexplained,
             },
         }
+
+
+def _in_background(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()
 
 
 SILENCE_S = 0.5  # a longer gap without predictions must be explained

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import numpy as np
 
 from mien.errors import SourceError
 from mien.messages import Float32
+from mien.stream.bus.ports import free_port
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
 from mien.stream.sources.source import SAMPLE_RATE
@@ -43,9 +43,7 @@ class CameraServer:
 
     def __init__(self, jpegs: Sequence[bytes], period_s: float) -> None:
         self._jpegs, self._period_s = jpegs, period_s
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}/video"
         self._on = threading.Event()
         self._server: ThreadingHTTPServer | None = None

@@ -92,10 +92,10 @@ def _infer(engine: Engine, inputs: Sequence[dict[str, Array]]) -> Turn:
 
 def _predict(predictor: Predictor) -> Turn:
     """Frames of one continuous stream: reuse is as it would be live."""
-    windows, (lane,) = make_lanes(predictor, 1, time.monotonic_ns())
+    windows, ((stream, assembler),) = make_lanes(predictor, 1, time.monotonic_ns())
 
     def prepare(_: int) -> Callable[[], object]:
-        look = windows.look([lane.assembler.place], [lane.advance()])
+        look = windows.look([assembler.place], [stream.feed(assembler)])
         return lambda: predictor.predict_look(windows, look)
 
     return prepare

@@ -87,57 +87,29 @@ def due_ns(begin_ns: int, stream: int, total: int, frame: int, frame_hz: float =
     return start_ns + int(frame * NS_PER_S / frame_hz)
 
 
-class _Lane:
-    """One session's stream and its publishers."""
-
-    def __init__(self, name: str, specs: dict[str, ModalitySpec], number: int, clock: Clock, task: Task) -> None:
-        self.number, self._clock, self._specs, self._name = number, clock, specs, name
-        self._hz = task.frame_hz
-        self.stream: SyntheticStream | None = None
-        any_port = task.bus.endpoint().rpartition(":")[0] + ":*"
-        self.publishers = {spec: Publisher(any_port, task.bus) for spec in specs}
-        for publisher in self.publishers.values():
-            publisher.on_clock_request(lambda question: answer_question(question, RUN, clock))
-
-    def begin(self, start_ns: int) -> None:
-        """The first frame is captured at `start_ns` of `time.monotonic_ns()`."""
-        at_ns = start_ns + self._clock.anchor_ns
-        self.stream = SyntheticStream(self._name, self._specs, self.number, at_ns, self._hz)
-
-    def send(self) -> int:
-        """Send what comes with the next frame. Returns when the one after it is captured."""
-        assert self.stream is not None
-        captured_ns = self.stream.due_ns
-        for message in self.stream.next():
-            stamps = {"read": captured_ns, "sent": self._clock.now_ns()}
-            frames = encode_features(msgspec.structs.replace(message, stamps=stamps))
-            self.publishers[message.modality].send(frames, keep=self._specs[message.modality].snapshot)
-        return self.stream.due_ns - self._clock.anchor_ns
-
-
 def main() -> None:
     """Follow the orders on standard input."""
     task = msgspec.json.decode(sys.stdin.readline(), type=Task)
     make_room(len(task.sessions))
-    clock, specs = Clock(), {spec.name: spec for spec in task.specs}
-    lanes = [_Lane(name, specs, task.first + number, clock, task) for number, name in enumerate(task.sessions)]
+    clock, any_port = Clock(), task.bus.endpoint().rpartition(":")[0] + ":*"
+    senders = [{spec.name: Publisher(any_port, task.bus) for spec in task.specs} for _ in task.sessions]
+    publishers = [publisher for sender in senders for publisher in sender.values()]
+    for publisher in publishers:
+        publisher.on_clock_request(lambda question: answer_question(question, RUN, clock))
     endpoints = {
-        name: {
-            modality: publisher.socket.get_string(zmq.LAST_ENDPOINT) for modality, publisher in lane.publishers.items()
-        }
-        for name, lane in zip(task.sessions, lanes, strict=True)
+        name: {modality: publisher.socket.get_string(zmq.LAST_ENDPOINT) for modality, publisher in sender.items()}
+        for name, sender in zip(task.sessions, senders, strict=True)
     }
     print(msgspec.json.encode(endpoints).decode(), flush=True)
     begin: list[int] = []
     threading.Thread(target=lambda: begin.append(int(sys.stdin.readline() or 0)), daemon=True).start()
     while not begin:
-        for lane in lanes:
-            for publisher in lane.publishers.values():
-                publisher.service()
+        for publisher in publishers:
+            publisher.service()
         time.sleep(0.01)
     over = threading.Event()
     threading.Thread(target=_until_end, args=(over,), daemon=True).start()
-    print(_play(lanes, task, begin[0], over), flush=True)
+    print(_play(senders, task, clock, begin[0], over), flush=True)
 
 
 def _until_end(over: threading.Event) -> None:
@@ -145,23 +117,28 @@ def _until_end(over: threading.Event) -> None:
     over.set()
 
 
-def _play(lanes: list[_Lane], task: Task, begin_ns: int, over: threading.Event) -> float:
+def _play(senders: list[dict[str, Publisher]], task: Task, clock: Clock, begin_ns: int, over: threading.Event) -> float:
     """Send all frames. Returns the 99th percentile of their lateness, in milliseconds."""
+    specs = {spec.name: spec for spec in task.specs}
     waiting, late_ns = [], [0]
-    for lane in lanes:
-        first_ns = due_ns(begin_ns, lane.number, task.total, 0, task.frame_hz)
-        lane.begin(first_ns)
-        waiting.append((first_ns, lane.number, lane))
+    for number, (name, sender) in enumerate(zip(task.sessions, senders, strict=True), task.first):
+        first_ns = due_ns(begin_ns, number, task.total, 0, task.frame_hz)
+        stream = SyntheticStream(name, specs, number, first_ns + clock.anchor_ns, task.frame_hz)
+        waiting.append((first_ns, number, stream, sender))
     heapq.heapify(waiting)
     while not over.is_set():
-        captured_ns, number, lane = waiting[0]
+        captured_ns, number, stream, sender = waiting[0]
         wait_ns = captured_ns - time.monotonic_ns()
         if wait_ns > 0:
             over.wait(wait_ns / NS_PER_S)
             continue
         if captured_ns >= begin_ns:
             late_ns.append(-wait_ns)
-        heapq.heapreplace(waiting, (lane.send(), number, lane))
+        for message in stream.next():
+            stamps = {"read": captured_ns + clock.anchor_ns, "sent": clock.now_ns()}
+            frames = encode_features(msgspec.structs.replace(message, stamps=stamps))
+            sender[message.modality].send(frames, keep=specs[message.modality].snapshot)
+        heapq.heapreplace(waiting, (stream.due_ns - clock.anchor_ns, number, stream, sender))
     return round(float(np.percentile(late_ns, 99)) / NS_PER_MS, 2)
 
 

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import numpy as np
 import zmq
 
 from mien.clock import NS_PER_S, Clock
+from mien.closing import Closing
 from mien.config import BusConfig, Config, InferenceConfig, load_config
 from mien.errors import WorkerError
 from mien.messages import WORKERS, FeatureWindow, ModalitySpec
@@ -37,7 +39,7 @@ _SLOW_S = 0.5  # a slow subscriber's time per message
 SESSION = "load"
 
 
-class InferenceUnderLoad:
+class InferenceUnderLoad(Closing):
     """An inference process, and publishers in place of its three workers."""
 
     def __init__(self, engine: str, checkpoint: str) -> None:
@@ -126,33 +128,32 @@ class InferenceUnderLoad:
 
 def measure_flood(engine: str, checkpoint: str, seconds: float, stopping: threading.Event) -> dict[str, Any]:
     """Latency and memory of inference at the pace of a camera, then at ten times that, for `seconds` each."""
-    load = InferenceUnderLoad(engine, checkpoint)
     results: dict[str, Any] = {}
-    try:
-        with Subscriber(load.config.bus.endpoint(), session=SESSION) as subscriber:
-            for name, pace in (("unloaded", 1), ("flood of 10x", 10)):
-                sent, drops = sum(load.sent.values()), Counter(_drops(subscriber))
-                load.begin(pace)
-                latencies, memory, began_s = [], [], time.monotonic()
-                while not stopping.is_set() and (at_s := time.monotonic() - began_s) < seconds + _SETTLE_S:
-                    wait_s = load.feed()
-                    predictions = subscriber.wait(min(wait_s, 0.01))
-                    if at_s > _SETTLE_S:
-                        latencies += [p.latency["total"] for p in predictions if "total" in p.latency]
-                    status = subscriber.statuses.get("inference")
-                    if at_s > _SETTLE_S and status is not None and status.rss_mb is not None:
-                        memory.append(status.rss_mb)
-                now = Counter(_drops(subscriber))
-                results[name] = {
-                    "latency_ms": describe(latencies),
-                    "sent_per_s": round((sum(load.sent.values()) - sent) / (seconds + _SETTLE_S)),
-                    "predictions_per_s": round(len(latencies) / seconds, 1),
-                    "rss_mb": round(float(np.median(memory)), 1) if memory else None,
-                    "drops": {cause: now[cause] - drops[cause] for cause in now if now[cause] > drops[cause]},
-                    "lost": subscriber.lost,
-                }
-    finally:
-        load.close()
+    with (
+        InferenceUnderLoad(engine, checkpoint) as load,
+        Subscriber(load.config.bus.endpoint(), session=SESSION) as subscriber,
+    ):
+        for name, pace in (("unloaded", 1), ("flood of 10x", 10)):
+            sent, drops = sum(load.sent.values()), Counter(_drops(subscriber))
+            load.begin(pace)
+            latencies, memory, began_s = [], [], time.monotonic()
+            while not stopping.is_set() and (at_s := time.monotonic() - began_s) < seconds + _SETTLE_S:
+                wait_s = load.feed()
+                predictions = subscriber.wait(min(wait_s, 0.01))
+                if at_s > _SETTLE_S:
+                    latencies += [p.latency["total"] for p in predictions if "total" in p.latency]
+                status = subscriber.statuses.get("inference")
+                if at_s > _SETTLE_S and status is not None and status.rss_mb is not None:
+                    memory.append(status.rss_mb)
+            now = Counter(_drops(subscriber))
+            results[name] = {
+                "latency_ms": describe(latencies),
+                "sent_per_s": round((sum(load.sent.values()) - sent) / (seconds + _SETTLE_S)),
+                "predictions_per_s": round(len(latencies) / seconds, 1),
+                "rss_mb": round(float(np.median(memory)), 1) if memory else None,
+                "drops": dict(now - drops),
+                "lost": subscriber.lost,
+            }
     before, after = (results.get(name, {}) for name in ("unloaded", "flood of 10x"))
     if before.get("latency_ms", {}).get("n") and after.get("latency_ms", {}).get("n"):
         p99 = after["latency_ms"]["p99"] / before["latency_ms"]["p99"]
@@ -165,23 +166,24 @@ def measure_flood(engine: str, checkpoint: str, seconds: float, stopping: thread
 
 def measure_subscribers(engine: str, checkpoint: str, seconds: float, stopping: threading.Event) -> dict[str, Any]:
     """What each of many subscribers gets of a stream at a camera's pace, one of them never reading."""
-    load = InferenceUnderLoad(engine, checkpoint)
-    endpoint = load.config.bus.endpoint()
-    stalled = Receiver(endpoint, (b"",))
-    observer = Subscriber(endpoint, session=SESSION)
-    readers = [Receiver(endpoint, (topic("prediction", SESSION),)) for _ in range(_FAST)]
-    slowly = [Subscriber(endpoint, session=SESSION, newest_only=True) for _ in range(_SLOW)]
-    poller = zmq.Poller()
-    for reader in readers:
-        poller.register(reader.socket, zmq.POLLIN)
-    owner = {reader.socket: index for index, reader in enumerate(readers)}
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    got: Counter[int] = Counter()
-    ages_ms: list[float] = []
-    memory: list[float] = []
-    slow_next_s = [0.0] * _SLOW
-    try:
+    with ExitStack() as stack:
+        load = stack.enter_context(InferenceUnderLoad(engine, checkpoint))
+        endpoint = load.config.bus.endpoint()
+        readers = [Receiver(endpoint, (topic("prediction", SESSION),)) for _ in range(_FAST)]
+        for receiver in (Receiver(endpoint, (b"",)), *readers):  # the first never reads
+            stack.callback(receiver.close)
+        observer = stack.enter_context(Subscriber(endpoint, session=SESSION))
+        slowly = [stack.enter_context(Subscriber(endpoint, session=SESSION, newest_only=True)) for _ in range(_SLOW)]
+        poller = zmq.Poller()
+        for reader in readers:
+            poller.register(reader.socket, zmq.POLLIN)
+        owner = {reader.socket: index for index, reader in enumerate(readers)}
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        got: Counter[int] = Counter()
+        ages_ms: list[float] = []
+        memory: list[float] = []
+        slow_next_s = [0.0] * _SLOW
         load.begin(1)
         began_s = time.monotonic()
         while not stopping.is_set() and (at_s := time.monotonic() - began_s) < seconds + _SETTLE_S:
@@ -218,12 +220,6 @@ def measure_subscribers(engine: str, checkpoint: str, seconds: float, stopping: 
             "rss_mb": {"first": round(memory[0], 1), "last": round(memory[-1], 1)} if memory else None,
             "holds": {"every fast one gets >= 99 %": min(shares) >= 0.99},
         }
-    finally:
-        for receiver in (stalled, *readers):
-            receiver.close()
-        for subscriber in (observer, *slowly):
-            subscriber.close()
-        load.close()
 
 
 def _drops(subscriber: Subscriber) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -46,20 +47,6 @@ _READ = 256  # streams whose predictions are read, evenly spread; all are receiv
 _QUEUE = 100_000
 
 
-class Served(msgspec.Struct, frozen=True):
-    """Which inference process is measured.
-
-    Attributes:
-        checkpoint, engine, processes: as in the configuration of inference.
-        python: the interpreter of the mien that is measured; this one's by default.
-    """
-
-    checkpoint: str = ""
-    engine: str = "auto"
-    processes: int = 1
-    python: str = sys.executable
-
-
 class _Received(msgspec.Struct, frozen=True):
     """What is read of a prediction: as little as possible, since all of them come to one reader."""
 
@@ -73,14 +60,20 @@ class _Received(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Received).decode
 
 
-def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, Any]:
+def measure_streams(
+    checkpoint: str, engine: str, streams: int, seconds: float, processes: int = 1, python: str = sys.executable
+) -> dict[str, Any]:
     """`streams` sessions of 30 frames a second each, sent by generator processes to one inference process.
 
     Latency is from the moment a frame is captured to the moment its prediction is with the subscriber. A frame that is
     overtaken by its stream's next one is counted as dropped. `generators_late_ms` is by how much the generators sent
     their frames too late (p99): where that is long, the machine was too small for the benchmark itself.
+
+    Args:
+        checkpoint, engine, processes: as in the configuration of inference.
+        python: the interpreter of the mien that is measured; this one's by default.
     """
-    specs = load_checkpoint(served.checkpoint).specs
+    specs = load_checkpoint(checkpoint).specs
     names = [f"stream-{number}" for number in range(streams)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -89,7 +82,10 @@ def measure_streams(served: Served, streams: int, seconds: float) -> dict[str, A
         if len(endpoints) < streams:
             raise WorkerError("a generator of streams did not start")
         port = free_port()
-        process = stack.enter_context(_inference(served, folder, endpoints, port))
+        settings = {"bus.port": port, "inference.engine": engine, "inference.checkpoint": checkpoint}
+        # An older mien does not know the number of processes.
+        settings |= {"inference.processes": processes} if processes != 1 else {}
+        process = stack.enter_context(_inference(python, settings, folder, endpoints))
         receiver = Receiver(f"tcp://127.0.0.1:{port}", (b"prediction/", b"status/"), _QUEUE)
         stack.callback(receiver.close)
         _wait_ready(receiver, process, set(names), folder / "inference.log")
@@ -115,11 +111,10 @@ def _follow(
     first_drops: Counter[str] = Counter()
     model, lost = "", 0
     until_ns = from_ns + int(seconds * NS_PER_S)
-    family = _Family(process.pid)
+    began: tuple[int, float] | None = None  # when, and the processor time used until then
     while (now_ns := time.monotonic_ns()) < until_ns:
-        if family.began_ns is None and now_ns >= from_ns:
-            family.begin()
-            first_drops = _drops(statuses)
+        if began is None and now_ns >= from_ns:
+            began, first_drops = (now_ns, _used_s(process)), _drops(statuses)
         receiver.socket.poll(5)
         for frames in receiver.drain(_QUEUE):
             now_ns = time.monotonic_ns()
@@ -146,43 +141,28 @@ def _follow(
                     ages.setdefault(name, []).append(age)
     figures = stream_figures(streams, seconds, latencies, jitter, ages, len(numbers))
     drops = _drops(statuses) - first_drops
+    began_ns, before_s = began or (from_ns, 0.0)
+    cpu_s, elapsed_s = _used_s(process) - before_s, (time.monotonic_ns() - began_ns) / NS_PER_S
     return {
         **figures,
         "model": model,
         "drops": dict(drops) | ({"lost by the subscriber": lost} if lost else {}),
         "steps_us": _steps(statuses.values()),
-        **family.read(len(latencies) * streams // len(numbers)),
+        "cpu_percent": round(cpu_s / max(elapsed_s, 1e-3) * 100, 1),
+        "cpu_us": round(cpu_s * 1e6 / max(len(latencies) * streams // len(numbers), 1), 1),  # per window
+        "rss_mb": round(sum(each.memory_info().rss for each in _family(process)) / 2**20, 1),
         "warm_up_s": WARM_UP_S,
     }
 
 
-class _Family:
-    """Processor time and memory of a process and those that it started."""
+def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """A process and those that it started."""
+    parent = psutil.Process(process.pid)
+    return [parent, *parent.children(recursive=True)]
 
-    def __init__(self, pid: int) -> None:
-        self._parent = psutil.Process(pid)
-        self.began_ns: int | None = None
-        self._cpu_s = 0.0
 
-    def begin(self) -> None:
-        self.began_ns, self._cpu_s = time.monotonic_ns(), self._used_s()
-
-    def read(self, windows: int) -> dict[str, float]:
-        """Since `begin`: percent of one core, and microseconds a window; and memory in MiB now."""
-        elapsed_s = (time.monotonic_ns() - (self.began_ns or 0)) / NS_PER_S
-        rss = sum(process.memory_info().rss for process in self._all())
-        used_s = self._used_s() - self._cpu_s
-        return {
-            "cpu_percent": round(used_s / max(elapsed_s, 1e-3) * 100, 1),
-            "cpu_us": round(used_s * 1e6 / max(windows, 1), 1),
-            "rss_mb": round(rss / 2**20, 1),
-        }
-
-    def _all(self) -> list[psutil.Process]:
-        return [self._parent, *self._parent.children(recursive=True)]
-
-    def _used_s(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self._all())
+def _used_s(process: subprocess.Popen[str]) -> float:
+    return sum(sum(each.cpu_times()[:2]) for each in _family(process))
 
 
 def _tasks(names: Sequence[str], specs: tuple[ModalitySpec, ...]) -> Iterator[Task]:
@@ -192,19 +172,17 @@ def _tasks(names: Sequence[str], specs: tuple[ModalitySpec, ...]) -> Iterator[Ta
 
 @contextmanager
 def _inference(
-    served: Served, folder: Path, endpoints: dict[str, dict[str, str]], port: int
+    python: str, settings: dict[str, Any], folder: Path, endpoints: dict[str, dict[str, str]]
 ) -> Iterator[subprocess.Popen[str]]:
     """`mien infer` with all sessions, each with workers of its own elsewhere."""
     files = []
     for name, at in endpoints.items():
-        lines = [f'session = "{name}"', f"bus.port = {port}", f'inference.engine = "{served.engine}"']
-        lines += [f'inference.checkpoint = "{served.checkpoint}"'] if served.checkpoint else []
-        lines += [f"inference.processes = {served.processes}"] if served.processes != 1 else []
-        lines += [f'bus.workers.{WORKER_OF[modality]} = "{address}"' for modality, address in at.items()]
+        own = {"session": name} | {f"bus.workers.{WORKER_OF[modality]}": address for modality, address in at.items()}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in (settings | own).items()]
         files.append(folder / f"{name}.toml")
         files[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     also = [argument for path in files[1:] for argument in ("--also", str(path))]
-    command = [served.python, "-m", "mien", "infer", "-c", str(files[0]), *also]
+    command = [python, "-m", "mien", "infer", "-c", str(files[0]), *also]
     with (folder / "inference.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=log, text=True, env={**os.environ, **ENVIRONMENT}

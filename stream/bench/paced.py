@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mien.clock import NS_PER_MS, NS_PER_S
 from mien.messages import Prediction, Status
 from mien.stream.bench.measurement import describe
 from mien.stream.bus.subscriber import Subscriber
+from mien.stream.processes.child import PROGRAM
 from mien.stream.processes.plan import Session
 from mien.stream.processes.supervisor import Supervisor
 
@@ -26,19 +29,14 @@ class Recording:
     """What a subscriber receives from a session."""
 
     def __init__(self) -> None:
-        self.received_ns: list[int] = []
-        self.predictions: list[Prediction] = []
+        self.received: list[tuple[int, Prediction]] = []  # session time of arrival, and what arrived
+        self.model = ""
         self.memory_mb: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.cpu_percent: dict[str, list[float]] = defaultdict(list)
         self.asr_lag_ms: list[float] = []
         self.statuses: dict[str, Status] = {}
         self.drops_before: dict[str, dict[str, int]] = {}
         self.lost = 0
-
-    def add(self, prediction: Prediction, now_ns: int) -> None:
-        """Add a prediction that arrived at session time `now_ns`."""
-        self.received_ns.append(now_ns)
-        self.predictions.append(prediction)
 
     def add_status(self, status: Status, at_s: float, warming_up: bool) -> None:
         """Add a status at `at_s` seconds since the start."""
@@ -56,44 +54,62 @@ class Recording:
             self.asr_lag_ms.append(status.lag_ms)
 
 
-def record(session: Session, seconds: float, stopping: threading.Event) -> tuple[Recording, str]:
+@contextmanager
+def running(
+    session: Session, stopping: threading.Event, program: Sequence[str] = PROGRAM
+) -> Iterator[tuple[Supervisor, Subscriber] | None]:
+    """A session that is ready to be started, and a subscriber to it; None if told to stop before. Ends with the block.
+
+    Raises:
+        MienError: a process could not start.
+    """
+    supervisor = Supervisor(session, program=program)
+    try:
+        supervisor.launch()
+        if supervisor.wait_ready(stopping):
+            with Subscriber(session.config.bus.address(), session=session.config.session) as subscriber:
+                yield supervisor, subscriber
+        else:
+            yield None
+    finally:
+        supervisor.stop()
+
+
+def record(session: Session, seconds: float, stopping: threading.Event) -> Recording:
     """Run a session for `seconds` after its warm-up, or to the end of its clip.
 
-    Returns what was received, without the warm-up, and the model's id.
+    Returns what was received, without the warm-up.
 
     Raises:
         MienError: a process could not start, or died.
     """
-    supervisor, recording = Supervisor(session), Recording()
-    try:
-        supervisor.launch()
-        if not supervisor.wait_ready(stopping):
-            return recording, supervisor.model
-        with Subscriber(session.config.bus.endpoint(), session=session.config.session) as subscriber:
-            deadline_s = time.monotonic() + _SUBSCRIBED_S
-            while "inference" not in subscriber.statuses and time.monotonic() < deadline_s:
-                subscriber.wait(0.02)
-            supervisor.start()
-            began_s = time.monotonic()
-            lost_before = 0
-            while not stopping.is_set() and time.monotonic() - began_s < WARM_UP_S + seconds:
-                supervisor.tend()
-                predictions = subscriber.wait(0.05)
-                now_ns, at_s = supervisor.clock.now_ns(), time.monotonic() - began_s
-                warming_up = at_s < WARM_UP_S
-                if warming_up:
-                    lost_before = subscriber.lost
-                else:
-                    for prediction in predictions:
-                        recording.add(prediction, now_ns)
-                for status in list(subscriber.statuses.values()):
-                    recording.add_status(status, at_s, warming_up)
-                recording.lost = subscriber.lost - lost_before
-                if supervisor.ended and not predictions:
-                    break
-    finally:
-        supervisor.stop()
-    return recording, supervisor.model
+    recording = Recording()
+    with running(session, stopping) as live:
+        if live is None:
+            return recording
+        supervisor, subscriber = live
+        recording.model = supervisor.model
+        deadline_s = time.monotonic() + _SUBSCRIBED_S
+        while "inference" not in subscriber.statuses and time.monotonic() < deadline_s:
+            subscriber.wait(0.02)
+        supervisor.start()
+        began_s = time.monotonic()
+        lost_before = 0
+        while not stopping.is_set() and time.monotonic() - began_s < WARM_UP_S + seconds:
+            supervisor.tend()
+            predictions = subscriber.wait(0.05)
+            now_ns, at_s = supervisor.clock.now_ns(), time.monotonic() - began_s
+            warming_up = at_s < WARM_UP_S
+            if warming_up:
+                lost_before = subscriber.lost
+            else:
+                recording.received += [(now_ns, prediction) for prediction in predictions]
+            for status in list(subscriber.statuses.values()):
+                recording.add_status(status, at_s, warming_up)
+            recording.lost = subscriber.lost - lost_before
+            if supervisor.ended and not predictions:
+                break
+    return recording
 
 
 def summarise(recording: Recording, offered_fps: float | None = None) -> dict[str, Any]:
@@ -104,7 +120,7 @@ def summarise(recording: Recording, offered_fps: float | None = None) -> dict[st
     """
     stages: dict[str, list[float]] = defaultdict(list)
     ages: dict[str, list[float]] = defaultdict(list)
-    for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True):
+    for now_ns, prediction in recording.received:
         for stage, ms in prediction.latency.items():
             stages["software" if stage == "total" else stage].append(ms)
         if "total" in prediction.latency:
@@ -114,7 +130,7 @@ def summarise(recording: Recording, offered_fps: float | None = None) -> dict[st
         for modality, age in prediction.age_ms.items():
             if age is not None:
                 ages[modality].append(age)
-    received_ns = recording.received_ns
+    received_ns = [now_ns for now_ns, _ in recording.received]
     seconds = (received_ns[-1] - received_ns[0]) / NS_PER_S if len(received_ns) > 1 else 0.0
     intervals_ms = np.diff(received_ns) / NS_PER_MS
     return {
@@ -162,12 +178,9 @@ def slopes(recording: Recording, seconds: float) -> dict[str, Any]:
 
 def timeline(recording: Recording) -> list[tuple[float, float]]:
     """Seconds since the first prediction, and software latency in ms, of each prediction."""
-    if not recording.received_ns:
-        return []
-    first_ns = recording.received_ns[0]
     return [
-        ((now_ns - first_ns) / NS_PER_S, prediction.latency["total"])
-        for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True)
+        ((now_ns - recording.received[0][0]) / NS_PER_S, prediction.latency["total"])
+        for now_ns, prediction in recording.received
         if "total" in prediction.latency
     ]
 
@@ -179,8 +192,8 @@ def _asr(recording: Recording) -> dict[str, Any] | None:
         return None
     lags: list[float] = []
     # Words in the first prediction were committed before the measurement.
-    seen = {(word.text, word.t_end_ns) for word in recording.predictions[0].words} if recording.predictions else set()
-    for prediction, now_ns in zip(recording.predictions, recording.received_ns, strict=True):
+    seen = {(word.text, word.t_end_ns) for _, first in recording.received[:1] for word in first.words}
+    for now_ns, prediction in recording.received:
         for word in prediction.words:
             if word.committed and (word.text, word.t_end_ns) not in seen:
                 seen.add((word.text, word.t_end_ns))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,18 +26,7 @@ _WARM_UP = 12
 Trial = dict[str, Any]
 
 
-class Lane(NamedTuple):
-    """A stream and its assembler."""
-
-    stream: SyntheticStream
-    assembler: Assembler
-
-    def advance(self) -> int:
-        """Process the messages that come with the next frame. Returns when it is captured."""
-        due_ns = self.stream.due_ns
-        for message in self.stream.next():
-            self.assembler.push(message)
-        return due_ns
+Lane = tuple[SyntheticStream, Assembler]  # a stream, and what its windows are made from
 
 
 def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, batched: bool = True) -> Trial:
@@ -61,7 +50,7 @@ def bench_multi(predictor: Predictor, streams: int, seconds: float = 5.0, *, bat
     while (now_ns := clock()) < end_ns:
         due, overtaken = _due(lanes, now_ns)
         if not due:
-            wait_ns = min(lane.stream.due_ns for lane in lanes) - clock() - _SLEEP_MARGIN_NS
+            wait_ns = min(stream.due_ns for stream, _ in lanes) - clock() - _SLEEP_MARGIN_NS
             if wait_ns > 0:
                 time.sleep(wait_ns / NS_PER_S)
             continue
@@ -133,7 +122,7 @@ def measure_batches(predictor: Predictor, sizes: Sequence[int], rounds: int = 60
         spent: dict[str, list[float]] = {step: [] for step in ("push", "look", "model")}
         for number in range(_WARM_UP + rounds):
             marks = [time.perf_counter_ns()]
-            due = [(lane.assembler.place, lane.advance()) for lane in lanes]
+            due = [(assembler.place, stream.feed(assembler)) for stream, assembler in lanes]
             marks.append(time.perf_counter_ns())
             look = windows.look([place for place, _ in due], [t_ns for _, t_ns in due])
             marks.append(time.perf_counter_ns())
@@ -208,9 +197,9 @@ def make_lanes(predictor: Predictor, streams: int, begin_ns: int) -> tuple[Windo
     for number in range(streams):
         start_ns = begin_ns - _LEAD_NS + number * period_ns // streams
         stream = SyntheticStream(f"stream-{number}", predictor.specs, number, start_ns)
-        lanes.append(Lane(stream, Assembler(predictor.specs, windows=windows)))
+        lanes.append((stream, Assembler(predictor.specs, windows=windows)))
         while stream.due_ns < begin_ns:
-            lanes[-1].advance()
+            stream.feed(lanes[-1][1])
     return windows, lanes
 
 
@@ -218,11 +207,11 @@ def _due(lanes: Sequence[Lane], now_ns: int) -> tuple[list[tuple[int, int]], int
     """Place and time of the newest frame of every stream that has one, and how many were overtaken."""
     due: list[tuple[int, int]] = []
     overtaken = 0
-    for lane in lanes:
+    for stream, assembler in lanes:
         newest = None
-        while lane.stream.due_ns <= now_ns:
+        while stream.due_ns <= now_ns:
             overtaken += newest is not None
-            newest = lane.advance()
+            newest = stream.feed(assembler)
         if newest is not None:
-            due.append((lane.assembler.place, newest))
+            due.append((assembler.place, newest))
     return due, overtaken

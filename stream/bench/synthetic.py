@@ -8,7 +8,7 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.engines.rings import Windows
-from mien.messages import FeatureWindow, Float32, ModalitySpec
+from mien.messages import EMOTIONS, FeatureWindow, Float32, ModalitySpec, Prediction, Word
 from mien.stream.inference.assembler import Assembler
 
 FRAME_HZ = 30
@@ -64,6 +64,13 @@ class SyntheticStream:
                 messages.append(self._message(spec, t_ns))
         return sorted(messages, key=lambda message: self._specs[message.modality].rate_hz == FRAME_HZ)
 
+    def feed(self, assembler: Assembler) -> int:
+        """Have the next frame's messages assembled. Returns when that frame is captured."""
+        due_ns = self.due_ns
+        for message in self.next():
+            assembler.push(message)
+        return due_ns
+
     def _message(self, spec: ModalitySpec, t_ns: int) -> FeatureWindow:
         since_ns, self._until_ns[spec.name] = self._until_ns[spec.name], t_ns
         if spec.snapshot:
@@ -98,12 +105,19 @@ def synthetic_inputs(specs: Mapping[str, ModalitySpec], count: int) -> list[dict
     stream, windows = SyntheticStream("synthetic", specs, 0), Windows(specs)
     assembler, inputs = Assembler(specs, windows=windows), []
     for frame in range(6 * FRAME_HZ + count):
-        t_ns = stream.due_ns
-        for message in stream.next():
-            assembler.push(message)
+        t_ns = stream.feed(assembler)
         if frame >= 6 * FRAME_HZ:
             look = windows.look([assembler.place], [t_ns])
             seen = {name: track.gather(look.places, look.ends_ns[name]) for name, track in windows.tracks.items()}
             inputs.append({f"{name}.{part}": array.copy() for name, arrays in seen.items()
                            for part, array in zip(("features", "mask"), arrays, strict=True)})  # fmt: skip
     return inputs
+
+
+def synthetic_prediction(session: str, number: int, now_ns: int, sentiment: float = 0.0) -> Prediction:
+    """A prediction of about the size of a real one."""
+    return Prediction(
+        session=session, run=1, seq=number, t_end_ns=now_ns, sentiment=sentiment, sentiment_smooth=0.0,
+        emotions=dict.fromkeys(EMOTIONS, 1 / len(EMOTIONS)), confidence=0.5, gates={"vision": 1.0},
+        age_ms={"vision": 1.0}, words=(Word("word", now_ns, now_ns),), model="bench",
+    )  # fmt: skip

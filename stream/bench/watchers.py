@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from mien.config import DashboardConfig
 from mien.errors import WorkerError
 from mien.messages import Status
 from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.bench.paced import running
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import DashboardProcess
 from mien.stream.processes.plan import Session
@@ -44,39 +46,36 @@ def measure_watchers(session: Session, seconds: float, stopping: threading.Event
     """
     config = msgspec.structs.replace(session.config, dashboard=DashboardConfig(port=0))
     session = dataclasses.replace(session, config=config)
-    supervisor, dashboard = Supervisor(session), None
     turns = Turns(list(CASES))
     latency_ms: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
     preview_bytes: dict[str, int] = defaultdict(int)
     answers: dict[str, int] = defaultdict(int)
     memory_mb: list[float] = []
-    try:
-        supervisor.launch()
-        if not supervisor.wait_ready(stopping):
+    with ExitStack() as stack:
+        live = stack.enter_context(running(session, stopping))
+        if live is None:
             return {}
-        with Subscriber(session.config.bus.address(), session=session.config.session) as subscriber:
-            supervisor.start()
-            dashboard = DashboardProcess(session.config, browser=False)
-            url = _await_page(dashboard, supervisor, subscriber, stopping)
-            for _ in range(3):
-                for case in turns.order():
-                    if stopping.is_set():
-                        break
-                    audience = Audience(url, *CASES[case])
-                    _listen(supervisor, subscriber, _SETTLE_S, stopping)
-                    before = _sent_bytes(subscriber.statuses)
-                    predictions, took_s = _listen(supervisor, subscriber, seconds, stopping)
-                    latency_ms[case] += [p.latency["total"] for p in predictions if "total" in p.latency]
-                    rates[case].append(round(len(predictions) / took_s, 2))
-                    preview_bytes[case] += _bytes_since(before, _sent_bytes(subscriber.statuses))
-                    memory_mb.append(round(psutil.Process(dashboard.pid).memory_info().rss / 2**20, 1))
-                    answers[case] += audience.answers
-                    audience.leave()
-    finally:
-        if dashboard is not None:
-            dashboard.stop()
-        supervisor.stop()
+        supervisor, subscriber = live
+        supervisor.start()
+        dashboard = DashboardProcess(session.config, browser=False)
+        stack.callback(dashboard.stop)
+        url = _await_page(dashboard, supervisor, subscriber, stopping)
+        for case in (case for _ in range(3) for case in turns.order()):
+            if stopping.is_set():
+                break
+            audience = Audience(url, *CASES[case])
+            _listen(supervisor, subscriber, _SETTLE_S, stopping)
+            before = _sent_bytes(subscriber.statuses)
+            predictions, took_s = _listen(supervisor, subscriber, seconds, stopping)
+            latency_ms[case] += [p.latency["total"] for p in predictions if "total" in p.latency]
+            rates[case].append(round(len(predictions) / took_s, 2))
+            now = _sent_bytes(subscriber.statuses)
+            # A worker that restarted in between counts from 0.
+            preview_bytes[case] += now[1] - (before[1] if before[0] == now[0] else 0)
+            memory_mb.append(round(psutil.Process(dashboard.pid).memory_info().rss / 2**20, 1))
+            answers[case] += audience.answers
+            audience.leave()
     described = {case: describe(latency_ms[case]) for case in CASES}
     base = "nobody"
     return {
@@ -119,11 +118,6 @@ def _sent_bytes(statuses: dict[str, Status]) -> tuple[int, int]:
     """Run of the video worker, and the bytes of previews sent in it."""
     status = statuses.get("video")
     return (status.run, int(status.detail.get("preview_bytes") or 0)) if status is not None else (0, 0)
-
-
-def _bytes_since(before: tuple[int, int], now: tuple[int, int]) -> int:
-    """Bytes sent since; a worker that restarted in between counts from 0."""
-    return now[1] - (before[1] if before[0] == now[0] else 0)
 
 
 class Watcher(Closing):

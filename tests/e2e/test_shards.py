@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mien.stream.bench.multi import Served, measure_streams
+from mien.stream.bench.multi import measure_streams
 from mien.stream.bus.subscriber import Subscriber
 from tests.ports import free_ports
 
@@ -80,7 +80,7 @@ def test_dead_process_is_restarted_and_others_continue(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_streams_are_measured_over_real_sockets(processes: int) -> None:
-    trial = measure_streams(Served(engine="torch", processes=processes), streams=2, seconds=20.0)
+    trial = measure_streams("", "torch", 2, 20.0, processes)
     assert trial["latency_ms"]["n"] > 0  # how many come in time, and how late, is the machine's
     assert trial["latency_ms"]["p50"] > 0
     assert trial["steps_us"].keys() == {"receive", "look", "model", "publish"}

@@ -53,13 +53,13 @@ def run_multi(
     python: str,
 ) -> dict[str, Any]:
     """`mien bench multi`: a fixed number of streams, or the largest within the limit, over real sockets."""
-    from mien.stream.bench.multi import Served, measure_streams
+    from mien.stream.bench.multi import measure_streams
     from mien.stream.bench.streams import find_most_streams
 
-    served = Served(checkpoint, engine, processes, python or sys.executable)
-    if streams is not None:
-        return measure_streams(served, streams, seconds)
-    return find_most_streams(lambda count: measure_streams(served, count, seconds), 4096, _report_trial)
+    def measure(count: int) -> dict[str, Any]:
+        return measure_streams(checkpoint, engine, count, seconds, processes, python or sys.executable)
+
+    return find_most_streams(measure, 4096, _report_trial) if streams is None else measure(streams)
 
 
 def run_multi_in_process(
@@ -122,13 +122,13 @@ def run_session(
 
     session = looped_session(clip, engine, checkpoint, {"clip.fps": fps, "text.asr": asr})
     with ending_signals() as stopping:
-        recording, model = record(session, seconds, stopping)
-    report: dict[str, Any] = {"model": model, "clip": session.label, "workers": list(session.workers)}
+        recording = record(session, seconds, stopping)
+    report: dict[str, Any] = {"model": recording.model, "clip": session.label, "workers": list(session.workers)}
     report |= summarise(recording, fps or _frame_rate(session.config.video.source))
     if soak:
         report["growth"] = slopes(recording, seconds)
     if plot is not None:
-        draw(timeline(recording), plot, f"{session.label}, {model}, {surroundings()['machine']}")
+        draw(timeline(recording), plot, f"{session.label}, {recording.model}, {surroundings()['machine']}")
     return report
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mien.config import load_config
 from mien.errors import WorkerError
-from mien.stream.bench.multi import Served, measure_streams
+from mien.stream.bench.multi import measure_streams
 from mien.stream.inference.loop import processes_for
 from mien.stream.inference.shards import share_out
 
@@ -35,4 +35,4 @@ def test_processes_are_limited_by_sessions() -> None:
 
 def test_an_inference_process_that_cannot_start_is_named() -> None:
     with pytest.raises(WorkerError, match="did not start"):
-        measure_streams(Served(engine="no-such-engine"), streams=1, seconds=1.0)
+        measure_streams("", "no-such-engine", streams=1, seconds=1.0)
