@@ -35,13 +35,6 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 GATEWAY = "gateway"
 
 
-class KnownAddress(msgspec.Struct, frozen=True):
-    """Where a fleet's Ray runs, for `mien fleet status`. `own`: it requires the fleet's own token."""
-
-    address: str
-    own: bool = False
-
-
 def namespace(fleet: str) -> str:
     """The Ray namespace of a fleet's actors."""
     return f"mien-{fleet}"
@@ -102,7 +95,7 @@ def check_free(fleet: str) -> None:
         FleetError: it is running.
     """
     known = _known(fleet)
-    if known is not None and known.own and _answers(known.address):
+    if known.get("own") and _answers(known["address"]):
         raise FleetError(
             f"a fleet called {fleet} runs already; first: mien fleet stop {fleet} (if none runs, remove {_note(fleet)})"
         )
@@ -114,11 +107,10 @@ def join(fleet: str, address: str) -> Any:
     Raises:
         FleetError: nothing answers there, or it requires a token.
     """
-    known = _known(fleet)
     # Ray itself would retry for minutes.
     if ":" in address and not _answers(address.removeprefix("ray://")):
         raise FleetError(f"no Ray cluster answers at {address}; start one with: ray start --head")
-    ray = quiet_ray(_token(fleet) if known is not None and known.own and known.address == address else None)
+    ray = quiet_ray(_token(fleet) if _known(fleet) == {"address": address, "own": True} else None)
     try:
         ray.init(address=address, namespace=namespace(fleet), log_to_driver=False, logging_level="error")
     except Exception as error:
@@ -129,8 +121,8 @@ def join(fleet: str, address: str) -> Any:
 
 
 def remember(fleet: str, address: str, *, own: bool = False) -> None:
-    """Record a fleet's address, for this user."""
-    write_file(_note(fleet), msgspec.json.encode(KnownAddress(address, own)), private=True)
+    """Record where a fleet's Ray runs, for this user. `own`: it requires the fleet's own token."""
+    write_file(_note(fleet), msgspec.json.encode({"address": address, "own": own}), private=True)
 
 
 def forget(fleet: str) -> None:
@@ -141,8 +133,7 @@ def forget(fleet: str) -> None:
 
 def known_address(fleet: str) -> str:
     """The recorded address of this user's fleet; "auto" if there is none, to use Ray's own record."""
-    known = _known(fleet)
-    return "auto" if known is None else known.address
+    return str(_known(fleet).get("address", "auto"))
 
 
 def directory_of(ray: Any, fleet: str) -> Any:
@@ -210,11 +201,12 @@ def _token(fleet: str) -> Path:
     return state_folder(fleet) / "ray-token"
 
 
-def _known(fleet: str) -> KnownAddress | None:
+def _known(fleet: str) -> dict[str, Any]:
+    """What `remember` wrote; empty if nothing."""
     try:
-        return msgspec.json.decode(_note(fleet).read_bytes(), type=KnownAddress)
+        return msgspec.json.decode(_note(fleet).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError):
-        return None
+        return {}
 
 
 def _answers(address: str) -> bool:

@@ -19,8 +19,7 @@ import msgspec
 from mien.errors import FleetError
 from mien.stream.fleet import report as reports
 from mien.stream.fleet.cluster import DIRECTORY, ON_HEAD, namespace, quiet_ray
-from mien.stream.fleet.link import ActorLink
-from mien.stream.fleet.member_orders import gateway_order, member_order
+from mien.stream.fleet.link import ActorLink, gateway_order, member_order
 from mien.stream.fleet.orders import CaptureReport, GatewayReport, PoolReport, Trusted
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import Plan
@@ -314,11 +313,12 @@ class Directory(Placement):
     def _adopt(self) -> None:
         """Take over the members that a previous directory left running."""
         self._update_nodes(self._ray.nodes())
-        for about, handle, answer in self._actors.found():
-            member, link = self._enter(about, handle), self._links[about.name]
+        for member, handle, answer in self._actors.found():
+            self._enter(member, handle)
+            link = self._links[member.name]
             member.ready = link.has_answered = True
-            self._number = max(self._number, int(about.name.rpartition("-")[2]))
-            if about.kind == "capture":
+            self._number = max(self._number, int(member.name.rpartition("-")[2]))
+            if member.kind == "capture":
                 captures = msgspec.json.decode(answer, type=CaptureReport)
                 version, key = captures.version, captures.key
                 issued = self._roster.resume_captures(member, captures)

@@ -34,12 +34,13 @@ class Gateway(Ordered[GatewayOrder]):
     Args:
         fleet: its name. bus: where to serve.
         guarded: whether pools are on other machines, and so need keys.
+        by_ray: whether this is an actor, which Ray knows by an address of its node.
 
     Raises:
         BusError: the address cannot be bound, or it is not on loopback and there are no keys.
     """
 
-    def __init__(self, fleet: str, bus: BusConfig, *, guarded: bool) -> None:
+    def __init__(self, fleet: str, bus: BusConfig, *, guarded: bool, by_ray: bool = False) -> None:
         super().__init__(NodeKeys(fleet, "gateway"), GatewayOrder)
         self._folder = self._keys.folder if guarded else ""
         number = next(_GATEWAYS)
@@ -49,6 +50,7 @@ class Gateway(Ordered[GatewayOrder]):
             most_subscriptions=FLEET_SUBSCRIPTIONS,
             stop_flood=self._stop_flood,
         )
+        self._by_ray = by_ray
         self._flooded = False
         self._silent: set[str] = set()  # sessions whose gaps were explained
         self._listed: frozenset[str] = frozenset()
@@ -78,7 +80,12 @@ class Gateway(Ordered[GatewayOrder]):
 
     @property
     def address(self) -> str:
-        """Where it serves."""
+        """Where it serves; for an actor that listens on all addresses, at the one by which Ray knows its node."""
+        host, port = host_of(self._address), self._address.rpartition(":")[2]
+        if self._by_ray and host in ("0.0.0.0", "::", "*"):
+            import ray
+
+            return f"tcp://{ray.util.get_node_ip_address()}:{port}"
         return self._address
 
     @property

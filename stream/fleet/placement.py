@@ -9,7 +9,7 @@ from mien.stream.fleet.actors import Actors
 from mien.stream.fleet.link import ActorLink
 from mien.stream.fleet.orders import GatewayReport
 from mien.stream.fleet.plan import Plan
-from mien.stream.fleet.roster import About, Held, Kind, Member, Node, Roster, demand
+from mien.stream.fleet.roster import Held, Kind, Member, Node, Roster, demand
 
 _BUSY_S = 10.0
 _DEMAND_S = 5.0
@@ -196,13 +196,10 @@ class Placement:
 
     def _add(self, kind: Kind, node: Node, room: int, spare: bool = False) -> Member:
         self._number += 1
-        about, handle = self._actors.member(
-            kind, f"{kind}-{self._number}", node, room, self._gateway_report.address, spare
-        )
-        return self._enter(about, handle)
+        name, gateway = f"{kind}-{self._number}", self._gateway_report.address
+        return self._enter(*self._actors.member(kind, name, node, room, gateway, spare))
 
-    def _enter(self, about: About, handle: Any) -> Member:
-        member = Member(about.name, about.kind, about.node, about.room, about.cpus, about.gpus)
-        self._roster.members[about.name] = member
-        self._links[about.name] = ActorLink(handle)
+    def _enter(self, member: Member, handle: Any) -> Member:
+        self._roster.members[member.name] = member
+        self._links[member.name] = ActorLink(handle)
         return member

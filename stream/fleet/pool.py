@@ -6,7 +6,6 @@ import math
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import zmq
@@ -57,9 +56,7 @@ class PoolHost(Ordered[PoolOrder]):
         any_port = bus.endpoint().rpartition(":")[0] + ":*"
         assignment = Assignment(self._config, read_anchor_ns(), endpoint=any_port, room=room)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        # On Linux a process dies with the thread that started it (see mien.stream.processes.control), so it must stay.
-        self._spawner = ThreadPoolExecutor(1, "spawner")
-        self._child = self._spawner.submit(Child, "inference", assignment, self._events).result()
+        self._child = Child("inference", assignment, self._events)
         self._in_background = spare
         set_background(self._child.process.pid, background=spare)
         self._assigned: dict[str, Assignment] = {}
@@ -100,7 +97,6 @@ class PoolHost(Ordered[PoolOrder]):
         for stream in (self._child.process.stdin, self._child.process.stdout):
             if stream is not None:
                 stream.close()
-        self._spawner.shutdown()
 
     def _match(self) -> None:
         if not self._child.ready or self._dead:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from mien.stream.fleet.orders import GatewayReport
+from mien.stream.fleet.orders import Captured, GatewayReport, PoolReport, Served
 from mien.stream.fleet.plan import Problem
-from mien.stream.fleet.roster import Held, Roster
+from mien.stream.fleet.roster import Held, Member, Node, Roster
 
 State = Literal["waiting", "starting", "running", "degraded", "ended", "failed"]
 
@@ -97,33 +97,8 @@ class FleetCondition(msgspec.Struct, frozen=True):
 def condition(roster: Roster, gateway: GatewayReport, began_s: float, pid: int, problem: str = "") -> FleetCondition:
     """The current condition. `began_s`: the directory's start, in Unix time; `problem`: of the whole fleet."""
     sessions = tuple(_session(held, roster) for held in roster.sessions.values())
-    pools = tuple(
-        PoolCondition(
-            pool.name,
-            _host(roster, pool.node),
-            "leaving" if pool.leaving else pool.report.state if pool.report else "starting",
-            len(pool.sessions),
-            pool.room,
-            pool.report.cpu_percent if pool.report else 0.0,
-            pool.report.rss_mb if pool.report else 0.0,
-            pool.report.model if pool.report else "",
-        )
-        for pool in roster.of("pool")
-    )
-    nodes = tuple(
-        NodeCondition(
-            node.labels["host"],
-            node.id,
-            node.host,
-            "drained" if node.drained else "suspect" if node.suspect else "up",
-            sum(len(m.sessions) for m in roster.of("capture") if m.node == node.id),
-            sum(1 for m in roster.of("pool") if m.node == node.id),
-            node.cpus,
-            round(roster.free_cpus(node), 3),
-            node.labels,
-        )
-        for node in roster.nodes.values()
-    )
+    pools = tuple(_pool(pool, roster) for pool in roster.of("pool"))
+    nodes = tuple(_node(node, roster) for node in roster.nodes.values())
     states = dict(Counter[str](session.state for session in sessions).most_common())
     return FleetCondition(
         roster.plan.fleet,
@@ -142,45 +117,60 @@ def condition(roster: Roster, gateway: GatewayReport, began_s: float, pid: int, 
     )
 
 
+def _pool(pool: Member, roster: Roster) -> PoolCondition:
+    told = pool.report or PoolReport(-1, "", "starting")
+    state = "leaving" if pool.leaving else told.state
+    where, sessions = _host(roster, pool.node), len(pool.sessions)
+    return PoolCondition(pool.name, where, state, sessions, pool.room, told.cpu_percent, told.rss_mb, told.model)
+
+
+def _node(node: Node, roster: Roster) -> NodeCondition:
+    captures = sum(len(member.sessions) for member in roster.of("capture") if member.node == node.id)
+    pools = sum(member.node == node.id for member in roster.of("pool"))
+    free = round(roster.free_cpus(node), 3)
+    return NodeCondition(
+        node.labels["host"], node.id, node.host, "drained" if node.drained else "suspect" if node.suspect else "up",
+        captures, pools, node.cpus, free, node.labels,
+    )  # fmt: skip
+
+
 def _session(held: Held, roster: Roster) -> SessionCondition:
-    captured = held.captured
-    member = roster.members.get(held.capture)
-    pool = roster.members.get(held.pool)
+    captured = held.captured or Captured(0, "starting")
+    member, pool = roster.members.get(held.capture), roster.members.get(held.pool)
     served = pool.report.sessions.get(held.planned.name) if pool and pool.report else None
-    served = served if served is not None and served.run == held.run else None
+    if served is None or served.run != held.run:
+        served = Served(held.run)
+    missing = {name: why for name, why in served.absent.items() if name not in captured.absent}
     state: State
     if held.problem and not (held.capture and held.pool):
         state = "waiting"
-    elif captured is not None and captured.state == "failed":
+    elif captured.state == "failed":
         state = "failed"
-    elif served is not None and served.state == "ended":
+    elif served.state == "ended":
         state = "ended"
-    elif served is not None and served.error and served.state == "failed":
+    elif served.error and served.state == "failed":
         state = "failed"
-    elif held.gap or served is None or not served.predictions:
+    elif held.gap or not served.predictions:
         state = "starting"
     else:
-        missing = [name for name in served.absent if captured is None or name not in captured.absent]
         state = "degraded" if missing else "running"
-    notes = [held.problem, held.gap if state in ("starting", "failed") else "", captured.error if captured else ""]
-    if served is not None:
-        known = captured.absent if captured else {}
-        notes += [f"{name}: {why}" for name, why in served.absent.items() if name not in known]
-        notes += [served.error] if served.state == "failed" else []
+    notes = [held.problem, held.gap if state in ("starting", "failed") else "", captured.error]
+    notes += [f"{name}: {why}" for name, why in missing.items()]
+    notes += [served.error] if served.state == "failed" else []
     return SessionCondition(
         held.planned.name,
         state,
         _host(roster, member.node) if member else "",
         held.pool,
         held.run,
-        served.per_second if served else 0.0,
-        served.p50_ms if served else None,
-        served.p99_ms if served else None,
+        served.per_second,
+        served.p50_ms,
+        served.p99_ms,
         held.predictions,
         held.moves,
-        captured.label if captured else "",
+        captured.label,
         "; ".join(dict.fromkeys(filter(None, notes))),
-        served.drops if served else {},
+        served.drops,
     )
 
 

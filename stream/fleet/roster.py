@@ -43,11 +43,13 @@ class Node:
 
 
 @dataclass
-class About:
-    """An actor's creation arguments: a capture host's or a pool's.
+class Member:
+    """A capture host or a pool, and its known state.
 
     Attributes:
-        room: session capacity. cpus, gpus: its reservation.
+        node: its id. room: session capacity. cpus, gpus: its reservation.
+        sessions: assigned to it. leaving: whether to stop it once it has none.
+        idle_since_s, busy_since_s: since when it has had none, or been overloaded.
     """
 
     name: str
@@ -56,17 +58,6 @@ class About:
     room: int
     cpus: float
     gpus: float
-
-
-@dataclass
-class Member(About):
-    """A capture host or a pool, and its known state.
-
-    Attributes:
-        sessions: assigned to it. leaving: whether to stop it once it has none.
-        idle_since_s, busy_since_s: since when it has had none, or been overloaded.
-    """
-
     sessions: set[str] = field(default_factory=set)
     leaving: bool = False
     ready: bool = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from mien.clock import NS_PER_S
 from mien.config import BusConfig
@@ -56,11 +56,10 @@ class _Batch:
         if first.audio.source == "none":
             specs = tuple(spec for spec in specs if spec.name == "vision")
         task = Task(tuple(tasks), tuple(specs), 0, len(tasks), hz, bus)
-        # On Linux a process dies with the thread that started it: one that stays.
-        self._spawner = ThreadPoolExecutor(1, "generator")
-        self._process = self._spawner.submit(start_generator, task).result()
+        self._process = start_generator(task)
         self._endpoints: dict[str, dict[str, str]] | None = None
-        self._reader = self._spawner.submit(self._begin)
+        self._reader = threading.Thread(target=self._begin, name="generator", daemon=True)
+        self._reader.start()
 
     def keep_only(self, incarnations: Mapping[str, int]) -> None:
         self.sessions = {name: number for name, number in self.sessions.items() if incarnations.get(name) == number}
@@ -83,10 +82,9 @@ class _Batch:
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         wait_or_kill(self._process, 1.0)
-        self._reader.result()
+        self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._spawner.shutdown(wait=False)
 
     def _begin(self) -> None:
         try:

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from mien.stream.fleet import placement
-from mien.stream.fleet.member_orders import member_order
+from mien.stream.fleet.link import member_order
 from mien.stream.fleet.orders import FULL, Captured, CaptureOrder, PoolReport, Served
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import read_plan
-from mien.stream.fleet.roster import About, Node
+from mien.stream.fleet.roster import Member, Node
 
 
 class Decisions(Placement):
@@ -30,7 +30,7 @@ class Decisions(Placement):
         monkeypatch.setattr(self._actors, "gateway", lambda _: None)
         monkeypatch.setattr(
             self._actors, "member",
-            lambda kind, name, node, room, *_: (About(name, kind, node.id, room, 1.0, 0.0), None),
+            lambda kind, name, node, room, *_: (Member(name, kind, node.id, room, 1.0, 0.0), None),
         )  # fmt: skip
         monkeypatch.setattr(self, "_end", lambda member: self.ended.append(member.name))
         self._roster.nodes["a"] = Node("a", "10.0.0.1", {"host": "a"}, cpus=16.0, gpus=0.0)
