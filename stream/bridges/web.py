@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
@@ -36,71 +35,55 @@ _FIELDS = frozenset(Prediction.__struct_fields__) | {"top_emotion"}
 _encode = msgspec.json.Encoder().encode
 
 
-class Filter(msgspec.Struct, frozen=True):
-    """What one client requested. Empty: everything."""
+class Client:
+    """A connection's bounded queue.
 
-    session: str = ""
-    rate_hz: float = 0.0
-    fields: tuple[str, ...] = ()
+    Args:
+        query: its URL's: `session`, `rate_hz` and `fields`; without them it gets everything.
 
-    @classmethod
-    def of(cls, query: Mapping[str, str]) -> Filter:
-        """Parse a URL's query.
+    Raises:
+        ValueError: what is wrong with the query.
+    """
 
-        Raises:
-            ValueError: what is wrong with it.
-        """
-        fields = tuple(filter(None, query.get("fields", "").split(",")))
-        unknown = sorted(set(fields) - _FIELDS)
+    def __init__(self, query: Mapping[str, str], counts: Counts) -> None:
+        self._session = query.get("session", "")
+        self._fields = tuple(filter(None, query.get("fields", "").split(",")))
+        unknown = sorted(set(self._fields) - _FIELDS)
         if unknown:
             raise ValueError(f"unknown field {unknown[0]}; known: {', '.join(sorted(_FIELDS))}")
         try:
-            rate_hz = float(query.get("rate_hz", 0))
+            self._rate_hz = float(query.get("rate_hz", 0))
         except ValueError:
             raise ValueError("rate_hz has to be a number") from None
-        if not 0 <= rate_hz <= 1000:
+        if not 0 <= self._rate_hz <= 1000:
             raise ValueError("rate_hz has to be between 0 and 1000")
-        return cls(query.get("session", ""), rate_hz, fields)
-
-
-class Client:
-    """A connection's bounded queue."""
-
-    def __init__(self, selection: Filter, counts: Counts) -> None:
-        self._selection = selection
         self._counts = counts
-        self._events: deque[Event] = deque()
-        self._more = asyncio.Event()
+        self._events: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
         self._due_s = 0.0
 
     def offer(self, event: Event) -> None:
-        """Queue an event if it passes the filter."""
-        selection = self._selection
-        if selection.session and event.session != selection.session:
+        """Queue an event if it was asked for."""
+        if self._session and event.session != self._session:
             return
-        if selection.rate_hz and isinstance(event, Prediction):
+        if self._rate_hz and isinstance(event, Prediction):
             now_s = time.monotonic()
             if now_s < self._due_s:
                 return
-            self._due_s = max(self._due_s, now_s - 1 / selection.rate_hz) + 1 / selection.rate_hz
-        if len(self._events) >= _QUEUE:
-            self._events.popleft()
+            self._due_s = max(self._due_s, now_s - 1 / self._rate_hz) + 1 / self._rate_hz
+        if self._events.full():
+            self._events.get_nowait()
             self._counts.dropped += 1
-        self._events.append(event)
-        self._more.set()
+        self._events.put_nowait(event)
 
     async def next(self) -> tuple[str, bytes]:
         """The next event: "prediction" or "status", and its JSON."""
-        while not self._events:
-            self._more.clear()
-            await self._more.wait()
-        event = self._events.popleft()
+        event = await self._events.get()
         self._counts.sent += 1
         if not isinstance(event, Prediction):
             return "status", _encode({"type": "status", **msgspec.structs.asdict(event)})
         values = (
-            {name: getattr(event, name) for name in self._selection.fields}
-            if self._selection.fields
+            {name: getattr(event, name) for name in self._fields}
+            if self._fields
             else {**msgspec.structs.asdict(event), "top_emotion": event.top_emotion}
         )
         return "prediction", _encode({"type": "prediction", **values})
@@ -133,7 +116,7 @@ class WebOutlet:
 
     @contextlib.contextmanager
     def _client(self, query: Mapping[str, str]) -> Iterator[Client]:
-        client = Client(Filter.of(query), self._counts)
+        client = Client(query, self._counts)
         if len(self._clients) >= _MAX_CLIENTS:
             raise ValueError(f"there are {_MAX_CLIENTS} clients already")
         self._clients.add(client)
@@ -162,7 +145,7 @@ class WebOutlet:
 
     async def _events(self, request: Request) -> Response:
         try:
-            Filter.of(request.query_params)
+            Client(request.query_params, self._counts)
         except ValueError as error:
             return PlainTextResponse(f"mien: {error}\n", 400)
         return StreamingResponse(
