@@ -61,17 +61,17 @@ class Feed:
         self._subscriber = Subscriber(endpoint, session=session, keys=keys)
         self._interval_ns = round(NS_PER_S / rate_hz) if rate_hz else 0
         self._due_ns: dict[str, int] = {}
-        self._sent_states: dict[str, tuple[str, str | None]] = {}
+        self._sent_states: dict[tuple[str, str], tuple[str, str | None]] = {}
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Events, oldest first; empty if none arrived within `timeout_s`."""
         predictions = self._subscriber.wait(timeout_s)
         self.counts.received += len(predictions)
         events: list[Event] = []
-        for status in self._subscriber.statuses.values():
-            state = status.state, status.last_error
-            if self._sent_states.get(status.worker) != state:
-                self._sent_states[status.worker] = state
+        for status in self._subscriber.take_statuses():
+            process, state = (status.session, status.worker), (status.state, status.last_error)
+            if self._sent_states.get(process) != state:
+                self._sent_states[process] = state
                 events.append(status)
         for prediction in predictions:
             if self._is_due(prediction):

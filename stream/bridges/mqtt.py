@@ -24,7 +24,8 @@ import aiomqtt
 import msgspec
 
 import mien
-from mien.messages import Prediction
+from mien.errors import ConfigError
+from mien.messages import Prediction, Status
 from mien.stream.bridges.feed import Counts, Event
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ _STATE_CLASSES = {"sentiment": "measurement", "confidence": "measurement", "emot
 @dataclass(frozen=True)
 class Broker:
     """Where to publish, and how.
+
+    Raises:
+        ConfigError: a prefix is not one of topics.
 
     Attributes:
         prefix: of all topics. qos: 0, 1 or 2. tls: encrypt and check the broker's certificate.
@@ -51,6 +55,11 @@ class Broker:
     prefix: str = "mien"
     qos: int = 0
     discovery: str = "homeassistant"
+
+    def __post_init__(self) -> None:
+        for option, prefix in (("--prefix", self.prefix), ("--discovery", self.discovery)):
+            if {"#", "+", "\0"} & set(prefix) or not (prefix or option == "--discovery"):
+                raise ConfigError(f"{option} {prefix!r} cannot begin a topic; use names and slashes, without # and +")
 
 
 class MqttOutlet:
@@ -70,7 +79,7 @@ class MqttOutlet:
         messages = self._messages(event)
         # The loop is closing.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._queue, messages)
+            self._loop.call_soon_threadsafe(self._queue, messages, isinstance(event, Status))
 
     async def serve(self) -> None:
         """Connect, publish, and reconnect with exponential backoff, until cancelled."""
@@ -123,9 +132,9 @@ class MqttOutlet:
                     raise
                 self._counts.sent += 1
 
-    def _queue(self, messages: dict[str, str | bytes]) -> None:
+    def _queue(self, messages: dict[str, str | bytes], is_status: bool) -> None:
         for topic, payload in messages.items():
-            if topic.startswith(f"{self._broker.discovery}/"):
+            if is_status or topic.startswith(f"{self._broker.discovery}/"):
                 self._retained[topic] = payload
             if len(self._waiting) >= _QUEUE:
                 self._waiting.popleft()

@@ -59,7 +59,7 @@ class Client:
             raise ValueError("rate_hz has to be between 0 and 1000")
         self._counts = counts
         self._events: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
-        self._due_s = 0.0
+        self._due_s: dict[str, float] = {}  # by session
 
     def offer(self, event: Event) -> None:
         """Queue an event if it was asked for."""
@@ -67,9 +67,10 @@ class Client:
             return
         if self._rate_hz and isinstance(event, Prediction):
             now_s = time.monotonic()
-            if now_s < self._due_s:
+            due_s, interval_s = self._due_s.get(event.session, 0.0), 1 / self._rate_hz
+            if now_s < due_s:
                 return
-            self._due_s = max(self._due_s, now_s - 1 / self._rate_hz) + 1 / self._rate_hz
+            self._due_s[event.session] = max(due_s, now_s - interval_s) + interval_s
         if self._events.full():
             self._events.get_nowait()
             self._counts.dropped += 1
@@ -102,7 +103,8 @@ class WebOutlet:
             Route("/overlay", lambda _: FileResponse(OVERLAY)),
             Route("/", lambda _: PlainTextResponse("mien: /ws, /events, /overlay\n")),
         ]
-        self.app = Guard(Starlette(routes=routes), place.port, place.token, origins=origins)
+        programs = frozenset({"/ws", "/events"})
+        self.app = Guard(Starlette(routes=routes), place.port, place.token, origins, programs)
 
     def send(self, event: Event) -> None:
         """Queue an event for every client. Called from the thread that reads the bus."""

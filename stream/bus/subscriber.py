@@ -24,7 +24,7 @@ from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_prediction, decode_status, topic
 
 _MAX_SESSIONS = 1024  # a publisher may invent names: bounds what is kept per session
-_MAX_WORKERS = 256
+_MAX_PROCESSES = 8 * _MAX_SESSIONS
 _MOST_NAMED = 20  # sessions listed in a message
 _PROBE_S = 1.0  # a publisher repeats its last message at once; another machine may be far away
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5560"
@@ -56,7 +56,7 @@ class Subscriber(Closing):
         lost: predictions that never arrived, detected by gaps in their numbers; always 0 with `rate_hz`.
         skipped: predictions passed over because newer ones were waiting.
         refused: messages that violated the protocol, by cause.
-        statuses: the newest status of each process, by worker.
+        statuses: the newest status of each process, by worker; of several sessions, see `statuses_of`.
 
     Raises:
         BusError: `endpoint` is not an address. KeysError: it is on another machine, and keys are missing.
@@ -80,7 +80,9 @@ class Subscriber(Closing):
         self.lost = 0
         self.skipped = 0
         self.refused: Counter[str] = Counter()
-        self.statuses: dict[str, Status] = {}
+        self._lost: Counter[str] = Counter()  # by session
+        self._statuses: dict[str, dict[str, Status]] = {}  # by session, and worker
+        self._heard: dict[tuple[str, str], Status] = {}
         self._receiver = Receiver(endpoint, prefixes, high_water_mark=256, keys=keys)
         self._newest_only, self._has_rate = newest_only, rate_hz is not None
         self._newest: dict[str, tuple[int, int]] = {}
@@ -101,12 +103,7 @@ class Subscriber(Closing):
         for frames in self._receiver.drain():
             try:
                 if frames[0].startswith(b"status/"):
-                    status = decode_status(frames)
-                    self._count_missed(status)
-                    if status.worker in self.statuses or len(self.statuses) < _MAX_WORKERS:
-                        self.statuses[status.worker] = status
-                    else:
-                        self.refused["workers"] += 1
+                    self._hear(decode_status(frames))
                     continue
                 is_part = frames[0].startswith(KIND)
                 prediction = decode_part(frames) if is_part else decode_prediction(frames)
@@ -120,9 +117,46 @@ class Subscriber(Closing):
             return predictions[-1:]
         return predictions
 
+    @property
+    def sessions(self) -> list[str]:
+        """Names of the sessions that have sent anything, sorted."""
+        return sorted(self._statuses.keys() | self._newest.keys())
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        newest: dict[str, Status] = {}
+        for statuses in list(self._statuses.values()):
+            for worker, status in list(statuses.items()):
+                if worker not in newest or status.t_ns >= newest[worker].t_ns:
+                    newest[worker] = status
+        return newest
+
+    def statuses_of(self, session: str) -> dict[str, Status]:
+        """The newest status of each process of a session, by worker."""
+        return dict(self._statuses.get(session, {}))
+
+    def lost_of(self, session: str) -> int:
+        """As `lost`, of one session."""
+        return self._lost[session]
+
+    def take_statuses(self) -> list[Status]:
+        """The statuses that have arrived since the last call, the newest of each process of each session."""
+        heard, self._heard = list(self._heard.values()), {}
+        return heard
+
     def close(self) -> None:
         """Disconnect."""
         self._receiver.close()
+
+    def _hear(self, status: Status) -> None:
+        """Keep a status; a publisher that invents names does not fill memory."""
+        self._count_missed(status)
+        known = self._statuses.get(status.session, {})
+        if status.worker not in known and sum(map(len, self._statuses.values())) >= _MAX_PROCESSES:
+            self.refused["workers"] += 1
+            return
+        self._statuses.setdefault(status.session, known)[status.worker] = status
+        self._heard[status.session, status.worker] = status
 
     def _count_missed(self, status: Status) -> None:
         """A status tells how far inference has counted: earlier predictions that have not arrived are lost."""
@@ -132,7 +166,7 @@ class Subscriber(Closing):
         if status.worker == "inference" and status.next_seq is not None and run == status.run:
             missed = status.next_seq - seq - 1
             if missed > 0:
-                self.lost += missed
+                self._count_lost(status.session, missed)
                 self._newest[status.session] = (run, status.next_seq - 1)
 
     def _is_new(self, prediction: Prediction) -> bool:
@@ -141,11 +175,18 @@ class Subscriber(Closing):
         if prediction.run == run:
             if prediction.seq <= seq:
                 return False
-            self.lost += 0 if self._has_rate else prediction.seq - seq - 1
+            self._count_lost(prediction.session, 0 if self._has_rate else prediction.seq - seq - 1)
         elif prediction.session not in self._newest and len(self._newest) >= _MAX_SESSIONS:
-            del self._newest[next(iter(self._newest))]
+            forgotten = next(iter(self._newest))
+            del self._newest[forgotten]
+            self._lost.pop(forgotten, None)
         self._newest[prediction.session] = (prediction.run, prediction.seq)
         return True
+
+    def _count_lost(self, session: str, count: int) -> None:
+        if count:
+            self.lost += count
+            self._lost[session] += count
 
 
 def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: str | Path = "") -> str:

@@ -28,13 +28,22 @@ class Guard:
         port: that the server listens on.
         token: required from clients; empty on loopback, where Host must be a loopback name.
         origins: other pages whose requests are accepted, as browsers name them (`https://example.org`, `null`).
+        programs: paths for programs, which send no Origin and keep no cookies.
     """
 
-    def __init__(self, app: ASGIApp, port: int, token: str = "", origins: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        port: int,
+        token: str = "",
+        origins: frozenset[str] = frozenset(),
+        programs: frozenset[str] = frozenset(),
+    ) -> None:
         self._app = app
         self._port = port
         self._token = token
         self._origins = origins
+        self._programs = programs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or reject it here."""
@@ -46,7 +55,7 @@ class Guard:
         if refusal is None and not self._is_token(connection.cookies.get(COOKIE, "")):
             if not self._is_token(connection.query_params.get("token", "")):
                 refusal = 403, "this page asks for the token that mien printed at its start"
-            elif scope["type"] == "http":
+            elif scope["type"] == "http" and scope["path"] not in self._programs:
                 await self._admit(connection)(scope, receive, send)
                 return
         if refusal is None:
@@ -64,8 +73,9 @@ class Guard:
             return 421, "this server does not go by that name"
         if origin is None:
             # Browsers send an Origin with every WebSocket, and with every request that changes something.
-            safe = connection.scope["type"] == "http" and connection.scope["method"] in ("GET", "HEAD")
-            return None if safe else (403, "a request without an origin")
+            reads = connection.scope["type"] == "http" and connection.scope["method"] in ("GET", "HEAD")
+            by_program = connection.scope["type"] == "websocket" and connection.scope["path"] in self._programs
+            return None if reads or by_program else (403, "a request without an origin")
         if origin.lower() in self._origins:
             return None
         parts = urlsplit(origin)

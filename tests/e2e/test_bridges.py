@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from mien.clock import Clock
 from mien.config import BusConfig
@@ -37,10 +38,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class Station(threading.Thread):
-    """Publishes predictions of one session, fifty a second, as inference does."""
+    """Publishes predictions of one session or several, fifty a second, as inference does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *sessions: str) -> None:
         super().__init__(daemon=True)
+        self.sessions = sessions or (SESSION,)
         self.port = free_ports()
         self.endpoint = f"tcp://127.0.0.1:{self.port}"
         self.clock = Clock()
@@ -53,9 +55,10 @@ class Station(threading.Thread):
         seq = 0
         try:
             while not self._ending.is_set():
-                publisher.send(encode_prediction(self.prediction(seq)))
-                if seq % 50 == 0:
-                    publisher.send(encode_status(self.status()))
+                for session in self.sessions:
+                    publisher.send(encode_prediction(replace(self.prediction(seq), session=session)))
+                    if seq % 50 == 0:
+                        publisher.send(encode_status(replace(self.status(), session=session)))
                 seq += 1
                 deadline_s = time.monotonic() + 0.02
                 while time.monotonic() < deadline_s:
@@ -120,6 +123,13 @@ def web_port(station: Station) -> Iterator[int]:
         yield port
 
 
+@pytest.fixture
+def two_sessions() -> Iterator[Station]:
+    made = Station("one", "two")
+    yield made
+    made.close()
+
+
 class TestWeb:
     def test_a_client_gets_predictions_and_statuses(self, web_port: int) -> None:
         from websockets.sync.client import connect
@@ -163,6 +173,35 @@ class TestWeb:
             pytest.raises(ConnectionClosedError, match="unknown field moods"),
         ):
             client.recv(10)
+
+    def test_programs_need_no_origin_and_no_cookies(self, station: Station) -> None:
+        from websockets.exceptions import InvalidStatus
+        from websockets.sync.client import connect
+
+        port = free_ports(1)
+        with bridge("ws", station, "--host", "0.0.0.0", "--token", "secret", "--port", str(port)):
+            wait_until(lambda: is_open(port))
+            with connect(f"ws://127.0.0.1:{port}/ws?token=secret") as client:
+                assert json.loads(client.recv(10))
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/events?token=secret&fields=seq", timeout=10
+            ) as answer:
+                assert answer.readline().startswith(b"event: ")
+            with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{port}/ws"):
+                pass
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/events?fields=seq", timeout=10)
+
+    def test_a_rate_is_that_of_each_session(self, two_sessions: Station) -> None:
+        from websockets.sync.client import connect
+
+        port = free_ports(1)
+        with bridge("ws", two_sessions, "--port", str(port)):
+            wait_until(lambda: is_open(port))
+            with connect(f"ws://127.0.0.1:{port}/ws?rate_hz=2&fields=session") as client:
+                events = [json.loads(client.recv(10)) for _ in range(12)]
+        sessions = [event["session"] for event in events if event["type"] == "prediction"]
+        assert abs(sessions.count("one") - sessions.count("two")) <= 1
 
     def test_a_page_of_another_origin_is_refused(self, web_port: int) -> None:
         from websockets.exceptions import InvalidStatus
@@ -233,6 +272,21 @@ def test_osc_receiver_gets_typed_addresses(station: Station) -> None:
     assert received[f"/mien/{SESSION}/age_ms/text"] == -1.0
     assert received[f"/mien/{SESSION}/transcript"] == "hello there"
     assert received[f"/mien/{SESSION}/status/inference"] == "running"
+
+
+def test_statuses_of_all_sessions_are_forwarded(two_sessions: Station) -> None:
+    pytest.importorskip("pythonosc")
+    from pythonosc.osc_bundle import OscBundle
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(30)
+        with bridge("osc", two_sessions, "--to", f"127.0.0.1:{receiver.getsockname()[1]}", "--rate-hz", "5"):
+            missing = {"/mien/one/status/inference", "/mien/two/status/inference"}
+            deadline_s = time.monotonic() + 40
+            while missing and time.monotonic() < deadline_s:
+                missing -= {message.address for message in OscBundle(receiver.recv(65536))}
+    assert not missing
 
 
 INLET = """
@@ -321,7 +375,8 @@ class TestMqtt:
     def test_values_discovery_and_availability(self, station: Station, broker: tuple[int, Callable[[], None]]) -> None:
         port, restart = broker
         config = f"homeassistant/sensor/mien_{SESSION}/sentiment/config"
-        topics = (f"mien/{SESSION}/prediction", f"mien/{SESSION}/emotion", "mien/bridge", config)
+        state = f"mien/{SESSION}/status/inference"
+        topics = (f"mien/{SESSION}/prediction", f"mien/{SESSION}/emotion", "mien/bridge", config, state)
         with bridge("mqtt", station, "--broker", f"127.0.0.1:{port}", "--rate-hz", "10"):
             received = self.retained(port, *topics)
             assert json.loads(received[topics[0]])["session"] == SESSION
@@ -353,6 +408,7 @@ class TestMqtt:
     [
         (["osc", "--to", "nowhere:port"], "'nowhere:port' is not HOST:PORT"),
         (["mqtt", "--broker", "host:0"], "'host:0' is not HOST:PORT"),
+        (["mqtt", "--prefix", "home/#"], "--prefix 'home/#' cannot begin a topic"),
     ],
 )
 def test_invalid_address_is_a_one_line_error(arguments: list[str], error: str) -> None:

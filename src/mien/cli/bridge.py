@@ -160,6 +160,7 @@ def mqtt(
 ) -> Bridge:
     """MQTT, with retained values and discovery by Home Assistant."""
     import asyncio
+    import contextlib
     import os
 
     from mien.stream.bridges.mqtt import Broker, MqttOutlet
@@ -176,7 +177,8 @@ def mqtt(
                 while not is_stopping() and not serving.done():
                     await asyncio.wait({serving}, timeout=0.1)
             serving.cancel()
-            await asyncio.wait({serving}, timeout=5)
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+                await asyncio.wait_for(serving, timeout=5)
 
         typer.echo(f"MQTT to {broker} under {target.prefix}/; Ctrl-C ends", err=True)
         # On Windows aiomqtt needs an event loop that can watch sockets.
