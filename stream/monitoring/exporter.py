@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mien.errors import BusError
 from mien.stream.bus.curve import is_loopback
+from mien.stream.bus.subscriber import Subscriber
 from mien.stream.monitoring.observer import Condition, Observer
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -67,7 +68,7 @@ class Exporter(MetricsServer):
     """
 
     def __init__(self, endpoint: str, session: str, port: int, keys: str | Path = "") -> None:
-        self._observer, self._session = Observer(endpoint, session=session, keys=keys), session
+        self._observer, self._session = Observer(Subscriber(endpoint, session=session, keys=keys), session), session
         registry = CollectorRegistry()
         self._predictions = Counter("mien_predictions", "Predictions received.", registry=registry)
         self._abstained = Counter("mien_abstained", "Predictions without evidence.", registry=registry)
@@ -111,8 +112,9 @@ class Exporter(MetricsServer):
     def collect(self) -> Iterator[Metric]:
         """The current metrics, called by the registry."""
         condition = self._observer.condition()
+        is_up = condition.verdict != "down"  # else the last values would pass for current ones
         up = GaugeMetricFamily("mien_up", "1 while there are predictions.", labels=["session"])
-        up.add_metric([self._session], float(condition.verdict != "down"))
+        up.add_metric([self._session], float(is_up))
         yield up
         lost = CounterMetricFamily("mien_predictions_lost", "Predictions that never arrived here.")
         lost.add_metric([], condition.lost)
@@ -122,7 +124,7 @@ class Exporter(MetricsServer):
         yield rate
         age = GaugeMetricFamily("mien_age_seconds", "Age of the newest evidence.", labels=["modality"])
         masked = GaugeMetricFamily("mien_masked", "1 while a modality is missing entirely.", labels=["modality"])
-        for modality in condition.modalities:
+        for modality in condition.modalities if is_up else ():
             masked.add_metric([modality.name], float(modality.masked is not None))
             if modality.age_ms is not None:
                 age.add_metric([modality.name], modality.age_ms / 1e3)
@@ -132,7 +134,7 @@ class Exporter(MetricsServer):
         inference = self._observer.statuses.get("inference")
         offset = GaugeMetricFamily("mien_clock_offset_seconds", "Clock offset; positive: ahead.", labels=["worker"])
         error = GaugeMetricFamily("mien_clock_error_seconds", "Error bound of the offset.", labels=["worker"])
-        for name, value in inference.detail.items() if inference is not None else ():
+        for name, value in inference.detail.items() if inference is not None and is_up else ():
             worker, _, what = name.partition(".")
             if what in ("clock_offset_ms", "clock_error_ms") and isinstance(value, float):
                 (offset if what == "clock_offset_ms" else error).add_metric([worker], value / 1e3)

@@ -17,7 +17,7 @@ from rich.console import Console
 from mien.cli import _view
 from mien.clock import Clock
 from mien.config import BusConfig
-from mien.messages import EMOTIONS, Prediction, Status, Word
+from mien.messages import EMOTIONS, Prediction, Status, Transcript, Word
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_prediction, encode_status
 
@@ -80,7 +80,13 @@ def test_lines_have_the_time_of_day_or_the_elapsed_time() -> None:
 
 
 @pytest.fixture
-def endpoint() -> Iterator[str]:
+def others() -> list[str]:
+    """Further sessions at the endpoint."""
+    return []
+
+
+@pytest.fixture
+def endpoint(others: list[str]) -> Iterator[str]:
     """A session "mine" that predicts ten times a second."""
     publisher = Publisher("tcp://127.0.0.1:*", BusConfig())
     address, clock, ended = publisher.address, Clock(), threading.Event()
@@ -89,6 +95,11 @@ def endpoint() -> Iterator[str]:
         for seq in range(10_000):
             publisher.send(encode_prediction(prediction(clock.now_ns(), seq)))
             publisher.send(encode_status(status("inference")))
+            for name in others:
+                another = msgspec.structs.replace(
+                    prediction(clock.now_ns(), seq), session=name, transcript=Transcript(name)
+                )
+                publisher.send(encode_prediction(another))
             if ended.wait(0.1):
                 return
 
@@ -109,6 +120,37 @@ def test_waiting_for_a_missing_session_is_reported(endpoint: str) -> None:
     process.communicate(timeout=20)
     assert "there is no session 'nosuch'" in text
     assert "heard there: mine" in text
+
+
+def test_lines_of_several_sessions_name_them(endpoint: str, others: list[str]) -> None:
+    others.append("yours")
+    command = [sys.executable, "-m", "mien", "watch", endpoint, "--count", "12"]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    assert {line.split()[0] for line in lines[-2:]} == {"mine", "yours"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_the_view_shows_one_of_several_sessions(endpoint: str, others: list[str]) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    others.append("yours")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 120, 0, 0))
+    command = [sys.executable, "-m", "mien", "watch", endpoint]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
+    shown, enough = b"", 40
+    deadline_s = time.monotonic() + 60
+    while shown.count(b"--session shows") < enough:
+        assert time.monotonic() < deadline_s, shown
+        shown += os.read(ours, 65536)
+    process.terminate()
+    reader = threading.Thread(target=lambda: [os.read(ours, 65536) for _ in range(1000)], daemon=True)
+    reader.start()
+    process.wait(20)
+    assert (b"mine; --session shows yours" in shown) != (b"yours; --session shows mine" in shown)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

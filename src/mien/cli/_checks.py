@@ -283,10 +283,12 @@ def check_session(config: Config) -> Iterator[Row]:
             served = probe.connect_ex(("127.0.0.1", port)) == 0
         yield Row("metrics", "ok", f"port {port} " + ("is already in use" if served else "is free"))
     try:
+        from mien.stream.bus.subscriber import Subscriber
         from mien.stream.monitoring.observer import Observer
     except ImportError:  # another check reports what is missing
         return
-    with Observer(config.bus.address(), session=config.session, keys=config.bus.keys) as observer:
+    with Subscriber(config.bus.address(), session=config.session, keys=config.bus.keys) as subscriber:
+        observer = Observer(subscriber, config.session)
         deadline_s = time.monotonic() + 1.5
         while time.monotonic() < deadline_s:
             observer.wait(0.1)

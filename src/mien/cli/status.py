@@ -24,25 +24,33 @@ def command(
     import msgspec
 
     from mien.errors import BusError
-    from mien.stream.bus.subscriber import explain_silence, misdirected
+    from mien.stream.bus.subscriber import Subscriber, explain_silence, misdirected
     from mien.stream.monitoring.observer import Observer
 
-    with Observer(endpoint, session=session, keys=keys) as observer:
+    with Subscriber(endpoint, session=session, keys=keys) as subscriber:
+        observers: dict[str, Observer] = {}
         began_s = time.monotonic()
         # Statuses are sent on subscription and once a second; a rate takes a moment longer.
         while time.monotonic() - began_s < min(timeout, 1.3) or (
-            observer.condition().verdict == "down" and time.monotonic() - began_s < timeout
+            time.monotonic() - began_s < timeout
+            and not (observers and all(each.condition().verdict != "down" for each in observers.values()))
         ):
-            observer.wait(0.1)
-        condition = observer.condition()
-        actual = misdirected(observer.statuses, endpoint)
-        if actual is not None or (condition.silent_s is None and not condition.processes):
+            predictions = subscriber.wait(0.1)
+            for name in subscriber.sessions:
+                observer = observers.setdefault(name, Observer(subscriber, name, began_s))
+                observer.take_in(prediction for prediction in predictions if prediction.session == name)
+        conditions = [each.condition() for each in observers.values()]
+        actual = misdirected(subscriber.statuses, endpoint)
+        if actual is not None or not conditions:
             raise BusError(actual or explain_silence(endpoint, session, timeout, keys))
-    if as_json:
-        typer.echo(msgspec.json.encode(condition).decode())
-    else:
+    for number, condition in enumerate(sorted(conditions, key=lambda each: each.session or "")):
+        if as_json:
+            typer.echo(msgspec.json.encode(condition).decode())
+            continue
+        if number:
+            typer.echo()
         _show(condition, endpoint)
-    if condition.verdict != "ok":
+    if any(condition.verdict != "ok" for condition in conditions):
         raise typer.Exit(1)
 
 

@@ -50,13 +50,19 @@ def command(
             stack.enter_context(live)
         while (count is None or seen < count) and "q" not in take_keys().lower():
             for prediction in subscriber.wait(0.1):
-                last, heard_s, note = prediction, time.monotonic(), ""
+                now_s = time.monotonic()
+                if live is not None and last is not None and prediction.session != last.session:
+                    if now_s - heard_s < _SILENT_S:
+                        continue  # the view has room for one session
+                    history.clear()
+                last, heard_s, note = prediction, now_s, ""
                 seen += 1
                 if as_json:
                     sys.stdout.buffer.write(msgspec.json.encode(prediction) + b"\n")
                     sys.stdout.buffer.flush()
                 elif live is None:
-                    print(_view.line(prediction), flush=True)
+                    name = f"{prediction.session}  " if len(subscriber.sessions) > 1 else ""
+                    print(name + _view.line(prediction), flush=True)
                 if seen == count:
                     break
             now_s = time.monotonic()
@@ -74,11 +80,15 @@ def command(
                 if now_s - drawn_s >= _STEP_S:
                     drawn_s = now_s
                     history.append(last.sentiment_smooth if last is not None and now_s - heard_s < _STEP_S else None)
+                others = [name for name in subscriber.sessions if last is not None and name != last.session]
+                label = endpoint
+                if last is not None and others:
+                    label += f"  {last.session}; --session shows {' or '.join(others[:3])}"
                 view = _view.render(
                     last,
-                    subscriber.statuses,
+                    subscriber.statuses_of(last.session) if last is not None else subscriber.statuses,
                     badge="WATCH",
-                    label=endpoint,
+                    label=label,
                     per_second=per_second,
                     silent_s=now_s - heard_s,
                     width=console.width,

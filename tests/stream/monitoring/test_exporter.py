@@ -36,7 +36,9 @@ class Station:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.absent: dict[str, str] = {}
+        self.abstains: str | None = None
         self.statuses = [INFERENCE]
+        self.ahead_ns: dict[str, int] = {}  # clocks of workers on other machines
         self._publisher = Publisher(endpoint, BusConfig())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -46,11 +48,12 @@ class Station:
         seq = 0
         while not self._stop.wait(0.05):
             prediction = msgspec.structs.replace(
-                PREDICTION, seq=seq, absent=self.absent, latency={"infer": 2.0, "total": 12.0}
+                PREDICTION, seq=seq, absent=self.absent, abstains=self.abstains, latency={"infer": 2.0, "total": 12.0}
             )
             self._publisher.send(encode_prediction(prediction))
             for status in self.statuses:
-                self._publisher.send(encode_status(msgspec.structs.replace(status, t_ns=time.monotonic_ns())))
+                t_ns = time.monotonic_ns() + self.ahead_ns.get(status.worker, 0)
+                self._publisher.send(encode_status(msgspec.structs.replace(status, t_ns=t_ns)))
             seq += 1
         self._publisher.close()
 
@@ -137,11 +140,46 @@ def test_problems_are_reported_and_cleared(station: Station, exporter: Exporter)
     health(exporter, "ok")
 
 
+def test_session_without_any_worker_is_a_problem(station: Station, exporter: Exporter) -> None:
+    station.abstains = "no evidence"
+    assert health(exporter, "degraded")["problems"] == ["nothing is captured: no worker has reported"]
+    station.statuses = [INFERENCE, msgspec.structs.replace(INFERENCE, worker="audio")]
+    health(exporter, "ok")  # nobody speaks
+
+
 def test_silent_session_is_down(station: Station, exporter: Exporter) -> None:
     health(exporter, "ok")
     station.close()
     assert "no predictions" in str(health(exporter, "down")["problems"])
-    assert figures(exporter)["mien_up", (PREDICTION.session,)] == 0
+    wait_until(lambda: figures(exporter)["mien_process_up", ("inference",)] == 0)
+    seen = figures(exporter)
+    assert seen["mien_up", (PREDICTION.session,)] == 0
+    assert seen["mien_process_rows_per_second", ("inference",)] == 0
+    outdated = {"mien_process_memory_bytes", "mien_process_cpu_ratio", "mien_age_seconds", "mien_masked"}
+    assert not outdated & {name for name, _ in seen}
+
+
+@pytest.mark.parametrize("ahead_s", [-10, 10])
+def test_clock_of_another_machine_makes_no_process_silent(station: Station, exporter: Exporter, ahead_s: int) -> None:
+    station.ahead_ns = {"video": ahead_s * 10**9}
+    measured = msgspec.structs.replace(INFERENCE, detail={"video.clock_offset_ms": ahead_s * 1000.0})
+    station.statuses = [measured, msgspec.structs.replace(INFERENCE, worker="video")]
+    wait_until(lambda: ("mien_process_up", ("video",)) in figures(exporter))
+    seen = figures(exporter)
+    assert [seen["mien_process_up", (worker,)] for worker in ("inference", "video")] == [1, 1]
+
+
+def test_status_of_several_sessions_keeps_them_apart(station: Station) -> None:
+    there = msgspec.structs.replace(INFERENCE, session="another", last_error="it has a fault", state="degraded")
+    station.statuses = [INFERENCE, there]
+    line = [sys.executable, "-m", "mien", "status", station.endpoint]
+    ran = subprocess.run([*line, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    another, whole = sorted(map(json.loads, ran.stdout.splitlines()), key=lambda each: each["session"] != "another")
+    assert (another["verdict"], whole["verdict"]) == ("down", "ok")
+    assert another["processes"][0]["last_error"] == "it has a fault"
+    assert ran.returncode == 1, "as one of them has a fault"
+    one = subprocess.run([*line, "--session", whole["session"]], capture_output=True, timeout=60, check=False)
+    assert one.returncode == 0
 
 
 @pytest.mark.parametrize(
