@@ -17,7 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from mien.errors import BusError, KeysError
-from mien.stream.bus.keyring import Keyring, keys_folder
+from mien.stream.bus.keyring import Identity, Keyring, keys_folder, to_hex
 
 _LOG = logging.getLogger(__name__)
 _LOG_INTERVAL_S = 10.0
@@ -63,7 +63,10 @@ def connect(socket: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> Link 
         BusError: not an endpoint. KeysError: keys are required but missing.
     """
     socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+    port = endpoint.rpartition(":")[2]
     try:
+        if endpoint.startswith("tcp:") and not (port.isdigit() and 0 < int(port) < 65536):
+            raise zmq.ZMQError(zmq.EINVAL)
         link = Link(socket, endpoint, keys) if is_guarded(endpoint, keys) else None
         socket.connect(endpoint)
     except KeysError:
@@ -99,16 +102,31 @@ class Guard:
         bound.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         _beat(bound)
         self._allowed = self._keyring.allowed()
+        self._bound, self._identity, self._stamp = bound, identity, self._keyring.identity_stamp()
 
     @property
     def refused(self) -> int:
         """Connections from unknown machines rejected since the start."""
         return self._authenticator.refused.get(self._domain, 0)
 
-    def has_revoked(self) -> bool:
-        """Whether a key was removed from the list since the last call."""
+    def has_changed(self) -> bool:
+        """Whether a key was removed from the list, or this machine's replaced, since the last call: then bind again."""
         before, self._allowed = self._allowed, self._keyring.allowed()
-        return bool(before - self._allowed)
+        return self._has_replaced() or bool(before - self._allowed)
+
+    def _has_replaced(self) -> bool:
+        stamp, self._stamp = self._stamp, self._keyring.identity_stamp()
+        if self._stamp in (stamp, None):
+            return False
+        try:
+            identity = self._keyring.identity()
+        except KeysError as error:
+            _LOG.warning("still using the previous key: %s", error)
+            return False
+        before, self._identity = self._identity, identity
+        self._authenticator.own[self._domain] = identity.public
+        self._bound.setsockopt(zmq.CURVE_SECRETKEY, identity.secret.encode())
+        return identity != before
 
 
 class Link:
@@ -126,24 +144,47 @@ class Link:
     def __init__(self, connecting: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> None:
         self._keyring = Keyring(keys)
         self._host = host_of(endpoint)
-        identity = self._keyring.identity()
-        self._server = self._keyring.key_of(self._host)
-        self._is_own = self._server is None and _is_here(self._host)
-        if self._is_own:
-            self._server = identity.public
-        if self._server is None:
-            raise KeysError(
-                f"the key of {self._host} is not known here; on that machine run: mien keys list; "
-                f"on this one: mien keys add NAME KEY --host {self._host}"
-            )
-        connecting.setsockopt(zmq.CURVE_SERVERKEY, self._server.encode())
-        connecting.setsockopt(zmq.CURVE_PUBLICKEY, identity.public.encode())
-        connecting.setsockopt(zmq.CURVE_SECRETKEY, identity.secret.encode())
+        self._is_own = self._keyring.key_of(self._host) is None and _is_here(self._host)
+        self._server, self._identity = self._known()
+        self._set(connecting)
         _beat(connecting)
+
+    @property
+    def own_key(self) -> str:
+        """The public key of this machine, as 64 hex digits."""
+        return to_hex(self._identity.public)
 
     def is_revoked(self) -> bool:
         """Whether the key of the machine at the other end was revoked."""
         return not self._is_own and self._keyring.key_of(self._host) != self._server
+
+    def renew(self, disconnected: zmq.Socket[bytes]) -> bool:
+        """Use keys that have replaced those in use, from the next connection on. Returns whether any have."""
+        try:
+            server, identity = self._known()
+        except KeysError:
+            return False
+        if (server, identity) == (self._server, self._identity):
+            return False
+        self._server, self._identity = server, identity
+        self._set(disconnected)
+        return True
+
+    def _known(self) -> tuple[str, Identity]:
+        """The keys of the other machine and of this one, as they are now."""
+        identity = self._keyring.identity()
+        server = identity.public if self._is_own else self._keyring.key_of(self._host)
+        if server is None:
+            raise KeysError(
+                f"the key of {self._host} is not known here; on that machine run: mien keys list; "
+                f"on this one: mien keys add NAME KEY --host {self._host}"
+            )
+        return server, identity
+
+    def _set(self, connecting: zmq.Socket[bytes]) -> None:
+        connecting.setsockopt(zmq.CURVE_SERVERKEY, self._server.encode())
+        connecting.setsockopt(zmq.CURVE_PUBLICKEY, self._identity.public.encode())
+        connecting.setsockopt(zmq.CURVE_SECRETKEY, self._identity.secret.encode())
 
 
 def _beat(guarded: zmq.Socket[bytes]) -> None:

@@ -99,6 +99,14 @@ class Keyring:
         """The file with the secret key."""
         return self.folder / "identity.json"
 
+    def identity_stamp(self) -> tuple[int, int] | None:
+        """Changes when the file with the secret key is replaced; None without one."""
+        try:
+            found = self.identity_path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def identity(self) -> Identity:
         """This machine's key pair.
 

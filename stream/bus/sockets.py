@@ -8,10 +8,7 @@ what was sent before its subscription arrived, so the publisher (XPUB sees subsc
 from __future__ import annotations
 
 import contextlib
-import itertools
-import sys
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,10 @@ import zmq
 import zmq.backend
 
 from mien.config import BusConfig
-from mien.errors import BusError, KeysError
+from mien.errors import BusError, KeysError, MienError
 from mien.messages import Prediction
 from mien.stream.bus.choices import MAX_CHOICE_BYTES
+from mien.stream.bus.connection import Connection
 from mien.stream.bus.curve import Guard, connect, host_of, is_guarded, is_loopback
 from mien.stream.bus.parts import KIND, Part, read_part
 from mien.stream.bus.poller import has_message
@@ -37,14 +35,9 @@ READ_AHEAD = 16  # libzmq reads all waiting subscriptions at once; with 1000 ahe
 _PATIENCE_S, _MOST_QUEUED = 5.0, 1 << 15  # with a subscriber that does not read
 _REBIND_S = 1.5
 Message = list[bytes] | list[zmq.Frame]
-_RECEIVERS = itertools.count()
 _NOW, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 _send_frame: Callable[..., Any] = zmq.backend.Socket.send  # `send_multipart` calls it, and costs nine times as much
 _LOOK_INTERVAL_S = 0.5  # between two checks for revoked keys
-_GIVEN_UP_S = 1.0
-_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH
-_BROKEN = zmq.Event.DISCONNECTED | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | _REFUSED
-_TRYING = zmq.Event.CONNECT_DELAYED | zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECTED
 
 
 class Publisher:
@@ -188,7 +181,7 @@ class Publisher:
         now_s = time.monotonic()
         if self._guard is not None and now_s - self._looked_s >= _LOOK_INTERVAL_S:
             self._looked_s = now_s
-            if self._guard.has_revoked():
+            if self._guard.has_changed():
                 self._rebind()
         if self._due and now_s - self._resent_s >= _RESEND_INTERVAL_S:
             self._resent_s = now_s
@@ -315,19 +308,15 @@ class Receiver:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.setsockopt(zmq.MAXMSGSIZE, 5 << 20)
         self._looked_s = time.monotonic()
-        self._link = connect(self.socket, endpoint, keys)
+        self._connection = Connection(self.socket)
+        try:
+            self._link = connect(self.socket, endpoint, keys)
+        except MienError:
+            self._connection.close()
+            raise
+        self._is_cut = False  # its key was revoked
         for prefix in prefixes:
             self.socket.subscribe(prefix)
-        self._broken_s: float | None = None
-        self._events: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-        self._events.setsockopt(zmq.LINGER, 0)
-        self._events.setsockopt(zmq.RCVHWM, 0)  # a full queue would block libzmq, with all its connections
-        # A counter, not `id()`, which is reused while libzmq is still closing the old socket.
-        monitored = f"inproc://receiver-{next(_RECEIVERS)}"
-        self.socket.monitor(monitored, _BROKEN | _TRYING)
-        self._events.connect(monitored)
-        # Closes a receiver that nobody closed, in the only safe order.
-        self._let_go = weakref.finalize(self, _close_monitored, self.socket, self._events)
 
     def drain(self, limit: int = 256) -> Iterator[list[bytes]]:
         """The waiting messages, oldest first, at most `limit`, so that a flood cannot block the reader."""
@@ -364,34 +353,29 @@ class Receiver:
 
     def close(self) -> None:
         """Disconnect. Closing twice does nothing."""
-        self._let_go()
+        self._connection.close()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no connection, and what to do, as far as is known."""
+        return self._connection.trouble(self.endpoint, self._link)
 
     def _look_after(self) -> None:
-        """Disconnect from a machine whose key was revoked; reconnect where libzmq has given up.
-
-        libzmq connects again when a connection breaks, but never when the other side broke the protocol: one message
-        that is too long, or another program on the port for a moment, and nothing would be received from then on.
-        """
+        """Disconnect from a machine whose key was revoked, use keys that were replaced, and connect again."""
         self._looked_s = time.monotonic()
-        if self._link is not None and self._link.is_revoked():
-            self._reconnect(trusted=False)
-            self._link = None
-        while self._events.poll(0):
-            event = int.from_bytes(self._events.recv_multipart()[0][:2], sys.byteorder)
-            self._broken_s = self._looked_s if event & _BROKEN else None
-        if self._broken_s is not None and self._looked_s - self._broken_s >= _GIVEN_UP_S:
-            self._broken_s = None
-            self._reconnect(trusted=True)
-
-    def _reconnect(self, *, trusted: bool) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # the connection may be gone altogether
-            self.socket.disconnect(self.endpoint)
-        if trusted:
+        self._connection.look()
+        if self._link is not None:
+            if not self._is_cut and self._link.is_revoked():
+                self._is_cut = True
+                self._disconnect()
+            if (self._is_cut or self.trouble is not None) and self._link.renew(self.socket):
+                self._is_cut = False
+                self._disconnect()
+                self.socket.connect(self.endpoint)
+        if self._connection.has_given_up() and not self._is_cut:
+            self._disconnect()
             self.socket.connect(self.endpoint)
 
-
-def _close_monitored(socket: zmq.Socket[bytes], events: zmq.Socket[bytes]) -> None:
-    """Close a socket and its monitor: unread events would block libzmq, with all its connections."""
-    socket.disable_monitor()
-    events.close(0)
-    socket.close(0)
+    def _disconnect(self) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the connection may be gone altogether
+            self.socket.disconnect(self.endpoint)

@@ -210,8 +210,8 @@ def explain_silence(endpoint: str, session: str | None, silent_s: float, keys: s
     finally:
         receiver.close()
     found, sessions = misdirected(workers, endpoint), sorted(names)[:_MOST_NAMED]
-    if found:
-        return found
+    if found or (receiver.trouble and not names):
+        return found or receiver.trouble or ""
     if session is not None and sessions and session not in sessions:
         return f"there is no session {session!r} at {endpoint}; heard there: {', '.join(sessions)}"
     if sessions:

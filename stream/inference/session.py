@@ -71,11 +71,13 @@ class Inbox:
         self._receivers: dict[str, Receiver] = {}
         self._exchanges: dict[str, ClockExchange] = {}
         self._newest: dict[str, tuple[int, int]] = {}
+        self._foreign: dict[str, str] = {}  # workers of another session
 
     def open(self, poller: Poller) -> dict[zmq.Socket[bytes], str]:
         """Connect to the workers; returns each one's sockets."""
         session, bus = self._config.session, self._config.bus
-        prefixes = tuple(topic(kind, session) for kind in ("features", "status", "cue"))
+        # Statuses of any session: a worker of another one is told from a silent one.
+        prefixes = topic("features", session), b"status/", topic("cue", session)
         for worker in self._workers:
             receiver = Receiver(bus.address(worker), prefixes, bus.high_water_mark, bus.keys)
             self._receivers[worker] = receiver
@@ -92,10 +94,11 @@ class Inbox:
         for receiver in self._receivers.values():
             receiver.close()
 
-    def tend(self) -> None:
-        """Maintain the connections, if due."""
+    def tend(self) -> dict[str, str | None]:
+        """Maintain the connections, if due. Returns for each worker why nothing comes from it, as far as is known."""
         for receiver in self._receivers.values():
             receiver.tend()
+        return {worker: receiver.trouble or self._foreign.get(worker) for worker, receiver in self._receivers.items()}
 
     def ask(self) -> int:
         """Ask workers with clocks of their own for the time, if it is time to. Returns when it is time again."""
@@ -160,6 +163,14 @@ class Inbox:
             return None
         status = decode_status(frames)
         self._check_sender(worker, status.worker)
+        session, there = self._config.session, status.session
+        if there != session:
+            at = self._receivers[worker].endpoint
+            self._foreign[worker] = (
+                f"the {worker} worker at {at} is of session {there!r}, not {session!r}; see --session"
+            )
+            return None
+        self._foreign.pop(worker, None)
         return status
 
     def _check_sender(self, worker: str, named: str) -> None:
@@ -214,6 +225,7 @@ class Session:
             replayed=mode.replayed,
         )
         self._absent: dict[str, str] = {}  # as last reported
+        self._troubles: dict[str, str | None] = {}  # of connections, by modality
         self._next_seq = 0
         self._tag = person_tag(config, replayed=mode.replayed)
         self._totals_ms: deque[float] = deque(maxlen=_RECENT)
@@ -262,7 +274,8 @@ class Session:
 
     def settle(self) -> None:
         """Maintain the connections; publish the end of the session, and a periodic status."""
-        self._inbox.tend()
+        for worker, trouble in self._inbox.tend().items():
+            self._explain(WORKERS[worker], trouble)
         if self._state != "ended" and self.mode.is_over:
             self.publish_status("ended")
             self.control.report_state("ended", predictions=self.mode.seq)
@@ -318,6 +331,17 @@ class Session:
     def named(self, model: str) -> str:
         """Checkpoint and engine, with the tag of the person whose rest is this session's baseline."""
         return with_person(model, self._tag)
+
+    def _explain(self, modality: str, trouble: str | None) -> None:
+        """Say why nothing comes from a modality's worker, if its connection tells."""
+        explanations, before = self.mode.assembler.explanations, self._troubles.get(modality)
+        if trouble == before:
+            return
+        self._troubles[modality] = trouble
+        if trouble is not None:
+            explanations[modality] = trouble
+        elif explanations.get(modality) == before:
+            del explanations[modality]
 
     def _latency(self) -> dict[str, float]:
         """Latency of the newest predictions, from frame read to published, in ms."""

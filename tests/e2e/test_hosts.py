@@ -145,7 +145,7 @@ def test_hosts_with_keys_predict_and_others_receive_nothing(machines: Machines) 
     time.sleep(0.5)
     assert camera.poll() is None
     assert infer.poll() is None
-    assert "nothing came" in machines.output(stranger)
+    assert f"mien keys add NAME {keys['stranger']}" in machines.output(stranger)
     assert "{" not in machines.output(stranger)
     assert machines.output(plain).strip() == "nothing"
     assert machines.network.lost > 0

@@ -12,7 +12,7 @@ import zmq
 from mien.config import BusConfig
 from mien.errors import BusError, KeysError
 from mien.stream.bus.curve import host_of, is_guarded
-from mien.stream.bus.keyring import Keyring
+from mien.stream.bus.keyring import Keyring, to_hex
 from mien.stream.bus.sockets import Publisher, Receiver
 from tests.waiting import wait_until
 
@@ -133,6 +133,63 @@ def test_revoked_publisher_is_ignored(tmp_path: Path, server: Keyring, port: int
         Receiver("tcp://10.9.8.7:5560", (b"",), keys=known.folder)
     for endpoint in (receiver, publisher):
         endpoint.close()
+
+
+def test_keys_that_are_replaced_are_used_without_a_restart(tmp_path: Path, server: Keyring, port: int) -> None:
+    known = client(tmp_path / "known", server)
+    server.add("known", known.identity().public)
+    publisher = publisher_of(server, port)
+    own, other = (Receiver(publisher.endpoint, (b"",), keys=keyring.folder) for keyring in (server, known))
+    assert arrives(publisher, own)
+    assert arrives(publisher, other)
+    new = Keyring(server.folder).create(force=True).public  # as `mien keys new --force` does it
+    later = Receiver(publisher.endpoint, (b"",), keys=server.folder)
+    assert arrives(publisher, later), "a new process of this machine"
+    assert arrives(publisher, own)
+    wait_until(lambda: "mien keys list" in (other.trouble or ""), meanwhile=lambda: arrives(publisher, other, 0.1))
+    Keyring(known.folder).revoke("server")
+    Keyring(known.folder).add("server", new, host="127.0.0.1")
+    assert arrives(publisher, other)
+    mine = Keyring(known.folder).create(force=True).public
+    Keyring(server.folder).revoke("known")
+    wait_until(lambda: other.trouble, meanwhile=lambda: arrives(publisher, other, 0.1))
+    Keyring(server.folder).add("known", mine)
+    assert arrives(publisher, other)
+    for endpoint in (own, later, other, publisher):
+        endpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("client_keys", "server_keys", "host", "expected"),
+    [
+        ("known", True, "127.0.0.1", "mien keys add NAME "),
+        ("", True, "127.0.0.1", "requires keys"),
+        ("mistaken", True, "127.0.0.1", "compare `mien keys list`"),
+        ("known", False, "127.0.0.1", "uses no keys"),
+        ("known", True, "camera.invalid", "camera.invalid has no known address"),
+    ],
+)
+def test_refused_connections_say_what_to_do(
+    tmp_path: Path, server: Keyring, port: int, client_keys: str, server_keys: bool, host: str, expected: str
+) -> None:
+    known, mistaken = client(tmp_path / "known", server), Keyring(tmp_path / "mistaken")
+    known.add("camera", server.identity().public, host="camera.invalid")
+    mistaken.create()
+    mistaken.add("server", known.identity().public, host="127.0.0.1")
+    endpoint = f"tcp://127.0.0.1:{port}"
+    publisher = publisher_of(server, port) if server_keys else Publisher(endpoint, BusConfig())
+    folder = tmp_path / client_keys if client_keys else ""
+    receiver = Receiver(f"tcp://{host}:{port}", (b"",), keys=folder)
+    wait_until(lambda: expected in (receiver.trouble or ""), meanwhile=lambda: arrives(publisher, receiver, 0.1))
+    assert known.identity().secret not in str(receiver.trouble)
+    if "add NAME" in expected:
+        assert to_hex(known.identity().public) in str(receiver.trouble)
+        server.add("known", known.identity().public)
+        assert arrives(publisher, receiver)
+        list(receiver.drain())
+        wait_until(lambda: receiver.trouble is None, meanwhile=lambda: arrives(publisher, receiver, 0.1))
+    receiver.close()
+    publisher.close()
 
 
 def test_refusals_are_counted_and_logged_without_keys(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from mien.cli import app
 from mien.config import BusConfig
 from mien.errors import BusError
 from mien.messages import Prediction
+from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import encode_prediction, encode_status
@@ -226,6 +228,16 @@ def test_module_exports_what_callers_need() -> None:
     assert "async subscribe_async(endpoint" in page or "subscribe_async(endpoint" in page
 
 
-def test_invalid_address_is_a_clear_error() -> None:
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:5560", "tcp://127.0.0.1", "tcp://127.0.0.1:65536"])
+def test_invalid_address_is_a_clear_error(endpoint: str) -> None:
     with pytest.raises(BusError, match="not an endpoint"):
-        next(mien.subscribe("127.0.0.1:5560"))
+        next(mien.subscribe(endpoint))
+
+
+def test_silence_for_want_of_keys_says_so(tmp_path: Path, port: int) -> None:
+    Keyring(tmp_path).create()
+    publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig(keys=str(tmp_path)))
+    with served(publisher):
+        message = "requires keys"
+        assert message in refusal(lambda seconds: next(mien.subscribe(publisher.endpoint, timeout_s=seconds)), message)
+    publisher.close()
