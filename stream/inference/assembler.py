@@ -45,6 +45,7 @@ class Assembler:
         self.drops: Counter[str] = Counter()
         self.last_refusal: str | None = None
         self.explanations: dict[str, str] = {}
+        self._unfit: dict[str, str] = {}  # why the newest message of a modality was rejected
         self.windows = windows or Windows(specs)
         self.place = self.windows.take_place()
         self._max_age_ns = max_age_ms * NS_PER_MS
@@ -87,16 +88,16 @@ class Assembler:
         if spec is None:
             return self._refuse("unknown_modality", f"the model has no modality {name!r}")
         if message.values.shape[1] != spec.dim:
-            return self._refuse("shape", f"{name} rows have {message.values.shape[1]} numbers, not {spec.dim}")
+            return self._refuse("shape", f"{name} rows have {message.values.shape[1]} numbers, not {spec.dim}", name)
         if spec.extractor and message.extractor != spec.extractor:
-            return self._refuse(
-                "extractor", f"{name} comes from {message.extractor!r}, the model needs {spec.extractor!r}"
-            )
+            unfit = f"{name} comes from {message.extractor!r}, the model needs {spec.extractor!r}"
+            return self._refuse("extractor", unfit, name)
         if now_ns is not None and message.t_end_ns > now_ns + _FUTURE_NS:
-            return self._refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s ahead of now")
+            return self._refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s ahead of now", name)
         cause = self._judge(name, message)
         if cause:
             return self._refuse(cause, f"{name} message {message.seq}: {cause}")
+        self._unfit.pop(name, None)
         track = self.windows.tracks[name]
         if isinstance(track, Snapshots):
             track.write(self.place, message)
@@ -127,6 +128,7 @@ class Assembler:
                 silence = f"nothing received for {(t_end_ns - watermark_ns) / NS_PER_S:.1f} s"
             track = self.windows.tracks[name]
             said = track.reasons[self.place] if isinstance(track, Snapshots) else None
+            silence = self._unfit.get(name, silence) if silence else None
             reason = self._faults.get(name) or (self.explanations.get(name, silence) if silence else said)
             if reason:
                 absent[name] = reason
@@ -165,8 +167,15 @@ class Assembler:
             return WINDOW_NS
         return int(self.paces[name].patience(self._max_age_ns, _MOST_AGE_NS))
 
-    def _refuse(self, cause: str, explanation: str) -> bool:
+    def _refuse(self, cause: str, explanation: str, unfit: str = "") -> bool:
+        """Reject a message.
+
+        Args:
+            unfit: the modality, if all of its messages will be like this.
+        """
         self.drops[cause] += 1
+        if unfit:
+            self._unfit[unfit] = explanation
         self.last_refusal = explanation
         return False
 

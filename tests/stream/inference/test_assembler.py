@@ -119,6 +119,15 @@ def test_silent_modality_is_masked_with_the_workers_reason() -> None:
     assert window_of(assembler, at(501)).absent["vision"] == "camera unplugged"
 
 
+def test_modality_whose_messages_are_all_refused_says_why() -> None:
+    assembler = make()
+    assert not assembler.push(structs.replace(frame(0, 0), extractor="faces-2"))
+    assert window_of(assembler, at(10)).absent["vision"] == "vision comes from 'faces-2', the model needs 'faces-1'"
+    assert assembler.push(frame(1, 40))
+    assert "vision" not in window_of(assembler, at(50)).absent
+    assert window_of(assembler, at(600)).absent["vision"] == "nothing received for 0.6 s"
+
+
 @pytest.mark.parametrize("interval_ms", [333, 500, 1000])
 def test_slow_camera_is_masked_only_when_it_stops(interval_ms: int) -> None:
     assembler = make()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from mien.clock import Clock
 from mien.config import BusConfig, load_config
-from mien.messages import FeatureWindow
+from mien.messages import FeatureWindow, Status
+from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import Publisher, Receiver
-from mien.stream.bus.wire import encode_features
+from mien.stream.bus.wire import encode_features, encode_status
 from mien.stream.inference.faults import Refusals
 from mien.stream.inference.session import Inbox
+from tests.waiting import wait_until
 
 
 def test_resent_messages_are_no_error(port: int) -> None:
@@ -53,6 +56,34 @@ def test_resent_messages_are_no_error(port: int) -> None:
         publisher.close()
         if later is not None:
             later.close()
+
+
+def test_inbox_tells_why_nothing_comes(tmp_path: Path, port: int) -> None:
+    """One worker is of another session, one asks for keys."""
+    Keyring(tmp_path).create()
+    other = Publisher(f"tcp://127.0.0.1:{port + 1}", BusConfig())
+    guarded = Publisher(f"tcp://127.0.0.1:{port + 2}", BusConfig(keys=str(tmp_path)))
+    other.send(encode_status(Status(session="cam1", worker="video", run=1, t_ns=1, state="running", pid=1)))
+    config, refusals = load_config(overrides={"bus.port": port}), Refusals()
+    inbox = Inbox(config, ["video", "audio"], Clock(), refusals, supervised=False, replayed=False)
+    inbox.open(Poller())
+    told: dict[str, str | None] = {}
+
+    def serve() -> None:
+        other.service()
+        guarded.service()
+        assert list(inbox.take("video", 100)) == []
+        told.update(inbox.tend())
+
+    try:
+        wait_until(lambda: told.get("video") and told.get("audio"), meanwhile=serve)
+        assert "of session 'cam1', not 'default'" in str(told["video"])
+        assert f"127.0.0.1:{port + 2} requires keys" in str(told["audio"])
+        assert not refusals.counts
+    finally:
+        inbox.close()
+        other.close()
+        guarded.close()
 
 
 def words(seq: int) -> FeatureWindow:
