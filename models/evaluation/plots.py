@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mien.files import whole_file
+from mien.files import make_folder, whole_file
 
 
 def save_plots(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Two figures per corpus with emotions, and one for damage. `report`: the output of `mien eval --json`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = []
     for corpus, made in report["corpora"].items():
         if "emotion" not in made:

@@ -84,6 +84,23 @@ def whole_file(path: Path, *, private: bool = False, error: type[MienError] = Fi
             unfinished.unlink(missing_ok=True)
 
 
+def make_folder(path: Path, *, error: type[MienError] = FileError) -> None:
+    """Make a folder, and those above it, unless it exists.
+
+    Raises:
+        MienError: it cannot be made, or files cannot be made in it; of the class `error`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial = _temporary_path(path / "trial")
+        _create(trial, _PRIVATE)
+        trial.unlink()
+    except FileExistsError as refused:
+        raise error(f"{path} is a file; choose another folder") from refused
+    except OSError as refused:
+        raise error(f"cannot make or fill the folder {path}: {reason(refused)}; choose another one") from refused
+
+
 def check_target(
     path: Path, *, inputs: Iterable[Path] = (), new: bool = False, error: type[MienError] = FileError
 ) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mien.config import AssetsConfig
 from mien.errors import DataError, MienError
-from mien.files import write_file
+from mien.files import make_folder, write_file
 from mien.messages import MODALITIES, ModalitySpec
 from mien.models.data.corpora import Corpus, CorpusItem, check_splits, corpus_digest, read_corpus
 from mien.models.data.dataset_files import (
@@ -123,7 +123,7 @@ def extract(
         AssetError: a pretrained file is missing and cannot be fetched.
     """
     plan = _make_plan([Path(source).resolve() for source in sources], options or ExtractOptions(), weights)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, error=DataError)
     _begin(out, plan)
     specs = {spec.name: spec for spec in plan.specs}
     total = sum(len(chunk.ids) for chunk in plan.chunks)

@@ -14,6 +14,7 @@ from platformdirs import user_cache_path
 from mien.config import AssetsConfig
 from mien.engines.cache import remove_oldest
 from mien.errors import DataError
+from mien.files import make_folder
 from mien.messages import ModalitySpec
 from mien.models.data.corpora import Corpus, check_splits, corpus_digest, read_corpus
 from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
@@ -81,7 +82,7 @@ def cache_folder() -> Path:
 
 def _open_cache() -> Path:
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # It holds people's words and looks: private, regardless of its files' modes.
     folder.chmod(0o700)
     return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.queues
-import os
 import queue
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 import filelock
 
 from mien.errors import ConfigError, DataError
+from mien.files import make_folder
 from mien.models.training.device import training_device
 from mien.models.training.loop import Progress
 from mien.stream.offline.plan import STAGES, TrainPlan, output_folder
@@ -43,12 +43,7 @@ def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
     if not plan.data:
         raise DataError("nothing to train on; name corpora or datasets with --data")
     for folder in (Path(plan.work), output_folder(plan)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make the folder {folder}: {error.strerror}") from error
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"the folder {folder} is not writable; name another one")
+        make_folder(folder, error=ConfigError)
     figures: dict[str, Any] = {}
     try:
         with filelock.FileLock(Path(plan.work) / ".lock", timeout=0):

@@ -32,6 +32,7 @@ def command(
     from mien.engines.predictor import Predictor
     from mien.engines.selection import compile_together, find_usable, open_backend
     from mien.errors import EngineError
+    from mien.files import make_folder
     from mien.models.checkpoint import load_checkpoint
 
     try:
@@ -51,7 +52,7 @@ def command(
         kind = next(name for name in PRECISIONS if name == precision)
         if engine not in ("auto", tensorrt.name) or kind not in tensorrt.precisions:
             raise EngineError("--target-sm is for --engine tensorrt, in fp32 or fp16")
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         fixed: list[int | None] = [*sizes] or [None]
         for size in fixed:
             plan, _ = build_plan(whole_network(weights, size), kind, size, target_sm)

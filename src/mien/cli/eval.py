@@ -49,6 +49,7 @@ def command(
 
     from mien.cli._progress import item_progress
     from mien.errors import DataError
+    from mien.files import make_folder
     from mien.messages import MODALITIES
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.data.pairing import single
@@ -61,6 +62,8 @@ def command(
     from mien.stream.offline.items import ExtractOptions
     from mien.stream.offline.labelled import read_labelled
 
+    if plots is not None:
+        make_folder(plots)  # fail early: an evaluation takes minutes
     loaded, weights = load_checkpoint(checkpoint), weight_set(checkpoint)
     known = [spec.name for spec in loaded.specs]
     names = [name for name in modalities.split(",") if name] or known

@@ -18,7 +18,7 @@ import mien
 from mien.cli import app
 from mien.config import AssetsConfig
 from mien.engines.cache import disk_use
-from mien.errors import AssetError, DataError
+from mien.errors import AssetError, DataError, MienError
 from mien.messages import Float32
 from mien.models.data.dataset_files import read_dataset, read_manifest
 from mien.models.training.speech import SpeechTraining
@@ -247,6 +247,21 @@ def test_corrected_label_trains_the_voice_encoder_anew(clips: Path, tmp_path: Pa
     table = clips / "labels.csv"
     table.write_text(table.read_text().replace("0.wav,sad,-2", "0.wav,fear,-2"))
     assert train(plan)["speech"] is not None
+
+
+def test_folder_that_cannot_be_made_is_one_clear_line(clips: Path, tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("mine")
+    for command, named in (
+        (["extract", str(clips), "--modalities", "audio", "-o", str(file)], file),
+        (["extract", str(clips), "--modalities", "audio", "-o", str(file / "out")], file / "out"),
+        (["train", "--data", str(clips), "--work", str(file)], file),
+        (["eval", str(clips), "--modalities", "audio", "--plots", str(file)], file),
+    ):
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, MienError)
+        assert str(named) in str(result.exception)
+        assert "choose another" in str(result.exception)
+    assert file.read_text() == "mine"
 
 
 def test_copies_are_for_training_only(clips: Path, tmp_path: Path) -> None:
