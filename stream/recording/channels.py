@@ -163,12 +163,10 @@ def schema_of(name: str) -> tuple[str, bytes]:
         schema = _schema(FeatureHeader)
         schema["properties"]["values"] = _BASE64 | {"description": "rows * dim float32, little-endian, row-major"}
         return "mien.Features", _encode(schema | {"required": [*schema["required"], "values"]})
-    if name.startswith(STATUS):
-        return "mien.Status", _encode(_schema(Status))
-    if name == PREDICTION:
-        return "mien.Prediction", _encode(_schema(Prediction))
-    if name == ABOUT:
-        return "mien.About", _encode(_schema(About))
+    known: dict[str, type[msgspec.Struct]] = {PREDICTION: Prediction, ABOUT: About}
+    kind = Status if name.startswith(STATUS) else known.get(name)
+    if kind is not None:
+        return f"mien.{kind.__name__}", _encode(_schema(kind))
     if name == MESH:
         return "mien.Mesh", _encode({"title": "mien.Mesh", "type": "object", "properties": {"edges": _BASE64}})
     title, properties = _FOXGLOVE[name]

@@ -14,7 +14,7 @@ import msgspec
 from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.reader import make_reader
-from mcap.records import Channel, Chunk, Footer, Message, Metadata, Schema
+from mcap.records import Channel, Chunk, Footer, Message, Metadata
 from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
 from zstandard import ZstdError
 
@@ -127,7 +127,7 @@ class Recording:
         wanted = names if callable(names) else (self.channels if names is None else set(names)).__contains__
         with _opened(self.path) as file:
             if self.cut_off:
-                yield from _scan_entries(file, wanted)
+                yield from (each for each in _records(file) if isinstance(each, Entry) and wanted(each.channel))
                 return
             topics = [name for name in self.channels if wanted(name)]
             if not topics:
@@ -144,7 +144,7 @@ class Recording:
         """As `entries`, but with a damaged part in place of its messages, instead of an error."""
         with _opened(self.path) as file:
             if self.cut_off:
-                yield from _scan_entries(file, lambda _: True)
+                yield from (each for each in _records(file) if isinstance(each, Entry))
                 return
             summary = make_reader(file).get_summary()
             assert summary is not None, "it was there when the recording was opened"
@@ -231,19 +231,15 @@ def _survey(path: Path, file: BinaryIO, summary: Any) -> tuple[About | None, tup
         statistics = summary.statistics
         return about, (names, statistics.message_start_time, statistics.message_end_time), False
     formats, names_seen, about, first_ns, last_ns = [], set(), None, 0, 0
-    topics: dict[int, str] = {}
     for record in _records(file):
-        if isinstance(record, Metadata) and record.name == channels.METADATA:
-            formats.append(record.metadata.get("format"))
-        elif isinstance(record, Channel):
-            topics[record.id] = record.topic
-        elif isinstance(record, Message):
-            name = topics.get(record.channel_id, "")
-            names_seen.add(name)
-            first_ns = first_ns or record.log_time
-            last_ns = max(last_ns, record.log_time)
-            if name == channels.ABOUT and about is None:
+        if isinstance(record, Entry):
+            names_seen.add(record.channel)
+            first_ns = first_ns or record.log_ns
+            last_ns = max(last_ns, record.log_ns)
+            if record.channel == channels.ABOUT and about is None:
                 about = _about(record.data)
+        elif record.name == channels.METADATA:
+            formats.append(record.metadata.get("format"))
     _check_format(path, formats)
     return about, (frozenset(names_seen), first_ns, last_ns), True
 
@@ -267,24 +263,20 @@ def _check_format(path: Path, formats: list[str | None]) -> None:
         )
 
 
-def _records(file: BinaryIO) -> Iterator[Any]:
-    """The records of a file without an index, up to the first incomplete one."""
+def _records(file: BinaryIO) -> Iterator[Entry | Metadata]:
+    """Messages and metadata of a file without an index, up to the first incomplete record."""
+    topics: dict[int, str] = {}
     try:
         for record in StreamReader(file, validate_crcs=True, record_size_limit=_RECORD_LIMIT).records:
-            if isinstance(record, Footer):
-                return
-            if not isinstance(record, Schema):
-                yield record
+            match record:
+                case Footer():
+                    return
+                case Channel():
+                    topics[record.id] = record.topic
+                case Message():
+                    name = topics.get(record.channel_id, "")
+                    yield Entry(name, record.log_time, record.publish_time, record.data)
+                case Metadata():
+                    yield record
     except Exception:  # the library may fail in any way on a truncated record
         return
-
-
-def _scan_entries(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[Entry]:
-    topics: dict[int, str] = {}
-    for record in _records(file):
-        if isinstance(record, Channel):
-            topics[record.id] = record.topic
-        elif isinstance(record, Message):
-            name = topics.get(record.channel_id, "")
-            if wanted(name):
-                yield Entry(name, record.log_time, record.publish_time, record.data)

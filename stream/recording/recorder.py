@@ -73,7 +73,6 @@ class Recorder:
         self._session = session
         self._clock = Clock()
         self._receivers: dict[str, Receiver] = {}
-        self._heard: set[str] = set()
         self._ended = False
         self._about: About | None = None
         self._last_status: dict[str, bytes] = {}

@@ -55,6 +55,9 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     clip: str = ""
 
 
+_SAME = set(Row.__struct_fields__) & set(Prediction.__struct_fields__) - {"transcript"}  # as in a prediction
+
+
 class Table(msgspec.Struct, frozen=True):
     """A whole recording.
 
@@ -166,20 +169,11 @@ def _zero_ns(recording: Recording, first: Prediction) -> int:
 def _row(prediction: Prediction, zero_ns: int) -> Row:
     transcript = f"{prediction.transcript.committed} {prediction.transcript.tentative}".strip()
     return Row(
+        **{name: getattr(prediction, name) for name in _SAME},
         t_s=(prediction.t_end_ns - zero_ns) / NS_PER_S,
-        t_end_ns=prediction.t_end_ns,
-        sentiment=prediction.sentiment,
-        sentiment_smooth=prediction.sentiment_smooth,
         emotion=prediction.top_emotion,
-        emotions=prediction.emotions,
-        confidence=prediction.confidence,
-        gates=prediction.gates,
-        age_ms=prediction.age_ms,
-        absent=prediction.absent,
-        abstains=prediction.abstains,
         latency_ms=prediction.latency.get("total"),
         transcript=transcript,
-        model=prediction.model,
     )
 
 
