@@ -37,19 +37,17 @@ class Request(msgspec.Struct, frozen=True):
     root: str
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """The reply. `choice`: for "auto", a `mien.engines.selection.Choice` as JSON. `error`: why it failed."""
-
-    choice: msgspec.Raw = msgspec.Raw(b"null")
-    error: str | None = None
+# As returned by `compile_in_subprocess`, and why it failed, if it did.
+_Reply = tuple[msgspec.Raw, str | None]
 
 
 def compile_in_subprocess(
     networks: Sequence[Network], engine: str, precision: str, threads: int, root: Path
-) -> Reply | None:
+) -> msgspec.Raw | None:
     """Compile networks in a subprocess.
 
     Returns:
+        For "auto" a `mien.engines.selection.Choice` as JSON, else null.
         None if that is not possible: we are that subprocess, a network has no origin, or the subprocess did not start
         or died. The caller then compiles in-process.
 
@@ -60,26 +58,27 @@ def compile_in_subprocess(
     if _is_subprocess or len(origins) != len(networks):
         return None
     request = msgspec.json.encode(Request(origins, engine, precision, threads, str(root)))
+    choice: msgspec.Raw
     command = [sys.executable, "-P", "-m", "mien.engines.apart"]
     try:
         ran = subprocess.run(command, input=request, stdout=subprocess.PIPE, check=True)
-        reply = msgspec.json.decode(ran.stdout.splitlines()[-1], type=Reply)
+        choice, failure = msgspec.json.decode(ran.stdout.splitlines()[-1], type=_Reply)
     except (OSError, subprocess.CalledProcessError, msgspec.MsgspecError, IndexError) as error:
         log.warning("the compile process failed (%s); compiling in this process", error)
         return None
-    if reply.error is not None:
-        raise EngineError(reply.error)
-    return reply
+    if failure is not None:
+        raise EngineError(failure)
+    return choice
 
 
 def make(origin: Origin) -> Network:
     """Build the network of an origin."""
-    module, _, function = origin.function.partition(":")
-    network: Network = getattr(importlib.import_module(module), function)(**origin.arguments)
+    module, _, function = origin[0].partition(":")
+    network: Network = getattr(importlib.import_module(module), function)(**origin[1])
     return network
 
 
-def _handle(request: Request) -> Reply:
+def _handle(request: Request) -> Any:
     from mien.engines.cache import Cache
     from mien.engines.selection import choose_engine, find_usable, known_precision, open_backend
 
@@ -92,7 +91,7 @@ def _handle(request: Request) -> Reply:
     backend = find_usable(engine)
     for network in networks if backend.cached else ():
         open_backend(network, backend, known_precision(precision), request.threads, Cache(root))
-    return Reply(msgspec.Raw(msgspec.json.encode(choice)))
+    return choice
 
 
 def main() -> None:
@@ -100,9 +99,9 @@ def main() -> None:
     global _is_subprocess
     _is_subprocess = True
     try:
-        reply: Any = _handle(msgspec.json.decode(sys.stdin.buffer.read(), type=Request))
+        reply: tuple[Any, str | None] = _handle(msgspec.json.decode(sys.stdin.buffer.read(), type=Request)), None
     except MienError as error:
-        reply = Reply(error=str(error))
+        reply = None, str(error)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(reply) + b"\n")
 
 

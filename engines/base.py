@@ -29,12 +29,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 MAX_BATCH = 512  # rows that GPU engines are built for
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The function that builds a network ("module:function"), and its JSON-compatible arguments."""
-
-    function: str
-    arguments: dict[str, str | int | None]
+# The function that builds a network ("module:function"), and its JSON-compatible arguments.
+Origin = tuple[str, dict[str, str | int | None]]
 
 
 @dataclass(frozen=True)
@@ -61,19 +57,26 @@ class Network:
     origin: Origin | None = None
 
 
-class Engine(ABC):
+class Engine:
     """A network, ready to run.
+
+    Args:
+        run: every input by name to every output by name, in float32; None for a class that overrides `infer`.
 
     Attributes:
         id: backend and precision, for instance "onnx-fp32"; part of every prediction's model id.
         reason: why this engine was chosen, or which one it replaces.
+        on_gpu: whether it is a `mien.engines.gpu_engine.GpuEngine`.
     """
 
-    def __init__(self, id: str, network: Network) -> None:
-        self.id, self.network = id, network
+    on_gpu = False
+
+    def __init__(
+        self, id: str, network: Network, run: Callable[[Mapping[str, Array]], dict[str, Array]] | None = None
+    ) -> None:
+        self.id, self.network, self._run = id, network, run
         self.reason = ""
 
-    @abstractmethod
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the network once.
 
@@ -86,6 +89,12 @@ class Engine(ABC):
         Raises:
             EngineError: the engine could not run these inputs.
         """
+        assert self._run is not None
+        check_inputs(self.network, inputs)
+        try:
+            return self._run(inputs)
+        except Exception as error:  # libraries raise what they like: out of memory, a lost device, an unsupported shape
+            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
 
 
 class Backend(ABC):

@@ -15,11 +15,11 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import platformdirs
@@ -28,7 +28,7 @@ from mien.engines.apart import compile_in_subprocess
 from mien.engines.base import Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
-from mien.files import sha256_of, write_file
+from mien.files import disk_use, sha256_of, write_file
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +46,6 @@ class Manifest(msgspec.Struct, frozen=True):
     format: int
     identity: dict[str, str]
     files: dict[str, str]
-    compile_s: float
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """An entry as `mien engines` lists it."""
-
-    key: str
-    network: str
-    backend: str
-    precision: str
-    bytes: int
     compile_s: float
 
 
@@ -81,10 +70,9 @@ class Cache:
             return backend.load(network, precision, self.root, threads)
         import filelock
 
-        identity = identify(network, backend, precision)
+        self.compile_missing([network], backend, precision, threads)
+        identity, root = identify(network, backend, precision), self.writable_root()
         key = _key(identity)
-        root = self.writable_root()
-        _compile_missing(root, [network], backend, precision, threads)
         try:
             with filelock.FileLock(root / f"{key}.lock", timeout=LOCK_TIMEOUT_S):
                 return _open_locked(root / key, identity, network, backend, precision, threads)
@@ -99,8 +87,13 @@ class Cache:
         Raises:
             EngineError: one of them cannot be compiled.
         """
-        if backend.cached:
-            _compile_missing(self.writable_root(), networks, backend, precision, threads)
+        if not backend.cached:
+            return
+        root = self.writable_root()
+        keys = [_key(identify(network, backend, precision)) for network in networks]
+        missing = [each for each, key in zip(networks, keys, strict=True) if not (root / key / MANIFEST).is_file()]
+        if missing:
+            compile_in_subprocess(missing, backend.name, precision, threads, root)
 
     def write_choice(self, path: Path, choice: msgspec.Struct) -> None:
         """Store a benchmark result atomically; if the folder is not writable, it is measured again next time."""
@@ -110,35 +103,22 @@ class Cache:
         except (OSError, FileError) as error:
             log.warning("cannot save the choice of engine: %s", error)
 
-    def entries(self) -> list[Entry]:
-        """Complete entries, without opening them."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Complete entries as `mien engines` lists them, without opening them."""
         found = []
         for folder in sorted(self.root.glob("*/")):
             manifest = _read_manifest(folder)
             if manifest is not None:
-                identity = manifest.identity
+                known = {name: manifest.identity.get(name, "?") for name in ("network", "backend", "precision")}
                 size = sum(path.stat().st_size for path in folder.iterdir())
-                found.append(
-                    Entry(
-                        key=folder.name,
-                        network=identity.get("network", "?"),
-                        backend=identity.get("backend", "?"),
-                        precision=identity.get("precision", "?"),
-                        bytes=size,
-                        compile_s=manifest.compile_s,
-                    )
-                )
+                found.append({"key": folder.name, **known, "bytes": size, "compile_s": manifest.compile_s})
         return found
-
-    def size(self) -> int:
-        """Bytes on disk."""
-        return disk_use(self.root)
 
     def clear(self) -> int:
         """Remove everything and return the bytes freed. Open engines keep running."""
         if not self.root.is_dir():
             return 0
-        size = self.size()
+        size = disk_use(self.root)
         for path in self.root.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -177,15 +157,6 @@ def _key(identity: dict[str, str]) -> str:
     return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
 
 
-def _compile_missing(
-    root: Path, networks: Sequence[Network], backend: Backend, precision: Precision, threads: int
-) -> None:
-    """Compile those that have no entry, in a process of its own where that is possible."""
-    missing = [each for each in networks if not (root / _key(identify(each, backend, precision)) / MANIFEST).is_file()]
-    if missing:
-        compile_in_subprocess(missing, backend.name, precision, threads, root)
-
-
 @functools.cache
 def machine() -> str:
     """Processor and system, as far as compiled code may depend on them."""
@@ -219,7 +190,7 @@ def _open_locked(
         _compile(partial, identity, network, backend, precision, threads)
         _share_files(partial, folder.parent)
         os.replace(partial, folder)
-        _prune(folder.parent)
+        remove_oldest(folder.parent, MANIFEST, MOST_ENTRIES, MOST_BYTES)
         return _open_verified(folder, network, backend, precision, threads)
     except OSError as error:
         raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
@@ -265,18 +236,6 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
     return engine
 
 
-def disk_use(root: Path) -> int:
-    """Bytes of the files below a folder; hard links count once."""
-    sizes: dict[tuple[int, int], int] = {}
-    for place, _, names in os.walk(root):  # os.walk skips folders that another process removes concurrently
-        for name in names:
-            with contextlib.suppress(OSError):
-                found = os.lstat(os.path.join(place, name))
-                if stat.S_ISREG(found.st_mode):
-                    sizes[found.st_dev, found.st_ino] = found.st_size
-    return sum(sizes.values())
-
-
 def remove_oldest(root: Path, marker: str, most: int, most_bytes: int) -> None:
     """Evict the folders below `root` whose file `marker` was touched longest ago, until the limits hold.
 
@@ -290,10 +249,6 @@ def remove_oldest(root: Path, marker: str, most: int, most_bytes: int) -> None:
     while len(opened) > 1 and (len(opened) > most or disk_use(root) > most_bytes):
         _, folder = opened.pop(0)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _prune(root: Path) -> None:
-    remove_oldest(root, MANIFEST, MOST_ENTRIES, MOST_BYTES)
 
 
 def _share_files(folder: Path, root: Path) -> None:

@@ -6,7 +6,6 @@ on the whole, which is also compiled for batches.
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mien.engines.base import Array, Network, Origin
+from mien.files import digest_of
 from mien.messages import ModalitySpec
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def part_network(checkpoint: str, part: str, batch: int | None = None) -> Networ
 
 
 def _origin(checkpoint: Checkpoint, part: str, batch: int | None = None) -> Origin:
-    arguments: dict[str, str | int | None] = {"checkpoint": str(checkpoint.path), "part": part, "batch": batch}
-    return Origin("mien.engines.cmmsf:part_network", arguments)
+    return "mien.engines.cmmsf:part_network", {"checkpoint": str(checkpoint.path), "part": part, "batch": batch}
 
 
 def _window_example(checkpoint: Checkpoint, spec: ModalitySpec) -> tuple[Array, Array]:
@@ -130,8 +129,5 @@ def _code_digest() -> str:
     """Digest of the code of the network: a form compiled from other code is not this network."""
     from mien.models import architecture
 
-    folder = Path(str(architecture.__file__)).parent
-    digest = hashlib.sha256()
-    for name in ("cmmsf.py", "fusion.py", "voice_reader.py", "architecture.py", "checkpoint.py"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+    code = ("cmmsf.py", "fusion.py", "voice_reader.py", "architecture.py", "checkpoint.py")
+    return digest_of(Path(str(architecture.__file__)).parent, code)

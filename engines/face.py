@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mien.engines.base import Network, Origin
+from mien.engines.base import Network
 from mien.errors import CheckpointError
 from mien.models.weights import SHIPPED
 
@@ -53,5 +53,5 @@ def face_network(weights: Path | str = SHIPPED.face) -> Network:
         build=build,
         example={"crop": example},
         outputs=("embedding", "logits"),
-        origin=Origin("mien.engines.face:face_network", {"weights": str(weights)}),
+        origin=("mien.engines.face:face_network", {"weights": str(weights)}),
     )

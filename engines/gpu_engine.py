@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from mien.engines.base import MAX_BATCH, Array, Engine, Network, check_inputs, padded
 from mien.errors import EngineError
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +22,8 @@ class GpuEngine(Engine):
     """An engine with bindings for the most recently used shapes.
 
     Args:
+        bind: allocates memory for inputs of the arrays' shapes. Raises RuntimeError if it is out of memory, or the
+            engine does not support a shape.
         device: "cuda"; "cpu" computes the same without a GPU, for tests.
 
     Attributes:
@@ -35,24 +33,18 @@ class GpuEngine(Engine):
         RuntimeError: CUDA cannot start.
     """
 
-    def __init__(self, id: str, network: Network, device: str = "cuda") -> None:
-        import torch
+    on_gpu = True
 
+    def __init__(
+        self, id: str, network: Network, bind: Callable[[Sequence[Array]], GpuBinding], device: str = "cuda"
+    ) -> None:
         super().__init__(id, network)
-        self.device = device
+        self.device, self._bind = device, bind
         self.uses_graph: bool | None = None
         # Not the default stream: it synchronises with all others of the process and cannot be captured.
         self.stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], GpuBinding] = OrderedDict()
         self._is_batched = all(0 in network.dynamic.get(name, {}) for name in network.example)
-
-    @abstractmethod
-    def bind(self, arrays: Sequence[Array]) -> GpuBinding:
-        """Allocate memory for inputs of these shapes.
-
-        Raises:
-            RuntimeError: out of memory, or a shape that the engine does not support.
-        """
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.network, inputs)
@@ -84,7 +76,7 @@ class GpuEngine(Engine):
         key = tuple(array.shape for array in arrays)
         binding = self._bindings.get(key)
         if binding is None:
-            binding = self._bindings[key] = self.bind(arrays)
+            binding = self._bindings[key] = self._bind(arrays)
             if len(self._bindings) > MAX_SHAPES:
                 self._bindings.popitem(last=False)
         self._bindings.move_to_end(key)
@@ -96,6 +88,7 @@ class GpuBinding:
 
     Args:
         name: of the network. inputs: in device memory. graphs: False launches kernels one by one.
+        launch: launches the kernels on the current stream. Returns their outputs, which the next call may overwrite.
         capture_after: inferences before the kernels are captured: a capture costs as much as many of them.
 
     Attributes:
@@ -103,10 +96,16 @@ class GpuBinding:
         graph: the captured kernels; None while they are launched one by one.
     """
 
-    def __init__(self, name: str, inputs: Sequence[torch.Tensor], *, graphs: bool, capture_after: int) -> None:
-        import torch
-
-        self.inputs = list(inputs)
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[torch.Tensor],
+        launch: Callable[[], tuple[torch.Tensor, ...]],
+        *,
+        graphs: bool,
+        capture_after: int,
+    ) -> None:
+        self.inputs, self._launch = list(inputs), launch
         self.outputs: tuple[torch.Tensor, ...] = ()
         self.graph: torch.cuda.CUDAGraph | None = None
         self._name = name
@@ -118,10 +117,6 @@ class GpuBinding:
             # Memory allocated on the default stream must be ready before another stream uses it.
             torch.cuda.current_stream().synchronize()
 
-    @abstractmethod
-    def launch(self) -> tuple[torch.Tensor, ...]:
-        """Launch the kernels on the current stream. Returns their outputs, which the next call may overwrite."""
-
     def put(self, arrays: Sequence[Array]) -> None:
         """Copy inputs from the host, on the current stream."""
         for host, device, array in zip(self._host_inputs, self.inputs, arrays, strict=True):
@@ -130,8 +125,6 @@ class GpuBinding:
 
     def run(self) -> tuple[torch.Tensor, ...]:
         """Run one inference on `inputs`, on the current stream; outputs as for `launch`."""
-        import torch
-
         with torch.no_grad():
             if self._until_capture == 0:
                 self._capture()
@@ -139,7 +132,7 @@ class GpuBinding:
             if self.graph is not None:
                 self.graph.replay()
             else:
-                self.outputs = self.launch()
+                self.outputs = self._launch()
         return self.outputs
 
     def warm_up(self) -> None:
@@ -149,8 +142,6 @@ class GpuBinding:
 
     def take(self, outputs: Sequence[torch.Tensor]) -> list[Array]:
         """Outputs as float32 on the host; waits for the current stream."""
-        import torch
-
         if not self._host_outputs:
             pinned = outputs[0].is_cuda
             self._host_outputs = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in outputs]
@@ -162,16 +153,14 @@ class GpuBinding:
 
     def _capture(self) -> None:
         """Capture the kernels as a graph, and keep it if it reproduces their numbers."""
-        import torch
-
         captured, given = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in self.inputs]
-        plain = [tensor.clone() for tensor in self.launch()]
+        plain = [tensor.clone() for tensor in self._launch()]
         torch.cuda.synchronize()
         try:
             # On its own stream, since a failed capture may leave the stream unusable.
             capturing = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             with torch.cuda.graph(captured, stream=capturing, capture_error_mode="thread_local"):
-                self.outputs = self.launch()
+                self.outputs = self._launch()
             # So that stale outputs show if the graph fails to recompute them.
             for tensor in (*self.inputs, *self.outputs):
                 tensor.fill_(7)
@@ -189,8 +178,6 @@ class GpuBinding:
             log.warning("the CUDA graph of %r gives other numbers; kernels are launched one by one", self._name)
 
     def _restore(self, inputs: Sequence[torch.Tensor]) -> None:
-        import torch
-
         for tensor, given in zip(self.inputs, inputs, strict=True):
             tensor.copy_(given)
         torch.cuda.synchronize()
@@ -198,6 +185,4 @@ class GpuBinding:
 
 def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
     """Context for launching work on that stream; a no-op without a GPU."""
-    import torch
-
     return torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()

@@ -6,9 +6,9 @@ All kernels run in order on one stream; the host synchronises once, for the resu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from mien.engines.base import MAX_BATCH, Array, padded
 from mien.engines.gpu_engine import GpuEngine, on_stream
@@ -17,9 +17,6 @@ from mien.engines.rings import Look, Windows
 from mien.engines.snapshots import Snapshots
 from mien.errors import EngineError
 from mien.messages import Bool, Float32, Int64
-
-if TYPE_CHECKING:
-    import torch
 
 _ALIGNED = 16  # bytes: alignment that suits every tensor type
 
@@ -38,8 +35,6 @@ class GpuWindows:
     def __init__(
         self, windows: Windows, encoders: Mapping[str, GpuEngine], fusion: GpuEngine, slots: int, dim: int
     ) -> None:
-        import torch
-
         self._windows, self._encoders, self._fusion = windows, encoders, fusion
         self._parcel = _Parcel(fusion.device)
         nothing = windows.places  # index of a window in which nothing was observed
@@ -93,8 +88,6 @@ class GpuWindows:
         Raises:
             EngineError: the GPU is out of memory, or lost.
         """
-        import torch
-
         try:
             with on_stream(self._fusion.stream), torch.no_grad():
                 return self._predict(look, observed, at)
@@ -160,8 +153,6 @@ class GpuWindows:
         return mask
 
     def _encode(self, name: str, rows: int) -> None:
-        import torch
-
         parcel, kept = self._parcel, self._rows[name]
         if f"{name}.partial" in parcel:
             partial = parcel[f"{name}.partial"]
@@ -198,8 +189,6 @@ class _Parcel:
 
     def send(self) -> None:
         """Copy everything added, on the current stream; overwrites the previous copy."""
-        import torch
-
         places, size = [], 0
         for array in self._arrays.values():
             places.append(size)
@@ -219,8 +208,6 @@ class _Parcel:
         self._arrays = {}
 
     def _make(self, size: int) -> None:
-        import torch
-
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=self._device == "cuda")
         self._host_array = self._host.numpy()
         self._there = torch.empty(size, dtype=torch.uint8, device=self._device)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Array, Backend, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Backend, Engine, Network, Precision
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 
@@ -29,36 +29,6 @@ if TYPE_CHECKING:
 OPSET = 20  # the first with GELU as one operator
 MODEL = "model.onnx"
 _CPU_BATCH = 8  # windows per run on a CPU: 16 are no faster, 32 miss the cache; each takes 4 MB while it runs
-
-
-class OnnxEngine(Engine):
-    """An ONNX Runtime session. Batches larger than `at_once` are split."""
-
-    def __init__(self, id: str, network: Network, session: Any, at_once: int) -> None:
-        super().__init__(id, network)
-        self._session, self._at_once = session, at_once
-        self._names = list(network.outputs)
-        # The exporter drops inputs that affect no output.
-        self._inputs = [value.name for value in session.get_inputs()]
-
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.network, inputs)
-        given = {name: inputs[name] for name in self._inputs}
-        try:
-            runs = [self._session.run(self._names, part) for part in self._in_parts(given)]
-            values = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
-        except Exception as error:
-            # ONNX Runtime's exceptions have no common public base.
-            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
-        return dict(zip(self._names, values, strict=True))
-
-    def _in_parts(self, inputs: dict[str, Array]) -> list[dict[str, Array]]:
-        """The inputs, with large batches split."""
-        count = max((len(array) for array in inputs.values()), default=0)
-        if count <= self._at_once or any(self.network.dynamic.get(name, {}).get(0) != "batch" for name in inputs):
-            return [inputs]
-        cuts = [slice(at, at + self._at_once) for at in range(0, count, self._at_once)]
-        return [{name: array[cut] for name, array in inputs.items()} for cut in cuts]
 
 
 class OnnxBackend(Backend):
@@ -97,7 +67,19 @@ class OnnxBackend(Backend):
     def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
         session = self._open((folder / MODEL).read_bytes(), threads, optimised=None)
         at_once = _CPU_BATCH if self.provider == "CPUExecutionProvider" else sys.maxsize
-        return OnnxEngine(f"{self.name}-{precision}", network, session, at_once)
+        names, kept = list(network.outputs), [value.name for value in session.get_inputs()]
+        splits = all(network.dynamic.get(name, {}).get(0) == "batch" for name in kept)
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            given = {name: inputs[name] for name in kept}  # the exporter drops inputs that affect no output
+            count = max(map(len, given.values()), default=0)
+            if count <= at_once or not splits:
+                return dict(zip(names, session.run(names, given), strict=True))
+            cuts = [slice(at, at + at_once) for at in range(0, count, at_once)]
+            runs = [session.run(names, {name: array[cut] for name, array in given.items()}) for cut in cuts]
+            return {name: np.concatenate(parts) for name, *parts in zip(names, *runs, strict=True)}
+
+        return Engine(f"{self.name}-{precision}", network, run)
 
     def _open(self, model: bytes, threads: int, optimised: Path | None) -> Any:
         import onnxruntime

@@ -12,34 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mien.engines.base import Array, Backend, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Backend, Engine, Network, Precision
 from mien.engines.onnx import export_graph
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 
 MODEL = "model.xml"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-
-
-class OpenVinoEngine(Engine):
-    """A model compiled for dynamic axes, and one for exactly the example's shape, which is faster."""
-
-    def __init__(self, id: str, network: Network, compiled: Any, compiled_example: Any) -> None:
-        super().__init__(id, network)
-        self._request = compiled.create_infer_request()
-        self._example_request = compiled_example.create_infer_request()
-        self._names = _input_names(network, compiled)
-
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.network, inputs)
-        is_example = all(inputs[name].shape == array.shape for name, array in self.network.example.items())
-        request = self._example_request if is_example else self._request
-        try:
-            request.infer({name: inputs[name] for name in self._names}, share_inputs=False)
-            # The next call overwrites the request's memory.
-            return {name: request.get_tensor(name).data.copy() for name in self.network.outputs}
-        except RuntimeError as error:
-            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
 
 
 class OpenVinoBackend(Backend):
@@ -72,21 +51,24 @@ class OpenVinoBackend(Backend):
         }
         try:
             model = core.read_model(folder / MODEL)
-            compiled = core.compile_model(model, "CPU", options)
-            compiled_example = compiled
-            if network.dynamic:
-                shapes = {name: list(network.example[name].shape) for name in _input_names(network, model)}
-                model.reshape(shapes)
-                compiled_example = core.compile_model(model, "CPU", options)
+            # The network's inputs that the model kept. A port may have more names than the exported one.
+            ports = {name for port in model.inputs for name in port.get_names()}
+            names = [name for name in network.example if name in ports]
+            compiled = for_example = core.compile_model(model, "CPU", options)
+            if network.dynamic:  # faster for exactly the example's shape
+                model.reshape({name: list(network.example[name].shape) for name in names})
+                for_example = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile network {network.name!r}: {error}") from error
-        return OpenVinoEngine(f"{self.name}-{precision}", network, compiled, compiled_example)
+        requests = {True: for_example.create_infer_request(), False: compiled.create_infer_request()}
 
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            request = requests[all(inputs[name].shape == array.shape for name, array in network.example.items())]
+            request.infer({name: inputs[name] for name in names}, share_inputs=False)
+            # The next call overwrites the request's memory.
+            return {name: request.get_tensor(name).data.copy() for name in network.outputs}
 
-def _input_names(network: Network, model: Any) -> list[str]:
-    """The network's inputs that the model kept. A port may have more names than the exported one."""
-    names = {name for port in model.inputs for name in port.get_names()}
-    return [name for name in network.example if name in names]
+        return Engine(f"{self.name}-{precision}", network, run)
 
 
 def _openvino() -> Any:

@@ -6,23 +6,25 @@ changed. Streams that are due at the same time share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from mien.engines.base import MAX_BATCH as GPU_BATCH
 from mien.engines.base import Array
 from mien.engines.cmmsf import OUTPUTS, encoder_network, fusion_network, whole_network
-from mien.engines.fallback import IN_PLACE_OF, FallbackEngine
-from mien.engines.gpu_engine import GpuEngine
-from mien.engines.gpu_windows import GpuWindows
 from mien.engines.rings import Look, Windows
-from mien.engines.selection import choose_engine, compile_together, open_engine
-from mien.errors import EngineError
+from mien.engines.selection import IN_PLACE_OF, FallbackEngine, choose_engine, compile_together, open_engine
+from mien.errors import CheckpointError, EngineError
 from mien.messages import EMOTIONS, Bool, Float32, Int64, ModalitySpec
 from mien.models.checkpoint import Checkpoint
+from mien.windowing import last_rows
+
+if TYPE_CHECKING:
+    from mien.engines.gpu_engine import GpuEngine
+    from mien.engines.gpu_windows import GpuWindows
 
 MAX_BATCH = 32  # windows per call of a CPU engine; larger batches are split
 
@@ -56,18 +58,6 @@ class Answers(NamedTuple):
     def rows(self) -> Iterator[Answer]:
         """Window by window."""
         return map(Answer, *(part.tolist() for part in self))
-
-
-class Encoded:
-    """Encodings of the sessions' windows, in host memory: hidden (places, S, d), observed (places, S).
-
-    The last place is a window in which nothing was observed. `anything` (places,): whether anything was.
-    """
-
-    def __init__(self, places: int, slots: int, dim: int) -> None:
-        self.hidden = np.zeros((places + 1, slots, dim), np.float32)
-        self.observed = np.zeros((places + 1, slots), np.float32)
-        self.anything = np.zeros(places + 1, bool)
 
 
 class Predictor:
@@ -113,7 +103,11 @@ class Predictor:
         self._fusion = open_engine(fusion, engine, precision, threads, cache)
         self._reuse = reuse
         self._windows: Windows | None = None
-        self._encoded: dict[str, Encoded] = {}
+        # Encodings in host memory, by modality: (places + 1, S, d), (places + 1, S), and whether anything was observed
+        # (places + 1,). The last place is a window in which nothing was.
+        self._hidden: dict[str, Float32] = {}
+        self._observed: dict[str, Float32] = {}
+        self._anything: dict[str, Bool] = {}
         self._gathered: dict[str, Float32] = {}
         self._gpu: GpuWindows | None = None
         self._lost_gpu = False
@@ -137,7 +131,7 @@ class Predictor:
     @property
     def on_gpu(self) -> bool:
         """Whether windows and encodings are kept in a GPU's memory."""
-        return all(isinstance(part.engine, GpuEngine) for part in self._parts())
+        return all(part.engine.on_gpu for part in self._parts())
 
     def predict_look(self, windows: Windows, look: Look) -> Answers:
         """Predictions for the windows of the sessions of a process.
@@ -164,7 +158,7 @@ class Predictor:
             look = look._replace(changed=look.present)
         if fused is None:
             self._encode_on_host(windows, look)
-        is_observed: Bool = np.logical_or.reduce([self._encoded[name].anything[places] for name, places in at.items()])
+        is_observed: Bool = np.logical_or.reduce([self._anything[name][places] for name, places in at.items()])
         if fused is None:
             fused = self._fuse_on_host(at, np.flatnonzero(is_observed))
         return _answers(fused, is_observed)
@@ -178,10 +172,10 @@ class Predictor:
         ):
             if new:
                 self._keep(name, look.places, *track.gather(look.places, look.ends_ns[name], self._gathered.get(name)))
-            encoded, at = self._encoded[name], place if there else windows.places
-            inputs[f"{name}.hidden"] = encoded.hidden[at : at + 1]
-            inputs[f"{name}.observed"] = encoded.observed[at : at + 1]
-            is_observed |= bool(encoded.anything[at])
+            at = place if there else windows.places
+            inputs[f"{name}.hidden"] = self._hidden[name][at : at + 1]
+            inputs[f"{name}.observed"] = self._observed[name][at : at + 1]
+            is_observed |= bool(self._anything[name][at])
         fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
         return _answers(fused, np.array([is_observed]))
 
@@ -212,27 +206,29 @@ class Predictor:
         self._windows = windows
         config = self.checkpoint.config
         for name, spec in self.specs.items():
-            self._encoded[name] = Encoded(windows.places, config.slots, config.dim)
+            self._hidden[name] = np.zeros((windows.places + 1, config.slots, config.dim), np.float32)
+            self._observed[name] = np.zeros((windows.places + 1, config.slots), np.float32)
+            self._anything[name] = np.zeros(windows.places + 1, bool)
             self._gathered[name] = np.empty((MAX_BATCH, spec.steps, spec.dim), np.float32)
             nothing = np.zeros((1, spec.steps, spec.dim), np.float32), np.zeros((1, spec.steps), np.float32)
             self._keep(name, np.array([windows.places]), *nothing)
-        engines = {name: part.engine for name, part in self._encoders.items()}
-        fusion = self._fusion.engine
-        encoders = {name: engine for name, engine in engines.items() if isinstance(engine, GpuEngine)}
-        if isinstance(fusion, GpuEngine) and len(encoders) == len(engines):
-            try:
-                self._gpu = GpuWindows(windows, encoders, fusion, config.slots, config.dim)
-                self._gpu.warm_up()
-            except RuntimeError as error:
-                self._leave_gpu(EngineError(f"no room for windows on the GPU: {error}"))
-            except EngineError as error:
-                self._leave_gpu(error)
+        if not self.on_gpu:
+            return
+        from mien.engines.gpu_windows import GpuWindows
+
+        encoders = {name: cast("GpuEngine", part.engine) for name, part in self._encoders.items()}
+        try:
+            self._gpu = GpuWindows(windows, encoders, cast("GpuEngine", self._fusion.engine), config.slots, config.dim)
+            self._gpu.warm_up()
+        except RuntimeError as error:
+            self._leave_gpu(EngineError(f"no room for windows on the GPU: {error}"))
+        except EngineError as error:
+            self._leave_gpu(error)
 
     def _predict_on_gpu(self, look: Look, at: Mapping[str, Int64]) -> dict[str, Array] | None:
         """Outputs of the fusion; None if there is no GPU, or it was lost."""
         if self._gpu is None:
             return None
-        anything = {name: encoded.anything for name, encoded in self._encoded.items()}
         parts: list[list[Array]] = []
         try:
             for first in range(0, len(look.places), GPU_BATCH):
@@ -241,7 +237,9 @@ class Predictor:
                 some = look._replace(
                     places=look.places[part], ends_ns=ends_ns, present=look.present[part], changed=look.changed[part]
                 )
-                parts.append(self._gpu.predict(some, anything, {name: places[part] for name, places in at.items()}))
+                parts.append(
+                    self._gpu.predict(some, self._anything, {name: places[part] for name, places in at.items()})
+                )
         except EngineError as error:
             self._leave_gpu(error)
             return None
@@ -265,9 +263,9 @@ class Predictor:
 
     def _keep(self, name: str, places: Int64, features: Float32, mask: Float32) -> None:
         result = self._encoders[name].infer({"features": features, "mask": mask})
-        self._encoded[name].hidden[places] = result["hidden"]
-        self._encoded[name].observed[places] = result["observed"]
-        self._encoded[name].anything[places] = mask.any(1)
+        self._hidden[name][places] = result["hidden"]
+        self._observed[name][places] = result["observed"]
+        self._anything[name][places] = mask.any(1)
 
     def _fuse_on_host(self, at: Mapping[str, Int64], observed: Int64) -> dict[str, Array]:
         """Outputs of the fusion for batch items with any observation, zeros for the others."""
@@ -276,8 +274,8 @@ class Predictor:
             part = observed[first : first + MAX_BATCH]
             inputs: dict[str, Array] = {}
             for name, places in at.items():
-                inputs[f"{name}.hidden"] = self._encoded[name].hidden[places[part]]
-                inputs[f"{name}.observed"] = self._encoded[name].observed[places[part]]
+                inputs[f"{name}.hidden"] = self._hidden[name][places[part]]
+                inputs[f"{name}.observed"] = self._observed[name][places[part]]
             for name, values in self._fusion.infer(inputs).items():
                 fused[name][part] = values
         return fused
@@ -290,3 +288,32 @@ class Predictor:
 
 def _answers(fused: Mapping[str, Array], is_observed: Bool) -> Answers:
     return Answers(fused["sentiment"], fused["emotions"], fused["confidence"], fused["shares"], is_observed)
+
+
+# Sentiment (-3 to 3) and the most probable emotion of rows (n, dim), oldest first, n >= 1.
+SnapshotReader = Callable[[Float32], tuple[float, str]]
+
+
+def snapshot_reader(checkpoint: Checkpoint, modality: str, engine: str = "onnx") -> SnapshotReader:
+    """Predicts from one snapshot modality (rows without timestamps, such as words) alone.
+
+    Args:
+        checkpoint: the weights. modality: the one to read. engine: as for `open_engine`.
+
+    Raises:
+        CheckpointError: the checkpoint lacks that modality. EngineError: no engine can run it.
+    """
+    spec = next((spec for spec in checkpoint.specs if spec.name == modality), None)
+    if spec is None or not spec.snapshot:
+        raise CheckpointError(f"{checkpoint.path} reads no {modality}")
+    encoder = open_engine(encoder_network(checkpoint, spec), engine)
+    fusion = open_engine(fusion_network(checkpoint), engine)
+    missing = {name: np.zeros_like(example) for name, example in fusion.network.example.items()}
+
+    def read(rows: Float32) -> tuple[float, str]:
+        features, mask = last_rows(spec, rows)
+        encoded = encoder.infer({"features": features[None], "mask": mask[None]})
+        fused = fusion.infer(missing | {f"{modality}.{name}": values for name, values in encoded.items()})
+        return float(fused["sentiment"][0]), EMOTIONS[int(fused["emotions"][0].argmax())]
+
+    return read

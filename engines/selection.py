@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import logging
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from mien.engines.apart import compile_in_subprocess
-from mien.engines.base import PRECISIONS, Backend, Engine, Network, Precision
+from mien.engines.base import PRECISIONS, Array, Backend, Engine, Network, Precision, check_inputs
 from mien.engines.cache import Cache, identify
-from mien.engines.fallback import FallbackEngine
-from mien.errors import EngineError
+from mien.errors import EngineError, suggestion
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +34,67 @@ FALLBACKS = ("onnx", "torch")
 MEASURE_S = 2.0
 MEASURE_ROUNDS = 50
 ADVANTAGE = 0.9  # a later engine must take less than this fraction of the time
+IN_PLACE_OF = "in place of "  # prefix of a fallback's reason
+
+
+class FallbackEngine(Engine):
+    """The first of several engines that opens, with the rest as fallbacks if it fails on valid inputs.
+
+    A GPU that runs out of memory or is removed ends neither a stream nor a worker: the next engine gets the same
+    inputs at once, and `id` and `reason` describe it from then on.
+
+    Args:
+        network: run by all of them.
+        candidates: a name each, and how to open it; opened only when needed.
+        reason: why the first one was chosen.
+
+    Attributes:
+        engine: the current one.
+
+    Raises:
+        EngineError: none of them opens.
+    """
+
+    def __init__(self, network: Network, candidates: Iterable[tuple[str, Callable[[], Engine]]], reason: str) -> None:
+        super().__init__("", network)
+        self.reason = reason
+        self._candidates = iter(candidates)
+        self._failures: list[str] = []
+        self._open_next()
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return self.engine.infer(inputs)
+        except EngineError as error:
+            check_inputs(self.network, inputs)  # a caller's mistake must not trigger a fallback
+            self._note(self.id, error)
+        # Outside the handler, whose traceback keeps the failed engine's memory alive.
+        self._open_next()
+        return self.infer(inputs)
+
+    def give_up(self, error: EngineError) -> None:
+        """Switch to the next engine, after a caller that used the current one directly saw it fail.
+
+        Raises:
+            EngineError: there is none left.
+        """
+        self._note(self.id, error)
+        self._open_next()
+
+    def _open_next(self) -> None:
+        for name, opened in self._candidates:
+            try:
+                self.engine = opened()
+                self.id = self.engine.id
+                return
+            except EngineError as error:
+                self._note(name, error)
+        raise EngineError(f"no engine can run network {self.network.name!r}: {'; '.join(self._failures)}")
+
+    def _note(self, name: str, error: EngineError) -> None:
+        self._failures.append(f"{name}: {error}")
+        self.reason = f"{IN_PLACE_OF}{'; '.join(self._failures)}"
+        log.warning("engine %s is not used for %r: %s", name, self.network.name, error)
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -178,9 +237,9 @@ def choose_engine(
         return msgspec.json.decode(path.read_bytes(), type=Choice)
     except (OSError, msgspec.DecodeError):
         pass
-    reply = compile_in_subprocess([network, *also], "auto", wanted, threads, store.writable_root())
-    if reply is not None:
-        return msgspec.json.decode(reply.choice, type=Choice)
+    measured = compile_in_subprocess([network, *also], "auto", wanted, threads, store.writable_root())
+    if measured is not None:
+        return msgspec.json.decode(measured, type=Choice)
     engines: list[tuple[Backend, Precision, Engine]] = []
     for backend, kind in candidates:
         try:
@@ -243,8 +302,7 @@ def _measure(network: Network, engines: Sequence[Engine]) -> dict[str, float]:
 
 def _check_name(name: str) -> None:
     if name not in BACKENDS:
-        near = difflib.get_close_matches(name, [*BACKENDS, "auto"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(['auto', *BACKENDS])}"
+        hint = suggestion(name, ["auto", *BACKENDS], "'")
         raise EngineError(f"there is no engine {name!r}; {hint}")
 
 
@@ -261,4 +319,4 @@ def known_precision(name: str) -> Precision:
     for precision in PRECISIONS:
         if precision == name:
             return precision
-    raise EngineError(f"there is no precision {name!r}; known are {', '.join(PRECISIONS)}")
+    raise EngineError(f"there is no precision {name!r}; known: {', '.join(PRECISIONS)}")

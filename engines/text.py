@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mien.engines.base import Network, Origin
+from mien.engines.base import Network
 from mien.errors import AssetError
 from mien.models.text.encoder import DEFAULT_ADAPTERS, WordTokenizer, text_extractor
 
@@ -50,6 +50,6 @@ def text_network(folder: Path | str, adapters: Path | str | None = DEFAULT_ADAPT
         build=build,
         example={"input_ids": pieces.input_ids[None], "attention_mask": np.ones((1, len(pieces.input_ids)), np.int64)},
         outputs=("states",),
-        origin=Origin("mien.engines.text:text_network", arguments),
+        origin=("mien.engines.text:text_network", arguments),
         dynamic={"input_ids": {1: "pieces"}, "attention_mask": {1: "pieces"}, "states": {1: "pieces"}},
     )

@@ -1,22 +1,31 @@
-"""Eager torch: the reference that every other engine is measured and checked against. On a GPU: `torch_cuda`."""
+"""Eager torch: the reference that every other engine is measured and checked against.
+
+On an NVIDIA GPU it uses cuDNN's recurrences, and one CUDA graph per inference: launching CM-MSF's several hundred small
+kernels one by one takes longer than running them.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mien.engines.base import Array, Backend, Engine, Network, Precision, check_inputs
+from mien.engines.base import Array, Backend, Engine, Network, Precision
 from mien.engines.golden import Case, Golden, golden_inputs
 from mien.errors import EngineError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from mien.engines.gpu_engine import GpuBinding, GpuEngine
+
+CAPTURE_AFTER = 3
 
 
 def build_module(network: Network) -> nn.Module:
@@ -52,19 +61,32 @@ def make_golden(network: Network, module: nn.Module) -> Golden:
     return Golden(inputs, outputs)
 
 
-class TorchEngine(Engine):
-    """A torch module, called directly."""
+def cuda_engine(
+    id: str, network: Network, module: nn.Module, *, graphs: bool = True, device: str = "cuda"
+) -> GpuEngine:
+    """A module on the GPU.
 
-    def __init__(self, id: str, network: Network, module: nn.Module) -> None:
-        super().__init__(id, network)
-        self.module = module
+    Args:
+        module: already on `device`. graphs: False launches kernels one by one.
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        check_inputs(self.network, inputs)
-        try:
-            return run_module(self.module, self.network, inputs)
-        except RuntimeError as error:  # such as a GPU out of memory
-            raise EngineError(f"{self.id} failed on network {self.network.name!r}: {error}") from error
+    Raises:
+        RuntimeError: CUDA cannot start.
+    """
+    import torch
+
+    from mien.engines.gpu_engine import GpuBinding, GpuEngine
+
+    def bind(arrays: Sequence[Array]) -> GpuBinding:
+        kinds = [torch.from_numpy(np.empty(0, array.dtype)).dtype for array in arrays]
+        inputs = [torch.zeros(a.shape, dtype=kind, device=device) for a, kind in zip(arrays, kinds, strict=True)]
+
+        def launch() -> tuple[torch.Tensor, ...]:
+            made = module(*inputs)
+            return (made,) if isinstance(made, torch.Tensor) else tuple(made)
+
+        return GpuBinding(network.name, inputs, launch, graphs=graphs and device == "cuda", capture_after=CAPTURE_AFTER)
+
+    return GpuEngine(id, network, bind, device)
 
 
 def has_cuda_gpu() -> bool:
@@ -109,18 +131,16 @@ class TorchBackend(Backend):
         del folder
         import torch
 
-        from mien.engines.torch_cuda import TorchCudaEngine
-
         torch.set_num_threads(threads)
         module = build_module(network)
         id = f"{self.name}-{precision}"
         if self.device == "cpu":
-            return TorchEngine(id, network, module)
+            return Engine(id, network, partial(run_module, module, network))
         # TF32 keeps only 10 mantissa bits, fewer than fp32 promises.
         torch.backends.cudnn.allow_tf32 = False
         golden = make_golden(network, module)
         try:
-            engine = TorchCudaEngine(id, network, module.to(self.device))
+            engine = cuda_engine(id, network, module.to(self.device))
         except RuntimeError as error:
             raise EngineError(f"cannot move {network.name!r} to {self.device}: {error}") from error
         golden.check(engine, precision)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mien.engines.base import Network, Origin
+from mien.engines.base import Network
 from mien.errors import AssetError
 from mien.models.voice.encoder import ENCODER_VERSION, SAMPLE_RATE, WINDOW
 
@@ -46,5 +46,5 @@ def voice_network(folder: Path | str) -> Network:
         build=build,
         example={"samples": sound[None].astype(np.float32)},
         outputs=("state",),
-        origin=Origin("mien.engines.voice:voice_network", {"folder": str(folder)}),
+        origin=("mien.engines.voice:voice_network", {"folder": str(folder)}),
     )

@@ -1,31 +1,90 @@
 """TensorRT on an NVIDIA GPU, through torch-tensorrt or, with the same code, torch-tensorrt-rtx.
 
-The whole network is one engine (see `mien.engines.tensorrt.conversion`), run by TensorRT's own runtime (see
-`mien.engines.tensorrt.binding`).
+The whole network is one engine (see `mien.engines.tensorrt.conversion`), run by TensorRT's own runtime.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from mien.engines.base import Array, Backend, Engine, Network, Precision
-from mien.engines.gpu_engine import GpuEngine
 from mien.engines.tensorrt import conversion
-from mien.engines.tensorrt.binding import Ports, TensorRtBinding
-from mien.engines.tensorrt.importing import import_torch_tensorrt
+from mien.engines.tensorrt.conversion import import_torch_tensorrt
 from mien.errors import EngineError
+from mien.files import digest_of
 from mien.install import installed_versions
+
+if TYPE_CHECKING:
+    import torch
+
+    from mien.engines.gpu_engine import GpuBinding, GpuEngine
 
 PLAN = "engine.plan"
 PORTS = "ports.json"
 _PACKAGES = ("torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt_rtx", "torch")
+_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+# TensorRT's names of inputs and outputs, in the order of `Network.example` and `Network.outputs`.
+Ports = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-class TensorRtEngine(GpuEngine):
+def bind(engine: Any, network: Network, ports: Ports, arrays: Sequence[Array], *, graphs: bool) -> GpuBinding:
+    """Everything for one set of input shapes: context, host and device memory, and the graph if there is one.
+
+    Args:
+        engine: a `tensorrt.ICudaEngine`. arrays: inputs of that shape.
+        graphs: False launches kernels one by one, as is done where TensorRT's loops cannot be captured.
+
+    Raises:
+        RuntimeError: out of memory, or a shape that the engine was not built for.
+    """
+    import torch
+
+    from mien.engines.gpu_engine import GpuBinding
+
+    context = engine.create_execution_context()
+    if context is None:
+        raise RuntimeError("TensorRT could not create an execution context; the GPU may be out of memory")
+    known = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    inputs, outputs = [], []
+    for name, array in zip(ports[0], arrays, strict=True):
+        if name not in known:  # affects no output; its place is kept
+            kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        elif context.set_input_shape(name, tuple(array.shape)):
+            kind = _torch_type(engine.get_tensor_dtype(name))
+        else:
+            raise RuntimeError(f"shape {array.shape} is outside what the engine was built for")
+        inputs.append(torch.zeros(array.shape, dtype=kind, device="cuda"))
+        if name in known:
+            context.set_tensor_address(name, inputs[-1].data_ptr())
+    for name in ports[1]:
+        shape = tuple(context.get_tensor_shape(name))
+        outputs.append(torch.empty(shape, dtype=_torch_type(engine.get_tensor_dtype(name)), device="cuda"))
+        context.set_tensor_address(name, outputs[-1].data_ptr())
+
+    def launch() -> tuple[torch.Tensor, ...]:
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT could not start the engine")
+        return tuple(outputs)
+
+    # One run before the capture: TensorRT allocates lazily in its first.
+    return GpuBinding(network.name, inputs, launch, graphs=graphs, capture_after=1)
+
+
+def _torch_type(kind: Any) -> torch.dtype:
+    import torch
+
+    if kind.name not in _TYPES:
+        raise RuntimeError(f"the compiled engine takes or gives {kind.name}, which no network of mien does")
+    found: torch.dtype = getattr(torch, _TYPES[kind.name])
+    return found
+
+
+def open_plan(id: str, network: Network, plan: bytes, ports: Ports, *, graphs: bool = True) -> GpuEngine:
     """A deserialised engine.
 
     Args:
@@ -35,20 +94,16 @@ class TensorRtEngine(GpuEngine):
     Raises:
         EngineError: the plan is for another GPU or version. RuntimeError: CUDA or TensorRT cannot start.
     """
+    import tensorrt
 
-    def __init__(self, id: str, network: Network, plan: bytes, ports: Ports, *, graphs: bool = True) -> None:
-        import tensorrt
+    from mien.engines.gpu_engine import GpuEngine
 
-        super().__init__(id, network)
-        self._ports, self._graphs = ports, graphs
-        # The engine references contexts and runtime but does not own them.
-        self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise EngineError("TensorRT refuses the compiled engine; it was built for another GPU or version")
-
-    def bind(self, arrays: Sequence[Array]) -> TensorRtBinding:
-        return TensorRtBinding(self._engine, self.network, self._ports, arrays, graphs=self._graphs)
+    runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
+    # The engine references its runtime but does not own it.
+    owned = runtime, runtime.deserialize_cuda_engine(plan)
+    if owned[1] is None:
+        raise EngineError("TensorRT refuses the compiled engine; it was built for another GPU or version")
+    return GpuEngine(id, network, lambda arrays: bind(owned[1], network, ports, arrays, graphs=graphs))
 
 
 class TensorRtBackend(Backend):
@@ -68,7 +123,9 @@ class TensorRtBackend(Backend):
     def versions(self) -> dict[str, str]:
         import torch
 
-        versions = {"converter": _source_digest(), **installed_versions(_PACKAGES)}
+        # The code that decides what the engine computes.
+        converter = digest_of(Path(__file__).parent, ("engine.py", "conversion.py", "lstm.py"))
+        versions = {"converter": converter, **installed_versions(_PACKAGES)}
         if torch.cuda.is_available():
             properties = torch.cuda.get_device_properties(0)
             versions |= {
@@ -91,7 +148,7 @@ class TensorRtBackend(Backend):
         ports = msgspec.json.decode((folder / PORTS).read_bytes(), type=Ports)
         plan = (folder / PLAN).read_bytes()
         try:
-            return TensorRtEngine(f"{self.name}-{precision}", network, plan, ports)
+            return open_plan(f"{self.name}-{precision}", network, plan, ports)
         except RuntimeError as error:
             raise EngineError(f"TensorRT cannot start: {error}") from error
 
@@ -111,21 +168,12 @@ def build_plan(
     program = conversion.export(network, precision, batch)
     definition = conversion.define(network, conversion.lower(program))
     plan = conversion.serialise(definition, capability)
-    return plan, Ports(definition.inputs, definition.outputs)
+    return plan, (definition.inputs, definition.outputs)
 
 
 def fixed_batch(network: Network) -> int | None:
     """The example's rows if the network takes no other number of them, else None."""
     return None if network.dynamic else len(next(iter(network.example.values())))
-
-
-def _source_digest() -> str:
-    """Digest of the code that decides what the engine computes."""
-    folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for name in ("engine.py", "conversion.py", "lstm.py"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 backend = TensorRtBackend()

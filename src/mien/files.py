@@ -41,6 +41,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(folder: Path, names: Iterable[str]) -> str:
+    """First 16 hex digits of the SHA-256 of several files in a folder."""
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()[:16]
+
+
+def disk_use(root: Path) -> int:
+    """Bytes of the files below a folder, which others may be writing to; hard links count once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(root):  # skips folders that another process removes concurrently
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(place, name))
+                if stat.S_ISREG(found.st_mode):
+                    sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
 def write_file(path: Path, content: bytes | str, *, private: bool = False, error: type[MienError] = FileError) -> None:
     """Write a file atomically, even if the disk fills up or the power fails.
 

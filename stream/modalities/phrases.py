@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from mien.engines.alone import SnapshotReader
+from mien.engines.predictor import SnapshotReader
 from mien.errors import MienError
 from mien.messages import Float32, Phrase, Word
 from mien.stream.speech.asr import Recognised
@@ -59,7 +59,7 @@ class PhraseReader:
         try:
             self._reader = self._reader or self._open_reader()
             rows = self._encode(texts)
-            sentiment, emotion = self._reader.read(rows[(rows != 0).any(1)])
+            sentiment, emotion = self._reader(rows[(rows != 0).any(1)])
         except MienError as error:
             self._failed = True
             log.warning("cannot rate single phrases: %s", error)

@@ -19,7 +19,7 @@ import numpy as np
 from mien.assets import ASSETS, asset_path, cache_folder
 from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import AssetsConfig, Config, TextConfig
-from mien.engines.alone import SnapshotReader
+from mien.engines.predictor import snapshot_reader
 from mien.engines.selection import open_engine
 from mien.engines.text import text_network
 from mien.errors import AssetError, ConfigError
@@ -302,7 +302,7 @@ class Text(Hearing):
             self._reader = WordReader(encoder.result(), text.settle_s)
         checkpoint = self._config.inference.checkpoint
         self._phrases = PhraseReader(
-            encoder.result().encode, lambda: SnapshotReader(load_checkpoint(checkpoint), self.spec.name)
+            encoder.result().encode, lambda: snapshot_reader(load_checkpoint(checkpoint), self.spec.name)
         )
         self._recogniser = recogniser
 

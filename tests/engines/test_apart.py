@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mien.engines import apart
-from mien.engines.base import Network, Origin
+from mien.engines.base import Network
 from mien.engines.cache import Cache
 from mien.engines.cmmsf import encoder_network, fusion_network, whole_network
 from mien.engines.predictor import Predictor
@@ -36,7 +36,7 @@ def test_a_first_run_loads_no_torch(checkpoint: Checkpoint, cache: Path) -> None
     assert id == Predictor(checkpoint, "auto", cache=cache).id
     if not id.endswith("torch-fp32"):
         assert loaded == "False"
-        assert {"cmmsf", "cmmsf-fusion"} <= {entry.network for entry in Cache(cache).entries()}
+        assert {"cmmsf", "cmmsf-fusion"} <= {entry["network"] for entry in Cache(cache).entries()}
 
 
 def test_another_process_builds_the_same_network(checkpoint: Checkpoint) -> None:
@@ -79,7 +79,7 @@ def test_engine_opens_although_its_compiler_process_dies(
     caplog.set_level(logging.WARNING)
     lost = Network(
         network.name, network.version, network.build, network.example, network.outputs, network.dynamic,
-        Origin(function, {}),
+        (function, {}),
     )  # fmt: skip
     engine = open_engine(lost, "onnx", cache=cache)
     assert engine.id == "onnx-fp32"
@@ -87,5 +87,5 @@ def test_engine_opens_although_its_compiler_process_dies(
 
 
 def test_requests_and_replies_are_json() -> None:
-    request = apart.Request((Origin("a:b", {"folder": "ü", "adapters": None, "batch": 3}),), "auto", "fp32", 1, "/tmp")
+    request = apart.Request((("a:b", {"folder": "ü", "adapters": None, "batch": 3}),), "auto", "fp32", 1, "/tmp")
     assert msgspec.json.decode(msgspec.json.encode(request), type=apart.Request) == request

@@ -21,6 +21,7 @@ from mien.engines.onnx import MODEL, OnnxBackend
 from mien.engines.onnx import backend as onnx
 from mien.engines.torch_eager import backend as torch_eager
 from mien.errors import EngineError
+from mien.files import disk_use
 from tests.engines.networks import make_network
 
 
@@ -189,8 +190,8 @@ def test_engine_with_wrong_outputs_is_replaced(
 def test_clear_frees_everything(network: Network, cache: Path) -> None:
     engine = open_onnx(network, cache)
     (entry,) = Cache(cache).entries()
-    assert (entry.network, entry.backend, entry.precision) == ("small", "onnx", "fp32")
-    assert Cache(cache).clear() >= entry.bytes
+    assert (entry["network"], entry["backend"], entry["precision"]) == ("small", "onnx", "fp32")
+    assert Cache(cache).clear() >= entry["bytes"]
     assert not Cache(cache).entries()
     assert engine.infer(network.example)
     assert Cache(cache / "never made").clear() == 0
@@ -210,12 +211,12 @@ def test_unused_entries_are_removed(cache: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_equal_files_of_two_entries_are_stored_once(network: Network, cache: Path) -> None:
     open_onnx(network, cache)
-    size = Cache(cache).size()
+    size = disk_use(cache)
     again = Network(network.name, "2", network.build, network.example, network.outputs, network.dynamic)
     open_onnx(again, cache)
     manifests = sum(path.stat().st_size for path in cache.glob(f"*/{MANIFEST}"))
     assert len(Cache(cache).entries()) == 2
-    assert Cache(cache).size() < size + manifests
+    assert disk_use(cache) < size + manifests
     # Damage in one shows in both, is noticed in both, and repaired.
     damaged = entry_with(cache, network.version) / MODEL
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -237,7 +238,7 @@ def test_the_cache_is_bounded_by_its_size(network: Network, cache: Path, monkeyp
     open_onnx(make_network("old", seed=3), cache)
     old = entry_of(cache)
     os.utime(old / MANIFEST, (0, 0))
-    monkeypatch.setattr("mien.engines.cache.MOST_BYTES", Cache(cache).size() + 1)
+    monkeypatch.setattr("mien.engines.cache.MOST_BYTES", disk_use(cache) + 1)
     open_onnx(network, cache)
     assert not old.exists()
     assert len(Cache(cache).entries()) == 1, "the newest stays, however large"

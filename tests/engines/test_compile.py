@@ -36,7 +36,7 @@ def test_compiles_the_parts_and_fixed_batches(checkpoint: Checkpoint) -> None:
     assert f"{checkpoint.id}/onnx-fp32" in output
     assert "onnx-fp32  batch 1" in output
     assert "onnx-fp32  batch 8" in output
-    names = sorted(entry.network for entry in Cache().entries())
+    names = sorted(entry["network"] for entry in Cache().entries())
     assert names == sorted(["cmmsf", "cmmsf", "cmmsf-fusion", *(f"cmmsf-{spec.name}" for spec in checkpoint.specs)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mien.engines import selection
 from mien.engines.base import Array, Engine, Network, Precision
 from mien.engines.predictor import Predictor
 from mien.engines.selection import choose_engine, find_backend, find_usable, open_engine
-from mien.engines.torch_eager import TorchBackend, TorchEngine, build_module
+from mien.engines.torch_eager import TorchBackend, build_module, run_module
 from mien.errors import EngineError
 from mien.models.checkpoint import Checkpoint
 from tests.engines.test_predictor import Stream, assert_close
@@ -46,7 +47,7 @@ class SmallDevice(TorchBackend):
             left[0] -= 1
 
         module.register_forward_pre_hook(allocate)
-        engine = TorchEngine(f"{self.name}-{precision}", network, module)
+        engine = Engine(f"{self.name}-{precision}", network, partial(run_module, module, network))
         if self.calls == 0:
             engine.infer(network.example)  # as the golden check does
         return engine

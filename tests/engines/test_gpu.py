@@ -23,7 +23,7 @@ from mien.stream.bench.measurement import Turns
 from tests.engines.networks import usable_pair
 
 if TYPE_CHECKING:
-    from mien.engines.tensorrt.binding import Ports
+    from mien.engines.tensorrt.engine import Ports
 
 pytestmark = pytest.mark.gpu
 # torch-cuda is the module as it is, whose LSTMs are cuDNN's.
@@ -160,8 +160,7 @@ def plan(network: Network, store: Path, _tensorrt: None) -> tuple[bytes, Ports]:
     """A TensorRT engine's bytes, and its ports."""
     import msgspec
 
-    from mien.engines.tensorrt.binding import Ports
-    from mien.engines.tensorrt.engine import PLAN, PORTS
+    from mien.engines.tensorrt.engine import PLAN, PORTS, Ports
 
     opened(("tensorrt", "fp32"), network, store)
     folder = next(
@@ -181,7 +180,7 @@ def test_outputs_are_equal_with_and_without_a_graph(
 ) -> None:
     import torch
 
-    from mien.engines.tensorrt.engine import TensorRtEngine
+    from mien.engines.tensorrt.engine import open_plan
 
     if how == "capture fails":
 
@@ -190,7 +189,7 @@ def test_outputs_are_equal_with_and_without_a_graph(
                 raise RuntimeError("operation not permitted when stream is capturing")
 
         monkeypatch.setattr(torch.cuda, "graph", Uncapturable)
-    engine = TensorRtEngine("tensorrt", network, *plan, graphs=how != "without graphs")
+    engine = open_plan("tensorrt", network, *plan, graphs=how != "without graphs")
     for seed in range(3):
         inputs = batch_of(network, 4, seed)
         for output, array in reference.infer(inputs).items():
@@ -208,7 +207,7 @@ def test_torch_outputs_are_equal_with_and_without_a_graph(
 ) -> None:
     import torch
 
-    from mien.engines.torch_cuda import CAPTURE_AFTER, TorchCudaEngine
+    from mien.engines.torch_eager import CAPTURE_AFTER, cuda_engine
 
     missing = find_backend("torch-cuda").missing()
     if missing:
@@ -223,7 +222,7 @@ def test_torch_outputs_are_equal_with_and_without_a_graph(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     module = build_module(network).to("cuda")
-    engine = TorchCudaEngine("torch-cuda", network, module, graphs=how != "without graphs")
+    engine = cuda_engine("torch-cuda", network, module, graphs=how != "without graphs")
     used = []
     for seed in range(2 * CAPTURE_AFTER):
         for rows in (1, 4):  # one after the other: each has buffers and a graph of its own
@@ -239,9 +238,9 @@ def test_torch_outputs_are_equal_with_and_without_a_graph(
 def test_data_uses_pinned_memory_and_its_own_stream(network: Network, plan: tuple[bytes, Ports]) -> None:
     import torch
 
-    from mien.engines.tensorrt.engine import TensorRtEngine
+    from mien.engines.tensorrt.engine import open_plan
 
-    engine = TensorRtEngine("tensorrt", network, *plan)
+    engine = open_plan("tensorrt", network, *plan)
     engine.infer(network.example)
     assert engine.stream is not None
     assert engine.stream.cuda_stream != torch.cuda.default_stream().cuda_stream
@@ -250,9 +249,9 @@ def test_data_uses_pinned_memory_and_its_own_stream(network: Network, plan: tupl
 
 
 def test_batch_beyond_the_profile_is_refused(network: Network, plan: tuple[bytes, Ports]) -> None:
-    from mien.engines.tensorrt.engine import TensorRtEngine
+    from mien.engines.tensorrt.engine import open_plan
 
-    engine = TensorRtEngine("tensorrt", network, *plan)
+    engine = open_plan("tensorrt", network, *plan)
     with pytest.raises(EngineError, match="outside"):
         engine.infer(batch_of(network, MAX_BATCH + 1))
     assert engine.infer(network.example)

@@ -220,15 +220,14 @@ def with_engines_on(device: str, predictor: Predictor) -> Predictor:
     """Put its torch modules where a GPU's would be, with separate memory: the code path is the GPU's."""
     import torch
 
-    from mien.engines.torch_cuda import TorchCudaEngine
-    from mien.engines.torch_eager import build_module
+    from mien.engines.torch_eager import build_module, cuda_engine
 
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA GPU")
     torch.backends.cudnn.allow_tf32 = False  # as the backend does
     for part in predictor._parts():
         module = build_module(part.network).to(device)
-        part._engine = TorchCudaEngine(part.id, part.network, module, device=device)
+        part.engine = cuda_engine(part.id, part.network, module, device=device)
     return predictor
 
 

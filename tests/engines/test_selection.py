@@ -62,4 +62,4 @@ def test_engine_whose_library_is_broken_is_replaced(
         pytest.skip("this machine has CUDA")
     assert engine.id == "onnx-fp32"
     assert "onnx-cuda-fp32:" in engine.reason
-    assert {entry.backend for entry in Cache(cache).entries()} == {"onnx"}
+    assert {entry["backend"] for entry in Cache(cache).entries()} == {"onnx"}

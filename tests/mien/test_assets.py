@@ -22,9 +22,9 @@ import pytest
 
 from mien.assets import asset_path, fetch, needed, status
 from mien.assets.manifest import ASSETS, Asset, AssetFile, Carrier
-from mien.assets.source import folder_size
 from mien.config import AssetsConfig, AudioConfig, Config, TextConfig, VideoConfig
 from mien.errors import AssetError
+from mien.files import disk_use
 
 CONTENT = {"model.bin": b"first half, second half", "config.json": b'{"layers": 2}'}
 PARTS = (b"first half,", b" second half")
@@ -419,7 +419,7 @@ def test_folders_that_vanish_while_measured_are_skipped(tmp_path: Path) -> None:
     other.start()
     try:
         for _ in range(300):
-            assert folder_size(tmp_path) == 5
+            assert disk_use(tmp_path) == 5
     finally:
         done.set()
         other.join()

@@ -10,7 +10,6 @@ time wait for the first of them.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import shutil
 import tempfile
@@ -22,10 +21,10 @@ from typing import Literal
 
 import platformdirs
 
-from mien.assets.manifest import ASSETS, Asset
-from mien.assets.source import Progress, SourceUnavailableError, from_package, from_publisher
+from mien.assets.manifest import ASSETS, Asset, AssetFile
+from mien.assets.source import Progress, from_package, from_publisher
 from mien.config import AssetsConfig, Config
-from mien.errors import AssetError, FileError
+from mien.errors import AssetError, FileError, suggestion
 from mien.files import sha256_of, write_file
 
 _DEFAULTS = AssetsConfig()
@@ -94,22 +93,18 @@ def status(name: str, config: AssetsConfig = _DEFAULTS, *, thorough: bool = Fals
     """
     asset = _known(name)
     explicit = config.paths.get(name)
-    folder = cache_folder(config) / name
-    if explicit is not None:
-        place = Path(explicit).expanduser()
-        folder = place.parent if asset.single and not place.is_dir() else place
-    names = {file.name: file.name for file in asset.files}
-    if explicit is not None and asset.single and not place.is_dir():
-        names = {asset.files[0].name: place.name}
-    path = folder / names[asset.files[0].name] if asset.single else folder
+    folder = cache_folder(config) / name if explicit is None else Path(explicit).expanduser()
+    is_file = asset.single and explicit is not None and not folder.is_dir()
+    paths = {file: folder if is_file else folder / file.name for file in asset.files}
+    path = paths[asset.files[0]] if asset.single else folder
     try:
-        absent = [names[file.name] for file in asset.files if not (folder / names[file.name]).is_file()]
+        absent = [path.name for path in paths.values() if not path.is_file()]
         if absent:
             lacks = "is not there" if len(absent) == len(asset.files) else f"lacks {', '.join(absent)}"
             return AssetStatus(asset, path, "missing", f"{path} {lacks}")
         if not thorough and explicit is None and _stamp(asset, folder) == _read_stamp(folder):
             return AssetStatus(asset, path, "ok")
-        problem = _mismatch(asset, folder, names)
+        problem = _mismatch(paths)
     except OSError as error:
         return AssetStatus(asset, path, "damaged", f"{error.filename or path} cannot be read: {error.strerror}")
     if problem:
@@ -137,7 +132,8 @@ def fetch(name: str, config: AssetsConfig = _DEFAULTS, progress: Progress | None
         with filelock.FileLock(cache / f".{name}.lock"):
             state = status(name, cached)
             if state.state != "ok":
-                _sweep(cache, name)
+                for leftover in cache.glob(f".{name}-*"):  # of a killed fetch
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _assemble(asset, cache, config, report)
     except OSError as error:
         raise AssetError(
@@ -148,11 +144,9 @@ def fetch(name: str, config: AssetsConfig = _DEFAULTS, progress: Progress | None
 
 
 def _known(name: str) -> Asset:
-    if name in ASSETS:
-        return ASSETS[name]
-    near = difflib.get_close_matches(name, ASSETS, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else "known are: " + ", ".join(f"`{known}`" for known in ASSETS)
-    raise AssetError(f"there is no asset `{name}`; {hint}")
+    if name not in ASSETS:
+        raise AssetError(f"there is no asset `{name}`; {suggestion(name, ASSETS)}")
+    return ASSETS[name]
 
 
 def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progress) -> None:
@@ -169,10 +163,10 @@ def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progres
             staging.mkdir()
             try:
                 source(staging, progress)
-            except SourceUnavailableError as error:
+            except AssetError as error:
                 failures.append(str(error))
                 continue
-            problem = _mismatch(asset, staging, {file.name: file.name for file in asset.files})
+            problem = _mismatch({file: staging / file.name for file in asset.files})
             if problem:
                 failures.append(f"refused the download: {problem}")
                 continue
@@ -188,10 +182,9 @@ def _assemble(asset: Asset, cache: Path, config: AssetsConfig, progress: Progres
     )
 
 
-def _mismatch(asset: Asset, folder: Path, names: Mapping[str, str]) -> str | None:
-    """What is wrong with the files in a folder, None if all hashes match. `names`: asset names to actual ones."""
-    for file in asset.files:
-        path = folder / names[file.name]
+def _mismatch(paths: Mapping[AssetFile, Path]) -> str | None:
+    """What is wrong with the files at these paths, None if all hashes match."""
+    for file, path in paths.items():
         size = path.stat().st_size
         if size != file.size:
             return f"{path.name} has {size} bytes instead of {file.size}"
@@ -218,9 +211,3 @@ def _write_stamp(asset: Asset, folder: Path) -> None:
     """Remember that the files were verified. A read-only cache is hashed every time instead."""
     with contextlib.suppress(FileError):
         write_file(folder / _STAMP, json.dumps(_stamp(asset, folder)))
-
-
-def _sweep(cache: Path, name: str) -> None:
-    """Remove the remains of a killed fetch. Requires the lock."""
-    for leftover in cache.glob(f".{name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)

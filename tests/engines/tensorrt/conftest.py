@@ -16,7 +16,7 @@ from torch import nn
 from mien.engines.base import Array, Network, Precision
 from mien.engines.cmmsf import whole_network
 from mien.engines.tensorrt import conversion
-from mien.engines.tensorrt.importing import import_torch_tensorrt
+from mien.engines.tensorrt.conversion import import_torch_tensorrt
 from mien.engines.torch_eager import build_module, run_module
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig

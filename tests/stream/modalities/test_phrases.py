@@ -6,7 +6,7 @@ import pytest
 
 from mien.assets import asset_path
 from mien.clock import NS_PER_S
-from mien.engines.alone import SnapshotReader
+from mien.engines.predictor import SnapshotReader, snapshot_reader
 from mien.errors import CheckpointError
 from mien.messages import EMOTIONS, Float32, Word
 from mien.models.checkpoint import load_checkpoint
@@ -38,7 +38,7 @@ def encode() -> Counting:
 
 @pytest.fixture
 def reader(encode: Counting) -> PhraseReader:
-    return PhraseReader(encode, lambda: SnapshotReader(load_checkpoint(), "text"))
+    return PhraseReader(encode, lambda: snapshot_reader(load_checkpoint(), "text"))
 
 
 def words_of(*sentences: str, first_ns: int = 0, **changes: bool) -> tuple[Word, ...]:
@@ -111,4 +111,4 @@ def test_unreadable_phrase_is_skipped_once(encode: Counting, caplog: pytest.LogC
 
 def test_only_rows_without_instants_are_read_singly() -> None:
     with pytest.raises(CheckpointError, match="reads no vision"):
-        SnapshotReader(load_checkpoint(), "vision")
+        snapshot_reader(load_checkpoint(), "vision")

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import mien
 from mien.cli import app
 from mien.config import AssetsConfig
-from mien.engines.cache import disk_use
 from mien.errors import AssetError, DataError, MienError
+from mien.files import disk_use
 from mien.messages import Float32
 from mien.models.data.dataset_files import read_dataset, read_manifest
 from mien.models.training.speech import SpeechTraining
