@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,25 +56,13 @@ class Checkpoint:
 
     Attributes:
         path: the file. header: see `CheckpointHeader`. digest: first 16 hex digits of the file's SHA-256.
+        id: short name for predictions, for instance "cmmsf-1a2b3c4d".
+        config: sizes and switches of the model. specs: the modalities, in the order of its inputs and shares.
     """
 
     def __init__(self, path: Path, header: CheckpointHeader, digest: str) -> None:
-        self.path, self.header, self.digest = path, header, digest
-
-    @property
-    def config(self) -> ModelConfig:
-        """Sizes and switches of the model."""
-        return self.header.config
-
-    @property
-    def specs(self) -> tuple[ModalitySpec, ...]:
-        """The modalities, in the order of the model's inputs and shares."""
-        return self.header.specs
-
-    @cached_property
-    def id(self) -> str:
-        """Short name for predictions, for instance "cmmsf-1a2b3c4d"."""
-        return f"cmmsf-{self.digest[:8]}"
+        self.path, self.header, self.digest, self.id = path, header, digest, f"cmmsf-{digest[:8]}"
+        self.config, self.specs = header.config, header.specs
 
     def normalisation(self, name: str) -> tuple[Float32, Float32]:
         """Mean and standard deviation (D,) of a modality's rows in the training set.

@@ -37,13 +37,6 @@ class FaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crop: str = ""
 
 
-class FaceMetadata(msgspec.Struct, frozen=True):
-    """The metadata of a weights file. `notes`: how it was trained."""
-
-    config: FaceConfig
-    notes: dict[str, str] = {}
-
-
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions around a shortcut. Starts as the identity, which allows a high learning rate."""
 
@@ -126,8 +119,8 @@ def save_face(model: FaceCNN, path: Path, notes: dict[str, str] | None = None) -
         if not name.endswith("num_batches_tracked")
     }
     # A single entry: safetensors writes several in varying order.
-    metadata = {_METADATA: msgspec.json.encode(FaceMetadata(model.config, notes or {}), order="sorted").decode()}
-    write_tensors(path, tensors, metadata)
+    metadata = msgspec.json.encode({"config": model.config, "notes": notes or {}}, order="sorted").decode()
+    write_tensors(path, tensors, {_METADATA: metadata})
 
 
 def load_face(path: Path) -> FaceCNN:
@@ -140,8 +133,8 @@ def load_face(path: Path) -> FaceCNN:
     if _METADATA not in metadata:
         raise CheckpointError(f"{path} holds no face weights")
     try:
-        config = msgspec.json.decode(metadata[_METADATA], type=FaceMetadata).config
-    except msgspec.DecodeError as error:
+        config = msgspec.convert(msgspec.json.decode(metadata[_METADATA])["config"], FaceConfig)
+    except (msgspec.DecodeError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path} carries no config that this version of mien can read: {error}") from error
     if config.emotions != EMOTIONS:
         raise CheckpointError(f"{path} was trained for other emotions: {', '.join(config.emotions)}")

@@ -19,7 +19,7 @@ from pathlib import Path
 import platformdirs
 from rich.console import Console
 
-from mien.cli._terminal import figure_table, print_table
+from mien.cli._terminal import print_rows
 from mien.install import SAMPLE
 from mien.stream.bench.benchmark import free_port
 
@@ -60,7 +60,7 @@ def main() -> None:
         folder = Path(name)
         first, later = (peaks(folder / "cache", given.seconds, folder, run) for run in ("first", "later"))
     rows = [(worker, f"{first[worker]:.0f}", f"{mb:.0f}", f"{first[worker] / mb:.2f}") for worker, mb in later.items()]
-    print_table(Console(), figure_table("MiB", ("first run", "later run", "ratio"), rows))
+    print_rows(Console(), ("MiB", ">first run", ">later run", ">ratio"), rows)
     sys.exit(any(first[worker] > ALLOWED * mb for worker, mb in later.items()))
 
 

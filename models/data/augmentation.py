@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import numpy.typing as npt
 import soxr
 
 from mien.messages import Float32
@@ -82,10 +83,7 @@ def add_noise(samples: Float32, snr_db: float, rng: np.random.Generator) -> Floa
     spectrum = np.fft.rfft(rng.normal(0.0, 1.0, len(samples)))
     slope = rng.uniform(0.0, 1.0)
     spectrum /= np.maximum(np.linspace(0.0, SAMPLE_RATE / 2, len(spectrum)), 50.0) ** slope
-    noise = np.fft.irfft(spectrum, len(samples))
-    power = float(np.mean(samples.astype(np.float64) ** 2))
-    noise *= np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(float(np.mean(noise * noise)), 1e-20))
-    return (samples + noise).astype(np.float32)
+    return _mixed(samples, np.fft.irfft(spectrum, len(samples)), snr_db)
 
 
 def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Float32:
@@ -99,9 +97,14 @@ def add_babble(samples: Float32, snr_db: float, rng: np.random.Generator) -> Flo
     for _ in range(6):
         voice = change_speed(samples[::-1].copy(), float(rng.uniform(0.8, 1.25)))
         babble += np.roll(np.resize(voice, len(samples)), int(rng.integers(len(samples)))) * rng.uniform(0.4, 1.0)
-    power, babble_power = (float(np.mean(part.astype(np.float64) ** 2)) for part in (samples, babble))
-    gain = np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(babble_power, 1e-20))
-    mixed: Float32 = (samples + babble * gain).astype(np.float32)
+    return _mixed(samples, babble, snr_db)
+
+
+def _mixed(samples: Float32, noise: npt.NDArray[np.floating], snr_db: float) -> Float32:
+    """The sound with noise `snr_db` below its mean power."""
+    power, noise_power = (float(np.mean(part.astype(np.float64) ** 2)) for part in (samples, noise))
+    gain = np.sqrt(power * 10.0 ** (-snr_db / 10.0) / max(noise_power, 1e-20))
+    mixed: Float32 = (samples + noise * gain).astype(np.float32)
     return mixed
 
 

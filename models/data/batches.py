@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mien.clock import NS_PER_S
 from mien.messages import EMOTIONS, Float32, ModalitySpec
@@ -72,16 +73,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(
-            {name: rows.to(device) for name, rows in self.features.items()},
-            {name: mask.to(device) for name, mask in self.mask.items()},
-            self.sentiment.to(device),
-            self.coarse.to(device),
-            self.emotions.to(device),
-            {name: emotions.to(device) for name, emotions in self.own.items()},
-            {name: Encoding(*(part.to(device) for part in made)) for name, made in self.encodings.items()},
-            {name: (made[0].to(device), made[1].to(device)) for name, made in self.reader_outputs.items()},
-        )
+        return Batch(**tree_map(lambda part: part.to(device), vars(self)))
 
 
 def whole_windows(sample: Sample, modalities: Sequence[str]) -> list[tuple[int, int]]:
@@ -180,7 +172,8 @@ class Perturber:
                     own[name][row] = 0.0
                 features[name][row], mask[name][row] = values, seen
         for name in names:
-            features[name] += self._noise(name, features[name].shape, random)
+            noise = random.standard_normal(features[name].shape, np.float32)
+            features[name] += noise * (self._std[name] * self.settings.jitter)
             features[name] *= mask[name][..., None]
         tensors = (
             {n: torch.from_numpy(x) for n, x in features.items()},
@@ -193,25 +186,15 @@ class Perturber:
         spec = self._specs[name]
         noise = random.standard_normal((count, spec.steps, spec.dim), np.float32) * self._std[name] + self._mean[name]
         features = {name: torch.from_numpy(noise.astype(np.float32))}
-        nothing = torch.zeros(count, len(EMOTIONS))
-        return Batch(
-            features,
-            {name: torch.ones(count, spec.steps)},
-            torch.full((count,), float("nan")),
-            torch.zeros(count, dtype=torch.bool),
-            nothing,
-            {name: nothing},
-        )
+        unlabelled = [Group({}, None, False, None, None)] * count
+        mask = {name: torch.ones(count, spec.steps)}
+        return Batch(features, mask, *batch_targets(unlabelled), {name: own_emotions(name, unlabelled)})
 
     def kept(self, group: Group, random: np.random.Generator) -> list[str]:
         """The modalities of a group that are not dropped; at least one."""
         names = list(group.members)
         kept = [name for name in names if random.random() >= self.settings.drop]
         return kept or [names[int(random.integers(len(names)))]]
-
-    def _noise(self, name: str, shape: tuple[int, ...], random: np.random.Generator) -> Float32:
-        noise: Float32 = random.standard_normal(shape, np.float32) * (self._std[name] * self.settings.jitter)
-        return noise
 
     def _window(self, name: str, sample: Sample, random: np.random.Generator) -> tuple[Float32, Float32]:
         spec, chance = self._specs[name], self.settings

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mien.errors import DataError
+from mien.errors import DataError, suggestion
 from mien.messages import EMOTIONS
 from mien.models.data.face_files import read_faces, vote
 from mien.models.data.labels import (
     MELD_SENTIMENT,
     EmptyItemError,
-    nearest,
     parse_emotion,
     parse_goemotions,
     parse_segment,
@@ -46,16 +45,18 @@ VIDEO_SUFFIXES = frozenset(
 SHARED_S = 0.2  # what neighbouring parts of a clip in different splits may share
 MEDIA_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 
-_RAVDESS = re.compile(r"0[123](-\d\d){6}")
-_RAVDESS_EMOTIONS = dict(
-    zip(
-        ("01", "02", "03", "04", "05", "06", "07", "08"),
-        ("neutral", "neutral", "happy", "sad", "angry", "fear", "disgust", "surprise"),
-        strict=True,
-    )
-)
-_EMODB = re.compile(r"(\d\d)[a-z]\d\d([WLEAFTN])[a-z]?")
-_EMODB_EMOTIONS = dict(zip("WLEAFTN", ("angry", "neutral", "disgust", "fear", "happy", "sad", "neutral"), strict=True))
+# Corpora that are labelled by file names, such as 03-01-05-01-02-01-12 and 03a01Fa.
+_SPEECH_NAMES = {
+    "ravdess": (
+        re.compile(r"0[123]-\d\d-(?P<emotion>\d\d)(-\d\d){3}-(?P<speaker>\d\d)"),
+        {"01": "neutral", "02": "neutral", "03": "happy", "04": "sad", "05": "angry", "06": "fear", "07": "disgust",
+         "08": "surprise"},
+    ),
+    "emodb": (
+        re.compile(r"(?P<speaker>\d\d)[a-z]\d\d(?P<emotion>[WLEAFTN])[a-z]?"),
+        {"W": "angry", "L": "neutral", "E": "disgust", "A": "fear", "F": "happy", "T": "sad", "N": "neutral"},
+    ),
+}  # fmt: skip
 
 # Speakers of the other splits; all others are in "train".
 HELD_OUT_SPEAKERS: dict[str, dict[str, frozenset[str]]] = {
@@ -226,44 +227,30 @@ def _read_text(path: Path) -> Corpus:
         unnamed = "mosi" if "id" in columns else "mosei"
         name = next((name for part, name in _MOSI_LIKE.items() if part in stem), unnamed)
     split = split_of_name(path)
-    items: list[CorpusItem] = []
-    skipped: list[tuple[str, str]] = []
-    for line, row in rows:
-        where = f"{path}, row {line}"
-        item_id = _row_id(row, line)
-        try:
-            text = row["Utterance" if layout == "meld" else "text"].strip()
-            if not text:
-                raise EmptyItemError("empty text")
-            item = CorpusItem(item_id, split=parse_split(row.get("split", ""), where) or split, text=text)
-            if layout == "mosi":
-                start_s, end_s = parse_segment(row, where)
-                sentiment = parse_sentiment(row["sentiment"], where)
-                if sentiment is None:
-                    raise EmptyItemError("no label")
-                item = replace(
-                    item,
-                    speaker=row.get("video_id") or None,
-                    start_s=start_s,
-                    end_s=end_s,
-                    sentiment=sentiment,
-                )
-            elif layout == "goemotions":
-                emotion, emotions = parse_goemotions(row["labels"], where)
-                item = replace(item, emotion=emotion, emotions=emotions)
-            else:
-                weak = row.get("Sentiment", "").strip().lower()
-                if weak and weak not in MELD_SENTIMENT:
-                    raise DataError(f"{where}: sentiment {weak!r} is none of {', '.join(MELD_SENTIMENT)}")
-                emotion = parse_emotion(row["Emotion"], where)
-                if emotion is None:
-                    raise EmptyItemError("no label")
-                item = replace(item, speaker=row.get("Speaker") or None, emotion=emotion,
-                               sentiment=MELD_SENTIMENT.get(weak), coarse=True)  # fmt: skip
-            items.append(item)
-        except EmptyItemError as skip:
-            skipped.append((item_id, str(skip)))
-    return Corpus(name, path, tuple(items), tuple(skipped))
+
+    def parse(item_id: str, row: dict[str, str], where: str) -> CorpusItem:
+        text = row["Utterance" if layout == "meld" else "text"].strip()
+        if not text:
+            raise EmptyItemError("empty text")
+        item = CorpusItem(item_id, split=parse_split(row.get("split", ""), where) or split, text=text)
+        if layout == "goemotions":
+            emotion, emotions = parse_goemotions(row["labels"], where)
+            return replace(item, emotion=emotion, emotions=emotions)
+        if layout == "mosi":
+            start_s, end_s = parse_segment(row, where)
+            item = replace(item, speaker=row.get("video_id") or None, start_s=start_s, end_s=end_s,
+                           sentiment=parse_sentiment(row["sentiment"], where))  # fmt: skip
+        else:
+            weak = row.get("Sentiment", "").strip().lower()
+            if weak and weak not in MELD_SENTIMENT:
+                raise DataError(f"{where}: sentiment {weak!r} is none of {', '.join(MELD_SENTIMENT)}")
+            item = replace(item, speaker=row.get("Speaker") or None, emotion=parse_emotion(row["Emotion"], where),
+                           sentiment=MELD_SENTIMENT.get(weak), coarse=True)  # fmt: skip
+        if (item.sentiment if layout == "mosi" else item.emotion) is None:
+            raise EmptyItemError("no label")
+        return item
+
+    return Corpus(name, path, *_parsed(path, rows, parse))
 
 
 def _read_clips(folder: Path) -> Corpus:
@@ -273,84 +260,79 @@ def _read_clips(folder: Path) -> Corpus:
     _refuse_unknown(table, "clips", columns)
     if "file" not in columns or not columns & {"sentiment", "emotion"}:
         raise DataError(f"{table} needs a column `file` and a column `sentiment` or `emotion`")
+
+    def parse(item_id: str, row: dict[str, str], where: str) -> CorpusItem:
+        clip = folder / row["file"].strip()
+        suffix = clip.suffix.lower()
+        sentiment = parse_sentiment(row.get("sentiment", ""), where)
+        emotion = parse_emotion(row.get("emotion", ""), where)
+        if sentiment is None and emotion is None:
+            raise EmptyItemError("no label")
+        if not clip.is_file():
+            raise EmptyItemError("clip missing")
+        if suffix not in MEDIA_SUFFIXES | {RECORDING_SUFFIX}:
+            raise EmptyItemError(f"not a clip: {suffix or 'no suffix'}")
+        start_s, end_s = parse_segment(row, where)
+        return CorpusItem(
+            item_id,
+            split=parse_split(row.get("split", ""), where),
+            speaker=row.get("speaker") or None,
+            text=row.get("text", "").strip() or None,
+            audio=clip,
+            video=clip if suffix in VIDEO_SUFFIXES | {RECORDING_SUFFIX} else None,
+            start_s=start_s,
+            end_s=end_s,
+            sentiment=sentiment,
+            emotion=emotion,
+        )
+
+    return Corpus(folder.resolve().name or "clips", folder, *_parsed(table, rows, parse), clips=True)
+
+
+def _parsed(
+    path: Path,
+    rows: Iterator[tuple[int, dict[str, str]]],
+    parse: Callable[[str, dict[str, str], str], CorpusItem],
+) -> tuple[tuple[CorpusItem, ...], tuple[tuple[str, str], ...]]:
+    """Items of a table's rows, and (id, reason) of those that `parse` skips; it gets id, fields, and the place."""
     items: list[CorpusItem] = []
     skipped: list[tuple[str, str]] = []
     for line, row in rows:
-        where = f"{table}, row {line}"
-        clip = folder / row["file"].strip()
-        item_id = row.get("id") or row["file"].strip() or f"row {line}"
+        item_id = _row_id(row, line)
         try:
-            sentiment, emotion = (
-                parse_sentiment(row.get("sentiment", ""), where),
-                parse_emotion(row.get("emotion", ""), where),
-            )
-            if sentiment is None and emotion is None:
-                raise EmptyItemError("no label")
-            if not clip.is_file():
-                raise EmptyItemError("clip missing")
-            suffix = clip.suffix.lower()
-            if suffix not in MEDIA_SUFFIXES | {RECORDING_SUFFIX}:
-                raise EmptyItemError(f"not a clip: {suffix or 'no suffix'}")
-            start_s, end_s = parse_segment(row, where)
-            items.append(
-                CorpusItem(
-                    item_id,
-                    split=parse_split(row.get("split", ""), where),
-                    speaker=row.get("speaker") or None,
-                    text=row.get("text", "").strip() or None,
-                    audio=clip,
-                    video=clip if suffix in VIDEO_SUFFIXES | {RECORDING_SUFFIX} else None,
-                    start_s=start_s,
-                    end_s=end_s,
-                    sentiment=sentiment,
-                    emotion=emotion,
-                )
-            )
+            items.append(parse(item_id, row, f"{path}, row {line}"))
         except EmptyItemError as skip:
             skipped.append((item_id, str(skip)))
-    return Corpus(folder.resolve().name or "clips", folder, tuple(items), tuple(skipped), clips=True)
+    return tuple(items), tuple(skipped)
 
 
 def _read_speech(folder: Path) -> Corpus:
     """RAVDESS or EmoDB, labelled by file name. Sub-folders (one per actor) are searched too."""
     clips = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES)
     counts = {
-        "ravdess": sum(_RAVDESS.fullmatch(clip.stem) is not None for clip in clips),
-        "emodb": sum(_EMODB.fullmatch(clip.stem) is not None for clip in clips),
+        name: sum(pattern.fullmatch(clip.stem) is not None for clip in clips)
+        for name, (pattern, _) in _SPEECH_NAMES.items()
     }
     name = max(counts, key=counts.__getitem__)
+    pattern, emotions = _SPEECH_NAMES[name]
     if not counts[name]:
-        found = f"{len(clips)} clips, none named as RAVDESS or EmoDB name theirs" if clips else "no clips"
+        held = f"{len(clips)} clips, none named as RAVDESS or EmoDB name theirs" if clips else "no clips"
         raise DataError(
-            f"{folder} holds {found}; put a labels.csv next to the clips (columns: file, sentiment, emotion)"
+            f"{folder} holds {held}; put a labels.csv next to the clips (columns: file, sentiment, emotion)"
         )
     items: list[CorpusItem] = []
     skipped: list[tuple[str, str]] = []
     for clip in clips:
-        parsed = _ravdess_name(clip.stem) if name == "ravdess" else _emodb_name(clip.stem)
-        if parsed is None:
+        found = pattern.fullmatch(clip.stem)
+        if not found or found["emotion"] not in emotions:
             skipped.append((clip.name, f"file name is not one of {name}"))
             continue
-        speaker, emotion = parsed
+        speaker, emotion = found["speaker"], emotions[found["emotion"]]
         held_out = HELD_OUT_SPEAKERS[name]
         split = next((part for part, who in held_out.items() if speaker in who), "train")
         video = clip if clip.suffix.lower() in VIDEO_SUFFIXES else None
         items.append(CorpusItem(clip.stem, split, speaker, audio=clip, video=video, emotion=emotion))
     return Corpus(name, folder, tuple(items), tuple(skipped))
-
-
-def _ravdess_name(stem: str) -> tuple[str, str] | None:
-    """(actor, emotion) of names like 03-01-05-01-02-01-12."""
-    fields = stem.split("-")
-    if _RAVDESS.fullmatch(stem) is None or fields[2] not in _RAVDESS_EMOTIONS:
-        return None
-    return fields[6], _RAVDESS_EMOTIONS[fields[2]]
-
-
-def _emodb_name(stem: str) -> tuple[str, str] | None:
-    """(speaker, emotion) of names like 03a01Fa."""
-    match = _EMODB.fullmatch(stem)
-    return (match[1], _EMODB_EMOTIONS[match[2]]) if match else None
 
 
 def _read_faces(path: Path) -> Corpus:
@@ -377,12 +359,13 @@ def _read_faces(path: Path) -> Corpus:
 def _refuse_unknown(path: Path, layout: str, columns: Collection[str]) -> None:
     required, optional = _CSV_COLUMNS[layout]
     for column in sorted(set(columns) - required - optional):
-        raise DataError(f"{path} has an unknown column `{column}`; {nearest(column, sorted(required | optional))}")
+        raise DataError(f"{path} has an unknown column `{column}`; {suggestion(column, sorted(required | optional))}")
 
 
 def _row_id(row: dict[str, str], line: int) -> str:
-    if row.get("id"):
-        return row["id"]
+    named = row.get("id") or row.get("file", "").strip()
+    if named:
+        return named
     if row.get("video_id"):
         return f"{row['video_id']}_{row.get('clip_id', line)}"
     if row.get("Dialogue_ID"):

@@ -14,7 +14,7 @@ files (mode 0600): they hold what people said.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,26 +26,11 @@ from safetensors.numpy import save
 from mien.errors import DataError
 from mien.files import write_file
 from mien.messages import ModalitySpec
-from mien.models.data.datasets import (
-    Dataset,
-    Labels,
-    RawRows,
-    RunningSums,
-    Sample,
-    Statistics,
-    make_track,
-)
+from mien.models.data.datasets import Dataset, Labels, RawRows, RunningSums, Sample, Statistics, make_track
 from mien.models.data.labels import Skipped
 
 FORMAT = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
-
-
-class _Contents(msgspec.Struct, frozen=True):
-    """The metadata of a shard."""
-
-    items: list[Labels]
-    skipped: list[Skipped]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +72,7 @@ def write_shard(
         # -1: the item lacks this modality. 0: it has the modality, but no rows.
         tensors[f"{name}.lengths"] = np.array([-1 if r is None else len(r.values) for r in every], np.int64)
     # A single entry: safetensors writes several in varying order, and equal items must give equal bytes.
-    contents = _Contents([labels for labels, _ in items], list(skipped))
+    contents = {"items": [labels for labels, _ in items], "skipped": skipped}
     write_file(path, save(tensors, {"mien": msgspec.json.encode(contents).decode()}), private=True, error=DataError)
 
 
@@ -106,8 +91,9 @@ def read_shard(
     try:
         with safe_open(path, framework="np") as tensors:
             metadata = tensors.metadata() or {}
-            contents = msgspec.json.decode(metadata["mien"], type=_Contents)
-            labels, skipped = contents.items, contents.skipped
+            contents = msgspec.json.decode(metadata["mien"], type=dict[str, msgspec.Raw])
+            labels = msgspec.json.decode(contents["items"], type=list[Labels])
+            skipped = msgspec.json.decode(contents["skipped"], type=list[Skipped])
             rows: list[dict[str, RawRows]] = [{} for _ in labels]
             for spec in specs:
                 values, valid, times_ns, lengths = (
@@ -178,7 +164,7 @@ def is_dataset(path: Path) -> bool:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished dataset.
 
-    DataError: the folder is not a dataset, or its extraction has not finished.
+    Raises:
         DataError: the folder is no dataset, or its extraction has not finished.
     """
     try:
@@ -204,11 +190,7 @@ def read_dataset(folder: Path) -> Dataset:
     specs = {spec.name: spec for spec in manifest.specs}
     samples = [
         Sample(labels, {name: make_track(specs[name], part) for name, part in rows.items()})
-        for labels, rows in _items(folder, manifest)
+        for shard in manifest.shards
+        for labels, rows in read_shard(folder / shard, manifest.specs)[0]
     ]
     return Dataset(specs, samples, list(manifest.skipped))
-
-
-def _items(folder: Path, manifest: Manifest) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
-    for shard in manifest.shards:
-        yield from read_shard(folder / shard, manifest.specs)[0]

@@ -6,7 +6,6 @@ Every parser takes `where` ("file, row 12") for its errors, and raises `DataErro
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from mien.errors import DataError
+from mien.errors import DataError, suggestion
 from mien.messages import EMOTIONS, SENTIMENT_MAX, SENTIMENT_MIN
 
 SPLITS = ("train", "valid", "test")
@@ -52,12 +51,6 @@ class Skipped(msgspec.Struct, frozen=True):
 
 class EmptyItemError(Exception):
     """An item with nothing to learn from, with the reason. Readers skip and list it."""
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A "did you mean" hint for an unknown name."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{near[0]}`?" if near else "known: " + ", ".join(known)
 
 
 def _named(field: str, known: Sequence[str], synonyms: Mapping[str, str]) -> str | None:
@@ -115,7 +108,9 @@ def parse_emotion(field: str, where: str) -> str | None:
     """One of EMOTIONS, or None for an empty field."""
     emotion = _named(field, EMOTIONS, SYNONYMS)
     if emotion is None:
-        raise DataError(f"{where}: unknown emotion {field!r}; {nearest(field.strip().lower(), [*EMOTIONS, *SYNONYMS])}")
+        raise DataError(
+            f"{where}: unknown emotion {field!r}; {suggestion(field.strip().lower(), [*EMOTIONS, *SYNONYMS])}"
+        )
     return emotion or None
 
 
@@ -126,7 +121,7 @@ def parse_goemotions(field: str, where: str) -> tuple[str | None, tuple[float, .
         raise EmptyItemError("no label")
     for name in names:
         if name not in _GOEMOTIONS_TO_SEVEN:
-            raise DataError(f"{where}: unknown emotion {name!r}; {nearest(name, sorted(_GOEMOTIONS_TO_SEVEN))}")
+            raise DataError(f"{where}: unknown emotion {name!r}; {suggestion(name, sorted(_GOEMOTIONS_TO_SEVEN))}")
     seven = [_GOEMOTIONS_TO_SEVEN[name] for name in names]
     if len(set(seven)) == 1:
         return seven[0], None

@@ -93,11 +93,6 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How old protocols encode bytes."""
-    return text.encode("latin1" if encoding == "latin1" else "ascii")
-
-
 _STAND_INS: dict[tuple[str, str], Any] = {
     **{
         (module, name): stand_in
@@ -111,7 +106,8 @@ _STAND_INS: dict[tuple[str, str], Any] = {
         )
     },
     ("collections", "OrderedDict"): dict,
-    ("_codecs", "encode"): _encode,
+    # How old protocols encode bytes.
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1" if encoding == "latin1" else "ascii"),
 }
 
 

@@ -5,6 +5,7 @@ Every function takes the truth first. Nothing is rounded; callers print four dec
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,9 +147,8 @@ def calibration_error(right: npt.NDArray[np.bool_], confidence: Array, bins: int
     """
     if len(right) == 0:
         return float("nan")
-    return float(
-        sum(abs(b.accuracy - b.confidence) * b.count for b in reliability(right, confidence, bins)) / len(right)
-    )
+    parts = reliability(right, confidence, bins)
+    return float(sum(abs(part["accuracy"] - part["confidence"]) * part["count"] for part in parts) / len(right))
 
 
 def calibration_error_by_chance(confidence: Array) -> float:
@@ -163,31 +163,24 @@ def calibration_error_by_chance(confidence: Array) -> float:
     return float(np.mean(errors))
 
 
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """A bin of predictions: mean confidence, accuracy, and count."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-def reliability(right: npt.NDArray[np.bool_], confidence: Array, bins: int = 15) -> list[ReliabilityBin]:
-    """The non-empty bins of a reliability diagram, lowest confidence first."""
+def reliability(right: npt.NDArray[np.bool_], confidence: Array, bins: int = 15) -> list[dict[str, float]]:
+    """Mean confidence, accuracy and count of the non-empty bins of a reliability diagram, lowest confidence first."""
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return [
-        ReliabilityBin(float(confidence[place == k].mean()), float(right[place == k].mean()), int(np.sum(place == k)))
-        for k in range(bins)
-        if np.any(place == k)
-    ]
+    return _accuracy_of_parts(right, confidence, [np.flatnonzero(place == k) for k in range(bins)])
 
 
-def confidence_curve(right: npt.NDArray[np.bool_], confidence: Array, parts: int = 5) -> list[ReliabilityBin]:
-    """Accuracy in `parts` groups of (nearly) equal size, from the least to the most confident."""
+def confidence_curve(right: npt.NDArray[np.bool_], confidence: Array, parts: int = 5) -> list[dict[str, float]]:
+    """The same of `parts` groups of (nearly) equal size, from the least to the most confident."""
     order = np.argsort(confidence, kind="stable")
+    return _accuracy_of_parts(right, confidence, np.array_split(order, parts))
+
+
+def _accuracy_of_parts(
+    right: npt.NDArray[np.bool_], confidence: Array, parts: Iterable[Labels]
+) -> list[dict[str, float]]:
     return [
-        ReliabilityBin(float(confidence[part].mean()), float(right[part].mean()), len(part))
-        for part in np.array_split(order, parts)
+        {"confidence": float(confidence[part].mean()), "accuracy": float(right[part].mean()), "count": len(part)}
+        for part in parts
         if len(part)
     ]
 

@@ -147,21 +147,17 @@ def figures(groups: Sequence[Group], scores: Scores) -> dict[str, Any]:
         metrics = emotion_metrics(labels[known], scores.emotions[known])
         made["emotion"] = asdict(metrics) | {"confusion": metrics.confusion.tolist(), "labels": list(EMOTIONS)}
         right = scores.emotions[known].argmax(1) == labels[known]
-        made["calibration"] = [asdict(b) for b in reliability(right, scores.confidence[known])]
-        made["confidence_curve"] = [asdict(b) for b in confidence_curve(right, scores.confidence[known])]
-    own = np.array([_own(g) for g in groups])
+        made["calibration"] = reliability(right, scores.confidence[known])
+        made["confidence_curve"] = confidence_curve(right, scores.confidence[known])
+    # The corpus's own label from before the votes, -1 for none.
+    owns = [[sample.labels.own for sample in group.members.values()] for group in groups]
+    own = np.array([labels[0] if len(labels) == 1 and labels[0] is not None else -1 for labels in owns])
     if (own >= 0).any():
         metrics = emotion_metrics(own[own >= 0], scores.emotions[own >= 0])
         made["own_labels"] = {"uar": metrics.uar, "accuracy": metrics.accuracy, "count": metrics.count}
     made["confidence"] = float(scores.confidence.mean())
     made["gates"] = scores.gates.mean(0).tolist()
     return made
-
-
-def _own(group: Group) -> int:
-    """Index of the corpus's own label from before the votes, -1 for none."""
-    owns = [sample.labels.own for sample in group.members.values()]
-    return owns[0] if len(owns) == 1 and owns[0] is not None else -1
 
 
 def missing_steps(rate: float) -> Damage:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -225,13 +225,8 @@ def _from_bert(stored: dict[str, Tensor], config: MiniLMConfig) -> dict[str, Ten
         "norm.weight": stored["embeddings.LayerNorm.weight"],
         "norm.bias": stored["embeddings.LayerNorm.bias"],
     }
-    for number, name, leaf in _layer_tensors(config):
-        state[f"layers.{number}.{name}.{leaf}"] = stored[f"encoder.layer.{number}.{_LAYER_NAMES[name]}.{leaf}"]
+    for number, (name, bert_name), leaf in product(
+        range(config.num_hidden_layers), _LAYER_NAMES.items(), ("weight", "bias")
+    ):
+        state[f"layers.{number}.{name}.{leaf}"] = stored[f"encoder.layer.{number}.{bert_name}.{leaf}"]
     return {name: value.float() for name, value in state.items()}
-
-
-def _layer_tensors(config: MiniLMConfig) -> Iterator[tuple[int, str, str]]:
-    for number in range(config.num_hidden_layers):
-        for name in _LAYER_NAMES:
-            for leaf in ("weight", "bias"):
-                yield number, name, leaf

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -90,37 +91,6 @@ class Faces:
                 raise DataError(f"labels of {count} faces must be as many of -1 ... {len(EMOTIONS) - 1}")
 
 
-@dataclass(frozen=True)
-class FaceMetrics:
-    """Metrics of an encoder on labelled faces.
-
-    Attributes:
-        loss: cross-entropy with the vote shares.
-        accuracy, uar: on faces whose annotators agree; `uar` is the mean recall over the emotions that occur.
-        recalls: of each emotion, in the order of EMOTIONS; NaN if it does not occur.
-        own_accuracy, own_uar: the second head's, against the corpus's own labels; NaN without any.
-    """
-
-    loss: float
-    accuracy: float
-    uar: float
-    recalls: tuple[float, ...] = ()
-    own_accuracy: float = math.nan
-    own_uar: float = math.nan
-
-
-@dataclass(frozen=True, eq=False)
-class _Targets:
-    """The training faces on the device, and their teacher. `weights`, `own_weights`: (7,) per class."""
-
-    crops: Tensor
-    shares: Tensor
-    own: Tensor
-    weights: Tensor
-    own_weights: Tensor
-    teacher: FaceCNN | None
-
-
 def train_face(
     train: Faces,
     valid: Faces,
@@ -133,7 +103,7 @@ def train_face(
     device: torch.device | None = None,
     report: Progress | None = None,
     notes: dict[str, str] | None = None,
-) -> FaceMetrics:
+) -> dict[str, Any]:
     """Train the teacher and the face encoder, and write the weights of the encoder's best epoch.
 
     Args:
@@ -146,7 +116,7 @@ def train_face(
         notes: stored in the weights.
 
     Returns:
-        Validation metrics of the saved weights.
+        Validation metrics of the saved weights, see `evaluate_face`.
 
     Raises:
         DataError: the state belongs to another run.
@@ -158,17 +128,15 @@ def train_face(
                                         dropout=training.teacher_dropout)  # fmt: skip
         kept = None if work is None else work / "face-teacher.safetensors"
         if kept is None or not kept.is_file():
-            data = _targets(train, training, None, device)
-            run = _train("teacher of faces", data, valid, large, training, training.teacher_epochs, seed,
+            run = _train("teacher of faces", train, valid, large, training, training.teacher_epochs, seed, None, device,
                          None if kept is None else kept.with_suffix(".state"), report)  # fmt: skip
             teacher = run.averaged
             if kept is not None:
                 save_face(teacher, kept)
         if kept is not None:  # in half precision, like what a resumed run loads
             teacher = _placed(load_face(kept), device)
-    data = _targets(train, training, teacher, device)
     state = None if work is None else work / "face.state"
-    run = _train("face", data, valid, config, training, training.epochs, seed, state, report)
+    run = _train("face", train, valid, config, training, training.epochs, seed, teacher, device, state, report)
     assert run.best is not None, "every epoch is validated"
     epoch = run.history.index(run.best) + 1
     save_face(run.best_network(), out, {"seed": str(seed), **(notes or {}), "epoch": str(epoch)})
@@ -178,17 +146,25 @@ def train_face(
 
 def _train(
     name: str,
-    data: _Targets,
+    train: Faces,
     valid: Faces,
     config: FaceConfig,
     training: FaceTraining,
     epochs: int,
     seed: int,
+    teacher: FaceCNN | None,
+    device: torch.device,
     state: Path | None,
     report: Progress | None,
 ) -> Run[FaceCNN]:
     torch.manual_seed(seed)
-    device, count = data.crops.device, len(data.crops)
+    count = len(train.crops)
+    crops, shares, own = (torch.from_numpy(part).to(device) for part in (train.crops, train.shares, train.own))
+    # (7,) per class, of the votes and of the corpus's own labels.
+    counted = torch.bincount(own[own >= 0].cpu(), minlength=len(EMOTIONS)).float()
+    weights, own_weights = (
+        class_weights(counts, training.balance).to(device) for counts in (shares.cpu().sum(0), counted)
+    )
     network = _placed(FaceCNN(config), device).train()
     size = count // training.batch or 1  # steps per epoch
     groups = decay_groups(list(network.parameters()), training.weight_decay, training.learning_rate)
@@ -203,12 +179,12 @@ def _train(
             generator.manual_seed(seed * 100_003 + step // size)
             order = torch.randperm(count, generator=generator, device=device)
         chosen = order[step % size * training.batch :][: training.batch]
-        return name, _loss(network, data, chosen, generator, training)
+        return name, _loss(network, crops[chosen], shares[chosen], own[chosen], weights, own_weights, teacher,
+                           generator, training)  # fmt: skip
 
     def validate() -> tuple[float, dict[str, float]]:
         metrics = evaluate_face(run.averaged, valid, bf16=training.bf16)
-        figures = {"accuracy": metrics.accuracy, "UAR": metrics.uar, "own UAR": metrics.own_uar}
-        return metrics.loss, figures
+        return metrics["loss"], {"accuracy": metrics["accuracy"], "UAR": metrics["uar"], "own UAR": metrics["own_uar"]}
 
     def epoch_done(step: int, _: int, evaluation: Evaluation | None) -> None:
         if report is not None and evaluation is not None:
@@ -219,46 +195,42 @@ def _train(
     return run
 
 
-def _targets(faces: Faces, training: FaceTraining, teacher: FaceCNN | None, device: torch.device) -> _Targets:
-    shares, own = torch.from_numpy(faces.shares), torch.from_numpy(faces.own)
-    counted = torch.bincount(own[own >= 0], minlength=len(EMOTIONS)).float()
-    return _Targets(
-        torch.from_numpy(faces.crops).to(device),
-        shares.to(device),
-        own.to(device),
-        class_weights(shares.sum(0), training.balance).to(device),
-        class_weights(counted, training.balance).to(device),
-        teacher,
-    )
-
-
-def _loss(model: FaceCNN, data: _Targets, chosen: Tensor, generator: torch.Generator, training: FaceTraining) -> Tensor:
+def _loss(
+    model: FaceCNN, crops: Tensor, shares: Tensor, labels: Tensor, weights: Tensor, own_weights: Tensor,
+    teacher: FaceCNN | None, generator: torch.Generator, training: FaceTraining,
+) -> Tensor:  # fmt: skip
     """Class-weighted cross-entropy with the votes and with the corpus's own label; divergence from the teacher."""
     with torch.no_grad():
-        crops, severity = augment(_as_input(data.crops[chosen]), generator, training.damaged)
+        crops, severity = augment(_as_input(crops), generator, training.damaged)
         crops = crops.contiguous(memory_format=torch.channels_last)
         even = (training.flattened * severity.square())[:, None]
-        shares = data.shares[chosen] * (1 - even) + even / len(EMOTIONS)
+        shares = shares * (1 - even) + even / len(EMOTIONS)
     with mixed_precision(crops.device, training.bf16):
         embedding, logits = model(crops)
         own = model.classify_own(embedding)
         with torch.no_grad():
-            expected = None if data.teacher is None else data.teacher(crops)[1].float()
+            expected = None if teacher is None else teacher(crops)[1].float()
     logits, own = logits.float(), own.float()
-    loss: Tensor = -(shares * data.weights * logits.log_softmax(1)).sum(1).mean()
+    loss: Tensor = -(shares * weights * logits.log_softmax(1)).sum(1).mean()
     if expected is not None:
         hot = training.temperature
         soft = (expected / hot).softmax(1) * (1 - even) + even / len(EMOTIONS)
         divergence = F.kl_div((logits / hot).log_softmax(1), soft, reduction="batchmean")
         loss = (1 - training.taught) * loss + training.taught * hot**2 * divergence
-    labels = data.own[chosen]
-    wrong = F.cross_entropy(own, labels.clamp(min=0), data.own_weights, reduction="none", label_smoothing=0.1)
+    wrong = F.cross_entropy(own, labels.clamp(min=0), own_weights, reduction="none", label_smoothing=0.1)
     return loss + training.own * (wrong * (labels >= 0)).mean()
 
 
 @torch.inference_mode()
-def evaluate_face(model: FaceCNN, faces: Faces, *, bf16: bool | None = False) -> FaceMetrics:
-    """Metrics of an encoder, computed on its device."""
+def evaluate_face(model: FaceCNN, faces: Faces, *, bf16: bool | None = False) -> dict[str, Any]:
+    """Metrics of an encoder, computed on its device.
+
+    Returns:
+        loss: cross-entropy with the vote shares.
+        accuracy, uar: on faces whose annotators agree; `uar` is the mean recall over the emotions that occur.
+        recalls: of each emotion, in the order of EMOTIONS; NaN if it does not occur.
+        own_accuracy, own_uar: the second head's, against the corpus's own labels; NaN without any.
+    """
     model.eval()
     device = next(model.parameters()).device
     parts: list[tuple[Tensor, Tensor]] = []
@@ -271,7 +243,8 @@ def evaluate_face(model: FaceCNN, faces: Faces, *, bf16: bool | None = False) ->
     accuracy, recalls = _recalls(logits, torch.from_numpy(faces.sure))
     own_accuracy, own_recalls = _recalls(own, torch.from_numpy(faces.own))
     uar, own_uar = (float(np.nanmean(r)) if not np.isnan(r).all() else math.nan for r in (recalls, own_recalls))
-    return FaceMetrics(float(loss), accuracy, uar, tuple(recalls), own_accuracy, own_uar)
+    return {"loss": float(loss), "accuracy": accuracy, "uar": uar, "recalls": tuple(recalls),
+            "own_accuracy": own_accuracy, "own_uar": own_uar}  # fmt: skip
 
 
 def _recalls(logits: Tensor, truth: Tensor) -> tuple[float, list[float]]:

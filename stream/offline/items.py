@@ -13,12 +13,12 @@ import numpy as np
 
 from mien.clock import NS_PER_S
 from mien.config import AssetsConfig, ClipConfig
-from mien.errors import ConfigError, DataError, RecordingError, SourceError
+from mien.errors import ConfigError, DataError, RecordingError, SourceError, suggestion
 from mien.messages import EMOTIONS, MODALITIES
 from mien.models.architecture import Natural
 from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows
-from mien.models.data.labels import SPLITS, Skipped, nearest
+from mien.models.data.labels import SPLITS, Skipped
 from mien.models.weights import WeightSet
 from mien.stream.offline.damage import Damaging, OtherItems, damaged_copies
 from mien.stream.offline.extractors import Extractors
@@ -64,7 +64,7 @@ class ExtractOptions(msgspec.Struct, frozen=True):
         for what, names, known in (("modality", self.modalities, MODALITIES), ("split", self.splits, SPLITS)):
             for name in names:
                 if name not in known:
-                    raise ConfigError(f"there is no {what} {name!r}; {nearest(name, known)}")
+                    raise ConfigError(f"there is no {what} {name!r}; {suggestion(name, known)}")
         if self.asr == "none":  # one spelling, so that equal options make equal plans
             msgspec.structs.force_setattr(self, "asr", "")
 

@@ -115,7 +115,7 @@ def train_face_stage(plan: TrainPlan, progress: Progress | None) -> Any:
         notes={"device": device_name(device)},
     )  # fmt: skip
     result.note()
-    return asdict(metrics)
+    return metrics
 
 
 def extract_stage(plan: TrainPlan, progress: Progress | None) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import mien
-from mien.cli._streams import GuardedStreams, ReaderGoneError
+from mien.cli._streams import ReaderGoneError, guarded_streams
 from mien.errors import MienError
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ _EXTRAS = {
 def main() -> None:
     """Entry point. A `MienError` becomes one line and an exit code, never a traceback."""
     _leave_deleted_folder()
-    with GuardedStreams():
+    with guarded_streams():
         try:
             code = _run()
             sys.stdout.flush()

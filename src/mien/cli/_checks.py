@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import platformdirs
 
 from mien.config import Config
-from mien.install import install_command
+from mien.install import install_command, installed_versions
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -42,12 +42,9 @@ class Row:
     advice: str = ""
 
 
-Check = Callable[[Config], Iterator[Row]]
-
-
 def run_checks(config: Config) -> Iterator[Row]:
-    """The rows of all checks. An unexpected error in a check becomes a failing row."""
-    for check in CHECKS:
+    """The rows of all checks, the functions below in their order. An unexpected error becomes a failing row."""
+    for check in [check for name, check in globals().items() if name.startswith("check_")]:
         try:
             yield from check(config)
         except Exception as error:  # a diagnosis must survive any finding
@@ -72,17 +69,16 @@ def check_packages(_: Config) -> Iterator[Row]:
             for requirement in requirements
             if requirement.endswith(f'extra == "{extra}"') or (extra == "base" and "extra ==" not in requirement)
         ]
-        versions = {name: _version(name) for name in names}
-        lacking = [name for name, version in versions.items() if version is None]
-        if not lacking:
+        versions = installed_versions(names)
+        lacking = [name for name in names if name not in versions]
+        if lacking:
+            advice = "pip install mien" if extra == "base" else INSTALL_LIVE
+            verdict: Verdict = "fail" if extra == "base" else "warn"
+            yield Row(f"packages: {extra}", verdict, f"missing: {', '.join(lacking)}", advice)
+        else:
             found = ", ".join(f"{name} {version}" for name, version in versions.items())
             yield Row(f"packages: {extra}", "ok", found)
-        elif extra == "base":
-            yield Row(f"packages: {extra}", "fail", f"missing: {', '.join(lacking)}", "pip install mien")
-        else:
-            yield Row(f"packages: {extra}", "warn", f"missing: {', '.join(lacking)}", INSTALL_LIVE)
-    both = {_version("opencv-python"), _version("opencv-contrib-python")} - {None}
-    if len(both) > 1:
+    if len(set(installed_versions(("opencv-python", "opencv-contrib-python")).values())) > 1:
         yield Row(
             "packages: opencv",
             "fail",
@@ -94,14 +90,11 @@ def check_packages(_: Config) -> Iterator[Row]:
 def check_bridges(_: Config) -> Iterator[Row]:
     """Protocols available to `mien bridge`."""
     packages = {"ws": "uvicorn", "osc": "python-osc", "lsl": "pylsl", "mqtt": "aiomqtt"}
-    lacking = [f"{kind} ({package})" for kind, package in packages.items() if _version(package) is None]
-    installed = [kind for kind, package in packages.items() if _version(package) is not None]
+    versions = installed_versions(packages.values())
+    lacking = [f"{kind} ({package})" for kind, package in packages.items() if package not in versions]
+    installed = [kind for kind, package in packages.items() if package in versions]
     if lacking:
-        found = (
-            f"{', '.join(installed)} can run; missing: {', '.join(lacking)}"
-            if installed
-            else f"missing: {', '.join(lacking)}"
-        )
+        found = f"{', '.join(installed)} can run; " * bool(installed) + f"missing: {', '.join(lacking)}"
         yield Row("bridges", "warn", found, f"only for mien bridge: {install_command('bridges')}")
         return
     try:
@@ -206,21 +199,17 @@ def check_assets(config: Config) -> Iterator[Row]:
 
     for name in ASSETS:
         state = status(name, config.assets, thorough=True)
+        is_given = name in config.assets.paths
         if state.state == "ok":
             yield Row(f"asset {name}", "ok", f"complete and verified: {state.path}")
         elif state.state == "missing" and name not in needed(config):
             yield Row(f"asset {name}", "ok", "not downloaded; this configuration does not need it")
-        elif state.state == "missing" and name not in config.assets.paths and not config.assets.offline:
-            yield Row(
-                f"asset {name}",
-                "warn",
-                "not downloaded",
-                f"the first run fetches it; or now: mien assets {name}",
-            )
-        elif name in config.assets.paths:
-            yield Row(f"asset {name}", "fail", state.problem or "", f"correct `assets.paths.{name}`")
+        elif state.state == "missing" and not is_given and not config.assets.offline:
+            advice = f"the first run fetches it; or now: mien assets {name}"
+            yield Row(f"asset {name}", "warn", "not downloaded", advice)
         else:
-            yield Row(f"asset {name}", "fail", state.problem or "", f"mien assets {name}")
+            advice = f"correct `assets.paths.{name}`" if is_given else f"mien assets {name}"
+            yield Row(f"asset {name}", "fail", state.problem or "", advice)
 
 
 def check_checkpoint(config: Config) -> Iterator[Row]:
@@ -238,11 +227,11 @@ def check_checkpoint(config: Config) -> Iterator[Row]:
         yield Row("checkpoint", "fail", str(error), "correct `inference.checkpoint`, or leave it empty for the default")
         return
     files = weight_set(config.inference.checkpoint)
-    changed = [path.name for path in (files.fusion, files.text, files.face) if not is_shipped(path)]
+    changed = [path for path in (files.fusion, files.text, files.face) if not is_shipped(path)]
     if not changed:
         yield Row("checkpoint", "ok", f"{checkpoint.id}: {checkpoint.path}, as shipped")
-    elif any(path.parent == SHIPPED_FOLDER and path.name in changed for path in (files.fusion, files.text, files.face)):
-        replaced = ", ".join(changed)
+    elif any(path.parent == SHIPPED_FOLDER for path in changed):
+        replaced = ", ".join(path.name for path in changed)
         yield Row(
             "checkpoint", "warn", f"{checkpoint.id}: {replaced} in {SHIPPED_FOLDER} is not the shipped version",
             "fine if you trained it; `mien weights --restore` restores the shipped files",
@@ -321,29 +310,6 @@ def check_cache(config: Config) -> Iterator[Row]:
             yield Row(area, "warn", f"{folder} has {free_gb:.1f} GB free", "make room: assets take up to 0.4 GB")
         else:
             yield Row(area, "ok", f"{folder} is writable, {free_gb:.0f} GB free")
-
-
-CHECKS: tuple[Check, ...] = (
-    check_python,
-    check_packages,
-    check_bridges,
-    check_cameras,
-    check_microphones,
-    check_gpu,
-    check_engines,
-    check_assets,
-    check_checkpoint,
-    check_ports,
-    check_session,
-    check_cache,
-)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _import(module: str, area: str, libraries: str) -> Generator[Row, None, Any]:

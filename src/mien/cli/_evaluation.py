@@ -90,11 +90,8 @@ def _print_stream(console: Any, made: dict[str, Any]) -> None:
     for share, m in made["shares"].items():
         s, e = m.get("sentiment", {}), m.get("emotion", {})
         cells = [
-            s.get("has0_accuracy"),
-            s.get("non0_accuracy"),
-            s.get("mae"),
-            e.get("uar"),
-            e.get("accuracy"),
+            *map(s.get, ("has0_accuracy", "non0_accuracy", "mae")),
+            *map(e.get, ("uar", "accuracy")),
             m["confidence"],
         ]
         table.add_row(share, *("" if cell is None else f"{cell:.4f}" for cell in cells))

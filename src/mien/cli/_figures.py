@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 
-from mien.cli._terminal import cell, figure_table, make_console, print_table
+from mien.cli._terminal import cell, make_console, print_rows
 from mien.stream.bench.measurement import compare_reports
 
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
@@ -19,27 +18,35 @@ _SHOWN = "faults"  # of `mien bench chaos`: each was printed when it happened
 def show(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a report of `mien bench`."""
     console = console or make_console()
-    sorted_out = _Tables()
-    sorted_out.take(report["results"], "")
-    if sorted_out.durations:
-        rows = [
-            (name, *(f"{made[p]:.3f}" if p in made else None for p in _PERCENTILES), made["n"])
-            for name, made in sorted_out.durations
-        ]
-        print_table(console, figure_table(report["kind"], (*_PERCENTILES, "n"), rows))
+    durations: list[tuple[Any, ...]] = []
+    ratios: list[tuple[Any, ...]] = []
+    records: list[tuple[str, dict[str, Any]]] = []
+    single: list[tuple[str, Any]] = []
+    for name, value in _figures(report["results"]):
+        if _is_duration(value):
+            durations.append((name, *(f"{value[p]:.3f}" if p in value else None for p in _PERCENTILES), value["n"]))
+        elif _is_ratio(value):
+            ratios.append((name, *(f"{value[part]:.2f}" for part in _SPREAD)))
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            records.append((name, {str(number): _flat(item) for number, item in enumerate(value, 1)}))
+        elif isinstance(value, dict) and value:
+            records.append((name, {key: _flat(item) for key, item in value.items()}))
+        else:
+            single.append((name, value))
+    if durations:
+        print_rows(console, (report["kind"], *map(">{}".format, _PERCENTILES), ">n"), durations)
         console.print("milliseconds, without the warm-up", style="dim")
-    if sorted_out.ratios:
-        _space(console)
-        rows = [(name, *(f"{made[part]:.2f}" for part in _SPREAD)) for name, made in sorted_out.ratios]
-        print_table(console, figure_table("ratio, and its spread", _SPREAD, rows))
-    for name, records in sorted_out.records:
-        _space(console)
-        columns = list(dict.fromkeys(column for _, record in records for column in record))
-        rows = [(key, *(record.get(column) for column in columns)) for key, record in records]
-        print_table(console, figure_table(name, columns, rows))
-    if sorted_out.single:
-        _space(console)
-        for name, value in sorted_out.single:
+    if ratios:
+        console.print()
+        print_rows(console, ("ratio, and its spread", *map(">{}".format, _SPREAD)), ratios)
+    for name, alike in records:
+        console.print()
+        columns = list(dict.fromkeys(column for record in alike.values() for column in record))
+        rows = [(key, *map(record.get, columns)) for key, record in alike.items()]
+        print_rows(console, (name, *map(">{}".format, columns)), rows)
+    if single:
+        console.print()
+        for name, value in single:
             console.print(f"{name}: {cell(value)}", soft_wrap=True)
     _show_surroundings(report, console)
 
@@ -53,40 +60,22 @@ def show_comparison(base: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         verdict = "slower" if figures["p10"] > 1 else "faster" if figures["p90"] < 1 else "no difference shown"
         rows.append((path, *(f"{figures[name]:.3f}" for name in _SPREAD), verdict))
     if rows:
-        print_table(console, figure_table("second / first", (*_SPREAD, ""), rows))
+        print_rows(console, ("second / first", *map(">{}".format, _SPREAD), ">"), rows)
     else:
         console.print("the two reports have no measurement in common")
     if base["machine"] != other["machine"]:
         console.print("the reports are from different machines", style="yellow")
 
 
-@dataclass
-class _Tables:
-    """The results of a report, grouped by presentation; each name is the path to the figure."""
-
-    durations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    ratios: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    records: list[tuple[str, list[tuple[str, dict[str, Any]]]]] = field(default_factory=list)
-    single: list[tuple[str, Any]] = field(default_factory=list)
-
-    def take(self, results: Mapping[str, Any], path: str) -> None:
-        """Group results, in the report's order."""
-        for key, value in results.items():
-            name = f"{path} {key}".strip()
-            if key == _SHOWN:
-                continue
-            if _is_duration(value):
-                self.durations.append((name, value))
-            elif _is_ratio(value):
-                self.ratios.append((name, value))
-            elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-                self.records.append((name, [(str(n + 1), _flat(item)) for n, item in enumerate(value)]))
-            elif isinstance(value, dict) and _are_alike(value.values()):
-                self.records.append((name, [(key, _flat(item)) for key, item in value.items()]))
-            elif isinstance(value, dict) and value:
-                self.take(value, name)
-            else:
-                self.single.append((name, value))
+def _figures(results: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The figures of a report in its order, each with the path to it; records of the same fields stay together."""
+    for key, value in results.items():
+        name = f"{path} {key}".strip()
+        together = _is_duration(value) or _is_ratio(value) or (isinstance(value, dict) and _are_alike(value.values()))
+        if isinstance(value, dict) and value and not together and key != _SHOWN:
+            yield from _figures(value, name)
+        elif key != _SHOWN:
+            yield name, value
 
 
 def _is_duration(value: Any) -> bool:
@@ -127,7 +116,3 @@ def _show_surroundings(report: Mapping[str, Any], console: Console) -> None:
     console.print(f"commit {report['commit']}; load per core {load['before']} -> {load['after']}", soft_wrap=True)
     if (load["before"] or 0) > 0.5:
         console.print("the machine was busy with other work: trust ratios within a run, not times", style="yellow")
-
-
-def _space(console: Console) -> None:
-    console.print()

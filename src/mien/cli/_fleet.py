@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import typer
 
-from mien.cli._terminal import ending_signals, make_console, print_table
+from mien.cli._terminal import ending_signals, make_console, print_rows
 from mien.errors import FleetError
 from mien.stream.fleet import cluster
 from mien.stream.fleet.node import state_folder
 from mien.stream.fleet.plan import Plan
-from mien.stream.fleet.report import FleetCondition, SessionCondition
+from mien.stream.fleet.report import FleetCondition
 from mien.stream.processes.child import PROGRAM
 
 _LOOK_S = 0.5
@@ -173,7 +173,6 @@ def start_behind(file: Path, fleet: str) -> None:
 
 def show(found: FleetCondition, *, every: bool) -> None:
     """Show a fleet: problems first."""
-    from rich.table import Column, Table
     from rich.text import Text
 
     console = make_console()
@@ -186,39 +185,26 @@ def show(found: FleetCondition, *, every: bool) -> None:
         console.print(found.problem, style="red", soft_wrap=True)
     for problem in found.problems:
         console.print(f"{problem.session} does not run: {problem.reason}", style="yellow", soft_wrap=True)
-    right: dict[str, Any] = {"justify": "right"}
-    nodes = Table("node", "state", *(Column(name, **right) for name in ("captured", "pools", "cpus", "free")),
-                  "labels", box=None, pad_edge=False)  # fmt: skip
-    for node in found.nodes:
-        labels = " ".join(f"{k}={v}" for k, v in node.labels.items() if k != "host" and not k.startswith("ray.io/"))
-        nodes.add_row(f"{node.name} ({node.id[:8]})", node.state, str(node.captures), str(node.pools),
-                      f"{node.cpus:g}", f"{node.free_cpus:g}", labels)  # fmt: skip
-    print_table(console, nodes)
-    pools = Table("pool", "node", "state", *(Column(name, **right) for name in ("sessions", "cpu", "memory")),
-                  box=None, pad_edge=False)  # fmt: skip
-    for pool in found.pools:
-        pools.add_row(pool.name, pool.node, pool.state, f"{pool.sessions}/{pool.room}",
-                      f"{pool.cpu_percent:.0f} %", f"{pool.rss_mb:.0f} MB")  # fmt: skip
-    print_table(console, pools)
+    nodes = [
+        (f"{node.name} ({node.id[:8]})", node.state, node.captures, node.pools, f"{node.cpus:g}", f"{node.free_cpus:g}",
+         " ".join(f"{k}={v}" for k, v in node.labels.items() if k != "host" and not k.startswith("ray.io/")))
+        for node in found.nodes
+    ]  # fmt: skip
+    print_rows(console, ("node", "state", ">captured", ">pools", ">cpus", ">free", "labels"), nodes)
+    pools = [
+        (pool.name, pool.node, pool.state, f"{pool.sessions}/{pool.room}", f"{pool.cpu_percent:.0f} %",
+         f"{pool.rss_mb:.0f} MB")
+        for pool in found.pools
+    ]  # fmt: skip
+    print_rows(console, ("pool", "node", "state", ">sessions", ">cpu", ">memory"), pools)
     rows = sorted(found.sessions, key=lambda session: session.state in ("running", "ended"))
     shown = rows if every else rows[:_MOST_ROWS]
-    table = Table("session", "state", "node", "pool", *(Column(name, **right) for name in ("rate", "p99", "moves")),
-                  "", box=None, pad_edge=False)  # fmt: skip
-    for session in shown:
-        table.add_row(*_row(session, Text))
-    print_table(console, table)
+    sessions = [
+        (each.name, Text(each.state, style=_COLOURS.get(each.state, "red")), each.node, each.pool,
+         f"{each.per_second:.0f}/s" if each.per_second else "",
+         "" if each.p99_ms is None else f"{each.p99_ms:.0f} ms", each.moves or "", each.note)
+        for each in shown
+    ]  # fmt: skip
+    print_rows(console, ("session", "state", "node", "pool", ">rate", ">p99", ">moves", ""), sessions)
     if len(shown) < len(rows):
         console.print(f"and {len(rows) - len(shown)} more; --all shows them")
-
-
-def _row(session: SessionCondition, text: Any) -> list[Any]:
-    return [
-        session.name,
-        text(session.state, style=_COLOURS.get(session.state, "red")),
-        session.node,
-        session.pool,
-        f"{session.per_second:.0f}/s" if session.per_second else "",
-        "" if session.p99_ms is None else f"{session.p99_ms:.0f} ms",
-        str(session.moves or ""),
-        session.note,
-    ]

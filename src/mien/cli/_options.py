@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from mien.config import Config
     from mien.stream.offline.items import ExtractOptions
-    from mien.stream.offline.pool import Spread
 
 DEFAULT_ASR = "tiny.en"
 _SHARE = 0.2  # of the sound's length: recognition time on a core of 2024, measured on the built-in sample
@@ -104,19 +102,3 @@ def _length(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def spread_at(address: str) -> Iterator[Spread | None]:
-    """A function that makes items on a cluster; None without an address: they are made here.
-
-    Raises:
-        FleetError: no cluster responds there.
-    """
-    if not address:
-        yield None
-        return
-    from mien.stream.fleet.tasks import tasks_at
-
-    with tasks_at(address) as spread:
-        yield spread

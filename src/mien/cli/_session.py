@@ -7,7 +7,9 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +19,11 @@ from rich.live import Live
 from rich.text import Text
 
 from mien.cli import _view
-from mien.cli._service import Journal
 from mien.cli._terminal import ending_signals, make_console
+from mien.config import Config
 from mien.errors import FileError, RecordingError
 from mien.files import check_target, write_file
-from mien.messages import Prediction
+from mien.messages import Prediction, Status
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import DashboardProcess
 from mien.stream.monitoring.notify import ServiceManager
@@ -33,8 +35,8 @@ from mien.stream.recording.recorder import RecorderState
 from mien.stream.recording.replay import Player
 
 _FRAME_S = 0.1
+_AMISS = ("degraded", "failed")
 _RECORDER_S = 60.0  # for a recorder to start and to receive from the session
-
 
 Output = Literal["view", "lines", "json"]  # how predictions are shown
 
@@ -72,7 +74,8 @@ def run_session(
         MienError: a process could not start, or died and cannot be replaced; or a file could not be written.
     """
     _check_targets(record, summary_path)
-    journal, manager = Journal(session.config), ServiceManager()
+    config, bus = session.config, session.config.bus
+    journal, manager = Journal(config), ServiceManager()
     console = make_console(stderr=True, quiet=journal.for_machines)
     for note in session.notes:
         journal.note(note, console)
@@ -84,18 +87,14 @@ def run_session(
         try:
             if record is not None:
                 # It subscribes before the session publishes.
-                config = session.config
-                recorder = RecorderProcess(record, config.bus, config.session, video=video, audio=audio)
-            if session.config.service.metrics_port:
+                recorder = RecorderProcess(record, bus, config.session, video=video, audio=audio)
+            if config.service.metrics_port:
                 from mien.stream.monitoring.exporter import Exporter
 
-                bus = session.config.bus
-                port = session.config.service.metrics_port
-                exporter = Exporter(bus.address(), session.config.session, port, keys=bus.keys)
+                exporter = Exporter(bus.address(), config.session, config.service.metrics_port, keys=bus.keys)
             supervisor.launch()
             if _wait_ready(supervisor, stopping, console):
-                bus = session.config.bus
-                with Subscriber(bus.address(), session=session.config.session, keys=bus.keys) as subscriber:
+                with Subscriber(bus.address(), session=config.session, keys=bus.keys) as subscriber:
                     _await_subscription(subscriber, stopping)
                     if recorder is not None:
                         await_recorder(recorder, stopping)
@@ -145,28 +144,51 @@ def _check_targets(record: Path | None, summary_path: Path | None) -> None:
         check_target(summary_path, new=summary_path.is_file())
 
 
+class Journal:
+    """Log of events, in colour for people, or with `service.log = "json"` as one JSON object per line."""
+
+    def __init__(self, config: Config) -> None:
+        self._session = config.session
+        self.for_machines = config.service.log == "json"  # standard error is for JSON lines only
+        self._states: dict[str, tuple[str, str | None]] = {}
+
+    def note(self, text: str, console: Console) -> None:
+        """Log a message for the user."""
+        if self.for_machines:
+            self.write("warning", "note", message=text)
+        else:
+            console.print(text, style="yellow", soft_wrap=True)
+
+    def follow(self, statuses: Iterable[Status]) -> None:
+        """Log every process whose state has changed; for people, the view shows it instead."""
+        if not self.for_machines:
+            return
+        for status in statuses:
+            now = status.state, status.last_error if status.state in _AMISS else None
+            if self._states.get(status.worker) != now:
+                self._states[status.worker] = now
+                level = "warning" if status.state in _AMISS else "info"
+                self.write(level, "state", worker=status.worker, state=now[0], message=now[1], pid=status.pid)
+
+    def write(self, level: str, event: str, **facts: Any) -> None:
+        """Write one line, and flush."""
+        at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+        line = {"time": at, "level": level, "event": event, "session": self._session, **facts}
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
 class _Show:
     """Shows predictions as they arrive."""
 
     def __init__(self, session: Session, badge: str, output: Output, summary: Summary) -> None:
-        self.notes_console = make_console(stderr=True)
         self._session = session
         self._badge = badge
         self._output = output
         self._summary = summary
         self._last: Prediction | None = None
         self._heard_s = self._drawn_s = time.monotonic()
-        self._live = Live(console=make_console(), auto_refresh=False, transient=False) if output == "view" else None
-
-    def __enter__(self) -> _Show:
-        if self._live is not None:
-            self._live.start()
-            self.notes_console = self._live.console
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self.live = Live(console=make_console(), auto_refresh=False, transient=False) if output == "view" else None
+        self.notes_console = make_console(stderr=True) if self.live is None else self.live.console
 
     def add(self, prediction: Prediction) -> None:
         """Add a prediction; JSON lines are written at once."""
@@ -182,9 +204,9 @@ class _Show:
         if now_s - self._drawn_s < interval_s:
             return
         self._drawn_s = now_s
-        if self._live is not None:
+        if self.live is not None:
             total = self._summary.stages["total"]
-            self._live.update(
+            self.live.update(
                 _view.render(
                     self._last,
                     self._summary.statuses,
@@ -193,8 +215,8 @@ class _Show:
                     per_second=self._summary.predictions_per_s,
                     p99_ms=total.percentile_ms(99) if total.count else None,
                     silent_s=now_s - self._heard_s,
-                    width=self._live.console.width,
-                    height=self._live.console.height,
+                    width=self.live.console.width,
+                    height=self.live.console.height,
                 ),
                 refresh=True,
             )
@@ -251,7 +273,7 @@ def _follow(
     recorder: RecorderProcess | None,
 ) -> None:
     began_s, ended_s = time.monotonic(), math.inf
-    with show:
+    with show.live or nullcontext():
         while not stopping.is_set():
             supervisor.tend()
             if player is not None and player.error is not None:

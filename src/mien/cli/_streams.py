@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 from mien.errors import FileError
@@ -23,37 +25,31 @@ class ReaderGoneError(Exception):
     """The program reading our output has ended: `mien watch --json | head -1`. Not a failure, but time to stop."""
 
 
-class GuardedStreams:
+@contextlib.contextmanager
+def guarded_streams() -> Iterator[None]:
     """Replaces `sys.stdout` and `sys.stderr` within a `with` block.
 
     If writing fails, standard output raises ReaderGoneError, or FileError with the reason; standard error drops the
     text. Characters that an encoding lacks are replaced by similar ones.
     """
-
-    def __enter__(self) -> GuardedStreams:
-        _open_closed()
-        codecs.register_error("mien", _in_ascii)
-        self._outputs: list[_Output] = []
-        for name in ("stdout", "stderr"):
-            stream = cast(TextIO, getattr(sys, name))
-            buffer = getattr(stream, "buffer", None)
-            raw = getattr(buffer, "raw", buffer)
-            if not isinstance(raw, io.RawIOBase):
-                continue  # of a test or a notebook
-            output = _Output(stream, raw, essential=name == "stdout")
-            text = io.TextIOWrapper(
-                io.BufferedWriter(output),
-                encoding=stream.encoding,
-                errors="mien",
-                newline=None,
-                line_buffering=name == "stderr" or stream.isatty(),
-            )
-            setattr(sys, name, text)
-            self._outputs.append(output)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for output in self._outputs:
+    _open_closed()
+    codecs.register_error("mien", _in_ascii)
+    outputs: list[_Output] = []
+    for name in ("stdout", "stderr"):
+        stream = cast(TextIO, getattr(sys, name))
+        buffer = getattr(stream, "buffer", None)
+        raw = getattr(buffer, "raw", buffer)
+        if not isinstance(raw, io.RawIOBase):
+            continue  # of a test or a notebook
+        outputs.append(_Output(stream, raw, essential=name == "stdout"))
+        at_once = name == "stderr" or stream.isatty()
+        writer = io.BufferedWriter(outputs[-1])
+        text = io.TextIOWrapper(writer, encoding=stream.encoding, errors="mien", newline=None, line_buffering=at_once)
+        setattr(sys, name, text)
+    try:
+        yield
+    finally:
+        for output in outputs:
             output.essential = False  # the interpreter flushes again on exit
 
 

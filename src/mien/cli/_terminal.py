@@ -1,4 +1,4 @@
-"""Terminal input and output: verbatim text, tables that are never truncated, key presses, and Ctrl-C."""
+"""Terminal input and output: verbatim text, tables that are never truncated, progress, key presses, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Column, Table
+from rich.table import Table
+from rich.text import Text
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -33,17 +35,19 @@ def print_table(console: Console, table: Table) -> None:
         console.width = before
 
 
-def figure_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A plain table: names on the left, right-aligned figures in the other columns.
+def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a plain table at its full width.
 
     Args:
-        title: of the first column. columns: of the others.
-        rows: a name and its figures; None for a missing one.
+        columns: names; those of right-aligned columns, such as of figures, begin with ">".
+        rows: a cell for each column: text, a figure, or None for a missing one.
     """
-    table = Table(title, *(Column(name, justify="right") for name in columns), box=None, pad_edge=False)
-    for name, *figures in rows:
-        table.add_row(str(name), *map(cell, figures))
-    return table
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    for row in rows:
+        table.add_row(*(each if isinstance(each, Text) else cell(each) for each in row))
+    print_table(console, table)
 
 
 def cell(value: Any) -> str:
@@ -102,3 +106,73 @@ def pressed_keys() -> Iterator[Callable[[], str]]:
             )
         finally:
             termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+LINE_INTERVAL_S = 60.0
+Update = Callable[[str, int, int], None]  # the stage's name, items done, and total items
+
+
+@contextlib.contextmanager
+def item_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress on standard error within the context. Call the yielded function with items done and total items."""
+    with stage_progress() as update:
+        yield lambda done, total: update(what, done, total)
+
+
+@contextlib.contextmanager
+def stage_progress() -> Iterator[Update]:
+    """Progress of each stage. Call the yielded function with the stage's name, items done and total items."""
+    console = make_console(stderr=True)
+    with _bars(console) if console.is_terminal else _lines() as update:
+        yield update
+
+
+@contextlib.contextmanager
+def _bars(console: Console) -> Iterator[Update]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+@contextlib.contextmanager
+def _lines(interval_s: float = LINE_INTERVAL_S) -> Iterator[Update]:
+    """A line when a stage starts, one per interval, and one when it is done."""
+    import typer
+
+    begun_s: dict[str, float] = {}
+    said_s: dict[str, float] = {}
+    ended: set[str] = set()
+
+    def update(stage: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        begun_s.setdefault(stage, now_s)
+        if done < total:
+            ended.discard(stage)
+            if now_s - said_s.get(stage, -interval_s) < interval_s:
+                return
+        elif stage in ended:
+            return
+        else:
+            ended.add(stage)
+        said_s[stage] = now_s
+        minutes, seconds = divmod(round(now_s - begun_s[stage]), 60)
+        typer.echo(f"{stage}: {done}/{total}, {minutes}:{seconds:02d}", err=True)
+
+    yield update

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -120,15 +121,7 @@ def osc(
     """OSC messages over UDP, /mien/SESSION/..., for music, lighting and media software."""
     from mien.stream.bridges.osc import OscOutlet
 
-    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
-        outlet = OscOutlet(*_host_and_port(to, 9000), feed.counts)
-        typer.echo(f"OSC to {to}; Ctrl-C ends", err=True)
-        try:
-            feed.run(outlet.send, is_stopping)
-        finally:
-            outlet.close()
-
-    return bridge
+    return _sending(lambda feed: OscOutlet(*_host_and_port(to, 9000), feed.counts), f"OSC to {to}")
 
 
 @_command()
@@ -136,15 +129,8 @@ def lsl() -> Bridge:
     """Lab Streaming Layer: the streams mien-prediction and mien-marker, on LSL's clock."""
     from mien.stream.bridges.lsl import LslOutlet
 
-    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
-        outlet = LslOutlet(feed.endpoint, feed.counts, feed.keys)
-        typer.echo("LSL streams mien-prediction and mien-marker; Ctrl-C ends", err=True)
-        try:
-            feed.run(outlet.send, is_stopping)
-        finally:
-            outlet.close()
-
-    return bridge
+    streams = "LSL streams mien-prediction and mien-marker"
+    return _sending(lambda feed: LslOutlet(feed.endpoint, feed.counts, feed.keys), streams)
 
 
 @_command(rate_hz=2.0)
@@ -188,23 +174,29 @@ def mqtt(
     return bridge
 
 
-def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> Any:
+def _sending(open_outlet: Callable[[Feed], Any], what: str) -> Bridge:
+    """Sends predictions from the thread that reads the bus."""
+
+    def bridge(feed: Feed, is_stopping: Callable[[], bool]) -> None:
+        with contextlib.closing(open_outlet(feed)) as outlet:
+            typer.echo(f"{what}; Ctrl-C ends", err=True)
+            feed.run(outlet.send, is_stopping)
+
+    return bridge
+
+
+@contextlib.asynccontextmanager
+async def _reading(feed: Feed, outlet: Any, is_stopping: Callable[[], bool]) -> AsyncIterator[None]:
     """Reads the bus in its own thread while an event loop serves the peers."""
     import asyncio
-    import contextlib
-    from collections.abc import AsyncIterator
 
-    @contextlib.asynccontextmanager
-    async def reading() -> AsyncIterator[None]:
-        ended = False
-        task = asyncio.create_task(asyncio.to_thread(feed.run, outlet.send, lambda: ended or is_stopping()))
-        try:
-            yield
-        finally:
-            ended = True
-            await task
-
-    return reading()
+    ended = False
+    task = asyncio.create_task(asyncio.to_thread(feed.run, outlet.send, lambda: ended or is_stopping()))
+    try:
+        yield
+    finally:
+        ended = True
+        await task
 
 
 def _described(url: str) -> str:

@@ -72,8 +72,7 @@ def _calibrate(
 def _measure(session: Session, seconds: float, *, is_clip: bool) -> dict[str, Rest]:
     import time
 
-    from mien.cli._progress import item_progress
-    from mien.cli._terminal import make_console
+    from mien.cli._terminal import item_progress, make_console
     from mien.stream.capture.rest import Measurement
 
     with Measurement(session.config, session.workers, seconds) as measurement:

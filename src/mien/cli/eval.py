@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mien.cli import _options as options
-from mien.cli._options import DEFAULT_ASR, choose_recogniser, spread_at
+from mien.cli._options import DEFAULT_ASR, choose_recogniser
 
 if TYPE_CHECKING:
     from mien.models.data.datasets import Dataset, Sample
@@ -47,7 +48,7 @@ def command(
     """Evaluate a checkpoint on labelled data: accuracy, error and calibration by corpus, and more on request."""
     import json
 
-    from mien.cli._progress import item_progress
+    from mien.cli._terminal import item_progress
     from mien.errors import DataError
     from mien.files import make_folder
     from mien.messages import MODALITIES
@@ -56,6 +57,7 @@ def command(
     from mien.models.evaluation.protocols import fusion, robustness, streaming
     from mien.models.evaluation.scores import Scores, figures, score
     from mien.models.weights import weight_set
+    from mien.stream.fleet.tasks import tasks_at
     from mien.stream.offline.damage import Damaging
     from mien.stream.offline.extractors import live_specs
     from mien.stream.offline.faces import encoder_figures
@@ -84,7 +86,7 @@ def command(
         _natural(loaded, data, options, asr, weights, engine, as_json)
         return
     options = choose_recogniser(data, options, asr, jobs)
-    with spread_at(ray) as spread, item_progress("reading") as progress:
+    with tasks_at(ray) if ray else nullcontext() as spread, item_progress("reading") as progress:
         dataset = read_labelled(
             data, options, allow_pickle=allow_pickle, weights=weights, jobs=jobs, progress=progress, spread=spread
         )
@@ -154,8 +156,8 @@ def _natural(
     from rich.console import Console
 
     from mien.cli._evaluation import print_natural
-    from mien.cli._progress import item_progress
-    from mien.models.evaluation.natural import natural
+    from mien.cli._terminal import item_progress
+    from mien.models.evaluation.protocols import natural
     from mien.stream.offline.footage import read_clips
 
     if asr != "none" and "text" in options.modalities:
@@ -186,8 +188,7 @@ def _resting(
     """Predictions for people who just talk, with and without their rest."""
     import json
 
-    from mien.cli._progress import item_progress
-    from mien.cli._terminal import figure_table, make_console, print_table
+    from mien.cli._terminal import item_progress, make_console, print_rows
     from mien.engines.predictor import Predictor
     from mien.models.baseline import find_person
     from mien.stream.offline.clips import clips_in
@@ -209,9 +210,9 @@ def _resting(
     if as_json:
         typer.echo(json.dumps({"checkpoint": checkpoint.id, "modalities": names, "said": made, "resting": report}))
         return
-    columns = ("rest of", "seconds", "not neutral without", "not neutral with")
+    columns = ("clip", ">rest of", ">seconds", ">not neutral without", ">not neutral with")
     rows = [(name, each.get("rest"), each["seconds"], each["without"], each["with"]) for name, each in report.items()]
-    print_table(make_console(), figure_table("clip", columns, rows))
+    print_rows(make_console(), columns, rows)
 
 
 def _model(checkpoint: Any, engine: str) -> Model:

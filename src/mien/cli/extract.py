@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mien.cli import _options as options
-from mien.cli._options import choose_recogniser, spread_at
+from mien.cli._options import choose_recogniser
 
 
 def command(
@@ -34,8 +35,9 @@ def command(
     ray: options.Ray = "",
 ) -> None:  # fmt: skip
     """Extract features from labelled corpora, with the extractors of the live stream."""
-    from mien.cli._progress import item_progress
+    from mien.cli._terminal import item_progress
     from mien.models.weights import weight_set
+    from mien.stream.fleet.tasks import tasks_at
     from mien.stream.offline.extraction import extract
     from mien.stream.offline.items import ExtractOptions
 
@@ -49,7 +51,7 @@ def command(
         video_track=video_track,
     )
     options = choose_recogniser(sources, options, asr, jobs)
-    with spread_at(ray) as spread, item_progress("extracting") as progress:
+    with tasks_at(ray) if ray else nullcontext() as spread, item_progress("extracting") as progress:
         manifest = extract(
             sources, out, options, weights=weight_set(checkpoint), jobs=jobs, progress=progress, spread=spread
         )

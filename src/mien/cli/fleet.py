@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mien.cli import _options as options
-
-if TYPE_CHECKING:
-    from mien.stream.fleet.report import FleetCondition
 
 group = typer.Typer(help="Run many cameras on many machines, with Ray.", no_args_is_help=True)
 
@@ -62,7 +59,8 @@ def status(
         typer.echo(raw.decode())
     else:
         show(found, every=every)
-    if _has_problem(found):
+    well = all(session.state in ("running", "ended") for session in found.sessions)
+    if found.problem or found.problems or not well:
         raise typer.Exit(1)
 
 
@@ -107,8 +105,3 @@ def drain(
     with connected(fleet, address) as (ray, directory):
         answer = ask(ray, lambda: directory.drain.remote(node, back), 10.0, "the directory")
     typer.echo(answer, err=True)
-
-
-def _has_problem(found: FleetCondition) -> bool:
-    well = all(session.state in ("running", "ended") for session in found.sessions)
-    return bool(found.problem or found.problems) or not well

@@ -99,7 +99,7 @@ def command(
 
 def _in_order(clips: list[str], maker: ClipPredictor, ray: str, *, shown: bool) -> Iterator[ClipRows]:
     """The clips' rows in order, made here or on a cluster; `shown`: with progress, if there are several."""
-    from mien.cli._progress import item_progress
+    from mien.cli._terminal import item_progress
 
     reporting = item_progress("predicting") if shown and len(clips) > 1 else nullcontext(lambda *_: None)
     if not ray:

@@ -12,6 +12,8 @@ from mien.cli import _options as options
 if TYPE_CHECKING:
     from mien.stream.monitoring.observer import Condition
 
+_WELL = ("running", "ready", "starting", "ended")
+
 
 def command(
     endpoint: options.Endpoint = "tcp://127.0.0.1:5560",
@@ -55,10 +57,9 @@ def command(
 
 
 def _show(condition: Condition, endpoint: str) -> None:
-    from rich.table import Column, Table
     from rich.text import Text
 
-    from mien.cli._terminal import make_console, print_table
+    from mien.cli._terminal import make_console, print_rows
     from mien.cli._view import plain
 
     console = make_console()
@@ -70,32 +71,28 @@ def _show(condition: Condition, endpoint: str) -> None:
         f"  session {condition.session or '?'} at {endpoint}  {rate}  {condition.model or ''}", style="not bold default"
     )
     console.print(headline, soft_wrap=True)
-    right = {"justify": "right"}
-    columns = ("rate", "lag", "cpu", "memory", "restarts")
-    table = Table("process", "state", *(Column(name, **right) for name in columns), "drops", box=None, pad_edge=False)  # type: ignore[arg-type]
-    for process in condition.processes:
-        well = process.state in ("running", "ready", "starting", "ended")
-        table.add_row(
+    processes = [
+        (
             process.worker,
-            Text(process.state, style="green" if well else "yellow"),
+            Text(process.state, style="green" if process.state in _WELL else "yellow"),
             f"{process.fps:.0f}/s" if process.fps else "",
             _with_unit(process.lag_ms, "ms"),
             _with_unit(process.cpu_percent, "%"),
             _with_unit(process.rss_mb, "MB"),
-            "" if process.restarts is None else str(process.restarts),
+            "" if process.restarts is None else process.restarts,
             ", ".join(f"{cause} {count}" for cause, count in process.drops.items()),
         )
-    print_table(console, table)
-    if condition.modalities:
-        table = Table("modality", Column("share", **right), Column("age", **right), "", box=None, pad_edge=False)  # type: ignore[arg-type]
-        for modality in condition.modalities:
-            table.add_row(
-                modality.name,
-                f"{modality.share:.0%}",
-                _with_unit(modality.age_ms, "ms"),
-                Text(f"masked: {modality.masked}" if modality.masked else "", style="yellow"),
-            )
-        print_table(console, table)
+        for process in condition.processes
+    ]
+    columns = ("process", "state", ">rate", ">lag", ">cpu", ">memory", ">restarts", "drops")
+    print_rows(console, columns, processes)
+    modalities = [
+        (each.name, f"{each.share:.0%}", _with_unit(each.age_ms, "ms"),
+         Text(f"masked: {each.masked}" if each.masked else "", style="yellow"))
+        for each in condition.modalities
+    ]  # fmt: skip
+    if modalities:
+        print_rows(console, ("modality", ">share", ">age", ""), modalities)
     for process in condition.processes:
         if process.source is not None:
             faces = {"chosen": ", following a face that was chosen", "largest": ", following the largest face"}

@@ -40,7 +40,7 @@ def command(
 
     import msgspec
 
-    from mien.cli._progress import stage_progress
+    from mien.cli._terminal import stage_progress
     from mien.stream.offline.pipeline import train
     from mien.stream.offline.plan import load_plan, output_folder
 

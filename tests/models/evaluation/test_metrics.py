@@ -92,8 +92,8 @@ def test_calibration_error_is_positive_for_few_samples() -> None:
 
 def test_confidence_curve_goes_from_least_to_most_confident() -> None:
     curve = confidence_curve(np.array([True, False, True, True]), np.array([0.9, 0.1, 0.3, 0.8]), parts=2)
-    assert [b.accuracy for b in curve] == [0.5, 1.0]
-    assert [b.confidence for b in curve] == pytest.approx([0.2, 0.85])
+    assert [b["accuracy"] for b in curve] == [0.5, 1.0]
+    assert [b["confidence"] for b in curve] == pytest.approx([0.2, 0.85])
 
 
 def test_agrees_with_scikit_learn() -> None:

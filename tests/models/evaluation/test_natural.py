@@ -10,7 +10,7 @@ import pytest
 from mien.clock import NS_PER_S
 from mien.messages import EMOTIONS, Float32
 from mien.models.data.datasets import Labels, RawRows, Sample, make_track
-from mien.models.evaluation.natural import natural
+from mien.models.evaluation.protocols import natural
 from mien.models.evaluation.scores import Model
 from tests.models.made_data import SPECS
 

@@ -21,8 +21,9 @@ from mien.models.architecture import ModelConfig
 from mien.models.data.corpora import Corpus, CorpusItem
 from mien.models.text.encoder import TEXT_STEPS, WordTokenizer, pool_words
 from mien.models.text.minilm import load_adapters, load_minilm
-from mien.models.training.text import READER, TextTraining, train_text
+from mien.models.training.text import READER, Teacher, TextTraining, teacher_targets, train_text
 from mien.models.training.text_batches import (
+    Mishearing,
     SamplingConfig,
     TeacherTargets,
     bare_words,
@@ -32,8 +33,6 @@ from mien.models.training.text_batches import (
     epoch_items,
     sentences,
 )
-from mien.models.training.text_errors import Mishearing
-from mien.models.training.text_teachers import Teacher, teacher_targets
 from mien.models.training.text_tuning import SentenceTuner, validate
 
 WIDTH = 24

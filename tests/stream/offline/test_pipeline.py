@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mien.cli import app
-from mien.cli._progress import stage_progress
+from mien.cli._terminal import stage_progress
 from mien.errors import ConfigError, DataError
 from mien.files import sha256_of
 from mien.models.checkpoint import load_checkpoint
