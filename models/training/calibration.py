@@ -2,140 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mien.models.cmmsf import CMMSF
-from mien.models.data.batches import Perturber, plain_batches
-from mien.models.data.datasets import Dataset, Sample, Statistics
+from mien.models.data.batches import plain_batches
+from mien.models.data.datasets import Dataset, Sample
 from mien.models.data.pairing import Pairing, paired_set, single
-from mien.models.fusion import Encoding
-from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion_settings import FusionTraining
+from mien.models.training.reliability import HeldOut, add_bias, correct_bias, fit_reliability, halves
 
-BATCH = 128
-MOST = 2000  # items of each modality for fitting reliability
 BOUNDS = 0.1, 20.0  # of temperatures; those of exponents that stay small are large
-
-
-def fit_reliability(network: CMMSF, dataset: Dataset, settings: FusionTraining) -> None:
-    """Fit the last layers of reliability on the "valid" split, with its damaged copies and pairs in conflict.
-
-    No other parameter changes; a model without reliability stays as it is. A damaged modality that is right counts as
-    right only by the factor of its damage (see `surviving`): where it agrees with the others it nearly always is
-    right, but it adds little to them.
-    """
-    valid = [s for s in dataset.split("valid") if s.emotion is not None and (s.labels.damage or not s.labels.copy)]
-    module, names = network.fusion.reliability, list(dataset.specs)
-    if module is None or settings.reliability_steps == 0 or not valid:
-        return
-    random = np.random.default_rng((settings.seed, 77))
-    torch.manual_seed(settings.seed)
-    order = random.permutation(len(valid))
-    valid = [
-        s
-        for name in names
-        for s in [valid[k] for k in order if name in valid[k].tracks and len(valid[k].tracks) == 1][:MOST]
-    ] + [s for s in valid if len(s.tracks) > 1][:MOST]
-    network.eval()
-    statistics = {name: Statistics(0, *network.normalisation(name)) for name in names}
-    noise = settings.perturbation.noise if settings.reliability_noise is None else settings.reliability_noise
-    perturbation = msgspec.structs.replace(settings.perturbation, drop=0.0, noise=noise)
-    perturber = Perturber(dataset.specs, statistics, perturbation)
-    encoded = EncodedItems(network, valid, perturber, 1, random)
-    pairing, left = Pairing(valid), surviving(encoded, valid, settings.surviving)
-    damaged = settings.damaged if settings.reliability_damaged is None else settings.reliability_damaged
-    conflict = settings.conflict if settings.reliability_conflict is None else settings.reliability_conflict
-    wrong = {name: settings.reliability_damaged_wrong.get(name, settings.damaged_wrong) for name in names}
-    kinds = [
-        chosen
-        for count in range(1, len(encoded.modalities) + 1)
-        for chosen in combinations(encoded.modalities, count)
-        if pairing.emotions(chosen)
-    ]
-    if not kinds:
-        return
-    layers = [*module.own.parameters(), *module.company.parameters()]
-    trainable = [layer.requires_grad for layer in layers]
-    for layer in layers:
-        layer.requires_grad_(True)
-    optimizer = torch.optim.AdamW(layers, lr=2e-3, weight_decay=0.05)
-    module.train()
-    for step in range(settings.reliability_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1.0 - step / settings.reliability_steps)
-        kind = kinds[-1] if random.random() < 0.5 else kinds[int(random.integers(len(kinds)))]
-        groups = [
-            pairing.draw(
-                kind,
-                random,
-                composed=settings.composed,
-                conflict=conflict,
-                damaged=damaged,
-                damaged_wrong=wrong,
-                odd=settings.odd,
-            )
-            for _ in range(BATCH)
-        ]
-        batch = encoded.batch(groups, random)
-        truth = batch.emotions.argmax(1)
-        some = next(iter(batch.encodings.values()))
-        missing = Encoding(torch.zeros_like(some.hidden), torch.zeros_like(some.observed))
-        whole = {name: batch.encodings.get(name, missing) for name in network.names}
-        available = {name: (made.observed.amax(1) > 0).float() for name, made in whole.items()}
-        judgement = module(
-            {name: made.hidden for name, made in whole.items()},
-            {name: made.observed for name, made in whole.items()},
-            available,
-        )
-        loss = torch.zeros(())
-        for name in batch.encodings:
-            column, there = network.names.index(name), available[name] > 0
-            right = (batch.reader_outputs[name][0].argmax(1) == truth).float()
-            right = right * torch.tensor([left.get(_level(name, group.members[name]), 1.0) for group in groups])
-            for logit in (judgement.own, judgement.logit):
-                loss = loss + F.binary_cross_entropy_with_logits(logit[there, column], right[there])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    for layer, before in zip(layers, trainable, strict=True):
-        layer.requires_grad_(before)
-    network.eval()
-
-
-Level = tuple[str, str | None, float]  # modality, kind of damage, strength
-
-
-def surviving(encoded: EncodedItems, samples: Sequence[Sample], exponents: Mapping[str, float]) -> dict[Level, float]:
-    """Accuracy under each level of damage relative to clean accuracy, at most 1, raised to the modality's exponent.
-
-    Args:
-        samples: those that were encoded. Levels with few samples are smoothed towards the clean accuracy.
-        exponents: by modality, default 1.
-    """
-    right: dict[Level, list[bool]] = {}
-    for name, windows in encoded.modalities.items():
-        items = [sample for sample in samples if name in sample.tracks]
-        for sample, guess in zip(items, windows.logits[: len(items)].argmax(1).tolist(), strict=True):
-            right.setdefault(_level(name, sample), []).append(guess == sample.emotion)
-    clean = {name: float(np.mean(hits)) for (name, damage, _), hits in right.items() if damage is None}
-    return {
-        level: min(1.0, (sum(hits) + 2.0 * clean[level[0]]) / (len(hits) + 2.0) / clean[level[0]])
-        ** exponents.get(level[0], 1.0)
-        for level, hits in right.items()
-        if level[1] is not None and clean.get(level[0])
-    }
-
-
-def _level(name: str, sample: Sample) -> Level:
-    damage = sample.labels.damage
-    return name, damage, 0.0 if damage is None else sample.labels.strength
 
 
 def fit_temperature(logits: Tensor, evidence: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -194,7 +77,9 @@ def calibrate(
 ) -> tuple[float, ...]:
     """Fit reliability and then temperatures on the "valid" split, and set them.
 
-    Every corpus counts alike, and so does every combination of modalities.
+    Both are tried on people, sentences and faces that the reliability was not fitted on: it is fitted on either half,
+    and what the other half shows sets the bias of reliability in company, and the temperatures; then it is fitted on
+    all. Every corpus counts alike, and so does every combination of modalities.
 
     Args:
         outside: by modality, ratio of the temperature on corpora that were left out of training to the one on the
@@ -203,47 +88,63 @@ def calibrate(
     Returns:
         The temperatures; 1 where no validation item has an emotion.
     """
-    labelled = [s for s in dataset.split("valid") if s.labels.emotions is not None]
+    network.eval()
+    valid = [s for s in dataset.split("valid") if s.labels.emotions is not None]
+    if not valid:
+        return tuple(network.fusion.temperature.tolist())
+    parts, shown = halves(valid), []
+    if network.fusion.reliability is not None and settings.reliability.steps and all(parts):
+        held_out, biases = HeldOut(network, dataset, settings), []
+        for part, others in (parts, parts[::-1]):
+            fitted = copy.deepcopy(network)
+            fit_reliability(fitted, held_out, part, settings)
+            biases.append(correct_bias(fitted, held_out, others, settings))
+            shown.append(_evidence(fitted, dataset, others, settings))
+        fit_reliability(network, held_out, valid, settings)
+        add_bias(network, torch.stack(biases).mean(0))
+    else:
+        shown.append(_evidence(network, dataset, valid, settings))
+    logits, index, targets, weights = (torch.cat(column) for column in zip(*shown, strict=True))
+    temperature = fit_temperatures(logits, index, targets, weights, len(network.names))
+    for name, ratio in (outside or {}).items():
+        if name in network.names:
+            temperature[network.names.index(name)] *= ratio
+    network.fusion.temperature.copy_(temperature)
+    return tuple(network.fusion.temperature.tolist())
+
+
+@torch.no_grad()
+def _evidence(
+    network: CMMSF, dataset: Dataset, labelled: Sequence[Sample], settings: FusionTraining
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits (n, 7), exponents (n, K), targets (n, 7) and weights (n,) of items alone and in pairs."""
     valid = [s for s in labelled if not s.labels.copy]
     damaged = [s for s in labelled if s.labels.damage is not None]
-    names = list(dataset.specs)
-    pairings = [chosen for count in range(2, len(names) + 1) for chosen in combinations(names, count)]
+    names, fit = list(dataset.specs), settings.reliability
     sets = [
         [single(s) for s in valid if s.labels.corpus == corpus][: settings.calibration_items]
         for corpus in sorted({s.labels.corpus for s in valid})
     ]
-    possible = [chosen for chosen in pairings if Pairing(valid).emotions(chosen)]
-    size = settings.valid_items // 3
-    sets += [paired_set(valid, chosen, size) for chosen in possible]
+    pairing, size = Pairing(valid), settings.valid_items // 3
+    chosen = [pair for count in range(2, len(names) + 1) for pair in combinations(names, count)]
+    possible = [pair for pair in chosen if pairing.emotions(pair)]
+    sets += [paired_set(valid, pair, size) for pair in possible]
     if damaged:
         spoilt = [[single(s) for s in damaged if name in s.tracks][: settings.calibration_items] for name in names]
         sets += [groups for groups in spoilt if groups]
         both, random = Pairing([*valid, *damaged]), np.random.default_rng(settings.seed)
-        wrong = settings.damaged_wrong
         sets += [
             [
-                both.draw(chosen, random, conflict=0.2, damaged=0.5, damaged_wrong=wrong, odd=settings.odd)
+                both.draw(pair, random, conflict=0.2, damaged=0.5, damaged_wrong=settings.damaged_wrong, odd=fit.odd)
                 for _ in range(size)
             ]
-            for chosen in possible
+            for pair in possible
         ]
-    fit_reliability(network, dataset, settings)
-    network.eval()
-    logits, index, targets, weights = [], [], [], []
+    rows = []
     for groups in sets:
         for batch in plain_batches(dataset.specs, groups):
-            with torch.no_grad():
-                fused = network.raw(batch.features, batch.mask)
-            logits.append(fused.logits)
-            index.append(fused.evidence)
-            targets.append(batch.emotions)
-            weights.append(torch.full((len(fused.logits),), 1.0 / len(groups)))
-    if sets:
-        temperature = fit_temperatures(
-            torch.cat(logits), torch.cat(index), torch.cat(targets), torch.cat(weights), len(network.names)
-        )
-        for name, ratio in (outside or {}).items():
-            if name in names:
-                temperature[names.index(name)] *= ratio
-        network.fusion.temperature.copy_(temperature)
-    return tuple(network.fusion.temperature.tolist())
+            fused = network.raw(batch.features, batch.mask)
+            weights = torch.full((len(fused.logits),), 1.0 / len(groups))
+            rows.append((fused.logits, fused.evidence, batch.emotions, weights))
+    logits, index, targets, weights = (torch.cat(column) for column in zip(*rows, strict=True))
+    return logits, index, targets, weights

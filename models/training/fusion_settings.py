@@ -11,6 +11,30 @@ from mien.models.training.loop import Descent
 OWN = "own"  # batches of items that were recorded with several modalities
 
 
+class ReliabilityFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the reliability of modalities is fitted on the "valid" split.
+
+    Attributes:
+        steps: on 128 groups each, for the layers that judge a modality by itself, and as many for those that judge it
+            in company; 0 keeps what training learned.
+        damaged, damaged_wrong, conflict, odd, pair_emotions: as in `FusionTraining`, in these steps.
+        noise: share of members that are replaced by noise.
+        right, decision: loss weights in company of whether each modality alone is right, and of the joint decision.
+        ranking: by modality, loss weight of how badly its share ranks by whether it alone is right.
+    """
+
+    steps: Natural = 300
+    damaged: float = 0.3
+    damaged_wrong: float = 0.5
+    conflict: float = 0.2
+    odd: dict[str, float] = msgspec.field(default_factory=dict)
+    pair_emotions: dict[str, float] = msgspec.field(default_factory=dict)
+    noise: float = 0.1
+    right: float = 1.0
+    decision: float = 1.0
+    ranking: dict[str, float] = msgspec.field(default_factory=dict)
+
+
 class FusionTraining(Descent, frozen=True):
     """How CM-MSF is trained.
 
@@ -33,13 +57,7 @@ class FusionTraining(Descent, frozen=True):
         views: training windows of each item that are encoded once, before training; 0 trains the encoders too and
             encodes every window anew. With views the encoders keep the weights of their readers; a modality without a
             reader gets one, trained for `reader_steps`.
-        reliability_steps: steps that fit the reliability on the "valid" split, because on training items a model is
-            right too often. reliability_noise: share of members replaced by noise in these steps; default: as in
-            `perturbation`. reliability_damaged, reliability_conflict: as `damaged` and `conflict`, in these steps;
-            default: the same. reliability_damaged_wrong: as `damaged_wrong`, in these steps, by modality; default: the
-            same.
-        surviving: by modality, exponent of accuracy under damage relative to clean accuracy; a damaged member that is
-            right counts as right by that factor only. Default 1; above 1, the share falls faster than the accuracy.
+        reliability: how the last layers of reliability are then fitted on the "valid" split.
         trained_rate: learning rate of pretrained parameters, as a fraction of `learning_rate`.
         keep_weight: loss weight of the distillation from the frozen unimodal readers.
         ema: decay of the averaged weights, which are validated and kept.
@@ -75,12 +93,7 @@ class FusionTraining(Descent, frozen=True):
     reliability_weight: float = 0.5
     views: Natural = 0
     reader_steps: Count = 400
-    reliability_steps: Natural = 300
-    reliability_noise: float | None = None
-    reliability_damaged: float | None = None
-    reliability_conflict: float | None = None
-    reliability_damaged_wrong: dict[str, float] = msgspec.field(default_factory=dict)
-    surviving: dict[str, float] = msgspec.field(default_factory=dict)
+    reliability: ReliabilityFit = ReliabilityFit()
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -19,16 +20,18 @@ from mien.models.data.pairing import Pairing, paired_set
 from mien.models.evaluation.protocols import fusion
 from mien.models.evaluation.scores import torch_model
 from mien.models.evaluation.shares import auroc, damage_table, share_quality
-from mien.models.training.calibration import calibrate, surviving
+from mien.models.training.calibration import calibrate
 from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion import train_fusion
-from mien.models.training.fusion_settings import FusionTraining
+from mien.models.training.fusion_settings import FusionTraining, ReliabilityFit
+from mien.models.training.reliability import HeldOut, add_bias, correct_bias, fit_reliability, halves, surviving
 from tests.models.made_data import SPECS, STRENGTHS, made_dataset, with_damage
 
 NAMES = list(SPECS)
 SETTINGS = FusionTraining(
     steps=240, batch=24, evaluate_every=80, warm_up=5, ema=0.9, valid_items=42, learning_rate=4e-3, bf16=False,
     model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1, complement="mean", reliability=True),
+    reliability=ReliabilityFit(steps=120, damaged=0.5),
 )  # fmt: skip
 
 
@@ -38,8 +41,13 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def trained(dataset: Dataset) -> CMMSF:
-    network = train_fusion(dataset, SETTINGS).network
+def uncalibrated(dataset: Dataset) -> CMMSF:
+    return train_fusion(dataset, SETTINGS).network.eval()
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Dataset, uncalibrated: CMMSF) -> CMMSF:
+    network = copy.deepcopy(uncalibrated)
     calibrate(network, dataset, SETTINGS)
     return network
 
@@ -77,7 +85,8 @@ def test_conflicting_damaged_modality_is_not_followed(table: dict[str, Any]) -> 
 
 
 def test_only_reliability_learns_from_the_validation_part(dataset: Dataset) -> None:
-    settings = msgspec.structs.replace(SETTINGS, steps=8, evaluate_every=8, reliability_steps=10)
+    fit = ReliabilityFit(steps=10, ranking=dict.fromkeys(NAMES, 1.0))
+    settings = msgspec.structs.replace(SETTINGS, steps=8, evaluate_every=8, reliability=fit)
     network = train_fusion(dataset, settings).network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     calibrate(network, dataset, settings)
@@ -93,11 +102,49 @@ def test_only_reliability_learns_from_the_validation_part(dataset: Dataset) -> N
     )
 
 
+def test_ranking_makes_shares_tell_better_who_is_right(dataset: Dataset, uncalibrated: CMMSF) -> None:
+    pairing, random = Pairing(dataset.split("valid")), np.random.default_rng(3)
+    groups = [pairing.draw(NAMES, random, conflict=0.4, damaged=0.3) for _ in range(400)]
+    blank = copy.deepcopy(uncalibrated)
+    assert blank.fusion.reliability is not None
+    torch.manual_seed(0)
+    for layer in blank.fusion.reliability.company.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.reset_parameters()
+    quality = []
+    for weight in (0.0, 4.0):
+        fit = ReliabilityFit(steps=150, conflict=0.4, right=0.0, decision=0.0, ranking=dict.fromkeys(NAMES, weight))
+        settings = msgspec.structs.replace(SETTINGS, reliability=fit)
+        network, held_out = copy.deepcopy(blank), HeldOut(blank, dataset, settings)
+        fit_reliability(network, held_out, held_out.items, settings)
+        shown = share_quality(torch_model(network), groups, NAMES)
+        quality.append(np.mean([shown[name]["auroc"] for name in NAMES]))
+    assert quality[1] > quality[0] + 0.02, quality
+
+
+def test_bias_is_undone_on_other_items(dataset: Dataset, trained: CMMSF) -> None:
+    network, held_out = copy.deepcopy(trained), HeldOut(trained, dataset, SETTINGS)
+    correct_bias(network, held_out, held_out.items, SETTINGS)
+    add_bias(network, torch.tensor([1.0, -0.5, 0.0]))
+    undone = correct_bias(network, held_out, held_out.items, SETTINGS)
+    torch.testing.assert_close(undone, torch.tensor([-1.0, 0.5, 0.0]), atol=1e-3, rtol=0)
+
+
+def test_halves_share_no_person_and_no_damaged_copy() -> None:
+    valid = with_damage(made_dataset(2)).split("valid")
+    for sample in valid[::9]:
+        object.__setattr__(sample, "labels", msgspec.structs.replace(sample.labels, corpus="all", speaker="one"))
+    parts = halves(valid)
+    assert min(map(len, parts)) > len(valid) / 3
+    people = [{s.labels.speaker or s.labels.id.partition("~")[0] for s in part} for part in parts]
+    assert not people[0] & people[1]
+
+
 def test_stronger_damage_leaves_less(dataset: Dataset, trained: CMMSF) -> None:
     valid = [s for s in dataset.split("valid") if s.emotion is not None]
     statistics = {name: Statistics(0, *trained.normalisation(name)) for name in NAMES}
     perturber = Perturber(SPECS, statistics, SETTINGS.perturbation)
-    left = surviving(EncodedItems(trained, valid, perturber, 0, np.random.default_rng(0)), valid, {})
+    left = surviving(EncodedItems(trained, valid, perturber, 0, np.random.default_rng(0)), valid)
     for name in NAMES:
         levels = [left[name, "noise", strength] for strength in STRENGTHS]
         assert all(0 < after < before <= 1 for before, after in itertools.pairwise(levels)), levels
