@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +25,6 @@ from mien.stream.offline.labelled import read_labelled
 Reals = npt.NDArray[np.float64]
 # RAVDESS's numbers; 02 is calm, which the others do not have.
 _RAVDESS = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry", "06": "fear", "07": "disgust", "08": "surprise"}
-
-
-class Agreement(NamedTuple):
-    """One unit: its means (7,) in the order of EMOTIONS, and their correlation; NaN if one of them is constant."""
-
-    unit: str
-    movement: str
-    ours: Reals
-    theirs: Reals
-    correlation: float
 
 
 def openface_means(path: Path) -> dict[str, Reals]:
@@ -84,29 +73,24 @@ def blendshape_means(faces: Path) -> dict[str, Reals]:
     }
 
 
-def compare(ours: dict[str, Reals], theirs: dict[str, Reals]) -> list[Agreement]:
-    """The units that both have."""
-    made = []
+def agreement_table(ours: dict[str, Reals], theirs: dict[str, Reals]) -> str:
+    """Markdown table of the units that both have: the correlation of their means by emotion; nan if one is constant.
+
+    It also names the emotion in which each side has the unit strongest.
+    """
+    lines = ["| unit | movement | r | strongest here | strongest in OpenFace |", "|---|---|---|---|---|"]
+    correlations: list[float] = []
     for unit in ACTION_UNITS:
         if unit.name in theirs:
             pair = ours[unit.name], theirs[unit.name]
             constant = any(np.ptp(each) == 0 for each in pair)
-            correlation = np.nan if constant else float(np.corrcoef(*pair)[0, 1])
-            made.append(Agreement(unit.name, unit.movement, *pair, correlation))
-    return made
-
-
-def table(agreements: list[Agreement]) -> str:
-    """Markdown table, with the emotion in which each side has the unit strongest."""
-    lines = ["| unit | movement | r | strongest here | strongest in OpenFace |", "|---|---|---|---|---|"]
-    for each in agreements:
-        ours, theirs = EMOTIONS[int(each.ours.argmax())], EMOTIONS[int(each.theirs.argmax())]
-        lines.append(f"| {each.unit} | {each.movement} | {each.correlation:.2f} | {ours} | {theirs} |")
-    mean = float(np.nanmean([each.correlation for each in agreements]))
-    return "\n".join([*lines, f"| mean | | {mean:.2f} | | |"])
+            correlations.append(np.nan if constant else float(np.corrcoef(*pair)[0, 1]))
+            strongest = (EMOTIONS[int(each.argmax())] for each in pair)
+            lines.append(f"| {unit.name} | {unit.movement} | {correlations[-1]:.2f} | {' | '.join(strongest)} |")
+    return "\n".join([*lines, f"| mean | | {float(np.nanmean(correlations)):.2f} | | |"])
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: python -m mien.stream.offline.agreement UNITS.npz FACES")
-    print(table(compare(blendshape_means(Path(sys.argv[2])), openface_means(Path(sys.argv[1])))))
+    print(agreement_table(blendshape_means(Path(sys.argv[2])), openface_means(Path(sys.argv[1]))))

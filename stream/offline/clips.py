@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,28 +166,20 @@ class ClipPredictor:
         check_extractors(loaded, self._specs.values())
         self._checkpoint, self._engine, self._asr, self._hop_s = checkpoint, engine, asr, hop_s
         self._tracks, self._person = tracks, person
-        self._opened: tuple[Predictor, Windows, Extractors] | None = None
 
-    def open(self) -> tuple[Predictor, Windows, Extractors]:
-        """Load the model; extractors load on first use."""
-        if self._opened is None:
-            predictor = Predictor(load_checkpoint(self._checkpoint), self._engine)
-            words = "" if self._asr == "none" else self._asr
-            weights = weight_set(self._checkpoint)
-            extractors = Extractors(
-                tuple(self._specs),
-                words,
-                weights=weights,
-                compared=True,
-                tracks=self._tracks,
-                person=self._person,
-            )
-            self._opened = predictor, Windows(predictor.specs), extractors
-        return self._opened
+    @cached_property
+    def _opened(self) -> tuple[Predictor, Windows, Extractors]:
+        """The model; extractors load on first use."""
+        predictor, weights = Predictor(load_checkpoint(self._checkpoint), self._engine), weight_set(self._checkpoint)
+        words = "" if self._asr == "none" else self._asr
+        extractors = Extractors(
+            tuple(self._specs), words, weights=weights, compared=True, tracks=self._tracks, person=self._person
+        )
+        return predictor, Windows(predictor.specs), extractors
 
     def make(self, path: str) -> ClipRows:
         """Predict a clip."""
-        predictor, windows, extractors = self.open()
+        predictor, windows, extractors = self._opened
         try:
             read = read_clip(Path(path), self._specs, extractors, self._asr != "none")
         except SourceError as error:
@@ -201,9 +194,9 @@ class ClipPredictor:
 
     def close(self) -> None:
         """Release what was opened."""
-        if self._opened is not None:
+        if "_opened" in vars(self):
             self._opened[2].close()
-            self._opened = None
+            del self._opened
 
 
 def _row(name: str, moment: Moment, modalities: Sequence[str], model: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,8 +101,7 @@ def damaged_copies(
     modality = _only_modality(item)
     if modality is None or modality not in extractors.modalities or not (options.share or options.table):
         return
-    digest = hashlib.sha256(f"damage {options.seed} {corpus.name} {item.id}".encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    random = seeded(f"damage {options.seed} {corpus.name} {item.id}")
     drawn = random.random() < options.share
     damages = [draw_damage(modality, random)] if drawn and not options.table else []
     if options.table:
@@ -129,6 +128,16 @@ def damaged_copies(
             ),
             {modality: rows},
         )  # fmt: skip
+
+
+def seeded(name: str) -> np.random.Generator:
+    """A generator for an item by its name: the same in any process and order."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
+
+
+def without_punctuation(words: Iterable[str]) -> list[str]:
+    """Words as from a recogniser: in lower case, without punctuation; those of nothing else are left out."""
+    return [word for word in (w.strip('.,;:!?"()-').lower() for w in words) if word]
 
 
 def _only_modality(item: CorpusItem) -> str | None:
@@ -216,7 +225,7 @@ def damage_words(
     Two thirds are substitutions, a sixth deletions and a sixth insertions. At least one word is left, in lower case and
     without punctuation.
     """
-    plain = [word for word in (w.strip('.,;:!?"()-').lower() for w in words) if word] or list(words)
+    plain = without_punctuation(words) or list(words)
     made: list[str] = []
     for word in plain:
         fate = random.random() / rate if rate > 0 else 1.0

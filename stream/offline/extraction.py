@@ -244,8 +244,8 @@ def _write_all(todo: list[_Chunk], plan: _Plan, out: Path, maker: ItemMaker, spr
             have[position] = item
             if len(have) == len(chunk.ids):
                 items = [have[each] for each in chunk.ids]
-                made = [pair for each in items for pair in each.made]
-                skipped = [each.skipped for each in items if each.skipped is not None]
+                made = [pair for pairs, _ in items for pair in pairs]
+                skipped = [reason for _, reason in items if reason is not None]
                 write_shard(out / chunk.shard, specs, made, skipped)
                 del found[chunk.shard]
             yield

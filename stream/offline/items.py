@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -20,7 +19,7 @@ from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows
 from mien.models.data.labels import SPLITS, Skipped
 from mien.models.weights import WeightSet
-from mien.stream.offline.damage import Damaging, OtherItems, damaged_copies
+from mien.stream.offline.damage import Damaging, OtherItems, damaged_copies, seeded, without_punctuation
 from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.clip import read_sound, segment
 from mien.stream.sources.source import SAMPLE_RATE
@@ -69,11 +68,8 @@ class ExtractOptions(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "asr", "")
 
 
-class MadeItem(NamedTuple):
-    """The rows made of an item, and why it was skipped, if it was; rows made before that are kept."""
-
-    made: list[tuple[Labels, dict[str, RawRows]]]
-    skipped: Skipped | None
+# Rows made of an item, and why it was skipped, if it was; rows made before that are kept.
+MadeItem = tuple[list[tuple[Labels, dict[str, RawRows]]], Skipped | None]
 
 
 class ItemMaker:
@@ -105,8 +101,8 @@ class ItemMaker:
         try:
             made += self._rows(corpus, item)
         except (SourceError, DataError, RecordingError) as error:
-            return MadeItem(made, Skipped(item.id, str(error)))
-        return MadeItem(made, None)
+            return made, Skipped(item.id, str(error))
+        return made, None
 
     def close(self) -> None:
         """Release what was opened."""
@@ -135,9 +131,7 @@ class ItemMaker:
 
     def _copies(self, corpus: Corpus, item: CorpusItem, labels: Labels) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
         options = self._options
-        # Seeded by the item's name: the same copies in any process and order.
-        digest = hashlib.sha256(f"{options.seed} {corpus.name} {item.id}".encode()).digest()
-        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        random = seeded(f"{options.seed} {corpus.name} {item.id}")
         if labels.text and item.audio is None and random.random() < options.partial_texts:
             part = " ".join(shortened(labels.text.split(), random))
             rows, duration_ns, _ = self.extractors.rows(replace(item, text=part), corpus)
@@ -172,5 +166,5 @@ def shortened(words: list[str], random: np.random.Generator) -> list[str]:
     begin = int(random.integers(0, len(words) - count + 1)) if random.random() < 0.4 else 0
     part = words[begin : begin + count]
     if random.random() < 0.5:
-        part = [word for word in (w.strip('.,;:!?"()-').lower() for w in part) if word] or part
+        part = without_punctuation(part) or part
     return part

@@ -1,9 +1,10 @@
-"""Labelled data in any format as one dataset: extracted datasets, corpora, MMSA pickles."""
+"""Data in any format as samples: extracted datasets, corpora, MMSA pickles, and clips without labels."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +14,28 @@ from platformdirs import user_cache_path
 
 from mien.config import AssetsConfig
 from mien.engines.cache import remove_oldest
-from mien.errors import DataError
+from mien.errors import DataError, RecordingError, SourceError
 from mien.files import make_folder
 from mien.messages import ModalitySpec
-from mien.models.data.corpora import Corpus, check_splits, corpus_digest, read_corpus
+from mien.models.data.corpora import (
+    AUDIO_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Corpus,
+    CorpusItem,
+    check_splits,
+    corpus_digest,
+    read_corpus,
+)
 from mien.models.data.dataset_files import PLAN, is_dataset, read_dataset
-from mien.models.data.datasets import Dataset, join_datasets
+from mien.models.data.datasets import Dataset, Labels, Sample, join_datasets, make_track
 from mien.models.data.mmsa import is_pickle, read_mmsa
 from mien.models.weights import SHIPPED, WeightSet
 from mien.stream.offline.extraction import extract, needed_specs
+from mien.stream.offline.extractors import Extractors, live_specs
 from mien.stream.offline.items import ExtractOptions
 from mien.stream.offline.pool import Spread
+
+log = logging.getLogger(__name__)
 
 MOST_DATASETS, MOST_BYTES = 64, 2 << 30  # kept in the user's cache folder, most recently used first
 
@@ -100,3 +112,59 @@ def _key(source: Path, corpus: Corpus, options: ExtractOptions, specs: Sequence[
     source = source.resolve()
     content = msgspec.json.encode([str(source), corpus_digest(corpus), options, specs])
     return f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def read_clips(
+    sources: Sequence[Path],
+    options: ExtractOptions,
+    *,
+    weights: WeightSet = SHIPPED,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sample]:
+    """Clips as samples, with or without labels.
+
+    Args:
+        sources: clips, folders of clips, or folders of clips with labels.
+        options: `limit` clips of each source are taken, evenly spread; `asr` recognises their words.
+
+    Raises:
+        DataError: a source is missing, or none has a readable clip.
+    """
+    items: list[tuple[str, CorpusItem]] = []
+    for source in sources:
+        found = _clips(source)
+        step = max(1, len(found) // options.limit) if options.limit else 1
+        items += [(source.stem, item) for item in found[::step][: options.limit or None]]
+    samples = []
+    extractors = Extractors(options.modalities, options.asr, weights=weights)
+    try:
+        for done, (name, item) in enumerate(items, start=1):
+            try:
+                rows, duration_ns, text = extractors.rows(item)
+            except (SourceError, DataError, RecordingError) as error:
+                log.warning("%s is left out: %s", item.id, error)
+                continue
+            labels = Labels(id=item.id, corpus=name, duration_ns=duration_ns, text=text, speaker=item.speaker)
+            specs = live_specs(rows, weights)
+            samples.append(Sample(labels, {m: make_track(specs[m], made) for m, made in rows.items()}))
+            if progress is not None:
+                progress(done, len(items))
+    finally:
+        extractors.close()
+    if not samples:
+        raise DataError(f"no readable clip in {', '.join(map(str, sources))}")
+    return samples
+
+
+def _clips(source: Path) -> list[CorpusItem]:
+    if not source.exists():
+        raise DataError(f"{source} does not exist; give clips or folders of them")
+    if source.is_dir() and (source / "labels.csv").is_file():
+        return [item for item in read_corpus(source).items if item.audio is not None]
+    known = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [
+        CorpusItem(file.stem, audio=file, video=file if file.suffix.lower() in VIDEO_SUFFIXES else None)
+        for file in files
+        if file.suffix.lower() in known
+    ]

@@ -1,22 +1,26 @@
-"""The stages of training.
+"""From corpora to a set of weights: text encoder, face encoder, extraction, speech, fusion, calibration.
 
-Each writes a file, is skipped if that file exists for the same settings and data, and resumes after an interruption.
+Each stage writes a file. It is skipped if that file exists for the same settings and data, and resumes after an
+interruption.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import filelock
 import msgspec
+import torch
 
 from mien.assets import asset_path
 from mien.errors import ConfigError, DataError
-from mien.files import sha256_of, write_file
+from mien.files import make_folder, sha256_of, write_file
 from mien.models.architecture import ModelConfig
 from mien.models.data.corpora import Corpus, corpus_digest, read_corpus
 from mien.models.data.dataset_files import is_dataset
@@ -28,13 +32,15 @@ from mien.models.weights import FACE, FUSION, TEXT, weight_set
 from mien.stream.offline.extractors import live_specs
 from mien.stream.offline.faces import labelled_faces
 from mien.stream.offline.labelled import read_labelled
-from mien.stream.offline.plan import TrainPlan, output_folder
+from mien.stream.offline.plan import STAGES, TrainPlan, output_folder
 from mien.stream.offline.pool import worker_pool
 
 if TYPE_CHECKING:
     from mien.models.cmmsf import CMMSF
     from mien.models.training.face import Faces
     from mien.models.training.leave_out import LeaveOut
+
+log = logging.getLogger(__name__)
 
 Stage: TypeAlias = Callable[[TrainPlan, Progress | None], Any]
 
@@ -176,10 +182,41 @@ def train_fusion_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     return {"checkpoint": str(saved.path), "id": saved.id, "temperature": saved.header.temperature, **figures}
 
 
-STAGE: dict[str, Stage] = {
+_STAGE: dict[str, Stage] = {
     "text": train_text_stage, "face": train_face_stage, "extract": extract_stage, "speech": train_speech_stage,
     "fusion": train_fusion_stage,
 }  # fmt: skip
+
+
+def train(plan: TrainPlan, progress: Progress | None = None) -> dict[str, Any]:
+    """Run the stages of a plan.
+
+    Returns:
+        Metrics of each stage on its validation split.
+
+    Raises:
+        DataError, AssetError, ConfigError: something is missing or wrong, or another run uses the working directory.
+    """
+    unknown = sorted(set(plan.stages) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"unknown stage {unknown[0]}; known: {', '.join(STAGES)}")
+    training_device(plan.device)
+    if not plan.data:
+        raise DataError("nothing to train on; name corpora or datasets with --data")
+    for folder in (Path(plan.work), output_folder(plan)):
+        make_folder(folder, error=ConfigError)
+    figures: dict[str, Any] = {}
+    threads = torch.get_num_threads()
+    try:
+        with filelock.FileLock(Path(plan.work) / ".lock", timeout=0):
+            for stage in STAGES:
+                if stage in plan.stages:
+                    log.info("stage %s", stage)
+                    torch.set_num_threads(threads)  # a stage may set its own
+                    figures[stage] = _STAGE[stage](plan, progress)
+    except filelock.Timeout as error:
+        raise ConfigError(f"another `mien train` runs in {plan.work}; wait for it, or choose another --work") from error
+    return figures
 
 
 def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None = None) -> str:

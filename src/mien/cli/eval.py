@@ -158,7 +158,7 @@ def _natural(
     from mien.cli._evaluation import print_natural
     from mien.cli._terminal import item_progress
     from mien.models.evaluation.protocols import natural
-    from mien.stream.offline.footage import read_clips
+    from mien.stream.offline.labelled import read_clips
 
     if asr != "none" and "text" in options.modalities:
         options = msgspec.structs.replace(options, asr=asr or DEFAULT_ASR)

@@ -41,8 +41,8 @@ def command(
     import msgspec
 
     from mien.cli._terminal import stage_progress
-    from mien.stream.offline.pipeline import train
     from mien.stream.offline.plan import load_plan, output_folder
+    from mien.stream.offline.stages import train
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     plan = load_plan(config)

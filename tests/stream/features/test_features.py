@@ -23,7 +23,7 @@ from mien.stream.features.columns import COLUMNS, dictionary
 from mien.stream.features.table import FeatureTable, boxes_of, check_features
 from mien.stream.modalities.audio import SPEC as AUDIO
 from mien.stream.modalities.vision import SPEC as VISION
-from mien.stream.offline.agreement import compare, openface_means
+from mien.stream.offline.agreement import agreement_table, openface_means
 from mien.stream.offline.clips import ClipPredictor, ClipRows
 from mien.stream.sources.clip import open_clip, read_sound
 from mien.stream.sources.geometry import upright_bgr
@@ -138,9 +138,9 @@ def test_the_agreement_with_openface_is_measured_by_emotion(tmp_path: Path) -> N
     theirs = openface_means(tmp_path / "u.npz")
     assert list(theirs) == ["AU12"]
     assert theirs["AU12"].tolist() == [1, 3, 4, 5, 6, 7, 8]
-    (found,) = compare({unit.name: -theirs["AU12"] for unit in ACTION_UNITS}, theirs)
-    assert found.unit == "AU12"
-    assert found.correlation == pytest.approx(-1.0)
+    *_, row, mean = agreement_table({unit.name: -theirs["AU12"] for unit in ACTION_UNITS}, theirs).splitlines()
+    assert row == "| AU12 | lip corner puller | -1.00 | neutral | surprise |"
+    assert mean == "| mean | | -1.00 | | |"
 
 
 def test_unwritable_output_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

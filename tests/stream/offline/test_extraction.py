@@ -27,8 +27,8 @@ from mien.stream.offline import labelled
 from mien.stream.offline.extraction import extract
 from mien.stream.offline.items import ExtractOptions, shortened
 from mien.stream.offline.labelled import read_labelled
-from mien.stream.offline.pipeline import train
 from mien.stream.offline.plan import TrainPlan
+from mien.stream.offline.stages import train
 from mien.stream.sources.clip import read_sound
 from tests.stream.sources.media import RATE, write_tracks
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from pathlib import Path
@@ -20,11 +19,9 @@ from mien.errors import ConfigError, DataError
 from mien.files import sha256_of
 from mien.models.checkpoint import load_checkpoint
 from mien.models.evaluation.metrics import sentiment_metrics
-from mien.models.training.loop import Progress
 from mien.models.weights import FILES, SHIPPED_FOLDER
-from mien.stream.offline.pipeline import in_own_process, train
 from mien.stream.offline.plan import TrainPlan, load_plan, output_folder
-from mien.stream.offline.stages import train_text_stage
+from mien.stream.offline.stages import train, train_text_stage
 
 TOML = """
 data = ["{pickle}"]
@@ -193,26 +190,6 @@ def test_one_run_at_a_time_uses_a_working_directory(folder: Path, tmp_path: Path
     train(plan, again)
     assert refused
     train(msgspec.structs.replace(plan, stages=("extract",)))
-
-
-def three_steps(plan: TrainPlan, progress: Progress | None) -> int:
-    assert progress is not None
-    for done in range(1, 4):
-        progress(plan.work, done, 3)
-    return os.getpid()
-
-
-def no_step(plan: TrainPlan, _: Progress | None) -> None:
-    raise DataError(f"nothing in {plan.work}")
-
-
-def test_stage_in_a_subprocess_reports_progress() -> None:
-    seen: list[tuple[str, int, int]] = []
-    pid = in_own_process(three_steps, TrainPlan(work="there"), lambda *report: seen.append(report))
-    assert pid != os.getpid()
-    assert seen == [("there", 1, 3), ("there", 2, 3), ("there", 3, 3)]
-    with pytest.raises(DataError, match="nothing in here"):
-        in_own_process(no_step, TrainPlan(work="here"), None)
 
 
 def test_progress_in_a_file_is_occasional_lines(capsys: pytest.CaptureFixture[str]) -> None:
