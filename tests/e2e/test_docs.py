@@ -46,7 +46,7 @@ TO_RUN = [block for block in BLOCKS if block[1]]
 ANSWERS = {
     "stream/modalities/vision.py": "def aligned_crop(",
     "src/mien/messages.py": "class Prediction(",
-    "stream/bus/wire.py": "def encode_prediction(",
+    "stream/bus/wire.py": "encode_prediction, decode_prediction = ",
     "stream/protocol.md": "## 3. Features",
     "models/training/losses.py": "def fusion_loss(",
     "stream/processes/supervisor.py": "class Supervisor",
