@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -248,3 +250,25 @@ def test_missing_screen_is_a_one_line_error() -> None:
     )
     assert ran.returncode == 3
     assert "no screen" in ran.stderr.splitlines()[-1]
+
+
+def test_badges_are_legible() -> None:
+    """The contrast of each badge's text is at least 4.5 (WCAG 2 AA), in both themes."""
+    sheet = (Path(view.__file__).parent / "static" / "dashboard.css").read_text(encoding="utf-8")
+    rules = re.findall(r'^\.m-badge(\[data-kind="\w+"\][^{:]*)\{([^}]*)\}', sheet, re.MULTILINE)
+    assert len(rules) >= 6
+    roots = re.findall(r"^:root[^{]*\{([^}]*)\}", sheet, re.MULTILINE)
+    themes = [dict(re.findall(r"--([\w-]+): (#\w{6})", root)) for root in roots]
+    assert len(themes) == 2
+    for theme in themes:
+        for kind, rule in rules:
+            names = dict(re.findall(r"(?<![-\w])(color|background): var\(--([\w-]+)\)", rule))
+            text, ground = luminance(theme[names["color"]]), luminance(theme[names.get("background", "ground")])
+            assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) >= 4.5, kind
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, by WCAG 2."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
