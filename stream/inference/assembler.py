@@ -93,7 +93,7 @@ class Assembler:
             unfit = f"{name} comes from {message.extractor!r}, the model needs {spec.extractor!r}"
             return self._refuse("extractor", unfit, name)
         if now_ns is not None and message.t_end_ns > now_ns + _FUTURE_NS:
-            return self._refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s ahead of now", name)
+            return self._refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s in the future", name)
         cause = self._judge(name, message)
         if cause:
             return self._refuse(cause, f"{name} message {message.seq}: {cause}")

@@ -42,7 +42,7 @@ def test_chaos_injects_faults_and_reports_their_effect(tmp_path: Path) -> None:
     assert len(results["faults"]) >= 2
     for outcome in results["faults"]:
         assert outcome["fault"] in log
-        assert outcome["memory_mb"] >= 0
+        assert outcome["memory_mb"] > 0
         if outcome["fault"].startswith(("kill", "hang")) and "inference" not in outcome["fault"]:
             assert outcome["masked_s"] is not None
             assert outcome["reason"]

@@ -9,7 +9,7 @@ import { isPaused, newest, state } from "./state.js";
 const STEP_MS = 100, LONG_STEP_MS = 1000;
 let onMove = null;
 
-/** Show the moment `t`, capture time in ms, instead of now. */
+/** Pause the page at capture time `t`, in ms. */
 export function seek(t) {
   if (!state.rows.length) return;
   if (!isPaused()) state.anchor = newest();
