@@ -15,7 +15,6 @@ from mien.stream.bench.synthetic import SyntheticStream, synthetic_prediction
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import decode_features, decode_prediction, encode_features, encode_prediction, topic
-from mien.stream.inference.faults import Refusals
 from mien.stream.inference.prediction import Live, Trigger
 
 WARM_UP = 20
@@ -26,7 +25,7 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
     stages: dict[str, list[float]] = {name: [] for name in ("decode", "assemble", "infer", "publish", "total")}
     windows = Windows(predictor.specs)
     stream, config = SyntheticStream("bench", predictor.specs), Config(session="bench")
-    mode = Live(config, tuple(WORKERS), {}, predictor.specs, windows, 1, Refusals())
+    mode = Live(config, tuple(WORKERS), {}, predictor.specs, windows, 1)
     started = time.perf_counter()
     count = 0
     while count < 2 * WARM_UP or time.perf_counter() - started < seconds:

@@ -16,7 +16,6 @@ from mien.engines.rings import Windows
 from mien.messages import WORKERS, FeatureWindow, ModalitySpec, Prediction, Status
 from mien.models.checkpoint import check_extractors, load_checkpoint
 from mien.stream.inference.about import person_tag, with_person
-from mien.stream.inference.faults import Refusals
 from mien.stream.inference.playback import Complete
 from mien.stream.inference.prediction import Trigger
 from mien.stream.modalities.base import Health, Modality, create_modality, message_of
@@ -74,7 +73,7 @@ class LocalSession:
             self.predictor = Predictor(checkpoint, config.inference.engine, config.inference.precision)
             self._windows = Windows(self.predictor.specs)
             workers, specs = tuple(self._modalities), self.predictor.specs
-            self._mode = Complete(config, workers, plan.absent, specs, self._windows, self._run, Refusals())
+            self._mode = Complete(config, workers, plan.absent, specs, self._windows, self._run)
             self.predictor.prepare(self._windows)
         except BaseException:
             self._release()

@@ -86,17 +86,17 @@ class Assembler:
         name = message.modality
         spec = self.specs.get(name)
         if spec is None:
-            return self._refuse("unknown_modality", f"the model has no modality {name!r}")
+            return self.refuse("unknown_modality", f"the model has no modality {name!r}")
         if message.values.shape[1] != spec.dim:
-            return self._refuse("shape", f"{name} rows have {message.values.shape[1]} numbers, not {spec.dim}", name)
+            return self.refuse("shape", f"{name} rows have {message.values.shape[1]} numbers, not {spec.dim}", name)
         if spec.extractor and message.extractor != spec.extractor:
             unfit = f"{name} comes from {message.extractor!r}, the model needs {spec.extractor!r}"
-            return self._refuse("extractor", unfit, name)
+            return self.refuse("extractor", unfit, name)
         if now_ns is not None and message.t_end_ns > now_ns + _FUTURE_NS:
-            return self._refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s in the future", name)
+            return self.refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s in the future", name)
         cause = self._judge(name, message)
         if cause:
-            return self._refuse(cause, f"{name} message {message.seq}: {cause}")
+            return self.refuse(cause, f"{name} message {message.seq}: {cause}")
         self._unfit.pop(name, None)
         track = self.windows.tracks[name]
         if isinstance(track, Snapshots):
@@ -112,6 +112,21 @@ class Assembler:
             self._watermarks_ns[name] = message.t_end_ns
         self._set_until(name)
         return True
+
+    def refuse(self, cause: str, explanation: str, unfit: str = "") -> bool:
+        """Count a rejected message, also one that did not get as far as here.
+
+        Args:
+            unfit: the modality, if all of its messages will be like this.
+
+        Returns:
+            False, as `push` then does.
+        """
+        self.drops[cause] += 1
+        if unfit:
+            self._unfit[unfit] = explanation
+        self.last_refusal = explanation
+        return False
 
     def watermark_ns(self, modality: str) -> int | None:
         """A modality's watermark; None if it has sent nothing."""
@@ -166,18 +181,6 @@ class Assembler:
             # Words inherently lag and leave the window on their own; only their worker's silence counts.
             return WINDOW_NS
         return int(self.paces[name].patience(self._max_age_ns, _MOST_AGE_NS))
-
-    def _refuse(self, cause: str, explanation: str, unfit: str = "") -> bool:
-        """Reject a message.
-
-        Args:
-            unfit: the modality, if all of its messages will be like this.
-        """
-        self.drops[cause] += 1
-        if unfit:
-            self._unfit[unfit] = explanation
-        self.last_refusal = explanation
-        return False
 
 
 def ages_ms(

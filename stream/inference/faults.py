@@ -1,4 +1,4 @@
-"""Faults of a session: which modalities are masked because of one, and which messages were rejected.
+"""Faults of a session: which modalities are masked because of one.
 
 Pure: no clock, no socket.
 
@@ -8,8 +8,6 @@ fault.
 """
 
 from __future__ import annotations
-
-from collections import Counter
 
 
 class Faults:
@@ -52,20 +50,3 @@ class Faults:
     def reasons(self) -> dict[str, str]:
         """Modalities to mask, with the reason."""
         return {**self._reported, **self._late, **self._dead}
-
-
-class Refusals:
-    """Rejections by cause, and the last one in words.
-
-    Attributes:
-        counts: by cause, as listed in a status. last: for display; None if there was none.
-    """
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.last: str | None = None
-
-    def note(self, cause: str, explanation: str) -> None:
-        """Count a rejection."""
-        self.counts[cause] += 1
-        self.last = explanation

@@ -35,7 +35,6 @@ class CompleteSchedule:
     """
 
     def __init__(self, modalities: Collection[str], max_hz: float, max_age_ms: int = 400) -> None:
-        self.skipped = 0
         self._interval_ns = int(NS_PER_S / max_hz * JITTER)
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._leaders = [m for m in LEADERS if m in modalities] or list(modalities)
@@ -167,10 +166,6 @@ class Complete(Mode):
         return super().last_trigger()
 
     @property
-    def dropped(self) -> dict[str, int]:
-        return {"superseded": self._schedule.skipped}
-
-    @property
     def has_all(self) -> bool:
         return super().has_all and self._schedule.finished
 
@@ -205,7 +200,6 @@ class CueSchedule:
 
     def __init__(self) -> None:
         self.finished = False
-        self.skipped = 0
         self.lost = 0
         self._cues: deque[Cue] = deque()
         self._next = 0

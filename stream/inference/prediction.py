@@ -30,7 +30,7 @@ from mien.messages import (
     spans_of,
 )
 from mien.stream.inference.assembler import Assembler, ages_ms
-from mien.stream.inference.faults import Faults, Refusals
+from mien.stream.inference.faults import Faults
 
 LEADERS = ("vision", "audio")
 JITTER = 0.85  # so that max_hz = 30 does not halve a 30 Hz camera that is occasionally a little early
@@ -38,6 +38,7 @@ _NEVER_NS = -(1 << 62)
 _SILENT = Transcript()
 Seen = tuple[list[bool], list[int]]  # whether each modality is present (not masked), and the time of its newest row
 Asked = tuple[int, int]
+Expected = tuple[int, Collection[str]]  # the instant of a prediction that is not due yet, and modalities with new rows
 
 
 class Trigger(NamedTuple):
@@ -49,13 +50,6 @@ class Trigger(NamedTuple):
     received_ns: int | None = None
 
 
-class Expected(NamedTuple):
-    """The instant of a prediction that is not due yet, and the modalities with new rows since."""
-
-    t_end_ns: int
-    updated: Collection[str]
-
-
 class Mode(ABC):
     """State of a session, and when to predict from it.
 
@@ -63,7 +57,7 @@ class Mode(ABC):
         config: the session's.
         workers: of the session. absent: modalities that are not captured, with the reason.
         specs: the modalities of the model, by name. windows: holds their rows.
-        run: of the process. refusals: counts rejected messages.
+        run: of the process.
 
     Attributes:
         place: in `windows`. ended: workers whose clip has ended. seq: number of the next prediction.
@@ -88,11 +82,9 @@ class Mode(ABC):
         specs: Mapping[str, ModalitySpec],
         windows: Windows,
         run: int,
-        refusals: Refusals,
     ) -> None:
         self.config = config
         self.workers = tuple(workers)
-        self.refusals = refusals
         self.seq = 0
         self.absent: dict[str, str] = {}
         self.smoothed: tuple[float, int] | None = None
@@ -126,9 +118,9 @@ class Mode(ABC):
         return 0
 
     @property
-    @abstractmethod
     def dropped(self) -> dict[str, int]:
         """Messages not used in a prediction, by cause."""
+        return {}
 
     @property
     def has_all(self) -> bool:
@@ -228,7 +220,7 @@ class Mode(ABC):
         self.absent = absent
         answers = answer.is_observed
         if answers and not math.isfinite(answer.sentiment):
-            self.refusals.note(
+            self.assembler.refuse(
                 "nonfinite_output", "the model returned a non-finite number; that prediction was dropped"
             )
             answers = False
@@ -260,7 +252,6 @@ class Mode(ABC):
     def push(self, message: FeatureWindow, received_ns: int | None) -> bool:
         """Add a message to the windows. Returns whether it was accepted; if not, the cause is counted."""
         if not self.assembler.push(message, received_ns):
-            self.refusals.last = self.assembler.last_refusal
             return False
         self._taken_in.setdefault(message.modality, []).append((message.run, message.seq))
         if self._faults.note_run(message.modality, message.run):
@@ -342,7 +333,7 @@ class Live(Mode):
         """As `Mode.expected`; the instant is extrapolated from the last two."""
         is_known = self._has_news and self._pending is None and 0 < self._step_ns <= self._max_age_ns
         self._has_news = False
-        return Expected(self._last_ns + self._step_ns, self._updated) if is_known else None
+        return (self._last_ns + self._step_ns, self._updated) if is_known else None
 
     def wake_ns(self) -> int:
         if self._pending is not None:

@@ -6,8 +6,8 @@ Messages of its workers are decoded, checked for a permitted sender, and convert
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 
 import zmq
 
@@ -31,7 +31,6 @@ from mien.stream.bus.wire import (
     topic,
 )
 from mien.stream.inference.about import person_tag, published_config, versions, with_person
-from mien.stream.inference.faults import Refusals
 from mien.stream.inference.prediction import Asked, Mode, Seen, Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.processes.control import Control, Order
@@ -51,7 +50,7 @@ class Inbox:
         config: the session's.
         workers: to connect to.
         clock: ours.
-        refusals: counts rejected messages.
+        refuse: called with the cause of a rejected message, and an explanation.
         supervised: whether the workers of this machine share our clock.
         replayed: whether the sender is a player, which sends for all workers, and sends cues.
     """
@@ -61,12 +60,12 @@ class Inbox:
         config: Config,
         workers: Collection[str],
         clock: Clock,
-        refusals: Refusals,
+        refuse: Callable[[str, str], object],
         *,
         supervised: bool,
         replayed: bool,
     ) -> None:
-        self._config, self._workers, self._clock, self._refusals = config, workers, clock, refusals
+        self._config, self._workers, self._clock, self._refuse = config, workers, clock, refuse
         self._supervised, self._replayed = supervised, replayed
         self._receivers: dict[str, Receiver] = {}
         self._exchanges: dict[str, ClockExchange] = {}
@@ -115,8 +114,7 @@ class Inbox:
             try:
                 message = self._read(worker, frames, received_ns)
             except WireError as error:
-                said = f"refused a message from {receiver.endpoint}: {error}"
-                self._refusals.note(str(error).split(":")[0], said)
+                self._refuse(str(error).split(":")[0], f"refused a message from {receiver.endpoint}: {error}")
                 continue
             if message is not None:
                 yield message, frames, received_ns
@@ -209,18 +207,15 @@ class Session:
         config = control.assignment.config
         self.control = control
         self.config = config
-        self.refusals = Refusals()
         self.reported_s = 0.0
         self._publisher, self._predictor, self._resources, self._steps = publisher, predictor, resources, steps
         workers = control.assignment.workers or tuple(WORKERS)
-        self.mode = mode(
-            config, workers, control.assignment.absent, predictor.specs, windows, control.run, self.refusals
-        )
+        self.mode = mode(config, workers, control.assignment.absent, predictor.specs, windows, control.run)
         self._inbox = Inbox(
             config,
             workers,
             control.clock,
-            self.refusals,
+            self.mode.assembler.refuse,
             supervised=control.supervised and not control.assignment.endpoint,
             replayed=mode.replayed,
         )
@@ -303,7 +298,7 @@ class Session:
             pid=self._resources.pid,
             fps=self._meter.rate(),
             drops=self._drops(),
-            last_error=self.refusals.last or self._predictor.trouble,
+            last_error=self.mode.assembler.last_refusal or self._predictor.trouble,
             cpu_percent=cpu_percent,
             rss_mb=rss_mb,
             detail={
@@ -369,7 +364,7 @@ class Session:
 
     def _drops(self) -> dict[str, int]:
         """Messages not used or lost, by cause."""
-        drops = Counter(self.mode.assembler.drops) + self.refusals.counts
+        drops = +self.mode.assembler.drops
         drops.update(self.mode.dropped)
         drops.update(self._publisher.drops)
         return {cause: count for cause, count in drops.items() if count}

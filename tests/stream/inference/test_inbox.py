@@ -15,7 +15,6 @@ from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.wire import encode_features, encode_status
-from mien.stream.inference.faults import Refusals
 from mien.stream.inference.session import Inbox
 from tests.waiting import wait_until
 
@@ -23,10 +22,9 @@ from tests.waiting import wait_until
 def test_resent_messages_are_no_error(port: int) -> None:
     """The words are kept and sent again to each new subscriber, and so also to those that have them already."""
     publisher = Publisher(f"tcp://127.0.0.1:{port + 3}", BusConfig(port=port))
-    refusals = Refusals()
-    inbox = Inbox(
-        load_config(overrides={"bus.port": port}), ["text"], Clock(), refusals, supervised=True, replayed=False
-    )
+    refused: list[tuple[str, str]] = []
+    config = load_config(overrides={"bus.port": port})
+    inbox = Inbox(config, ["text"], Clock(), lambda *why: refused.append(why), supervised=True, replayed=False)
     inbox.open(Poller())
     later = None
     got: list[int] = []
@@ -49,8 +47,7 @@ def test_resent_messages_are_no_error(port: int) -> None:
         publisher.send(encode_features(words(2)))
         until(lambda: got[-1] == 2)
         assert got == [0, 1, 2]
-        assert refusals.last is None
-        assert not refusals.counts
+        assert refused == []
     finally:
         inbox.close()
         publisher.close()
@@ -64,8 +61,10 @@ def test_inbox_tells_why_nothing_comes(tmp_path: Path, port: int) -> None:
     other = Publisher(f"tcp://127.0.0.1:{port + 1}", BusConfig())
     guarded = Publisher(f"tcp://127.0.0.1:{port + 2}", BusConfig(keys=str(tmp_path)))
     other.send(encode_status(Status(session="cam1", worker="video", run=1, t_ns=1, state="running", pid=1)))
-    config, refusals = load_config(overrides={"bus.port": port}), Refusals()
-    inbox = Inbox(config, ["video", "audio"], Clock(), refusals, supervised=False, replayed=False)
+    config, refused = load_config(overrides={"bus.port": port}), list[tuple[str, str]]()
+    inbox = Inbox(
+        config, ["video", "audio"], Clock(), lambda *why: refused.append(why), supervised=False, replayed=False
+    )
     inbox.open(Poller())
     told: dict[str, str | None] = {}
 
@@ -79,7 +78,7 @@ def test_inbox_tells_why_nothing_comes(tmp_path: Path, port: int) -> None:
         wait_until(lambda: told.get("video") and told.get("audio"), meanwhile=serve)
         assert "of session 'cam1', not 'default'" in str(told["video"])
         assert f"127.0.0.1:{port + 2} requires keys" in str(told["audio"])
-        assert not refusals.counts
+        assert refused == []
     finally:
         inbox.close()
         other.close()

@@ -12,7 +12,6 @@ from mien.config import Config
 from mien.engines.rings import Windows
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
 from mien.models.text.encoder import TEXT_DIM
-from mien.stream.inference.faults import Refusals
 from mien.stream.inference.playback import Complete
 from mien.stream.inference.prediction import Live, Mode
 from mien.stream.modalities.base import message_of
@@ -55,7 +54,7 @@ def messages() -> list[FeatureWindow]:
 def serve(mode: type[Mode], lags_ms: Sequence[int]) -> Seen:
     """What is seen at each instant, where a frame takes 10 ms, and the messages of words these times."""
     windows = Windows(SPECS)
-    served = mode(Config(), ("video", "text"), {}, SPECS, windows, 1, Refusals())
+    served = mode(Config(), ("video", "text"), {}, SPECS, windows, 1)
     arrivals = [(message.t_end_ns + lag * NS_PER_MS, message) for message, lag in zip(messages(), lags_ms, strict=True)]
     for seq, t_ms in enumerate(range(0, STEPS * STEP_MS + 1, FRAME_MS)):
         arrivals.append((T0 + (t_ms + 10) * NS_PER_MS, frame(seq, t_ms)))
@@ -97,7 +96,7 @@ def test_late_words_count_from_their_arrival() -> None:
 
 def test_the_last_words_of_a_clip_count_at_its_end() -> None:
     windows = Windows(SPECS)
-    served = Complete(Config(), ("video", "text"), {}, SPECS, windows, 1, Refusals())
+    served = Complete(Config(), ("video", "text"), {}, SPECS, windows, 1)
     for message in messages():
         served.take(message, 0)
     served.ended.update(("video", "text"))
@@ -112,7 +111,7 @@ def test_the_last_words_of_a_clip_count_at_its_end() -> None:
 
 
 def test_rows_between_frames_are_expected_with_the_next() -> None:
-    served = Live(Config(), ("video", "text"), {}, SPECS, Windows(SPECS), 1, Refusals())
+    served = Live(Config(), ("video", "text"), {}, SPECS, Windows(SPECS), 1)
     words = messages()[0]
     for seq in range(2):
         served.take(frame(seq, seq * FRAME_MS), T0 + (seq * FRAME_MS + 10) * NS_PER_MS)

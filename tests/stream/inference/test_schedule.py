@@ -14,7 +14,6 @@ from mien.clock import NS_PER_MS
 from mien.config import load_config
 from mien.engines.rings import Windows
 from mien.messages import WORKERS, Cue, FeatureWindow, spans_of
-from mien.stream.inference.faults import Refusals
 from mien.stream.inference.playback import CompleteSchedule, CueSchedule
 from mien.stream.inference.prediction import Live
 from tests.stream.inference.test_assembler import SPECS, at, frame, sound, speech
@@ -22,7 +21,7 @@ from tests.stream.inference.test_assembler import SPECS, at, frame, sound, speec
 
 def live() -> Live:
     settings = {"inference.max_hz": 30, "inference.hop_ms": 50, "inference.max_age_ms": 500}
-    return Live(load_config(None, settings), tuple(WORKERS), {}, SPECS, Windows(SPECS), 1, Refusals())
+    return Live(load_config(None, settings), tuple(WORKERS), {}, SPECS, Windows(SPECS), 1)
 
 
 def ms(t_ns: int) -> int:
@@ -47,7 +46,7 @@ def test_next_instant_is_extrapolated() -> None:
         assert mode.expected() is None  # one is due
         assert mode.due(at(t_ms + 6)) is not None
         coming = mode.expected()
-        expected.append(None if coming is None else ms(coming.t_end_ns))
+        expected.append(None if coming is None else ms(coming[0]))
     assert expected == [None, 80, 120, None, 780]  # nothing is expected after a gap
 
 
