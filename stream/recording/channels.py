@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from mien.clock import NS_PER_S
-from mien.messages import About, Prediction, Status
+from mien.messages import About, Float32, Prediction, Status
 from mien.stream.bus.preview import Preview
 from mien.stream.bus.sound import Sound
 from mien.stream.bus.wire import (
@@ -54,38 +54,12 @@ class _Time(msgspec.Struct, frozen=True):
     sec: int
     nsec: int
 
-    @property
-    def ns(self) -> int:
-        return self.sec * NS_PER_S + self.nsec
-
-
-class _Image(msgspec.Struct, frozen=True):
-    timestamp: _Time
-    data: bytes
-    session: str
-    run: int
-    seq: int
-    features_seq: int
-    width: int
-    height: int
-    landmarks: bytes
-
-
-class _Audio(msgspec.Struct, frozen=True):
-    timestamp: _Time
-    data: bytes
-    sample_rate: int
-    session: str
-    run: int
-    seq: int
-
 
 _encode = msgspec.json.Encoder().encode
 _encode_header = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.json.Decoder(FeatureHeader).decode
 _decode_values = msgspec.json.Decoder(_Values).decode
-_decode_image = msgspec.json.Decoder(_Image).decode
-_decode_audio = msgspec.json.Decoder(_Audio).decode
+_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 _TIME = {
     "type": "object",
@@ -138,9 +112,9 @@ def image_record(preview: Preview) -> bytes:
 
 def preview_of(data: bytes) -> Preview:
     """The preview of a recorded picture."""
-    fields = msgspec.structs.asdict(_decode_image(data))
-    fields["landmarks"] = np.frombuffer(fields["landmarks"], "<f4").reshape(-1, 2)
-    return Preview(t_ns=fields.pop("timestamp").ns, jpeg=fields.pop("data"), **fields)
+    fields = _decode_fields(data)
+    fields |= {"t_ns": _time_ns(fields), "jpeg": fields["data"]}
+    return msgspec.convert(fields, Preview, dec_hook=_landmarks)
 
 
 def sound_record(sound: Sound) -> bytes:
@@ -152,9 +126,9 @@ def sound_record(sound: Sound) -> bytes:
 
 def sound_of(data: bytes) -> Sound:
     """The recorded chunk of audio."""
-    fields = msgspec.structs.asdict(_decode_audio(data))
-    start_ns, rate_hz, pcm = fields.pop("timestamp").ns, fields.pop("sample_rate"), fields.pop("data")
-    return Sound(t_start_ns=start_ns, rate_hz=rate_hz, pcm=pcm, **fields)
+    fields = _decode_fields(data)
+    fields |= {"t_start_ns": _time_ns(fields), "rate_hz": fields["sample_rate"], "pcm": fields["data"]}
+    return msgspec.convert(fields, Sound)
 
 
 def schema_of(name: str) -> tuple[str, bytes]:
@@ -215,3 +189,12 @@ def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 def _time(t_ns: int) -> dict[str, int]:
     return {"sec": t_ns // NS_PER_S, "nsec": t_ns % NS_PER_S}
+
+
+def _time_ns(fields: dict[str, Any]) -> int:
+    time = msgspec.convert(fields["timestamp"], _Time)
+    return time.sec * NS_PER_S + time.nsec
+
+
+def _landmarks(_: type, text: str) -> Float32:
+    return np.frombuffer(msgspec.convert(text, bytes), "<f4").reshape(-1, 2)
