@@ -110,12 +110,10 @@ def read_shard(
     return list(zip(labels, rows, strict=True)), skipped
 
 
-class NothingExtractedError(DataError):
-    """Every item of a dataset was skipped."""
-
-    def __init__(self, skipped: Sequence[Skipped]) -> None:
-        count, first = len(skipped), skipped[0]
-        super().__init__(f"nothing was extracted: all {count} items were skipped, first {first.id}: {first.reason}")
+def nothing_extracted(skipped: Sequence[Skipped]) -> DataError:
+    """The error where every item of a dataset was skipped."""
+    count, first = len(skipped), skipped[0]
+    return DataError(f"nothing was extracted: all {count} items were skipped, first {first.id}: {first.reason}")
 
 
 def finish_dataset(
@@ -127,7 +125,7 @@ def finish_dataset(
         left_out: items that are in no shard.
 
     Raises:
-        DataError: every item was skipped (NothingExtractedError), or the manifest cannot be written.
+        DataError: every item was skipped, or the manifest cannot be written.
     """
     counts: dict[str, Counter[str]] = {}
     sums = {name: RunningSums(spec.dim) for name, spec in specs.items()}
@@ -142,7 +140,9 @@ def finish_dataset(
                 for name, part in rows.items():
                     sums[name].add(part.values[part.valid])
     if not counts and skipped:
-        raise NothingExtractedError(skipped)
+        for path in (*shards, folder / PLAN):
+            path.unlink(missing_ok=True)  # so that the next run retries the items
+        raise nothing_extracted(skipped)
     manifest = Manifest(
         specs=tuple(specs.values()),
         shards=tuple(shard.name for shard in shards),

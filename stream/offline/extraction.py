@@ -23,9 +23,9 @@ from mien.models.data.corpora import Corpus, CorpusItem, check_splits, corpus_di
 from mien.models.data.dataset_files import (
     PLAN,
     Manifest,
-    NothingExtractedError,
     finish_dataset,
     is_dataset,
+    nothing_extracted,
     read_shard,
     write_shard,
 )
@@ -138,13 +138,7 @@ def extract(
         done += 1
         if progress is not None:
             progress(done, total)
-    shards = [out / chunk.shard for chunk in plan.chunks]
-    try:
-        return finish_dataset(out, specs, shards, plan.skipped)
-    except NothingExtractedError:
-        for path in (*shards, out / PLAN):
-            path.unlink(missing_ok=True)  # so that the next run retries the items
-        raise
+    return finish_dataset(out, specs, [out / chunk.shard for chunk in plan.chunks], plan.skipped)
 
 
 def _make_plan(sources: Sequence[Path], options: ExtractOptions, weights: WeightSet) -> _Plan:
@@ -162,7 +156,7 @@ def _make_plan(sources: Sequence[Path], options: ExtractOptions, weights: Weight
             shard = f"shard-{len(chunks):05d}.safetensors"
             chunks.append(_Chunk(str(source), corpus.name, tuple(chosen[begin : begin + size]), shard))
     if not chunks and skipped:
-        raise NothingExtractedError(skipped)
+        raise nothing_extracted(skipped)
     if not chunks:
         raise DataError("nothing to extract: no item is in the wanted splits")
     ordered = [specs[name] for name in MODALITIES if name in specs]

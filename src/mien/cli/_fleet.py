@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,13 @@ def connected(fleet: str, address: str) -> Iterator[tuple[Any, Any]]:
         yield ray, cluster.directory_of(ray, fleet)
     finally:
         ray.shutdown()
+
+
+def tell(fleet: str, address: str, call: Callable[[Any], Any]) -> None:
+    """Have the directory of a running fleet do something, and print its answer."""
+    with connected(fleet, address) as (ray, directory):
+        answer = cluster.ask(ray, lambda: call(directory), 10.0, "the directory")
+    typer.echo(answer, err=True)
 
 
 def follow(plan: Plan, address: str, *, detach: bool, seconds: float | None, as_json: bool) -> None:

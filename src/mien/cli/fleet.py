@@ -83,12 +83,9 @@ def move(
     address: Address = "",
 ) -> None:
     """Move a session's inference to another pool or node, with a gap of about a second."""
-    from mien.cli._fleet import connected
-    from mien.stream.fleet.cluster import ask
+    from mien.cli._fleet import tell
 
-    with connected(fleet, address) as (ray, directory):
-        answer = ask(ray, lambda: directory.move.remote(session, to, capture), 10.0, "the directory")
-    typer.echo(answer, err=True)
+    tell(fleet, address, lambda directory: directory.move.remote(session, to, capture))
 
 
 @group.command()
@@ -99,9 +96,6 @@ def drain(
     address: Address = "",
 ) -> None:
     """Move everything off a node, for instance before a shutdown, and place nothing new there."""
-    from mien.cli._fleet import connected
-    from mien.stream.fleet.cluster import ask
+    from mien.cli._fleet import tell
 
-    with connected(fleet, address) as (ray, directory):
-        answer = ask(ray, lambda: directory.drain.remote(node, back), 10.0, "the directory")
-    typer.echo(answer, err=True)
+    tell(fleet, address, lambda directory: directory.drain.remote(node, back))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,17 +101,11 @@ def command(
 def _in_order(clips: list[str], maker: ClipPredictor, ray: str, *, shown: bool) -> Iterator[ClipRows]:
     """The clips' rows in order, made here or on a cluster; `shown`: with progress, if there are several."""
     from mien.cli._terminal import item_progress
+    from mien.stream.fleet.tasks import tasks_at
+    from mien.stream.offline.pool import spread_here
 
     reporting = item_progress("predicting") if shown and len(clips) > 1 else nullcontext(lambda *_: None)
-    if not ray:
-        with reporting as progress:
-            for done, clip in enumerate(clips, 1):
-                yield maker.make(clip)
-                progress(done, len(clips))
-        return
-    from mien.stream.fleet.tasks import tasks_at
-
-    with tasks_at(ray) as spread, reporting as progress:
+    with tasks_at(ray) if ray else nullcontext(partial(spread_here, 1)) as spread, reporting as progress:
         received: dict[str, ClipRows] = {}
         next_one = 0
         for done, ((path,), made) in enumerate(spread([(clip,) for clip in clips], maker), 1):
