@@ -13,7 +13,7 @@ from mien.config import BusConfig
 from mien.stream.fleet.capture import CaptureHost
 from mien.stream.fleet.cluster import GATEWAY, ON_HEAD, namespace
 from mien.stream.fleet.gateway import Gateway
-from mien.stream.fleet.orders import CaptureOrder, PoolOrder
+from mien.stream.fleet.orders import MemberOrder
 from mien.stream.fleet.plan import Plan
 from mien.stream.fleet.pool import PoolHost
 from mien.stream.fleet.roster import Kind, Member, Node
@@ -84,8 +84,8 @@ class Actors:
                 continue
             with suppress(ValueError):
                 handle = self._ray.get_actor(name, namespace=self._namespace)
-                order = CaptureOrder(-1) if name.startswith("capture-") else PoolOrder(-1)
-                requests[name] = handle, handle.describe.remote(), handle.sync.remote(msgspec.json.encode(order))
+                synced = handle.sync.remote(msgspec.json.encode(MemberOrder(-1)))
+                requests[name] = handle, handle.describe.remote(), synced
         deadline_s = time.monotonic() + _ANSWER_S  # for all together: a lost node has many
         for handle, described, synced in requests.values():
             try:

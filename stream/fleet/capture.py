@@ -13,7 +13,7 @@ from mien.config import BusConfig, Config
 from mien.errors import MienError, SourceError
 from mien.stream.bus.ports import free_ports
 from mien.stream.fleet.node import NodeKeys, Ordered
-from mien.stream.fleet.orders import FULL, Captured, CaptureOrder, CaptureReport, CaptureTask, renewed
+from mien.stream.fleet.orders import FULL, Captured, CaptureReport, CaptureTask, MemberOrder
 from mien.stream.fleet.plan import SYNTHETIC, RecordingPlan
 from mien.stream.fleet.synthetic import SyntheticCapture
 from mien.stream.processes.control import Order
@@ -27,7 +27,7 @@ _MOST_ORDERS = 64
 _LISTENER_S = 30.0
 
 
-class CaptureHost(Ordered[CaptureOrder]):
+class CaptureHost(Ordered[MemberOrder[CaptureTask]]):
     """Captures its assigned sessions.
 
     Args:
@@ -45,17 +45,17 @@ class CaptureHost(Ordered[CaptureOrder]):
         gateway: str = "",
         about: bytes = b"",
     ) -> None:
-        super().__init__(NodeKeys(fleet), CaptureOrder, about)
+        super().__init__(NodeKeys(fleet), MemberOrder[CaptureTask], about)
         self._host, self._guarded = host, guarded
         self._recording, self._gateway = recording, gateway
         self._tasks: dict[str, CaptureTask] = {}
         self._running: dict[str, _Run] = {}
         self._synthetic = SyntheticCapture()
 
-    def _apply(self, order: CaptureOrder) -> CaptureReport:
+    def _apply(self, order: MemberOrder[CaptureTask]) -> CaptureReport:
         if order.tasks is not None and order.since in (FULL, self._version):
             self._version = order.version
-            self._tasks = renewed(self._tasks, order, {task.config.session: task for task in order.tasks})
+            self._tasks = order.applied(self._tasks)
             self._match(self._tasks)
         sessions = {name: run.report() for name, run in self._running.items()} | self._synthetic.report()
         return CaptureReport(self._version, self._keys.public, sessions)

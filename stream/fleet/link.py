@@ -12,7 +12,7 @@ import msgspec
 
 from mien.messages import Status
 from mien.stream.fleet.cluster import reason
-from mien.stream.fleet.orders import FULL, CaptureOrder, CaptureTask, GatewayOrder, PoolOrder, Trusted
+from mien.stream.fleet.orders import FULL, CaptureTask, GatewayOrder, MemberOrder, Trusted
 from mien.stream.fleet.roster import Held, Member, Roster
 from mien.stream.processes.control import Assignment, Order
 
@@ -133,13 +133,10 @@ def member_order(
     if member.kind == "pool":
         sessions = [held for held in sessions if held.captured and held.captured.endpoints]
     gone = tuple(names - {held.planned.name for held in sessions})
-    if member.kind == "capture":
-        tasks = tuple(_task(held, roster.plan.capture.port) for held in sessions)
-        return msgspec.json.encode(CaptureOrder(link.version, tasks if changes else None, trust, since, gone))
-    assignments = tuple(map(_assignment, sessions))
-    return msgspec.json.encode(
-        PoolOrder(link.version, assignments if changes else None, trust, tuple(passed_on), since, gone)
-    )
+    port = roster.plan.capture.port
+    tasks = tuple(_task(held, port) if member.kind == "capture" else _assignment(held) for held in sessions)
+    order = MemberOrder(link.version, tasks if changes else None, trust, since, gone, tuple(passed_on))
+    return msgspec.json.encode(order)
 
 
 def gateway_order(roster: Roster, link: ActorLink, trusted: Mapping[str, Trusted]) -> bytes:

@@ -16,9 +16,10 @@ import platformdirs
 from mien.errors import KeysError
 from mien.files import write_file
 from mien.stream.bus.keyring import Keyring, parse_public, to_hex
-from mien.stream.fleet.orders import CaptureOrder, GatewayOrder, PoolOrder, Trusted
+from mien.stream.fleet.orders import CaptureTask, GatewayOrder, MemberOrder, Trusted
+from mien.stream.processes.control import Assignment
 
-OrderT = TypeVar("OrderT", CaptureOrder, PoolOrder, GatewayOrder)
+OrderT = TypeVar("OrderT", MemberOrder[CaptureTask], MemberOrder[Assignment], GatewayOrder)
 
 
 def state_folder(fleet: str) -> Path:

@@ -8,7 +8,7 @@ an unexpected version gets a complete one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -16,7 +16,6 @@ from mien.config import Config
 from mien.messages import Origin, Status
 from mien.stream.processes.control import Assignment, Order
 
-T = TypeVar("T")
 FULL = -1  # `since` of a complete order
 CaptureState = Literal["starting", "running", "ended", "failed"]
 
@@ -40,6 +39,9 @@ class CaptureTask(msgspec.Struct, frozen=True):
     heard: bool = False
 
 
+TaskT = TypeVar("TaskT", bound=CaptureTask | Assignment)
+
+
 class Captured(msgspec.Struct, frozen=True):
     """A session's state at its capture host.
 
@@ -61,14 +63,25 @@ class Captured(msgspec.Struct, frozen=True):
     orders: tuple[Order, ...] = ()
 
 
-class CaptureOrder(msgspec.Struct, frozen=True):
-    """`tasks` that are new or have changed since a version, and names of those `gone`; None if nothing has."""
+class MemberOrder(msgspec.Struct, Generic[TaskT], frozen=True):
+    """For a capture host (tasks) or a pool (assignments).
+
+    Attributes:
+        tasks: those that are new or have changed since a version; None if nothing has. gone: names of sessions.
+        orders: passed on to a pool's inference unchanged.
+    """
 
     version: int
-    tasks: tuple[CaptureTask, ...] | None = None
+    tasks: tuple[TaskT, ...] | None = None
     trusted: dict[str, Trusted] | None = None
     since: int = FULL
     gone: tuple[str, ...] = ()
+    orders: tuple[Order, ...] = ()
+
+    def applied(self, before: Mapping[str, TaskT]) -> dict[str, TaskT]:
+        """The desired state by session, from the one before this order."""
+        kept = {} if self.since == FULL else {name: task for name, task in before.items() if name not in self.gone}
+        return kept | {task.config.session: task for task in self.tasks or ()}
 
 
 class CaptureReport(msgspec.Struct, frozen=True):
@@ -77,23 +90,6 @@ class CaptureReport(msgspec.Struct, frozen=True):
     version: int
     key: str
     sessions: dict[str, Captured]
-
-
-class PoolOrder(msgspec.Struct, frozen=True):
-    """As `CaptureOrder`. `orders` are passed on to inference unchanged."""
-
-    version: int
-    assignments: tuple[Assignment, ...] | None = None
-    trusted: dict[str, Trusted] | None = None
-    orders: tuple[Order, ...] = ()
-    since: int = FULL
-    gone: tuple[str, ...] = ()
-
-
-def renewed(before: Mapping[str, T], order: CaptureOrder | PoolOrder, given: Mapping[str, T]) -> dict[str, T]:
-    """The desired state by session after an order. `given`: the order's entries."""
-    kept = {} if order.since == FULL else {name: each for name, each in before.items() if name not in order.gone}
-    return {**kept, **given}
 
 
 class Served(msgspec.Struct, frozen=True):

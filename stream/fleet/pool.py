@@ -17,7 +17,7 @@ from mien.messages import Status
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
 from mien.stream.fleet.node import NodeKeys, Ordered
-from mien.stream.fleet.orders import FULL, PoolOrder, PoolReport, Served, renewed
+from mien.stream.fleet.orders import FULL, MemberOrder, PoolReport, Served
 from mien.stream.processes.child import Child, Event
 from mien.stream.processes.control import Assignment, Order
 from mien.stream.processes.priority import set_background
@@ -28,7 +28,7 @@ _POLL_MS = 100
 _RETRY_S = 2.0  # before retrying a refused session
 
 
-class PoolHost(Ordered[PoolOrder]):
+class PoolHost(Ordered[MemberOrder[Assignment]]):
     """Runs `mien infer` with room for sessions, and assigns sessions to it.
 
     Args:
@@ -48,7 +48,7 @@ class PoolHost(Ordered[PoolOrder]):
         about: bytes = b"",
         spare: bool = False,
     ) -> None:
-        super().__init__(NodeKeys(fleet), PoolOrder, about)
+        super().__init__(NodeKeys(fleet), MemberOrder[Assignment], about)
         keys = self._keys.folder if guarded else ""
         config = msgspec.json.decode(base, type=Config)
         bus = BusConfig(host=host, keys=keys, high_water_mark=config.bus.high_water_mark)
@@ -69,17 +69,16 @@ class PoolHost(Ordered[PoolOrder]):
         self._thread = threading.Thread(target=self._follow, name="pool", daemon=True)
         self._thread.start()
 
-    def _apply(self, wanted: PoolOrder) -> PoolReport:
-        if self._in_background and (wanted.assignments or self._child.ready):
+    def _apply(self, order: MemberOrder[Assignment]) -> PoolReport:
+        if self._in_background and (order.tasks or self._child.ready):
             self._in_background = False
             set_background(self._child.process.pid, background=False)
-        if wanted.assignments is not None and wanted.since in (FULL, self._version):
-            self._version = wanted.version
-            given = {each.config.session: each for each in wanted.assignments}
-            self._assigned = renewed(self._assigned, wanted, given)
+        if order.tasks is not None and order.since in (FULL, self._version):
+            self._version = order.version
+            self._assigned = order.applied(self._assigned)
         self._match()
         if self._child.ready:
-            for each in wanted.orders:
+            for each in order.orders:
                 if each.session in self._sent:
                     self._child.send({"order": each})
         return self._report()

@@ -12,7 +12,7 @@ import pytest
 
 from mien.stream.fleet import placement
 from mien.stream.fleet.link import member_order
-from mien.stream.fleet.orders import FULL, Captured, CaptureOrder, PoolReport, Served
+from mien.stream.fleet.orders import FULL, Captured, CaptureTask, MemberOrder, PoolReport, Served
 from mien.stream.fleet.placement import Placement
 from mien.stream.fleet.plan import read_plan
 from mien.stream.fleet.roster import Member, Node
@@ -123,7 +123,9 @@ def test_an_order_names_only_what_has_changed(decisions: Callable[[str], Decisio
     link = directory._links[member.name]
 
     def current() -> tuple[set[str] | None, int, tuple[str, ...]]:
-        order = msgspec.json.decode(member_order(directory._roster, member, link, {}, ()), type=CaptureOrder)
+        order = msgspec.json.decode(
+            member_order(directory._roster, member, link, {}, ()), type=MemberOrder[CaptureTask]
+        )
         named = None if order.tasks is None else {task.config.session for task in order.tasks}
         return named, order.since, order.gone
 

@@ -13,7 +13,7 @@ from mien.config import Config, merge
 from mien.messages import Prediction
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.fleet.capture import CaptureHost
-from mien.stream.fleet.orders import Captured, CaptureOrder, CaptureReport, CaptureTask, PoolOrder, PoolReport
+from mien.stream.fleet.orders import Captured, CaptureReport, CaptureTask, MemberOrder, PoolReport
 from mien.stream.fleet.plan import RecordingPlan
 from mien.stream.fleet.pool import PoolHost
 from mien.stream.processes.control import Assignment
@@ -51,7 +51,7 @@ until = partial(wait_until, timeout_s=TIMEOUT_S)
 
 def capture(captures: CaptureHost, *names: str) -> dict[str, Captured]:
     """Have these sessions captured, and nothing else."""
-    order = encode(CaptureOrder(len(names), tuple(CaptureTask(config_of(name), 1, 19_000) for name in names)))
+    order = encode(MemberOrder(len(names), tuple(CaptureTask(config_of(name), 1, 19_000) for name in names)))
     reports: list[CaptureReport] = []
 
     def all_run() -> bool:
@@ -70,11 +70,11 @@ def assignment(name: str, captured: Captured, run: int) -> Assignment:
 
 
 def order(pool: PoolHost, version: int, *assignments: Assignment) -> PoolReport:
-    return msgspec.json.decode(pool.sync(encode(PoolOrder(version, assignments))), type=PoolReport)
+    return msgspec.json.decode(pool.sync(encode(MemberOrder(version, assignments))), type=PoolReport)
 
 
 def ask(pool: PoolHost) -> PoolReport:
-    return msgspec.json.decode(pool.sync(encode(PoolOrder(0))), type=PoolReport)
+    return msgspec.json.decode(pool.sync(encode(MemberOrder(0))), type=PoolReport)
 
 
 def test_sessions_and_runs_follow_orders(pool: PoolHost, captures: CaptureHost) -> None:
@@ -128,7 +128,7 @@ def test_a_pool_reports_that_its_process_died(pool: PoolHost) -> None:
 
 def test_missing_clip_is_reported_and_retried(captures: CaptureHost) -> None:
     config = merge({}, {"session": "gone", "video.source": "/nowhere/clip.mp4", "audio.source": "none"})
-    order = encode(CaptureOrder(1, (CaptureTask(config, 1, 19_000),)))
+    order = encode(MemberOrder(1, (CaptureTask(config, 1, 19_000),)))
     reports: list[Captured] = []
 
     def failed() -> bool:
@@ -148,7 +148,7 @@ def test_change_to_another_version_is_refused(captures: CaptureHost) -> None:
     )
 
     def ordered(*order: object, **more: object) -> tuple[int, set[str]]:
-        reports = msgspec.json.decode(captures.sync(encode(CaptureOrder(*order, **more))), type=CaptureReport)  # type: ignore[arg-type]
+        reports = msgspec.json.decode(captures.sync(encode(MemberOrder(*order, **more))), type=CaptureReport)  # type: ignore[arg-type]
         return reports.version, set(reports.sessions)
 
     assert ordered(1, tasks[:1]) == (1, {"a"})
