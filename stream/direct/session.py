@@ -182,7 +182,9 @@ class LocalSession:
         if health.state == "ended":  # the source has ended; rows of what was read may still follow
             health = Health("running", detail=health.detail)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._error is not None or not self._waits(worker))
+            self._changed.wait_for(
+                lambda: self._closed or self._error is not None or not (self._paced and self._mode.holds_back(worker))
+            )
             message = message_of(rows, modality.spec, session=self._name, run=self._run, seq=self._sent[worker])
             self._sent[worker] += 1
             self._mode.take(message, 0)
@@ -194,10 +196,6 @@ class LocalSession:
                 # Instants that will not be requested: no rows wait for them.
                 self._mode.pass_over(self._newest_ns - LOOK_BACK_NS)
             self._changed.notify_all()
-
-    def _waits(self, worker: str) -> bool:
-        """Whether a worker must wait: a clip's must not run far ahead; one with pushed input is limited by that."""
-        return self._paced and self._mode.holds_back(worker)
 
     def _note(self, worker: str, health: Health) -> None:
         """Record a worker's health; "ended" means that no rows follow."""

@@ -146,7 +146,7 @@ class Loop:
                 self._predict()  # before anything less urgent
                 now_ns = clock.now_ns()
                 for number in np.flatnonzero(self._ask_ns <= now_ns).tolist():
-                    self._ask_ns[number] = self._sessions[number].ask_time()
+                    self._ask_ns[number] = self._sessions[number].inbox.ask()
                 if now_ns - self._tended_ns >= _TEND_NS or config.clip.fast:
                     self._tended_ns = now_ns
                     self._tend()
@@ -157,7 +157,7 @@ class Loop:
                 session.publish_status("stopped")
         finally:
             for session in self._sessions.values():
-                session.close()
+                session.inbox.close()
             self._poller.close()
 
     def _open(self, control: Control) -> Session:
@@ -166,7 +166,7 @@ class Loop:
         session = Session(control, mode_of(control), *shared)
         self._sessions[session.mode.place] = session
         self._wake_ns[session.mode.place] = self._ask_ns[session.mode.place] = 0
-        for socket, worker in session.open(self._poller).items():
+        for socket, worker in session.inbox.open(self._poller).items():
             self._worker_at[socket] = session.mode.place, worker
         return session
 
@@ -223,7 +223,7 @@ class Loop:
                 self._poller.unregister(socket)
             del self._worker_at[socket]
         session.publish_status("stopped")
-        session.close()
+        session.inbox.close()
         self._publisher.forget(name)
         self._windows.give_back(session.mode.place)
         self._control.report_state("released", session=name, run=session.control.run)
@@ -276,7 +276,7 @@ class Loop:
         turns = min(_TURNS, max(len(self._sessions), 1))
         for number, session in list(self._sessions.items())[self._turn % turns :: _TURNS]:
             session.settle()
-            self._ask_ns[number] = session.ask_time()  # at once, if a worker with another clock has appeared
+            self._ask_ns[number] = session.inbox.ask()  # at once, if a worker with another clock has appeared
             self._wake_ns[number] = min(self._wake_ns[number], session.mode.wake_ns())
 
     def _predict(self) -> bool:

@@ -191,7 +191,8 @@ class Session:
         publisher, predictor, windows, resources, steps: shared with other sessions.
 
     Attributes:
-        mode: when to predict, and from what. reported_s: when its last status was published.
+        mode: when to predict, and from what. inbox: the connections to its workers.
+        reported_s: when its last status was published.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class Session:
         self._publisher, self._predictor, self._resources, self._steps = publisher, predictor, resources, steps
         workers = control.assignment.workers or tuple(WORKERS)
         self.mode = mode(config, workers, control.assignment.absent, predictor.specs, windows, control.run)
-        self._inbox = Inbox(
+        self.inbox = Inbox(
             config,
             workers,
             control.clock,
@@ -227,10 +228,6 @@ class Session:
         self._meter = RateMeter()
         self._state: WorkerState = "starting"
 
-    def open(self, poller: Poller) -> dict[zmq.Socket[bytes], str]:
-        """Connect to the workers; returns their sockets."""
-        return self._inbox.open(poller)
-
     def announce(self) -> None:
         """Publish that it is ready, and its description."""
         self._publish_about()
@@ -241,13 +238,13 @@ class Session:
         """Take in what a worker has sent. Returns whether that was all."""
         if self.mode.holds_back(worker):
             return False
-        for message, frames, received_ns in self._inbox.take(worker, self.mode.at_once):
+        for message, frames, received_ns in self.inbox.take(worker, self.mode.at_once):
             if isinstance(message, Status):
                 self._publisher.send(frames)
                 self.mode.note_status(message)
             else:
                 self.mode.take(message, received_ns)
-        return self._inbox.is_drained(worker)
+        return self.inbox.is_drained(worker)
 
     @property
     def is_on(self) -> bool:
@@ -269,21 +266,13 @@ class Session:
 
     def settle(self) -> None:
         """Maintain the connections; publish the end of the session, and a periodic status."""
-        for worker, trouble in self._inbox.tend().items():
+        for worker, trouble in self.inbox.tend().items():
             self._explain(WORKERS[worker], trouble)
         if self._state != "ended" and self.mode.is_over:
             self.publish_status("ended")
             self.control.report_state("ended", predictions=self.mode.seq)
         if time.monotonic() - self.reported_s >= _STATUS_INTERVAL_S:
             self.publish_status(self._state if self._state == "ended" else "running")
-
-    def ask_time(self) -> int:
-        """Ask workers with other clocks for the time, if due. Returns when it is due again."""
-        return self._inbox.ask()
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._inbox.close()
 
     def publish_status(self, state: WorkerState) -> None:
         """Publish a status of this session's inference."""
@@ -307,7 +296,7 @@ class Session:
                 "predictions": self._meter.total,
                 **self._latency(),
                 "origin": self.control.assignment.origin,
-                **self._inbox.clock_offsets(),
+                **self.inbox.clock_offsets(),
                 **{f"absent.{modality}": reason for modality, reason in self._absent.items()},
                 **{f"us.{step}": average for step, average in self._steps.averages_us().items()},
             },

@@ -17,7 +17,7 @@ from mien.clock import NS_PER_S
 from mien.engines.predictor import Predictor
 from mien.engines.rings import Windows
 from mien.errors import ConfigError, DataError, SourceError
-from mien.messages import EMOTIONS, NEUTRAL, Bool, FeatureWindow, Float32, ModalitySpec
+from mien.messages import EMOTIONS, Bool, FeatureWindow, Float32, ModalitySpec
 from mien.models.baseline import FORMAT, Baseline, Person, Rest, face_at_rest, voice_at_rest
 from mien.models.voice.reference import compare
 from mien.stream.modalities.audio import voice_reference
@@ -121,8 +121,3 @@ def _said(clip: Clip, predictor: Predictor, windows: Windows, seconds: float) ->
         for moment in predict_clip(clip, predictor, windows, 1.0)
         if moment.answer is not None and moment.t_s > seconds and moment.t_s == int(moment.t_s)
     ]
-
-
-def others_than_neutral(said: Sequence[str]) -> int:
-    """Number of seconds not called neutral."""
-    return sum(name != EMOTIONS[NEUTRAL] for name in said)

@@ -193,7 +193,7 @@ def _resting(
     from mien.models.baseline import find_person
     from mien.stream.offline.clips import clips_in
     from mien.stream.offline.extractors import Extractors
-    from mien.stream.offline.resting import others_than_neutral, resting
+    from mien.stream.offline.resting import resting
 
     clips = [clip for path in data for clip in clips_in(path)]
     words = asr != "none" and "text" in names
@@ -205,7 +205,8 @@ def _resting(
     finally:
         extractors.close()
     report = {
-        name: each | {how: others_than_neutral(each[how]) for how in ("without", "with")} for name, each in made.items()
+        name: each | {how: sum(said != "neutral" for said in each[how]) for how in ("without", "with")}
+        for name, each in made.items()
     }
     if as_json:
         typer.echo(json.dumps({"checkpoint": checkpoint.id, "modalities": names, "said": made, "resting": report}))
