@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from mien.engines.base import Network
 from mien.errors import CheckpointError
-from mien.models.weights import SHIPPED
+from mien.models.weights import SHIPPED, encoder_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +19,8 @@ CROP_SIZE = 48
 
 
 def weights_digest(path: Path) -> str:
-    """A short digest of a weights file; "none" if it is missing."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else "none"
+    """`encoder_digest`; "none" if the file is missing."""
+    return encoder_digest(path) if path.is_file() else "none"
 
 
 def face_network(weights: Path | str = SHIPPED.face) -> Network:

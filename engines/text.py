@@ -26,7 +26,8 @@ def text_network(folder: Path | str, adapters: Path | str | None = DEFAULT_ADAPT
         adapters: fine-tuning; None for the base model.
 
     Raises:
-        AssetError: the folder lacks the model or its tokenizer, or the adapters are missing.
+        AssetError: the folder lacks the model or its tokenizer.
+        CheckpointError: the adapters are missing or damaged.
     """
     folder, adapters = Path(folder), None if adapters is None else Path(adapters)
 

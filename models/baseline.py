@@ -283,9 +283,12 @@ def faces_at_rest(extractor: str) -> Float32:
     """The mean row (D,) of resting faces in general: neutral faces.
 
     Raises:
-        ConfigError: none is stored for this extractor (it depends on the face encoder).
+        ConfigError: none is stored for this extractor (it depends on the face encoder), or the file is damaged.
     """
-    general = msgspec.json.decode(REST.read_bytes(), type=Rest)
+    try:
+        general = msgspec.json.decode(REST.read_bytes(), type=Rest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{REST} cannot be read ({error}); install mien again") from error
     if general.extractor != extractor:
         raise ConfigError(
             "resting faces are known for the shipped face encoder only; use that, or leave out --person and "

@@ -18,7 +18,7 @@ from mien.errors import CheckpointError
 from mien.files import write_file
 from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.weights import weight_set
+from mien.models.weights import AGAIN, weight_set
 
 if TYPE_CHECKING:
     from mien.models.cmmsf import CMMSF
@@ -122,14 +122,14 @@ def load_checkpoint(path: Path | str = "") -> Checkpoint:
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}; `mien train` makes one") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}; {AGAIN}") from error
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as tensors:
             metadata = tensors.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}; {AGAIN}") from error
     if _METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is not a mien checkpoint: its metadata has no `{_METADATA_KEY}`")
     return Checkpoint(path, _parse(path, metadata[_METADATA_KEY]), hashlib.sha256(content).hexdigest()[:16])

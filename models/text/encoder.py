@@ -6,7 +6,6 @@ Needs no torch: a live worker tokenizes, runs the compiled `mien.engines.text.te
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 
 from mien.errors import AssetError
 from mien.messages import Bool, Float32, Int64
-from mien.models.weights import SHIPPED
+from mien.models.weights import SHIPPED, encoder_digest
 
 TEXT_DIM = 384
 MAX_PIECES = 128
@@ -105,11 +104,10 @@ def pool_words(states: Float32, pieces: Pieces) -> tuple[Float32, Bool]:
 
 
 def text_extractor(adapters: Path | None = DEFAULT_ADAPTERS) -> str:
-    """Name and version of the rows, for instance "minilm-l6-v2/1+1a2b3c4d". Changes with the adapters' content."""
+    """Name and version of the rows, for instance "minilm-l6-v2/1+1a2b3c4d". Changes with the adapters' content.
+
+    Raises:
+        CheckpointError: the adapters cannot be read, or are damaged.
+    """
     name = f"minilm-l6-v2/{ENCODER_VERSION}"
-    if adapters is None:
-        return name
-    try:
-        return f"{name}+{hashlib.sha256(adapters.read_bytes()).hexdigest()[:8]}"
-    except OSError as error:
-        raise AssetError(f"cannot read text adapters {adapters}: {error.strerror}") from error
+    return name if adapters is None else f"{name}+{encoder_digest(adapters)}"

@@ -8,6 +8,7 @@ may be used for; `SHA256SUMS` lists its files.
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ FUSION, TEXT, FACE = "cmmsf.safetensors", "text.safetensors", "face.safetensors"
 FILES = {"fusion": FUSION, "text": TEXT, "face": FACE}
 SHIPPED_FOLDER = Path(__file__).parent
 REST = SHIPPED_FOLDER / "rest.json"  # resting faces in general, for the shipped face CNN
+AGAIN = "copy the folder of `mien train` again, or train again; `mien weights --restore` restores shipped files"
 _SUMS = SHIPPED_FOLDER / "SHA256SUMS"
 
 
@@ -44,14 +46,36 @@ def weight_set(choice: str | Path = "") -> WeightSet:
     Args:
         choice: empty for the shipped set; a folder, with shipped encoders for any it lacks; or a CM-MSF file, which is
             used with the shipped encoders.
+
+    Raises:
+        CheckpointError: a file's name in the folder is that of something else, such as a folder or a broken link.
     """
     if not choice:
         return SHIPPED
     path = Path(choice).expanduser()
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return WeightSet(fusion=path)
-    text, face = path / TEXT, path / FACE
-    return WeightSet(path / FUSION, text if text.is_file() else SHIPPED.text, face if face.is_file() else SHIPPED.face)
+    found = {name: os.path.lexists(path / name) for name in FILES.values()}
+    for name, exists in found.items():
+        if exists and not os.path.isfile(path / name):
+            raise CheckpointError(f"{path / name} is not a file; {AGAIN}")
+    text, face = (path / name if found[name] else SHIPPED_FOLDER / name for name in (TEXT, FACE))
+    return WeightSet(path / FUSION, text, face)
+
+
+def encoder_digest(path: Path) -> str:
+    """First 8 hex digits of the SHA-256 of an encoder's weights.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            return sha256_of(path)[:8]
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}; {AGAIN}") from error
 
 
 def shipped_digests() -> dict[str, str]:

@@ -161,3 +161,15 @@ def test_running_baseline_is_slow_partial_and_decays() -> None:
     assert 0.3 * FACE_SHARE * 0.7 < last[baseline.EMBEDDING].mean() < 0.3 * FACE_SHARE
     rest.reset()
     assert not rest(look, 0).any()
+
+
+@pytest.mark.parametrize("content", [None, b"torn", b"{}"])
+def test_resting_faces_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    path = tmp_path / "rest.json"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(baseline, "REST", path)
+    with pytest.raises(ConfigError, match=r"rest\.json cannot be read .*; install mien again"):
+        RunningRest(FACE)

@@ -14,6 +14,7 @@ import mien.models.weights as weights
 from mien.cli import app
 from mien.errors import CheckpointError
 from mien.files import sha256_of
+from mien.install import SAMPLE
 from mien.models.weights import FACE, FILES, FUSION, SHIPPED, TEXT, is_shipped, restore_shipped, weight_set
 
 
@@ -41,9 +42,10 @@ def test_encoders_of_a_folder_have_their_own_extractor_names(tmp_path: Path) -> 
     for name in (FUSION, FACE, TEXT):
         shutil.copy(weights.SHIPPED_FOLDER / name, tmp_path)
     assert live_specs(weights=weight_set(tmp_path)) == live_specs()
-    with (tmp_path / FACE).open("ab") as face, (tmp_path / TEXT).open("ab") as text:
-        face.write(b"\0")
-        text.write(b"\0")
+    for name in (FACE, TEXT):
+        weights_of_others = bytearray((tmp_path / name).read_bytes())
+        weights_of_others[-1] ^= 1
+        (tmp_path / name).write_bytes(weights_of_others)
     own = live_specs(weights=weight_set(tmp_path))
     assert own["audio"] == live_specs()["audio"]
     assert own["vision"].extractor != live_specs()["vision"].extractor
@@ -53,6 +55,26 @@ def test_encoders_of_a_folder_have_their_own_extractor_names(tmp_path: Path) -> 
     assert create_modality("text", config, Clock()).spec == own["text"]
     with pytest.raises(CheckpointError, match="folder of `mien train`"):
         check_extractors(load_checkpoint(tmp_path), own.values())
+
+
+@pytest.mark.parametrize("damage", ["folder", "broken link", "cut", "text"])
+@pytest.mark.parametrize("name", [FUSION, FACE, TEXT])
+def test_a_damaged_file_of_a_folder_is_named_and_not_replaced(tmp_path: Path, name: str, damage: str) -> None:
+    for each in FILES.values():
+        shutil.copy(weights.SHIPPED_FOLDER / each, tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "broken link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"no weights")
+    result = CliRunner().invoke(app, ["predict", str(SAMPLE), "--checkpoint", str(tmp_path)])
+    assert isinstance(result.exception, CheckpointError)
+    assert str(path) in str(result.exception)
+    assert "copy the folder of `mien train` again" in str(result.exception)
 
 
 @pytest.fixture
