@@ -78,6 +78,20 @@ def ending_signals() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
+def interrupting_signals() -> Iterator[None]:
+    """Within the context SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not those nohup ignores
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def pressed_keys() -> Iterator[Callable[[], str]]:
     """Key presses, without Return: yields a function that returns those since its last call.
 

@@ -36,9 +36,10 @@ def command(
     import io
     import json
 
+    from mien.cli._terminal import interrupting_signals
     from mien.config import ClipConfig
     from mien.errors import SourceError
-    from mien.files import check_target, write_file
+    from mien.files import check_target
     from mien.messages import EMOTIONS
     from mien.models.baseline import find_person
     from mien.stream.features.table import FeatureTable, check_features
@@ -63,39 +64,54 @@ def command(
     done = failed = 0
     seen = FeatureTable()
     try:
-        for made in _in_order(clips, maker, ray, shown=out is not None or not sys.stdout.isatty()):
-            done += 1
-            if made.error:
-                failed += 1
-                typer.secho(f"skipped: {made.error}", fg=typer.colors.YELLOW, err=True)
-                continue
-            for note in made.notes:
-                typer.secho(note, err=True)
-            if made.features is not None:
-                seen.extend(made.features)
-            for row in made.rows:
-                if as_json:
-                    text.write(json.dumps(row) + "\n")
-                else:
-                    table.writerow(row)
-            if out is None:
-                typer.echo(text.getvalue().encode(), nl=False)
-                text.seek(0)
-                text.truncate()
-    except KeyboardInterrupt:
+        with interrupting_signals():
+            for made in _in_order(clips, maker, ray, shown=out is not None or not sys.stdout.isatty()):
+                done += 1
+                if made.error:
+                    failed += 1
+                    typer.secho(f"skipped: {made.error}", fg=typer.colors.YELLOW, err=True)
+                    continue
+                for note in made.notes:
+                    typer.secho(note, err=True)
+                if made.features is not None:
+                    seen.extend(made.features)
+                for row in made.rows:
+                    if as_json:
+                        text.write(json.dumps(row) + "\n")
+                    else:
+                        table.writerow(row)
+                if out is None:
+                    typer.echo(text.getvalue().encode(), nl=False)
+                    text.seek(0)
+                    text.truncate()
+    except BaseException:
         if out is not None and done:
             partial = out.with_name(out.name + ".part")
-            write_file(partial, text.getvalue(), private=True)
+            _save(partial, text.getvalue())
             typer.echo(f"stopped: {partial} has {done} of {len(clips)} clips", err=True)
         raise
     finally:
         maker.close()
-    if out is not None:
-        write_file(out, text.getvalue(), private=True)
-    if features is not None and len(seen):
-        seen.write(features)
+    try:
+        if out is not None:
+            _save(out, text.getvalue())
+    finally:
+        if features is not None and len(seen):
+            seen.write(features)
     if failed == len(clips):
         raise SourceError("no clip could be read")
+
+
+def _save(path: Path, table: str) -> None:
+    """Write the predictions; if that fails, print them, so that they are not lost."""
+    from mien.errors import FileError
+    from mien.files import write_file
+
+    try:
+        write_file(path, table, private=True)
+    except FileError:
+        typer.echo(table.encode(), nl=False)
+        raise
 
 
 def _in_order(clips: list[str], maker: ClipPredictor, ray: str, *, shown: bool) -> Iterator[ClipRows]:

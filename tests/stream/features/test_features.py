@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -171,7 +173,12 @@ def test_predict_writes_the_features_of_a_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.assets
-def test_interrupted_predict_keeps_the_clips_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_interrupted_predict_keeps_the_clips_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    if not hasattr(signal, number) or os.name != "posix":
+        pytest.skip("not a signal that a process here can send itself")
     for name in "ab":
         write_tracks(tmp_path / f"{name}.mkv", [soxr.resample(read_sound(SAMPLE)[:16_000], 16_000, RATE)])
     out, make = tmp_path / "p.csv", ClipPredictor.make
@@ -179,7 +186,7 @@ def test_interrupted_predict_keeps_the_clips_that_are_done(tmp_path: Path, monke
 
     def interrupted(self: ClipPredictor, clip: str) -> ClipRows:
         if clip.endswith("b.mkv"):
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), getattr(signal, number))
         return make(self, clip)
 
     monkeypatch.setattr(ClipPredictor, "make", interrupted)
@@ -189,6 +196,24 @@ def test_interrupted_predict_keeps_the_clips_that_are_done(tmp_path: Path, monke
     assert out.read_text() == "an earlier run\n"
     with (tmp_path / "p.csv.part").open(newline="") as file:
         assert {Path(row["clip"]).name for row in csv.DictReader(file)} == {"a.mkv"}
+
+
+@pytest.mark.assets
+def test_predictions_that_cannot_be_written_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tracks(tmp_path / "a.mkv", [soxr.resample(read_sound(SAMPLE)[:16_000], 16_000, RATE)])
+    folder, features, make = tmp_path / "out", tmp_path / "f.csv", ClipPredictor.make
+    folder.mkdir()
+
+    def made_and_then_gone(self: ClipPredictor, clip: str) -> ClipRows:
+        folder.rmdir()
+        return make(self, clip)
+
+    monkeypatch.setattr(ClipPredictor, "make", made_and_then_gone)
+    arguments = [str(tmp_path / "a.mkv"), "-o", str(folder / "p.csv"), "--features", str(features)]
+    ran = CliRunner().invoke(app, ["predict", "--asr", "none", "--engine", "onnx", *arguments])
+    assert isinstance(ran.exception, FileError)
+    assert {Path(row["clip"]).name for row in csv.DictReader(ran.stdout.splitlines())} == {"a.mkv"}
+    assert features.is_file()
 
 
 def test_recorded_rows_of_other_extractors_are_not_named_as_ours(tmp_path: Path) -> None:
