@@ -170,16 +170,18 @@ def read_corpus(path: Path) -> Corpus:
 
 
 def check_splits(corpora: Iterable[Corpus]) -> None:
-    """Check that no part of a clip is in two splits: validation on what was trained on flatters.
+    """Check that no part of a clip, and no text of a table, is in two splits: validation on trained items flatters.
 
     Raises:
-        DataError: a part is, with the clip and both splits.
+        DataError: one is, with the clip, or the table and the text's id, and both splits.
     """
-    by_clip: dict[Path, list[CorpusItem]] = {}
+    by_clip: dict[str, list[CorpusItem]] = {}
     for corpus in corpora:
         for item in corpus.items:
-            if item.audio is not None and item.split is not None:
-                by_clip.setdefault(Path(os.path.realpath(item.audio)), []).append(item)
+            if item.split is not None:
+                # Texts are known by their id, which other tables may use for other texts.
+                clip = f"{corpus.path}: {item.id}" if item.audio is None else os.path.realpath(item.audio)
+                by_clip.setdefault(clip, []).append(item)
     for clip, items in by_clip.items():
         reached_s: dict[str | None, float] = {}  # by split
         for item in sorted(items, key=lambda item: item.start_s or 0.0):

@@ -46,8 +46,8 @@ def read_faces(path: Path) -> tuple[UInt8, tuple[str | None, ...], Votes | None]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as npz of plain arrays: {error}") from error
     images = arrays["images"] if "images" in arrays else _decoded(path, arrays["jpeg"], arrays["ends"])
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise DataError(f"{path}: images must be (n, height, width) uint8, not {images.shape} {images.dtype}")
+    if images.ndim != 3 or images.dtype != np.uint8 or 0 in images.shape:
+        raise DataError(f"{path}: images must be (n, height, width) uint8, none 0, not {images.shape} {images.dtype}")
     labels = arrays["labels"]
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "US":
         raise DataError(f"{path}: labels must be {len(images)} names, not {labels.shape} {labels.dtype}")
@@ -79,7 +79,7 @@ def _decoded(path: Path, content: npt.NDArray[np.generic], ends: npt.NDArray[np.
 
     if content.ndim != 1 or content.dtype != np.uint8 or ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends):
         raise DataError(f"{path}: `jpeg` must be bytes (m,) uint8, and `ends` whole numbers (n,)")
-    starts = np.concatenate([[0], ends[:-1]])
+    starts = np.concatenate([ends[:1] * 0, ends[:-1]])  # of one type: int64 and uint64 together would be float64
     if (ends <= starts).any() or ends[-1] > len(content):
         raise DataError(f"{path}: `ends` must rise, and end within the {len(content)} bytes of `jpeg`")
     decoded = [cv2.imdecode(content[a:b], cv2.IMREAD_GRAYSCALE) for a, b in zip(starts, ends, strict=True)]
@@ -98,4 +98,7 @@ def _votes(path: Path, votes: npt.NDArray[np.generic], columns: npt.NDArray[np.g
     order = (*EMOTIONS, *OTHER_COLUMNS)
     if sorted(map(str, emotions)) != sorted(order):
         raise DataError(f"{path}: columns must be the seven emotions, {', '.join(OTHER_COLUMNS)}; not {names}")
-    return votes[:, [emotions.index(name) for name in order]].astype(np.int64)
+    counts = votes[:, [emotions.index(name) for name in order]].astype(np.int64)
+    if (counts < 0).any():
+        raise DataError(f"{path}: votes must not be negative")
+    return counts

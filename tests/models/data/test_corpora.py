@@ -221,7 +221,10 @@ def test_wrong_files_of_votes(tmp_path: Path) -> None:
         ({"columns": np.array([*COLUMNS[:-1], "smug"])}, "smug"),
         ({"columns": np.array(["neutral"] * 10)}, "seven emotions"),
         ({"votes": np.zeros((2, 9), np.uint8)}, r"whole numbers \(2, 10\)"),
+        ({"votes": np.full((2, 10), -1)}, "must not be negative"),
         ({"ends": np.array([5, 3])}, "must rise"),
+        ({"ends": np.array([5, 3], np.uint64)}, "must rise"),
+        ({"jpeg": np.zeros(9, np.uint8), "ends": np.array([4, 9], np.uint64)}, "pictures of one size"),
         ({"jpeg": np.zeros(9, np.uint8), "ends": np.array([4, 9])}, "pictures of one size"),
         ({"labels": np.array(["sad"])}, "labels must be 2"),
     ):
@@ -241,6 +244,8 @@ def test_wrong_face_files(tmp_path: Path) -> None:
         read_corpus(faces(tmp_path / "a.npz", ["smug"]))
     with pytest.raises(DataError, match=r"images must be \(n, height, width\) uint8"):
         read_corpus(faces(tmp_path / "b.npz", ["sad"], images=np.zeros((1, 48), np.uint8)))
+    with pytest.raises(DataError, match=r"none 0, not \(1, 0, 48\)"):
+        read_corpus(faces(tmp_path / "b.npz", ["sad"], images=np.zeros((1, 0, 48), np.uint8)))
     with pytest.raises(DataError, match="labels must be 1 names"):
         read_corpus(faces(tmp_path / "c.npz", ["sad"], labels=np.array([1])))
     with pytest.raises(DataError, match="cannot be read as npz of plain arrays"):
@@ -286,6 +291,13 @@ def test_part_of_a_clip_is_in_one_split(tmp_path: Path, rows: str, message: str)
             read_corpus(tmp_path)
     else:
         assert len(read_corpus(tmp_path).items) == 4, "neighbours may share what rounding leaves"
+
+
+def test_a_text_is_in_one_split(tmp_path: Path) -> None:
+    table = "id,text,sentiment,split\na,fine,1,train\nb,fine,1,test\n"
+    assert len(read_corpus(write(tmp_path / "a.csv", table + "a,fine,1,train\n")).items) == 3
+    with pytest.raises(DataError, match=r"a\.csv: a is in two splits, train and test; keep it in one"):
+        read_corpus(write(tmp_path / "a.csv", table + "a,fine,1,test\n"))
 
 
 def test_invalid_corpus_paths(tmp_path: Path) -> None:
