@@ -108,6 +108,9 @@ def test_unwritable_cache(tmp_path: Path) -> None:
     path.write_text(f"[assets]\ncache = {json.dumps(str(tmp_path / 'file'))}\n")
     ran = run_mien("assets", "face-landmarker", "--config", str(path))
     assert_one_line(ran, 4, "cannot write asset `face-landmarker`", "assets.cache")
+    ran = run_mien("cache", "assets", "--clear", "--config", str(path))
+    assert_one_line(ran, 2, f"{tmp_path / 'file'}, the cache of assets, is not a folder", "assets.cache")
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_assets_are_listed_for_programs(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def command(
     pretrained files.
     """
     import json
+    import os
     import shutil
     from pathlib import Path
 
@@ -46,6 +47,11 @@ def command(
     if unknown:
         raise ConfigError(f"there is no cache {unknown[0]!r}; known: {', '.join(caches)}")
     chosen = names or (["datasets", "engines"] if clear else list(caches))
+    for name in chosen:
+        folder, _ = caches[name]
+        if os.path.lexists(folder) and not folder.is_dir():
+            hint = "correct `assets.cache`" if name == "assets" and assets.cache else "move it away"
+            raise ConfigError(f"{folder}, the cache of {name}, is not a folder; {hint}")
     report = []
     for name in chosen:
         folder, most = caches[name]
