@@ -102,9 +102,12 @@ class Control:
         self._out = _private_stdout() if supervised else None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._beat_s, self._timeout_s = 0.0, HEARTBEAT_TIMEOUT_S
+        self._on_ready: Callable[[], object] | None = None
 
     def report_state(self, state: str, **facts: Any) -> None:
         """Report a change of state to the supervisor."""
+        if state == "ready" and self._on_ready is not None:
+            self._on_ready()
         deadline_s = time.monotonic() + _WRITE_TIMEOUT_S
         while not self._write({"state": state, **facts}) and time.monotonic() < deadline_s:
             time.sleep(0.02)
@@ -138,8 +141,9 @@ class Control:
             self.stopping.set()
         return True
 
-    def begin(self) -> None:
-        """Start at once, for a process without a supervisor."""
+    def begin(self, on_ready: Callable[[], object] | None = None) -> None:
+        """Start at once, for a process without a supervisor. `on_ready`: called once it publishes."""
+        self._on_ready = on_ready
         self.start_ns = 0 if self.assignment.config.clip.fast else self.clock.now_ns()
         self.started.set()
 
@@ -211,10 +215,18 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def run_alone(config: Config, body: Callable[[Control], None], clock: Clock | None = None) -> None:
-    """Run a process body standalone, until Ctrl-C, SIGTERM or the end of its clip; on its own clock."""
+def run_alone(
+    config: Config,
+    body: Callable[[Control], None],
+    clock: Clock | None = None,
+    on_ready: Callable[[], object] | None = None,
+) -> None:
+    """Run a process body standalone, until Ctrl-C, SIGTERM or the end of its clip; on its own clock.
+
+    `on_ready` is called once it publishes.
+    """
     control = Control(Assignment(config, (clock or Clock()).anchor_ns), supervised=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stopping.set())
-    control.begin()
+    control.begin(on_ready)
     body(control)

@@ -52,6 +52,8 @@ REFUSED = [
      r"mien: clip \[bold\]a\[/bold\] :smile:\.mp4 does not exist"),
     ("PYTHONIOENCODING=latin-1 mien run --asr none --clip 'a → b.mp4'", 3, r"mien: clip a -> b\.mp4 does not exist"),
     ("PYTHONIOENCODING=cp1252 mien run --asr none --clip '█.mp4'", 3, r"mien: clip #\.mp4 does not exist"),
+    ("mien infer --port $PORT --host 192.0.2.1", 6, r"mien: refusing to bind tcp://192\.0\.2\.1:\d+: .*"),
+    ("mien capture video --source $CLIP --port $PORT --host 192.0.2.1", 6, r"mien: refusing to bind .*"),
     ("mien schema >/dev/full", 13, r"mien: cannot write to standard output: the disk is full"),
     ("mien schema >&-", 0, ""),
     ("mien schema >&- 2>&- <&-", 0, ""),

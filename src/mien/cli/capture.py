@@ -30,5 +30,5 @@ def command(
         return
     source_key = "video.source" if worker == "video" else "audio.source"
     settings = options.configured(config, {source_key: source}, host=host, keys=keys, port=port, session=session)
-    typer.echo(f"publishing {worker} features on {settings.bus.endpoint(worker)}; Ctrl-C ends", err=True)
-    run_alone(settings, lambda control: capture(worker, control))
+    line = f"publishing {worker} features on {settings.bus.endpoint(worker)}; Ctrl-C ends"
+    run_alone(settings, lambda control: capture(worker, control), on_ready=lambda: typer.echo(line, err=True))

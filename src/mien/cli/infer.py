@@ -35,6 +35,6 @@ def command(
     settings = options.configured(
         config, checkpoint=checkpoint, engine=engine, host=host, keys=keys, port=port, session=session
     )
-    typer.echo(f"publishing predictions on {settings.bus.endpoint()}; Ctrl-C ends", err=True)
+    line = f"publishing predictions on {settings.bus.endpoint()}; Ctrl-C ends"
     others = [load_config(path) for path in also or ()]
-    run_alone(settings, lambda control: infer(control, others))
+    run_alone(settings, lambda control: infer(control, others), on_ready=lambda: typer.echo(line, err=True))
