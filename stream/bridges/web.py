@@ -1,6 +1,6 @@
 """WebSocket and server-sent events: predictions as JSON for pages, games and overlays.
 
-    ws://127.0.0.1:5590/ws         one JSON object a message: predictions, and statuses that changed
+    ws://127.0.0.1:5590/ws         one JSON object a message: the newest statuses, then predictions and changed statuses
     http://127.0.0.1:5590/events   the same as server-sent events, `event: prediction` or `event: status`
     http://127.0.0.1:5590/overlay  a transparent page, for a browser source of a streaming program
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mien.messages import Prediction
+from mien.messages import Prediction, Status
 from mien.stream.bridges.feed import Counts, Event
 from mien.stream.dashboard.guard import Guard
 from mien.stream.dashboard.server import Place
@@ -40,12 +40,13 @@ class Client:
 
     Args:
         query: its URL's: `session`, `rate_hz` and `fields`; without them it gets everything.
+        statuses: the newest so far, which it gets first.
 
     Raises:
         ValueError: what is wrong with the query.
     """
 
-    def __init__(self, query: Mapping[str, str], counts: Counts) -> None:
+    def __init__(self, query: Mapping[str, str], counts: Counts, statuses: Collection[Status] = ()) -> None:
         self._session = query.get("session", "")
         self._fields = tuple(filter(None, query.get("fields", "").split(",")))
         unknown = sorted(set(self._fields) - _FIELDS)
@@ -58,8 +59,10 @@ class Client:
         if not 0 <= self._rate_hz <= 1000:
             raise ValueError("rate_hz has to be between 0 and 1000")
         self._counts = counts
-        self._events: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
+        self._events: asyncio.Queue[Event] = asyncio.Queue(_QUEUE + len(statuses))
         self._due_s: dict[str, float] = {}  # by session
+        for status in statuses:
+            self.offer(status)
 
     def offer(self, event: Event) -> None:
         """Queue an event if it was asked for."""
@@ -96,6 +99,7 @@ class WebOutlet:
     def __init__(self, place: Place, origins: frozenset[str], counts: Counts) -> None:
         self._counts = counts
         self._clients: set[Client] = set()
+        self._statuses: dict[tuple[str, str], Status] = {}  # the newest, by session and worker
         self._loop = asyncio.get_running_loop()
         routes = [
             WebSocketRoute("/ws", self._socket),
@@ -113,12 +117,14 @@ class WebOutlet:
             self._loop.call_soon_threadsafe(self._offer, event)
 
     def _offer(self, event: Event) -> None:
+        if isinstance(event, Status):
+            self._statuses[event.session, event.worker] = event
         for client in self._clients:
             client.offer(event)
 
     @contextlib.contextmanager
     def _client(self, query: Mapping[str, str]) -> Iterator[Client]:
-        client = Client(query, self._counts)
+        client = Client(query, self._counts, self._statuses.values())
         if len(self._clients) >= _MAX_CLIENTS:
             raise ValueError(f"there are {_MAX_CLIENTS} clients already")
         self._clients.add(client)

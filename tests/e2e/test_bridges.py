@@ -117,9 +117,13 @@ def is_open(port: int) -> bool:
 def web_port(station: Station) -> Iterator[int]:
     """The port of a running `mien bridge ws`."""
     pytest.importorskip("starlette")
+    from websockets.sync.client import connect
+
     port = free_ports(1)
     with bridge("ws", station, "--port", str(port), "--origin", "null"):
         wait_until(lambda: is_open(port))
+        with connect(f"ws://127.0.0.1:{port}/ws") as client:
+            wait_until(lambda: json.loads(client.recv(10))["type"] == "status")
         yield port
 
 
@@ -143,6 +147,13 @@ class TestWeb:
         assert predictions[0]["top_emotion"] == "happy"
         assert predictions[0]["transcript"] == {"committed": "hello", "tentative": "there", "uncertain": ""}
 
+    def test_a_late_client_gets_the_newest_status_first(self, web_port: int) -> None:
+        from websockets.sync.client import connect
+
+        with connect(f"ws://127.0.0.1:{web_port}/ws") as late:
+            event = json.loads(late.recv(10))
+        assert (event["type"], event["worker"], event["state"]) == ("status", "inference", "running")
+
     @pytest.mark.long
     def test_filters_apply_per_client(self, web_port: int) -> None:
         from websockets.sync.client import connect
@@ -152,12 +163,14 @@ class TestWeb:
             connect(f"ws://127.0.0.1:{web_port}/ws?fields=sentiment,top_emotion&rate_hz=5", origin=origin) as few,
             connect(f"ws://127.0.0.1:{web_port}/ws", origin=origin) as all_of_them,
         ):
+            assert json.loads(few.recv(10))["type"] == "status", "what was known before comes first"
             received = json.loads(few.recv(10))
             assert received == {"type": "prediction", "sentiment": 1.25, "top_emotion": "happy"}
             began_s = time.monotonic()
             for _ in range(5):
                 few.recv(10)
             assert time.monotonic() - began_s > 0.75  # five at five a second
+            assert json.loads(all_of_them.recv(10))["type"] == "status"
             assert json.loads(all_of_them.recv(10))["model"] == "cmmsf-0/test"
 
     def test_other_sessions_are_filtered_and_invalid_filters_rejected(self, web_port: int) -> None:
@@ -216,8 +229,9 @@ class TestWeb:
         with urllib.request.urlopen(f"http://127.0.0.1:{web_port}/events?fields=seq", timeout=10) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             lines = [answer.readline().decode().strip() for _ in range(6)]
-        assert lines[0] == "event: prediction"
-        assert set(json.loads(lines[1].removeprefix("data: "))) == {"type", "seq"}
+        assert lines[0] == "event: status", "what was known before comes first"
+        assert lines[3] == "event: prediction"
+        assert set(json.loads(lines[4].removeprefix("data: "))) == {"type", "seq"}
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(f"http://127.0.0.1:{web_port}/events?rate_hz=often", timeout=10)
 
