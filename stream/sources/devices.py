@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def choosable(section: str, config: Config, used: str) -> list[Choosable]:
         address = address_of(text)
         if address is not None:
             name = address.name if isinstance(address, File | Url) else _device_name(section, text)
-            found.setdefault(text, Choosable(name, text))
+            key = os.path.realpath(address.path) if isinstance(address, File) else text
+            found.setdefault(key, Choosable(name, text))
     return list(found.values())
 
 

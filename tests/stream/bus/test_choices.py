@@ -37,6 +37,7 @@ from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.capture.choosing import Choosing
 from mien.stream.modalities.base import Faces, Modality
 from mien.stream.modalities.resting import Resting
+from mien.stream.sources.devices import choosable
 from tests.waiting import wait_until
 
 CHOICE: dict[str, Any] = {"version": 1, "session": "default", "worker": "video", "nonce": "a1", "face": "largest"}
@@ -241,6 +242,27 @@ def test_remote_choosing_needs_keys_and_permission(tmp_path: Path, port: int, co
                 assert modality.followed == []
         with Chooser(f"tcp://127.0.0.1:{port + 1}", "video", keys=tmp_path) as chooser:
             assert chooser.choose(chooser.offer(), face="largest").following == "largest"
+
+
+def test_refused_keys_say_what_to_do(tmp_path: Path, port: int) -> None:
+    served, asking = Keyring(tmp_path / "served"), Keyring(tmp_path / "asking")
+    for keyring in (served, asking):
+        keyring.create()
+    asking.add("camera", served.identity().public, host="127.0.0.1")
+    with (
+        worker(config(port, keys=str(served.folder))) as (publisher, _, _),
+        Chooser(publisher.endpoint, "video", keys=asking.folder) as chooser,
+        pytest.raises(BusError, match=r"refuses the key of this machine; .* mien keys add NAME \w+"),
+    ):
+        chooser.offer(3.0)
+
+
+def test_a_file_is_offered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "film.mp4").write_bytes(b"")
+    names = ["film.mp4", str(tmp_path / "film.mp4"), "./film.mp4"]
+    offered = choosable("video", Config(video=VideoConfig(source=names[0], choices=names)), names[0])
+    assert [each.source for each in offered if each.name == "film.mp4"] == ["film.mp4"]
 
 
 def _own_address() -> str | None:
