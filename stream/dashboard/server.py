@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from mien.stream.dashboard.control import ChoiceRequest, PeopleRequest
 from mien.stream.dashboard.recordings import Label
 from mien.stream.dashboard.session_view import SessionView, SessionViews
 from mien.stream.processes.priority import lower_priority
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ASSETS = Path(__file__).parent / "static"
 _POLL_S = 0.1
@@ -117,7 +120,7 @@ def serve(
         views.close()
 
 
-def _build(place: Place, config: DashboardConfig, views: SessionViews) -> object:
+def _build(place: Place, config: DashboardConfig, views: SessionViews) -> ASGIApp:
     from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
     from nicegui import ui
@@ -216,12 +219,12 @@ def _label(view: SessionView, label: Label | None) -> dict[str, Any]:
     return {"said": view.recordings.take_back() if label is None else view.recordings.label(label)}
 
 
-async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
+async def serve_app(app: ASGIApp, place: Place, is_stopping: Callable[[], bool], ready: Callable[[str], None]) -> None:
     """Serve an ASGI application on a bound socket until stopped; `ready` gets its address once it answers."""
     import uvicorn
 
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        ignoring_absence(app),
         log_level="error",
         access_log=False,
         server_header=False,
@@ -243,3 +246,27 @@ async def serve_app(app: object, place: Place, is_stopping: Callable[[], bool], 
             ready(place.url)
         await asyncio.wait({serving}, timeout=_POLL_S)
     await serving
+
+
+def ignoring_absence(app: ASGIApp) -> ASGIApp:
+    """The application without its errors about clients that went away before they were answered."""
+    from starlette.requests import ClientDisconnect
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_gone = False
+
+        async def receive_watched() -> Message:
+            nonlocal is_gone
+            message = await receive()
+            is_gone |= message["type"] == "http.disconnect"
+            return message
+
+        try:
+            await app(scope, receive_watched, send)
+        except ClientDisconnect:
+            pass
+        except RuntimeError as error:
+            if not is_gone or str(error) != "No response returned.":  # Starlette's middleware
+                raise
+
+    return serve
