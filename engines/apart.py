@@ -17,6 +17,7 @@ import msgspec
 
 from mien.engines.base import Network, Origin
 from mien.errors import EngineError, MienError
+from mien.interrupts import withheld_interrupts
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,17 @@ def compile_in_subprocess(
     choice: msgspec.Raw
     command = [sys.executable, "-P", "-m", "mien.engines.apart"]
     try:
-        ran = subprocess.run(command, input=request, stdout=subprocess.PIPE, check=True)
-        choice, failure = msgspec.json.decode(ran.stdout.splitlines()[-1], type=_Reply)
+        with withheld_interrupts():  # it would answer Ctrl-C with a traceback
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with process:
+            try:
+                reply, _ = process.communicate(request)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        choice, failure = msgspec.json.decode(reply.splitlines()[-1], type=_Reply)
     except (OSError, subprocess.CalledProcessError, msgspec.MsgspecError, IndexError) as error:
         log.warning("the compile process failed (%s); compiling in this process", error)
         return None

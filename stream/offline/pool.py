@@ -8,8 +8,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from mien.interrupts import withheld_interrupts
 
 Spread = Callable[
     [Sequence[Any], Any], Iterator[tuple[Any, Any]]
@@ -19,13 +22,23 @@ _maker: Any = None  # of this process
 
 
 def worker_pool(count: int | None, initialise: Callable[..., object] | None = None, *args: Any) -> ProcessPoolExecutor:
-    """A pool of spawned processes.
+    """A pool of spawned processes. Ctrl-C, which reaches all processes of a terminal, is left to this one.
 
     Args:
         count: number of processes; None for one per core.
         initialise: called first in each process, with `args`.
     """
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (initialise, args))
+    return ProcessPoolExecutor(count, _Context(), _begin, (initialise, args))
+
+
+class _Process(SpawnProcess):
+    def start(self) -> None:
+        with withheld_interrupts():
+            super().start()
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 def spread_here(jobs: int, items: Sequence[Any], maker: Any) -> Iterator[tuple[Any, Any]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from mien.engines import apart
@@ -20,6 +24,7 @@ from mien.engines.predictor import Predictor
 from mien.engines.selection import choose_engine, compile_together, open_engine
 from mien.errors import EngineError
 from mien.models.checkpoint import Checkpoint
+from tests.waiting import wait_until
 
 
 def test_a_first_run_loads_no_torch(checkpoint: Checkpoint, cache: Path) -> None:
@@ -37,6 +42,30 @@ def test_a_first_run_loads_no_torch(checkpoint: Checkpoint, cache: Path) -> None
     if not id.endswith("torch-fp32"):
         assert loaded == "False"
         assert {"cmmsf", "cmmsf-fusion"} <= {entry["network"] for entry in Cache(cache).entries()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_ends_a_first_run_without_a_traceback(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mien", "compile", "--engine", "onnx", "--checkpoint", str(checkpoint.path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)})  # fmt: skip
+    found: list[psutil.Process] = []
+
+    def is_compiling() -> bool:
+        with suppress(psutil.NoSuchProcess):  # there are others, which end at once
+            children = psutil.Process(process.pid).children()
+            found.extend(child for child in children if "mien.engines.apart" in child.cmdline())
+        return bool(found)
+
+    wait_until(is_compiling)
+    child = found[0]
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines())
+    assert int(status["SigBlk"], 16) & 1 << (signal.SIGINT - 1), "it would answer with a traceback"
+    os.killpg(process.pid, signal.SIGINT)
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_another_process_builds_the_same_network(checkpoint: Checkpoint) -> None:

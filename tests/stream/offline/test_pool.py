@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+import pytest
+
+from mien.stream.offline.pool import worker_pool
 
 _MAIN = """
 import os, sys, time
@@ -35,3 +40,15 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     main.stdout.close()
     _, alive = psutil.wait_procs(found, timeout=10)
     assert not alive
+
+
+def _interrupt_itself() -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return os.getpid()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a console's Ctrl-C is something else on Windows")
+def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+    with worker_pool(1) as pool:
+        assert len({pool.submit(_interrupt_itself).result(60) for _ in range(3)}) == 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
