@@ -57,7 +57,11 @@ def _request(path: str, *messages: str) -> None:
         pass
 
     scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET", "path": path, "headers": []}
-    asyncio.run(app({**scope, "query_string": b"", "root_path": ""}, receive, send))
+
+    async def serve() -> None:
+        await app({**scope, "query_string": b"", "root_path": ""}, receive, send)
+
+    asyncio.run(serve())
 
 
 @pytest.mark.parametrize("path", ["/slow", "/body"])
