@@ -66,7 +66,8 @@ class BusConfig(Section, frozen=True):
     def address(self, worker: str = "inference") -> str:
         """The endpoint of a worker for clients: as in `workers`, else on this machine."""
         configured: str = getattr(self.workers, worker, "")
-        here = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = self.host.strip("[]")
+        here = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
         return configured or f"tcp://{self._bracketed(here)}:{self._port(worker)}"
 
     def _port(self, worker: str) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from mien.cli._checks import check_ports
 from mien.config import BusConfig, Config, load_config
 from mien.errors import ConfigError
 
@@ -98,3 +100,29 @@ def test_the_default_file_shows_every_key_with_its_default() -> None:
     bare = "\n".join(re.sub(r"^#(?=\w+ = |\[)", "", line) for line in lines)
     assert msgspec.toml.decode(bare) == msgspec.to_builtins(Config())
     assert load_config(CONFIGS / "default.toml") == Config()
+
+
+@pytest.mark.parametrize(
+    ("host", "endpoint", "address"),
+    [
+        ("::1", "tcp://[::1]:5560", "tcp://[::1]:5560"),
+        ("[::1]", "tcp://[::1]:5560", "tcp://[::1]:5560"),
+        ("::", "tcp://[::]:5560", "tcp://[::1]:5560"),
+        ("[::]", "tcp://[::]:5560", "tcp://[::1]:5560"),
+        ("*", "tcp://*:5560", "tcp://127.0.0.1:5560"),
+    ],
+)
+def test_a_host_may_be_of_ipv6_with_or_without_brackets(host: str, endpoint: str, address: str) -> None:
+    bus = BusConfig(host=host)
+    assert (bus.endpoint(), bus.address()) == (endpoint, address)
+
+
+@pytest.mark.parametrize("host", ["*", "[::1]"])
+def test_doctor_finds_free_ports_on_every_host(host: str, port: int) -> None:
+    if ":" in host:
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+    [row] = check_ports(load_config(overrides={"bus.host": host, "bus.port": port}))
+    assert row.verdict == "ok"

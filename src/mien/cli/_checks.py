@@ -243,13 +243,14 @@ def check_checkpoint(config: Config) -> Iterator[Row]:
 def check_ports(config: Config) -> Iterator[Row]:
     """The four ports of a session."""
     used = []
+    host = config.bus.host.strip("[]").replace("*", "0.0.0.0")
     for port in range(config.bus.port, config.bus.port + 4):
-        with socket.socket(socket.AF_INET6 if ":" in config.bus.host else socket.AF_INET) as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             if os.name != "nt":
                 # As ZeroMQ binds: a port closed a moment ago is free.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((config.bus.host, port))
+                probe.bind((host, port))
             except OSError:
                 used.append(port)
     span = f"{config.bus.port} to {config.bus.port + 3} on {config.bus.host}"
