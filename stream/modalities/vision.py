@@ -47,6 +47,7 @@ _FINEST = 64  # maximum samples per pixel and side: a face of 3000 pixels
 # Positions of these pairs' midpoints in the crop, in pixels: their medians over FER2013's training faces, whose framing
 # is thereby kept.
 _TEMPLATE = (14.7 + 18.3j, 32.3 + 18.3j, 23.5 + 36.3j)
+_MARGIN = 4  # pixels around the crop: cubic interpolation reads up to two, coordinates are rounded
 _NEAR_CM = 10.0  # minimum distance of a face from the camera; keeps the pose finite
 _SCALE_CM = 50.0  # distance at which the scale is 1
 
@@ -249,7 +250,8 @@ def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
     factor, shift = factor * finer, shift * finer + (finer - 1) / 2 * (1 + 1j)
     side = CROP_SIZE * finer
     forward = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
-    fine = cv2.warpAffine(_grey(image), forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    grey = _grey(image, [(each - shift) / factor for each in (0, side, side * 1j, side * (1 + 1j))] if factor else ())
+    fine = cv2.warpAffine(grey, forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(fine, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
@@ -279,8 +281,24 @@ def mesh_edges() -> npt.NDArray[np.uint16]:
     return EDGES
 
 
-def _grey(image: UInt8) -> UInt8:
-    return image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
+def _grey(image: UInt8, corners: Sequence[complex] = ()) -> UInt8:
+    """A picture in grey; with corners, only what cubic interpolation between them reads, the rest is undefined."""
+    if image.ndim == 2:
+        return image
+    if not corners:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
+    height, width = image.shape[:2]
+    # Beyond the edge, the outermost pixels are repeated.
+    left, right = _span([each.real for each in corners], width)
+    top, bottom = _span([each.imag for each in corners], height)
+    grey = np.empty((height, width), np.uint8)
+    grey[top:bottom, left:right] = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_BGR2GRAY)
+    return grey
+
+
+def _span(ends: Sequence[float], size: int) -> tuple[int, int]:
+    """Indices from the smallest to beyond the largest coordinate, with a margin, and at least one of `size`."""
+    return int(min(max(min(ends) - _MARGIN, 0), size - 1)), int(min(max(max(ends) + _MARGIN, 0), size - 1)) + 1
 
 
 def _similarity(source: Sequence[complex]) -> tuple[complex, complex]:

@@ -38,7 +38,7 @@ def upright_bgr(decoded: Decoded) -> UInt8:
     the lower resolution: nothing is lost.
     """
     frame, pixel = decoded
-    image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    image = np.asarray(frame.to_ndarray(format="bgr24", threads=1), np.uint8)
     if pixel != 1:
         height, width = image.shape[:2]
         size = (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))

@@ -121,9 +121,16 @@ def test_the_crop_does_not_depend_on_where_a_face_is(angle: float, scale: float)
     assert np.abs(still.astype(int) - turned).mean() < 4
 
 
-def test_grey_and_colour_give_one_crop() -> None:
-    grey = shapes()
-    assert np.array_equal(aligned_crop(grey, FACE), aligned_crop(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), FACE))
+@pytest.mark.parametrize("scale", [0.01, 0.3, 1.0, 2.0, 4.0])
+def test_grey_and_colour_give_one_crop(scale: float) -> None:
+    # Each face in another picture, also at and beyond the edges: only the part around it is converted.
+    noise = np.random.default_rng(2)
+    for x, y in [(0, 0), (100, 90), (199, 150), (-400, 60), (90, 700)]:
+        for turn in (1, 1j, np.exp(0.7j), np.exp(-2.5j)):
+            grey = noise.integers(0, 255, (150, 200), np.uint8)
+            points = scale * turn * ((FACE - 100) @ np.array([1, 1j])) + complex(x, y)
+            face = np.stack([points.real, points.imag], 1).astype(np.float32)
+            assert np.array_equal(aligned_crop(grey, face), aligned_crop(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), face))
 
 
 def test_without_landmarks_the_whole_picture_is_the_face() -> None:
