@@ -44,6 +44,9 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONUNBUFFERED": "1",
 }
+# Memory in huge pages, where Linux gives them on request: a frame takes fewer address translations, which cost a
+# fiftieth of its time in a virtual machine. Not for all workers: text would take a third more memory.
+_HUGE_PAGES = {"video": "glibc.malloc.hugetlb=1"}
 
 
 # This same program. -P: files in the working folder must not shadow modules.
@@ -116,7 +119,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **_ENVIRONMENT},
+                env=environment_of(worker),
                 text=True,
                 encoding="utf-8",
                 # Ctrl-C is ours to handle; see run_supervised for systems where it still reaches the process.
@@ -199,6 +202,16 @@ class Child:
                 continue
             self._events.put(Event(self.worker, pid, str(facts.pop("state", "")), facts))
         self._events.put(Event(self.worker, pid, "exited", {"code": self.process.wait()}))
+
+
+def environment_of(worker: str) -> dict[str, str]:
+    """The environment variables of a worker's process."""
+    environment = {**os.environ, **_ENVIRONMENT}
+    if worker in _HUGE_PAGES:
+        # The user's own settings come last, which count.
+        settings = _HUGE_PAGES[worker], environment.get("GLIBC_TUNABLES")
+        environment["GLIBC_TUNABLES"] = ":".join(filter(None, settings))
+    return environment
 
 
 def wait_or_kill(process: subprocess.Popen[Any], timeout_s: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mien.errors import MienError
-from mien.stream.processes.child import open_log
+from mien.stream.processes.child import environment_of, open_log
 from mien.stream.processes.priority import set_background
 
 
@@ -99,3 +99,13 @@ def test_foreign_log_is_replaced_or_reported() -> None:
         finally:
             os.seteuid(0)
         assert log.stat().st_uid == 65534
+
+
+def test_huge_pages_are_for_the_video_worker_and_leave_the_user_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert environment_of("video")["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "GLIBC_TUNABLES" not in environment_of("text")
+    mine = "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=0"
+    monkeypatch.setenv("GLIBC_TUNABLES", mine)
+    assert environment_of("video")["GLIBC_TUNABLES"] == f"glibc.malloc.hugetlb=1:{mine}"
+    assert environment_of("text")["GLIBC_TUNABLES"] == mine
