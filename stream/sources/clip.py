@@ -210,6 +210,8 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
         stamps: list[Stamp] = []
         if size <= _TRACED_BYTES or header_s is None:
             stamps = list(_stamps(container, [*videos, *audios], begin_ns))
+            if not stamps and header_s:
+                raise SourceError(f"clip {printable(str(path))} holds no picture or sound; it may be cut off")
         counts = Counter(stamp.stream for stamp in stamps)
         # A video of one still picture is taken for a cover without the flag, if there is another track.
         moving = [s for s in videos if counts[s.index] > 1] or videos

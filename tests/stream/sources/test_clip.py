@@ -80,6 +80,10 @@ def test_a_file_that_is_cut_off_is_named_with_the_length_it_has(tmp_path: Path) 
     (note,) = open_clip(cut).notes
     assert note == f"cut.mkv is cut off: it holds {len(read_sound(cut)) / SAMPLE_RATE:.1f} s of 4.0 s"
     assert open_clip(whole).notes == ()
+    content = whole.read_bytes()
+    cut.write_bytes(content[: content.index(b"\x1f\x43\xb6\x75") + 40])  # the first cluster has just begun
+    with pytest.raises(SourceError, match=r"cut\.mkv holds no picture or sound; it may be cut off"):
+        open_clip(cut)
 
 
 def test_all_silent_tracks_are_no_error(tmp_path: Path) -> None:
