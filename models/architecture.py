@@ -22,7 +22,8 @@ Natural = Annotated[int, Meta(ge=0)]
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no BiLSTM": {"bilstm": False}, "no Conv1d": {"conv": False}, "no cascade": {"cascade": False},
     "no mask": {"mask": False}, "no gate": {"gate": False, "reliability": False},
-    "no reliability": {"reliability": False}, "complement from pairs": {"complement": "pairs"},
+    "no reliability": {"reliability": False}, "no product": {"product": False},
+    "complement from pairs": {"complement": "pairs"},
 }  # fmt: skip
 
 
@@ -73,6 +74,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reliability: estimate the probability that each modality alone is right; it scales the modality's gating
             vector and what it adds to others.
         sharpness: exponent of that probability where it scales a gating vector.
+        product: decide between modalities by the product of the answers to each alone (`mien.models.decision`),
+            weighted by their reliability; no effect without.
         dropout: in encoders, cascade and fusion, while training.
     """
 
@@ -88,6 +91,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     complement: Literal["pairs", "mean"] = "pairs"
     reliability: bool = False
     sharpness: Annotated[float, Meta(ge=0, le=8)] = 2.0
+    product: bool = False
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.2
 
     def __post_init__(self) -> None:

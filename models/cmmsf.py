@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.fusion import BiLSTM, Encoding, Fused, Fusion, TimeConv, pool_to_slots
+from mien.models.fusion import Encoding, Fused, Fusion
+from mien.models.layers import BiLSTM, TimeConv, pool_to_slots
 from mien.models.voice_reader import VoiceReader
 
 MAX_DEVIATIONS = 10.0  # bound of normalised features: beyond it they are sensor faults

@@ -6,6 +6,7 @@ hidden (B, S, d), observed (B, S)  per modality
     --LayerMixing-->      one semantic sequence per modality                      learned weights over depths
     --MaskGatedFusion-->  z (B, d) and each modality's share                      availability x reliability x gate
     --heads-->            sentiment, emotions, log-variance
+    --Decision-->         emotions from the answers to each modality alone        Bayes' rule
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from mien.messages import EMOTIONS, SENTIMENT_MAX
 from mien.models.architecture import ModelConfig
+from mien.models.decision import Decision
+from mien.models.layers import BiLSTM, MaskedAttentionPool, TimeConv, sum_of
 
 Tensors = Mapping[str, Tensor]  # by modality
 
@@ -47,79 +50,31 @@ class Judgement(NamedTuple):
 class Fused(NamedTuple):
     """Outputs of the heads before calibration, for training.
 
-    `sentiment` (B,) in -3 ... 3; `logits` (B, 7); `log_variance` (B,) of the sentiment; `shares` (B, M), summing to
-    1, or to 0 where nothing was observed; `judgement` of the modalities, None in a model without reliability.
+    `sentiment` (B,) in -3 ... 3; `logits` (B, 7) of the head; `log_variance` (B,) of the sentiment; `shares` (B, M),
+    summing to 1, or to 0 where nothing was observed; `decision` (B, 7), the logits of the answer: those of the head
+    unless the model has a `Decision`; `answers` (B, M, 7), the head's logits for each modality alone, None without;
+    `judgement` of the modalities, None in a model without reliability.
     """
 
     sentiment: Tensor
     logits: Tensor
     log_variance: Tensor
     shares: Tensor
+    decision: Tensor
+    answers: Tensor | None = None
     judgement: Judgement | None = None
 
     def in_float32(self) -> Fused:
         """The same, cast to float32."""
         judgement = None if self.judgement is None else Judgement(*(output.float() for output in self.judgement))
-        return Fused(
-            self.sentiment.float(), self.logits.float(), self.log_variance.float(), self.shares.float(), judgement
-        )
+        answers = None if self.answers is None else self.answers.float()
+        sentiment, logits, log_variance, shares, decision = (output.float() for output in self[:5])
+        return Fused(sentiment, logits, log_variance, shares, decision, answers, judgement)
 
     @property
     def evidence(self) -> Tensor:
         """Exponents of the temperatures (see the function `evidence`)."""
         return evidence(self.shares, self.judgement)
-
-
-def pool_to_slots(x: Tensor, mask: Tensor, slots: int, *, fixed: bool = False) -> tuple[Tensor, Tensor]:
-    """Masked average of (B, T, d) over the steps of each of `slots` slots; a step across a border counts for both.
-
-    Args:
-        fixed: whether T is a constant of an exported graph, and with it what each step counts for.
-
-    Returns the averages (B, slots, d), zero where nothing was observed, and the observed share of each slot.
-    """
-    share = slot_shares(int(x.shape[1]) if fixed else x.shape[1], slots, x.device).to(x)
-    total, seen = share @ (x * mask[..., None]), mask @ share.T
-    return total / seen.clamp(min=1e-6)[..., None], seen
-
-
-def slot_shares(steps: int, slots: int, device: torch.device) -> Tensor:
-    """(slots, steps): which part of a slot each step fills. Rows sum to 1."""
-    # Integer arithmetic: a rounding error would make an unobserved slot look observed. Created on the device: a CUDA
-    # graph cannot contain copies from elsewhere.
-    step = torch.arange(steps, device=device) * slots
-    slot = torch.arange(slots, device=device)[:, None] * steps
-    overlap = torch.minimum(slot + steps, step + slots) - torch.maximum(slot, step)
-    return overlap.clamp(min=0) / steps
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    """Sum in order: as over a stack of them, but with fewer operators."""
-    return reduce(torch.add, terms)
-
-
-class BiLSTM(nn.Module):
-    """A bidirectional LSTM over (B, T, D) that returns (B, T, 2 x hidden)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(dim, hidden, batch_first=True, bidirectional=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.lstm(x)[0]
-        return output
-
-
-class TimeConv(nn.Module):
-    """A Conv1d along time over (B, T, D), the length kept."""
-
-    def __init__(self, dim: int, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(dim, channels, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
-        return output
 
 
 class Complement(nn.Module):
@@ -169,11 +124,11 @@ class CrossModalStage(nn.Module):
             if not others:
                 complemented[m] = own
                 continue
-            count = _sum([available[n] for n in others])[:, None, None]
+            count = sum_of([available[n] for n in others])[:, None, None]
             if self.of_mean:
                 seen = {n: (observed[n] > 0).to(own.dtype)[..., None] for n in others}
-                mean = _sum([hidden[n] * seen[n] * weight[n][:, None, None] for n in others])
-                added = self.others[m](own, mean / _sum(list(seen.values())).clamp(min=1.0))
+                mean = sum_of([hidden[n] * seen[n] * weight[n][:, None, None] for n in others])
+                added = self.others[m](own, mean / sum_of(list(seen.values())).clamp(min=1.0))
             else:
                 # An unobserved n adds exactly nothing, and does not count in the mean.
                 added = torch.stack(
@@ -192,23 +147,7 @@ class LayerMixing(nn.Module):
 
     def forward(self, depths: list[Tensor]) -> Tensor:
         weights = torch.softmax(self.weights, 0)
-        return _sum([weight * h for weight, h in zip(weights.unbind(0), depths, strict=True)])
-
-
-class MaskedAttentionPool(nn.Module):
-    """(B, S, d) and observed (B, S) -> (B, d): an average over the observed slots, weighted by attention."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, dim)
-        self.score = nn.Linear(dim, 1, bias=False)  # softmax ignores a bias
-
-    def forward(self, x: Tensor, observed: Tensor) -> Tensor:
-        seen = (observed > 0).to(x.dtype)
-        scores = self.score(torch.tanh(self.project(x)))[..., 0]
-        # Attention over unobserved slots is exactly 0: exp underflows, and the product makes an empty window 0.
-        weights = torch.softmax(scores - (1.0 - seen) * 1e4, 1) * seen
-        return (weights[..., None] * x).sum(1)
+        return sum_of([weight * h for weight, h in zip(weights.unbind(0), depths, strict=True)])
 
 
 class Reliability(nn.Module):
@@ -249,7 +188,7 @@ class Reliability(nn.Module):
             others = [n for n in hidden if n != m]
             consensus, company = torch.zeros_like(likely[m]), torch.zeros_like(available[m])
             if others:
-                consensus = _sum([trust[n][:, None] * likely[n] for n in others])
+                consensus = sum_of([trust[n][:, None] * likely[n] for n in others])
                 company = reduce(torch.maximum, [available[n] for n in others])
             consensus = consensus / consensus.sum(-1, keepdim=True).clamp(min=1e-6)
             agreement = (consensus * likely[m]).sum(-1, keepdim=True)
@@ -268,6 +207,8 @@ class Reliability(nn.Module):
 class MaskGatedFusion(nn.Module):
     """MGF: a hard availability mask times a soft gating vector for each modality, scaled by its reliability."""
 
+    seen: Tensor
+
     def __init__(self, names: Sequence[str], config: ModelConfig) -> None:
         super().__init__()
         d, count = config.dim, len(names)
@@ -277,22 +218,43 @@ class MaskGatedFusion(nn.Module):
         self.values = nn.ModuleDict({m: nn.Linear(d, d) for m in names})
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(d)
+        # What the gate of each modality may see: everything, and only what belongs to itself.
+        owner = torch.cat([torch.arange(count).repeat_interleave(d), torch.arange(count).repeat(2)])
+        own = torch.stack([(owner == k).float() for k in range(count)])
+        self.register_buffer("seen", torch.stack([torch.ones_like(own), own], 1), persistent=False)
 
     def forward(
-        self, semantic: Tensors, observed: Tensors, available: Tensors, scale: Tensors
-    ) -> tuple[Tensor, Tensor]:
-        """Returns z (B, d) and shares (B, M) in the order of `semantic`. `scale` (B,): of each gating vector."""
-        pooled = {m: self.dropout(self.pools[m](h, observed[m])) for m, h in semantic.items()}
-        coverage = [observed[m].mean(1) for m in semantic]
-        evidence = torch.cat([*pooled.values(), torch.stack([*available.values(), *coverage], -1)], -1)
-        gated, weights = [], []
-        for m, p in pooled.items():
-            gate = torch.sigmoid(self.gates[m](evidence)) if self.use_gate else torch.ones_like(p)
-            gate = gate * scale[m][:, None]
-            gated.append(gate * torch.tanh(self.values[m](p)))
-            weights.append(gate.mean(-1))
-        weight = torch.stack(weights, -1)
-        return self.norm(_sum(gated)), weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+        self, semantic: Tensors, observed: Tensors, available: Tensors, scale: Tensor, alone: Tensors | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fuse them.
+
+        Args:
+            semantic: (B, S, d). scale: (B, M), of each gating vector.
+            alone: (B, S, d), of each modality without what the others add to it.
+
+        Returns:
+            Of all modalities z (B, d) and shares (B, M), in the order of `semantic`; and of each modality in `alone` as
+            if it were the only one, z (B, M, d).
+        """
+        # One batch of two, and one operator for all modalities: small ones cost what calling them costs.
+        both = {m: torch.stack([h] if alone is None else [h, alone[m]], 1) for m, h in semantic.items()}
+        ways = 1 if alone is None else 2
+        pooled = {m: self.dropout(self.pools[m](h, observed[m][:, None])) for m, h in both.items()}
+        flags = torch.stack([*available.values(), *(observed[m].mean(1) for m in semantic)], -1)
+        evidence = torch.cat([*pooled.values(), torch.stack([flags] * ways, 1)], -1)
+        values = torch.tanh(torch.stack([self.values[m](p) for m, p in pooled.items()], 1))
+        if self.use_gate:
+            seen = [self.gates[m](evidence * self.seen[k, :ways]) for k, m in enumerate(pooled)]
+            gates = torch.sigmoid(torch.stack(seen, 1))
+        else:
+            gates = torch.ones_like(values)
+        scales = torch.stack([scale, torch.ones_like(scale)][:ways], -1)
+        gates = gates * scales[..., None]
+        gated = gates * values
+        weight = gates[:, :, 0].mean(-1)
+        together = gated[:, :, 0].sum(1, keepdim=True)
+        z = self.norm(together if alone is None else torch.cat([together, gated[:, :, 1]], 1))
+        return z[:, 0], weight / weight.sum(-1, keepdim=True).clamp(min=1e-9), z[:, 1:]
 
 
 class Fusion(nn.Module):
@@ -319,6 +281,7 @@ class Fusion(nn.Module):
         self.mgf = MaskGatedFusion(names, config)
         self.sentiment = nn.Linear(config.dim, 1)
         self.emotions = nn.Linear(config.dim, len(EMOTIONS))
+        self.decision = Decision(names) if config.product and config.reliability else None
         self.log_variance = nn.Linear(config.dim, 1)
         self.register_buffer("temperature", torch.ones(len(self.names) + (3 if config.reliability else 1)))
 
@@ -333,30 +296,38 @@ class Fusion(nn.Module):
         hidden = {m: encodings[m].hidden for m in self.names}
         observed = {m: encodings[m].observed for m in self.names}
         available = {m: (seen.amax(1) > 0).to(seen.dtype) for m, seen in observed.items()}
-        judgement, weight, scale = None, available, available
+        judgement, weight, present = None, available, torch.stack([*available.values()], -1)
+        scale = present
         if self.reliability is not None:
             judgement = self.reliability(hidden, observed, available)
             weight = dict(zip(self.names, judgement.reliability.unbind(-1), strict=True))
-            scale = dict(zip(self.names, self._scale(judgement, available).unbind(-1), strict=True))
+            scale = self._scale(judgement, present)
         depths = [hidden]
         for stage in self.stages:
-            present = {m: h for m, h in depths[-1].items() if complement is None or m in complement}
-            depths.append({**depths[-1], **stage(present, observed, available, weight)})
+            occurring = {m: h for m, h in depths[-1].items() if complement is None or m in complement}
+            depths.append({**depths[-1], **stage(occurring, observed, available, weight)})
         semantic = {m: self.mixing[m]([depth[m] for depth in depths]) for m in self.names}
-        z, shares = self.mgf(semantic, observed, available, scale)
+        z, shares, single = self.mgf(
+            semantic, observed, available, scale, hidden if self.decision is not None else None
+        )
         sentiment = SENTIMENT_MAX * torch.tanh(self.sentiment(z)[:, 0] / SENTIMENT_MAX)
-        return Fused(sentiment, self.emotions(z), self.log_variance(z)[:, 0], shares, judgement)
+        logits, answers = self.emotions(z), None
+        decision = logits
+        if self.decision is not None and judgement is not None:
+            answers = self.emotions(single)
+            together = self.decision(answers, judgement.own, present)
+            decision = torch.where(present.sum(1, keepdim=True) > 1, together, logits)
+        return Fused(sentiment, logits, self.log_variance(z)[:, 0], shares, decision, answers, judgement)
 
-    def _scale(self, judgement: Judgement, available: Tensors) -> Tensor:
+    def _scale(self, judgement: Judgement, present: Tensor) -> Tensor:
         """Reliability to the power of `sharpness`, relative to the most reliable modality: (B, M).
 
         Only ratios count; a single modality has 1.
         """
-        there = torch.stack([*available.values()], -1)
         # The logarithm of a sigmoid, in operators that every engine supports.
         logarithm = judgement.logit.clamp(max=0.0) - torch.log(1.0 + torch.exp(-judgement.logit.abs()))
-        power = self.sharpness * logarithm - (1.0 - there) * 1e4
-        return torch.exp(power - power.amax(-1, keepdim=True)) * there
+        power = self.sharpness * logarithm - (1.0 - present) * 1e4
+        return torch.exp(power - power.amax(-1, keepdim=True)) * present
 
     def calibrated(self, fused: Fused) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sentiment (B,), emotion probabilities (B, 7), confidence (B,), shares (B, M).
@@ -366,7 +337,7 @@ class Fusion(nn.Module):
         """
         something = (fused.shares.sum(-1) > 0).to(fused.shares.dtype)
         temperature = torch.exp(fused.evidence @ torch.log(self.temperature))
-        emotions = torch.softmax(fused.logits / temperature[:, None] * something[:, None], -1)
+        emotions = torch.softmax(fused.decision / temperature[:, None] * something[:, None], -1)
         return fused.sentiment * something, emotions, emotions.amax(-1) * something, fused.shares
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

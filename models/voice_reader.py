@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mien.messages import ModalitySpec
 from mien.models.architecture import ModelConfig
-from mien.models.fusion import Encoding, pool_to_slots
+from mien.models.fusion import Encoding
+from mien.models.layers import pool_to_slots
 from mien.models.voice.columns import GIVEN, HIGHER, LOUDER, STATE, WEIGHT
 
 MAX_DEVIATIONS = 10.0

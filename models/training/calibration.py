@@ -1,4 +1,4 @@
-"""Calibration on held-out data: the reliability of each modality, and then temperatures."""
+"""Calibration on held-out data: the reliability of each modality, the decision between them, and temperatures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import plain_batches
 from mien.models.data.datasets import Dataset, Sample
 from mien.models.data.pairing import Pairing, paired_set, single
+from mien.models.training.decision import fit_decision
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.reliability import HeldOut, add_bias, correct_bias, fit_reliability, halves
 
@@ -75,7 +76,7 @@ def fit_temperatures(logits: Tensor, index: Tensor, targets: Tensor, weights: Te
 def calibrate(
     network: CMMSF, dataset: Dataset, settings: FusionTraining, outside: Mapping[str, float] | None = None
 ) -> tuple[float, ...]:
-    """Fit reliability and then temperatures on the "valid" split, and set them.
+    """Fit reliability, the decision and then temperatures on the "valid" split, and set them.
 
     Both are tried on people, sentences and faces that the reliability was not fitted on: it is fitted on either half,
     and what the other half shows sets the bias of reliability in company, and the temperatures; then it is fitted on
@@ -99,9 +100,11 @@ def calibrate(
             fitted = copy.deepcopy(network)
             fit_reliability(fitted, held_out, part, settings)
             biases.append(correct_bias(fitted, held_out, others, settings))
+            fit_decision(fitted, held_out, part, settings)
             shown.append(_evidence(fitted, dataset, others, settings))
         fit_reliability(network, held_out, valid, settings)
         add_bias(network, torch.stack(biases).mean(0))
+        fit_decision(network, held_out, valid, settings)
     else:
         shown.append(_evidence(network, dataset, valid, settings))
     logits, index, targets, weights = (torch.cat(column) for column in zip(*shown, strict=True))
@@ -144,7 +147,7 @@ def _evidence(
     for groups in sets:
         for batch in plain_batches(dataset.specs, groups):
             fused = network.raw(batch.features, batch.mask)
-            weights = torch.full((len(fused.logits),), 1.0 / len(groups))
-            rows.append((fused.logits, fused.evidence, batch.emotions, weights))
+            weights = torch.full((len(fused.decision),), 1.0 / len(groups))
+            rows.append((fused.decision, fused.evidence, batch.emotions, weights))
     logits, index, targets, weights = (torch.cat(column) for column in zip(*rows, strict=True))
     return logits, index, targets, weights

@@ -96,15 +96,20 @@ class EncodedItems:
             if (ours := [s for s in samples if name in s.tracks])
         }
 
-    def batch(self, groups: Sequence[Group], random: np.random.Generator) -> Batch:
-        """A training batch over the groups' modalities, some of them dropped, some replaced by noise."""
+    def batch(self, groups: Sequence[Group], random: np.random.Generator, noise: float | None = None) -> Batch:
+        """A training batch over the groups' modalities, some of them dropped, some replaced by noise.
+
+        Args:
+            noise: share of members that are; default: the perturber's.
+        """
+        noise = self._perturber.settings.noise if noise is None else noise
         at = {name: np.full(len(groups), -1) for name in self.modalities if any(name in g.members for g in groups)}
         own = {name: own_emotions(name, groups) for name in at}
         for row, group in enumerate(groups):
             kept = self._perturber.kept(group, random)
             for name in kept:
                 at[name][row] = self.modalities[name].position(group.members[name], random)
-                if len(kept) > 1 and random.random() < self._perturber.settings.noise:
+                if len(kept) > 1 and random.random() < noise:
                     at[name][row] = self.modalities[name].noise(random)
                     own[name][row] = 0.0
         encodings: dict[str, Encoding] = {}

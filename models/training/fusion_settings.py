@@ -11,25 +11,33 @@ from mien.models.training.loop import Descent
 OWN = "own"  # batches of items that were recorded with several modalities
 
 
-class ReliabilityFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HeldOutGroups(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How groups of held-out items are drawn.
+
+    Attributes:
+        damaged, damaged_wrong, conflict, odd, pair_emotions: as in `FusionTraining`.
+        noise: share of members that are replaced by noise.
+    """
+
+    damaged: float = 0.2
+    damaged_wrong: float = 0.3
+    conflict: float = 0.2
+    odd: dict[str, float] = msgspec.field(default_factory=dict)
+    pair_emotions: dict[str, float] = msgspec.field(default_factory=dict)
+    noise: float = 0.1
+
+
+class ReliabilityFit(HeldOutGroups, frozen=True):
     """How the reliability of modalities is fitted on the "valid" split.
 
     Attributes:
         steps: on 128 groups each, for the layers that judge a modality by itself, and as many for those that judge it
             in company; 0 keeps what training learned.
-        damaged, damaged_wrong, conflict, odd, pair_emotions: as in `FusionTraining`, in these steps.
-        noise: share of members that are replaced by noise.
-        right, decision: loss weights in company of whether each modality alone is right, and of the joint decision.
+        right, decision: loss weights in company of whether each modality alone is right, and of the head's emotions.
         ranking: by modality, loss weight of how badly its share ranks by whether it alone is right.
     """
 
     steps: Natural = 300
-    damaged: float = 0.3
-    damaged_wrong: float = 0.5
-    conflict: float = 0.2
-    odd: dict[str, float] = msgspec.field(default_factory=dict)
-    pair_emotions: dict[str, float] = msgspec.field(default_factory=dict)
-    noise: float = 0.1
     right: float = 1.0
     decision: float = 1.0
     ranking: dict[str, float] = msgspec.field(default_factory=dict)
@@ -58,6 +66,7 @@ class FusionTraining(Descent, frozen=True):
             encodes every window anew. With views the encoders keep the weights of their readers; a modality without a
             reader gets one, trained for `reader_steps`.
         reliability: how the last layers of reliability are then fitted on the "valid" split.
+        decision: the groups that the decision between modalities is fitted on, in a model with `product`.
         trained_rate: learning rate of pretrained parameters, as a fraction of `learning_rate`.
         keep_weight: loss weight of the distillation from the frozen unimodal readers.
         ema: decay of the averaged weights, which are validated and kept.
@@ -94,6 +103,7 @@ class FusionTraining(Descent, frozen=True):
     views: Natural = 0
     reader_steps: Count = 400
     reliability: ReliabilityFit = ReliabilityFit()
+    decision: HeldOutGroups = HeldOutGroups()
     emotion_weight: float = 1.0
     sentiment_weight: float = 1.0
     coarse_weight: float = 0.25

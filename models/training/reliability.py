@@ -19,7 +19,7 @@ from mien.models.data.batches import Batch, Perturber
 from mien.models.data.datasets import Dataset, Sample, Statistics
 from mien.models.data.pairing import Pairing
 from mien.models.training.encodings import EncodedItems
-from mien.models.training.fusion_settings import FusionTraining
+from mien.models.training.fusion_settings import FusionTraining, HeldOutGroups
 
 MOST = 2000  # items of each modality
 BATCH = 128
@@ -38,14 +38,14 @@ class HeldOut:
     """
 
     def __init__(self, network: CMMSF, dataset: Dataset, settings: FusionTraining) -> None:
-        self._settings, self._fit, self._names = settings, settings.reliability, list(dataset.specs)
+        self._settings, self._names = settings, list(dataset.specs)
         valid = [s for s in dataset.split("valid") if s.emotion is not None and (s.labels.damage or not s.labels.copy)]
         random = np.random.default_rng((settings.seed, 77))
         shuffled = [valid[k] for k in random.permutation(len(valid))]
         self.items = [s for n in self._names for s in [s for s in shuffled if list(s.tracks) == [n]][:MOST]]
         self.items += [s for s in valid if len(s.tracks) > 1][:MOST]
         statistics = {name: Statistics(0, *network.normalisation(name)) for name in self._names}
-        perturbation = msgspec.structs.replace(settings.perturbation, drop=0.0, noise=self._fit.noise)
+        perturbation = msgspec.structs.replace(settings.perturbation, drop=0.0)
         network.eval()
         self._encoded = EncodedItems(network, self.items, Perturber(dataset.specs, statistics, perturbation), 1, random)
         self._left = surviving(self._encoded, self.items)
@@ -64,7 +64,9 @@ class HeldOut:
             if pairing.emotions(chosen)
         ]
 
-    def draw(self, pairing: Pairing, kind: Sequence[str], random: np.random.Generator) -> tuple[Batch, Merits]:
+    def draw(
+        self, pairing: Pairing, kind: Sequence[str], random: np.random.Generator, mix: HeldOutGroups
+    ) -> tuple[Batch, Merits]:
         """A batch, and the merit of each member.
 
         It is 0 for a modality that alone is wrong, and for noise; 1 for one that is right; and for a damaged one that
@@ -72,13 +74,12 @@ class HeldOut:
         """
         groups = [
             pairing.draw(
-                kind, random, composed=self._settings.composed, shares=self._fit.pair_emotions,
-                conflict=self._fit.conflict, damaged=self._fit.damaged, damaged_wrong=self._fit.damaged_wrong,
-                odd=self._fit.odd,
+                kind, random, composed=self._settings.composed, shares=mix.pair_emotions, conflict=mix.conflict,
+                damaged=mix.damaged, damaged_wrong=mix.damaged_wrong, odd=mix.odd,
             )
             for _ in range(BATCH)
         ]  # fmt: skip
-        batch = self._encoded.batch(groups, random)
+        batch = self._encoded.batch(groups, random, mix.noise)
         merits = {}
         for name, (logits, _) in batch.reader_outputs.items():
             left = torch.tensor([self._left.get(_level(name, group.members[name]), 1.0) for group in groups])
@@ -107,7 +108,7 @@ def fit_reliability(network: CMMSF, held_out: HeldOut, samples: Sequence[Sample]
         for step in range(fit.steps if kinds else 0):
             optimizer.param_groups[0]["lr"] = RATE * (1.0 - step / fit.steps)
             kind = kinds[-1] if random.random() < 0.5 else kinds[int(random.integers(len(kinds)))]
-            batch, merits = held_out.draw(pairing, kind, random)
+            batch, merits = held_out.draw(pairing, kind, random, settings.reliability)
             fused = network.raw_of(batch.encodings)
             assert fused.judgement is not None
             if layers is module.own:
@@ -140,7 +141,7 @@ def correct_bias(network: CMMSF, held_out: HeldOut, samples: Sequence[Sample], s
     merits: list[list[Tensor]] = [[] for _ in network.names]
     for k in range(MEASURED if kinds else 0):
         kind = kinds[-1] if k % 2 else kinds[k // 2 % len(kinds)]
-        batch, merit = held_out.draw(pairing, kind, random)
+        batch, merit = held_out.draw(pairing, kind, random, settings.reliability)
         judgement = network.raw_of(batch.encodings).judgement
         assert judgement is not None
         for name in kind:

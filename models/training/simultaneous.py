@@ -41,7 +41,8 @@ TRAINING = FusionTraining(
     steps=400, batch=48, evaluate_every=400, kinds={VOICE: 0.25, FACE: 0.2, OWN: 0.55}, sentiment_weight=0.0,
     coarse_weight=0.0, temper=0.0, damaged_alone=0.0, perturbation=Perturbation(noise=0.1),
     model=ModelConfig(
-        dim=64, slots=12, stages=1, complement="mean", reliability=True, sharpness=2.4,  # as configs/train.toml
+        dim=64, slots=12, stages=1,  # and the rest as configs/train.toml
+        complement="mean", reliability=True, sharpness=2.4, product=True,
         encoders={VOICE: EncoderConfig(), FACE: EncoderConfig()},
     ),
 )  # fmt: skip

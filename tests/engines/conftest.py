@@ -31,7 +31,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     torch.manual_seed(0)
-    model = CMMSF(SPECS, ModelConfig(dim=16, slots=10, complement="mean", reliability=True))
+    model = CMMSF(SPECS, ModelConfig(dim=16, slots=10, complement="mean", reliability=True, product=True))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -13,7 +13,7 @@ from mien.errors import ConfigError
 from mien.messages import EMOTIONS, ModalitySpec
 from mien.models.architecture import ConvLayer, EncoderConfig, ModelConfig
 from mien.models.cmmsf import CMMSF
-from mien.models.fusion import pool_to_slots
+from mien.models.layers import pool_to_slots
 
 SPECS = (
     ModalitySpec("text", 12, 0, 50, snapshot=True),

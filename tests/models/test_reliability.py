@@ -14,7 +14,7 @@ import torch
 from mien.errors import DataError
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
-from mien.models.data.batches import Perturber
+from mien.models.data.batches import Perturber, plain_batches
 from mien.models.data.datasets import Dataset, Statistics
 from mien.models.data.pairing import Pairing, paired_set
 from mien.models.evaluation.protocols import fusion
@@ -30,7 +30,7 @@ from tests.models.made_data import SPECS, STRENGTHS, made_dataset, with_damage
 NAMES = list(SPECS)
 SETTINGS = FusionTraining(
     steps=240, batch=24, evaluate_every=80, warm_up=5, ema=0.9, valid_items=42, learning_rate=4e-3, bf16=False,
-    model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1, complement="mean", reliability=True),
+    model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1, complement="mean", reliability=True, product=True),
     reliability=ReliabilityFit(steps=120, damaged=0.5),
 )  # fmt: skip
 
@@ -93,7 +93,8 @@ def test_only_reliability_learns_from_the_validation_part(dataset: Dataset) -> N
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert "fusion.temperature" in changed
     assert any(name.startswith("fusion.reliability.own.") for name in changed)
-    learned = ("fusion.temperature", "fusion.reliability.own.", "fusion.reliability.company.")
+    assert any(name.startswith("fusion.decision.") for name in changed)
+    learned = ("fusion.temperature", "fusion.reliability.own.", "fusion.reliability.company.", "fusion.decision.")
     assert all(name.startswith(learned) for name in changed), changed
     again = train_fusion(dataset, settings).network
     calibrate(again, dataset, settings)
@@ -120,6 +121,23 @@ def test_ranking_makes_shares_tell_better_who_is_right(dataset: Dataset, uncalib
         shown = share_quality(torch_model(network), groups, NAMES)
         quality.append(np.mean([shown[name]["auroc"] for name in NAMES]))
     assert quality[1] > quality[0] + 0.02, quality
+
+
+def test_the_fitted_decision_follows_the_odd_one_less_than_the_head(dataset: Dataset, trained: CMMSF) -> None:
+    pairing, random = Pairing(dataset.split("valid")), np.random.default_rng(5)
+    follows = {"head": 0, "decision": 0}
+    for odd in NAMES:
+        chances = {name: float(name == odd) for name in NAMES}
+        groups = [pairing.draw(NAMES, random, conflict=1.0, odd=chances) for _ in range(150)]
+        theirs = torch.tensor([group.members[odd].emotion for group in groups])
+        with torch.no_grad():
+            batches = [trained.raw(b.features, b.mask) for b in plain_batches(SPECS, groups)]
+        for name, logits in (
+            ("head", torch.cat([fused.logits for fused in batches])),
+            ("decision", torch.cat([fused.decision for fused in batches])),
+        ):
+            follows[name] += int((logits.argmax(1) == theirs).sum())
+    assert follows["decision"] < follows["head"], follows
 
 
 def test_bias_is_undone_on_other_items(dataset: Dataset, trained: CMMSF) -> None:
