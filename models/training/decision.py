@@ -45,9 +45,9 @@ def fit_decision(network: CMMSF, held_out: HeldOut, samples: Sequence[Sample], s
         logits = torch.func.functional_call(decision, fitted, (answers, own, present))
         loss = F.cross_entropy(logits, targets)
         loss = loss + PENALTY * sum(value.square().sum() for name, value in fitted.items() if name != "odd")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(cost)
+    optimizer.step(cost)  # type: ignore[no-untyped-call]
     for name, buffer in decision.named_buffers():
         buffer.copy_(fitted[name].detach())
