@@ -8,8 +8,8 @@ the others. What each modality says alone, multiplied, gives every modality the 
     f_m = u_m q_m + (1 - u_m) / 7       q_m: calibrated answer to m alone; u_m: how far m can be used at all
 
 Terms of the sum: all show the same emotion, or m is the odd one out (a smile while somebody complains) and the others
-show it. u_m falls where a modality is less often right than its answer claims: under noise, a hand over the face.
-With one modality the decision is that of the head.
+show it. u_m falls where a modality is less often right than its answer claims: under noise, with a hand over the face,
+or where it is rarely right against such others. With one modality the decision is that of the head.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class Decision(nn.Module):
         self.register_buffer("exponent", torch.zeros(count))
         self.register_buffer("odd", torch.full((count,), -3.0))
 
-    def forward(self, answers: Tensor, own: Tensor, present: Tensor) -> Tensor:
+    def forward(self, answers: Tensor, reliable: Tensor, present: Tensor) -> Tensor:
         """Logits (B, 7).
 
         Args:
-            answers: (B, M, 7), logits of the answer to each modality alone. own: (B, M), logit of the probability that
-                this answer is right. present: (B, M), 1 or 0.
+            answers: (B, M, 7), logits of the answer to each modality alone. reliable: (B, M), logit of the probability
+                that it is right, given the others too. present: (B, M), 1 or 0.
         """
         said = torch.softmax(answers * torch.exp(self.scale)[:, None] + self.bias, -1)
         claimed = (said.amax(-1) - CHANCE).clamp(min=1e-3)
-        usable = ((torch.sigmoid(own) - CHANCE) / claimed).clamp(LEAST, 1.0) ** torch.exp(self.exponent) * present
+        usable = ((torch.sigmoid(reliable) - CHANCE) / claimed).clamp(LEAST, 1.0) ** torch.exp(self.exponent) * present
         evidence = CHANCE + usable[..., None] * (said - CHANCE)
         # In logarithms: products of probabilities would leave the range of half precision.
         likely, log_usable = torch.log(evidence.clamp(min=TINY)), torch.log(usable.clamp(min=TINY))

@@ -315,7 +315,7 @@ class Fusion(nn.Module):
         decision = logits
         if self.decision is not None and judgement is not None:
             answers = self.emotions(single)
-            together = self.decision(answers, judgement.own, present)
+            together = self.decision(answers, judgement.logit, present)
             decision = torch.where(present.sum(1, keepdim=True) > 1, together, logits)
         return Fused(sentiment, logits, self.log_variance(z)[:, 0], shares, decision, answers, judgement)
 

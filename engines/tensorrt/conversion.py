@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
 MAX_LENGTH = 128  # of any other axis that varies
+NARROW = 16  # columns of a layer below which half precision gains nothing
 MINIMUM_BLOCK = 1
 
 
@@ -281,11 +282,13 @@ def _halved(module: nn.Module) -> nn.Module:
     """Half precision in the layers that multiply matrices, float32 between them.
 
     TensorRT 11 computes in the types that the graph says. The rest is cheap, and costs twice the error in half:
-    features lie far apart before they are normalised.
+    features lie far apart before they are normalised. So do the heads: what they round, decisions add up.
     """
     from torch import nn
 
     for name, child in list(module.named_children()):
+        if isinstance(child, nn.Linear) and child.out_features < NARROW:
+            continue
         if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.LSTM):
             setattr(module, name, _half_layer(child))
         else:

@@ -35,14 +35,14 @@ def fit_decision(network: CMMSF, held_out: HeldOut, samples: Sequence[Sample], s
             assert fused.answers is not None
             assert fused.judgement is not None
             present = (fused.judgement.reliability > 0).float()
-            drawn.append((fused.answers, fused.judgement.own, present, batch.emotions))
-    answers, own, present, targets = (torch.cat(column) for column in zip(*drawn, strict=True))
+            drawn.append((fused.answers, fused.judgement.logit, present, batch.emotions))
+    answers, reliable, present, targets = (torch.cat(column) for column in zip(*drawn, strict=True))
     fitted = {name: buffer.clone().requires_grad_() for name, buffer in decision.named_buffers()}
     optimizer = torch.optim.LBFGS(list(fitted.values()), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def cost() -> Tensor:
         optimizer.zero_grad()
-        logits = torch.func.functional_call(decision, fitted, (answers, own, present))
+        logits = torch.func.functional_call(decision, fitted, (answers, reliable, present))
         loss = F.cross_entropy(logits, targets)
         loss = loss + PENALTY * sum(value.square().sum() for name, value in fitted.items() if name != "odd")
         loss.backward()  # type: ignore[no-untyped-call]
