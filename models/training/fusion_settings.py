@@ -19,8 +19,8 @@ class HeldOutGroups(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         noise: share of members that are replaced by noise.
     """
 
-    damaged: float = 0.2
-    damaged_wrong: float = 0.3
+    damaged: float = 0.3
+    damaged_wrong: float = 0.5
     conflict: float = 0.2
     odd: dict[str, float] = msgspec.field(default_factory=dict)
     pair_emotions: dict[str, float] = msgspec.field(default_factory=dict)
