@@ -10,7 +10,6 @@ own.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from mien.clock import NS_PER_S
 from mien.errors import DataError
+from mien.files import json_text
 from mien.messages import ModalitySpec
 from mien.models.architecture import ABLATIONS, EncoderConfig, ModelConfig
 from mien.models.data.batches import Perturbation
@@ -175,7 +175,7 @@ def main() -> None:
         settings = msgspec.structs.replace(TRAINING, seed=seed, steps=options.steps, evaluate_every=options.steps)
         for name, values in judge(dataset, settings, options.folds, variants, training_device(options.device)).items():
             made.setdefault(name, []).extend(values)
-    print(json.dumps(made) if options.json else f"{len(dataset.samples)} clips\n\n{table(made)}")
+    print(json_text(made) if options.json else f"{len(dataset.samples)} clips\n\n{table(made)}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mien.errors import FileError, MienError
 
@@ -56,6 +58,11 @@ def disk_use(root: Path) -> int:
                 if stat.S_ISREG(found.st_mode):
                     sizes[found.st_dev, found.st_ino] = found.st_size
     return sum(sizes.values())
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON text. Numbers that are not finite become null: JSON has none."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=indent)
 
 
 def write_file(path: Path, content: bytes | str, *, private: bool = False, error: type[MienError] = FileError) -> None:

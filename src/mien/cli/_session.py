@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import threading
@@ -22,7 +21,7 @@ from mien.cli import _view
 from mien.cli._terminal import ending_signals, make_console
 from mien.config import Config
 from mien.errors import FileError, RecordingError
-from mien.files import check_target, write_file
+from mien.files import check_target, json_text, write_file
 from mien.messages import Prediction, Status
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import DashboardProcess
@@ -124,7 +123,7 @@ def run_session(
     if summary_path is not None:
         figures = summary.to_dict() | {"model": supervisor.model}
         figures |= {"recording_error": failure} if failure is not None else {}
-        write_file(summary_path, json.dumps(figures, indent=2) + "\n")
+        write_file(summary_path, json_text(figures, indent=2) + "\n")
     if failure is not None:
         raise RecordingError(failure)
     return summary
@@ -174,7 +173,7 @@ class Journal:
         """Write one line, and flush."""
         at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         line = {"time": at, "level": level, "event": event, "session": self._session, **facts}
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        print(json_text(line), file=sys.stderr, flush=True)
 
 
 class _Show:

@@ -70,7 +70,7 @@ def _fetch(name: str, config: AssetsConfig, bars: Progress, shown: contextlib.Ex
 
 def _print(states: list[AssetStatus], cache: Path, as_json: bool) -> None:
     if as_json:
-        import json
+        from mien.files import json_text
 
         rows = [
             {
@@ -86,7 +86,7 @@ def _print(states: list[AssetStatus], cache: Path, as_json: bool) -> None:
             }
             for state in states
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json_text(rows, indent=2))
         return
     from rich.filesize import decimal
     from rich.table import Table

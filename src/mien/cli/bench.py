@@ -58,7 +58,6 @@ def command(
     silence       words recognised in sounds without speech; there must be none
     compare A B   ratios of two JSON reports, with their spread
     """  # noqa: D301 - typer keeps the lines of a paragraph that begins so
-    import json
     from collections.abc import Callable
     from functools import partial
     from typing import Any
@@ -66,7 +65,7 @@ def command(
     from mien.cli import _bench, _figures
     from mien.cli._terminal import make_console
     from mien.errors import ConfigError
-    from mien.files import check_target, write_file
+    from mien.files import check_target, json_text, write_file
 
     given = operands or []
     expected = {"soak": 1, "compare": 2}.get(kind, 0)
@@ -112,5 +111,5 @@ def command(
     report = _bench.with_surroundings(kind, runs[kind])
     _figures.show(report, make_console(stderr=json_path == STDOUT))
     if json_path is not None:
-        text = json.dumps(report, indent=2) + "\n"
+        text = json_text(report, indent=2) + "\n"
         typer.echo(text, nl=False) if json_path == STDOUT else write_file(json_path, text)

@@ -35,12 +35,12 @@ def _run(
     as_json: AsJson = False,
 ) -> None:
     """Run a bridge until Ctrl-C, and report on it."""
-    import json
     import logging
     import time
     from dataclasses import asdict
 
     from mien.cli._terminal import ending_signals
+    from mien.files import json_text
     from mien.stream.bridges.feed import Counts, Feed
 
     logging.basicConfig(level=logging.WARNING, format="mien bridge: %(message)s")
@@ -52,7 +52,7 @@ def _run(
         finally:
             feed.close()
     if as_json:
-        typer.echo(json.dumps(asdict(feed.counts)))
+        typer.echo(json_text(asdict(feed.counts)))
     else:
         typer.echo(str(feed.counts), err=True)
 

@@ -23,7 +23,6 @@ def command(
     datasets: features and transcripts of data given to `mien eval`. engines: compiled networks. assets: the
     pretrained files.
     """
-    import json
     import os
     import shutil
     from pathlib import Path
@@ -34,7 +33,7 @@ def command(
     from mien.engines.cache import MOST_BYTES as MOST_ENGINE_BYTES
     from mien.engines.cache import Cache
     from mien.errors import ConfigError
-    from mien.files import disk_use
+    from mien.files import disk_use, json_text
     from mien.stream.offline import labelled
 
     assets = load_config(Path(config) if config else None).assets
@@ -67,4 +66,4 @@ def command(
             bound = f"at most {most / 2**20:.0f} MiB" if most is not None else "no bound"
             typer.echo(f"{name:<9} {size / 2**20:8.1f} MiB   {'cleared' if clear else bound:<17} {folder}")
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json_text(report, indent=1))

@@ -27,9 +27,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Measure a resting face and a calm voice, for `--person NAME`."""
-    import json
-
     from mien.errors import ConfigError
+    from mien.files import json_text
     from mien.models import baseline
 
     if list_all + show + delete > 1:
@@ -45,7 +44,7 @@ def command(
     if not show:
         _calibrate(name, config, camera, mic, clip, seconds)
     kept = _summary(name)
-    typer.echo(json.dumps(kept, indent=2) if as_json else "\n".join(f"{key:<7} {value}" for key, value in kept.items()))
+    typer.echo(json_text(kept, indent=2) if as_json else "\n".join(f"{key:<7} {value}" for key, value in kept.items()))
 
 
 def _calibrate(
@@ -104,9 +103,8 @@ def _instruct(console: Any, workers: tuple[str, ...], seconds: float) -> None:
 
 
 def _list(as_json: bool) -> None:
-    import json
-
     from mien.errors import ConfigError
+    from mien.files import json_text
     from mien.models import baseline
 
     found: dict[str, Any] = {}
@@ -116,7 +114,7 @@ def _list(as_json: bool) -> None:
         except ConfigError as error:
             found[name] = {"error": str(error)}
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json_text(found, indent=2))
         return
     for name, kept in found.items():
         facts = kept.get("error") or f"{kept['made']}  face {kept['face']}  voice {kept['voice']}  {kept['state']}"

@@ -17,9 +17,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Compare two recordings or two outputs of `mien predict`, of different models or engines."""
-    import json
-
-    from mien.files import check_target
+    from mien.files import check_target, json_text
     from mien.stream.recording.comparison import compare, draw_comparison
 
     if plot is not None:
@@ -28,7 +26,7 @@ def command(
     if plot is not None:
         draw_comparison(first, second, plot)
     if as_json:
-        typer.echo(json.dumps(figures, indent=1))
+        typer.echo(json_text(figures, indent=1))
         return
     for line in _lines(figures):
         typer.echo(line)

@@ -9,15 +9,12 @@ import typer
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """List cameras and microphones as values for `--camera` and `--mic`, without opening them."""
-    import json
-
+    from mien.files import json_text
     from mien.stream.sources.devices import cameras, microphones
 
     found = {"camera": cameras(), "mic": microphones()}
     if as_json:
-        typer.echo(
-            json.dumps({k: [{"name": each.name, "source": each.source} for each in v] for k, v in found.items()})
-        )
+        typer.echo(json_text({k: [{"name": each.name, "source": each.source} for each in v] for k, v in found.items()}))
         return
     for option, devices in found.items():
         kind = "camera" if option == "camera" else "microphone"

@@ -20,9 +20,10 @@ def command(
     rows = list(run_checks(load_config(config)))
     if as_json:
         import dataclasses
-        import json
 
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        from mien.files import json_text
+
+        typer.echo(json_text([dataclasses.asdict(row) for row in rows], indent=2))
     else:
         from rich.table import Column, Table
         from rich.text import Text

@@ -14,9 +14,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """List the inference engines of this machine and the cache of compiled networks."""
-    import json
-
     from mien.engines.cache import Cache
+    from mien.files import json_text
 
     cache = Cache()
     if clear:
@@ -25,7 +24,7 @@ def command(
         return
     report = _survey(cache)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(json_text(report, indent=2))
     else:
         _show(report)
 

@@ -46,11 +46,9 @@ def command(
     allow_pickle: options.AllowPickle = False,
 ) -> None:  # fmt: skip
     """Evaluate a checkpoint on labelled data: accuracy, error and calibration by corpus, and more on request."""
-    import json
-
     from mien.cli._terminal import item_progress
     from mien.errors import DataError
-    from mien.files import make_folder
+    from mien.files import json_text, make_folder
     from mien.messages import MODALITIES
     from mien.models.checkpoint import check_extractors, load_checkpoint
     from mien.models.data.pairing import single
@@ -139,7 +137,7 @@ def command(
 
         report["plots"] = [str(path) for path in save_plots(report, plots)]
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json_text(report, indent=1))
     else:
         from mien.cli._evaluation import print_report
 
@@ -150,13 +148,12 @@ def _natural(
     checkpoint: Any, data: list[Path], options: Any, asr: str, weights: Any, engine: str, as_json: bool
 ) -> None:
     """Figures for people who just talk, without labels."""
-    import json
-
     import msgspec
     from rich.console import Console
 
     from mien.cli._evaluation import print_natural
     from mien.cli._terminal import item_progress
+    from mien.files import json_text
     from mien.models.evaluation.protocols import natural
     from mien.stream.offline.labelled import read_clips
 
@@ -169,7 +166,7 @@ def _natural(
         "natural": natural(_model(checkpoint, engine), samples, list(options.modalities)),
     }
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json_text(report, indent=1))
     else:
         print_natural(Console(), report["natural"])
 
@@ -186,10 +183,9 @@ def _resting(
     as_json: bool,
 ) -> None:
     """Predictions for people who just talk, with and without their rest."""
-    import json
-
     from mien.cli._terminal import item_progress, make_console, print_rows
     from mien.engines.predictor import Predictor
+    from mien.files import json_text
     from mien.models.baseline import find_person
     from mien.stream.offline.clips import clips_in
     from mien.stream.offline.extractors import Extractors
@@ -209,7 +205,7 @@ def _resting(
         for name, each in made.items()
     }
     if as_json:
-        typer.echo(json.dumps({"checkpoint": checkpoint.id, "modalities": names, "said": made, "resting": report}))
+        typer.echo(json_text({"checkpoint": checkpoint.id, "modalities": names, "said": made, "resting": report}))
         return
     columns = ("clip", ">rest of", ">seconds", ">not neutral without", ">not neutral with")
     rows = [(name, each.get("rest"), each["seconds"], each["without"], each["with"]) for name, each in report.items()]

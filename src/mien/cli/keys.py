@@ -52,9 +52,8 @@ def add(
 @group.command("list")
 def list_all(folder: Folder = "", as_json: options.Json = False) -> None:
     """Show the public keys: this machine's, and those of the machines that may connect."""
-    import json
-
     from mien.errors import KeysError
+    from mien.files import json_text
     from mien.stream.bus.keyring import to_hex
 
     keyring = _keyring(folder)
@@ -64,7 +63,7 @@ def list_all(folder: Folder = "", as_json: options.Json = False) -> None:
     except KeysError as error:
         own, problem = "", str(error)
     if as_json:
-        typer.echo(json.dumps({"folder": str(keyring.folder), "key": own or None, "peers": peers}, indent=2))
+        typer.echo(json_text({"folder": str(keyring.folder), "key": own or None, "peers": peers}, indent=2))
     else:
         typer.echo(f"{'this machine':<20} {own or 'none: ' + problem}")
         for name, peer in peers.items():

@@ -34,12 +34,11 @@ def command(
     """Predict on clips, with the extractors and the model of the live stream."""
     import csv
     import io
-    import json
 
     from mien.cli._terminal import interrupting_signals
     from mien.config import ClipConfig
     from mien.errors import SourceError
-    from mien.files import check_target
+    from mien.files import check_target, json_text
     from mien.messages import EMOTIONS
     from mien.models.baseline import find_person
     from mien.stream.features.table import FeatureTable, check_features
@@ -77,7 +76,7 @@ def command(
                     seen.extend(made.features)
                 for row in made.rows:
                     if as_json:
-                        text.write(json.dumps(row) + "\n")
+                        text.write(json_text(row) + "\n")
                     else:
                         table.writerow(row)
                 if out is None:

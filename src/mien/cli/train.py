@@ -35,12 +35,12 @@ def command(
     seeds: Annotated[str, typer.Option(help="With --ablations: seeds, comma-separated.")] = "1111,1112,1113",
 ) -> None:  # fmt: skip
     """Train the models on labelled data; the result is a folder for --checkpoint."""
-    import json
     import logging
 
     import msgspec
 
     from mien.cli._terminal import stage_progress
+    from mien.files import json_text
     from mien.stream.offline.plan import load_plan, output_folder
     from mien.stream.offline.stages import train
 
@@ -69,7 +69,7 @@ def command(
         return
     with stage_progress() as progress:
         figures = train(plan, progress)
-    typer.echo(json.dumps(figures, indent=1))
+    typer.echo(json_text(figures, indent=1))
     _print_usage(output_folder(plan))
 
 

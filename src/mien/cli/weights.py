@@ -23,9 +23,8 @@ def command(
 
     With --restore, put back the shipped files of a checkout. Exits with 1 if the weights do not match.
     """
-    import json
-
     from mien.config import load_config
+    from mien.files import json_text
     from mien.models.weights import restore_shipped
 
     if restore:
@@ -37,7 +36,7 @@ def command(
     settings = load_config(config, {"inference.checkpoint": checkpoint})
     report = _report(settings.inference.checkpoint)
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json_text(report, indent=1))
     else:
         _print(report)
     if report["problem"]:

@@ -66,12 +66,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluated(folder: Path, *options: str) -> dict[str, Any]:
-    command = ["eval", str(folder / "mosi.pkl"), "--allow-pickle", "--json", "--checkpoint",
+def evaluated(folder: Path, *options: str, data: str = "mosi.pkl") -> dict[str, Any]:
+    command = ["eval", str(folder / data), "--allow-pickle", "--json", "--checkpoint",
                str(folder / "out" / "cmmsf.safetensors")]  # fmt: skip
     result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 0, result.output
-    made: dict[str, Any] = json.loads(result.stdout)
+    made: dict[str, Any] = msgspec.json.decode(result.stdout)  # refuses NaN, which Python's reader takes
     return made
 
 
@@ -110,6 +110,13 @@ def test_eval_reports_the_test_split(folder: Path) -> None:
     assert made["count"] == 20
     assert made["sentiment"]["correlation"] > 0.3
     assert set(made["sentiment"]) == set(sentiment_metrics([1.0], [1.0]).__dict__)
+
+
+def test_a_figure_that_cannot_be_computed_is_null(folder: Path) -> None:
+    same = part(4, 3) | {"regression_labels": np.ones(4)}
+    (folder / "same").mkdir()
+    (folder / "same" / "mosi.pkl").write_bytes(pickle.dumps({"test": same}))
+    assert evaluated(folder, data="same/mosi.pkl")["corpora"]["mosi"]["sentiment"]["correlation"] is None
 
 
 def test_the_table_has_four_decimals_and_the_published_numbers(folder: Path) -> None:
