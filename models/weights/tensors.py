@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from mien.errors import FileError, MienError
-from mien.files import whole_file
+from mien.errors import MienError
+from mien.files import write_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -24,12 +24,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         FileError: no space or no permission; an existing file is left unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished:
-        try:
-            kept = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-            save_file(kept, unfinished, dict(metadata) if metadata is not None else None)
-        except SafetensorError as error:
-            raise FileError(f"cannot write {path}: {error}") from error
+    kept = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    write_file(path, save(kept, dict(metadata) if metadata is not None else None))
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from mien.errors import DataError, FileError
 from mien.files import ROOM_BYTES, check_target, whole_file, write_file
+from mien.models.weights.tensors import write_tensors
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
 ordinary = pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -130,6 +132,8 @@ def test_full_disk_is_found_early_and_leaves_nothing(full_disk: Path) -> None:
         check_target(full_disk / "new.json", new=True)
     with pytest.raises(FileError, match="the disk is full"):
         write_file(full_disk / "new.json", bytes(ROOM_BYTES))
+    with pytest.raises(FileError, match="the disk is full"):
+        write_tensors(full_disk / "new.safetensors", {"weights": torch.zeros(ROOM_BYTES // 4)})
     assert os.listdir(full_disk) == ["filler"]
 
 
