@@ -31,6 +31,7 @@ from mien.stream.recording.table import zero_ns_of
 
 _MAKERS = {spec.name: spec.extractor.split("/")[0] for spec in (AUDIO_SPEC, VISION_SPEC)}  # of the columns named here
 SUFFIXES = (".csv", ".parquet")
+PART = ".part"  # after the suffix of a table that is not complete
 
 
 def check_features(path: Path, inputs: Iterable[Path] = ()) -> None:
@@ -90,7 +91,8 @@ class FeatureTable:
         Raises:
             ConfigError, FileError: as `check_features`.
         """
-        write_file(path, self._parquet_bytes() if path.suffix.lower() == ".parquet" else self._csv(), private=True)
+        is_parquet = path.name.removesuffix(PART).lower().endswith(".parquet")
+        write_file(path, self._parquet_bytes() if is_parquet else self._csv(), private=True)
 
     def _csv(self) -> str:
         text = io.StringIO()

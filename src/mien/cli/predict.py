@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 from mien.cli import _options as options
 
 if TYPE_CHECKING:
+    from mien.stream.features.table import FeatureTable
     from mien.stream.offline.clips import ClipPredictor, ClipRows
 
 
@@ -84,33 +85,41 @@ def command(
                     text.seek(0)
                     text.truncate()
     except BaseException:
-        if out is not None and done:
-            partial = out.with_name(out.name + ".part")
-            _save(partial, text.getvalue())
-            typer.echo(f"stopped: {partial} has {done} of {len(clips)} clips", err=True)
+        if done:
+            _save(out, text.getvalue(), features, seen, f"has {done} of {len(clips)} clips")
         raise
     finally:
         maker.close()
-    try:
-        if out is not None:
-            _save(out, text.getvalue())
-    finally:
-        if features is not None and len(seen):
-            seen.write(features)
+    _save(out, text.getvalue(), features, seen)
     if failed == len(clips):
         raise SourceError("no clip could be read")
 
 
-def _save(path: Path, table: str) -> None:
-    """Write the predictions; if that fails, print them, so that they are not lost."""
+def _save(out: Path | None, table: str, features: Path | None, seen: FeatureTable, stopped: str = "") -> None:
+    """Write both files, and print the predictions if theirs cannot be written, so that they are not lost.
+
+    Args:
+        stopped: what they have of the clips, which gives them names of their own; empty if all.
+    """
     from mien.errors import FileError
     from mien.files import write_file
+    from mien.stream.features.table import PART
+
+    def save(path: Path, write: Callable[[Path], None]) -> None:
+        written = path.with_name(path.name + PART) if stopped else path
+        write(written)
+        if stopped:
+            typer.echo(f"stopped: {written} {stopped}", err=True)
 
     try:
-        write_file(path, table, private=True)
+        if out is not None:
+            save(out, lambda path: write_file(path, table, private=True))
     except FileError:
         typer.echo(table.encode(), nl=False)
         raise
+    finally:
+        if features is not None and len(seen):
+            save(features, seen.write)
 
 
 def _in_order(clips: list[str], maker: ClipPredictor, ray: str, *, shown: bool) -> Iterator[ClipRows]:

@@ -190,12 +190,14 @@ def test_interrupted_predict_keeps_the_clips_that_are_done(
         return make(self, clip)
 
     monkeypatch.setattr(ClipPredictor, "make", interrupted)
-    ran = CliRunner().invoke(app, ["predict", str(tmp_path), "--asr", "none", "--engine", "onnx", "-o", str(out)])
+    options = ["--asr", "none", "--engine", "onnx", "-o", str(out), "--features", str(tmp_path / "f.csv")]
+    ran = CliRunner().invoke(app, ["predict", str(tmp_path), *options])
     assert ran.exit_code != 0
-    assert "1 of 2 clips" in ran.output
     assert out.read_text() == "an earlier run\n"
-    with (tmp_path / "p.csv.part").open(newline="") as file:
-        assert {Path(row["clip"]).name for row in csv.DictReader(file)} == {"a.mkv"}
+    assert not (tmp_path / "f.csv").exists()
+    for part in (tmp_path / "p.csv.part", tmp_path / "f.csv.part"):
+        assert f"stopped: {part} has 1 of 2 clips" in ran.output
+        assert {Path(row["clip"]).name for row in read(part)} == {"a.mkv"}
 
 
 @pytest.mark.assets
