@@ -28,7 +28,7 @@ from mien.engines.apart import compile_in_subprocess
 from mien.engines.base import Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
-from mien.files import disk_use, sha256_of, write_file
+from mien.files import disk_use, remove, sha256_of, write_file
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +115,13 @@ class Cache:
         return found
 
     def clear(self) -> int:
-        """Remove everything and return the bytes freed. Open engines keep running."""
-        if not self.root.is_dir():
-            return 0
+        """Remove everything and return the bytes freed. Open engines keep running.
+
+        Raises:
+            FileError: something could not be removed.
+        """
         size = disk_use(self.root)
-        for path in self.root.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        remove(self.root.glob("*"))
         return size
 
     def writable_root(self) -> Path:

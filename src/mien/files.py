@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -106,6 +107,29 @@ def whole_file(path: Path, *, private: bool = False, error: type[MienError] = Fi
             unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files, and folders with everything in them, as far as possible.
+
+    Raises:
+        FileError: something is left; of several failures the first.
+    """
+    failures = []
+    for path in paths:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+                if path.exists():
+                    shutil.rmtree(path)  # says what stands in the way
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as refused:
+            failures.append(FileError(f"cannot remove {path}: {reason(refused)}"))
+    if failures:
+        raise failures[0]
 
 
 def make_folder(path: Path, *, error: type[MienError] = FileError) -> None:

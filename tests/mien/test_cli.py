@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_unwritable_cache(tmp_path: Path) -> None:
     ran = run_mien("cache", "assets", "--clear", "--config", str(path))
     assert_one_line(ran, 2, f"{tmp_path / 'file'}, the cache of assets, is not a folder", "assets.cache")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="POSIX permissions, or a mounted disk")
+def test_cache_that_cannot_be_removed_is_not_called_cleared(tmp_path: Path) -> None:
+    stays, goes = (tmp_path / "mien" / "datasets" / name for name in ("a", "b"))
+    for folder in (stays, goes):
+        (folder / "rows").mkdir(parents=True)
+    if os.geteuid():
+        stays.chmod(0o500)
+    elif subprocess.run(["mount", "-t", "tmpfs", "tmpfs", stays / "rows"], check=False).returncode:
+        pytest.skip("mounting is not allowed here, and nothing is forbidden to root")
+    try:
+        ran = run_mien("cache", "datasets", "--clear", "--json", XDG_CACHE_HOME=str(tmp_path))
+    finally:
+        subprocess.run(["umount", stays / "rows"], check=True) if not os.geteuid() else stays.chmod(0o700)
+    assert ran.returncode == 13
+    assert f"mien: cannot remove {stays}: " in ran.stderr
+    assert [each["cleared"] for each in json.loads(ran.stdout)] == [False]
+    assert not goes.exists()
 
 
 def test_assets_are_listed_for_programs(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def command(
     pretrained files.
     """
     import os
-    import shutil
     from pathlib import Path
 
     from mien.assets import ASSETS
@@ -32,8 +31,8 @@ def command(
     from mien.config import load_config
     from mien.engines.cache import MOST_BYTES as MOST_ENGINE_BYTES
     from mien.engines.cache import Cache
-    from mien.errors import ConfigError
-    from mien.files import disk_use, json_text
+    from mien.errors import ConfigError, FileError
+    from mien.files import disk_use, json_text, remove
     from mien.stream.offline import labelled
 
     assets = load_config(Path(config) if config else None).assets
@@ -51,19 +50,24 @@ def command(
         if os.path.lexists(folder) and not folder.is_dir():
             hint = "correct `assets.cache`" if name == "assets" and assets.cache else "move it away"
             raise ConfigError(f"{folder}, the cache of {name}, is not a folder; {hint}")
-    report = []
+    # The assets' folder may be chosen by the user, and locks of datasets may be held: touch nothing else there.
+    patterns = {"datasets": ["*/"], "engines": ["*"], "assets": list(ASSETS)}
+    report, failures = [], []
     for name in chosen:
         folder, most = caches[name]
-        size = disk_use(folder)
-        if clear and name == "engines":
-            Cache().clear()
-        elif clear:
-            # The assets' folder may be chosen by the user: touch nothing else in it.
-            for known in ASSETS if name == "assets" else [path.name for path in folder.glob("*/")]:
-                shutil.rmtree(folder / known, ignore_errors=True)
-        report.append({"name": name, "bytes": size, "most_bytes": most, "path": str(folder), "cleared": clear})
+        size, failed = disk_use(folder), False
+        try:
+            remove([path for pattern in patterns[name] for path in folder.glob(pattern)] if clear else ())
+        except FileError as error:
+            failed = True
+            failures.append(error)
+        cleared = clear and not failed
+        report.append({"name": name, "bytes": size, "most_bytes": most, "path": str(folder), "cleared": cleared})
         if not as_json:
             bound = f"at most {most / 2**20:.0f} MiB" if most is not None else "no bound"
-            typer.echo(f"{name:<9} {size / 2**20:8.1f} MiB   {'cleared' if clear else bound:<17} {folder}")
+            state = "not cleared" if failed else "cleared" if clear else bound
+            typer.echo(f"{name:<9} {size / 2**20:8.1f} MiB   {state:<17} {folder}")
     if as_json:
         typer.echo(json_text(report, indent=1))
+    if failures:
+        raise failures[0]
