@@ -101,7 +101,7 @@ def restore_shipped() -> list[Path]:
     Raises:
         CheckpointError: this is not a checkout of mien, or its commit has other files; the message says what to do.
     """
-    changed = [SHIPPED_FOLDER / name for name in FILES.values() if not is_shipped(SHIPPED_FOLDER / name)]
+    changed = [SHIPPED_FOLDER / name for name in shipped_digests() if not is_shipped(SHIPPED_FOLDER / name)]
     contents = {path: _committed(path) for path in changed}
     for path, content in contents.items():
         write_file(path, content, error=CheckpointError)

@@ -15,13 +15,23 @@ from mien.cli import app
 from mien.errors import CheckpointError
 from mien.files import sha256_of
 from mien.install import SAMPLE
-from mien.models.weights import FACE, FILES, FUSION, SHIPPED, TEXT, is_shipped, restore_shipped, weight_set
+from mien.models.weights import (
+    FACE,
+    FILES,
+    FUSION,
+    SHIPPED,
+    SHIPPED_FOLDER,
+    TEXT,
+    is_shipped,
+    restore_shipped,
+    weight_set,
+)
 
 
 def test_list_matches_the_shipped_files() -> None:
     listed = weights.shipped_digests()
-    found = {name: sha256_of(weights.SHIPPED_FOLDER / name) for name in FILES.values()}
-    assert listed == found, "new default weights? cd models/weights && sha256sum *.safetensors > SHA256SUMS"
+    found = {p.name: sha256_of(p) for pattern in ("*.safetensors", "*.json") for p in SHIPPED_FOLDER.glob(pattern)}
+    assert listed == found, "new default weights? cd models/weights && sha256sum *.safetensors *.json > SHA256SUMS"
 
 
 def test_choice_is_none_a_folder_or_a_file(tmp_path: Path) -> None:
@@ -94,6 +104,7 @@ def test_replaced_weights_are_reported_and_restored(checkout: Path) -> None:
     assert restore_shipped() == []
     (checkout / FUSION).write_bytes(b"of my own")
     (checkout / FACE).unlink()
+    (checkout / "rest.json").unlink()
     result = CliRunner().invoke(app, ["weights", "--json"])
     made = json.loads(result.stdout)
     assert result.exit_code == 1  # it is no checkpoint
@@ -104,7 +115,7 @@ def test_replaced_weights_are_reported_and_restored(checkout: Path) -> None:
     result = CliRunner().invoke(app, ["weights", "--restore"])
     assert result.exit_code == 0, result.output
     assert "restored" in result.stderr
-    assert all(is_shipped(checkout / name) for name in FILES.values())
+    assert all(is_shipped(checkout / name) for name in (*FILES.values(), "rest.json"))
 
 
 def test_without_a_checkout_restoring_is_explained(checkout: Path) -> None:

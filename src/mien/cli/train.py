@@ -79,7 +79,7 @@ def _print_usage(folder: Path) -> None:
     if folder == SHIPPED_FOLDER:
         typer.echo(
             f"the weights that ship with mien were replaced, in {folder}; `mien weights --restore` restores them.\n"
-            "To ship these instead: cd models/weights && sha256sum *.safetensors > SHA256SUMS",
+            "To ship these instead: cd models/weights && sha256sum *.safetensors *.json > SHA256SUMS",
             err=True,
         )
     elif (folder / FUSION).is_file():
