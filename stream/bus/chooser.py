@@ -10,10 +10,9 @@ from pathlib import Path
 import zmq
 
 from mien.closing import Closing
-from mien.errors import BusError, MienError, WireError
+from mien.errors import BusError, WireError
 from mien.stream.bus.choices import Choice, Offer, Place, decode_offer, encode_choice
 from mien.stream.bus.connection import Connection
-from mien.stream.bus.curve import connect
 
 TIMEOUT_S = 15.0  # opening a device may take ten
 
@@ -35,12 +34,7 @@ class Chooser(Closing):
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XSUB)
         self._socket.setsockopt(zmq.RCVHWM, 64)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
-        self._connection = Connection(self._socket)
-        try:
-            self._link = connect(self._socket, endpoint, keys)
-        except MienError:
-            self._connection.close()
-            raise
+        self._connection = Connection(self._socket, endpoint, keys)
         self._socket.send(b"\x01offer/" + (f"{session}/{worker}".encode() if session else b""))
 
     def offer(self, timeout_s: float = TIMEOUT_S) -> Offer:
@@ -97,7 +91,7 @@ class Chooser(Closing):
                     return offer
         self._connection.look()
         raise BusError(
-            self._connection.trouble(self._endpoint, self._link)
+            self._connection.trouble
             or f"no {self._worker} worker answers at {self._endpoint}; is `mien run` running on that port, and may "
             "others choose there (bus.control)?"
         )

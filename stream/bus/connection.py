@@ -7,10 +7,12 @@ import itertools
 import sys
 import time
 import weakref
+from pathlib import Path
 
 import zmq
 
-from mien.stream.bus.curve import Link, host_of
+from mien.errors import MienError
+from mien.stream.bus.curve import connect, host_of
 
 _MONITORS = itertools.count()
 _GIVEN_UP_S = 1.0
@@ -21,13 +23,19 @@ _OTHERS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.CLOSED
 
 
 class Connection:
-    """Follows a socket that connects to one endpoint. `close` closes the socket too; twice does nothing.
+    """Connects a socket to one endpoint, and follows it. `close` closes the socket too; twice does nothing.
 
     Args:
-        socket: not connected yet.
+        socket: not connected yet; closed on an error.
+        keys: folder of keys, empty for the user's; required for other machines.
+
+    Raises:
+        BusError: not an endpoint. KeysError: keys are required but missing.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> None:
+        self._socket, self._endpoint = socket, endpoint
+        self._is_cut = False  # its key was revoked
         self._broken_s: float | None = None
         self._event, self._failure = 0, 0
         self._events: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
@@ -39,6 +47,24 @@ class Connection:
         self._events.connect(monitored)
         # Closes a socket that nobody closed, in the only safe order.
         self.close = weakref.finalize(self, _close_monitored, socket, self._events)
+        try:
+            self._link = connect(socket, endpoint, keys)
+        except MienError:
+            self.close()
+            raise
+
+    def mend(self) -> None:
+        """Disconnect from a machine whose key was revoked, use keys that were replaced, and connect again."""
+        self.look()
+        if self._link is not None:
+            if not self._is_cut and self._link.is_revoked():
+                self._is_cut = True
+                self._disconnect()
+            if (self._is_cut or self.trouble is not None) and self._link.renew(self._socket):
+                self._is_cut = False
+                self._reconnect()
+        if self._has_given_up() and not self._is_cut:
+            self._reconnect()
 
     def look(self) -> None:
         """Take in what has happened."""
@@ -53,7 +79,7 @@ class Connection:
                 self._failure = 0
             self._event = event
 
-    def has_given_up(self) -> bool:
+    def _has_given_up(self) -> bool:
         """Whether libzmq will not connect again by itself; true once.
 
         It does when a connection breaks, but never when the other side broke the protocol: one message that is too
@@ -64,12 +90,10 @@ class Connection:
         self._broken_s = None
         return True
 
-    def trouble(self, endpoint: str, link: Link | None) -> str | None:
-        """Why there is no connection, and what to do; None if there is one, or nobody answers.
-
-        Args:
-            link: the connection's keys; None if it needs none.
-        """
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no connection, and what to do; None if there is one, or nobody answers."""
+        endpoint, link = self._endpoint, self._link
         if self._failure == zmq.Event.CONNECT_RETRIED:
             return f"{host_of(endpoint)} has no known address; correct {endpoint}"
         if self._failure == zmq.Event.HANDSHAKE_FAILED_AUTH and link is not None:
@@ -83,6 +107,14 @@ class Connection:
         if self._failure:
             return f"what answers at {endpoint} is no mien, or hangs"
         return None
+
+    def _reconnect(self) -> None:
+        self._disconnect()
+        self._socket.connect(self._endpoint)
+
+    def _disconnect(self) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the connection may be gone altogether
+            self._socket.disconnect(self._endpoint)
 
 
 def _close_monitored(socket: zmq.Socket[bytes], events: zmq.Socket[bytes]) -> None:

@@ -7,7 +7,6 @@ what was sent before its subscription arrived, so the publisher (XPUB sees subsc
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,11 +16,11 @@ import zmq
 import zmq.backend
 
 from mien.config import BusConfig
-from mien.errors import BusError, KeysError, MienError
+from mien.errors import BusError, KeysError
 from mien.messages import Prediction
 from mien.stream.bus.choices import MAX_CHOICE_BYTES
 from mien.stream.bus.connection import Connection
-from mien.stream.bus.curve import Guard, connect, host_of, is_guarded, is_loopback
+from mien.stream.bus.curve import Guard, host_of, is_guarded, is_loopback
 from mien.stream.bus.parts import KIND, Part, read_part
 from mien.stream.bus.poller import has_message
 
@@ -308,13 +307,7 @@ class Receiver:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.setsockopt(zmq.MAXMSGSIZE, 5 << 20)
         self._looked_s = time.monotonic()
-        self._connection = Connection(self.socket)
-        try:
-            self._link = connect(self.socket, endpoint, keys)
-        except MienError:
-            self._connection.close()
-            raise
-        self._is_cut = False  # its key was revoked
+        self._connection = Connection(self.socket, endpoint, keys)
         for prefix in prefixes:
             self.socket.subscribe(prefix)
 
@@ -349,7 +342,8 @@ class Receiver:
     def tend(self) -> None:
         """Maintain the connection when due. Called by `drain`; call it too while nothing arrives."""
         if time.monotonic() - self._looked_s >= _LOOK_INTERVAL_S:
-            self._look_after()
+            self._looked_s = time.monotonic()
+            self._connection.mend()
 
     def close(self) -> None:
         """Disconnect. Closing twice does nothing."""
@@ -358,24 +352,4 @@ class Receiver:
     @property
     def trouble(self) -> str | None:
         """Why there is no connection, and what to do, as far as is known."""
-        return self._connection.trouble(self.endpoint, self._link)
-
-    def _look_after(self) -> None:
-        """Disconnect from a machine whose key was revoked, use keys that were replaced, and connect again."""
-        self._looked_s = time.monotonic()
-        self._connection.look()
-        if self._link is not None:
-            if not self._is_cut and self._link.is_revoked():
-                self._is_cut = True
-                self._disconnect()
-            if (self._is_cut or self.trouble is not None) and self._link.renew(self.socket):
-                self._is_cut = False
-                self._disconnect()
-                self.socket.connect(self.endpoint)
-        if self._connection.has_given_up() and not self._is_cut:
-            self._disconnect()
-            self.socket.connect(self.endpoint)
-
-    def _disconnect(self) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # the connection may be gone altogether
-            self.socket.disconnect(self.endpoint)
+        return self._connection.trouble
