@@ -39,9 +39,9 @@ from mien.stream.modalities.phrases import PhraseReader
 from mien.stream.modalities.sourced import Detail, Hearing
 from mien.stream.processes.priority import lower_priority, threads
 from mien.stream.sources.audio import open_audio
-from mien.stream.sources.source import SAMPLE_RATE, AudioSource
+from mien.stream.sources.source import SAMPLE_RATE, AudioSource, Chunk
 from mien.stream.speech.asr import Recognised, Recogniser
-from mien.stream.speech.backlog import Backlog, Step
+from mien.stream.speech.backlog import Backlog
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Whisper
 from mien.windowing import WINDOW_NS
@@ -306,7 +306,7 @@ class Text(Hearing):
         )
         self._recogniser = recogniser
 
-    def _recognise(self, step: Step | None) -> FeatureWindow:
+    def _recognise(self, step: Chunk | None) -> FeatureWindow:
         """Run one step, or with None finish the stream. Runs in the recogniser's thread; never raises."""
         begun = time.perf_counter()
         t_end_ns = step.t_end_ns if step is not None else self._processed_ns or 0

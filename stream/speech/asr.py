@@ -188,15 +188,15 @@ class Recogniser:
         """Number of words before the first repetition of a passage without voice of its own; all if there is none."""
         texts = [word.text for word in words]
         checked = known
-        while (found := repetition(texts, checked)) is not None:
-            for occurrence in found.occurrences()[1:]:
+        while occurrences := repetition(texts, checked):
+            for occurrence in occurrences[1:]:
                 if occurrence.stop <= known:
                     continue
                 start_s = max(words[occurrence.start].start_s, words[occurrence.start - 1].end_s)
                 voiced_s = self._sound.voiced_s(start_s, words[occurrence.stop - 1].end_s)
-                if voiced_s < LEAST_WORD_S * found.size:
+                if voiced_s < LEAST_WORD_S * len(occurrence):
                     return max(occurrence.start, known)
-            checked = found.end
+            checked = occurrences[-1].stop
         return len(words)
 
     def _resume_point(self, word: DecodedWord) -> float:
@@ -287,14 +287,15 @@ class Recogniser:
 
     def _cut_repetition(self) -> None:
         """Drop a repeated passage from the context: it would make the decoder repeat it again."""
-        found = repetition([word.text for word in self._prefix], 0, MISLEADING)
-        if found is None:
+        occurrences = repetition([word.text for word in self._prefix], 0, MISLEADING)
+        if not occurrences:
             return
-        pause_s = self._sound.pause_after(self._prefix[found.end - 1].end_s, PAUSE_S)
-        following = [*self._prefix, *self._tentative][found.end :]
+        end = occurrences[-1].stop
+        pause_s = self._sound.pause_after(self._prefix[end - 1].end_s, PAUSE_S)
+        following = [*self._prefix, *self._tentative][end:]
         if pause_s is not None and (not following or pause_s <= following[0].end_s):
             self._sound.cut(pause_s)
-            self._prefix = self._prefix[found.end :]
+            self._prefix = self._prefix[end:]
 
     def _cut_words(self) -> None:
         """Cut before a committed word, keeping CONTEXT_S of committed sound, and after a sentence if possible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,25 +11,8 @@ from mien.messages import Float32
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 
 
-@dataclass(frozen=True)
-class Step:
-    """The sound of one step of recognition.
-
-    Attributes:
-        samples: shape (n,), mono, 16 kHz.
-        t_end_ns: capture time of the end of the last sample.
-        read_ns: session time at which its newest sound was delivered.
-        continuous: False if there is a gap before it, or it is the first.
-    """
-
-    samples: Float32
-    t_end_ns: int
-    read_ns: int
-    continuous: bool
-
-
 class Backlog:
-    """Chunks in, steps out.
+    """Chunks of any length in, steps of recognition out, as chunks too.
 
     Steps end at multiples of `step_ms` of sound since the last gap: they do not depend on how sound is chunked, nor,
     without a bound, on how fast they are taken.
@@ -63,7 +46,7 @@ class Backlog:
             self._chunks.clear()
             self._chunks.append(replace(chunk, continuous=False))
 
-    def take(self, rest: bool = False) -> Step | None:
+    def take(self, rest: bool = False) -> Chunk | None:
         """The next step, None if it is not complete yet.
 
         Args:
@@ -93,7 +76,7 @@ class Backlog:
             count += len(chunk.samples)
         return count, False
 
-    def _cut(self, size: int) -> Step:
+    def _cut(self, size: int) -> Chunk:
         parts: list[Float32] = []
         continuous = self._chunks[0].continuous
         while size > 0:
@@ -105,4 +88,5 @@ class Backlog:
             if len(part) < len(chunk.samples):
                 left = replace(chunk, samples=chunk.samples[len(part) :], t_start_ns=t_end_ns, continuous=True)
                 self._chunks.appendleft(left)
-        return Step(np.concatenate(parts), t_end_ns, chunk.read_ns, continuous)
+        samples = np.concatenate(parts)
+        return Chunk(samples, t_end_ns - len(samples) * NS_PER_SAMPLE, chunk.read_ns, continuous)

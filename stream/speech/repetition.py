@@ -6,7 +6,6 @@ Text alone does not tell the two apart; the sound does. In speech, each repetiti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mien.stream.speech.agreement import plain
 
@@ -17,30 +16,15 @@ SUSPECT = {1: 5, 2: 4, 3: 3}
 MISLEADING = {1: 3}
 
 
-@dataclass(frozen=True)
-class Repetition:
-    """A passage of `size` words from word `begin` on, occurring `times` times in a row."""
-
-    begin: int
-    size: int
-    times: int
-
-    @property
-    def end(self) -> int:
-        """The word after it."""
-        return self.begin + self.times * self.size
-
-    def occurrences(self) -> list[range]:
-        """The indices of the words of each occurrence."""
-        return [range(k, k + self.size) for k in range(self.begin, self.end, self.size)]
-
-
-def repetition(words: Sequence[str], known: int = 0, suspect: dict[int, int] = SUSPECT) -> Repetition | None:
-    """The first passage that is repeated often enough to be a loop; None if there is none.
+def repetition(words: Sequence[str], known: int = 0, suspect: dict[int, int] = SUSPECT) -> list[range]:
+    """The occurrences in a row of the first passage that is repeated often enough to be a loop; empty without one.
 
     Args:
         known: number of words at the beginning that are certain; a passage ending among them is ignored.
         suspect: minimum occurrences by number of words, 2 for numbers not listed.
+
+    Returns:
+        The indices of the words of each occurrence.
     """
     plain_words = [plain(word) for word in words]
     for begin in range(len(plain_words)):
@@ -49,5 +33,5 @@ def repetition(words: Sequence[str], known: int = 0, suspect: dict[int, int] = S
             while plain_words[begin + times * size : begin + (times + 1) * size] == plain_words[begin : begin + size]:
                 times += 1
             if times >= suspect.get(size, 2) and begin + times * size > known:
-                return Repetition(begin, size, times)
-    return None
+                return [range(at, at + size) for at in range(begin, begin + times * size, size)]
+    return []

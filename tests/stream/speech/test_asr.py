@@ -20,8 +20,8 @@ from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 from mien.stream.speech.agreement import agreed
 from mien.stream.speech.asr import LONGEST_S, Decoder, Recognised, Recogniser
-from mien.stream.speech.backlog import Backlog, Step
-from mien.stream.speech.repetition import Repetition, repetition
+from mien.stream.speech.backlog import Backlog
+from mien.stream.speech.repetition import repetition
 from mien.stream.speech.voice_activity import VoiceActivity
 from mien.stream.speech.whisper import Hypothesis, Whisper
 from tests.stream.sounds import spoken, spoken_by_espeak, tone
@@ -125,7 +125,8 @@ def test_agreement(previous: str, current: str, count: int) -> None:
     ],
 )
 def test_repeated_passage_is_found(text: str, known: int, found: tuple[int, int, int] | None) -> None:
-    assert repetition(text.split(), known) == (Repetition(*found) if found else None)
+    begin, size, times = found or (0, 1, 0)
+    assert repetition(text.split(), known) == [range(begin + n * size, begin + (n + 1) * size) for n in range(times)]
 
 
 REPEATED = [
@@ -186,7 +187,7 @@ def chunks(sizes: Sequence[int], begin: int = 0, continuous: bool = False) -> li
     ]
 
 
-def drained(backlog: Backlog, rest: bool = False) -> list[Step]:
+def drained(backlog: Backlog, rest: bool = False) -> list[Chunk]:
     taken = []
     while (step := backlog.take(rest)) is not None:
         taken.append(step)
