@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,10 +21,51 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from mien.errors import BusError
 from mien.stream.bus.curve import is_loopback
 from mien.stream.bus.subscriber import Subscriber
-from mien.stream.monitoring.observer import Condition, Observer
+from mien.stream.monitoring.observer import ModalityCondition, Observer, ProcessCondition
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _ACTIVE = ("running", "ready", "ended")
+
+Labels = tuple[str, ...]
+T = TypeVar("T")
+# By name: the description, where to read it, and what to divide it by for the unit in the name.
+Figures = Mapping[str, tuple[str, Callable[[T], float | None], float]]
+
+_OF_MODALITY: Figures[ModalityCondition] = {
+    "age_seconds": ("Age of the newest evidence.", attrgetter("age_ms"), 1e3),
+    "masked": ("1 while a modality is missing entirely.", lambda each: each.masked is not None, 1),
+}
+_OF_PROCESS: Figures[ProcessCondition] = {
+    "up": ("1 while a process is healthy.", lambda each: each.state in _ACTIVE, 1),
+    "rows_per_second": ("Rows or predictions a second.", attrgetter("fps"), 1),
+    "lag_seconds": ("Delay of rows behind capture.", attrgetter("lag_ms"), 1e3),
+    "memory_bytes": ("Resident memory.", attrgetter("rss_mb"), 2**-20),
+    "cpu_ratio": ("Share of one core.", attrgetter("cpu_percent"), 100),
+}
+_OF_CLOCK = {"offset": "Clock offset; positive: ahead.", "error": "Error bound of the offset."}
+
+
+def gauge(name: str, text: str, values: Mapping[Labels, float], *labels: str) -> Metric:
+    """A gauge with a value for each tuple of labels."""
+    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
+
+
+def counter(name: str, text: str, values: Mapping[Labels, float], *labels: str) -> Metric:
+    """A counter with a value for each tuple of labels."""
+    return _filled(CounterMetricFamily(name, text, labels=labels), values)
+
+
+def gauges(prefix: str, labels: Labels, items: Collection[tuple[Labels, T]], figures: Figures[T]) -> Iterator[Metric]:
+    """A gauge for each figure of some items, without those that are None."""
+    for name, (text, read, unit) in figures.items():
+        values = {where: value / unit for where, item in items if (value := read(item)) is not None}
+        yield gauge(f"{prefix}{name}", text, values, *labels)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]) -> Metric:
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
 
 
 class MetricsServer:
@@ -113,59 +156,24 @@ class Exporter(MetricsServer):
         """The current metrics, called by the registry."""
         condition = self._observer.condition()
         is_up = condition.verdict != "down"  # else the last values would pass for current ones
-        up = GaugeMetricFamily("mien_up", "1 while there are predictions.", labels=["session"])
-        up.add_metric([self._session], float(is_up))
-        yield up
-        lost = CounterMetricFamily("mien_predictions_lost", "Predictions that never arrived here.")
-        lost.add_metric([], condition.lost)
-        yield lost
-        rate = GaugeMetricFamily("mien_predictions_per_second", "Predictions of the last two seconds.")
-        rate.add_metric([], condition.predictions_per_s)
-        yield rate
-        age = GaugeMetricFamily("mien_age_seconds", "Age of the newest evidence.", labels=["modality"])
-        masked = GaugeMetricFamily("mien_masked", "1 while a modality is missing entirely.", labels=["modality"])
-        for modality in condition.modalities if is_up else ():
-            masked.add_metric([modality.name], float(modality.masked is not None))
-            if modality.age_ms is not None:
-                age.add_metric([modality.name], modality.age_ms / 1e3)
-        yield age
-        yield masked
-        yield from _of_processes(condition)
+        yield gauge("mien_up", "1 while there are predictions.", {(self._session,): is_up}, "session")
+        yield counter("mien_predictions_lost", "Predictions that never arrived here.", {(): condition.lost})
+        rate = {(): condition.predictions_per_s}
+        yield gauge("mien_predictions_per_second", "Predictions of the last two seconds.", rate)
+        modalities = [((each.name,), each) for each in condition.modalities if is_up]
+        yield from gauges("mien_", ("modality",), modalities, _OF_MODALITY)
+        processes = [((each.worker,), each) for each in condition.processes]
+        yield from gauges("mien_process_", ("worker",), processes, _OF_PROCESS)
+        restarts = {where: each.restarts for where, each in processes if each.restarts is not None}
+        yield counter("mien_process_restarts", "Restarts of a process.", restarts, "worker")
+        drops = {(each.worker, cause): count for _, each in processes for cause, count in each.drops.items()}
+        yield counter("mien_drops", "What was dropped, by cause.", drops, "worker", "cause")
         inference = self._observer.statuses.get("inference")
-        offset = GaugeMetricFamily("mien_clock_offset_seconds", "Clock offset; positive: ahead.", labels=["worker"])
-        error = GaugeMetricFamily("mien_clock_error_seconds", "Error bound of the offset.", labels=["worker"])
-        for name, value in inference.detail.items() if inference is not None and is_up else ():
-            worker, _, what = name.partition(".")
-            if what in ("clock_offset_ms", "clock_error_ms") and isinstance(value, float):
-                (offset if what == "clock_offset_ms" else error).add_metric([worker], value / 1e3)
-        yield offset
-        yield error
-
-
-def _of_processes(condition: Condition) -> Iterator[Metric]:
-    label = ["worker"]
-    well = GaugeMetricFamily("mien_process_up", "1 while a process is healthy.", labels=label)
-    rate = GaugeMetricFamily("mien_process_rows_per_second", "Rows or predictions a second.", labels=label)
-    lag = GaugeMetricFamily("mien_process_lag_seconds", "Delay of rows behind capture.", labels=label)
-    memory = GaugeMetricFamily("mien_process_memory_bytes", "Resident memory.", labels=label)
-    cpu = GaugeMetricFamily("mien_process_cpu_ratio", "Share of one core.", labels=label)
-    restarts = CounterMetricFamily("mien_process_restarts", "Restarts of a process.", labels=label)
-    drops = CounterMetricFamily("mien_drops", "What was dropped, by cause.", labels=["worker", "cause"])
-    for process in condition.processes:
-        name = [process.worker]
-        well.add_metric(name, float(process.state in _ACTIVE))
-        rate.add_metric(name, process.fps)
-        if process.lag_ms is not None:
-            lag.add_metric(name, process.lag_ms / 1e3)
-        if process.rss_mb is not None:
-            memory.add_metric(name, process.rss_mb * 2**20)
-        if process.cpu_percent is not None:
-            cpu.add_metric(name, process.cpu_percent / 100)
-        if process.restarts is not None:
-            restarts.add_metric(name, process.restarts)
-        for cause, count in process.drops.items():
-            drops.add_metric([process.worker, cause], count)
-    yield from (well, rate, lag, memory, cpu, restarts, drops)
+        detail = inference.detail if inference is not None and is_up else {}
+        for what, text in _OF_CLOCK.items():
+            found = {(name.partition(".")[0],): value / 1e3 for name, value in detail.items()
+                     if name.endswith(f".clock_{what}_ms") and isinstance(value, float)}  # fmt: skip
+            yield gauge(f"mien_clock_{what}_seconds", text, found, "worker")
 
 
 def _is_ours(host: str | None) -> bool:
