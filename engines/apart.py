@@ -24,20 +24,8 @@ log = logging.getLogger(__name__)
 _is_subprocess = False  # whether this process is the subprocess
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A request to compile networks into the cache at `root`.
-
-    Attributes:
-        engine: "auto" first picks the fastest one for the first network.
-    """
-
-    networks: tuple[Origin, ...]
-    engine: str
-    precision: str
-    threads: int
-    root: str
-
-
+# The arguments of `compile_in_subprocess`, as JSON.
+Request = tuple[tuple[Origin, ...], str, str, int, str]
 # As returned by `compile_in_subprocess`, and why it failed, if it did.
 _Reply = tuple[msgspec.Raw, str | None]
 
@@ -45,7 +33,10 @@ _Reply = tuple[msgspec.Raw, str | None]
 def compile_in_subprocess(
     networks: Sequence[Network], engine: str, precision: str, threads: int, root: Path
 ) -> msgspec.Raw | None:
-    """Compile networks in a subprocess.
+    """Compile networks into the cache at `root`, in a subprocess.
+
+    Args:
+        engine: "auto" first picks the fastest one for the first network.
 
     Returns:
         For "auto" a `mien.engines.selection.Choice` as JSON, else null.
@@ -58,7 +49,7 @@ def compile_in_subprocess(
     origins = tuple(network.origin for network in networks if network.origin is not None)
     if _is_subprocess or len(origins) != len(networks):
         return None
-    request = msgspec.json.encode(Request(origins, engine, precision, threads, str(root)))
+    request = msgspec.json.encode((origins, engine, precision, threads, str(root)))
     choice: msgspec.Raw
     command = [sys.executable, "-P", "-m", "mien.engines.apart"]
     try:
@@ -92,15 +83,14 @@ def _handle(request: Request) -> Any:
     from mien.engines.cache import Cache
     from mien.engines.selection import choose_engine, find_usable, known_precision, open_backend
 
-    root = Path(request.root)
-    networks = [make(origin) for origin in request.networks]
-    engine, precision, choice = request.engine, request.precision, None
+    origins, engine, precision, threads, folder = request
+    root, networks, choice = Path(folder), [make(origin) for origin in origins], None
     if engine == "auto":
-        choice = choose_engine(networks[0], precision, request.threads, root)
+        choice = choose_engine(networks[0], precision, threads, root)
         engine, precision = choice.engine, choice.precision
     backend = find_usable(engine)
     for network in networks if backend.cached else ():
-        open_backend(network, backend, known_precision(precision), request.threads, Cache(root))
+        open_backend(network, backend, known_precision(precision), threads, Cache(root))
     return choice
 
 

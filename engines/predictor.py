@@ -67,7 +67,6 @@ class Predictor:
         checkpoint: the weights.
         engine: "auto", or a name that `mien engines` lists. precision: "fp32", "fp16" or "bf16".
         threads: CPU threads for one inference.
-        reuse: False encodes every modality of every window; the numbers are the same.
         cache: folder of compiled forms; default: in the user's mien cache folder.
 
     Attributes:
@@ -83,8 +82,6 @@ class Predictor:
         engine: str = "auto",
         precision: str = "fp32",
         threads: int = 1,
-        *,
-        reuse: bool = True,
         cache: Path | None = None,
     ) -> None:
         self.checkpoint = checkpoint
@@ -101,7 +98,6 @@ class Predictor:
             name: open_engine(network, engine, precision, threads, cache) for name, network in encoders.items()
         }
         self._fusion = open_engine(fusion, engine, precision, threads, cache)
-        self._reuse = reuse
         self._windows: Windows | None = None
         # Encodings in host memory, by modality: (places + 1, S, d), (places + 1, S), and whether anything was observed
         # (places + 1,). The last place is a window in which nothing was.
@@ -149,8 +145,6 @@ class Predictor:
             name: np.where(look.present[:, column], look.places, windows.places)
             for column, name in enumerate(self.specs)
         }
-        if not self._reuse:
-            look = look._replace(changed=look.present)
         fused = self._predict_on_gpu(look, at)
         if fused is None and self._lost_gpu:
             self._lost_gpu = False
@@ -161,14 +155,13 @@ class Predictor:
         is_observed: Bool = np.logical_or.reduce([self._anything[name][places] for name, places in at.items()])
         if fused is None:
             fused = self._fuse_on_host(at, np.flatnonzero(is_observed))
-        return _answers(fused, is_observed)
+        return Answers(*(fused[name] for name in OUTPUTS), is_observed)
 
     def _predict_one(self, windows: Windows, look: Look) -> Answers:
         """`predict_look` for one session on a CPU: views, where index arrays would cost more than they save."""
         place, inputs, is_observed = int(look.places[0]), dict[str, Array](), False
-        changed = look.changed if self._reuse else look.present
         for name, track, there, new in zip(
-            self.specs, windows.tracks.values(), look.present[0].tolist(), changed[0].tolist(), strict=True
+            self.specs, windows.tracks.values(), look.present[0].tolist(), look.changed[0].tolist(), strict=True
         ):
             if new:
                 self._keep(name, look.places, *track.gather(look.places, look.ends_ns[name], self._gathered.get(name)))
@@ -177,7 +170,7 @@ class Predictor:
             inputs[f"{name}.observed"] = self._observed[name][at : at + 1]
             is_observed |= bool(self._anything[name][at])
         fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
-        return _answers(fused, np.array([is_observed]))
+        return Answers(*(fused[name] for name in OUTPUTS), np.array([is_observed]))
 
     def encode_ahead(self, windows: Windows, place: int, t_end_ns: int, updated: Collection[str]) -> None:
         """Encode a session's changed windows before its prediction is due, so that the prediction need not.
@@ -190,7 +183,7 @@ class Predictor:
             EngineError: no engine can run them any longer.
         """
         self.prepare(windows)
-        if not self._reuse or self._gpu is not None or self._lost_gpu:
+        if self._gpu is not None or self._lost_gpu:
             return
         places = np.array([place])
         for name, end_ns in windows.look_ahead(place, t_end_ns, updated).items():
@@ -284,10 +277,6 @@ class Predictor:
         """Outputs for windows in which nothing is observed."""
         shapes = ((), (len(EMOTIONS),), (), (len(self.specs),))
         return {name: np.zeros((count, *shape), np.float32) for name, shape in zip(OUTPUTS, shapes, strict=True)}
-
-
-def _answers(fused: Mapping[str, Array], is_observed: Bool) -> Answers:
-    return Answers(fused["sentiment"], fused["emotions"], fused["confidence"], fused["shares"], is_observed)
 
 
 # Sentiment (-3 to 3) and the most probable emotion of rows (n, dim), oldest first, n >= 1.

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -229,7 +230,9 @@ def choose_engine(
     """
     wanted = known_precision(precision)
     store = Cache(cache)
-    candidates, refused = _candidates(wanted)
+    usable, refused = usable_backends()
+    kinds = dict.fromkeys((wanted, known_precision("fp32")))  # reduced precisions compete with float32
+    candidates = [(backend, kind) for backend in usable for kind in kinds if kind in backend.precisions]
     facts = [identify(network, backend, kind) for backend, kind in candidates]
     key = hashlib.sha256(msgspec.json.encode([facts, threads], order="sorted")).hexdigest()
     path = store.root / f"{key}.choice.json"
@@ -261,13 +264,6 @@ def choose_engine(
     log.info("engine %s for %r: %s", engine.id, network.name, reason)
     store.write_choice(path, choice)
     return choice
-
-
-def _candidates(precision: Precision) -> tuple[list[tuple[Backend, Precision]], dict[str, str]]:
-    """Backends that could run here, and why the others cannot. Reduced precisions compete with float32."""
-    usable, refused = usable_backends()
-    kinds = dict.fromkeys((precision, known_precision("fp32")))
-    return [(backend, kind) for backend in usable for kind in kinds if kind in backend.precisions], refused
 
 
 def usable_backends() -> tuple[list[Backend], dict[str, str]]:
@@ -316,7 +312,6 @@ def known_precision(name: str) -> Precision:
     Raises:
         EngineError: there is none.
     """
-    for precision in PRECISIONS:
-        if precision == name:
-            return precision
-    raise EngineError(f"there is no precision {name!r}; known: {', '.join(PRECISIONS)}")
+    if name not in PRECISIONS:
+        raise EngineError(f"there is no precision {name!r}; known: {', '.join(PRECISIONS)}")
+    return cast(Precision, name)

@@ -64,10 +64,6 @@ class Outcome:
     reason: str | None = None
     memory_mb: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the report."""
-        return {name: round(value, 3) if isinstance(value, float) else value for name, value in vars(self).items()}
-
 
 class Chaos:
     """Runs a session and injects faults.
@@ -235,7 +231,10 @@ class Chaos:
         growth = self._log.growth()
         unexplained = [text for outcome in outcomes for text in outcome.unexplained]
         return {
-            "faults": [outcome.to_dict() for outcome in outcomes],
+            "faults": [
+                {name: round(value, 3) if isinstance(value, float) else value for name, value in vars(outcome).items()}
+                for outcome in outcomes
+            ],
             "predictions": self._log.count,
             "lost": sum(outcome.lost for outcome in outcomes),
             "masked_max_s": round(max(masked), 3) if masked else None,
@@ -282,12 +281,10 @@ class GapLog:
         self._since_s: dict[tuple[str, int], float] = {}
 
     def add_prediction(self, prediction: Prediction) -> None:
-        """Add a prediction that arrived now."""
         self.arrivals.append((time.monotonic(), prediction))
         self.count += 1
 
     def add_statuses(self, statuses: Mapping[str, Status]) -> None:
-        """Add the newest status of each process."""
         now_s = time.monotonic()
         for worker, status in statuses.items():
             before = self._newest.get(worker)
@@ -307,7 +304,6 @@ class GapLog:
                 self.memory[worker].append((now_s, status.rss_mb))
 
     def forget(self) -> None:
-        """Drop entries that are no longer needed."""
         del self._reports[:-_KEPT]
         del self.arrivals[:-_KEPT]
 

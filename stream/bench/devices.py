@@ -49,7 +49,6 @@ class CameraServer:
         self._server: ThreadingHTTPServer | None = None
 
     def switch_on(self) -> None:
-        """Start serving."""
         jpegs, on, period_s = self._jpegs, self._on, self._period_s
 
         class Handler(BaseHTTPRequestHandler):
@@ -162,12 +161,10 @@ class SoundCard:
         self._module = self._control("load-module", "module-null-sink", "sink_name=microphone").stdout.strip()
 
     def pull_out(self) -> None:
-        """Remove the microphone."""
         self._control("unload-module", self._module)
         self._module = ""
 
     def close(self) -> None:
-        """Stop the server and the player."""
         if hasattr(self, "_closing"):
             self._closing.set()
             if self._player is not None and self._player.poll() is None:

@@ -15,7 +15,7 @@ from mien.engines.predictor import Predictor
 from mien.engines.selection import choose_engine, open_backend, usable_backends
 from mien.errors import EngineError
 from mien.models.checkpoint import Checkpoint
-from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.bench.measurement import describe, ratio, rounds
 from mien.stream.bench.streams import make_lanes
 from mien.stream.bench.synthetic import FRAME_HZ, synthetic_inputs
 
@@ -36,17 +36,17 @@ def bench_engines(checkpoint: Checkpoint, seconds: float = 20.0, cache: Path | N
     candidates = {f"whole {id}": _infer(engine, inputs) for id, engine in whole.items()}
     candidates |= {f"rolling {id}": _predict(predictor) for id, predictor in rolling.items()}
     chosen = choose_engine(whole_network(checkpoint), cache=cache)
-    turns = Turns(list(candidates))
+    durations_ms: dict[str, list[float]] = {name: [] for name in candidates}
     until = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 2 * WARM_UP or time.perf_counter() < until:
-        for name in turns.order():
-            run = candidates[name](rounds)
+    for number, order in enumerate(rounds(candidates)):
+        if number >= 2 * WARM_UP and time.perf_counter() >= until:
+            break
+        for name in order:
+            run = candidates[name](number)
             started = time.perf_counter()
             run()
-            turns.add(name, started)
-        rounds += 1
-    figures = {name: describe(values[WARM_UP:]) for name, values in turns.durations_ms.items()}
+            durations_ms[name].append((time.perf_counter() - started) * 1e3)
+    figures = {name: describe(values[WARM_UP:]) for name, values in durations_ms.items()}
     base = figures[f"whole {BASELINE}"]["blocks"]
     speedup = {name: ratio(figures[name]["blocks"], base) for name in figures}
     return {

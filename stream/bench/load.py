@@ -88,7 +88,6 @@ class InferenceUnderLoad(Closing):
         return max((due_ns - self.clock.now_ns()) / NS_PER_S, 0.0)
 
     def close(self) -> None:
-        """End the process and the publishers."""
         self._child.end(3.0)
         for publisher in self._publishers.values():
             publisher.close()

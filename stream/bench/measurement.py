@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +67,11 @@ def load_per_core() -> float | None:
         return None
 
 
-class Turns:
-    """Durations of several candidates in turns, so that other load on the machine affects all of them alike."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.durations_ms: dict[str, list[float]] = {name: [] for name in names}
-        self._random = np.random.default_rng(0)
-
-    def order(self) -> list[str]:
-        """The candidates of the next round, in random order."""
-        return [str(name) for name in self._random.permutation(list(self.durations_ms))]
-
-    def add(self, name: str, started: float) -> None:
-        """Add a turn that started at `time.perf_counter()` = `started` and ends now."""
-        self.durations_ms[name].append((time.perf_counter() - started) * 1e3)
+def rounds(names: Iterable[str]) -> Iterator[list[str]]:
+    """Endless rounds of candidates, each in random order: other load on the machine affects all of them alike."""
+    random, candidates = np.random.default_rng(0), list(names)
+    while True:
+        yield random.permutation(candidates).tolist()
 
 
 def _measurements(report: Any, path: str = "") -> list[tuple[str, list[float]]]:

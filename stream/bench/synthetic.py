@@ -82,6 +82,7 @@ class SyntheticStream:
             rows = max(1, round((t_ns - since_ns) * spec.rate_hz / NS_PER_S))
             times_ns = t_ns - np.arange(rows, dtype=np.int64)[::-1] * int(NS_PER_S / spec.rate_hz)
         seq, self._sent[spec.name] = self._sent[spec.name], self._sent[spec.name] + 1
+        begin = seq * 7 % (_POOL - rows)
         return FeatureWindow(
             session=self.session,
             modality=spec.name,
@@ -90,14 +91,10 @@ class SyntheticStream:
             t_start_ns=min(since_ns, int(times_ns[0])),
             t_end_ns=t_ns,
             extractor=spec.extractor,
-            values=self._rows(spec.name, seq, rows),
+            values=self._pool[spec.name][begin : begin + rows],
             valid=np.ones(rows, bool),
             times_ns=times_ns,
         )
-
-    def _rows(self, name: str, seq: int, rows: int) -> Float32:
-        begin = seq * 7 % (_POOL - rows)
-        return self._pool[name][begin : begin + rows]
 
 
 def synthetic_inputs(specs: Mapping[str, ModalitySpec], count: int) -> list[dict[str, Float32]]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import ExitStack
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from mien.closing import Closing
 from mien.config import DashboardConfig
 from mien.errors import WorkerError
 from mien.messages import Status
-from mien.stream.bench.measurement import Turns, describe, ratio
+from mien.stream.bench.measurement import describe, ratio, rounds
 from mien.stream.bench.paced import running
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.dashboard.launch import DashboardProcess
@@ -46,7 +47,6 @@ def measure_watchers(session: Session, seconds: float, stopping: threading.Event
     """
     config = msgspec.structs.replace(session.config, dashboard=DashboardConfig(port=0))
     session = dataclasses.replace(session, config=config)
-    turns = Turns(list(CASES))
     latency_ms: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
     preview_bytes: dict[str, int] = defaultdict(int)
@@ -61,7 +61,7 @@ def measure_watchers(session: Session, seconds: float, stopping: threading.Event
         dashboard = DashboardProcess(session.config, browser=False)
         stack.callback(dashboard.stop)
         url = _await_page(dashboard, supervisor, subscriber, stopping)
-        for case in (case for _ in range(3) for case in turns.order()):
+        for case in chain.from_iterable(islice(rounds(CASES), 3)):
             if stopping.is_set():
                 break
             audience = Audience(url, *CASES[case])
@@ -135,7 +135,6 @@ class Watcher(Closing):
         self._known = {"era": -1, "row": 0, "sound": 0, "words": -1, "edges": 0, "drawn": 0}
 
     def ask(self) -> None:
-        """Ask for an update."""
         self._socket.send(msgspec.json.encode(self._known), text=True)
 
     def take(self, timeout_s: float | None = 10.0) -> dict[str, Any]:
@@ -151,7 +150,6 @@ class Watcher(Closing):
         return update
 
     def close(self) -> None:
-        """Disconnect."""
         self._stack.close()
 
 
@@ -175,7 +173,6 @@ class Audience:
             thread.start()
 
     def leave(self) -> None:
-        """Disconnect all."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(10)

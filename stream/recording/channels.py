@@ -25,14 +25,7 @@ from mien.clock import NS_PER_S
 from mien.messages import About, Float32, Prediction, Status
 from mien.stream.bus.preview import Preview
 from mien.stream.bus.sound import Sound
-from mien.stream.bus.wire import (
-    VERSION_BYTE,
-    FeatureHeader,
-    Frames,
-    decode_feature_header,
-    open_frames,
-    topic,
-)
+from mien.stream.bus.wire import VERSION_BYTE, FeatureHeader, Frames, decode_feature_header, topic
 
 PROFILE = "mien"
 METADATA = "mien"
@@ -45,20 +38,10 @@ ABOUT, PREDICTION, TRANSCRIPT, VIDEO, MESH, AUDIO = (
 )
 FEATURES, STATUS = PREFIX + "features/", PREFIX + "status/"
 
-
-class _Values(msgspec.Struct, frozen=True):
-    values: bytes
-
-
-class _Time(msgspec.Struct, frozen=True):
-    sec: int
-    nsec: int
-
-
 _encode = msgspec.json.Encoder().encode
 _encode_header = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.json.Decoder(FeatureHeader).decode
-_decode_values = msgspec.json.Decoder(_Values).decode
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 _TIME = {
@@ -78,23 +61,18 @@ def record_features(frames: Sequence[bytes]) -> tuple[FeatureHeader, bytes]:
         WireError: it violates the protocol.
     """
     header, payload = decode_feature_header(frames)
-    return header, _encode(header)[:-1] + b"," + _encode(_Values(payload))[1:]
+    return header, _encode(header)[:-1] + b"," + _encode({"values": payload})[1:]
 
 
 def features_frames(data: bytes) -> tuple[FeatureHeader, Frames]:
     """A recorded features message in its wire form.
 
     Raises:
-        msgspec.MsgspecError: it is not such a record.
+        msgspec.MsgspecError, KeyError: it is not such a record.
     """
-    header, payload = _decode_header(data), _decode_values(data).values
+    header, payload = _decode_header(data), msgspec.json.decode(_decode_raw(data)["values"], type=bytes)
     name = topic("features", header.session, header.modality)
     return header, [name, VERSION_BYTE + _encode_header(header), payload]
-
-
-def json_payload(frames: Sequence[bytes]) -> bytes:
-    """The JSON of a prediction, status or about message."""
-    return open_frames(frames)[1]
 
 
 def log_entry(t_ns: int, text: str) -> bytes:
@@ -192,8 +170,8 @@ def _time(t_ns: int) -> dict[str, int]:
 
 
 def _time_ns(fields: dict[str, Any]) -> int:
-    time = msgspec.convert(fields["timestamp"], _Time)
-    return time.sec * NS_PER_S + time.nsec
+    time = msgspec.convert(fields["timestamp"], dict[str, int])
+    return time["sec"] * NS_PER_S + time["nsec"]
 
 
 def _landmarks(_: type, text: str) -> Float32:

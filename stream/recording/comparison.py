@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mien.clock import NS_PER_S
 from mien.errors import RecordingError
-from mien.messages import EMOTIONS, Prediction
+from mien.messages import EMOTIONS
 from mien.stream.recording.reader import open_recording
 from mien.stream.recording.replay import content
 from mien.stream.recording.table import Row, Table, read_table
@@ -79,12 +79,12 @@ def _bit_equal(first: Path, second: Path, pairs: Sequence[tuple[Row, Row]]) -> i
     """How many predictions for the same instant are equal in everything but the model's name."""
     if is_predicted(first) or is_predicted(second):
         return sum(replace(x, model="", t_s=0.0) == replace(y, model="", t_s=0.0) for x, y in pairs)
-    theirs = {p.t_end_ns: _without_timing(p) for p in open_recording(second).predictions()}
-    return sum(theirs.get(p.t_end_ns) == _without_timing(p) for p in open_recording(first).predictions())
 
+    def contents(path: Path) -> Iterator[tuple[int, bytes]]:
+        return ((p.t_end_ns, content(replace(p, model=""))) for p in open_recording(path).predictions())
 
-def _without_timing(prediction: Prediction) -> bytes:
-    return content(replace(prediction, model=""))
+    theirs = dict(contents(second))
+    return sum(theirs.get(t_end_ns) == made for t_end_ns, made in contents(first))
 
 
 def _correlation(values: list[tuple[float, float]]) -> float | None:
@@ -104,15 +104,12 @@ def draw_comparison(first: Path, second: Path, out: Path) -> None:
     from mien.stream.recording import pictures
 
     a, b = _table(first), _table(second)
-    pictures.comparison(pair_rows(a, b), a.rows[0].t_s, (_name(a), _name(b)), out)
+    first_name, second_name = (f"{table.path.name}: {', '.join(_models(table))}" for table in (a, b))
+    pictures.comparison(pair_rows(a, b), a.rows[0].t_s, (first_name, second_name), out)
 
 
 def _models(table: Table) -> list[str]:
     return sorted({row.model for row in table.rows if row.model})
-
-
-def _name(table: Table) -> str:
-    return f"{table.path.name}: {', '.join(_models(table))}"
 
 
 _GATE = "gate_"

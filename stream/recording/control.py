@@ -41,7 +41,7 @@ class RecorderProcess:
     ) -> None:
         command = [*PROGRAM, "record", str(path), "--supervised"]
         command += ["--video"] * video + ["--audio"] * audio + (["--session", session] if session else [])
-        self._state = RecorderState("waiting", str(path))
+        self.state = RecorderState("waiting", str(path))  # as of about a second ago
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -59,11 +59,6 @@ class RecorderProcess:
         self._thread.start()
 
     @property
-    def state(self) -> RecorderState:
-        """The recorder's state, as of about a second ago."""
-        return self._state
-
-    @property
     def is_running(self) -> bool:
         """Whether it is still writing."""
         return self._process.poll() is None
@@ -75,10 +70,10 @@ class RecorderProcess:
             False if it failed, if that took longer than `timeout_s`, or if told to stop meanwhile.
         """
         deadline_s, stopping = time.monotonic() + timeout_s, stopping or threading.Event()
-        while time.monotonic() < deadline_s and self._state.state == "waiting" and self._thread.is_alive():
+        while time.monotonic() < deadline_s and self.state.state == "waiting" and self._thread.is_alive():
             if stopping.wait(0.02):
                 break
-        return self._state.state == "recording"
+        return self.state.state == "recording"
 
     def stop(self) -> RecorderState:
         """Close the file properly and end. Returns the last state."""
@@ -87,13 +82,13 @@ class RecorderProcess:
                 self._process.stdin.close()
         wait_or_kill(self._process, _STOP_S)  # what is on disk stays readable
         self._thread.join(2.0)
-        return self._state
+        return self.state
 
     def _follow(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
                 with contextlib.suppress(msgspec.MsgspecError):
-                    self._state = _decode_state(line)
-        if self._process.wait() != 0 and self._state.state != "failed":
-            self._state = msgspec.structs.replace(self._state, state="failed", error=_DIED)
+                    self.state = _decode_state(line)
+        if self._process.wait() != 0 and self.state.state != "failed":
+            self.state = msgspec.structs.replace(self.state, state="failed", error=_DIED)

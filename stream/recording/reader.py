@@ -27,11 +27,23 @@ from mien.stream.bus.wire import FeatureHeader, Frames
 from mien.stream.recording import channels
 
 _RECORD_LIMIT = 1 << 30
-_decode_prediction = msgspec.json.Decoder(Prediction).decode
-_decode_status = msgspec.json.Decoder(Status).decode
-_decode_about = msgspec.json.Decoder(About).decode
 _Read = TypeVar("_Read")
 _DAMAGED = (msgspec.MsgspecError, WireError, ValueError, KeyError, OverflowError, RecursionError)
+
+
+def _reader(kind: type[_Read], check: Callable[[_Read], object]) -> Callable[[bytes], _Read]:
+    decode = msgspec.json.Decoder(kind).decode
+
+    def read(data: bytes) -> _Read:
+        message = decode(data)
+        check(message)
+        return message
+
+    return read
+
+
+_read_prediction, _read_status = _reader(Prediction, check_prediction), _reader(Status, check_status)
+_read_about = _reader(About, check_about)
 
 
 class Entry(NamedTuple):
@@ -44,22 +56,16 @@ class Entry(NamedTuple):
 
     def prediction(self) -> Prediction:
         """The prediction. This and all below raise RecordingError if the message is damaged or of another type."""
-        message = self._read(_decode_prediction)
-        self._read(lambda _: check_prediction(message))
-        return message
+        return self._read(_read_prediction)
 
     def status(self) -> Status:
-        """The status."""
-        message = self._read(_decode_status)
-        self._read(lambda _: check_status(message))
-        return message
+        return self._read(_read_status)
 
     def features(self) -> tuple[FeatureHeader, Frames]:
         """The features header, and the message in wire form."""
         return self._read(channels.features_frames)
 
     def preview(self) -> Preview:
-        """The picture."""
         return self._read(channels.preview_of)
 
     def edges(self) -> bytes:
@@ -67,7 +73,6 @@ class Entry(NamedTuple):
         return self._read(lambda data: msgspec.json.decode(data, type=dict[str, bytes])["edges"])
 
     def sound(self) -> Sound:
-        """The chunk of audio."""
         return self._read(channels.sound_of)
 
     def _read(self, read: Callable[[bytes], _Read]) -> _Read:
@@ -107,7 +112,6 @@ class Recording:
 
     @property
     def session(self) -> str:
-        """Name of the session."""
         return self.about.session if self.about is not None else "default"
 
     @property
@@ -190,10 +194,9 @@ def open_recording(path: Path) -> Recording:
         whole = _read_index(file)
         file.seek(0)
         try:
-            about, facts, cut_off = _survey(path, file, whole)
+            return _survey(path, file, whole)
         except (*_BROKEN, msgspec.MsgspecError, WireError, AttributeError, RecursionError) as error:
             raise RecordingError(f"{path} is damaged: {_line(error)}; copy it anew") from error
-    return Recording(path, about, cut_off, *facts)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -213,41 +216,33 @@ def _read_index(file: BinaryIO) -> Any:
         return None
 
 
-def _survey(path: Path, file: BinaryIO, summary: Any) -> tuple[About | None, tuple[frozenset[str], int, int], bool]:
+def _survey(path: Path, file: BinaryIO, summary: Any) -> Recording:
+    about = None
     if summary is not None and summary.statistics is not None:
         reader = make_reader(file)
         formats = [m.metadata.get("format") for m in reader.iter_metadata() if m.name == channels.METADATA]
         _check_format(path, formats)
-        counts = summary.statistics.channel_message_counts
+        statistics = summary.statistics
+        counts = statistics.channel_message_counts
         names = frozenset(c.topic for c in summary.channels.values() if counts.get(c.id))
-        about = None
         if channels.ABOUT in names:
             with contextlib.suppress(*_BROKEN):  # the messages around it are damaged; reading them says so
                 for _, _, message in reader.iter_messages([channels.ABOUT]):
-                    about = _decode_about(message.data)
+                    about = _read_about(message.data)
                     break
-            if about is not None:
-                check_about(about)
-        statistics = summary.statistics
-        return about, (names, statistics.message_start_time, statistics.message_end_time), False
-    formats, names_seen, about, first_ns, last_ns = [], set(), None, 0, 0
+        return Recording(path, about, False, names, statistics.message_start_time, statistics.message_end_time)
+    formats, names_seen, first_ns, last_ns = [], set(), 0, 0
     for record in _records(file):
         if isinstance(record, Entry):
             names_seen.add(record.channel)
             first_ns = first_ns or record.log_ns
             last_ns = max(last_ns, record.log_ns)
             if record.channel == channels.ABOUT and about is None:
-                about = _about(record.data)
+                about = _read_about(record.data)
         elif record.name == channels.METADATA:
             formats.append(record.metadata.get("format"))
     _check_format(path, formats)
-    return about, (frozenset(names_seen), first_ns, last_ns), True
-
-
-def _about(data: bytes) -> About:
-    about = _decode_about(data)
-    check_about(about)
-    return about
+    return Recording(path, about, True, frozenset(names_seen), first_ns, last_ns)
 
 
 def _check_format(path: Path, formats: list[str | None]) -> None:

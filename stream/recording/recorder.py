@@ -15,7 +15,7 @@ import zmq
 from mien.clock import NS_PER_S, Clock
 from mien.config import BusConfig
 from mien.errors import RecordingError, WireError
-from mien.messages import WORKERS, About, Prediction, Status
+from mien.messages import WORKERS, About
 from mien.stream.bus.preview import decode_edges, decode_preview
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.sound import decode_sound
@@ -180,7 +180,10 @@ class Recorder:
             return
         match kind:
             case "prediction":
-                self._take_prediction(frames, now_ns)
+                prediction = decode_prediction(frames)
+                if self._is_new("prediction", prediction.run, prediction.seq):
+                    self._predictions += 1
+                    self._write(channels.PREDICTION, frames[2], now_ns, prediction.t_end_ns)
             case "features":
                 self._take_features(frames, now_ns)
             case "recent":
@@ -203,19 +206,11 @@ class Recorder:
                 if self._is_new("sound", sound.run, sound.seq):
                     self._media["audio"] += 1
                     self._write(channels.AUDIO, channels.sound_record(sound), now_ns, sound.t_start_ns)
-            case _:
-                pass
 
     def _write(self, channel: str, data: bytes, now_ns: int, publish_ns: int) -> None:
         self._first_ns = now_ns if self._first_ns is None else self._first_ns
         self._last_ns = now_ns
         self._writer.write(channel, data, now_ns, publish_ns)
-
-    def _take_prediction(self, frames: list[bytes], now_ns: int) -> None:
-        prediction: Prediction = decode_prediction(frames)
-        if self._is_new("prediction", prediction.run, prediction.seq):
-            self._predictions += 1
-            self._write(channels.PREDICTION, channels.json_payload(frames), now_ns, prediction.t_end_ns)
 
     def _take_features(self, frames: list[bytes], now_ns: int) -> None:
         record, data = channels.record_features(frames)
@@ -248,23 +243,21 @@ class Recorder:
             self._write(channels.TRANSCRIPT, entry, now_ns, fresh[-1].t_end_ns)
 
     def _take_status(self, frames: list[bytes], now_ns: int) -> None:
-        status: Status = decode_status(frames)
-        data = channels.json_payload(frames)
-        if self._last_status.get(status.worker) == data:
+        status = decode_status(frames)
+        if self._last_status.get(status.worker) == frames[2]:
             return
-        self._last_status[status.worker] = data
+        self._last_status[status.worker] = frames[2]
         self._ended = status.state == "ended" if status.worker == "inference" else self._ended
-        self._write(channels.STATUS + status.worker, data, now_ns, status.t_ns)
+        self._write(channels.STATUS + status.worker, frames[2], now_ns, status.t_ns)
 
     def _take_about(self, frames: list[bytes], now_ns: int) -> None:
         about = decode_about(frames)
         if about == self._about:
             return
         first, self._about = self._about is None, about
-        data = channels.json_payload(frames)
-        self._write(channels.ABOUT, data, now_ns, about.t_ns)
+        self._write(channels.ABOUT, frames[2], now_ns, about.t_ns)
         if first:
-            self._writer.attach(channels.ATTACHMENT, msgspec.json.format(data, indent=2), now_ns)
+            self._writer.attach(channels.ATTACHMENT, msgspec.json.format(frames[2], indent=2), now_ns)
 
     def _is_new(self, what: str, run: int, seq: int) -> bool:
         """False for a repeated last value; counts gaps within a run."""

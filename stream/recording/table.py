@@ -90,20 +90,16 @@ def read_table(path: Path) -> Table:
         RecordingError: it cannot be read, or holds no predictions.
     """
     recording = open_recording(path)
+    zero_ns = zero_ns_of(recording)
     rows: list[Row] = []
     phrase_words: list[PhraseWord] = []
     phrases = PhraseWords()
-    zero_ns: int | None = None
     run, next_seq, lost = -1, 0, 0
     for prediction in recording.predictions():
-        if zero_ns is None:
-            zero_ns = _zero_ns(recording, prediction)
         lost += prediction.seq - next_seq if prediction.run == run else 0
         run, next_seq = prediction.run, prediction.seq + 1
         phrase_words += phrases.add(prediction)[0]
         rows.append(_row(prediction, zero_ns))
-    if zero_ns is None:
-        raise RecordingError(f"{path} holds no predictions; was mien running when it was recorded?")
     certain = [_word(each, zero_ns) for each in phrase_words if not each.word.uncertain]
     spoken = tuple(word for word in certain if word.t_end_s > 0)
     return Table(path, recording.about, recording.cut_off, zero_ns, tuple(rows), spoken, lost)
@@ -149,20 +145,16 @@ def zero_ns_of(recording: Recording) -> int:
     Raises:
         RecordingError: it holds no predictions.
     """
-    for prediction in recording.predictions():
-        return _zero_ns(recording, prediction)
-    raise RecordingError(f"{recording.path} holds no predictions; was mien running when it was recorded?")
-
-
-def _zero_ns(recording: Recording, first: Prediction) -> int:
+    first = next(recording.predictions(), None)
+    if first is None:
+        raise RecordingError(f"{recording.path} holds no predictions; was mien running when it was recorded?")
     if first.t_end_ns < UNIX_NS:
         return 0
     begun = [first.t_end_ns] if first.seq else []
     for modality in ("vision", "audio"):  # words are sent together with earlier ones
-        for entry in recording.entries({channels.FEATURES + modality}):
-            record, _ = entry.features()
-            begun += [record.t_start_ns] if record.seq == 0 else []
-            break
+        entry = next(recording.entries({channels.FEATURES + modality}), None)
+        record = entry.features()[0] if entry is not None else None
+        begun += [record.t_start_ns] if record is not None and record.seq == 0 else []
     return min((t_ns for t_ns in begun if t_ns >= UNIX_NS), default=first.t_end_ns)
 
 

@@ -116,5 +116,6 @@ def test_engine_opens_although_its_compiler_process_dies(
 
 
 def test_requests_and_replies_are_json() -> None:
-    request = apart.Request((("a:b", {"folder": "ü", "adapters": None, "batch": 3}),), "auto", "fp32", 1, "/tmp")
+    origins = (("a:b", {"folder": "ü", "adapters": None, "batch": 3}),)
+    request: apart.Request = (origins, "auto", "fp32", 1, "/tmp")
     assert msgspec.json.decode(msgspec.json.encode(request), type=apart.Request) == request

