@@ -155,7 +155,7 @@ class Predictor:
         is_observed: Bool = np.logical_or.reduce([self._anything[name][places] for name, places in at.items()])
         if fused is None:
             fused = self._fuse_on_host(at, np.flatnonzero(is_observed))
-        return Answers(*(fused[name] for name in OUTPUTS), is_observed)
+        return Answers(**fused, is_observed=is_observed)
 
     def _predict_one(self, windows: Windows, look: Look) -> Answers:
         """`predict_look` for one session on a CPU: views, where index arrays would cost more than they save."""
@@ -170,7 +170,7 @@ class Predictor:
             inputs[f"{name}.observed"] = self._observed[name][at : at + 1]
             is_observed |= bool(self._anything[name][at])
         fused = self._fusion.infer(inputs) if is_observed else self._nothing(1)
-        return Answers(*(fused[name] for name in OUTPUTS), np.array([is_observed]))
+        return Answers(**fused, is_observed=np.array([is_observed]))
 
     def encode_ahead(self, windows: Windows, place: int, t_end_ns: int, updated: Collection[str]) -> None:
         """Encode a session's changed windows before its prediction is due, so that the prediction need not.
