@@ -17,7 +17,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,10 @@ class Cache:
         import filelock
 
         self.compile_missing([network], backend, precision, threads)
-        identity, root = identify(network, backend, precision), self.writable_root()
-        key = _key(identity)
+        root, key = self.writable_root(), _key(identify(network, backend, precision))
         try:
             with filelock.FileLock(root / f"{key}.lock", timeout=LOCK_TIMEOUT_S):
-                return _open_locked(root / key, identity, network, backend, precision, threads)
+                return _open_locked(root / key, network, backend, precision, threads)
         except filelock.Timeout as error:
             raise EngineError(f"another process has been compiling {network.name!r} for too long") from error
 
@@ -172,9 +171,7 @@ def _temporary_root() -> Path:
     return Path(tempfile.mkdtemp(prefix="mien-engines-"))
 
 
-def _open_locked(
-    folder: Path, identity: dict[str, str], network: Network, backend: Backend, precision: Precision, threads: int
-) -> Engine:
+def _open_locked(folder: Path, network: Network, backend: Backend, precision: Precision, threads: int) -> Engine:
     if folder.exists():
         try:
             return _open_verified(folder, network, backend, precision, threads)
@@ -185,7 +182,7 @@ def _open_locked(
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
         partial.mkdir(parents=True)
-        _compile(partial, identity, network, backend, precision, threads)
+        _compile(partial, network, backend, precision, threads)
         _share_files(partial, folder.parent)
         os.replace(partial, folder)
         remove_oldest(folder.parent, MANIFEST, MOST_ENTRIES, MOST_BYTES)
@@ -199,9 +196,7 @@ def _open_locked(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _compile(
-    folder: Path, identity: dict[str, str], network: Network, backend: Backend, precision: Precision, threads: int
-) -> None:
+def _compile(folder: Path, network: Network, backend: Backend, precision: Precision, threads: int) -> None:
     import torch
 
     from mien.engines.torch_eager import build_module, make_golden
@@ -214,8 +209,8 @@ def _compile(
     backend.compile(network, precision, folder)
     manifest = Manifest(
         format=FORMAT,
-        identity=identity,
-        files={path.name: sha256_of(path) for path in _files(folder)},
+        identity=identify(network, backend, precision),
+        files=_digests(folder),
         compile_s=round(time.perf_counter() - started, 3),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -225,7 +220,7 @@ def _open_verified(folder: Path, network: Network, backend: Backend, precision: 
     manifest = _read_manifest(folder)
     if manifest is None:
         raise EngineError("its manifest is missing or damaged")
-    if {path.name: sha256_of(path) for path in _files(folder)} != manifest.files:
+    if _digests(folder) != manifest.files:
         raise EngineError("its files are not the ones that were stored")
     engine = backend.load(network, precision, folder, threads)
     Golden.load(folder / GOLDEN).check(engine, precision)
@@ -275,5 +270,5 @@ def _read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if path.name != MANIFEST)
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}

@@ -17,8 +17,6 @@ from mien.files import digest_of
 from mien.messages import ModalitySpec
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mien.models.checkpoint import Checkpoint
 
 OUTPUTS = ("sentiment", "emotions", "confidence", "shares")
@@ -26,20 +24,15 @@ OUTPUTS = ("sentiment", "emotions", "confidence", "shares")
 
 def encoder_network(checkpoint: Checkpoint, spec: ModalitySpec) -> Network:
     """`features` (B, T, D), `mask` (B, T) -> `hidden` (B, S, d), `observed` (B, S)."""
-
-    def build() -> nn.Module:
-        return checkpoint.network().encoders[spec.name]
-
     features, mask = _window_example(checkpoint, spec)
-    names = ("features", "mask", "hidden", "observed")
     return Network(
         name=f"cmmsf-{spec.name}",
         version=_version(checkpoint),
-        build=build,
+        build=lambda: checkpoint.network().encoders[spec.name],
         example={"features": features, "mask": mask},
         outputs=("hidden", "observed"),
         origin=_origin(checkpoint, spec.name),
-        dynamic={name: {0: "batch"} for name in names},
+        dynamic={name: {0: "batch"} for name in ("features", "mask", "hidden", "observed")},
     )
 
 

@@ -184,7 +184,6 @@ class _Parcel:
         return self._sent[name]
 
     def add(self, name: str, array: Array) -> None:
-        """Add an array to the next copy."""
         self._arrays[name] = array
 
     def send(self) -> None:

@@ -56,7 +56,6 @@ class Answers(NamedTuple):
     is_observed: Bool
 
     def rows(self) -> Iterator[Answer]:
-        """Window by window."""
         return map(Answer, *(part.tolist() for part in self))
 
 

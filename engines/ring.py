@@ -69,7 +69,6 @@ class Ring:
         self._hop_ns = 0 if self.slot_ns >= _HOP_NS else _HOP_NS
 
     def clear(self, place: int) -> None:
-        """Drop a session's rows."""
         self._place_waiting()
         self._summed[place] = 0
         self._slots[place] = self._newest_ns[place] = NEVER

@@ -47,7 +47,6 @@ class Snapshots:
         self._fresh = np.ones(places, bool)
 
     def clear(self, place: int) -> None:
-        """Drop a session's words."""
         self._kept[place].clear()
         self._until_ns[place] = NEVER
 
@@ -60,7 +59,6 @@ class Snapshots:
         self._until_ns[place] = NEVER
 
     def look(self, places: Int64, t_end_ns: Int64) -> tuple[Int64, Bool]:
-        """As `Ring.look`."""
         stale = (t_end_ns >= self._until_ns[places]) | (t_end_ns < self._since_ns[places])
         for index in np.flatnonzero(stale).tolist():
             self._place(int(places[index]), int(t_end_ns[index]))
@@ -69,7 +67,6 @@ class Snapshots:
         return t_end_ns, changed
 
     def look_at_one(self, place: int, t_end_ns: int) -> tuple[int, bool, int]:
-        """As `Ring.look_at_one`."""
         if t_end_ns >= self._until_ns[place] or t_end_ns < self._since_ns[place]:
             self._place(place, t_end_ns)
         changed = bool(self._fresh[place])

@@ -59,7 +59,6 @@ class Rest(msgspec.Struct, frozen=True):
     mean: list[float]
 
     def values(self) -> Float32:
-        """The mean as an array."""
         return np.array(self.mean, np.float32)
 
 
@@ -261,7 +260,6 @@ class RunningRest:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new stream."""
         self._seconds, self._mean = 0.0, np.zeros(len(self._general))
         self._before_ns: int | None = None
 

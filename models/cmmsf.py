@@ -147,10 +147,6 @@ class CMMSF(nn.Module):
         encoding: Encoding = self.encoders[name](features, mask)
         return encoding
 
-    def fuse(self, encodings: Mapping[str, Encoding]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sentiment (B,), emotions (B, 7), confidence (B,), shares (B, M) of encoded modalities."""
-        return self.fusion.calibrated(self.fusion.raw(encodings))
-
     def raw(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Fused:
         """Uncalibrated heads of a batch that may lack modalities, for training and evaluation.
 
@@ -166,6 +162,7 @@ class CMMSF(nn.Module):
         return self.fusion.raw(whole, tuple(encodings) if self.config.mask else None)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`features`, `mask` of each modality in the order of `names`, to what `fuse` returns."""
+        """`features`, `mask` of each modality in the order of `names`, to what `Fusion.calibrated` returns."""
         pairs = zip(self.names, inputs[::2], inputs[1::2], strict=True)
-        return self.fuse({name: self.encode(name, features, mask) for name, features, mask in pairs})
+        encodings = {name: self.encode(name, features, mask) for name, features, mask in pairs}
+        return self.fusion.calibrated(self.fusion.raw(encodings))

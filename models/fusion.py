@@ -65,7 +65,6 @@ class Fused(NamedTuple):
     judgement: Judgement | None = None
 
     def in_float32(self) -> Fused:
-        """The same, cast to float32."""
         judgement = None if self.judgement is None else Judgement(*(output.float() for output in self.judgement))
         answers = None if self.answers is None else self.answers.float()
         sentiment, logits, log_variance, shares, decision = (output.float() for output in self[:5])

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from mien.cli._terminal import print_rows
 from mien.install import SAMPLE
-from mien.stream.bench.benchmark import free_port
+from mien.stream.bus.ports import free_port
 
 ALLOWED = 1.10
 

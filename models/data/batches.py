@@ -72,7 +72,6 @@ class Batch:
     reader_outputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
         return Batch(**tree_map(lambda part: part.to(device), vars(self)))
 
 

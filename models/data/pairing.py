@@ -64,18 +64,14 @@ class Pairing:
         self._damaged: dict[str, list[list[Sample]]] = {}
         self._emotions: dict[tuple[str, ...], list[int]] = {}
         for sample in samples:
-            if sample.labels.damage is not None:
+            labels, emotion = sample.labels, sample.emotion
+            if emotion is not None:
+                by_emotion = self._by_emotion if labels.damage is None else self._damaged
                 for modality in sample.tracks:
-                    if sample.emotion is not None:
-                        self._damaged.setdefault(modality, [[] for _ in EMOTIONS])[sample.emotion].append(sample)
-                continue
-            for modality in sample.tracks:
-                if sample.emotion is not None:
-                    by_emotion = self._by_emotion.setdefault(modality, [[] for _ in EMOTIONS])
-                    by_emotion[sample.emotion].append(sample)
-            if "text" in sample.tracks and sample.emotion is None and sample.labels.sentiment is not None:
-                for emotion in emotions_of_valence(sample.labels.sentiment):
-                    self._texts_by_valence[emotion].append(sample)
+                    by_emotion.setdefault(modality, [[] for _ in EMOTIONS])[emotion].append(sample)
+            elif "text" in sample.tracks and labels.damage is None and labels.sentiment is not None:
+                for likely in emotions_of_valence(labels.sentiment):
+                    self._texts_by_valence[likely].append(sample)
 
     def emotions(self, modalities: Sequence[str]) -> list[int]:
         """Emotions of which every one of the modalities has an example."""
@@ -95,7 +91,7 @@ class Pairing:
         shares: Mapping[str, float] | None = None,
         conflict: float = 0.0,
         damaged: float = 0.0,
-        damaged_wrong: float | Mapping[str, float] = 0.5,
+        damaged_wrong: float = 0.5,
         odd: Mapping[str, float] | None = None,
         errors: Mapping[str, float] | None = None,
     ) -> Group:
@@ -109,8 +105,8 @@ class Pairing:
             shares: how often each emotion is drawn, 1 where it is not named.
             conflict: how often one member of three or more shows another emotion: the others are right.
             odd: how often, against the others, each modality is that member; 1 where it is not named.
-            damaged: how often a member is a damaged one, `damaged_wrong` of the time (of each modality, or by
-                modality) of any emotion, and the others are right.
+            damaged: how often a member is a damaged one, `damaged_wrong` of the time of any emotion, and the others
+                are right.
             errors: how often each modality shows another emotion: the error rate of its reader on unseen items. On
                 items that it was trained on it is right too often for the fusion to learn when not to rely on it.
 
@@ -164,7 +160,7 @@ class Pairing:
         emotion: int,
         random: np.random.Generator,
         chances: Mapping[str, float],
-        damaged_wrong: float | Mapping[str, float],
+        damaged_wrong: float,
         odd: Mapping[str, float],
     ) -> dict[str, Sample]:
         """A member that is damaged, of another emotion, or neutral, if one is drawn."""
@@ -173,10 +169,8 @@ class Pairing:
         kind = next((name for name in chances if (chance := chance - chances[name]) < 0), None)
         pool: list[Sample] = []
         if kind == "damaged":
-            by_emotion = self._damaged.get(modality, [[]] * len(EMOTIONS))
-            wrong = damaged_wrong[modality] if isinstance(damaged_wrong, Mapping) else damaged_wrong
-            other = emotion if random.random() < 1.0 - wrong else int(random.integers(len(EMOTIONS)))
-            pool = by_emotion[other]
+            other = emotion if random.random() < 1.0 - damaged_wrong else int(random.integers(len(EMOTIONS)))
+            pool = self._damaged.get(modality, [[]] * len(EMOTIONS))[other]
         elif kind == "conflict":
             if odd:
                 weights = np.array([odd.get(name, 1.0) for name in modalities])

@@ -57,8 +57,7 @@ def _damage(made: Mapping[str, Any], path: Path) -> Path:
     handles, labels = axes[0][0].get_legend_handles_labels()
     labels = ["accuracy alone", *labels[1:]]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=110)
-    return path
+    return _saved(figure, path, dpi=110)
 
 
 def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:
@@ -78,9 +77,7 @@ def _confusion(metrics: Mapping[str, Any], corpus: str, path: Path) -> Path:
         colour = "white" if share > 0.5 else "black"
         text = f"{share:.2f}\n{counts[row, column]}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
-    return path
+    return _saved(figure, path)
 
 
 def _calibration(made: Mapping[str, Any], corpus: str, path: Path) -> Path:
@@ -97,6 +94,10 @@ def _calibration(made: Mapping[str, Any], corpus: str, path: Path) -> Path:
     axes.set_xlabel("confidence")
     axes.set_ylabel("share that is right")
     axes.set_title(f"{corpus}: ECE {made['emotion']['ece']:.3f}")
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path, dpi: int = 150) -> Path:
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+        figure.savefig(unfinished, dpi=dpi, format="png")
     return path

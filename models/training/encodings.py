@@ -69,7 +69,6 @@ class EncodedModality:
         return self._positions[id(sample)] + self._count * view
 
     def noise(self, random: np.random.Generator) -> int:
-        """Index of a noise window."""
         return len(self.hidden) - NOISES + int(random.integers(NOISES))
 
 

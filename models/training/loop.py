@@ -143,7 +143,6 @@ class Run(Generic[Network]):
 
     @property
     def stale(self) -> int:
-        """Validations since the best one."""
         return len(self.history) - 1 - self.history.index(self.best) if self.best else 0
 
     def best_network(self) -> Network:
@@ -152,7 +151,6 @@ class Run(Generic[Network]):
         return self.averaged
 
     def descend(self, loss: Tensor) -> None:
-        """Take one optimiser step on `loss`."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)

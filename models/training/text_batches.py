@@ -44,7 +44,6 @@ class SamplingConfig:
     word_errors: tuple[float, float] = (0.1, 0.6)
 
     def repeats_of(self, corpus: str) -> float:
-        """Passes over a corpus per epoch."""
         return dict(self.repeats).get(corpus, 1.0)
 
 
@@ -76,7 +75,6 @@ class Batch:
     taught_emotions: Tensor  # (B, 7), all zero without a teacher
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 

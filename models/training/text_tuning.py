@@ -79,16 +79,15 @@ class Tuning:
 class SentenceTuner(nn.Module):
     """MiniLM under CM-MSF with text as its only modality."""
 
-    @property
-    def device(self) -> torch.device:
-        """Its device."""
-        return next(self.parameters()).device
-
     def __init__(self, encoder: MiniLM, model: ModelConfig) -> None:
         super().__init__()
         self.encoder = encoder
         spec = ModalitySpec(name=TEXT, dim=encoder.config.hidden_size, rate_hz=0, steps=TEXT_STEPS, snapshot=True)
         self.reader = CMMSF([spec], model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def forward(self, batch: Batch) -> Fused:
         """The heads' outputs for a batch of sentences, before calibration."""
@@ -151,14 +150,12 @@ def tune(
         batch = next(epoch).to(tuner.device)
         return name, _loss(tuner(batch), batch, weights, options)
 
-    def validated() -> tuple[float, dict[str, float]]:
-        figures = validate(run.averaged, valid, tokenizer)
-        return figures["loss"], figures
-
     state.parent.mkdir(parents=True, exist_ok=True)
     plan = json.dumps([asdict(options), sentences_digest(train, valid)])
-    fit(run, losses, options.epochs * size, seed, validate=validated, every=size, patience=options.patience,
-        state=state, plan=plan, report=part(report, name))  # fmt: skip
+    fit(
+        run, losses, options.epochs * size, seed, validate=lambda: validate(run.averaged, valid, tokenizer), every=size,
+        patience=options.patience, state=state, plan=plan, report=part(report, name),
+    )  # fmt: skip
     return run
 
 
@@ -186,8 +183,10 @@ def predict(tuner: SentenceTuner, texts: Sequence[str], tokenizer: WordTokenizer
     return sentiment, logits
 
 
-def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer) -> dict[str, float]:
-    """Figures by corpus, and "loss": the mean of each corpus's own (absolute error, or cross-entropy)."""
+def validate(
+    tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokenizer: WordTokenizer
+) -> tuple[float, dict[str, float]]:
+    """The mean of each corpus's own loss (absolute error, or cross-entropy), and figures by corpus with that "loss"."""
     figures: dict[str, float] = {}
     losses: list[float] = []
     for name, items in sorted(corpora.items()):
@@ -211,7 +210,8 @@ def validate(tuner: SentenceTuner, corpora: dict[str, list[CorpusItem]], tokeniz
             losses.append(float(F.cross_entropy(scores, truth)))
             figures[f"{name}.entropy"] = losses[-1]
     figures["loss"] = float(np.mean(losses))
-    return {name: round(value, 4) for name, value in figures.items()}
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    return figures["loss"], figures
 
 
 def _loss(fused: Fused, batch: Batch, class_weights: Tensor, options: Tuning) -> Tensor:

@@ -60,7 +60,6 @@ class RecorderProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is still writing."""
         return self._process.poll() is None
 
     def wait_recording(self, timeout_s: float, stopping: threading.Event | None = None) -> bool:

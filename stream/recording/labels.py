@@ -76,7 +76,6 @@ class LabelFile:
 
     @property
     def seconds(self) -> float:
-        """Duration of the recording."""
         return self._seconds
 
     def add(

@@ -88,7 +88,6 @@ class Recorder:
 
     @property
     def state(self) -> RecorderState:
-        """The current progress."""
         return RecorderState(
             state="ended" if self._ended else "recording" if self._about is not None else "waiting",
             path=str(self._writer.path),

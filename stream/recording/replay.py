@@ -64,7 +64,8 @@ def plan_replay(
         config=msgspec.structs.replace(
             config,
             session=recording.session,
-            person=recorded_person(recording),
+            # Whose baseline was already applied to the recorded rows, for the predictions' tag.
+            person=PersonConfig(name=tag_of(recording.about.model) if recording.about is not None else ""),
             inference=inference,
             clip=msgspec.structs.replace(config.clip, fast=speed == 0, loop=False),
         ),
@@ -94,11 +95,6 @@ def recorded_inference(recording: Recording) -> InferenceConfig:
         return msgspec.convert(known, InferenceConfig)
     except msgspec.ValidationError:
         return InferenceConfig()
-
-
-def recorded_person(recording: Recording) -> PersonConfig:
-    """The person whose baseline was already applied to the recorded rows, for the predictions' tag."""
-    return PersonConfig(name=tag_of(recording.about.model) if recording.about is not None else "")
 
 
 def recorded_engine(recording: Recording) -> str:
@@ -192,7 +188,6 @@ class Player:
         self._thread = threading.Thread(target=self._run, name="player", daemon=True)
 
     def start(self) -> None:
-        """Start publishing."""
         self._thread.start()
 
     def close(self) -> None:

@@ -57,11 +57,9 @@ class RecordingWriter:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file."""
         return self._file.tell()
 
     def write(self, channel: str, data: bytes, log_ns: int, publish_ns: int) -> None:
-        """Add a message."""
         if channel not in self._channels:
             name, schema = schema_of(channel)
             if name not in self._schemas:

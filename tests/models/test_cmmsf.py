@@ -138,7 +138,10 @@ def test_cached_encodings_give_what_the_whole_model_gives(form: dict[str, object
         encodings = {m: network.encode(m, features[m], mask[m]) for m in network.names}
         inputs = [tensor for m in network.names for tensor in encodings[m]]
         for a, b, c in zip(
-            predict(network, features, mask), network.fuse(encodings), network.fusion(*inputs), strict=True
+            predict(network, features, mask),
+            network.fusion.calibrated(network.raw_of(encodings)),
+            network.fusion(*inputs),
+            strict=True,
         ):
             assert torch.equal(a, b)
             assert torch.equal(a, c)
