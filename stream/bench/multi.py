@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import psutil
 
 from mien.clock import NS_PER_MS, NS_PER_S
 from mien.errors import WorkerError
-from mien.messages import WORKER_OF, ModalitySpec, Span, Status
+from mien.messages import WORKER_OF, Span, Status
 from mien.models.checkpoint import load_checkpoint
 from mien.stream.bench.generator import (
     ENVIRONMENT,
@@ -77,7 +77,10 @@ def measure_streams(
     names = [f"stream-{number}" for number in range(streams)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generators = [stack.enter_context(_ending(start_generator(task))) for task in _tasks(names, specs)]
+        generators = []
+        for first in range(0, streams, _STREAMS_A_GENERATOR):
+            task = Task(tuple(names[first : first + _STREAMS_A_GENERATOR]), specs, first, streams)
+            generators.append(stack.enter_context(_ending(start_generator(task))))
         endpoints = {name: at for generator in generators for name, at in endpoints_of(generator).items()}
         if len(endpoints) < streams:
             raise WorkerError("a generator of streams did not start")
@@ -163,11 +166,6 @@ def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def _used_s(process: subprocess.Popen[str]) -> float:
     return sum(sum(each.cpu_times()[:2]) for each in _family(process))
-
-
-def _tasks(names: Sequence[str], specs: tuple[ModalitySpec, ...]) -> Iterator[Task]:
-    for first in range(0, len(names), _STREAMS_A_GENERATOR):
-        yield Task(tuple(names[first : first + _STREAMS_A_GENERATOR]), specs, first, len(names))
 
 
 @contextmanager

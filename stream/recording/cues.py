@@ -28,8 +28,6 @@ _SLOWEST_NS = 10 * NS_PER_S  # between two messages of a modality, such as words
 _MOST_OPEN = 4096
 _KEPT = 64  # messages per modality that may be requested again
 
-_Waiting = deque[tuple[Entry, Prediction]]
-
 
 class Sent(NamedTuple):
     """A message to publish, with its log time and worker."""
@@ -73,43 +71,43 @@ class CueMaker:
         self._times_ns: dict[tuple[str, int, int], tuple[int, int]] = {}  # of a message: its end, and its log time
         self._exact_from_ns: int | None = None
         self._priming = False
+        self._waiting: deque[tuple[Entry, Prediction]] = deque()
+        self._later: deque[Sent] = deque()  # recorded after the first pending prediction
 
     def items(self) -> Iterator[Sent | Cued]:
         """Messages and cues in sending order: a cue after all that it names."""
-        waiting: _Waiting = deque()
-        later: deque[Sent] = deque()  # recorded after the pending prediction
         for entry in self._recording.entries():
             if entry.channel == channels.PREDICTION:
-                waiting.append((entry, entry.prediction()))
+                self._waiting.append((entry, entry.prediction()))
             elif (sent := self._sent(entry)) is not None:
-                if waiting:
-                    later.append(sent)
+                if self._waiting:
+                    self._later.append(sent)
                 else:
                     yield sent
-            while waiting and self._is_resolved(waiting, entry.log_ns):
-                yield from self._next(waiting, later)
-        while waiting:
-            yield from self._next(waiting, later)
+            while self._waiting and self._is_resolved(entry.log_ns):
+                yield from self._next()
+        while self._waiting:
+            yield from self._next()
 
     def end(self) -> Cue:
         """The cue after the last."""
         return Cue(session=self._recording.session, seq=self._seq, t_end_ns=0, end=True)
 
-    def _next(self, waiting: _Waiting, later: deque[Sent]) -> Iterator[Sent | Cued]:
-        yield from self._cue(waiting, later)
-        while later and (not waiting or later[0].log_ns <= waiting[0][0].log_ns):
-            yield later.popleft()
+    def _next(self) -> Iterator[Sent | Cued]:
+        yield from self._cue()
+        while self._later and (not self._waiting or self._later[0].log_ns <= self._waiting[0][0].log_ns):
+            yield self._later.popleft()
 
-    def _is_resolved(self, waiting: _Waiting, now_ns: int) -> bool:
+    def _is_resolved(self, now_ns: int) -> bool:
         """Whether the inputs of the first pending prediction are known, or never will be."""
-        entry, prediction = waiting[0]
+        entry, prediction = self._waiting[0]
         breaks = self._follows_gap(prediction)
-        if breaks and self._unresolved(waiting):
+        if breaks and self._modalities - self._first_named().keys():  # where they were then is not told yet
             return now_ns - entry.log_ns > _SLOWEST_NS
         here = self._is_here(prediction)
         if here and breaks and prediction.run != self._run:
             # Rows from before the recorder joined may be recorded after the first predictions.
-            here = self._covers_window(self._processed_before(waiting), waiting)
+            here = self._covers_window(self._processed_before())
         return here or now_ns - entry.log_ns > _LOOK_AHEAD_NS
 
     def _sent(self, entry: Entry) -> Sent | None:
@@ -155,28 +153,24 @@ class CueMaker:
             return prediction.seq > 0
         return prediction.seq != self._next_seq
 
-    def _unresolved(self, waiting: _Waiting) -> set[str]:
-        """Modalities whose position at that time the predictions do not tell yet."""
-        return self._modalities - _first_named(waiting).keys()
-
-    def _processed_before(self, waiting: _Waiting) -> dict[str, tuple[Span, ...]]:
+    def _processed_before(self) -> dict[str, tuple[Span, ...]]:
         """What inference had processed before missing predictions: all before the first span named afterwards."""
-        named = _first_named(waiting)
+        named = self._first_named()
         numbers: dict[str, list[tuple[int, int]]] = {}
         for (modality, run), held in self._open.items():
             if modality not in named:
                 # It has been silent for long; its recent values arrived before the first messages.
-                log_ns = waiting[0][0].log_ns + NS_PER_S
+                log_ns = self._waiting[0][0].log_ns + NS_PER_S
                 taken = [seq for seq in held if self._times_ns[modality, run, seq][1] <= log_ns]
             else:
                 taken = [seq for seq in held if run != named[modality][0] or seq < named[modality][1]]
             numbers.setdefault(modality, []).extend((run, seq) for seq in sorted(taken))
         return spans_of(numbers)
 
-    def _covers_window(self, before: Mapping[str, tuple[Span, ...]], waiting: _Waiting) -> bool:
+    def _covers_window(self, before: Mapping[str, tuple[Span, ...]]) -> bool:
         """Whether the messages cover the window of the first pending prediction without a gap."""
-        named = _first_named(waiting)
-        since_ns = waiting[0][1].t_end_ns - WINDOW_NS - _SETTLE_NS
+        named = self._first_named()
+        since_ns = self._waiting[0][1].t_end_ns - WINDOW_NS - _SETTLE_NS
         for modality in {*before, *named}:
             parts = [*before.get(modality, ()), *([named[modality]] if modality in named else [])]
             if not parts:
@@ -189,13 +183,13 @@ class CueMaker:
                 return False
         return True
 
-    def _cue(self, waiting: _Waiting, later: deque[Sent]) -> Iterator[Sent | Cued]:
+    def _cue(self) -> Iterator[Sent | Cued]:
         """The cue of the first pending prediction, after all that it names: the player sends few cues ahead."""
-        entry, prediction = waiting[0]
+        entry, prediction = self._waiting[0]
         new_run, breaks = prediction.run != self._run, self._follows_gap(prediction)
-        before = self._processed_before(waiting) if breaks else {}
-        covered = new_run and self._covers_window(before, waiting)
-        waiting.popleft()
+        before = self._processed_before() if breaks else {}
+        covered = new_run and self._covers_window(before)
+        self._waiting.popleft()
         self._run, self._next_seq = prediction.run, prediction.seq + 1
         inputs: dict[str, tuple[Span, ...]] = {}
         missing, needed_ns = False, 0
@@ -215,8 +209,8 @@ class CueMaker:
                     numbers.append((run, seq))
                 self._open[modality, run] = {seq: frames for seq, frames in held.items() if seq > last}
             inputs |= spans_of({modality: numbers})
-        while later and later[0].log_ns <= needed_ns:
-            yield later.popleft()
+        while self._later and self._later[0].log_ns <= needed_ns:
+            yield self._later.popleft()
         smoothed = None
         if missing or (breaks and not covered):
             self._exact_from_ns, self._priming = prediction.t_end_ns + WINDOW_NS + _SETTLE_NS, True
@@ -253,12 +247,11 @@ class CueMaker:
                 return frames
         return None
 
-
-def _first_named(waiting: _Waiting) -> dict[str, Span]:
-    """Per modality, the first span named by a prediction."""
-    named: dict[str, Span] = {}
-    for _, prediction in waiting:
-        for modality, spans in prediction.inputs.items():
-            if spans:
-                named.setdefault(modality, spans[0])
-    return named
+    def _first_named(self) -> dict[str, Span]:
+        """Per modality, the first span named by a pending prediction."""
+        named: dict[str, Span] = {}
+        for _, prediction in self._waiting:
+            for modality, spans in prediction.inputs.items():
+                if spans:
+                    named.setdefault(modality, spans[0])
+        return named

@@ -10,7 +10,7 @@ import mien
 from mien.messages import MODALITY_NAMES
 from mien.stream.recording import pictures
 from mien.stream.recording.export import subtitles
-from mien.stream.recording.table import UNIX_NS, SpokenWord, Table, summarise
+from mien.stream.recording.table import UNIX_NS, Table, summarise
 
 _CSS = """
 :root { --ink: #1f2933; --pale: #66727f; --line: #dfe4e9 }
@@ -128,15 +128,15 @@ def _modalities(figures: dict[str, Any], table: Table) -> str:
 
 
 def _transcript(table: Table) -> str:
-    lines = "".join(
-        f"<tr><td>{_clock(start_s)}</td><td>{' '.join(_word(word) for word in words)}</td></tr>"
-        for start_s, _, words in subtitles(table)
-    )
+    lines = ""
+    for start_s, _, words in subtitles(table):
+        marked = " ".join(_marked(word.sentiment, html.escape(word.text)) for word in words)
+        lines += f"<tr><td>{_clock(start_s)}</td><td>{marked}</td></tr>"
     if not lines:
         return _section("Words", "<p>Nothing was said, or nothing was recognised.</p>")
     return (
         "<h2>Words</h2><p class=note>Underlined with the sentiment of each phrase: "
-        f"{_swatch(-2)} negative {_swatch(0)} neither {_swatch(2)} positive</p>"
+        f"{_marked(-2)} negative {_marked(0)} neither {_marked(2)} positive</p>"
         f"<table class=words>{lines}</table>"
     )
 
@@ -164,12 +164,8 @@ def _section(title: str, content: str, note: str = "") -> str:
     return f"<section><h2>{title}</h2>{content}" + (f"<p class=note>{note}</p>" if note else "") + "</section>"
 
 
-def _word(word: SpokenWord) -> str:
-    return f"<span class=w style='border-color:{_tint(word.sentiment)}'>{html.escape(word.text)}</span>"
-
-
-def _swatch(value: float) -> str:
-    return f"<span class=w style='border-color:{_tint(value)}'>&nbsp;&nbsp;&nbsp;</span>"
+def _marked(sentiment: float | None, text: str = "&nbsp;&nbsp;&nbsp;") -> str:
+    return f"<span class=w style='border-color:{_tint(sentiment)}'>{text}</span>"
 
 
 def _tint(sentiment: float | None) -> str:
