@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
@@ -314,4 +313,4 @@ def known_precision(name: str) -> Precision:
     """
     if name not in PRECISIONS:
         raise EngineError(f"there is no precision {name!r}; known: {', '.join(PRECISIONS)}")
-    return cast(Precision, name)
+    return name

@@ -84,13 +84,6 @@ class Entry(NamedTuple):
             ) from error
 
 
-class Damage(NamedTuple):
-    """Log times between which messages cannot be read."""
-
-    first_ns: int
-    last_ns: int
-
-
 @dataclass(frozen=True)
 class Recording:
     """A recording on disk.
@@ -144,8 +137,8 @@ class Recording:
                     f"{self.path} is damaged: {_line(error)}; copy it anew, or keep the rest with `mien export --mcap`"
                 ) from error
 
-    def intact(self) -> Iterator[Entry | Damage]:
-        """As `entries`, but with a damaged part in place of its messages, instead of an error."""
+    def intact(self) -> Iterator[Entry | tuple[int, int]]:
+        """As `entries`, but instead of an error the first and last log time of a part that cannot be read."""
         with _opened(self.path) as file:
             if self.cut_off:
                 yield from (each for each in _records(file) if isinstance(each, Entry))
@@ -157,7 +150,7 @@ class Recording:
                 try:
                     records = breakup_chunk(Chunk.read(ReadDataStream(file)), validate_crc=True)
                 except _BROKEN:
-                    yield Damage(index.message_start_time, index.message_end_time)
+                    yield index.message_start_time, index.message_end_time
                     continue
                 messages = [record for record in records if isinstance(record, Message)]
                 for record in sorted(messages, key=lambda record: record.log_time):

@@ -14,7 +14,7 @@ import mien
 from mien.errors import RecordingError
 from mien.files import reason
 from mien.stream.recording.channels import ABOUT, ATTACHMENT, FORMAT, METADATA, PREDICTION, PROFILE, schema_of
-from mien.stream.recording.reader import Damage, Recording
+from mien.stream.recording.reader import Entry, Recording
 
 FLUSH_S = 0.5  # maximum loss when the recorder is killed
 CHUNK_BYTES = 4 << 20
@@ -111,20 +111,20 @@ class RecordingWriter:
         self._flushed_s = time.monotonic()
 
 
-def rewrite(recording: Recording, path: Path) -> list[Damage]:
+def rewrite(recording: Recording, path: Path) -> list[tuple[int, int]]:
     """Copy the readable parts of a recording into a new one with an index.
 
     Returns:
-        The parts that are damaged, and left out.
+        First and last log time of each part that is damaged, and left out.
 
     Raises:
         RecordingError: the file cannot be created, or the disk is full.
     """
     writer = RecordingWriter(path)
-    damaged: list[Damage] = []
+    damaged: list[tuple[int, int]] = []
     try:
         for entry in recording.intact():
-            if isinstance(entry, Damage):
+            if not isinstance(entry, Entry):
                 damaged.append(entry)
                 continue
             writer.write(entry.channel, entry.data, entry.log_ns, entry.publish_ns)
