@@ -54,7 +54,7 @@ def measure_bridges(seconds: float) -> dict[str, Any]:
 def _measure(kind: str, seconds: float) -> dict[str, Any]:
     clock, stopping = Clock(), threading.Event()
     publisher = Publisher(f"tcp://127.0.0.1:{free_port()}", BusConfig())
-    publisher.on_clock_request(lambda question: answer_question(question, 1, clock))
+    publisher.on_clock_request = lambda question: answer_question(question, 1, clock)
     direct: Arrivals = {}
     bridged: Arrivals = {}
     with contextlib.ExitStack() as stack:

@@ -95,7 +95,7 @@ def main() -> None:
     senders = [{spec.name: Publisher(any_port, task.bus) for spec in task.specs} for _ in task.sessions]
     publishers = [publisher for sender in senders for publisher in sender.values()]
     for publisher in publishers:
-        publisher.on_clock_request(lambda question: answer_question(question, RUN, clock))
+        publisher.on_clock_request = lambda question: answer_question(question, RUN, clock)
     endpoints = {
         name: {modality: publisher.socket.get_string(zmq.LAST_ENDPOINT) for modality, publisher in sender.items()}
         for name, sender in zip(task.sessions, senders, strict=True)

@@ -76,7 +76,6 @@ class Chooser(Closing):
         return answer
 
     def close(self) -> None:
-        """Disconnect."""
         self._connection.close()
 
     def _wait(self, nonce: str, timeout_s: float) -> Offer:

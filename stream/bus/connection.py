@@ -11,8 +11,8 @@ from pathlib import Path
 
 import zmq
 
-from mien.errors import MienError
-from mien.stream.bus.curve import connect, host_of
+from mien.errors import BusError, KeysError
+from mien.stream.bus.curve import Link, host_of, is_guarded
 
 _MONITORS = itertools.count()
 _GIVEN_UP_S = 1.0
@@ -48,10 +48,18 @@ class Connection:
         # Closes a socket that nobody closed, in the only safe order.
         self.close = weakref.finalize(self, _close_monitored, socket, self._events)
         try:
-            self._link = connect(socket, endpoint, keys)
-        except MienError:
+            socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
+            port = endpoint.rpartition(":")[2]
+            if endpoint.startswith("tcp:") and not (port.isdigit() and 0 < int(port) < 65536):
+                raise zmq.ZMQError(zmq.EINVAL)
+            self._link = Link(socket, endpoint, keys) if is_guarded(endpoint, keys) else None
+            socket.connect(endpoint)
+        except KeysError:
             self.close()
             raise
+        except zmq.ZMQError as error:
+            self.close()
+            raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
 
     def mend(self) -> None:
         """Disconnect from a machine whose key was revoked, use keys that were replaced, and connect again."""

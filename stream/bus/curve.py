@@ -53,31 +53,6 @@ def is_guarded(endpoint: str, keys: str | Path) -> bool:
     return bool(host) and not is_loopback(host)
 
 
-def connect(socket: zmq.Socket[bytes], endpoint: str, keys: str | Path) -> Link | None:
-    """Connect a socket, with keys where required. On failure the socket is closed.
-
-    Returns:
-        The connection's keys; None if it needs none.
-
-    Raises:
-        BusError: not an endpoint. KeysError: keys are required but missing.
-    """
-    socket.setsockopt(zmq.IPV6, int(":" in host_of(endpoint)))
-    port = endpoint.rpartition(":")[2]
-    try:
-        if endpoint.startswith("tcp:") and not (port.isdigit() and 0 < int(port) < 65536):
-            raise zmq.ZMQError(zmq.EINVAL)
-        link = Link(socket, endpoint, keys) if is_guarded(endpoint, keys) else None
-        socket.connect(endpoint)
-    except KeysError:
-        socket.close(0)
-        raise
-    except zmq.ZMQError as error:
-        socket.close(0)
-        raise BusError(f"not an endpoint: {endpoint!r}; it should look like tcp://127.0.0.1:5560") from error
-    return link
-
-
 class Guard:
     """Access control of a socket that we bind.
 
@@ -134,7 +109,6 @@ class Link:
 
     Args:
         connecting: the socket, not connected yet.
-        endpoint: where it will connect.
         keys: folder of keys, empty for the user's.
 
     Raises:

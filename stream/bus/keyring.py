@@ -81,11 +81,7 @@ def parse_public(text: str) -> str:
 
 
 class Keyring:
-    """The keys in a folder. Files are re-read while it is in use: additions and revocations take effect at once.
-
-    Attributes:
-        folder: where the files lie.
-    """
+    """The keys in a folder. Files are re-read while it is in use: additions and revocations take effect at once."""
 
     def __init__(self, folder: str | Path = "") -> None:
         self.folder = keys_folder(folder)
@@ -96,7 +92,6 @@ class Keyring:
 
     @property
     def identity_path(self) -> Path:
-        """The file with the secret key."""
         return self.folder / "identity.json"
 
     def identity_stamp(self) -> tuple[int, int] | None:
@@ -163,7 +158,6 @@ class Keyring:
         return public in self._allowed
 
     def allowed(self) -> frozenset[str]:
-        """All public keys that may connect."""
         self._refresh()
         return self._allowed
 

@@ -53,7 +53,6 @@ class Poller:
         self._swept_s = time.monotonic()
 
     def register(self, socket: zmq.Socket[bytes]) -> None:
-        """Watch a socket."""
         self._selector.register(socket.FD, selectors.EVENT_READ, socket)
         self._sockets.add(socket)
         self._doubted[socket] = None
@@ -96,7 +95,6 @@ class Poller:
         return ready
 
     def close(self) -> None:
-        """Release system resources."""
         self._selector.close()
 
 

@@ -43,7 +43,6 @@ class Publisher:
     """An XPUB socket with the last value of every topic.
 
     Args:
-        endpoint: where to bind.
         config: high-water mark, and the folder of keys: beyond this machine, machines without one cannot connect.
         lossless: wait for slow subscribers instead of dropping (playing a clip as fast as possible). For one that has
             not read for five seconds, twice as many messages are queued; at 32768 it loses them from then on.
@@ -54,6 +53,8 @@ class Publisher:
         subscriptions: prefixes subscribed to, with how many connections do. dropped: messages no connection took.
         parts: of predictions that are subscribed to, by topic.
         subscription_flood_resets: how often all connections were closed because one had far too many subscriptions.
+        on_clock_request: answers clock questions, see `mien.stream.bus.clock_exchange`; None leaves one to others.
+        on_choice: handles choices (`mien.stream.bus.choices`), each a frame, and whether it came from this machine.
 
     Raises:
         BusError: the port is in use, or the address is beyond this machine and there are no keys.
@@ -77,8 +78,8 @@ class Publisher:
         self._last: dict[bytes, Message] = {}
         self._answers: dict[bytes, Callable[[], list[bytes] | None]] = {}
         self.parts: dict[bytes, Part] = {}
-        self._on_clock_request: Callable[[bytes], list[bytes] | None] | None = None
-        self._on_choice: Callable[[bytes, bool], None] | None = None
+        self.on_clock_request: Callable[[bytes], list[bytes] | None] | None = None
+        self.on_choice: Callable[[bytes, bool], None] | None = None
         self._due: set[bytes] = set()
         self._resent_s = 0.0
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.XPUB)
@@ -133,14 +134,6 @@ class Publisher:
         """Have a message made for each subscription to a topic by name; wildcard subscriptions do not trigger it."""
         self._answers[topic] = make
 
-    def on_clock_request(self, make: Callable[[bytes], list[bytes] | None]) -> None:
-        """Answer clock questions, see `mien.stream.bus.clock_exchange`; None leaves a question to others."""
-        self._on_clock_request = make
-
-    def on_choice(self, take: Callable[[bytes, bool], None]) -> None:
-        """Handle choices (`mien.stream.bus.choices`): called with each frame, and whether it came from this machine."""
-        self._on_choice = take
-
     def service(self) -> None:
         """Answer new subscriptions with last values. Called by `send`; call it too while nothing is sent."""
         for _ in range(_MAX_EVENTS):
@@ -149,13 +142,13 @@ class Publisher:
             frame = self.socket.recv(_NOW, copy=False)
             event = frame.bytes
             if not event or event[0] not in (0, 1):
-                if self._on_choice is not None and event.startswith(b"{"):
-                    self._on_choice(event, is_loopback(str(frame.get("Peer-Address"))))
+                if self.on_choice is not None and event.startswith(b"{"):
+                    self.on_choice(event, is_loopback(str(frame.get("Peer-Address"))))
                 continue
             prefix = event[1:]
             if prefix.startswith(b"clock/"):
                 self._questions = max(self._questions + (1 if event[0] else -1), 0)
-                make = self._on_clock_request if event[0] == 1 else None
+                make = self.on_clock_request if event[0] == 1 else None
                 if make is not None and (answer := make(prefix)) is not None:
                     self._send(answer)
                 continue
@@ -284,8 +277,6 @@ class Receiver:
     """A SUB socket on one endpoint that stays connected: publishers may come and go.
 
     Args:
-        endpoint: where to connect.
-        prefixes: of the topics that are wanted.
         high_water_mark: messages that wait at most.
         keys: folder of keys, empty for the user's; beyond this machine they are needed.
 

@@ -58,7 +58,7 @@ class Choosing:
         # No choices while a clip is played in full: the result would no longer be that clip's.
         if config.bus.control != "none" and not config.clip.fast:
             publisher.answer(offer_topic(config.session, worker), self._ask)
-            publisher.on_choice(self._receive)
+            publisher.on_choice = self._receive
 
     def take(self, using: Callable[[str, str], None]) -> bool:
         """Publish requested offers and apply choices, once the options are known.

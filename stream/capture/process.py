@@ -59,7 +59,7 @@ class _CaptureProcess:
         self._previews = PreviewPublisher(publisher, control.assignment.config, control.run)
         self._recent = RecentFeatures(self._session, modality.spec.name)
         publisher.answer(self._recent.topic, self._recent.message)
-        publisher.on_clock_request(lambda question: answer_question(question, control.run, control.clock))
+        publisher.on_clock_request = lambda question: answer_question(question, control.run, control.clock)
         self._sound = SoundPublisher(publisher, control.assignment.config, control.run)
         self._choosing = Choosing(publisher, worker, control.assignment.config, control.run, control.clock, modality)
         self._meter = RateMeter()

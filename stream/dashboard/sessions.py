@@ -66,8 +66,10 @@ class Sessions:
     """Receives in a thread.
 
     Args:
-        bus: where predictions are published.
         on_several: called with whether there is more than one session, when that changes.
+
+    Attributes:
+        count: number of active sessions, as of half a second ago.
 
     Raises:
         MienError: the address or its keys cannot be used.
@@ -80,23 +82,16 @@ class Sessions:
         self._states: dict[str, _State] = {}
         self._viewed_s = -math.inf
         self._lock = threading.Lock()
-        self._on_several, self._count = on_several, 0
+        self._on_several, self.count = on_several, 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
 
     def start(self) -> None:
-        """Start to receive."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Disconnect."""
         self._stopping.set()
         self._thread.join(5)
-
-    @property
-    def count(self) -> int:
-        """The number of active sessions, as of half a second ago."""
-        return self._count
 
     def rows(self) -> list[SessionRow]:
         """All of them, by name. Subscribes to predictions, for as long as it is called regularly."""
@@ -142,9 +137,9 @@ class Sessions:
     def _count_active(self, now_s: float) -> None:
         for name in [name for name, known in self._states.items() if now_s - known.received_s > _FORGOTTEN_S]:
             del self._states[name]
-        before, self._count = self._count, sum(_is_active(known, now_s) for known in self._states.values())
-        if (before > 1) != (self._count > 1):
-            self._on_several(self._count > 1)
+        before, self.count = self.count, sum(_is_active(known, now_s) for known in self._states.values())
+        if (before > 1) != (self.count > 1):
+            self._on_several(self.count > 1)
 
 
 def _is_active(known: _State, now_s: float) -> bool:

@@ -28,7 +28,7 @@ class ActorLink:
         version, version_there: of the order, as we count it, and as last reported by the actor.
         answered_s, broken_s: when it last answered; since when its connection is broken, 0 if it is not.
         died: whether Ray says that it is gone for good, and `error`, why. has_answered: whether it ever has.
-        pools_there, gaps_there: as last sent to a gateway.
+        pools_there, gaps_there: as last sent to a gateway. pending: Ray's reference to the answer waited for, if any.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -42,27 +42,21 @@ class ActorLink:
         self.pools_there: tuple[str, ...] | None = None
         self.gaps_there: dict[str, str] = {}
         self._trusted: dict[str, Trusted] | None = None
-        self._ref: Any = None
+        self.pending: Any = None
         self._called_s = 0.0
 
     @property
     def is_free(self) -> bool:
         """Whether it may be called: the last call is answered, and there is news or a call is due."""
         due = self.needs_full or bool(self._changed) or time.monotonic() - self._called_s >= _EVERY_S
-        return self._ref is None and not self.died and due
+        return self.pending is None and not self.died and due
 
     @property
     def settled(self) -> bool:
         """Whether the actor has carried out its last order."""
         return not self.needs_full and not self._changed and self.version_there == self.version
 
-    @property
-    def pending(self) -> Any:
-        """Ray's reference to the answer that is waited for, if any."""
-        return self._ref
-
     def touch(self, session: str) -> None:
-        """Mark a session's order as changed."""
         self._changed.add(session)
 
     def take_changes(self) -> tuple[int, set[str]] | None:
@@ -89,13 +83,13 @@ class ActorLink:
     def ask(self, order: bytes) -> None:
         """Send an order; `receive` returns the answer."""
         self._called_s = time.monotonic()
-        self._ref = self.handle.sync.remote(order)
+        self.pending = self.handle.sync.remote(order)
 
     def receive(self, ray: Any, ready: Collection[Any]) -> bytes | None:
         """The answer, if it is among those ready."""
-        if self._ref is None or self._ref not in ready:
+        if self.pending is None or self.pending not in ready:
             return None
-        ref, self._ref = self._ref, None
+        ref, self.pending = self.pending, None
         try:
             answer: bytes = ray.get(ref)
         except ray.exceptions.ActorUnavailableError:

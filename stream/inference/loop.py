@@ -126,7 +126,7 @@ class Loop:
         """
         config, clock = self._control.assignment.config, self._control.clock
         self._poller.register(self._publisher.socket)
-        self._publisher.on_clock_request(self._answer_clock)
+        self._publisher.on_clock_request = self._answer_clock
         try:
             for control in controls:
                 self._open(control)
@@ -161,7 +161,6 @@ class Loop:
             self._poller.close()
 
     def _open(self, control: Control) -> Session:
-        """Connect to a session's workers."""
         shared = self._publisher, self._predictor, self._windows, self._resources, self._steps
         session = Session(control, mode_of(control), *shared)
         self._sessions[session.mode.place] = session
@@ -247,7 +246,6 @@ class Loop:
                 self._poller.register(socket)
 
     def _receive(self, wait_ms: int) -> None:
-        """Wait for messages and process them."""
         if self._control.assignment.config.clip.fast:
             self._poll_only_due()
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))

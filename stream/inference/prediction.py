@@ -54,10 +54,8 @@ class Mode(ABC):
     """State of a session, and when to predict from it.
 
     Args:
-        config: the session's.
         workers: of the session. absent: modalities that are not captured, with the reason.
         specs: the modalities of the model, by name. windows: holds their rows.
-        run: of the process.
 
     Attributes:
         place: in `windows`. ended: workers whose clip has ended. seq: number of the next prediction.
@@ -66,6 +64,7 @@ class Mode(ABC):
         span_ns: length of the history kept. late_ns: as for `mien.engines.ring.Ring`.
         captured: whether the messages' stamps are capture times.
         at_once: maximum messages of a worker to process before predicting.
+        is_over: whether the last prediction was made.
     """
 
     at_once = 256
@@ -100,7 +99,7 @@ class Mode(ABC):
         self._faults = Faults()
         self._unclear: dict[str, str] = {}  # why the rows of a running modality are empty, as reported by its worker
         self._predicted_ns = 0  # the newest instant
-        self._said_last = False
+        self.is_over = False
         self._taken_in: dict[str, list[tuple[int, int]]] = {}
 
     # --- differs between modes ------------------------------------------------------------------------------------
@@ -139,22 +138,14 @@ class Mode(ABC):
         return False
 
     def mark_lost(self, modality: str) -> None:
-        """A modality was lost."""
         del modality
 
     def end(self, modality: str) -> None:
-        """A modality's clip has ended."""
         del modality
 
     # --- common to all modes ------------------------------------------------------------------------------------
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the last prediction was made."""
-        return self._said_last
-
     def note_status(self, status: Status) -> None:
-        """Process a worker's status."""
         modality = WORKERS.get(status.worker)
         if modality is None or modality not in self.assembler.specs:
             return
@@ -192,8 +183,8 @@ class Mode(ABC):
     def due(self, now_ns: int) -> Trigger | None:
         """The prediction due now, if any; the next one only after `predicted`."""
         trigger = self.trigger(now_ns)
-        if trigger is None and not self._said_last and self.has_all:
-            self._said_last = True
+        if trigger is None and not self.is_over and self.has_all:
+            self.is_over = True
             trigger = self.last_trigger()
         return trigger
 

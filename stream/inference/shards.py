@@ -44,7 +44,7 @@ def infer_in_processes(control: Control, others: Sequence[Config], processes: in
     config = control.assignment.config
     configs = [config, *others]
     publisher = Publisher(config.bus.endpoint("inference"), config.bus, sessions=len(configs))
-    publisher.on_clock_request(lambda question: answer_question(question, control.run, control.clock))
+    publisher.on_clock_request = lambda question: answer_question(question, control.run, control.clock)
     shards: list[_Shard] = []
     try:
         shards += [
@@ -135,11 +135,9 @@ class _Shard:
             self._publisher.forward(self._receiver.drain_frames(_AT_ONCE))
 
     def release(self) -> None:
-        """Tell the process to end."""
         self._child.release()
 
     def close(self) -> None:
-        """Make sure that it has ended."""
         self._child.end(_STOP_S)
         self.forward()
         self._child.sweep()

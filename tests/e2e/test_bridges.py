@@ -51,7 +51,7 @@ class Station(threading.Thread):
 
     def run(self) -> None:
         publisher = Publisher(self.endpoint, BusConfig())
-        publisher.on_clock_request(lambda question: answer_question(question, 7, self.clock))
+        publisher.on_clock_request = lambda question: answer_question(question, 7, self.clock)
         seq = 0
         try:
             while not self._ending.is_set():

@@ -118,7 +118,7 @@ def test_remote_clock_offset_is_measured(port: int, answer: str) -> None:
     receiver = Receiver(publisher.endpoint, (b"features/",))
     exchange = ClockExchange(receiver, "default", ours)
     try:
-        publisher.on_clock_request(say)
+        publisher.on_clock_request = say
         _exchange(exchange, 1, publisher, receiver, ours)
         estimate = exchange.estimate()
         assert estimate is not None
@@ -135,7 +135,7 @@ def test_clock_request_is_answered_and_a_new_run_measured_again(port: int) -> No
     exchange = ClockExchange(receiver, "default", ours)
     try:
         for run in (1, 2):
-            publisher.on_clock_request(partial(answer_question, run=run, clock=theirs))
+            publisher.on_clock_request = partial(answer_question, run=run, clock=theirs)
             _exchange(exchange, run, publisher, receiver, ours)
             assert exchange.due_ns > ours.now_ns() + 3 * NS_PER_S, "what is known is asked for again and again"
             assert exchange.to_local_ns(run + 5) is None, "a run whose clock is not known"
@@ -152,7 +152,7 @@ def test_bound_holds_if_the_process_is_interrupted(port: int, monkeypatch: pytes
     monkeypatch.setattr(clock_exchange, "this_boot", lambda: "")  # as between two machines
     ours, theirs = Clock(), Clock(Clock().anchor_ns + 3 * NS_PER_S)
     publisher = Publisher(f"tcp://127.0.0.1:{port}", BusConfig())
-    publisher.on_clock_request(lambda question: answer_question(question, 1, theirs))
+    publisher.on_clock_request = lambda question: answer_question(question, 1, theirs)
     receiver = Receiver(publisher.endpoint, (b"features/",))
 
     class Interrupted:
