@@ -17,7 +17,8 @@ from mien.stream.speech.agreement import agreed, plain
 from mien.stream.speech.alignment import INSTANT_S, groups, spread, uttered
 from mien.stream.speech.certainty import Certainty, is_noise
 from mien.stream.speech.repetition import MISLEADING, repetition
-from mien.stream.speech.voiced_sound import VoiceDetector, VoicedSound
+from mien.stream.speech.voice_activity import VoiceActivity
+from mien.stream.speech.voiced_sound import VoicedSound
 from mien.stream.speech.whisper import SAMPLE_RATE, DecodedWord, Hypothesis
 
 NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE
@@ -74,7 +75,7 @@ class Recogniser:
         decoded: number of times the decoder was run.
     """
 
-    def __init__(self, decoder: Decoder, voice: VoiceDetector, beam: int = 1) -> None:
+    def __init__(self, decoder: Decoder, voice: VoiceActivity, beam: int = 1) -> None:
         self._decoder = decoder
         self._sound = VoicedSound(voice)
         self._beam = beam

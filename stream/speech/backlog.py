@@ -34,11 +34,9 @@ class Backlog:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds of sound in the queue."""
         return sum(len(chunk.samples) for chunk in self._chunks) / SAMPLE_RATE
 
     def push(self, chunk: Chunk) -> None:
-        """Append the next chunk."""
         self._chunks.append(chunk)
         waiting_s = self.waiting_s
         if self._bound_s is not None and waiting_s > self._bound_s:

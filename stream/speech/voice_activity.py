@@ -30,7 +30,6 @@ class VoiceActivity:
         self.reset()
 
     def reset(self) -> None:
-        """Forget earlier sound."""
         self._h = np.zeros((1, 1, 128), np.float32)
         self._c = np.zeros((1, 1, 128), np.float32)
         self._context = np.zeros(CONTEXT, np.float32)
@@ -62,7 +61,6 @@ class Hangover:
         self.reset()
 
     def reset(self) -> None:
-        """Forget earlier sound."""
         self._speaking = False
         self._left = 0
 

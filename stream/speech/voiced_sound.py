@@ -5,25 +5,15 @@ Positions are seconds since the start of the stream. The sound is cut only at fr
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from mien.messages import Float32
-from mien.stream.speech.voice_activity import FRAME, OFF, ON
+from mien.stream.speech.voice_activity import FRAME, OFF, ON, VoiceActivity
 from mien.stream.speech.whisper import SAMPLE_RATE
 
 UNVOICED = 0.25  # there is no speech where the voice detector stays below this
 MARGIN_S = 0.2  # possible error in the time of a word
 FRAME_S = FRAME / SAMPLE_RATE
-
-
-class VoiceDetector(Protocol):
-    """Probability of voice in the next 512 samples; see `mien.stream.speech.voice_activity.VoiceActivity`."""
-
-    def reset(self) -> None: ...
-
-    def __call__(self, frame: Float32) -> float: ...
 
 
 class VoicedSound:
@@ -34,7 +24,7 @@ class VoicedSound:
         voiced_until_s: end of the last voiced frame.
     """
 
-    def __init__(self, detector: VoiceDetector) -> None:
+    def __init__(self, detector: VoiceActivity) -> None:
         self._detector = detector
         self.clear()
 
@@ -49,12 +39,10 @@ class VoicedSound:
 
     @property
     def begin_s(self) -> float:
-        """Where the buffer begins."""
         return self._begin / SAMPLE_RATE
 
     @property
     def end_s(self) -> float:
-        """Where the buffer ends."""
         return (self._begin + len(self.samples)) / SAMPLE_RATE
 
     @property
@@ -63,7 +51,6 @@ class VoicedSound:
         return self.end_s - self.voiced_until_s
 
     def append(self, samples: Float32) -> None:
-        """Add the next samples (n,)."""
         self.samples = np.concatenate([self.samples, samples])
         frames = range(len(self._probabilities), len(self.samples) // FRAME)
         fresh = [self._detector(self.samples[i * FRAME : (i + 1) * FRAME]) for i in frames]
