@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,9 +17,8 @@ from mien.models.training.device import training_device
 from mien.models.training.fusion import train_fusion
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.loop import Progress
-from mien.models.weights import weight_set
-from mien.stream.offline.labelled import read_labelled
-from mien.stream.offline.plan import TrainPlan, output_folder
+from mien.stream.offline.plan import TrainPlan
+from mien.stream.offline.stages import training_data
 
 
 def ablate(
@@ -30,14 +28,7 @@ def ablate(
 
     Encoders are trained from scratch in every run, so that no variant profits from another's training.
     """
-    dataset = read_labelled(
-        [Path(source) for source in plan.data],
-        plan.extract,
-        allow_pickle=plan.allow_pickle,
-        assets=plan.assets,
-        weights=weight_set(output_folder(plan)),
-        cache=Path(plan.work) / "datasets",
-    )
+    dataset = training_data(plan, progress)
     device = training_device(plan.device)
     names = list(dataset.specs)
     variants: list[tuple[str, FusionTraining, Sequence[str]]] = []

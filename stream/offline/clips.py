@@ -140,9 +140,6 @@ class ClipPredictor:
         person: the person whose rest is the baseline for face and voice.
         features: whether to make tables of the features, too.
 
-    Attributes:
-        modalities: of the model.
-
     Raises:
         CheckpointError: the model was trained for other extractors.
     """
@@ -178,7 +175,6 @@ class ClipPredictor:
         return predictor, Windows(predictor.specs), extractors
 
     def make(self, path: str) -> ClipRows:
-        """Predict a clip."""
         predictor, windows, extractors = self._opened
         try:
             read = read_clip(Path(path), self._specs, extractors, self._asr != "none")
@@ -193,7 +189,6 @@ class ClipPredictor:
         return ClipRows(rows, read.notes, features=seen)
 
     def close(self) -> None:
-        """Release what was opened."""
         if "_opened" in vars(self):
             self._opened[2].close()
             del self._opened

@@ -66,7 +66,6 @@ class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         share: fraction of items that get one copy, of random kind and strength. table: every kind and strength for
             each item.
-        seed: of the choice.
     """
 
     share: Annotated[float, Meta(ge=0, le=1)] = 0.0

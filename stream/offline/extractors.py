@@ -133,7 +133,6 @@ class Extractors:
         return rows, duration_ns, " ".join(words) or None
 
     def close(self) -> None:
-        """Release the opened extractors."""
         if "vision" in vars(self):
             self.vision.close()
         for name in ("text", "audio", "vision", "recogniser"):

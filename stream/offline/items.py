@@ -43,7 +43,6 @@ class ExtractOptions(msgspec.Struct, frozen=True):
         limit: items per corpus and split, for experiments; 0 takes all.
         train_limits: training items per corpus, by its name, drawn with `seed`.
         damaging: damaged copies, for learning and measuring reliability.
-        seed: of the copies.
         audio_track, video_track: which of a clip's tracks, counted from 1; 0 takes the one that a live session would.
     """
 
@@ -105,7 +104,6 @@ class ItemMaker:
         return made, None
 
     def close(self) -> None:
-        """Release what was opened."""
         self.extractors.close()
 
     def _rows(self, corpus: Corpus, item: CorpusItem) -> Iterator[tuple[Labels, dict[str, RawRows]]]:

@@ -68,7 +68,6 @@ class _Result:
         return self._note.is_file() and self.path.is_file() and self._note.read_text() == self._content()
 
     def note(self) -> None:
-        """Record that the file was written."""
         write_file(self._note, self._content())
 
 
@@ -126,7 +125,7 @@ def train_face_stage(plan: TrainPlan, progress: Progress | None) -> Any:
 
 def extract_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     """Rows of all items; returns their number."""
-    dataset = _dataset(plan, progress)
+    dataset = training_data(plan, progress)
     return {"items": len(dataset.samples), "skipped": len(dataset.skipped)}
 
 
@@ -135,7 +134,7 @@ def train_speech_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.training.speech import measure_audio, pretrain_audio
     from mien.models.weights.tensors import write_tensors
 
-    dataset = _dataset(plan, progress)
+    dataset = training_data(plan, progress)
     spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None and s.labels.damage is None]
     if not any(s.labels.split == "train" for s in spoken):
         return None
@@ -163,7 +162,7 @@ def train_fusion_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.training.fusion import train_fusion
     from mien.models.training.text import READER
 
-    dataset, work = _dataset(plan, progress), Path(plan.work)
+    dataset, work = training_data(plan, progress), Path(plan.work)
     paths = {"text": work / "text" / READER, "audio": work / "speech.safetensors"}
     readers = {name: load_file(path) for name, path in paths.items() if name in dataset.specs and path.is_file()}
     trained = train_fusion(
@@ -231,7 +230,7 @@ def leave_out(plan: TrainPlan, corpora: Sequence[str], progress: Progress | None
     Raises:
         DataError: a corpus is missing, or there are too few.
     """
-    dataset = _dataset(plan, progress)
+    dataset = training_data(plan, progress)
     if "audio" not in dataset.specs:
         raise DataError("the data has no speech, which --leave-out needs")
     return _left_out(dataset, [] if "all" in corpora else corpora, plan, _model(plan, "audio"), progress).table()
@@ -278,7 +277,8 @@ def _model(plan: TrainPlan, name: str) -> ModelConfig:
     return msgspec.structs.replace(plan.fusion.model, encoders={n: e for n, e in encoders.items() if n == name})
 
 
-def _dataset(plan: TrainPlan, progress: Progress | None) -> Dataset:
+def training_data(plan: TrainPlan, progress: Progress | None = None) -> Dataset:
+    """All items of a plan's data, extracted or read again."""
     return read_labelled(
         [Path(source) for source in plan.data], plan.extract, allow_pickle=plan.allow_pickle,
         assets=plan.assets, weights=weight_set(output_folder(plan)), cache=Path(plan.work) / "datasets", jobs=plan.jobs,
