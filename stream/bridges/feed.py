@@ -98,7 +98,6 @@ class Feed:
                 send(event)
 
     def close(self) -> None:
-        """Disconnect from the bus."""
         self._subscriber.close()
 
     def _is_due(self, prediction: Prediction) -> bool:

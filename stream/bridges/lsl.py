@@ -59,7 +59,6 @@ class LslOutlet:
         self._counts.sent += session.push(event)
 
     def close(self) -> None:
-        """End the streams."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()

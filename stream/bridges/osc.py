@@ -44,7 +44,6 @@ class OscOutlet:
         self._transcripts: dict[str, str] = {}
 
     def send(self, event: Event) -> None:
-        """Send one datagram."""
         values = self._prediction(event) if isinstance(event, Prediction) else _status(event)
         bundle = OscBundleBuilder(IMMEDIATELY)
         for address, value in values.items():
@@ -60,7 +59,6 @@ class OscOutlet:
             self._counts.errors += 1
 
     def close(self) -> None:
-        """Close the socket."""
         self._socket.close()
 
     def _prediction(self, prediction: Prediction) -> dict[str, float | str]:

@@ -31,7 +31,7 @@ from mien.stream.dashboard.server import Place
 OVERLAY = Path(__file__).parent / "static" / "overlay.html"
 _QUEUE = 32  # events queued per client; the oldest is dropped
 _MAX_CLIENTS = 256
-_FIELDS = frozenset(Prediction.__struct_fields__) | {"top_emotion"}
+_FIELDS = Prediction.__struct_fields__
 _encode = msgspec.json.Encoder().encode
 
 
@@ -48,8 +48,8 @@ class Client:
 
     def __init__(self, query: Mapping[str, str], counts: Counts, statuses: Collection[Status] = ()) -> None:
         self._session = query.get("session", "")
-        self._fields = tuple(filter(None, query.get("fields", "").split(",")))
-        unknown = sorted(set(self._fields) - _FIELDS)
+        self._fields = tuple(filter(None, query.get("fields", "").split(","))) or _FIELDS
+        unknown = sorted(set(self._fields).difference(_FIELDS))
         if unknown:
             raise ValueError(f"unknown field {unknown[0]}; known: {', '.join(sorted(_FIELDS))}")
         try:
@@ -85,12 +85,7 @@ class Client:
         self._counts.sent += 1
         if not isinstance(event, Prediction):
             return "status", _encode({"type": "status", **msgspec.structs.asdict(event)})
-        values = (
-            {name: getattr(event, name) for name in self._fields}
-            if self._fields
-            else {**msgspec.structs.asdict(event), "top_emotion": event.top_emotion}
-        )
-        return "prediction", _encode({"type": "prediction", **values})
+        return "prediction", _encode({"type": "prediction"} | {name: getattr(event, name) for name in self._fields})
 
 
 class WebOutlet:

@@ -30,14 +30,11 @@ class Collector:
     """Subscribes, keeps a history, and tells what is new.
 
     Args:
-        bus: of the mien to show.
         session: one session's name; None for any.
-        minutes: length of the history.
         pictures: False if the page is served to other machines: landmarks only.
 
     Attributes:
         lock: to hold while reading or changing anything below.
-        history: the last minutes.
         prediction: the newest, None before the first. about: the session's own description.
         preview: the newest picture with its landmarks; None without a viewer.
         edges: the mesh's lines, pairs of landmark numbers.
@@ -71,11 +68,9 @@ class Collector:
         self._connect()  # here, so that errors in an endpoint or its keys are raised to the caller
 
     def start(self) -> None:
-        """Start to receive."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Disconnect."""
         self._stopping.set()
         self._thread.join(5)
 

@@ -24,8 +24,6 @@ class Guard:
     """Middleware in front of everything: pages, files, sockets.
 
     Args:
-        app: to protect.
-        port: that the server listens on.
         token: required from clients; empty on loopback, where Host must be a loopback name.
         origins: other pages whose requests are accepted, as browsers name them (`https://example.org`, `null`).
         programs: paths for programs, which send no Origin and keep no cookies.

@@ -55,7 +55,7 @@ class History:
         self._newest_ns = t_ns
         self.rows.append(row_of(prediction))
         oldest_ms = (t_ns - self._span_ns) // NS_PER_MS
-        while self.rows and _time(self.rows[0]) < oldest_ms:
+        while self.rows and int(self.rows[0][0] or 0) < oldest_ms:
             self.rows.popleft()
             self.first_row += 1
         while self._pictures and self._pictures[0].t_ns < t_ns - self._span_ns:
@@ -124,10 +124,6 @@ def row_of_word(word: Word, sentiment: float | None = None) -> list[str | float 
     shown = None if word.uncertain else _rounded(sentiment, 2)
     begin_ms, end_ms = word.t_start_ns // NS_PER_MS, word.t_end_ns // NS_PER_MS
     return [word.text.strip(), begin_ms, end_ms, word.committed, shown, word.uncertain]
-
-
-def _time(row: Row) -> int:
-    return int(row[0] or 0)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

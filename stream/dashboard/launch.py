@@ -124,11 +124,6 @@ def _show(
 class DashboardProcess:
     """A dashboard in its own process, for a session.
 
-    Args:
-        config: the session's.
-        window: a window instead of a page.
-        browser: open the page if there is a browser.
-
     Attributes:
         url: of the page; None before it is ready.
         failed: whether it could not start.
@@ -144,7 +139,6 @@ class DashboardProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._child.process.pid
 
     def drain_notes(self) -> list[str]:
@@ -169,7 +163,6 @@ class DashboardProcess:
                 notes.append(f"the {self._what} has died, see {self._child.log}; the stream continues")
 
     def stop(self) -> None:
-        """Stop it."""
         self._child.end(_STOP_S)
 
 

@@ -33,7 +33,6 @@ class Recordings:
     """Recordings of the session shown on the dashboard.
 
     Args:
-        bus: of the session.
         session: its name; None for any.
         folder: for recordings; empty for "mien" in the user's documents.
         allowed: False if the page is served to other machines: they must not fill this disk.

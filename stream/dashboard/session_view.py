@@ -92,7 +92,6 @@ class SessionViews:
         return self._others[session]
 
     def close(self) -> None:
-        """Close all."""
         if self.sessions is not None:
             self.sessions.stop()
         for view in (self._first, *self._others.values()):

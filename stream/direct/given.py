@@ -105,7 +105,7 @@ class Frames:
         self._out = out
         self._held: list[tuple[int, UInt8]] = []
         self._released_ns = -1
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def give(self, image: Any, t_ns: int) -> None:
         """Add a frame; blocks while the worker is far behind.
@@ -125,18 +125,15 @@ class Frames:
                 raise InputError(f"there is already a frame at {seconds(t_ns)}; each needs its own time")
             self._held.insert(at, (t_ns, picture.copy()))  # the caller may reuse its buffer
             self.newest_ns = max(t_ns, self.newest_ns or 0)
-            self._release(self.newest_ns - ORDER_NS)
+            self.release(self.newest_ns - ORDER_NS)
 
     def release(self, until_ns: int = _LAST_NS) -> None:
         """Pass frames up to a time to the worker; earlier ones are too late from now on."""
         with self._lock:
-            self._release(until_ns)
-
-    def _release(self, until_ns: int) -> None:
-        while self._held and self._held[0][0] <= until_ns:
-            t_ns, picture = self._held.pop(0)
-            self._released_ns = t_ns
-            self._out.put(Frame(picture, t_ns, t_ns))
+            while self._held and self._held[0][0] <= until_ns:
+                t_ns, picture = self._held.pop(0)
+                self._released_ns = t_ns
+                self._out.put(Frame(picture, t_ns, t_ns))
 
 
 class Sounds:
@@ -162,7 +159,7 @@ class Sounds:
         self._begin_ns = 0  # of the current segment
         self._rest = np.zeros(0, np.float32)  # of it, not yet a chunk
         self._cut = 0  # samples of it that became chunks
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def give(self, samples: Any, rate: float, t_ns: int) -> None:
         """Add audio; blocks while the workers are far behind.
@@ -188,28 +185,25 @@ class Sounds:
                 raise InputError(f"the sound from {seconds(t_ns)} to {seconds(end_ns)} overlaps earlier sound")
             insort(self._held, (t_ns, channels, float(rate)), key=_time)
             self.newest_ns = max(end_ns, self.newest_ns or 0)
-            self._release(self.newest_ns - ORDER_NS)
+            self.release(self.newest_ns - ORDER_NS)
 
     def release(self, until_ns: int = _LAST_NS) -> None:
         """Pass chunks that start up to a time to the workers."""
         with self._lock:
-            self._release(until_ns)
+            while self._held and self._held[0][0] <= until_ns:
+                t_ns, channels, rate = self._held.pop(0)
+                if self._end_ns is not None and t_ns > self._end_ns + PAUSE_NS:
+                    self._end_segment()
+                if self._waveform is None:
+                    self._waveform, self._begin_ns = Waveform(), t_ns // _GRID_NS * _GRID_NS
+                self._end_ns = t_ns + _length_ns(channels, rate)
+                self._add(self._waveform.push_channels(channels, rate, (t_ns - self._begin_ns) / NS_PER_S))
 
     def finish(self) -> None:
         """End of the audio: pass on everything, and flush the filters."""
         with self._lock:
-            self._release(_LAST_NS)
+            self.release()
             self._end_segment()
-
-    def _release(self, until_ns: int) -> None:
-        while self._held and self._held[0][0] <= until_ns:
-            t_ns, channels, rate = self._held.pop(0)
-            if self._end_ns is not None and t_ns > self._end_ns + PAUSE_NS:
-                self._end_segment()
-            if self._waveform is None:
-                self._waveform, self._begin_ns = Waveform(), t_ns // _GRID_NS * _GRID_NS
-            self._end_ns = t_ns + _length_ns(channels, rate)
-            self._add(self._waveform.push_channels(channels, rate, (t_ns - self._begin_ns) / NS_PER_S))
 
     def _end_segment(self) -> None:
         if self._waveform is None:

@@ -61,7 +61,6 @@ class CaptureHost(Ordered[MemberOrder[CaptureTask]]):
         return CaptureReport(self._version, self._keys.public, sessions)
 
     def close(self) -> None:
-        """Stop all."""
         with self._lock:
             runs = list(self._running.values())
             self._running.clear()

@@ -126,7 +126,6 @@ class Directory(Placement):
         return len(links)
 
     def processes(self) -> list[int]:
-        """Of this actor."""
         return [os.getpid()]
 
     # --- maintenance --------------------------------------------------------------------------------------------------
@@ -184,7 +183,6 @@ class Directory(Placement):
             )  # fmt: skip
 
     def _poll_actors(self) -> None:
-        """Process the actors' answers."""
         now_s = time.monotonic()
         links = [*self._links.values(), *([self._gateway] if self._gateway else [])]
         pending = [link.pending for link in links if link.pending is not None]

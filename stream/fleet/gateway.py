@@ -103,7 +103,6 @@ class Gateway(Ordered[GatewayOrder]):
         return GatewayReport(self._version, self._keys.public, self.address, len(self._pools), self.floods)
 
     def close(self) -> None:
-        """Stop serving."""
         self._stopping.set()
         with self._lock:
             self._orders.send(b"TERMINATE")

@@ -180,7 +180,6 @@ class Placement:
             self._gateway.needs_full = True
 
     def _mark_changed(self, held: Held) -> None:
-        """Mark a session's orders as changed."""
         for name in (held.capture, held.pool, held.left_capture, held.left_pool):
             if name in self._links:
                 self._links[name].touch(held.planned.name)

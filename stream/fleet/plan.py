@@ -124,7 +124,6 @@ class Planned(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The session's name."""
         return self.config.session
 
 

@@ -84,7 +84,6 @@ class PoolHost(Ordered[MemberOrder[Assignment]]):
         return self._report()
 
     def processes(self) -> list[int]:
-        """Its own process and the inference process."""
         return [*super().processes(), self._child.process.pid]
 
     def close(self) -> None:

@@ -115,7 +115,6 @@ class Roster:
         self._left: set[str] = set()  # sessions that a member has not released yet
 
     def of(self, kind: Kind) -> list[Member]:
-        """All members of a kind."""
         return [member for member in self.members.values() if member.kind == kind]
 
     def usable(self, place: Mapping[str, str]) -> list[Node]:
@@ -127,7 +126,6 @@ class Roster:
         return node.cpus - sum(member.cpus for member in self.members.values() if member.node == node.id)
 
     def free_gpus(self, node: Node) -> float:
-        """As `free_cpus`."""
         return node.gpus - sum(member.gpus for member in self.members.values() if member.node == node.id)
 
     def choose_capture(self, held: Held) -> Member | tuple[Node, int] | str:

@@ -42,7 +42,6 @@ class SyntheticCapture:
         self._batches += [_Batch(tasks, bus) for tasks in new.values()]
 
     def report(self) -> dict[str, Captured]:
-        """As `Captured`, by session."""
         return {name: captured for batch in self._batches for name, captured in batch.report().items()}
 
 

@@ -48,7 +48,6 @@ class CompleteSchedule:
         self._last_ns: int | None = None
 
     def add(self, message: FeatureWindow, received_ns: int) -> None:
-        """Add a message."""
         modality = message.modality
         self._waiting.setdefault(modality, deque()).append(message)
         self._marks_ns[modality] = max(self._marks_ns.get(modality, message.t_end_ns), message.t_end_ns)
@@ -78,7 +77,6 @@ class CompleteSchedule:
         return self._marks_ns.get(modality)
 
     def end(self, modality: str) -> None:
-        """A modality's clip has ended."""
         self._ended.add(modality)
 
     def due(self, watermarks_ns: Mapping[str, int | None]) -> Trigger | None:

@@ -47,9 +47,6 @@ class Inbox:
     """The connections to a session's workers.
 
     Args:
-        config: the session's.
-        workers: to connect to.
-        clock: ours.
         refuse: called with the cause of a rejected message, and an explanation.
         supervised: whether the workers of this machine share our clock.
         replayed: whether the sender is a player, which sends for all workers, and sends cues.
@@ -89,7 +86,6 @@ class Inbox:
         return {receiver.socket: worker for worker, receiver in self._receivers.items()}
 
     def close(self) -> None:
-        """Disconnect."""
         for receiver in self._receivers.values():
             receiver.close()
 

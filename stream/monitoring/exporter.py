@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,6 +27,7 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5,
 _ACTIVE = ("running", "ready", "ended")
 
 Labels = tuple[str, ...]
+Values = Mapping[Any, float]  # by labels, as above; a mapping's keys are invariant, and each family has as many labels
 T = TypeVar("T")
 # By name: the description, where to read it, and what to divide it by for the unit in the name.
 Figures = Mapping[str, tuple[str, Callable[[T], float | None], float]]
@@ -45,12 +46,12 @@ _OF_PROCESS: Figures[ProcessCondition] = {
 _OF_CLOCK = {"offset": "Clock offset; positive: ahead.", "error": "Error bound of the offset."}
 
 
-def gauge(name: str, text: str, values: Mapping[Labels, float], *labels: str) -> Metric:
+def gauge(name: str, text: str, values: Values, *labels: str) -> Metric:
     """A gauge with a value for each tuple of labels."""
     return _filled(GaugeMetricFamily(name, text, labels=labels), values)
 
 
-def counter(name: str, text: str, values: Mapping[Labels, float], *labels: str) -> Metric:
+def counter(name: str, text: str, values: Values, *labels: str) -> Metric:
     """A counter with a value for each tuple of labels."""
     return _filled(CounterMetricFamily(name, text, labels=labels), values)
 
@@ -62,7 +63,7 @@ def gauges(prefix: str, labels: Labels, items: Collection[tuple[Labels, T]], fig
         yield gauge(f"{prefix}{name}", text, values, *labels)
 
 
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]) -> Metric:
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family
@@ -92,7 +93,6 @@ class MetricsServer:
         self._serving.start()
 
     def close(self) -> None:
-        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._serving.join(2.0)
@@ -133,7 +133,6 @@ class Exporter(MetricsServer):
         self._following.start()
 
     def close(self) -> None:
-        """Stop serving, and disconnect."""
         self._stopping.set()
         super().close()
         self._following.join(2.0)

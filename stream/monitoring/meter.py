@@ -18,7 +18,6 @@ class RateMeter:
         self.total = 0
 
     def tick(self, count: int = 1) -> None:
-        """Count events that happened just now."""
         now_s = time.monotonic()
         if count == 1:
             self._times_s.append(now_s)
@@ -44,11 +43,9 @@ class StepMeter:
         self._since_s = time.monotonic()
 
     def add(self, step: str, spent_ns: int) -> None:
-        """Record a step's duration."""
         self._spent_ns[step] = self._spent_ns.get(step, 0) + spent_ns
 
     def finish(self, pieces: int) -> None:
-        """Count completed pieces of work."""
         self._pieces += pieces
 
     def averages_us(self) -> dict[str, float]:

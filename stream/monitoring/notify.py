@@ -18,7 +18,6 @@ class ServiceManager:
         self._alive_s = 0.0
 
     def ready(self) -> None:
-        """Everything is running."""
         self._send("READY=1")
 
     def alive(self, state: str) -> None:
@@ -29,7 +28,6 @@ class ServiceManager:
             self._send(f"WATCHDOG=1\nSTATUS={state}")
 
     def stopping(self) -> None:
-        """We are about to stop."""
         self._send("STOPPING=1")
 
     def _send(self, text: str) -> None:

@@ -83,7 +83,6 @@ class Observer:
     """Watches one session of a subscriber.
 
     Args:
-        session: its name.
         began_s: when the subscriber began to listen, by `time.monotonic`; now if not given.
 
     Attributes:
@@ -110,11 +109,9 @@ class Observer:
         return predictions
 
     def close(self) -> None:
-        """Disconnect the subscriber."""
         self._subscriber.close()
 
     def condition(self) -> Condition:
-        """The session's current condition."""
         now_s = time.monotonic()
         silent_s = None if self._heard_s is None else now_s - self._heard_s
         statuses = self.statuses

@@ -86,7 +86,6 @@ class Summary:
             self._add_words(prediction, now_ns)
 
     def add_status(self, status: Status) -> None:
-        """Process a status."""
         if self.statuses.get(status.worker) is status:
             return
         self.statuses[status.worker] = status

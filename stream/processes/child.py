@@ -131,7 +131,6 @@ class Child:
         threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
 
     def note_ready(self) -> None:
-        """Record that it is ready."""
         self.ready = True
         self.ready_s = self.heard_s = time.monotonic()
 
@@ -157,11 +156,9 @@ class Child:
         return 1 if lived_s >= STABLE_AFTER_S else before + 1
 
     def start(self, start_ns: int) -> None:
-        """Order the process to begin."""
         self.send({"start_ns": start_ns})
 
     def send(self, order: dict[str, Any]) -> None:
-        """Send an order to the process."""
         self._write(msgspec.json.encode(order).decode())
 
     def release(self) -> None:

@@ -38,8 +38,6 @@ class Assignment(msgspec.Struct, frozen=True):
     """The first line from a supervisor to a process.
 
     Attributes:
-        config: the session's configuration.
-        anchor_ns: the session clock's anchor.
         workers: capture workers that run in this session.
         absent: why, for each modality that is not captured.
         origin: source of the video and audio; "replay": features come from a recording, predicted by cue.

@@ -30,7 +30,6 @@ class Session:
         absent: per modality that is not captured, why.
         notes: one line each for the user.
         label: the source, in words.
-        origin: of the source.
     """
 
     config: Config

@@ -40,7 +40,6 @@ class Supervisor:
     """Owns the processes of one session.
 
     Args:
-        session: what to run.
         inference: takes orders for an inference process elsewhere; None runs it here.
         program: starts every process, for instance another interpreter's `mien`.
 
@@ -123,7 +122,6 @@ class Supervisor:
         self._publish_report()
 
     def processes(self) -> dict[str, int]:
-        """Process ids by worker."""
         return {worker: child.process.pid for worker, child in self._children.items() if child.process.poll() is None}
 
     def tend(self) -> None:
@@ -206,7 +204,6 @@ class Supervisor:
         self._publish_report()
 
     def _mark_healthy(self, worker: str) -> None:
-        """Report that a process has recovered."""
         self._report.faults.pop(worker, None)
         if worker == "inference":
             # A restarted process knows nothing of what happened before.

@@ -54,9 +54,7 @@ class Camera(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Release it."""
-        ...
+    def close(self) -> None: ...
 
 
 def open_camera(address: Device | Url, config: VideoConfig, clock: Clock) -> VideoSource:

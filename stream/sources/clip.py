@@ -69,12 +69,10 @@ class Clip:
 
     @property
     def has_video(self) -> bool:
-        """Whether there is video."""
         return self.video is not None
 
     @property
     def has_audio(self) -> bool:
-        """Whether there is audio."""
         return self.audio is not None
 
     def sound(self) -> Iterator[Float32]:

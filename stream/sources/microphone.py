@@ -66,7 +66,6 @@ class SampleClock:
         return True
 
     def t_ns(self, index: float) -> int:
-        """Capture time of a sample."""
         assert self._offset_ns is not None, "observe() comes first"
         return round(self._offset_ns + index * NS_PER_S / self._rate)
 
@@ -164,7 +163,6 @@ class Microphone(AudioSource):
         self._max_age_s = 2.0 * max(float(self._stream.latency), LATENCY_S)
 
     def _find(self) -> dict[str, Any]:
-        """The configured device."""
         sd = self._sd
         inputs = self._inputs()
         if not inputs:

@@ -22,7 +22,6 @@ class Pace:
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
 
     def add(self, at: float) -> None:
-        """Record a delivery."""
         if self._last is not None and at > self._last:
             self._intervals.append(at - self._last)
             ordered = sorted(self._intervals)  # a fifth of the cost of `statistics.median`, for every message

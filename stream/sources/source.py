@@ -94,7 +94,6 @@ class Source(ABC, Generic[T]):
         return self.state == "ended"
 
     def count(self, cause: str, number: int = 1) -> None:
-        """Count lost frames or samples."""
         self.drops[cause] = self.drops.get(cause, 0) + number
 
 

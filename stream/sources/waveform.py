@@ -122,7 +122,6 @@ class Waveform:
         return out
 
     def finish(self) -> list[Float32]:
-        """Flush the filters."""
         return [self._resampled(np.zeros(0, np.float32), last=True)] if self._rate else []
 
     def _begin(self, rate: float) -> None:

@@ -197,7 +197,6 @@ class _Show:
             sys.stdout.buffer.flush()
 
     def refresh(self) -> None:
-        """Redraw, if due."""
         now_s = time.monotonic()
         interval_s = 1.0 if self._output == "lines" else _FRAME_S
         if now_s - self._drawn_s < interval_s:

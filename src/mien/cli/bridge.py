@@ -58,11 +58,7 @@ def _run(
 
 
 def _command(rate_hz: float | None = None) -> Callable[[Callable[..., Bridge]], Callable[..., Bridge]]:
-    """Make a command of the group from a function that creates a bridge: its options, and those of `_run`.
-
-    Args:
-        rate_hz: the default of --rate-hz.
-    """
+    """Make a command of the group from a function that creates a bridge: its options, and those of `_run`."""
 
     def register(make: Callable[..., Bridge]) -> Callable[..., Bridge]:
         own = inspect.signature(make, eval_str=True).parameters
