@@ -1,8 +1,7 @@
 """ONNX Runtime: the default on a CPU, and on CUDA where its GPU build is installed.
 
-The TorchScript exporter is tried first: like the newer one it keeps one LSTM operator per `nn.LSTM`, its graph runs
-equally fast, and it takes a tenth of the time. Networks that it cannot trace go through `torch.export`. The graph is
-optimised at compile time, not at load time.
+Graphs come from the TorchScript exporter: like the newer one it keeps one LSTM operator per `nn.LSTM`, its graph runs
+equally fast, and it takes a tenth of the time. The graph is optimised at compile time, not at load time.
 """
 
 from __future__ import annotations
@@ -109,34 +108,27 @@ def export_graph(network: Network, module: nn.Module) -> bytes:
     """The network as a serialised ONNX graph.
 
     Raises:
-        EngineError: neither exporter of torch can express it.
+        EngineError: torch's exporter cannot express it.
     """
-    try:
-        return _export_traced(network, module)
-    except Exception as traced:
-        try:
-            return _export_captured(network, module)
-        except Exception as captured:
-            raise EngineError(
-                f"network {network.name!r} cannot be exported to ONNX: {_line(traced)}; {_line(captured)}"
-            ) from captured
-
-
-def _export_traced(network: Network, module: nn.Module) -> bytes:
     import torch
 
+    arguments = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in network.example.values())
     with tempfile.TemporaryDirectory() as folder, _quiet_exporter():
         path = Path(folder) / MODEL
-        torch.onnx.export(
-            module,
-            _arguments(network),
-            path,
-            input_names=list(network.example),
-            output_names=list(network.outputs),
-            dynamic_axes=network.dynamic or None,
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        try:
+            torch.onnx.export(
+                module,
+                arguments,
+                path,
+                input_names=list(network.example),
+                output_names=list(network.outputs),
+                dynamic_axes=network.dynamic or None,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except Exception as error:  # it raises what it likes
+            line = str(error).strip().split("\n")[0] or type(error).__name__
+            raise EngineError(f"network {network.name!r} cannot be exported to ONNX: {line}") from error
         return _without_zero_states(path.read_bytes())
 
 
@@ -168,67 +160,18 @@ def _without_zero_states(model: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _export_captured(network: Network, module: nn.Module) -> bytes:
-    import torch
-
-    dims = {
-        symbol: torch.export.Dim(symbol, min=1, max=4096)
-        for axes in network.dynamic.values()
-        for symbol in axes.values()
-    }
-    shapes = tuple(
-        {axis: dims[symbol] for axis, symbol in network.dynamic.get(name, {}).items()} for name in network.example
-    )
-    # Capturing specialises an axis of size 1 to be always 1, so a larger example is used.
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            module,
-            tuple(_widened(argument, axes) for argument, axes in zip(_arguments(network), shapes, strict=True)),
-            input_names=list(network.example),
-            output_names=list(network.outputs),
-            dynamic_shapes=shapes if dims else None,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise EngineError("torch.onnx.export gave nothing")
-    model: bytes = program.model_proto.SerializeToString()
-    return model
-
-
-def _arguments(network: Network) -> tuple[Any, ...]:
-    import torch
-
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in network.example.values())
-
-
-def _widened(argument: Any, axes: Mapping[int, Any]) -> Any:
-    for axis in axes:
-        if argument.shape[axis] == 1:
-            argument = argument.repeat_interleave(2, axis)
-    return argument
-
-
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporters' warnings; the golden check catches real errors."""
+    """Silence the exporter's warnings; the golden check catches real errors."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\b.*")
-            warnings.filterwarnings("ignore", message="Converting a tensor to a Python")
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.setLevel(level)
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 backend = OnnxBackend("onnx", "CPUExecutionProvider")
