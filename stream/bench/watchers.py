@@ -7,7 +7,8 @@ import dataclasses
 import struct
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
 from typing import Any
@@ -64,18 +65,17 @@ def measure_watchers(session: Session, seconds: float, stopping: threading.Event
         for case in chain.from_iterable(islice(rounds(CASES), 3)):
             if stopping.is_set():
                 break
-            audience = Audience(url, *CASES[case])
-            _listen(supervisor, subscriber, _SETTLE_S, stopping)
-            before = _sent_bytes(subscriber.statuses)
-            predictions, took_s = _listen(supervisor, subscriber, seconds, stopping)
+            with audience(url, *CASES[case]) as counted:
+                _listen(supervisor, subscriber, _SETTLE_S, stopping)
+                before = _sent_bytes(subscriber.statuses)
+                predictions, took_s = _listen(supervisor, subscriber, seconds, stopping)
+                now = _sent_bytes(subscriber.statuses)
+                memory_mb.append(round(psutil.Process(dashboard.pid).memory_info().rss / 2**20, 1))
+                answers[case] += counted["answers"]
             latency_ms[case] += [p.latency["total"] for p in predictions if "total" in p.latency]
             rates[case].append(round(len(predictions) / took_s, 2))
-            now = _sent_bytes(subscriber.statuses)
             # A worker that restarted in between counts from 0.
             preview_bytes[case] += now[1] - (before[1] if before[0] == now[0] else 0)
-            memory_mb.append(round(psutil.Process(dashboard.pid).memory_info().rss / 2**20, 1))
-            answers[case] += audience.answers
-            audience.leave()
     described = {case: describe(latency_ms[case]) for case in CASES}
     base = "nobody"
     return {
@@ -128,7 +128,7 @@ class Watcher(Closing):
 
         parts = urlsplit(url)
         origin: Any = f"{parts.scheme}://{parts.netloc}"
-        self._stack = contextlib.ExitStack()
+        self._stack = ExitStack()  # the library wants its connections to be entered
         self._socket = self._stack.enter_context(
             connect(f"ws://{parts.netloc}/feed", origin=origin, max_size=None, compression=None)
         )
@@ -153,35 +153,29 @@ class Watcher(Closing):
         self._stack.close()
 
 
-class Audience:
-    """Concurrent watchers, each in its own thread.
+@contextlib.contextmanager
+def audience(url: str, count: int, stalled: int = 0) -> Iterator[Counter[str]]:
+    """Concurrent watchers of a page until the block ends, each in its own thread; counts their "answers".
 
     Args:
-        url: of the page.
         count: how many read their answers.
         stalled: how many ask and never read.
     """
+    counted, stopping = Counter[str](), threading.Event()
 
-    def __init__(self, url: str, count: int, stalled: int = 0) -> None:
-        self.answers = 0
-        self._stopping = threading.Event()
-        self._stalled = [Watcher(url) for _ in range(stalled)]
-        for watcher in self._stalled:
-            watcher.ask()
-        self._threads = [threading.Thread(target=self._watch, args=(url,), daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def leave(self) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(10)
-        for watcher in self._stalled:
-            watcher.close()
-
-    def _watch(self, url: str) -> None:
+    def watch() -> None:
         with Watcher(url) as watcher:
-            while not self._stopping.is_set():
+            while not stopping.is_set():
                 watcher.ask()
                 watcher.take()
-                self.answers += 1
+                counted["answers"] += 1
+
+    with ExitStack() as stack:
+        for _ in range(stalled):
+            stack.enter_context(Watcher(url)).ask()
+        for _ in range(count):
+            thread = threading.Thread(target=watch, daemon=True)
+            thread.start()
+            stack.callback(thread.join, 10)
+        stack.callback(stopping.set)
+        yield counted

@@ -25,7 +25,7 @@ from mien.clock import NS_PER_MS
 from mien.config import AssetsConfig, BusConfig
 from mien.install import SAMPLE, install_command
 from mien.messages import EMOTIONS, Status, UInt8
-from mien.stream.bench.watchers import Audience, Watcher
+from mien.stream.bench.watchers import Watcher, audience
 from mien.stream.bus.sockets import Publisher, Receiver
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.bus.wire import encode_status
@@ -62,9 +62,8 @@ def test_no_picture_is_published_without_a_viewer(station: tuple[int, Program, s
     everything.close()
     assert kinds == {b"features", b"status"}
 
-    audience = Audience(url, 1)
-    before, after = preview_bytes(port, 5)
-    audience.leave()
+    with audience(url, 1):
+        before, after = preview_bytes(port, 5)
     assert after > before
     time.sleep(4)
     before, after = preview_bytes(port, 3)
@@ -244,13 +243,12 @@ def test_five_viewers_of_which_one_stalls(station: tuple[int, Program, str]) -> 
     process = psutil.Process(program.process.pid)
     stalled = Watcher(url)
     stalled.ask()
-    audience = Audience(url, 4)
-    time.sleep(5)
-    before_mb, answers = process.memory_info().rss / 2**20, audience.answers
-    time.sleep(10)
-    grown_mb = process.memory_info().rss / 2**20 - before_mb
-    wait_until(lambda: audience.answers - answers >= 4 * 10 * 2, "answers for the others")
-    audience.leave()
+    with audience(url, 4) as counted:
+        time.sleep(5)
+        before_mb, answers = process.memory_info().rss / 2**20, counted["answers"]
+        time.sleep(10)
+        grown_mb = process.memory_info().rss / 2**20 - before_mb
+        wait_until(lambda: counted["answers"] - answers >= 4 * 10 * 2, "answers for the others")
     assert grown_mb < 20
     old = stalled.take()
     stalled.ask()
