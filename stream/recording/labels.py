@@ -51,7 +51,7 @@ class Stretch(msgspec.Struct, frozen=True, order=True):
 
 
 class LabelFile:
-    """The labels of one recording.
+    """The labels of one recording, which lasts `seconds`.
 
     Raises:
         RecordingError: it cannot be read. DataError: the file beside it is not a table of labels.
@@ -62,7 +62,7 @@ class LabelFile:
         self.table = path.parent / TABLE
         self._recording = open_recording(path)
         self._zero_ns = zero_ns_of(self._recording)
-        self._seconds = (recording_end_ns(self._recording) - self._zero_ns) / NS_PER_S
+        self.seconds = (recording_end_ns(self._recording) - self._zero_ns) / NS_PER_S
         self._columns: list[str] = list(COLUMNS)
         self._others: list[dict[str, str]] = []
         self._stretches: list[Stretch] = []
@@ -73,10 +73,6 @@ class LabelFile:
     def stretches(self) -> tuple[Stretch, ...]:
         """All labels of this recording, in time order."""
         return tuple(sorted(self._stretches, key=lambda s: (s.start_s, s.end_s)))
-
-    @property
-    def seconds(self) -> float:
-        return self._seconds
 
     def add(
         self,
@@ -92,9 +88,9 @@ class LabelFile:
         Raises:
             DataError: it is too short, outside the recording, or has no valid label; or the disk is full.
         """
-        start_s, end_s = max(round(start_s, 3), 0.0), min(round(end_s, 3), round(self._seconds, 3))
+        start_s, end_s = max(round(start_s, 3), 0.0), min(round(end_s, 3), round(self.seconds, 3))
         if not end_s - start_s >= SHORTEST_S:
-            raise DataError(f"a stretch lasts {SHORTEST_S} s at least, within the {self._seconds:.1f} s of {self.path}")
+            raise DataError(f"a stretch lasts {SHORTEST_S} s at least, within the {self.seconds:.1f} s of {self.path}")
         if sentiment is None and emotion is None:
             raise DataError("a label needs a sentiment or an emotion")
         if sentiment is not None and not (math.isfinite(sentiment) and SENTIMENT_MIN <= sentiment <= SENTIMENT_MAX):
