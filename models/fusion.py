@@ -70,11 +70,6 @@ class Fused(NamedTuple):
         sentiment, logits, log_variance, shares, decision = (output.float() for output in self[:5])
         return Fused(sentiment, logits, log_variance, shares, decision, answers, judgement)
 
-    @property
-    def evidence(self) -> Tensor:
-        """Exponents of the temperatures (see the function `evidence`)."""
-        return evidence(self.shares, self.judgement)
-
 
 class Complement(nn.Module):
     """What another modality, or the mean of others, adds to one: Conv1d(BiLSTM([H_m ; H_n])).
@@ -335,7 +330,7 @@ class Fusion(nn.Module):
         emotions equal, confidence 0, shares 0.
         """
         something = (fused.shares.sum(-1) > 0).to(fused.shares.dtype)
-        temperature = torch.exp(fused.evidence @ torch.log(self.temperature))
+        temperature = torch.exp(evidence(fused.shares, fused.judgement) @ torch.log(self.temperature))
         emotions = torch.softmax(fused.decision / temperature[:, None] * something[:, None], -1)
         return fused.sentiment * something, emotions, emotions.amax(-1) * something, fused.shares
 

@@ -15,6 +15,7 @@ from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import plain_batches
 from mien.models.data.datasets import Dataset, Sample
 from mien.models.data.pairing import Pairing, paired_set, single
+from mien.models.fusion import evidence
 from mien.models.training.decision import fit_decision
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.reliability import HeldOut, add_bias, correct_bias, fit_reliability, halves
@@ -148,6 +149,6 @@ def _evidence(
         for batch in plain_batches(dataset.specs, groups):
             fused = network.raw(batch.features, batch.mask)
             weights = torch.full((len(fused.decision),), 1.0 / len(groups))
-            rows.append((fused.decision, fused.evidence, batch.emotions, weights))
+            rows.append((fused.decision, evidence(fused.shares, fused.judgement), batch.emotions, weights))
     logits, index, targets, weights = (torch.cat(column) for column in zip(*rows, strict=True))
     return logits, index, targets, weights
