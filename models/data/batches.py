@@ -75,6 +75,11 @@ class Batch:
         return Batch(**tree_map(lambda part: part.to(device), vars(self)))
 
 
+def tensors_of(arrays: Mapping[str, Float32]) -> dict[str, Tensor]:
+    """Arrays by name as tensors that share their memory."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
 def whole_windows(sample: Sample, modalities: Sequence[str]) -> list[tuple[int, int]]:
     """(start, end) in ns of the windows that an item is evaluated on: one, or for a long clip one every half window."""
     timed = [m for m in modalities if m in sample.tracks and m != "text"]
@@ -174,11 +179,7 @@ class Perturber:
             noise = random.standard_normal(features[name].shape, np.float32)
             features[name] += noise * (self._std[name] * self.settings.jitter)
             features[name] *= mask[name][..., None]
-        tensors = (
-            {n: torch.from_numpy(x) for n, x in features.items()},
-            {n: torch.from_numpy(x) for n, x in mask.items()},
-        )
-        return Batch(*tensors, *batch_targets(groups), own)
+        return Batch(tensors_of(features), tensors_of(mask), *batch_targets(groups), own)
 
     def noise(self, name: str, count: int, random: np.random.Generator) -> Batch:
         """Windows of one modality that hold only noise on the scale of its rows."""

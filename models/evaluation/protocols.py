@@ -19,7 +19,7 @@ from mien.messages import EMOTIONS, NEUTRAL, Float32, ModalitySpec
 from mien.models.data.batches import plain_batch
 from mien.models.data.datasets import Sample, Track, word_times_ns
 from mien.models.data.pairing import Group, Pairing, single
-from mien.models.evaluation.scores import Damage, Model, Scores, figures, missing_steps, noise_instead, score
+from mien.models.evaluation.scores import Damage, Doubles, Model, Scores, figures, missing_steps, noise_instead, score
 from mien.models.evaluation.shares import share_quality
 from mien.windowing import WINDOW_NS
 
@@ -28,6 +28,7 @@ SURE = 0.7  # confidence from which users take a prediction as certain
 TENTHS = tuple(k / 10 for k in range(1, 11))
 Normalisation = Mapping[str, tuple[Float32, Float32]]  # mean and standard deviation (D,) per modality
 EncodeWords = Callable[[Sequence[str]], Float32]
+_Second = tuple[int, float, Float32]  # of natural speech: the top emotion's number, its confidence, and shares (M,)
 
 
 def robustness(
@@ -87,7 +88,7 @@ def streaming(
     }
 
 
-def _of_neutral(samples: Sequence[Sample], sentiment: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float] | None:
+def _of_neutral(samples: Sequence[Sample], sentiment: Doubles) -> dict[str, float] | None:
     neutral = [i for i, s in enumerate(samples) if s.emotion == NEUTRAL]
     if not neutral:
         return None
@@ -219,7 +220,7 @@ def natural(model: Model, samples: Sequence[Sample], modalities: Sequence[str]) 
         other emotions with a confidence above `SURE`, the mean confidence, the fraction of every emotion, and the mean
         share of every modality.
     """
-    rows: dict[str, list[tuple[int, float, np.ndarray[Any, np.dtype[np.float64]]]]] = {}
+    rows: dict[str, list[_Second]] = {}
     for sample in samples:
         length = sample.labels.duration_ns
         ends = [*range(NS_PER_S, length + 1, NS_PER_S)] or [length]
@@ -241,9 +242,7 @@ def natural(model: Model, samples: Sequence[Sample], modalities: Sequence[str]) 
     return made | ({"all": _summary(everything, list(model.specs))} if everything else {})
 
 
-def _summary(
-    rows: Sequence[tuple[int, float, np.ndarray[Any, np.dtype[np.float64]]]], names: Sequence[str]
-) -> dict[str, Any]:
+def _summary(rows: Sequence[_Second], names: Sequence[str]) -> dict[str, Any]:
     predicted = np.array([row[0] for row in rows])
     confidence = np.array([row[1] for row in rows])
     shares = np.stack([row[2] for row in rows]).mean(0)

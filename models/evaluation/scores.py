@@ -12,7 +12,7 @@ import torch
 
 from mien.messages import EMOTIONS, Float32, ModalitySpec
 from mien.models.cmmsf import CMMSF
-from mien.models.data.batches import plain_batch, whole_windows
+from mien.models.data.batches import plain_batch, tensors_of, whole_windows
 from mien.models.data.pairing import Group
 from mien.models.evaluation.metrics import confidence_curve, emotion_metrics, reliability, sentiment_metrics
 
@@ -57,11 +57,8 @@ def torch_model(network: CMMSF) -> Model:
 
     @torch.inference_mode()
     def run(features: Mapping[str, Float32], mask: Mapping[str, Float32]) -> tuple[Float32, Float32, Float32, Float32]:
-        tensors = (
-            {n: torch.from_numpy(x) for n, x in features.items()},
-            {n: torch.from_numpy(x) for n, x in mask.items()},
-        )
-        sentiment, emotions, confidence, gates = network.fusion.calibrated(network.raw(*tensors))
+        fused = network.raw(tensors_of(features), tensors_of(mask))
+        sentiment, emotions, confidence, gates = network.fusion.calibrated(fused)
         return sentiment.numpy(), emotions.numpy(), confidence.numpy(), gates.numpy()
 
     return Model(run, {spec.name: spec for spec in network.specs})

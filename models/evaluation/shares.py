@@ -98,17 +98,9 @@ def damage_table(
             "kinds": {},
         }
         for (kind, strength), copies in levels.items():
-            table["kinds"].setdefault(kind, []).append(
-                {"strength": strength}
-                | _level(
-                    model,
-                    [_with(group, name, copies) for group in groups],
-                    [_with(group, name, copies) for group in conflicts],
-                    odd,
-                    modalities,
-                    name,
-                )
-            )
+            agreeing, opposed = ([_with(group, name, copies) for group in part] for part in (groups, conflicts))
+            level = {"strength": strength} | _level(model, agreeing, opposed, odd, modalities, name)
+            table["kinds"].setdefault(kind, []).append(level)
             done += 1
             if progress is not None:
                 progress(done, total)
