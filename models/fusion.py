@@ -64,12 +64,6 @@ class Fused(NamedTuple):
     answers: Tensor | None = None
     judgement: Judgement | None = None
 
-    def in_float32(self) -> Fused:
-        judgement = None if self.judgement is None else Judgement(*(output.float() for output in self.judgement))
-        answers = None if self.answers is None else self.answers.float()
-        sentiment, logits, log_variance, shares, decision = (output.float() for output in self[:5])
-        return Fused(sentiment, logits, log_variance, shares, decision, answers, judgement)
-
 
 class Complement(nn.Module):
     """What another modality, or the mean of others, adds to one: Conv1d(BiLSTM([H_m ; H_n])).

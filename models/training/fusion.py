@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mien.errors import DataError
 from mien.messages import EMOTIONS
@@ -102,7 +103,7 @@ def train_fusion(
         with mixed_precision(device, settings.bf16):
             encodings = _encodings(network, batch)
             fused = network.raw_of(encodings)
-        fused = fused.in_float32()
+        fused = tree_map(lambda output: None if output is None else output.float(), fused)
         loss = fusion_loss(fused, batch, settings, weights)
         if fused.judgement is not None:
             loss = loss + reliability_loss(network, encodings, fused, batch, settings)
