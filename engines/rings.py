@@ -21,15 +21,13 @@ class Look(NamedTuple):
     """Windows of several sessions, each at an instant.
 
     Attributes:
-        places: (B,) which sessions. t_end_ns: (B,) the instants.
-        ends_ns: per modality (B,), where its window ends.
+        places: (B,) which sessions. ends_ns: per modality (B,), where its window ends.
         present: (B, M) whether a modality is present at all. changed: (B, M) whether it is, and its window differs
             from the one last looked at while present.
         newest_ns: (B, M) time of the newest row, NEVER where there is none.
     """
 
     places: Int64
-    t_end_ns: Int64
     ends_ns: dict[str, Int64]
     present: Bool
     changed: Bool
@@ -104,7 +102,7 @@ class Windows:
             newest_ns[:, column] = track.newest_ns(at, ends)
         self._pending[at] = changed & ~present
         changed &= present
-        return Look(at, ends, ends_ns, present, changed, newest_ns)
+        return Look(at, ends_ns, present, changed, newest_ns)
 
     def look_ahead(self, place: int, t_end_ns: int, updated: Collection[str]) -> dict[str, int]:
         """Ends of a session's windows that have changed since they were last looked at.
@@ -129,7 +127,6 @@ class Windows:
         self._pending[place] = [is_new and not there for is_new, there in zip(changed, present, strict=True)]
         return Look(
             np.array([place]),
-            np.array([t_end_ns]),
             {name: np.array([end_ns]) for name, (end_ns, _, _) in zip(self.tracks, seen, strict=True)},
             np.array([present]),
             np.array([[is_new and there for is_new, there in zip(changed, present, strict=True)]]),

@@ -102,12 +102,8 @@ def teacher_targets(
         outputs[teacher.teaches].append(made)
     if not any(outputs.values()):
         return None
-    sentiment = np.full(len(texts), np.nan, np.float32)
-    emotions = np.zeros((len(texts), len(EMOTIONS)), np.float32)
-    if outputs[SENTIMENT]:
-        sentiment = np.mean(outputs[SENTIMENT], axis=0)
-    if outputs[EMOTION]:
-        emotions = np.mean(outputs[EMOTION], axis=0)
+    sentiment = np.mean(outputs[SENTIMENT] or [np.full(len(texts), np.nan, np.float32)], axis=0)
+    emotions = np.mean(outputs[EMOTION] or [np.zeros((len(texts), len(EMOTIONS)), np.float32)], axis=0)
     return TeacherTargets({text: row for row, text in enumerate(texts)}, sentiment, emotions)
 
 
