@@ -28,7 +28,7 @@ from mien.engines.apart import compile_in_subprocess
 from mien.engines.base import Backend, Engine, Network, Precision
 from mien.engines.golden import Golden
 from mien.errors import EngineError, FileError
-from mien.files import disk_use, remove, sha256_of, write_file
+from mien.files import disk_use, reason, remove, sha256_of, write_file
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _open_locked(folder: Path, network: Network, backend: Backend, precision: Pr
         remove_oldest(folder.parent, MANIFEST, MOST_ENTRIES, MOST_BYTES)
         return _open_verified(folder, network, backend, precision, threads)
     except OSError as error:
-        raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {error}") from error
+        raise EngineError(f"cannot store the compiled form of {network.name!r} in {folder}: {reason(error)}") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # unusable now, so unusable later
         raise

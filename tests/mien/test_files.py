@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mien.errors import DataError, FileError
+from mien.engines.cache import Cache
+from mien.engines.selection import find_backend
+from mien.errors import DataError, EngineError, FileError
 from mien.files import ROOM_BYTES, check_target, whole_file, write_file
 from mien.models.weights.tensors import write_tensors
+from tests.engines.networks import make_network
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
 ordinary = pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -135,6 +138,12 @@ def test_full_disk_is_found_early_and_leaves_nothing(full_disk: Path) -> None:
     with pytest.raises(FileError, match="the disk is full"):
         write_tensors(full_disk / "new.safetensors", {"weights": torch.zeros(ROOM_BYTES // 4)})
     assert os.listdir(full_disk) == ["filler"]
+
+
+def test_compiled_network_on_a_full_disk_is_a_clear_error(full_disk: Path) -> None:
+    (full_disk / "more").write_bytes(bytes(ROOM_BYTES // 2))
+    with pytest.raises(EngineError, match=r"cannot store the compiled form of .small. .*: the disk is full"):
+        Cache(full_disk).open(make_network(), find_backend("onnx"), "fp32", 1)
 
 
 def test_unwritable_targets_are_refused_early(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def command(
     from mien.engines.predictor import Predictor
     from mien.engines.selection import compile_together, find_usable, known_precision, open_backend
     from mien.errors import EngineError
-    from mien.files import make_folder
+    from mien.files import make_folder, write_file
     from mien.models.checkpoint import load_checkpoint
 
     try:
@@ -54,7 +54,7 @@ def command(
         for size in fixed:
             plan, _ = build_plan(whole_network(weights, size), wanted, size, target_sm)
             path = output / f"{weights.id}-sm{target_sm.replace('.', '')}-{wanted}-batch{size or 'any'}.plan"
-            path.write_bytes(plan)
+            write_file(path, plan)
             typer.echo(f"{path}  {len(plan) / 2**20:.1f} MiB  {time.perf_counter() - started:.1f} s")
         return
     predictor = Predictor(weights, engine, precision)
