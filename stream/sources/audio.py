@@ -65,8 +65,7 @@ class ClipSound(AudioSource):
         self._chunk_samples = config.audio.chunk_ms * SAMPLE_RATE // 1000
         self._start_ns = 0
         self._position = 0  # samples delivered
-        self._waiting: list[Float32] = []
-        self._waiting_samples = 0
+        self._waiting = np.zeros(0, np.float32)
         self._pieces = self._played()
         self._from_sample = 0  # where to start
         self._fresh = True
@@ -88,13 +87,13 @@ class ClipSound(AudioSource):
         until_ns = self._clock.now_ns() + round(timeout * NS_PER_S)
         while self._position < self._from_sample:
             self._fill()
-            if self._waiting_samples == 0:
+            if not len(self._waiting):
                 break
-            self._take(min(self._waiting_samples, self._from_sample - self._position))
+            self._take(self._from_sample - self._position)
             if self._clock.now_ns() > until_ns:
                 return None
         self._fill()
-        size = min(self._chunk_samples, self._waiting_samples)
+        size = min(self._chunk_samples, len(self._waiting))
         if size == 0:
             self.state = "ended"
             return None
@@ -112,16 +111,13 @@ class ClipSound(AudioSource):
 
     def close(self) -> None:
         self.state = "ended"
-        self._waiting.clear()
-        self._waiting_samples = 0
+        self._waiting = np.zeros(0, np.float32)
         self._pieces = iter(())
 
     def _fill(self) -> None:
         """Decode until a whole chunk is buffered, or the clip ends."""
-        while self._waiting_samples < self._chunk_samples and (piece := next(self._pieces, None)) is not None:
-            if len(piece):
-                self._waiting.append(piece)
-                self._waiting_samples += len(piece)
+        while len(self._waiting) < self._chunk_samples and (piece := next(self._pieces, None)) is not None:
+            self._waiting = np.concatenate([self._waiting, piece])
 
     def _played(self) -> Iterator[Float32]:
         """The decoded audio; endless if it loops."""
@@ -141,9 +137,7 @@ class ClipSound(AudioSource):
             yield np.zeros(self._loop_samples - decoded, np.float32)
 
     def _take(self, size: int) -> Float32:
-        joined = np.concatenate(self._waiting)
-        taken, rest = joined[:size], joined[size:]
-        self._waiting = [rest] if len(rest) else []
-        self._waiting_samples = len(rest)
-        self._position += size
-        return np.ascontiguousarray(taken)
+        """The next samples, at most `size`."""
+        taken, self._waiting = self._waiting[:size], self._waiting[size:]
+        self._position += len(taken)
+        return taken

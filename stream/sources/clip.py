@@ -28,7 +28,7 @@ from mien.stream.sources.address import is_file, printable
 from mien.stream.sources.geometry import Decoded, pixel_shape
 from mien.stream.sources.source import SAMPLE_RATE
 from mien.stream.sources.timeline import Stamp, Timeline, trace
-from mien.stream.sources.waveform import Waveform
+from mien.stream.sources.waveform import Waveform, to_float
 
 SLOT_S = 0.02  # 320 samples: loops of whole slots keep the audio rows on the model's time axis
 _BELIEVED_S = 0.25  # tolerance of a header's length; beyond it the header is not trusted
@@ -286,10 +286,7 @@ def _is_audible(path: Path, index: int) -> bool:
                 except av.error.FFmpegError:
                     continue
                 for frame in frames:
-                    data = frame.to_ndarray()
-                    scale = 1.0 if data.dtype.kind == "f" else float(np.iinfo(data.dtype).max)
-                    middle = 128 if data.dtype == np.uint8 else 0
-                    if np.abs(data.astype(np.float64) - middle).max(initial=0.0) > _SILENT * scale:
+                    if np.abs(to_float(frame.to_ndarray())).max(initial=0.0) > _SILENT:
                         return True
                     heard_s += frame.samples / frame.sample_rate
                     if heard_s > _LISTEN_S:

@@ -21,7 +21,6 @@ import soxr
 from mien.clock import NS_PER_S, Clock
 from mien.config import Config
 from mien.errors import SourceError
-from mien.messages import Float32
 from mien.stream.sources.source import SAMPLE_RATE, AudioSource, Chunk
 from mien.stream.sources.waveform import Downmix
 
@@ -111,8 +110,8 @@ class Microphone(AudioSource):
     def read(self, timeout: float) -> Chunk | None:
         deadline_ns = self._clock.now_ns() + int(timeout * NS_PER_S)
         while self.state in ("running", "degraded"):
-            if self._ready >= self._chunk_samples or (self._ready and self._pending is not None):
-                return self._take(min(self._ready, self._chunk_samples))
+            if len(self._ready) >= self._chunk_samples or (len(self._ready) and self._pending is not None):
+                return self._take()
             if self._pending is not None:
                 self._begin_segment()
                 self._accept(self._pending)
@@ -211,8 +210,7 @@ class Microphone(AudioSource):
             None if self._rate == SAMPLE_RATE else soxr.ResampleStream(self._rate, SAMPLE_RATE, 1, dtype="float32")
         )
         self._origin: int | None = None  # index of the segment's first sample
-        self._parts: list[Float32] = []
-        self._ready = 0  # samples in `_parts`
+        self._ready = np.zeros(0, np.float32)
         self._taken = 0  # samples of the segment that were delivered
 
     def _follow(self, block: _Block) -> None:
@@ -242,17 +240,14 @@ class Microphone(AudioSource):
         mono = self._downmix(np.nan_to_num(block.samples.T))
         if self._resampler is not None:
             mono = self._resampler.resample_chunk(mono)
-        self._parts.append(mono)
-        self._ready += len(mono)
+        self._ready = np.concatenate([self._ready, mono])
 
-    def _take(self, size: int) -> Chunk:
-        joined = np.concatenate(self._parts)
-        taken, rest = np.ascontiguousarray(joined[:size]), joined[size:]
-        self._parts, self._ready = [rest], len(rest)
+    def _take(self) -> Chunk:
+        taken, self._ready = self._ready[: self._chunk_samples], self._ready[self._chunk_samples :]
         assert self._origin is not None
         t_start_ns = self._times.t_ns(self._origin + self._taken * self._rate / SAMPLE_RATE)
         continuous = self._taken > 0
-        self._taken += size
+        self._taken += len(taken)
         return Chunk(taken, t_start_ns, self._clock.now_ns(), continuous)
 
     def _watch(self) -> None:
