@@ -10,6 +10,9 @@ the others. What each modality says alone, multiplied, gives every modality the 
 Terms of the sum: all show the same emotion, or m is the odd one out (a smile while somebody complains) and the others
 show it. u_m falls where a modality is less often right than its answer claims: under noise, with a hand over the face,
 or where it is rarely right against such others. With one modality the decision is that of the head.
+
+A modality's share of the answer p is r_m ** RELIED_ON * s_m ** SUPPORTING, relative to the others': r_m is the
+probability that it alone is right, judged from itself; s_m = sum_y p(y) q_m(y), how far it says what the answer says.
 """
 
 from __future__ import annotations
@@ -21,10 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from mien.messages import EMOTIONS
+from mien.models.layers import log_sigmoid, relative
 
 CHANCE = 1.0 / len(EMOTIONS)
 LEAST = 1e-4  # of a usability before its exponent
 TINY = 1e-6  # instead of the logarithm of 0
+# Exponents of a share: what reaches a third of the clean share under babble at 0 dB, at 12 pixels and with half of the
+# words wrong, rises with no damage, and tells best whether a modality alone is right.
+RELIED_ON, SUPPORTING = 1.5, 2.0
 
 
 class Decision(nn.Module):
@@ -57,7 +64,7 @@ class Decision(nn.Module):
             answers: (B, M, 7), logits of the answer to each modality alone. reliable: (B, M), logit of the probability
                 that it is right, given the others too. present: (B, M), 1 or 0.
         """
-        said = torch.softmax(answers * torch.exp(self.scale)[:, None] + self.bias, -1)
+        said = self._said(answers)
         claimed = (said.amax(-1) - CHANCE).clamp(min=1e-3)
         usable = ((torch.sigmoid(reliable) - CHANCE) / claimed).clamp(LEAST, 1.0) ** torch.exp(self.exponent) * present
         evidence = CHANCE + usable[..., None] * (said - CHANCE)
@@ -72,3 +79,19 @@ class Decision(nn.Module):
         # Not torch.logsumexp: not every engine has it.
         largest = alternatives.amax(1, keepdim=True)
         return largest[:, 0] + torch.log(torch.exp(alternatives - largest).sum(1))
+
+    def shares(self, answers: Tensor, own: Tensor, present: Tensor, emotions: Tensor) -> Tensor:
+        """Shares (B, M) of an answer, summing to 1; 0 for a missing modality.
+
+        Args:
+            answers, present: as in `forward`. own: (B, M), logit of the probability that it alone is right.
+            emotions: (B, 7), the answer.
+        """
+        support = (self._said(answers) * emotions[:, None]).sum(-1)
+        log_weight = RELIED_ON * log_sigmoid(own) + SUPPORTING * torch.log(support.clamp(min=TINY))
+        weight = relative(log_weight, present)
+        return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+
+    def _said(self, answers: Tensor) -> Tensor:
+        """Probabilities (B, M, 7) of the answer to each modality alone."""
+        return torch.softmax(answers * torch.exp(self.scale)[:, None] + self.bias, -1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mien.messages import EMOTIONS, SENTIMENT_MAX
 from mien.models.architecture import ModelConfig
 from mien.models.decision import Decision
-from mien.models.layers import BiLSTM, MaskedAttentionPool, TimeConv, sum_of
+from mien.models.layers import BiLSTM, MaskedAttentionPool, TimeConv, log_sigmoid, relative, sum_of
 
 Tensors = Mapping[str, Tensor]  # by modality
 
@@ -50,10 +50,10 @@ class Judgement(NamedTuple):
 class Fused(NamedTuple):
     """Outputs of the heads before calibration, for training.
 
-    `sentiment` (B,) in -3 ... 3; `logits` (B, 7) of the head; `log_variance` (B,) of the sentiment; `shares` (B, M),
-    summing to 1, or to 0 where nothing was observed; `decision` (B, 7), the logits of the answer: those of the head
-    unless the model has a `Decision`; `answers` (B, M, 7), the head's logits for each modality alone, None without;
-    `judgement` of the modalities, None in a model without reliability.
+    `sentiment` (B,) in -3 ... 3; `logits` (B, 7) of the head; `log_variance` (B,) of the sentiment; `shares` (B, M)
+    of the gating vectors, summing to 1, or to 0 where nothing was observed; `decision` (B, 7), logits of the answer:
+    those of the head unless the model has a `Decision`; `answers` (B, M, 7), the head's logits for each modality alone,
+    None without; `judgement` of the modalities, None in a model without reliability.
     """
 
     sentiment: Tensor
@@ -289,7 +289,8 @@ class Fusion(nn.Module):
         if self.reliability is not None:
             judgement = self.reliability(hidden, observed, available)
             weight = dict(zip(self.names, judgement.reliability.unbind(-1), strict=True))
-            scale = self._scale(judgement, present)
+            # Only ratios count; a single modality has 1.
+            scale = relative(self.sharpness * log_sigmoid(judgement.logit), present)
         depths = [hidden]
         for stage in self.stages:
             occurring = {m: h for m, h in depths[-1].items() if complement is None or m in complement}
@@ -307,26 +308,20 @@ class Fusion(nn.Module):
             decision = torch.where(present.sum(1, keepdim=True) > 1, together, logits)
         return Fused(sentiment, logits, self.log_variance(z)[:, 0], shares, decision, answers, judgement)
 
-    def _scale(self, judgement: Judgement, present: Tensor) -> Tensor:
-        """Reliability to the power of `sharpness`, relative to the most reliable modality: (B, M).
-
-        Only ratios count; a single modality has 1.
-        """
-        # The logarithm of a sigmoid, in operators that every engine supports.
-        logarithm = judgement.logit.clamp(max=0.0) - torch.log(1.0 + torch.exp(-judgement.logit.abs()))
-        power = self.sharpness * logarithm - (1.0 - present) * 1e4
-        return torch.exp(power - power.amax(-1, keepdim=True)) * present
-
     def calibrated(self, fused: Fused) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sentiment (B,), emotion probabilities (B, 7), confidence (B,), shares (B, M).
+        """Sentiment (B,), emotion probabilities (B, 7), confidence (B,), shares (B, M) of the answer.
 
-        Confidence is the probability of the top emotion. With nothing observed the model abstains: sentiment 0,
-        emotions equal, confidence 0, shares 0.
+        Confidence is the probability of the top emotion. Without a `Decision` the shares are those of the gating
+        vectors. With nothing observed the model abstains: sentiment 0, emotions equal, confidence 0, shares 0.
         """
         something = (fused.shares.sum(-1) > 0).to(fused.shares.dtype)
         temperature = torch.exp(evidence(fused.shares, fused.judgement) @ torch.log(self.temperature))
         emotions = torch.softmax(fused.decision / temperature[:, None] * something[:, None], -1)
-        return fused.sentiment * something, emotions, emotions.amax(-1) * something, fused.shares
+        shares = fused.shares
+        if self.decision is not None and fused.answers is not None and fused.judgement is not None:
+            present = (fused.judgement.reliability > 0).to(shares.dtype)
+            shares = self.decision.shares(fused.answers, fused.judgement.own, present, emotions)
+        return fused.sentiment * something, emotions, emotions.amax(-1) * something, shares
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`hidden`, `observed` of each modality in the order of `names`, to what `calibrated` returns."""

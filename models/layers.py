@@ -75,3 +75,14 @@ class MaskedAttentionPool(nn.Module):
         # Attention over unobserved slots is exactly 0: exp underflows, and the product makes an empty window 0.
         weights = torch.softmax(scores - (1.0 - seen) * 1e4, -1) * seen
         return (weights[..., None] * x).sum(-2)
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """In operators that every engine supports."""
+    return x.clamp(max=0.0) - torch.log(1.0 + torch.exp(-x.abs()))
+
+
+def relative(logarithm: Tensor, present: Tensor) -> Tensor:
+    """Weights (B, M), relative to the largest one present, from their logarithms; 0 where `present` is."""
+    power = logarithm - (1.0 - present) * 1e4
+    return torch.exp(power - power.amax(-1, keepdim=True)) * present

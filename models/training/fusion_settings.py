@@ -34,7 +34,7 @@ class ReliabilityFit(HeldOutGroups, frozen=True):
         steps: on 128 groups each, for the layers that judge a modality by itself, and as many for those that judge it
             in company; 0 keeps what training learned.
         right, decision: loss weights in company of whether each modality alone is right, and of the head's emotions.
-        ranking: by modality, loss weight of how badly its share ranks by whether it alone is right.
+        ranking: by modality, loss weight of how badly its gating vector's share ranks by whether it alone is right.
     """
 
     steps: Natural = 300

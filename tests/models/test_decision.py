@@ -74,3 +74,21 @@ def test_answers_are_those_to_each_modality_alone() -> None:
             alone = network.raw({name: features[name]}, {name: mask[name]})
             torch.testing.assert_close(fused.answers[:, place], alone.logits)
             assert torch.equal(alone.decision, alone.logits), "one modality is decided by the head"
+
+
+def test_a_share_is_large_where_a_reliable_modality_says_what_the_answer_says() -> None:
+    def shares(own: list[float], present: list[float]) -> list[float]:
+        answers, answer = _answers((1, 2.0), (1, 2.0), (4, 2.0)), torch.softmax(_answers((1, 3.0)), -1)[0]
+        found: list[float] = (
+            Decision(NAMES).shares(answers, torch.tensor([own]), torch.tensor([present]), answer)[0].tolist()
+        )
+        assert sum(found) == pytest.approx(1.0)
+        return found
+
+    agreeing, alike, contradicting = shares([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert agreeing == pytest.approx(alike)
+    assert contradicting < agreeing / 3
+    unreliable, reliable, _ = shares([-2.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert unreliable < reliable / 3
+    assert shares([1.0, 1.0, 1.0], [1.0, 0.0, 1.0])[1] == 0.0
+    assert shares([-9.0, 1.0, 1.0], [1.0, 0.0, 0.0]) == [1.0, 0.0, 0.0]

@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mien.errors import DataError
 from mien.models.architecture import ModelConfig
 from mien.models.cmmsf import CMMSF
 from mien.models.data.batches import Perturber, plain_batches
 from mien.models.data.datasets import Dataset, Statistics
-from mien.models.data.pairing import Pairing, paired_set
+from mien.models.data.pairing import Group, Pairing, paired_set
 from mien.models.evaluation.protocols import fusion
 from mien.models.evaluation.scores import torch_model
 from mien.models.evaluation.shares import auroc, damage_table, share_quality
@@ -103,7 +104,7 @@ def test_only_reliability_learns_from_the_validation_part(dataset: Dataset) -> N
     )
 
 
-def test_ranking_makes_shares_tell_better_who_is_right(dataset: Dataset, uncalibrated: CMMSF) -> None:
+def test_ranking_makes_gating_vectors_tell_better_who_is_right(dataset: Dataset, uncalibrated: CMMSF) -> None:
     pairing, random = Pairing(dataset.split("valid")), np.random.default_rng(3)
     groups = [pairing.draw(NAMES, random, conflict=0.4, damaged=0.3) for _ in range(400)]
     blank = copy.deepcopy(uncalibrated)
@@ -118,9 +119,17 @@ def test_ranking_makes_shares_tell_better_who_is_right(dataset: Dataset, uncalib
         settings = msgspec.structs.replace(SETTINGS, reliability=fit)
         network, held_out = copy.deepcopy(blank), HeldOut(blank, dataset, settings)
         fit_reliability(network, held_out, held_out.items, settings)
-        shown = share_quality(torch_model(network), groups, NAMES)
-        quality.append(np.mean([shown[name]["auroc"] for name in NAMES]))
+        shares, alone = _shares_and_answers(network, groups)
+        right = alone.argmax(-1) == torch.tensor([group.emotion for group in groups])[:, None]
+        quality.append(np.mean([auroc(shares[:, k].numpy(), right[:, k].numpy()) for k in range(len(NAMES))]))
     assert quality[1] > quality[0] + 0.02, quality
+
+
+@torch.no_grad()
+def _shares_and_answers(network: CMMSF, groups: list[Group]) -> tuple[Tensor, Tensor]:
+    """Shares (n, M) of the gating vectors, and answers (n, M, 7) to each modality alone."""
+    fused = [network.raw(batch.features, batch.mask) for batch in plain_batches(SPECS, groups)]
+    return torch.cat([f.shares for f in fused]), torch.cat([f.answers for f in fused if f.answers is not None])
 
 
 def test_the_fitted_decision_follows_the_odd_one_less_than_the_head(dataset: Dataset, trained: CMMSF) -> None:
