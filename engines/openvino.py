@@ -5,6 +5,7 @@ bfloat16 keeps 8 significant bits. The golden check decides per network whether 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import sys
 import warnings
@@ -31,18 +32,17 @@ class OpenVinoBackend(Backend):
         return {name: importlib.metadata.version(name) for name in ("openvino", "torch")}
 
     def compile(self, network: Network, precision: Precision, folder: Path) -> None:
-        openvino = _openvino()
-        core = openvino.Core()
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this processor cannot compute in bf16")
         try:
             model = core.read_model(export_graph(network, build_module(network)))
-            openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
+            _openvino().save_model(model, folder / MODEL, compress_to_fp16=False)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot read network {network.name!r}: {error}") from error
 
     def load(self, network: Network, precision: Precision, folder: Path, threads: int) -> Engine:
-        core = _openvino().Core()
+        core = _core()
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -80,6 +80,16 @@ def _openvino() -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         import openvino
     return openvino
+
+
+@functools.cache
+def _core() -> Any:
+    """The process's only one, which lives as long as the process.
+
+    A core makes a stack for the signals of the thread that first compiles. Destroyed by another thread, it frees that
+    stack while it is still in use, and the next signal, such as Ctrl-C, is a segmentation fault.
+    """
+    return _openvino().Core()
 
 
 backend = OpenVinoBackend()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +168,33 @@ def test_missing_library_falls_back_with_a_warning(
     assert engine.id == "onnx-fp32"
     assert missing in engine.reason
     assert missing in caplog.text
+
+
+DROPPED_ELSEWHERE = """
+import gc, os, signal, sys, threading
+from pathlib import Path
+from mien.engines.selection import find_backend
+from tests.engines.networks import make_network
+
+backend, network, folder = find_backend(sys.argv[1]), make_network(), Path(sys.argv[2])
+backend.compile(network, "fp32", folder)
+engines = [backend.load(network, "fp32", folder, 1)]
+thread = threading.Thread(target=lambda: (engines.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C there")
+def test_ctrl_c_interrupts_after_another_thread_dropped_an_engine(pair: tuple[str, Precision], tmp_path: Path) -> None:
+    name, precision = pair
+    if precision != "fp32":
+        pytest.skip("the same for every precision")
+    command = [sys.executable, "-c", DROPPED_ELSEWHERE, name, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.split()[-1:]) == (0, ["interrupted"]), ran.stderr
