@@ -27,10 +27,11 @@ test:  ## all tests that need no GPU, but for those of test-long
 	@$(BIN)/mien assets --quiet
 	@# Sessions of real processes one after the other, all else in several processes: one more than there are processors, as
 	@# many tests wait, and file by file as they are found, so that the last ones are short. Sessions are in tests/e2e alone:
-	@# importing all other tests to leave them out takes as long as two sessions. Code 5: no test of that kind is chosen.
+	@# importing all other tests to leave them out takes as long as two sessions. A process that crashes is not replaced:
+	@# with whole files, the run would then wait for ever instead of naming the test. Code 5: no test of that kind is chosen.
 	@failed=0; \
 	workers=$$($(BIN)/python -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))"); \
-	$(PYTEST) -m "not e2e and not gpu and not long and not fleet" -n $$workers --dist loadfile --no-loadscope-reorder $(NO_TENSORRT) $(ARGS) || [ $$? = 5 ] || failed=1; \
+	$(PYTEST) -m "not e2e and not gpu and not long and not fleet" -n $$workers --max-worker-restart 0 --dist loadfile --no-loadscope-reorder $(NO_TENSORRT) $(ARGS) || [ $$? = 5 ] || failed=1; \
 	$(PYTEST) -m "e2e and not gpu and not long and not fleet" $(NO_TENSORRT) $(or $(ARGS),tests/e2e) || [ $$? = 5 ] || failed=1; \
 	exit $$failed
 
