@@ -44,6 +44,7 @@ def test_a_first_run_loads_no_torch(checkpoint: Checkpoint, cache: Path) -> None
         assert {"cmmsf", "cmmsf-fusion"} <= {entry["network"] for entry in Cache(cache).entries()}
 
 
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_ctrl_c_ends_a_first_run_without_a_traceback(checkpoint: Checkpoint, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mien", "compile", "--engine", "onnx", "--checkpoint", str(checkpoint.path)]

@@ -173,6 +173,7 @@ def test_predict_writes_the_features_of_a_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.assets
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_interrupted_predict_keeps_the_clips_that_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
