@@ -1,4 +1,4 @@
-"""Where in a picture to look for a face: tiles and regions for a small one, padding for a still, and boxes compared.
+"""Where in a picture to look for a face, and its geometry: tiles and regions, padding for stills, boxes and head pose.
 
 MediaPipe scales a picture to 128 or 192 pixels a side, where a face of a tenth of the width is a smudge. Its
 detector finds faces of 45 pixels in tiles of 300. Tiles are scanned one by one, at a rate that costs at most a
@@ -32,6 +32,8 @@ _SIZES = 0.12, 0.5  # width of a face in its region within which the region is k
 _LARGE = 0.3  # face width, as a fraction of the picture's shorter side, from which the whole picture suffices
 _TAN = math.tan(math.radians(63.0) / 2)  # MediaPipe's assumed camera: half of its vertical field of view
 _STILL_SIDE = 256  # size in pixels to which a small still is enlarged, including its margin
+_NEAR_CM = 10.0  # minimum distance of a face from the camera; keeps the pose finite
+_SCALE_CM = 50.0  # distance at which the scale is 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,25 @@ def _parts(width: int, height: int) -> list[Region]:
         return [round(k * (length - side) / max(count - 1, 1)) for k in range(count)]
 
     return [Region(x, y, x + side, y + side) for y, x in product(begins(height), begins(width))]
+
+
+def head_pose(matrix: Float32) -> Float32:
+    """Yaw, pitch and roll in radians, and the head's position.
+
+    Args:
+        matrix: (4, 4) from the canonical face to the camera, cm; x right, y up, z towards the viewer.
+
+    Returns:
+        (6,): yaw (positive: the face turns to the right of the picture), pitch (positive: down) and roll (positive:
+        its top tilts to the left of the picture), taken about y, x, z in this order; x and y of the head's direction
+        from the optical axis, as tangents; and scale, 1 at half a metre and 2 at half of that.
+    """
+    yaw = np.arctan2(matrix[0, 2], matrix[2, 2])
+    pitch = np.arcsin(min(max(-matrix[1, 2], -1.0), 1.0))
+    roll = np.arctan2(matrix[1, 0], matrix[1, 1])
+    depth_cm = max(-float(matrix[2, 3]), _NEAR_CM)
+    x, y = matrix[0, 3] / depth_cm, matrix[1, 3] / depth_cm
+    return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
 
 
 def find_in_still(mesh: FaceMesh, image: UInt8) -> Face | None:

@@ -27,7 +27,7 @@ from mien.messages import FeatureWindow, Float32, ModalitySpec, UInt8
 from mien.models.baseline import LONGEST_STEP_S, RunningRest, find_person
 from mien.models.weights import SHIPPED, weight_set
 from mien.stream.modalities.base import Faces, Modality, Picture
-from mien.stream.modalities.face_search import box_around, find_in_still
+from mien.stream.modalities.face_search import box_around, find_in_still, head_pose
 from mien.stream.modalities.resting import Resting, face_rest, face_resting
 from mien.stream.modalities.sourced import Detail, Sourced
 from mien.stream.processes.plan import source_origin
@@ -48,8 +48,6 @@ _FINEST = 64  # maximum samples per pixel and side: a face of 3000 pixels
 # is thereby kept.
 _TEMPLATE = (14.7 + 18.3j, 32.3 + 18.3j, 23.5 + 36.3j)
 _MARGIN = 4  # pixels around the crop: cubic interpolation reads up to two, coordinates are rounded
-_NEAR_CM = 10.0  # minimum distance of a face from the camera; keeps the pose finite
-_SCALE_CM = 50.0  # distance at which the scale is 1
 
 
 def vision_spec(weights: Path = SHIPPED.face) -> ModalitySpec:
@@ -253,25 +251,6 @@ def aligned_crop(image: UInt8, landmarks: Float32 | None) -> UInt8:
     grey = _grey(image, [(each - shift) / factor for each in (0, side, side * 1j, side * (1 + 1j))] if factor else ())
     fine = cv2.warpAffine(grey, forward, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(fine, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def head_pose(matrix: Float32) -> Float32:
-    """Yaw, pitch and roll in radians, and the head's position.
-
-    Args:
-        matrix: (4, 4) from the canonical face to the camera, cm; x right, y up, z towards the viewer.
-
-    Returns:
-        (6,): yaw (positive: the face turns to the right of the picture), pitch (positive: down) and roll (positive:
-        its top tilts to the left of the picture), taken about y, x, z in this order; x and y of the head's direction
-        from the optical axis, as tangents; and scale, 1 at half a metre and 2 at half of that.
-    """
-    yaw = np.arctan2(matrix[0, 2], matrix[2, 2])
-    pitch = np.arcsin(min(max(-matrix[1, 2], -1.0), 1.0))
-    roll = np.arctan2(matrix[1, 0], matrix[1, 1])
-    depth_cm = max(-float(matrix[2, 3]), _NEAR_CM)
-    x, y = matrix[0, 3] / depth_cm, matrix[1, 3] / depth_cm
-    return np.array([yaw, pitch, roll, x, y, _SCALE_CM / depth_cm], np.float32)
 
 
 def mesh_edges() -> npt.NDArray[np.uint16]:

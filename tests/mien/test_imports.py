@@ -1,4 +1,4 @@
-"""Architecture: who may import whom, what stays lightweight, and that every package is packaged."""
+"""Architecture: who may import whom, how long a file may be, what stays lightweight, and what is packaged."""
 
 from __future__ import annotations
 
@@ -117,6 +117,11 @@ def test_imports_go_one_way(floor: str) -> None:
         if path.parent == FLOORS["mien"]:
             above = {name for name in above if (path.name, floor_of(name)) not in DOORS}
         assert not above, f"{path.relative_to(ROOT)} imports {', '.join(sorted(above))}, which stands above it"
+
+
+def test_no_file_is_too_long() -> None:
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for floor in FLOORS for path in files_of(floor)}
+    assert {path.relative_to(ROOT): count for path, count in lines.items() if count > 400} == {}
 
 
 @pytest.mark.parametrize("floor", FLOORS)

@@ -9,8 +9,7 @@ import pytest
 from mien.clock import NS_PER_MS
 from mien.messages import UInt8
 from mien.stream.modalities.face_mesh import FaceMesh
-from mien.stream.modalities.face_search import Region, Search, region_around, region_for
-from mien.stream.modalities.vision import head_pose
+from mien.stream.modalities.face_search import Region, Search, head_pose, region_around, region_for
 from tests.needs import need_asset
 from tests.stream.pictures import portrait
 

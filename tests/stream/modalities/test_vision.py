@@ -16,7 +16,7 @@ from mien.models.baseline import EMBEDDING as AT_REST
 from mien.models.baseline import FACE_SHARE, ROW, Baseline, Person, Rest, RunningRest, faces_at_rest
 from mien.stream.modalities.base import Faces
 from mien.stream.modalities.face_mesh import LOOK_NS, FaceMesh, LandmarkReader
-from mien.stream.modalities.face_search import find_in_still, overlap
+from mien.stream.modalities.face_search import find_in_still, head_pose, overlap
 from mien.stream.modalities.mediapipe_tasks import BaseOptions, Box, mp, vision
 from mien.stream.modalities.resting import face_rest
 from mien.stream.modalities.vision import (
@@ -29,7 +29,6 @@ from mien.stream.modalities.vision import (
     VisionExtractor,
     aligned_crop,
     create,
-    head_pose,
 )
 from tests.needs import need_asset
 from tests.stream.pictures import beside, head, portrait, write_clip
