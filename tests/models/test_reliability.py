@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -34,6 +35,14 @@ SETTINGS = FusionTraining(
     model=ModelConfig(dim=16, slots=10, stages=1, dropout=0.1, complement="mean", reliability=True, product=True),
     reliability=ReliabilityFit(steps=120, damaged=0.5),
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_groups() -> Iterator[None]:
+    """Fewer groups for the decision than a training run draws: these data are simple."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mien.models.training.decision.DRAWN", 16)
+        yield
 
 
 @pytest.fixture(scope="module")
