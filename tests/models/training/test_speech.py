@@ -12,6 +12,7 @@ from mien.models.data.speakers import CORPUS, LASTING, NEUTRAL, NONE, RUNNING, S
 from mien.models.training.leave_out import leave_out
 from mien.models.training.speech import SpeechTraining, measure_audio, pretrain_audio
 from mien.models.voice.columns import F0, ROW, STATE
+from tests.models.made_data import with_damage
 
 SPEC = ModalitySpec(name="audio", dim=ROW, rate_hz=50, steps=250, extractor="made")
 MODEL = ModelConfig(dim=16, stages=0)
@@ -130,6 +131,14 @@ def test_every_corpus_is_left_out_once_and_calibrated_by_the_others() -> None:
         leave_out(Dataset({"audio": SPEC}, samples), ["d"], settings, MODEL)
     with pytest.raises(DataError, match="give several"):
         leave_out(Dataset({"audio": SPEC}, samples[:45]), (), settings, MODEL)
+
+
+def test_damaged_copies_do_not_train_the_encoder_that_is_left_out() -> None:
+    felt = [(emotion, take) for emotion in EMOTIONS for take in (0, 1)]
+    samples = [sample(emotion, 0, "train", take, corpus=name) for name in "ab" for emotion, take in felt]
+    settings, whole = SpeechTraining(steps=4, batch=8), Dataset({"audio": SPEC}, samples)
+    tables = [leave_out(dataset, (), settings, MODEL).table() for dataset in (whole, with_damage(whole))]
+    assert tables[0] == tables[1]
 
 
 def test_empty_training_set_is_an_error(speech: Dataset) -> None:
