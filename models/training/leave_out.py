@@ -102,9 +102,7 @@ def leave_out(
         DataError: a corpus is missing, or there is only one.
     """
     settings = settings or SpeechTraining()
-    # Damaged copies train the fusion, not the encoder of voices.
-    whole = [s for s in dataset.samples if AUDIO in s.tracks and s.emotion is not None and s.labels.damage is None]
-    spoken = [s for s in whole if s.tracks[AUDIO].mask.any()]
+    spoken = [s for s in dataset.samples if AUDIO in s.tracks and s.emotion is not None and s.tracks[AUDIO].mask.any()]
     emotions: dict[str, set[int | None]] = {}
     for sample in spoken:
         emotions.setdefault(sample.labels.corpus, set()).add(sample.emotion)

@@ -103,7 +103,8 @@ def pretrain_audio(
     same seed gives the same weights, bit for bit.
 
     Args:
-        dataset: with the modality "audio"; samples without it or without an emotion are left out.
+        dataset: with the modality "audio"; samples without it or without an emotion are left out, and damaged copies,
+            which train the fusion.
         moods: see `running_reference`.
         device: where to compute, the processor by default (see `training_device`). What is returned is on the latter.
         report: see `fit`.
@@ -116,7 +117,7 @@ def pretrain_audio(
     torch.set_num_threads(settings.threads)
     spec = dataset.specs.get(AUDIO)
     train = [s for s in dataset.split("train") if AUDIO in s.tracks and s.emotion is not None]
-    train = [s for s in train if s.tracks[AUDIO].mask.any()]
+    train = [s for s in train if s.tracks[AUDIO].mask.any() and s.labels.damage is None]
     if spec is None or not train:
         raise DataError("there is no speech with emotions in the split `train`; extract a corpus that has it")
     if spec.dim != ROW:

@@ -135,7 +135,7 @@ def train_speech_stage(plan: TrainPlan, progress: Progress | None) -> Any:
     from mien.models.weights.tensors import write_tensors
 
     dataset = training_data(plan, progress)
-    spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None and s.labels.damage is None]
+    spoken = [s for s in dataset.samples if "audio" in s.tracks and s.emotion is not None]
     if not any(s.labels.split == "train" for s in spoken):
         return None
     audio, model = Dataset({"audio": dataset.specs["audio"]}, spoken), _model(plan, "audio")
