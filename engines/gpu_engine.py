@@ -53,7 +53,7 @@ class GpuEngine(Engine):
         if self._is_batched:
             arrays = [padded(array) for array in arrays]
         try:
-            binding = self._binding(arrays)
+            binding = self._binding([array.shape for array in arrays])
             with on_stream(self.stream):
                 binding.put(arrays)
                 results = binding.take(binding.run())
@@ -70,13 +70,14 @@ class GpuEngine(Engine):
         Raises:
             RuntimeError: out of memory, or more rows than the engine supports.
         """
-        return self._binding([np.broadcast_to(a[:1], (rows, *a.shape[1:])) for a in self.network.example.values()])
+        return self._binding([(rows, *array.shape[1:]) for array in self.network.example.values()])
 
-    def _binding(self, arrays: Sequence[Array]) -> GpuBinding:
-        key = tuple(array.shape for array in arrays)
+    def _binding(self, shapes: Sequence[tuple[int, ...]]) -> GpuBinding:
+        key = tuple(shapes)
         binding = self._bindings.get(key)
         if binding is None:
-            binding = self._bindings[key] = self._bind(arrays)
+            arrays = zip(self.network.example.values(), shapes, strict=True)
+            binding = self._bindings[key] = self._bind([np.broadcast_to(a[:1], shape) for a, shape in arrays])
             if len(self._bindings) > MAX_SHAPES:
                 self._bindings.popitem(last=False)
         self._bindings.move_to_end(key)
@@ -113,6 +114,7 @@ class GpuBinding:
         pinned = any(tensor.is_cuda for tensor in inputs)
         self._host_inputs = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in inputs]
         self._host_outputs: list[torch.Tensor] = []
+        self._fetched: torch.cuda.Event | None = None  # None without a GPU
         if pinned:
             # Memory allocated on the default stream must be ready before another stream uses it.
             torch.cuda.current_stream().synchronize()
@@ -142,13 +144,29 @@ class GpuBinding:
 
     def take(self, outputs: Sequence[torch.Tensor]) -> list[Array]:
         """Outputs as float32 on the host; waits for the current stream."""
+        self.fetch(outputs)
+        return self.fetched()
+
+    def fetch(self, outputs: Sequence[torch.Tensor]) -> None:
+        """Begin to copy outputs to the host, on the current stream."""
         if not self._host_outputs:
             pinned = outputs[0].is_cuda
             self._host_outputs = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in outputs]
+            self._fetched = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
         for host, device in zip(self._host_outputs, outputs, strict=True):
             host.copy_(device, non_blocking=True)
-        if outputs[0].is_cuda:
-            torch.cuda.current_stream().synchronize()
+        if self._fetched is not None:
+            self._fetched.record()
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether what `fetch` began is done."""
+        return self._fetched is None or bool(self._fetched.query())  # type: ignore[no-untyped-call]
+
+    def fetched(self) -> list[Array]:
+        """What `fetch` copies, as float32; waits for it."""
+        if self._fetched is not None:
+            self._fetched.synchronize()
         return [host.numpy().astype(np.float32) for host in self._host_outputs]
 
     def _capture(self) -> None:
@@ -186,3 +204,12 @@ class GpuBinding:
 def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
     """Context for launching work on that stream; a no-op without a GPU."""
     return torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext()
+
+
+def after(
+    earlier: torch.cuda.Stream | None, stream: torch.cuda.Stream | None
+) -> contextlib.AbstractContextManager[object]:
+    """As `on_stream(stream)`, for work that waits for all that `earlier` has been given until now."""
+    if stream is not None and earlier is not None:
+        stream.wait_stream(earlier)
+    return on_stream(stream)

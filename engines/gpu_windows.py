@@ -1,6 +1,7 @@
 """All sessions' windows and encodings in GPU memory: only new rows are copied, once per batch.
 
-All kernels run in order on one stream; the host synchronises once, for the results.
+Encoders run side by side, each on its stream, between the copy and the fusion, which share one; the host synchronises
+once, for the results, and is free until then.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from mien.engines.base import MAX_BATCH, Array, padded
-from mien.engines.gpu_engine import GpuEngine, on_stream
+from mien.engines.gpu_engine import GpuBinding, GpuEngine, after, on_stream
 from mien.engines.ring import Ring
 from mien.engines.rings import Look, Windows
 from mien.engines.snapshots import Snapshots
 from mien.errors import EngineError
 from mien.messages import Bool, Float32, Int64
 
+_TORCH_TYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.int64): torch.int64}
 _ALIGNED = 16  # bytes: alignment that suits every tensor type
 
 
@@ -74,27 +76,60 @@ class GpuWindows:
         except RuntimeError as error:
             raise EngineError(f"{self._fusion.id} failed: {error}") from error
 
-    def predict(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> list[Array]:
-        """Predictions for sessions.
+    def launch(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> None:
+        """Begin predictions for sessions. One batch at a time: `outputs` returns them.
 
         Args:
             look: of at most `MAX_BATCH` sessions. observed: per modality by place, whether its window holds anything;
                 updated for what is encoded.
             at: per modality (B,), the places of encodings: the last one for a missing modality.
 
-        Returns:
-            Outputs of the fusion, B rows each.
-
         Raises:
             EngineError: the GPU is out of memory, or lost.
         """
         try:
             with on_stream(self._fusion.stream), torch.no_grad():
-                return self._predict(look, observed, at)
+                counts = self._send(look, observed, at)
+                for name, rows in counts.items():
+                    with after(self._fusion.stream, self._encoders[name].stream):
+                        self._encode(name, rows)
+                for name in counts:
+                    after(self._encoders[name].stream, self._fusion.stream)
+                self._running = self._fuse(at)
         except RuntimeError as error:
             raise EngineError(f"{self._fusion.id} failed: {error}") from error
 
-    def _predict(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> list[Array]:
+    def is_done(self) -> bool:
+        """Whether `outputs` returns at once."""
+        try:
+            return self._running.is_fetched
+        except RuntimeError:  # a lost GPU: `outputs` says so
+            return True
+
+    def outputs(self) -> list[Array]:
+        """Outputs of the fusion for the batch that was launched, with the rows of its padding; waits for them.
+
+        Raises:
+            EngineError: the GPU is lost.
+        """
+        try:
+            return self._running.fetched()
+        except RuntimeError as error:
+            raise EngineError(f"{self._fusion.id} failed: {error}") from error
+
+    def _fuse(self, at: Mapping[str, Int64]) -> GpuBinding:
+        binding = self._fusion.binding_for(len(padded(next(iter(at.values())))))
+        for index, name in enumerate(at):
+            there = self._parcel[f"{name}.at"]
+            # Copies, since TensorRT may hold its inputs in half precision.
+            binding.inputs[2 * index].copy_(self._hidden[name].index_select(0, there))
+            binding.inputs[2 * index + 1].copy_(self._observed[name].index_select(0, there))
+        binding.fetch(binding.run())
+        self._fusion.uses_graph = binding.graph is not None
+        return binding
+
+    def _send(self, look: Look, observed: Mapping[str, Bool], at: Mapping[str, Int64]) -> dict[str, int]:
+        """Send new rows and the positions of windows. Returns how many windows of each modality are to be encoded."""
         parcel, counts = self._parcel, {}
         for column, (name, track) in enumerate(self._windows.tracks.items()):
             self._pack_rows(name, track)
@@ -110,17 +145,7 @@ class GpuWindows:
         for name in self._rows:
             if f"{name}.written" in parcel:
                 self._rows[name].index_copy_(0, parcel[f"{name}.written"], parcel[f"{name}.values"])
-        for name, rows in counts.items():
-            self._encode(name, rows)
-        binding = self._fusion.binding_for(len(padded(look.places)))
-        for index, name in enumerate(at):
-            there = parcel[f"{name}.at"]
-            # Copies, since TensorRT may hold its inputs in half precision.
-            binding.inputs[2 * index].copy_(self._hidden[name].index_select(0, there))
-            binding.inputs[2 * index + 1].copy_(self._observed[name].index_select(0, there))
-        outputs = binding.run()
-        self._fusion.uses_graph = binding.graph is not None
-        return [output[: len(look.places)] for output in binding.take(outputs)]
+        return counts
 
     def _pack_rows(self, name: str, track: Ring | Snapshots) -> None:
         """Add the rows written since the last batch to the parcel."""
@@ -199,9 +224,7 @@ class _Parcel:
             np.copyto(to, array)
         self._there[:size].copy_(self._host[:size], non_blocking=True)
         self._sent = {
-            name: self._there[begin : begin + array.nbytes]
-            .view(torch.from_numpy(np.empty(0, array.dtype)).dtype)
-            .view(array.shape)
+            name: self._there[begin : begin + array.nbytes].view(_TORCH_TYPES[array.dtype]).view(array.shape)
             for begin, (name, array) in zip(places, self._arrays.items(), strict=True)
         }
         self._arrays = {}

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 MAX_BATCH = 32  # windows per call of a CPU engine; larger batches are split
 
 
+# Called while a GPU computes, with a function that tells whether it is done.
+Meanwhile = Callable[[Callable[[], bool]], object]
+
+
 class Answer(NamedTuple):
     """The prediction for one window: a row of `Answers`, as Python numbers.
 
@@ -128,11 +132,12 @@ class Predictor:
         """Whether windows and encodings are kept in a GPU's memory."""
         return all(part.engine.on_gpu for part in self._parts())
 
-    def predict_look(self, windows: Windows, look: Look) -> Answers:
+    def predict_look(self, windows: Windows, look: Look, meanwhile: Meanwhile | None = None) -> Answers:
         """Predictions for the windows of the sessions of a process.
 
         Args:
             windows: always the same object. look: returned by it.
+            meanwhile: called while a GPU computes; not called on a CPU.
 
         Raises:
             EngineError: no engine can run them any longer.
@@ -144,7 +149,7 @@ class Predictor:
             name: np.where(look.present[:, column], look.places, windows.places)
             for column, name in enumerate(self.specs)
         }
-        fused = self._predict_on_gpu(look, at)
+        fused = self._predict_on_gpu(look, at, meanwhile)
         if fused is None and self._lost_gpu:
             self._lost_gpu = False
             windows.show_all()  # encodings on the GPU are lost
@@ -217,7 +222,9 @@ class Predictor:
         except EngineError as error:
             self._leave_gpu(error)
 
-    def _predict_on_gpu(self, look: Look, at: Mapping[str, Int64]) -> dict[str, Array] | None:
+    def _predict_on_gpu(
+        self, look: Look, at: Mapping[str, Int64], meanwhile: Meanwhile | None
+    ) -> dict[str, Array] | None:
         """Outputs of the fusion; None if there is no GPU, or it was lost."""
         if self._gpu is None:
             return None
@@ -229,9 +236,10 @@ class Predictor:
                 some = look._replace(
                     places=look.places[part], ends_ns=ends_ns, present=look.present[part], changed=look.changed[part]
                 )
-                parts.append(
-                    self._gpu.predict(some, self._anything, {name: places[part] for name, places in at.items()})
-                )
+                self._gpu.launch(some, self._anything, {name: places[part] for name, places in at.items()})
+                if meanwhile is not None:
+                    meanwhile(self._gpu.is_done)
+                parts.append([output[: len(some.places)] for output in self._gpu.outputs()])
         except EngineError as error:
             self._leave_gpu(error)
             return None
@@ -240,6 +248,8 @@ class Predictor:
     def _leave_gpu(self, error: EngineError) -> None:
         """Fall back to the next engine, with windows in host memory."""
         self._gpu, self._lost_gpu = None, True
+        for track in self._windows.tracks.values() if self._windows is not None else ():
+            track.written = None
         for part in self._parts():
             part.give_up(error)
 

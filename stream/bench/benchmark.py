@@ -41,7 +41,8 @@ def bench_single(predictor: Predictor, seconds: float = 10.0) -> dict[str, Any]:
         (answer,) = predictor.predict_look(windows, look).rows()
         marks.append(time.perf_counter())
         (seen,) = look.seen()
-        encode_prediction(mode.predicted(Trigger(t_ns), answer, seen, predictor.id, (0, 0)))
+        trigger = Trigger(t_ns)
+        encode_prediction(mode.predicted(trigger, mode.evidence(trigger, seen), answer, predictor.id, (0, 0)))
         marks.append(time.perf_counter())
         for name, begin, end in zip(stages, marks, marks[1:], strict=False):
             stages[name].append((end - begin) * 1e3)

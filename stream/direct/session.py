@@ -225,7 +225,7 @@ class LocalSession:
         done_ns = time.monotonic_ns()
         (seen,) = look.seen()
         model = with_person(self.predictor.id, self._person)
-        return self._mode.predicted(trigger, answer, seen, model, (began_ns, done_ns))
+        return self._mode.predicted(trigger, self._mode.evidence(trigger, seen), answer, model, (began_ns, done_ns))
 
     def _put(self, item: Prediction | None) -> None:
         while not self._closed:

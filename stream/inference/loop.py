@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +23,7 @@ from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.poller import Poller, make_room
 from mien.stream.bus.sockets import FLEET_SUBSCRIPTIONS, MAX_SUBSCRIPTIONS, Publisher
 from mien.stream.inference.playback import mode_of
-from mien.stream.inference.prediction import Live, Trigger
+from mien.stream.inference.prediction import Evidence, Live, Trigger
 from mien.stream.inference.session import NEVER_NS, Session
 from mien.stream.inference.shards import infer_in_processes
 from mien.stream.monitoring.meter import ResourceMeter, StepMeter
@@ -35,6 +35,7 @@ _ORDERS_SHARE = 4  # a quarter of a long turn may go to orders: else hundreds of
 _RECEIVE_NS = 400 * NS_PER_MS  # limit of reading: under overload predictions are late, instead of starved
 _MOST_UNREAD_NS = 2 * NS_PER_S  # a worker silent for longer is, however much of others waits to be read
 _TIMEOUT_PER_SESSION_S = 0.01
+_ASK_EVERY = 8  # workers read between two questions to a GPU, each of which costs a tenth of reading one
 _TURNS = 5  # iterations over which housekeeping of all sessions is spread
 
 
@@ -150,7 +151,8 @@ class Loop:
                 if now_ns - self._tended_ns >= _TEND_NS or config.clip.fast:
                     self._tended_ns = now_ns
                     self._tend()
-                while self._predict() and not self._control.stopping.is_set():
+                # Live, what has come in the meantime joins the next batch.
+                while config.clip.fast and self._predict() and not self._control.stopping.is_set():
                     self._beat()
                 self._encode_ahead()
             for session in self._sessions.values():
@@ -245,7 +247,8 @@ class Loop:
                 self._held.remove(socket)
                 self._poller.register(socket)
 
-    def _receive(self, wait_ms: int) -> None:
+    def _receive(self, wait_ms: int, is_over: Callable[[], bool] | None = None) -> bool:
+        """Take in what has come, for a limited time, or until `is_over`. Returns whether anything had."""
         if self._control.assignment.config.clip.fast:
             self._poll_only_due()
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
@@ -261,13 +264,15 @@ class Loop:
             if self._sessions[number].receive(worker):
                 self._poller.trust(socket)
             self._wake_ns[number] = 0
-            if time.perf_counter_ns() - began_ns > _RECEIVE_NS:
+            is_late = time.perf_counter_ns() - began_ns > _RECEIVE_NS
+            if is_late or (is_over is not None and count % _ASK_EVERY == _ASK_EVERY - 1 and is_over()):
                 self._poller.put_off(ready[count + 1 :])
                 whole = False
                 break
         now_ns = self._control.clock.now_ns()
         self._read_ns = now_ns if whole else max(self._read_ns, now_ns - _MOST_UNREAD_NS)
         self._steps.add("receive", time.perf_counter_ns() - began_ns)
+        return bool(ready)
 
     def _tend(self) -> None:
         self._turn = (self._turn + 1) % _TURNS
@@ -297,13 +302,27 @@ class Loop:
         began_ns = clock.now_ns()
         look = self._windows.look([session.mode.place for session, _ in due], [trigger.t_end_ns for _, trigger in due])
         marks_ns.append(time.perf_counter_ns())
-        answers = self._predictor.predict_look(self._windows, look)
+        evidence: list[Evidence] = []
+
+        def meanwhile(is_done: Callable[[], bool]) -> None:
+            if evidence:
+                return
+            begin_ns = time.perf_counter_ns()
+            for (session, trigger), seen in zip(due, look.seen(), strict=True):
+                evidence.append(session.mode.evidence(trigger, seen))
+            self._steps.add("publish", time.perf_counter_ns() - begin_ns)
+            while not is_done() and self._receive(0, is_done):
+                pass
+            self._steps.add("model", begin_ns - time.perf_counter_ns())
+
+        answers = self._predictor.predict_look(self._windows, look, meanwhile)
         done_ns = clock.now_ns()
+        meanwhile(lambda: True)  # on a CPU, nothing was done meanwhile
         marks_ns.append(time.perf_counter_ns())
         model = self._predictor.id
         self._publisher.send_all(
-            session.predicted(trigger, answer, seen, model, (began_ns, done_ns))
-            for (session, trigger), answer, seen in zip(due, answers.rows(), look.seen(), strict=True)
+            session.predicted(trigger, seen, answer, model, (began_ns, done_ns))
+            for (session, trigger), seen, answer in zip(due, evidence, answers.rows(), strict=True)
         )
         marks_ns.append(time.perf_counter_ns())
         for step, (begin_ns, end_ns) in zip(("look", "model", "publish"), pairwise(marks_ns), strict=True):

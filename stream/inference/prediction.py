@@ -24,6 +24,7 @@ from mien.messages import (
     ModalitySpec,
     Phrase,
     Prediction,
+    Span,
     Status,
     Transcript,
     Word,
@@ -48,6 +49,17 @@ class Trigger(NamedTuple):
     read_ns: int | None = None
     sent_ns: int | None = None
     received_ns: int | None = None
+
+
+class Evidence(NamedTuple):
+    """What a prediction says about its window besides the model's answer; fields as in `mien.Prediction`."""
+
+    words: tuple[Word, ...]
+    phrases: tuple[Phrase, ...]
+    transcript: Transcript
+    age_ms: dict[str, float | None]
+    absent: dict[str, str]
+    inputs: dict[str, tuple[Span, ...]]
 
 
 class Mode(ABC):
@@ -188,15 +200,14 @@ class Mode(ABC):
             trigger = self.last_trigger()
         return trigger
 
-    def predicted(self, trigger: Trigger, answer: Answer, seen: Seen, model: str, asked_ns: Asked) -> Prediction:
-        """Make the prediction that was due; it abstains if nothing was observed.
+    def evidence(self, trigger: Trigger, seen: Seen) -> Evidence:
+        """What the prediction that is due rests on. Messages taken in later are evidence for the next one.
 
         Args:
             seen: per modality, as in `mien.engines.rings.Look`.
-            model: checkpoint and engine. asked_ns: when the model was called, and when it returned.
         """
         present, newest_ns = seen
-        t_end_ns, names = trigger.t_end_ns, self.assembler.specs
+        t_end_ns = trigger.t_end_ns
         words: tuple[Word, ...] = ()
         phrases: tuple[Phrase, ...] = ()
         transcript, silenced = _SILENT, False
@@ -205,10 +216,23 @@ class Mode(ABC):
             phrases = self._words.phrases[self.place]
             silenced = bool(self._words.reasons[self.place])
         absent = {} if all(present) and not silenced else self.assembler.absent(t_end_ns)
-        ages = ages_ms(names, t_end_ns, present, newest_ns)
+        ages = ages_ms(self.assembler.specs, t_end_ns, present, newest_ns)
         if self._unclear:
             absent = {**{m: why for m, why in self._unclear.items() if ages.get(m) is None}, **absent}
         self.absent = absent
+        inputs = spans_of(self._taken_in)
+        self._taken_in.clear()
+        return Evidence(words, phrases, transcript, ages, absent, inputs)
+
+    def predicted(
+        self, trigger: Trigger, evidence: Evidence, answer: Answer, model: str, asked_ns: Asked
+    ) -> Prediction:
+        """Make the prediction that was due; it abstains if nothing was observed.
+
+        Args:
+            model: checkpoint and engine. asked_ns: when the model was called, and when it returned.
+        """
+        t_end_ns, names = trigger.t_end_ns, self.assembler.specs
         answers = answer.is_observed
         if answers and not math.isfinite(answer.sentiment):
             self.assembler.refuse(
@@ -225,17 +249,16 @@ class Mode(ABC):
             emotions=dict(zip(EMOTIONS, answer.emotions, strict=True)) if answers else None,
             confidence=answer.confidence if answers else None,
             gates=dict(zip(names, answer.shares, strict=True)) if answers else dict.fromkeys(names, 0.0),
-            age_ms=ages,
-            absent=absent,
+            age_ms=evidence.age_ms,
+            absent=evidence.absent,
             abstains=None if answers else "no face, no voice and no words in the window",
-            transcript=transcript,
-            words=words,
-            phrases=phrases,
+            transcript=evidence.transcript,
+            words=evidence.words,
+            phrases=evidence.phrases,
             latency=_latency_ms(trigger, *asked_ns, captured=self.captured),
             model=model,
-            inputs=spans_of(self._taken_in),
+            inputs=evidence.inputs,
         )
-        self._taken_in.clear()
         self.seq += 1
         self._predicted_ns = max(self._predicted_ns, t_end_ns)
         return prediction

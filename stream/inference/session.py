@@ -31,7 +31,7 @@ from mien.stream.bus.wire import (
     topic,
 )
 from mien.stream.inference.about import person_tag, published_config, versions, with_person
-from mien.stream.inference.prediction import Asked, Mode, Seen, Trigger
+from mien.stream.inference.prediction import Asked, Evidence, Mode, Trigger
 from mien.stream.monitoring.meter import RateMeter, ResourceMeter, StepMeter
 from mien.stream.processes.control import Control, Order
 
@@ -247,9 +247,11 @@ class Session:
         """Whether it has begun but not ended."""
         return self._state != "ended" and self.control.started.is_set()
 
-    def predicted(self, trigger: Trigger, answer: Answer, seen: Seen, model: str, asked_ns: Asked) -> list[bytes]:
+    def predicted(
+        self, trigger: Trigger, evidence: Evidence, answer: Answer, model: str, asked_ns: Asked
+    ) -> list[bytes]:
         """The message of the prediction that was due; arguments as for `Mode.predicted`."""
-        prediction = self.mode.predicted(trigger, answer, seen, self.named(model), asked_ns)
+        prediction = self.mode.predicted(trigger, evidence, answer, self.named(model), asked_ns)
         if not self.mode.replayed and self.mode.absent.keys() != self._absent.keys():
             self._absent = self.mode.absent
             self.publish_status("running" if self._state == "ready" else self._state)

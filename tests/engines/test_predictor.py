@@ -258,14 +258,25 @@ def test_windows_in_gpu_memory_give_equal_outputs(checkpoint: Checkpoint, compil
     assert on_gpu._gpu is not None
 
 
+def test_time_of_a_gpu_can_be_used(checkpoint: Checkpoint, compiled: Path) -> None:
+    predictor = with_engines_on("cpu", Predictor(checkpoint, "torch", cache=compiled))
+    windows = Windows(predictor.specs, 2)
+    told: list[bool] = []
+    for kept, window, t_ns in kept_stream("a", 0, windows, 3):
+        look = windows.look([kept.place], [t_ns])
+        answers = predictor.predict_look(windows, look, lambda is_done: told.append(is_done()))
+        assert answers.sentiment[0] == pytest.approx(predict_anew(predictor, window).sentiment, abs=1e-4)
+    assert told == [True] * 3
+
+
 def test_failing_gpu_is_replaced_with_equal_outputs(
     checkpoint: Checkpoint, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = with_engines_on("cpu", Predictor(checkpoint, "torch", cache=compiled))
     steady = Predictor(checkpoint, "torch", cache=compiled)
     windows = Windows(failing.specs, 2)
-    streams = list(zip(*(kept_stream(str(seed), seed, windows, 12) for seed in range(2)), strict=True))
-    for number, moment in enumerate(streams):
+    streams = (kept_stream(str(seed), seed, windows, 12) for seed in range(2))
+    for number, moment in enumerate(zip(*streams, strict=True)):
         if number == 6:
             fusion = failing._fusion.engine
 
@@ -279,3 +290,4 @@ def test_failing_gpu_is_replaced_with_equal_outputs(
             assert answers.sentiment[index] == pytest.approx(predict_anew(steady, window).sentiment, abs=1e-4)
     assert failing.trouble is not None
     assert "out of memory" in failing.trouble
+    assert all(track.written is None for track in windows.tracks.values())  # nobody would empty the lists

@@ -9,6 +9,7 @@ import pytest
 
 from mien.clock import NS_PER_MS
 from mien.config import Config
+from mien.engines.predictor import Answer
 from mien.engines.rings import Windows
 from mien.messages import FeatureWindow, Float32, ModalitySpec, Word
 from mien.models.text.encoder import TEXT_DIM
@@ -123,3 +124,22 @@ def test_rows_between_frames_are_expected_with_the_next() -> None:
     assert served.expected() == (next_ns, {"text"})
     served.take(frame(2, 2 * FRAME_MS), next_ns + 10 * NS_PER_MS)
     assert served.expected() is None  # a prediction is due, which encodes what it needs
+
+
+def test_messages_taken_in_while_the_model_runs_belong_to_the_next_prediction() -> None:
+    windows = Windows(SPECS)
+    live = Live(Config(), ("video", "text"), {}, SPECS, windows, 1)
+    inputs, ages = [], []
+    live.take(frame(0, 0), T0)
+    for seq in range(1, 4):
+        trigger = live.due(T0 + seq * FRAME_MS * NS_PER_MS)
+        assert trigger is not None
+        (seen,) = windows.look([live.place], [trigger.t_end_ns]).seen()
+        evidence = live.evidence(trigger, seen)
+        live.take(frame(seq, seq * FRAME_MS), T0 + seq * FRAME_MS * NS_PER_MS)
+        answer = Answer(0.5, [1 / 7] * 7, 1 / 7, [1.0, 0.0], is_observed=True)
+        prediction = live.predicted(trigger, evidence, answer, "model", (0, 0))
+        inputs.append(prediction.inputs)
+        ages.append(prediction.age_ms["vision"])
+    assert inputs == [{"vision": ((1, seq, seq),)} for seq in range(3)]
+    assert ages == [0.0] * 3
