@@ -14,12 +14,16 @@ from mien.stream.inference.assembler import Assembler
 FRAME_HZ = 30
 SOUND_HZ = 10
 WORDS_HZ = 1.25
+_GOLDEN = 0.618034  # its multiples are spread evenly
 _POOL = 257  # rows of each modality, which repeat
 _START_NS = 60 * NS_PER_S  # its first words precede its start, and times on the wire must not be negative
 
 
 class SyntheticStream:
     """Messages as from the three workers: 30 frames, 10 chunks of sound and 1.25 sets of words a second.
+
+    Sound and words of streams with different seeds come at different frames, as those of people who do not know of each
+    other do.
 
     Args:
         specs: the modalities, by name. seed: of the rows.
@@ -43,6 +47,7 @@ class SyntheticStream:
         }
         self._start_ns = start_ns
         self._frame, self._hz = 0, frame_hz
+        self._phase = seed * _GOLDEN % 1.0  # of a period
         self._sent: dict[str, int] = dict.fromkeys(self._specs, 0)
         self._until_ns: dict[str, int] = dict.fromkeys(self._specs, start_ns)
 
@@ -58,9 +63,11 @@ class SyntheticStream:
         messages = []
         for name, spec in self._specs.items():
             pace_hz = WORDS_HZ if spec.snapshot else FRAME_HZ if spec.rate_hz <= FRAME_HZ else SOUND_HZ
-            # To the nearest frame: the frame interval is not a whole number of nanoseconds.
-            period_ns = NS_PER_S * (1 / pace_hz - 0.5 / self._hz)
-            if t_ns - self._until_ns[name] >= period_ns or not self._sent[name]:
+            # Half a frame early: the frame interval is not a whole number of nanoseconds.
+            periods = ((t_ns - self._start_ns) / NS_PER_S + 0.5 / self._hz) * pace_hz
+            if pace_hz < FRAME_HZ:
+                periods += self._phase
+            if not self._sent[name] or int(periods) > int(periods - pace_hz / self._hz):
                 messages.append(self._message(spec, t_ns))
         return sorted(messages, key=lambda message: self._specs[message.modality].rate_hz == FRAME_HZ)
 
