@@ -121,9 +121,8 @@ class GpuWindows:
         binding = self._fusion.binding_for(len(padded(next(iter(at.values())))))
         for index, name in enumerate(at):
             there = self._parcel[f"{name}.at"]
-            # Copies, since TensorRT may hold its inputs in half precision.
-            binding.inputs[2 * index].copy_(self._hidden[name].index_select(0, there))
-            binding.inputs[2 * index + 1].copy_(self._observed[name].index_select(0, there))
+            _gather(self._hidden[name], there, binding.inputs[2 * index])
+            _gather(self._observed[name], there, binding.inputs[2 * index + 1])
         binding.fetch(binding.run())
         self._fusion.uses_graph = binding.graph is not None
         return binding
@@ -185,13 +184,19 @@ class GpuWindows:
         mask = parcel[f"{name}.mask"]
         binding = self._encoders[name].binding_for(len(mask))
         features = kept.index_select(0, parcel[f"{name}.flat"]).view(binding.inputs[0].shape)
-        torch.mul(features, mask[..., None], out=features)
-        binding.inputs[0].copy_(features)
+        torch.mul(features, mask[..., None], out=binding.inputs[0])
         binding.inputs[1].copy_(mask)
         hidden, observed = binding.run()
         places = parcel[f"{name}.places"]
         self._hidden[name].index_copy_(0, places, hidden[:rows].float())
         self._observed[name].index_copy_(0, places, observed[:rows].float())
+
+
+def _gather(source: torch.Tensor, rows: torch.Tensor, to: torch.Tensor) -> None:
+    if to.dtype == source.dtype:
+        torch.index_select(source, 0, rows, out=to)
+    else:  # TensorRT may hold its inputs in half precision
+        to.copy_(source.index_select(0, rows))
 
 
 class _Parcel:
