@@ -3,8 +3,9 @@
 A dataset is a folder:
 
     plan.json                what is extracted, from what, by which extractors: a resumed run must match it
-    shard-00000.safetensors  per modality `m`: `m.values` (rows, dim), `m.valid`, `m.times_ns`, and `m.lengths`,
-                             the rows of each item; the items themselves, labels and all, are JSON in its metadata
+    shard-00000.safetensors  per modality `m`: `m.values` (rows, dim), zero where not `m.valid`, `m.times_ns`, and
+                             `m.lengths`, the rows of each item; the items themselves, labels and all, are JSON in its
+                             metadata
     manifest.json            written last: specs, counts, statistics of the training rows, and what was skipped
 
 Every file is written atomically, and a folder without a manifest is not a dataset yet. Only the owner may read the
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,6 +32,7 @@ from mien.models.data.datasets import Dataset, Labels, RawRows, RunningSums, Sam
 from mien.models.data.labels import Skipped
 
 FORMAT = 1
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "BOOL": np.dtype(np.bool_)}
 MANIFEST, PLAN = "manifest.json", "plan.json"
 
 
@@ -66,7 +69,8 @@ def write_shard(
             if not np.isfinite(rows.values).all():
                 raise DataError(f"{labels.id}: {name} rows hold numbers that are not finite")
         there = [rows for rows in every if rows is not None]
-        tensors[f"{name}.values"] = _joined([r.values for r in there], np.zeros((0, spec.dim), np.float32))
+        observed: list[npt.NDArray[np.generic]] = [rows.values * rows.valid[:, None] for rows in there]
+        tensors[f"{name}.values"] = _joined(observed, np.zeros((0, spec.dim), np.float32))
         tensors[f"{name}.valid"] = _joined([r.valid for r in there], np.zeros(0, np.bool_))
         tensors[f"{name}.times_ns"] = _joined([r.times_ns for r in there], np.zeros(0, np.int64))
         # -1: the item lacks this modality. 0: it has the modality, but no rows.
@@ -85,29 +89,43 @@ def read_shard(
 ) -> tuple[list[tuple[Labels, dict[str, RawRows]]], list[Skipped]]:
     """Items, their rows, and what was skipped while extracting them.
 
+    The rows stay in the file, whose pages the system can drop: all corpora together are larger than a laptop's memory.
+
     Raises:
         DataError: the file is damaged.
     """
     try:
-        with safe_open(path, framework="np") as tensors:
+        with safe_open(path, framework="np") as tensors:  # which checks the offsets
             metadata = tensors.metadata() or {}
-            contents = msgspec.json.decode(metadata["mien"], type=dict[str, msgspec.Raw])
-            labels = msgspec.json.decode(contents["items"], type=list[Labels])
-            skipped = msgspec.json.decode(contents["skipped"], type=list[Skipped])
-            rows: list[dict[str, RawRows]] = [{} for _ in labels]
-            for spec in specs:
-                values, valid, times_ns, lengths = (
-                    tensors.get_tensor(f"{spec.name}.{part}") for part in ("values", "valid", "times_ns", "lengths")
-                )
-                begin = 0
-                for each, length in zip(rows, lengths.tolist(), strict=True):
-                    if length >= 0:
-                        part = slice(begin, begin + length)
-                        each[spec.name] = RawRows(values[part], valid[part], times_ns[part])
-                        begin += length
+        contents = msgspec.json.decode(metadata["mien"], type=dict[str, msgspec.Raw])
+        labels = msgspec.json.decode(contents["items"], type=list[Labels])
+        skipped = msgspec.json.decode(contents["skipped"], type=list[Skipped])
+        rows: list[dict[str, RawRows]] = [{} for _ in labels]
+        for spec in specs:
+            values, valid, times_ns, lengths = (
+                _mapped(path, f"{spec.name}.{part}") for part in ("values", "valid", "times_ns", "lengths")
+            )
+            begin = 0
+            for each, length in zip(rows, lengths.tolist(), strict=True):
+                if length >= 0:
+                    part = slice(begin, begin + length)
+                    each[spec.name] = RawRows(values[part], valid[part], times_ns[part])
+                    begin += length
     except (SafetensorError, OSError, KeyError, ValueError, msgspec.DecodeError) as error:
         raise DataError(f"shard {path} is damaged ({error}); remove it and run `mien extract` again") from error
     return list(zip(labels, rows, strict=True)), skipped
+
+
+def _mapped(path: Path, name: str) -> npt.NDArray[Any]:
+    """A tensor of a safetensors file, read when it is used."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = msgspec.json.decode(file.read(size), type=dict[str, dict[str, Any]])
+    entry = header[name]
+    kind, shape, (begin, end) = _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    if begin == end:
+        return np.empty(shape, kind)  # an empty file cannot be mapped
+    return np.memmap(path, kind, "r", 8 + size + begin, shape).view(np.ndarray)
 
 
 def nothing_extracted(skipped: Sequence[Skipped]) -> DataError:

@@ -148,13 +148,14 @@ def window(sample: Sample, spec: ModalitySpec, t_end_ns: int, t_start_ns: int = 
 def make_track(spec: ModalitySpec, rows: RawRows) -> Track:
     """Rows on the model's time axis; rows that share a slot are averaged, as `place_rows` does."""
     if spec.rate_hz == 0:
-        kept = rows.valid
-        return Track(rows.values[kept], np.ones(int(kept.sum()), np.float32), rows.times_ns[kept])
+        kept = slice(None) if rows.valid.all() else rows.valid  # a view, if possible: rows may be in a file
+        return Track(rows.values[kept], np.ones(np.count_nonzero(rows.valid), np.float32), rows.times_ns[kept])
     slots = rows.times_ns // slot_ns(spec)
     count = int(slots.max()) + 1 if len(slots) else 0
     if count == len(slots) and np.array_equal(slots, np.arange(count)):  # one row per slot: nothing to average
         mask = rows.valid.astype(np.float32)
-        return Track(rows.values * mask[:, None], mask, rows.times_ns)
+        values = rows.values * mask[:, None] if rows.values[~rows.valid].any() else rows.values
+        return Track(values, mask, rows.times_ns)
     inside = rows.valid & (slots >= 0)
     values, mask = average_slots(rows.values[inside], slots[inside], count)
     return Track(values, mask, np.arange(count, dtype=np.int64) * slot_ns(spec))

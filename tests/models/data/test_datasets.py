@@ -106,6 +106,17 @@ def test_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.samples[0].tracks["text"].values, first[1]["text"].values)
 
 
+def test_rows_of_a_dataset_are_not_copied_to_memory(tmp_path: Path) -> None:
+    seen, said = frames(50, 10), words(4)
+    write(tmp_path, [(Labels(id="a", corpus="c", split="train"), {"vision": seen, "text": said})])
+    (sample,) = read_dataset(tmp_path).samples
+    for name, rows in (("vision", seen), ("text", said)):
+        values = sample.tracks[name].values
+        np.testing.assert_array_equal(values, rows.values * rows.valid[:, None])
+        assert not values.flags.owndata
+        assert not values.flags.writeable  # mapped
+
+
 def test_statistics_are_of_valid_training_rows(tmp_path: Path) -> None:
     train = frames(40, 10.0)
     other = RawRows(frames(40).values + 100, np.ones(40, np.bool_), frames(40).times_ns)
