@@ -48,12 +48,11 @@ class Assembler:
         self._unfit: dict[str, str] = {}  # why the newest message of a modality was rejected
         self.windows = windows or Windows(specs)
         self.place = self.windows.take_place()
+        self._until_ns = self.windows.until_ns[self.place]
         self._max_age_ns = max_age_ms * NS_PER_MS
-        self.paces = {name: Pace() for name in self.specs}
         self._faults: dict[str, str] = {}
-        self._orders = {name: _Order() for name in self.specs}
-        self._watermarks_ns: dict[str, int] = {}
-        self._newest_ns: dict[str, int] = {}
+        self._inputs = {name: _Input(spec, self.windows) for name, spec in self.specs.items()}
+        self.paces = {name: source.pace for name, source in self._inputs.items()}
 
     @property
     def faults(self) -> dict[str, str]:
@@ -63,14 +62,14 @@ class Assembler:
     @faults.setter
     def faults(self, faults: Mapping[str, str]) -> None:
         self._faults = {name: reason for name, reason in faults.items() if name in self.specs}
-        for name in self.specs:
-            self._set_until(name)
+        for source in self._inputs.values():
+            self._set_until(source)
 
     def reset(self) -> None:
         """Reset to the state at the start of a session."""
-        for name in self.specs:
-            self._forget(name)
-            self._orders[name] = _Order()
+        for source in self._inputs.values():
+            self._forget(source)
+            source.order = _Order()
         self.faults = {}
 
     def push(self, message: FeatureWindow, now_ns: int | None = None) -> bool:
@@ -84,33 +83,34 @@ class Assembler:
             Whether it was accepted. If not, the cause is counted in `drops` and explained in `last_refusal`.
         """
         name = message.modality
-        spec = self.specs.get(name)
-        if spec is None:
+        source = self._inputs.get(name)
+        if source is None:
             return self.refuse("unknown_modality", f"the model has no modality {name!r}")
+        spec, t_end_ns = source.spec, message.t_end_ns
         if message.values.shape[1] != spec.dim:
             return self.refuse("shape", f"{name} rows have {message.values.shape[1]} numbers, not {spec.dim}", name)
         if spec.extractor and message.extractor != spec.extractor:
             unfit = f"{name} comes from {message.extractor!r}, the model needs {spec.extractor!r}"
             return self.refuse("extractor", unfit, name)
-        if now_ns is not None and message.t_end_ns > now_ns + _FUTURE_NS:
-            return self.refuse("future", f"{name} is {(message.t_end_ns - now_ns) / 1e9:.1f} s in the future", name)
-        cause = self._judge(name, message)
+        if now_ns is not None and t_end_ns > now_ns + _FUTURE_NS:
+            return self.refuse("future", f"{name} is {(t_end_ns - now_ns) / 1e9:.1f} s in the future", name)
+        cause = self._judge(source, message)
         if cause:
             return self.refuse(cause, f"{name} message {message.seq}: {cause}")
-        self._unfit.pop(name, None)
-        track = self.windows.tracks[name]
+        if self._unfit:
+            self._unfit.pop(name, None)
+        track = source.track
         if isinstance(track, Snapshots):
             track.write(self.place, message)
         elif times_ns := message.times_ns.tolist():
-            newest_ns = self._newest_ns.get(name, NEVER)
-            if times_ns[0] < newest_ns:
+            if times_ns[0] < source.newest_ns:
                 self.drops["late"] += 1
-            self._newest_ns[name] = max(newest_ns, *times_ns)
+            source.newest_ns = max(source.newest_ns, *times_ns)
             track.write(self.place, message.values, message.valid, message.times_ns)
-        self.paces[name].add(message.t_end_ns)
-        if message.t_end_ns > self._watermarks_ns.get(name, NEVER):
-            self._watermarks_ns[name] = message.t_end_ns
-        self._set_until(name)
+        source.pace.add(t_end_ns)
+        if source.watermark_ns is None or t_end_ns > source.watermark_ns:
+            source.watermark_ns = t_end_ns
+        self._set_until(source)
         return True
 
     def refuse(self, cause: str, explanation: str, unfit: str = "") -> bool:
@@ -130,18 +130,19 @@ class Assembler:
 
     def watermark_ns(self, modality: str) -> int | None:
         """A modality's watermark; None if it has sent nothing."""
-        return self._watermarks_ns.get(modality)
+        source = self._inputs.get(modality)
+        return source.watermark_ns if source is not None else None
 
     def absent(self, t_end_ns: int) -> dict[str, str]:
         """Why modalities are masked as a whole at an instant, which must be the last one read."""
         absent = {}
-        for name in self.specs:
-            watermark_ns, silence = self._watermarks_ns.get(name), None
+        for name, source in self._inputs.items():
+            watermark_ns, silence = source.watermark_ns, None
             if watermark_ns is None:
                 silence = "nothing received"
-            elif t_end_ns - watermark_ns > self._patience_ns(name):
+            elif t_end_ns - watermark_ns > self._patience_ns(source):
                 silence = f"nothing received for {(t_end_ns - watermark_ns) / NS_PER_S:.1f} s"
-            track = self.windows.tracks[name]
+            track = source.track
             said = track.reasons[self.place] if isinstance(track, Snapshots) else None
             silence = self._unfit.get(name, silence) if silence else None
             reason = self._faults.get(name) or (self.explanations.get(name, silence) if silence else said)
@@ -149,38 +150,38 @@ class Assembler:
                 absent[name] = reason
         return absent
 
-    def _judge(self, name: str, message: FeatureWindow) -> str | None:
+    def _judge(self, source: _Input, message: FeatureWindow) -> str | None:
         """A cause to reject a message, or None."""
-        watermark_ns, order = self._watermarks_ns.get(name), self._orders[name]
-        cause = order.judge(message, self.drops, watermark_ns)
+        watermark_ns = source.watermark_ns
+        cause = source.order.judge(message, self.drops, watermark_ns)
         if cause or watermark_ns is None or message.t_end_ns >= watermark_ns:
             return cause
         stepped = message.t_end_ns < watermark_ns - _STEP_BACK_NS
-        if stepped and order.in_order:
+        if stepped and source.order.in_order:
             # The clock was set back: earlier rows would hide all later ones.
             self.drops["clock_step"] += 1
-            self._forget(name)
+            self._forget(source)
             return None
-        return "too_late" if stepped or self.specs[name].snapshot else None
+        return "too_late" if stepped or source.spec.snapshot else None
 
-    def _forget(self, name: str) -> None:
-        self.windows.tracks[name].clear(self.place)
-        self._watermarks_ns.pop(name, None)
-        self._newest_ns.pop(name, None)
-        self._set_until(name)
+    def _forget(self, source: _Input) -> None:
+        source.track.clear(self.place)
+        source.watermark_ns, source.newest_ns = None, NEVER
+        self._set_until(source)
 
-    def _set_until(self, name: str) -> None:
+    def _set_until(self, source: _Input) -> None:
         """Update until when the modality counts as present."""
-        there = name in self._watermarks_ns and name not in self._faults
-        until_ns = self._watermarks_ns[name] + self._patience_ns(name) if there else NEVER
-        self.windows.until_ns[self.place, self.windows.column[name]] = until_ns
+        until_ns = NEVER
+        if source.watermark_ns is not None and source.spec.name not in self._faults:
+            until_ns = source.watermark_ns + self._patience_ns(source)
+        self._until_ns[source.column] = until_ns
 
-    def _patience_ns(self, name: str) -> int:
+    def _patience_ns(self, source: _Input) -> int:
         """Timeout of a modality's messages."""
-        if self.specs[name].snapshot:
+        if source.spec.snapshot:
             # Words inherently lag and leave the window on their own; only their worker's silence counts.
             return WINDOW_NS
-        return int(self.paces[name].patience(self._max_age_ns, _MOST_AGE_NS))
+        return int(source.pace.patience(self._max_age_ns, _MOST_AGE_NS))
 
 
 def ages_ms(
@@ -193,8 +194,26 @@ def ages_ms(
     }
 
 
+class _Input:
+    """A modality of a session: where its rows go, and what has come of it.
+
+    Attributes:
+        column: in `Windows.until_ns`. watermark_ns: end of its newest message. newest_ns: time of its newest row.
+    """
+
+    __slots__ = "column", "newest_ns", "order", "pace", "spec", "track", "watermark_ns"
+
+    def __init__(self, spec: ModalitySpec, windows: Windows) -> None:
+        self.spec, self.track, self.column = spec, windows.tracks[spec.name], windows.column[spec.name]
+        self.order, self.pace = _Order(), Pace()
+        self.watermark_ns: int | None = None
+        self.newest_ns = NEVER
+
+
 class _Order:
     """Sequence numbers of one publisher: detects late, duplicate and lost messages, and those of an earlier run."""
+
+    __slots__ = "_ended_runs", "_missing", "_next", "in_order", "run"
 
     def __init__(self) -> None:
         self.run: int | None = None
@@ -209,37 +228,38 @@ class _Order:
         A message far newer than all before it can be neither duplicate nor left over, whatever its numbers: one
         message with absurd numbers must not make all later ones look old.
         """
+        run, seq = message.run, message.seq
         is_news = watermark_ns is not None and message.t_end_ns > watermark_ns + _NEWS_NS
-        if message.run != self.run:
-            if message.run in self._ended_runs:
+        if run != self.run:
+            if run in self._ended_runs:
                 if not is_news:
                     return "stale_run"
-                self._ended_runs.remove(message.run)
+                self._ended_runs.remove(run)
             if self.run is not None:
                 self._ended_runs.append(self.run)
-            self.run, self._next = message.run, message.seq
+            self.run, self._next = run, seq
             self._missing.clear()
-        if message.seq >= self._next:
-            gap = message.seq - self._next
-            if gap > _MAX_GAP and not is_news:
-                return "absurd_seq"
-            if gap > _MAX_GAP:
-                drops["renumbered"] += 1
-            else:
-                drops["lost"] += gap
-            self._missing.extend(range(max(self._next, message.seq - 256), message.seq))
-            self._next = message.seq + 1
+        if seq >= self._next:
+            if gap := seq - self._next:
+                if gap > _MAX_GAP and not is_news:
+                    return "absurd_seq"
+                if gap > _MAX_GAP:
+                    drops["renumbered"] += 1
+                else:
+                    drops["lost"] += gap
+                self._missing.extend(range(max(self._next, seq - 256), seq))
+            self._next = seq + 1
             self.in_order = True
             return None
         self.in_order = False
-        if message.seq in self._missing:
-            self._missing.remove(message.seq)
+        if seq in self._missing:
+            self._missing.remove(seq)
             drops["lost"] -= 1
             return None
         if not is_news:
             return "duplicate"
         drops["renumbered"] += 1
-        self._next = message.seq + 1
+        self._next = seq + 1
         self._missing.clear()
         self.in_order = True
         return None

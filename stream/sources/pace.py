@@ -10,29 +10,34 @@ _TOLERANCE = 2.5  # intervals
 
 
 class Pace:
-    """The interval between deliveries, in any unit of time.
+    """The interval between deliveries, in any unit of time."""
 
-    Attributes:
-        interval: the median of recent intervals; 0 before the second delivery.
-    """
+    __slots__ = "_intervals", "_last", "_longest"
 
     def __init__(self) -> None:
-        self.interval = 0.0
         self._last: float | None = None
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
+        self._longest = 0.0  # tells of a fast source, for every message, at a third of the cost of the median
 
     def add(self, at: float) -> None:
-        if self._last is not None and at > self._last:
-            self._intervals.append(at - self._last)
-            ordered = sorted(self._intervals)  # a fifth of the cost of `statistics.median`, for every message
-            middle = len(ordered) // 2
-            self.interval = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-        self._last = at
+        last, self._last = self._last, at
+        if last is not None and at > last:
+            self._intervals.append(at - last)
+            self._longest = max(self._intervals)
+
+    @property
+    def interval(self) -> float:
+        """The median of recent intervals; 0 before the second delivery."""
+        ordered = sorted(self._intervals) or [0.0]
+        middle = len(ordered) // 2
+        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
     def is_slower(self, interval: float) -> bool:
         """Whether its usual interval is longer than the given one."""
-        return len(self._intervals) >= _MIN_INTERVALS and self.interval > interval
+        return self._longest > interval and len(self._intervals) >= _MIN_INTERVALS and self.interval > interval
 
     def patience(self, least: float, most: float) -> float:
         """How long its newest delivery stays valid: `least` for a fast source, more for a slow one, up to `most`."""
+        if _TOLERANCE * self._longest <= least:
+            return least
         return min(max(least, _TOLERANCE * self.interval), max(least, most))
