@@ -40,7 +40,7 @@ _STATUS_INTERVAL_S = 1.0
 _RECENT = 300  # predictions over which a status summarises latency
 
 
-Received = tuple[FeatureWindow | Status | Cue, list[bytes], int]  # a message, its frames, its arrival on our clock
+Message = FeatureWindow | Status | Cue
 
 
 class Inbox:
@@ -102,18 +102,30 @@ class Inbox:
                 self._poller.doubt(self._receivers[worker].socket)
         return min((exchange.due_ns for exchange in self._exchanges.values()), default=NEVER_NS)
 
-    def take(self, worker: str, limit: int) -> Iterator[Received]:
-        """The messages from a worker, oldest first; invalid ones are counted and left out."""
-        receiver = self._receivers[worker]
-        for frames in receiver.drain(limit):
-            received_ns = self._clock.now_ns()
-            try:
-                message = self._read(worker, frames, received_ns)
-            except WireError as error:
-                self._refuse(str(error).split(":")[0], f"refused a message from {receiver.endpoint}: {error}")
-                continue
-            if message is not None:
-                yield message, frames, received_ns
+    def drain(self, worker: str, limit: int) -> Iterator[list[bytes]]:
+        """The messages from a worker, oldest first."""
+        return self._receivers[worker].drain(limit)
+
+    def read(self, worker: str, frames: list[bytes], received_ns: int) -> Message | None:
+        """A message from a worker, if it says something new; an invalid one is counted."""
+        try:
+            if not frames[0].startswith(b"features/"):
+                return self._read_other(worker, frames, received_ns)
+            header, payload = decode_feature_header(frames)
+            modality, number = header.modality, (header.run, header.seq)
+            self._check_sender(worker, modality)
+            if self._newest.get(modality) == number:
+                return None  # sent again, for another new subscriber, as the protocol says
+            self._newest[modality] = number
+            exchange = self._exchanges.get(worker)
+            by_ns = exchange.to_local_ns(header.run) if exchange is not None else 0
+            if by_ns is None:
+                raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
+            return features_of(header, payload, by_ns)
+        except WireError as error:
+            endpoint = self._receivers[worker].endpoint
+            self._refuse(str(error).split(":")[0], f"refused a message from {endpoint}: {error}")
+            return None
 
     def is_drained(self, worker: str) -> bool:
         """Whether all was taken that had come from a worker."""
@@ -128,21 +140,6 @@ class Inbox:
                 detail[f"{worker}.clock_offset_ms"] = round(estimate[0] / NS_PER_MS, 3)
                 detail[f"{worker}.clock_error_ms"] = round(estimate[1] / NS_PER_MS, 3)
         return detail
-
-    def _read(self, worker: str, frames: list[bytes], received_ns: int) -> FeatureWindow | Status | Cue | None:
-        if not frames[0].startswith(b"features/"):
-            return self._read_other(worker, frames, received_ns)
-        header, payload = decode_feature_header(frames)
-        self._check_sender(worker, header.modality)
-        number = header.run, header.seq
-        if self._newest.get(header.modality) == number:
-            return None  # sent again, for another new subscriber, as the protocol says
-        self._newest[header.modality] = number
-        exchange = self._exchanges.get(worker)
-        by_ns = exchange.to_local_ns(header.run) if exchange is not None else 0
-        if by_ns is None:
-            raise WireError(f"unsynchronised: the clock of the {worker} worker is not known yet")
-        return features_of(header, payload, by_ns)
 
     def _read_other(self, worker: str, frames: list[bytes], received_ns: int) -> Status | Cue | None:
         kind = frames[0].partition(b"/")[0]
@@ -169,7 +166,7 @@ class Inbox:
 
     def _check_sender(self, worker: str, named: str) -> None:
         """A process may report only on itself: otherwise it could silence others."""
-        if named not in (worker, WORKERS[worker]) and not self._replayed:
+        if named != WORKERS[worker] and named != worker and not self._replayed:
             raise WireError(f"foreign: the {worker} worker does not speak for {named}")
 
     def _is_elsewhere(self, worker: str) -> bool:
@@ -234,13 +231,16 @@ class Session:
         """Take in what a worker has sent. Returns whether that was all."""
         if self.mode.holds_back(worker):
             return False
-        for message, frames, received_ns in self.inbox.take(worker, self.mode.at_once):
+        inbox, mode, clock = self.inbox, self.mode, self.control.clock
+        for frames in inbox.drain(worker, mode.at_once):
+            received_ns = clock.now_ns()
+            message = inbox.read(worker, frames, received_ns)
             if isinstance(message, Status):
                 self._publisher.send(frames)
-                self.mode.note_status(message)
-            else:
-                self.mode.take(message, received_ns)
-        return self.inbox.is_drained(worker)
+                mode.note_status(message)
+            elif message is not None:
+                mode.take(message, received_ns)
+        return inbox.is_drained(worker)
 
     @property
     def is_on(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mien.clock import Clock
 from mien.config import BusConfig, load_config
-from mien.messages import FeatureWindow, Status
+from mien.messages import Cue, FeatureWindow, Status
 from mien.stream.bus.keyring import Keyring
 from mien.stream.bus.poller import Poller
 from mien.stream.bus.sockets import Publisher, Receiver
@@ -34,7 +34,7 @@ def test_resent_messages_are_no_error(port: int) -> None:
         while not done():
             assert time.monotonic() < deadline_s
             publisher.service()
-            got.extend(message.seq for message, *_ in inbox.take("text", 100) if isinstance(message, FeatureWindow))
+            got.extend(message.seq for message in take(inbox, "text") if isinstance(message, FeatureWindow))
             time.sleep(0.005)
 
     try:
@@ -71,7 +71,7 @@ def test_inbox_tells_why_nothing_comes(tmp_path: Path, port: int) -> None:
     def serve() -> None:
         other.service()
         guarded.service()
-        assert list(inbox.take("video", 100)) == []
+        assert take(inbox, "video") == []
         told.update(inbox.tend())
 
     try:
@@ -83,6 +83,12 @@ def test_inbox_tells_why_nothing_comes(tmp_path: Path, port: int) -> None:
         inbox.close()
         other.close()
         guarded.close()
+
+
+def take(inbox: Inbox, worker: str) -> list[FeatureWindow | Status | Cue]:
+    """What a worker has sent that is news."""
+    messages = (inbox.read(worker, frames, 1) for frames in inbox.drain(worker, 100))
+    return [message for message in messages if message is not None]
 
 
 def words(seq: int) -> FeatureWindow:
