@@ -9,7 +9,7 @@ order.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -123,19 +123,21 @@ class Ring:
     ) -> None:
         """Place rows that are newer than all before, in order; only a session's first may join the newest slot."""
         before = (self._latest_ns[places] - self._late_ns) // self.slot_ns
-        for index in np.flatnonzero(~joins).tolist():
-            if crowded := self._crowded[places[index]]:
-                crowded.pop(int(self._slots[places[index], at[index]]), None)
-                crowded.settle(int(before[index]))
+        # Lists first: reading a number from an array takes longer than the rest of the loop.
+        for place, old, settled, joined in _lists(places, self._slots[places, at], before, joins):
+            if not joined and (crowded := self._crowded[place]):
+                crowded.pop(old, None)
+                crowded.settle(settled)
         totals, count = values + np.float32(0.0), np.ones(len(places), np.int64)  # no copy: see `_place`
         means = totals
         if joins.any():
             to = np.flatnonzero(joins)
-            for index, place in zip(to.tolist(), places[to].tolist(), strict=True):
-                newest_ns, mean = int(self._newest_ns[place, at[index]]), self.means[place, at[index]]
+            to_places, to_at = places[to], at[to]
+            means = self.means[to_places, to_at]
+            numbers = _lists(to_places, slots[to], self._newest_ns[to_places, to_at], times_ns[to])
+            for (place, slot, newest_ns, t_ns), mean, row in zip(numbers, means, values[to], strict=True):
                 # A copy, since a view would keep the rows of all sessions.
-                row = int(times_ns[index]), values[index].copy()
-                self._crowded[place].append(int(slots[index]), newest_ns, mean, *row)
+                self._crowded[place].append(slot, newest_ns, mean, t_ns, row.copy())
             totals[to] += self._totals[places[to]]
             count[to] += self._summed[places[to]]
             means = totals.copy()
@@ -339,6 +341,11 @@ class _Crowds(dict[int, _Crowd]):
         """Keep only the means of slots before this one: no row joins them any more."""
         while self and (slot := next(iter(self))) < before:
             del self[slot]
+
+
+def _lists(*arrays: Int64 | Bool) -> Iterator[tuple[int, ...]]:
+    """The numbers of arrays (n,) side by side."""
+    return zip(*(array.tolist() for array in arrays), strict=True)
 
 
 def _sum(rows: Iterable[Float32]) -> Float32:
