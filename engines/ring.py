@@ -115,7 +115,8 @@ class Ring:
                 break
             slow.update(at_places[~good].tolist())
             used = used & ~np.isin(places, list(slow))
-        self._place_newer(at_places, at, slots, at_ns, values[rows], begins, joins)
+        used_values = values if len(rows) == len(values) else values[rows]
+        self._place_newer(at_places, at, slots, at_ns, used_values, begins, joins)
         return [message for message in waiting if message is not first[message[0]] or message[0] in slow]
 
     def _place_newer(

@@ -169,7 +169,7 @@ def features_of(header: FeatureHeader, payload: bytes, by_ns: int = 0) -> Featur
     if by_ns:
         check_time("in our time", header.t_start_ns + by_ns, header.t_end_ns + by_ns)
     values: Float32 = np.ndarray((header.rows, header.dim), _FLOAT32, payload)
-    if np.count_nonzero(np.isfinite(values)) != values.size:  # `all` takes twice as long
+    if b"\0" in np.isfinite(values).tobytes():  # `all` takes twice as long
         raise WireError("nonfinite: a value is NaN or infinite")
     return FeatureWindow(
         session=header.session,

@@ -48,7 +48,7 @@ class Assembler:
         self._unfit: dict[str, str] = {}  # why the newest message of a modality was rejected
         self.windows = windows or Windows(specs)
         self.place = self.windows.take_place()
-        self._until_ns = self.windows.until_ns[self.place]
+        self._until_ns = memoryview(self.windows.until_ns[self.place])  # numpy takes twice as long to set a number
         self._max_age_ns = max_age_ms * NS_PER_MS
         self._faults: dict[str, str] = {}
         self._inputs = {name: _Input(spec, self.windows) for name, spec in self.specs.items()}
@@ -105,7 +105,7 @@ class Assembler:
         elif times_ns := message.times_ns.tolist():
             if times_ns[0] < source.newest_ns:
                 self.drops["late"] += 1
-            source.newest_ns = max(source.newest_ns, *times_ns)
+            source.newest_ns = max(source.newest_ns, max(times_ns))
             track.write(self.place, message.values, message.valid, message.times_ns)
         source.pace.add(t_end_ns)
         if source.watermark_ns is None or t_end_ns > source.watermark_ns:

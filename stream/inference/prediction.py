@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ class Mode(ABC):
         self._unclear: dict[str, str] = {}  # why the rows of a running modality are empty, as reported by its worker
         self._predicted_ns = 0  # the newest instant
         self.is_over = False
-        self._taken_in: dict[str, list[tuple[int, int]]] = {}
+        self._taken_in: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
 
     # --- differs between modes ------------------------------------------------------------------------------------
 
@@ -267,8 +268,9 @@ class Mode(ABC):
         """Add a message to the windows. Returns whether it was accepted; if not, the cause is counted."""
         if not self.assembler.push(message, received_ns):
             return False
-        self._taken_in.setdefault(message.modality, []).append((message.run, message.seq))
-        if self._faults.note_run(message.modality, message.run):
+        modality, run = message.modality, message.run
+        self._taken_in[modality].append((run, message.seq))
+        if self._faults.note_run(modality, run):
             self._note_faults()
         return True
 

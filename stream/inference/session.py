@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 import zmq
 
@@ -102,9 +102,9 @@ class Inbox:
                 self._poller.doubt(self._receivers[worker].socket)
         return min((exchange.due_ns for exchange in self._exchanges.values()), default=NEVER_NS)
 
-    def drain(self, worker: str, limit: int) -> Iterator[list[bytes]]:
-        """The messages from a worker, oldest first."""
-        return self._receivers[worker].drain(limit)
+    def receiver_of(self, worker: str) -> Receiver:
+        """What receives a worker's messages, to be read with `read`."""
+        return self._receivers[worker]
 
     def read(self, worker: str, frames: list[bytes], received_ns: int) -> Message | None:
         """A message from a worker, if it says something new; an invalid one is counted."""
@@ -113,7 +113,8 @@ class Inbox:
                 return self._read_other(worker, frames, received_ns)
             header, payload = decode_feature_header(frames)
             modality, number = header.modality, (header.run, header.seq)
-            self._check_sender(worker, modality)
+            if modality != WORKERS[worker]:
+                self._check_sender(worker, modality)
             if self._newest.get(modality) == number:
                 return None  # sent again, for another new subscriber, as the protocol says
             self._newest[modality] = number
@@ -126,10 +127,6 @@ class Inbox:
             endpoint = self._receivers[worker].endpoint
             self._refuse(str(error).split(":")[0], f"refused a message from {endpoint}: {error}")
             return None
-
-    def is_drained(self, worker: str) -> bool:
-        """Whether all was taken that had come from a worker."""
-        return self._receivers[worker].is_drained
 
     def clock_offsets(self) -> dict[str, float]:
         """For each worker with another clock, its offset from ours (positive: ahead) and the maximum error, in ms."""
@@ -166,7 +163,7 @@ class Inbox:
 
     def _check_sender(self, worker: str, named: str) -> None:
         """A process may report only on itself: otherwise it could silence others."""
-        if named != WORKERS[worker] and named != worker and not self._replayed:
+        if named not in (worker, WORKERS[worker]) and not self._replayed:
             raise WireError(f"foreign: the {worker} worker does not speak for {named}")
 
     def _is_elsewhere(self, worker: str) -> bool:
@@ -231,16 +228,16 @@ class Session:
         """Take in what a worker has sent. Returns whether that was all."""
         if self.mode.holds_back(worker):
             return False
-        inbox, mode, clock = self.inbox, self.mode, self.control.clock
-        for frames in inbox.drain(worker, mode.at_once):
-            received_ns = clock.now_ns()
-            message = inbox.read(worker, frames, received_ns)
+        receiver, mode = self.inbox.receiver_of(worker), self.mode
+        for frames in receiver.drain(mode.at_once):
+            received_ns = self.control.clock.now_ns()
+            message = self.inbox.read(worker, frames, received_ns)
             if isinstance(message, Status):
                 self._publisher.send(frames)
                 mode.note_status(message)
             elif message is not None:
                 mode.take(message, received_ns)
-        return inbox.is_drained(worker)
+        return receiver.is_drained
 
     @property
     def is_on(self) -> bool:

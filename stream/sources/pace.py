@@ -17,18 +17,21 @@ class Pace:
     def __init__(self) -> None:
         self._last: float | None = None
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
-        self._longest = 0.0  # tells of a fast source, for every message, at a third of the cost of the median
+        self._longest = 0.0  # of these and perhaps earlier ones: spares fast sources the median, message by message
 
     def add(self, at: float) -> None:
         last, self._last = self._last, at
         if last is not None and at > last:
-            self._intervals.append(at - last)
-            self._longest = max(self._intervals)
+            interval = at - last
+            self._intervals.append(interval)
+            if interval > self._longest:
+                self._longest = interval
 
     @property
     def interval(self) -> float:
         """The median of recent intervals; 0 before the second delivery."""
         ordered = sorted(self._intervals) or [0.0]
+        self._longest = ordered[-1]
         middle = len(ordered) // 2
         return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 

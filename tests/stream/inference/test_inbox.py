@@ -87,7 +87,7 @@ def test_inbox_tells_why_nothing_comes(tmp_path: Path, port: int) -> None:
 
 def take(inbox: Inbox, worker: str) -> list[FeatureWindow | Status | Cue]:
     """What a worker has sent that is news."""
-    messages = (inbox.read(worker, frames, 1) for frames in inbox.drain(worker, 100))
+    messages = (inbox.read(worker, frames, 1) for frames in inbox.receiver_of(worker).drain(100))
     return [message for message in messages if message is not None]
 
 
