@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from mien.errors import WireError
 from mien.messages import FeatureWindow, Phrase, Prediction, Status, Transcript, Word
 from mien.stream.bus import wire
-from mien.stream.bus.limits import NAME
+from mien.stream.bus.limits import MAX_TIME_NS, NAME
 
 
 def features(rows: int = 3, dim: int = 4, **changes: object) -> FeatureWindow:
@@ -137,6 +137,13 @@ GOOD = wire.encode_features(features())
         (reframed(rows=2), "truncated"),
         (reframed(valid=b""), "truncated"),
         (reframed(seq=-1), "malformed"),
+        (reframed(seq=1 << 53), "malformed"),
+        (reframed(run=-1), "malformed"),
+        (reframed(run=1 << 53), "malformed"),
+        (reframed(t_start_ns=-1), "time"),
+        (reframed(t_start_ns=1_300_000_001), "time"),
+        (reframed(t_end_ns=MAX_TIME_NS + 1), "time"),
+        (reframed(stamps={"read": MAX_TIME_NS + 1}), "time"),
         (reframed(phrases=[(5, 3, 0.0, "sad")]), "time"),
         (reframed(phrases=[(3, 5, float("nan"), "sad")]), "malformed"),
         (reframed(phrases=[(3, 5, 3.5, "sad")]), "malformed"),
@@ -169,6 +176,20 @@ GOOD = wire.encode_features(features())
 def test_invalid_features_are_refused_with_the_cause(frames: list[bytes], cause: str) -> None:
     with pytest.raises(WireError, match=f"^{cause}:"):
         wire.decode_features(frames)
+
+
+@pytest.mark.parametrize("position", range(12))
+def test_only_finite_features_are_accepted(position: int) -> None:
+    largest = np.finfo("<f4").max
+    for value in (-np.inf, np.inf, np.nan, -largest, largest, np.finfo("<f4").smallest_subnormal):
+        values = np.full(12, largest, "<f4")
+        values[position] = value
+        frames = [*GOOD[:2], values.tobytes()]
+        if np.isfinite(value):
+            assert wire.decode_features(frames).values.tobytes() == frames[2]
+        else:
+            with pytest.raises(WireError, match=r"^nonfinite:"):
+                wire.decode_features(frames)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5))

@@ -141,6 +141,15 @@ def test_slow_camera_is_masked_only_when_it_stops(interval_ms: int) -> None:
     assert "vision" in window_of(assembler, at(10_000 + 3100)).absent
 
 
+def test_camera_that_was_slow_for_a_while_is_soon_missed_again() -> None:
+    assembler, t_ms = make(), 0
+    for seq, interval_ms in enumerate([30] * 9 + [900] * 9 + [30] * 9):
+        t_ms += interval_ms
+        assembler.push(frame(seq, t_ms))
+    assert "vision" not in window_of(assembler, at(t_ms + 500)).absent
+    assert "vision" in window_of(assembler, at(t_ms + 501)).absent
+
+
 def test_no_face_is_a_masked_row_not_an_absent_modality() -> None:
     assembler = make()
     assembler.push(frame(0, 0, valid=False))
