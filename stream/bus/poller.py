@@ -50,6 +50,7 @@ class Poller:
         self._selector = selectors.DefaultSelector()
         self._sockets: set[zmq.Socket[bytes]] = set()
         self._doubted: dict[zmq.Socket[bytes], None] = {}  # may have a message without an edge, in order
+        self._put_off: dict[zmq.Socket[bytes], None] = {}
         self._swept_s = time.monotonic()
 
     def register(self, socket: zmq.Socket[bytes]) -> None:
@@ -62,6 +63,7 @@ class Poller:
         self._selector.unregister(socket.FD)
         self._sockets.discard(socket)
         self._doubted.pop(socket, None)
+        self._put_off.pop(socket, None)
 
     def doubt(self, socket: zmq.Socket[bytes]) -> None:
         """Check a socket on the next call: another operation may have consumed its edge."""
@@ -72,8 +74,8 @@ class Poller:
         self._doubted.pop(socket, None)
 
     def put_off(self, sockets: Sequence[zmq.Socket[bytes]]) -> None:
-        """Put sockets that have a message but were not read first on the next call."""
-        self._doubted = dict.fromkeys(sockets) | self._doubted
+        """Put sockets that have a message but were not read first on the next call, without asking them again."""
+        self._put_off = dict.fromkeys(sockets)
 
     def poll(self, timeout_ms: float) -> list[zmq.Socket[bytes]]:
         """The sockets that have a message, and those with a new edge, which may have none.
@@ -85,7 +87,9 @@ class Poller:
             self._swept_s = now_s
             self._doubted |= dict.fromkeys(self._sockets)
         # One call for all: it costs less than half as much a socket as `has_message`.
-        ready: list[zmq.Socket[bytes]] = [found for found, _ in _poll([(each, _READABLE) for each in self._doubted], 0)]
+        asked = [(each, _READABLE) for each in self._doubted if each not in self._put_off]
+        ready = [*self._put_off, *(found for found, _ in _poll(asked, 0))]
+        self._put_off = {}
         self._doubted = dict.fromkeys(ready)
         for key, _ in self._selector.select(0 if ready else timeout_ms / 1000):
             # Nearly always a message; asking would cost as much as reading one. Reading or asking clears the edge.

@@ -35,6 +35,16 @@ def test_socket_is_reported_until_read_even_without_its_signal(port: int) -> Non
         assert poller.poll(60_000) == [receivers[1].socket]
         assert list(receivers[1].drain()) == [[b"features/a", b"4"]]
         assert poller.poll(0) == []
+        # Those that were not read come first, but not after they are closed.
+        for publisher in publishers[:2]:
+            publisher.send([b"features/a", b"5"])
+        wait_until(lambda: len(poller.poll(0)) == 2)
+        poller.put_off([receivers[1].socket])
+        assert poller.poll(0) == [receivers[1].socket, receivers[0].socket]
+        assert list(receivers[1].drain()) == [[b"features/a", b"5"]]
+        poller.put_off([receivers[0].socket])
+        poller.unregister(receivers[0].socket)
+        assert poller.poll(0) == []
         # Any call on a socket may clear its signal.
         publishers[2].send([b"features/b", b"2"])
         wait_until(lambda: receivers[2].socket.poll(0))
