@@ -7,7 +7,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import zmq
@@ -254,7 +253,10 @@ class Loop:
         next_ns = min(int(self._wake_ns.min()), int(self._ask_ns.min()))
         until_ms = (next_ns - self._control.clock.now_ns()) // NS_PER_MS + 1
         self._poller.doubt(self._publisher.socket)
-        ready = self._poller.poll(max(min(wait_ms, until_ms), 0))
+        self._steps.did("tend")
+        patience_ms = max(min(wait_ms, until_ms), 0)
+        ready = self._poller.poll(patience_ms)
+        self._steps.did(None if patience_ms else "poll")
         began_ns, whole = time.perf_counter_ns(), True
         for count, socket in enumerate(ready):
             if socket is self._publisher.socket:
@@ -271,7 +273,7 @@ class Loop:
                 break
         now_ns = self._control.clock.now_ns()
         self._read_ns = now_ns if whole else max(self._read_ns, now_ns - _MOST_UNREAD_NS)
-        self._steps.add("receive", time.perf_counter_ns() - began_ns)
+        self._steps.did("receive")
         return bool(ready)
 
     def _tend(self) -> None:
@@ -285,7 +287,7 @@ class Loop:
     def _predict(self) -> bool:
         """Make one prediction for each session that is due. Returns whether any was."""
         clock, now_ns = self._control.clock, self._control.clock.now_ns()
-        marks_ns = [time.perf_counter_ns()]
+        self._steps.did("tend")
         due: list[tuple[Session, Trigger]] = []
         for number in np.flatnonzero(self._wake_ns <= now_ns).tolist():
             session = self._sessions[number]
@@ -301,32 +303,29 @@ class Loop:
             return False
         began_ns = clock.now_ns()
         look = self._windows.look([session.mode.place for session, _ in due], [trigger.t_end_ns for _, trigger in due])
-        marks_ns.append(time.perf_counter_ns())
+        self._steps.did("look")
         evidence: list[Evidence] = []
 
         def meanwhile(is_done: Callable[[], bool]) -> None:
             if evidence:
                 return
-            begin_ns = time.perf_counter_ns()
+            self._steps.did("model")
             for (session, trigger), seen in zip(due, look.seen(), strict=True):
                 evidence.append(session.mode.evidence(trigger, seen))
-            self._steps.add("publish", time.perf_counter_ns() - begin_ns)
+            self._steps.did("publish")
             while not is_done() and self._receive(0, is_done):
                 pass
-            self._steps.add("model", begin_ns - time.perf_counter_ns())
 
         answers = self._predictor.predict_look(self._windows, look, meanwhile)
         done_ns = clock.now_ns()
+        self._steps.did("model")
         meanwhile(lambda: True)  # on a CPU, nothing was done meanwhile
-        marks_ns.append(time.perf_counter_ns())
         model = self._predictor.id
         self._publisher.send_all(
             session.predicted(trigger, seen, answer, model, (began_ns, done_ns))
             for (session, trigger), seen, answer in zip(due, evidence, answers.rows(), strict=True)
         )
-        marks_ns.append(time.perf_counter_ns())
-        for step, (begin_ns, end_ns) in zip(("look", "model", "publish"), pairwise(marks_ns), strict=True):
-            self._steps.add(step, end_ns - begin_ns)
+        self._steps.did("publish")
         self._steps.finish(len(due))
         return True
 
@@ -340,6 +339,6 @@ class Loop:
         [session] = self._sessions.values()
         expected = session.mode.expected() if session.is_on else None
         if expected is not None:
-            began_ns = time.perf_counter_ns()
+            self._steps.did("tend")
             self._predictor.encode_ahead(self._windows, session.mode.place, *expected)
-            self._steps.add("model", time.perf_counter_ns() - began_ns)
+            self._steps.did("model")

@@ -41,9 +41,13 @@ class StepMeter:
         self._pieces = 0
         self._averages: dict[str, float] = {}
         self._since_s = time.monotonic()
+        self._done_ns = time.perf_counter_ns()
 
-    def add(self, step: str, spent_ns: int) -> None:
-        self._spent_ns[step] = self._spent_ns.get(step, 0) + spent_ns
+    def did(self, step: str | None) -> None:
+        """Count the time since the last call for a step; None: nothing was done."""
+        began_ns, self._done_ns = self._done_ns, time.perf_counter_ns()
+        if step is not None:
+            self._spent_ns[step] = self._spent_ns.get(step, 0) + self._done_ns - began_ns
 
     def finish(self, pieces: int) -> None:
         self._pieces += pieces
