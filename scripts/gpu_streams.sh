@@ -35,7 +35,7 @@ step() { # seconds at most, name, command
     lay . "$site/now"
     export PYTHONPATH="$site/now:$carried"
     "$python" -c "import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')"
-    nproc
+    getconf _NPROCESSORS_ONLN
     run="$python -m mien bench multi --engine $engine --seconds $seconds"
     step 60 "${FEW:-256} streams" $run -n "${FEW:-256}" --json "$out/streams-256.json"
     step 40 "$((${FEW:-256} / 2)) streams" $run -n "$((${FEW:-256} / 2))" --json "$out/streams-128.json"

@@ -109,7 +109,9 @@ def main() -> None:
         time.sleep(0.01)
     over = threading.Event()
     threading.Thread(target=_until_end, args=(over,), daemon=True).start()
-    print(_play(senders, task, clock, begin[0], over), flush=True)
+    late_ms = _play(senders, task, clock, begin[0], over)
+    with contextlib.suppress(BrokenPipeError):  # the benchmark was interrupted
+        print(late_ms, flush=True)
 
 
 def _until_end(over: threading.Event) -> None:

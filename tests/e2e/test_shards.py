@@ -15,6 +15,7 @@ import pytest
 from mien.stream.bench.multi import measure_streams
 from mien.stream.bus.subscriber import Subscriber
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 TIMEOUT_S = 120.0
@@ -74,6 +75,19 @@ def test_dead_process_is_restarted_and_others_continue(tmp_path: Path) -> None:
         process.wait(20)
     assert not psutil.pid_exists(victim)
     assert not [child for child in shards if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_terminated_benchmark_leaves_no_process_behind() -> None:
+    command = [sys.executable, "-m", "mien", "bench", "multi", "--engine", "torch", "-n", "2", "--seconds", "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        measured = psutil.Process(process.pid)
+        wait_until(lambda: len(measured.children()) == 2, "a generator and inference")
+        started = measured.children()
+        process.terminate()
+        printed, _ = process.communicate(timeout=TIMEOUT_S / 2)
+    psutil.wait_procs(started, TIMEOUT_S)
+    assert not [child for child in started if child.is_running()]
+    assert "Traceback" not in printed
 
 
 @pytest.mark.long

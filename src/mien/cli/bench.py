@@ -63,7 +63,7 @@ def command(
     from typing import Any
 
     from mien.cli import _bench, _figures
-    from mien.cli._terminal import make_console
+    from mien.cli._terminal import interrupting_signals, make_console
     from mien.errors import ConfigError
     from mien.files import check_target, json_text, write_file
 
@@ -108,7 +108,8 @@ def command(
             clip, asr, engine, checkpoint, _bench.minutes(given[0]) * 60, fps, plot_path, soak=True
         ),
     }
-    report = _bench.with_surroundings(kind, runs[kind])
+    with interrupting_signals():  # so that what it has started ends with it
+        report = _bench.with_surroundings(kind, runs[kind])
     _figures.show(report, make_console(stderr=json_path == STDOUT))
     if json_path is not None:
         text = json_text(report, indent=2) + "\n"
