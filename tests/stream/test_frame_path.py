@@ -42,7 +42,7 @@ FORMS = Frame, Face, Landmarks, FeatureWindow, Look, Answer, Answers, Prediction
 # The first and the last function of a step. Between steps, and in the functions aside, there is work for no frame.
 FIRST = {"LiveCamera.read": "capture", "Loop._receive": "inference"}
 LAST = {"Publisher.send": "capture", "Loop._predict": "inference"}
-ASIDE = {"Loop._carry_out", "_CaptureProcess.publish_status", "Session.publish_status"}
+ASIDE = {"Loop._carry_out", "Inbox._read_other", "_CaptureProcess.publish_status", "Session.publish_status"}
 
 
 class FileCamera:
