@@ -68,6 +68,10 @@ class Ring:
         # Sparse rows (video) are visible up to the instant, dense ones up to the last whole hop.
         self._hop_ns = 0 if self.slot_ns >= _HOP_NS else _HOP_NS
 
+    def reserve(self, place: int) -> None:
+        """Have the memory of a session's rows ready: the system clears a page when it is first written to."""
+        self.means[place] = 0.0
+
     def clear(self, place: int) -> None:
         self._place_waiting()
         self._summed[place] = 0

@@ -73,7 +73,11 @@ class Windows:
         Raises:
             IndexError: all are taken.
         """
-        return self._free.popleft()
+        place = self._free.popleft()
+        for track in self.tracks.values():
+            if isinstance(track, Ring):
+                track.reserve(place)
+        return place
 
     def give_back(self, place: int) -> None:
         """Free the place of a session that has ended, and drop its rows."""
