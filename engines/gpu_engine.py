@@ -76,8 +76,8 @@ class GpuEngine(Engine):
         key = tuple(shapes)
         binding = self._bindings.get(key)
         if binding is None:
-            arrays = zip(self.network.example.values(), shapes, strict=True)
-            binding = self._bindings[key] = self._bind([np.broadcast_to(a[:1], shape) for a, shape in arrays])
+            like = zip(self.network.example.values(), shapes, strict=True)
+            binding = self._bindings[key] = self._bind([np.resize(example, shape) for example, shape in like])
             if len(self._bindings) > MAX_SHAPES:
                 self._bindings.popitem(last=False)
         self._bindings.move_to_end(key)

@@ -16,10 +16,12 @@ from mien.engines.cmmsf import whole_network
 from mien.engines.predictor import Answer, Answers, Predictor
 from mien.engines.rings import Windows
 from mien.engines.selection import open_engine
+from mien.engines.text import text_network
 from mien.models.checkpoint import Checkpoint
 from mien.stream.bench.synthetic import SyntheticStream
 from mien.stream.inference.assembler import Assembler
 from tests.engines.networks import SPECS
+from tests.needs import need_asset
 from tests.windows import Window, predict_anew, window_of
 
 
@@ -256,6 +258,18 @@ def test_windows_in_gpu_memory_give_equal_outputs(checkpoint: Checkpoint, compil
         for left, right in zip(answers["gpu"], answers["host"], strict=True):
             np.testing.assert_allclose(left.astype(np.float32), right.astype(np.float32), atol=1e-4)
     assert on_gpu._gpu is not None
+
+
+@pytest.mark.assets
+def test_gpu_engine_takes_texts_of_any_length() -> None:
+    from mien.engines.torch_eager import build_module, cuda_engine
+
+    network = text_network(need_asset("minilm-l6-v2"))
+    engine = cuda_engine("torch-cuda", network, build_module(network), device="cpu")
+    example = network.example
+    for pieces in (3, example["input_ids"].shape[1], 40):
+        inputs = {name: np.resize(array, (1, pieces)) for name, array in example.items()}
+        assert engine.infer(inputs)["states"].shape[:2] == (1, pieces)
 
 
 def test_time_of_a_gpu_can_be_used(checkpoint: Checkpoint, compiled: Path) -> None:
