@@ -28,7 +28,7 @@ from safetensors.numpy import save
 from mien.errors import DataError
 from mien.files import write_file
 from mien.messages import ModalitySpec
-from mien.models.data.datasets import Dataset, Labels, RawRows, RunningSums, Sample, Statistics, make_track
+from mien.models.data.datasets import Dataset, Labels, RawRows, Sample, Statistics, make_track, row_statistics
 from mien.models.data.labels import Skipped
 
 FORMAT = 1
@@ -146,7 +146,7 @@ def finish_dataset(
         DataError: every item was skipped, or the manifest cannot be written.
     """
     counts: dict[str, Counter[str]] = {}
-    sums = {name: RunningSums(spec.dim) for name, spec in specs.items()}
+    trained: dict[str, list[RawRows]] = {name: [] for name in specs}
     skipped = list(left_out)
     for shard in shards:
         items, unread = read_shard(shard, specs.values())
@@ -156,16 +156,17 @@ def finish_dataset(
                 counts.setdefault(labels.corpus, Counter())[labels.split or "all"] += 1
             if labels.split in ("train", None):
                 for name, part in rows.items():
-                    sums[name].add(part.values[part.valid])
+                    trained[name].append(part)
     if not counts and skipped:
         for path in (*shards, folder / PLAN):
             path.unlink(missing_ok=True)  # so that the next run retries the items
         raise nothing_extracted(skipped)
+    statistics = {name: row_statistics(p.values[p.valid] for p in parts) for name, parts in trained.items()}
     manifest = Manifest(
         specs=tuple(specs.values()),
         shards=tuple(shard.name for shard in shards),
         counts={corpus: dict(splits) for corpus, splits in counts.items()},
-        statistics={name: total.statistics() for name, total in sums.items() if total.count},
+        statistics={name: found for name, found in statistics.items() if found is not None},
         skipped=tuple(skipped),
     )
     write_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -167,35 +167,29 @@ def word_times_ns(words: int, duration_ns: int = 0) -> Int64:
     return (np.arange(words) * step).astype(np.int64)
 
 
-class RunningSums:
-    """Running sums of valid rows, in float64."""
-
-    def __init__(self, dim: int) -> None:
-        self.count, self.total, self.squares = 0, np.zeros(dim), np.zeros(dim)
-
-    def add(self, rows: Float32) -> None:
+def row_statistics(parts: Iterable[Float32]) -> Statistics | None:
+    """Statistics of all rows of these arrays (n, D), summed in float64; None without rows."""
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for rows in parts:
         values = rows.astype(np.float64)
-        self.count += len(values)
-        self.total += values.sum(0)
-        self.squares += np.square(values).sum(0)
-
-    def statistics(self) -> Statistics:
-        mean = self.total / self.count
-        variance = np.maximum(self.squares / self.count - mean**2, 0.0)
-        return Statistics(self.count, tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()))
+        count += len(values)
+        total = total + values.sum(0)
+        squares = squares + np.square(values).sum(0)
+    if not count:
+        return None
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0.0)
+    return Statistics(count, tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()))
 
 
 def make_statistics(samples: Sequence[Sample], specs: Mapping[str, ModalitySpec]) -> dict[str, Statistics]:
     """Statistics of the samples' observed rows, per modality that occurs."""
     made = {}
-    for name, spec in specs.items():
-        sums = RunningSums(spec.dim)
-        for sample in samples:
-            track = sample.tracks.get(name)
-            if track is not None:
-                sums.add(track.values[track.mask > 0])
-        if sums.count:
-            made[name] = sums.statistics()
+    for name in specs:
+        tracks = (sample.tracks[name] for sample in samples if name in sample.tracks)
+        statistics = row_statistics(track.values[track.mask > 0] for track in tracks)
+        if statistics is not None:
+            made[name] = statistics
     return made
 
 
