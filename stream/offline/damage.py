@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
@@ -73,28 +73,23 @@ class Damaging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 1111
 
 
-class OtherItems:
-    """Material for damage: other voices and words from the item's corpus."""
+@lru_cache(8)
+def _vocabulary(corpus: Corpus) -> list[str]:
+    """All words of a corpus, repeated as often as they occur."""
+    texts = [item.text for item in corpus.items[:2000] if item.text]
+    return [w.strip('.,;:!?"()-').lower() or w for text in texts for w in text.split()] or ["the"]
 
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
-        self._spoken = [item for item in corpus.items if item.audio is not None and item.video is None]
 
-    @cached_property
-    def vocabulary(self) -> list[str]:
-        """All words of the corpus, repeated as often as they occur."""
-        texts = [item.text for item in self._corpus.items[:2000] if item.text]
-        return [w.strip('.,;:!?"()-').lower() or w for text in texts for w in text.split()] or ["the"]
-
-    def voices(self, item: CorpusItem, random: np.random.Generator) -> list[Float32]:
-        """Clips of a few other speakers."""
-        others = [other for other in self._spoken if other.speaker != item.speaker] or self._spoken
-        chosen = [others[int(random.integers(len(others)))] for _ in range(VOICES)]
-        return [read_sound(other.audio) for other in chosen if other.audio is not None]
+def _voices(corpus: Corpus, item: CorpusItem, random: np.random.Generator) -> list[Float32]:
+    """Clips of a few other speakers of the corpus."""
+    spoken = [other for other in corpus.items if other.audio is not None and other.video is None]
+    others = [other for other in spoken if other.speaker != item.speaker] or spoken
+    chosen = [others[int(random.integers(len(others)))] for _ in range(VOICES)]
+    return [read_sound(other.audio) for other in chosen if other.audio is not None]
 
 
 def damaged_copies(
-    extractors: Extractors, corpus: Corpus, others: OtherItems, item: CorpusItem, labels: Labels, options: Damaging
+    extractors: Extractors, corpus: Corpus, item: CorpusItem, labels: Labels, options: Damaging
 ) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
     """Labels and rows of an item's damaged copies; none if the item has several modalities."""
     modality = _only_modality(item)
@@ -110,14 +105,14 @@ def damaged_copies(
         if modality == "audio":
             assert item.audio is not None
             sound = segment(read_sound(item.audio, extractors.tracks), item.start_s, item.end_s)
-            voices = others.voices(item, random) if kind == "babble" else ()
+            voices = _voices(corpus, item, random) if kind == "babble" else ()
             rows = extractors.sound_rows(damage_sound(sound, kind, strength, random, voices))
         elif modality == "vision":
             assert corpus.images is not None
             assert item.image is not None
             rows = extractors.still_rows(damage_picture(corpus.images[item.image], kind, strength, random))
         else:
-            text = " ".join(damage_words((item.text or "").split(), strength, others.vocabulary, random))
+            text = " ".join(damage_words((item.text or "").split(), strength, _vocabulary(corpus), random))
             made, duration_ns, _ = extractors.rows(replace(item, text=text), corpus)
             rows = made["text"]
         yield (

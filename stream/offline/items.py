@@ -19,7 +19,7 @@ from mien.models.data.corpora import Corpus, CorpusItem, read_corpus
 from mien.models.data.datasets import Labels, RawRows
 from mien.models.data.labels import SPLITS, Skipped
 from mien.models.weights import WeightSet
-from mien.stream.offline.damage import Damaging, OtherItems, damaged_copies, seeded, without_punctuation
+from mien.stream.offline.damage import Damaging, damaged_copies, seeded, without_punctuation
 from mien.stream.offline.extractors import Extractors
 from mien.stream.sources.clip import read_sound, segment
 from mien.stream.sources.source import SAMPLE_RATE
@@ -82,7 +82,6 @@ class ItemMaker:
     ) -> None:
         self._options = options
         self._corpora: dict[str, Corpus] = {}
-        self._others: dict[Path, OtherItems] = {}
         tracks = ClipConfig(audio_track=options.audio_track, video_track=options.video_track)
         self.extractors = Extractors(modalities, options.asr, assets, weights, tracks=tracks)
 
@@ -124,8 +123,7 @@ class ItemMaker:
         yield labels, rows
         if item.split == "train":
             yield from self._copies(corpus, item, labels)
-        others = self._others.setdefault(corpus.path, OtherItems(corpus))
-        yield from damaged_copies(self.extractors, corpus, others, item, labels, self._options.damaging)
+        yield from damaged_copies(self.extractors, corpus, item, labels, self._options.damaging)
 
     def _copies(self, corpus: Corpus, item: CorpusItem, labels: Labels) -> Iterator[tuple[Labels, dict[str, RawRows]]]:
         options = self._options

@@ -16,7 +16,6 @@ from mien.stream.offline.damage import (
     DAMAGE,
     UNIT,
     Damaging,
-    OtherItems,
     damage_picture,
     damage_sound,
     damage_words,
@@ -116,13 +115,12 @@ def test_damaged_copies_are_described_and_deterministic(tmp_path: Path) -> None:
     path = tmp_path / "mosi.csv"
     path.write_text("text,sentiment,split\n" + "\n".join(f"this is sentence number {k},1.0,train" for k in range(40)))
     corpus = read_corpus(path)
-    others = OtherItems(corpus)
 
     def copies(options: Damaging) -> list[tuple[Labels, str]]:
         made: list[tuple[Labels, dict[str, RawRows]]] = []
         for item in corpus.items:
             labels = Labels(id=item.id, corpus=corpus.name, split=item.split)
-            made += damaged_copies(Words(), corpus, others, item, labels, options)  # type: ignore[arg-type]
+            made += damaged_copies(Words(), corpus, item, labels, options)  # type: ignore[arg-type]
         return [(labels, labels.text or "") for labels, _ in made]
 
     assert copies(Damaging()) == []
