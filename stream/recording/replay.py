@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 import msgspec
@@ -129,26 +129,6 @@ _LISTENER_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 30.0
 
 
-class Tally(msgspec.Struct):
-    """How a replay compares with its recording.
-
-    Attributes:
-        equal: predictions bit-equal to the recorded ones. differing: not equal, although the recording holds all of
-            their inputs. incomplete: not equal, and inputs are missing.
-        first_difference: in words.
-    """
-
-    equal: int = 0
-    differing: int = 0
-    incomplete: int = 0
-    first_difference: str | None = None
-
-    @property
-    def predictions(self) -> int:
-        """All that the replay has made."""
-        return self.equal + self.differing + self.incomplete
-
-
 class Player:
     """Publishes a recording in place of the capture workers, from its own thread.
 
@@ -159,7 +139,10 @@ class Player:
         prime: see `CueMaker`.
 
     Attributes:
-        tally: how predictions compare with the recorded ones; complete once the replay has ended.
+        tally: number of predictions that are "equal" to the recorded ones bit by bit, "differing" although the
+            recording holds all of their inputs, or not equal with inputs missing ("incomplete"); complete once the
+            replay has ended.
+        first_difference: in words.
         error: why it stopped early.
 
     Raises:
@@ -167,7 +150,8 @@ class Player:
     """
 
     def __init__(self, recording: Recording, bus: BusConfig, speed: float, *, prime: bool = True) -> None:
-        self.tally = Tally()
+        self.tally: Counter[str] = Counter()
+        self.first_difference: str | None = None
         self.error: MienError | None = None
         self._recording = recording
         self._maker = CueMaker(recording, prime=prime)
@@ -271,13 +255,13 @@ class Player:
             return
         cued = self._expected.popleft()
         if content(made) == content(cued.recorded):
-            self.tally.equal += 1
+            self.tally["equal"] += 1
         elif not cued.exact:
-            self.tally.incomplete += 1
+            self.tally["incomplete"] += 1
         else:
-            self.tally.differing += 1
-            if self.tally.first_difference is None:
-                self.tally.first_difference = describe_difference(cued.recorded, made)
+            self.tally["differing"] += 1
+            if self.first_difference is None:
+                self.first_difference = describe_difference(cued.recorded, made)
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode

@@ -50,11 +50,11 @@ def command(
     tally = player.tally
     if not same:
         hint = f"; compare them with  mien compare {path} {record}" if record is not None else ""
-        typer.echo(f"{tally.predictions} predictions by a model or engine other than the recorded one{hint}", err=True)
+        typer.echo(f"{tally.total()} predictions by a model or engine other than the recorded one{hint}", err=True)
         return
-    line = f"{tally.equal} of {tally.predictions} predictions are bit-equal to the recorded ones"
-    if tally.incomplete:
-        line += f"; the recording lacks inputs of {tally.incomplete}"
-    if tally.differing:
-        line += f"; {tally.differing} differ, first {tally.first_difference}"
+    line = f"{tally['equal']} of {tally.total()} predictions are bit-equal to the recorded ones"
+    if tally["incomplete"]:
+        line += f"; the recording lacks inputs of {tally['incomplete']}"
+    if tally["differing"]:
+        line += f"; {tally['differing']} differ, first {player.first_difference}"
     typer.echo(line, err=True)
