@@ -24,7 +24,7 @@ from mien.clock import NS_PER_MS, NS_PER_S, Clock
 from mien.config import VideoConfig
 from mien.errors import SourceError
 from mien.stream.sources.address import Device, Url
-from mien.stream.sources.geometry import Decoded, pixel_shape, upright_bgr
+from mien.stream.sources.geometry import pixel_shape, upright_bgr
 from mien.stream.sources.pace import Pace
 from mien.stream.sources.source import Frame, VideoSource
 
@@ -354,7 +354,7 @@ class NetworkCamera:
             except av.error.InvalidDataError:
                 continue  # a packet damaged in transit; the next one may be intact
             for picture in decoded:
-                image = upright_bgr(Decoded(picture, pixel_shape(stream)))
+                image = upright_bgr((picture, pixel_shape(stream)))
                 yield Frame(image, now_ns, self._clock.now_ns())
 
 

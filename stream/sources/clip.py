@@ -27,7 +27,7 @@ from mien.messages import Float32
 from mien.stream.sources.address import is_file, printable
 from mien.stream.sources.geometry import Decoded, pixel_shape
 from mien.stream.sources.source import SAMPLE_RATE
-from mien.stream.sources.timeline import Stamp, Timeline, trace
+from mien.stream.sources.timeline import Breaks, Stamp, trace
 from mien.stream.sources.waveform import Waveform, to_float
 
 SLOT_S = 0.02  # 320 samples: loops of whole slots keep the audio rows on the model's time axis
@@ -65,7 +65,7 @@ class Clip:
     duration_s: float
     notes: tuple[str, ...]
     _streams: dict[str, int] = field(repr=False)  # kind: index in the container
-    _time: Timeline = field(repr=False)
+    _breaks: Breaks = field(repr=False)
 
     @property
     def has_video(self) -> bool:
@@ -115,7 +115,7 @@ class Clip:
             t_ns = next_ns if t_ns is None else t_ns
             next_ns = t_ns + frame_ns
             if t_ns >= 0:
-                yield t_ns, Decoded(frame, pixel_shape(stream))
+                yield t_ns, (frame, pixel_shape(stream))
 
     def _decoded(self, kind: str, from_ns: int = 0) -> Iterator[tuple[int | None, Any, Any]]:
         """Time in ns, frame and stream of everything that can be decoded."""
@@ -123,8 +123,8 @@ class Clip:
             stream = container.streams[self._streams[kind]]
             stream.codec_context.thread_count = 1
             begin_ns = _begin_ns(container)
-            breaks = self._time.breaks.get(stream.index, [])
-            if from_ns > 0 and not any(self._time.breaks.values()):
+            breaks = self._breaks.get(stream.index, [])
+            if from_ns > 0 and not any(self._breaks.values()):
                 with contextlib.suppress(av.error.FFmpegError):  # else all is decoded, from the beginning
                     container.seek((begin_ns + from_ns) * av.time_base // NS_PER_S)
             good_ns = failed_ns = 0
@@ -220,8 +220,8 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
         notes = [_note(*each) for each in (("picture", name, videos, video), ("sound", name, audios, audio))]
         streams = {k: s.index for k, s in (("video", video), ("audio", audio)) if s is not None}
         stated_s = _stated_s(container, streams.values(), header_s or 0.0)
-    time = trace(stamp for stamp in stamps if stamp.stream in streams.values())
-    seconds = time.end_ns / NS_PER_S
+    breaks, end_ns = trace(stamp for stamp in stamps if stamp.stream in streams.values())
+    seconds = end_ns / NS_PER_S
     if stamps and stated_s - seconds > _TAIL_S:
         notes.append(f"{name} is cut off: it holds {seconds:.1f} s of {stated_s:.1f} s")
     if header_s is not None and (not stamps or abs(header_s - seconds) <= _BELIEVED_S):
@@ -237,7 +237,7 @@ def _look(path: Path, size: int, _: int, audio_track: int, video_track: int) -> 
         duration_s=round(slots * SLOT_S, 2),
         notes=tuple(note for note in notes if note),
         _streams=streams,
-        _time=time,
+        _breaks=breaks,
     )
 
 

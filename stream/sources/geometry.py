@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,7 @@ _OBLONG = 8  # a more extreme pixel aspect ratio is a broken header
 _side_data: Any = SideDataContainer  # its type stub lacks the arguments
 _LARGEST = 8192  # largest width or height that a picture is stretched to
 
-
-class Decoded(NamedTuple):
-    """A decoded frame (`av.VideoFrame`), and its pixel aspect ratio, width by height."""
-
-    frame: Any
-    pixel: Fraction = Fraction(1)
+Decoded = tuple[Any, Fraction]  # a decoded frame (`av.VideoFrame`), and its pixel aspect ratio, width by height
 
 
 def pixel_shape(stream: Any) -> Fraction:

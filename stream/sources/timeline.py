@@ -18,6 +18,9 @@ BACK_NS = 500 * NS_PER_MS  # a timestamp that falls by more restarts; by less, i
 JUMP_NS = 10 * NS_PER_S  # a timestamp further ahead of everything else in the file is not a pause
 _LONGEST_NS = NS_PER_S  # of a packet, for the next one's expected place: headers may say anything
 
+# Discontinuities per stream: (packet number, shift in ns from there on), rising. Empty if time is continuous.
+Breaks = dict[int, list[tuple[int, int]]]
+
 
 class Stamp(NamedTuple):
     """When a packet is decoded, how long it lasts, and how much later it is shown, in ns.
@@ -32,19 +35,6 @@ class Stamp(NamedTuple):
 
 
 @dataclass
-class Timeline:
-    """The discontinuities in a file's time.
-
-    Attributes:
-        breaks: per stream, (packet number, shift in ns from there on), rising. Empty if time is continuous.
-        end_ns: the end of the last packet.
-    """
-
-    breaks: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    end_ns: int = 0
-
-
-@dataclass
 class _Line:
     """One stream, and how far it has got."""
 
@@ -55,8 +45,8 @@ class _Line:
     breaks: list[tuple[int, int]] = field(default_factory=list)  # (number of the packet, segment)
 
 
-def trace(stamps: Iterable[Stamp]) -> Timeline:
-    """Find the discontinuities in a file's packet timestamps, given in file order."""
+def trace(stamps: Iterable[Stamp]) -> tuple[Breaks, int]:
+    """Find the discontinuities in a file's packet timestamps, given in file order, and the last packet's end in ns."""
     lines: dict[int, _Line] = {}
     shifts = [0]  # of each segment
     raw_ns = [0]  # newest timestamp of each segment, as in the file
@@ -97,7 +87,7 @@ def trace(stamps: Iterable[Stamp]) -> Timeline:
         line.next_ns = t_ns + min(duration_ns, _LONGEST_NS)
         head_ns = max(head_ns, t_ns + duration_ns)
     breaks = {s: [(n, shifts[g]) for n, g in line.breaks] for s, line in lines.items() if line.breaks}
-    return Timeline(breaks, max(end + shift for end, shift in zip(ends_ns, shifts, strict=True)))
+    return breaks, max(end + shift for end, shift in zip(ends_ns, shifts, strict=True))
 
 
 def _continued(stamp_ns: int, place_ns: int, shifts: list[int]) -> int | None:
