@@ -18,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -63,18 +63,6 @@ SURE = 0.7  # detector score: non-faces had up to 0.66 where faces of 45 pixels 
 _UNCLEAR_NS = 2 * NS_PER_S  # how long a face seen without landmarks is reported
 
 
-class Landmarks(NamedTuple):
-    """The landmarker's output for one face.
-
-    `points` (478, 2): x and y as fractions of the picture. `blendshapes` (52,). `matrix` (4, 4): from the canonical
-    face to the camera.
-    """
-
-    points: Float32
-    blendshapes: Float32
-    matrix: Float32
-
-
 @dataclass(frozen=True, eq=False)
 class Face:
     """One face.
@@ -95,16 +83,6 @@ class Face:
         return box_around(self.landmarks)
 
 
-def face_of(found: Landmarks | None, shape: tuple[int, ...]) -> Face | None:
-    """The face in a picture of that shape; None if there is none, or if a number is not finite."""
-    if found is None:
-        return None
-    landmarks = found.points * np.array([shape[1], shape[0]], np.float32) - np.float32(0.5)
-    if not all(np.isfinite(part).all() for part in (landmarks, found.blendshapes, found.matrix)):
-        return None
-    return Face(landmarks, found.blendshapes, found.matrix)
-
-
 class LandmarkReader:
     """Calls a landmarker without its conversions.
 
@@ -119,8 +97,8 @@ class LandmarkReader:
         self._handle, self._detect = landmarker._handle, landmarker._lib
         self._lib: Any = load_raw_library(image_module._CTYPES_SIGNATURES)
 
-    def read(self, rgb: UInt8, t_ms: int | None) -> Landmarks | None:
-        """The first face in a picture (H, W, 3), or None.
+    def read(self, rgb: UInt8, t_ms: int | None) -> Face | None:
+        """The first face in a picture (H, W, 3); None if there is none, or if a number is not finite.
 
         Args:
             t_ms: time of a frame, later than the one before; None for a still, if the landmarker was made for stills.
@@ -141,7 +119,7 @@ class LandmarkReader:
             else:
                 self._detect.MpFaceLandmarkerDetectForVideo(self._handle, picture, None, t_ms, _at(result))
             try:
-                return _landmarks(result)
+                return _face(result, width, height)
             finally:
                 self._lib.MpFaceLandmarkerCloseResult(_at(result))
         finally:
@@ -267,11 +245,11 @@ class FaceMesh:
         region = self._region
         shown = rgb if region is None else region.of(rgb)
         if not self._moving:
-            return face_of(self._reader.read(shown, None), shown.shape)
+            return self._reader.read(shown, None)
         # Times are relative to the first frame, so that a clip gives the same rows whenever it is played.
         assert self._first_ns is not None
         self._last_ms = max(self._last_ms + 1, (t_ns - self._first_ns) // NS_PER_MS)
-        face = face_of(self._reader.read(shown, self._last_ms), shown.shape)
+        face = self._reader.read(shown, self._last_ms)
         if face is None or region is None:
             return face
         height, width = self._size
@@ -377,20 +355,24 @@ class FaceMesh:
             self._followed = None
 
 
-def _landmarks(result: Any) -> Landmarks | None:
-    """The first face of a result, read-only copies: its memory belongs to the library."""
+def _face(result: Any, width: int, height: int) -> Face | None:
+    """The first face of a result, in copies: its memory belongs to the library."""
     if not result.face_landmarks_count:
         return None
     points, shapes = result.face_landmarks[0], result.face_blendshapes[0]
     matrix = result.facial_transformation_matrixes[0]
     x, score = NormalizedLandmarkC.x.offset, CategoryC.score.offset
     assert NormalizedLandmarkC.y.offset == x + 4
-    return Landmarks(
-        _floats(points.landmarks, (points.landmarks_count, 2), (ctypes.sizeof(NormalizedLandmarkC), 4), x),
+    # Fractions of the picture.
+    places = _floats(points.landmarks, (points.landmarks_count, 2), (ctypes.sizeof(NormalizedLandmarkC), 4), x)
+    face = Face(
+        places * np.array([width, height], np.float32) - np.float32(0.5),
         _floats(shapes.categories, (shapes.categories_count,), (ctypes.sizeof(CategoryC),), score),
         # Column-major.
         _floats(matrix.data, (matrix.rows, matrix.cols), (4, 4 * matrix.rows), 0),
     )
+    finite = all(np.isfinite(part).all() for part in (face.landmarks, face.blendshapes, face.matrix))
+    return face if finite else None
 
 
 def _floats(pointer: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Float32:

@@ -24,7 +24,7 @@ from mien.messages import FeatureWindow, Prediction
 from mien.stream.bus.subscriber import Subscriber
 from mien.stream.capture.process import capture
 from mien.stream.inference.loop import infer
-from mien.stream.modalities.face_mesh import Face, Landmarks
+from mien.stream.modalities.face_mesh import Face
 from mien.stream.processes.control import Assignment, Control
 from mien.stream.sources import camera
 from mien.stream.sources.source import Frame
@@ -38,7 +38,7 @@ PACKAGES = "src", "models", "engines", "stream"
 TYPES = "src/mien/messages.py"
 MAX_FILES = 12
 WARM_UP, STEPS = 3, 6  # steps of each process before files are noted, and while they are
-FORMS = Frame, Face, Landmarks, FeatureWindow, Look, Answer, Answers, Prediction
+FORMS = Frame, Face, FeatureWindow, Look, Answer, Answers, Prediction
 # The first and the last function of a step. Between steps, and in the functions aside, there is work for no frame.
 FIRST = {"LiveCamera.read": "capture", "Loop._receive": "inference"}
 LAST = {"Publisher.send": "capture", "Loop._predict": "inference"}

@@ -68,7 +68,7 @@ def test_small_moving_face_is_followed_until_it_leaves(mesh: FaceMesh) -> None:
 
 @pytest.mark.assets
 def test_face_too_small_for_landmarks_is_reported(mesh: FaceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mien.stream.modalities.face_mesh.face_of", lambda *_: None)
+    monkeypatch.setattr("mien.stream.modalities.face_mesh.LandmarkReader.read", lambda *_: None)
     for k in range(40):
         mesh.find(scene(60, 600, 100), k * 60 * NS_PER_MS)
     assert mesh.is_unclear

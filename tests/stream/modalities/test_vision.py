@@ -80,7 +80,7 @@ def test_face_equals_mediapipe(task: Path, moving: bool) -> None:
                 continue
             faces += 1
             points = np.array([(point.x, point.y) for point in theirs.face_landmarks[0]], np.float32)
-            assert np.array_equal(ours.points, points)
+            assert np.array_equal(ours.landmarks, points * np.array(rgb.shape[1::-1], np.float32) - np.float32(0.5))
             assert ours.blendshapes.tolist() == [shape.score for shape in theirs.face_blendshapes[0]]
             matrix = theirs.facial_transformation_matrixes[0]
             assert np.array_equal(ours.matrix, matrix)
