@@ -149,7 +149,7 @@ def open_recogniser(config: TextConfig, assets: AssetsConfig, device: str | None
         config.compute_type,
         config.cpu_threads,
     )
-    return Recogniser(whisper, VoiceActivity())
+    return Recogniser(whisper.decode, VoiceActivity())
 
 
 def asr_folder(asr: str, assets: AssetsConfig) -> Path:

@@ -7,9 +7,8 @@ All decisions depend on the time of the sound, never on the wall clock: the same
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from mien.clock import NS_PER_S
 from mien.messages import Float32, Word
@@ -42,10 +41,8 @@ PHANTOMS = frozenset({"thankyou", "thanksforwatching", "you", "bye", "byebye", "
 PHANTOM_DOUBT = -0.7
 
 
-class Decoder(Protocol):
-    """Decodes a window of sound to words; see `mien.stream.speech.whisper.Whisper.decode`."""
-
-    def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis: ...
+# Decodes a window of sound to words that continue a text; see `mien.stream.speech.whisper.Whisper.decode`.
+Decode = Callable[[Float32, str], Hypothesis]
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,9 @@ class Recogniser:
         decoded: number of times the decoder was run.
     """
 
-    def __init__(self, decoder: Decoder, voice: VoiceActivity, beam: int = 1) -> None:
-        self._decoder = decoder
+    def __init__(self, decode: Decode, voice: VoiceActivity) -> None:
+        self._decode_window = decode
         self._sound = VoicedSound(voice)
-        self._beam = beam
         self.decoded = 0
         self._committed: deque[Word] = deque()
         self._certainty = Certainty()
@@ -171,7 +167,7 @@ class Recogniser:
         """The words decoded from `since_s` on after `context`, without likely hallucinations."""
         self.decoded += 1
         samples, since_s = self._sound.since(since_s)
-        hypothesis = self._decoder.decode(samples, " ".join(word.text for word in context), self._beam)
+        hypothesis = self._decode_window(samples, " ".join(word.text for word in context))
         if hypothesis.words:
             self._certainty.weigh(hypothesis.log_probability, len(samples) / SAMPLE_RATE)
         if hypothesis.no_speech > NO_SPEECH and hypothesis.log_probability < UNSURE:

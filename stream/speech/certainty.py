@@ -36,7 +36,7 @@ def is_noise(words: Sequence[DecodedWord], limit: float) -> bool:
     A decoder gets more confident in a word by repeating it, so each counts once, at its first occurrence.
 
     Args:
-        hopeless: mean log probability below which it is noise.
+        limit: mean log probability below which it is noise.
     """
     first: dict[str, float] = {}
     for word in words:

@@ -103,7 +103,7 @@ class Whisper:
         self.least_s = 8.0 if self._encode(np.zeros(SAMPLE_RATE, np.float32)).shape[-1] <= 384 else 5.0
         self.device = self._model.device
 
-    def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
+    def decode(self, samples: Float32, prefix: str = "") -> Hypothesis:
         """Transcribe `samples` (n,), mono, 16 kHz, at most 29 s, after the words of `prefix`.
 
         `prefix` is the known transcript of its beginning: the model continues it, which costs less than decoding it
@@ -111,7 +111,7 @@ class Whisper:
         """
         encoded = self._encode(samples)
         known = self._tokenizer.encode(" " + prefix.strip()) if prefix else []
-        generated, no_speech = self._generate(encoded, known, len(samples) / SAMPLE_RATE, beam)
+        generated, no_speech = self._generate(encoded, known, len(samples) / SAMPLE_RATE)
         if not generated:
             return Hypothesis((), no_speech)
         words, log_probability = self._align(encoded, known, generated, len(samples) * FRAMES_PER_S // SAMPLE_RATE)
@@ -125,7 +125,7 @@ class Whisper:
         storage = ctranslate2.StorageView.from_array(np.ascontiguousarray(mel[None], dtype=np.float32))
         return self._model.encode(storage)
 
-    def _generate(self, encoded: Any, known: list[int], seconds: float, beam: int) -> tuple[list[int], float]:
+    def _generate(self, encoded: Any, known: list[int], seconds: float) -> tuple[list[int], float]:
         """Tokens after the known ones, P(no speech)."""
         prompt = [*self._tokenizer.sot_sequence, self._tokenizer.no_timestamps, *known]
         most = min(8 + round(TOKENS_PER_SPOKEN_S * seconds), MAX_LENGTH - len(prompt))
@@ -133,7 +133,7 @@ class Whisper:
             result = self._model.generate(
                 encoded,
                 [prompt],
-                beam_size=beam,
+                beam_size=1,
                 max_length=len(prompt) + most,
                 no_repeat_ngram_size=ngram,
                 suppress_blank=not known,  # after a prefix, an empty continuation is valid

@@ -202,9 +202,9 @@ def test_live_worker_publishes_an_empty_snapshot_first(tmp_path: Path) -> None:
 def test_sound_is_read_while_words_are_recognised(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = Whisper.decode
 
-    def slow(self: Whisper, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
+    def slow(self: Whisper, samples: Float32, prefix: str = "") -> Hypothesis:
         time.sleep(1.0)  # a machine that is too busy
-        return decode(self, samples, prefix, beam)
+        return decode(self, samples, prefix)
 
     monkeypatch.setattr(Whisper, "decode", slow)
     modality = create(config_of(clip, **{"clip.fast": False}), Clock())
@@ -228,12 +228,12 @@ def test_failed_recogniser_is_reopened(clip: Path, monkeypatch: pytest.MonkeyPat
     decode = Whisper.decode
     calls = 0
 
-    def failing(self: Whisper, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
+    def failing(self: Whisper, samples: Float32, prefix: str = "") -> Hypothesis:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise MemoryError("out of memory")
-        return decode(self, samples, prefix, beam)
+        return decode(self, samples, prefix)
 
     monkeypatch.setattr(Whisper, "decode", failing)
     monkeypatch.setattr(text, "RETRY_S", 0.0)

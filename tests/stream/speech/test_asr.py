@@ -19,7 +19,7 @@ from mien.messages import Float32, Word
 from mien.stream.sources.clip import read_sound
 from mien.stream.sources.source import NS_PER_SAMPLE, SAMPLE_RATE, Chunk
 from mien.stream.speech.agreement import agreed
-from mien.stream.speech.asr import LONGEST_S, Decoder, Recognised, Recogniser
+from mien.stream.speech.asr import LONGEST_S, Decode, Recognised, Recogniser
 from mien.stream.speech.backlog import Backlog
 from mien.stream.speech.repetition import repetition
 from mien.stream.speech.voice_activity import VoiceActivity
@@ -63,9 +63,9 @@ def speech() -> Float32:
     return np.pad(sound, SAMPLE_RATE)
 
 
-def steps_of(decoder: Decoder, samples: Float32, step: int = STEP) -> list[Recognised]:
+def steps_of(decode: Decode, samples: Float32, step: int = STEP) -> list[Recognised]:
     """All steps of a recogniser on `samples`, the end of the stream last."""
-    recogniser = Recogniser(decoder, VoiceActivity())
+    recogniser = Recogniser(decode, VoiceActivity())
     steps = []
     for begin in range(0, len(samples), step):
         part = samples[begin : begin + step]
@@ -145,7 +145,7 @@ def test_speech_after_a_repetition_is_recognised(
 ) -> None:
     text = f"{passage} " * times + sentence
     sound = spoken(text) if voice == "slt" else spoken_by_espeak(text)
-    words = spelled(committed(steps_of(tiny, sound))).split()
+    words = spelled(committed(steps_of(tiny.decode, sound))).split()
     expected, again = plain_text(sentence).split(), plain_text(passage).split() * times
     assert jiwer.wer(" ".join(expected), " ".join(words[-len(expected) :])) <= 0.25
     assert set(words[: -len(expected)]) == set(again)
@@ -159,10 +159,10 @@ class ScriptedDecoder:
         self.decoder = decoder
         self.first: Hypothesis | None = None
 
-    def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
+    def decode(self, samples: Float32, prefix: str = "") -> Hypothesis:
         if self.first is not None:
-            return self.decoder.decode(samples, prefix, beam)
-        self.first = self.decoder.decode(samples, "No, no, no,", beam)
+            return self.decoder.decode(samples, prefix)
+        self.first = self.decoder.decode(samples, "No, no, no,")
         return self.first
 
 
@@ -170,7 +170,7 @@ class ScriptedDecoder:
 def test_decoder_loop_is_cut_and_later_speech_recognised(tiny: Whisper) -> None:
     sound = spoken_by_espeak("No! " * 5 + "I do not want that. Please listen to me now.")
     misled = ScriptedDecoder(tiny)
-    words = spelled(committed(steps_of(misled, sound, step=len(sound)))).split()
+    words = spelled(committed(steps_of(misled.decode, sound, step=len(sound)))).split()
     assert misled.first is not None
     looped = [word.text.strip(".,!").lower() for word in misled.first.words]
     assert looped.count("no") == len(looped) > 8, "the decoder must have looped for this test to mean anything"
@@ -255,7 +255,7 @@ def test_step_ends_at_a_gap(bound_s: float | None) -> None:
     ids=["silence", "tone", "hum"],
 )
 def test_non_voice_is_not_decoded(tiny: Whisper, sound: Float32) -> None:
-    recogniser = Recogniser(tiny, VoiceActivity())
+    recogniser = Recogniser(tiny.decode, VoiceActivity())
     for begin in range(0, len(sound), STEP):
         part = sound[begin : begin + STEP]
         assert recogniser.step(part, (begin + len(part)) * NS_PER_SAMPLE).words == ()
@@ -268,17 +268,17 @@ def test_noise_and_clicks_give_no_words(tiny: Whisper) -> None:
     generator = np.random.default_rng(7)
     noise = (0.05 * generator.standard_normal(10 * SAMPLE_RATE)).astype(np.float32)
     noise[:: SAMPLE_RATE // 2] = 1.0
-    assert committed(steps_of(tiny, noise)) == []
+    assert committed(steps_of(tiny.decode, noise)) == []
 
 
 @pytest.mark.assets
 def test_the_same_sound_gives_the_same_words(tiny: Whisper, speech: Float32) -> None:
-    assert steps_of(tiny, speech) == steps_of(tiny, speech)
+    assert steps_of(tiny.decode, speech) == steps_of(tiny.decode, speech)
 
 
 @pytest.mark.assets
 def test_committed_words_are_final_and_ordered(tiny: Whisper, speech: Float32) -> None:
-    steps = steps_of(tiny, speech)
+    steps = steps_of(tiny.decode, speech)
     words: list[Word] = []
     for step in steps:
         words += step.committed
@@ -296,8 +296,8 @@ def test_committed_words_are_final_and_ordered(tiny: Whisper, speech: Float32) -
 
 @pytest.mark.assets
 def test_the_end_of_the_stream_commits_everything(tiny: Whisper, speech: Float32) -> None:
-    whole = spelled(committed(steps_of(tiny, speech))).split()
-    steps = steps_of(tiny, speech[: len(speech) * 2 // 3])  # in the middle of the sentence
+    whole = spelled(committed(steps_of(tiny.decode, speech))).split()
+    steps = steps_of(tiny.decode, speech[: len(speech) * 2 // 3])  # in the middle of the sentence
     assert any(not word.committed for word in steps[-2].words)
     assert all(word.committed for word in steps[-1].words)
     words = spelled(committed(steps)).split()
@@ -307,7 +307,7 @@ def test_the_end_of_the_stream_commits_everything(tiny: Whisper, speech: Float32
 
 @pytest.mark.assets
 def test_gap_commits_earlier_words(tiny: Whisper, speech: Float32) -> None:
-    recogniser = Recogniser(tiny, VoiceActivity())
+    recogniser = Recogniser(tiny.decode, VoiceActivity())
     cut = 4 * STEP
     before = [
         recogniser.step(speech[i : i + STEP], (i + STEP) * NS_PER_SAMPLE, continuous=i > 0) for i in range(0, cut, STEP)
@@ -327,9 +327,9 @@ class CountingDecoder:
         self.decoder = decoder
         self.seconds: list[float] = []
 
-    def decode(self, samples: Float32, prefix: str = "", beam: int = 1) -> Hypothesis:
+    def decode(self, samples: Float32, prefix: str = "") -> Hypothesis:
         self.seconds.append(len(samples) / SAMPLE_RATE)
-        return self.decoder.decode(samples, prefix, beam)
+        return self.decoder.decode(samples, prefix)
 
 
 @pytest.mark.assets
@@ -337,7 +337,7 @@ def test_long_speech_is_decoded_in_short_windows(tiny: Whisper, speech: Float32)
     utterance = speech[SAMPLE_RATE:-SAMPLE_RATE]
     endless = np.concatenate([utterance] * (1 + 18 * SAMPLE_RATE // len(utterance)))
     decoder = CountingDecoder(tiny)
-    recogniser = Recogniser(decoder, VoiceActivity())
+    recogniser = Recogniser(decoder.decode, VoiceActivity())
     words: list[Word] = []
     for begin in range(0, len(endless), STEP):
         part = endless[begin : begin + STEP]
@@ -367,7 +367,7 @@ def test_unusable_models_are_clear_errors(tmp_path: Path) -> None:
 
 @pytest.mark.assets
 def test_a_famous_sentence(tiny: Whisper) -> None:
-    steps = steps_of(tiny, read_sound(corpora() / "speech/misc/jfk.flac"))
+    steps = steps_of(tiny.decode, read_sound(corpora() / "speech/misc/jfk.flac"))
     assert jiwer.wer(JFK, spelled(committed(steps))) <= 0.10
     # In time of the sound; how long the work takes depends on the machine and is measured by `mien bench`.
     lags_s = [(step.t_end_ns - word.t_end_ns) / NS_PER_S for step in steps for word in step.committed]
@@ -381,7 +381,7 @@ def test_commands_in_clips() -> None:
     found = 0
     for clip in clips:
         code = clip.stem.removeprefix("grid_")
-        words = spelled(committed(steps_of(decoder, read_sound(clip)))).split()
+        words = spelled(committed(steps_of(decoder.decode, read_sound(clip)))).split()
         found += sum(GRID[place][code[place]] in words for place in (0, 1, 2, 5))
     assert len(clips) == 5
     assert found >= 12

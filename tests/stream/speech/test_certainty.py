@@ -88,7 +88,7 @@ def test_guess_lowers_certainty_for_a_while() -> None:
 
 @pytest.fixture(scope="module")
 def recogniser() -> Recogniser:
-    return Recogniser(Whisper(asset_path("whisper-tiny.en")), VoiceActivity())
+    return Recogniser(Whisper(asset_path("whisper-tiny.en")).decode, VoiceActivity())
 
 
 def recognise(recogniser: Recogniser, sound: Float32) -> list[Recognised]:
