@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +159,12 @@ def _words(sound: Float32, asr: str | None) -> Iterator[Word]:
         path = Path(folder) / "sound.wav"
         write_wave(path, sound)
         config = load_config(overrides={"audio.source": str(path), "clip.fast": True, "text.asr": asr})
-        modality = create_modality("text", config, Clock())
-        try:
+        with closing(create_modality("text", config, Clock())) as modality:
             modality.prepare()
             modality.start(0)
             for rows in modality.rows():
                 if rows is not None:
                     yield from rows.words
-        finally:
-            modality.close()
 
 
 def _peaked(sound: Any) -> Float32:

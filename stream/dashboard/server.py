@@ -113,11 +113,8 @@ def serve(
         MienError: the session's address or its keys cannot be used.
     """
     lower_priority()
-    views = SessionViews(config, bus, session, replayed, trusted=not place.token)
-    try:
+    with contextlib.closing(SessionViews(config, bus, session, replayed, trusted=not place.token)) as views:
         asyncio.run(serve_app(_build(place, config, views), place, is_stopping, ready))
-    finally:
-        views.close()
 
 
 def _build(place: Place, config: DashboardConfig, views: SessionViews) -> ASGIApp:

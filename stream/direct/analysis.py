@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -117,12 +117,9 @@ def analyzing(path: Path, settings: Config) -> Iterator[tuple[LocalSession, str,
         clip=msgspec.structs.replace(settings.clip, fast=True, loop=False),
     )
     plan = plan_session(settings)
-    running = LocalSession(plan)
-    try:
+    with closing(LocalSession(plan)) as running:
         running.start(streams=True)
         yield running, plan.label, plan.notes
-    finally:
-        running.close()
 
 
 def _observed(predictions: Iterator[Prediction], progress: Callable[[Prediction], None] | None) -> Iterator[Prediction]:

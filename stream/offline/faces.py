@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,9 +105,6 @@ def _cut(landmarker: Path, images: UInt8) -> UInt8:
     from mien.stream.modalities.face_search import find_in_still
     from mien.stream.modalities.vision import aligned_crop
 
-    mesh = FaceMesh(landmarker, moving=False, max_faces=1)
-    try:
+    with closing(FaceMesh(landmarker, moving=False, max_faces=1)) as mesh:
         faces = [find_in_still(mesh, image) for image in images]
-    finally:
-        mesh.close()
     return np.stack([aligned_crop(i, None if f is None else f.landmarks) for i, f in zip(images, faces, strict=True)])

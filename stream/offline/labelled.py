@@ -136,8 +136,7 @@ def read_clips(
         step = max(1, len(found) // options.limit) if options.limit else 1
         items += [(source.stem, item) for item in found[::step][: options.limit or None]]
     samples = []
-    extractors = Extractors(options.modalities, options.asr, weights=weights)
-    try:
+    with contextlib.closing(Extractors(options.modalities, options.asr, weights=weights)) as extractors:
         for done, (name, item) in enumerate(items, start=1):
             try:
                 rows, duration_ns, text = extractors.rows(item)
@@ -149,8 +148,6 @@ def read_clips(
             samples.append(Sample(labels, {m: make_track(specs[m], made) for m, made in rows.items()}))
             if progress is not None:
                 progress(done, len(items))
-    finally:
-        extractors.close()
     if not samples:
         raise DataError(f"no readable clip in {', '.join(map(str, sources))}")
     return samples

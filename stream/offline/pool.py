@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -49,11 +50,9 @@ def spread_here(jobs: int, items: Sequence[Any], maker: Any) -> Iterator[tuple[A
         items: arguments of `maker.make`, which is sent to every process before its first item.
     """
     if jobs <= 1:
-        try:
+        with closing(maker):
             for item in items:
                 yield item, maker.make(*item)
-        finally:
-            maker.close()
         return
     with worker_pool(jobs, _begin_making, maker) as pool:
         try:

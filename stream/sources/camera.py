@@ -224,13 +224,10 @@ class _Grabber(threading.Thread):
 
     def run(self) -> None:
         try:
-            camera = self._open()
-            self.opened.set()
-            try:
+            with contextlib.closing(self._open()) as camera:
+                self.opened.set()
                 while not self._stopping:
                     self._offer(camera.read())
-            finally:
-                camera.close()
         except Exception as error:  # any driver error must reach the status, not end in a dead thread
             with self._changed:
                 self.error = str(error) or type(error).__name__

@@ -45,12 +45,11 @@ def _run(
 
     logging.basicConfig(level=logging.WARNING, format="mien bridge: %(message)s")
     deadline_s = time.monotonic() + seconds if seconds else None
-    with ending_signals() as stopping:
-        feed = Feed(Counts(), endpoint, session=session, keys=keys, rate_hz=rate_hz)
-        try:
-            bridge(feed, lambda: stopping.is_set() or (deadline_s is not None and time.monotonic() > deadline_s))
-        finally:
-            feed.close()
+    with (
+        ending_signals() as stopping,
+        contextlib.closing(Feed(Counts(), endpoint, session=session, keys=keys, rate_hz=rate_hz)) as feed,
+    ):
+        bridge(feed, lambda: stopping.is_set() or (deadline_s is not None and time.monotonic() > deadline_s))
     if as_json:
         typer.echo(json_text(asdict(feed.counts)))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -194,12 +194,9 @@ def _resting(
     clips = [clip for path in data for clip in clips_in(path)]
     words = asr != "none" and "text" in names
     extractors = Extractors(names, (asr or DEFAULT_ASR) if words else "", weights=weights)
-    try:
-        with item_progress("reading") as progress:
-            made = resting(clips, Predictor(checkpoint, engine), extractors, seconds, find_person(person),
-                           words=words, progress=progress)  # fmt: skip
-    finally:
-        extractors.close()
+    with closing(extractors), item_progress("reading") as progress:
+        made = resting(clips, Predictor(checkpoint, engine), extractors, seconds, find_person(person),
+                       words=words, progress=progress)  # fmt: skip
     report = {
         name: each | {how: sum(said != "neutral" for said in each[how]) for how in ("without", "with")}
         for name, each in made.items()

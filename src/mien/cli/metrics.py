@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -19,11 +20,7 @@ def command(
     from mien.cli._terminal import ending_signals
     from mien.stream.monitoring.exporter import Exporter
 
-    with ending_signals() as stopping:
-        exporter = Exporter(endpoint, session, port, keys=keys)
-        try:
-            typer.echo(f"http://127.0.0.1:{exporter.port}/metrics and /health; Ctrl-C ends", err=True)
-            while not stopping.wait(0.5):
-                pass
-        finally:
-            exporter.close()
+    with ending_signals() as stopping, closing(Exporter(endpoint, session, port, keys=keys)) as exporter:
+        typer.echo(f"http://127.0.0.1:{exporter.port}/metrics and /health; Ctrl-C ends", err=True)
+        while not stopping.wait(0.5):
+            pass
