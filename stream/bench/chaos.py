@@ -81,13 +81,12 @@ class Chaos:
         report: Callable[[Outcome], None],
         camera: CameraServer | None = None,
         card: SoundCard | None = None,
-        seed: int = 0,
     ) -> None:
         self._session = session
         self._every_s = every_s
         self._report = report
         self._camera, self._card = camera, card
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(0)
         self._log = GapLog(session.workers)
         self._started_s = 0.0
 

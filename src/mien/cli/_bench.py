@@ -164,7 +164,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float, seed: int = 0) -> dict[str, Any]:
+def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float) -> dict[str, Any]:
     """`mien bench chaos`: a looped clip as camera and microphone, and a fault every `every_s`."""
     from mien.stream.bench.chaos import Chaos, Outcome
     from mien.stream.bench.devices import SoundCard, clip_camera
@@ -207,7 +207,7 @@ def run_chaos(clip: Path | None, asr: str | None, minutes: float, every_s: float
                 soft_wrap=True,
             )
 
-        return Chaos(session, every_s, show, camera, card, seed).run(minutes * 60, stopping)
+        return Chaos(session, every_s, show, camera, card).run(minutes * 60, stopping)
 
 
 def looped_session(clip: Path | None, engine: str, checkpoint: str, overrides: dict[str, Any] | None = None) -> Session:

@@ -35,6 +35,7 @@ from mien.stream.recording.replay import Player
 
 _FRAME_S = 0.1
 _AMISS = ("degraded", "failed")
+_SUBSCRIBED_S = 5.0  # for inference to answer a subscription
 _RECORDER_S = 60.0  # for a recorder to start and to receive from the session
 
 Output = Literal["view", "lines", "json"]  # how predictions are shown
@@ -250,9 +251,9 @@ def await_recorder(recorder: RecorderProcess, stopping: threading.Event, timeout
         raise RecordingError(recorder.state.error or silent)
 
 
-def _await_subscription(subscriber: Subscriber, stopping: threading.Event, timeout_s: float = 5.0) -> None:
+def _await_subscription(subscriber: Subscriber, stopping: threading.Event) -> None:
     """Wait until inference has answered our subscription with its last status: from then on nothing is missed."""
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + _SUBSCRIBED_S
     while "inference" not in subscriber.statuses and not stopping.is_set() and time.monotonic() < deadline_s:
         subscriber.wait(0.02)
 
