@@ -38,7 +38,6 @@ class Collector:
         prediction: the newest, None before the first. about: the session's own description.
         preview: the newest picture with its landmarks; None without a viewer.
         edges: the mesh's lines, pairs of landmark numbers.
-        preview_bytes: total size of all previews.
     """
 
     def __init__(self, bus: BusConfig, session: str | None, minutes: float, *, pictures: bool = True) -> None:
@@ -49,7 +48,6 @@ class Collector:
         self.about: About | None = None
         self.preview: Preview | None = None
         self.edges: list[int] = []
-        self.preview_bytes = 0
         self.lost = 0
         self.endpoint = bus.address()
         self._pictures = pictures
@@ -212,7 +210,6 @@ class Collector:
                 preview = decode_preview(frames)
             except WireError:
                 continue
-            self.preview_bytes += sum(map(len, frames))
             if self._subscribed:
                 self.preview = preview
                 self._preview_s = time.monotonic()

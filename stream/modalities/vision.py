@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 BLENDSHAPES, POSE, EMBEDDING = slice(0, 52), slice(52, 58), slice(58, 122)  # columns
 UNCLEAR = "face too small or turned away"
-MESH_POINTS = 478
 # Corners of the eyes and the mouth in MediaPipe's face mesh, from left to right in the picture.
 _LEFT, _RIGHT = np.array([33, 362, 61]), np.array([133, 263, 291])
 _FINEST = 64  # maximum samples per pixel and side: a face of 3000 pixels

@@ -66,16 +66,11 @@ class Recognised:
 
 
 class Recogniser:
-    """Words from a stream of sound.
-
-    Attributes:
-        decoded: number of times the decoder was run.
-    """
+    """Words from a stream of sound."""
 
     def __init__(self, decode: Decode, voice: VoiceActivity) -> None:
         self._decode_window = decode
         self._sound = VoicedSound(voice)
-        self.decoded = 0
         self._committed: deque[Word] = deque()
         self._certainty = Certainty()
         self._unclear_ns: int | None = None  # when speech was last not understood
@@ -165,7 +160,6 @@ class Recogniser:
 
     def _decode(self, since_s: float, context: list[DecodedWord]) -> list[DecodedWord]:
         """The words decoded from `since_s` on after `context`, without likely hallucinations."""
-        self.decoded += 1
         samples, since_s = self._sound.since(since_s)
         hypothesis = self._decode_window(samples, " ".join(word.text for word in context))
         if hypothesis.words:

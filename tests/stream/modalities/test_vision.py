@@ -22,7 +22,6 @@ from mien.stream.modalities.resting import face_rest
 from mien.stream.modalities.vision import (
     BLENDSHAPES,
     EMBEDDING,
-    MESH_POINTS,
     POSE,
     SPEC,
     FaceView,
@@ -35,6 +34,7 @@ from tests.stream.pictures import beside, head, portrait, write_clip
 
 assets = pytest.mark.assets
 YAW, PITCH, ROLL, X, Y, SCALE = range(POSE.start, POSE.stop)
+MESH_POINTS = 478
 
 
 def test_shipped_encoder_has_its_rest_statistics() -> None:
