@@ -19,7 +19,7 @@ from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
 from pythonosc.osc_message_builder import OscMessageBuilder
 
 from mien.errors import ConfigError
-from mien.messages import Prediction, Status
+from mien.messages import Prediction
 from mien.stream.bridges.feed import Counts, Event
 
 _MAX_TEXT = 1024  # a datagram must fit into UDP's 64 KiB, and most receivers read less
@@ -44,7 +44,7 @@ class OscOutlet:
         self._transcripts: dict[str, str] = {}
 
     def send(self, event: Event) -> None:
-        values = self._prediction(event) if isinstance(event, Prediction) else _status(event)
+        values = self._prediction(event) if isinstance(event, Prediction) else {f"status/{event.worker}": event.state}
         bundle = OscBundleBuilder(IMMEDIATELY)
         for address, value in values.items():
             message = OscMessageBuilder(f"/mien/{event.session}/{address}")
@@ -78,7 +78,3 @@ class OscOutlet:
         values |= {f"share/{name}": float(share) for name, share in prediction.gates.items()}
         values |= {f"age_ms/{name}": -1.0 if age is None else float(age) for name, age in prediction.age_ms.items()}
         return values
-
-
-def _status(status: Status) -> dict[str, float | str]:
-    return {f"status/{status.worker}": status.state}

@@ -299,7 +299,7 @@ class Recognizer(Closing):
                 await asyncio.to_thread(self._give, item)
         else:
             each = iter(inputs)
-            while (following := await asyncio.to_thread(_following, each)) is not None:
+            while (following := await asyncio.to_thread(next, each, None)) is not None:
                 await asyncio.to_thread(self._give, following)
         await asyncio.to_thread(self.finish)
 
@@ -366,10 +366,6 @@ def nanoseconds(t: Any) -> int:
     if not 0 <= value <= _MOST_S:
         raise InputError(f"a time is a number of seconds, 0 or more, not {t!r}")
     return round(value * NS_PER_S)
-
-
-def _following(inputs: Iterator[Frame | Sound]) -> Frame | Sound | None:
-    return next(inputs, None)
 
 
 def _close(running: LocalSession, queues: tuple[InputQueue[Any], ...]) -> None:
