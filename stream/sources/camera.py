@@ -137,9 +137,7 @@ class LiveCamera(VideoSource):
 
     def close(self) -> None:
         self.state = "ended"
-        if self._grabber is not None:
-            self._abandon(self._grabber)
-            self._grabber = None
+        self._abandon()
         for grabber in self._abandoned:
             grabber.join(timeout=_SILENCE_S + 0.5)
 
@@ -181,15 +179,16 @@ class LiveCamera(VideoSource):
     def _report_loss(self, why: str) -> None:
         self.state, self.error = "degraded", why
         self._lost = True
-        if self._grabber is not None:
-            self._abandon(self._grabber)
-            self._grabber = None
+        self._abandon()
         self._retry_at_s = time.monotonic() + self._backoff_s
         self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
 
-    def _abandon(self, grabber: _Grabber) -> None:
-        grabber.stop()
-        self._abandoned = [each for each in self._abandoned if each.is_alive()] + [grabber]
+    def _abandon(self) -> None:
+        """Let go of the camera's thread, which may hang in its driver."""
+        grabber, self._grabber = self._grabber, None
+        if grabber is not None:
+            grabber.stop()
+            self._abandoned = [each for each in self._abandoned if each.is_alive()] + [grabber]
 
     def _reopen(self, timeout: float) -> bool:
         """Start to reopen it, if it is time."""
