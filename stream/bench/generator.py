@@ -2,8 +2,7 @@
 
 `python -m mien.stream.bench.generator` reads one JSON line with a `Task`, writes one with the addresses at which it
 publishes, and begins when it is told the moment, in `time.monotonic_ns()`. It ends with its standard input, and writes
-how late it sent its frames. `start_generator`, `endpoints_of`, `send_line` and `lateness_of` are the other end of its
-pipes.
+how late it sent its frames. `start_generator`, `endpoints_of` and `lateness_of` are the other end of its pipes.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from mien.stream.bus.clock_exchange import answer_question
 from mien.stream.bus.poller import make_room
 from mien.stream.bus.sockets import Publisher
 from mien.stream.bus.wire import encode_features
+from mien.stream.processes.child import close_input, send_line
 
 RUN = 1
 LEAD_S = 6  # rows from before the beginning, so that windows are full; sent faster, they would flood the receiver
@@ -57,14 +57,6 @@ def start_generator(task: Task) -> subprocess.Popen[str]:
     return process
 
 
-def send_line(generator: subprocess.Popen[str], line: str) -> None:
-    """Write a line for a generator; one that has died answers nothing."""
-    assert generator.stdin is not None
-    with contextlib.suppress(OSError):
-        generator.stdin.write(line + "\n")
-        generator.stdin.flush()
-
-
 def endpoints_of(generator: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
     """Of each session, by modality, where a generator publishes its rows; empty if it has died."""
     assert generator.stdout is not None
@@ -74,10 +66,8 @@ def endpoints_of(generator: subprocess.Popen[str]) -> dict[str, dict[str, str]]:
 
 def lateness_of(generator: subprocess.Popen[str]) -> float:
     """End a generator. Returns by how many milliseconds it sent its frames too late: the 99th percentile."""
-    assert generator.stdin is not None
     assert generator.stdout is not None
-    with contextlib.suppress(OSError):
-        generator.stdin.close()
+    close_input(generator)
     return float(generator.stdout.readline() or "nan")
 
 

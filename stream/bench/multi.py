@@ -29,7 +29,6 @@ from mien.stream.bench.generator import (
     due_ns,
     endpoints_of,
     lateness_of,
-    send_line,
     start_generator,
 )
 from mien.stream.bench.streams import stream_figures
@@ -37,7 +36,7 @@ from mien.stream.bench.synthetic import FRAME_HZ
 from mien.stream.bus.ports import free_port
 from mien.stream.bus.sockets import Receiver
 from mien.stream.bus.wire import decode_status
-from mien.stream.processes.child import wait_or_kill
+from mien.stream.processes.child import send_line, wait_or_kill
 
 WARM_UP_S = 2.0
 _READY_S = 180.0

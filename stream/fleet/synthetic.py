@@ -10,11 +10,11 @@ from mien.clock import NS_PER_S
 from mien.config import BusConfig
 from mien.messages import WORKER_OF
 from mien.models.checkpoint import load_checkpoint
-from mien.stream.bench.generator import Task, endpoints_of, send_line, start_generator
+from mien.stream.bench.generator import Task, endpoints_of, start_generator
 from mien.stream.bench.synthetic import FRAME_HZ
 from mien.stream.fleet.orders import Captured, CaptureTask
 from mien.stream.fleet.plan import SYNTHETIC
-from mien.stream.processes.child import wait_or_kill
+from mien.stream.processes.child import close_input, send_line, wait_or_kill
 
 _BEGIN_S = 0.5
 
@@ -78,8 +78,7 @@ class _Batch:
         return captured
 
     def end(self) -> None:
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        close_input(self._process)
         wait_or_kill(self._process, 1.0)
         self._reader.join()
         if self._process.stdout is not None:

@@ -127,7 +127,7 @@ class Child:
             )
             self.process: subprocess.Popen[str] = started.result()
         self._events = events
-        self._write(msgspec.json.encode(assignment).decode())
+        send_line(self.process, msgspec.json.encode(assignment).decode())
         threading.Thread(target=self._follow, name=f"follow-{worker}", daemon=True).start()
 
     def note_ready(self) -> None:
@@ -159,14 +159,11 @@ class Child:
         self.send({"start_ns": start_ns})
 
     def send(self, order: dict[str, Any]) -> None:
-        self._write(msgspec.json.encode(order).decode())
+        send_line(self.process, msgspec.json.encode(order).decode())
 
     def release(self) -> None:
         """Close its pipe: it then ends, and can publish a last status."""
-        stdin = self.process.stdin
-        if stdin is not None and not stdin.closed:
-            with contextlib.suppress(OSError):
-                stdin.close()
+        close_input(self.process)
 
     def end(self, timeout_s: float) -> None:
         """Close its pipe and wait until it has ended; it is killed after `timeout_s`."""
@@ -178,12 +175,6 @@ class Child:
         if os.name == "posix":
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-
-    def _write(self, line: str) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it is gone; its exit is an event of its own
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
 
     def _follow(self) -> None:
         assert self.process.stdout is not None
@@ -209,6 +200,21 @@ def environment_of(worker: str) -> dict[str, str]:
         settings = _HUGE_PAGES[worker], environment.get("GLIBC_TUNABLES")
         environment["GLIBC_TUNABLES"] = ":".join(filter(None, settings))
     return environment
+
+
+def send_line(process: subprocess.Popen[str], line: str) -> None:
+    """Write a line to a process's standard input, unless it is gone, which shows elsewhere."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+
+def close_input(process: subprocess.Popen[str]) -> None:
+    """Close a process's standard input, unless it is closed. Processes of mien then end."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
 
 
 def wait_or_kill(process: subprocess.Popen[Any], timeout_s: float) -> None:

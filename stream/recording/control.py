@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from mien.config import BusConfig
-from mien.stream.processes.child import PROGRAM, wait_or_kill
+from mien.stream.processes.child import PROGRAM, close_input, send_line, wait_or_kill
 from mien.stream.recording.recorder import RecorderState
 
 _STOP_S = 10.0  # for the last chunk and the index
@@ -51,10 +51,7 @@ class RecorderProcess:
             encoding="utf-8",
             start_new_session=os.name == "posix",  # we handle Ctrl-C
         )
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(msgspec.json.encode(bus).decode() + "\n")
-            self._process.stdin.flush()
+        send_line(self._process, msgspec.json.encode(bus).decode())
         self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
         self._thread.start()
 
@@ -76,9 +73,7 @@ class RecorderProcess:
 
     def stop(self) -> RecorderState:
         """Close the file properly and end. Returns the last state."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        close_input(self._process)
         wait_or_kill(self._process, _STOP_S)  # what is on disk stays readable
         self._thread.join(2.0)
         return self.state
