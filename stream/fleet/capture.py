@@ -15,7 +15,7 @@ from mien.stream.bus.ports import free_ports
 from mien.stream.fleet.node import NodeKeys, Ordered
 from mien.stream.fleet.orders import FULL, Captured, CaptureReport, CaptureTask, MemberOrder
 from mien.stream.fleet.plan import SYNTHETIC, RecordingPlan
-from mien.stream.fleet.synthetic import SyntheticCapture
+from mien.stream.fleet.synthetic import Batch, match_batches
 from mien.stream.processes.control import Order
 from mien.stream.processes.plan import Session, plan_session
 from mien.stream.processes.supervisor import Supervisor
@@ -50,21 +50,23 @@ class CaptureHost(Ordered[MemberOrder[CaptureTask]]):
         self._recording, self._gateway = recording, gateway
         self._tasks: dict[str, CaptureTask] = {}
         self._running: dict[str, _Run] = {}
-        self._synthetic = SyntheticCapture()
+        self._batches: list[Batch] = []  # of synthetic sessions
 
     def _apply(self, order: MemberOrder[CaptureTask]) -> CaptureReport:
         if order.tasks is not None and order.since in (FULL, self._version):
             self._version = order.version
             self._tasks = order.applied(self._tasks)
             self._match(self._tasks)
-        sessions = {name: run.report() for name, run in self._running.items()} | self._synthetic.report()
+        sessions = {name: run.report() for name, run in self._running.items()}
+        for batch in self._batches:
+            sessions |= batch.report()
         return CaptureReport(self._version, self._keys.public, sessions)
 
     def close(self) -> None:
         with self._lock:
             runs = list(self._running.values())
             self._running.clear()
-            self._synthetic.match({}, self._bus(0))
+            match_batches(self._batches, {}, self._bus(0))
         for run in runs:
             run.end()
         for run in runs:
@@ -83,7 +85,7 @@ class CaptureHost(Ordered[MemberOrder[CaptureTask]]):
                     self._running[name].has_listener.set()
             else:
                 self._running[name] = _Run(task, self._bus(task.port), self._recording, self._gateway)
-        self._synthetic.match(made, self._bus(0))
+        match_batches(self._batches, made, self._bus(0))
 
     def _bus(self, port: int) -> BusConfig:
         keys = self._keys.folder if self._guarded else ""

@@ -19,33 +19,26 @@ from mien.stream.processes.child import close_input, send_line, wait_or_kill
 _BEGIN_S = 0.5
 
 
-class SyntheticCapture:
-    """Generator processes, one per batch of sessions requested together."""
-
-    def __init__(self) -> None:
-        self._batches: list[_Batch] = []
-
-    def match(self, tasks: Mapping[str, CaptureTask], bus: BusConfig) -> None:
-        """Generate exactly these sessions' messages."""
-        sent: dict[str, int] = {}
-        for batch in list(self._batches):
-            batch.keep_only({name: task.incarnation for name, task in tasks.items()})
-            if batch.sessions:
-                sent |= batch.sessions
-            else:
-                batch.end()
-                self._batches.remove(batch)
-        new: dict[str, dict[str, CaptureTask]] = {}
-        for name, task in tasks.items():
-            if name not in sent:
-                new.setdefault(f"{task.config.video.source} {task.config.audio.source}", {})[name] = task
-        self._batches += [_Batch(tasks, bus) for tasks in new.values()]
-
-    def report(self) -> dict[str, Captured]:
-        return {name: captured for batch in self._batches for name, captured in batch.report().items()}
+def match_batches(batches: list[Batch], tasks: Mapping[str, CaptureTask], bus: BusConfig) -> None:
+    """Change the running batches so that they generate exactly these sessions' messages."""
+    sent: dict[str, int] = {}
+    for batch in list(batches):
+        batch.keep_only({name: task.incarnation for name, task in tasks.items()})
+        if batch.sessions:
+            sent |= batch.sessions
+        else:
+            batch.end()
+            batches.remove(batch)
+    new: dict[str, dict[str, CaptureTask]] = {}
+    for name, task in tasks.items():
+        if name not in sent:
+            new.setdefault(f"{task.config.video.source} {task.config.audio.source}", {})[name] = task
+    batches += [Batch(tasks, bus) for tasks in new.values()]
 
 
-class _Batch:
+class Batch:
+    """A generator process, for sessions requested together."""
+
     def __init__(self, tasks: Mapping[str, CaptureTask], bus: BusConfig) -> None:
         self.sessions = {name: task.incarnation for name, task in tasks.items()}
         first = next(iter(tasks.values())).config

@@ -14,7 +14,7 @@ import pytest
 
 from mien.config import BusConfig, load_config
 from mien.stream.fleet.orders import CaptureTask
-from mien.stream.fleet.synthetic import SyntheticCapture
+from mien.stream.fleet.synthetic import Batch, match_batches
 from tests.fleet.conftest import MIEN, SMALL, Marked
 from tests.fleet.listening import Listener
 from tests.fleet.test_failures import Driver, all_run
@@ -38,11 +38,11 @@ class PlainInference:
     """Inference of one session, as `mien infer` runs it."""
 
     def __init__(self, marked: Marked) -> None:
-        self._rows = SyntheticCapture()
+        self._rows: list[Batch] = []
         settings = {"session": "alone", "video.source": "synthetic", "audio.source": "synthetic"}
-        self._rows.match({"alone": CaptureTask(load_config(overrides=settings), 1, 0)}, BusConfig())
+        match_batches(self._rows, {"alone": CaptureTask(load_config(overrides=settings), 1, 0)}, BusConfig())
         deadline_s = time.monotonic() + TIMEOUT_S
-        while not (endpoints := self._rows.report()["alone"].endpoints) and time.monotonic() < deadline_s:
+        while not (endpoints := self._rows[0].report()["alone"].endpoints) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         port = free_ports(4)
         path = Path(marked.environment["XDG_STATE_HOME"]) / "alone.toml"
@@ -59,7 +59,7 @@ class PlainInference:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(20)
-        self._rows.match({}, BusConfig())
+        match_batches(self._rows, {}, BusConfig())
 
 
 def test_fleet_overhead_over_plain_inference(marked: Marked, tmp_path: Path) -> None:
