@@ -120,10 +120,12 @@ def train_fusion(
         by_kind = {}
         even = torch.ones_like(weights)
         for kind, batches in checks:
-            losses = [
-                float(fusion_loss(run.averaged.raw_of(_encodings(run.averaged, b)), b, plain, even)) * len(b.sentiment)
-                for b in batches
-            ]
+            losses = []
+            for batch in batches:
+                fused = run.averaged.raw_of(_encodings(run.averaged, batch))
+                # What users get of several modalities is the decision, which the head on their fused vector may not be.
+                answered = fused._replace(logits=fused.decision)
+                losses.append(float(fusion_loss(answered, batch, plain, even)) * len(batch.sentiment))
             by_kind[kind] = sum(losses) / sum(len(b.sentiment) for b in batches)
         return sum(by_kind.values()) / len(by_kind), by_kind
 

@@ -25,6 +25,7 @@ from mien.models.training.fusion import train_fusion
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.loop import Evaluation
 from mien.models.training.readers import load_readers
+from mien.models.training.sampling import validation_batches
 from tests.models.made_data import SPECS, made_dataset
 
 QUICK = FusionTraining(
@@ -90,6 +91,30 @@ def test_resumed_run_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Pat
         for a, b in zip(weights(whole.averaged).values(), weights(resumed.averaged).values(), strict=True)
     )
     assert not (tmp_path / "state").exists()
+
+
+def test_validation_judges_what_several_modalities_decide(dataset: Dataset) -> None:
+    """Not the head on their fused vector, which no user sees in a model that multiplies answers."""
+    settings = msgspec.structs.replace(
+        QUICK, steps=1, learning_rate=0.0, sentiment_weight=0.0, coarse_weight=0.0,
+        model=msgspec.structs.replace(QUICK.model, reliability=True, product=True),
+    )  # fmt: skip
+    run = train_fusion(dataset, settings)
+    valid = [s for s in dataset.split("valid") if not s.labels.copy]
+    pairs = {kind: made for kind, made in validation_batches(valid, dataset.specs, settings) if "+" in kind}
+    assert pairs
+    for kind, batches in pairs.items():
+        errors = {"decision": 0.0, "logits": 0.0}
+        for batch in batches:
+            with torch.no_grad():
+                fused = run.averaged.raw(batch.features, batch.mask)
+            for name in errors:
+                known = batch.emotions.sum(1) > 0
+                log_p = torch.log_softmax(getattr(fused, name)[known], 1)
+                error = -(batch.emotions[known] * log_p).sum() / batch.emotions[known].sum()
+                errors[name] += float(error) * len(batch.emotions) / sum(len(b.emotions) for b in batches)
+        assert run.history[-1].figures[kind] == pytest.approx(errors["decision"], rel=1e-4)
+        assert errors["decision"] != pytest.approx(errors["logits"], rel=1e-3)
 
 
 def test_a_run_that_stops_early_reports_the_steps_it_did(dataset: Dataset) -> None:
