@@ -124,7 +124,8 @@ def test_full_disk_ends_the_recording_but_not_the_stream(port: int, tmp_path: Pa
     arguments = ("run", "--clip", str(SAMPLE), "--loop", "--port", str(port), "--quiet", "--asr", "none")
     with running(*arguments) as session, Subscriber(f"tcp://127.0.0.1:{port}") as subscriber:
         await_predictions(subscriber, 5)
-        with running("record", str(path), "--port", str(port), limit_bytes=100_000) as recorder:
+        # The rows of the last ten seconds come first: about a megabyte before the first prediction.
+        with running("record", str(path), "--port", str(port), limit_bytes=1_500_000) as recorder:
             output = recorder.communicate(timeout=120)[1]
             assert recorder.returncode == 12
         (line,) = [line for line in output.splitlines() if line.startswith("mien: ")]
