@@ -21,6 +21,7 @@ from mien.models.fusion import Fused
 log = logging.getLogger(__name__)
 
 Weights = Mapping[str, Tensor]
+_OF_SEVERAL = "fusion.reliability.", "fusion.decision."  # what a single modality does not need
 
 
 def load_readers(network: CMMSF, readers: Mapping[str, Weights]) -> set[str]:
@@ -73,12 +74,12 @@ def _widened(gate: Tensor, wide: Tensor, index: int, count: int) -> Tensor:
 def reader_networks(
     specs: Mapping[str, ModalitySpec], model: ModelConfig, readers: Mapping[str, Weights], device: torch.device
 ) -> dict[str, CMMSF]:
-    """The readers as frozen networks of one modality, without reliability, which a single modality does not need."""
+    """The readers as frozen networks of one modality, without reliability and decision."""
     networks = {}
     model = msgspec.structs.replace(model, reliability=False)
     for name, reader in readers.items():
         networks[name] = CMMSF([specs[name]], model).requires_grad_(False).eval()
-        state = {key: value for key, value in reader.items() if not key.startswith("fusion.reliability.")}
+        state = {key: value for key, value in reader.items() if not key.startswith(_OF_SEVERAL)}
         networks[name].load_state_dict(state | {"fusion.temperature": torch.ones(2)})
         networks[name].to(device)
     return networks

@@ -24,7 +24,7 @@ from mien.models.training.encodings import EncodedItems
 from mien.models.training.fusion import train_fusion
 from mien.models.training.fusion_settings import FusionTraining
 from mien.models.training.loop import Evaluation
-from mien.models.training.readers import load_readers
+from mien.models.training.readers import load_readers, reader_networks
 from mien.models.training.sampling import validation_batches
 from tests.models.made_data import SPECS, made_dataset
 
@@ -164,6 +164,19 @@ def test_first_reader_decides_and_others_add_encoders() -> None:
         own = {k: v for k, v in readers[name].items() if k.startswith("encoders.")}
         assert own
         assert all(torch.equal(whole.state_dict()[key], value) for key, value in own.items())
+
+
+def test_readers_of_the_text_and_speech_stages_fit_a_model_that_multiplies_answers(dataset: Dataset) -> None:
+    """Those stages train CM-MSF as configured, whose reliability and decision a single modality does not use."""
+    name = next(iter(SPECS))
+    model = msgspec.structs.replace(QUICK.model, reliability=True, product=True)
+    reader = CMMSF([SPECS[name]], model).eval()
+    [taught] = reader_networks(SPECS, model, {name: reader.state_dict()}, torch.device("cpu")).values()
+    features = {name: torch.randn(4, SPECS[name].steps, SPECS[name].dim)}
+    mask = {name: torch.ones(4, SPECS[name].steps)}
+    torch.testing.assert_close(taught.raw(features, mask).logits, reader.raw(features, mask).logits)
+    settings = msgspec.structs.replace(QUICK, steps=1, model=model, views=1, reader_steps=1)
+    train_fusion(dataset, settings, readers={name: reader.state_dict()})
 
 
 def test_a_reader_of_other_sizes_is_refused() -> None:
