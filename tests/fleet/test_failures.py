@@ -20,6 +20,7 @@ import pytest
 from tests.fleet.conftest import Marked
 from tests.fleet.listening import Listener
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.fleet, pytest.mark.assets, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,9 @@ def test_sessions_recover_from_every_loss(driver: Driver, tmp_path: Path) -> Non
     try:
         found = driver.wait(lambda f: all_run(f) and len(f["pools"]) == 3)
         assert len({session["node"] for session in found["sessions"]}) == 3
+        # A session runs before its first prediction has come this far.
+        names = {session["name"] for session in found["sessions"]}
+        wait_until(lambda: all(names <= listener.newest_runs().keys() for listener in listeners), "predictions of each")
         kill_and_wait(driver, listeners, found, "pool's process")
         stop_and_continue(driver, listeners, driver.wait(all_run))
         kill_and_wait(driver, listeners, wait_calm(driver), "pool")
